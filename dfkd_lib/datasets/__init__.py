@@ -1,0 +1,7 @@
+"""Images and scenes: digits, MNIST, CIFAR, any image folder, any COCO folder, generated aerial scenes."""
+
+from dfkd_lib.datasets.images import ImageSet, random_flip, random_shift, to_float, to_uint8
+from dfkd_lib.datasets.sources import load_images
+
+__all__ = ["ImageSet", "load_images", "random_flip", "random_shift",
+           "to_float", "to_uint8"]

@@ -1,0 +1,152 @@
+"""`ImageSet`: labelled images in memory as uint8, which say what real split they come from; batch augmentation."""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfkd_lib import ledger
+from dfkd_lib.errors import WorkbenchError
+
+
+@dataclass
+class ImageSet:
+    """Labelled images; reading the pixels of a real split is counted by the ledger, and refused where undeclared.
+
+    Args:
+        pixels: uint8 (N, C, H, W), 0..255. labels: int64 (N,), 0..K-1. classes: K names.
+        name: where it comes from, for people. split: "mnist/train" and the like for real images, None for synthetic.
+        places: int64 (N,), each image's place in its real split (0..N-1 by default).
+
+    Raises:
+        WorkbenchError: on wrong types or shapes, labels out of range, or no image at all.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str = "images"
+    split: str | None = None
+    places: np.ndarray | None = None
+    _fingerprint: str | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        self.classes = tuple(str(c) for c in self.classes)
+        if not isinstance(self.pixels, Tensor) or self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
+            got = f"{getattr(self.pixels, 'dtype', type(self.pixels))} {tuple(getattr(self.pixels, 'shape', ()))}"
+            raise WorkbenchError("images have the wrong form", expected="uint8 (N, C, H, W)", got=got, where=self.name,
+                                 mend="convert float images in [-1, 1] with datasets.to_uint8, which refuses NaN")
+        if len(self.pixels) == 0:
+            raise WorkbenchError("a set of images is empty", where=self.name, mend="give at least one image")
+        if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.pixels),):
+            raise WorkbenchError("labels do not fit the images", expected=f"int64 ({len(self.pixels)},)", where=self.name,
+                                 got=f"{self.labels.dtype} {tuple(self.labels.shape)}", mend="give one label an image")
+        bad = ((self.labels < 0) | (self.labels >= len(self.classes))).nonzero()
+        if len(bad):
+            first = int(bad[0])
+            raise WorkbenchError("a label is out of range", expected=f"0..{len(self.classes) - 1}",
+                                 got=int(self.labels[first]), where=f"{self.name}, image {first}",
+                                 mend="check the labels file, or name all classes")
+        if self.places is None:
+            self.places = np.arange(len(self.pixels))
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 (N, C, H, W), 0..255; the ledger counts this read if the images are real."""
+        if self.split is not None:
+            ledger.read(self.split, self.places)
+        return self.pixels
+
+    @property
+    def real(self) -> bool:
+        return self.split is not None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return tuple(self.pixels.shape[1:])
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of pixels, labels and class names: the identity of the set in artifact keys."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(repr((tuple(self.pixels.shape), self.classes, self.split)).encode())
+            digest.update(self.pixels.numpy().tobytes())
+            digest.update(self.labels.numpy().tobytes())
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def subset(self, indices) -> "ImageSet":
+        """The images at `indices` (ints (n,), or a boolean mask (N,)), in that order."""
+        indices = torch.as_tensor(indices)
+        indices = indices.nonzero().flatten() if indices.dtype == torch.bool else indices.long()
+        return replace(self, pixels=self.pixels[indices], labels=self.labels[indices],
+                       places=self.places[indices.numpy()], _fingerprint=None)
+
+    def sample(self, count: int, seed: int = 0) -> "ImageSet":
+        """`count` images, as evenly over the classes as they allow, chosen by `seed`; all of them if count >= N.
+
+        Raises:
+            WorkbenchError: if a class has no image.
+        """
+        if count >= len(self):
+            return self
+        self.check_classes()
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        # Rank within its class, in shuffled order: taking the lowest ranks takes the classes in turn.
+        labels = self.labels[order]
+        rank = torch.zeros(len(self), dtype=torch.long)
+        for k in range(self.num_classes):
+            mine = labels == k
+            rank[mine] = torch.arange(int(mine.sum()))
+        return self.subset(order[torch.argsort(rank, stable=True)[:count]])
+
+    def check_classes(self) -> None:
+        """Raise if a class has no image."""
+        counts = torch.bincount(self.labels, minlength=self.num_classes)
+        if (counts == 0).any():
+            empty = [self.classes[int(k)] for k in (counts == 0).nonzero().flatten()]
+            raise WorkbenchError("a class has no image", expected="at least one image in each class",
+                                 got=f"none for {', '.join(empty)}", where=self.name,
+                                 mend="add images of that class, or leave it out of the class names")
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 (…), 0..255 → float32, [-1, 1]: the one normalisation of classifiers and GANs here."""
+    return images.float().div_(127.5).sub_(1.0)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float (…) in [-1, 1] (clamped) → uint8, 0..255; WorkbenchError on NaN or infinity."""
+    if not torch.isfinite(images).all():
+        raise WorkbenchError("images hold values that are not numbers", expected="finite values in [-1, 1]",
+                             got=f"{int((~torch.isfinite(images)).sum())} NaN or infinite pixels",
+                             mend="the generator has diverged: lower its learning rate, or use its last good checkpoint")
+    return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def random_shift(x: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+    """Each image (B, C, H, W) moved by up to `pixels` along both axes, edges repeated."""
+    if pixels == 0:
+        return x
+    batch, _, height, width = x.shape
+    moves = torch.randint(-pixels, pixels + 1, (2, batch, 1), generator=generator).to(x.device)
+    rows = (torch.arange(height, device=x.device) + moves[0]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=x.device) + moves[1]).clamp(0, width - 1)
+    index = torch.arange(batch, device=x.device)[:, None, None]
+    return x.movedim(1, -1)[index, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+
+
+def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image (B, C, H, W) mirrored left to right with probability 1/2."""
+    chosen = torch.rand(len(x), generator=generator).to(x.device) < 0.5
+    return torch.where(chosen[:, None, None, None], x.flip(-1), x)
