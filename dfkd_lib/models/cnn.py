@@ -1,0 +1,103 @@
+"""Convolutional teachers that show their early feature maps: VGG16-BN, and a small relative for quick runs.
+
+Both follow timm's shape: `forward_intermediates(images, indices=[i])` gives (last features, [map of stage i]), and
+`forward_head(last features)` the logits; stage i is cut before its pooling.
+"""
+
+import torch
+from timm.models import vgg
+from torch import Tensor, nn
+
+from dfkd_lib.errors import WorkbenchError
+
+
+class SmallCNN(nn.Module):
+    """Stages of two 3x3 convolutions with batch norm and ReLU, max pooling between them, mean pooling at the end.
+
+    Args:
+        widths: channels of each stage; stage i works at img_size / 2**i pixels.
+
+    Input (B, in_chans, H, W) float, any H and W of at least 2**(stages - 1) pixels; output logits (B, num_classes).
+    """
+
+    def __init__(self, num_classes: int, in_chans: int, widths: tuple[int, ...]):
+        super().__init__()
+        self.num_classes, self.widths = num_classes, tuple(widths)
+        inputs = (in_chans, *widths[:-1])
+        self.stages = nn.ModuleList(
+            nn.Sequential(_convolution(before, width), _convolution(width, width)) for before, width in
+            zip(inputs, widths, strict=True))
+        self.pool = nn.MaxPool2d(2)
+        self.head = nn.Linear(widths[-1], num_classes)
+
+    def forward_intermediates(self, images: Tensor, indices: list[int]) -> tuple[Tensor, list[Tensor]]:
+        """Last feature map, and the maps of the stages named, in rising order: (B, widths[i], H / 2**i, W / 2**i)."""
+        maps, x = [], images
+        for index, stage in enumerate(self.stages):
+            x = stage(self.pool(x) if index else x)
+            maps.append(x)
+        return x, [maps[index] for index in sorted(indices)]
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Logits (B, num_classes) of the last feature map."""
+        return self.head(features.mean(dim=(2, 3)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_intermediates(images, [])[0])
+
+
+def _convolution(before: int, after: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+
+
+def logits_and_early_map(model: nn.Module, images: Tensor, stage: int) -> tuple[Tensor, Tensor]:
+    """Logits (B, num_classes) and the feature map (B, C, h, w) of an early stage, in one pass.
+
+    Source: DearKD's distillation from early intermediate layers of a CNN.
+    """
+    features, (early,) = model.forward_intermediates(images, indices=[stage])
+    return model.forward_head(features), early
+
+
+def early_channels(model: nn.Module, stage: int, img_size: int, in_chans: int) -> int:
+    """Channels of the map that `logits_and_early_map` returns for that stage."""
+    parameter = next(model.parameters())
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        blank = torch.zeros(1, in_chans, img_size, img_size, device=parameter.device, dtype=parameter.dtype)
+        channels = logits_and_early_map(model, blank, stage)[1].shape[1]
+    model.train(was_training)
+    return channels
+
+
+def build_vgg16_bn(num_classes: int = 10, img_size: int = 32, in_chans: int = 3) -> nn.Module:
+    """VGG16 with batch norm, 134,309,962 parameters for 10 classes: the teacher of the TITN paper.
+
+    Raises:
+        WorkbenchError: below 32 pixels, which its five poolings would reduce to nothing.
+    """
+    if img_size < 32:
+        raise WorkbenchError("the image is too small for VGG16's five poolings", expected="at least 32 pixels",
+                             got=f"{img_size} pixels", mend="pad the images to 32x32, or use 'cnn_small'")
+    return vgg.vgg16_bn(pretrained=False, num_classes=num_classes, in_chans=in_chans)
+
+
+def build_small_cnn(num_classes: int = 10, img_size: int = 28, in_chans: int = 1,
+                    widths: tuple[int, ...] = (16, 32, 64)) -> SmallCNN:
+    """The small VGG-like CNN; `img_size` is checked only, the weights do not depend on it.
+
+    Raises:
+        WorkbenchError: if the image is too small for its poolings.
+    """
+    smallest = 2 ** (len(widths) - 1)
+    if img_size < smallest:
+        raise WorkbenchError("the image is too small for the CNN's poolings", expected=f"at least {smallest} pixels",
+                             got=f"{img_size} pixels", mend="use larger images or fewer stages (widths)")
+    return SmallCNN(num_classes, in_chans, widths)
+
+
+CNN_MODELS = {
+    "vgg16_bn": (build_vgg16_bn, {}),
+    "cnn_small": (build_small_cnn, {}),
+}

@@ -1,0 +1,132 @@
+"""DearKD's student: early blocks that can express a convolution, then plain transformer blocks with two tokens more.
+
+The early attention is ConViT's gated positional self-attention (timm's GPSA): each head mixes, by a learned gate, what
+the tokens say with where they stand. The source at hand is a summary; where it is silent this follows ConViT: the class
+token and the distillation token, which have no place on the grid, join after the convolutional blocks.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed, trunc_normal_
+from timm.models.convit import Block as ConvolutionalBlock
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.models.titn import build_vit
+
+
+class DearKD(nn.Module):
+    """Vision transformer with convolutional attention in its first blocks, a class token and a distillation token.
+
+    In training `forward` returns (class_logits, dist_logits), each (B, num_classes); in evaluation the mean of the two,
+    unless `both` says otherwise.
+
+    Args:
+        heads: attention heads; a square k*k lets the early blocks start as k x k convolutions.
+        early_depth: number of convolutional blocks, of `depth` in all.
+        locality: sharpness of the early heads' attention to their own neighbour at the start; higher is more local.
+
+    Source: DearKD (CVPR 2022), stage 1; ConViT (arXiv 2103.10697), section 3, for the attention.
+    """
+
+    num_prefix_tokens = 2
+
+    def __init__(self, num_classes: int, img_size: int, in_chans: int, patch_size: int, width: int, depth: int,
+                 heads: int, early_depth: int, locality: float = 1.0):
+        super().__init__()
+        self.num_classes, self.embed_dim = num_classes, width
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, width)
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches, width))
+        self.early_blocks = nn.ModuleList(
+            ConvolutionalBlock(width, heads, use_gpsa=True, locality_strength=locality, norm_layer=nn.LayerNorm)
+            for _ in range(early_depth))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True) for _ in range(depth - early_depth))
+        self.norm = nn.LayerNorm(width)
+        self.head, self.head_dist = nn.Linear(width, num_classes), nn.Linear(width, num_classes)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for weight in (self.pos_embed, self.cls_token, self.dist_token):
+            trunc_normal_(weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for block in self.early_blocks:
+            block.attn.local_init()
+
+    def forward_early(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) to the patch tokens (B, N, width) that leave the convolutional blocks."""
+        tokens = self.patch_embed(images) + self.pos_embed
+        for block in self.early_blocks:
+            tokens = block(tokens)
+        return tokens
+
+    def forward_late(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Early patch tokens (B, N, width) to (class_logits, dist_logits), each (B, num_classes)."""
+        size = len(tokens)
+        tokens = torch.cat((self.cls_token.expand(size, -1, -1), self.dist_token.expand(size, -1, -1), tokens), dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = self.norm(tokens)
+        return self.head(tokens[:, 0]), self.head_dist(tokens[:, 1])
+
+    def forward(self, images: Tensor, both: bool | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        class_logits, dist_logits = self.forward_late(self.forward_early(images))
+        both = self.training if both is None else both
+        return (class_logits, dist_logits) if both else (class_logits + dist_logits) / 2
+
+
+class EarlyAligner(nn.Module):
+    """Student tokens to the shape of a CNN's early feature map: 2-D map, resized, then two small convolutions.
+
+    Args:
+        width: channels of the student's tokens. channels: channels of the CNN's map.
+
+    Source: DearKD, stage 1 (tokens -> map -> small convolutional aligner). It is thrown away after stage 1.
+    """
+
+    def __init__(self, width: int, channels: int):
+        super().__init__()
+        self.mix = nn.Sequential(nn.Conv2d(width, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.GELU(),
+                                 nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens (B, N, width), N a square, to (B, channels, *size)."""
+        side = round(tokens.shape[1] ** 0.5)
+        grid = tokens.transpose(1, 2).unflatten(2, (side, side))
+        if grid.shape[2:] != tuple(size):
+            grid = F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
+        return self.mix(grid)
+
+
+def build_dearkd(num_classes: int = 10, img_size: int = 32, in_chans: int = 3, patch_size: int = 4, width: int = 198,
+                 depth: int = 12, heads: int = 9, early_depth: int = 3, locality: float = 1.0) -> DearKD:
+    """A DearKD student; sizes in pixels. The default has DeiT-Ti's depth and, to the nearest 9 heads, its width.
+
+    Raises:
+        WorkbenchError: if the patches do not fill the image, the heads do not divide the width or are no square number,
+            or the early blocks are more than all blocks.
+    """
+    side = round(heads ** 0.5)
+    if img_size % patch_size or width % heads or side * side != heads or not 0 <= early_depth <= depth:
+        raise WorkbenchError(
+            "this DearKD student cannot be built",
+            expected="img_size a multiple of patch_size, width a multiple of heads, heads a square, early_depth <= depth",
+            got=f"img_size={img_size} patch_size={patch_size} width={width} heads={heads} early_depth={early_depth}")
+    return DearKD(num_classes, img_size, in_chans, patch_size, width, depth, heads, early_depth, locality)
+
+
+SMALL = {"img_size": 28, "in_chans": 1, "patch_size": 4, "width": 72, "depth": 4, "heads": 9}
+
+DEARKD_MODELS = {
+    "dearkd_tiny_32": (build_dearkd, {}),
+    "dearkd_small": (build_dearkd, {**SMALL, "early_depth": 2}),
+    # What DearKD is measured against: the same width, depth and heads, without its attention and without distillation.
+    "dearkd_baseline_32": (build_vit, {"patch_size": 4, "width": 198, "heads": 9}),
+    "dearkd_baseline_small": (build_vit, SMALL),
+}

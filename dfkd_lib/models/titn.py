@@ -1,0 +1,121 @@
+"""Transformer in transformer with a distillation token (TITN), and the three transformers it is compared with.
+
+TITN is timm's TNT plus a distillation token and a second head (TITN paper, section 3.2, Table 1). Inner blocks attend
+over the pixel tokens within each patch, outer blocks over the patches, the class token and the distillation token.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.tnt import TNT, Block
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from dfkd_lib.errors import WorkbenchError
+
+
+class TITN(TNT):
+    """TNT with a distillation token, which stands last in the sequence, and a head of its own.
+
+    In training `forward` returns (class_logits, dist_logits), each (B, num_classes); in evaluation the mean of the two,
+    unless `both` says otherwise. Arguments are those of `timm.models.tnt.TNT`.
+
+    Source: TITN paper, section 3.2 and Algorithm 1. The paper concatenates the two outputs before the probabilities and
+    does not say how they are merged; the mean of the logits is DeiT's way.
+    """
+
+    def __init__(self, **shape):
+        super().__init__(**shape)
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
+        self.patch_pos = nn.Parameter(torch.zeros(1, self.num_patches + 2, self.embed_dim))
+        self.head_dist = nn.Linear(self.embed_dim, self.num_classes)
+        for weight in (self.dist_token, self.patch_pos, self.head_dist.weight):
+            trunc_normal_(weight, std=0.02)
+        nn.init.zeros_(self.head_dist.bias)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) to normalised tokens (B, 1 + N + 1, width): class token, patches, distillation token."""
+        size = len(images)
+        pixels = self.pixel_embed(images, self.pixel_pos)
+        patches = self.norm2_proj(self.proj(self.norm1_proj(pixels.reshape(size, self.num_patches, -1))))
+        tokens = torch.cat((self.cls_token.expand(size, -1, -1), patches, self.dist_token.expand(size, -1, -1)), dim=1)
+        tokens = self.pos_drop(tokens + self.patch_pos)
+        for block in self.blocks:
+            pixels, tokens = _run_block(block, pixels, tokens)
+        return self.norm(tokens)
+
+    def forward(self, images: Tensor, both: bool | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        tokens = self.head_drop(self.forward_features(images))
+        class_logits, dist_logits = self.head(tokens[:, 0]), self.head_dist(tokens[:, -1])
+        both = self.training if both is None else both
+        return (class_logits, dist_logits) if both else (class_logits + dist_logits) / 2
+
+
+def _run_block(block: Block, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    # timm's TNT block knows one token beside the patches. Here the projected pixel tokens get a zero row at each end,
+    # for the class token and the distillation token (section 3.2), and are then added to all tokens.
+    pixels = pixels + block.drop_path(block.attn_in(block.norm_in(pixels)))
+    pixels = pixels + block.drop_path(block.mlp_in(block.norm_mlp_in(pixels)))
+    size, length, _ = tokens.shape
+    inner = block.norm2_proj(block.proj(block.norm1_proj(pixels.reshape(size, length - 2, -1))))
+    tokens = tokens + F.pad(inner, (0, 0, 1, 1))
+    tokens = tokens + block.drop_path(block.attn_out(block.norm_out(tokens)))
+    tokens = tokens + block.drop_path(block.mlp(block.norm_mlp(tokens)))
+    return pixels, tokens
+
+
+def _check_patches(img_size: int, patch_size: int) -> None:
+    if img_size % patch_size:
+        raise WorkbenchError("the image cannot be cut into whole patches", expected=f"a multiple of {patch_size} pixels",
+                             got=f"{img_size} pixels", mend="change img_size or patch_size")
+
+
+def build_titn(num_classes: int = 10, img_size: int = 32, in_chans: int = 3, patch_size: int = 8, pixel_size: int = 2,
+               width: int = 192, pixel_width: int = 12, depth: int = 12, heads: int = 3, pixel_heads: int = 2,
+               distilled: bool = True) -> TNT:
+    """A TITN, or with `distilled=False` a plain TNT, of the given shape (sizes in pixels).
+
+    Raises:
+        WorkbenchError: if `img_size` is no multiple of `patch_size`.
+    Source: TITN paper, Table 1. The paper is silent on heads: 3 and 2 are those of the published TNT-Ti.
+    """
+    _check_patches(img_size, patch_size)
+    return (TITN if distilled else TNT)(
+        img_size=img_size, patch_size=patch_size, in_chans=in_chans, num_classes=num_classes, embed_dim=width,
+        inner_dim=pixel_width, depth=depth, num_heads_outer=heads, num_heads_inner=pixel_heads, first_stride=pixel_size)
+
+
+def build_vit(num_classes: int = 10, img_size: int = 32, in_chans: int = 3, patch_size: int = 8, width: int = 192,
+              depth: int = 12, heads: int = 3, distilled: bool = False) -> VisionTransformer:
+    """A plain ViT, or with `distilled=True` a DeiT with distillation token whose training output is a pair of logits.
+
+    Raises:
+        WorkbenchError: if `img_size` is no multiple of `patch_size`.
+    Source: TITN paper, Table 1 (columns ViT and DeiT).
+    """
+    _check_patches(img_size, patch_size)
+    model = (VisionTransformerDistilled if distilled else VisionTransformer)(
+        img_size=img_size, patch_size=patch_size, in_chans=in_chans, num_classes=num_classes, embed_dim=width,
+        depth=depth, num_heads=heads)
+    if distilled:
+        model.set_distilled_training(True)
+    return model
+
+
+LARGE_PATCH = {"patch_size": 16, "pixel_size": 4}
+# The quick relatives see 28x28 grey digits: 16 patches of 7x7 (4 of 14x14), each with 4x4 pixel tokens.
+SMALL = {"img_size": 28, "in_chans": 1, "patch_size": 7, "width": 96, "depth": 4}
+
+TITN_MODELS = {
+    "titn": (build_titn, {}),
+    "titn_large_patch": (build_titn, LARGE_PATCH),
+    "tnt": (build_titn, {"distilled": False}),
+    "vit_tiny_32": (build_vit, {}),
+    "deit_tiny_32": (build_vit, {"distilled": True}),
+    "titn_small": (build_titn, SMALL),
+    "titn_small_large_patch": (build_titn, {**SMALL, "patch_size": 14, "pixel_size": 4}),
+    "tnt_small": (build_titn, {**SMALL, "distilled": False}),
+    "vit_small_28": (build_vit, SMALL),
+    "deit_small_28": (build_vit, {**SMALL, "distilled": True}),
+}
