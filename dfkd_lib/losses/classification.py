@@ -1,0 +1,103 @@
+"""Losses of the classification students and of the probe-guided generator."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dfkd_lib.errors import WorkbenchError
+
+
+def _same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
+    if student.shape != teacher.shape:
+        raise WorkbenchError(f"{what} of student and teacher do not fit", expected=tuple(teacher.shape),
+                             got=tuple(student.shape), mend="give both the same classes and the same batch")
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Distillation loss T²/N ΣΣ q log(q/p) of softened outputs (A eq. 8; Hinton et al. 2015).
+
+    Args:
+        student_logits, teacher_logits: (N, K). temperature: T > 0.
+
+    Returns:
+        A scalar, 0 if and only if the softened outputs agree.
+
+    Raises:
+        WorkbenchError: on T ≤ 0 or different shapes.
+    """
+    if not temperature > 0:
+        raise WorkbenchError("the temperature must be positive", expected="T > 0", got=temperature, where="kd_loss",
+                             mend="usual values are 1 to 8")
+    _same_shape(student_logits, teacher_logits, "logits")
+    log_p = F.log_softmax(student_logits.float() / temperature, dim=-1)
+    log_q = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    return F.kl_div(log_p, log_q, log_target=True, reduction="batchmean") * temperature**2
+
+
+def resize_probe(probe: Tensor, patches: int) -> Tensor:
+    """Probes (B, M) on a square grid → (B, patches) on another, bilinear, each row's sum kept.
+
+    Raises:
+        WorkbenchError: if M or `patches` is not a square number (the grid would be a guess).
+    """
+    if probe.shape[-1] == patches:
+        return probe
+    old, new = round(probe.shape[-1] ** 0.5), round(patches**0.5)
+    if old * old != probe.shape[-1] or new * new != patches:
+        raise WorkbenchError("patch grids differ and are not square", expected="square numbers of patches",
+                             got=f"{probe.shape[-1]} and {patches}", where="patch_probe_loss",
+                             mend="use models with square inputs")
+    grid = F.interpolate(probe.view(-1, 1, old, old), (new, new), mode="bilinear", align_corners=False).flatten(1)
+    return grid * (probe.sum(-1, keepdim=True) / grid.sum(-1, keepdim=True))
+
+
+def patch_probe_loss(student_probe: Tensor, teacher_probe: Tensor) -> Tensor:
+    """Mean of 1 − cos(student's probe, teacher's probe) on the same images (A eq. 10's L_patch).
+
+    Args:
+        student_probe: (B, N). teacher_probe: (B, M); resized to the student's grid where M ≠ N. Both ≥ 0.
+
+    Returns:
+        A scalar in [0, 1].
+    """
+    target = resize_probe(teacher_probe.float(), student_probe.shape[-1])
+    _same_shape(student_probe, target, "probes")
+    return (1 - F.cosine_similarity(student_probe.float(), target, dim=-1)).mean()
+
+
+def attention_consistency_loss(probe: Tensor, class_probe: Tensor) -> Tensor:
+    """Mean of 1 − cos(probe of a generated image, class probe of the class asked for) (A eq. 3, 4).
+
+    Args:
+        probe, class_probe: (B, N), row i of `class_probe` being the probe of image i's class. All ≥ 0.
+
+    Returns:
+        A scalar in [0, 1].
+    """
+    _same_shape(probe, class_probe, "probes")
+    return (1 - F.cosine_similarity(probe.float(), class_probe.float(), dim=-1)).mean()
+
+
+def cutmix_loss(logits: Tensor, labels_a: Tensor, labels_b: Tensor, lam: float | Tensor) -> Tensor:
+    """λ CE(logits, a) + (1 − λ) CE(logits, b) for images mixed of a (share λ) and b (C eq. 9; Yun et al. 2019).
+
+    Args:
+        logits: (B, K). labels_a, labels_b: int64 (B,). lam: λ in [0, 1], one number or one an image (B,).
+
+    Returns:
+        A scalar.
+    """
+    lam = torch.as_tensor(lam, dtype=torch.float32, device=logits.device)
+    a = F.cross_entropy(logits.float(), labels_a, reduction="none")
+    b = F.cross_entropy(logits.float(), labels_b, reduction="none")
+    return (lam * a + (1 - lam) * b).mean()
+
+
+def hard_distillation_loss(distillation_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Cross entropy of the distillation token's logits to the teacher's arg-max label (B stage 1, C eq. 10; DeiT).
+
+    Args:
+        distillation_logits, teacher_logits: (B, K).
+    """
+    _same_shape(distillation_logits, teacher_logits, "logits")
+    return F.cross_entropy(distillation_logits.float(), teacher_logits.argmax(-1))
