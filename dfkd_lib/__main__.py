@@ -1,0 +1,84 @@
+"""`python -m dfkd_lib`: run the notebooks, list them and their parameters, verify artifacts, measure speed."""
+
+import argparse
+import sys
+
+from dfkd_lib.errors import WorkbenchError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m dfkd_lib", description=__doc__)
+    verbs = top.add_subparsers(dest="verb", required=True)
+    run = verbs.add_parser("run", help="run notebooks into HTML reports")
+    run.add_argument("--profile", default="quick", help="smoke, quick or paper (default: quick)")
+    run.add_argument("--only", metavar="10,20", help="these notebooks only")
+    run.add_argument("--set", dest="settings", action="append", default=[], metavar="notebook.parameter=value",
+                     help="change one parameter; may be given again")
+    run.add_argument("--out", metavar="DIR", help="where reports go (default: reports/<profile>)")
+    run.add_argument("--artifacts", metavar="DIR", default="data/artifacts", help="where trained things are kept")
+    run.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks at a time")
+    run.add_argument("--scheduler", metavar="ADDRESS", help="not there yet")
+    verbs.add_parser("list", help="notebooks and their parameters, with defaults")
+    verify = verbs.add_parser("verify", help="check the checksums of every trained thing")
+    verify.add_argument("--artifacts", metavar="DIR", default="data/artifacts")
+    bench = verbs.add_parser("bench", help="images/s of the training steps")
+    bench.add_argument("--repeats", type=int, default=5, metavar="K", help="the median of K is shown")
+    return top
+
+
+def run(options) -> int:
+    from dfkd_lib import pipeline
+
+    plan = pipeline.make_plan(options.profile, options.only, options.settings, options.out, options.jobs,
+                              options.artifacts, scheduler=options.scheduler)
+    results = pipeline.run(plan)
+    print(plan.out / "index.html")
+    return pipeline.exit_code(results)
+
+
+def list_notebooks(options) -> int:
+    from dfkd_lib import pipeline
+
+    for name, path in pipeline.notebook_files().items():
+        print(name)
+        for parameter in pipeline.read_notebook(path).values():
+            rule = f"  [{parameter.rule}]" if parameter.rule else ""
+            print(f"  {f'{parameter.name} = {parameter.default!r}':<36} {parameter.help}{rule}")
+    return 0
+
+
+def verify(options) -> int:
+    from dfkd_lib.artifacts import Store
+
+    rows = Store(options.artifacts).verify()
+    for key, problem in rows:
+        print(f"{'damaged' if problem else 'sound':8} {key}" + (f"\n{problem}" if problem else ""))
+    damaged = sum(problem is not None for _, problem in rows)
+    print(f"{len(rows)} artifacts, {damaged} damaged")
+    return 1 if damaged else 0
+
+
+def bench(options) -> int:
+    from dfkd_lib.bench import print_table
+
+    print_table(options.repeats)
+    return 0
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one verb; an error a user can mend is printed without a traceback, and the exit code is 2."""
+    options = parser().parse_args(words)
+    verbs = {"run": run, "list": list_notebooks, "verify": verify, "bench": bench}
+    try:
+        return verbs[options.verb](options)
+    except WorkbenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,12 @@
+"""The notebooks as one parametrised run into HTML reports; the only importer of papermill and nbconvert.
+
+    plan = make_plan("quick", only="10,20", settings=["10.epochs=1"])   # checks everything, starts nothing
+    results = run(plan)                                                  # what reports/quick/results.json holds
+
+How a notebook declares its parameters, and how they are checked, is told in `pipeline.parameters`.
+"""
+
+from dfkd_lib.pipeline.parameters import Parameter, read_notebook
+from dfkd_lib.pipeline.run import Plan, exit_code, make_plan, notebook_files, run
+
+__all__ = ["Parameter", "Plan", "exit_code", "make_plan", "notebook_files", "read_notebook", "run"]

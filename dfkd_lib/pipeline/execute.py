@@ -1,0 +1,155 @@
+"""One notebook in one kernel of this interpreter, by papermill, with its memory watched from outside."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import Engine, papermill_engines
+from papermill.exceptions import PapermillExecutionError
+
+from dfkd_lib.artifacts import REPOSITORY
+
+MEBIBYTE = 2**20
+SUCCEEDED, FAILED, INTERRUPTED, SKIPPED = "succeeded", "failed", "interrupted", "skipped"
+
+
+@dataclass
+class Outcome:
+    """How one notebook ended: its status, what went wrong (plain text), wall seconds and peak memory in MiB."""
+
+    status: str
+    error: str | None
+    seconds: float
+    peak_memory_mb: float
+
+
+class ThisPython(KernelSpecManager):
+    """Kernels of the running interpreter, whatever kernelspecs are or are not installed on the machine."""
+
+    def get_kernel_spec(self, kernel_name):
+        return KernelSpec(**get_kernel_dict())
+
+
+class Client(PapermillNotebookClient):
+    """Papermill's client with kernels of this interpreter."""
+
+    def create_kernel_manager(self):
+        self.km = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython(),
+                                     transport_encryption="auto")
+        return self.km
+
+
+class WatchedEngine(Engine):
+    """Papermill's own engine, but for a `Watch` that learns the kernel's process and sees each cell start."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, watch=None, **_):
+        client = Client(nb_man, kernel_name=kernel_name, timeout=None, startup_timeout=120, coalesce_streams=True,
+                        resources={"metadata": {"path": str(REPOSITORY)}}, stdout_file=watch, stderr_file=watch,
+                        on_cell_execute=lambda cell, cell_index: watch.cell(client, cell_index, len(nb_man.nb.cells)))
+        client.execute()
+
+
+papermill_engines.register("watched", WatchedEngine)
+
+
+class Watch:
+    """What a running notebook shows: its kernel's process, its memory, the cells done and the lines it prints."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say, self.process, self.started, self.peak = say, None, None, 0
+        self.index, self.done, self._rest = 0, 0.0, ""
+
+    def cell(self, client, index: int, count: int) -> None:
+        self.index, self.done = index, index / max(count, 1)
+        if self.process is None:
+            self.started = client.km.provisioner.process
+            self.process = psutil.Process(self.started.pid)
+        self.measure()
+
+    def write(self, text: str) -> None:
+        """Pass on whole lines; of a line redrawn with carriage returns only its last state."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            line = line.rstrip("\r").rpartition("\r")[2]
+            if line.strip():
+                self.say(line)
+
+    def flush(self) -> None:
+        """Nothing is held back but an unfinished line."""
+
+    def measure(self) -> int:
+        """Bytes that the kernel and its children hold now (0 once it is gone); remembers the peak."""
+        now, process = 0, self.process
+        if process is None:
+            return now
+        try:
+            for process in [process, *process.children(recursive=True)]:
+                now += process.memory_info().rss
+            self.peak = max(self.peak, now, self._high_water())
+        except psutil.Error:
+            pass
+        return now
+
+    def _high_water(self) -> int:
+        """The kernel's own peak as Linux counts it, which polling may miss; 0 elsewhere."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+            return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+        except (OSError, StopIteration):
+            return 0
+
+    def kill(self) -> None:
+        """End the kernel and its children at once (artifacts and checkpoints are written atomically)."""
+        if self.process is None:
+            return
+        try:
+            for process in [*self.process.children(recursive=True), self.process]:
+                process.kill()
+        except psutil.Error:
+            pass
+
+    @property
+    def signal(self) -> int | None:
+        """The number of the signal that ended the kernel, or None."""
+        code = self.started.poll() if self.started else None
+        return -code if code is not None and code < 0 else None
+
+
+def execute(notebook: Path, parameters: dict, output: Path, watch: Watch, stopped: threading.Event) -> Outcome:
+    """Run a notebook with these parameters and save it, executed, at `output`, however it ends."""
+    from papermill import execute_notebook
+
+    start, status, error = time.perf_counter(), SUCCEEDED, None
+    try:
+        execute_notebook(notebook, output, parameters=parameters, engine_name="watched", kernel_name="python3",
+                         language="python", progress_bar=False, watch=watch)
+    except PapermillExecutionError as failure:
+        status, error = FAILED, f"{failure.ename}: {failure.evalue}\n  in cell: {failure.source.strip()[:200]}"
+    except DeadKernelError:
+        status, error = FAILED, dead_kernel(watch)
+    except Exception as failure:  # a notebook must never take the others down with it
+        status, error = FAILED, f"{type(failure).__name__}: {failure}"
+    if stopped.is_set() and status == FAILED:
+        status, error = INTERRUPTED, "stopped by hand; finished artifacts and the last checkpoint are kept"
+    return Outcome(status, error, time.perf_counter() - start, watch.peak / MEBIBYTE)
+
+
+def dead_kernel(watch: Watch) -> str:
+    """What to tell a user whose kernel vanished: how, how much memory it held, what is safe, how to go on."""
+    memory = psutil.virtual_memory()
+    how = f"killed by signal {watch.signal}" if watch.signal else "gone without a word"
+    likely = " (usually the system ran out of memory)" if watch.signal == 9 else ""
+    return (f"the notebook's kernel died: it was {how}{likely}\n"
+            f"  got: at most {watch.peak / MEBIBYTE:,.0f} MiB in the kernel, of {memory.total / MEBIBYTE:,.0f} MiB in all\n"
+            "  safe: every finished artifact, and each training run up to its last finished epoch\n"
+            "  mend: give the same command again to resume from there; if memory was short, set a smaller batch "
+            "size, or fewer --jobs")

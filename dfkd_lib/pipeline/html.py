@@ -1,0 +1,213 @@
+"""Executed notebooks and the index of a run as pages that need neither network nor script."""
+
+import base64
+import csv
+import json
+from pathlib import Path
+from urllib.parse import quote
+
+import jinja2
+import nbformat
+from latex2mathml.converter import convert as tex_to_mathml
+from markupsafe import Markup
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+TEMPLATES = Path(__file__).parent / "templates"
+LIVE = ("application/javascript", "application/vnd.jupyter.widget-view+json")  # mime types that need a script
+WIDE_ASPECT, WIDE_TABLE = 1.9, 6  # from this width/height, or this many columns, an entry takes the whole row
+LARGEST_SVG = 3_000_000  # bytes; a larger figure is linked but not embedded
+
+
+class MathRenderer(IPythonRenderer):
+    """Markdown whose TeX becomes MathML, which browsers draw themselves."""
+
+    def _math(self, tex: str, display: str) -> str:
+        try:
+            return tex_to_mathml(tex, display=display)
+        except Exception:  # the converter has no error class of its own; TeX it cannot read is shown as it is
+            return f"<code>{self.escape_html(tex)}</code>"
+
+    def block_math(self, body: str) -> str:
+        return self._math(body, "block")
+
+    def inline_math(self, body: str) -> str:
+        return self._math(body, "inline")
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return self._math(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
+
+
+class PageExporter(HTMLExporter):
+    """nbconvert's HTML exporter with this package's template, images embedded and no scripts."""
+
+    def __init__(self, **options):
+        super().__init__(template_name="report", extra_template_basedirs=[str(TEMPLATES)], embed_images=True,
+                         exclude_anchor_links=True, **options)
+
+    def markdown2html(self, context, source):
+        path = context.get("resources", {}).get("metadata", {}).get("path", "")
+        renderer = MathRenderer(escape=False, attachments=context.get("cell", {}).get("attachments", {}),
+                                embed_images=True, path=path, exclude_anchor_links=True)
+        return MarkdownWithMath(renderer=renderer).render(source)
+
+    def default_filters(self):
+        yield from super().default_filters()
+        yield ("markdown2html", jinja2.pass_context(lambda context, source: self.markdown2html(context, source)))
+
+
+def mark_failure(notebook: Path, error: str, index: int) -> None:
+    """Show `error` under cell `index` of a saved notebook whose kernel could not do so itself."""
+    node = nbformat.read(notebook, as_version=4)
+    if any(o.output_type == "error" for cell in node.cells for o in cell.get("outputs", [])):
+        return
+    cell = node.cells[min(index, len(node.cells) - 1)]
+    if cell.cell_type == "code":
+        first, _, _ = error.partition("\n")
+        cell.outputs.append(nbformat.v4.new_output("error", ename="KernelError", evalue=first, traceback=[error]))
+    anchor = nbformat.v4.new_markdown_cell('<div id="papermill-error-cell" class="failed-cell">The run stopped here.</div>')
+    node.cells.insert(index, anchor)
+    nbformat.write(node, notebook)
+
+
+def write_notebook_page(notebook: Path, page: Path) -> None:
+    """Render an executed notebook as one self-contained HTML file."""
+    node = nbformat.read(notebook, as_version=4)
+    for cell in node.cells:
+        for output in cell.get("outputs", []):
+            for kind in LIVE:
+                output.get("data", {}).pop(kind, None)
+    resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)},
+                 "report_css": (TEMPLATES / "style.css").read_text()}
+    html, _ = PageExporter().from_notebook_node(node, resources)
+    page.write_text(html, encoding="utf-8")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person reads them: `42 s`, `3 min 05 s`, `1 h 12 min`."""
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def memory(mebibytes: float | None) -> str:
+    """MiB as a person reads them."""
+    if not mebibytes:
+        return ""
+    return f"{mebibytes:.0f} MiB" if mebibytes < 1000 else f"{mebibytes / 1024:.1f} GiB"
+
+
+def value(x: object) -> str:
+    """A metric as text, floats to four digits."""
+    if isinstance(x, float):
+        return f"{x:.4g}"
+    return ", ".join(map(value, x)) if isinstance(x, list) else str(x)
+
+
+def link(*parts: str) -> str:
+    """A relative link to a file beside the index."""
+    return "/".join(quote(part) for part in parts)
+
+
+def figure_entry(out: Path, entry: dict) -> dict | None:
+    """A figure of the gallery: the image as a data address, its caption, its place in the paper and its files."""
+    files = {kind: out / "figures" / f"{entry['name']}.{kind}" for kind in ("svg", "png", "pdf")}
+    links = [(kind.upper(), link("figures", path.name)) for kind, path in files.items() if path.exists()]
+    for kind, mime in (("svg", "image/svg+xml"), ("png", "image/png")):
+        if files[kind].exists() and files[kind].stat().st_size <= LARGEST_SVG:
+            data = files[kind].read_bytes()
+            source = f"data:{mime};base64,{base64.b64encode(data).decode()}"
+            return {**entry, "source": source, "links": links, "wide": kind == "svg" and aspect(data) >= WIDE_ASPECT}
+    return None
+
+
+def aspect(svg: bytes) -> float:
+    """Width over height of an SVG by its viewBox; 1 if it has none."""
+    head = svg[:4000].decode(errors="replace")
+    try:
+        _, _, width, height = map(float, head.partition('viewBox="')[2].partition('"')[0].split())
+        return width / height
+    except (ValueError, ZeroDivisionError):
+        return 1.0
+
+
+def table_entry(out: Path, entry: dict) -> dict | None:
+    """A table of the gallery, read from its CSV file: head, rows, which columns hold numbers, and its files."""
+    files = {kind: out / "tables" / f"{entry['name']}.{kind}" for kind in ("csv", "tex")}
+    if not files["csv"].exists():
+        return None
+    with open(files["csv"], newline="", encoding="utf-8") as file:
+        head, *rows = list(csv.reader(file)) or [[]]
+    links = [(kind.upper(), link("tables", path.name)) for kind, path in files.items() if path.exists()]
+    numeric = [any(row[i] for row in rows) and all(looks_numeric(row[i]) for row in rows) for i in range(len(head))]
+    rows = [[shorten(cell) for cell in row] for row in rows]
+    return {**entry, "head": head, "rows": rows, "numeric": numeric, "links": links, "wide": len(head) >= WIDE_TABLE}
+
+
+def looks_numeric(text: str) -> bool:
+    """Whether a table cell reads as a number, a percentage, an interval or nothing."""
+    return not text.strip(" -–—%±.,0123456789eE+()[]→nato")
+
+
+def shorten(text: str) -> str:
+    """A long decimal to four digits; anything else as it is."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return f"{number:.4g}" if "." in text and len(text) > 7 and abs(number) < 1e4 else text
+
+
+def notebook_entry(out: Path, name: str, result: dict) -> dict:
+    """Everything the index shows of one notebook."""
+    saved = read_metrics(out, name) if result["status"] != "skipped" else {}
+    shown = {kind: [e for e in (make(out, entry) for entry in saved.get(kind, []) if entry.get("paper")) if e]
+             for kind, make in (("figures", figure_entry), ("tables", table_entry))}
+    cached = [artifact.get("cached", False) for artifact in saved.get("artifacts", [])]
+    parameters = result.get("parameters", {})
+    return {"error": None, "earlier": False, "name": name, "title": name.replace("_", " ", 1).replace("_", " "), **result, **shown,
+            "made": cached.count(False), "found": cached.count(True),
+            "seeds": parameters.get("seeds", parameters.get("seed", "")),
+            "html": link(f"{name}.html") if (out / f"{name}.html").exists() else None,
+            "ipynb": link(f"{name}.ipynb") if (out / f"{name}.ipynb").exists() else None}
+
+
+def read_metrics(out: Path, name: str) -> dict:
+    """What the notebook's report saved, or {}."""
+    try:
+        return json.loads((out / "metrics" / f"{name}.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def provenance_rows(provenance: dict) -> list[tuple[str, str]]:
+    """Provenance as rows of name and text."""
+    git, hardware = provenance["git"], provenance["hardware"]
+    commit = (git["commit"] or "unknown") + {True: ", with uncommitted changes", False: "", None: ""}[git["dirty"]]
+    machine = f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB, {hardware['system']}"
+    return [("code", commit), ("machine", machine), ("graphics card", hardware["gpu"] or "none"),
+            ("versions", ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())),
+            ("seeds", ", ".join(f"{name}: {seed}" for name, seed in provenance["seeds"].items()) or "none"),
+            ("command", provenance["command"])]
+
+
+def write_index(out: Path, results: dict, headlines: list[dict]) -> Path:
+    """Write `index.html` of a run folder from its results; returns the path. All text from data is escaped."""
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
+                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"duration": duration, "memory": memory, "value": value}
+    notebooks = [notebook_entry(out, name, result) for name, result in results["notebooks"].items()]
+    statuses = [n["status"] for n in notebooks]
+    provenance = results["provenance"]
+    page = environment.get_template("index.html.j2").render(
+        profile=results["profile"], started=provenance["started"], seconds=provenance["seconds"],
+        counts=[(status, statuses.count(status)) for status in dict.fromkeys(statuses)], notebooks=notebooks,
+        peak=results.get("peak_memory_mb"), headlines=headlines, provenance=provenance_rows(provenance),
+        css=Markup((TEMPLATES / "style.css").read_text()))
+    path = out / "index.html"
+    path.write_text(page, encoding="utf-8")
+    return path
