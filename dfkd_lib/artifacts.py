@@ -8,7 +8,9 @@ checkpoint); only when all of it is on disk is that folder renamed to `<key>`.
 import hashlib
 import json
 import os
+import platform
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,6 +66,26 @@ def load_tensors(path: str | Path) -> dict:
     except SafetensorError as error:
         raise WorkbenchError("a checkpoint cannot be read", expected="a whole safetensors file", got=error, where=path,
                              mend="fetch or train it again; the file is damaged or of another format") from None
+
+
+def provenance() -> dict:
+    """What made a result: git commit (with "+" if files differ from it), versions, processor, cores, accelerator."""
+    import torch
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+               platform.processor() or platform.machine())
+    return {"commit": (git("rev-parse", "--short=12", "HEAD") or "unknown") + changed, "python": platform.python_version(),
+            "torch": torch.__version__, "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if os.path.exists(path) else []
 
 
 def file_hash(path: str | Path) -> str:
@@ -145,11 +167,13 @@ class Store:
                                  mend="choose another folder (artifacts_dir) or free it") from None
 
     def get_or_make(self, stage: str, settings: dict, make: Callable[[Path], dict | None],
-                    parents: Sequence[Artifact] = (), reads: dict[str, str] | None = None) -> Artifact:
+                    parents: Sequence[Artifact] = (), reads: dict[str, str] | None = None,
+                    inherited: Sequence[dict] = ()) -> Artifact:
         """The artifact of this stage, settings and parents: from disk if it is there, else made by `make(work)`.
 
         `make` writes its files into the folder `work` and returns JSON-able metrics; it runs inside
         `ledger.stage(stage, reads)`. `work` outlives a kill, so a checkpoint kept in `work/checkpoint` resumes.
+        `inherited` are ledger rows of work done elsewhere (the training of a checkpoint that is taken in).
 
         Raises:
             ArtifactError: if the bytes on disk are not those that were written.
@@ -162,7 +186,7 @@ class Store:
             found = self.find(key)  # made by another process while we waited
             if found:
                 return found
-            return self._make(key, stage, settings, make, parents, reads)
+            return self._make(key, stage, settings, make, parents, reads, inherited)
 
     def find(self, key: str) -> Artifact | None:
         """The finished artifact of that key, its checksums verified, or None."""
@@ -207,7 +231,7 @@ class Store:
             print(f"{key}: another process is making this; waiting for it", flush=True)
         return lock
 
-    def _make(self, key, stage, settings, make, parents, reads) -> Artifact:
+    def _make(self, key, stage, settings, make, parents, reads, inherited) -> Artifact:
         work = self.root / f"{key}.partial"
         work.mkdir(exist_ok=True)
         spent, start = work / "seconds.txt", time.perf_counter()
@@ -223,7 +247,7 @@ class Store:
         shutil.rmtree(work / "checkpoint", ignore_errors=True)
         names = sorted(str(p.relative_to(work)) for p in work.rglob("*") if p.is_file() and p.name != MANIFEST)
         manifest = {"stage": stage, "settings": settings, "parents": [parent.key for parent in parents],
-                    "metrics": metrics, "ledger": seen.entries(), "data_free": seen.data_free,
+                    "metrics": metrics, "ledger": [*inherited, *seen.entries()], "data_free": seen.data_free,
                     "seconds": round(seconds, 2), "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                     "files": {name: file_hash(work / name) for name in names}}
         save_json(work / MANIFEST, manifest)

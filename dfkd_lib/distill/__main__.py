@@ -1,0 +1,34 @@
+"""`python -m dfkd_lib.distill train-teacher`: train a teacher and write it where the notebooks find it as shipped."""
+
+import argparse
+import shlex
+import sys
+
+from dfkd_lib.artifacts import Store
+from dfkd_lib.datasets import load_images
+from dfkd_lib.distill.classification import train_teacher
+from dfkd_lib.distill.runner import ship_teacher
+from dfkd_lib.training import TrainConfig
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m dfkd_lib.distill")
+    parser.add_argument("verb", choices=["train-teacher"])
+    parser.add_argument("--model", default="vit_mnist_small")
+    parser.add_argument("--data", default="mnist", help="a data set's name, or a folder of class folders")
+    parser.add_argument("--name", default="vit_mnist_small", help="file name in data/teachers")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
+    args = parser.parse_args(argv)
+    config = TrainConfig(args.epochs, args.batch_size, args.lr, weight_decay=0.025, warmup_epochs=1.0, grad_clip=1.0,
+                         precision=args.precision, seed=args.seed)
+    made = train_teacher(Store(), args.model, load_images(args.data, "train"), load_images(args.data, "test"), config)
+    path = ship_teacher(made, args.name, f"python -m dfkd_lib.distill {shlex.join(argv)}")
+    print(f"{path}: test accuracy {made.metrics['accuracy']:.4f}, {made.seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

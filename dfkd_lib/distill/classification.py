@@ -1,0 +1,128 @@
+"""Probe-guided classification KD (METHODS A3): L = λ_KD L_KD + λ_CE L_CE + λ_patch L_patch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.attention import logits_and_probe
+from dfkd_lib.datasets import ImageSet, random_shift, to_float
+from dfkd_lib.distill.runner import check_fit, load_trained, train_classifier
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.losses import kd_loss, patch_probe_loss
+from dfkd_lib.training import TrainConfig
+
+
+@dataclass(frozen=True)
+class KDWeights:
+    """λ of each loss component (≥ 0, not all 0) and the temperature T (> 0) of the distillation loss (A eq. 8-10)."""
+
+    kd: float = 1.0
+    ce: float = 1.0
+    patch: float = 1.0
+    temperature: float = 4.0
+
+    def __post_init__(self):
+        weights = (self.kd, self.ce, self.patch)
+        if min(weights) < 0 or max(weights) == 0:
+            raise WorkbenchError("the loss weights are impossible", expected="λ ≥ 0, at least one above 0",
+                                 got=f"KD {self.kd}, CE {self.ce}, patch {self.patch}", where="KDWeights",
+                                 mend="give at least one component a positive weight")
+        if not self.temperature > 0:
+            raise WorkbenchError("the temperature must be positive", expected="T > 0", got=self.temperature,
+                                 where="KDWeights", mend="usual values are 1 to 8")
+
+
+def drop_one(weights: KDWeights) -> dict[str, KDWeights]:
+    """The one-component-out ablation: {"all": …, "without KD": …, "without CE": …, "without patch": …}."""
+    return {"all": weights, "without KD": replace(weights, kd=0.0), "without CE": replace(weights, ce=0.0),
+            "without patch": replace(weights, patch=0.0)}
+
+
+def shift_and_scale(pixels: int) -> Callable:
+    """A batch transform: shifts by up to `pixels`, then floats in [-1, 1]."""
+    return lambda batch, generator: (to_float(random_shift(batch[0], pixels, generator)), *batch[1:])
+
+
+def train_teacher(store: Store, model_name: str, train_set: ImageSet, test_set: ImageSet, config: TrainConfig,
+                  shift: int = 2, overrides: dict | None = None) -> Artifact:
+    """A teacher trained on real images by cross entropy, shifted by up to `shift` pixels; see `train_classifier`."""
+    def make_step(model, _):
+        def step(batch, progress):
+            loss = F.cross_entropy(model(batch[0]).float(), batch[1])
+            return {"loss": loss}
+        return step
+
+    train_set.check_classes()
+    return train_classifier(store, "teacher", model_name, train_set, test_set, config, make_step,
+                            settings={"shift": shift}, overrides=overrides, transform=shift_and_scale(shift))
+
+
+def kd_step(student: nn.Module, targets: Callable, weights: KDWeights) -> Callable:
+    """The step of Algorithm 1: the three weighted losses against the teacher's targets.
+
+    Args:
+        targets: batch → (teacher logits (B, K), teacher probe (B, M)). Components with weight 0 are still logged.
+    """
+    def step(batch: Sequence[Tensor], progress: float) -> dict[str, Tensor]:
+        images, labels = batch[:2]
+        teacher_logits, teacher_probe = targets(batch)
+        logits, probe = logits_and_probe(student, images)
+        losses = {"kd": kd_loss(logits, teacher_logits, weights.temperature),
+                  "ce": F.cross_entropy(logits.float(), labels), "patch": patch_probe_loss(probe, teacher_probe)}
+        total = sum(weight * losses[name] for name, weight in
+                    (("kd", weights.kd), ("ce", weights.ce), ("patch", weights.patch)) if weight)
+        return {"loss": total, **losses}
+
+    return step
+
+
+@torch.inference_mode()
+def _all_targets(teacher: nn.Module, images: Tensor, batch_size: int = 512) -> tuple[Tensor, Tensor]:
+    device = next(teacher.parameters()).device
+    pairs = [logits_and_probe(teacher, to_float(batch).to(device)) for batch in images.split(batch_size)]
+    return torch.cat([p[0] for p in pairs]).clone(), torch.cat([p[1] for p in pairs]).clone()
+
+
+def teacher_targets(teacher: nn.Module, train_set: ImageSet, shift: int) -> Callable:
+    """batch → the teacher's logits and probes: computed once where images never change, else on each batch."""
+    if shift == 0:
+        logits, probes = _all_targets(teacher, train_set.images)
+        return lambda batch: (logits[batch[2]], probes[batch[2]])
+
+    def live(batch):
+        with torch.no_grad():
+            return logits_and_probe(teacher, batch[0])
+    return live
+
+
+def train_student(store: Store, stage: str, model_name: str, teacher: Artifact, train_set: ImageSet,
+                  test_set: ImageSet, config: TrainConfig, weights: KDWeights = KDWeights(), shift: int = 0,
+                  overrides: dict | None = None, parents: Sequence[Artifact] = ()) -> Artifact:
+    """A student distilled from a frozen teacher on real or synthetic images (Algorithm 1); see `train_classifier`.
+
+    Args:
+        train_set: if synthetic, no real image is read but for evaluation, and the ledger holds the stage to it.
+        shift: augmentation by up to that many pixels; the teacher then sees each shifted batch anew.
+        parents: what made the synthetic images.
+
+    Raises:
+        WorkbenchError: if teacher and images differ in classes or size, or the teacher has no class token.
+    """
+    frozen_teacher = load_trained(teacher)
+    check_fit(frozen_teacher, train_set, "the teacher")
+
+    def make_step(model, images):
+        return kd_step(model, teacher_targets(frozen_teacher, images, shift), weights)
+
+    return train_classifier(store, stage, model_name, train_set, test_set, config, make_step, overrides=overrides,
+                            settings={"weights": asdict(weights), "shift": shift},
+                            transform=_keep_rows(shift), parents=[teacher, *parents])
+
+
+def _keep_rows(shift: int) -> Callable | None:
+    # Without shifts the rows' numbers must reach the step: they find the stored targets.
+    return None if shift == 0 else shift_and_scale(shift)

@@ -1,0 +1,196 @@
+"""From a step function to a classifier in the store: build, train by the one loop, test, save."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_lib import artifacts, ledger, training
+from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.datasets import ImageSet, to_float
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.models import count_parameters, create_model
+
+CURVE_IMAGES = 2000  # test images behind the accuracy-per-epoch curve; the final figure always uses all of them
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """The model in evaluation mode, without gradients, on the training device."""
+    return model.eval().requires_grad_(False).to(training.device())
+
+
+def predict(model: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
+    """Logits (N, K) float32 on the CPU of uint8 images (N, C, H, W), in evaluation mode."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        logits = torch.cat([model(to_float(batch).to(device)).float().cpu() for batch in images.split(batch_size)])
+    model.train(was_training)
+    return logits
+
+
+def evaluate(model: nn.Module, test_set: ImageSet) -> tuple[float, Tensor]:
+    """Top-1 accuracy in [0, 1] on a set, and the logits (N, K) float32 behind it."""
+    logits = predict(model, test_set.images)
+    return (logits.argmax(1) == test_set.labels).float().mean().item(), logits
+
+
+def check_fit(model: nn.Module, images: ImageSet, what: str) -> None:
+    """Raise unless the model takes these images and has one output for each of their classes."""
+    try:
+        with torch.inference_mode():
+            outputs = frozen(model)(to_float(images.pixels[:1]).to(training.device()))
+    except (AssertionError, RuntimeError) as error:
+        raise WorkbenchError(f"{what} does not take these images", expected="images of the size it was made for",
+                             got=f"{images.shape} (C, H, W) of {images.name}: {str(error)[:200]}",
+                             mend="build it with img_size and in_chans of the images, or resize them") from None
+    if outputs.shape[-1] != images.num_classes:
+        raise WorkbenchError(f"{what} and the images have different classes", expected=f"{images.num_classes} classes",
+                             got=f"{outputs.shape[-1]} outputs", where=images.name, mend="give num_classes to the model")
+
+
+def reads_of(*sets: tuple[ImageSet, str]) -> dict[str, str]:
+    """The ledger's declaration {split: purpose} for the real ones among (set, purpose) pairs."""
+    declared: dict[str, str] = {}
+    for images, purpose in sets:
+        if images.real:
+            declared[images.split] = f"{declared[images.split]}, {purpose}" if images.split in declared else purpose
+    return declared
+
+
+def train_classifier(store: Store, stage: str, model_name: str, train_set: ImageSet, test_set: ImageSet,
+                     config: training.TrainConfig, make_step: Callable, *, settings: dict | None = None,
+                     overrides: dict | None = None, transform: Callable | None = None,
+                     parents: Sequence[Artifact] = (), start: Artifact | None = None) -> Artifact:
+    """Train a classifier by a step function and keep it, with its history and its logits on the test images.
+
+    Args:
+        stage: name of the stage in keys and ledger. model_name, overrides: for `create_model`; its initial weights
+            come from config.seed, or from the artifact `start`.
+        train_set: what it learns from; real or synthetic. test_set: real images for evaluation alone.
+        make_step: model, train_set → step function, or (step function, {name: module} trained beside the model).
+        settings: everything else that the result depends on (of the step and the transform); part of the key.
+        transform: (batch of uint8 images and labels, generator) → what the step receives; default: floats.
+        parents: artifacts it was made from (teacher, synthetic images).
+
+    Returns:
+        Artifact with model.safetensors, history.json, test_logits.safetensors; metrics "accuracy" (all test images,
+        last epoch), "parameters", "train_images", "images_per_second".
+    """
+    overrides = {"num_classes": train_set.num_classes, "img_size": train_set.shape[1], "in_chans": train_set.shape[0],
+                 **(overrides or {})}
+    known = {"model": model_name, "overrides": overrides, "config": config.as_dict(), "train": train_set.fingerprint,
+             "test": test_set.fingerprint, "classes": list(train_set.classes), "train_name": train_set.name,
+             **(settings or {})}
+
+    def make(work: Path) -> dict:
+        torch.manual_seed(config.seed)
+        model = create_model(model_name, **overrides)
+        check_fit(model, train_set, f"model {model_name}")
+        model.requires_grad_(True)
+        if start is not None:
+            model.load_state_dict(start.tensors())
+        made = make_step(model, train_set)
+        step, beside = made if isinstance(made, tuple) else (made, {})
+        batches = training.TensorBatches((train_set.images, train_set.labels, torch.arange(len(train_set))),
+                                         config.batch_size, _prepare(transform))
+        curve = test_set.sample(CURVE_IMAGES, seed=0)
+        history = training.fit({"model": model, **beside}, step, batches, config, checkpoint=work / "checkpoint",
+                               evaluate=lambda epoch: {"test_accuracy": evaluate(model, curve)[0]},
+                               label=f"{stage} {model_name}")
+        accuracy, logits = evaluate(model, test_set)
+        artifacts.save_tensors(work / "model.safetensors", model.state_dict())
+        artifacts.save_tensors(work / "test_logits.safetensors", {"logits": logits.half(), "labels": test_set.labels})
+        artifacts.save_json(work / "history.json", history)
+        return {"accuracy": accuracy, "parameters": count_parameters(model), "train_images": len(train_set),
+                "images_per_second": history[-1]["images_per_second"]}
+
+    ancestors = [*parents, *([start] if start else [])]
+    return store.get_or_make(stage, known, make, ancestors,
+                             reads_of((train_set, "training"), (test_set, ledger.EVALUATION)))
+
+
+def _prepare(transform: Callable | None) -> Callable:
+    """The batch transform: the given one on (images, labels), or plain floats with the rows' numbers kept."""
+    if transform is None:
+        return lambda batch, generator: (to_float(batch[0]), *batch[1:])
+    return lambda batch, generator: transform(batch[:2], generator)
+
+
+def load_trained(artifact: Artifact) -> nn.Module:
+    """The classifier of an artifact, rebuilt from its settings, frozen, on the training device."""
+    model = create_model(artifact.settings["model"], **artifact.settings["overrides"])
+    load_weights(model, artifact.tensors(), artifact.path)
+    return frozen(model)
+
+
+def load_weights(model: nn.Module, tensors: dict, where) -> None:
+    """Load weights of the model's own names and shapes; WorkbenchError naming the first that does not fit."""
+    for name, value in model.state_dict().items():
+        if name not in tensors or tensors[name].shape != value.shape:
+            got = tuple(tensors[name].shape) if name in tensors else "no such weight"
+            raise WorkbenchError("a checkpoint does not fit the model", expected=f"{name} {tuple(value.shape)}", got=got,
+                                 where=where, mend="build the model the checkpoint was trained with")
+    model.load_state_dict({name: tensors[name].to(value.dtype) for name, value in model.state_dict().items()})
+
+
+def test_logits(artifact: Artifact) -> tuple[Tensor, Tensor]:
+    """(logits float32 (N, K), labels int64 (N,)) of a classifier's artifact on its test images, from disk."""
+    kept = artifact.tensors("test_logits.safetensors")
+    return kept["logits"].float(), kept["labels"]
+
+
+test_logits.__test__ = False  # a name that pytest would take for a test
+
+
+def shipped_teacher(store: Store, name: str, test_set: ImageSet, folder: str | Path = "data/teachers") -> Artifact:
+    """A teacher that comes with the workbench (or any safetensors file with its .json), tested and put in the store.
+
+    Args:
+        name: `<folder>/<name>.safetensors` beside `<name>.json`, which says model, overrides, seed, command, accuracy
+            and the real images it was trained on.
+
+    Raises:
+        WorkbenchError: if a file is missing, damaged, or does not fit the model it names.
+    """
+    base = artifacts.resolve(folder) / name
+    weights, about = base.with_suffix(".safetensors"), base.with_suffix(".json")
+    for path in (weights, about):
+        if not path.is_file():
+            raise WorkbenchError("a shipped teacher is missing", expected=path.name, where=path.parent,
+                                 mend="choose teacher='train', or restore the file from the repository")
+    record = json.loads(about.read_text())
+    settings = {"model": record["model"], "overrides": record["overrides"], "shipped": artifacts.file_hash(weights),
+                "config": record["config"], "test": test_set.fingerprint, "record": record}
+
+    def make(work: Path) -> dict:
+        model = create_model(record["model"], **record["overrides"])
+        load_weights(model, artifacts.load_tensors(weights), weights)
+        check_fit(model, test_set, f"teacher {name}")
+        accuracy, logits = evaluate(model, test_set)
+        artifacts.save_tensors(work / "model.safetensors", model.state_dict())
+        artifacts.save_tensors(work / "test_logits.safetensors", {"logits": logits.half(), "labels": test_set.labels})
+        artifacts.save_json(work / "history.json", record["history"])
+        return {"accuracy": accuracy, "parameters": count_parameters(model), "train_images": record["train_images"],
+                "shipped": True}
+
+    return store.get_or_make("teacher", settings, make, reads=reads_of((test_set, ledger.EVALUATION)),
+                             inherited=record["ledger"])
+
+
+def ship_teacher(artifact: Artifact, name: str, command: str, folder: str | Path = "data/teachers") -> Path:
+    """Write an artifact's weights (float16) and their record where `shipped_teacher` finds them; returns the path."""
+    base = artifacts.resolve(folder) / name
+    base.parent.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in artifact.tensors().items()}
+    artifacts.save_tensors(base.with_suffix(".safetensors"), weights)
+    keep = {key: artifact.settings[key] for key in ("model", "overrides", "config", "classes")}
+    artifacts.save_json(base.with_suffix(".json"), {
+        "command": command, **keep, "seed": keep["config"]["seed"], "test_accuracy": artifact.metrics["accuracy"],
+        "parameters": artifact.metrics["parameters"], "train_images": artifact.metrics["train_images"],
+        "seconds": artifact.seconds, "made": artifact.manifest["made"], "ledger": artifact.ledger,
+        "provenance": artifacts.provenance(), "history": artifact.json("history.json")})
+    return base.with_suffix(".safetensors")
