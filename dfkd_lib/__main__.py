@@ -1,6 +1,7 @@
 """`python -m dfkd_lib`: run the notebooks, list them and their parameters, verify artifacts, measure speed."""
 
 import argparse
+import os
 import sys
 
 from dfkd_lib.errors import WorkbenchError
@@ -33,7 +34,7 @@ def run(options) -> int:
     plan = pipeline.make_plan(options.profile, options.only, options.settings, options.out, options.jobs,
                               options.artifacts, scheduler=options.scheduler)
     results = pipeline.run(plan)
-    print(plan.out / "index.html")
+    print(os.path.relpath(plan.out / "index.html"))
     return pipeline.exit_code(results)
 
 

@@ -12,6 +12,7 @@ from latex2mathml.converter import convert as tex_to_mathml
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from papermill.execute import ERROR_MARKER_TAG
 
 TEMPLATES = Path(__file__).parent / "templates"
 LIVE = ("application/javascript", "application/vnd.jupyter.widget-view+json")  # mime types that need a script
@@ -57,16 +58,20 @@ class PageExporter(HTMLExporter):
 
 
 def mark_failure(notebook: Path, error: str, index: int) -> None:
-    """Show `error` under cell `index` of a saved notebook whose kernel could not do so itself."""
+    """Point from the top of a saved notebook to the cell that stopped it, and show `error` there if nothing else does.
+
+    Args:
+        error: plain text. index: the cell that ran last, as counted before papermill put in its own two marks.
+    """
     node = nbformat.read(notebook, as_version=4)
-    if any(o.output_type == "error" for cell in node.cells for o in cell.get("outputs", [])):
-        return
-    cell = node.cells[min(index, len(node.cells) - 1)]
-    if cell.cell_type == "code":
-        first, _, _ = error.partition("\n")
-        cell.outputs.append(nbformat.v4.new_output("error", ename="KernelError", evalue=first, traceback=[error]))
-    anchor = nbformat.v4.new_markdown_cell('<div id="papermill-error-cell" class="failed-cell">The run stopped here.</div>')
-    node.cells.insert(index, anchor)
+    node.cells = [cell for cell in node.cells if ERROR_MARKER_TAG not in cell.metadata.get("tags", [])]
+    index = min(index, len(node.cells) - 1)
+    cell = node.cells[index]
+    if cell.cell_type == "code" and not any(output.output_type == "error" for output in cell.outputs):
+        cell.outputs.append(nbformat.v4.new_output("error", ename="Error", evalue=error, traceback=[error]))
+    for place, text in ((index, '<p id="failing-cell" class="error">The run stopped at the cell below.</p>'),
+                        (0, '<p class="error">This run failed: <a href="#failing-cell">see the failing cell</a>.</p>')):
+        node.cells.insert(place, nbformat.v4.new_markdown_cell(text, metadata={"tags": [ERROR_MARKER_TAG]}))
     nbformat.write(node, notebook)
 
 
