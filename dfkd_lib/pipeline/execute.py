@@ -66,7 +66,7 @@ class Watch:
 
     def __init__(self, say: Callable[[str], None]):
         self.say, self.process, self.started, self.peak = say, None, None, 0
-        self.index, self.done, self._rest = 0, 0.0, ""
+        self.index, self.done, self._rest, self._killed = 0, 0.0, "", False
 
     def cell(self, client, index: int, count: int) -> None:
         self.index, self.done = index, index / max(count, 1)
@@ -74,6 +74,8 @@ class Watch:
             self.started = client.km.provisioner.process
             self.process = psutil.Process(self.started.pid)
         self.measure()
+        if self._killed:  # the run was stopped while this kernel was still starting
+            self.kill()
 
     def write(self, text: str) -> None:
         """Pass on whole lines; of a line redrawn with carriage returns only its last state."""
@@ -109,6 +111,7 @@ class Watch:
 
     def kill(self) -> None:
         """End the kernel and its children at once (artifacts and checkpoints are written atomically)."""
+        self._killed = True
         if self.process is None:
             return
         try:

@@ -174,11 +174,21 @@ def notebook_entry(out: Path, name: str, result: dict) -> dict:
              for kind, make in (("figures", figure_entry), ("tables", table_entry))}
     cached = [artifact.get("cached", False) for artifact in saved.get("artifacts", [])]
     parameters = result.get("parameters", {})
-    return {"error": None, "earlier": False, "name": name, "title": name.replace("_", " ", 1).replace("_", " "), **result, **shown,
+    return {"error": None, "earlier": False, "name": name, "title": title(out, name), **result, **shown,
             "made": cached.count(False), "found": cached.count(True),
             "seeds": parameters.get("seeds", parameters.get("seed", "")),
             "html": link(f"{name}.html") if (out / f"{name}.html").exists() else None,
             "ipynb": link(f"{name}.ipynb") if (out / f"{name}.ipynb").exists() else None}
+
+
+def title(out: Path, name: str) -> str:
+    """The number of a notebook and its first heading, or its name if it was not run."""
+    try:
+        cells = json.loads((out / f"{name}.ipynb").read_text())["cells"]
+        lines = [line for cell in cells if cell["cell_type"] == "markdown" for line in "".join(cell["source"]).splitlines()]
+        return f"{name[:2]} · " + next(line for line in lines if line.startswith("# ")).removeprefix("# ")
+    except (OSError, ValueError, KeyError, StopIteration):
+        return name
 
 
 def read_metrics(out: Path, name: str) -> dict:
