@@ -152,7 +152,7 @@ def dead_kernel(watch: Watch) -> str:
     how = f"killed by signal {watch.signal}" if watch.signal else "gone without a word"
     likely = " (usually the system ran out of memory)" if watch.signal == 9 else ""
     return (f"the notebook's kernel died: it was {how}{likely}\n"
-            f"  got: at most {watch.peak / MEBIBYTE:,.0f} MiB in the kernel, of {memory.total / MEBIBYTE:,.0f} MiB in all\n"
+            f"  got: at most {watch.peak / MEBIBYTE:,.0f} MiB in the kernel, of {memory.total / MEBIBYTE:,.0f} MiB\n"
             "  safe: every finished artifact, and each training run up to its last finished epoch\n"
             "  mend: give the same command again to resume from there; if memory was short, set a smaller batch "
             "size, or fewer --jobs")

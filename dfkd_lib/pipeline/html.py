@@ -185,8 +185,9 @@ def title(out: Path, name: str) -> str:
     """The number of a notebook and its first heading, or its name if it was not run."""
     try:
         cells = json.loads((out / f"{name}.ipynb").read_text())["cells"]
-        lines = [line for cell in cells if cell["cell_type"] == "markdown" for line in "".join(cell["source"]).splitlines()]
-        return f"{name[:2]} · " + next(line for line in lines if line.startswith("# ")).removeprefix("# ")
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        heading = next(line for line in text.splitlines() if line.startswith("# "))
+        return f"{name[:2]} · {heading.removeprefix('# ')}"
     except (OSError, ValueError, KeyError, StopIteration):
         return name
 

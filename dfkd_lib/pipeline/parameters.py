@@ -165,8 +165,8 @@ def parse_cell(source: str, notebook: str) -> dict[str, Parameter]:
         except (AttributeError, ValueError):
             name, default = ast.unparse(statement), None
         if not isinstance(default, (bool, int, float, str)):
-            raise WorkbenchError("a parameters cell holds something else than `name = scalar`", got=name, where=notebook,
-                                 expected="int, float, str or bool; lists as comma-separated strings")
+            raise WorkbenchError("a parameters cell holds something else than `name = scalar`", got=name,
+                                 where=notebook, expected="int, float, str or bool; lists as comma-separated strings")
         comment = comments.get(statement.lineno, "")
         text, semicolon, tail = comment.rpartition(";")
         rule = Rule.parse(tail) if semicolon else None
@@ -219,7 +219,8 @@ def resolve(known: dict[str, dict[str, Parameter]], profile: dict[str, dict], se
     Raises:
         WorkbenchError: on the first unknown notebook or parameter, wrong type or impossible value.
     """
-    values = {notebook: {name: p.default for name, p in ps.items() if name not in OWN} for notebook, ps in known.items()}
+    values = {notebook: {name: p.default for name, p in declared.items() if name not in OWN}
+              for notebook, declared in known.items()}
     for notebook in known:
         for name, value in profile.get(notebook, {}).items():
             values[notebook][name] = find_parameter(name, known[notebook], notebook).check(value)

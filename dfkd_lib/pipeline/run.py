@@ -170,7 +170,8 @@ class Run:
                 if blocked == "wait":
                     continue
                 if blocked:
-                    self._record(name, Outcome(SKIPPED, f"skipped: it builds on {blocked}, which did not succeed", 0.0, 0.0))
+                    why = f"skipped: it builds on {blocked}, which did not succeed"
+                    self._record(name, Outcome(SKIPPED, why, 0.0, 0.0))
                     continue
                 self._clear(name)
                 self.watches[name] = Watch(lambda line, name=name: self.progress.line(name, line))
