@@ -1,6 +1,152 @@
-"""What all notebooks together found: headline results beside the papers', real images read, time spent."""
+"""What all notebooks together found: headline results beside the papers', the real images behind each stage, the time."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from dfkd_lib.artifacts import Store, resolve
+from dfkd_lib.ledger import EVALUATION
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A result to read first: where it is measured, how it is written, and what the paper gives for it."""
+
+    notebook: str
+    metric: str
+    label: str
+    paper: str = ""
+    reference: str = ""
+    percent: bool = False
+
+    def text(self, value: object) -> str:
+        """The measured value as a person reads it (a share of 1 as a percentage where `percent` says so)."""
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return str(value)
+        return f"{100 * value:.2f} %" if self.percent else f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+HEADLINES: tuple[Headline, ...] = ()
 
 
 def headlines(notebooks: dict[str, dict]) -> list[dict]:
-    """The few results to read first, as {label, value, paper, reference} of strings."""
-    return []
+    """The results to read first, those of `HEADLINES` that were measured.
+
+    Args:
+        notebooks: {name: {"metrics": {…}, …}}, as in results.json.
+
+    Returns:
+        rows {label, value, paper, reference}, all strings.
+    """
+    rows = []
+    for wanted in HEADLINES:
+        value = notebooks.get(wanted.notebook, {}).get("metrics", {}).get(wanted.metric)
+        if value is not None:
+            rows.append({"label": wanted.label, "value": wanted.text(value), "paper": wanted.paper,
+                         "reference": wanted.reference})
+    return rows
+
+
+def read_reports(out_dir: str | Path) -> dict[str, dict]:
+    """What each notebook's report saved in `<out_dir>/metrics`, by notebook; {} if none has run."""
+    folder = resolve(out_dir) / "metrics"
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def headline_table(reports: dict[str, dict]) -> pd.DataFrame:
+    """The headline results as a table: result, ours, paper, reference."""
+    rows = [(row["label"], row["value"], row["paper"], row["reference"]) for row in headlines(reports)]
+    return pd.DataFrame(rows, columns=["result", "ours", "paper", "where in the paper"])
+
+
+def artifacts_behind(reports: dict[str, dict], store: Store) -> dict[str, dict]:
+    """Every artifact that the notebooks used, and all it was made from: {key: {stage, seconds, ledger, parents}}."""
+    found: dict[str, dict] = {}
+    for report in reports.values():
+        for record in report.get("artifacts", []):
+            found[record["key"]] = record
+    waiting = [parent for record in found.values() for parent in record["parents"] if parent not in found]
+    while waiting:
+        key = waiting.pop()
+        artifact = None if key in found else store.find(key)
+        if artifact is not None:
+            found[key] = {"stage": artifact.stage, "seconds": artifact.seconds, "ledger": artifact.ledger,
+                          "parents": artifact.parents}
+            waiting += artifact.parents
+    return found
+
+
+def ancestors(key: str, artifacts: dict[str, dict]) -> set[str]:
+    """The keys of everything an artifact was made from, directly or not, without itself."""
+    seen: set[str] = set()
+    waiting = list(artifacts[key]["parents"])
+    while waiting:
+        parent = waiting.pop()
+        if parent in artifacts and parent not in seen:
+            seen.add(parent)
+            waiting += artifacts[parent]["parents"]
+    return seen
+
+
+def most_images(rows: Iterable[dict]) -> dict[tuple[str, str], int]:
+    """{(split, purpose): images}: the most that any one row read, as rows of one split mostly read the same images."""
+    most: dict[tuple[str, str], int] = {}
+    for row in rows:
+        place = (row["split"], row["purpose"])
+        most[place] = max(most.get(place, 0), row["images"])
+    return {place: count for place, count in sorted(most.items()) if count}
+
+
+def in_words(counts: dict[tuple[str, str], int]) -> str:
+    """Counts as text: `mnist/train 60,000 (training)`; "none" if there are none."""
+    return "; ".join(f"{split} {count:,} ({purpose})" for (split, purpose), count in counts.items()) or "none"
+
+
+def learned_from(counts: dict[tuple[str, str], int]) -> int:
+    """Real images read for anything but evaluation, each split counted once."""
+    splits: dict[str, int] = {}
+    for (split, purpose), count in counts.items():
+        if purpose != EVALUATION:
+            splits[split] = max(splits.get(split, 0), count)
+    return sum(splits.values())
+
+
+def ledger_table(artifacts: dict[str, dict]) -> pd.DataFrame:
+    """How many real images every stage saw, and why: itself, and through all that it was made from.
+
+    Stages with the same counts share a row. What a checkpoint brought from a training done elsewhere counts as made
+    from. Where several ancestors read one split for one purpose, the largest number stands, for they mostly read the
+    same images; it is the least that can lie behind the stage.
+
+    Returns:
+        columns stage, artifacts (how many share the row), reads itself, made from reads, data-free (whether the stage
+        itself learns from no real image), images itself, images behind (numbers, evaluation left out), seconds.
+    """
+    rows = []
+    for key, record in artifacts.items():
+        own = most_images(row for row in record["ledger"] if row["stage"] == record["stage"])
+        elsewhere = [row for row in record["ledger"] if row["stage"] != record["stage"]]
+        before = [row for parent in ancestors(key, artifacts) for row in artifacts[parent]["ledger"]]
+        behind = most_images([*elsewhere, *before])
+        rows.append((record["stage"], in_words(own), in_words(behind), "no" if learned_from(own) else "yes",
+                     learned_from(own), learned_from(behind), record["seconds"]))
+    names = ["stage", "reads itself", "made from reads", "data-free", "images itself", "images behind"]
+    table = pd.DataFrame(rows, columns=[*names, "seconds"])
+    grouped = table.groupby(names, sort=False)["seconds"].agg(["count", "sum"]).reset_index()
+    grouped = grouped.rename(columns={"count": "artifacts", "sum": "seconds"}).sort_values(["stage", "images behind"])
+    return grouped[["stage", "artifacts", *names[1:], "seconds"]].reset_index(drop=True)
+
+
+def time_table(reports: dict[str, dict]) -> pd.DataFrame:
+    """Where the time went: for each notebook its seconds, what it made and found, and its peak memory in MiB."""
+    rows = []
+    for name, report in reports.items():
+        made = [record for record in report.get("artifacts", []) if not record["cached"]]
+        found = [record for record in report.get("artifacts", []) if record["cached"]]
+        rows.append((name, round(report["seconds"], 1), len(made), round(sum(r["seconds"] for r in made), 1), len(found),
+                     round(sum(r["seconds"] for r in found), 1), round(report["peak_memory_mb"])))
+    return pd.DataFrame(rows, columns=["notebook", "seconds", "made", "seconds making", "found", "seconds saved",
+                                       "peak memory (MiB)"])

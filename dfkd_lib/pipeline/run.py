@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from dfkd_lib import environment
 from dfkd_lib.artifacts import REPOSITORY, resolve as resolve_path, save_json
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.pipeline import parameters as declared
-from dfkd_lib.pipeline import provenance
 from dfkd_lib.pipeline.execute import FAILED, INTERRUPTED, MEBIBYTE, SKIPPED, SUCCEEDED, Outcome, Watch, execute
 from dfkd_lib.pipeline.progress import Progress
 from dfkd_lib.profiles import PROFILES
@@ -121,7 +121,7 @@ class Run:
         self.stopped = threading.Event()
         self.peak, self.metrics = 0, {}
         self.results = {"profile": plan.profile, "notebooks": {}, "peak_memory_mb": 0.0, "provenance": {
-            **provenance.describe(), "started": time.strftime("%Y-%m-%d %H:%M:%S %z"), "seconds": 0.0,
+            **environment.describe(), "started": time.strftime("%Y-%m-%d %H:%M:%S %z"), "seconds": 0.0,
             "seeds": {n: p.get("seeds", p.get("seed")) for n, p in plan.parameters.items()}, "command": plan.command}}
 
     def _earlier(self) -> dict:
@@ -270,7 +270,7 @@ def run(plan: Plan, say: Callable[[str], None] | None = None) -> dict:
     lock = prepare_folder(plan.out)
     shared = {"DFKD_PROGRESS": "lines", "JUPYTER_PLATFORM_DIRS": "1", "PYTHONUNBUFFERED": "1"}
     if plan.jobs > 1:
-        shared["OMP_NUM_THREADS"] = str(max(1, provenance.cores() // plan.jobs))
+        shared["OMP_NUM_THREADS"] = str(max(1, environment.cores() // plan.jobs))
     before = {name: os.environ.get(name) for name in shared}
     os.environ.update(shared)
     try:
