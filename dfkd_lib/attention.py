@@ -64,12 +64,17 @@ def attention_rows(attn: nn.Module, projected: Tensor, token: int | None) -> Ten
     return rows[:, :, 0] if token is not None else rows
 
 
+class _Enough(Exception):
+    """Ends a forward pass whose only purpose was the attention captured so far."""
+
+
 @contextmanager
-def capture_attention(model: nn.Module, blocks: Sequence[int] = (-1,), token: int | None = 0):
+def capture_attention(model: nn.Module, blocks: Sequence[int] = (-1,), token: int | None = 0, stop: bool = False):
     """Collect attention of chosen blocks while the model runs; the model is left as it was found.
 
     Args:
         model: a ViT-like model. blocks: indices. token: the query whose row is kept; None keeps the whole map.
+        stop: end the forward pass at the last wanted block's projection; the `with` body then goes no further either.
 
     Yields:
         dict {block index as given: (B, heads, T) rows or (B, heads, T, T) maps}, filled by each forward pass;
@@ -85,14 +90,20 @@ def capture_attention(model: nn.Module, blocks: Sequence[int] = (-1,), token: in
     def hook(index, attn):
         def keep(_, __, output):
             captured[index] = attention_rows(attn, output, token)
+            if stop and attn is last:
+                raise _Enough
         return keep
 
+    picked = {index: _pick(index, len(modules), "block") for index in blocks}
+    last = modules[max(picked.values())]
     try:
-        for index in blocks:
-            attn = modules[_pick(index, len(modules), "block")]
+        for index, place in picked.items():
+            attn = modules[place]
             layer = attn.qkv if hasattr(attn, "qkv") else attn.qk
             handles.append(layer.register_forward_hook(hook(index, attn)))
         yield captured
+    except _Enough:
+        pass
     finally:
         for handle in handles:
             handle.remove()
@@ -125,12 +136,15 @@ def attention_probe(model: nn.Module, images: Tensor, block: int = -1, head: int
     Raises:
         WorkbenchError: for a model without attention or class token, a block or head out of range.
     """
-    return logits_and_probe(model, images, block, head)[1]
+    prefix_tokens(model)
+    with capture_attention(model, (block,), stop=True) as rows:
+        model(images)
+    return probe_from_rows(model, rows[block], head)
 
 
 def attention_map(model: nn.Module, images: Tensor, block: int = -1) -> Tensor:
     """The whole attention softmax(QKᵀ/√d) of one block: (B, heads, T, T) float32, rows summing to 1."""
-    with capture_attention(model, (block,), token=None) as maps:
+    with capture_attention(model, (block,), token=None, stop=True) as maps:
         model(images)
     return maps[block]
 
