@@ -140,8 +140,13 @@ def ledger_table(artifacts: dict[str, dict]) -> pd.DataFrame:
     return grouped[["stage", "artifacts", *names[1:], "seconds"]].reset_index(drop=True)
 
 
+def largest_by_stage(ledger: pd.DataFrame) -> pd.DataFrame:
+    """One row a stage of a ledger table: the largest counts of images, itself and behind, in the ledger's order."""
+    return ledger.groupby("stage", sort=False)[["images itself", "images behind"]].max().reset_index()
+
+
 def time_table(reports: dict[str, dict]) -> pd.DataFrame:
-    """Where the time went: for each notebook its seconds, what it made and found, and its peak memory in MiB."""
+    """Where the time went: for each notebook its seconds, what it made and found, and its peak memory in MB."""
     rows = []
     for name, report in reports.items():
         made = [record for record in report.get("artifacts", []) if not record["cached"]]
@@ -149,4 +154,4 @@ def time_table(reports: dict[str, dict]) -> pd.DataFrame:
         rows.append((name, round(report["seconds"], 1), len(made), round(sum(r["seconds"] for r in made), 1), len(found),
                      round(sum(r["seconds"] for r in found), 1), round(report["peak_memory_mb"])))
     return pd.DataFrame(rows, columns=["notebook", "seconds", "made", "seconds making", "found", "seconds saved",
-                                       "peak memory (MiB)"])
+                                       "peak memory (MB)"])

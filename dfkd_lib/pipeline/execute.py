@@ -17,13 +17,13 @@ from papermill.exceptions import PapermillExecutionError
 
 from dfkd_lib.artifacts import REPOSITORY
 
-MEBIBYTE = 2**20
+MEGABYTE = 1e6
 SUCCEEDED, FAILED, INTERRUPTED, SKIPPED = "succeeded", "failed", "interrupted", "skipped"
 
 
 @dataclass
 class Outcome:
-    """How one notebook ended: its status, what went wrong (plain text), wall seconds and peak memory in MiB."""
+    """How one notebook ended: its status, what went wrong (plain text), wall seconds and peak memory in MB."""
 
     status: str
     error: str | None
@@ -143,7 +143,7 @@ def execute(notebook: Path, parameters: dict, output: Path, watch: Watch, stoppe
         status, error = FAILED, f"{type(failure).__name__}: {failure}"
     if stopped.is_set() and status == FAILED:
         status, error = INTERRUPTED, "stopped by hand; finished artifacts and the last checkpoint are kept"
-    return Outcome(status, error, time.perf_counter() - start, watch.peak / MEBIBYTE)
+    return Outcome(status, error, time.perf_counter() - start, watch.peak / MEGABYTE)
 
 
 def dead_kernel(watch: Watch) -> str:
@@ -152,7 +152,7 @@ def dead_kernel(watch: Watch) -> str:
     how = f"killed by signal {watch.signal}" if watch.signal else "gone without a word"
     likely = " (usually the system ran out of memory)" if watch.signal == 9 else ""
     return (f"the notebook's kernel died: it was {how}{likely}\n"
-            f"  got: at most {watch.peak / MEBIBYTE:,.0f} MiB in the kernel, of {memory.total / MEBIBYTE:,.0f} MiB\n"
+            f"  got: at most {watch.peak / MEGABYTE:,.0f} MB in the kernel, of {memory.total / MEGABYTE:,.0f} MB\n"
             "  safe: every finished artifact, and each training run up to its last finished epoch\n"
             "  mend: give the same command again to resume from there; if memory was short, set a smaller batch "
             "size, or fewer --jobs")

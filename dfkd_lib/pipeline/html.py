@@ -99,11 +99,11 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def memory(mebibytes: float | None) -> str:
-    """MiB as a person reads them."""
-    if not mebibytes:
+def memory(megabytes: float | None) -> str:
+    """Megabytes (10⁶) as a person reads them."""
+    if not megabytes:
         return ""
-    return f"{mebibytes:.0f} MiB" if mebibytes < 1000 else f"{mebibytes / 1024:.1f} GiB"
+    return f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"
 
 
 def value(x: object) -> str:

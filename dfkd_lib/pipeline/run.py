@@ -18,7 +18,7 @@ from dfkd_lib import environment
 from dfkd_lib.artifacts import REPOSITORY, resolve as resolve_path, save_json
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.pipeline import parameters as declared
-from dfkd_lib.pipeline.execute import FAILED, INTERRUPTED, MEBIBYTE, SKIPPED, SUCCEEDED, Outcome, Watch, execute
+from dfkd_lib.pipeline.execute import FAILED, INTERRUPTED, MEGABYTE, SKIPPED, SUCCEEDED, Outcome, Watch, execute
 from dfkd_lib.pipeline.progress import Progress
 from dfkd_lib.profiles import PROFILES
 from dfkd_lib.summary import headlines
@@ -233,7 +233,7 @@ class Run:
         kept = {name: result | {"earlier": True} for name, result in self.earlier.items()
                 if name not in self.plan.notebooks}
         everything = kept | self.results["notebooks"]
-        self.results["peak_memory_mb"] = round(self.peak / MEBIBYTE, 1)
+        self.results["peak_memory_mb"] = round(self.peak / MEGABYTE, 1)
         self.results["provenance"]["seconds"] = round(time.perf_counter() - self.start, 2)
         shown = self.results | {"notebooks": {name: everything[name] for name in sorted(everything)}}
         save_json(self.plan.out / "results.json", shown)
