@@ -21,7 +21,8 @@ BATCH, STEPS = 128, 8
 TEACHER, STUDENT, SIDE, CLASSES = "vit_mnist_teacher", "deit_xtiny_patch4_28", 28, 10
 
 
-def throughput(modules: dict, step: Callable, images: torch.Tensor, repeats: int, optimizers: dict | None = None) -> float:
+def throughput(modules: dict, step: Callable, images: torch.Tensor, repeats: int,
+               optimizers: dict | None = None) -> float:
     """Images a second of a step in the training loop (bf16): the median of `repeats` epochs after one to warm up."""
     labels = torch.arange(len(images)) % CLASSES
     config = training.TrainConfig(repeats + 1, BATCH, 1e-4, precision="bf16")

@@ -1,4 +1,4 @@
-"""What all notebooks together found: headline results beside the papers', the real images behind each stage, the time."""
+"""What all notebooks found: headline results beside the papers', the real images behind each stage, the time."""
 
 import json
 from collections.abc import Iterable
@@ -151,7 +151,8 @@ def time_table(reports: dict[str, dict]) -> pd.DataFrame:
     for name, report in reports.items():
         made = [record for record in report.get("artifacts", []) if not record["cached"]]
         found = [record for record in report.get("artifacts", []) if record["cached"]]
-        rows.append((name, round(report["seconds"], 1), len(made), round(sum(r["seconds"] for r in made), 1), len(found),
-                     round(sum(r["seconds"] for r in found), 1), round(report["peak_memory_mb"])))
+        spent, saved = (round(sum(record["seconds"] for record in kind), 1) for kind in (made, found))
+        rows.append((name, round(report["seconds"], 1), len(made), spent, len(found), saved,
+                     round(report["peak_memory_mb"])))
     return pd.DataFrame(rows, columns=["notebook", "seconds", "made", "seconds making", "found", "seconds saved",
                                        "peak memory (MB)"])

@@ -11,7 +11,7 @@ from dfkd_lib.plots.style import COLORS, STYLE, new_figure
 
 
 def real_images(stages: Sequence[str], itself: Sequence[int], behind: Sequence[int]) -> Figure:
-    """Two bars a stage: real images it learned from itself, and the most that anything it was made from learned from."""
+    """Two bars a stage: real images it learned from itself, and those that what it was made from learned from."""
     with matplotlib.rc_context(STYLE):
         figure, ax = new_figure(width=7.2, height=1.2 + 0.46 * len(stages))
         places = np.arange(len(stages))
