@@ -1,0 +1,221 @@
+"""Any COCO folder as a `SceneSet`, checked before training; scenes written as COCO; ground truth for pycocotools."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dfkd_lib import ledger
+from dfkd_lib.artifacts import resolve
+from dfkd_lib.datasets.scenes import SceneSet
+from dfkd_lib.datasets.sources import read_image
+from dfkd_lib.errors import WorkbenchError
+
+FILL = (124, 116, 104)  # ImageNet's mean: 0 after a detector's normalisation
+SLACK = 0.5  # pixels by which a box may leave its image through rounding
+
+
+def load_coco(folder: str | Path, split: str, size: int | None = None, crop: float | None = None,
+              shortest: int | None = None, longest: int = 1333, seed: int = 0) -> SceneSet:
+    """A split of a COCO folder (`<split>.json` beside `<split>/`), checked, resized and in memory.
+
+    Args:
+        folder: absolute, or relative to the repository. split: "train", "val" or "test"; "test" falls back to "val".
+        size: side of square scenes: the longer side is resized to it and the rest filled. crop: with size, cut a square
+            around each scene's first object first, `crop` times the object's longer side and off its middle by chance
+            (seeded): for objects too small for a small detector. shortest, longest: DETR's own resizing instead.
+
+    Returns:
+        SceneSet of split "<folder name>/<split>", classes in the order of the category ids. Crowd regions are left out.
+
+    Raises:
+        WorkbenchError: on missing or unreadable files, a box outside its image, without area or not finite, an unknown
+            category or image, no annotations, an image of another size than its entry says; each names the file, the
+            annotation, what was expected and found, and the mend.
+    """
+    folder = resolve(folder)
+    if split == "test" and not (folder / "test.json").exists():
+        split = "val"
+    file = folder / f"{split}.json"
+    name = f"{folder.name}/{split}"
+    ledger.register_files({folder / split: name, file: name})
+    content = _read(file)
+    categories = sorted(content["categories"], key=lambda c: c["id"])
+    order = {c["id"]: k for k, c in enumerate(categories)}
+    objects = _objects(content, order, file)
+    rng = np.random.default_rng(seed)
+    images, boxes, labels = [], [], []
+    for entry in content["images"]:
+        found = objects[entry["id"]]
+        pixels = _image(folder / split / entry["file_name"], entry, file)
+        corners = np.array([f[0] for f in found], dtype=np.float64).reshape(-1, 4)
+        keep = np.arange(len(found))
+        if crop and len(found):
+            pixels, corners, keep = _crop(pixels, corners, crop, rng)
+        pixels, corners = _resized(pixels, corners, size, shortest, longest)
+        images.append(pixels)
+        boxes.append(_shares(corners, pixels.shape))
+        labels.append(torch.tensor([found[k][1] for k in keep], dtype=torch.int64))
+    pixels = _stacked(images, file, fill=shortest is not None)
+    if shortest is not None:  # the shares are of each image; the padded batch is larger
+        boxes = [b * torch.tensor([i.shape[1] / pixels.shape[3], i.shape[0] / pixels.shape[2]]).repeat(2)
+                 for b, i in zip(boxes, images, strict=True)]
+    return SceneSet(pixels, boxes, labels, tuple(c["name"] for c in categories), f"COCO folder {folder.name}", name)
+
+
+def _read(file: Path) -> dict:
+    """The JSON of a COCO file with its three lists, or the error that says what is missing."""
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise WorkbenchError("a COCO annotation file is missing", expected=file.name, where=file.parent,
+                             mend="a COCO folder holds train/ and train.json, val/ and val.json") from None
+    except (ValueError, OSError) as error:
+        raise WorkbenchError("a COCO annotation file cannot be read", expected="whole JSON", got=error, where=file,
+                             mend="fetch or write the file again") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list) or not content[key]:
+            raise WorkbenchError(f"a COCO file has no {key}", expected=f"a list '{key}' with at least one entry",
+                                 got="none", where=file, mend="write the file again with images, annotations and categories")
+    for key, needed in (("images", {"id", "file_name", "width", "height"}), ("categories", {"id", "name"})):
+        for place, entry in enumerate(content[key]):
+            if not isinstance(entry, dict) or needed - set(entry):
+                raise WorkbenchError(f"an entry of '{key}' in a COCO file is not whole", expected=", ".join(sorted(needed)),
+                                     got=str(entry)[:100], where=f"{file}, entry {place}", mend="write the file again")
+    return content
+
+
+def _objects(content: dict, order: dict, file: Path) -> dict[int, list]:
+    """{image id: [((x, y, width, height) in pixels, class index)]} of all checked annotations."""
+    images = {entry["id"]: entry for entry in content["images"]}
+    objects = {key: [] for key in images}
+    for annotation in content["annotations"]:
+        where = f"{file}, annotation {annotation.get('id')}"
+        if annotation.get("image_id") not in images:
+            raise WorkbenchError("an annotation belongs to no image", got=f"image id {annotation.get('image_id')}",
+                                 expected="the id of an entry of 'images'", where=where, mend="remove the annotation")
+        if annotation.get("category_id") not in order:
+            raise WorkbenchError("an annotation has an unknown category", where=where,
+                                 expected=f"one of {sorted(order)}", got=annotation.get("category_id"),
+                                 mend="add the category to 'categories', or correct the annotation")
+        box = _checked_box(annotation.get("bbox"), images[annotation["image_id"]], where)
+        if not annotation.get("iscrowd"):
+            objects[annotation["image_id"]].append((box, order[annotation["category_id"]]))
+    return objects
+
+
+def _checked_box(box, image: dict, where: str) -> tuple[float, float, float, float]:
+    """The box (x, y, width, height) cut to its image, which it may leave by SLACK pixels at most."""
+    mend = "correct the annotation: bbox is [x, y, width, height] in pixels from the top left"
+    try:
+        x, y, width, height = (float(v) for v in box)
+    except (TypeError, ValueError):
+        raise WorkbenchError("a box is not four numbers", expected="[x, y, width, height]", got=box, where=where,
+                             mend=mend) from None
+    if not all(math.isfinite(v) for v in (x, y, width, height)):
+        raise WorkbenchError("a box holds a value that is not a number", expected="four finite numbers", got=box,
+                             where=where, mend=mend)
+    if width <= 0 or height <= 0:
+        raise WorkbenchError("a box has no area", expected="width and height above 0", got=box, where=where, mend=mend)
+    if x < -SLACK or y < -SLACK or x + width > image["width"] + SLACK or y + height > image["height"] + SLACK:
+        raise WorkbenchError("a box lies outside its image", where=f"{where}, image {image['file_name']}", got=box,
+                             expected=f"within {image['width']} x {image['height']} pixels", mend=mend)
+    left, top = max(x, 0.0), max(y, 0.0)
+    return left, top, min(x + width, image["width"]) - left, min(y + height, image["height"]) - top
+
+
+def _image(path: Path, entry: dict, file: Path) -> np.ndarray:
+    if not path.exists():
+        raise WorkbenchError("an image is missing", expected=path.name, where=f"{file}, image {entry['id']}",
+                             mend=f"put the file into {path.parent}, or remove its entry")
+    pixels = read_image(path, "RGB")
+    if pixels.shape[:2] != (entry["height"], entry["width"]):
+        raise WorkbenchError("an image has another size than its annotation file says", where=path,
+                             expected=f"{entry['width']} x {entry['height']} (from {file.name})",
+                             got=f"{pixels.shape[1]} x {pixels.shape[0]}",
+                             mend="correct width and height in the file, or restore the image the boxes were drawn on")
+    return pixels
+
+
+def _crop(pixels: np.ndarray, boxes: np.ndarray, crop: float, rng: np.random.Generator):
+    """A square window, filled where it leaves the image, around the first object; boxes in it and which they were."""
+    side = max(8, round(crop * boxes[0, 2:].max()))
+    middle = boxes[0, :2] + boxes[0, 2:] / 2
+    room = (side - boxes[0, 2:].max()) / 2
+    corner = np.round(middle - side / 2 + rng.uniform(-room, room, 2)).astype(int)
+    window = Image.fromarray(pixels).crop((*corner, *(corner + side)))
+    if (corner < 0).any() or (corner + side > pixels.shape[1::-1]).any():  # PIL fills with black; fill with the mean
+        mask = Image.new("L", pixels.shape[1::-1], 255).crop((*corner, *(corner + side)))
+        window = Image.composite(window, Image.new("RGB", window.size, FILL), mask)
+    low = (boxes[:, :2] - corner).clip(0, side)
+    high = (boxes[:, :2] + boxes[:, 2:] - corner).clip(0, side)
+    keep = np.flatnonzero((high - low).prod(axis=1) >= 0.5 * boxes[:, 2:].prod(axis=1))
+    return np.asarray(window), np.concatenate([low, high - low], axis=1)[keep], keep
+
+
+def _resized(pixels: np.ndarray, boxes: np.ndarray, size: int | None, shortest: int | None, longest: int):
+    """Image and boxes (x, y, width, height) at the size asked for: a filled square, DETR's, or as they are."""
+    height, width = pixels.shape[:2]
+    if size is None and shortest is None:
+        return pixels, boxes
+    factor = size / max(height, width) if size else min(shortest / min(height, width), longest / max(height, width))
+    wide, high = max(1, round(width * factor)), max(1, round(height * factor))
+    image = Image.fromarray(pixels).resize((wide, high), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    if size:
+        square = Image.new("RGB", (size, size), FILL)
+        square.paste(image)
+        image = square
+    return np.asarray(image), boxes * np.array([wide / width, high / height] * 2)
+
+
+def _shares(boxes: np.ndarray, shape: tuple) -> Tensor:
+    """Boxes (n, 4) x, y, width, height in pixels → centre x, centre y, width, height as shares, float32."""
+    scaled = boxes / np.array([shape[1], shape[0]] * 2)
+    scaled[:, :2] += scaled[:, 2:] / 2
+    return torch.from_numpy(scaled.astype(np.float32))
+
+
+def _stacked(images: list[np.ndarray], file: Path, fill: bool) -> Tensor:
+    """uint8 (N, 3, H, W); images of several sizes are filled at right and bottom, or refused."""
+    sizes = {image.shape for image in images}
+    if len(sizes) > 1 and not fill:
+        few = ", ".join(f"{w} x {h}" for h, w, _ in sorted(sizes)[:3])
+        raise WorkbenchError("the images of a COCO folder have several sizes", expected="one size", got=few, where=file,
+                             mend="give size=... (square scenes) or shortest=... (DETR's resizing)")
+    height, width = (max(s[axis] for s in sizes) for axis in (0, 1))
+    stacked = np.empty((len(images), height, width, 3), np.uint8)
+    stacked[:] = FILL
+    for row, image in zip(stacked, images, strict=True):
+        row[:image.shape[0], :image.shape[1]] = image
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+
+
+def ground_truth(scenes: SceneSet) -> dict:
+    """The data set as pycocotools wants it: images, annotations (boxes in pixels) and categories, ids from 1."""
+    height, width = scenes.pixels.shape[2:]
+    images = [{"id": i + 1, "width": width, "height": height, "file_name": f"{i:06d}.png"} for i in range(len(scenes))]
+    annotations = []
+    for image, (boxes, labels) in enumerate(zip(scenes.boxes, scenes.labels, strict=True)):
+        pixels = boxes.double() * torch.tensor([width, height, width, height])
+        pixels[:, :2] -= pixels[:, 2:] / 2
+        for box, label in zip(pixels.tolist(), labels.tolist(), strict=True):
+            annotations.append({"id": len(annotations) + 1, "image_id": image + 1, "category_id": label + 1, "bbox": box,
+                                "area": box[2] * box[3], "iscrowd": 0})
+    categories = [{"id": k + 1, "name": name, "supercategory": ""} for k, name in enumerate(scenes.classes)]
+    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+
+def write_coco(scenes: SceneSet, folder: str | Path, split: str) -> Path:
+    """Write scenes as `<folder>/<split>/*.png` and `<folder>/<split>.json`; returns the path of the JSON file."""
+    folder = resolve(folder)
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    content = ground_truth(scenes)
+    for entry, image in zip(content["images"], scenes.images.permute(0, 2, 3, 1).numpy(), strict=True):
+        Image.fromarray(image).save(folder / split / entry["file_name"])
+    file = folder / f"{split}.json"
+    file.write_text(json.dumps(content))
+    return file

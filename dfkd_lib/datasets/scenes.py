@@ -1,0 +1,219 @@
+"""Sets of scenes with boxes, and the generated aerial scenes that are the embedded data set for detection."""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from dfkd_lib import ledger
+from dfkd_lib.datasets.silhouettes import CLASSES, silhouette
+from dfkd_lib.errors import WorkbenchError
+
+SUPERSAMPLE = 4
+MAX_OBJECTS = 4
+STREAMS = {"train": 0, "test": 1, "val": 2, "synthetic": 3}
+
+
+@dataclass(frozen=True)
+class SceneSet:
+    """Images with labelled boxes, in memory.
+
+    Args:
+        pixels: uint8 (N, 3, H, W); read through `.images`, which counts in the ledger when `split` is set.
+        boxes: N float32 tensors (n, 4), centre x, centre y, width, height, as shares of the image in [0, 1].
+        labels: N int64 tensors (n,), each in [0, len(classes)).
+        classes: class names. origin: one line on where the scenes come from.
+        split: name in the ledger, as "aerial/train"; None for scenes that a data-free stage may read.
+        rows: place of each scene within its split, int64 (N,).
+    """
+
+    pixels: Tensor
+    boxes: list[Tensor]
+    labels: list[Tensor]
+    classes: tuple[str, ...]
+    origin: str = ""
+    split: str | None = None
+    rows: np.ndarray | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        if not len(self.pixels) == len(self.boxes) == len(self.labels):
+            raise WorkbenchError("a scene set is not whole", expected=f"boxes and labels for {len(self.pixels)} images",
+                                 got=f"{len(self.boxes)} and {len(self.labels)}", where=self.origin,
+                                 mend="give one tensor of boxes and one of labels for each image")
+        if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4 or not len(self.pixels):
+            raise WorkbenchError("scenes have the wrong form", expected="uint8 (N, 3, H, W), N >= 1", where=self.origin,
+                                 got=f"{self.pixels.dtype} {tuple(self.pixels.shape)}", mend="convert the images to uint8")
+        if self.rows is None:
+            object.__setattr__(self, "rows", np.arange(len(self.pixels)))
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 (N, 3, H, W); counted by the ledger, which raises if the active stage did not declare this split."""
+        if self.split is not None:
+            ledger.read(self.split, self.rows)
+        return self.pixels
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of pixels, boxes, labels and classes: names these very scenes in an artifact's settings."""
+        digest = hashlib.sha256(repr((self.classes, self.split, tuple(self.pixels.shape))).encode())
+        digest.update(self.pixels.numpy().tobytes())
+        for boxes, labels in zip(self.boxes, self.labels, strict=True):
+            digest.update(boxes.numpy().tobytes() + labels.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def subset(self, indices) -> "SceneSet":
+        """The scenes at `indices` (ints, any order), of the same split."""
+        indices = [int(i) for i in indices]
+        return SceneSet(self.pixels[indices], [self.boxes[i] for i in indices], [self.labels[i] for i in indices],
+                        self.classes, self.origin, self.split, self.rows[indices])
+
+    def counts(self) -> dict[str, int]:
+        """The number of objects of each class."""
+        every = torch.cat([*self.labels, torch.empty(0, dtype=torch.int64)])
+        return dict(zip(self.classes, torch.bincount(every, minlength=len(self.classes)).tolist(), strict=True))
+
+
+def generate_scenes(count: int, size: int = 96, seed: int = 0, split: str = "train", scale: tuple = (0.2, 0.5)) -> SceneSet:
+    """Draw seeded aerial scenes of 0-4 birds, helicopters, drones and planes, with the boxes of what was drawn.
+
+    Scene i depends on (seed, split, i) alone, so a larger set begins with the smaller one, byte for byte.
+
+    Args:
+        count: number of scenes, ≥ 1. size: side in pixels, ≥ 32. split: "train", "val", "test" or "synthetic", streams
+            that share no scene. scale: longest side of an object as a share of the image, from and to.
+
+    Returns:
+        SceneSet of split "aerial/<split>": these scenes play the part of a real data set, so the ledger counts them.
+        Scenes of the stream "synthetic" belong to no data set (split None).
+
+    Raises:
+        WorkbenchError: on an unknown split or impossible sizes.
+    """
+    if split not in STREAMS:
+        raise WorkbenchError("unknown split of the generated scenes", expected=", ".join(STREAMS), got=split,
+                             mend="choose one of them")
+    if count < 1 or size < 32 or not 0 < scale[0] <= scale[1] <= 1:
+        raise WorkbenchError("impossible generated scenes", expected="count >= 1, size >= 32, 0 < scale <= 1",
+                             got=f"count {count}, size {size}, scale {scale}", mend="correct the value that is out of range")
+    images, boxes, labels = np.empty((count, size, size, 3), np.uint8), [], []
+    for index in range(count):
+        rng = np.random.default_rng([seed, STREAMS[split], index])
+        images[index], scene_boxes, scene_labels = _scene(size, scale, rng)
+        boxes.append(torch.from_numpy(scene_boxes))
+        labels.append(torch.from_numpy(scene_labels))
+    return SceneSet(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), boxes, labels, CLASSES,
+                    f"generated aerial scenes, {split}, seed {seed}",
+                    None if split == "synthetic" else f"aerial/{split}")
+
+
+def _scene(size: int, scale: tuple, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One scene: uint8 (size, size, 3), boxes float32 (n, 4) cxcywh, labels int64 (n,)."""
+    canvas = _sky(size, rng)
+    taken, labels = [], []
+    for _ in range(rng.choice(MAX_OBJECTS + 1, p=(0.05, 0.3, 0.3, 0.2, 0.15))):
+        label = int(rng.integers(len(CLASSES)))
+        box = _draw(canvas, label, size * rng.uniform(*scale), taken, rng)
+        if box is not None:
+            taken.append(box)
+            labels.append(label)
+    canvas = canvas + rng.normal(0, rng.uniform(0, 5), canvas.shape).astype(np.float32)
+    corners = np.array(taken, dtype=np.float32).reshape(-1, 4) / size
+    boxes = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
+    return canvas.clip(0, 255).astype(np.uint8), boxes, np.array(labels, dtype=np.int64)
+
+
+def _smooth_noise(cells: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Noise in about [-1, 1] that changes over size / cells pixels, float32 (size, size)."""
+    coarse = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
+    return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _sky(size: int, rng: np.random.Generator) -> np.ndarray:
+    """A background of sky, clouds, perhaps ground with clutter: float32 (size, size, 3) in 0-255."""
+    top = np.array(_SKIES[rng.integers(len(_SKIES))], np.float32) + rng.uniform(-20, 20, 3)
+    low = top + rng.uniform(10, 60) * np.array([1.0, 0.8, 0.4])
+    y = np.linspace(0, 1, size, dtype=np.float32)
+    ramp = (y[:, None] + rng.uniform(-0.4, 0.4) * (y[None, :] - 0.5))[..., None]
+    canvas = (top * (1 - ramp) + low * ramp).astype(np.float32)
+    cloud = _smooth_noise(int(rng.integers(3, 6)), size, rng) + 0.5 * _smooth_noise(int(rng.integers(8, 14)), size, rng)
+    cover = (cloud + rng.uniform(-0.9, 0.5)).clip(0, 1)[..., None] * rng.uniform(0.2, 0.9)
+    canvas += cover * (rng.uniform(190, 250) - canvas)
+    if rng.random() < 0.45:
+        _ground(canvas, rng)
+    return canvas
+
+
+def _ground(canvas: np.ndarray, rng: np.random.Generator) -> None:
+    """Draw hills, and at times buildings, over the lower part of `canvas`, in place."""
+    size = len(canvas)
+    colour = np.array(_GROUNDS[rng.integers(len(_GROUNDS))], np.float32) + rng.uniform(-15, 15, 3)
+    ridge = size * (rng.uniform(0.65, 0.92) + 0.06 * _smooth_noise(int(rng.integers(3, 8)), size, rng)[0])
+    if rng.random() < 0.4:
+        for left in rng.integers(0, size, 6):
+            width = int(rng.integers(size // 24, size // 8))
+            ridge[left:left + width] = ridge[left:left + width].mean() - size * rng.uniform(0.02, 0.14)
+    inside = np.arange(size)[:, None] > ridge[None, :]
+    texture = 12 * _smooth_noise(size // 4, size, rng)
+    canvas[inside] = (colour + texture[..., None])[inside]
+
+
+def _draw(canvas: np.ndarray, label: int, length: float, taken: list, rng: np.random.Generator) -> tuple | None:
+    """Draw one object where it hardly overlaps the boxes in `taken`; returns its box (x0, y0, x1, y1) or None."""
+    parts = silhouette(label, length * SUPERSAMPLE, rng)
+    extent = np.concatenate([points for points, _, _ in parts]).max(axis=0) / SUPERSAMPLE
+    corner = _free_corner(extent, len(canvas), taken, rng)
+    if corner is None:
+        return None
+    origin = np.floor(corner).astype(int)
+    inner = corner - origin
+    width, height = (np.ceil(inner + extent).astype(int) + 1)
+    alpha, shade = (Image.new("L", (int(width) * SUPERSAMPLE, int(height) * SUPERSAMPLE)) for _ in range(2))
+    draw_alpha, draw_shade = ImageDraw.Draw(alpha), ImageDraw.Draw(shade)
+    for points, tone, opacity in parts:
+        outline = (points + inner * SUPERSAMPLE).ravel().tolist()
+        draw_alpha.polygon(outline, fill=opacity)
+        draw_shade.polygon(outline, fill=int(255 * tone))
+    # Shade outside the outline is 0 and premultiplied by reduce(); dividing by the covered share undoes it.
+    cover = np.asarray(alpha.reduce(SUPERSAMPLE), np.float32) / 255
+    tone = np.asarray(shade.reduce(SUPERSAMPLE), np.float32) / 255
+    solid = np.asarray(shade.point(lambda v: 255 if v else 0).reduce(SUPERSAMPLE), np.float32) / 255
+    tone = tone / np.maximum(solid, 1e-3)
+    x, y = origin
+    area = canvas[y:y + height, x:x + width]
+    cover, tone = cover[:len(area), :area.shape[1], None], tone[:len(area), :area.shape[1], None]
+    area += cover * (tone * _paint(area.mean(axis=(0, 1)), rng) - area)
+    low, high = corner, corner + extent
+    return (*low, *high)
+
+
+def _paint(behind: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A colour that can be told from what is behind it: float32 (3,) in 0-255."""
+    grey = behind.mean()
+    target = grey - rng.uniform(70, 150) if grey > 110 and rng.random() < 0.75 else grey + rng.uniform(70, 120)
+    return np.clip(target + rng.uniform(-30, 30, 3), 5, 250).astype(np.float32)
+
+
+def _free_corner(extent: np.ndarray, size: int, taken: list, rng: np.random.Generator) -> np.ndarray | None:
+    """A top-left corner at which a box of this extent lies inside and covers little of the others; None if not found."""
+    for _ in range(12):
+        corner = rng.uniform(0.5, np.maximum(size - extent - 0.5, 0.6))
+        low, high = corner, corner + extent
+        for x0, y0, x1, y1 in taken:
+            shared = max(min(high[0], x1) - max(low[0], x0), 0) * max(min(high[1], y1) - max(low[1], y0), 0)
+            if shared > 0.1 * min(extent.prod(), (x1 - x0) * (y1 - y0)):
+                break
+        else:
+            return corner
+    return None
+
+
+_SKIES = ((90, 140, 200), (60, 100, 170), (140, 170, 200), (165, 175, 185), (200, 205, 210), (110, 100, 130),
+          (180, 130, 110), (40, 50, 80), (120, 180, 220))
+_GROUNDS = ((70, 95, 55), (105, 95, 70), (80, 80, 85), (60, 75, 60), (130, 120, 95), (45, 50, 50))

@@ -1,0 +1,241 @@
+"""DETR teachers and students by name, as transformers configurations with a timm backbone.
+
+transformers replaces every batch norm of a DETR backbone by a frozen one. Frozen norms are right for pretrained weights
+and wrong from nothing: they hold no statistics, and the replacement drops the activation that timm fuses into some
+norms. So a detector made from nothing gets timm's own backbone back, with norms that learn their statistics. In the two
+detectors of the paper these norms have no scale and shift of their own, which keeps the paper's parameter count exact
+(frozen norms are not counted in it) and loses nothing that the next convolution could not learn.
+"""
+
+import difflib
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from dfkd_lib.artifacts import load_tensors
+from dfkd_lib.errors import WorkbenchError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PRIOR = 0.1  # chance of each class at a query before training
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """Shape of a detector: timm backbone and its keywords, stage that is read, transformer sizes."""
+
+    backbone: str
+    stage: int
+    width: int
+    encoder: int
+    decoder: int
+    queries: int
+    feed_forward: int
+    heads: int
+    dropout: float = 0.0
+    conditional: bool = True
+    keywords: dict = field(default_factory=dict)
+    hub: str | None = None
+
+
+_SPECS = {
+    "detr_resnet50": _Spec("resnet50", 4, 256, 6, 6, 100, 2048, 8, 0.1, False, hub="facebook/detr-resnet-50"),
+    "detr_resnet18_2x2": _Spec("resnet18", 4, 256, 2, 2, 100, 2048, 8, 0.1, False),
+    "detr_micro": _Spec("resnet18", 3, 128, 1, 3, 16, 256, 4, keywords={"channels": (32, 64, 128, 256)}),
+    "detr_nano": _Spec("resnet10t", 3, 64, 1, 2, 12, 128, 4,
+                       keywords={"channels": (24, 48, 96, 192), "stem_width": 16}),
+}
+
+
+class Detections(NamedTuple):
+    """What a detector says: class logits (B, Q, classes + 1), the last column "no object"; boxes (B, Q, 4), centre x,
+    centre y, width, height in [0, 1]; and both again for each earlier decoder layer, if asked for."""
+
+    logits: Tensor
+    boxes: Tensor
+    earlier: tuple[tuple[Tensor, Tensor], ...] = ()
+
+
+class Detector(nn.Module):
+    """A DETR or Conditional DETR of transformers behind one small interface.
+
+    Args:
+        network: DetrForObjectDetection or ConditionalDetrForObjectDetection. num_labels: classes without "no object".
+    """
+
+    def __init__(self, network: nn.Module, num_labels: int):
+        super().__init__()
+        self.network, self.num_labels = network, num_labels
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    @property
+    def num_queries(self) -> int:
+        return self.network.config.num_queries
+
+    def forward(self, images: Tensor, earlier: bool = False) -> Detections:
+        """Detect in images, float (B, 3, H, W) in [0, 1]; `earlier` adds the predictions of earlier decoder layers."""
+        pixels = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        output = self.network.model(pixels, output_hidden_states=earlier)
+        reference = getattr(output, "reference_points", None)
+        last = self._heads(output.last_hidden_state, reference)
+        if not earlier:
+            return Detections(*last)
+        norm = self.network.model.decoder.layernorm
+        states = output.decoder_hidden_states[1:-1]
+        return Detections(*last, tuple(self._heads(norm(state), reference) for state in states))
+
+    def _heads(self, state: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor]:
+        logits, boxes = self.network.class_labels_classifier(state).float(), self.network.bbox_predictor(state).float()
+        if reference is not None:  # Conditional DETR predicts centres relative to each query's reference point
+            centre = torch.logit(reference.transpose(0, 1).float(), eps=1e-5)
+            boxes = torch.cat([boxes[..., :2] + centre, boxes[..., 2:]], dim=-1)
+        return logits, boxes.sigmoid()
+
+
+def detector_names() -> list[str]:
+    """Every name `create_detector` knows, sorted."""
+    return sorted(_SPECS)
+
+
+def create_detector(name: str, num_labels: int, pretrained: bool = False, weights: str | Path | None = None) -> Detector:
+    """A detector by name, randomly initialised from torch's global generator unless weights are asked for.
+
+    Args:
+        name: one of `detector_names()`; with 4 labels `detr_resnet50` has 41,502,409 parameters (the paper's teacher),
+            `detr_resnet18_2x2` 17,245,897 (its student); `detr_micro` and `detr_nano` are for small images.
+        num_labels: classes, without "no object".
+        pretrained: download: the COCO detector for `detr_resnet50`, ImageNet's backbone for `detr_resnet18_2x2`; norms
+            and the stem stay frozen then (222,400 parameters of ResNet-50), as in the paper.
+        weights: a .safetensors file saved from a detector of that name, or a folder in transformers' format.
+
+    Raises:
+        WorkbenchError: on an unknown name, impossible labels, missing or unfit weights.
+    """
+    if name not in _SPECS:
+        near = difflib.get_close_matches(name, _SPECS, n=1)
+        raise WorkbenchError("no such detector", got=name, expected=", ".join(detector_names()),
+                             mend=f"did you mean {near[0]}?" if near else "choose one of the expected names")
+    if num_labels < 1:
+        raise WorkbenchError("a detector needs a class", expected="num_labels >= 1", got=num_labels)
+    spec = _SPECS[name]
+    if pretrained and weights is None:
+        return _pretrained(name, spec, num_labels)
+    if weights is None:
+        return _channels_last(_fresh(spec, num_labels))
+    if Path(weights).is_dir():
+        return _from_folder(spec, num_labels, weights)
+    tensors = load_tensors(weights)
+    frozen = "network.model.backbone.model.bn1.weight" in tensors and not spec.conditional
+    detector = Detector(_network(spec, num_labels), num_labels) if frozen else _fresh(spec, num_labels)
+    _load(detector, tensors, weights)
+    return _channels_last(_freeze_stem(detector) if frozen else detector)
+
+
+def _channels_last(detector: Detector) -> Detector:
+    return detector.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast so on a CPU
+
+
+def _network(spec: _Spec, num_labels: int) -> nn.Module:
+    """transformers' network of that shape, its backbone's norms frozen, nothing downloaded."""
+    from transformers import (ConditionalDetrConfig, ConditionalDetrForObjectDetection, DetrConfig,
+                              DetrForObjectDetection)
+
+    backbone = {"model_type": "timm_backbone", "backbone": spec.backbone, "num_channels": 3, "features_only": True,
+                "use_pretrained_backbone": False, "out_indices": [1, 2, 3, 4]}
+    sizes = {"d_model": spec.width, "encoder_layers": spec.encoder, "decoder_layers": spec.decoder,
+             "encoder_ffn_dim": spec.feed_forward, "decoder_ffn_dim": spec.feed_forward,
+             "encoder_attention_heads": spec.heads, "decoder_attention_heads": spec.heads,
+             "num_queries": spec.queries, "dropout": spec.dropout, "backbone_config": backbone}
+    if spec.conditional:  # it has no "no object" class of its own: give it one, as every detector here has
+        return ConditionalDetrForObjectDetection(ConditionalDetrConfig(num_labels=num_labels + 1, **sizes))
+    return DetrForObjectDetection(DetrConfig(num_labels=num_labels, **sizes))
+
+
+def _fresh(spec: _Spec, num_labels: int) -> Detector:
+    network = _network(spec, num_labels)
+    norm = {} if spec.conditional else {"norm_layer": partial(nn.BatchNorm2d, affine=False)}
+    stages = (spec.stage,) if spec.conditional else (1, 2, 3, 4)
+    backbone = timm.create_model(spec.backbone, features_only=True, out_indices=stages, **spec.keywords, **norm)
+    network.model.backbone.model = backbone
+    network.model.input_projection = nn.Conv2d(backbone.feature_info.channels()[-1], spec.width, 1)
+    _start_rare(network)
+    if spec.conditional:
+        _spread_references(network, spec.queries)
+    return Detector(network, num_labels)
+
+
+def _start_rare(network: nn.Module) -> None:
+    """Let an untrained head say "no object" nearly everywhere: sigmoid heads trained by BCE start far calmer so."""
+    bias = math.log(PRIOR / (1 - PRIOR))
+    with torch.no_grad():
+        network.class_labels_classifier.bias.fill_(bias)
+        network.class_labels_classifier.bias[-1] = -bias
+
+
+@torch.no_grad()
+def _spread_references(network: nn.Module, queries: int) -> None:
+    """Solve the last layer of the reference head so that the queries start on an even grid, not all in the middle."""
+    side = math.ceil(math.sqrt(queries))
+    grid = (torch.cartesian_prod(torch.arange(side), torch.arange(side))[:queries] + 0.5) / side
+    first, last = network.model.decoder.ref_point_head.layers
+    hidden = first(network.model.query_position_embeddings.weight).relu()
+    solution = torch.linalg.pinv(torch.cat([hidden, torch.ones(queries, 1)], dim=1)) @ torch.logit(grid)
+    last.weight.copy_(solution[:-1].T)
+    last.bias.copy_(solution[-1])
+
+
+def _pretrained(name: str, spec: _Spec, num_labels: int) -> Detector:
+    if spec.hub:
+        return _from_folder(spec, num_labels, spec.hub)
+    if spec.keywords:
+        raise WorkbenchError(f"no pretrained weights exist for {name}", expected="detr_resnet50 or detr_resnet18_2x2",
+                             got=name, mend="train it (weights=None), or give a file of your own as weights=...")
+    detector = Detector(_network(spec, num_labels), num_labels)
+    _start_rare(detector.network)
+    backbone = timm.create_model(spec.backbone, features_only=True, pretrained=True)
+    detector.network.model.backbone.model.load_state_dict(backbone.state_dict())
+    return _channels_last(_freeze_stem(detector))
+
+
+def _from_folder(spec: _Spec, num_labels: int, folder: str | Path) -> Detector:
+    """A detector in transformers' format, from a local folder or the hub; a head of other classes is made anew."""
+    network = _network(spec, num_labels)
+    try:
+        loaded, report = type(network).from_pretrained(str(folder), config=network.config, ignore_mismatched_sizes=True,
+                                                       use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WorkbenchError("a pretrained detector cannot be loaded", got=str(error)[:300], where=folder,
+                             expected="a folder with config.json and model.safetensors of that architecture",
+                             mend="fetch it once while online (pretrained=True), or point weights= to a folder") from None
+    fresh = {key.split(".")[0] for key in report["missing_keys"]}
+    fresh |= {(key if isinstance(key, str) else key[0]).split(".")[0] for key in report["mismatched_keys"]}
+    if fresh - {"class_labels_classifier"}:
+        raise WorkbenchError("a pretrained detector does not fit", where=folder, got=f"nothing for {sorted(fresh)}",
+                             expected="weights for everything but the class head", mend="choose the detector it is of")
+    if fresh:
+        _start_rare(loaded)
+    return _channels_last(_freeze_stem(Detector(loaded, num_labels)))
+
+
+def _freeze_stem(detector: Detector) -> Detector:
+    for name, parameter in detector.network.model.backbone.model.named_parameters():
+        parameter.requires_grad_(name.startswith(("layer2", "layer3", "layer4")))
+    return detector
+
+
+def _load(detector: Detector, tensors: dict, where: object) -> None:
+    expected = detector.state_dict()
+    unfit = [name for name, t in expected.items() if name not in tensors or tensors[name].shape != t.shape]
+    extra = sorted(set(tensors) - set(expected))
+    if unfit or extra:
+        raise WorkbenchError("detector weights do not fit", where=where, expected=f"{len(expected)} tensors of its shapes",
+                             got=f"{len(unfit)} missing or of another shape, {len(extra)} unknown: "
+                             f"{', '.join((unfit + extra)[:3])}",
+                             mend="create the detector of the name and number of labels that was saved")
+    detector.load_state_dict({name: t.to(expected[name].dtype) for name, t in tensors.items()})
