@@ -53,6 +53,7 @@ class WatchedEngine(Engine):
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, watch=None, **_):
         client = Client(nb_man, kernel_name=kernel_name, timeout=None, startup_timeout=120, coalesce_streams=True,
+                        extra_arguments=["--log-level=50"],  # its own remarks; what notebooks print is passed on
                         resources={"metadata": {"path": str(REPOSITORY)}}, stdout_file=watch, stderr_file=watch,
                         on_cell_execute=lambda cell, cell_index: watch.cell(client, cell_index, len(nb_man.nb.cells)))
         client.execute()

@@ -21,6 +21,7 @@ class Progress:
     def __init__(self, names: list[str], expected: dict[str, float], say: Callable[[str], None] | None = None):
         self.names, self.finished, self.running = names, {}, {}
         self.expected = {name: max(expected.get(name) or GUESS_SECONDS, 1.0) for name in names}
+        self.guessed = {name for name in names if not expected.get(name)}
         self.bar = None
         if say is None and sys.stderr.isatty():
             from tqdm import tqdm
@@ -57,7 +58,8 @@ class Progress:
             spent = time.perf_counter() - start
             done += max(min(spent, 0.95 * self.expected[name]), watch.done * self.expected[name])
         self.bar.n = done
-        self.bar.set_description_str(f"{', '.join(self.running)} · about {duration(self.bar.total - done)} left")
+        about = "very roughly" if self.guessed - set(self.finished) else "about"
+        self.bar.set_description_str(f"{', '.join(self.running)} · {about} {duration(self.bar.total - done)} left")
 
     def close(self) -> None:
         if self.bar is not None:

@@ -1,5 +1,6 @@
 """All notebooks of a profile, in the order their results flow, into one folder of reports."""
 
+import json
 import os
 import shlex
 import signal
@@ -114,7 +115,7 @@ class Run:
 
     def __init__(self, plan: Plan, say: Callable[[str], None] | None = None):
         self.plan, self.start = plan, time.perf_counter()
-        self.earlier = self._earlier()
+        self.earlier = self._results_in(plan.out)  # kept for the notebooks that are not run now
         self.progress = Progress(list(plan.notebooks), self._expected_seconds(), say)
         self.watches: dict[str, Watch] = {}
         self.running: dict[Future, str] = {}
@@ -124,18 +125,17 @@ class Run:
             **environment.describe(), "started": time.strftime("%Y-%m-%d %H:%M:%S %z"), "seconds": 0.0,
             "seeds": {n: p.get("seeds", p.get("seed")) for n, p in plan.parameters.items()}, "command": plan.command}}
 
-    def _earlier(self) -> dict:
-        """Results of an earlier run of this profile in the same folder, kept for the notebooks not run now."""
-        import json
-
+    def _results_in(self, folder: Path) -> dict:
+        """The notebooks' results of this profile that another run left in a folder, or {}."""
         try:
-            saved = json.loads((self.plan.out / "results.json").read_text())
+            saved = json.loads((folder / "results.json").read_text())
             return saved["notebooks"] if saved["profile"] == self.plan.profile else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
     def _expected_seconds(self) -> dict[str, float]:
-        return {name: float(result.get("seconds") or 0) for name, result in self.earlier.items()}
+        published = self._results_in(REPOSITORY / "reports" / "published" / self.plan.profile)
+        return {name: float(result.get("seconds") or 0) for name, result in (published | self.earlier).items()}
 
     def __call__(self) -> dict:
         """Run all; returns what `results.json` holds. Ctrl-C ends the kernels and keeps what is finished."""
