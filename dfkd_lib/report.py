@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dfkd_lib.artifacts import Artifact, resolve, save_json
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.intervals import accuracy_interval, mean_interval, paired_difference
 
 # The papers' own numbers, to stand beside ours: METHODS.md A, B and C. Shares of 1, but for distances.
 PAPER = {
@@ -77,6 +78,88 @@ class Report:
         save_json(path, {"notebook": self.notebook, "profile": self.profile, **self.data,
                          "peak_memory_mb": _peak_memory_mb(), "seconds": round(time.perf_counter() - self.start, 2)})
         return path
+
+
+def frechet_table(arms: dict[str, list[float]], data: str, features: str, images: int):
+    """A Table 2: Fréchet distance of each arm, mean and 95 % interval over seeds, the paper's FID beside it.
+
+    Args:
+        arms: {"vanilla": [one distance a seed], "augmented": [...]}. features: what space the distances are in.
+        images: generated images behind each distance.
+    """
+    import pandas as pd
+
+    rows = []
+    for arm, values in arms.items():
+        mean, half = mean_interval(values)
+        rows.append({"generator": arm, "data": data, "Fréchet distance": mean, "± 95 %": half, "seeds": len(values),
+                     "images": images, "features": features,
+                     "paper's FID (Inception)": PAPER["A Table 2"].get((data, arm), math.nan)})
+    return pd.DataFrame(rows)
+
+
+def accuracy_table(rows: list[tuple[str, str, Artifact]], data: str, test_images: int):
+    """A Tables 4, 5: accuracy of teacher and student by what they were trained on, the paper's beside it.
+
+    Args:
+        rows: ("teacher" or "student", "real" or "synthetic", artifact). test_images: behind each accuracy.
+    """
+    import pandas as pd
+
+    known = PAPER["A Table 4"] | PAPER["A Table 5"]
+    table = []
+    for who, source, artifact in rows:
+        accuracy = artifact.metrics["accuracy"]
+        low, high = accuracy_interval(round(accuracy * test_images), test_images)
+        table.append({"model": f"{who} ({artifact.settings['model']})", "trained on": source,
+                      "parameters": artifact.metrics["parameters"], "images": artifact.metrics["train_images"],
+                      "test accuracy (%)": 100 * accuracy, "95 % interval": f"{100 * low:.2f} – {100 * high:.2f}",
+                      "paper (%)": 100 * known.get((data, who, source), math.nan)})
+    return pd.DataFrame(table)
+
+
+def ablation_table(rows: dict[str, list[Artifact]]):
+    """One row a set of loss weights: mean accuracy over seeds, its interval, and the paired difference to the first."""
+    import pandas as pd
+
+    accuracies = {name: [100 * a.metrics["accuracy"] for a in runs] for name, runs in rows.items()}
+    first = next(iter(accuracies.values()))
+    table = []
+    for name, values in accuracies.items():
+        mean, half = mean_interval(values)
+        against = paired_difference(first, values)
+        table.append({"losses": name, "test accuracy (%)": mean, "± 95 %": half, "seeds": len(values),
+                      "difference to all": against["difference"], "low": against["low"], "high": against["high"],
+                      "p (paired t)": against["p"]})
+    return pd.DataFrame(table)
+
+
+def over_seeds(histories: dict[str, list[list[dict]]], key: str) -> tuple[dict, dict]:
+    """({arm: mean over seeds per epoch}, {arm: half width of the 95 % interval per epoch}) of one entry of histories."""
+    means, halves = {}, {}
+    for arm, runs in histories.items():
+        pairs = [mean_interval([row[key] for row in rows]) for rows in zip(*runs, strict=True)]
+        means[arm], halves[arm] = [mean for mean, _ in pairs], [half for _, half in pairs]
+    return means, halves
+
+
+def confusion_counts(logits, labels):
+    """(K, K) counts, rows true, columns predicted, from logits (N, K) and labels (N,)."""
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), labels=range(logits.shape[1]))
+
+
+def verdict(difference: dict, what: str, unit: str = "", lower_is_better: bool = True) -> str:
+    """One honest sentence about a paired difference b − a: its sign, its interval, and whether that excludes 0."""
+    low, high, mean = difference["low"], difference["high"], difference["difference"]
+    if not math.isfinite(low):
+        return f"{what}: difference {mean:+.3g}{unit} from one seed; no interval, so nothing can be concluded."
+    span = f"{mean:+.3g}{unit}, 95 % interval {low:+.3g} to {high:+.3g}, {difference['pairs']} seeds, p = {difference['p']:.2g}"
+    if low <= 0 <= high:
+        return f"{what}: no difference can be told from seed to seed noise ({span})."
+    better = (mean < 0) == lower_is_better
+    return f"{what}: {'better' if better else 'worse'} ({span})."
 
 
 def _safe(name: str) -> str:

@@ -182,6 +182,14 @@ def train_cgan(store: Store, train_set: ImageSet, teacher: Artifact, probes: Art
                              {train_set.split: "training the discriminator"} if train_set.real else {})
 
 
+def probe_guided_gan(store: Store, train_set: ImageSet, teacher: Artifact, feature_model: Artifact | None,
+                     config: training.TrainConfig, lam: float, **settings) -> Artifact:
+    """`train_cgan` with the class probes and the reference statistics it needs, each made or found by key."""
+    probes = class_probes(store, teacher, train_set)
+    reference = real_features(store, train_set, feature_model)
+    return train_cgan(store, train_set, teacher, probes, reference, feature_model, config, lam, **settings)
+
+
 def load_generator(gan: Artifact) -> Generator:
     """The trained generator of a `train_cgan` artifact, in evaluation mode on the training device."""
     known = gan.settings

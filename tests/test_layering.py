@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "dfkd_lib"
 # A room imports only rooms named before it.
 ROOMS = ("errors", "ledger", "artifacts", "datasets", "models", "attention", "losses", "intervals", "fid", "training",
-         "distill", "synthesis", "recipes", "detection", "deploy", "plots", "report", "summary", "widgets", "bench", "environment", "profiles",
+         "distill", "synthesis", "recipes", "detection", "deploy", "plots", "report", "summary", "widgets",
+         "bench", "environment", "profiles",
          "pipeline", "__main__")
 ONLY_IN = {"ipywidgets": "widgets", "papermill": "pipeline", "nbconvert": "pipeline"}
 MODULES = sorted(LIBRARY.rglob("*.py"))
@@ -141,7 +142,8 @@ def test_a_notebook_opens_with_what_it_is(notebook):
 def test_cells_and_their_functions_are_short(notebook):
     _, node = notebook
     for cell in (c for c in node.cells if c.cell_type == "code"):
-        assert len(cell.source.splitlines()) <= 15, cell.source
+        # The parameters are a list, one a line, as long as there are parameters.
+        assert "parameters" in cell.metadata.get("tags", []) or len(cell.source.splitlines()) <= 15, cell.source
         for function in ast.walk(ast.parse(cell.source)):
             if isinstance(function, ast.FunctionDef):
                 assert function.end_lineno - function.lineno < 5, function.name

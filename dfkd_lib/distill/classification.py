@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dfkd_lib.artifacts import Artifact, Store
 from dfkd_lib.attention import logits_and_probe
 from dfkd_lib.datasets import ImageSet, random_shift, to_float
-from dfkd_lib.distill.runner import check_fit, load_trained, train_classifier
+from dfkd_lib.distill.runner import check_fit, load_trained, shipped_teacher, train_classifier
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.losses import kd_loss, patch_probe_loss
 from dfkd_lib.training import TrainConfig
@@ -48,8 +48,9 @@ def shift_and_scale(pixels: int) -> Callable:
 
 
 def train_teacher(store: Store, model_name: str, train_set: ImageSet, test_set: ImageSet, config: TrainConfig,
-                  shift: int = 2, overrides: dict | None = None) -> Artifact:
-    """A teacher trained on real images by cross entropy, shifted by up to `shift` pixels; see `train_classifier`."""
+                  shift: int = 2, overrides: dict | None = None, stage: str = "teacher",
+                  parents: Sequence[Artifact] = ()) -> Artifact:
+    """A teacher trained by cross entropy on images shifted by up to `shift` pixels; see `train_classifier`."""
     def make_step(model, _):
         def step(batch, progress):
             loss = F.cross_entropy(model(batch[0]).float(), batch[1])
@@ -57,8 +58,22 @@ def train_teacher(store: Store, model_name: str, train_set: ImageSet, test_set: 
         return step
 
     train_set.check_classes()
-    return train_classifier(store, "teacher", model_name, train_set, test_set, config, make_step,
-                            settings={"shift": shift}, overrides=overrides, transform=shift_and_scale(shift))
+    return train_classifier(store, stage, model_name, train_set, test_set, config, make_step, settings={"shift": shift},
+                            overrides=overrides, transform=shift_and_scale(shift), parents=parents)
+
+
+def obtain_teacher(store: Store, how: str, shipped: str, model_name: str, train_set: ImageSet, test_set: ImageSet,
+                   config: TrainConfig) -> Artifact:
+    """The shipped teacher of that name (how="shipped"), or `model_name` trained here on real images (how="train").
+
+    Raises:
+        WorkbenchError: if `how` is neither, or the shipped teacher knows other classes than the images.
+    """
+    if how == "train":
+        return train_teacher(store, model_name, train_set, test_set, config)
+    if how != "shipped":
+        raise WorkbenchError("no such way to a teacher", expected="shipped or train", got=how, where="teacher")
+    return shipped_teacher(store, shipped, test_set)
 
 
 def kd_step(student: nn.Module, targets: Callable, weights: KDWeights) -> Callable:

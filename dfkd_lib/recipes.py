@@ -1,0 +1,158 @@
+"""The stages of probe-guided classification KD in their order, from plain parameters, each made or found by its key.
+
+Notebooks 10, 20, 30 and 70 share it, so that each of them runs alone and still finds what another has made.
+"""
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+from dfkd_lib import distill, synthesis
+from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.datasets import ImageSet, load_images
+from dfkd_lib.distill import KDWeights
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.training import TrainConfig
+
+TEACHER_BATCH = 128  # images a step
+
+
+@dataclass(frozen=True)
+class ClassificationRecipe:
+    """Every parameter of METHODS A2 and A3 as a plain scalar; the defaults are the quick profile's.
+
+    Args:
+        data: a data set's name or folder. size: pixels to resize a folder's images to, 0: as they are.
+        seed: of the student, of its generator and of the choice of images.
+        teacher: "shipped" (the file named by `shipped`) or "train" (teacher_model on teacher_images, 0: all).
+        test_images: real test images that measure, 0: all.
+        train_images: real images for class probes and GAN. gan_*, d_width, dropout, lam: see `synthesis.train_cgan`.
+        features: "classifier" (feature_model trained on the data, or shipped) or "inception".
+        synthetic_images, real_images: what students are trained on. *_weight, temperature: see `KDWeights`.
+    """
+
+    data: str = "mnist"
+    size: int = 0
+    seed: int = 0
+    teacher: str = "shipped"
+    shipped: str = "vit_mnist_small"
+    teacher_model: str = "vit_mnist_small"
+    teacher_epochs: int = 10
+    teacher_lr: float = 1e-3
+    teacher_images: int = 0
+    test_images: int = 0
+    train_images: int = 12_000
+    gan_epochs: int = 4
+    gan_batch: int = 32
+    gan_lr: float = 1e-3
+    gan_width: int = 128
+    d_width: int = 32
+    dropout: float = 0.1
+    lam: float = 1.0
+    features: str = "classifier"
+    feature_model: str = "cnn_small"
+    feature_images: int = 20_000
+    feature_epochs: int = 2
+    fid_images: int = 10_000
+    student_model: str = "vit_mnist_mini"
+    student_epochs: int = 6
+    student_lr: float = 2e-3
+    batch_size: int = 128
+    real_images: int = 15_000
+    synthetic_images: int = 15_000
+    kd_weight: float = 1.0
+    ce_weight: float = 1.0
+    patch_weight: float = 1.0
+    temperature: float = 4.0
+    student_precision: str = "fp32"
+
+    @classmethod
+    def of(cls, parameters: dict) -> "ClassificationRecipe":
+        """The recipe from a notebook's parameters (`globals()`), taking those it knows by name."""
+        known = {f.name: type(f.default) for f in fields(cls)}
+        return cls(**{name: kind(parameters[name]) for name, kind in known.items() if name in parameters})
+
+    def _load(self, split: str) -> ImageSet:
+        return load_images(self.data, split, size=self.size or None)
+
+    @cached_property
+    def full_train(self) -> ImageSet:
+        """All real training images."""
+        return self._load("train")
+
+    @cached_property
+    def test_set(self) -> ImageSet:
+        """The real test images that measure every model."""
+        images = self._load("test")
+        return images.sample(self.test_images or len(images), 0)
+
+    @cached_property
+    def train_set(self) -> ImageSet:
+        """The real images that class probes and GAN see."""
+        return self.full_train.sample(self.train_images, 0)
+
+    @property
+    def weights(self) -> KDWeights:
+        return KDWeights(self.kd_weight, self.ce_weight, self.patch_weight, self.temperature)
+
+    def teacher_artifact(self, store: Store) -> Artifact:
+        """The teacher: shipped, or trained on all real training images."""
+        config = TrainConfig(self.teacher_epochs, TEACHER_BATCH, self.teacher_lr, weight_decay=0.025, warmup_epochs=1.0,
+                             grad_clip=1.0, precision="bf16", seed=self.seed)
+        return distill.obtain_teacher(store, self.teacher, self.shipped, self.teacher_model,
+                                      self.full_train.sample(self.teacher_images or len(self.full_train), 2),
+                                      self.test_set, config)
+
+    def feature_artifact(self, store: Store) -> Artifact | None:
+        """The classifier whose features the Fréchet distance is taken in; None for Inception."""
+        if self.features == "inception":
+            return None
+        if self.features != "classifier":
+            raise WorkbenchError("no such features", expected="classifier or inception", got=self.features, where="features")
+        config = TrainConfig(self.feature_epochs, 128, 2e-3, weight_decay=0.01, warmup_epochs=0.2, precision="bf16", seed=0)
+        return distill.train_teacher(store, self.feature_model, self.full_train.sample(self.feature_images, 3), self.test_set, config)
+
+    def gan(self, store: Store, lam: float | None = None, seed: int | None = None) -> Artifact:
+        """The cGAN with that λ (0: vanilla) and seed; the recipe's own by default."""
+        config = TrainConfig(self.gan_epochs, self.gan_batch, self.gan_lr, optimizer="adam", betas=(0.5, 0.999),
+                             weight_decay=2e-5, schedule="constant", precision="bf16",
+                             seed=self.seed if seed is None else seed)
+        return synthesis.probe_guided_gan(store, self.train_set, self.teacher_artifact(store), self.feature_artifact(store),
+                                          config, self.lam if lam is None else lam, width=self.gan_width,
+                                          d_width=self.d_width, dropout=self.dropout, fid_images=self.fid_images)
+
+    def synthetic(self, store: Store, count: int | None = None) -> tuple[ImageSet, Artifact]:
+        """Synthetic training images from the augmented GAN."""
+        return synthesis.synthesize(store, self.gan(store), count or self.synthetic_images, seed=self.seed + 1000)
+
+    def student_config(self, seed: int | None = None, epochs: int | None = None) -> TrainConfig:
+        return TrainConfig(epochs or self.student_epochs, self.batch_size, self.student_lr, betas=(0.5, 0.999),
+                           weight_decay=0.025, warmup_epochs=0.5, grad_clip=1.0, precision=self.student_precision,
+                           seed=self.seed if seed is None else seed)
+
+    def student(self, store: Store, source: str, weights: KDWeights | None = None, seed: int | None = None,
+                images: int | None = None, epochs: int | None = None) -> Artifact:
+        """A student on source "real" or "synthetic" images, by Algorithm 1; the recipe's weights and sizes by default."""
+        parents: list[Artifact] = []
+        if source == "real":
+            chosen = self.full_train.sample(images or self.real_images, 1)
+        elif source == "synthetic":
+            chosen, kept = self.synthetic(store)
+            chosen, parents = chosen.sample(images or self.synthetic_images, 1), [kept]
+        else:
+            raise WorkbenchError("no such source of images", expected="real or synthetic", got=source, where="source")
+        return distill.train_student(store, f"student_{source}", self.student_model, self.teacher_artifact(store), chosen,
+                                     self.test_set, self.student_config(seed, epochs), weights or self.weights,
+                                     parents=parents)
+
+    def teacher_on_synthetic(self, store: Store, epochs: int) -> Artifact:
+        """The teacher's architecture trained on synthetic images and their labels alone (a cell of A Table 4)."""
+        images, kept = self.synthetic(store)
+        config = TrainConfig(epochs, TEACHER_BATCH, self.teacher_lr, weight_decay=0.025, warmup_epochs=0.2, grad_clip=1.0,
+                             precision="bf16", seed=self.seed)
+        name = self.teacher_artifact(store).settings["model"]
+        return distill.train_teacher(store, name, images, self.test_set, config, stage="teacher_synthetic", parents=[kept])
+
+    def ablation(self, store: Store, seeds: list[int], images: int, epochs: int) -> dict[str, list[Artifact]]:
+        """Students on synthetic images with one loss component left out at a time: {row: one artifact a seed}."""
+        return {row: [self.student(store, "synthetic", weights, seed, images, epochs) for seed in seeds]
+                for row, weights in distill.drop_one(self.weights).items()}
