@@ -3,6 +3,7 @@
 import inspect
 import math
 import os
+import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -199,7 +200,7 @@ class _Checkpoint:
                 module.load_state_dict(state["modules"][name])
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
-        except (RuntimeError, KeyError, ValueError, EOFError, OSError) as error:
+        except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise WorkbenchError("a checkpoint cannot be resumed", got=str(error)[:500], where=self.file,
                                  mend="delete that file; this stage starts from its first epoch") from None
         return state["history"]

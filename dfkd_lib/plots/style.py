@@ -1,5 +1,6 @@
 """One look for every figure: readable at print size, colour-blind-safe, nothing cut off."""
 
+import io
 from collections.abc import Sequence
 
 import matplotlib
@@ -14,13 +15,22 @@ STYLE = {"font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10, "legend.fo
          "pdf.fonttype": 42, "figure.dpi": 110, "savefig.dpi": 160, "lines.linewidth": 1.8}
 
 
+class NotebookFigure(Figure):
+    """A matplotlib figure that a notebook shows as a PNG without any backend having been chosen."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", bbox_inches="tight", dpi=STYLE["figure.dpi"])
+        return buffer.getvalue()
+
+
 def new_figure(rows: int = 1, columns: int = 1, width: float = 6.4, height: float = 3.6, grid: bool = True, **options):
     """(Figure, axes) in the house style; width and height in inches, of the whole figure.
 
     The figure belongs to no pyplot state, so that thousands can be drawn without leaking memory.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = NotebookFigure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, **options)
         for ax in np.ravel(axes):
             ax.grid(grid)
