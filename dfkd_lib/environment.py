@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -80,7 +81,8 @@ def hardware() -> dict:
 def environment_table() -> pd.DataFrame:
     """Code, machine and library versions as a table of two columns."""
     known = describe()
-    machine = {name: "none" if value is None else value for name, value in known["hardware"].items()}
+    machine = {name.replace("_gib", " (GiB)"): "none" if value is None else value
+               for name, value in known["hardware"].items()}
     commit = (known["git"]["commit"] or "unknown")[:12] + (" with changes" if known["git"]["dirty"] else "")
     rows = {"commit": commit, **machine, **known["versions"]}
     return pd.DataFrame([(name, str(value)) for name, value in rows.items()], columns=["what", "here"])
@@ -107,10 +109,9 @@ def notebook_map(folder: str | Path = "notebooks") -> pd.DataFrame:
     """The notebooks in order, with the first heading and the first sentence of each."""
     rows = []
     for path in sorted(resolve(folder).glob("[0-9][0-9]_*.ipynb")):
-        cells = json.loads(path.read_text())["cells"]
-        lines = [line for line in "".join(cells[0]["source"]).splitlines() if line.strip()]
-        words = " ".join(lines[1:]).replace("*", "").replace("`", "")
-        rows.append((path.stem, lines[0].lstrip("# "), words.partition(". ")[0].rstrip(".")))
+        heading, _, rest = "".join(json.loads(path.read_text())["cells"][0]["source"]).partition("\n")
+        words = rest.strip().partition("\n\n")[0].replace("\n", " ").replace("*", "").replace("`", "")
+        rows.append((path.stem, heading.lstrip("# "), re.split(r"\. (?=[A-Z])", words)[0].rstrip(".")))
     return pd.DataFrame(rows, columns=["notebook", "title", "what it shows"])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dfkd_lib.pipeline.parameters import OWN, Rule, parse_cell, read_notebook
+from dfkd_lib.pipeline.parameters import OWN, parse_cell, read_notebook
 from dfkd_lib.profiles import NOTEBOOKS, PROFILES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,11 +77,13 @@ def test_some_libraries_have_one_importer(trees):
 def test_nothing_loads_a_pickle(trees):
     wrong = []
     for path, tree in trees.items():
-        wrong += [f"{name_of(path)}: imports {m}" for m in imports(tree) if m.split(".")[0] in ("pickle", "dill", "joblib")]
+        wrong += [f"{name_of(path)}: imports {m}" for m in imports(tree) if m.split(".")[0] in ("dill", "joblib")]
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             called, keywords = ast.unparse(call.func), {k.arg: ast.unparse(k.value) for k in call.keywords}
             if called.endswith("torch.load") and keywords.get("weights_only") != "True":
                 wrong.append(f"{name_of(path)}:{call.lineno}: torch.load without weights_only=True")
+            if called.startswith("pickle."):
+                wrong.append(f"{name_of(path)}:{call.lineno}: {called}")
             if keywords.get("allow_pickle") == "True" or called.split(".")[-1] == "read_pickle":
                 wrong.append(f"{name_of(path)}:{call.lineno}: reads pickles")
     assert not wrong, "\n".join(wrong)
@@ -165,7 +167,7 @@ def test_parameters_are_scalars_with_help_and_range(notebook):
         assert parameter.help, f"{parameter.name} needs a help text"
         numeric = type(parameter.default) in (int, float)
         assert parameter.rule or not numeric, f"{parameter.name} needs a range, as in `# help; 1..100`"
-        assert ";" not in parameter.help or Rule.parse(parameter.help.rpartition(";")[2]), parameter.help
+        assert ";" not in parameter.help or isinstance(parameter.default, bool), f"no rule: {parameter.help}"
         if parameter.name != "out_dir":
             parameter.check(parameter.default)
 

@@ -68,6 +68,14 @@ def write_notebooks(folder: Path, notebooks: dict[str, list[str]], parameters: s
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_profile():
+    """The notebooks here borrow real names (their order matters) but not those notebooks' parameters."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PROFILES, "smoke", {})
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return write_notebooks(tmp_path_factory.mktemp("notebooks"), NOTEBOOKS)
@@ -365,3 +373,16 @@ def test_a_formula_the_converter_cannot_read_is_shown_as_text():
 def test_long_decimals_are_shortened_and_words_are_not():
     assert [html.shorten(x) for x in ("0.123456789", "97.61", "1234567", "small", "27 ± 0.1234567")] == [
         "0.1235", "97.61", "1234567", "small", "27 ± 0.1234567"]
+
+
+@pytest.mark.parametrize("text, numeric", [
+    ("27.1 ± 0.3", True), ("97.2 – 98.1", True), ("1.5e-3", True), ("12,345", True), ("", True), ("40 %", True),
+    ("none", False), ("no", False), ("e", False), ("ViT-3", False), ("mnist/test 400", False)])
+def test_numbers_are_told_from_words(text, numeric):
+    assert html.looks_numeric(text) is numeric
+
+
+def test_columns_of_numbers_are_marked():
+    table = html.align_numbers("<table><thead><tr><th>who</th><th>%</th></tr></thead><tbody><tr><td>a</td><td>1.5</td></tr>"
+                               "<tr><td>b</td><td>2</td></tr></tbody></table>")
+    assert table.count('class="number"') == 3 and '<td class="number">1.5</td>' in table and "<td>a</td>" in table

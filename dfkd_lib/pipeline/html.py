@@ -3,11 +3,13 @@
 import base64
 import csv
 import json
+import re
 from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
 import nbformat
+from bs4 import BeautifulSoup
 from latex2mathml.converter import convert as tex_to_mathml
 from markupsafe import Markup
 from nbconvert import HTMLExporter
@@ -17,6 +19,7 @@ from papermill.execute import ERROR_MARKER_TAG
 TEMPLATES = Path(__file__).parent / "templates"
 LIVE = ("application/javascript", "application/vnd.jupyter.widget-view+json")  # mime types that need a script
 WIDE_ASPECT, WIDE_TABLE = 1.9, 6  # from this width/height, or this many columns, an entry takes the whole row
+NUMBERS = re.compile(r"(?:[-–—−+±%.,→()\[\]\s\d]|(?<=\d)e[-+]?\d+|nan|to)*")
 LARGEST_SVG = 3_000_000  # bytes; a larger figure is linked but not embedded
 
 
@@ -80,12 +83,30 @@ def write_notebook_page(notebook: Path, page: Path) -> None:
     node = nbformat.read(notebook, as_version=4)
     for cell in node.cells:
         for output in cell.get("outputs", []):
+            data = output.get("data", {})
             for kind in LIVE:
-                output.get("data", {}).pop(kind, None)
+                data.pop(kind, None)
+            if "<table" in data.get("text/html", ""):
+                data["text/html"] = align_numbers(data["text/html"])
     resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)},
                  "report_css": (TEMPLATES / "style.css").read_text()}
     html, _ = PageExporter().from_notebook_node(node, resources)
     page.write_text(html, encoding="utf-8")
+
+
+def align_numbers(text: str) -> str:
+    """HTML whose tables have class "number" on every column that holds numbers only."""
+    soup = BeautifulSoup(text, "html.parser")
+    for table in soup.find_all("table"):
+        rows = [row.find_all(["td", "th"]) for row in table.find_all("tr")]
+        head = table.find("thead")
+        body = rows[len(head.find_all("tr")):] if head else rows
+        for i in range(min(map(len, body), default=0)):
+            if all(looks_numeric(row[i].get_text()) for row in body) and any(row[i].get_text(strip=True) for row in body):
+                for row in rows:
+                    if i < len(row):
+                        row[i]["class"] = [*row[i].get("class", []), "number"]
+    return str(soup)
 
 
 def duration(seconds: float | None) -> str:
@@ -110,6 +131,8 @@ def value(x: object) -> str:
     """A metric as text, floats to four digits."""
     if isinstance(x, float):
         return f"{x:.4g}"
+    if isinstance(x, dict):
+        return ", ".join(f"{name}: {value(one)}" for name, one in x.items())
     return ", ".join(map(value, x)) if isinstance(x, list) else str(x)
 
 
@@ -154,8 +177,8 @@ def table_entry(out: Path, entry: dict) -> dict | None:
 
 
 def looks_numeric(text: str) -> bool:
-    """Whether a table cell reads as a number, a percentage, an interval or nothing."""
-    return not text.strip(" -–—%±.,0123456789eE+()[]→nato")
+    """Whether a table cell reads as numbers (also with signs, percent, an interval) or as nothing."""
+    return NUMBERS.fullmatch(text) is not None
 
 
 def shorten(text: str) -> str:
