@@ -39,6 +39,11 @@ def prefix_tokens(model: nn.Module) -> int:
     return count
 
 
+def patch_tokens(model: nn.Module) -> slice:
+    """Where the patches stand among the tokens, of a model with a class token (TITN has a token after them too)."""
+    return slice(prefix_tokens(model), -getattr(model, "num_suffix_tokens", 0) or None)
+
+
 def _pick(index: int, count: int, what: str) -> int:
     if not -count <= index < count:
         raise WorkbenchError(f"no such {what}", expected=f"{-count}..{count - 1}", got=index, where=f"attention {what}",
@@ -112,7 +117,7 @@ def capture_attention(model: nn.Module, blocks: Sequence[int] = (-1,), token: in
 def probe_from_rows(model: nn.Module, rows: Tensor, head: int | None = None) -> Tensor:
     """The class token's rows (B, heads, T) → probes (B, N): patches only, heads averaged unless one is asked for."""
     rows = rows.mean(1) if head is None else rows[:, _pick(head, rows.shape[1], "head")]
-    return rows[:, prefix_tokens(model):]
+    return rows[:, patch_tokens(model)]
 
 
 def logits_and_probe(model: nn.Module, images: Tensor, block: int = -1, head: int | None = None):

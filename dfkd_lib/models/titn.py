@@ -25,6 +25,8 @@ class TITN(TNT):
     does not say how they are merged; the mean of the logits is DeiT's way.
     """
 
+    num_suffix_tokens = 1  # the distillation token stands after the patches
+
     def __init__(self, **shape):
         super().__init__(**shape)
         self.dist_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
