@@ -6,6 +6,7 @@ number of queries.
 
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import box_convert, generalized_box_iou_loss
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -27,6 +28,18 @@ def box_loss(boxes: Tensor, targets: Tensor, present: Tensor) -> Tensor:
     return F.smooth_l1_loss(boxes[present], targets[present], reduction="sum") / present.sum().clamp(min=1)
 
 
+def giou_loss(boxes: Tensor, targets: Tensor, present: Tensor) -> Tensor:
+    """1 - generalised IoU of the pairs that hold an object, per object (Rezatofighi et al. 2019); not in the paper.
+
+    DETR adds it to a box loss because coordinates alone say little about how well boxes overlap.
+
+    Args:
+        boxes, targets: (B, Q, 4), centre x, centre y, width, height in [0, 1]. present: bool (B, Q).
+    """
+    corners = [box_convert(b[present], "cxcywh", "xyxy") for b in (boxes, targets)]
+    return generalized_box_iou_loss(*corners, reduction="sum") / present.sum().clamp(min=1)
+
+
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Eq. 14: KL(teacher ‖ student) of logits (B, Q, K) softened by the temperature T, times T², mean over queries.
 
@@ -40,7 +53,7 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
 
 def detection_losses(logits: Tensor, boxes: Tensor, target_labels: Tensor, target_boxes: Tensor,
                      teacher_logits: Tensor | None = None, temperature: float = 2.0) -> dict[str, Tensor]:
-    """Every named loss of paired predictions, unweighted (eq. 11-14).
+    """Every named loss of paired predictions, unweighted (eq. 11-14, and GIoU, which the paper does not use).
 
     Args:
         logits: (B, Q, K), the last of K "no object". boxes: (B, Q, 4) cxcywh in [0, 1].
@@ -48,11 +61,11 @@ def detection_losses(logits: Tensor, boxes: Tensor, target_labels: Tensor, targe
         teacher_logits: (B, Q, K), those of the teacher's query paired with each of the student's, or None.
 
     Returns:
-        {"classification", "boxes"} and, with a teacher, "distillation": scalars ≥ 0.
+        {"classification", "boxes", "giou"} and, with a teacher, "distillation": scalars ≥ 0.
     """
     present = target_labels < logits.shape[-1] - 1
     losses = {"classification": classification_loss(logits, target_labels),
-              "boxes": box_loss(boxes, target_boxes, present)}
+              "boxes": box_loss(boxes, target_boxes, present), "giou": giou_loss(boxes, target_boxes, present)}
     if teacher_logits is not None:
         losses["distillation"] = distillation_loss(logits, teacher_logits, temperature)
     return losses

@@ -1,0 +1,40 @@
+"""`python -m dfkd_lib.detection train-teacher`: train a detector and write it where the notebook finds it as shipped."""
+
+import argparse
+import shlex
+import sys
+
+from dfkd_lib.artifacts import Store
+from dfkd_lib.detection.distill import DetectionTerms, train_detector
+from dfkd_lib.detection.shipped import ship_detector
+from dfkd_lib.detection.source import SceneSource
+from dfkd_lib.training import TrainConfig
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m dfkd_lib.detection")
+    parser.add_argument("verb", choices=["train-teacher"])
+    parser.add_argument("--name", default="detr_micro_scenes", help="file name in data/teachers")
+    parser.add_argument("--model", default="detr_micro")
+    parser.add_argument("--data", default="scenes", help="the generated scenes, or a COCO folder")
+    parser.add_argument("--size", type=int, default=96, help="side of the scenes in pixels")
+    parser.add_argument("--scenes", type=int, default=20_000, help="generated training scenes")
+    parser.add_argument("--test-scenes", type=int, default=300)
+    parser.add_argument("--crop", type=float, default=0.0, help="cut a folder's frames around objects, see load_coco")
+    parser.add_argument("--augment", type=float, default=0.0, help="strength of scaling, shifting, change of light")
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
+    args = parser.parse_args(argv)
+    config = TrainConfig(args.epochs, args.batch_size, args.lr, weight_decay=1e-4, warmup_epochs=0.5, grad_clip=1.0,
+                         precision=args.precision, seed=args.seed)
+    source = SceneSource(args.data, args.size, args.scenes, args.test_scenes, args.seed, args.crop)
+    made = train_detector(Store(), args.model, source, config, DetectionTerms(), augment=args.augment)
+    path = ship_detector(made, args.name, f"python -m dfkd_lib.detection {shlex.join(argv)}")
+    print(f"{path}: AP {made.metrics['AP']:.3f}, AP50 {made.metrics['AP50']:.3f}, {made.seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,161 @@
+"""Detectors in the store: a teacher trained on labelled scenes, students distilled from it (data-free KD paper, section 9)."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dfkd_lib import artifacts, ledger, training
+from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.datasets.scenes import SceneSet
+from dfkd_lib.detection.batches import SceneBatches
+from dfkd_lib.detection.evaluate import THRESHOLD, average_precision, predict, sure
+from dfkd_lib.detection.matching import PAIRINGS, paired_teacher_logits
+from dfkd_lib.detection.source import SceneSource
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.losses.detection import detection_losses
+from dfkd_lib.models.create import count_parameters
+from dfkd_lib.models.detectors import Detections, Detector, create_detector
+
+PREDICTIONS = "predictions.safetensors"
+
+
+@dataclass(frozen=True)
+class DetectionTerms:
+    """Weights of the named losses (≥ 0), the temperature T (> 0) of eq. 14, and the pairing of predictions and objects.
+
+    Smooth L1 of coordinates in [0, 1] is quadratic and small, which is why its weight is large. giou is DETR's term and
+    0 in the paper: from nothing and in a few minutes it makes the difference, so it is on by default.
+    pairing: "hungarian" (DETR's own) or "expanded" (the paper's).
+    """
+
+    classification: float = 2.0
+    boxes: float = 100.0
+    giou: float = 2.0
+    distillation: float = 1.0
+    temperature: float = 2.0
+    pairing: str = "hungarian"
+
+    def __post_init__(self):
+        weights = (self.classification, self.boxes, self.giou, self.distillation)
+        if min(weights) < 0 or max(weights) == 0 or not self.temperature > 0 or self.pairing not in PAIRINGS:
+            raise WorkbenchError("impossible terms of the detection loss", got=str(self), where="DetectionTerms",
+                                 expected=f"weights >= 0, one above 0; temperature > 0; pairing {' or '.join(PAIRINGS)}",
+                                 mend="correct the value that is out of range")
+
+    def losses(self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor,
+               teacher: Detections | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted total and the named losses of one decoder layer against padded objects and a teacher's output."""
+        targets = PAIRINGS[self.pairing](logits, boxes, labels, target_boxes)
+        taught = None if teacher is None else paired_teacher_logits(logits, boxes, teacher.logits, teacher.boxes)
+        named = detection_losses(logits, boxes, *targets, taught, self.temperature)
+        return sum(getattr(self, name) * value for name, value in named.items()), named
+
+
+def confident(found: Detections, threshold: float = THRESHOLD) -> tuple[Tensor, Tensor]:
+    """A detector's own detections as padded objects, those there are first: labels (B, Q), -1 for none, boxes (B, Q, 4)."""
+    score, label = found.logits.sigmoid()[..., :-1].max(dim=-1)
+    order = score.argsort(dim=1, descending=True)
+    label = torch.where(score >= threshold, label, -1).gather(1, order)
+    return label, found.boxes.gather(1, order[..., None].expand(-1, -1, 4))
+
+
+def detection_step(detector: Detector, terms: DetectionTerms, teacher: Detector | None = None,
+                   truth: bool = True) -> Callable:
+    """A step for `training.fit`: every decoder layer answers for the objects (deep supervision), the last one is logged.
+
+    Args:
+        teacher: frozen; adds eq. 14 against its logits. truth: False takes the objects from the teacher's own confident
+            detections in place of the labels.
+    """
+    def step(batch: tuple[Tensor, Tensor, Tensor], progress: float) -> dict[str, Tensor]:
+        images, labels, boxes = batch
+        found, said = detector(images, earlier=True), None
+        if teacher is not None:
+            with torch.no_grad():
+                said = teacher(images)
+            if not truth:
+                labels, boxes = confident(said)
+        total, logged = terms.losses(found.logits, found.boxes, labels, boxes, said)
+        for logits, predicted in found.earlier:
+            total = total + terms.losses(logits, predicted, labels, boxes, said)[0]
+        return {"loss": total, **logged}
+
+    return step
+
+
+def train_detector(store: Store, name: str, source: SceneSource, config: training.TrainConfig,
+                   terms: DetectionTerms = DetectionTerms(), teacher: Artifact | None = None, scenes: str = "train",
+                   augment: float = 0.0, pretrained: bool = False, weights: str | None = None) -> Artifact:
+    """Train a detector on scenes and keep it with its history, its measures and its detections on the test scenes.
+
+    Args:
+        name: for `create_detector`; its weights start from config.seed, or from pretrained / weights (see there).
+        source: train, test and synthetic scenes. terms: losses and pairing.
+        teacher: a detector's artifact to distil from; without it the detector is a teacher itself.
+        scenes: "train", labelled scenes; or "synthetic", scenes of no data set whose labels are not read: the teacher's
+            detections stand in for them, and the stage may read no training split.
+        augment: strength of scaling, shifting and change of light beside mirroring, see `batches.augmented`.
+
+    Returns:
+        Artifact with model.safetensors, history.json (test measures after every epoch), predictions.safetensors; metrics
+        as of `evaluate_ap` (last epoch), "parameters", "images_per_second", "train_scenes", "classes".
+    """
+    if scenes == "synthetic" and teacher is None:
+        raise WorkbenchError("synthetic scenes carry no labels here", expected="a teacher to label them", got="none",
+                             where=f"detector {name}", mend="give teacher=, or train on scenes='train'")
+    stage = "detection-teacher" if teacher is None else "detection-student"
+    settings = {"model": name, "config": config.as_dict(), "terms": asdict(terms), "scenes": scenes,
+                "augment": augment, "train": source.identity(scenes), "test": source.identity("test"), "pretrained": pretrained,
+                "weights": None if weights is None else artifacts.file_hash(weights)}
+    test = source.load("test")
+    reads = {test.split: ledger.EVALUATION}
+    if scenes == "train":
+        reads[source.load("train").split if source.data != "scenes" else "aerial/train"] = "training"
+
+    def make(work: Path) -> dict:
+        torch.manual_seed(config.seed)
+        detector = create_detector(name, len(test.classes), pretrained, weights)
+        taught = None if teacher is None else load_detector(teacher)
+        step = detection_step(detector, terms, taught, truth=scenes == "train")
+        batches = SceneBatches(source.load(scenes), config.batch_size, augment)
+        label = f"{stage} {name} on {scenes}"
+        history = training.fit({"detector": detector}, step, batches, config, checkpoint=work / "checkpoint", label=label,
+                               evaluate=lambda epoch: _scalars(_measured(detector, test)[0]))
+        return {**keep_detector(work, detector, test, history), "train_scenes": len(batches.images),
+                "images_per_second": history[-1]["images_per_second"]}
+
+    return store.get_or_make(stage, settings, make, [] if teacher is None else [teacher], reads)
+
+
+def _measured(detector: Detector, test: SceneSet) -> tuple[dict, Tensor, Tensor]:
+    scores, boxes = predict(detector, test.images)
+    return average_precision(test, scores, boxes), scores, boxes
+
+
+def _scalars(measures: dict) -> dict[str, float]:
+    return {name: value for name, value in measures.items() if name != "per_class"}
+
+
+def keep_detector(work: Path, detector: Detector, test: SceneSet, history: list[dict]) -> dict:
+    """Measure a finished detector, write its files into `work`, return its metrics."""
+    measures, scores, boxes = _measured(detector, test)
+    artifacts.save_tensors(work / "model.safetensors", detector.state_dict())
+    artifacts.save_tensors(work / PREDICTIONS, {"scores": scores, "boxes": boxes})
+    artifacts.save_json(work / "history.json", history)
+    return {**measures, "parameters": count_parameters(detector), "classes": list(test.classes), "test_scenes": len(test)}
+
+
+def load_detector(artifact: Artifact) -> Detector:
+    """The detector of an artifact, frozen, in evaluation mode, on the training device."""
+    detector = create_detector(artifact.settings["model"], len(artifact.metrics["classes"]),
+                               weights=artifact.path / "model.safetensors")
+    return detector.eval().requires_grad_(False).to(training.device())
+
+
+def shown(artifact: Artifact, scenes: int, threshold: float = THRESHOLD) -> list[dict]:
+    """The artifact's detections in the first `scenes` test scenes, as `evaluate.detections` gives them, from disk."""
+    kept = artifact.tensors(PREDICTIONS)
+    return [sure(scores, boxes, threshold) for scores, boxes in zip(kept["scores"][:scenes], kept["boxes"], strict=False)]

@@ -1,0 +1,100 @@
+"""Which prediction answers for which object: bipartite matching, the paper's own pairing, and student with teacher.
+
+Objects come padded: labels int64 (B, M) with -1 where there is none (objects first), boxes (B, M, 4) cxcywh in [0, 1].
+Pairing expands them to one target a query: labels (B, Q), "no object" being the last class, and boxes (B, Q, 4).
+"""
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchvision.ops import box_convert
+
+from dfkd_lib.errors import WorkbenchError
+
+COSTS = {"class": 2.0, "l1": 5.0, "giou": 2.0}  # Carion et al. 2020, with the class cost of Conditional DETR
+
+
+def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU of each box of a (B, Q, 4) with each of b (B, M, 4), cxcywh → (B, Q, M) in [-1, 1]."""
+    a, b = box_convert(a, "cxcywh", "xyxy")[:, :, None], box_convert(b, "cxcywh", "xyxy")[:, None]
+    area_a, area_b = ((x[..., 2:] - x[..., :2]).clamp(min=0).prod(-1) for x in (a, b))
+    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    shared = (high - low).clamp(min=0).prod(-1)
+    union = (area_a + area_b - shared).clamp(min=1e-9)
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1).clamp(min=1e-9)
+    return shared / union - (hull - union) / hull
+
+
+@torch.no_grad()
+def matching_cost(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
+    """Cost (B, Q, M) of giving object m to query q: -probability of its class, L1 of boxes, -GIoU, weighted by COSTS."""
+    index = labels.clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)
+    chance = logits.sigmoid().gather(2, index)
+    return (-COSTS["class"] * chance + COSTS["l1"] * torch.cdist(boxes, target_boxes, p=1)
+            - COSTS["giou"] * pairwise_giou(boxes, target_boxes))
+
+
+def hungarian_targets(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """DETR's pairing: each object goes to one query at the least total cost, the other queries get "no object".
+
+    Args:
+        logits (B, Q, K), boxes (B, Q, 4): predictions. labels (B, M), target_boxes (B, M, 4): padded objects.
+
+    Returns:
+        labels int64 (B, Q) in 0..K-1 and boxes (B, Q, 4), zero where there is no object. Objects beyond Q are left out.
+    """
+    # A diverged model predicts NaN: any pairing will do then, so that the loss says so instead of the solver.
+    cost = matching_cost(logits, boxes, labels, target_boxes).nan_to_num(nan=1e3).cpu().numpy()
+    counts = (labels >= 0).sum(1).tolist()
+    chosen = np.full(logits.shape[:2], -1)
+    for row, count in enumerate(counts):
+        queries, objects = linear_sum_assignment(cost[row, :, :count])
+        chosen[row, queries] = objects
+    return _expand(torch.from_numpy(chosen).to(labels.device), labels, target_boxes, logits.shape[-1] - 1)
+
+
+def expanded_targets(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """The paper's pairing, "expanded targets": a scene's objects are repeated, in their order, to fill all Q queries.
+
+    Arguments and results as in `hungarian_targets`. Every query of a scene with an object answers for one, whatever it
+    predicts, so nothing teaches a query to stay silent there: duplicates cost precision. The paper's text leaves the
+    expansion open; this is the plain reading of its word.
+    """
+    counts = (labels >= 0).sum(1, keepdim=True)
+    chosen = torch.arange(logits.shape[1], device=labels.device)[None] % counts.clamp(min=1)
+    return _expand(torch.where(counts > 0, chosen, -1), labels, target_boxes, logits.shape[-1] - 1)
+
+
+def _expand(chosen: Tensor, labels: Tensor, target_boxes: Tensor, nothing: int) -> tuple[Tensor, Tensor]:
+    present, index = chosen >= 0, chosen.clamp(min=0)
+    boxes = target_boxes.gather(1, index[..., None].expand(-1, -1, 4))
+    return torch.where(present, labels.gather(1, index), nothing), torch.where(present[..., None], boxes, 0.0)
+
+
+@torch.no_grad()
+def paired_teacher_logits(student_logits: Tensor, student_boxes: Tensor, teacher_logits: Tensor,
+                          teacher_boxes: Tensor) -> Tensor:
+    """For each student query the logits of the teacher query it is paired with: (B, Q_student, K).
+
+    Queries of two DETRs have no common order, so they are paired one to one by what they say (class probabilities and
+    boxes), those of which the teacher is sure first: the assignment maximises sureness times closeness.
+
+    Raises:
+        WorkbenchError: if the teacher has fewer queries than the student, or other classes.
+    """
+    if teacher_logits.shape[1] < student_logits.shape[1] or teacher_logits.shape[2] != student_logits.shape[2]:
+        raise WorkbenchError("teacher and student detector do not fit together", where="query pairing",
+                             expected="the same classes, and a teacher with at least the student's queries",
+                             got=f"teacher {tuple(teacher_logits.shape[1:])}, student {tuple(student_logits.shape[1:])}",
+                             mend="choose a student with fewer queries, or train the teacher on the same classes")
+    student, teacher = student_logits.sigmoid(), teacher_logits.sigmoid()
+    distance = COSTS["l1"] * torch.cdist(student_boxes, teacher_boxes, p=1) + torch.cdist(student, teacher, p=1)
+    sure = teacher[..., :-1].amax(-1) + 0.01
+    cost = (sure[:, None] * (distance - 4 * COSTS["l1"] - student.shape[-1])).nan_to_num(nan=1e3).cpu().numpy()
+    index = np.stack([linear_sum_assignment(row)[1] for row in cost])
+    index = torch.from_numpy(index).to(teacher_logits.device)
+    return teacher_logits.gather(1, index[..., None].expand(-1, -1, teacher_logits.shape[-1]))
+
+
+PAIRINGS = {"hungarian": hungarian_targets, "expanded": expanded_targets}

@@ -1,0 +1,56 @@
+"""Where the scenes of an experiment come from, named before they are drawn or read."""
+
+from dataclasses import asdict, dataclass
+from functools import cache
+
+from dfkd_lib.datasets.coco import load_coco
+from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
+
+PROBE = 16  # scenes that identify a generated set
+
+
+@dataclass(frozen=True)
+class SceneSource:
+    """The train, test and synthetic scenes of an experiment; drawn or read when asked for, once.
+
+    Args:
+        data: "scenes", the generated aerial scenes, or a COCO folder. size: side of square scenes in pixels.
+        train, test: number of generated scenes; a folder has as many as it has. seed: of the generated scenes and crops.
+        crop: of a COCO folder, see `load_coco`; 0 for whole frames. shortest: DETR's resizing of a folder's frames
+            instead of square scenes; 0 for square ones.
+    """
+
+    data: str = "scenes"
+    size: int = 96
+    train: int = 4000
+    test: int = 300
+    seed: int = 0
+    crop: float = 0.0
+    shortest: int = 0
+
+    def load(self, split: str) -> SceneSet:
+        """The scenes of split "train", "test" or "synthetic" (always generated, of split None, as many as `train`)."""
+        return _load(self, split, self.test if split == "test" else self.train)
+
+    def identity(self, split: str) -> dict:
+        """What tells these scenes from others, for an artifact's settings.
+
+        Scene i of a generated set depends on seed and i alone, so its first scenes stand for the program that drew it:
+        thousands need not be drawn to find an artifact that was made from them.
+        """
+        if self.data == "scenes" or split == "synthetic":
+            count = self.test if split == "test" else self.train
+            probe = _load(self, split, min(PROBE, count))
+            return {"generated": split, "count": count, "size": self.size, "seed": self.seed, "scenes": probe.fingerprint}
+        return {**asdict(self), "scenes": self.load(split).fingerprint}
+
+
+@cache
+def _load(source: SceneSource, split: str, count: int) -> SceneSet:
+    if source.data == "scenes" or split == "synthetic":
+        return generate_scenes(count, source.size, source.seed, split)
+    # Test frames are cut in one fixed way, so that every detector is asked the same question.
+    seed = source.seed if split == "train" else 0
+    if source.shortest:
+        return load_coco(source.data, split, shortest=source.shortest)
+    return load_coco(source.data, split, size=source.size, crop=source.crop or None, seed=seed)

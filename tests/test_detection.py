@@ -1,0 +1,442 @@
+"""Detection: losses against torch's own, matching against brute force, pycocotools on a hand-made case, training."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.ops import generalized_box_iou
+
+from dfkd_lib import artifacts, detection, ledger, training
+from dfkd_lib.datasets import SceneSet, generate_scenes, write_coco
+from dfkd_lib.detection import DetectionRecipe, DetectionTerms, SceneSource
+from dfkd_lib.detection.batches import SceneBatches, augmented, padded
+from dfkd_lib.detection.distill import confident
+from dfkd_lib.detection.matching import (PAIRINGS, expanded_targets, hungarian_targets, matching_cost, paired_teacher_logits,
+                                         pairwise_giou)
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.losses import detection_losses
+from dfkd_lib.models import count_parameters, create_detector, detector_names
+from dfkd_lib.models.detectors import Detections
+
+CLASSES = ("bird", "helicopter", "drone", "plane")
+
+
+def random_predictions(seed=0, batch=3, queries=5, classes=5):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(batch, queries, classes, generator=generator)
+    boxes = torch.rand(batch, queries, 4, generator=generator) * 0.3 + torch.tensor([0.3, 0.3, 0.1, 0.1])
+    return logits, boxes
+
+
+# Losses
+
+def test_classification_is_bce_against_one_hot_targets_per_object():
+    logits, _ = random_predictions()
+    labels = torch.tensor([[0, 4, 4, 2, 4], [4, 4, 4, 4, 4], [1, 1, 3, 4, 4]])
+    by_hand = -sum(torch.log(torch.sigmoid(x) if k == labels[b, q] else 1 - torch.sigmoid(x))
+                   for b in range(3) for q in range(5) for k, x in enumerate(logits[b, q]))
+    got = detection_losses(logits, torch.rand(3, 5, 4), labels, torch.rand(3, 5, 4))["classification"]
+    assert got.item() == pytest.approx(by_hand.item() / 5, rel=1e-5)
+
+
+def test_boxes_are_smooth_l1_of_the_objects():
+    logits, boxes = random_predictions()
+    targets = boxes + 0.1
+    targets[0, 0, 0] = boxes[0, 0, 0] + 3.0  # beyond the transition: |d| - 1/2
+    labels = torch.full((3, 5), 4)
+    labels[0, 0], labels[2, 3] = 1, 0
+    got = detection_losses(logits, boxes, labels, targets)["boxes"]
+    assert got.item() == pytest.approx((2.5 + 7 * 0.5 * 0.1**2) / 2, rel=1e-4)
+    torch_own = F.smooth_l1_loss(boxes[labels < 4], targets[labels < 4])
+    assert got.item() == pytest.approx(4 * torch_own.item(), rel=1e-5)
+
+
+def test_giou_is_one_less_the_overlap_of_the_objects():
+    logits, _ = random_predictions(batch=1, queries=2)
+    boxes = torch.tensor([[[.4, .5, .4, .4], [.5, .5, .1, .1]]])
+    targets = torch.tensor([[[.6, .5, .4, .4], [.9, .9, .1, .1]]])
+    got = detection_losses(logits, boxes, torch.tensor([[2, 4]]), targets)["giou"]
+    # The second pair holds nothing. Of the first, half of each box is shared: IoU 1/3, and the hull has no waste.
+    assert got.item() == pytest.approx(1 - 1 / 3, rel=1e-4)
+
+
+def test_distillation_is_kl_of_softened_logits():
+    student, boxes = random_predictions(0)
+    teacher, _ = random_predictions(1)
+    labels = torch.full((3, 5), 4)
+    got = detection_losses(student, boxes, labels, boxes, teacher, temperature=3.0)["distillation"]
+    p, q = torch.softmax(teacher / 3, -1), torch.softmax(student / 3, -1)
+    assert got.item() == pytest.approx((9 * (p * (p / q).log()).sum(-1).mean()).item(), rel=1e-5)
+    same = detection_losses(student, boxes, labels, boxes, student, temperature=3.0)["distillation"]
+    assert same.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_scenes_without_objects_have_finite_losses():
+    logits, boxes = random_predictions()
+    losses = detection_losses(logits, boxes, torch.full((3, 5), 4), torch.zeros(3, 5, 4))
+    assert losses["boxes"] == losses["giou"] == 0 and torch.isfinite(losses["classification"])
+
+
+# Matching
+
+def test_giou_is_torchvisions():
+    _, a = random_predictions(0)
+    _, b = random_predictions(1, queries=4)
+    from torchvision.ops import box_convert
+    for row in range(3):
+        expected = generalized_box_iou(*(box_convert(x[row], "cxcywh", "xyxy") for x in (a, b)))
+        assert torch.allclose(pairwise_giou(a, b)[row], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_hungarian_finds_what_brute_force_finds(seed):
+    logits, boxes = random_predictions(seed)
+    labels = torch.tensor([[0, 3, 1], [2, -1, -1], [-1, -1, -1]])
+    _, objects = random_predictions(seed + 50, queries=3)
+    cost = matching_cost(logits, boxes, labels, objects)
+    target_labels, target_boxes = hungarian_targets(logits, boxes, labels, objects)
+    for row, count in enumerate((3, 1, 0)):
+        best = min(sum(cost[row, q, m].item() for m, q in enumerate(chosen))
+                   for chosen in itertools.permutations(range(5), count))
+        given = (target_labels[row] < 4).nonzero().flatten().tolist()
+        assert len(given) == count
+        owner = {q: next(m for m in range(count) if torch.equal(objects[row, m], target_boxes[row, q])) for q in given}
+        assert sorted(owner.values()) == list(range(count))
+        assert all(target_labels[row, q] == labels[row, m] for q, m in owner.items())
+        assert sum(cost[row, q, m].item() for q, m in owner.items()) == pytest.approx(best, abs=1e-4)
+
+
+def test_more_objects_than_queries():
+    logits, boxes = random_predictions(queries=2)
+    labels = torch.tensor([[0, 1, 2]]).repeat(3, 1)
+    found, _ = hungarian_targets(logits, boxes, labels, torch.rand(3, 3, 4))
+    assert (found < 4).all()
+
+
+def test_the_papers_pairing_repeats_the_objects_in_order():
+    logits, boxes = random_predictions()
+    labels = torch.tensor([[3, 1, -1], [-1, -1, -1], [2, 2, 0]])
+    objects = torch.rand(3, 3, 4)
+    found, where = expanded_targets(logits, boxes, labels, objects)
+    assert found.tolist() == [[3, 1, 3, 1, 3], [4, 4, 4, 4, 4], [2, 2, 0, 2, 2]]
+    assert torch.equal(where[0, 2], objects[0, 0]) and torch.equal(where[2, 2], objects[2, 2])
+
+
+def test_teacher_queries_are_found_again_in_another_order():
+    logits, boxes = random_predictions(3, queries=6)
+    order = torch.tensor([4, 2, 0, 5, 1, 3])
+    paired = paired_teacher_logits(logits, boxes, logits[:, order], boxes[:, order])
+    assert torch.equal(paired, logits)
+
+
+def test_a_smaller_student_is_paired_with_what_the_teacher_is_sure_of():
+    logits, boxes = random_predictions(3, batch=1, queries=6)
+    logits[..., :4], logits[0, 2, 1], logits[0, 5, 3] = -6.0, 5.0, 5.0
+    student, places = random_predictions(9, batch=1, queries=2)
+    paired = paired_teacher_logits(student, places, logits, boxes)
+    assert sorted(paired[0, :, :4].max(dim=1).values.tolist()) == [5.0, 5.0]
+
+
+def test_a_teacher_of_other_classes_is_refused():
+    with pytest.raises(WorkbenchError, match="do not fit"):
+        paired_teacher_logits(*random_predictions(), *random_predictions(classes=4))
+
+
+def test_diverged_predictions_do_not_crash_the_matching():
+    logits, boxes = random_predictions()
+    logits[0] = float("nan")
+    labels, _ = hungarian_targets(logits, boxes, torch.tensor([[0, 1]] * 3), torch.rand(3, 2, 4))
+    assert (labels < 4).sum(1).tolist() == [2, 2, 2]
+
+
+# Batches
+
+def test_augmented_boxes_follow_their_objects():
+    """A white rectangle on black: after any augmentation the box still frames the white pixels."""
+    images, boxes = torch.zeros(40, 3, 64, 64), torch.zeros(40, 2, 4)
+    images[:, :, 20:36, 12:44] = 1
+    boxes[:, 0] = torch.tensor([28 / 64, 28 / 64, 32 / 64, 16 / 64])
+    labels = torch.tensor([[2, -1]]).repeat(40, 1)
+    for strength in (0.0, 1.0):
+        moved, kept, where = augmented(images, labels, boxes, torch.Generator().manual_seed(0), strength)
+        assert (kept == labels).all()
+        for image, box in zip(moved, where[:, 0] * 64, strict=True):
+            rows, columns = (image.mean(0) > 0.5).nonzero(as_tuple=True)
+            assert abs(columns.min() - (box[0] - box[2] / 2)) <= 1 and abs(columns.max() + 1 - (box[0] + box[2] / 2)) <= 1
+            assert abs(rows.min() - (box[1] - box[3] / 2)) <= 1 and abs(rows.max() + 1 - (box[1] + box[3] / 2)) <= 1
+
+
+def test_an_object_moved_out_of_view_is_dropped():
+    boxes = torch.tensor([[[0.02, 0.5, 0.04, 0.1], [0.5, 0.5, 0.2, 0.2]]]).repeat(64, 1, 1)
+    _, labels, where = augmented(torch.zeros(64, 3, 32, 32), torch.tensor([[1, 3]]).repeat(64, 1), boxes,
+                                 torch.Generator().manual_seed(0), strength=1.0)
+    gone = labels[:, 1] < 0
+    assert gone.any() and not gone.all()
+    assert (labels[gone, 0] == 3).all() and (where[gone, 1] == 0).all()
+    low, high = where[..., :2] - where[..., 2:] / 2, where[..., :2] + where[..., 2:] / 2
+    assert low.min() >= -1e-6 and high.max() <= 1 + 1e-6
+
+
+def test_batches_are_padded_and_repeat_with_the_seed():
+    scenes = generate_scenes(10, size=32)
+    labels, boxes = padded(scenes)
+    assert labels.shape == (10, 4) and [int((row >= 0).sum()) for row in labels] == [len(x) for x in scenes.labels]
+    batches = SceneBatches(scenes, 4, augment=1.0)
+    assert len(batches) == 2
+    first, again = (list(batches(0, torch.Generator().manual_seed(5))) for _ in range(2))
+    assert all(torch.equal(a, b) for x, y in zip(first, again, strict=True) for a, b in zip(x, y, strict=True))
+
+
+# Detectors
+
+@pytest.mark.parametrize("name, parameters", [("detr_resnet50", 41_502_409), ("detr_resnet18_2x2", 17_245_897)])
+def test_the_papers_parameter_counts(name, parameters):
+    assert count_parameters(create_detector(name, 4)) == parameters
+
+
+def test_the_small_ones_are_small():
+    assert count_parameters(create_detector("detr_micro", 4)) <= 1_700_000
+    assert count_parameters(create_detector("detr_nano", 4)) <= 600_000
+
+
+@pytest.mark.parametrize("name", ["detr_micro", "detr_nano", "detr_resnet18_2x2"])
+def test_a_detector_learns_in_every_layer_and_in_its_norms(name):
+    detector = create_detector(name, 4).train()
+    found = detector(torch.rand(2, 3, 64, 64), earlier=True)
+    assert found.logits.shape == (2, detector.num_queries, 5) and found.boxes.shape == (2, detector.num_queries, 4)
+    assert ((found.boxes >= 0) & (found.boxes <= 1)).all()
+    layers = detector.network.config.decoder_layers
+    assert len(found.earlier) == layers - 1
+    sum(logits.square().mean() + boxes.mean() for logits, boxes in ((found.logits, found.boxes), *found.earlier)).backward()
+    backbone = detector.network.model.backbone.model
+    assert all(p.grad is not None for p in backbone.parameters())
+    norm = next(m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert norm.running_mean.abs().sum() > 0  # it has learned from the batch; a frozen norm would not
+
+
+def test_queries_start_spread_over_the_scene():
+    boxes = create_detector("detr_micro", 4).eval()(torch.rand(1, 3, 96, 96)).boxes[0, :, :2]
+    assert boxes.min() < 0.2 and boxes.max() > 0.8 and torch.cdist(boxes, boxes).fill_diagonal_(1).min() > 0.15
+
+
+def test_unknown_detectors_and_bad_sizes():
+    with pytest.raises(WorkbenchError, match="did you mean detr_micro"):
+        create_detector("detr_mikro", 4)
+    with pytest.raises(WorkbenchError, match="num_labels"):
+        create_detector("detr_micro", 0)
+    with pytest.raises(WorkbenchError, match="no pretrained weights"):
+        create_detector("detr_nano", 4, pretrained=True)
+    assert detector_names() == ["detr_micro", "detr_nano", "detr_resnet18_2x2", "detr_resnet50"]
+
+
+def test_weights_go_round(tmp_path):
+    detector = create_detector("detr_nano", 4).eval()
+    artifacts.save_tensors(tmp_path / "nano.safetensors", detector.state_dict())
+    again = create_detector("detr_nano", 4, weights=tmp_path / "nano.safetensors").eval()
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(detector(images).logits, again(images).logits)
+    with pytest.raises(WorkbenchError, match="do not fit"):
+        create_detector("detr_nano", 3, weights=tmp_path / "nano.safetensors")
+    with pytest.raises(WorkbenchError, match="missing"):
+        create_detector("detr_nano", 4, weights=tmp_path / "none.safetensors")
+
+
+def test_a_folder_in_transformers_format_keeps_all_but_another_head(tmp_path):
+    """What a published 91-class detector goes through: its norms and stem stay frozen, its class head is made anew."""
+    from dfkd_lib.models import detectors
+
+    published = detectors._network(detectors._SPECS["detr_resnet18_2x2"], 91)
+    published.save_pretrained(tmp_path)
+    ours = create_detector("detr_resnet18_2x2", 4, weights=tmp_path)
+    kept = ours.network.bbox_predictor.layers[0].weight
+    assert torch.equal(kept, published.bbox_predictor.layers[0].weight)
+    assert ours.network.class_labels_classifier.out_features == 5
+    assert count_parameters(ours) == 17_245_897
+    stem = [name for name, p in ours.named_parameters() if not p.requires_grad]
+    assert stem and all("conv1" in name or "layer1" in name for name in stem)
+    artifacts.save_tensors(tmp_path / "tuned.safetensors", ours.state_dict())
+    again = create_detector("detr_resnet18_2x2", 4, weights=tmp_path / "tuned.safetensors").eval()
+    images = torch.rand(1, 3, 64, 64)
+    assert torch.equal(ours.eval()(images).logits, again(images).logits)
+    with pytest.raises(WorkbenchError, match="cannot be loaded|does not fit"):
+        create_detector("detr_resnet50", 4, weights=tmp_path)
+
+
+# COCO measures
+
+def hand_made_scenes():
+    """Three scenes of 100 x 100: a bird and a plane; a bird; nothing."""
+    boxes = [torch.tensor([[.3, .3, .2, .2], [.7, .7, .2, .2]]), torch.tensor([[.5, .5, .4, .4]]), torch.zeros(0, 4)]
+    labels = [torch.tensor([0, 3]), torch.tensor([0]), torch.zeros(0, dtype=torch.int64)]
+    return SceneSet(torch.zeros(3, 3, 100, 100, dtype=torch.uint8), boxes, labels, CLASSES)
+
+
+def said(*rows):
+    """Scores (3, 2, 4) and boxes (3, 2, 4) from (scene, query, class, score, box) rows."""
+    scores, boxes = torch.zeros(3, 2, 4), torch.full((3, 2, 4), 0.1)
+    for scene, query, label, score, box in rows:
+        scores[scene, query, label], boxes[scene, query] = score, torch.tensor(box)
+    return scores, boxes
+
+
+def test_perfect_detections():
+    scores, boxes = said((0, 0, 0, .9, [.3, .3, .2, .2]), (0, 1, 3, .8, [.7, .7, .2, .2]), (1, 0, 0, .7, [.5, .5, .4, .4]))
+    measures = detection.average_precision(hand_made_scenes(), scores, boxes)
+    assert measures["AP"] == measures["AP50"] == measures["AP75"] == pytest.approx(1)
+    assert measures["precision"] == measures["recall"] == 1
+    assert measures["per_class"]["drone"] == {"AP": None, "AP50": None}
+
+
+def test_a_case_worked_out_by_hand():
+    """Birds: a false alarm outranks one of two hits, AP50 = (51 · 1 + 50 · 2/3) / 101. Plane: IoU 2/3, so it counts up to
+    0.65 alone: AP50 1, AP75 0. Precision at score 0.5: 3 of 4."""
+    scores, boxes = said((0, 0, 0, .9, [.3, .3, .2, .2]), (2, 0, 0, .8, [.5, .5, .2, .2]), (1, 0, 0, .7, [.5, .5, .4, .4]),
+                         (0, 1, 3, .6, [.74, .7, .2, .2]))
+    measures = detection.average_precision(hand_made_scenes(), scores, boxes)
+    birds = (51 + 50 * 2 / 3) / 101
+    assert measures["per_class"]["bird"]["AP50"] == pytest.approx(birds, abs=1e-6)
+    assert measures["per_class"]["plane"] == {"AP": pytest.approx(0.4), "AP50": pytest.approx(1)}
+    assert measures["AP75"] == pytest.approx(birds / 2, abs=1e-6)
+    assert measures["precision"] == pytest.approx(3 / 4) and measures["recall"] == pytest.approx(1)
+
+
+def test_no_detections_at_all():
+    measures = detection.average_precision(hand_made_scenes(), *said())
+    assert measures["AP"] == measures["AP50"] == measures["precision"] == measures["recall"] == 0
+
+
+def test_scenes_without_objects():
+    empty = hand_made_scenes().subset([2])
+    measures = detection.average_precision(empty, *(x[2:] for x in said((2, 0, 1, .9, [.5, .5, .2, .2]))))
+    assert measures["AP"] == 0 and measures["precision"] == 0 and measures["per_class"]["bird"]["AP"] is None
+
+
+def test_confident_detections_become_objects():
+    logits = torch.full((1, 3, 5), -4.0)
+    logits[0, 1, 2], logits[0, 2, 0], logits[0, 0, 4] = 3.0, 4.0, 9.0
+    labels, boxes = confident(Detections(logits, torch.arange(12.).view(1, 3, 4)))
+    assert labels.tolist() == [[0, 2, -1]] and boxes[0, 0].tolist() == [8, 9, 10, 11]
+
+
+# Training
+
+def test_ten_scenes_can_be_learned_by_heart():
+    scenes = generate_scenes(10, size=64, seed=5)
+    torch.manual_seed(0)
+    detector = create_detector("detr_nano", 4)
+    config = training.TrainConfig(epochs=300, batch_size=10, lr=2e-3, warmup_epochs=10, grad_clip=1.0)
+    step = detection.detection_step(detector, DetectionTerms())
+    history = training.fit({"detector": detector}, step, SceneBatches(scenes, 10, augment=None), config)
+    assert history[-1]["loss"] < 0.1 * history[0]["loss"]
+    assert detection.evaluate_ap(detector, scenes)["AP50"] >= 0.9
+
+
+@pytest.mark.parametrize("pairing", PAIRINGS)
+def test_a_step_names_its_losses(pairing):
+    detector, teacher = create_detector("detr_nano", 4), create_detector("detr_micro", 4).eval()
+    batch = next(SceneBatches(generate_scenes(4, size=64), 4)(0, torch.Generator()))
+    terms = DetectionTerms(classification=1.5, boxes=10.0, distillation=0.5, pairing=pairing)
+    losses = detection.detection_step(detector, terms, teacher)(batch, 0.0)
+    assert set(losses) == {"loss", "classification", "boxes", "giou", "distillation"}
+    assert losses["loss"] > 1.5 * losses["classification"] + 10 * losses["boxes"] + 0.5 * losses["distillation"]
+
+
+@pytest.mark.parametrize("wrong", [{"boxes": -1.0}, {"temperature": 0.0}, {"pairing": "greedy"},
+                                   {"classification": 0.0, "boxes": 0.0, "giou": 0.0, "distillation": 0.0}])
+def test_impossible_terms_are_refused(wrong):
+    with pytest.raises(WorkbenchError, match="impossible terms"):
+        DetectionTerms(**wrong)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny teacher and its students, in a store of their own."""
+    store = artifacts.Store(tmp_path_factory.mktemp("store"))
+    recipe = DetectionRecipe(size=48, train_scenes=12, test_scenes=6, teacher="train", teacher_model="detr_nano",
+                             teacher_epochs=2, student_epochs=1, batch_size=6)
+    return store, recipe, {"teacher": recipe.teacher_artifact(store), **{a: recipe.student(store, a) for a in detection.ARMS}}
+
+
+def test_what_each_detector_has_read(trained):
+    _, _, made = trained
+    read = {name: {row["split"]: (row["purpose"], row["images"]) for row in a.ledger} for name, a in made.items()}
+    for name in ("teacher", "train", "plain"):
+        assert read[name] == {"aerial/train": ("training", 12), "aerial/test": ("evaluation", 6)}, name
+    assert read["synthetic"] == {"aerial/test": ("evaluation", 6)} and made["synthetic"].manifest["data_free"]
+    seen = detection.seen_table(made).set_index("detector")
+    assert seen.loc["synthetic", "of them from a data set"] == 0 and seen.loc["train", "of them from a data set"] == 12
+
+
+def test_artifacts_hold_curves_measures_and_detections(trained):
+    store, recipe, made = trained
+    history = made["train"].json("history.json")
+    assert {"AP", "AP50", "precision", "classification", "boxes", "distillation"} <= set(history[0])
+    assert "distillation" not in made["teacher"].json("history.json")[0]
+    detector, test = detection.load_detector(made["train"]), recipe.source.load("test")
+    assert detection.evaluate_ap(detector, test)["AP"] == pytest.approx(made["train"].metrics["AP"])
+    examples = recipe.examples({"student": made["train"]}, 3)
+    assert examples["images"].shape == (3, 3, 48, 48) and len(examples["found"]["student"]) == 3
+    assert recipe.student(store, "train").cached
+    assert list(detection.ap_table(made)["detector"])[0] == "teacher (detr_nano)"
+
+
+def test_a_changed_scene_or_weight_makes_a_new_student(trained):
+    from dataclasses import replace
+
+    store, recipe, made = trained
+    for change in ({"seed": 1}, {"train_scenes": 13}, {"box_weight": 5.0}):
+        assert replace(recipe, **change).source.identity("train") != recipe.source.identity("train") or \
+            replace(recipe, **change).terms != recipe.terms
+
+
+def test_unknown_arms_and_teachers_are_refused(trained):
+    from dataclasses import replace
+
+    store, recipe, _ = trained
+    with pytest.raises(WorkbenchError, match="no such arm"):
+        recipe.student(store, "fake")
+    with pytest.raises(WorkbenchError, match="no such teacher"):
+        replace(recipe, teacher="none").teacher_artifact(store)
+    with pytest.raises(WorkbenchError, match="expected: a teacher"):
+        detection.train_detector(store, "detr_nano", recipe.source, training.TrainConfig(1, 4, 1e-3), scenes="synthetic")
+
+
+def test_a_shipped_teacher_comes_back_as_it_was(trained, tmp_path):
+    store, recipe, made = trained
+    path = detection.ship_detector(made["teacher"], "tiny", "the command", folder=tmp_path)
+    back = detection.shipped_detector(store, "tiny", recipe.source, folder=tmp_path)
+    assert back.metrics["AP"] == pytest.approx(made["teacher"].metrics["AP"], abs=0.02)
+    assert {"split": "aerial/train", "images": 12}.items() <= {k: v for row in back.ledger if row["purpose"] == "training"
+                                                               for k, v in row.items()}.items()
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(WorkbenchError, match="cannot be read"):
+        detection.shipped_detector(store, "tiny", recipe.source, folder=tmp_path)
+    with pytest.raises(WorkbenchError, match="missing"):
+        detection.shipped_detector(store, "none", recipe.source, folder=tmp_path)
+
+
+def test_a_coco_folder_trains_like_scenes(trained, tmp_path):
+    store, recipe, _ = trained
+    write_coco(generate_scenes(12, size=48), tmp_path / "mine", "train")
+    write_coco(generate_scenes(6, size=48, split="test"), tmp_path / "mine", "val")
+    source = SceneSource(data=str(tmp_path / "mine"), size=48)
+    made = detection.train_detector(store, "detr_nano", source, training.TrainConfig(1, 6, 1e-3), augment=1.0)
+    assert {row["split"]: row["images"] for row in made.ledger} == {"mine/train": 12, "mine/test": 6} or \
+        {row["split"]: row["images"] for row in made.ledger} == {"mine/train": 12, "mine/val": 6}
+
+
+def test_the_shipped_teacher_is_what_its_record_says():
+    """The file in the repository: small, made from the recorded seed and command, right on its own test scenes."""
+    base = artifacts.resolve("data/teachers/detr_micro_scenes")
+    record = json.loads(base.with_suffix(".json").read_text())
+    assert base.with_suffix(".safetensors").stat().st_size <= 4_000_000
+    assert record["metrics"]["AP50"] >= 0.5 and record["metrics"]["test_scenes"] >= 300 and "train-teacher" in record["command"]
+    settings = record["settings"]
+    test = generate_scenes(60, settings["test"]["size"], settings["test"]["seed"], "test")
+    detector = create_detector(record["model"], 4, weights=base.with_suffix(".safetensors"))
+    with ledger.stage("check", {"aerial/test": "evaluation"}):
+        assert detection.evaluate_ap(detector, test)["AP50"] >= record["metrics"]["AP50"] - 0.15
+    assert np.isfinite(record["seconds"]) and record["provenance"]["commit"] != "unknown"
