@@ -1,0 +1,80 @@
+"""The classification losses against hand-computed values and torch's own."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dfkd_lib import losses
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.losses.classification import resize_probe
+
+
+def test_kd_loss_by_hand():
+    # One image, two classes, T = 2: q = softmax([2, 0]/2), p = softmax([0, 0]/2) = (1/2, 1/2).
+    q = math.e / (1 + math.e)
+    by_hand = 4 * (q * math.log(q / 0.5) + (1 - q) * math.log((1 - q) / 0.5))
+    found = losses.kd_loss(torch.zeros(1, 2), torch.tensor([[2.0, 0.0]]), 2.0)
+    assert found.item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_kd_loss_is_zero_only_in_agreement_and_teacher_comes_first():
+    a, b = torch.randn(5, 7), torch.randn(5, 7)
+    assert losses.kd_loss(a, a + 3.0, 4.0).item() == pytest.approx(0, abs=1e-6)
+    assert losses.kd_loss(a, b, 4.0) > 0
+    assert losses.kd_loss(a, b, 4.0).item() != pytest.approx(losses.kd_loss(b, a, 4.0).item(), rel=1e-4)
+
+
+def test_kd_loss_keeps_its_gradient_scale_over_temperature():
+    # T² is there so that the gradient does not vanish as 1/T² (Hinton et al. 2015).
+    student, teacher = torch.randn(64, 10), torch.randn(64, 10)
+    norms = []
+    for temperature in (20.0, 40.0):
+        s = student.clone().requires_grad_()
+        losses.kd_loss(s, teacher, temperature).backward()
+        norms.append(s.grad.norm().item())
+    assert norms[1] / norms[0] == pytest.approx(1.0, rel=0.1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+def test_impossible_temperatures(temperature):
+    with pytest.raises(WorkbenchError, match="temperature"):
+        losses.kd_loss(torch.zeros(1, 2), torch.zeros(1, 2), temperature)
+
+
+def test_different_classes():
+    with pytest.raises(WorkbenchError, match="do not fit"):
+        losses.kd_loss(torch.zeros(1, 2), torch.zeros(1, 3), 1.0)
+
+
+def test_attention_consistency_by_hand():
+    probe, wanted = torch.tensor([[1.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 1.0], [3.0, 4.0]])
+    assert losses.attention_consistency_loss(probe, wanted).item() == pytest.approx(0.5)
+    assert losses.attention_consistency_loss(probe, probe * 7).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_patch_probe_loss_over_different_grids():
+    teacher = torch.rand(3, 49)
+    same = resize_probe(teacher, 16)
+    assert same.shape == (3, 16) and torch.allclose(same.sum(1), teacher.sum(1))
+    assert losses.patch_probe_loss(same, teacher).item() == pytest.approx(0, abs=1e-6)
+    assert torch.allclose(resize_probe(torch.ones(1, 4), 9), torch.full((1, 9), 4 / 9))
+    with pytest.raises(WorkbenchError, match="not square"):
+        losses.patch_probe_loss(torch.rand(1, 15), teacher[:1])
+
+
+def test_cutmix_loss_against_soft_targets():
+    logits, a, b = torch.randn(6, 5), torch.randint(5, (6,)), torch.randint(5, (6,))
+    soft = 0.3 * F.one_hot(a, 5).float() + 0.7 * F.one_hot(b, 5).float()
+    assert losses.cutmix_loss(logits, a, b, 0.3).item() == pytest.approx(F.cross_entropy(logits, soft).item(), rel=1e-5)
+    each = torch.rand(6)
+    expected = sum(each[i] * F.cross_entropy(logits[i], a[i]) + (1 - each[i]) * F.cross_entropy(logits[i], b[i])
+                   for i in range(6)) / 6
+    assert losses.cutmix_loss(logits, a, b, each).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_hard_distillation_takes_the_teachers_word():
+    logits, teacher = torch.randn(4, 3), torch.randn(4, 3)
+    expected = F.cross_entropy(logits, teacher.argmax(1))
+    assert losses.hard_distillation_loss(logits, teacher).item() == pytest.approx(expected.item())

@@ -1,0 +1,117 @@
+"""The conditional GAN: two arms that differ in λ alone, images by seed, a ledger that tells them apart."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dfkd_lib import synthesis
+from dfkd_lib.artifacts import Store
+from dfkd_lib.datasets import to_float
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.models import Discriminator, Generator, create_model
+from dfkd_lib.recipes import ClassificationRecipe
+
+TINY = ClassificationRecipe(teacher="train", teacher_model="vit_mnist_smoke", teacher_epochs=1, teacher_images=300,
+                            test_images=100, train_images=96, gan_epochs=2, gan_width=16, d_width=4, feature_images=200,
+                            feature_epochs=1, fid_images=60, student_model="vit_mnist_smoke", student_epochs=1,
+                            real_images=64, synthetic_images=64)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+def test_padding_and_cropping_are_inverse():
+    images = torch.rand(2, 1, 28, 28) * 2 - 1
+    padded = synthesis.pad_to_gan(images)
+    assert padded.shape == (2, 1, 32, 32) and padded[0, 0, 0, 0] == -1
+    assert torch.equal(synthesis.crop_from_gan(padded, 28), images)
+
+
+def run_step(lam):
+    torch.manual_seed(0)
+    generator, discriminator = Generator(10, 1, width=16), Discriminator(10, 1, 4)
+    teacher = create_model("vit_mnist_smoke").eval().requires_grad_(False)
+    for p in teacher.parameters():
+        p.data.add_(torch.randn_like(p) * 0.2)
+    torch.manual_seed(1)
+    batch = (torch.rand(8, 1, 32, 32), torch.arange(8))
+    kept = {}
+    for name, losses in synthesis.gan_step(generator, discriminator, teacher, torch.rand(10, 49), lam, 28)(batch, 0.0):
+        losses["loss"].backward()
+        kept[name] = losses
+    return kept, [p.grad.clone() for p in generator.parameters()]
+
+
+def test_the_arms_differ_in_the_attention_term_alone():
+    (vanilla, plain_gradients), (augmented, gradients) = run_step(0.0), run_step(2.0)
+    for name, key in (("discriminator", "loss"), ("generator", "adversarial"), ("generator", "attention")):
+        assert vanilla[name][key].item() == augmented[name][key].item()
+    total = augmented["generator"]["adversarial"] + 2.0 * augmented["generator"]["attention"]
+    assert augmented["generator"]["loss"].item() == pytest.approx(total.item())
+    assert any(not torch.equal(a, b) for a, b in zip(plain_gradients, gradients, strict=True))
+
+
+def test_both_arms_train_from_one_seed_and_are_kept(store):
+    vanilla, augmented = TINY.gan(store, 0.0), TINY.gan(store, 5.0)
+    assert vanilla.key != augmented.key
+    history = vanilla.json("history.json")
+    assert len(history) == 2 and {"adversarial", "attention", "frechet", "discriminator_loss"} <= set(history[0])
+    assert TINY.gan(store, 0.0).cached
+    first = vanilla.tensors("generator.safetensors"), augmented.tensors("generator.safetensors")
+    assert any(not torch.equal(first[0][k], first[1][k]) for k in first[0])
+    assert {row["split"]: row["images"] for row in vanilla.ledger} == {"mnist/train": 96}
+
+
+def test_images_come_from_the_seed_and_read_nothing_real(store):
+    gan = TINY.gan(store)
+    images, kept = synthesis.synthesize(store, gan, 50, seed=1)
+    again = synthesis.generate(synthesis.load_generator(gan), images.labels, 1, 28)
+    other = synthesis.generate(synthesis.load_generator(gan), images.labels, 2, 28)
+    assert torch.equal(images.pixels, again) and not torch.equal(again, other)
+    assert not images.real and images.shape == (1, 28, 28) and torch.bincount(images.labels).tolist() == [5] * 10
+    assert kept.ledger == [] and kept.manifest["data_free"]
+
+
+def test_ledger_of_the_students(store):
+    real, synthetic = TINY.student(store, "real"), TINY.student(store, "synthetic")
+    assert {(r["split"], r["purpose"]): r["images"] for r in real.ledger} == {("mnist/train", "training"): 64,
+                                                                             ("mnist/test", "evaluation"): 100}
+    assert {(r["split"], r["purpose"]): r["images"] for r in synthetic.ledger} == {("mnist/test", "evaluation"): 100}
+    assert synthetic.manifest["data_free"] and not real.manifest["data_free"]
+
+
+def test_a_changed_parameter_makes_anew_only_what_depends_on_it(store):
+    changed = replace(TINY, temperature=2.0)
+    for made, expected in ((changed.gan, True), (changed.teacher_artifact, True), (changed.feature_artifact, True)):
+        assert made(store).cached is expected
+    assert not changed.student(store, "synthetic").cached
+    assert TINY.student(store, "synthetic").cached
+
+
+@pytest.mark.parametrize("change, words", [({"lam": -1.0}, "weight of the attention loss"), ({"features": "vgg"}, "no such features"),
+                                           ({"teacher": "mine"}, "no such way"), ({"shipped": "none", "teacher": "shipped"}, "missing")])
+def test_impossible_recipes(store, change, words):
+    with pytest.raises(WorkbenchError, match=words):
+        replace(TINY, **change).gan(store)
+
+
+def test_a_generator_of_bad_numbers_is_refused():
+    generator = Generator(10, 1, width=16)
+    with torch.no_grad():
+        generator.layers[0].weight.fill_(float("nan"))
+    with pytest.raises(WorkbenchError, match="diverged"):
+        synthesis.generate(generator, torch.arange(4), 0, 28)
+
+
+def test_bootstrap_interval_holds_the_distance_of_far_sets():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(200, 4, generator=generator), torch.randn(200, 4, generator=generator) + 2
+    distance, low, high = synthesis.bootstrap_distance(a, b)
+    assert low < distance < high and 12 < distance < 20  # 4 · 2² = 16
+
+
+def test_shape_of_gan_input_is_the_classifiers_scale():
+    assert to_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
