@@ -59,8 +59,12 @@ def attention_explorer(model: nn.Module, images: ImageSet, interactive: bool = T
     def draw(_=None) -> None:
         with picture:
             picture.clear_output(wait=True)
+            found = rows()
+            if not len(found):
+                print(f"no image of class {images.classes[chosen.value]} in {images.name}: choose another")
+                return
             try:
-                display(attention_figure(model, images, int(rows()[place.value]), block.value - 1, head.value))
+                display(attention_figure(model, images, int(found[place.value]), block.value - 1, head.value))
             except WorkbenchError as error:
                 print(error)
 
