@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from dfkd_lib.artifacts import Store, resolve
+from dfkd_lib.intervals import mean_interval
 from dfkd_lib.ledger import EVALUATION
 
 
@@ -23,13 +24,28 @@ class Headline:
     percent: bool = False
 
     def text(self, value: object) -> str:
-        """The measured value as a person reads it (a share of 1 as a percentage where `percent` says so)."""
+        """The measured value as a person reads it: a percentage where `percent` says so, a list as mean ± interval."""
+        if isinstance(value, list) and value and all(isinstance(one, (int, float)) for one in value):
+            mean, half = mean_interval(value)
+            interval = f" ± {half * (100 if self.percent else 1):.2g}" if len(value) > 1 else ""
+            return f"{self.text(mean).removesuffix(' %')}{interval}{' %' if self.percent else ''}"
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return str(value)
         return f"{100 * value:.2f} %" if self.percent else f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
-HEADLINES: tuple[Headline, ...] = ()
+HEADLINES: tuple[Headline, ...] = (
+    Headline("30_classification_kd", "teacher_real_accuracy", "teacher, trained on real images", "98.75 %", "A Table 4",
+             percent=True),
+    Headline("30_classification_kd", "student_real_accuracy", "student, real images", "97.75 %", "A Table 4",
+             percent=True),
+    Headline("30_classification_kd", "student_synthetic_accuracy", "student, synthetic images only", "96.73 %",
+             "A Table 4", percent=True),
+    Headline("20_gan_fid", "frechet_vanilla", "Fréchet distance, vanilla GAN", "27 (Inception)", "A Table 2"),
+    Headline("20_gan_fid", "frechet_augmented", "Fréchet distance, augmented GAN", "23 (Inception)", "A Table 2"),
+    Headline("40_detection_kd", "teacher_ap50", "detection teacher, AP50", "", "A Fig. 16", percent=True),
+    Headline("40_detection_kd", "student_ap50", "detection student, AP50", "", "A Fig. 17", percent=True),
+)
 
 
 def headlines(notebooks: dict[str, dict]) -> list[dict]:

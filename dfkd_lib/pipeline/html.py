@@ -18,7 +18,8 @@ from papermill.execute import ERROR_MARKER_TAG
 
 TEMPLATES = Path(__file__).parent / "templates"
 LIVE = ("application/javascript", "application/vnd.jupyter.widget-view+json")  # mime types that need a script
-WIDE_ASPECT, WIDE_TABLE = 1.9, 6  # from this width/height, or this many columns, an entry takes the whole row
+# From this width (points), this width/height, or this many columns an entry takes the whole row.
+WIDE_POINTS, WIDE_ASPECT, WIDE_TABLE = 540, 1.9, 6
 NUMBERS = re.compile(r"(?:[-–—−+±%.,→()\[\]\s\d]|(?<=\d)e[-+]?\d+|nan|to)*")
 LARGEST_SVG = 3_000_000  # bytes; a larger figure is linked but not embedded
 
@@ -149,18 +150,18 @@ def figure_entry(out: Path, entry: dict) -> dict | None:
         if files[kind].exists() and files[kind].stat().st_size <= LARGEST_SVG:
             data = files[kind].read_bytes()
             source = f"data:{mime};base64,{base64.b64encode(data).decode()}"
-            return {**entry, "source": source, "links": links, "wide": kind == "svg" and aspect(data) >= WIDE_ASPECT}
+            return {**entry, "source": source, "links": links, "wide": kind == "svg" and is_wide(data)}
     return None
 
 
-def aspect(svg: bytes) -> float:
-    """Width over height of an SVG by its viewBox; 1 if it has none."""
+def is_wide(svg: bytes) -> bool:
+    """Whether an SVG (by its viewBox, in points as matplotlib writes it) would be too small in half a row."""
     head = svg[:4000].decode(errors="replace")
     try:
         _, _, width, height = map(float, head.partition('viewBox="')[2].partition('"')[0].split())
-        return width / height
-    except (ValueError, ZeroDivisionError):
-        return 1.0
+        return width > WIDE_POINTS or width >= WIDE_ASPECT * height
+    except ValueError:
+        return False
 
 
 def table_entry(out: Path, entry: dict) -> dict | None:
