@@ -63,7 +63,8 @@ class Rule:
         if self.choices:
             text = "one of " + " | ".join(self.choices)
         else:
-            text = "..".join("" if end is None else f"{end:g}" for end in (self.low, self.high))
+            text = "..".join("" if end is None else f"{int(end)}" if end.is_integer() else f"{end:g}"
+                             for end in (self.low, self.high))
         return f"a comma-separated list of {text}" if self.many else text
 
     def allows(self, value: object) -> bool:
