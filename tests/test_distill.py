@@ -139,3 +139,15 @@ def test_the_teacher_that_ships_is_as_good_as_it_says(store):
     said = artifacts.resolve("data/teachers/vit_mnist_small.json").read_text()
     assert shipped.metrics["accuracy"] >= 0.97
     assert f"{shipped.metrics['accuracy']:.3f}"[:4] in said
+
+
+def test_a_checkpoint_of_ones_own_needs_only_its_models_name(tmp_path, digits, teacher):
+    ship_teacher(teacher, "mine", "a command", tmp_path)
+    settings = {"model": teacher.settings["model"], "overrides": teacher.settings["overrides"]}
+    artifacts.save_json(tmp_path / "mine.json", settings)
+    back = distill.shipped_teacher(Store(tmp_path / "store"), str(tmp_path / "mine"), digits[1])
+    assert back.metrics["accuracy"] > 0.8 and back.ledger[0]["split"] == "not recorded"
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "mine.json").write_text(text)
+        with pytest.raises(WorkbenchError, match="record beside a checkpoint"):
+            distill.shipped_teacher(Store(tmp_path / "store"), str(tmp_path / "mine"), digits[1])

@@ -150,19 +150,20 @@ def shipped_teacher(store: Store, name: str, test_set: ImageSet, folder: str | P
     """A teacher that comes with the workbench (or any safetensors file with its .json), tested and put in the store.
 
     Args:
-        name: `<folder>/<name>.safetensors` beside `<name>.json`, which says model, overrides, seed, command, accuracy
-            and the real images it was trained on.
+        name: `<folder>/<name>.safetensors` (or an absolute path without suffix) beside `<name>.json`, which says
+            "model" and "overrides" for `create_model`, and, where known, "config", "train_images", "history" and
+            "ledger" (the real images it was trained on; if absent the summary says that nobody recorded them).
 
     Raises:
         WorkbenchError: if a file is missing, damaged, or does not fit the model it names.
     """
     base = artifacts.resolve(folder) / name
-    weights, about = base.with_suffix(".safetensors"), base.with_suffix(".json")
+    weights, about = (base.with_name(f"{base.name}.{kind}") for kind in ("safetensors", "json"))
     for path in (weights, about):
         if not path.is_file():
             raise WorkbenchError("a shipped teacher is missing", expected=path.name, where=path.parent,
                                  mend="choose teacher='train', or restore the file from the repository")
-    record = json.loads(about.read_text())
+    record = _read_record(about)
     settings = {"model": record["model"], "overrides": record["overrides"], "shipped": artifacts.file_hash(weights),
                 "config": record["config"], "test": test_set.fingerprint, "record": record}
 
@@ -181,16 +182,30 @@ def shipped_teacher(store: Store, name: str, test_set: ImageSet, folder: str | P
                              inherited=record["ledger"])
 
 
+def _read_record(about: Path) -> dict:
+    """What is known of a checkpoint, with a place for everything that is not."""
+    try:
+        record = {"overrides": {}, "config": {}, "train_images": None, "history": [],
+                  "ledger": [{"stage": "teacher", "split": "not recorded", "purpose": "training", "images": 0}],
+                  **json.loads(about.read_text())}
+        record["model"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise WorkbenchError("the record beside a checkpoint cannot be used", where=about, got=repr(error)[:200],
+                             expected='JSON with at least {"model": "name for create_model", "overrides": {}}',
+                             mend="write that file") from None
+    return record
+
+
 def ship_teacher(artifact: Artifact, name: str, command: str, folder: str | Path = "data/teachers") -> Path:
     """Write an artifact's weights (float16) and their record where `shipped_teacher` finds them; returns the path."""
     base = artifacts.resolve(folder) / name
     base.parent.mkdir(parents=True, exist_ok=True)
     weights = {k: v.half() if v.is_floating_point() else v for k, v in artifact.tensors().items()}
-    artifacts.save_tensors(base.with_suffix(".safetensors"), weights)
+    artifacts.save_tensors(base.with_name(f"{base.name}.safetensors"), weights)
     keep = {key: artifact.settings[key] for key in ("model", "overrides", "config", "classes")}
-    artifacts.save_json(base.with_suffix(".json"), {
+    artifacts.save_json(base.with_name(f"{base.name}.json"), {
         "command": command, **keep, "seed": keep["config"]["seed"], "test_accuracy": artifact.metrics["accuracy"],
         "parameters": artifact.metrics["parameters"], "train_images": artifact.metrics["train_images"],
         "seconds": artifact.seconds, "made": artifact.manifest["made"], "ledger": artifact.ledger,
         "provenance": artifacts.provenance(), "history": artifact.json("history.json")})
-    return base.with_suffix(".safetensors")
+    return base.with_name(f"{base.name}.safetensors")
