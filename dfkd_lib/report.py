@@ -58,7 +58,8 @@ class Report:
                           "–" if isinstance(v, float) or v is None else v)
         base.with_suffix(".tex").write_text(shown.to_latex(index=False, escape=True, caption=caption, label=f"tab:{name}"))
         self.data["tables"].append({"name": _safe(name), "caption": caption, "paper": paper})
-        _show(shown.style.hide(axis="index"))
+        # A Styler escapes nothing by itself, and class names come from folders that anyone may have named.
+        _show(shown.style.hide(axis="index").format(escape="html").format_index(escape="html", axis="columns"))
         _say(caption, paper)
 
     def metric(self, name: str, value) -> None:
