@@ -109,7 +109,8 @@ class ClassificationRecipe:
         if self.features != "classifier":
             raise WorkbenchError("no such features", expected="classifier or inception", got=self.features, where="features")
         config = TrainConfig(self.feature_epochs, 128, 2e-3, weight_decay=0.01, warmup_epochs=0.2, precision="bf16", seed=0)
-        return distill.train_teacher(store, self.feature_model, self.full_train.sample(self.feature_images, 3), self.test_set, config)
+        return distill.train_teacher(store, self.feature_model, self.full_train.sample(self.feature_images, 3),
+                                     self.test_set, config)
 
     def gan(self, store: Store, lam: float | None = None, seed: int | None = None) -> Artifact:
         """The cGAN with that λ (0: vanilla) and seed; the recipe's own by default."""

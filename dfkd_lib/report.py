@@ -156,7 +156,8 @@ def verdict(difference: dict, what: str, unit: str = "", lower_is_better: bool =
     low, high, mean = difference["low"], difference["high"], difference["difference"]
     if not math.isfinite(low):
         return f"{what}: difference {mean:+.3g}{unit} from one seed; no interval, so nothing can be concluded."
-    span = f"{mean:+.3g}{unit}, 95 % interval {low:+.3g} to {high:+.3g}, {difference['pairs']} seeds, p = {difference['p']:.2g}"
+    span = (f"{mean:+.3g}{unit}, 95 % interval {low:+.3g} to {high:+.3g}, {difference['pairs']} seeds, "
+            f"p = {difference['p']:.2g}")
     if low <= 0 <= high:
         return f"{what}: no difference can be told from seed to seed noise ({span})."
     better = (mean < 0) == lower_is_better
@@ -165,7 +166,8 @@ def verdict(difference: dict, what: str, unit: str = "", lower_is_better: bool =
 
 def _safe(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-        raise WorkbenchError("a figure or table has a name that is no file name", got=name, expected="letters, digits, _ . -")
+        raise WorkbenchError("a figure or table has a name that is no file name", got=name,
+                             expected="letters, digits, _ . -")
     return name
 
 

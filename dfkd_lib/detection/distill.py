@@ -1,4 +1,4 @@
-"""Detectors in the store: a teacher trained on labelled scenes, students distilled from it (data-free KD paper, section 9)."""
+"""Detectors in the store: a teacher trained on labelled scenes, students distilled from it (METHODS A4)."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -108,7 +108,8 @@ def train_detector(store: Store, name: str, source: SceneSource, config: trainin
                              where=f"detector {name}", mend="give teacher=, or train on scenes='train'")
     stage = "detection-teacher" if teacher is None else "detection-student"
     settings = {"model": name, "config": config.as_dict(), "terms": asdict(terms), "scenes": scenes,
-                "augment": augment, "train": source.identity(scenes), "test": source.identity("test"), "pretrained": pretrained,
+                "augment": augment, "train": source.identity(scenes), "test": source.identity("test"),
+                "pretrained": pretrained,
                 "weights": None if weights is None else artifacts.file_hash(weights)}
     test = source.load("test")
     reads = {test.split: ledger.EVALUATION}

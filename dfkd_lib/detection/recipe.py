@@ -19,7 +19,8 @@ class DetectionRecipe:
     """Every parameter of detection KD as a plain scalar; the defaults are the quick profile's.
 
     Args:
-        data, size, train_scenes, test_scenes, crop, shortest: see `SceneSource`. augment: see `batches.augmented`. seed: of everything random.
+        data, size, train_scenes, test_scenes, crop, shortest: see `SceneSource`. augment: see `batches.augmented`.
+        seed: of everything random.
         teacher: "shipped" (the file named by `shipped`) or "train" (teacher_model for teacher_epochs).
         pretrained: start the teacher from published weights (download).
         student_*, teacher_*, batch_size, precision: models and training. *_weight, temperature, pairing: the losses.
