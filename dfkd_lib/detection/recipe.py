@@ -27,7 +27,7 @@ class DetectionRecipe:
     """
 
     data: str = "scenes"
-    size: int = 96
+    size: int = 80
     train_scenes: int = 6000
     test_scenes: int = 300
     crop: float = 0.0

@@ -21,7 +21,7 @@ class SceneSource:
     """
 
     data: str = "scenes"
-    size: int = 96
+    size: int = 80
     train: int = 4000
     test: int = 300
     seed: int = 0

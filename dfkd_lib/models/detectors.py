@@ -47,7 +47,7 @@ _SPECS = {
     "detr_resnet50": _Spec("resnet50", 4, 256, 6, 6, 100, 2048, 8, 0.1, False, hub="facebook/detr-resnet-50"),
     "detr_resnet18_2x2": _Spec("resnet18", 4, 256, 2, 2, 100, 2048, 8, 0.1, False),
     "detr_micro": _Spec("resnet18", 3, 112, 1, 3, 16, 224, 4, keywords={"channels": (32, 64, 128, 256)}),
-    "detr_nano": _Spec("resnet10t", 3, 64, 1, 2, 12, 128, 4,
+    "detr_nano": _Spec("resnet10t", 3, 96, 1, 2, 10, 192, 4,
                        keywords={"channels": (24, 48, 96, 192), "stem_width": 16}),
 }
 
