@@ -88,7 +88,7 @@ def detection_step(detector: Detector, terms: DetectionTerms, teacher: Detector 
 
 def train_detector(store: Store, name: str, source: SceneSource, config: training.TrainConfig,
                    terms: DetectionTerms = DetectionTerms(), teacher: Artifact | None = None, scenes: str = "train",
-                   augment: float = 0.0, pretrained: bool = False, weights: str | None = None) -> Artifact:
+                   augment: float = 0.0, pretrained: bool = False, weights: str | Path | None = None) -> Artifact:
     """Train a detector on scenes and keep it with its history, its measures and its detections on the test scenes.
 
     Args:
@@ -110,7 +110,7 @@ def train_detector(store: Store, name: str, source: SceneSource, config: trainin
     settings = {"model": name, "config": config.as_dict(), "terms": asdict(terms), "scenes": scenes,
                 "augment": augment, "train": source.identity(scenes), "test": source.identity("test"),
                 "pretrained": pretrained,
-                "weights": None if weights is None else artifacts.file_hash(weights)}
+                "weights": None if weights is None else _identity(Path(weights))}
     test = source.load("test")
     reads = {test.split: ledger.EVALUATION}
     if scenes == "train":
@@ -129,6 +129,15 @@ def train_detector(store: Store, name: str, source: SceneSource, config: trainin
                 "images_per_second": history[-1]["images_per_second"]}
 
     return store.get_or_make(stage, settings, make, [] if teacher is None else [teacher], reads)
+
+
+def _identity(path: Path) -> str:
+    """A hash of a weights file, or of the weights in a folder of transformers' format."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise WorkbenchError("the weights to start from are missing", expected="a .safetensors file, or a folder with one",
+                             where=path, mend="check the path")
+    return " ".join(artifacts.file_hash(file) for file in files)
 
 
 def _measured(detector: Detector, test: SceneSet) -> tuple[dict, Tensor, Tensor]:

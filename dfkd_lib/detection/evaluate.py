@@ -12,14 +12,16 @@ from dfkd_lib.datasets.coco import ground_truth
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.models.detectors import Detector
 
+PIXELS = 4_000_000  # that are looked at together
 THRESHOLD = 0.5  # score from which a detection counts for precision and recall, and is drawn
 
 
 @torch.no_grad()
-def predict(detector: Detector, images: Tensor, batch_size: int = 100) -> tuple[Tensor, Tensor]:
+def predict(detector: Detector, images: Tensor) -> tuple[Tensor, Tensor]:
     """Scores (N, Q, classes) in [0, 1] and boxes (N, Q, 4) of uint8 images (N, 3, H, W), on the CPU, in eval mode."""
     was_training, target = detector.training, training.device()
     detector.eval().to(target)
+    batch_size = max(1, PIXELS // images[0, 0].numel())
     found = [detector(rows.to(target).float() / 255) for rows in images.split(batch_size)]
     detector.train(was_training)
     return (torch.cat([d.logits for d in found]).sigmoid()[..., :-1].cpu(), torch.cat([d.boxes for d in found]).cpu())

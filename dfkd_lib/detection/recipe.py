@@ -1,11 +1,13 @@
 """Notebook 40 as stages: the teacher, its students, from plain parameters, each made or found by its key."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.detection.distill import DetectionTerms, shown, train_detector
+from dfkd_lib.detection.evaluate import THRESHOLD
 from dfkd_lib.detection.shipped import shipped_detector
 from dfkd_lib.detection.source import SceneSource
 from dfkd_lib.errors import WorkbenchError
@@ -22,7 +24,7 @@ class DetectionRecipe:
         data, size, train_scenes, test_scenes, crop, shortest: see `SceneSource`. augment: see `batches.augmented`.
         seed: of everything random.
         teacher: "shipped" (the file named by `shipped`) or "train" (teacher_model for teacher_epochs).
-        pretrained: start the teacher from published weights (download).
+        pretrained, weights: start that training from published weights (download) or from a file or folder of yours.
         student_*, teacher_*, batch_size, precision: models and training. *_weight, temperature, pairing: the losses.
     """
 
@@ -40,6 +42,7 @@ class DetectionRecipe:
     teacher_epochs: int = 40
     teacher_lr: float = 1e-3
     pretrained: bool = False
+    weights: str = ""
     student_model: str = "detr_nano"
     student_epochs: int = 10
     student_lr: float = 1e-3
@@ -78,7 +81,8 @@ class DetectionRecipe:
         if self.teacher != "train":
             raise WorkbenchError("no such teacher", expected="shipped or train", got=self.teacher, where="teacher")
         return train_detector(store, self.teacher_model, self.source, self._config(self.teacher_epochs, self.teacher_lr),
-                              self.terms, augment=self.augment, pretrained=self.pretrained)
+                              self.terms, augment=self.augment, pretrained=self.pretrained,
+                              weights=self.weights or None)
 
     def student(self, store: Store, arm: str) -> Artifact:
         """The student of an arm of `ARMS`: distilled on labelled training scenes, distilled on synthetic scenes without
@@ -90,14 +94,28 @@ class DetectionRecipe:
         return train_detector(store, self.student_model, self.source, self._config(self.student_epochs, self.student_lr),
                               self.terms, teacher, "synthetic" if arm == "synthetic" else "train", self.augment)
 
-    def examples(self, detectors: dict[str, Artifact], count: int) -> dict:
-        """The first `count` test scenes with an object, their true boxes and what each detector found, for Figure 18."""
+    def examples(self, detectors: dict[str, Artifact], count: int, threshold: float = THRESHOLD) -> dict:
+        """The first `count` test scenes with an object, their true boxes and what each detector finds there with at
+        least that score: the arguments of `plots.detection_grid` (A Figure 18)."""
         test = self.source.load("test")
         rows = [i for i, labels in enumerate(test.labels) if len(labels)][:count]
-        found = {name: shown(artifact, len(test)) for name, artifact in detectors.items()}
+        found = {name: shown(artifact, len(test), threshold) for name, artifact in detectors.items()}
         return {"images": test.pixels[rows].numpy(), "classes": test.classes,
-                "truth": [{"boxes": test.boxes[i].numpy(), "labels": test.labels[i].numpy()} for i in rows],
+                "truth": [_truth(test, i) for i in rows],
                 "found": {name: [scenes[i] for i in rows] for name, scenes in found.items()}}
+
+
+    def scenes(self, count: int) -> dict:
+        """The first `count` training scenes and their boxes, as arguments of `plots.detection_grid`; drawn or read alone."""
+        drawn = replace(self.source, train=min(count, self.train_scenes)) if self.data == "scenes" else self.source
+        train = drawn.load("train")
+        rows = range(min(count, len(train)))
+        return {"images": train.pixels[:count].numpy(), "classes": train.classes, "truth": [_truth(train, i) for i in rows],
+                "found": {"true boxes": [_truth(train, i) for i in rows]}}
+
+
+def _truth(scenes: SceneSet, row: int) -> dict:
+    return {"boxes": scenes.boxes[row].numpy(), "labels": scenes.labels[row].numpy()}
 
 
 def ap_table(detectors: dict[str, Artifact]):

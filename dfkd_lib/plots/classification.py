@@ -40,7 +40,8 @@ def loss_components(histories: dict[str, list[dict]], names: dict[str, str]) -> 
         figure, axes = new_figure(1, len(names), 3.1 * len(names), 3.2, squeeze=False)
         for ax, (key, title) in zip(axes[0], names.items(), strict=True):
             for i, (run, history) in enumerate(histories.items()):
-                ax.plot([row["epoch"] for row in history], [row[key] for row in history], marker="o", markersize=3,
+                rows = [row for row in history if key in row]  # a run may do without a loss
+                ax.plot([row["epoch"] for row in rows], [row[key] for row in rows], marker="o", markersize=3,
                         color=COLORS[i % len(COLORS)], label=run)
             ax.set(title=title, xlabel="epoch", ylabel="mean over the epoch")
             ax.set_ylim(bottom=0)
