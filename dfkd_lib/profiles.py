@@ -31,7 +31,7 @@ SMOKE: dict[str, dict] = {
     "00_start_here": {"test_images": 400},
     "10_attention_probes": {**_TEACHER_SMOKE},
     "20_gan_fid": {**_TEACHER_SMOKE, **_GAN_SMOKE, "seeds": "0,1"},
-    "30_classification_kd": {**_TEACHER_SMOKE, **_GAN_SMOKE, "student_model": "vit_mnist_smoke", "student_epochs": 2,
+    "30_classification_kd": {**_TEACHER_SMOKE, **_GAN_SMOKE, "student_model": "vit_mnist_smoke", "student_epochs": 2, "batch_size": 32,
                              "real_images": 400, "synthetic_images": 400, "teacher_synthetic_epochs": 1,
                              "ablation_images": 200, "ablation_epochs": 1, "seeds": "0,1"},
     "40_detection_kd": {"size": 48, "train_scenes": 64, "test_scenes": 16, "teacher": "train", "teacher_model": "detr_nano",
@@ -59,7 +59,7 @@ PAPER: dict[str, dict] = {
     "10_attention_probes": {**_TEACHER_PAPER},
     "20_gan_fid": {**_TEACHER_PAPER, **_GAN_PAPER, "seeds": "0,1,2,3,4"},
     "30_classification_kd": {**_TEACHER_PAPER, **_GAN_PAPER, "student_model": "deit_xtiny_patch4_28",
-                             "student_epochs": 50, "student_lr": 7.5e-4, "student_precision": "bf16",
+                             "student_epochs": 50, "student_lr": 7.5e-4, "batch_size": 128, "student_precision": "bf16",
                              "real_images": 60_000, "synthetic_images": 50_000, "teacher_synthetic_epochs": 20,
                              "ablation_images": 50_000, "ablation_epochs": 10, "seeds": "0,1,2,3,4"},
     # On the generated scenes unless data names a COCO folder; 800/1333 pixels apply to a folder's frames.

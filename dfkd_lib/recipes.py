@@ -40,7 +40,7 @@ class ClassificationRecipe:
     teacher_lr: float = 1e-3
     teacher_images: int = 0
     test_images: int = 0
-    train_images: int = 12_000
+    train_images: int = 10_000
     gan_epochs: int = 4
     gan_batch: int = 32
     gan_lr: float = 1e-3
@@ -53,17 +53,18 @@ class ClassificationRecipe:
     feature_images: int = 20_000
     feature_epochs: int = 2
     fid_images: int = 10_000
-    student_model: str = "vit_mnist_mini"
-    student_epochs: int = 6
-    student_lr: float = 2e-3
-    batch_size: int = 128
-    real_images: int = 15_000
-    synthetic_images: int = 15_000
+    student_model: str = "vit_mnist_mini_patch7"
+    student_epochs: int = 5
+    student_lr: float = 3e-3
+    batch_size: int = 64
+    real_images: int = 20_000
+    synthetic_images: int = 30_000
     kd_weight: float = 1.0
     ce_weight: float = 1.0
     patch_weight: float = 1.0
     temperature: float = 4.0
     student_precision: str = "fp32"
+    student_shift: int = 0
 
     @classmethod
     def of(cls, parameters: dict) -> "ClassificationRecipe":
@@ -143,7 +144,7 @@ class ClassificationRecipe:
             raise WorkbenchError("no such source of images", expected="real or synthetic", got=source, where="source")
         return distill.train_student(store, f"student_{source}", self.student_model, self.teacher_artifact(store), chosen,
                                      self.test_set, self.student_config(seed, epochs), weights or self.weights,
-                                     parents=parents)
+                                     self.student_shift, parents=parents)
 
     def teacher_on_synthetic(self, store: Store, epochs: int) -> Artifact:
         """The teacher's architecture trained on synthetic images and their labels alone (a cell of A Table 4)."""

@@ -9,7 +9,7 @@ from dfkd_lib import artifacts, distill
 from dfkd_lib.artifacts import Store
 from dfkd_lib.datasets import ImageSet, load_images
 from dfkd_lib.distill import KDWeights
-from dfkd_lib.distill.classification import kd_step, teacher_targets
+from dfkd_lib.distill.classification import kd_step, live_targets, stored_targets, teacher_targets
 from dfkd_lib.distill.runner import load_weights, ship_teacher
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import create_model
@@ -51,9 +51,9 @@ def test_a_student_learns_from_the_teacher_alone(store, digits, teacher):
     assert history[-1]["kd"] < history[0]["kd"] / 2
 
 
-def test_each_weight_pulls_its_own_loss(digits, teacher):
-    model, images = distill.load_trained(teacher), digits[0].subset(range(64))
-    targets = teacher_targets(model, images, 0)
+def test_each_weight_pulls_its_own_loss(store, digits, teacher):
+    images = digits[0].subset(range(64))
+    targets = stored_targets(teacher_targets(store, teacher, images))
     batch = (images.pixels.float() / 127.5 - 1, images.labels, torch.arange(64))
     for weights in (KDWeights(1, 0, 0), KDWeights(0, 1, 0), KDWeights(0, 0, 1), KDWeights(0.5, 2, 3, 2.0)):
         torch.manual_seed(0)
@@ -64,12 +64,14 @@ def test_each_weight_pulls_its_own_loss(digits, teacher):
         assert found["loss"].requires_grad
 
 
-def test_stored_targets_equal_live_ones(digits, teacher):
-    model, images = distill.load_trained(teacher), digits[0].subset(range(50))
+def test_stored_targets_equal_live_ones(store, digits, teacher):
+    images = digits[0].subset(range(50))
     x = images.pixels.float() / 127.5 - 1
     rows = torch.tensor([3, 1, 40])
-    stored = teacher_targets(model, images, 0)((x[rows], images.labels[rows], rows))
-    live = teacher_targets(model, images, 1)((x[rows], images.labels[rows]))
+    kept = teacher_targets(store, teacher, images)
+    stored = stored_targets(kept)((x[rows], images.labels[rows], rows))
+    live = live_targets(distill.load_trained(teacher))((x[rows], images.labels[rows]))
+    assert teacher_targets(store, teacher, images).cached and kept.ledger[0]["images"] == 50
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(stored, live, strict=True))
 
 

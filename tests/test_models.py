@@ -16,8 +16,8 @@ def test_parameter_counts_of_the_paper(name, count):
 
 @pytest.mark.parametrize("name", [n for n in model_names() if n.startswith("vit_mnist")])
 def test_logits_of_any_classes(name):
-    model = create_model(name, num_classes=7, img_size=16, in_chans=3).eval()
-    assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 7)
+    model = create_model(name, num_classes=7, img_size=28, in_chans=3).eval()
+    assert model(torch.zeros(2, 3, 28, 28)).shape == (2, 7)
 
 
 def test_same_seed_same_weights():

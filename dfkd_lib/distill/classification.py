@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.artifacts import Artifact, Store, save_tensors
 from dfkd_lib.attention import logits_and_probe
 from dfkd_lib.datasets import ImageSet, random_shift, to_float
-from dfkd_lib.distill.runner import check_fit, load_trained, shipped_teacher, train_classifier
+from dfkd_lib.distill.runner import check_fit, load_trained, reads_of, shipped_teacher, train_classifier
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.losses import kd_loss, patch_probe_loss
-from dfkd_lib.training import TrainConfig
+from dfkd_lib.training import TrainConfig, device
 
 
 @dataclass(frozen=True)
@@ -95,23 +96,37 @@ def kd_step(student: nn.Module, targets: Callable, weights: KDWeights) -> Callab
     return step
 
 
-@torch.inference_mode()
-def _all_targets(teacher: nn.Module, images: Tensor, batch_size: int = 512) -> tuple[Tensor, Tensor]:
-    device = next(teacher.parameters()).device
-    pairs = [logits_and_probe(teacher, to_float(batch).to(device)) for batch in images.split(batch_size)]
-    return torch.cat([p[0] for p in pairs]).clone(), torch.cat([p[1] for p in pairs]).clone()
+def teacher_targets(store: Store, teacher: Artifact, train_set: ImageSet,
+                    parents: Sequence[Artifact] = ()) -> Artifact:
+    """The teacher's logits and probes on images that never change, computed once: targets.safetensors, float32.
+
+    Counted by the ledger if the images are real; rows are in the order of the set.
+    """
+    def make(work: Path) -> dict:
+        model = load_trained(teacher)
+        device = next(model.parameters()).device
+        with torch.inference_mode():
+            pairs = [logits_and_probe(model, to_float(batch).to(device)) for batch in train_set.images.split(512)]
+        save_tensors(work / "targets.safetensors", {"logits": torch.cat([p[0] for p in pairs]).float(),
+                                                    "probes": torch.cat([p[1] for p in pairs])})
+        return {"images": len(train_set)}
+
+    return store.get_or_make("teacher_targets", {"images": train_set.fingerprint}, make, [teacher, *parents],
+                             reads_of((train_set, "teacher targets")))
 
 
-def teacher_targets(teacher: nn.Module, train_set: ImageSet, shift: int) -> Callable:
-    """batch → the teacher's logits and probes: computed once where images never change, else on each batch."""
-    if shift == 0:
-        logits, probes = _all_targets(teacher, train_set.images)
-        return lambda batch: (logits[batch[2]], probes[batch[2]])
+def stored_targets(kept: Artifact) -> Callable:
+    """(images, labels, rows) → the stored logits and probes of those rows."""
+    tensors = {name: value.to(device()) for name, value in kept.tensors("targets.safetensors").items()}
+    return lambda batch: (tensors["logits"][batch[2]], tensors["probes"][batch[2]])
 
-    def live(batch):
+
+def live_targets(teacher: nn.Module) -> Callable:
+    """(images, …) → the teacher's logits and probes of just these images: needed where augmentation changes them."""
+    def targets(batch):
         with torch.no_grad():
             return logits_and_probe(teacher, batch[0])
-    return live
+    return targets
 
 
 def train_student(store: Store, stage: str, model_name: str, teacher: Artifact, train_set: ImageSet,
@@ -130,12 +145,17 @@ def train_student(store: Store, stage: str, model_name: str, teacher: Artifact, 
     frozen_teacher = load_trained(teacher)
     check_fit(frozen_teacher, train_set, "the teacher")
 
-    def make_step(model, images):
-        return kd_step(model, teacher_targets(frozen_teacher, images, shift), weights)
+    made_from = [teacher, *parents]
+    if shift == 0:
+        kept = teacher_targets(store, teacher, train_set, parents)
+        made_from.append(kept)
+
+    def make_step(model, _):
+        return kd_step(model, stored_targets(kept) if shift == 0 else live_targets(frozen_teacher), weights)
 
     return train_classifier(store, stage, model_name, train_set, test_set, config, make_step, overrides=overrides,
                             settings={"weights": asdict(weights), "shift": shift},
-                            transform=_keep_rows(shift), parents=[teacher, *parents])
+                            transform=_keep_rows(shift), parents=made_from)
 
 
 def _keep_rows(shift: int) -> Callable | None:
