@@ -74,8 +74,8 @@ def test_ground_truth_is_in_pixels():
     assert len(truth["images"]) == 5 and len(truth["annotations"]) == sum(map(len, scenes.labels))
     first = next(i for i, labels in enumerate(scenes.labels) if len(labels))
     centre_x, centre_y, width, height = (scenes.boxes[first][0] * 80).tolist()
-    assert truth["annotations"][0]["bbox"] == pytest.approx([centre_x - width / 2, centre_y - height / 2, width, height],
-                                                            abs=1e-4)
+    expected = [centre_x - width / 2, centre_y - height / 2, width, height]
+    assert truth["annotations"][0]["bbox"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_ledger_knows_the_folder(folder):

@@ -14,8 +14,8 @@ from dfkd_lib.datasets import SceneSet, generate_scenes, write_coco
 from dfkd_lib.detection import DetectionRecipe, DetectionTerms, SceneSource
 from dfkd_lib.detection.batches import SceneBatches, augmented, padded
 from dfkd_lib.detection.distill import confident
-from dfkd_lib.detection.matching import (PAIRINGS, expanded_targets, hungarian_targets, matching_cost, paired_teacher_logits,
-                                         pairwise_giou)
+from dfkd_lib.detection.matching import (PAIRINGS, expanded_targets, hungarian_targets, matching_cost,
+                                         paired_teacher_logits, pairwise_giou)
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.losses import detection_losses
 from dfkd_lib.models import count_parameters, create_detector, detector_names
@@ -165,8 +165,8 @@ def test_augmented_boxes_follow_their_objects():
         assert (kept == labels).all()
         for image, box in zip(moved, where[:, 0] * 64, strict=True):
             rows, columns = (image.mean(0) > 0.5).nonzero(as_tuple=True)
-            assert abs(columns.min() - (box[0] - box[2] / 2)) <= 1 and abs(columns.max() + 1 - (box[0] + box[2] / 2)) <= 1
-            assert abs(rows.min() - (box[1] - box[3] / 2)) <= 1 and abs(rows.max() + 1 - (box[1] + box[3] / 2)) <= 1
+            drawn = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            assert (drawn - torch.cat([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2])).abs().max() <= 1
 
 
 def test_an_object_moved_out_of_view_is_dropped():
@@ -210,7 +210,8 @@ def test_a_detector_learns_in_every_layer_and_in_its_norms(name):
     assert ((found.boxes >= 0) & (found.boxes <= 1)).all()
     layers = detector.network.config.decoder_layers
     assert len(found.earlier) == layers - 1
-    sum(logits.square().mean() + boxes.mean() for logits, boxes in ((found.logits, found.boxes), *found.earlier)).backward()
+    layers_said = ((found.logits, found.boxes), *found.earlier)
+    sum(logits.square().mean() + boxes.mean() for logits, boxes in layers_said).backward()
     backbone = detector.network.model.backbone.model
     assert all(p.grad is not None for p in backbone.parameters())
     norm = next(m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d))
@@ -283,7 +284,8 @@ def said(*rows):
 
 
 def test_perfect_detections():
-    scores, boxes = said((0, 0, 0, .9, [.3, .3, .2, .2]), (0, 1, 3, .8, [.7, .7, .2, .2]), (1, 0, 0, .7, [.5, .5, .4, .4]))
+    scores, boxes = said((0, 0, 0, .9, [.3, .3, .2, .2]), (0, 1, 3, .8, [.7, .7, .2, .2]),
+                         (1, 0, 0, .7, [.5, .5, .4, .4]))
     measures = detection.average_precision(hand_made_scenes(), scores, boxes)
     assert measures["AP"] == measures["AP50"] == measures["AP75"] == pytest.approx(1)
     assert measures["precision"] == measures["recall"] == 1
@@ -291,10 +293,10 @@ def test_perfect_detections():
 
 
 def test_a_case_worked_out_by_hand():
-    """Birds: a false alarm outranks one of two hits, AP50 = (51 · 1 + 50 · 2/3) / 101. Plane: IoU 2/3, so it counts up to
-    0.65 alone: AP50 1, AP75 0. Precision at score 0.5: 3 of 4."""
-    scores, boxes = said((0, 0, 0, .9, [.3, .3, .2, .2]), (2, 0, 0, .8, [.5, .5, .2, .2]), (1, 0, 0, .7, [.5, .5, .4, .4]),
-                         (0, 1, 3, .6, [.74, .7, .2, .2]))
+    """Birds: a false alarm outranks one of two hits, AP50 = (51 · 1 + 50 · 2/3) / 101. Plane: IoU 2/3, so it counts up
+    to 0.65 alone: AP50 1, AP75 0. Precision at score 0.5: 3 of 4."""
+    scores, boxes = said((0, 0, 0, .9, [.3, .3, .2, .2]), (2, 0, 0, .8, [.5, .5, .2, .2]),
+                         (1, 0, 0, .7, [.5, .5, .4, .4]), (0, 1, 3, .6, [.74, .7, .2, .2]))
     measures = detection.average_precision(hand_made_scenes(), scores, boxes)
     birds = (51 + 50 * 2 / 3) / 101
     assert measures["per_class"]["bird"]["AP50"] == pytest.approx(birds, abs=1e-6)
@@ -357,7 +359,8 @@ def trained(tmp_path_factory):
     store = artifacts.Store(tmp_path_factory.mktemp("store"))
     recipe = DetectionRecipe(size=48, train_scenes=12, test_scenes=6, teacher="train", teacher_model="detr_nano",
                              teacher_epochs=2, student_epochs=1, batch_size=6)
-    return store, recipe, {"teacher": recipe.teacher_artifact(store), **{a: recipe.student(store, a) for a in detection.ARMS}}
+    students = {arm: recipe.student(store, arm) for arm in detection.ARMS}
+    return store, recipe, {"teacher": recipe.teacher_artifact(store), **students}
 
 
 def test_what_each_detector_has_read(trained):
@@ -401,7 +404,8 @@ def test_unknown_arms_and_teachers_are_refused(trained):
     with pytest.raises(WorkbenchError, match="no such teacher"):
         replace(recipe, teacher="none").teacher_artifact(store)
     with pytest.raises(WorkbenchError, match="expected: a teacher"):
-        detection.train_detector(store, "detr_nano", recipe.source, training.TrainConfig(1, 4, 1e-3), scenes="synthetic")
+        config = training.TrainConfig(1, 4, 1e-3)
+        detection.train_detector(store, "detr_nano", recipe.source, config, scenes="synthetic")
 
 
 def test_a_shipped_teacher_comes_back_as_it_was(trained, tmp_path):
@@ -409,8 +413,8 @@ def test_a_shipped_teacher_comes_back_as_it_was(trained, tmp_path):
     path = detection.ship_detector(made["teacher"], "tiny", "the command", folder=tmp_path)
     back = detection.shipped_detector(store, "tiny", recipe.source, folder=tmp_path)
     assert back.metrics["AP"] == pytest.approx(made["teacher"].metrics["AP"], abs=0.02)
-    assert {"split": "aerial/train", "images": 12}.items() <= {k: v for row in back.ledger if row["purpose"] == "training"
-                                                               for k, v in row.items()}.items()
+    learned = [(row["split"], row["images"]) for row in back.ledger if row["purpose"] == "training"]
+    assert learned == [("aerial/train", 12)]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(WorkbenchError, match="cannot be read"):
         detection.shipped_detector(store, "tiny", recipe.source, folder=tmp_path)
@@ -424,8 +428,7 @@ def test_a_coco_folder_trains_like_scenes(trained, tmp_path):
     write_coco(generate_scenes(6, size=48, split="test"), tmp_path / "mine", "val")
     source = SceneSource(data=str(tmp_path / "mine"), size=48)
     made = detection.train_detector(store, "detr_nano", source, training.TrainConfig(1, 6, 1e-3), augment=1.0)
-    assert {row["split"]: row["images"] for row in made.ledger} == {"mine/train": 12, "mine/test": 6} or \
-        {row["split"]: row["images"] for row in made.ledger} == {"mine/train": 12, "mine/val": 6}
+    assert {row["split"]: row["images"] for row in made.ledger} == {"mine/train": 12, "mine/val": 6}
 
 
 def test_the_shipped_teacher_is_what_its_record_says():
@@ -433,7 +436,8 @@ def test_the_shipped_teacher_is_what_its_record_says():
     base = artifacts.resolve("data/teachers/detr_micro_scenes")
     record = json.loads(base.with_suffix(".json").read_text())
     assert base.with_suffix(".safetensors").stat().st_size <= 4_000_000
-    assert record["metrics"]["AP50"] >= 0.5 and record["metrics"]["test_scenes"] >= 300 and "train-teacher" in record["command"]
+    assert record["metrics"]["AP50"] >= 0.5 and record["metrics"]["test_scenes"] >= 300
+    assert "train-teacher" in record["command"]
     settings = record["settings"]
     test = generate_scenes(60, settings["test"]["size"], settings["test"]["seed"], "test")
     detector = create_detector(record["model"], 4, weights=base.with_suffix(".safetensors"))

@@ -1,4 +1,4 @@
-"""Generated scenes: the same bytes from the same seed, boxes that are those of what was drawn, counted by the ledger."""
+"""Generated scenes: the same bytes from the same seed, the boxes of what was drawn, counted by the ledger."""
 
 import numpy as np
 import pytest

@@ -80,12 +80,13 @@ def _read(file: Path) -> dict:
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list) or not content[key]:
             raise WorkbenchError(f"a COCO file has no {key}", expected=f"a list '{key}' with at least one entry",
-                                 got="none", where=file, mend="write the file again with images, annotations and categories")
+                                 got="none", where=file, mend="write images, annotations and categories into the file")
     for key, needed in (("images", {"id", "file_name", "width", "height"}), ("categories", {"id", "name"})):
         for place, entry in enumerate(content[key]):
             if not isinstance(entry, dict) or needed - set(entry):
-                raise WorkbenchError(f"an entry of '{key}' in a COCO file is not whole", expected=", ".join(sorted(needed)),
-                                     got=str(entry)[:100], where=f"{file}, entry {place}", mend="write the file again")
+                raise WorkbenchError(f"an entry of '{key}' in a COCO file is not whole",
+                                     expected=", ".join(sorted(needed)), got=str(entry)[:100],
+                                     where=f"{file}, entry {place}", mend="write the file again")
     return content
 
 
@@ -142,13 +143,14 @@ def _image(path: Path, entry: dict, file: Path) -> np.ndarray:
 
 
 def _crop(pixels: np.ndarray, boxes: np.ndarray, crop: float, rng: np.random.Generator):
-    """A square window, filled where it leaves the image, around the first object; boxes in it and which they were."""
+    """A square window about the first object, inside the image if it fits; the boxes in it and which they were."""
     side = max(8, round(crop * boxes[0, 2:].max()))
     middle = boxes[0, :2] + boxes[0, 2:] / 2
     room = (side - boxes[0, 2:].max()) / 2
     corner = np.round(middle - side / 2 + rng.uniform(-room, room, 2)).astype(int)
+    corner = corner.clip(0, np.maximum(np.array(pixels.shape[1::-1]) - side, 0))
     window = Image.fromarray(pixels).crop((*corner, *(corner + side)))
-    if (corner < 0).any() or (corner + side > pixels.shape[1::-1]).any():  # PIL fills with black; fill with the mean
+    if (corner + side > pixels.shape[1::-1]).any():  # PIL fills with black; fill with the mean
         mask = Image.new("L", pixels.shape[1::-1], 255).crop((*corner, *(corner + side)))
         window = Image.composite(window, Image.new("RGB", window.size, FILL), mask)
     low = (boxes[:, :2] - corner).clip(0, side)
@@ -203,8 +205,8 @@ def ground_truth(scenes: SceneSet) -> dict:
         pixels = boxes.double() * torch.tensor([width, height, width, height])
         pixels[:, :2] -= pixels[:, 2:] / 2
         for box, label in zip(pixels.tolist(), labels.tolist(), strict=True):
-            annotations.append({"id": len(annotations) + 1, "image_id": image + 1, "category_id": label + 1, "bbox": box,
-                                "area": box[2] * box[3], "iscrowd": 0})
+            annotations.append({"id": len(annotations) + 1, "image_id": image + 1, "category_id": label + 1,
+                                "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
     categories = [{"id": k + 1, "name": name, "supercategory": ""} for k, name in enumerate(scenes.classes)]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 

@@ -45,7 +45,7 @@ class SceneSet:
                                  mend="give one tensor of boxes and one of labels for each image")
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4 or not len(self.pixels):
             raise WorkbenchError("scenes have the wrong form", expected="uint8 (N, 3, H, W), N >= 1", where=self.origin,
-                                 got=f"{self.pixels.dtype} {tuple(self.pixels.shape)}", mend="convert the images to uint8")
+                                 got=f"{self.pixels.dtype} {tuple(self.pixels.shape)}", mend="convert them to uint8")
         if self.rows is None:
             object.__setattr__(self, "rows", np.arange(len(self.pixels)))
 
@@ -80,7 +80,8 @@ class SceneSet:
         return dict(zip(self.classes, torch.bincount(every, minlength=len(self.classes)).tolist(), strict=True))
 
 
-def generate_scenes(count: int, size: int = 96, seed: int = 0, split: str = "train", scale: tuple = (0.2, 0.5)) -> SceneSet:
+def generate_scenes(count: int, size: int = 96, seed: int = 0, split: str = "train",
+                    scale: tuple = (0.2, 0.5)) -> SceneSet:
     """Draw seeded aerial scenes of 0-4 birds, helicopters, drones and planes, with the boxes of what was drawn.
 
     Scene i depends on (seed, split, i) alone, so a larger set begins with the smaller one, byte for byte.
@@ -101,7 +102,7 @@ def generate_scenes(count: int, size: int = 96, seed: int = 0, split: str = "tra
                              mend="choose one of them")
     if count < 1 or size < 32 or not 0 < scale[0] <= scale[1] <= 1:
         raise WorkbenchError("impossible generated scenes", expected="count >= 1, size >= 32, 0 < scale <= 1",
-                             got=f"count {count}, size {size}, scale {scale}", mend="correct the value that is out of range")
+                             got=f"count {count}, size {size}, scale {scale}", mend="correct the value out of range")
     images, boxes, labels = np.empty((count, size, size, 3), np.uint8), [], []
     for index in range(count):
         rng = np.random.default_rng([seed, STREAMS[split], index])
@@ -201,7 +202,7 @@ def _paint(behind: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _free_corner(extent: np.ndarray, size: int, taken: list, rng: np.random.Generator) -> np.ndarray | None:
-    """A top-left corner at which a box of this extent lies inside and covers little of the others; None if not found."""
+    """A top-left corner at which a box of this extent lies inside and covers little of the others, or None."""
     for _ in range(12):
         corner = rng.uniform(0.5, np.maximum(size - extent - 0.5, 0.6))
         low, high = corner, corner + extent

@@ -1,8 +1,8 @@
 """Silhouettes of the four aerial classes as polygons, for the generated scenes.
 
 A silhouette is a list of parts (points (n, 2) float in a frame about two units wide, nose towards +x, y down; shade in
-[0, 1] that multiplies the object's colour; opacity in 0-255), drawn in order. Shape, pose and view vary with the generator
-that is passed in.
+[0, 1] that multiplies the object's colour; opacity in 0-255), drawn in order. Shape, pose and view vary with the
+generator that is passed in.
 """
 
 import math
@@ -46,7 +46,8 @@ def _bird(rng) -> tuple[list, np.ndarray]:
 
 def _helicopter(rng) -> tuple[list, np.ndarray]:
     rotor, mast = rng.uniform(0.8, 1.1), rng.uniform(0.1, 0.3)
-    parts = [(_ellipse(-1.04, -.1, .18, .18), .8, 150), (_polygon(-.1, -.12, -1.02, -.07, -1.02, .02, -.1, .16), .9, 255),
+    parts = [(_ellipse(-1.04, -.1, .18, .18), .8, 150),
+             (_polygon(-.1, -.12, -1.02, -.07, -1.02, .02, -.1, .16), .9, 255),
              (_polygon(-.86, -.05, -1.14, -.36, -1.02, -.36, -.9, .02), .8, 255),
              (_polygon(.1, -.2, .1, -.4, .2, -.4, .2, -.2), .6, 255), (_ellipse(.18, .05, .46, .28, 16), 1, 255),
              (_polygon(.32, -.12, .5, -.1, .62, .06, .36, .06), .35, 255),

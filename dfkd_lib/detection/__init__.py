@@ -1,4 +1,4 @@
-"""DETR teacher and student: scenes in, matching, losses eq. 11-14, training, COCO AP (data-free KD paper, section 7-9)."""
+"""DETR teacher and student: scenes in, matching, losses, training, COCO AP (data-free KD paper, section 7-9)."""
 
 from dfkd_lib.detection.distill import DetectionTerms, detection_step, load_detector, shown, train_detector
 from dfkd_lib.detection.evaluate import average_precision, detections, evaluate_ap, predict

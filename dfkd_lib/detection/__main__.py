@@ -1,4 +1,4 @@
-"""`python -m dfkd_lib.detection train-teacher`: train a detector and write it where the notebook finds it as shipped."""
+"""`python -m dfkd_lib.detection train-teacher`: train a detector and write it where notebook 40 finds it."""
 
 import argparse
 import shlex

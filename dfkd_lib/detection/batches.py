@@ -46,7 +46,8 @@ class SceneBatches:
             yield batch if self.augment is None else augmented(*batch, generator, self.augment)
 
 
-def augmented(images: Tensor, labels: Tensor, boxes: Tensor, generator: torch.Generator, strength: float = 1.0) -> Batch:
+def augmented(images: Tensor, labels: Tensor, boxes: Tensor, generator: torch.Generator,
+              strength: float = 1.0) -> Batch:
     """Each scene mirrored (1/2) and, at strength 1, scaled by 0.8-1.25, shifted by up to 1/8, its light changed.
 
     Edges are repeated. Objects of which less than half stays in view become -1; boxes are cut at the border. At
@@ -60,7 +61,8 @@ def augmented(images: Tensor, labels: Tensor, boxes: Tensor, generator: torch.Ge
     mirror = torch.where(torch.rand(rows, 1, generator=generator) < 0.5, -1.0, 1.0)
     if strength == 0:
         flipped = torch.where(mirror[:, :, None, None] < 0, images.flip(-1), images)
-        return flipped, *_moved(labels, boxes, torch.cat([mirror, mirror.abs()], dim=1)[:, None], torch.zeros(rows, 1, 2))
+        scale = torch.cat([mirror, mirror.abs()], dim=1)
+        return flipped, *_moved(labels, boxes, scale[:, None], torch.zeros(rows, 1, 2))
     zoom, shift = torch.exp(uniform(0.223, 1)), uniform(0.125, 2)
     scale = torch.cat([mirror * zoom, zoom], dim=1)  # of content, about the middle of the image
     # affine_grid maps places of the result to places of the source, both in [-1, 1]: the inverse of content's motion.

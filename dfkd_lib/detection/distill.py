@@ -42,12 +42,12 @@ class DetectionTerms:
         weights = (self.classification, self.boxes, self.giou, self.distillation)
         if min(weights) < 0 or max(weights) == 0 or not self.temperature > 0 or self.pairing not in PAIRINGS:
             raise WorkbenchError("impossible terms of the detection loss", got=str(self), where="DetectionTerms",
-                                 expected=f"weights >= 0, one above 0; temperature > 0; pairing {' or '.join(PAIRINGS)}",
+                                 expected=f"weights >= 0, not all 0; temperature > 0; pairing {' or '.join(PAIRINGS)}",
                                  mend="correct the value that is out of range")
 
     def losses(self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor,
                teacher: Detections | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted total and the named losses of one decoder layer against padded objects and a teacher's output."""
+        """Weighted total and named losses of one decoder layer against padded objects and a teacher's output."""
         targets = PAIRINGS[self.pairing](logits, boxes, labels, target_boxes)
         taught = None if teacher is None else paired_teacher_logits(logits, boxes, teacher.logits, teacher.boxes)
         named = detection_losses(logits, boxes, *targets, taught, self.temperature)
@@ -55,7 +55,7 @@ class DetectionTerms:
 
 
 def confident(found: Detections, threshold: float = THRESHOLD) -> tuple[Tensor, Tensor]:
-    """A detector's own detections as padded objects, those there are first: labels (B, Q), -1 for none, boxes (B, Q, 4)."""
+    """A detector's own detections as padded objects, best first: labels (B, Q), -1 for none, boxes (B, Q, 4)."""
     score, label = found.logits.sigmoid()[..., :-1].max(dim=-1)
     order = score.argsort(dim=1, descending=True)
     label = torch.where(score >= threshold, label, -1).gather(1, order)
@@ -64,7 +64,7 @@ def confident(found: Detections, threshold: float = THRESHOLD) -> tuple[Tensor, 
 
 def detection_step(detector: Detector, terms: DetectionTerms, teacher: Detector | None = None,
                    truth: bool = True) -> Callable:
-    """A step for `training.fit`: every decoder layer answers for the objects (deep supervision), the last one is logged.
+    """A step for `training.fit`: every decoder layer answers for the objects (deep supervision), the last is logged.
 
     Args:
         teacher: frozen; adds eq. 14 against its logits. truth: False takes the objects from the teacher's own confident
@@ -100,8 +100,8 @@ def train_detector(store: Store, name: str, source: SceneSource, config: trainin
         augment: strength of scaling, shifting and change of light beside mirroring, see `batches.augmented`.
 
     Returns:
-        Artifact with model.safetensors, history.json (test measures after every epoch), predictions.safetensors; metrics
-        as of `evaluate_ap` (last epoch), "parameters", "images_per_second", "train_scenes", "classes".
+        Artifact with model.safetensors, history.json (test measures after every epoch), predictions.safetensors;
+        metrics as of `evaluate_ap` (last epoch), "parameters", "images_per_second", "train_scenes", "classes".
     """
     if scenes == "synthetic" and teacher is None:
         raise WorkbenchError("synthetic scenes carry no labels here", expected="a teacher to label them", got="none",
@@ -123,8 +123,8 @@ def train_detector(store: Store, name: str, source: SceneSource, config: trainin
         step = detection_step(detector, terms, taught, truth=scenes == "train")
         batches = SceneBatches(source.load(scenes), config.batch_size, augment)
         label = f"{stage} {name} on {scenes}"
-        history = training.fit({"detector": detector}, step, batches, config, checkpoint=work / "checkpoint", label=label,
-                               evaluate=lambda epoch: _scalars(_measured(detector, test)[0]))
+        history = training.fit({"detector": detector}, step, batches, config, checkpoint=work / "checkpoint",
+                               evaluate=lambda epoch: _scalars(_measured(detector, test)[0]), label=label)
         return {**keep_detector(work, detector, test, history), "train_scenes": len(batches.images),
                 "images_per_second": history[-1]["images_per_second"]}
 
@@ -135,8 +135,8 @@ def _identity(path: Path) -> str:
     """A hash of a weights file, or of the weights in a folder of transformers' format."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
-        raise WorkbenchError("the weights to start from are missing", expected="a .safetensors file, or a folder with one",
-                             where=path, mend="check the path")
+        raise WorkbenchError("the weights to start from are missing", where=path,
+                             expected="a .safetensors file, or a folder with one", mend="check the path")
     return " ".join(artifacts.file_hash(file) for file in files)
 
 
@@ -155,7 +155,8 @@ def keep_detector(work: Path, detector: Detector, test: SceneSet, history: list[
     artifacts.save_tensors(work / "model.safetensors", detector.state_dict())
     artifacts.save_tensors(work / PREDICTIONS, {"scores": scores, "boxes": boxes})
     artifacts.save_json(work / "history.json", history)
-    return {**measures, "parameters": count_parameters(detector), "classes": list(test.classes), "test_scenes": len(test)}
+    return {**measures, "parameters": count_parameters(detector), "classes": list(test.classes),
+            "test_scenes": len(test)}
 
 
 def load_detector(artifact: Artifact) -> Detector:
@@ -168,4 +169,5 @@ def load_detector(artifact: Artifact) -> Detector:
 def shown(artifact: Artifact, scenes: int, threshold: float = THRESHOLD) -> list[dict]:
     """The artifact's detections in the first `scenes` test scenes, as `evaluate.detections` gives them, from disk."""
     kept = artifact.tensors(PREDICTIONS)
-    return [sure(scores, boxes, threshold) for scores, boxes in zip(kept["scores"][:scenes], kept["boxes"], strict=False)]
+    found = zip(kept["scores"][:scenes], kept["boxes"][:scenes], strict=True)
+    return [sure(scores, boxes, threshold) for scores, boxes in found]

@@ -86,7 +86,7 @@ def _mean(precision: np.ndarray) -> float | None:
 
 
 def _coco_rows(scenes: SceneSet, scores: Tensor, boxes: Tensor) -> np.ndarray:
-    """Every (query, class) with a score above 0.01 as a row: image id, x, y, width, height in pixels, score, class id."""
+    """Each (query, class) with a score above 0.01 as a row: image id, x, y, width, height (pixels), score, class id."""
     height, width = scenes.pixels.shape[2:]
     pixels = boxes.double() * torch.tensor([width, height, width, height])
     pixels[..., :2] -= pixels[..., 2:] / 2

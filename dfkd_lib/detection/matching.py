@@ -28,7 +28,7 @@ def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def matching_cost(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
-    """Cost (B, Q, M) of giving object m to query q: -probability of its class, L1 of boxes, -GIoU, weighted by COSTS."""
+    """Cost (B, Q, M) of giving object m to query q: -probability of its class, L1, -GIoU of boxes, times COSTS."""
     index = labels.clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)
     chance = logits.sigmoid().gather(2, index)
     return (-COSTS["class"] * chance + COSTS["l1"] * torch.cdist(boxes, target_boxes, p=1)
@@ -86,7 +86,8 @@ def paired_teacher_logits(student_logits: Tensor, student_boxes: Tensor, teacher
     if teacher_logits.shape[1] < student_logits.shape[1] or teacher_logits.shape[2] != student_logits.shape[2]:
         raise WorkbenchError("teacher and student detector do not fit together", where="query pairing",
                              expected="the same classes, and a teacher with at least the student's queries",
-                             got=f"teacher {tuple(teacher_logits.shape[1:])}, student {tuple(student_logits.shape[1:])}",
+                             got=f"(queries, classes) {tuple(teacher_logits.shape[1:])} of the teacher, "
+                             f"{tuple(student_logits.shape[1:])} of the student",
                              mend="choose a student with fewer queries, or train the teacher on the same classes")
     student, teacher = student_logits.sigmoid(), teacher_logits.sigmoid()
     distance = COSTS["l1"] * torch.cdist(student_boxes, teacher_boxes, p=1) + torch.cdist(student, teacher, p=1)

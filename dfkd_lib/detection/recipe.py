@@ -13,7 +13,7 @@ from dfkd_lib.detection.source import SceneSource
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.training import TrainConfig
 
-ARMS = {"train": "labelled scenes + teacher", "synthetic": "teacher alone, other scenes", "plain": "labelled scenes"}
+ARMS = {"train": "labels + teacher", "synthetic": "teacher alone, other scenes", "plain": "labels alone"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class DetectionRecipe:
 
     @property
     def source(self) -> SceneSource:
-        return SceneSource(self.data, self.size, self.train_scenes, self.test_scenes, self.seed, self.crop, self.shortest)
+        return SceneSource(self.data, self.size, self.train_scenes, self.test_scenes, self.seed, self.crop,
+                           self.shortest)
 
     @property
     def terms(self) -> DetectionTerms:
@@ -80,9 +81,9 @@ class DetectionRecipe:
             return shipped_detector(store, self.shipped, self.source)
         if self.teacher != "train":
             raise WorkbenchError("no such teacher", expected="shipped or train", got=self.teacher, where="teacher")
-        return train_detector(store, self.teacher_model, self.source, self._config(self.teacher_epochs, self.teacher_lr),
-                              self.terms, augment=self.augment, pretrained=self.pretrained,
-                              weights=self.weights or None)
+        config = self._config(self.teacher_epochs, self.teacher_lr)
+        return train_detector(store, self.teacher_model, self.source, config, self.terms, augment=self.augment,
+                              pretrained=self.pretrained, weights=self.weights or None)
 
     def student(self, store: Store, arm: str) -> Artifact:
         """The student of an arm of `ARMS`: distilled on labelled training scenes, distilled on synthetic scenes without
@@ -91,8 +92,9 @@ class DetectionRecipe:
             raise WorkbenchError("no such arm", expected=", ".join(ARMS), got=arm, where="arms",
                                  mend="name arms separated by commas")
         teacher = None if arm == "plain" else self.teacher_artifact(store)
-        return train_detector(store, self.student_model, self.source, self._config(self.student_epochs, self.student_lr),
-                              self.terms, teacher, "synthetic" if arm == "synthetic" else "train", self.augment)
+        config = self._config(self.student_epochs, self.student_lr)
+        return train_detector(store, self.student_model, self.source, config, self.terms, teacher,
+                              "synthetic" if arm == "synthetic" else "train", self.augment)
 
     def examples(self, detectors: dict[str, Artifact], count: int, threshold: float = THRESHOLD) -> dict:
         """The first `count` test scenes with an object, their true boxes and what each detector finds there with at
@@ -106,12 +108,13 @@ class DetectionRecipe:
 
 
     def scenes(self, count: int) -> dict:
-        """The first `count` training scenes and their boxes, as arguments of `plots.detection_grid`; drawn or read alone."""
+        """The first `count` training scenes and their boxes, as arguments of `plots.detection_grid`."""
         drawn = replace(self.source, train=min(count, self.train_scenes)) if self.data == "scenes" else self.source
         train = drawn.load("train")
         rows = range(min(count, len(train)))
-        return {"images": train.pixels[:count].numpy(), "classes": train.classes, "truth": [_truth(train, i) for i in rows],
-                "found": {"true boxes": [_truth(train, i) for i in rows]}}
+        truth = [_truth(train, i) for i in rows]
+        return {"images": train.pixels[:count].numpy(), "classes": train.classes, "truth": truth,
+                "found": {"true boxes": truth}}
 
 
 def _truth(scenes: SceneSet, row: int) -> dict:

@@ -14,7 +14,7 @@ FOLDER = "data/teachers"
 
 
 def ship_detector(artifact: Artifact, name: str, command: str, folder: str | Path = FOLDER) -> Path:
-    """Write a detector's weights (matrices and kernels as float16) and its record to `folder`; returns the weights' path."""
+    """Write a detector's weights (kernels as float16) and its record to `folder`; returns the weights' path."""
     base = artifacts.resolve(folder) / name
     base.parent.mkdir(parents=True, exist_ok=True)
     # Vectors stay float32: running variances can be smaller than float16 resolves.

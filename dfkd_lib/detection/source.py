@@ -15,7 +15,7 @@ class SceneSource:
 
     Args:
         data: "scenes", the generated aerial scenes, or a COCO folder. size: side of square scenes in pixels.
-        train, test: number of generated scenes; a folder has as many as it has. seed: of the generated scenes and crops.
+        train, test: number of generated scenes; a folder has its own. seed: of the generated scenes and crops.
         crop: of a COCO folder, see `load_coco`; 0 for whole frames. shortest: DETR's resizing of a folder's frames
             instead of square scenes; 0 for square ones.
     """
@@ -41,7 +41,8 @@ class SceneSource:
         if self.data == "scenes" or split == "synthetic":
             count = self.test if split == "test" else self.train
             probe = _load(self, split, min(PROBE, count))
-            return {"generated": split, "count": count, "size": self.size, "seed": self.seed, "scenes": probe.fingerprint}
+            return {"generated": split, "count": count, "size": self.size, "seed": self.seed,
+                    "scenes": probe.fingerprint}
         return {**asdict(self), "scenes": self.load(split).fingerprint}
 
 

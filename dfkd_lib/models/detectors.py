@@ -103,7 +103,8 @@ def detector_names() -> list[str]:
     return sorted(_SPECS)
 
 
-def create_detector(name: str, num_labels: int, pretrained: bool = False, weights: str | Path | None = None) -> Detector:
+def create_detector(name: str, num_labels: int, pretrained: bool = False,
+                    weights: str | Path | None = None) -> Detector:
     """A detector by name, randomly initialised from torch's global generator unless weights are asked for.
 
     Args:
@@ -212,7 +213,7 @@ def _from_folder(spec: _Spec, num_labels: int, folder: str | Path) -> Detector:
     except (OSError, ValueError, RuntimeError) as error:
         raise WorkbenchError("a pretrained detector cannot be loaded", got=str(error)[:300], where=folder,
                              expected="a folder with config.json and model.safetensors of that architecture",
-                             mend="fetch it once while online (pretrained=True), or point weights= to a folder") from None
+                             mend="fetch it once online (pretrained=True), or point weights= to a folder") from None
     fresh = {key.split(".")[0] for key in report["missing_keys"]}
     fresh |= {(key if isinstance(key, str) else key[0]).split(".")[0] for key in report["mismatched_keys"]}
     if fresh - {"class_labels_classifier"}:
@@ -234,7 +235,8 @@ def _load(detector: Detector, tensors: dict, where: object) -> None:
     unfit = [name for name, t in expected.items() if name not in tensors or tensors[name].shape != t.shape]
     extra = sorted(set(tensors) - set(expected))
     if unfit or extra:
-        raise WorkbenchError("detector weights do not fit", where=where, expected=f"{len(expected)} tensors of its shapes",
+        raise WorkbenchError("detector weights do not fit", where=where,
+                             expected=f"{len(expected)} tensors of its shapes",
                              got=f"{len(unfit)} missing or of another shape, {len(extra)} unknown: "
                              f"{', '.join((unfit + extra)[:3])}",
                              mend="create the detector of the name and number of labels that was saved")

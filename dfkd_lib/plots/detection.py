@@ -1,46 +1,61 @@
 """Detections in their scenes and their measures over training (A Figures 16-19)."""
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from dfkd_lib.plots.style import COLORS, STYLE, new_figure
 
 
-def _draw_boxes(ax, found: dict, names: Sequence[str], shape: tuple[int, int], **style) -> None:
+def _draw_boxes(ax, found: dict, shape: tuple[int, int], **style) -> None:
     height, width = shape
-    scores = found.get("scores")
-    for i, (box, label) in enumerate(zip(np.asarray(found["boxes"]), np.asarray(found["labels"]), strict=True)):
+    for box, label in zip(np.asarray(found["boxes"]), np.asarray(found["labels"]), strict=True):
         x, y, w, h = (box * (width, height, width, height)).tolist()
-        color = COLORS[int(label) % len(COLORS)]
-        ax.add_patch(Rectangle((x - w / 2, y - h / 2), w, h, fill=False, edgecolor=color, **style))
-        if scores is not None:
-            ax.text(x - w / 2, max(y - h / 2, 0), f"{names[int(label)]} {scores[i]:.2f}", fontsize=6.5, color="white",
-                    va="bottom" if y - h / 2 > height * 0.1 else "top",
-                    bbox={"facecolor": color, "edgecolor": "none", "pad": 0.6})
+        ax.add_patch(Rectangle((x - w / 2 - 0.5, y - h / 2 - 0.5), w, h, fill=False,
+                               edgecolor=COLORS[int(label) % len(COLORS)], **style))
+
+
+def _write_scores(ax, found: dict, shape: tuple[int, int]) -> None:
+    """Each score at a corner of its box, inside the image."""
+    height, width = shape
+    for box, label, score in zip(found["boxes"], found["labels"], found["scores"], strict=True):
+        left, top = max(box[0] - box[2] / 2, 0) * width, (box[1] - box[3] / 2) * height
+        right = left > 0.72 * width
+        ax.text((box[0] + box[2] / 2) * width if right else left, max(top, 0.09 * height), f"{score:.2f}", fontsize=9,
+                ha="right" if right else "left", va="bottom", color="white",
+                bbox={"facecolor": COLORS[int(label) % len(COLORS)], "edgecolor": "none", "pad": 0.8, "alpha": 0.85})
 
 
 def detection_grid(images: np.ndarray, truth: Sequence[dict], found: dict[str, Sequence[dict]],
                    classes: Sequence[str]) -> Figure:
-    """A Figure 18: one column a scene, one row a detector; detections solid with class and score, true boxes dotted.
+    """A Figure 18: one column a scene, one row a detector; detections solid with their scores, true boxes dotted.
 
     Args:
         images: uint8 (N, 3, H, W). truth: N dicts with "boxes" (n, 4) cxcywh in [0, 1] and "labels" (n,).
-        found: {detector: N such dicts with "scores" (n,)}. classes: names.
+        found: {detector: N such dicts, with "scores" (n,) unless they are true boxes}. classes: names, told by colour.
     """
     with matplotlib.rc_context(STYLE):
         columns = len(images)
-        figure, axes = new_figure(len(found), columns, 1.65 * columns + 0.3, 1.75 * len(found), grid=False, squeeze=False)
+        figure, axes = new_figure(len(found), columns, 1.7 * columns + 0.4, 1.75 * len(found) + 0.3, grid=False,
+                                  squeeze=False)
         for row, (name, scenes) in zip(axes, found.items(), strict=True):
             for ax, image, true, scene in zip(row, images, truth, scenes, strict=True):
+                shape = image.shape[1:]
                 ax.imshow(np.asarray(image).transpose(1, 2, 0), interpolation="nearest")
-                _draw_boxes(ax, true, classes, image.shape[1:], linestyle=":", linewidth=1.0)
-                _draw_boxes(ax, scene, classes, image.shape[1:], linewidth=1.6)
-                ax.set(xticks=[], yticks=[], xlim=(-0.5, image.shape[2] - 0.5), ylim=(image.shape[1] - 0.5, -0.5))
-            row[0].set_ylabel(name)
+                if "scores" in scene:
+                    _draw_boxes(ax, true, shape, linestyle=":", linewidth=1.2)
+                    _write_scores(ax, scene, shape)
+                _draw_boxes(ax, scene, shape, linewidth=1.7)
+                ax.set(xticks=[], yticks=[], xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))
+                ax.spines[:].set_visible(False)
+            row[0].set_ylabel(textwrap.fill(name, 18))
+        handles = [Line2D([], [], color=COLORS[k % len(COLORS)], linewidth=2, label=c) for k, c in enumerate(classes)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(classes), frameon=False)
     return figure
 
 
@@ -60,5 +75,5 @@ def measure_curves(histories: dict[str, list[dict]], measures: dict[str, str], y
         ax.set(xlabel="epoch", ylabel=ylabel, title=title, ylim=(0, 1))
         ax.xaxis.get_major_locator().set_params(integer=True)
         if len(histories) * len(measures) > 1:
-            ax.legend(frameon=False, fontsize=8)
+            ax.legend(frameon=False)
     return figure
