@@ -42,7 +42,7 @@ def check_fit(model: nn.Module, images: ImageSet, what: str) -> None:
     """Raise unless the model takes these images and has one output for each of their classes."""
     try:
         with torch.inference_mode():
-            outputs = frozen(model)(to_float(images.pixels[:1]).to(training.device()))
+            outputs = frozen(model)(torch.zeros(1, *images.shape, device=training.device()))
     except (AssertionError, RuntimeError) as error:
         raise WorkbenchError(f"{what} does not take these images", expected="images of the size it was made for",
                              got=f"{images.shape} (C, H, W) of {images.name}: {str(error)[:200]}",
