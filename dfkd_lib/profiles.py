@@ -38,7 +38,7 @@ SMOKE: dict[str, dict] = {
                         "teacher_epochs": 2, "student_epochs": 1, "batch_size": 16, "examples": 4, "threshold": 0.1},
     "50_early_kd": {},
     "60_titn": {},
-    "70_deploy": {},
+    "70_deploy": {"test_images": 500, "calibration_images": 64, "parity_images": 64, "repeats": 100},
     "90_summary": {},
 }
 
@@ -69,7 +69,7 @@ PAPER: dict[str, dict] = {
                         "giou_weight": 0.0, "augment": 1.0},
     "50_early_kd": {},
     "60_titn": {},
-    "70_deploy": {},
+    "70_deploy": {"calibration_images": 1024, "parity_images": 2048, "repeats": 1000},
     "90_summary": {},
 }
 

@@ -13,10 +13,9 @@ from dfkd_lib.profiles import NOTEBOOKS, PROFILES
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "dfkd_lib"
 # A room imports only rooms named before it.
-ROOMS = ("errors", "ledger", "artifacts", "datasets", "models", "attention", "losses", "intervals", "fid", "training",
-         "distill", "synthesis", "recipes", "detection", "deploy", "plots", "report", "summary", "widgets",
-         "bench", "environment", "profiles",
-         "pipeline", "__main__")
+ROOMS = ("errors", "profiles", "ledger", "artifacts", "datasets", "models", "attention", "losses", "intervals", "fid",
+         "training", "distill", "synthesis", "recipes", "detection", "deploy", "plots", "report", "summary", "widgets",
+         "bench", "environment", "pipeline", "__main__")
 ONLY_IN = {"ipywidgets": "widgets", "papermill": "pipeline", "nbconvert": "pipeline"}
 MODULES = sorted(LIBRARY.rglob("*.py"))
 NOTEBOOK_FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))

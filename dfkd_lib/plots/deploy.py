@@ -1,0 +1,38 @@
+"""Deployed models: what accuracy costs in time and in bytes."""
+
+from collections.abc import Sequence
+
+import matplotlib
+import matplotlib.ticker
+import numpy as np
+from matplotlib.figure import Figure
+
+from dfkd_lib.plots.style import COLORS, STYLE, new_figure
+
+MARKERS = "osD^vP*X"
+
+
+def trade_off(names: Sequence[str], accuracy: Sequence[float], intervals: Sequence[tuple[float, float]],
+              costs: dict[str, Sequence[float]]) -> Figure:
+    """Accuracy against each cost, one panel a cost on a logarithmic axis, one mark a model.
+
+    Args:
+        names: of the models. accuracy: in percent. intervals: (low, high) in percent of each.
+        costs: {axis label with unit: one positive value a model}.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(1, len(costs), width=4.2 * len(costs), height=4.2, sharey=True, squeeze=False)
+        for ax, (label, values) in zip(axes[0], costs.items(), strict=True):
+            for i, (name, value) in enumerate(zip(names, values, strict=True)):
+                whiskers = np.clip([[accuracy[i] - intervals[i][0]], [intervals[i][1] - accuracy[i]]], 0, None)
+                ax.errorbar(value, accuracy[i], yerr=whiskers, fmt=MARKERS[i % len(MARKERS)], markersize=8, capsize=3,
+                            elinewidth=1, color=COLORS[i % len(COLORS)], label=name if ax is axes[0][0] else None)
+            ax.set_xscale("log")
+            ax.set(xlabel=label)
+            ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,.4g}"))
+            ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+            ax.margins(x=0.15, y=0.12)
+        axes[0][0].set_ylabel("test accuracy (%)")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
