@@ -47,6 +47,8 @@ HEADLINES: tuple[Headline, ...] = (
     Headline("40_detection_kd", "student_train_AP50", "detection student, AP50", "", "A Figure 19", percent=True),
     Headline("40_detection_kd", "student_synthetic_AP50", "detection student, synthetic scenes only, AP50", "",
              "A Figure 19", percent=True),
+    Headline("70_deploy", "student_int8_accuracy", "student as int8 ONNX", "", "A §4", percent=True),
+    Headline("70_deploy", "int8_times_smaller_than_teacher", "times smaller than the teacher, int8", "", "A §4"),
 )
 
 
