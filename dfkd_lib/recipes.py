@@ -57,7 +57,7 @@ class ClassificationRecipe:
     student_epochs: int = 5
     student_lr: float = 3e-3
     batch_size: int = 64
-    real_images: int = 20_000
+    real_images: int = 30_000
     synthetic_images: int = 30_000
     kd_weight: float = 1.0
     ce_weight: float = 1.0
