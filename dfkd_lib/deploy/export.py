@@ -110,7 +110,7 @@ def run_session(session, images: np.ndarray | Tensor, batch_size: int = 64) -> n
 
 
 def largest_difference(model: nn.Module, session, images: Tensor) -> float:
-    """Largest |logit difference| between PyTorch and ONNX on float32 images (N, C, H, W), alone and in batches of 64."""
+    """Largest |logit difference| of PyTorch and ONNX on float32 images (N, C, H, W), alone and in batches of 64."""
     model = copy.deepcopy(model).cpu().float().eval()
     with torch.inference_mode():
         expected = torch.cat([model(batch) for batch in images.split(64)]).numpy()

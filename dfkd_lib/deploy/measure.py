@@ -43,8 +43,8 @@ def interleaved(runs: dict[str, Callable], repeats: int) -> dict[str, np.ndarray
     """Seconds a call of each of `runs`, (repeats,) each, taken in turns.
 
     In turns, so that whatever else the machine does in a moment slows all of them: ratios within one repeat hold where
-    the times do not. Single calls are timed, as a block of them is seldom free of interruptions where other programs run;
-    an untimed call before each brings its weights back into the caches.
+    the times do not. Single calls are timed, as a block of them is seldom free of interruptions where other
+    programs run; an untimed call before each brings its weights back into the caches.
     """
     taken = {name: np.zeros(repeats) for name in runs}
     with one_thread(), torch.inference_mode():

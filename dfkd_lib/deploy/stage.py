@@ -70,14 +70,15 @@ def deploy_student(store: Store, teacher: Artifact, student: Artifact, test_set:
     """Export teacher and student, quantize the student, measure all of them, and pack the int8 student.
 
     Args:
-        test_set: real images that measure. int8: which int8 student is packed, "dynamic" or "static"; both are measured.
+        test_set: real images that measure.
+        int8: which int8 student is packed, "dynamic" or "static"; both are measured.
         calibration_images: synthetic images, those the student learned from, that fix the static scales.
         parity_images: test images on which PyTorch and ONNX are compared. repeats: turns of the timing of
             single images; a fiftieth of them for batches.
 
     Returns:
-        Artifact with package/, teacher.onnx, student.onnx, student_dynamic.onnx, student_static.onnx; metrics "rows" (see
-        `deployment_table`), "parity" {teacher, student}: largest |logit difference|, "cpu", and int8's ratios.
+        Artifact with package/, teacher.onnx, student.onnx, student_dynamic.onnx and _static.onnx; metrics "rows", see
+        `deployment_table`, "parity" {teacher, student}: largest |logit difference|, "cpu", and int8's ratios.
 
     Raises:
         WorkbenchError: if a model cannot be exported, or its ONNX form gives other logits (more than 1e-4 apart).
@@ -105,7 +106,8 @@ def deploy_student(store: Store, teacher: Artifact, student: Artifact, test_set:
         drawn_images = drawn.tensors("images.safetensors")["images"]
         chosen = torch.randperm(len(drawn_images), generator=torch.Generator().manual_seed(0))[:calibration_images]
         files["dynamic"] = quantize_dynamic(files["student"], work / "student_dynamic.onnx")
-        files["static"] = quantize_static(files["student"], work / "student_static.onnx", to_float(drawn_images[chosen]))
+        files["static"] = quantize_static(files["student"], work / "student_static.onnx",
+                                          to_float(drawn_images[chosen]))
         sessions = {name: open_session(path) for name, path in files.items()}
         parity = {who: _same(who, largest_difference(model, sessions[who], few)) for who, model in models.items()}
         rows = _rows(models, sessions, files, images, test_set, {"teacher": teacher, "student": student}, repeats)
@@ -117,13 +119,14 @@ def deploy_student(store: Store, teacher: Artifact, student: Artifact, test_set:
 
 def _same(who: str, difference: float) -> float:
     if not difference <= PARITY:
-        raise WorkbenchError(f"the {who}'s ONNX form is another model", expected=f"logits within {PARITY:g} of PyTorch's",
-                             got=f"{difference:.3g}", mend="look for steps that depend on the values of their input: "
-                             "the export keeps only the branch that its sample took")
+        raise WorkbenchError(f"the {who}'s ONNX form is another model", got=f"{difference:.3g}",
+                             expected=f"logits within {PARITY:g} of PyTorch's",
+                             mend="look for steps that depend on the values of their input: the export keeps only the branch that its sample took")
     return difference
 
 
-def _rows(models: dict, sessions: dict, files: dict, images: Tensor, test_set: ImageSet, arts: dict, repeats: int) -> list:
+def _rows(models: dict, sessions: dict, files: dict, images: Tensor, test_set: ImageSet, arts: dict,
+          repeats: int) -> list[dict]:
     """One row a variant: its names, size, accuracy and times."""
     names = {"teacher": BASELINE, "student": "student ONNX fp32", "dynamic": "student ONNX int8 dynamic",
              "static": "student ONNX int8 static"}
@@ -205,7 +208,8 @@ def predict_with(package: str | Path, images: Tensor) -> list[tuple[str, float]]
         paths = [str(Path(folder) / f"{i}.png") for i in range(len(images))]
         for path, image in zip(paths, images, strict=True):
             Image.fromarray(image.permute(1, 2, 0).numpy().squeeze()).save(path)
-        done = subprocess.run([sys.executable, str(Path(package) / "predict.py"), *paths], capture_output=True, text=True)
+        script = str(Path(package) / "predict.py")
+        done = subprocess.run([sys.executable, script, *paths], capture_output=True, text=True)
     if done.returncode:
         raise WorkbenchError("the package does not run", got=done.stderr[-400:], where=package,
                              mend="install onnxruntime, numpy and pillow")
@@ -213,16 +217,16 @@ def predict_with(package: str | Path, images: Tensor) -> list[tuple[str, float]]
 
 
 def deployment_table(deployed: Artifact):
-    """One row a variant: accuracy with its 95 % interval, size, parameters, operations, latency and throughput."""
+    """One row a variant: accuracy with its 95 % interval, size, latency, images/s, operations, parameters."""
     import pandas as pd
 
     count, table = deployed.metrics["test_images"], []
     for row in deployed.metrics["rows"]:
         low, high = accuracy_interval(round(row["accuracy"] * count), count)
         first, third = row["latency_quartiles_ms"]
-        table.append({"variant": row["name"], "model": row["model"], "test accuracy (%)": 100 * row["accuracy"],
+        table.append({"variant": row["name"], "accuracy (%)": 100 * row["accuracy"],
                       "95 % interval": f"{100 * low:.2f} – {100 * high:.2f}", "size (kB)": row["bytes"] / 1e3,
-                      "parameters": row["parameters"], "MFLOP an image": row["flops"] / 1e6,
-                      "latency (ms)": row["latency_ms"], "middle half (ms)": f"{first:.3g} – {third:.3g}",
-                      "times faster": row["times_faster"], f"images/s (batch {BATCH})": row["images_per_second"]})
+                      "latency (ms)": row["latency_ms"], "times faster": row["times_faster"],
+                      "images/s": round(row["images_per_second"]), "MFLOP": row["flops"] / 1e6,
+                      "parameters": row["parameters"], "middle half (ms)": f"{first:.3g} – {third:.3g}"})
     return pd.DataFrame(table)

@@ -14,7 +14,7 @@ MARKERS = "osD^vP*X"
 
 def trade_off(names: Sequence[str], accuracy: Sequence[float], intervals: Sequence[tuple[float, float]],
               costs: dict[str, Sequence[float]]) -> Figure:
-    """Accuracy against each cost, one panel a cost on a logarithmic axis, one mark a model.
+    """Accuracy against each cost, one panel a cost on a logarithmic axis; hollow marks, as some coincide.
 
     Args:
         names: of the models. accuracy: in percent. intervals: (low, high) in percent of each.
@@ -25,8 +25,9 @@ def trade_off(names: Sequence[str], accuracy: Sequence[float], intervals: Sequen
         for ax, (label, values) in zip(axes[0], costs.items(), strict=True):
             for i, (name, value) in enumerate(zip(names, values, strict=True)):
                 whiskers = np.clip([[accuracy[i] - intervals[i][0]], [intervals[i][1] - accuracy[i]]], 0, None)
-                ax.errorbar(value, accuracy[i], yerr=whiskers, fmt=MARKERS[i % len(MARKERS)], markersize=8, capsize=3,
-                            elinewidth=1, color=COLORS[i % len(COLORS)], label=name if ax is axes[0][0] else None)
+                ax.errorbar(value, accuracy[i], yerr=whiskers, fmt=MARKERS[i % len(MARKERS)], markersize=9, capsize=3,
+                            elinewidth=1, markerfacecolor="none", markeredgewidth=2,
+                            color=COLORS[i % len(COLORS)], label=name if ax is axes[0][0] else None)
             ax.set_xscale("log")
             ax.set(xlabel=label)
             ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
