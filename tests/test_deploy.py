@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -201,11 +202,16 @@ def test_the_student_is_the_reports_or_the_profiles_own(deployed, tmp_path, monk
         deploy.find_student(store, tmp_path / "nothing", "slow")
 
 
-def test_what_cannot_be_deployed_is_refused(deployed):
+def test_what_cannot_be_deployed_is_refused(deployed, monkeypatch):
     store, teacher, student, test, _ = deployed
     with pytest.raises(WorkbenchError, match="no such quantization"):
         deploy.deploy_student(store, teacher, student, test, int8="int4")
     with pytest.raises(WorkbenchError, match="no synthetic images"):
         deploy.deploy_student(store, teacher, teacher, test)
+    with pytest.raises(WorkbenchError, match="other classes"):
+        deploy.deploy_student(store, teacher, student, replace(test, classes=tuple("abcdefghij")))
+    monkeypatch.setattr("dfkd_lib.deploy.stage.largest_difference", lambda model, session, images: 2 * PARITY)
+    with pytest.raises(WorkbenchError, match="ONNX form is another model"):
+        deploy.deploy_student(store, teacher, student, test, **SIZES | {"repeats": 4})
     with pytest.raises(WorkbenchError, match="teacher is not in the store"):
         deploy.teacher_of(store, teacher)

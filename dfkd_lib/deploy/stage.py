@@ -81,10 +81,15 @@ def deploy_student(store: Store, teacher: Artifact, student: Artifact, test_set:
         `deployment_table`, "parity" {teacher, student}: largest |logit difference|, "cpu", and int8's ratios.
 
     Raises:
-        WorkbenchError: if a model cannot be exported, or its ONNX form gives other logits (more than 1e-4 apart).
+        WorkbenchError: if a model cannot be exported, or its ONNX form gives other logits (more than 1e-4 apart);
+            if the test images are not of the student's classes and size.
     """
     if int8 not in INT8:
         raise WorkbenchError("no such quantization", expected=" or ".join(INT8), got=int8, where="int8")
+    if list(test_set.classes) != student.settings["classes"]:
+        raise WorkbenchError("the student was made for other classes than the test images have", where=test_set.name,
+                             expected=", ".join(student.settings["classes"])[:200],
+                             got=", ".join(test_set.classes)[:200], mend="give the data set it was trained for")
     drawn = _parent(store, student, "synthetic")
     if drawn is None:
         raise WorkbenchError("there are no synthetic images to calibrate with", where=student.path,
@@ -121,7 +126,8 @@ def _same(who: str, difference: float) -> float:
     if not difference <= PARITY:
         raise WorkbenchError(f"the {who}'s ONNX form is another model", got=f"{difference:.3g}",
                              expected=f"logits within {PARITY:g} of PyTorch's",
-                             mend="look for steps that depend on the values of their input: the export keeps only the branch that its sample took")
+                             mend="look for steps that depend on the values of their input: "
+                             "the export keeps only the branch that its sample took")
     return difference
 
 
