@@ -53,6 +53,14 @@ def save_tensors(path: str | Path, tensors: dict) -> None:
     save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, str(path))
 
 
+def _seconds(path: Path) -> float:
+    """The number in a small file; 0 where it is missing or was cut off."""
+    try:
+        return float(path.read_text())
+    except (OSError, ValueError):
+        return 0.0
+
+
 def load_tensors(path: str | Path) -> dict:
     """Read a safetensors file; WorkbenchError if it is missing or damaged."""
     from safetensors import SafetensorError
@@ -157,6 +165,7 @@ class Store:
 
     def __init__(self, root: str | Path = "data/artifacts"):
         self.root = resolve(root)
+        ledger.register_free(self.root)
         try:
             (self.root / ".locks").mkdir(parents=True, exist_ok=True)
             probe = self.root / f".write-probe-{os.getpid()}"
@@ -235,21 +244,25 @@ class Store:
         work = self.root / f"{key}.partial"
         work.mkdir(exist_ok=True)
         spent, start = work / "seconds.txt", time.perf_counter()
-        before = float(spent.read_text()) if spent.exists() else 0.0
+        before = _seconds(spent)
         try:
             with ledger.stage(stage, reads) as seen:
                 metrics = make(work) or {}
         finally:
             if work.is_dir():
                 spent.write_text(str(before + time.perf_counter() - start))
-        seconds = float(spent.read_text())
-        spent.unlink()
-        shutil.rmtree(work / "checkpoint", ignore_errors=True)
-        names = sorted(str(p.relative_to(work)) for p in work.rglob("*") if p.is_file() and p.name != MANIFEST)
+        seconds, passing = _seconds(spent), {MANIFEST, spent.name}
+        names = sorted(str(p.relative_to(work)) for p in work.rglob("*") if p.is_file()
+                       and p.relative_to(work).parts[0] not in {"checkpoint", *passing})
+        rows = [*({**row, "inherited": True} for row in inherited), *seen.entries()]
         manifest = {"stage": stage, "settings": settings, "parents": [parent.key for parent in parents],
-                    "metrics": metrics, "ledger": [*inherited, *seen.entries()], "data_free": seen.data_free,
+                    "metrics": metrics, "ledger": rows,
+                    "data_free": all(row["purpose"] == ledger.EVALUATION for row in rows),
                     "seconds": round(seconds, 2), "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                     "files": {name: file_hash(work / name) for name in names}}
         save_json(work / MANIFEST, manifest)
         os.replace(work, self.root / key)
+        # Only now: until the rename a kill or a full disk must find the training's checkpoint where it was.
+        shutil.rmtree(self.root / key / "checkpoint", ignore_errors=True)
+        (self.root / key / spent.name).unlink(missing_ok=True)
         return Artifact(key, self.root / key, manifest, cached=False)

@@ -169,7 +169,7 @@ def class_attention_probe(model: nn.Module, images: Tensor, labels: Tensor, num_
     Raises:
         WorkbenchError: if a class has no image, beside the errors of `attention_probe`.
     """
-    device = next(model.parameters()).device
+    device, labels = next(model.parameters()).device, labels.cpu()
     counts = torch.bincount(labels, minlength=num_classes)
     if (counts == 0).any() or len(counts) > num_classes:
         raise WorkbenchError("class probes need images of every class", expected=f"labels 0..{num_classes - 1}, each used",
@@ -180,5 +180,5 @@ def class_attention_probe(model: nn.Module, images: Tensor, labels: Tensor, num_
         batch = to_float(batch) if batch.dtype == torch.uint8 else batch
         probe = attention_probe(model, batch.to(device), block, head).double().cpu()
         sums = torch.zeros(num_classes, probe.shape[1], dtype=torch.float64) if sums is None else sums
-        sums.index_add_(0, target.cpu(), probe)
+        sums.index_add_(0, target, probe)
     return (sums / counts[:, None]).float()

@@ -1,5 +1,6 @@
 """Features → statistics → Fréchet distance; every distance here is tied to the feature network that it was taken in."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -82,10 +83,9 @@ def classifier_features(model: nn.Module, images: Tensor, batch_size: int = 500)
     head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
     kept: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].float().cpu()))
-    device = next(model.parameters()).device
     try:
         for batch in images.split(batch_size):
-            model(to_float(batch).to(device))
+            model(to_float(batch).to(next(model.parameters()).device))
     finally:
         handle.remove()
     return torch.cat(kept)
@@ -98,6 +98,7 @@ def inception_weights() -> Path | None:
     return next((p for p in places if p.is_file()), None)
 
 
+@torch.inference_mode()
 def inception_features(images: Tensor, batch_size: int = 64, download: bool = False) -> Tensor:
     """The 2048-d Inception features of FID (N, 2048), by torchmetrics/torch-fidelity, for uint8 images (N, 1|3, H, W).
 
@@ -109,9 +110,15 @@ def inception_features(images: Tensor, batch_size: int = 64, download: bool = Fa
         raise WorkbenchError("the Inception weights are not on this disk", where=Path(torch.hub.get_dir()) / "checkpoints",
                              expected="pt_inception-2015-12-05-6726825d.pth (torch-fidelity's)",
                              mend="pass download=True once, set DFKD_INCEPTION to the file, or use features='classifier'")
+    network = _inception(str(weights) if weights else None)
+    images = images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1)
+    return torch.cat([network(batch.to(next(network.parameters()).device)).cpu() for batch in images.split(batch_size)])
+
+
+@functools.cache
+def _inception(weights: str | None) -> nn.Module:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
-    network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"],
-                                 feature_extractor_weights_path=str(weights) if weights else None)
-    images = images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1)
-    return torch.cat([network(batch).cpu() for batch in images.split(batch_size)])
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    return NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"],
+                              feature_extractor_weights_path=weights).to(where)

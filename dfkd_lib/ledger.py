@@ -49,6 +49,7 @@ class Stage:
 
 _active: Stage | None = None
 _files: dict[str, str] = {}      # real file or folder -> split
+_free: set[str] = set()           # folders of trained things
 _roots: dict[str, tuple[str, ...]] = {}  # folder of real data -> sub-folders in it that hold none
 
 
@@ -88,13 +89,18 @@ def read(split: str, indices: np.ndarray) -> None:
 
 def register_files(paths: dict[str | Path, str]) -> None:
     """Tell the ledger that these files or folders hold real images of these splits."""
-    _files.update({os.path.abspath(path): split for path, split in paths.items()})
+    _files.update({os.path.realpath(path): split for path, split in paths.items()})
 
 
 def register_root(folder: str | Path, free: tuple[str, ...] = ()) -> None:
     """Tell the ledger that everything below `folder` is real data, but for the sub-folders named in `free`."""
-    root = os.path.abspath(folder)
+    root = os.path.realpath(folder)
     _roots[root] = tuple(os.path.join(root, name) for name in free)
+
+
+def register_free(folder: str | Path) -> None:
+    """Tell the ledger that `folder` holds no real data, wherever it lies (a store of artifacts)."""
+    _free.add(os.path.realpath(folder))
 
 
 def _below(path: str, folder: str) -> bool:
@@ -106,6 +112,8 @@ def _split_of(path: str) -> str | None:
     for known, split in _files.items():
         if _below(path, known):
             return split
+    if any(_below(path, folder) for folder in _free):
+        return None
     for root, free in _roots.items():
         if _below(path, root) and not any(_below(path, folder) for folder in free):
             return "?"
@@ -116,11 +124,11 @@ def _audit(event: str, args: tuple) -> None:
     if event != "open" or _active is None:
         return
     path, mode, flags = (*args, None, None, None)[:3]
-    if not isinstance(path, (str, bytes)) or (isinstance(mode, str) and "r" not in mode):
+    if not isinstance(path, (str, bytes)) or (isinstance(mode, str) and not set(mode) & set("r+")):
         return
     if isinstance(flags, int) and flags & os.O_ACCMODE == os.O_WRONLY:
         return
-    path = os.path.abspath(os.fsdecode(path))
+    path = os.path.realpath(os.fsdecode(path))
     split = _split_of(path)
     if split is not None and split not in _active.reads:
         _active.refuse("a file of real data", f"{path} ({split})" if split != "?" else path)

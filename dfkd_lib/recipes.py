@@ -11,7 +11,19 @@ from dfkd_lib.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet, load_images
 from dfkd_lib.distill import KDWeights
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.models import create_model
 from dfkd_lib.training import TrainConfig
+
+
+
+def parse_seeds(text: str) -> list[int]:
+    """The seeds of a comma-separated list; WorkbenchError if one is repeated (it would count as an independent run)."""
+    seeds = [int(part) for part in text.split(",")]
+    if len(set(seeds)) < len(seeds):
+        raise WorkbenchError("a seed is repeated", expected="different seeds", got=text, where="seeds",
+                             mend="equal seeds give equal runs, which are no independent evidence: name each once")
+    return seeds
+
 
 TEACHER_BATCH = 128  # images a step
 
@@ -134,6 +146,8 @@ class ClassificationRecipe:
     def student(self, store: Store, source: str, weights: KDWeights | None = None, seed: int | None = None,
                 images: int | None = None, epochs: int | None = None) -> Artifact:
         """A student on source "real" or "synthetic" images, by Algorithm 1; the recipe's weights and sizes by default."""
+        shape = self.test_set.shape  # the student must fit the images, known before a teacher is trained
+        create_model(self.student_model, num_classes=self.test_set.num_classes, img_size=shape[1], in_chans=shape[0])
         parents: list[Artifact] = []
         if source == "real":
             chosen = self.full_train.sample(images or self.real_images, 1)

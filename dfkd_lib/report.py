@@ -113,7 +113,8 @@ def accuracy_table(rows: list[tuple[str, str, Artifact]], data: str, test_images
         accuracy = artifact.metrics["accuracy"]
         low, high = accuracy_interval(round(accuracy * test_images), test_images)
         table.append({"model": f"{who} ({artifact.settings['model']})", "trained on": source,
-                      "parameters": artifact.metrics["parameters"], "images": artifact.metrics["train_images"],
+                      "parameters": artifact.metrics["parameters"],
+                      "images": artifact.metrics["train_images"] or "not recorded",
                       "test accuracy (%)": 100 * accuracy, "95 % interval": f"{100 * low:.2f} – {100 * high:.2f}",
                       "paper (%)": 100 * known.get((data, who, source), math.nan)})
     return pd.DataFrame(table)

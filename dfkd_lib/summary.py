@@ -65,7 +65,9 @@ def headlines(notebooks: dict[str, dict]) -> list[dict]:
     for wanted in HEADLINES:
         value = notebooks.get(wanted.notebook, {}).get("metrics", {}).get(wanted.metric)
         if value is not None:
-            rows.append({"label": wanted.label, "value": wanted.text(value), "paper": wanted.paper,
+            # The papers' figures named here are MNIST's: beside other data they would mislead.
+            same = notebooks[wanted.notebook]["metrics"].get("data", "mnist") == "mnist"
+            rows.append({"label": wanted.label, "value": wanted.text(value), "paper": wanted.paper if same else "",
                          "reference": wanted.reference})
     return rows
 
@@ -147,8 +149,8 @@ def ledger_table(artifacts: dict[str, dict]) -> pd.DataFrame:
     """
     rows = []
     for key, record in artifacts.items():
-        own = most_images(row for row in record["ledger"] if row["stage"] == record["stage"])
-        elsewhere = [row for row in record["ledger"] if row["stage"] != record["stage"]]
+        own = most_images(row for row in record["ledger"] if not row.get("inherited"))
+        elsewhere = [row for row in record["ledger"] if row.get("inherited")]
         before = [row for parent in ancestors(key, artifacts) for row in artifacts[parent]["ledger"]]
         behind = most_images([*elsewhere, *before])
         rows.append((record["stage"], in_words(own), in_words(behind), "no" if learned_from(own) else "yes",

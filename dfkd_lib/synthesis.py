@@ -1,6 +1,5 @@
 """Image makers behind one shape: the conditional GAN, vanilla and transformer-augmented, → a synthetic `ImageSet`."""
 
-import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,8 +13,7 @@ from dfkd_lib.attention import attention_probe, class_attention_probe
 from dfkd_lib.datasets import ImageSet, to_float, to_uint8
 from dfkd_lib.distill import load_trained
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.fid import (classifier_features, frechet_distance, frechet_distance_from_features, inception_features,
-                          statistics)
+from dfkd_lib.fid import classifier_features, frechet_distance, inception_features, statistics
 from dfkd_lib.losses import attention_consistency_loss
 from dfkd_lib.models import Discriminator, Generator
 from dfkd_lib.models.gan import SIDE
@@ -68,7 +66,7 @@ def real_features(store: Store, images: ImageSet, feature_model: Artifact | None
 
 
 def gan_step(generator: Generator, discriminator: Discriminator, teacher: nn.Module, probes: Tensor, lam: float,
-             side: int) -> Callable:
+             side: int, steps: int = 1, epochs: int = 1) -> Callable:
     """The step of the conditional GAN: L_D, then L_G = L_adv + λ L_attention (A eq. 5).
 
     λ = 0 is the vanilla GAN: the attention loss is then measured but has no gradient. Both arms draw the same random
@@ -76,16 +74,16 @@ def gan_step(generator: Generator, discriminator: Discriminator, teacher: nn.Mod
 
     Args:
         teacher: frozen ViT with a class token for side × side images. probes: its class probes (K, N). lam: λ ≥ 0.
+        steps, epochs: of the training, for knowing the place of a step in its epoch.
     """
     def attention(fake: Tensor, labels: Tensor) -> Tensor:
         return attention_consistency_loss(attention_probe(teacher, crop_from_gan(fake, side)), probes[labels])
 
-    count = itertools.count()
-
     @torch.no_grad()
-    def measured(fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        # The vanilla arm is only watched, so a look now and then is enough for its curve.
-        return {"attention": attention(fake, labels)} if next(count) % WATCH_EVERY == 0 else {}
+    def watched(fake: Tensor, labels: Tensor, progress: float) -> dict[str, Tensor]:
+        # The vanilla arm does not learn from it, so a look now and then is enough for its curve.
+        place = round(progress * epochs * steps) % steps
+        return {"attention": attention(fake, labels)} if place % WATCH_EVERY == 0 else {}
 
     def step(batch, progress: float) -> Iterator[tuple[str, dict]]:
         real, labels = batch[:2]
@@ -104,7 +102,7 @@ def gan_step(generator: Generator, discriminator: Discriminator, teacher: nn.Mod
             loss = adversarial + lam * consistency
             yield "generator", {"loss": loss, "adversarial": adversarial, "attention": consistency}
         else:
-            yield "generator", {"loss": adversarial, "adversarial": adversarial, **measured(fake, wanted)}
+            yield "generator", {"loss": adversarial, "adversarial": adversarial, **watched(fake, wanted, progress)}
         discriminator.requires_grad_(True)
 
     return step
@@ -143,7 +141,7 @@ def train_cgan(store: Store, train_set: ImageSet, teacher: Artifact, probes: Art
         metrics "frechet" (fid_images images, last epoch), "images_per_second".
 
     Raises:
-        WorkbenchError: if λ < 0, images are larger than 32 × 32, or classes differ. DivergedError: on bad numbers.
+        WorkbenchError: if λ < 0 or images are larger than 32 × 32. DivergedError: on bad numbers.
     """
     if lam < 0:
         raise WorkbenchError("the weight of the attention loss is impossible", expected="λ >= 0", got=lam)
@@ -170,7 +168,8 @@ def train_cgan(store: Store, train_set: ImageSet, teacher: Artifact, probes: Art
         batches = training.TensorBatches((train_set.images, train_set.labels), config.batch_size,
                                          lambda batch, _: (pad_to_gan(to_float(batch[0])), batch[1]))
         history = training.fit({"generator": generator, "discriminator": discriminator},
-                               gan_step(generator, discriminator, guide, class_probe.to(device), lam, side), batches,
+                               gan_step(generator, discriminator, guide, class_probe.to(device), lam, side, len(batches),
+                                        config.epochs), batches,
                                config, {"generator": ["generator"], "discriminator": ["discriminator"]},
                                evaluate=lambda epoch: {"frechet": distance(CURVE_IMAGES)},
                                checkpoint=work / "checkpoint", label=f"cGAN λ={lam:g} seed {config.seed}")
@@ -214,13 +213,3 @@ def synthesize(store: Store, gan: Artifact, count: int, seed: int = 0) -> tuple[
     kept = store.get_or_make("synthetic", {"count": count, "seed": seed}, make, [gan])
     tensors = kept.tensors("images.safetensors")
     return ImageSet(tensors["images"], tensors["labels"], tuple(known["classes"]), f"synthetic ({kept.key})"), kept
-
-
-def bootstrap_distance(a: Tensor, b: Tensor, repeats: int = 20, seed: int = 0) -> tuple[float, float, float]:
-    """(distance, low, high): the Fréchet distance of features (N, D) and the 2.5 and 97.5 % points over resamples."""
-    source = torch.Generator().manual_seed(seed)
-    draws = [frechet_distance_from_features(a[torch.randint(len(a), (len(a),), generator=source)],
-                                            b[torch.randint(len(b), (len(b),), generator=source)])
-             for _ in range(repeats)]
-    low, high = torch.tensor(draws, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
-    return frechet_distance_from_features(a, b), float(low), float(high)

@@ -4,6 +4,7 @@ import inspect
 import math
 import os
 import pickle
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from dfkd_lib.errors import WorkbenchError
 
+NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 CHECK_EVERY = 20  # steps between looks at the losses: a look waits for the device
 
 
@@ -89,10 +91,14 @@ class TensorBatches:
     def __len__(self) -> int:
         return len(self.tensors[0]) // self.batch_size
 
+    def to(self, target: torch.device) -> None:
+        """Keep the tensors on that device: uint8 images of a whole split fit, and no step waits for a copy."""
+        self.tensors = tuple(t.to(target) for t in self.tensors)
+
     def __call__(self, epoch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
         order = torch.randperm(len(self.tensors[0]), generator=generator)
         for rows in order[:len(self) * self.batch_size].split(self.batch_size):
-            batch = tuple(t[rows] for t in self.tensors)
+            batch = tuple(t[rows.to(t.device)] for t in self.tensors)
             yield self.transform(batch, generator) if self.transform else batch
 
 
@@ -133,7 +139,8 @@ class _Totals:
     def bad(self) -> list[str]:
         if not self.sums:
             return []
-        finite = torch.isfinite(torch.stack(list(self.sums.values()))).tolist()
+        device = next((v.device for v in self.sums.values() if v.device.type != "cpu"), "cpu")
+        finite = torch.isfinite(torch.stack([v.to(device) for v in self.sums.values()])).tolist()
         return [name for name, good in zip(self.sums, finite, strict=True) if not good]
 
     def means(self) -> dict[str, float]:
@@ -230,6 +237,12 @@ def fit(modules: dict[str, nn.Module], step: Callable, batches, config: TrainCon
     from accelerate import Accelerator
 
     accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise WorkbenchError("one training over several processes is not there yet", got=f"{accelerator.num_processes} "
+                             "processes", expected="1", where=label, mend="start without accelerate launch; several "
+                             "notebooks run at a time with --jobs")
+    if isinstance(batches, TensorBatches):
+        batches.to(accelerator.device)
     for module in modules.values():
         module.to(accelerator.device)
     made = {name: make_optimizer([modules[m] for m in names], config)
@@ -242,12 +255,13 @@ def fit(modules: dict[str, nn.Module], step: Callable, batches, config: TrainCon
         with torch.random.fork_rng():
             for epoch in range(len(history), config.epochs):
                 row = run.epoch(epoch)
+                run.check_weights(epoch)
                 row |= _evaluated(modules, evaluate, epoch + 1)
                 history.append(row)
                 saved.save(history)
                 progress.epoch(row)
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, MemoryError) or "memory" in str(error).lower():
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or NO_MEMORY.search(str(error)):
             raise WorkbenchError("memory ran out in training", got=str(error).split("\n")[0][:300], where=label,
                                  mend=f"lower batch_size (now {config.batch_size}) or the model's size; finished "
                                  f"epochs are kept and resumed ({len(history)} of {config.epochs})") from error
@@ -333,14 +347,20 @@ class _Run:
         optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(losses["loss"])
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if self.accelerator.num_processes > 1:
-            for p in parameters:
-                p.grad = self.accelerator.reduce(p.grad, "mean")
         if self.config.grad_clip:
             nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
         optimizer.step()
         prefix = "" if not self.many else f"{name}_"
         totals.add({k if k != "loss" else f"{prefix}loss": v for k, v in losses.items()})
+
+    def check_weights(self, epoch: int) -> None:
+        """Raise if weights went bad, so that neither a checkpoint nor a result is ever made of them."""
+        for module_name, module in self.modules.items():
+            for name, value in module.state_dict().items():
+                if value.is_floating_point() and not torch.isfinite(value).all():
+                    raise DivergedError(f"{self.label}: weights are no longer finite numbers", got=f"{module_name}.{name}",
+                                        where=f"after epoch {epoch + 1}", mend="lower the learning rate (now "
+                                        f"{self.config.lr}) or set grad_clip; the last good epoch is kept")
 
     def _check(self, totals: _Totals, epoch: int, index: int) -> None:
         bad = totals.bad()

@@ -98,11 +98,23 @@ def test_drop_one_zeroes_one():
                                                                               (1, 2, 0, 4)]
 
 
+def test_drop_one_of_fewer_losses():
+    assert list(distill.drop_one(KDWeights(1, 0, 0))) == ["all"]
+    assert list(distill.drop_one(KDWeights(1, 0, 2))) == ["all", "without KD", "without patch"]
+
+
+def test_splits_with_other_classes_are_refused(store, digits):
+    train, test = digits
+    renamed = ImageSet(test.pixels, test.labels, tuple("abcdefghij"))
+    with pytest.raises(WorkbenchError, match="class names differ"):
+        distill.train_teacher(store, "vit_mnist_smoke", train, renamed, CONFIG)
+
+
 def test_teacher_and_images_that_do_not_fit(store, digits, teacher):
     big = ImageSet(torch.zeros(10, 1, 12, 12, dtype=torch.uint8), torch.arange(10), digits[0].classes)
     with pytest.raises(WorkbenchError, match="does not take these images"):
         distill.train_student(store, "student", "vit_mnist_smoke", teacher, big, digits[1], CONFIG)
-    fewer = ImageSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4), tuple("abcd"))
+    fewer = ImageSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4), tuple("0123"))
     with pytest.raises(WorkbenchError, match="different classes"):
         distill.train_student(store, "student", "vit_mnist_smoke", teacher, fewer, digits[1], CONFIG)
 

@@ -80,3 +80,32 @@ def test_stages_do_not_nest_and_end_after_an_error():
     with pytest.raises(LedgerError, match="inside"), ledger.stage("outer"), ledger.stage("inner"):
         pass
     assert ledger.active() is None
+
+
+def test_links_and_update_modes_do_not_hide_a_read(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "0.bin").write_bytes(b"pixels")
+    (tmp_path / "link").symlink_to(tmp_path / "train")
+    ledger.register_files({tmp_path / "link": "linked/train"})
+    for path, mode in ((tmp_path / "train" / "0.bin", "rb"), (tmp_path / "link" / "0.bin", "rb"),
+                       (tmp_path / "train" / "0.bin", "ab+")):
+        with pytest.raises(LedgerError, match="linked/train"), ledger.stage("data-free"):
+            open(path, mode)
+
+
+def test_bundled_digits_are_real_images_too():
+    import sklearn.datasets
+
+    load_images("digits", "test")
+    with pytest.raises(LedgerError, match="digits"), ledger.stage("data-free"):
+        sklearn.datasets.load_digits()
+
+
+def test_a_store_inside_the_data_folder_is_free(tmp_path):
+    from dfkd_lib.artifacts import Store
+
+    ledger.register_root(tmp_path)
+    store = Store(tmp_path / "elsewhere")
+    store.get_or_make("stage", {}, lambda work: (work / "a.txt").write_text("a") and None)
+    with ledger.stage("data-free"):
+        assert next(store.root.glob("stage-*/a.txt")).read_text() == "a"

@@ -34,7 +34,8 @@ def test_images_are_counted_through_ancestors():
 
 def test_a_checkpoint_brings_the_reads_of_its_training():
     shipped = record("teacher", [], ("mnist/test", "evaluation", 10000))
-    shipped["ledger"].append({"stage": "training elsewhere", "split": "mnist/train", "purpose": "training", "images": 60000})
+    shipped["ledger"].append({"stage": "training elsewhere", "split": "mnist/train", "purpose": "training", "images": 60000,
+                              "inherited": True})
     row = summary.ledger_table({"shipped": shipped}).iloc[0]
     assert row["data-free"] == "yes" and row["images behind"] == 60000
 

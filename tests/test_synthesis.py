@@ -10,7 +10,7 @@ from dfkd_lib.artifacts import Store
 from dfkd_lib.datasets import to_float
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import Discriminator, Generator, create_model
-from dfkd_lib.recipes import ClassificationRecipe
+from dfkd_lib.recipes import ClassificationRecipe, parse_seeds
 
 TINY = ClassificationRecipe(teacher="train", teacher_model="vit_mnist_smoke", teacher_epochs=1, teacher_images=300,
                             test_images=100, train_images=96, gan_epochs=2, gan_width=16, d_width=4, feature_images=200,
@@ -98,19 +98,28 @@ def test_impossible_recipes(store, change, words):
         replace(TINY, **change).gan(store)
 
 
+def test_repeated_seeds_are_no_evidence():
+    assert parse_seeds("0, 1,5") == [0, 1, 5]
+    with pytest.raises(WorkbenchError, match="repeated"):
+        parse_seeds("0,0,1")
+
+
+def test_every_epoch_of_a_short_training_watches_attention(store):
+    gan = replace(TINY, gan_batch=48, gan_epochs=3).gan(store, 0.0)  # 2 steps an epoch
+    assert all("attention" in row for row in gan.json("history.json"))
+
+
+def test_a_student_that_cannot_take_the_images_fails_before_a_teacher_is_trained(store):
+    with pytest.raises(WorkbenchError, match="multiple of the patch 7"):
+        replace(TINY, data="digits", student_model="vit_mnist_mini_patch7", teacher_epochs=99).student(store, "real")
+
+
 def test_a_generator_of_bad_numbers_is_refused():
     generator = Generator(10, 1, width=16)
     with torch.no_grad():
         generator.layers[0].weight.fill_(float("nan"))
     with pytest.raises(WorkbenchError, match="diverged"):
         synthesis.generate(generator, torch.arange(4), 0, 28)
-
-
-def test_bootstrap_interval_holds_the_distance_of_far_sets():
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(200, 4, generator=generator), torch.randn(200, 4, generator=generator) + 2
-    distance, low, high = synthesis.bootstrap_distance(a, b)
-    assert low < distance < high and 12 < distance < 20  # 4 · 2² = 16
 
 
 def test_shape_of_gan_input_is_the_classifiers_scale():

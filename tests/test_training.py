@@ -126,3 +126,25 @@ def test_batches_of_unequal_or_no_length():
         TensorBatches((X, Y[:3]), 8)
     with pytest.raises(WorkbenchError):
         TensorBatches((X[:0],), 8)
+
+
+def test_weights_gone_bad_in_the_last_step_are_no_result(tmp_path):
+    model = linear()
+
+    def step(batch, progress):  # a finite loss with an infinite gradient
+        return {"loss": (model.weight.sum() * 0).sqrt() + model(batch[0]).square().mean()}
+
+    with pytest.raises(DivergedError, match="weights are no longer finite"):
+        training.fit({"m": model}, step, TensorBatches((X,), 32), TrainConfig(1, 32, 0.01), checkpoint=tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_other_memory_words_are_not_taken_for_too_little():
+    model = linear()
+
+    def step(batch, progress):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal") as caught:
+        training.fit({"m": model}, step, TensorBatches((X,), 8), TrainConfig(1, 8, 0.1))
+    assert not isinstance(caught.value, WorkbenchError)

@@ -90,9 +90,11 @@ def _mnist(folder: Path, split: str) -> ImageSet:
 
 
 def _digits(split: str) -> ImageSet:
-    from sklearn.datasets import load_digits
+    import sklearn.datasets
 
-    bunch = load_digits()
+    # One bundled file holds both splits: a stage that may read neither may not open it.
+    ledger.register_files({Path(sklearn.datasets.__file__).parent / "data" / "digits.csv.gz": f"digits/{split}"})
+    bunch = sklearn.datasets.load_digits()
     # The bundled copy comes in the writers' order; a fixed shuffle gives both splits every writer and class.
     order = np.random.default_rng(0).permutation(len(bunch.target))
     chosen = order[:1437] if split == "train" else order[1437:]
@@ -110,7 +112,7 @@ def _cifar(name: str, root: Path, split: str, download: bool) -> ImageSet:
     try:
         # torchvision checks each file's md5 against its own list before it unpickles: bytes are CIFAR's or refused.
         data = kind(str(root), train=split == "train", download=download)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # OSError: no network
         raise WorkbenchError(f"{name} is not here, or damaged", expected=f"torchvision's files in {root / kind.base_folder}",
                              got=error, mend=f"load_images('{name}', '{split}', download=True) fetches it, or name a "
                              "folder of class folders instead") from None
@@ -131,7 +133,8 @@ def _folder(folder: Path, split: str, size: int | None, channels: int | None) ->
         if not found:
             raise WorkbenchError("a class has no image", got="0 images", expected=f"{', '.join(IMAGE_SUFFIXES)} files",
                                  where=base / name, mend="add images, or remove the empty folder")
-    ledger.register_files({base: f"{folder.name}/{split}"})
+    ledger.register_files({folder / name: f"{folder.name}/{'train' if name == 'train' else 'test'}"
+                           for name in ("train", "test", "val")})
     mode = {None: "RGB", 3: "RGB", 1: "L"}.get(channels)
     if mode is None:
         raise WorkbenchError("no such number of channels", expected="1 or 3", got=channels, where=folder)

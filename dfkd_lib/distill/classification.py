@@ -38,9 +38,14 @@ class KDWeights:
 
 
 def drop_one(weights: KDWeights) -> dict[str, KDWeights]:
-    """The one-component-out ablation: {"all": …, "without KD": …, "without CE": …, "without patch": …}."""
-    return {"all": weights, "without KD": replace(weights, kd=0.0), "without CE": replace(weights, ce=0.0),
-            "without patch": replace(weights, patch=0.0)}
+    """The one-component-out ablation: {"all": …, "without KD": …, "without CE": …, "without patch": …}.
+
+    A component whose weight is 0 already, or that is the only one, has no row.
+    """
+    parts = {"KD": "kd", "CE": "ce", "patch": "patch"}
+    used = [name for name in parts.values() if getattr(weights, name) > 0]
+    return {"all": weights} | {f"without {shown}": replace(weights, **{name: 0.0}) for shown, name in parts.items()
+                               if name in used and len(used) > 1}
 
 
 def shift_and_scale(pixels: int) -> Callable:

@@ -11,7 +11,7 @@ from dfkd_lib import artifacts, ledger, training
 from dfkd_lib.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet, to_float
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.models import count_parameters, create_model
+from dfkd_lib.models import MODELS, count_parameters, create_model
 
 CURVE_IMAGES = 2000  # test images behind the accuracy-per-epoch curve; the final figure always uses all of them
 
@@ -52,6 +52,13 @@ def check_fit(model: nn.Module, images: ImageSet, what: str) -> None:
                              got=f"{outputs.shape[-1]} outputs", where=images.name, mend="give num_classes to the model")
 
 
+def check_classes_agree(expected: Sequence[str], got: Sequence[str], where: str) -> None:
+    """Raise unless both name the same classes in the same order: label k must mean one thing."""
+    if tuple(expected) != tuple(got):
+        raise WorkbenchError("class names differ, so labels would mean different things", expected=", ".join(expected),
+                             got=", ".join(got), where=where, mend="give every split a folder for each class, of one name")
+
+
 def reads_of(*sets: tuple[ImageSet, str]) -> dict[str, str]:
     """The ledger's declaration {split: purpose} for the real ones among (set, purpose) pairs."""
     declared: dict[str, str] = {}
@@ -82,6 +89,9 @@ def train_classifier(store: Store, stage: str, model_name: str, train_set: Image
     """
     overrides = {"num_classes": train_set.num_classes, "img_size": train_set.shape[1], "in_chans": train_set.shape[0],
                  **(overrides or {})}
+    check_classes_agree(train_set.classes, test_set.classes, f"{train_set.name} and {test_set.name}")
+    # The whole configuration, not its name alone: a named model that is changed must not be found by an old key.
+    overrides = {**MODELS.get(model_name, (None, {}))[1], **overrides}
     known = {"model": model_name, "overrides": overrides, "config": config.as_dict(), "train": train_set.fingerprint,
              "test": test_set.fingerprint, "classes": list(train_set.classes), "train_name": train_set.name,
              **(settings or {})}
@@ -165,7 +175,8 @@ def shipped_teacher(store: Store, name: str, test_set: ImageSet, folder: str | P
                                  mend="choose teacher='train', or restore the file from the repository")
     record = _read_record(about)
     settings = {"model": record["model"], "overrides": record["overrides"], "shipped": artifacts.file_hash(weights),
-                "config": record["config"], "test": test_set.fingerprint, "record": record}
+                "config": record["config"], "test": test_set.fingerprint, "ledger": record["ledger"]}
+    check_classes_agree(record.get("classes", test_set.classes), test_set.classes, f"teacher {name} and {test_set.name}")
 
     def make(work: Path) -> dict:
         model = create_model(record["model"], **record["overrides"])

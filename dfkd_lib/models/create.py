@@ -46,6 +46,8 @@ def create_model(name: str, **overrides) -> nn.Module:
                              expected=", ".join(parameters), mend="drop it or correct its name")
     try:
         return builder(**{**defaults, **overrides})
+    except WorkbenchError:
+        raise
     except (AssertionError, TypeError, ValueError, ZeroDivisionError) as error:
         raise WorkbenchError(f"model {name} cannot be built so", got=f"{overrides}: {error}",
                              mend="the image side must be a multiple of the patch, the width of the heads") from None
