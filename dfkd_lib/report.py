@@ -136,6 +136,29 @@ def ablation_table(rows: dict[str, list[Artifact]]):
     return pd.DataFrame(table)
 
 
+def accuracy_by_share(runs: dict[str, list[list[list[Artifact]]]], shares: list[float], pool: int):
+    """B's figure: ({arm: mean accuracy (%) a share}, {arm: half widths of 95 %}, the table with paired differences).
+
+    Args:
+        runs: {arm: [share][seed] → stages, the last being the result}; the second arm is the baseline. pool: images.
+    """
+    import pandas as pd
+
+    values = {arm: [[100 * stages[-1].metrics["accuracy"] for stages in share] for share in rows]
+              for arm, rows in runs.items()}
+    pairs = {arm: [mean_interval(v) for v in rows] for arm, rows in values.items()}
+    means = {arm: [mean for mean, _ in rows] for arm, rows in pairs.items()}
+    bands = {arm: [half for _, half in rows] for arm, rows in pairs.items()}
+    (first, a), (second, b) = values.items()
+    table = []
+    for i, share in enumerate(shares):
+        gap = paired_difference(b[i], a[i])
+        table.append({"share (%)": 100 * share, "images": round(share * pool), f"{first} (%)": means[first][i],
+                      f"{second} (%)": means[second][i], "difference": gap["difference"], "low": gap["low"],
+                      "high": gap["high"], "seeds": gap["pairs"]})
+    return means, bands, pd.DataFrame(table)
+
+
 def over_seeds(histories: dict[str, list[list[dict]]], key: str) -> tuple[dict, dict]:
     """({arm: mean over seeds per epoch}, {arm: half width of the 95 % interval per epoch}) of one entry of histories."""
     means, halves = {}, {}
