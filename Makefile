@@ -11,9 +11,11 @@
 
 RUN := .venv/bin/python
 STAMP := .venv/installed
+# Notebooks at a time: two on two cores are faster than one with two threads, the models being small.
+JOBS ?= 2
 
 report: $(STAMP)
-	@$(RUN) -m dfkd_lib run --profile quick --out reports/quick
+	@$(RUN) -m dfkd_lib run --profile quick --out reports/quick --jobs $(JOBS)
 
 test: $(STAMP)
 	@$(RUN) -m pytest
