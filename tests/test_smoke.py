@@ -25,6 +25,9 @@ MEASURED = [
     ("40_detection_kd", "teacher_AP50", *SHARE),
     ("40_detection_kd", "student_train_AP50", *SHARE),
     ("40_detection_kd", "student_synthetic_AP50", *SHARE),
+    ("50_early_kd", "teacher_accuracy", *SHARE),
+    ("60_titn", "vit_top1", *SHARE),
+    ("60_titn", "titn_top1", *SHARE),
     ("70_deploy", "student_fp32_accuracy", *SHARE),
     ("70_deploy", "student_int8_accuracy", *SHARE),
     ("70_deploy", "student_onnx_max_difference", 0.0, 1e-3),
@@ -35,16 +38,16 @@ MEASURED = [
 ]
 
 
-def run(folder, name: str) -> dict:
-    plan = pipeline.make_plan("smoke", out=str(folder / name), artifacts=str(folder / "artifacts"))
+def run(folder, name: str, jobs: int) -> dict:
+    plan = pipeline.make_plan("smoke", out=str(folder / name), artifacts=str(folder / "artifacts"), jobs=jobs)
     return pipeline.run(plan, print)
 
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory):
-    """(folder, results of a first run, results of a second run that shares its artifacts)."""
+    """(folder, results of a run two notebooks at a time, results of a run one by one that shares its artifacts)."""
     folder = tmp_path_factory.mktemp("smoke")
-    return folder, run(folder, "first"), run(folder, "second")
+    return folder, run(folder, "first", 2), run(folder, "second", 1)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)

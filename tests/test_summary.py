@@ -37,7 +37,7 @@ def test_a_checkpoint_brings_the_reads_of_its_training():
     shipped["ledger"].append({"stage": "training elsewhere", "split": "mnist/train", "purpose": "training", "images": 60000,
                               "inherited": True})
     row = summary.ledger_table({"shipped": shipped}).iloc[0]
-    assert row["data-free"] == "yes" and row["images behind"] == 60000
+    assert row["data-free"] == "no" and row["images itself"] == 0 and row["images behind"] == 60000
 
 
 def test_splits_add_up_and_purposes_do_not():

@@ -18,8 +18,8 @@ from papermill.execute import ERROR_MARKER_TAG
 
 TEMPLATES = Path(__file__).parent / "templates"
 LIVE = ("application/javascript", "application/vnd.jupyter.widget-view+json")  # mime types that need a script
-# From this width (points), this width/height, or this many columns an entry takes the whole row.
-WIDE_POINTS, WIDE_ASPECT, WIDE_TABLE = 540, 1.9, 6
+# From this width (points), this width/height, or this many columns or letters in a row an entry takes the whole row.
+WIDE_POINTS, WIDE_ASPECT, WIDE_COLUMNS, WIDE_LETTERS = 540, 1.9, 6, 48
 NUMBERS = re.compile(r"(?:[-–—−+±%.,→()\[\]\s\d]|(?<=\d)e[-+]?\d+|nan|to)*")
 LARGEST_SVG = 3_000_000  # bytes; a larger figure is linked but not embedded
 
@@ -174,7 +174,9 @@ def table_entry(out: Path, entry: dict) -> dict | None:
     links = [(kind.upper(), link("tables", path.name)) for kind, path in files.items() if path.exists()]
     numeric = [any(row[i] for row in rows) and all(looks_numeric(row[i]) for row in rows) for i in range(len(head))]
     rows = [[shorten(cell) for cell in row] for row in rows]
-    return {**entry, "head": head, "rows": rows, "numeric": numeric, "links": links, "wide": len(head) >= WIDE_TABLE}
+    letters = sum(max(map(len, column)) for column in zip(head, *rows, strict=False))
+    return {**entry, "head": head, "rows": rows, "numeric": numeric, "links": links,
+            "wide": len(head) >= WIDE_COLUMNS or letters >= WIDE_LETTERS}
 
 
 def looks_numeric(text: str) -> bool:
