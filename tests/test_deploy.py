@@ -17,7 +17,7 @@ from dfkd_lib.datasets import ImageSet, load_images, to_float
 from dfkd_lib.deploy.export import PARITY
 from dfkd_lib.distill import KDWeights
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.models import count_parameters, create_model
+from dfkd_lib.models import count_flops, count_parameters, create_model
 from dfkd_lib.training import TrainConfig
 
 SIZES = {"calibration_images": 64, "parity_images": 40, "repeats": 3}
@@ -88,12 +88,12 @@ def test_a_lost_branch_shows_as_a_difference(tmp_path):
 
 
 def test_operations_of_a_product_and_a_transformer():
-    assert deploy.count_flops(nn.Linear(8, 5), torch.zeros(3, 8)) == 2 * 8 * 5
+    assert count_flops(nn.Linear(8, 5), torch.zeros(3, 8)) == 2 * 8 * 5
     model = create_model("vit_mnist_mini_patch7").eval()
     width, depth, tokens, patches, pixels = 64, 3, 17, 16, 49
     block = 12 * tokens * width**2 + 2 * tokens**2 * width  # qkv, projection, MLP; q Kᵀ and its product with V
     expected = 2 * (depth * block + patches * pixels * width + width * 10)
-    assert deploy.count_flops(model, torch.zeros(1, 1, 28, 28)) == expected
+    assert count_flops(model, torch.zeros(1, 1, 28, 28)) == expected
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@
 
 from dfkd_lib.deploy.export import (export_onnx, largest_difference, open_session, quantize_dynamic, quantize_static,
                                     run_session)
-from dfkd_lib.deploy.measure import count_flops, interleaved, session_accuracy
+from dfkd_lib.deploy.measure import interleaved, session_accuracy
 from dfkd_lib.deploy.stage import (copy_package, deploy_student, deployment_table, find_student, predict_with,
                                    teacher_of)
 
-__all__ = ["copy_package", "count_flops", "deploy_student", "deployment_table", "export_onnx", "find_student",
+__all__ = ["copy_package", "deploy_student", "deployment_table", "export_onnx", "find_student",
            "interleaved", "largest_difference", "open_session", "predict_with", "quantize_dynamic", "quantize_static",
            "run_session", "session_accuracy", "teacher_of"]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfkd_lib.deploy.export import run_session
 
@@ -15,17 +15,6 @@ def session_accuracy(session, images: Tensor, labels: Tensor, batch_size: int = 
     """Top-1 accuracy in [0, 1] of float32 images (N, C, H, W); one at a time by default, as a device sees them."""
     logits = run_session(session, images, batch_size)
     return float((logits.argmax(1) == labels.numpy()).mean())
-
-
-def count_flops(model: nn.Module, sample: Tensor) -> int:
-    """Floating-point operations of one image (two for each multiply-add) in products and convolutions."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    # The counter knows no fused attention on a processor; the plain form has the same products.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(sample[:1])
-    return counter.get_total_flops()
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from dfkd_lib.distill import evaluate, load_trained
 from dfkd_lib.distill.runner import check_fit, reads_of
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.intervals import accuracy_interval
-from dfkd_lib.models import count_parameters
+from dfkd_lib.models import count_flops, count_parameters
 from dfkd_lib.profiles import PROFILES
 from dfkd_lib.recipes import ClassificationRecipe
 
@@ -156,7 +156,7 @@ def _rows(models: dict, sessions: dict, files: dict, images: Tensor, test_set: I
         times = seconds[1][name]
         rows.append({"name": name, "who": who, "kind": file or "pytorch", "model": arts[who].settings["model"],
                      "accuracy": accuracy, "bytes": path.stat().st_size, "parameters": count_parameters(models[who]),
-                     "flops": measure.count_flops(models[who], images),
+                     "flops": count_flops(models[who], images),
                      "latency_ms": 1e3 * float(np.median(times)),
                      "latency_quartiles_ms": [1e3 * float(q) for q in np.quantile(times, (0.25, 0.75))],
                      # The ratio within each turn, then the median: what slows a turn slows both sides of it.

@@ -3,7 +3,8 @@
 import difflib
 import inspect
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models.classifiers import VIT_MODELS
@@ -56,3 +57,14 @@ def create_model(name: str, **overrides) -> nn.Module:
 def count_parameters(model: nn.Module, trainable: bool = False) -> int:
     """Number of parameters of a model, each once; only those that require gradients if `trainable`."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+
+
+def count_flops(model: nn.Module, sample: Tensor) -> int:
+    """Floating-point operations of one image (two for each multiply-add) in products and convolutions."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # The counter knows no fused attention on a processor; the plain form has the same products.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(sample[:1])
+    return counter.get_total_flops()

@@ -13,6 +13,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.models.starts import start_small
 from dfkd_lib.models.titn import build_vit
 
 
@@ -105,7 +106,8 @@ class EarlyAligner(nn.Module):
 
 
 def build_dearkd(num_classes: int = 10, img_size: int = 32, in_chans: int = 3, patch_size: int = 4, width: int = 198,
-                 depth: int = 12, heads: int = 9, early_depth: int = 3, locality: float = 1.0) -> DearKD:
+                 depth: int = 12, heads: int = 9, early_depth: int = 3, locality: float = 1.0,
+                 small_start: bool = False) -> DearKD:
     """A DearKD student; sizes in pixels. The default has DeiT-Ti's depth and, to the nearest 9 heads, its width.
 
     Raises:
@@ -118,10 +120,11 @@ def build_dearkd(num_classes: int = 10, img_size: int = 32, in_chans: int = 3, p
             "this DearKD student cannot be built",
             expected="img_size a multiple of patch_size, width a multiple of heads, heads a square, early_depth <= depth",
             got=f"img_size={img_size} patch_size={patch_size} width={width} heads={heads} early_depth={early_depth}")
-    return DearKD(num_classes, img_size, in_chans, patch_size, width, depth, heads, early_depth, locality)
+    model = DearKD(num_classes, img_size, in_chans, patch_size, width, depth, heads, early_depth, locality)
+    return start_small(model) if small_start else model
 
 
-SMALL = {"img_size": 28, "in_chans": 1, "patch_size": 4, "width": 72, "depth": 4, "heads": 9}
+SMALL = {"img_size": 28, "in_chans": 1, "patch_size": 7, "width": 72, "depth": 4, "heads": 9, "small_start": True}
 
 DEARKD_MODELS = {
     "dearkd_tiny_32": (build_dearkd, {}),

@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.models.starts import start_small
 
 
 class TITN(TNT):
@@ -75,21 +76,22 @@ def _check_patches(img_size: int, patch_size: int) -> None:
 
 def build_titn(num_classes: int = 10, img_size: int = 32, in_chans: int = 3, patch_size: int = 8, pixel_size: int = 2,
                width: int = 192, pixel_width: int = 12, depth: int = 12, heads: int = 3, pixel_heads: int = 2,
-               distilled: bool = True) -> TNT:
-    """A TITN, or with `distilled=False` a plain TNT, of the given shape (sizes in pixels).
+               distilled: bool = True, small_start: bool = False) -> TNT:
+    """A TITN, or with `distilled=False` a plain TNT, of the given shape (sizes in pixels); see `start_small`.
 
     Raises:
         WorkbenchError: if `img_size` is no multiple of `patch_size`.
     Source: TITN paper, Table 1. The paper is silent on heads: 3 and 2 are those of the published TNT-Ti.
     """
     _check_patches(img_size, patch_size)
-    return (TITN if distilled else TNT)(
+    model = (TITN if distilled else TNT)(
         img_size=img_size, patch_size=patch_size, in_chans=in_chans, num_classes=num_classes, embed_dim=width,
         inner_dim=pixel_width, depth=depth, num_heads_outer=heads, num_heads_inner=pixel_heads, first_stride=pixel_size)
+    return start_small(model) if small_start else model
 
 
 def build_vit(num_classes: int = 10, img_size: int = 32, in_chans: int = 3, patch_size: int = 8, width: int = 192,
-              depth: int = 12, heads: int = 3, distilled: bool = False) -> VisionTransformer:
+              depth: int = 12, heads: int = 3, distilled: bool = False, small_start: bool = False) -> VisionTransformer:
     """A plain ViT, or with `distilled=True` a DeiT with distillation token whose training output is a pair of logits.
 
     Raises:
@@ -102,12 +104,12 @@ def build_vit(num_classes: int = 10, img_size: int = 32, in_chans: int = 3, patc
         depth=depth, num_heads=heads)
     if distilled:
         model.set_distilled_training(True)
-    return model
+    return start_small(model) if small_start else model
 
 
 LARGE_PATCH = {"patch_size": 16, "pixel_size": 4}
 # The quick relatives see 28x28 grey digits: 16 patches of 7x7 (4 of 14x14), each with 4x4 pixel tokens.
-SMALL = {"img_size": 28, "in_chans": 1, "patch_size": 7, "width": 96, "depth": 4}
+SMALL = {"img_size": 28, "in_chans": 1, "patch_size": 7, "width": 96, "depth": 4, "small_start": True}
 
 TITN_MODELS = {
     "titn": (build_titn, {}),

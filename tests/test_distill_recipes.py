@@ -1,0 +1,109 @@
+"""DearKD's stages and TITN's table at tiny size: what is trained from what, what was read, what is reported."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dfkd_lib import distill, report
+from dfkd_lib.artifacts import Store
+from dfkd_lib.datasets import load_images
+from dfkd_lib.distill import titn
+from dfkd_lib.distill.early import EarlyRecipe, plain_step
+from dfkd_lib.models import create_model
+from dfkd_lib.training import TrainConfig
+
+EARLY = EarlyRecipe(data="digits", patch_size=2, images=200, passes=400, batch_size=50, augmentation="none")
+TITN = titn.TitnRecipe(data="digits", images=100, epochs=1, batch_size=50, augmentation="none")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Digits enlarged to 28 pixels, which the small models want, still known to the ledger as real."""
+    def grown(split):
+        images = load_images("digits", split)
+        pixels = F.interpolate(images.pixels.float(), 28, mode="nearest").to(torch.uint8)
+        return replace(images, pixels=pixels, _fingerprint=None)
+    return grown("train"), grown("test")
+
+
+@pytest.fixture(scope="module")
+def cnn(store, digits):
+    return distill.train_teacher(store, "cnn_small", *digits, TrainConfig(3, 64, 3e-3, seed=0), shift=0)
+
+
+def test_every_run_gets_as_many_image_passes():
+    for images in (50, 100, 200):
+        whole, one, two = (EARLY.config(images, part, 0).epochs * images for part in (1.0, 0.6, 0.4))
+        assert whole == 400 and abs(one + two - 400) <= images
+
+
+def test_dearkd_is_two_stages_and_the_second_knows_no_teacher(store, digits, cnn):
+    recipe = replace(EARLY, patch_size=7)
+    one, two = recipe.run(store, "DearKD", cnn, *digits, share=0.5, seed=0)
+    assert two.parents == [one.key] and one.parents == [cnn.key]
+    assert {"ce", "hard", "early"} <= set(one.json("history.json")[0])
+    assert {"hard", "early"}.isdisjoint(two.json("history.json")[0])
+    for stage in (one, two):
+        assert {r["split"]: r["images"] for r in stage.ledger} == {"digits/train": 718, "digits/test": 360}
+    start, end = one.tensors(), two.tensors()
+    assert start.keys() == end.keys() and any(not torch.equal(start[k], end[k]) for k in start)
+    plain, = recipe.run(store, "plain", cnn, *digits, share=0.5, seed=0)
+    assert plain.parents == [] and recipe.run(store, "plain", cnn, *digits, share=0.5, seed=0)[0].cached
+
+
+def test_plain_step_trains_what_is_tested():
+    model = create_model("deit_small_28")
+    images, labels = torch.randn(4, 1, 28, 28), torch.arange(4)
+    model.train()
+    class_logits, dist_logits = model(images)
+    expected = F.cross_entropy((class_logits + dist_logits) / 2, labels)
+    assert plain_step(model)((images, labels), 0.0)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_share_table_pairs_by_seed():
+    class Run:
+        def __init__(self, accuracy):
+            self.metrics = {"accuracy": accuracy}
+
+    runs = {"DearKD": [[[Run(0.5)], [Run(0.7)]]], "plain": [[[Run(0.4)], [Run(0.5)]]]}
+    means, bands, table = report.accuracy_by_share(runs, [0.25], 400)
+    assert means == {"DearKD": [pytest.approx(60)], "plain": [pytest.approx(45)]}
+    assert table.loc[0, "difference"] == pytest.approx(15) and table.loc[0, "images"] == 100
+    assert table.loc[0, "low"] < 15 < table.loc[0, "high"] and bands["plain"][0] > 0
+
+
+def test_titn_table_scores_are_those_of_its_logits(store, digits, cnn):
+    runs = {row: [TITN.run(store, row, cnn, *digits, seed=0)] for row in ("ViT", "TITN", "TITN large patch")}
+    table = titn.table(runs, "mnist")
+    assert isinstance(table, pd.DataFrame) and table["model"].tolist() == list(runs)
+    assert table["paper's top-1"].tolist()[:2] == [99.40, 99.56]
+    logits, labels = distill.test_logits(runs["TITN"][0])
+    shown = table.set_index("model").loc["TITN"]
+    assert shown["top-1"] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item(), abs=0.3)
+    assert shown["top-1"] <= shown["top-5"] <= 100 and shown["GFLOPs"] > 0
+    assert shown["parameters"] == sum(p.numel() for p in create_model("titn_small").parameters())
+
+
+def test_flops_by_hand():
+    """A ViT's projections: 2 · tokens · weights, and attention 4 · tokens² · width, a block."""
+    torch.manual_seed(0)
+
+    class Known:
+        settings = {"model": "vit_mnist_smoke", "overrides": {"img_size": 28, "in_chans": 1, "num_classes": 10}}
+        path = "memory"
+
+        def tensors(self):
+            return create_model("vit_mnist_smoke").state_dict()
+
+    tokens, width, depth = 50, 16, 2
+    block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
+    expected = depth * block + 2 * 49 * 16 * width + 2 * width * 10
+    assert titn.gigaflops(Known()) == pytest.approx(expected / 1e9, rel=0.01)
