@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     config = TrainConfig(args.epochs, args.batch_size, args.lr, weight_decay=1e-4, warmup_epochs=0.5, grad_clip=1.0,
                          precision=args.precision, seed=args.seed)
     source = SceneSource(args.data, args.size, args.scenes, args.test_scenes, args.seed, args.crop)
-    made = train_detector(Store(), "detection-teacher", args.model, source, config, DetectionTerms(), augment=args.augment)
+    made = train_detector(Store(), args.model, source, config, DetectionTerms(), augment=args.augment)
     path = ship_detector(made, args.name, f"python -m dfkd_lib.detection {shlex.join(argv)}")
     print(f"{path}: AP {made.metrics['AP']:.3f}, AP50 {made.metrics['AP50']:.3f}, {made.seconds:.0f} s")
 

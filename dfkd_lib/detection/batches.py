@@ -9,7 +9,7 @@ from torch import Tensor
 from dfkd_lib.datasets.scenes import SceneSet
 
 KEEP = 0.5  # share of an object that must stay in view for it to stay a target
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def padded(scenes: SceneSet) -> tuple[Tensor, Tensor]:
@@ -24,10 +24,7 @@ def padded(scenes: SceneSet) -> tuple[Tensor, Tensor]:
 
 
 class SceneBatches:
-    """Batches of scenes for `training.fit`: images float (B, 3, H, W) in [0, 1], labels (B, M), boxes (B, M, 4), views.
-
-    A view, int64 (B,), says which picture of which scene this is, where mirroring is all that changes scenes: row for the
-    scene itself, N + row for its mirror image. Otherwise it is -1.
+    """Batches (images float (B, 3, H, W) in [0, 1], labels (B, M), boxes (B, M, 4)) of scenes, for `training.fit`.
 
     Args:
         scenes: read once, here, inside the stage that trains on them. batch_size: scenes a step; the last, smaller
@@ -45,48 +42,32 @@ class SceneBatches:
     def __call__(self, epoch: int, generator: torch.Generator) -> Iterator[Batch]:
         order = torch.randperm(len(self.images), generator=generator)
         for rows in order[:len(self) * self.batch_size].split(self.batch_size):
-            mirrored = torch.rand(len(rows), generator=generator) < (0.5 if self.augment is not None else 0.0)
-            batch = flipped(self.images[rows].float() / 255, self.labels[rows], self.boxes[rows], mirrored)
-            if self.augment:
-                yield *augmented(*batch, generator, self.augment), torch.full_like(rows, -1)
-            else:
-                yield *batch, rows + len(self.images) * mirrored
-
-    @property
-    def fixed(self) -> bool:
-        """Whether there are but two views of each scene."""
-        return not self.augment
-
-    def views(self, count: int) -> Iterator[Tensor]:
-        """The images of every view in their order, float, `count` at a time."""
-        for images in (self.images, self.images.flip(-1)):
-            for rows in images.split(count):
-                yield rows.float() / 255
-
-
-def flipped(images: Tensor, labels: Tensor, boxes: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scenes and boxes as they are, or mirrored left to right where `mirrored`, bool (B,), says so."""
-    chosen = mirrored[:, None, None]
-    other = torch.cat([1 - boxes[..., :1], boxes[..., 1:]], dim=-1)
-    return (torch.where(chosen[..., None], images.flip(-1), images), labels,
-            torch.where(chosen & (labels >= 0)[..., None], other, boxes))
+            batch = self.images[rows].float() / 255, self.labels[rows], self.boxes[rows]
+            yield batch if self.augment is None else augmented(*batch, generator, self.augment)
 
 
 def augmented(images: Tensor, labels: Tensor, boxes: Tensor, generator: torch.Generator,
-              strength: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Each scene, at strength 1, scaled by 0.8-1.25, shifted by up to 1/8, its light changed; edges are repeated.
+              strength: float = 1.0) -> Batch:
+    """Each scene mirrored (1/2) and, at strength 1, scaled by 0.8-1.25, shifted by up to 1/8, its light changed.
 
-    Objects of which less than half stays in view become -1; boxes are cut at the border. Shapes as in `SceneBatches`.
+    Edges are repeated. Objects of which less than half stays in view become -1; boxes are cut at the border. At
+    strength 0 scenes are only mirrored. Shapes as in `SceneBatches`.
     """
     rows = len(images)
 
     def uniform(span: float, *shape: int) -> Tensor:
         return (2 * torch.rand(rows, *shape, generator=generator) - 1) * span * strength
 
-    scale, shift = torch.exp(uniform(0.223, 1)), uniform(0.125, 2)  # of content, about the middle of the image
+    mirror = torch.where(torch.rand(rows, 1, generator=generator) < 0.5, -1.0, 1.0)
+    if strength == 0:
+        flipped = torch.where(mirror[:, :, None, None] < 0, images.flip(-1), images)
+        scale = torch.cat([mirror, mirror.abs()], dim=1)
+        return flipped, *_moved(labels, boxes, scale[:, None], torch.zeros(rows, 1, 2))
+    zoom, shift = torch.exp(uniform(0.223, 1)), uniform(0.125, 2)
+    scale = torch.cat([mirror * zoom, zoom], dim=1)  # of content, about the middle of the image
     # affine_grid maps places of the result to places of the source, both in [-1, 1]: the inverse of content's motion.
     theta = torch.zeros(rows, 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = 1 / scale[:, 0]
+    theta[:, 0, 0], theta[:, 1, 1] = 1 / scale[:, 0], 1 / scale[:, 1]
     theta[:, :, 2] = -2 * shift / scale
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
@@ -96,7 +77,7 @@ def augmented(images: Tensor, labels: Tensor, boxes: Tensor, generator: torch.Ge
 
 def _moved(labels: Tensor, boxes: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Padded objects after content moved by x -> (x - 1/2) scale + 1/2 + shift, those still in view first."""
-    centre, size = (boxes[..., :2] - 0.5) * scale + 0.5 + shift, boxes[..., 2:] * scale
+    centre, size = (boxes[..., :2] - 0.5) * scale + 0.5 + shift, boxes[..., 2:] * scale.abs()
     low, high = (centre - size / 2).clamp(0, 1), (centre + size / 2).clamp(0, 1)
     visible = (high - low).prod(-1) >= KEEP * size.prod(-1)
     labels = torch.where(visible & (labels >= 0), labels, -1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from dfkd_lib import artifacts, ledger, training
 from dfkd_lib.artifacts import Artifact, Store
 from dfkd_lib.datasets.scenes import SceneSet
-from dfkd_lib.detection.batches import Batch, SceneBatches
+from dfkd_lib.detection.batches import SceneBatches
 from dfkd_lib.detection.evaluate import THRESHOLD, average_precision, predict, sure
 from dfkd_lib.detection.matching import PAIRINGS, paired_teacher_logits
 from dfkd_lib.detection.source import SceneSource
@@ -62,33 +62,22 @@ def confident(found: Detections, threshold: float = THRESHOLD) -> tuple[Tensor, 
     return label, found.boxes.gather(1, order[..., None].expand(-1, -1, 4))
 
 
-def teacher_says(teacher: Detector, batches: SceneBatches, precision: str = "fp32") -> Callable[[Batch], Detections]:
-    """batch → the frozen teacher's detections: asked once for every view where scenes are at most mirrored, else live."""
-    target = training.device()
-    if not batches.fixed:
-        def live(batch: Batch) -> Detections:
-            with torch.no_grad():
-                return teacher(batch[0])
-        return live
-    with torch.no_grad(), torch.autocast(target.type, torch.bfloat16, precision == "bf16"):
-        said = [teacher(images.to(target)) for images in batches.views(batches.batch_size)]
-    logits, boxes = torch.cat([d.logits for d in said]), torch.cat([d.boxes for d in said])
-    return lambda batch: Detections(logits[batch[3]], boxes[batch[3]])
-
-
-def detection_step(detector: Detector, terms: DetectionTerms, teacher: Callable[[Batch], Detections] | None = None,
+def detection_step(detector: Detector, terms: DetectionTerms, teacher: Detector | None = None,
                    truth: bool = True) -> Callable:
     """A step for `training.fit`: every decoder layer answers for the objects (deep supervision), the last is logged.
 
     Args:
-        teacher: batch → its detections; adds eq. 14 against its logits. truth: False takes the objects from the teacher's own confident
+        teacher: frozen; adds eq. 14 against its logits. truth: False takes the objects from the teacher's own confident
             detections in place of the labels.
     """
-    def step(batch: Batch, progress: float) -> dict[str, Tensor]:
-        images, labels, boxes, _ = batch
-        found, said = detector(images, earlier=True), None if teacher is None else teacher(batch)
-        if not truth:
-            labels, boxes = confident(said)
+    def step(batch: tuple[Tensor, Tensor, Tensor], progress: float) -> dict[str, Tensor]:
+        images, labels, boxes = batch
+        found, said = detector(images, earlier=True), None
+        if teacher is not None:
+            with torch.no_grad():
+                said = teacher(images)
+            if not truth:
+                labels, boxes = confident(said)
         total, logged = terms.losses(found.logits, found.boxes, labels, boxes, said)
         for logits, predicted in found.earlier:
             total = total + terms.losses(logits, predicted, labels, boxes, said)[0]
@@ -97,16 +86,15 @@ def detection_step(detector: Detector, terms: DetectionTerms, teacher: Callable[
     return step
 
 
-def train_detector(store: Store, stage: str, name: str, source: SceneSource, config: training.TrainConfig,
+def train_detector(store: Store, name: str, source: SceneSource, config: training.TrainConfig,
                    terms: DetectionTerms = DetectionTerms(), teacher: Artifact | None = None, scenes: str = "train",
                    augment: float = 0.0, pretrained: bool = False, weights: str | Path | None = None) -> Artifact:
     """Train a detector on scenes and keep it with its history, its measures and its detections on the test scenes.
 
     Args:
-        stage: name of the stage in keys and ledger. name: for `create_detector`; its weights start from
-            config.seed, or from pretrained / weights (see there).
+        name: for `create_detector`; its weights start from config.seed, or from pretrained / weights (see there).
         source: train, test and synthetic scenes. terms: losses and pairing.
-        teacher: a detector's artifact to distil from, if any.
+        teacher: a detector's artifact to distil from; without it the detector is a teacher itself.
         scenes: "train", labelled scenes; or "synthetic", scenes of no data set whose labels are not read: the teacher's
             detections stand in for them, and the stage may read no training split.
         augment: strength of scaling, shifting and change of light beside mirroring, see `batches.augmented`.
@@ -118,6 +106,7 @@ def train_detector(store: Store, stage: str, name: str, source: SceneSource, con
     if scenes == "synthetic" and teacher is None:
         raise WorkbenchError("synthetic scenes carry no labels here", expected="a teacher to label them", got="none",
                              where=f"detector {name}", mend="give teacher=, or train on scenes='train'")
+    stage = "detection-teacher" if teacher is None else "detection-student"
     settings = {"model": name, "config": config.as_dict(), "terms": asdict(terms), "scenes": scenes,
                 "augment": augment, "train": source.identity(scenes), "test": source.identity("test"),
                 "pretrained": pretrained,
@@ -131,9 +120,8 @@ def train_detector(store: Store, stage: str, name: str, source: SceneSource, con
         torch.manual_seed(config.seed)
         detector = create_detector(name, len(test.classes), pretrained, weights)
         taught = None if teacher is None else load_detector(teacher)
+        step = detection_step(detector, terms, taught, truth=scenes == "train")
         batches = SceneBatches(source.load(scenes), config.batch_size, augment)
-        says = None if taught is None else teacher_says(taught, batches, config.precision)
-        step = detection_step(detector, terms, says, truth=scenes == "train")
         label = f"{stage} {name} on {scenes}"
         history = training.fit({"detector": detector}, step, batches, config, checkpoint=work / "checkpoint",
                                evaluate=lambda epoch: _scalars(_measured(detector, test)[0]), label=label)

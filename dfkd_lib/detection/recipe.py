@@ -82,8 +82,8 @@ class DetectionRecipe:
         if self.teacher != "train":
             raise WorkbenchError("no such teacher", expected="shipped or train", got=self.teacher, where="teacher")
         config = self._config(self.teacher_epochs, self.teacher_lr)
-        return train_detector(store, "detection-teacher", self.teacher_model, self.source, config, self.terms,
-                              augment=self.augment, pretrained=self.pretrained, weights=self.weights or None)
+        return train_detector(store, self.teacher_model, self.source, config, self.terms, augment=self.augment,
+                              pretrained=self.pretrained, weights=self.weights or None)
 
     def student(self, store: Store, arm: str) -> Artifact:
         """The student of an arm of `ARMS`: distilled on labelled training scenes, distilled on synthetic scenes without
@@ -93,7 +93,7 @@ class DetectionRecipe:
                                  mend="name arms separated by commas")
         teacher = None if arm == "plain" else self.teacher_artifact(store)
         config = self._config(self.student_epochs, self.student_lr)
-        return train_detector(store, "detection-student", self.student_model, self.source, config, self.terms, teacher,
+        return train_detector(store, self.student_model, self.source, config, self.terms, teacher,
                               "synthetic" if arm == "synthetic" else "train", self.augment)
 
     def examples(self, detectors: dict[str, Artifact], count: int, threshold: float = THRESHOLD) -> dict:
