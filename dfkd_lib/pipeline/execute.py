@@ -141,7 +141,8 @@ def execute(notebook: Path, parameters: dict, output: Path, watch: Watch, stoppe
     except DeadKernelError:
         status, error = FAILED, dead_kernel(watch)
     except Exception as failure:  # a notebook must never take the others down with it
-        status, error = FAILED, f"{type(failure).__name__}: {failure}"
+        gone = "Kernel died" in str(failure)  # while starting, which has no error class of its own
+        status, error = FAILED, dead_kernel(watch) if gone else f"{type(failure).__name__}: {failure}"
     if stopped.is_set() and status == FAILED:
         status, error = INTERRUPTED, "stopped by hand; finished artifacts and the last checkpoint are kept"
     return Outcome(status, error, time.perf_counter() - start, watch.peak / MEGABYTE)
