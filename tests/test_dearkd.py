@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from timm.models.convit import GPSA
 
+from dfkd_lib.distill.early import early_step
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import count_parameters, create_model
 from dfkd_lib.models.cnn import early_channels, logits_and_early_map
@@ -87,3 +88,42 @@ def test_impossible_shapes_are_refused():
     for bad in ({"heads": 8}, {"width": 70}, {"patch_size": 5}, {"early_depth": 9}):
         with pytest.raises(WorkbenchError):
             create_model("dearkd_small", **bad)
+
+
+def test_stage_one_is_its_three_losses_by_hand(small):
+    student, aligner, teacher = small
+    images, labels = torch.randn(4, 1, 28, 28), torch.tensor([0, 3, 3, 9])
+    student.train(), aligner.train()
+    losses = early_step(student, aligner, teacher, stage=1, hard_weight=2.0, early_weight=0.5)((images, labels), 0.0)
+    class_logits, dist_logits = student(images)
+    logits, early = logits_and_early_map(teacher, images, 1)
+    ce = -class_logits.log_softmax(1)[torch.arange(4), labels].mean()
+    hard = -dist_logits.log_softmax(1)[torch.arange(4), logits.argmax(1)].mean()
+    mse = (aligner(student.forward_early(images), (14, 14)) - early).square().mean()
+    for name, value in (("ce", ce), ("hard", hard), ("early", mse), ("loss", ce + 2 * hard + 0.5 * mse)):
+        torch.testing.assert_close(losses[name], value)
+
+
+def test_stage_one_reaches_every_parameter_but_the_teachers(small):
+    student, aligner, teacher = small
+    student.train()
+    early_step(student, aligner, teacher, 1)((torch.randn(4, 1, 28, 28), torch.arange(4)), 0.0)["loss"].backward()
+    missing = [n for m in (student, aligner) for n, p in m.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
+    # A bias of a head's place scores shifts all scores alike, which a softmax does not see.
+    assert {n.split(".", 2)[2] for n in missing} <= {"attn.pos_proj.bias"}
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_early_features_alone_train_the_early_blocks(small):
+    """The MSE falls when nothing else is asked for: the aligner and the early blocks can follow the CNN."""
+    student, aligner, teacher = small
+    images = torch.randn(16, 1, 28, 28)
+    optimizer = torch.optim.Adam([*student.parameters(), *aligner.parameters()], 3e-3)
+    step, values = early_step(student.train(), aligner.train(), teacher, 1, 0.0, 1.0), []
+    for _ in range(30):
+        optimizer.zero_grad()
+        losses = step((images, torch.zeros(16, dtype=torch.long)), 0.0)
+        losses["early"].backward()
+        optimizer.step()
+        values.append(losses["early"].item())
+    assert values[-1] < 0.7 * values[0]
