@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dfkd_lib import plots
-from dfkd_lib.attention import attention_blocks, attention_map, attention_probe
+from dfkd_lib.attention import attention_sites, attention_map, attention_probe
 from dfkd_lib.datasets import ImageSet, to_float
 from dfkd_lib.distill import KDWeights
 from dfkd_lib.errors import WorkbenchError
@@ -40,7 +40,7 @@ def attention_explorer(model: nn.Module, images: ImageSet, interactive: bool = T
     import ipywidgets as w
     from IPython.display import display
 
-    blocks = attention_blocks(model)
+    blocks = [site.module for site in attention_sites(model)]
     names = [("all classes", -1), *((name, k) for k, name in enumerate(images.classes))]
     chosen = w.Dropdown(options=names, description="class")
     place = w.IntSlider(0, 0, len(images) - 1, description="image", continuous_update=False)

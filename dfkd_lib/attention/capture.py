@@ -1,0 +1,163 @@
+"""Attention weights as a model computes them, captured while fused attention stays on.
+
+While an attention module runs, a torch function mode sees its call of `scaled_dot_product_attention` with queries and keys as
+they are after normalisation, rotary positions and relative position bias. The rows asked for are then softmax(q Kᵀ s + bias)
+of those: one token's row costs O(N), and nothing is changed in the model. Where a model computes its attention eagerly, the
+mode sees the softmax instead. Outside the wanted modules no mode is active, so that the rest of the model runs untouched.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from dfkd_lib.attention.sites import Site, attention_sites, pick
+from dfkd_lib.errors import WorkbenchError
+
+_SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax)
+
+
+def attention_weights(query: Tensor, key: Tensor, value: Tensor | None = None, attn_mask: Tensor | None = None,
+                      dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+                      enable_gqa: bool = False, *, token: int | None = None) -> Tensor:
+    """The weights of `torch.nn.functional.scaled_dot_product_attention`, whose arguments it takes.
+
+    Args:
+        query: (B, heads, T, d). key: (B, heads, S, d). token: the query row that is wanted, None for all.
+
+    Returns:
+        (B, heads, S), or (B, heads, T, S) for all; at least float32, before dropout.
+
+    Raises:
+        WorkbenchError: if there is no such token.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
+    if is_causal:
+        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    if token is None:
+        scores = (query * scale) @ key.transpose(-2, -1)
+    else:
+        token = pick(token, query.shape[-2], "token")
+        scores = _row_scores(query[..., token, :], key, scale)
+        if attn_mask is not None and attn_mask.shape[-2] > 1:
+            attn_mask = attn_mask[..., token, :]
+        elif attn_mask is not None:
+            attn_mask = attn_mask[..., 0, :]
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+def _row_scores(row: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Scores (B, heads, S) of one query (B, heads, d), without copying the keys, which lie strided within a projection."""
+    if len(key) == 1 and key.dtype == row.dtype == torch.float32:
+        return torch.bmm(key[0], (row[0] * scale).unsqueeze(-1)).squeeze(-1).unsqueeze(0)
+    dtype = torch.promote_types(row.dtype, torch.float32)
+    return (key.to(dtype) * (row.to(dtype) * scale).unsqueeze(-2)).sum(-1)
+
+
+class _Enough(Exception):
+    """Ends a forward pass whose only purpose was the attention captured so far."""
+
+
+class _Catch(TorchFunctionMode):
+    """Hands the attention weights computed while it is active to `keep`."""
+
+    def __init__(self, keep: Callable[[Tensor], None], token: int | None, through: bool):
+        super().__init__()
+        self.keep, self.token, self.through = keep, token, through
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            kwargs = kwargs or {}
+            weights = attention_weights(*args, token=self.token, **kwargs)
+            self.keep(weights)
+            return self._through(weights, *args, **kwargs) if self.through else func(*args, **kwargs)
+        result = func(*args, **kwargs) if kwargs else func(*args)
+        if func in _SOFTMAX and result.ndim == 4:
+            self.keep(result if self.token is None else result[:, :, pick(self.token, result.shape[2], "token")])
+        return result
+
+    @staticmethod
+    def _through(weights: Tensor, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
+                 enable_gqa=False) -> Tensor:
+        if enable_gqa:
+            value = value.repeat_interleave(query.shape[-3] // value.shape[-3], dim=-3)
+        return F.dropout(weights.to(value.dtype), dropout_p, dropout_p > 0) @ value
+
+
+@contextmanager
+def capture_attention(model: nn.Module, blocks: Sequence[int] | None = (-1,), token: int | None = 0, stop: bool = False,
+                      kind: str = "encoder", through: bool = False):
+    """Collect attention of chosen blocks while the model runs; the model is left as it was found.
+
+    Args:
+        model: any model whose attention goes through `scaled_dot_product_attention` or a softmax: timm's and torchvision's
+            vision transformers, transformers' ViT and DETR.
+        blocks: indices among the attention modules of that kind, None for all of them.
+        token: the query whose row is kept; None keeps the whole map.
+        stop: end the forward pass as soon as the last wanted block is captured; the `with` body then goes no further either.
+        kind: "encoder", "decoder", "cross" or "inner"; see `Site`.
+        through: let the model's output depend on the captured maps (token=None), so that its gradient in them exists;
+            attention is computed unfused then.
+
+    Yields:
+        dict {block index as given: (B, heads, S) rows or (B, heads, T, S) maps}, filled by each forward pass;
+        differentiable.
+
+    Raises:
+        WorkbenchError: for a model without attention, a block or token out of range, or if nothing could be captured.
+    """
+    sites = attention_sites(model, kind)
+    places = {index: pick(index, len(sites), "block") for index in (range(len(sites)) if blocks is None else blocks)}
+    captured: dict[int, Tensor] = {}
+    last, handles = max(places.values()), []
+
+    def keep(place: int) -> Callable[[Tensor], None]:
+        names = [index for index, p in places.items() if p == place]
+
+        def kept(weights: Tensor) -> None:
+            captured.update(dict.fromkeys(names, weights))
+            if stop and place == last:
+                raise _Enough
+        return kept
+
+    with ExitStack() as stack:
+        for place in set(places.values()):
+            stack.enter_context(_watched(sites[place].module, _Catch(keep(place), token, through)))
+        with suppress(_Enough):
+            yield captured
+    _check(model, [sites[place] for index, place in places.items() if index not in captured])
+
+
+@contextmanager
+def _watched(module: nn.Module, mode: _Catch):
+    """The module's forward under the mode. (Hooks would do the same, but cost as much as a small model's attention.)"""
+    before, forward = module.__dict__.get("forward"), module.forward
+
+    def watched(*args, **kwargs):
+        with mode:
+            return forward(*args, **kwargs)
+
+    module.__dict__["forward"] = watched
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = before
+
+
+def _check(model: nn.Module, missed: list[Site]) -> None:
+    if missed:
+        raise WorkbenchError(
+            "no attention was captured", got=f"{type(model).__name__}: nothing in {', '.join(s.name for s in missed[:3])}",
+            expected="a call of scaled_dot_product_attention, or a softmax of (B, heads, T, S), in each attention module "
+            "while the model runs", mend="run the model inside the with statement, uncompiled; an attention without "
+            "such weights (linear, cross-covariance) has no map to show")

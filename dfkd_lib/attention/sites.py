@@ -1,0 +1,188 @@
+"""Where a model keeps its attention: its attention modules by kind, and which of its tokens are what."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from dfkd_lib.errors import WorkbenchError
+
+KINDS = ("encoder", "decoder", "cross", "inner")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One attention module of a model: its dotted name, and its kind.
+
+    Kinds: "encoder" (self-attention over patches or encoder tokens: a ViT's blocks, a DETR's encoder), "decoder"
+    (self-attention among a DETR's object queries), "cross" (object queries over the image), "inner" (TNT's attention
+    over the pixels within a patch).
+    """
+
+    name: str
+    module: nn.Module
+    kind: str
+
+    @property
+    def heads(self) -> int | None:
+        """Number of heads where the module says it."""
+        for attribute in ("num_heads", "num_attention_heads", "n_heads"):
+            if isinstance(getattr(self.module, attribute, None), int):
+                return getattr(self.module, attribute)
+        width, head = getattr(getattr(self.module, "o_proj", None), "in_features", 0), getattr(self.module, "head_dim", 0)
+        return width // head if width and head else None
+
+
+@lru_cache
+def _is_attention(kind: type) -> bool:
+    name = kind.__name__.lower()
+    return ("attention" in name or "attn" in name) and "pool" not in name
+
+
+def _kind(name: str, module: nn.Module) -> str:
+    said = f"{name}.{type(module).__name__}".lower()
+    if "attn_in" in said:
+        return "inner"
+    if "encoder_attn" in said or "cross" in said:
+        return "cross"
+    return "decoder" if "decoder" in said else "encoder"
+
+
+_known: WeakKeyDictionary[nn.Module, list[Site]] = WeakKeyDictionary()  # looking for them walks the whole model
+
+
+def all_sites(model: nn.Module) -> list[Site]:
+    """Every attention module of a model in order, innermost where they are nested; WorkbenchError if there is none."""
+    sites = _known.get(model)
+    if sites is None or any(model.get_submodule(site.name) is not site.module for site in sites):
+        _known[model] = sites = _find_sites(model)
+    return sites
+
+
+def _find_sites(model: nn.Module) -> list[Site]:
+    named = [(name, module) for name, module in model.named_modules()
+             if _is_attention(type(module)) and next(module.parameters(), None) is not None]
+    outer = {name for name, _ in named for other, _ in named if other != name and f"{other}.".startswith(f"{name}." * bool(name))}
+    sites = [Site(name, module, _kind(name, module)) for name, module in named if name not in outer]
+    if not sites:
+        raise WorkbenchError("no attention to look at in this model", got=_name(model),
+                             expected="modules whose class is named ...Attention or ...Attn, as in timm's and transformers' "
+                             "vision transformers", mend="use a vision transformer or a DETR")
+    return sites
+
+
+def attention_sites(model: nn.Module, kind: str = "encoder") -> list[Site]:
+    """The attention modules of one kind in order; WorkbenchError if there is none."""
+    if kind not in KINDS:
+        raise WorkbenchError("no such kind of attention", expected=", ".join(KINDS), got=kind, where="kind")
+    sites = all_sites(model)
+    found = [site for site in sites if site.kind == kind]
+    if not found:
+        raise WorkbenchError(f"this model has no {kind} attention", got=_name(model),
+                             expected=f"one of {', '.join(sorted({site.kind for site in sites}))}",
+                             mend="choose a kind that it has")
+    return found
+
+
+def _name(model: nn.Module) -> str:
+    return f"{type(model).__name__} ({sum(1 for _ in model.modules())} modules)"
+
+
+def pick(index: int, count: int, what: str) -> int:
+    """`index` counted from the front; WorkbenchError if there is no such block or head."""
+    if not -count <= index < count:
+        raise WorkbenchError(f"no such {what}", expected=f"{-count}..{count - 1}", got=index, where=f"attention {what}",
+                             mend=f"the model has {count}")
+    return index % count
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Which tokens of a sequence are what; indices count from the front, the distillation token may be -1 (the last).
+
+    Args:
+        class_token, distillation: index or None. prefix, suffix: number of tokens before and after the patches.
+    """
+
+    class_token: int | None
+    distillation: int | None
+    prefix: int
+    suffix: int
+
+    @property
+    def patches(self) -> slice:
+        """Where the patches stand."""
+        return slice(self.prefix, -self.suffix or None)
+
+
+def _first(model: nn.Module, *attributes: str):
+    """The first of these attributes that a module of the model has and that is not None."""
+    for module in model.modules():
+        for attribute in attributes:
+            value = getattr(module, attribute, None)
+            if value is not None:
+                return value
+    return None
+
+
+_layouts: WeakKeyDictionary[nn.Module, TokenLayout] = WeakKeyDictionary()  # looking for them walks the whole model
+
+
+def token_layout(model: nn.Module) -> TokenLayout:
+    """The tokens of a ViT-like model: class, distillation and register tokens, then the patches."""
+    if model not in _layouts:
+        _layouts[model] = _read_layout(model)
+    return _layouts[model]
+
+
+def _read_layout(model: nn.Module) -> TokenLayout:
+    has_class = isinstance(_first(model, "cls_token", "class_token"), Tensor)
+    distilled = _first(model, "dist_token", "distillation_token") is not None
+    registers = _first(model, "reg_token", "register_tokens")
+    suffix = int(_first(model, "num_suffix_tokens") or 0)
+    prefix = _first(model, "num_prefix_tokens")
+    if prefix is None:
+        prefix = has_class + (distilled and not suffix) + (registers.shape[1] if registers is not None else 0)
+    distillation = (-1 if suffix else 1) if distilled else None
+    return TokenLayout(0 if has_class and prefix else None, distillation, int(prefix), suffix)
+
+
+def class_token(model: nn.Module) -> int:
+    """The index of the class token; WorkbenchError if the model has none."""
+    layout = token_layout(model)
+    if layout.class_token is None:
+        raise WorkbenchError("this model has no class token, so it has no attention probe", got=_name(model),
+                             expected="a model with cls_token", mend="use attention_map, name a token, or use a model "
+                             "with a class token")
+    return layout.class_token
+
+
+def prefix_tokens(model: nn.Module) -> int:
+    """Number of tokens before the patches; the first is the class token. WorkbenchError if there is none."""
+    class_token(model)
+    return token_layout(model).prefix
+
+
+def patch_tokens(model: nn.Module) -> slice:
+    """Where the patches stand among the tokens (TITN has a token after them too)."""
+    return token_layout(model).patches
+
+
+def patch_grid(model: nn.Module, patches: int, height: int, width: int) -> tuple[int, int]:
+    """(rows, columns) of the grid in which `patches` tokens cover an image of height × width pixels.
+
+    Raises:
+        WorkbenchError: if no grid of that many patches fits the image's shape.
+    """
+    known = _first(model, "grid_size")
+    if isinstance(known, tuple) and len(known) == 2 and known[0] * known[1] == patches:
+        return known
+    near = (patches * height / width) ** 0.5
+    fitting = [rows for rows in range(1, patches + 1) if patches % rows == 0]
+    rows = min(fitting, key=lambda r: abs(r - near))
+    if abs(rows - near) > 0.5 * max(1.0, near**0.5):
+        raise WorkbenchError("patches do not form a grid over the image", got=f"{patches} patches",
+                             expected=f"rows x columns in the ratio {height} : {width}", where=_name(model),
+                             mend="give images of the shape the model was made for")
+    return rows, patches // rows
