@@ -82,7 +82,8 @@ def attention_map(model: nn.Module, images: Tensor, block: int = -1, kind: str =
 
 
 class ClassProbes(NamedTuple):
-    """The probes of each class: mean and standard deviation (K, N) float32 over its images, and their number (K,)."""
+    """The probes of each class over its images: mean and standard deviation, float32 (K, N), or (K, blocks, N) where they
+    are of every block; and the number of images, int64 (K,)."""
 
     mean: Tensor
     std: Tensor
@@ -90,13 +91,13 @@ class ClassProbes(NamedTuple):
 
 
 @torch.no_grad()
-def class_probe_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, block: int = -1,
-                           head: int | None = None) -> ClassProbes:
+def class_probe_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int,
+                           block: int | None = -1, head: int | None = None) -> ClassProbes:
     """Mean and spread of the attention probes of each class in one pass, in memory that does not grow with the images.
 
     Args:
         batches: (images, labels) pairs, each any number of images: uint8 (B, C, H, W), or float as the model wants them;
-            labels int64 (B,). num_classes: K. block, head: as for `attention_probe`.
+            labels int64 (B,). num_classes: K. block, head: as for `attention_probe`; block None: every block.
 
     Returns:
         ClassProbes; the standard deviation is that of the images (n - 1), NaN for a class of one image.
@@ -113,17 +114,27 @@ def class_probe_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, Ten
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
             raise WorkbenchError("a label is out of range", expected=f"0..{num_classes - 1}", where="class probes",
                                  got=f"{int(labels.min())}..{int(labels.max())}", mend="give the right number of classes")
-        probe = attention_probe(model, images.to(device), block, head).double().cpu()
+        probe = _probes(model, images.to(device), block, head).double().cpu()
         if mean is None:
-            mean, squares = (torch.zeros(num_classes, probe.shape[1], dtype=torch.float64) for _ in range(2))
+            mean, squares = (torch.zeros(num_classes, *probe.shape[1:], dtype=torch.float64) for _ in range(2))
         for k in labels.unique().tolist():
             _merge(count, mean, squares, k, probe[labels.cpu() == k])
     if mean is None or (count == 0).any():
         raise WorkbenchError("class probes need images of every class", expected=f"labels 0..{num_classes - 1}, each used",
                              got=f"no image of class {(count == 0).nonzero().flatten().tolist()}", where="class probes",
                              mend="give more images, or the right number of classes")
-    std = (squares / (count - 1)[:, None]).sqrt()  # 0/0 for one image: NaN, its spread is not known
+    # 0/0 for one image: NaN, its spread is not known.
+    std = (squares / (count - 1).view(-1, *[1] * (squares.ndim - 1))).sqrt()
     return ClassProbes(mean.float(), std.float(), count.long())
+
+
+def _probes(model: nn.Module, images: Tensor, block: int | None, head: int | None) -> Tensor:
+    """Probes (B, N) of one block, or (B, blocks, N) of all."""
+    if block is not None:
+        return attention_probe(model, images, block, head)
+    rows = attention_probes(model, images)
+    rows = rows.mean(2) if head is None else rows[:, :, pick(head, rows.shape[2], "head")]
+    return rows.transpose(0, 1)
 
 
 def _merge(count: Tensor, mean: Tensor, squares: Tensor, k: int, probe: Tensor) -> None:

@@ -63,7 +63,8 @@ def all_sites(model: nn.Module) -> list[Site]:
 def _find_sites(model: nn.Module) -> list[Site]:
     named = [(name, module) for name, module in model.named_modules()
              if _is_attention(type(module)) and next(module.parameters(), None) is not None]
-    outer = {name for name, _ in named for other, _ in named if other != name and f"{other}.".startswith(f"{name}." * bool(name))}
+    outer = {name for name, _ in named for other, _ in named
+             if other != name and other.startswith(f"{name}." if name else "")}
     sites = [Site(name, module, _kind(name, module)) for name, module in named if name not in outer]
     if not sites:
         raise WorkbenchError("no attention to look at in this model", got=_name(model),
