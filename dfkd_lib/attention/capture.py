@@ -2,9 +2,9 @@
 
 While an attention module runs, a torch function mode sees its call of `scaled_dot_product_attention`, with queries and
 keys as they are after normalisation, rotary positions and relative position bias. The rows asked for are then
-softmax(q Kᵀ s + bias) of those: one token's row costs O(N), and nothing is changed in the model. Where a model computes its
-attention eagerly, the mode sees the softmax instead. Outside the wanted modules no mode is active: the rest of the model runs
-as ever.
+softmax(q Kᵀ s + bias) of those: one token's row costs O(N), and nothing is changed in the model. Where a model computes
+its attention eagerly, the mode sees the softmax instead. Outside the wanted modules no mode is active: the rest of the
+model runs as ever.
 """
 
 from collections.abc import Callable, Sequence
