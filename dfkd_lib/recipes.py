@@ -3,17 +3,21 @@
 Notebooks 10, 20, 30 and 70 share it, so that each of them runs alone and still finds what another has made.
 """
 
+import hashlib
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import nn
 
 from dfkd_lib import distill, synthesis
-from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.artifacts import Artifact, Store, resolve
 from dfkd_lib.datasets import ImageSet, load_images
 from dfkd_lib.distill import KDWeights
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.models import create_model
+from dfkd_lib.models import WeightsMissing, check_images, count_parameters, create_model, load_model
 from dfkd_lib.training import TrainConfig
-
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -26,6 +30,22 @@ def parse_seeds(text: str) -> list[int]:
 
 
 TEACHER_BATCH = 128  # images a step
+
+
+class Subject(NamedTuple):
+    """A model to look into, with images that fit it.
+
+    Args:
+        name: short, for titles. model: frozen. artifact: what it was made from, for keys. said: where it comes from.
+        train_set, test_set: images behind class probes, and images to look at; the same if the data has no splits.
+    """
+
+    name: str
+    model: nn.Module
+    artifact: Artifact
+    said: str
+    train_set: ImageSet
+    test_set: ImageSet
 
 
 @dataclass(frozen=True)
@@ -172,3 +192,57 @@ class ClassificationRecipe:
         """Students on synthetic images with one loss component left out at a time: {row: one artifact a seed}."""
         return {row: [self.student(store, "synthetic", weights, seed, images, epochs) for seed in seeds]
                 for row, weights in distill.drop_one(self.weights).items()}
+
+    def subject(self, store: Store, name: str = "", weights: str = "", download: bool = False) -> Subject:
+        """A model to look into.
+
+        Args:
+            name: "" for the teacher, "untrained" for its architecture before training, "student" for the student on real
+                images; else as for `models.load_model`: a timm name, a safetensors file, a folder in transformers' format.
+            weights, download: as for `models.load_model`. Where pretrained weights are neither on disk nor to be
+                downloaded, the teacher takes the model's place, and `said` tells so.
+
+        Raises:
+            WorkbenchError: if it cannot be had, or does not take the images.
+        """
+        if name == "untrained":
+            teacher = self.teacher_artifact(store)
+            torch.manual_seed(self.seed)
+            model = distill.frozen(create_model(teacher.settings["model"], **teacher.settings["overrides"]))
+            return self._opened(store, "before training", model, f"{teacher.settings['model']}, weights drawn from seed "
+                                f"{self.seed}", self.train_set, self.test_set)
+        if name in ("", "student"):
+            made = self.student(store, "real") if name else self.teacher_artifact(store)
+            said = (f"{name or 'teacher'} {made.settings['model']}: {made.metrics['parameters']:,} parameters, test "
+                    f"accuracy {made.metrics['accuracy']:.4f} on {len(self.test_set):,} images")
+            return Subject(name or "teacher", distill.load_trained(made), made, said, self.train_set, self.test_set)
+        try:
+            model = distill.frozen(load_model(name, weights, download=download))
+        except WeightsMissing as missing:
+            own = self.subject(store)
+            return own._replace(said=f"{missing}\nSo the workbench's own teacher is looked into instead: {own.said}")
+        sets = self._sets_for(model)
+        for images in sets:
+            check_images(model, images.shape, images.name)
+        return self._opened(store, name.rstrip("/").split("/")[-1].removesuffix(".safetensors"), model, model.source, *sets)
+
+    def _sets_for(self, model: nn.Module) -> tuple[ImageSet, ImageSet]:
+        """Training and test images at the size a loaded model takes; of a folder without splits, all images for both."""
+        folder = resolve(self.data)
+        if self.data in ("mnist", "digits", "cifar10", "cifar100") or not folder.is_dir():
+            return self.train_set, self.test_set
+        how = {"size": self.size or model.img_size, "channels": model.in_chans}
+        if not any((folder / split).is_dir() for split in ("train", "test", "val")):
+            every = load_images(self.data, "all", **how, max_images=self.train_images)
+            return every, every
+        train, test = (load_images(self.data, split, **how) for split in ("train", "test"))
+        return train.sample(self.train_images, 0), test.sample(self.test_images or len(test), 0)
+
+    def _opened(self, store: Store, name: str, model: nn.Module, said: str, train: ImageSet, test: ImageSet) -> Subject:
+        """A model from elsewhere under a key of its weights, so that what is made from it is found again."""
+        digest = hashlib.sha256()
+        for key, value in model.state_dict().items():
+            digest.update(f"{key} {tuple(value.shape)}".encode() + value.detach().float().cpu().numpy().tobytes())
+        made = store.get_or_make("opened_model", {"name": name, "weights": digest.hexdigest()[:16]},
+                                 lambda work: {"parameters": count_parameters(model)})
+        return Subject(name, model, made, f"{said}; {count_parameters(model):,} parameters", train, test)

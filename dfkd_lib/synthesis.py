@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from dfkd_lib import artifacts, training
 from dfkd_lib.artifacts import Artifact, Store
-from dfkd_lib.attention import attention_probe, class_attention_probe
+from dfkd_lib.attention import attention_probe, class_probe_statistics, in_batches
+from dfkd_lib.attention.sites import pick
 from dfkd_lib.datasets import ImageSet, to_float, to_uint8
 from dfkd_lib.distill import load_trained
 from dfkd_lib.errors import WorkbenchError
@@ -35,15 +36,27 @@ def crop_from_gan(images: Tensor, side: int) -> Tensor:
     return images[..., before:before + side, before:before + side]
 
 
-def class_probes(store: Store, teacher: Artifact, images: ImageSet, block: int = -1) -> Artifact:
-    """The teacher's class attention probes on a (real) set, kept: probes.safetensors, "probes" (K, N) float32."""
+def class_probes(store: Store, teacher: Artifact, images: ImageSet, block: int = -1,
+                 model: nn.Module | None = None) -> Artifact:
+    """The teacher's class attention probes on a (real) set, kept with their spread.
+
+    Args:
+        model: the teacher itself, where the artifact holds no weights (a model from elsewhere).
+
+    Returns:
+        Artifact with probes.safetensors: "probes" (K, N) float32 of the block that was asked for; "mean" and "std"
+        (K, blocks, N) of every block; "count" (K,), images of each class.
+    """
     def make(work: Path) -> dict:
-        probes = class_attention_probe(load_trained(teacher), images.images, images.labels, images.num_classes, block)
-        artifacts.save_tensors(work / "probes.safetensors", {"probes": probes})
-        return {"images": len(images), "patches": probes.shape[1]}
+        looked = load_trained(teacher) if model is None else model
+        found = class_probe_statistics(looked, in_batches(images.images, images.labels), images.num_classes, block=None)
+        chosen = found.mean[:, pick(block, found.mean.shape[1], "block")].contiguous()
+        artifacts.save_tensors(work / "probes.safetensors", {"probes": chosen, **found._asdict()})
+        return {"images": len(images), "patches": chosen.shape[1]}
 
     reads = {images.split: "class attention probes"} if images.real else {}
-    return store.get_or_make("class_probes", {"images": images.fingerprint, "block": block}, make, [teacher], reads)
+    settings = {"images": images.fingerprint, "block": block, "kept": "mean and spread of every block"}
+    return store.get_or_make("class_probes", settings, make, [teacher], reads)
 
 
 def features_of(images: Tensor, feature_model: Artifact | None) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from dfkd_lib import losses
+from dfkd_lib.attention import resize_probe
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.losses.classification import resize_probe
 
 
 def test_kd_loss_by_hand():

@@ -1,13 +1,22 @@
 """Widgets: the static figure in batch, and controls that change the picture."""
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+
 import ipywidgets
+import numpy as np
 import pytest
 import torch
 
-from dfkd_lib import widgets
-from dfkd_lib.datasets import ImageSet
+from dfkd_lib import attention, widgets
+from dfkd_lib.datasets import ImageSet, generate_scenes, to_float
 from dfkd_lib.distill import KDWeights
-from dfkd_lib.models import create_model
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.models import create_detector, create_model
+from dfkd_lib.pipeline.parameters import read_notebook
+
+NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "10_attention_probes.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +37,33 @@ def find(box, description):
     return next((f for child in getattr(box, "children", ()) if (f := find(child, description)) is not None), None)
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """What attention_figure is asked for, in order."""
-    calls = []
-    real = widgets.attention_figure
+@pytest.fixture(scope="module")
+def scenes():
+    return generate_scenes(4, 48, split="test")
 
-    def note(model, images, index, block=-1, head=None):
-        calls.append((index, block, head))
-        return real(model, images, index, block, head)
-    monkeypatch.setattr(widgets, "attention_figure", note)
-    return calls
+
+@pytest.fixture(scope="module")
+def detector():
+    torch.manual_seed(0)
+    return create_detector("detr_nano", 4).eval()
+
+
+@pytest.fixture
+def explorer(model, images):
+    """An explorer of two models and two sets, and the messages it has sent."""
+    other = create_model("vit_mnist_small").eval()
+    probes = attention.class_probe_statistics(model, [(images.images, images.labels % 3)], 3, None).mean
+    box = widgets.attention_explorer({"model": model, "other": other}, {"some": images, "more": images.subset([3, 4, 5])},
+                                     class_probes={"model": probes})
+    sent = []
+    box.send = lambda content, buffers=(): sent.append((content, [bytes(b) for b in buffers or ()]))
+    return box, sent
+
+
+def ask(box, sent, **content):
+    sent.clear()
+    box._on_message(box, {"id": 1, **content}, [])
+    return {message["kind"]: (message, buffers) for message, buffers in sent}
 
 
 def test_static_figures(model, images):
@@ -47,22 +72,122 @@ def test_static_figures(model, images):
     assert [p.get_height() for p in chart.axes[0].patches] == pytest.approx([90, 80])
 
 
-def test_the_explorer_follows_its_controls(model, images, drawn):
-    box = widgets.attention_explorer(model, images)
-    assert drawn[-1] == (0, 1, None)
-    find(box, "class").value = 2
-    find(box, "image").value = 1
-    assert drawn[-1] == (5, 1, None)
-    find(box, "block").value = 1
-    find(box, "head").value = 1
-    assert drawn[-1] == (5, 0, 1)
+def test_what_is_sent_is_the_attention_of_the_choice(explorer, model, images):
+    box, sent = explorer
+    message, buffers = ask(box, sent, do="choose", changes={"image": 4, "block": 0, "head": 1, "token": "10"})["view"]
+    (meta,), (pixels, weights, tops, overview, _) = message["panels"], buffers
+    batch = to_float(images.images[4:5])
+    expected = attention.attention_map(model, batch, 0)[0, 1, :, 1:].detach().numpy()
+    got = np.frombuffer(weights, np.uint16).reshape(50, 49) / 65535 * np.frombuffer(tops, np.float32)[:, None]
+    assert np.abs(got - expected).max() < 1e-5 and meta["row"] == 11 and meta["grid"] == [7, 7]
+    assert np.array_equal(np.frombuffer(pixels, np.uint8).reshape(28, 28, 3)[..., 0], images.pixels[4, 0].numpy())
+    every = np.frombuffer(overview, np.float32).reshape(2, 2, 49)
+    assert np.abs(every[0, 1] - expected[11]).max() < 1e-6
+    assert message["choice"] == box.choice and box.choice["image"] == 4
 
 
-def test_an_empty_class_is_said_in_place(model, images, drawn):
-    box = widgets.attention_explorer(model, images)
-    find(box, "class").value = 9  # no image of it
-    find(box, "class").value = 1
-    assert drawn[-1] == (1, 1, None)
+def test_the_probe_stands_beside_its_class_probe(explorer, model, images):
+    box, sent = explorer
+    message, buffers = ask(box, sent, do="choose", changes={"image": 2})["view"]
+    probe = attention.attention_probe(model, to_float(images.images[2:3])).detach().numpy()[0]
+    class_probe = np.frombuffer(buffers[4], np.float32)
+    cosine = probe @ class_probe / np.linalg.norm(probe) / np.linalg.norm(class_probe)
+    assert message["panels"][0]["agreement"] == pytest.approx(cosine, abs=1e-5)
+    message, _ = ask(box, sent, do="choose", changes={"token": "3"})["view"]
+    assert not message["panels"][0]["class_probe"]  # of a patch there is none
+
+
+def test_two_models_and_two_images_side_by_side(explorer):
+    box, sent = explorer
+    message, buffers = ask(box, sent, do="choose", changes={"compare": "model:other", "block": 1})["view"]
+    first, second = message["panels"]
+    assert (first["blocks"], second["blocks"]) == (2, 3) and second["block"] == 2 and len(buffers) == 10
+    message, _ = ask(box, sent, do="choose", changes={"image": 1, "compare": "data:more", "compare_image": 5})["view"]
+    assert message["panels"][1]["title"].endswith("more 1") and "class 1" in message["panels"][1]["said"]
+
+
+@pytest.mark.parametrize("weights", ["rollout", "gradient"])
+def test_explanations_are_shown_too(explorer, weights):
+    box, sent = explorer
+    message, buffers = ask(box, sent, do="choose", changes={"weights": weights})["view"]
+    assert message["panels"][0]["rows"] == 1 and message["panels"][0]["overview"] is None
+    assert np.frombuffer(buffers[1], np.uint16).max() == 65535
+
+
+def test_the_gallery_filters_by_class_and_by_error(explorer, model, images):
+    box, sent = explorer
+    message, buffers = ask(box, sent, do="gallery", changes={"label": 2})["gallery"]
+    assert message["indices"] == [2, 5] and len(buffers[0]) == 2 * 44 * 44 * 3
+    said = model(to_float(images.images)).argmax(1)
+    message, _ = ask(box, sent, do="gallery", changes={"label": -1, "wrong": True})["gallery"]
+    assert message["indices"] == (said != images.labels).nonzero().flatten().tolist() and "wrong among all 6" in message["note"]
+    message, buffers = ask(box, sent, do="gallery", changes={"label": 9})["gallery"]
+    assert message["indices"] == [] and "no such image of class 9" in message["note"]
+    assert ask(box, sent, do="choose", changes={"image": 1})["view"]  # still usable
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"block": 7}, "no such block"), ({"head": 5}, "no such head"), ({"token": "49"}, "no such token"),
+    ({"token": "nose"}, "no such token"), ({"token": "distillation"}, "no distillation token"),
+    ({"image": 6}, "no such image"), ({"model": "third"}, "no such model"), ({"data": "third"}, "no such data"),
+    ({"compare": "model:third"}, "no such compare"), ({"weights": "heavy"}, "no such weights"),
+    ({"data": "more", "compare": "data:some", "image": 9}, "no such image"),
+])
+def test_bad_choices_are_said_in_place(explorer, changes, words):
+    box, sent = explorer
+    before = dict(box.choice)
+    message, _ = ask(box, sent, do="choose", changes=changes)["error"]
+    assert words in message["text"] and "expected" in message["text"] and words in box.error
+    assert box.choice == before
+    assert ask(box, sent, do="choose", changes={"image": 3})["view"] and box.error == ""
+
+
+def test_images_that_do_not_fit_are_said_in_place(model, images):
+    large = ImageSet(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1]), tuple("0123456789"))
+    box = widgets.attention_explorer(model, {"good": images, "large": large})
+    box.choose(data="large")
+    assert "(1, 28, 28)" in box.error and "(3, 32, 32)" in box.error and box.choice["data"] == "good"
+    with pytest.raises(WorkbenchError, match="28"):
+        widgets.attention_explorer(model, large, interactive=False)
+
+
+def test_a_model_without_attention_is_said_in_place(images, model):
+    cnn = create_model("cnn_small").eval()
+    box = widgets.attention_explorer({"cnn": cnn, "vit": model}, images)
+    assert "no attention" in box.error
+    box.choose(model="vit")
+    assert box.error == "" and box.choice["model"] == "vit"
+
+
+def test_a_detection_is_looked_at_through_its_query(detector, scenes):
+    box = widgets.attention_explorer({"detector": detector}, {"scenes": scenes})
+    sent = []
+    box.send = lambda content, buffers=(): sent.append((content, [bytes(b) for b in buffers or ()]))
+    message, buffers = ask(box, sent, do="choose", changes={"image": 1, "threshold": 0.01})["view"]
+    (meta,) = message["panels"]
+    assert len(meta["boxes"]) == len(meta["queries"]) == len(meta["labels"]) > 0
+    query = meta["queries"][-1]
+    message, buffers = ask(box, sent, do="choose", changes={"token": str(query)})["view"]
+    batch = scenes.images[1:2].float() / 255
+    with attention.capture_attention(detector, (-1,), query, kind="cross") as rows, torch.no_grad():
+        detector(batch)
+    got = np.frombuffer(buffers[1], np.uint16).reshape(10, -1) / 65535 * np.frombuffer(buffers[2], np.float32)[:, None]
+    assert np.abs(got[query] - rows[-1][0].mean(0).numpy()).max() < 1e-5
+    message, _ = ask(box, sent, do="choose", changes={"kind": "encoder"})["view"]
+    assert message["panels"][0]["kind"] == "encoder" and box.error == ""
+
+
+def test_a_choice_is_saved_as_figure_and_as_parameters(explorer, tmp_path, model, images):
+    box, sent = explorer
+    box.out = tmp_path
+    box.choose(image=3, block=0, head=1, token="7")
+    ask(box, sent, do="save", what="figure")
+    assert sorted(p.suffix for p in (tmp_path / "figures").iterdir()) == [".pdf", ".png", ".svg"]
+    ask(box, sent, do="save", what="parameters")
+    (path,) = tmp_path.glob("*.yaml")
+    again = widgets.Choice.of(json.loads(path.read_text()))
+    assert asdict(again) == box.choice and str(path) in box.saved
+    assert set(json.loads(path.read_text())) <= set(read_notebook(NOTEBOOK))  # the notebook takes them all
 
 
 def test_the_ablation_panel_runs_what_the_sliders_say():

@@ -4,9 +4,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd_lib.attention.capture import capture_attention
+from dfkd_lib.attention.moments import Moments
 from dfkd_lib.attention.sites import class_token, pick, token_layout
 from dfkd_lib.datasets import to_float
 from dfkd_lib.errors import WorkbenchError
@@ -81,6 +83,23 @@ def attention_map(model: nn.Module, images: Tensor, block: int = -1, kind: str =
     return maps[block]
 
 
+def resize_probe(probe: Tensor, patches: int) -> Tensor:
+    """Probes (B, M) on a square grid → (B, patches) on another, bilinear, each row's sum kept.
+
+    Raises:
+        WorkbenchError: if M or `patches` is not a square number (the grid would be a guess).
+    """
+    if probe.shape[-1] == patches:
+        return probe
+    old, new = round(probe.shape[-1] ** 0.5), round(patches**0.5)
+    if old * old != probe.shape[-1] or new * new != patches:
+        raise WorkbenchError("patch grids differ and are not square", expected="square numbers of patches",
+                             got=f"{probe.shape[-1]} and {patches}", where="resize_probe",
+                             mend="use models with square inputs")
+    grid = F.interpolate(probe.view(-1, 1, old, old), (new, new), mode="bilinear", align_corners=False).flatten(1)
+    return grid * (probe.sum(-1, keepdim=True) / grid.sum(-1, keepdim=True))
+
+
 class ClassProbes(NamedTuple):
     """The probes of each class over its images: mean and standard deviation, float32 (K, N), or (K, blocks, N) where they
     are of every block; and the number of images, int64 (K,)."""
@@ -104,28 +123,24 @@ def class_probe_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, Ten
 
     Raises:
         WorkbenchError: if a class has no image or a label is out of range, beside the errors of `attention_probe`.
-    Source: A eq. 2; the update of mean and sum of squares after Chan, Golub and LeVeque (1983).
+    Source: A eq. 2.
     """
-    device = next(model.parameters()).device
-    count = torch.zeros(num_classes, dtype=torch.float64)
-    mean = squares = None
+    device, moments = next(model.parameters()).device, [Moments() for _ in range(num_classes)]
     for images, labels in batches:
         images = to_float(images) if images.dtype == torch.uint8 else images
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
             raise WorkbenchError("a label is out of range", expected=f"0..{num_classes - 1}", where="class probes",
                                  got=f"{int(labels.min())}..{int(labels.max())}", mend="give the right number of classes")
-        probe = _probes(model, images.to(device), block, head).double().cpu()
-        if mean is None:
-            mean, squares = (torch.zeros(num_classes, *probe.shape[1:], dtype=torch.float64) for _ in range(2))
+        probe = _probes(model, images.to(device), block, head).cpu()
         for k in labels.unique().tolist():
-            _merge(count, mean, squares, k, probe[labels.cpu() == k])
-    if mean is None or (count == 0).any():
+            moments[k].add(probe[labels.cpu() == k])
+    empty = [k for k, moment in enumerate(moments) if not moment.count]
+    if empty:
         raise WorkbenchError("class probes need images of every class", expected=f"labels 0..{num_classes - 1}, each used",
-                             got=f"no image of class {(count == 0).nonzero().flatten().tolist()}", where="class probes",
+                             got=f"no image of class {empty}", where="class probes",
                              mend="give more images, or the right number of classes")
-    # 0/0 for one image: NaN, its spread is not known.
-    std = (squares / (count - 1).view(-1, *[1] * (squares.ndim - 1))).sqrt()
-    return ClassProbes(mean.float(), std.float(), count.long())
+    return ClassProbes(torch.stack([m.mean for m in moments]).float(), torch.stack([m.std for m in moments]).float(),
+                       torch.tensor([m.count for m in moments]))
 
 
 def _probes(model: nn.Module, images: Tensor, block: int | None, head: int | None) -> Tensor:
@@ -135,15 +150,6 @@ def _probes(model: nn.Module, images: Tensor, block: int | None, head: int | Non
     rows = attention_probes(model, images)
     rows = rows.mean(2) if head is None else rows[:, :, pick(head, rows.shape[2], "head")]
     return rows.transpose(0, 1)
-
-
-def _merge(count: Tensor, mean: Tensor, squares: Tensor, k: int, probe: Tensor) -> None:
-    """Take the probes (n, N) of class k into its running count, mean and sum of squared deviations."""
-    n, total = len(probe), float(count[k]) + len(probe)
-    new = probe.mean(0)
-    squares[k] += ((probe - new) ** 2).sum(0) + (new - mean[k]) ** 2 * (float(count[k]) * n / total)
-    mean[k] += (new - mean[k]) * (n / total)
-    count[k] = total
 
 
 def in_batches(images: Tensor, labels: Tensor, batch_size: int = 256) -> Iterable[tuple[Tensor, Tensor]]:

@@ -3,6 +3,7 @@
 import gzip
 import struct
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,18 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def load_images(name_or_path: str, split: str, root: str | Path = "data", *, size: int | None = None,
-                channels: int | None = None, download: bool = False) -> ImageSet:
-    """A labelled real split, whole, in memory.
+                channels: int | None = None, download: bool = False, max_images: int = 0) -> ImageSet:
+    """A labelled real split, in memory.
 
     Args:
         name_or_path: "mnist", "digits", "cifar10", "cifar100", or a folder with `<split>/<class>/*.png|jpg|…`.
-        split: "train" or "test" (a folder may also call its test images "val").
+        split: "train" or "test" (a folder may also call its test images "val"); or "all" of a folder without splits,
+            `<class>/*.png`, or images lying directly in it, which are one class then. Images of "all" that are not square
+            lose their longer side's ends where a size is given.
         root: where named data sets lie. size: side in pixels that a folder's images are resized to (default: that of
             its first image). channels: 1 or 3 for a folder (default 3). download: fetch CIFAR if it is not there.
+        max_images: of a folder, read no more files than that, as evenly over the classes as they allow, always the same
+            ones; 0: all.
 
     Returns:
         ImageSet: uint8 (N, C, H, W), int64 labels (N,), class names; `split` names the real split for the ledger.
@@ -35,8 +40,10 @@ def load_images(name_or_path: str, split: str, root: str | Path = "data", *, siz
     Raises:
         WorkbenchError: on missing, damaged or wrong-size files, an empty class, an unknown name or split.
     """
-    if split not in SPLITS:
-        raise WorkbenchError("no such split", expected=" or ".join(SPLITS), got=split, where=name_or_path)
+    named = name_or_path in ("mnist", "digits", "cifar10", "cifar100")
+    if split not in SPLITS and (named or split != "all"):
+        raise WorkbenchError("no such split", expected=" or ".join(SPLITS) + ("" if named else ", or all of a folder"),
+                             got=split, where=name_or_path)
     root = resolve(root)
     ledger.register_root(root, free=("artifacts", "teachers"))
     if name_or_path == "mnist":
@@ -50,7 +57,7 @@ def load_images(name_or_path: str, split: str, root: str | Path = "data", *, siz
         raise WorkbenchError("no such data set", got=name_or_path, where=folder,
                              expected="mnist, digits, cifar10, cifar100, or a folder with train/<class>/*.png",
                              mend="check the name or the path")
-    return _folder(folder, split, size, channels)
+    return _folder(folder, split, size, channels, max_images)
 
 
 def read_idx(path: str | Path) -> np.ndarray:
@@ -120,49 +127,86 @@ def _cifar(name: str, root: Path, split: str, download: bool) -> ImageSet:
                     tuple(data.classes), f"{name}/{split}", f"{name}/{split}")
 
 
-def _folder(folder: Path, split: str, size: int | None, channels: int | None) -> ImageSet:
-    base = folder / split
+def _class_files(folder: Path, split: str) -> dict[str, list[Path]]:
+    """{class: its image files, sorted} of a folder's split, every class with at least one."""
+    base = folder if split == "all" else folder / split
     if split == "test" and not base.is_dir() and (folder / "val").is_dir():
         base = folder / "val"
+    if split == "all" and any((base / name).is_dir() for name in ("train", "test", "val")):
+        raise WorkbenchError("this folder has splits", expected="a folder of class folders, or of images",
+                             got="train, test or val in it", where=base, mend="load its splits, or name one of them as the folder")
     classes = sorted(p.name for p in base.iterdir() if p.is_dir()) if base.is_dir() else []
-    if not classes:
+    files = {name: _images_in(base / name) for name in classes}
+    if split == "all" and not classes and _images_in(base):
+        files = {folder.name: _images_in(base)}
+    if not files:
         raise WorkbenchError("a folder of images has no classes", expected=f"{base}/<class>/*.png or *.jpg", where=base,
                              mend="put each class's images into a folder of its name")
-    files = [[f for f in sorted((base / c).iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES] for c in classes]
-    for name, found in zip(classes, files, strict=True):
+    for name, found in files.items():
         if not found:
             raise WorkbenchError("a class has no image", got="0 images", expected=f"{', '.join(IMAGE_SUFFIXES)} files",
                                  where=base / name, mend="add images, or remove the empty folder")
-    ledger.register_files({folder / name: f"{folder.name}/{'train' if name == 'train' else 'test'}"
-                           for name in ("train", "test", "val")})
+    return files
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
+
+
+def _thin(files: dict[str, list[Path]], count: int) -> dict[str, list[Path]]:
+    """At most `count` files in all, the classes taken in turn; which ones of a class is drawn from seed 0."""
+    if not count or sum(map(len, files.values())) <= count:
+        return files
+    rng = np.random.default_rng(0)
+    drawn = {name: [found[i] for i in rng.permutation(len(found))] for name, found in files.items()}
+    turns = sorted((i, name) for name, found in drawn.items() for i in range(len(found)))[:count]
+    share = Counter(name for _, name in turns)
+    return {name: sorted(drawn[name][:share[name]]) for name in drawn if share[name]}
+
+
+def _folder(folder: Path, split: str, size: int | None, channels: int | None, max_images: int) -> ImageSet:
+    files = _thin(_class_files(folder, split), max_images)
+    places = ("all",) if split == "all" else ("train", "test", "val")
+    ledger.register_files({folder if name == "all" else folder / name:
+                           f"{folder.name}/{'test' if name == 'val' else name}" for name in places})
     mode = {None: "RGB", 3: "RGB", 1: "L"}.get(channels)
     if mode is None:
         raise WorkbenchError("no such number of channels", expected="1 or 3", got=channels, where=folder)
-    first = read_image(files[0][0], mode)
+    every = [file for found in files.values() for file in found]
+    first = read_image(every[0], mode)
     side = size or first.shape[0]
     if size is None and first.shape[0] != first.shape[1]:
         raise WorkbenchError("images are not square", expected="square images, or a size to resize them to",
-                             got=f"{first.shape[1]} x {first.shape[0]}", where=files[0][0], mend="give size=...")
-    pixels = np.stack([read_image(f, mode, side, resize=size is not None) for found in files for f in found])
+                             got=f"{first.shape[1]} x {first.shape[0]}", where=every[0], mend="give size=...")
+    pixels = np.stack([read_image(f, mode, side, resize=size is not None, crop=split == "all") for f in every])
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
-    labels = np.repeat(np.arange(len(classes)), [len(found) for found in files])
+    labels = np.repeat(np.arange(len(files)), [len(found) for found in files.values()])
     name = f"{folder.name}/{split}"
     return ImageSet(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long(),
-                    tuple(classes), name, name)
+                    tuple(files), name, name)
 
 
-def read_image(path: Path, mode: str, side: int | None = None, resize: bool = False) -> np.ndarray:
-    """One image file as uint8 (H, W) for mode "L" or (H, W, 3) for "RGB"; resized or checked to side × side if given."""
-    from PIL import Image
+def read_image(path: Path, mode: str, side: int | None = None, resize: bool = False, crop: bool = False) -> np.ndarray:
+    """One image file as uint8 (H, W) for mode "L" or (H, W, 3) for "RGB"; resized or checked to side × side if given.
+
+    `crop` takes the middle square before resizing. Transparent pixels become black, 16-bit grey keeps its upper 8 bits.
+    """
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip rather than scale
+                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+            elif "A" in image.getbands() or "transparency" in image.info:
+                over = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", over.size, (0, 0, 0, 255)), over)
             image = image.convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise WorkbenchError("an image cannot be read", expected="a whole image file", got=error, where=path,
                              mend="replace or remove the file") from None
     if resize:
-        image = image.resize((side, side), Image.Resampling.BICUBIC)
+        image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC) if crop else image.resize(
+            (side, side), Image.Resampling.BICUBIC)
     if side and image.size != (side, side):
         raise WorkbenchError("an image has another size than the first", expected=f"{side} x {side} pixels",
                              got=f"{image.width} x {image.height}", where=path, mend="give size=... to resize them all")

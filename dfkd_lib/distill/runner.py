@@ -11,7 +11,7 @@ from dfkd_lib import artifacts, ledger, training
 from dfkd_lib.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet, to_float
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.models import MODELS, count_parameters, create_model
+from dfkd_lib.models import MODELS, count_parameters, create_model, load_weights
 
 CURVE_IMAGES = 2000  # test images behind the accuracy-per-epoch curve; the final figure always uses all of them
 
@@ -135,16 +135,6 @@ def load_trained(artifact: Artifact) -> nn.Module:
     model = create_model(artifact.settings["model"], **artifact.settings["overrides"])
     load_weights(model, artifact.tensors(), artifact.path)
     return frozen(model)
-
-
-def load_weights(model: nn.Module, tensors: dict, where) -> None:
-    """Load weights of the model's own names and shapes; WorkbenchError naming the first that does not fit."""
-    for name, value in model.state_dict().items():
-        if name not in tensors or tensors[name].shape != value.shape:
-            got = tuple(tensors[name].shape) if name in tensors else "no such weight"
-            raise WorkbenchError("a checkpoint does not fit the model", expected=f"{name} {tuple(value.shape)}", got=got,
-                                 where=where, mend="build the model the checkpoint was trained with")
-    model.load_state_dict({name: tensors[name].to(value.dtype) for name, value in model.state_dict().items()})
 
 
 def test_logits(artifact: Artifact) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dfkd_lib.attention import resize_probe
 from dfkd_lib.errors import WorkbenchError
 
 
@@ -32,23 +33,6 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     log_p = F.log_softmax(student_logits.float() / temperature, dim=-1)
     log_q = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
     return F.kl_div(log_p, log_q, log_target=True, reduction="batchmean") * temperature**2
-
-
-def resize_probe(probe: Tensor, patches: int) -> Tensor:
-    """Probes (B, M) on a square grid → (B, patches) on another, bilinear, each row's sum kept.
-
-    Raises:
-        WorkbenchError: if M or `patches` is not a square number (the grid would be a guess).
-    """
-    if probe.shape[-1] == patches:
-        return probe
-    old, new = round(probe.shape[-1] ** 0.5), round(patches**0.5)
-    if old * old != probe.shape[-1] or new * new != patches:
-        raise WorkbenchError("patch grids differ and are not square", expected="square numbers of patches",
-                             got=f"{probe.shape[-1]} and {patches}", where="patch_probe_loss",
-                             mend="use models with square inputs")
-    grid = F.interpolate(probe.view(-1, 1, old, old), (new, new), mode="bilinear", align_corners=False).flatten(1)
-    return grid * (probe.sum(-1, keepdim=True) / grid.sum(-1, keepdim=True))
 
 
 def patch_probe_loss(student_probe: Tensor, teacher_probe: Tensor) -> Tensor:

@@ -1,0 +1,116 @@
+"""What an output rests on: attention followed through all blocks, plain (rollout) or weighted by gradients."""
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_lib.attention.capture import capture_attention
+from dfkd_lib.attention.probes import query_token
+from dfkd_lib.attention.sites import pick, token_layout
+
+
+def attention_rollout(model: nn.Module, images: Tensor, token: str | int = "class") -> Tensor:
+    """Attention rollout: the share of each patch in a token after all blocks, if every block only mixed tokens.
+
+    Heads are averaged, half of each token stays where it is (the residual), and the blocks' matrices are multiplied.
+
+    Args:
+        model: a ViT-like model. images: float (B, C, H, W) as the model wants them. token: as for `attention_probe`.
+
+    Returns:
+        (B, N) float32 ≥ 0; each row sums to at most 1.
+
+    Source: Abnar and Zuidema, Quantifying Attention Flow in Transformers (ACL 2020), section 3.
+    """
+    row = query_token(model, token)
+    with capture_attention(model, None, None, stop=True) as maps:
+        model(images)
+    rolled = None
+    for attention in maps.values():
+        mixed = (attention.mean(1) + torch.eye(attention.shape[-1], device=attention.device)) / 2
+        rolled = mixed if rolled is None else mixed @ rolled
+    pick(row, rolled.shape[1], "token")
+    return rolled[:, row, token_layout(model).patches]
+
+
+def gradient_attention(model: nn.Module, images: Tensor, target: int | Tensor | None = None,
+                       token: str | int = "class") -> Tensor:
+    """Gradient-weighted attention: the relevance of each patch for a class, followed from block to block.
+
+    R ← R + Ā R with Ā the mean over heads of (∂y/∂A ⊙ A)⁺, from R = I. Gradients of the model's weights are left alone.
+
+    Args:
+        model: a ViT-like classifier, in evaluation mode, frozen or not. images: float (B, C, H, W).
+        target: class whose logit y is explained, int or (B,); None: the predicted one. token: as for `attention_probe`.
+
+    Returns:
+        (B, N) float32 ≥ 0, of no particular sum.
+
+    Source: Chefer, Gur and Wolf, Generic Attention-model Explainability (ICCV 2021), eq. 5, 6.
+    """
+    row = query_token(model, token)
+    # Callers may be in inference mode, whose tensors know no gradients.
+    with torch.inference_mode(False), torch.enable_grad():
+        pixels = images.clone().requires_grad_()
+        with capture_attention(model, None, None, through=True) as maps:
+            logits = model(pixels)
+        chosen = logits.argmax(1) if target is None else torch.as_tensor(target, device=logits.device).expand(len(logits))
+        relevance = _weighted(logits.gather(1, chosen[:, None]).sum(), list(maps.values()))
+        reached = torch.eye(relevance[0].shape[-1], device=logits.device).expand_as(relevance[0])
+        for step in relevance:
+            reached = reached + step @ reached
+    pick(row, reached.shape[1], "token")
+    return reached[:, row, token_layout(model).patches]
+
+
+def detection_relevance(detector: nn.Module, images: Tensor, query: int, label: int | None = None) -> Tensor:
+    """The relevance of each encoder token for one detection of a DETR: encoder, decoder and cross-attention together.
+
+    Args:
+        detector: as `models.create_detector` makes them. images: float (B, 3, H, W) in [0, 1]. query: its object query.
+        label: class whose logit is explained; None: each image's likeliest.
+
+    Returns:
+        (B, S) float32 ≥ 0 over the encoder's tokens, row by row of its feature map.
+
+    Raises:
+        WorkbenchError: if there is no such query, or the model has no decoder.
+    Source: Chefer, Gur and Wolf (ICCV 2021), section 3.2: eq. 5, 6 for self-attention, 8 to 10 for cross-attention.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        pixels = images.clone().requires_grad_()
+        with (capture_attention(detector, None, None, kind="encoder", through=True) as encoder,
+              capture_attention(detector, None, None, kind="decoder", through=True) as decoder,
+              capture_attention(detector, None, None, kind="cross", through=True) as cross):
+            logits = detector(pixels).logits
+        logits = logits[:, pick(query, logits.shape[1], "query"), :-1]
+        chosen = logits.argmax(1) if label is None else torch.full((len(logits),), label, device=logits.device)
+        every = [*encoder.values(), *decoder.values(), *cross.values()]
+        steps = _weighted(logits.gather(1, chosen[:, None]).sum(), every)
+        inner, own, over = steps[:len(encoder)], steps[len(encoder):-len(cross)], steps[-len(cross):]
+        image = _identity(inner[0])
+        for step in inner:
+            image = image + step @ image
+        queries = _identity(own[0])
+        reached = torch.zeros_like(over[0])
+        for step, look in zip(own, over, strict=True):
+            queries, reached = queries + step @ queries, reached + step @ reached
+            reached = reached + _normalised(queries).transpose(1, 2) @ look @ _normalised(image)
+    return reached[:, query]
+
+
+def _weighted(output: Tensor, maps: list[Tensor]) -> list[Tensor]:
+    """The mean over heads of the positive part of gradient times attention, of each map (B, heads, T, S) → (B, T, S)."""
+    # A map that the output does not depend on (the first self-attention of constant queries) has no gradient: nothing.
+    gradients = torch.autograd.grad(output, maps, allow_unused=True)
+    return [(torch.zeros_like(a) if g is None else g * a).detach().clamp(min=0).mean(1)
+            for g, a in zip(gradients, maps, strict=True)]
+
+
+def _identity(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], device=like.device).expand_as(like)
+
+
+def _normalised(relevance: Tensor) -> Tensor:
+    """Relevance beyond the identity with rows summing to 1, and the identity again: both count alike then (eq. 8, 9)."""
+    beyond = relevance - _identity(relevance)
+    return beyond / beyond.sum(-1, keepdim=True).clamp(min=1e-12) + _identity(relevance)

@@ -1,0 +1,153 @@
+"""Numbers on attention, streamed over images: how far it looks, how sharp it is, how heads differ, how two models agree."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from dfkd_lib.attention.capture import capture_attention
+from dfkd_lib.attention.moments import Moments
+from dfkd_lib.attention.probes import attention_probe, resize_probe
+from dfkd_lib.attention.sites import patch_grid, token_layout
+from dfkd_lib.datasets import to_float
+from dfkd_lib.errors import WorkbenchError
+
+
+class AttentionStatistics(NamedTuple):
+    """Of each block and head, mean and standard deviation over images, float32.
+
+    Args:
+        distance: (blocks, heads), pixels between a patch and where it looks. entropy: (blocks, heads), nats.
+        diversity: (blocks,), nats. *_std: their spread over images. images: how many.
+    """
+
+    distance: Tensor
+    entropy: Tensor
+    diversity: Tensor
+    distance_std: Tensor
+    entropy_std: Tensor
+    diversity_std: Tensor
+    images: int
+
+
+@torch.no_grad()
+def attention_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> AttentionStatistics:
+    """Attention distance, entropy and head diversity of every block, in memory of one batch's maps.
+
+    Attention among patches alone, each patch's row made to sum to 1. Distance: between the centres of a patch and of those
+    it looks at, weighted by attention, mean over patches. Entropy: of a patch's row, mean over patches; ln N if it looks
+    everywhere alike. Diversity: the mean Jensen-Shannon divergence between two heads' probes (the class token's, or where
+    there is none, the mean patch's); 0 for equal heads, at most ln 2, NaN for a single head.
+
+    Args:
+        model: a ViT-like model. batches: (images, labels) pairs; uint8 (B, C, H, W), or float as the model wants them.
+
+    Raises:
+        WorkbenchError: for a model without attention, or no image at all.
+    Source: distance: Dosovitskiy et al., An Image is Worth 16x16 Words (ICLR 2021), section 4.5.
+    """
+    device, layout = next(model.parameters()).device, token_layout(model)
+    moments = [Moments() for _ in range(3)]
+    for images, _ in batches:
+        images = (to_float(images) if images.dtype == torch.uint8 else images).to(device)
+        with capture_attention(model, None, None, stop=True) as maps:
+            model(images)
+        far = _distances(model, next(iter(maps.values())), *images.shape[-2:])
+        found = [_of_block(maps.pop(block), layout, far) for block in list(maps)]
+        for moment, values in zip(moments, zip(*found, strict=True), strict=True):
+            moment.add(torch.stack(values, 1))
+    if not moments[0].count:
+        raise WorkbenchError("attention statistics need an image", got="no batch", where="attention_statistics",
+                             mend="give at least one batch of images")
+    return AttentionStatistics(*(m.mean.float() for m in moments), *(m.std.float() for m in moments), moments[0].count)
+
+
+def _distances(model: nn.Module, attention: Tensor, height: int, width: int) -> Tensor:
+    """Pixels between the centres of any two patches (N, N)."""
+    count = len(range(attention.shape[-1])[token_layout(model).patches])
+    rows, columns = patch_grid(model, count, height, width)
+    places = torch.cartesian_prod(torch.arange(rows) * (height / rows), torch.arange(columns) * (width / columns))
+    return torch.cdist(places, places).to(attention.device)
+
+
+def _of_block(attention: Tensor, layout, far: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distance (B, heads), entropy (B, heads) and diversity (B,) of one block's maps (B, heads, T, T)."""
+    among = attention[:, :, layout.patches, layout.patches]
+    among = among / among.sum(-1, keepdim=True)
+    probes = attention[:, :, layout.class_token, layout.patches] if layout.class_token is not None else among.mean(2)
+    return (among * far).sum(-1).mean(-1), entropy(among).mean(-1), _between_heads(probes)
+
+
+def entropy(shares: Tensor) -> Tensor:
+    """Entropy in nats along the last axis of shares that sum to 1; 0 ln 0 = 0."""
+    return torch.special.entr(shares).sum(-1)
+
+
+def jensen_shannon(a: Tensor, b: Tensor) -> Tensor:
+    """Jensen-Shannon divergence in nats (0..ln 2) along the last axis; each is made to sum to 1."""
+    a, b = (x / x.sum(-1, keepdim=True).clamp(min=1e-30) for x in (a, b))
+    return (entropy((a + b) / 2) - (entropy(a) + entropy(b)) / 2).clamp(min=0)
+
+
+def _between_heads(probes: Tensor) -> Tensor:
+    """Mean Jensen-Shannon divergence over the pairs of heads of probes (B, heads, N) → (B,)."""
+    first, second = torch.triu_indices(probes.shape[1], probes.shape[1], offset=1)
+    return jensen_shannon(probes[:, first], probes[:, second]).mean(1)  # the mean of no pair is NaN
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Ranks along the last axis, from 0.5; equal values share the mean of theirs."""
+    below = (values[..., None, :] < values[..., None]).sum(-1)
+    equal = (values[..., None, :] == values[..., None]).sum(-1)
+    return below + equal / 2
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Spearman's rank correlation in [-1, 1] along the last axis; NaN where one is constant."""
+    a, b = (r - r.mean(-1, keepdim=True) for r in (ranks(a), ranks(b)))
+    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+
+
+MEASURES = ("cosine", "rank correlation", "Jensen-Shannon divergence")
+
+
+class Agreement(NamedTuple):
+    """How alike two models' probes are, by class: mean and half width of the 95 % interval (over images), float32
+    (measures, K) in the order of `MEASURES`; and the number of images of each class, int64 (K,)."""
+
+    mean: Tensor
+    half: Tensor
+    count: Tensor
+
+
+@torch.no_grad()
+def probe_agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int,
+                    student_block: int = -1, teacher_block: int = -1) -> Agreement:
+    """Agreement of two models' attention probes on the same images: cosine, rank correlation, Jensen-Shannon divergence.
+
+    Args:
+        student, teacher: models with a class token; a teacher's probe on another grid is resized to the student's.
+        batches: (images, labels) pairs; uint8 (B, C, H, W), or float as both models want them.
+
+    Raises:
+        WorkbenchError: if a class has no image.
+    """
+    device, moments = next(student.parameters()).device, [Moments() for _ in range(num_classes)]
+    for images, labels in batches:
+        images = (to_float(images) if images.dtype == torch.uint8 else images).to(device)
+        mine = attention_probe(student, images, student_block)
+        other = resize_probe(attention_probe(teacher, images, teacher_block), mine.shape[1])
+        found = torch.stack([torch.cosine_similarity(mine, other), rank_correlation(mine, other),
+                             jensen_shannon(mine, other)], 1)
+        for k in labels.unique().tolist():
+            moments[k].add(found[labels.to(device) == k])
+    empty = [k for k, moment in enumerate(moments) if not moment.count]
+    if empty:
+        raise WorkbenchError("agreement by class needs images of every class", got=f"no image of class {empty}",
+                             expected=f"labels 0..{num_classes - 1}, each used", where="probe_agreement",
+                             mend="give more images, or the right number of classes")
+    halves = [m.std * float(stats.t.ppf(0.975, m.count - 1)) / m.count**0.5 for m in moments]
+    return Agreement(torch.stack([m.mean for m in moments], 1).float(), torch.stack(halves, 1).float(),
+                     torch.tensor([m.count for m in moments]))
