@@ -22,6 +22,9 @@ _TEACHER_SMOKE = {"teacher": "train", "teacher_model": "vit_mnist_smoke", "teach
                   "teacher_images": 2000, "test_images": 500, "train_images": 300}
 _GAN_SMOKE = {"gan_epochs": 2, "gan_width": 32, "d_width": 8, "feature_images": 1000, "feature_epochs": 2,
               "fid_images": 200}
+_STUDENT_SMOKE = {"student_model": "vit_mnist_smoke", "student_epochs": 2, "batch_size": 32, "real_images": 400}
+_STUDENT_PAPER = {"student_model": "deit_xtiny_patch4_28", "student_epochs": 50, "student_lr": 7.5e-4, "batch_size": 128,
+                  "student_precision": "bf16", "real_images": 60_000}
 _TEACHER_PAPER = {"teacher": "train", "teacher_model": "vit_mnist_teacher", "teacher_epochs": 50, "train_images": 60_000}
 # The paper gives Table 1's optimizer and the channels, but neither epochs nor λ: ours are said here.
 _GAN_PAPER = {"gan_epochs": 50, "gan_batch": 128, "gan_lr": 1e-4, "gan_width": 512, "d_width": 64, "dropout": 0.25,
@@ -29,11 +32,10 @@ _GAN_PAPER = {"gan_epochs": 50, "gan_batch": 128, "gan_lr": 1e-4, "gan_width": 5
 
 SMOKE: dict[str, dict] = {
     "00_start_here": {"test_images": 400},
-    "10_attention_probes": {**_TEACHER_SMOKE},
+    "10_attention_probes": {**_TEACHER_SMOKE, **_STUDENT_SMOKE, "statistics_images": 40, "scenes": 4},
     "20_gan_fid": {**_TEACHER_SMOKE, **_GAN_SMOKE, "seeds": "0,1"},
-    "30_classification_kd": {**_TEACHER_SMOKE, **_GAN_SMOKE, "student_model": "vit_mnist_smoke", "student_epochs": 2,
-                             "batch_size": 32, "real_images": 400, "synthetic_images": 400, "teacher_synthetic_epochs": 1,
-                             "ablation_images": 200, "ablation_epochs": 1, "seeds": "0,1"},
+    "30_classification_kd": {**_TEACHER_SMOKE, **_GAN_SMOKE, **_STUDENT_SMOKE, "synthetic_images": 400,
+                             "teacher_synthetic_epochs": 1, "ablation_images": 200, "ablation_epochs": 1, "seeds": "0,1"},
     "40_detection_kd": {"size": 48, "train_scenes": 64, "test_scenes": 16, "teacher": "train", "teacher_model": "detr_nano",
                         "teacher_epochs": 2, "student_epochs": 1, "batch_size": 16, "examples": 4, "threshold": 0.1},
     "50_early_kd": {"images": 400, "test_images": 500, "passes": 1200, "shares": "0.5,1", "feature_images": 1000},
@@ -56,12 +58,11 @@ QUICK: dict[str, dict] = {
 
 PAPER: dict[str, dict] = {
     "00_start_here": {},
-    "10_attention_probes": {**_TEACHER_PAPER},
+    "10_attention_probes": {**_TEACHER_PAPER, **_STUDENT_PAPER, "statistics_images": 5000},
     "20_gan_fid": {**_TEACHER_PAPER, **_GAN_PAPER, "seeds": "0,1,2,3,4"},
-    "30_classification_kd": {**_TEACHER_PAPER, **_GAN_PAPER, "student_model": "deit_xtiny_patch4_28",
-                             "student_epochs": 50, "student_lr": 7.5e-4, "batch_size": 128, "student_precision": "bf16",
-                             "real_images": 60_000, "synthetic_images": 50_000, "teacher_synthetic_epochs": 20,
-                             "ablation_images": 50_000, "ablation_epochs": 10, "seeds": "0,1,2,3,4"},
+    "30_classification_kd": {**_TEACHER_PAPER, **_GAN_PAPER, **_STUDENT_PAPER, "synthetic_images": 50_000,
+                             "teacher_synthetic_epochs": 20, "ablation_images": 50_000, "ablation_epochs": 10,
+                             "seeds": "0,1,2,3,4"},
     # On the generated scenes unless data names a COCO folder; 800/1333 pixels apply to a folder's frames.
     "40_detection_kd": {"size": 512, "shortest": 800, "train_scenes": 5000, "test_scenes": 1000, "teacher": "train",
                         "teacher_model": "detr_resnet50", "teacher_epochs": 300, "teacher_lr": 1e-4,

@@ -134,7 +134,8 @@ def _class_files(folder: Path, split: str) -> dict[str, list[Path]]:
         base = folder / "val"
     if split == "all" and any((base / name).is_dir() for name in ("train", "test", "val")):
         raise WorkbenchError("this folder has splits", expected="a folder of class folders, or of images",
-                             got="train, test or val in it", where=base, mend="load its splits, or name one of them as the folder")
+                             got="train, test or val in it", where=base, mend="load its splits, or name one of "
+                             "them as the folder")
     classes = sorted(p.name for p in base.iterdir() if p.is_dir()) if base.is_dir() else []
     files = {name: _images_in(base / name) for name in classes}
     if split == "all" and not classes and _images_in(base):

@@ -3,9 +3,9 @@
 from dfkd_lib.detection.distill import DetectionTerms, detection_step, load_detector, shown, train_detector
 from dfkd_lib.detection.evaluate import average_precision, detections, evaluate_ap, predict
 from dfkd_lib.detection.recipe import ARMS, DetectionRecipe, ap_table, seen_table
-from dfkd_lib.detection.shipped import ship_detector, shipped_detector
+from dfkd_lib.detection.shipped import open_shipped, ship_detector, shipped_detector
 from dfkd_lib.detection.source import SceneSource
 
 __all__ = ["ARMS", "DetectionRecipe", "DetectionTerms", "SceneSource", "ap_table", "average_precision",
-           "detection_step", "detections", "evaluate_ap", "load_detector", "predict", "seen_table", "ship_detector",
-           "shipped_detector", "shown", "train_detector"]
+           "detection_step", "detections", "evaluate_ap", "load_detector", "open_shipped", "predict", "seen_table",
+           "ship_detector", "shipped_detector", "shown", "train_detector"]

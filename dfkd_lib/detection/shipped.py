@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-from dfkd_lib import artifacts, ledger
+from dfkd_lib import artifacts, ledger, training
 from dfkd_lib.artifacts import Artifact, Store
 from dfkd_lib.detection.distill import keep_detector
 from dfkd_lib.detection.source import SceneSource
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.models.detectors import create_detector
+from dfkd_lib.models.detectors import Detector, create_detector
 
 FOLDER = "data/teachers"
 
@@ -59,3 +59,15 @@ def shipped_detector(store: Store, name: str, source: SceneSource, folder: str |
 
     return store.get_or_make("detection-teacher", settings, make, reads={test.split: ledger.EVALUATION},
                              inherited=record["ledger"])
+
+
+def open_shipped(name: str, folder: str | Path = FOLDER) -> Detector:
+    """A shipped detector to look into, frozen, on the training device; it is neither measured nor put in a store."""
+    base = artifacts.resolve(folder) / name
+    try:
+        record = json.loads(base.with_suffix(".json").read_text())
+    except (OSError, ValueError) as error:
+        raise WorkbenchError("a shipped teacher is missing", expected=base.with_suffix(".json").name, got=error,
+                             where=base.parent, mend="restore the file from the repository") from None
+    detector = create_detector(record["model"], len(record["metrics"]["classes"]), weights=base.with_suffix(".safetensors"))
+    return detector.eval().requires_grad_(False).to(training.device())

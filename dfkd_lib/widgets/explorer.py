@@ -28,8 +28,8 @@ class AttentionExplorer(anywidget.AnyWidget):
     """Look into models, image by image; made by `widgets.attention_explorer`.
 
     Traits: `choice`, a `Choice` as a dict, always one that was shown; `error`, what was wrong with the last request, in
-    full, or ""; `saved`, where the last figure or parameters went; `latency`, milliseconds from a choice to its picture, as the
-    browser saw it.
+    full, or ""; `saved`, where the last figure or parameters went; `latency`, milliseconds from a choice to its picture, as
+    the browser saw it.
     """
 
     _esm = HERE / "explorer.js"
