@@ -1,0 +1,56 @@
+"""A JupyterLab and a Chromium page for the tests that click; what a failed one saw goes into its report."""
+
+from contextlib import suppress
+
+import browser
+import pytest
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A JupyterLab of its own, as `browser.Lab`."""
+    if browser.CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    running = browser.start_lab(tmp_path_factory.mktemp("lab"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A Chromium of this module alone: while Playwright runs, nothing else in the process can run an event loop."""
+    if browser.CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        program = playwright.chromium.launch(executable_path=browser.CHROMIUM, args=browser.CHROMIUM_ARGS)
+        yield program
+        program.close()
+
+
+@pytest.fixture
+def page(lab, chromium, tmp_path):
+    """An empty page with nothing remembered. `page.problems` lists the errors of its console and scripts, as text."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.problems = []
+    page.on("console", lambda line: page.problems.append(line.text) if line.type == "error" else None)
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.shot = tmp_path / "failed.png"
+    yield page
+    context.close()
+    lab.end_kernels()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Say with a failed test what its page's console said and where a picture of the page is."""
+    report = yield
+    page = getattr(item, "funcargs", {}).get("page")
+    if report.failed and report.when == "call" and page is not None:
+        with suppress(Exception):  # whatever the page cannot do any more, the test's own failure is to be told
+            page.screenshot(path=page.shot, timeout=10_000)
+            report.sections.append(("page", str(page.shot)))
+        report.sections.append(("console errors", "\n".join(page.problems) or "none"))
+    return report
