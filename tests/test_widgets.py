@@ -206,3 +206,13 @@ def test_the_ablation_panel_runs_what_the_sliders_say():
         find(box, name).value = 0
     find(box, "Run").click()  # impossible weights: said in place, the panel stays usable
     assert len(asked) == 1 and not find(box, "Run").disabled
+
+
+def test_what_a_detection_rests_on_is_shown_too(detector, scenes):
+    box = widgets.attention_explorer({"detector": detector}, {"scenes": scenes})
+    box.choose(weights="gradient", token="3")
+    (panel,) = box.looker.look(widgets.Choice(**box.choice))
+    expected = attention.detection_relevance(detector, scenes.images[:1].float() / 255, 3)[0]
+    assert box.error == "" and np.allclose(panel.probe, expected.numpy(), atol=1e-6) and panel.query == 3
+    box.choose(weights="rollout")
+    assert "no such weights" in box.error

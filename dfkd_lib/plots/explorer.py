@@ -32,7 +32,7 @@ def _image(ax, panel) -> None:
         ax.add_patch(Rectangle((x - 0.5, y - 0.5), width / columns, height / rows, fill=False, edgecolor=COLORS[5], lw=1.8))
     for box, query, label in zip(panel.boxes if panel.boxes is not None else (), panel.queries, panel.labels, strict=True):
         x, y, w, h = (box * (width, height, width, height)).tolist()
-        chosen = panel.kind == "cross" and query == panel.row
+        chosen = query == panel.query
         ax.add_patch(Rectangle((x - w / 2 - 0.5, y - h / 2 - 0.5), w, h, fill=False, lw=2.2 if chosen else 1.1,
                                edgecolor=COLORS[5] if chosen else "white"))
         if chosen:

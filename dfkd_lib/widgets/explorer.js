@@ -191,9 +191,10 @@ function render({ model, el }) {
     }
     const [rows, columns] = meta.grid;
     const row = meta.prefix + Math.floor(y * rows) * columns + Math.floor(x * columns);
-    return row < meta.rows ? row : null;
+    return row;
   }
   function hover(panel, row) {
+    if (panel.meta.rows === 1) row = null;  // weights of the chosen token alone are here
     if (row === panel.hover) return;
     // What is under the pointer in one panel is looked at in the other too, where both have it.
     for (const other of panels) {
@@ -211,10 +212,12 @@ function render({ model, el }) {
   const nameOf = (panel, row) => {
     const { meta } = panel;
     if (meta.kind === "cross") {
+      row = panel.hover ?? meta.query;
       const i = meta.queries.indexOf(row);
       return i < 0 ? `query ${row}` : `${meta.labels[i]} (query ${row})`;
     }
     const patch = row - meta.prefix;
+    if (meta.rows === 1 && /^\d/.test(view.choice.token)) return `patch ${Number(view.choice.token) + 1}`;
     if (patch < 0 || meta.rows === 1) return `${view.choice.token || view.tokens[0] || "class"} token`;
     return `patch (${Math.floor(patch / meta.grid[1]) + 1}, ${(patch % meta.grid[1]) + 1})`;
   };
@@ -241,7 +244,7 @@ function render({ model, el }) {
     const { meta } = panel, patch = row - meta.prefix;
     if (meta.boxes) {
       meta.boxes.forEach(([cx, cy, w, h], i) => {
-        const chosen = meta.kind === "cross" && meta.queries[i] === row;
+        const chosen = meta.queries[i] === (panel.hover ?? meta.query);
         context.strokeStyle = chosen ? CHOSEN : "white";
         context.lineWidth = chosen ? 3 : 1.5;
         context.strokeRect((cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height);
@@ -266,11 +269,11 @@ function render({ model, el }) {
     const { meta } = panel, row = rowOf(panel), top = panel.tops[row], count = meta.grid[0] * meta.grid[1];
     const sum = values(panel, row).reduce((a, b) => a + b, 0) / 65535 * top;
     const what = view.choice.weights;
-    panel.read.textContent = meta.rows === 1 ? nameOf(panel, row) : meta.kind === "cross"
+    panel.read.textContent = meta.rows === 1 ? `${nameOf(panel, row)}; click for another` : meta.kind === "cross"
       ? `${nameOf(panel, row)}: hover over a detection, click to keep it`
       : `${nameOf(panel, row)} looks: ${percent(sum)} of its attention on patches. Hover over a patch, click to keep it`;
     panel.mapText.textContent = what === "attention" ? `up to ${percent(top)} a patch; even would be ${percent(1 / count)}` :
-      `${what === "rollout" ? "attention rollout" : "gradient-weighted attention"} of all blocks, up to ${top.toPrecision(3)}`;
+      `${what === "rollout" ? "attention rollout" : "gradient-weighted attention"} through all blocks, up to ${top.toPrecision(3)}`;
     el.dataset.token = nameOf(panel, row);
   }
   function readMap(panel, event) {
@@ -356,8 +359,9 @@ function render({ model, el }) {
     kindLabel.style.display = first.kinds.length > 1 ? "" : "none";
     thresholdLabel.style.display = first.boxes ? "" : "none";
     threshold.value = choice.threshold;
-    fill(weights, first.boxes ? [["attention", "attention"]] : options.weights.map((w) => [w, { attention: "attention",
-      rollout: "attention rollout", gradient: "gradient-weighted" }[w]]), choice.weights);
+    const ways = options.weights.filter((w) => w === "attention" || !first.boxes || (w === "gradient" && choice.kind === "cross"));
+    fill(weights, ways.map((w) => [w, { attention: "attention", rollout: "attention rollout",
+      gradient: "gradient-weighted" }[w]]), choice.weights);
     fill(head, [[-1, "mean"], ...Array.from({ length: view.heads }, (_, i) => [i, String(i + 1)])], choice.head);
     Object.assign(block, { max: first.blocks, value: first.block + 1 });
     block.disabled = head.disabled = choice.weights !== "attention";

@@ -81,13 +81,13 @@ class AttentionExplorer(anywidget.AnyWidget):
             # Another model has other blocks, heads and tokens: begin at what shows it best.
             changes = {"block": -1, "head": -1, "token": "", "kind": "", **changes}
             if self._is_detector(changes["model"]) != self._is_detector(before["model"]):
-                changes = {"data": "", "image": 0, "compare": "", **changes}
+                changes = {"data": "", "image": 0, "compare": "", "weights": "attention", **changes}
         if changes.get("data", before["data"]) != before["data"]:
             changes = {"image": 0, **changes}
         if changes.get("kind", before["kind"]) != before["kind"] or changes.get("image", before["image"]) != before["image"]:
             changes = {**({"token": ""} if self._is_detector(before["model"]) else {}), **changes}
         if changes.get("kind", before["kind"]) != before["kind"]:
-            changes = {"block": -1, "head": -1, **changes}
+            changes = {"block": -1, "head": -1, "token": "", "weights": "attention", **changes}
         self._look(replace(Choice(**before), **changes), serial)
         if (self.choice["data"], self.choice["model"]) != (before["data"], before["model"]):
             self.gallery = {"label": -1, "wrong": False, "page": None}
@@ -194,6 +194,7 @@ def _pack(panel: Panel) -> tuple[dict, list[bytes]]:
     overview = nothing if panel.overview is None else panel.overview.astype(np.float32)
     meta = {"title": panel.title, "said": panel.said, "width": panel.image.shape[2], "height": panel.image.shape[1],
             "grid": list(panel.grid), "rows": len(panel.weights), "prefix": panel.prefix, "row": panel.row,
+            "query": panel.query,
             "block": panel.block, "head": panel.head, "blocks": panel.blocks, "kind": panel.kind, "kinds": list(panel.kinds),
             "overview": list(overview.shape[:2]) if panel.overview is not None else None,
             "agreement": panel.agreement, "class_probe": panel.class_probe is not None,

@@ -63,8 +63,9 @@ class Panel(NamedTuple):
 
     Args:
         title, said: what it is, and what the model says of it. image: uint8 (C, H, W). grid: (rows, columns) of patches.
-        weights: float32 (R, N), the attention of each of R tokens on N patches, at the chosen block and head.
-        prefix: tokens before the patches among the rows. row: the chosen token's row.
+        weights: float32 (R, N), the attention of each of R tokens on N patches, at the chosen block and head; (1, N) of
+            the chosen token alone for rollout and gradient-weighted attention.
+        prefix: tokens before the patches among the rows. row: the chosen token's row. query: the chosen detection's.
         overview: float32 (blocks, heads, N), the chosen token's attention everywhere; None where weights are no attention.
         block, head: from 0; head -1 is the mean. class_probe: (N,) of the image's class at this block, or None.
         boxes: float (n, 4) cxcywh in [0, 1], with queries (n,) and labels [n], of a detector; else None.
@@ -78,6 +79,7 @@ class Panel(NamedTuple):
     weights: np.ndarray
     prefix: int
     row: int
+    query: int | None
     overview: np.ndarray | None
     block: int
     head: int
@@ -227,7 +229,7 @@ class Looker:
         said = int(logits.argmax())
         told = f"predicted {names[said] if said < len(names) else said}"
         told = f"class {data.classes[label]}, {told}" if label is not None else told
-        return Panel(title, told, pixels[0].numpy(), grid, _array(weights), prefix, row % len(weights),
+        return Panel(title, told, pixels[0].numpy(), grid, _array(weights), prefix, row % len(weights), None,
                      None if overview is None else _array(overview), choice.block, choice.head, len(rows),
                      probe if probe is not None and probe.shape[-1] == patches.shape[-1] else None,
                      None, [], [], choice.kind, self.kinds(model_name))
@@ -293,10 +295,16 @@ def _detector_panel(model: Detector, pixels: Tensor, choice: Choice, title: str,
     maps = torch.stack([m[0] for m in maps.values()])  # (blocks, heads, T, S)
     row = _number(choice.token) if choice.token not in ("", "class") else order[0] if choice.kind == "cross" else 0
     pick(row, maps.shape[2], "token")
-    weights = maps[choice.block].mean(0) if choice.head < 0 else maps[choice.block][choice.head]
+    weights, overview = maps[choice.block], _array(maps[:, :, row])
+    weights = weights.mean(0) if choice.head < 0 else weights[choice.head]
+    if choice.weights != "attention":
+        if choice.weights == "rollout" or choice.kind != "cross":
+            raise WorkbenchError("a detector has no such weights", expected="attention, or gradient of a detection",
+                                 got=f"{choice.weights} for kind {choice.kind}", where="weights", mend="choose one of these")
+        weights, overview = attention.detection_relevance(model, batch, row), None
     labels = [f"{classes[int(k)] if int(k) < len(classes) else int(k)} {score:.2f}"
               for k, score in zip(found["labels"], found["scores"], strict=True)]
     told = f"{len(shown)} detections of score ≥ {choice.threshold:g}" if len(shown) != 1 else "1 detection"
     return Panel(title, told, pixels[0].numpy(), attention.patch_grid(model, maps.shape[-1], *pixels.shape[-2:]),
-                 _array(weights), 0, row, _array(maps[:, :, row]), choice.block, choice.head, blocks, None,
-                 found["boxes"], shown, labels, choice.kind, ("cross", "encoder"))
+                 _array(weights), 0, row % len(weights), row if choice.kind == "cross" else None, overview,
+                 choice.block, choice.head, blocks, None, found["boxes"], shown, labels, choice.kind, ("cross", "encoder"))
