@@ -54,7 +54,7 @@ def explorer(model, images):
     other = create_model("vit_mnist_small").eval()
     probes = attention.class_probe_statistics(model, [(images.images, images.labels % 3)], 3, None).mean
     box = widgets.attention_explorer({"model": model, "other": other}, {"some": images, "more": images.subset([3, 4, 5])},
-                                     class_probes={"model": probes})
+                                     class_probes={"model": probes}, notebook="10_attention_probes")
     sent = []
     box.send = lambda content, buffers=(): sent.append((content, [bytes(b) for b in buffers or ()]))
     return box, sent

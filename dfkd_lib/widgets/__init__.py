@@ -10,14 +10,15 @@ __all__ = ["Choice", "Looker", "Panel", "ablation_panel", "attention_explorer"]
 
 
 def attention_explorer(models, data, interactive: bool = True, *, class_probes=None, start: Choice | None = None,
-                       out_dir: str | Path = "reports/quick", notebook: str = "10_attention_probes"):
+                       out_dir: str | Path = "reports/quick", notebook: str = ""):
     """See where a vision transformer looks: choose model, image, block, head and token, and compare.
 
     Args:
         models: a model, or {name: model}: classifiers of any kind `attention.capture_attention` can read, for images in
             [-1, 1], and detectors of `models.create_detector`. data: an ImageSet, a SceneSet, or {name: set of either kind}.
         class_probes: {name of a model: (K, blocks, N) or, of its last block, (K, N)}; for one model just the tensor.
-        start: what is shown first. out_dir: where "save" puts figures and parameters, which are those of `notebook`.
+        start: what is shown first. out_dir: where "save" puts figures, and parameters for `notebook` (its name) if one has
+            `Choice`'s as view_*.
 
     Returns:
         An ipywidget, or the static figure of `start` if not interactive.

@@ -296,7 +296,7 @@ function render({ model, el }) {
   // Tiles as large as fit beside the picture, none larger than 40 pixels.
   function tiles(panel) {
     const [blocks, heads] = panel.meta.overview;
-    const side = Math.max(12, Math.min(40, Math.floor(PICTURE / blocks), Math.floor(360 / heads)));
+    const side = Math.max(14, Math.min(40, Math.floor(320 / blocks), Math.floor(320 / heads)));
     return { blocks, heads, side };
   }
   function drawOverview(panel) {
@@ -411,7 +411,8 @@ function render({ model, el }) {
       make("div", { className: "gallery" }, make("div", { className: "bar" }, labelled("", only), wrongLabel), thumbs,
         make("div", { className: "bar" }, before, pageText, after), note),
       stage),
-    make("div", { className: "bar" }, save("figure"), save("parameters"), foot), saved);
+    make("div", { className: "bar" }, save("figure"), ...(model.get("options").parameters ? [save("parameters")] : []), foot),
+    saved);
   ask({ do: "ready" });
   return () => { model.off("msg:custom", receive); model.off("change:saved", showSaved); };
 }

@@ -47,7 +47,7 @@ class AttentionExplorer(anywidget.AnyWidget):
         super().__init__()
         self.options = {"models": list(looker.models), "data": list(looker.data), "weights": list(WEIGHTS),
                         "colors": (matplotlib.colormaps["magma"](np.arange(256))[:, :3] * 255).astype(int).tolist(),
-                        "lines": list(plots.COLORS)}
+                        "parameters": bool(notebook)}
         self.on_msg(self._on_message)
         self._try(lambda: self._look(start))
 

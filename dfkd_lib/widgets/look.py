@@ -185,7 +185,9 @@ class Looker:
         other = attention.attention_sites(self.models[name], kind)
         block = round(choice.block * (len(other) - 1) / max(1, len(mine) - 1)) if len(other) != len(mine) else choice.block
         head = choice.head if choice.head < (other[block].heads or 0) else -1
-        return replace(choice, kind=kind, block=block, head=head)
+        # Queries are numbered by each detector for itself: of another, its surest is shown.
+        token = "" if kind == "cross" else choice.token
+        return replace(choice, kind=kind, block=block, head=head, token=token)
 
     def _partner(self, choice: Choice, name: str) -> int:
         """The image of other data that stands beside the chosen one: of its class, `compare_image`-th, round and round."""
