@@ -98,8 +98,8 @@ def capture_attention(model: nn.Module, blocks: Sequence[int] | None = (-1,), to
     """Collect attention of chosen blocks while the model runs; the model is left as it was found.
 
     Args:
-        model: any model whose attention goes through `scaled_dot_product_attention` or a softmax: timm's and torchvision's
-            vision transformers, transformers' ViT and DETR.
+        model: any model whose attention modules call `scaled_dot_product_attention` or a softmax: timm's vision
+            transformers, transformers' ViT and DETR; not torch's own `MultiheadAttention`, which does so out of sight.
         blocks: indices among the attention modules of that kind, None for all of them.
         token: the query whose row is kept; None keeps the whole map.
         stop: end the forward pass as soon as the last wanted block is captured; the `with` body then goes no further either.

@@ -36,8 +36,9 @@ class Site:
 
 @lru_cache
 def _is_attention(kind: type) -> bool:
+    # Talking heads are mixed after the softmax: no single map multiplies the values.
     name = kind.__name__.lower()
-    return ("attention" in name or "attn" in name) and "pool" not in name
+    return ("attention" in name or "attn" in name) and "pool" not in name and "talkinghead" not in name
 
 
 def _kind(name: str, module: nn.Module) -> str:
