@@ -76,13 +76,18 @@ class _Catch(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention:
             kwargs = kwargs or {}
-            weights = attention_weights(*args, token=self.token, **kwargs)
+            weights = self._reachable(attention_weights(*args, token=self.token, **kwargs))
             self.keep(weights)
             return self._through(weights, *args, **kwargs) if self.through else func(*args, **kwargs)
         result = func(*args, **kwargs) if kwargs else func(*args)
         if func in _SOFTMAX and result.ndim == 4:
+            result = self._reachable(result)
             self.keep(result if self.token is None else result[:, :, pick(self.token, result.shape[2], "token")])
         return result
+
+    def _reachable(self, weights: Tensor) -> Tensor:
+        # Where nothing before them learns (a frozen DETR's first queries are constants) they begin the graph.
+        return weights.requires_grad_() if self.through and torch.is_grad_enabled() else weights
 
     @staticmethod
     def _through(weights: Tensor, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,

@@ -100,7 +100,7 @@ def detection_relevance(detector: nn.Module, images: Tensor, query: int, label: 
 
 def _weighted(output: Tensor, maps: list[Tensor]) -> list[Tensor]:
     """The mean over heads of the positive part of gradient times attention, of each map (B, heads, T, S) → (B, T, S)."""
-    # A map that the output does not depend on (the first self-attention of constant queries) has no gradient: nothing.
+    # A map that the output does not depend on has no gradient: nothing rests on it.
     gradients = torch.autograd.grad(output, maps, allow_unused=True)
     return [(torch.zeros_like(a) if g is None else g * a).detach().clamp(min=0).mean(1)
             for g, a in zip(gradients, maps, strict=True)]
