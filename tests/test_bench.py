@@ -1,11 +1,21 @@
-"""The throughput table measures every step through the real loop."""
+"""The bench measures every step through the real loop, and compares attention only where all find the same."""
+
+import pytest
+import torch
 
 from dfkd_lib import bench
+from dfkd_lib.bench import attention, memory, training
+from dfkd_lib.errors import WorkbenchError
+
+TINY = {"embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
+CASE, CPU = attention.Case("deit_tiny_patch16_224", 32, 2, 0), torch.device("cpu")
 
 
 def test_the_table_has_a_positive_speed_for_each_step(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "BATCH", 4)
-    monkeypatch.setattr(bench, "STEPS", 1)
+    monkeypatch.setattr(training, "BATCH", 4)
+    monkeypatch.setattr(training, "STEPS", 1)
+    monkeypatch.setattr(attention, "CASES", ())
+    monkeypatch.setattr(memory, "SIZES", ())
     monkeypatch.setenv("DFKD_PROGRESS", "none")
     bench.print_table(repeats=1)
     lines = capsys.readouterr().out.splitlines()
@@ -15,3 +25,34 @@ def test_the_table_has_a_positive_speed_for_each_step(monkeypatch, capsys):
         speed, ratio = map(float, line.removeprefix(name).split())
         assert speed > 0 and ratio > 0
     assert lines[-1].startswith("last make report: ")
+
+
+def test_every_way_to_attention_is_timed_and_finds_the_same():
+    from timm.layers import use_fused_attn
+
+    before = use_fused_attn()
+    rows, difference = attention.compare(CASE, CPU, least=5, **TINY)
+    assert use_fused_attn() == before and 0 < difference < 1e-5
+    assert all(row.milliseconds > 0 and row.low <= row.ratio <= row.high for row in rows)
+    times = {row.method: row.times for row in rows}
+    assert times["our probes"] == times[attention.TIMM] == 5 and times["our maps"] == 2 and len(times) == 8
+    assert all(row.low == row.high == 1 for row in rows if row.method in (attention.TIMM, attention.HUB))
+
+
+def test_what_is_compared_is_far_from_even():
+    ways, images = attention.methods(CASE, CPU, **TINY), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        for name in ("our maps", "transformers, eager maps"):
+            maps = ways.run[name](images)
+            assert maps.shape == (2, 2, 3, 5, 5) and (maps - 1 / 5).abs().max() > 0.01
+
+
+def test_a_capture_unlike_the_peers_is_refused(monkeypatch):
+    real = attention._captured
+    monkeypatch.setattr(attention, "_captured", lambda *args: real(*args) * 1.01)
+    with pytest.raises(WorkbenchError, match="not what another library finds"):
+        attention.compare(CASE, CPU, **TINY)
+
+
+def test_the_memory_of_class_probes_is_measured_apart():
+    assert 0 < memory.growth_apart(300) < 2000

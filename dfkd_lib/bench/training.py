@@ -1,7 +1,5 @@
 """Throughput of the training steps on this machine, each the median of several repeats through the real loop."""
 
-import json
-import os
 import statistics
 from collections.abc import Callable
 
@@ -9,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from dfkd_lib import training
-from dfkd_lib.artifacts import REPOSITORY
 from dfkd_lib.attention import logits_and_probe
 from dfkd_lib.datasets import to_float
 from dfkd_lib.distill import KDWeights, frozen
@@ -55,23 +52,11 @@ def measure(repeats: int) -> list[tuple[str, float]]:
     return rows
 
 
-def report_seconds() -> float | None:
-    """Seconds of the last whole `make report`, or None if there was none."""
-    try:
-        saved = json.loads((REPOSITORY / "reports" / "quick" / "results.json").read_text())
-        return saved["provenance"]["seconds"]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def print_table(repeats: int) -> None:
-    """Print images a second of each step, beside the teacher's, and the time of the last report."""
-    os.environ["DFKD_PROGRESS"] = "none"
+def print_training(repeats: int) -> None:
+    """Print images a second of each step, beside the teacher's."""
     rows = measure(repeats)
     print(f"{TEACHER} -> {STUDENT}, batches of {BATCH}, bf16, {torch.get_num_threads()} threads, {training.device()}, "
           f"median of {repeats} x {STEPS} steps")
     print(f"{'training step':<28}{'images/s':>10}{'of teacher':>12}")
     for name, speed in rows:
         print(f"{name:<28}{speed:>10.0f}{speed / rows[0][1]:>12.2f}")
-    seconds = report_seconds()
-    print("last make report: " + ("none yet" if seconds is None else f"{seconds:.0f} s"))

@@ -1,0 +1,30 @@
+"""`make bench`: what training steps and attention capture cost on this machine, in time and memory."""
+
+import json
+import os
+
+from dfkd_lib.artifacts import REPOSITORY
+from dfkd_lib.bench.attention import print_attention
+from dfkd_lib.bench.memory import print_memory
+from dfkd_lib.bench.training import print_training
+
+
+def report_seconds() -> float | None:
+    """Seconds of the last whole `make report`, or None if there was none."""
+    try:
+        saved = json.loads((REPOSITORY / "reports" / "quick" / "results.json").read_text())
+        return saved["provenance"]["seconds"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def print_table(repeats: int) -> None:
+    """Print the training steps' speed, the price of attention, its memory, and the time of the last report."""
+    os.environ["DFKD_PROGRESS"] = "none"
+    print_training(repeats)
+    print()
+    print_attention()
+    print()
+    print_memory()
+    seconds = report_seconds()
+    print("last make report: " + ("none yet" if seconds is None else f"{seconds:.0f} s"))

@@ -1,0 +1,54 @@
+"""What class probes need in memory: the same for few images and for many.
+
+Each number comes from a process of its own: memory that one computation has freed, and its process kept, would hide what
+the next one needs.
+"""
+
+import subprocess
+import sys
+import threading
+
+import psutil
+
+from dfkd_lib.artifacts import REPOSITORY
+from dfkd_lib.attention import class_probe_statistics, in_batches
+from dfkd_lib.datasets import load_images
+from dfkd_lib.models import create_model
+
+MODEL, SIZES = "vit_mnist_small", (10_000, 60_000)
+
+
+def growth(count: int) -> float:
+    """MB by which this process grew at most while it made the class probes of `count` MNIST images, loaded before."""
+    data, process, done = load_images("mnist", "train"), psutil.Process(), threading.Event()
+    model = create_model(MODEL).eval()
+    images, labels = data.images[:count], data.labels[:count]
+    before = peak = process.memory_info().rss
+
+    def watch():
+        nonlocal peak
+        while not done.wait(0.005):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        class_probe_statistics(model, in_batches(images, labels), data.num_classes)
+    finally:
+        done.set()
+        watcher.join()
+    return (max(peak, process.memory_info().rss) - before) / 2**20
+
+
+def growth_apart(count: int) -> float:
+    """`growth` in a process of its own."""
+    code = f"from dfkd_lib.bench.memory import growth; print(growth({count}))"
+    run = subprocess.run([sys.executable, "-c", code], check=True, text=True, stdout=subprocess.PIPE, cwd=REPOSITORY)
+    return float(run.stdout.split()[-1])
+
+
+def print_memory() -> None:
+    """Print the peak growth for each number of images."""
+    print(f"memory of the class probes ({MODEL}, cpu): peak growth after loading")
+    for count in SIZES:
+        print(f"{f'{count:,} MNIST images':<28}{growth_apart(count):>8.0f} MB")
