@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from dfkd_lib import ledger
 from dfkd_lib.artifacts import REPOSITORY
 from dfkd_lib.datasets import ImageSet, load_images, random_flip, random_shift, to_float, to_uint8
 from dfkd_lib.datasets.sources import MNIST_FILES, read_idx
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.ledger import LedgerError
 
 
 @pytest.fixture
@@ -190,3 +192,57 @@ def test_flip_mirrors_about_half():
     flipped = random_flip(x, torch.Generator().manual_seed(0))
     mirrored = (flipped == x.flip(-1)).flatten(1).all(1)
     assert 30 < int(mirrored.sum()) < 70 and torch.equal(flipped[~mirrored], x[~mirrored])
+
+
+def _write(path, size=(8, 8), mode="RGB", value=128):
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode in ("L", "I;16") else (value,) * len(mode.split(";")[0])).save(path)
+
+
+def test_a_folder_without_splits(tmp_path):
+    for name, count in (("cat", 5), ("dog", 3)):
+        for i in range(count):
+            _write(tmp_path / "pets" / name / f"{i}.png", (8, 8), value=10 * i)
+    images = load_images(str(tmp_path / "pets"), "all")
+    assert images.classes == ("cat", "dog") and images.split == "pets/all" and len(images) == 8
+    few = load_images(str(tmp_path / "pets"), "all", max_images=4)
+    assert few.labels.tolist() == [0, 0, 1, 1]
+    assert torch.equal(few.pixels, load_images(str(tmp_path / "pets"), "all", max_images=4).pixels)  # always the same
+    with ledger.stage("free"), pytest.raises(LedgerError):
+        load_images(str(tmp_path / "pets"), "all")
+
+
+def test_images_lying_in_a_folder_are_one_class(tmp_path):
+    for i, size in enumerate([(12, 8), (8, 16), (8, 8)]):
+        _write(tmp_path / "holiday" / f"{i}.jpg", size)
+    images = load_images(str(tmp_path / "holiday"), "all", size=8)
+    assert images.classes == ("holiday",) and images.pixels.shape == (3, 3, 8, 8)
+
+
+def test_the_middle_of_an_oblong_image_is_kept(tmp_path):
+    from PIL import Image
+
+    row = np.concatenate([np.zeros((8, 4)), np.full((8, 8), 255), np.zeros((8, 4))], axis=1).astype(np.uint8)
+    (tmp_path / "one").mkdir()
+    Image.fromarray(row).save(tmp_path / "one" / "a.png")
+    assert (load_images(str(tmp_path / "one"), "all", size=8, channels=1).pixels == 255).all()
+
+
+@pytest.mark.parametrize("mode, suffix", [("L", "png"), ("RGB", "png"), ("RGBA", "png"), ("CMYK", "jpg"), ("I;16", "png")])
+def test_every_kind_of_image_becomes_colour(tmp_path, mode, suffix):
+    _write(tmp_path / "kinds" / f"a.{suffix}", mode=mode, value=200 if mode != "I;16" else 200 * 256)
+    pixel = load_images(str(tmp_path / "kinds"), "all").pixels[0, :, 4, 4].tolist()
+    expected = {"RGBA": 157, "CMYK": 12}.get(mode, 200)  # 200 of 255 opaque over black; 200 of ink, twice
+    assert pixel == pytest.approx([expected] * 3, abs=4)
+
+
+@pytest.mark.parametrize("name, split, words", [("mnist", "all", "no such split"), ("FOLDER", "all", "has splits"),
+                                                ("EMPTY", "all", "no classes")])
+def test_all_of_what_cannot_be_had_whole(tmp_path, name, split, words):
+    _write(tmp_path / "split" / "train" / "a" / "0.png")
+    (tmp_path / "empty").mkdir()
+    place = {"FOLDER": str(tmp_path / "split"), "EMPTY": str(tmp_path / "empty")}.get(name, name)
+    with pytest.raises(WorkbenchError, match=words):
+        load_images(place, split)

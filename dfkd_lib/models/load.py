@@ -85,9 +85,8 @@ def load_model(name: str, weights: str | Path = "", *, num_classes: int | None =
 def load_weights(model: nn.Module, tensors: dict, where) -> None:
     """Load weights of the model's own names and shapes; WorkbenchError naming the first that do not fit."""
     state = model.state_dict()
-    for prefix in ("module.", "model.", "_orig_mod."):  # of wrappers the checkpoint was saved from
-        if tensors and all(name.startswith(prefix) for name in tensors) and not any(n.startswith(prefix) for n in state):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    if not any(name in state for name in tensors):
+        tensors = _unwrapped(tensors)
     unfit = [name for name, value in state.items() if name not in tensors or tensors[name].shape != value.shape]
     extra = [name for name in tensors if name not in state]
     if unfit:
@@ -98,6 +97,14 @@ def load_weights(model: nn.Module, tensors: dict, where) -> None:
         raise WorkbenchError("a checkpoint does not fit the model", expected=f"{first} {tuple(state[first].shape)}",
                              got=f"{got}{rest}", where=where, mend="build the model the checkpoint was trained with")
     model.load_state_dict({name: tensors[name].to(value.dtype) for name, value in state.items()})
+
+
+def _unwrapped(tensors: dict) -> dict:
+    """The tensors without the prefix of a wrapper that the checkpoint was saved from, if all share one."""
+    for prefix in ("module.", "_orig_mod.", "model."):
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
 
 
 def _ours(name: str, weights: str | Path, sizes: dict) -> nn.Module:
@@ -162,6 +169,7 @@ def _build(name: str, config, tensors: dict, file, sizes: dict, source: str) -> 
     """A timm model of that name with these weights, as many outputs and channels as they have."""
     import timm
 
+    tensors = _unwrapped(tensors)
     said = {key: getattr(config, key, None) for key in ("classifier", "first_conv", "mean", "std", "input_size")}
     head = said["classifier"][0] if isinstance(said["classifier"], (tuple, list)) else said["classifier"]
     if head and f"{head}.weight" in tensors:
