@@ -202,6 +202,8 @@ def read_image(path: Path, mode: str, side: int | None = None, resize: bool = Fa
                 over = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", over.size, (0, 0, 0, 255)), over)
             image = image.convert(mode)
+    except WorkbenchError:  # the ledger's refusal
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise WorkbenchError("an image cannot be read", expected="a whole image file", got=error, where=path,
                              mend="replace or remove the file") from None
