@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     verbs.add_parser("list", help="notebooks and their parameters, with defaults")
     verify = verbs.add_parser("verify", help="check the checksums of every trained thing")
     verify.add_argument("--artifacts", metavar="DIR", default="data/artifacts")
-    bench = verbs.add_parser("bench", help="images/s of the training steps")
+    bench = verbs.add_parser("bench", help="training speed, and the price of attention beside peers")
     bench.add_argument("--repeats", type=int, default=5, metavar="K", help="the median of K is shown")
     return top
 

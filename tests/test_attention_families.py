@@ -269,3 +269,33 @@ def test_no_such_kind():
         attention.attention_sites(model, "cross")
     with pytest.raises(WorkbenchError, match="no such kind"):
         attention.attention_sites(model, "sideways")
+
+
+@pytest.mark.parametrize("given", [{}, {"attn_mask": torch.randn(9, 9)}, {"attn_mask": torch.ones(9, 9, dtype=torch.bool).tril()},
+                                   {"is_causal": True}])
+def test_masks_are_seen(given):
+    torch.manual_seed(0)
+    module = sharpen(timm.layers.Attention(16, num_heads=2, qk_norm=True, norm_layer=nn.LayerNorm))
+    model, tokens = nn.ModuleDict({"attn": module}), torch.randn(3, 9, 16)
+    eager_rows = []
+    handle = module.attn_drop.register_forward_hook(lambda _, taken, __: eager_rows.append(taken[0]))
+    fused(model, False)
+    module(tokens, **given)
+    handle.remove()
+    fused(model, True)
+    (expected,) = eager_rows
+    with torch.no_grad(), capture_attention(model, None, None) as maps, capture_attention(model, None, 4) as rows:
+        module(tokens, **given)
+    assert (maps[0] - expected).abs().max() < 1e-5 and (rows[0] - expected[:, :, 4]).abs().max() < 1e-5
+    with pytest.raises(WorkbenchError, match="no such token"), capture_attention(model, None, 9):
+        module(tokens, **given)
+    assert "forward" not in module.__dict__ and "forward" not in module.qkv.__dict__
+
+
+def test_large_keys_give_the_same_scores():
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=528, depth=1, num_classes=2).eval()  # 1090 tokens
+    images = torch.randn(2, 3, 528, 528)
+    with torch.no_grad(), capture_attention(model, None, None) as maps, capture_attention(model, None, 7) as rows:
+        model(images)
+    assert (rows[0] - maps[0][:, :, 7]).abs().max() < 1e-6

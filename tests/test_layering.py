@@ -16,7 +16,7 @@ LIBRARY = ROOT / "dfkd_lib"
 ROOMS = ("errors", "profiles", "ledger", "artifacts", "datasets", "models", "attention", "losses", "intervals", "fid",
          "training", "distill", "synthesis", "recipes", "detection", "deploy", "plots", "report", "summary", "widgets",
          "bench", "environment", "pipeline", "__main__")
-ONLY_IN = {"ipywidgets": "widgets", "papermill": "pipeline", "nbconvert": "pipeline"}
+ONLY_IN = {"ipywidgets": "widgets", "anywidget": "widgets", "papermill": "pipeline", "nbconvert": "pipeline"}
 MODULES = sorted(LIBRARY.rglob("*.py"))
 NOTEBOOK_FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 WORKING_TEXT = [*MODULES, *sorted((ROOT / "tests").glob("*.py")), *NOTEBOOK_FILES,
