@@ -33,7 +33,7 @@ explorer
 """
 PIXELS = """name => { const c = document.querySelector(`.dfkd ${name}`);
     return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data); }"""
-PICTURE = 225  # side of the drawn image
+PICTURE = 205  # side of the drawn image
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 // The front end of AttentionExplorer. The kernel sends arrays, this draws them; hovering needs no kernel at all, since the
 // attention of every token at the chosen block and head is already here.
 
-const PICTURE = 225;       // side of the image and of the weights, in CSS pixels
+const PICTURE = 205;       // side of the image and of the weights, in CSS pixels
 const THUMBS_A_ROW = 5;
 const CHOSEN = "#56b4e9";
 
@@ -159,8 +159,8 @@ function render({ model, el }) {
       probe: make("canvas"), overview: make("canvas", { className: "overview" }), title: make("h4"),
       read: make("figcaption"), mapText: make("figcaption"), probeText: make("figcaption"), hover: null };
     panel.probeBox = make("figure", {}, panel.probe, panel.probeText);
-    panel.overviewBox = make("figure", {}, panel.overview, make("figcaption",
-      { textContent: "every block (down) and head (across): click one" }));
+    panel.overviewText = make("figcaption");
+    panel.overviewBox = make("figure", {}, panel.overview, panel.overviewText);
     panel.element = make("div", { className: "panel" }, panel.title, make("div", { className: "row" },
       make("figure", {}, panel.picture, panel.read), make("figure", {}, panel.map, panel.mapText), panel.probeBox,
       panel.overviewBox));
@@ -303,6 +303,7 @@ function render({ model, el }) {
     const { meta } = panel;
     panel.overviewBox.style.display = meta.overview ? "" : "none";
     if (!meta.overview) return;
+    panel.overviewText.textContent = `every block (down) and head (across)${panel === panels[0] ? ": click one" : ""}`;
     const { blocks, heads, side } = tiles(panel), count = meta.grid[0] * meta.grid[1], table = colors();
     const context = sized(panel.overview, heads * side, blocks * side);
     for (let b = 0; b < blocks; b++) {
@@ -321,7 +322,7 @@ function render({ model, el }) {
     const { blocks, heads, side } = tiles(panel);
     const b = Math.floor(event.offsetY / side), h = Math.floor(event.offsetX / side);
     if (b < 0 || h < 0 || b >= blocks || h >= heads) return;
-    // A second panel may have other blocks: only the first sets them, the head again for its mean.
+    // A second panel may have other blocks: only the first sets them. The chosen head once more gives the mean.
     if (panel !== panels[0]) return;
     choose({ block: b, head: b === panel.meta.block && h === panel.meta.head ? -1 : h });
   }
