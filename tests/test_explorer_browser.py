@@ -77,7 +77,7 @@ def test_image_block_head_and_patch_are_chosen_and_the_picture_is_theirs(explore
     acting(page, lambda: page.locator(".dfkd .thumbs").click(position={"x": 2.5 * cell, "y": 1.5 * cell}))
     assert notebook.until("explorer.choice['image'] == 7")
     acting(page, lambda: slide(page, 2))
-    acting(page, lambda: page.locator(".dfkd select.head").select_option(value="3"))
+    acting(page, lambda: page.locator(".dfkd select.head").select_option(label="4"))
     acting(page, lambda: page.locator(".dfkd .picture").first.click(position={"x": PICTURE * 3.5 / 7, "y": PICTURE * 2.5 / 7}))
     page.mouse.move(5, 5)
     choice = notebook.eval("explorer.choice")
