@@ -1,5 +1,7 @@
 """Every supported family: what is captured with fused attention on equals the family's own eager attention."""
 
+import threading
+
 import pytest
 import timm
 import torch
@@ -299,3 +301,33 @@ def test_large_keys_give_the_same_scores():
     with torch.no_grad(), capture_attention(model, None, None) as maps, capture_attention(model, None, 7) as rows:
         model(images)
     assert (rows[0] - maps[0][:, :, 7]).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("token", [0, None])
+def test_two_threads_look_into_one_model(token):
+    """A widget looks while a cell trains: neither disturbs the other, and nothing is left behind."""
+    torch.manual_seed(0)
+    model, images = create_model("vit_mnist_small").eval(), torch.randn(2, 1, 28, 28)
+    with torch.no_grad():
+        plain, wrong, done = model(images), [], []
+
+    @torch.no_grad()
+    def look(stop: bool):
+        for _ in range(30):
+            with capture_attention(model, None, token, stop=stop) as found:
+                model(images)
+            if len(found) != 3:
+                wrong.append(len(found))
+        done.append("look")
+
+    @torch.no_grad()
+    def run():
+        wrong.extend("other" for _ in range(60) if not torch.equal(model(images), plain))
+        done.append("run")
+
+    threads = [threading.Thread(target=look, args=(stop,)) for stop in (True, False)] + [threading.Thread(target=run)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and len(done) == 3 and all("forward" not in module.__dict__ for module in model.modules())

@@ -9,6 +9,7 @@ model runs as ever. (One row of timm's plain attention is had more cheaply still
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from threading import RLock, get_ident
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from dfkd_lib.errors import WorkbenchError
 
 LARGE = 200_000  # elements of an image's keys from which a product for each image beats one elementwise pass over all
 _SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax)
+# A notebook's widgets may run beside its cells, in a thread of their own: one of them looks into a model at a time.
+_LOOKING = RLock()
 
 
 def attention_weights(query: Tensor, key: Tensor, value: Tensor | None = None, attn_mask: Tensor | None = None,
@@ -136,7 +139,7 @@ def capture_attention(model: nn.Module, blocks: Sequence[int] | None = (-1,), to
                 raise _Enough
         return kept
 
-    with ExitStack() as stack:
+    with _LOOKING, ExitStack() as stack:
         for place in set(places.values()):
             stack.enter_context(_watched(sites[place].module, _Catch(keep(place), token, through)))
         with suppress(_Enough):
@@ -147,9 +150,11 @@ def capture_attention(model: nn.Module, blocks: Sequence[int] | None = (-1,), to
 @contextmanager
 def _watched(module: nn.Module, mode: _Catch):
     """The module's forward under the mode. (Hooks would do the same, but cost as much as a small model's attention.)"""
-    forward = module.forward
+    forward, thread = module.forward, get_ident()
 
     def watched(*args, **kwargs):
+        if get_ident() != thread:  # somebody else's forward pass
+            return forward(*args, **kwargs)
         with mode:
             return forward(*args, **kwargs)
 
@@ -163,14 +168,16 @@ def _watched(module: nn.Module, mode: _Catch):
 
     def tapped(x, attn_mask=None, is_causal=False):
         nonlocal masked
-        masked = attn_mask is not None or is_causal
-        return watched(x, attn_mask=attn_mask, is_causal=is_causal) if masked else forward(x)
+        given = attn_mask is not None or is_causal
+        if get_ident() == thread:
+            masked = given
+        return watched(x, attn_mask=attn_mask, is_causal=is_causal) if given else forward(x)
 
     project, tap = module.qkv.forward, _row_of_projection(module, mode.token)
 
     def projected(tokens):
         result = project(tokens)
-        if not masked:
+        if not masked and get_ident() == thread:
             mode.keep(tap(result))
         return result
 

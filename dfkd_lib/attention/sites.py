@@ -154,6 +154,7 @@ def class_token(model: nn.Module) -> int:
     """The index of the class token; WorkbenchError if the model has none."""
     layout = token_layout(model)
     if layout.class_token is None:
+        all_sites(model)  # a model without any attention is told so first
         raise WorkbenchError("this model has no class token, so it has no attention probe", got=_name(model),
                              expected="a model with cls_token", mend="use attention_map, name a token, or use a model "
                              "with a class token")
