@@ -14,7 +14,6 @@ from dfkd_lib import plots
 from dfkd_lib.artifacts import resolve
 from dfkd_lib.attention import attention_sites, token_layout
 from dfkd_lib.datasets import ImageSet
-from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models.detectors import Detector
 from dfkd_lib.widgets.look import WEIGHTS, Choice, Looker, Panel
 
@@ -101,7 +100,7 @@ class AttentionExplorer(anywidget.AnyWidget):
         self.error = ""
         try:
             act()
-        except (WorkbenchError, OSError, RuntimeError, TypeError, KeyError) as error:
+        except Exception as error:  # whatever it is: a widget has no other place to say it
             self._tell(str(error) or repr(error), serial)
 
     def _tell(self, error: str, serial: int) -> None:
