@@ -1,6 +1,7 @@
 """Classifiers from elsewhere: a timm name, a safetensors file, a folder in transformers' format, a hub repository."""
 
 import difflib
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models.create import MODELS, create_model, model_names
 
 FILES = ["*.json", "model.safetensors"]
+PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 NEUTRAL = (0.5, 0.5, 0.5)  # mean and deviation that leave images in [-1, 1] as they are
+ODD = (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)  # what sizes or files can set off
 
 
 class WeightsMissing(WorkbenchError):
@@ -47,14 +50,15 @@ class Loaded(nn.Module):
 
 def load_model(name: str, weights: str | Path = "", *, num_classes: int | None = None, img_size: int | None = None,
                in_chans: int | None = None, download: bool = False) -> nn.Module:
-    """A classifier with its weights, in evaluation mode, without any code written for it.
+    """A classifier with its weights, frozen in evaluation mode, without any code written for it.
 
     Args:
         name: one of `model_names()` or a timm name (with `weights`, or with timm's pretrained ones); a repository of the
-            hub, "owner/name"; a folder with config.json and model.safetensors in transformers' or timm's format; or a
-            .safetensors file beside a .json that says {"model": name, "overrides": {...}}.
+            hub, "owner/name" or "owner/name@revision"; a folder with config.json and model.safetensors in transformers'
+            or timm's format; or a .safetensors file that says what it is of: by a .json beside it, {"model": name,
+            "overrides": {...}, "classes": [...]}, or by such a name in its own metadata.
         weights: a .safetensors file for the architecture `name`. num_classes, img_size, in_chans: where they differ from
-            what the checkpoint or the architecture says; position embeddings are resampled as timm does.
+            what the checkpoint or the architecture says; position embeddings and first weights are adapted as timm does.
         download: fetch pretrained weights that are not on disk yet.
 
     Returns:
@@ -66,20 +70,37 @@ def load_model(name: str, weights: str | Path = "", *, num_classes: int | None =
     """
     sizes = {key: value for key, value in (("num_classes", num_classes), ("img_size", img_size), ("in_chans", in_chans))
              if value is not None}
-    path = resolve(name)
-    if name.endswith((".pth", ".pt", ".bin", ".ckpt")) or str(weights).endswith((".pth", ".pt", ".bin", ".ckpt")):
+    if str(name).endswith(PICKLES) or str(weights).endswith(PICKLES):
         raise WorkbenchError("checkpoints are read as safetensors only, since others may run code", got=weights or name,
                              expected="a .safetensors file", mend="convert it where you trust it: safetensors.torch."
                              "save_file(torch.load(path, weights_only=True), 'model.safetensors')")
+    return _open(str(name), weights, sizes, download).eval().requires_grad_(False)
+
+
+def _open(name: str, weights: str | Path, sizes: dict, download: bool) -> Loaded:
+    from timm.models import is_model_pretrained
+
+    path = resolve(name)
+    repository = name.removeprefix("hf-hub:")
+    if repository.startswith("timm/") and is_model_pretrained(repository.removeprefix("timm/")):
+        name = repository.removeprefix("timm/")  # timm knows its own repositories best
+    whole = name.endswith(".safetensors") or path.is_dir() or "/" in name
+    if weights and whole:
+        raise WorkbenchError("this model brings its own weights", got=f"weights {weights}", where=name,
+                             expected="weights only with a name of the workbench or of timm", mend="leave one of them out")
     if name.endswith(".safetensors"):
-        return _from_file(path, sizes)
+        in_folder = path.name == "model.safetensors" and (path.parent / "config.json").is_file()
+        return _from_folder(path.parent, sizes) if in_folder else _from_file("", path, sizes)
     if path.is_dir():
-        return _from_folder(path, sizes).eval()
+        return _from_folder(path, sizes)
+    if whole:
+        return _from_folder(_fetch(repository, download, name), sizes)
+    if weights:
+        return _from_file(name, resolve(weights), sizes)
     if name in MODELS:
-        return _ours(name, weights, sizes)
-    if "/" in name:
-        return _from_folder(_fetch(name.removeprefix("hf-hub:"), download, name), sizes).eval()
-    return _timm(name, weights, sizes, download).eval()
+        raise WeightsMissing(f"model {name} has no pretrained weights", expected="weights=... a .safetensors file",
+                             got="none", mend="name a file, or train it: python -m dfkd_lib.distill train-teacher")
+    return _pretrained(name, sizes, download)
 
 
 def load_weights(model: nn.Module, tensors: dict, where) -> None:
@@ -88,14 +109,15 @@ def load_weights(model: nn.Module, tensors: dict, where) -> None:
     if not any(name in state for name in tensors):
         tensors = _unwrapped(tensors)
     unfit = [name for name, value in state.items() if name not in tensors or tensors[name].shape != value.shape]
-    extra = [name for name in tensors if name not in state]
     if unfit:
-        first = unfit[0]
-        got = tuple(tensors[first].shape) if first in tensors else "no such weight"
-        unknown = f", {len(extra)} are unknown: {extra[0]}" if extra else ""
-        rest = f"; {len(unfit)} of {len(state)} weights do not fit{unknown}"
-        raise WorkbenchError("a checkpoint does not fit the model", expected=f"{first} {tuple(state[first].shape)}",
-                             got=f"{got}{rest}", where=where, mend="build the model the checkpoint was trained with")
+        extra = [name for name in tensors if name not in state]
+        missing = sum(name not in tensors for name in unfit)
+        expected = "; ".join(f"{name} {tuple(state[name].shape)}" for name in unfit[:3])
+        got = "; ".join(str(tuple(tensors[n].shape)) if n in tensors else "no such weight" for n in unfit[:3])
+        unknown = f"; {len(extra)} unknown: {', '.join(extra[:3])}" if extra else ""
+        raise WorkbenchError("a checkpoint does not fit the model", expected=expected, where=where,
+                             got=f"{got} ({len(unfit)} of {len(state)} weights do not fit, {missing} of them missing"
+                             f"{unknown})", mend="build the model the checkpoint was trained with")
     model.load_state_dict({name: tensors[name].to(value.dtype) for name, value in state.items()})
 
 
@@ -107,93 +129,124 @@ def _unwrapped(tensors: dict) -> dict:
     return tensors
 
 
-def _ours(name: str, weights: str | Path, sizes: dict) -> nn.Module:
-    if not weights:
-        raise WeightsMissing(f"model {name} has no pretrained weights", expected="weights=... a .safetensors file",
-                             got="none", mend="name a file, or train it: python -m dfkd_lib.distill train-teacher")
-    record = Path(weights).with_suffix(".json")
-    known = json.loads(record.read_text()).get("overrides", {}) if record.is_file() else {}
-    model = create_model(name, **{**known, **sizes})
-    return _finish(model, load_tensors(resolve(weights)), weights, f"{name}, weights from {weights}")
+def _from_file(name: str, file: Path, sizes: dict) -> Loaded:
+    """A model of the workbench or of timm from a file, which may itself say the name."""
+    tensors = load_tensors(file)
+    about = _about(file, needed=not name)
+    name = name or about["model"]
+    if about.get("model") == name:
+        sizes = {**about.get("overrides", {}), **sizes}
+    source = f"weights from {file}"
+    loaded = _ours(name, tensors, file, sizes, source) if name in MODELS else _build(
+        name, _config(name), tensors, file, sizes, f"timm's {name}, {source}")
+    if about.get("model") == name and about.get("classes"):
+        loaded.classes = tuple(map(str, about["classes"]))
+    return loaded
 
 
-def _finish(model: nn.Module, tensors: dict, where, source: str) -> Loaded:
-    """One of our own classifiers, which take images in [-1, 1] as they are."""
-    load_weights(model, tensors, where)
-    _, channels, side = expected_shape(model) or (False, 3, 0)
-    return Loaded(model, side, channels, None, NEUTRAL, NEUTRAL, source).eval()
+def _about(file: Path, needed: bool) -> dict:
+    """What the .json beside a checkpoint says of it, or the checkpoint's metadata; {} if nothing does and none is needed."""
+    from safetensors import safe_open
+    from timm import is_model
 
-
-def _from_file(path: Path, sizes: dict) -> nn.Module:
-    record = path.with_suffix(".json")
-    if not record.is_file():
-        raise WorkbenchError("nothing says which architecture a checkpoint is of", where=path,
+    record = file.with_suffix(".json")
+    if record.is_file():
+        try:
+            about = json.loads(record.read_text())
+            about["model"]
+            return about
+        except (ValueError, TypeError, KeyError) as error:
+            if needed:
+                raise WorkbenchError("the record beside a checkpoint cannot be used", where=record,
+                                     got=repr(error)[:200], mend="write that file",
+                                     expected='JSON with at least {"model": name, "overrides": {}}') from None
+    with safe_open(file, "pt") as opened:
+        said = [value for value in (opened.metadata() or {}).values() if value in MODELS or is_model(value)]
+    if needed and not said:
+        raise WorkbenchError("nothing says which architecture a checkpoint is of", where=file,
                              expected=f'{record.name} beside it with {{"model": name, "overrides": {{}}}}',
-                             mend=f"write that file, or give the name as the model and {path.name} as its weights")
-    try:
-        about = json.loads(record.read_text())
-        name = about["model"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise WorkbenchError("the record beside a checkpoint cannot be used", where=record, got=repr(error)[:200],
-                             expected='JSON with at least {"model": name, "overrides": {}}',
-                             mend="write that file") from None
-    sizes = {**about.get("overrides", {}), **sizes}
-    return _ours(name, path, sizes) if name in MODELS else _timm(name, path, sizes, False).eval()
+                             mend=f"write that file, or give the name as the model and {file.name} as its weights")
+    return {"model": said[0]} if said else {}
 
 
-def _timm(name: str, weights: str | Path, sizes: dict, download: bool) -> Loaded:
+def _ours(name: str, tensors: dict, file: Path, sizes: dict, source: str) -> Loaded:
+    """One of our own classifiers, which take images in [-1, 1] as they are."""
+    model = create_model(name, **sizes)
+    load_weights(model, tensors, file)
+    builder, defaults = MODELS[name]
+    said = {p.name: p.default for p in inspect.signature(builder).parameters.values()} | defaults | sizes
+    return Loaded(model, said["img_size"], said["in_chans"], None, NEUTRAL, NEUTRAL, f"{name}, {source}")
+
+
+def _config(name: str):
+    """timm's configuration of pretrained weights for a name, None where it has none; WorkbenchError on unknown names."""
     import timm
 
-    if not timm.is_model(name):
+    if timm.is_model(name):
+        try:
+            return timm.get_pretrained_cfg(name)
+        except RuntimeError:  # a known architecture, an unknown tag
+            known = timm.list_pretrained(f"{name.split('.')[0]}.*")
+    else:
         known = [*timm.list_models(), *model_names()]
-        near = difflib.get_close_matches(name, known, n=3)
-        raise WorkbenchError("no such model", got=name, expected="a name of the workbench or of timm, a .safetensors file, "
-                             "a folder in transformers' format", mend=f"did you mean {', '.join(near)}?" if near else
-                             "see timm.list_models('*vit*')")
-    config = timm.get_pretrained_cfg(name)
-    if weights:
-        file = resolve(weights)
-    elif config is None or not config.hf_hub_id:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    raise WorkbenchError("no such model", got=name, expected="a name of the workbench or of timm, a .safetensors file, "
+                         "a folder in transformers' format, or owner/name on the hub",
+                         mend=f"did you mean {', '.join(near)}?" if near else "see timm.list_models('*vit*')")
+
+
+def _pretrained(name: str, sizes: dict, download: bool) -> Loaded:
+    """A timm model with the weights timm names for it."""
+    config = _config(name)
+    if config is None or not config.hf_hub_id:
         raise WeightsMissing(f"timm has no pretrained weights for {name} on the hub", got="none",
                              expected="weights=... a .safetensors file", mend="name a file, or another model")
-    else:
-        file = _fetch(config.hf_hub_id, download, name) / "model.safetensors"
-    tensors = load_tensors(file)
-    made = _build(name, config, tensors, file, sizes, f"timm's {name}, weights from {file}")
-    if not weights and config.num_classes == 1000:
-        made.classes = _imagenet(made.model.num_classes)
+    file = _fetch(config.hf_hub_id, download, name) / "model.safetensors"
+    made = _build(name, config, load_tensors(file), file, sizes,
+                  f"timm's {name}, pretrained weights of {config.hf_hub_id} on disk at {file}")
+    made.classes = _imagenet(made.model.num_classes) if made.model.num_classes == config.num_classes else None
     return made
 
 
 def _build(name: str, config, tensors: dict, file, sizes: dict, source: str) -> Loaded:
-    """A timm model of that name with these weights, as many outputs and channels as they have."""
+    """A timm model of that name with these weights, as many outputs and channels as they have unless `sizes` says so."""
     import timm
+    from timm.models import adapt_input_conv
 
     tensors = _unwrapped(tensors)
     said = {key: getattr(config, key, None) for key in ("classifier", "first_conv", "mean", "std", "input_size")}
-    head = said["classifier"][0] if isinstance(said["classifier"], (tuple, list)) else said["classifier"]
-    if head and f"{head}.weight" in tensors:
-        sizes = {"num_classes": len(tensors[f"{head}.weight"]), **sizes}
-    if said["first_conv"] and f"{said['first_conv']}.weight" in tensors:
-        sizes = {"in_chans": tensors[f"{said['first_conv']}.weight"].shape[1], **sizes}
+    head, first = (f"{value[0] if isinstance(value, (tuple, list)) else value}.weight"
+                   for value in (said["classifier"], said["first_conv"]))
+    if head in tensors:
+        sizes = {"num_classes": len(tensors[head]), **sizes}
+    if first in tensors:
+        own = tensors[first].shape[1]
+        sizes = {"in_chans": own, **sizes}
+        if own == 3 != sizes["in_chans"]:
+            tensors = {**tensors, first: adapt_input_conv(sizes["in_chans"], tensors[first])}
     try:
         model = timm.create_model(name, **sizes)
-    except (TypeError, AssertionError, RuntimeError) as error:
+    except ODD as error:
         raise WorkbenchError(f"model {name} cannot be built so", got=f"{sizes}: {str(error)[:200]}",
                              mend="the image side must be a multiple of the patch") from None
     clean = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    load_weights(model, clean(tensors, model) if clean else tensors, file)
-    channels = sizes.get("in_chans", 3)
+    try:
+        tensors = clean(dict(tensors), model) if clean else tensors
+    except ODD:  # a checkpoint of something else: said better by what does not fit
+        pass
+    load_weights(model, tensors, file)
     side = sizes.get("img_size") or (said["input_size"] or (3, 224, 224))[-1]
-    return Loaded(model, side, channels, None, said["mean"] or NEUTRAL, said["std"] or NEUTRAL, source)
+    return Loaded(model, side, sizes.get("in_chans", 3), None, said["mean"] or NEUTRAL, said["std"] or NEUTRAL, source)
 
 
 def _imagenet(count: int) -> tuple[str, ...] | None:
-    if count != 1000:
-        return None
-    from timm.data import ImageNetInfo
+    """The names of the ImageNet variant of that many classes, None if there is none."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
 
-    info = ImageNetInfo()
+    subset = infer_imagenet_subset({"num_classes": count})
+    if not subset:
+        return None
+    info = ImageNetInfo(subset)
     return tuple(info.index_to_description(i).split(",")[0] for i in range(count))
 
 
@@ -202,52 +255,66 @@ def _fetch(repository: str, download: bool, name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
 
+    repository, _, revision = repository.partition("@")
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=FILES, local_files_only=not download))
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=FILES,
+                                        local_files_only=not download))
     except HFValidationError as error:
         raise WorkbenchError("no such model", got=name, expected="a name, a file, a folder, or owner/name on the hub",
                              where=str(error)[:200], mend="check the path or the name") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        _not_there(repository, name, download, error)
+        _not_there(repository, name, download,
+                   f"the download failed: {str(error)[:200]}" if download else "not in the local cache")
     if not (folder / "model.safetensors").is_file():
-        _not_there(repository, name, download, "no model.safetensors")
+        _not_there(repository, name, download, "a repository without model.safetensors, or one not wholly fetched")
     return folder
 
 
-def _not_there(repository: str, name: str, download: bool, error) -> None:
-    why = f"the download failed: {str(error)[:200]}" if download else "not in the local cache"
+def _not_there(repository: str, name: str, download: bool, why: str) -> None:
+    mend = "check name and network" if download else "allow the download (download=True)"
     raise WeightsMissing(f"pretrained weights of {name} are not on this disk", got=why,
                          expected=f"model.safetensors of hub repository {repository}",
-                         mend="allow the download (download=True), or give a .safetensors file as weights") from None
+                         mend=f"{mend}, or give a .safetensors file as weights") from None
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WorkbenchError(f"a model folder has no readable {path.name}", got=str(error)[:200], where=path.parent,
+                             expected="config.json and model.safetensors", mend="name a folder that has both") from None
 
 
 def _from_folder(folder: Path, sizes: dict) -> Loaded:
     """A model in timm's or transformers' folder format."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise WorkbenchError("a model folder has no readable config.json", got=str(error)[:200], where=folder,
-                             expected="config.json and model.safetensors", mend="name a folder that has both") from None
-    if "architecture" in config:
-        from timm.models import PretrainedCfg
+    config = _json(folder / "config.json")
+    if "architecture" not in config:
+        return _transformers(folder, sizes)
+    from timm.models import PretrainedCfg
 
-        known = {**config.get("pretrained_cfg", {}), "num_classes": config.get("num_classes", 1000)}
-        fields = PretrainedCfg.__dataclass_fields__
-        about = PretrainedCfg(**{key: value for key, value in known.items() if key in fields})
-        file = folder / "model.safetensors"
-        return _build(config["architecture"], about, load_tensors(file), file, sizes,
-                      f"timm's {config['architecture']}, weights from {file}")
-    return _transformers(folder, sizes)
+    name, file = config["architecture"], folder / "model.safetensors"
+    _config(name)
+    known = {**config.get("pretrained_cfg", {}), "num_classes": config.get("num_classes", 1000)}
+    about = PretrainedCfg(**{key: value for key, value in known.items() if key in PretrainedCfg.__dataclass_fields__})
+    made = _build(name, about, load_tensors(file), file, {**config.get("model_args", {}), **sizes},
+                  f"timm's {name}, weights from {file}")
+    labels = config.get("label_names") or known.get("label_names") or ()
+    if len(labels) == made.model.num_classes:
+        said = config.get("label_descriptions") or known.get("label_descriptions") or {}
+        made.classes = tuple(str(said.get(label, label)) for label in labels)
+    return made
 
 
 def _transformers(folder: Path, sizes: dict) -> Loaded:
     from transformers import AutoConfig, AutoModelForImageClassification
 
+    # A repository's own code is never run, nor is the reader asked whether it may.
+    how = {"local_files_only": True, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model, report = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True, use_safetensors=True,
-                                                                        output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        config = AutoConfig.from_pretrained(folder, **how)
+        model, report = AutoModelForImageClassification.from_pretrained(
+            folder, **how, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ImportError, *ODD) as error:
         raise WorkbenchError("a folder in transformers' format cannot be loaded", got=str(error)[:300], where=folder,
                              expected="an image classifier's config.json and model.safetensors",
                              mend="check that it is an image classifier, saved as safetensors") from None
@@ -255,25 +322,35 @@ def _transformers(folder: Path, sizes: dict) -> Loaded:
     if missing:
         raise WorkbenchError("a checkpoint does not fit the model", expected=f"{missing[0]} (and {len(missing) - 1} more)",
                              got="no such weight", where=folder, mend="choose a checkpoint of an image classifier")
-    prepared = folder / "preprocessor_config.json"
-    prepare = json.loads(prepared.read_text()) if prepared.is_file() else {}
+    side = getattr(config, "image_size", None) or 224
+    own = {"num_classes": config.num_labels, "in_chans": getattr(config, "num_channels", 3),
+           "img_size": side if isinstance(side, int) else side[0]}
+    if any(own[key] != value for key, value in sizes.items()):
+        raise WorkbenchError("a model in transformers' format keeps its own sizes", expected=own, got=sizes, where=folder,
+                             mend="leave them out, or use timm's form of this model")
+    source, prepare = f"transformers' {config.model_type} from {folder}", {}
+    if (folder / "preprocessor_config.json").is_file():
+        prepare = _json(folder / "preprocessor_config.json")
+    else:
+        source += ", whose preprocessor_config.json is not there: it gets images in [-1, 1]"
     mean, std = prepare.get("image_mean") or NEUTRAL, prepare.get("image_std") or NEUTRAL
-    names = getattr(config, "id2label", None) or {}
+    if prepare.get("do_normalize") is False:
+        mean, std = (0.0,) * 3, (1.0,) * 3
+    names = config.id2label or {}
     classes = tuple(str(names[i]) for i in range(len(names))) if set(names) == set(range(len(names))) else None
-    side = sizes.get("img_size") or getattr(config, "image_size", 224)
-    return Loaded(model, side, getattr(config, "num_channels", 3), classes, mean, std,
-                  f"transformers' {config.model_type} from {folder}")
+    return Loaded(model, own["img_size"], own["in_chans"], classes, mean, std, source)
 
 
-def expected_shape(model: nn.Module) -> tuple[bool, int, int] | None:
-    """(whether the size is fixed, channels, side) of the images a model takes, as far as it says so; else None."""
-    if isinstance(model, Loaded) and model.img_size:
-        return True, model.in_chans, model.img_size
+def expected_shape(model: nn.Module) -> tuple[int, int] | None:
+    """(channels, side) of the images a model was made for, as far as it says so; else None."""
+    for said in (model, getattr(model, "config", None)):  # a model of ours or from elsewhere, one of transformers
+        for channels, side in (("in_chans", "img_size"), ("num_channels", "image_size")):
+            if isinstance(getattr(said, channels, None), int) and isinstance(getattr(said, side, None), int):
+                return getattr(said, channels), getattr(said, side)
     for module in model.modules():
-        size = getattr(module, "img_size", None)
-        proj = getattr(module, "proj", None)
+        size, proj = getattr(module, "img_size", None), getattr(module, "proj", None)
         if isinstance(size, tuple) and isinstance(proj, nn.Conv2d):
-            return bool(getattr(module, "strict_img_size", True)), proj.in_channels, size[0]
+            return proj.in_channels, size[0]
     return None
 
 
@@ -285,13 +362,11 @@ def check_images(model: nn.Module, shape: tuple[int, int, int], where: str = "im
     if shape in _tried.setdefault(model, set()):
         return
     known = expected_shape(model)
-    if known and (shape[0] != known[1] or (known[0] and shape[1:] != (known[2], known[2]))):
-        expected, problem = (known[1], known[2], known[2]), "of another size or number of channels"
-    else:
-        problem = _trial(model, shape)
-        expected = "images of the size it was made for" if known is None else (known[1], known[2], known[2])
+    # A wrong number of channels may be spread silently; whether another size will do, only the model can tell.
+    problem = "another number of channels" if known and shape[0] != known[0] else _trial(model, shape)
+    expected = f"(C, H, W) = {(*known, known[1])}" if known else "images of the size it was made for"
     if problem:
-        raise WorkbenchError("this model does not take these images", expected=f"(C, H, W) = {expected}", where=where,
+        raise WorkbenchError("this model does not take these images", expected=expected, where=where,
                              got=f"{shape}: {problem}", mend="give a folder's images another size (size=...) or number of "
                              "channels, or choose a model made for these")
     _tried[model].add(shape)
