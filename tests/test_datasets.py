@@ -11,7 +11,7 @@ from PIL import Image
 
 from dfkd_lib import ledger
 from dfkd_lib.artifacts import REPOSITORY
-from dfkd_lib.datasets import ImageSet, load_images, random_flip, random_shift, to_float, to_uint8
+from dfkd_lib.datasets import ImageSet, load_image, load_images, random_flip, random_shift, to_float, to_uint8
 from dfkd_lib.datasets.sources import MNIST_FILES, read_idx
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.ledger import LedgerError
@@ -246,3 +246,38 @@ def test_all_of_what_cannot_be_had_whole(tmp_path, name, split, words):
     place = {"FOLDER": str(tmp_path / "split"), "EMPTY": str(tmp_path / "empty")}.get(name, name)
     with pytest.raises(WorkbenchError, match=words):
         load_images(place, split)
+
+
+def test_hidden_files_are_no_classes(tmp_path):
+    _write(tmp_path / "pets" / "a.png")
+    _write(tmp_path / "pets" / "._a.png")
+    (tmp_path / "pets" / ".ipynb_checkpoints").mkdir()
+    assert len(load_images(str(tmp_path / "pets"), "all")) == 1
+    with pytest.raises(WorkbenchError, match="no such number of images"):
+        load_images(str(tmp_path / "pets"), "all", max_images=-1)
+
+
+def test_one_image(tmp_path):
+    row = np.concatenate([np.zeros((8, 4)), np.full((8, 8), 255), np.zeros((8, 4))], axis=1).astype(np.uint8)
+    Image.fromarray(row).save(tmp_path / "a.png")
+    assert load_image(tmp_path / "a.png").shape == (3, 8, 16)
+    middle = load_image(tmp_path / "a.png", size=8, channels=1)
+    assert middle.shape == (1, 8, 8) and middle.dtype == torch.uint8 and (middle == 255).all()
+    assert torch.equal(middle, load_images(str(tmp_path), "all", size=8, channels=1).pixels[0])
+    with pytest.raises(WorkbenchError, match="cannot be read"):
+        load_image(tmp_path / "b.png")
+    with pytest.raises(WorkbenchError, match="number of channels"):
+        load_image(tmp_path / "a.png", channels=2)
+
+
+def test_a_photograph_stands_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter
+    Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(tmp_path / "a.jpg").shape == (3, 16, 8)
+
+
+def test_pixels_without_a_known_range_are_refused(tmp_path):
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(WorkbenchError, match="floating-point"):
+        load_image(tmp_path / "a.tif")

@@ -3,7 +3,7 @@
 from dfkd_lib.datasets.coco import ground_truth, load_coco, write_coco
 from dfkd_lib.datasets.images import ImageSet, random_flip, random_shift, to_float, to_uint8
 from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
-from dfkd_lib.datasets.sources import load_images
+from dfkd_lib.datasets.sources import load_image, load_images
 
-__all__ = ["ImageSet", "SceneSet", "generate_scenes", "ground_truth", "load_coco", "load_images", "random_flip",
-           "random_shift", "to_float", "to_uint8", "write_coco"]
+__all__ = ["ImageSet", "SceneSet", "generate_scenes", "ground_truth", "load_coco", "load_image", "load_images",
+           "random_flip", "random_shift", "to_float", "to_uint8", "write_coco"]

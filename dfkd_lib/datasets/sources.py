@@ -32,7 +32,7 @@ def load_images(name_or_path: str, split: str, root: str | Path = "data", *, siz
         root: where named data sets lie. size: side in pixels that a folder's images are resized to (default: that of
             its first image). channels: 1 or 3 for a folder (default 3). download: fetch CIFAR if it is not there.
         max_images: of a folder, read no more files than that, as evenly over the classes as they allow, always the same
-            ones; 0: all.
+            ones; 0: all. Hidden files and folders are passed over.
 
     Returns:
         ImageSet: uint8 (N, C, H, W), int64 labels (N,), class names; `split` names the real split for the ledger.
@@ -44,6 +44,8 @@ def load_images(name_or_path: str, split: str, root: str | Path = "data", *, siz
     if split not in SPLITS and (named or split != "all"):
         raise WorkbenchError("no such split", expected=" or ".join(SPLITS) + ("" if named else ", or all of a folder"),
                              got=split, where=name_or_path)
+    if max_images < 0:
+        raise WorkbenchError("no such number of images", expected="0 (all) or more", got=max_images, where="max_images")
     root = resolve(root)
     ledger.register_root(root, free=("artifacts", "teachers"))
     if name_or_path == "mnist":
@@ -136,7 +138,7 @@ def _class_files(folder: Path, split: str) -> dict[str, list[Path]]:
         raise WorkbenchError("this folder has splits", expected="a folder of class folders, or of images",
                              got="train, test or val in it", where=base, mend="load its splits, or name one of "
                              "them as the folder")
-    classes = sorted(p.name for p in base.iterdir() if p.is_dir()) if base.is_dir() else []
+    classes = sorted(p.name for p in base.iterdir() if p.is_dir() and p.name[0] != ".") if base.is_dir() else []
     files = {name: _images_in(base / name) for name in classes}
     if split == "all" and not classes and _images_in(base):
         files = {folder.name: _images_in(base)}
@@ -151,7 +153,8 @@ def _class_files(folder: Path, split: str) -> dict[str, list[Path]]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
+    return sorted(f for f in folder.iterdir()
+                  if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "." and f.is_file())
 
 
 def _thin(files: dict[str, list[Path]], count: int) -> dict[str, list[Path]]:
@@ -170,9 +173,7 @@ def _folder(folder: Path, split: str, size: int | None, channels: int | None, ma
     places = ("all",) if split == "all" else ("train", "test", "val")
     ledger.register_files({folder if name == "all" else folder / name:
                            f"{folder.name}/{'test' if name == 'val' else name}" for name in places})
-    mode = {None: "RGB", 3: "RGB", 1: "L"}.get(channels)
-    if mode is None:
-        raise WorkbenchError("no such number of channels", expected="1 or 3", got=channels, where=folder)
+    mode = _mode(channels, folder)
     every = [file for found in files.values() for file in found]
     first = read_image(every[0], mode)
     side = size or first.shape[0]
@@ -187,15 +188,41 @@ def _folder(folder: Path, split: str, size: int | None, channels: int | None, ma
                     tuple(files), name, name)
 
 
+def _mode(channels: int | None, where: Path) -> str:
+    mode = {None: "RGB", 3: "RGB", 1: "L"}.get(channels)
+    if mode is None:
+        raise WorkbenchError("no such number of channels", expected="1 or 3", got=channels, where=where)
+    return mode
+
+
+def load_image(path: str | Path, size: int | None = None, channels: int | None = None) -> torch.Tensor:
+    """One image file as uint8 (C, H, W), read as `load_images` reads those of "all": with a size, its middle square.
+
+    Args:
+        size: side in pixels, default as the file has it. channels: 1 or 3 (default 3).
+
+    Raises:
+        WorkbenchError: if the file is missing or damaged, or the number of channels another.
+    """
+    path = resolve(path)
+    pixels = torch.from_numpy(read_image(path, _mode(channels, path), size, resize=size is not None, crop=True).copy())
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+
+
 def read_image(path: Path, mode: str, side: int | None = None, resize: bool = False, crop: bool = False) -> np.ndarray:
     """One image file as uint8 (H, W) for mode "L" or (H, W, 3) for "RGB"; resized or checked to side × side if given.
 
-    `crop` takes the middle square before resizing. Transparent pixels become black, 16-bit grey keeps its upper 8 bits.
+    `crop` turns a photograph upright and takes the middle square before resizing. Transparent pixels become black,
+    16-bit grey keeps its upper 8 bits; pixels that are not whole numbers are refused.
     """
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
+            if image.mode == "F":
+                raise ValueError("floating-point pixels, whose range nobody knows")
+            if crop:
+                image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip rather than scale
                 image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
             elif "A" in image.getbands() or "transparency" in image.info:
