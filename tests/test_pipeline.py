@@ -316,7 +316,9 @@ def test_stopping_ends_the_kernel_and_keeps_what_is_finished(tmp_path, number):
     sleepy = ["import os, pathlib, time; pathlib.Path(out_dir, 'pid').write_text(str(os.getpid())); time.sleep(300)"]
     folder = write_notebooks(tmp_path / "n", {"10_fine": ["1"], "20_sleepy": sleepy, "90_summary": ["1"]})
     out = tmp_path / "out"
-    code = ("import sys; from pathlib import Path; from dfkd_lib import pipeline as p; "
+    # A shell's background jobs ignore SIGINT, and pass that on: the run under test must not.
+    code = ("import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            "from pathlib import Path; from dfkd_lib import pipeline as p; "
             f"plan = p.make_plan('smoke', out={str(out)!r}, notebooks=Path({str(folder)!r})); "
             "sys.exit(p.exit_code(p.run(plan)))")
     run = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True,
