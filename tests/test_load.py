@@ -83,6 +83,12 @@ def test_a_model_of_the_workbench_knows_its_images(tmp_path):
     assert (loaded.in_chans, loaded.img_size) == (1, 28) and loaded(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
 
 
+def test_a_model_without_classifier_says_so(tmp_path):
+    save_file(timm.create_model("vit_small_patch16_dinov3").state_dict(), tmp_path / "mine.safetensors")
+    loaded = load_model("vit_small_patch16_dinov3", tmp_path / "mine.safetensors", img_size=64)
+    assert "no classifier" in loaded.source and loaded(torch.zeros(1, 3, 64, 64)).shape == (1, 384)
+
+
 def test_a_file_may_name_its_architecture(trained, tmp_path):
     save_file(trained[0].state_dict(), tmp_path / "mine.safetensors", metadata={"format": "pt", "model": NAME})
     assert torch.equal(load_model(str(tmp_path / "mine.safetensors")).model.head.weight, trained[0].head.weight)

@@ -235,6 +235,8 @@ def _build(name: str, config, tensors: dict, file, sizes: dict, source: str) -> 
     except ODD:  # a checkpoint of something else: said better by what does not fit
         pass
     load_weights(model, tensors, file)
+    if not model.num_classes:
+        source += "; it has no classifier: its outputs are features"
     side = sizes.get("img_size") or (said["input_size"] or (3, 224, 224))[-1]
     return Loaded(model, side, sizes.get("in_chans", 3), None, said["mean"] or NEUTRAL, said["std"] or NEUTRAL, source)
 
@@ -264,7 +266,7 @@ def _fetch(repository: str, download: bool, name: str) -> Path:
                              where=str(error)[:200], mend="check the path or the name") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         _not_there(repository, name, download,
-                   f"the download failed: {str(error)[:200]}" if download else "not in the local cache")
+                   f"the download failed: {' '.join(str(error).split())[:200]}" if download else "not in the local cache")
     if not (folder / "model.safetensors").is_file():
         _not_there(repository, name, download, "a repository without model.safetensors, or one not wholly fetched")
     return folder
