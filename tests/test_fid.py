@@ -69,18 +69,96 @@ def test_statistics_of_different_features():
         fid.frechet_distance(torch.zeros(2), torch.eye(2), torch.zeros(3), torch.eye(3))
 
 
-def test_classifier_features_are_the_last_layers_input():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
-    images = torch.randint(0, 256, (7, 1, 4, 4), dtype=torch.uint8)
-    expected = model[:3](images.float() / 127.5 - 1)
-    assert torch.allclose(fid.classifier_features(model, images, batch_size=3), expected, atol=1e-6)
+def low_rank(seed, size, rank, smallest=0.0):
+    """A covariance (size, size) of `rank` eigenvalues from 1 down to 0.1, the others being `smallest`."""
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.normal(size=(size, size)))[0]
+    values = np.concatenate([np.linspace(1, 0.1, rank), np.full(size - rank, smallest)])
+    return (basis * values) @ basis.T, (basis * values**0.5) @ basis.T
 
 
-def test_absent_inception_weights_say_the_mend(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.delenv("DFKD_INCEPTION", raising=False)
-    with pytest.raises(WorkbenchError, match="download=True"):
-        fid.inception_features(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+@pytest.mark.parametrize("rank_a, rank_b", [(20, 60), (60, 20), (20, 30), (60, 60), (1, 1)])
+@pytest.mark.parametrize("smallest", [0.0, 1e-10])
+def test_singular_and_nearly_singular_covariances(rank_a, rank_b, smallest):
+    (a, root_a), (b, root_b) = low_rank(0, 60, rank_a, smallest), low_rank(1, 60, rank_b, smallest)
+    # tr (ab)^½ is the sum of the singular values of a^½ b^½: no root of a singular matrix to compare with.
+    expected = np.trace(a) + np.trace(b) - 2 * scipy.linalg.svdvals(root_a @ root_b).sum()
+    zero = np.zeros(60)
+    assert fid.frechet_distance(zero, a, zero, b) == pytest.approx(expected, rel=1e-7)
+    assert fid.frechet_distance(zero, b, zero, a) == pytest.approx(expected, rel=1e-7)
+
+
+def test_no_spread_at_all_leaves_the_means_and_the_other_side():
+    a = torch.eye(3, dtype=torch.float64)
+    assert fid.frechet_distance(torch.ones(3), torch.zeros(3, 3), torch.zeros(3), a) == pytest.approx(3 + 3)
+    assert fid.frechet_distance(torch.ones(3), a, torch.zeros(3), torch.zeros(3, 3)) == pytest.approx(3 + 3)
+
+
+@pytest.mark.parametrize("count", [2, 20, 63, 64, 65, 300])
+def test_distance_of_few_features_to_known_statistics(count):
+    generator = torch.Generator().manual_seed(count)
+    many = torch.randn(400, 64, generator=generator) @ torch.randn(64, 64, generator=generator)
+    few = torch.randn(count, 64, generator=generator) * 3 - 1
+    known = fid.statistics(many)
+    expected = fid.frechet_distance(*known, *fid.statistics(few))
+    assert fid.frechet_distance_to(*known, few) == pytest.approx(expected, rel=1e-7)
+    assert fid.frechet_distance_from_features(few, many) == pytest.approx(expected, rel=1e-7)
+
+
+def test_a_set_is_at_no_distance_from_itself():
+    for count in (30, 300):
+        a = torch.randn(count, 64, generator=torch.Generator().manual_seed(0))
+        assert fid.frechet_distance_from_features(a, a) == pytest.approx(0, abs=1e-6)
+        assert fid.frechet_distance_to(*fid.statistics(a), a) == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("mu, sigma, features, said", [
+    (torch.zeros(3), torch.eye(3), torch.zeros(2, 4), "different features"),
+    (torch.zeros(4), torch.full((4, 4), math.nan), torch.zeros(2, 4), "not numbers"),
+    (torch.zeros(4), torch.full((4, 4), math.nan), torch.zeros(9, 4), "not numbers"),
+    (torch.zeros(4), torch.eye(4), torch.full((2, 4), math.inf), "not numbers")])
+def test_bad_statistics(mu, sigma, features, said):
+    with pytest.raises(WorkbenchError, match=said):
+        fid.frechet_distance_to(mu, sigma, features)
+
+
+@pytest.mark.parametrize("measure", [fid.frechet_distance_from_features, fid.kernel_distance, fid.prdc,
+                                     fid.memorisation, fid.near_duplicates])
+def test_every_measure_refuses_features_of_two_networks_and_nan(measure):
+    with pytest.raises(WorkbenchError, match="different networks"):
+        measure(torch.rand(9, 3), torch.rand(9, 4))
+    with pytest.raises(WorkbenchError, match="not numbers"):
+        measure(torch.rand(9, 3), torch.full((9, 3), math.nan))
+
+
+def test_kernel_distance_by_hand():
+    # D = 1, k(x, y) = (xy + 1)³. Pairs of one side: k(0, 1) = 1 and k(1, 2) = 27; across: k(0, ·) = 1, k(1, 1) = 8, 27.
+    a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [2.0]])
+    found = fid.kernel_distance(a, b)
+    assert found.mean == pytest.approx(1 + 27 - 2 * (1 + 1 + 8 + 27) / 4)
+    assert math.isnan(found.std) and (found.subsets, found.subset_size) == (1, 2)
+
+
+def test_kernel_distance_of_equal_distributions_is_unbiased():
+    values = []
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        a, b = torch.randn(200, 8, generator=generator), torch.randn(300, 8, generator=generator)
+        values.append(fid.kernel_distance(a, b, subsets=5, subset_size=100, seed=seed).mean)
+    values = np.array(values)
+    error = values.std(ddof=1) / len(values) ** 0.5
+    assert abs(values.mean()) < 3 * error and (values < 0).any() and (values > 0).any()
+    assert fid.kernel_distance(a, b + 1).mean > 10 * values.std()
+
+
+def test_kernel_distance_says_its_subsets_and_keeps_its_seed():
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(50, 4, generator=generator), torch.randn(80, 4, generator=generator)
+    found = fid.kernel_distance(a, b, subsets=7)
+    assert (found.subsets, found.subset_size) == (7, 50) and found.std > 0
+    assert fid.kernel_distance(a, b, subsets=7) == found != fid.kernel_distance(a, b, subsets=7, seed=1)
+    with pytest.raises(WorkbenchError, match="subsets"):
+        fid.kernel_distance(a, b, subsets=0)
 
 
 def test_intervals_by_hand():

@@ -1,0 +1,13 @@
+"""Measures of synthetic images against real ones, taken in the feature space of a network and tied to it."""
+
+from dfkd_lib.fid.coverage import Nearness, Prdc, memorisation, near_duplicates, nearest, prdc
+from dfkd_lib.fid.distances import (KernelDistance, frechet_distance, frechet_distance_from_features,
+                                    frechet_distance_to, kernel_distance, statistics)
+from dfkd_lib.fid.features import (classifier_features, features_and_logits, inception_features, inception_weights,
+                                   token_features)
+from dfkd_lib.fid.score import score
+
+__all__ = ["KernelDistance", "Nearness", "Prdc", "classifier_features", "features_and_logits", "frechet_distance",
+           "frechet_distance_from_features", "frechet_distance_to", "inception_features", "inception_weights",
+           "kernel_distance", "memorisation", "near_duplicates", "nearest", "prdc", "score", "statistics",
+           "token_features"]
