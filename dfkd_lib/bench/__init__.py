@@ -5,6 +5,7 @@ import os
 
 from dfkd_lib.artifacts import REPOSITORY
 from dfkd_lib.bench.attention import print_attention
+from dfkd_lib.bench.frechet import print_frechet
 from dfkd_lib.bench.memory import print_memory
 from dfkd_lib.bench.training import print_training
 
@@ -19,12 +20,14 @@ def report_seconds() -> float | None:
 
 
 def print_table(repeats: int) -> None:
-    """Print the training steps' speed, the price of attention, its memory, and the time of the last report."""
+    """Print the speed of training steps, what attention and a Fréchet distance cost, and the time of the last report."""
     os.environ["DFKD_PROGRESS"] = "none"
     print_training(repeats)
     print()
     print_attention()
     print()
     print_memory()
+    print()
+    print_frechet()
     seconds = report_seconds()
     print("last make report: " + ("none yet" if seconds is None else f"{seconds:.0f} s"))

@@ -8,10 +8,12 @@ from dfkd_lib.plots.deploy import trade_off
 from dfkd_lib.plots.detection import detection_grid, measure_curves
 from dfkd_lib.plots.explorer import attention_panels
 from dfkd_lib.plots.images import image_rows, to_display
+from dfkd_lib.plots.measures import accuracy_against_distance, distance_by_class, fidelity_diversity, neighbours
 from dfkd_lib.plots.summary import real_images, stage_seconds
 from dfkd_lib.plots.style import COLORS, bars, curves, new_figure
 
-__all__ = ["COLORS", "agreement_by_class", "attention_panels", "attention_profile", "bars", "class_probe_grid",
-           "class_probe_spread", "confusion", "curves", "detection_grid", "explanations", "image_map_probe",
-           "image_rows", "loss_components", "measure_curves", "new_figure", "probe_pipeline", "real_images",
+__all__ = ["COLORS", "accuracy_against_distance", "agreement_by_class", "attention_panels", "attention_profile",
+           "bars", "class_probe_grid", "class_probe_spread", "confusion", "curves", "detection_grid",
+           "distance_by_class", "explanations", "fidelity_diversity", "image_map_probe", "image_rows",
+           "loss_components", "measure_curves", "neighbours", "new_figure", "probe_pipeline", "real_images",
            "stage_seconds", "to_display", "trade_off"]
