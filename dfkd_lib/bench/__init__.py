@@ -28,6 +28,6 @@ def print_table(repeats: int) -> None:
     print()
     print_memory()
     print()
-    print_frechet()
+    print_frechet(min(repeats, 3))  # a matrix square root takes ten seconds and more
     seconds = report_seconds()
     print("last make report: " + ("none yet" if seconds is None else f"{seconds:.0f} s"))

@@ -1,16 +1,29 @@
 """Statistics of features, the Fréchet distance of two Gaussians and the kernel distance (KID) of two sets."""
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 import torch
-from scipy.linalg import eigvalsh, svdvals
 from scipy.linalg.lapack import dpstrf
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from dfkd_lib.errors import WorkbenchError
 
-EPSILON = float(np.finfo(np.float64).eps)
+controller = functools.cache(ThreadpoolController)
+
+
+def root_sum(matrix: np.ndarray) -> float:
+    """The sum of the square roots of the eigenvalues of a symmetric, positive semi-definite matrix (n, n), overwritten.
+
+    On one thread: a second gains nothing at 500 rows and 0.15 s at 2048, but on a machine that does something else, too,
+    OpenBLAS's threads wait for each other and take a hundred times as long.
+    """
+    with controller().limit(limits=1, user_api="blas"):
+        values = scipy.linalg.eigvalsh(matrix, check_finite=False, overwrite_a=True)
+    return float(np.sqrt(values.clip(min=0)).sum())
 
 
 def check_features(features: Tensor, where: str | None = None) -> None:
@@ -40,6 +53,13 @@ def check_pair(a: Tensor, b: Tensor) -> None:
                              got=tuple(b.shape), mend="take both sides with the same feature network")
 
 
+def _check_statistics(*parts: Tensor) -> None:
+    # A sum meets every NaN and infinity, at a tenth of the time that looking at each value takes.
+    if not all(part.sum().isfinite() for part in parts):
+        raise WorkbenchError("statistics hold values that are not numbers", got="NaN or infinity", expected="finite values",
+                             mend="check the images and the feature network")
+
+
 def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D; divisor N − 1), float64, of features (N, D).
 
@@ -66,8 +86,7 @@ def trace_root(sigma_a: Tensor, sigma_b: Tensor) -> float:
     factor = np.tril(packed)[:, :rank]
     order = torch.from_numpy(pivots.astype(np.int64) - 1)  # LAPACK counts from one
     cross = factor.T @ sigma_b[order][:, order].numpy() @ factor
-    values = eigvalsh(cross, check_finite=False, overwrite_a=True)
-    return float(np.sqrt(values.clip(min=0)).sum())
+    return root_sum(cross)
 
 
 def frechet_distance(mu_a: Tensor, sigma_a: Tensor, mu_b: Tensor, sigma_b: Tensor) -> float:
@@ -88,9 +107,7 @@ def frechet_distance(mu_a: Tensor, sigma_a: Tensor, mu_b: Tensor, sigma_b: Tenso
         raise WorkbenchError("statistics of different features cannot be compared", expected=f"({size},), ({size}, {size})",
                              got=f"{tuple(mu_b.shape)}, {tuple(sigma_a.shape)}, {tuple(sigma_b.shape)}",
                              mend="take both sides with the same feature network")
-    if not all(torch.isfinite(t).all() for t in (mu_a, sigma_a, mu_b, sigma_b)):
-        raise WorkbenchError("statistics hold values that are not numbers", got="NaN or infinity", expected="finite values",
-                             mend="check the images and the feature network")
+    _check_statistics(mu_a, sigma_a, mu_b, sigma_b)
     fixed = (mu_a - mu_b).square().sum() + sigma_a.trace() + sigma_b.trace()
     return max(float(fixed) - 2 * trace_root(sigma_a, sigma_b), 0.0)
 
@@ -111,7 +128,8 @@ def frechet_distance_from_features(a: Tensor, b: Tensor) -> float:
         return frechet_distance_to(*statistics(many), few)
     a, b = a.double(), b.double()
     xa, xb = (a - a.mean(0)) / (len(a) - 1) ** 0.5, (b - b.mean(0)) / (len(b) - 1) ** 0.5
-    cross = svdvals((xa @ xb.T).cpu().numpy(), check_finite=False, overwrite_a=True).sum()
+    with controller().limit(limits=1, user_api="blas"):
+        cross = scipy.linalg.svdvals((xa @ xb.T).cpu().numpy(), check_finite=False, overwrite_a=True).sum()
     fixed = (a.mean(0) - b.mean(0)).square().sum() + xa.square().sum() + xb.square().sum()
     return max(float(fixed) - 2 * float(cross), 0.0)
 
@@ -130,14 +148,12 @@ def frechet_distance_to(mu: Tensor, sigma: Tensor, features: Tensor) -> float:
     mu, sigma = (torch.as_tensor(t, dtype=torch.float64).cpu() for t in (mu, sigma))
     if count >= size or mu.shape != (size,) or sigma.shape != (size, size):
         return frechet_distance(mu, sigma, *statistics(features.cpu()))  # which also says what does not fit
-    if not (torch.isfinite(mu).all() and torch.isfinite(sigma).all()):
-        raise WorkbenchError("statistics hold values that are not numbers", got="NaN or infinity", expected="finite values",
-                             mend="check the images and the feature network")
+    _check_statistics(mu, sigma)
     features = features.double().cpu()
     centred = (features - features.mean(0)) / (count - 1) ** 0.5
-    values = eigvalsh((centred @ sigma @ centred.T).numpy(), check_finite=False, overwrite_a=True)
+    cross = root_sum((centred @ sigma @ centred.T).numpy())
     fixed = (mu - features.mean(0)).square().sum() + sigma.trace() + centred.square().sum()
-    return max(float(fixed) - 2 * float(np.sqrt(values.clip(min=0)).sum()), 0.0)
+    return max(float(fixed) - 2 * cross, 0.0)
 
 
 class KernelDistance(NamedTuple):
