@@ -108,7 +108,7 @@ def test_a_lost_class_is_named_and_not_measured():
     real, made = sample(300, 0), sample(200, 1, classes=2)
     found = fid.measure(real, made, CLASSES, rounds=2)
     missing, lost = found.warnings
-    assert "class 2," in missing and "0 and 100" in missing
+    assert "class 2 (0 made, 100 real)." in missing
     assert "finds class 2 in only 0 of 200" in lost and "67" in lost
     row = found.rows[3]
     assert (row.images, row.real_images) == (0, 100) and math.isnan(row.distance) and math.isnan(row.coverage)

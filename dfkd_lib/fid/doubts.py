@@ -32,11 +32,8 @@ def singular_doubts(sizes: Sizes, dimensions: int, k: int) -> list[str]:
 
 def missing_doubts(sizes: Sizes, k: int) -> list[str]:
     """What to say of the classes that have too few images to be measured, in one sentence."""
-    found = [(name, f"{made:,} and {real:,}") for name, made, real in sizes if min(made, real) <= k]
-    if not found:
-        return []
-    return [f"Not measured: {_classes([name for name, _ in found])}, which needs more than k = {k} images on both sides and "
-            f"has, made and real, {'; '.join(counts for _, counts in found)}."]
+    found = [f"class {name} ({made:,} made, {real:,} real)" for name, made, real in sizes if min(made, real) <= k]
+    return [f"Not measured, for want of more than k = {k} images on both sides: {', '.join(found)}."] if found else []
 
 
 def collapse_doubts(real_labels: Tensor, logits: Tensor | None, num_classes: int, duplicates: Nearness,

@@ -95,9 +95,9 @@ class Measures:
         """
         try:
             whole = {**saved, "warnings": list(saved["warnings"])}
-            whole["rows"] = tuple(Row(**_whole_numbers(row)) for row in saved["rows"])
+            whole["rows"] = tuple(Row(**_numbers(row)) for row in saved["rows"])
             for key in ("duplicates", "copies"):
-                whole[key] = Nearness(**_whole_numbers(saved[key]))
+                whole[key] = Nearness(**_numbers(saved[key]))
             return cls(**whole)
         except (KeyError, TypeError) as error:
             raise WorkbenchError("these are no saved measures", expected=", ".join(f.name for f in fields(cls)), got=error,
@@ -110,7 +110,7 @@ def _each(value, change):
     return [_each(v, change) for v in value] if isinstance(value, (list, tuple)) else change(value)
 
 
-def _whole_numbers(saved: dict) -> dict:
+def _numbers(saved: dict) -> dict:
     return {key: math.nan if value is None else value for key, value in saved.items()}
 
 
