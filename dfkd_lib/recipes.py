@@ -11,12 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from dfkd_lib import distill, synthesis
+from dfkd_lib import distill, fid, synthesis
 from dfkd_lib.artifacts import Artifact, Store, resolve
 from dfkd_lib.datasets import ImageSet, load_images
 from dfkd_lib.distill import KDWeights
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import WeightsMissing, check_images, count_parameters, create_model, load_model
+from dfkd_lib.synthesis import CGAN, FeatureSpace, Given, fitted
 from dfkd_lib.training import TrainConfig
 
 
@@ -57,8 +58,9 @@ class ClassificationRecipe:
         seed: of the student, of its generator and of the choice of images.
         teacher: "shipped" (the file named by `shipped`) or "train" (teacher_model on teacher_images, 0: all).
         test_images: real test images that measure, 0: all.
-        train_images: real images for class probes and GAN. gan_*, d_width, dropout, lam: see `synthesis.train_cgan`.
-        features: "classifier" (feature_model trained on the data, or shipped) or "inception".
+        train_images: real images for class probes and GAN. gan_*, d_width, dropout, lam: see `synthesis.CGAN`.
+        features: space of distances, see `feature_space`; feature_*: of the data set's own classifier.
+        fid_images: made images, and at most as many real ones, behind a distance.
         synthetic_images, real_images: what students are trained on. *_weight, temperature: see `KDWeights`.
     """
 
@@ -135,28 +137,60 @@ class ClassificationRecipe:
                                       self.full_train.sample(self.teacher_images or len(self.full_train), 2),
                                       self.test_set, config)
 
-    def feature_artifact(self, store: Store) -> Artifact | None:
-        """The classifier whose features the Fréchet distance is taken in; None for Inception."""
-        if self.features == "inception":
-            return None
-        if self.features != "classifier":
-            raise WorkbenchError("no such features", expected="classifier or inception", got=self.features, where="features")
+    def feature_artifact(self, store: Store) -> Artifact:
+        """The data set's own classifier: what makes features, and judges which classes images look like."""
         config = TrainConfig(self.feature_epochs, 128, 2e-3, weight_decay=0.01, warmup_epochs=0.2, precision="bf16", seed=0)
         return distill.train_teacher(store, self.feature_model, self.full_train.sample(self.feature_images, 3),
                                      self.test_set, config)
 
-    def gan(self, store: Store, lam: float | None = None, seed: int | None = None) -> Artifact:
+    def feature_space(self, store: Store, download: bool = False) -> FeatureSpace:
+        """The space of `features`: "classifier" (the data set's own), "teacher" (its tokens), "inception" (where its
+        weights are on disk or may be downloaded), or a model as for `models.load_model` with its pretrained weights.
+
+        Raises:
+            WorkbenchError: if the network's weights are absent.
+        """
+        judge = self.feature_artifact(store)
+        if self.features == "classifier":
+            return FeatureSpace(f"{judge.settings['model']} on {self.data}", judge, lambda images: images, judge)
+        if self.features == "teacher":
+            teacher = self.teacher_artifact(store)
+            return FeatureSpace(f"tokens of the teacher {teacher.settings['model']}", teacher,
+                                lambda images: fid.token_features(distill.load_trained(teacher), images), judge)
+        if self.features == "inception":
+            if fid.inception_weights() is None and not download:
+                fid.inception_features(self.test_set.pixels[:1])  # says what is absent before anything is trained
+            return FeatureSpace("Inception", None, lambda images: fid.inception_features(images, download=download), judge)
+        model = distill.frozen(load_model(self.features, download=download))
+        opened = self._opened(store, self.features, model, model.source, self.train_set, self.test_set)
+
+        def extract(images: torch.Tensor) -> torch.Tensor:
+            return torch.cat([fid.classifier_features(model, fitted(model.img_size, model.in_chans, part))
+                              for part in images.split(256)])
+
+        return FeatureSpace(f"{self.features} {opened.artifact.key[-8:]}", opened.artifact, extract, judge)
+
+    def given(self, store: Store) -> Given:
+        """What the GAN is given: teacher, class probes, real images."""
+        teacher = self.teacher_artifact(store)
+        return Given(teacher, self.test_set.classes, self.test_set.shape,
+                     synthesis.class_probes(store, teacher, self.train_set), self.train_set)
+
+    def gan_maker(self, lam: float | None = None, seed: int | None = None) -> CGAN:
         """The cGAN with that λ (0: vanilla) and seed; the recipe's own by default."""
         config = TrainConfig(self.gan_epochs, self.gan_batch, self.gan_lr, optimizer="adam", betas=(0.5, 0.999),
                              weight_decay=2e-5, schedule="constant", precision="bf16",
                              seed=self.seed if seed is None else seed)
-        return synthesis.probe_guided_gan(store, self.train_set, self.teacher_artifact(store), self.feature_artifact(store),
-                                          config, self.lam if lam is None else lam, width=self.gan_width,
-                                          d_width=self.d_width, dropout=self.dropout, fid_images=self.fid_images)
+        return CGAN(config, self.lam if lam is None else lam, self.gan_width, self.d_width, dropout=self.dropout)
+
+    def gan(self, store: Store, lam: float | None = None, seed: int | None = None) -> Artifact:
+        """The trained GAN of `gan_maker`."""
+        return self.gan_maker(lam, seed).train(store, self.given(store))
 
     def synthetic(self, store: Store, count: int | None = None) -> tuple[ImageSet, Artifact]:
         """Synthetic training images from the augmented GAN."""
-        return synthesis.synthesize(store, self.gan(store), count or self.synthetic_images, seed=self.seed + 1000)
+        return synthesis.make_images(store, self.gan_maker(), self.given(store), count or self.synthetic_images,
+                                     seed=self.seed + 1000)
 
     def student_config(self, seed: int | None = None, epochs: int | None = None) -> TrainConfig:
         return TrainConfig(epochs or self.student_epochs, self.batch_size, self.student_lr, betas=(0.5, 0.999),

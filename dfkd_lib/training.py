@@ -92,7 +92,11 @@ class TensorBatches:
         return len(self.tensors[0]) // self.batch_size
 
     def to(self, target: torch.device) -> None:
-        """Keep the tensors on that device: uint8 images of a whole split fit, and no step waits for a copy."""
+        """Keep the tensors on that device, so that no step waits for a copy; on the host if they would fill half of it."""
+        if target.type == "cuda":
+            size = sum(t.numel() * t.element_size() for t in self.tensors)
+            if size > torch.cuda.mem_get_info(target)[0] / 2:
+                return
         self.tensors = tuple(t.to(target) for t in self.tensors)
 
     def __call__(self, epoch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
@@ -211,6 +215,11 @@ class _Checkpoint:
             raise WorkbenchError("a checkpoint cannot be resumed", got=str(error)[:500], where=self.file,
                                  mend="delete that file; this stage starts from its first epoch") from None
         return state["history"]
+
+
+def restore(folder: str | Path, modules: dict[str, nn.Module]) -> list[dict]:
+    """Load the last good epoch's weights from a checkpoint folder into `modules`; its history, [] if there is none."""
+    return _Checkpoint(folder, modules, {}).load()
 
 
 def fit(modules: dict[str, nn.Module], step: Callable, batches, config: TrainConfig,

@@ -77,7 +77,8 @@ class ImageSet:
         """A hash of pixels, labels and class names: the identity of the set in artifact keys."""
         if self._fingerprint is None:
             digest = hashlib.sha256(repr((tuple(self.pixels.shape), self.classes, self.split)).encode())
-            digest.update(self.pixels.numpy().tobytes())
+            for part in self.pixels.split(4096):  # a set may be larger than memory
+                digest.update(part.numpy().tobytes())
             digest.update(self.labels.numpy().tobytes())
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint

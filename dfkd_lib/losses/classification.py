@@ -8,7 +8,7 @@ from dfkd_lib.attention import resize_probe
 from dfkd_lib.errors import WorkbenchError
 
 
-def _same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
+def same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
     if student.shape != teacher.shape:
         raise WorkbenchError(f"{what} of student and teacher do not fit", expected=tuple(teacher.shape),
                              got=tuple(student.shape), mend="give both the same classes and the same batch")
@@ -29,7 +29,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     if not temperature > 0:
         raise WorkbenchError("the temperature must be positive", expected="T > 0", got=temperature, where="kd_loss",
                              mend="usual values are 1 to 8")
-    _same_shape(student_logits, teacher_logits, "logits")
+    same_shape(student_logits, teacher_logits, "logits")
     log_p = F.log_softmax(student_logits.float() / temperature, dim=-1)
     log_q = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
     return F.kl_div(log_p, log_q, log_target=True, reduction="batchmean") * temperature**2
@@ -45,7 +45,7 @@ def patch_probe_loss(student_probe: Tensor, teacher_probe: Tensor) -> Tensor:
         A scalar in [0, 1].
     """
     target = resize_probe(teacher_probe.float(), student_probe.shape[-1])
-    _same_shape(student_probe, target, "probes")
+    same_shape(student_probe, target, "probes")
     return (1 - F.cosine_similarity(student_probe.float(), target, dim=-1)).mean()
 
 
@@ -58,7 +58,7 @@ def attention_consistency_loss(probe: Tensor, class_probe: Tensor) -> Tensor:
     Returns:
         A scalar in [0, 1].
     """
-    _same_shape(probe, class_probe, "probes")
+    same_shape(probe, class_probe, "probes")
     return (1 - F.cosine_similarity(probe.float(), class_probe.float(), dim=-1)).mean()
 
 
@@ -83,5 +83,5 @@ def hard_distillation_loss(distillation_logits: Tensor, teacher_logits: Tensor) 
     Args:
         distillation_logits, teacher_logits: (B, K).
     """
-    _same_shape(distillation_logits, teacher_logits, "logits")
+    same_shape(distillation_logits, teacher_logits, "logits")
     return F.cross_entropy(distillation_logits.float(), teacher_logits.argmax(-1))

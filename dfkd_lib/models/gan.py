@@ -1,6 +1,9 @@
-"""The conditional GAN of METHODS A2: generator and discriminator for 32 × 32 images."""
+"""Generators: the conditional GAN of METHODS A2 for 32 × 32 images, and one for learning from a teacher alone."""
+
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 SIDE = 32  # pixels; smaller data sets are padded to it and cropped back
@@ -34,8 +37,12 @@ class Generator(nn.Module):
             nn.ConvTranspose2d(width // 4, channels, 4, 2, 1), nn.Tanh())
         self.apply(_normal_weights)
 
-    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Noise (B, latent), labels int64 (B,) → images (B, C, 32, 32) in [-1, 1]."""
+    def noise(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor]:
+        """What `forward` wants beside labels: noise (count, latent), standard normal."""
+        return (torch.randn(count, self.latent, generator=generator),)
+
+    def forward(self, labels: Tensor, noise: Tensor) -> Tensor:
+        """Labels int64 (B,), noise (B, latent) → images (B, C, 32, 32) in [-1, 1]."""
         return self.layers(torch.cat([noise, self.embed(labels)], 1)[:, :, None, None])
 
 
@@ -63,3 +70,61 @@ class Discriminator(nn.Module):
         """Images (B, C, 32, 32) in [-1, 1], labels int64 (B,) → logits (B,)."""
         plane = self.embed(labels).view(-1, 1, SIDE, SIDE).to(images.dtype)
         return self.layers(torch.cat([images, plane], 1)).flatten()
+
+
+class FieldGenerator(nn.Module):
+    """Noise and a class → an image, drawn as the level set of a smooth field that is bent and textured at random.
+
+    Without a discriminator nothing keeps a generator from a few shapes per class, or from patterns that only fool the
+    teacher. So the network draws at half the resolution, which leaves it no fine patterns, and every image is bent
+    (rotation, scale, shear, a smooth displacement), textured (smooth noise) and thinned or thickened at random after it:
+    shapes that the teacher is to recognise must survive that.
+
+    Args:
+        num_classes: K. channels: C. side: S, pixels. latent: length of the noise. width: channels of the first layer,
+            halved by each of the next. texture: strength of the smooth noise beside a field within ±2.5.
+        bend: strength of the random deformation, 0: none; 1: up to 0.2 rad, a fifth in scale, some 2.5 of 32 pixels.
+    """
+
+    BOUND, GAIN, OCTAVES = 2.5, 2.0, (3, 5, 7, 10, 14)
+
+    def __init__(self, num_classes: int, channels: int, side: int, latent: int = 100, width: int = 128,
+                 texture: float = 2.0, bend: float = 1.0):
+        super().__init__()
+        self.latent, self.channels, self.side, self.texture, self.bend = latent, channels, side, texture, bend
+        self.embed = nn.Embedding(num_classes, latent)
+        layers = [nn.ConvTranspose2d(2 * latent, width, 4)]
+        for _ in range(max(0, math.ceil(math.log2(side / 8)))):
+            narrower = max(width // 2, 16)
+            layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.ConvTranspose2d(width, narrower, 4, 2, 1)]
+            width = narrower
+        self.layers = nn.Sequential(*layers, nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, channels, 3, 1, 1))
+
+    def noise(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        """What `forward` wants beside labels: latent (n, L), texture (n, C, S, S), where to look (n, S, S, 2), offsets
+        (n, 1, 1, 1)."""
+        def uniform(*shape):
+            return 2 * torch.rand(*shape, generator=generator) - 1
+
+        def smooth(channels, points):
+            drawn = torch.randn(count, channels, points, points, generator=generator)
+            return F.interpolate(drawn, (self.side, self.side), mode="bicubic", align_corners=False)
+
+        texture = sum(smooth(self.channels, points) * uniform(count, 1, 1, 1).abs() for points in self.OCTAVES)
+        texture = texture / texture.flatten(1).std(1)[:, None, None, None] * uniform(count, 1, 1, 1).abs()
+        turn, shear = 0.2 * self.bend * uniform(count), 0.2 * self.bend * uniform(count)
+        wide, high = 1 + 0.2 * self.bend * uniform(count), 1 + 0.2 * self.bend * uniform(count)
+        affine = torch.zeros(count, 2, 3)
+        affine[:, 0, 0], affine[:, 0, 1] = turn.cos() * wide, shear - turn.sin() * wide
+        affine[:, 1, 0], affine[:, 1, 1] = turn.sin() * high, turn.cos() * high
+        grid = F.affine_grid(affine, [count, 1, self.side, self.side], align_corners=False)
+        moved = 0.23 * self.bend * uniform(count, 1, 1, 1).abs() * smooth(2, 4).movedim(1, -1)
+        latent = torch.randn(count, self.latent, generator=generator)
+        return latent, texture, grid + moved, 0.7 * uniform(count, 1, 1, 1) - 0.5
+
+    def forward(self, labels: Tensor, latent: Tensor, texture: Tensor, grid: Tensor, offset: Tensor) -> Tensor:
+        """Labels int64 (B,) and `noise` → images (B, C, S, S) in [-1, 1]."""
+        field = self.layers(torch.cat([latent, self.embed(labels)], 1)[:, :, None, None]).float()
+        field = F.interpolate(field, (self.side, self.side), mode="bicubic", align_corners=False)
+        field = F.grid_sample(self.BOUND * torch.tanh(field / self.BOUND), grid, padding_mode="border", align_corners=False)
+        return torch.tanh(self.GAIN * (field + self.texture * texture + offset))

@@ -1,0 +1,212 @@
+"""The bench of image makers: each by its data budget, the same count, the same measures, the same student (METHODS D)."""
+
+from dataclasses import dataclass
+
+from dfkd_lib import distill, fid, intervals, ledger, synthesis
+from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.datasets import ImageSet
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.recipes import ClassificationRecipe
+from dfkd_lib.synthesis import CGAN, Given, GuidedGenerator, Inversion, Maker
+from dfkd_lib.training import DivergedError, TrainConfig
+
+# What each maker may see; the order is the order of every table and figure.
+MAKERS = {"vanilla GAN": "1: real images and class probes", "augmented GAN": "1: real images and class probes",
+          "class probes": "2: class probes", "inversion (CNN)": "3a: nothing but a CNN teacher",
+          "inversion (ViT)": "3b: nothing but the teacher", "adversarial": "3c: nothing but the teacher"}
+
+
+@dataclass(frozen=True)
+class MakerRecipe(ClassificationRecipe):
+    """`ClassificationRecipe` with the makers that see less, as plain scalars.
+
+    Args:
+        makers: comma-separated names out of `MAKERS`. maker_images: made by each, and behind each student.
+        generators: trained one after another by the makers "class probes" and "adversarial", maker_steps steps of
+            maker_batch images each at learning rate maker_lr. probe_weight, adversarial_weight, ink_weight,
+            diversity_weight, intra_weight: of their losses, see `GuidedGenerator`; texture likewise.
+        inversion_images, inversion_steps, inversion_batch, inversion_lr: of both inversions, see `Inversion`.
+        background: the value of an empty pixel, -1..1.
+    """
+
+    makers: str = ", ".join(MAKERS)
+    maker_images: int = 30_000
+    generators: int = 8
+    maker_steps: int = 100
+    maker_batch: int = 64
+    maker_lr: float = 1e-3
+    probe_weight: float = 1.0
+    adversarial_weight: float = 0.5
+    ink_weight: float = 2.0
+    diversity_weight: float = 1.0
+    intra_weight: float = 0.0
+    texture: float = 1.0
+    background: float = -1.0
+    inversion_images: int = 1280
+    inversion_steps: int = 100
+    inversion_batch: int = 128
+    inversion_lr: float = 0.1
+    batch_norm_weight: float = 1.0
+    entropy_weight: float = 0.1
+
+    @property
+    def names(self) -> list[str]:
+        """The makers to compare, in the order of `MAKERS`; WorkbenchError on a name that is none."""
+        asked = [name.strip() for name in self.makers.split(",") if name.strip()]
+        unknown = sorted(set(asked) - set(MAKERS))
+        if unknown or not asked:
+            raise WorkbenchError("no such maker of images", expected=", ".join(MAKERS), got=", ".join(unknown) or "none",
+                                 where="makers", mend="name makers from the list, comma-separated")
+        return [name for name in MAKERS if name in asked]
+
+    def cnn_teacher(self, store: Store) -> Artifact:
+        """The CNN that "inversion (CNN)" inverts: not the one that judges, which would flatter it."""
+        config = TrainConfig(self.feature_epochs, 128, 2e-3, weight_decay=0.01, warmup_epochs=0.2, precision="bf16", seed=1)
+        return distill.train_teacher(store, self.feature_model, self.full_train.sample(self.feature_images, 4),
+                                     self.test_set, config)
+
+    def maker(self, name: str) -> Maker:
+        """The maker of that name with the recipe's settings."""
+        if name.endswith("GAN"):
+            return self.gan_maker(0.0 if name.startswith("vanilla") else self.lam)
+        if name.startswith("inversion"):
+            weights = ({"batch_norm": self.batch_norm_weight} if "CNN" in name else {"patch_entropy": self.entropy_weight})
+            return Inversion(self.inversion_steps, self.inversion_batch, self.inversion_lr, background=self.background,
+                             intra=self.intra_weight, **weights)
+        config = TrainConfig(self.generators, self.maker_batch, self.maker_lr, optimizer="adam", betas=(0.5, 0.999),
+                             schedule="constant", grad_clip=5.0, precision="bf16", seed=self.seed)
+        extra = ({"attention": self.probe_weight} if name == "class probes" else
+                 {"adversarial": self.adversarial_weight, "student_model": self.student_model})
+        return GuidedGenerator(config, self.maker_steps, ink=self.ink_weight, diversity=self.diversity_weight,
+                               intra=self.intra_weight, texture=self.texture, background=self.background, **extra)
+
+    def given_to(self, store: Store, name: str) -> Given:
+        """What that maker is given, and no more: its budget."""
+        if name.endswith("GAN"):
+            return self.given(store)
+        teacher = self.cnn_teacher(store) if "CNN" in name else self.teacher_artifact(store)
+        probes = synthesis.class_probes(store, teacher, self.train_set) if name == "class probes" else None
+        return Given(teacher, self.test_set.classes, self.test_set.shape, probes)
+
+    def images(self, store: Store, name: str) -> tuple[ImageSet, Artifact]:
+        """The images of that maker, from `seed`."""
+        count = self.inversion_images if name.startswith("inversion") else self.maker_images
+        return synthesis.make_images(store, self.maker(name), self.given_to(store, name), count, self.seed + 1000)
+
+    def reference(self, store: Store, space) -> Artifact:
+        """Features of the real images that distances are taken to: at most `fid_images` of the training set."""
+        return synthesis.real_features(store, self.train_set.sample(self.fid_images), space)
+
+    def measures(self, store: Store, images: ImageSet, kept: Artifact, space, rounds: int = 100) -> Artifact:
+        """All measures of made images, see `synthesis.measure_images`."""
+        return synthesis.measure_images(store, images, kept, self.reference(store, space), space, self.fid_images, rounds)
+
+    def student_of(self, store: Store, images: ImageSet, kept: Artifact) -> Artifact:
+        """A student trained on these images alone by Algorithm 1, for as many steps whatever their number."""
+        config = self.student_config(epochs=max(1, round(self.student_epochs * self.maker_images / len(images))))
+        return distill.train_student(store, "student_synthetic", self.student_model, self.teacher_artifact(store), images,
+                                     self.test_set, config, self.weights, self.student_shift, parents=[kept])
+
+    def bench(self, store: Store, space) -> dict[str, dict]:
+        """Every maker's "images", "kept", "measures", "student", "diverged" ("" or what happened), by name.
+
+        A maker that diverges before it has a good state is left out but for "diverged": the others are not lost.
+        """
+        found = {}
+        for name in self.names:
+            try:
+                images, kept = self.images(store, name)
+            except DivergedError as error:
+                found[name] = {"diverged": str(error)}
+                continue
+            trained = self.maker(name).train(store, self.given_to(store, name))
+            found[name] = {"images": images, "kept": kept, "measures": self.measures(store, images, kept, space),
+                           "student": self.student_of(store, images, kept), "trained": trained,
+                           "diverged": trained.metrics["stopped"] if trained else ""}
+        return found
+
+    def equal_epochs(self, store: Store, seeds: list[int], space) -> dict[str, list[dict]]:
+        """Table 2's claim: both GANs from each seed, {arm: [{"trained", "measures", "curve"} for each seed]}."""
+        given, reference, found = self.given(store), self.reference(store, space), {}
+        for arm, lam in (("vanilla", 0.0), ("augmented", self.lam)):
+            found[arm] = []
+            for seed in seeds:
+                maker = self.gan_maker(lam, seed)
+                trained = maker.train(store, given)
+                images, kept = synthesis.make_images(store, maker, given, self.fid_images, seed + 1000)
+                found[arm].append({"trained": trained, "measures": self.measures(store, images, kept, space, rounds=0),
+                                   "curve": synthesis.distance_curve(store, maker, trained, given, reference, space)})
+        return found
+
+
+def real_images_read(store: Store, kept: Artifact, teacher: str) -> dict[str, int]:
+    """Real images behind made ones, by purpose: the most that one stage read, evaluation and the teacher's own left out.
+
+    Args:
+        kept: the artifact of the images. teacher: key of the teacher, whose training images are another account.
+    """
+    counts: dict[str, int] = {}
+    waiting, known = [kept.key], {teacher}
+    while waiting:
+        key = waiting.pop()
+        if key in known:
+            continue
+        known.add(key)
+        found = store.find(key)
+        waiting += found.parents
+        for row in found.ledger:
+            if row["purpose"] != ledger.EVALUATION:
+                counts[row["purpose"]] = max(counts.get(row["purpose"], 0), row["images"])
+    return counts
+
+
+def bench_table(store: Store, found: dict[str, dict], recipe: MakerRecipe):
+    """The table that matters: maker × real images seen × distance × accuracy of a student trained on its images alone.
+
+    Args:
+        found: of `MakerRecipe.bench`.
+
+    Returns:
+        A DataFrame; intervals are those of the samples: 95 %, images resampled, test images by Wilson.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, part in found.items():
+        row = {"maker": name, "may see": MAKERS[name]}
+        if "kept" not in part:
+            rows.append(row | {"real images read": "diverged"})
+            continue
+        teacher = recipe.given_to(store, name).teacher.key
+        read = real_images_read(store, part["kept"], teacher)
+        told, student, total = part["measures"].metrics, part["student"], len(recipe.test_set)
+        low, high = intervals.accuracy_interval(round(student.metrics["accuracy"] * total), total)
+        rows.append(row | {
+            "real images read": "; ".join(f"{count:,} ({purpose})" for purpose, count in read.items()) or "0",
+            "images made": part["kept"].metrics["images"], "images measured": told["images"],
+            "Fréchet distance": told["frechet"], "low": told["low"], "high": told["high"], "KID": told["kid"],
+            "precision": told["precision"], "recall": told["recall"], "coverage": told["coverage"],
+            "student (%)": 100 * student.metrics["accuracy"],
+            "95 % interval": f"{100 * low:.2f} – {100 * high:.2f}",
+            "seconds": round(part["kept"].seconds + (part["trained"].seconds if part["trained"] else 0), 1)})
+    return pd.DataFrame(rows)
+
+
+def accuracy_points(table):
+    """A bench table as `plots.accuracy_against_distance` takes it; makers that diverged are left out."""
+    points = table.dropna(subset=["Fréchet distance"]).rename(columns={"student (%)": "accuracy"})
+    ends = points["95 % interval"].str.split(" – ", expand=True).astype(float)
+    return points.assign(**{"accuracy low": ends[0], "accuracy high": ends[1]})
+
+
+def nearest_real(store: Store, images: ImageSet, recipe: MakerRecipe, space, count: int = 6, neighbours: int = 5):
+    """The first `count` made images with their nearest real training images, to see whether they are copies.
+
+    Returns:
+        (uint8 (count, C, S, S), uint8 (count, neighbours, C, S, S), distances (count, neighbours)).
+    """
+    chosen = images.subset(range(count))
+    mine = space.of(chosen.images, chosen.labels).values
+    distances, places = fid.nearest(mine, synthesis.open_features(recipe.reference(store, space)).values, neighbours)
+    real = recipe.train_set.sample(recipe.fid_images)
+    return chosen.images, real.images[places.flatten()].unflatten(0, places.shape), distances

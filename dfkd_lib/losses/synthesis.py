@@ -1,0 +1,187 @@
+"""Losses of the image makers: what an image, or a batch of them, should be like when no real image can be shown."""
+
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfkd_lib.attention import attention_sites, patch_tokens
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.losses.classification import same_shape
+
+PAIRS = 1024  # pairs of patches behind an entropy: more change it little, and cost memory
+GRID = 64  # points at which a density of cosine similarities is taken over [-1, 1]
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring pixels, down and across, of images (B, C, H, W): a scalar ≥ 0.
+
+    Source: the smoothness prior of DeepInversion (B), in its absolute form.
+    """
+    down, across = images[..., 1:, :] - images[..., :-1, :], images[..., :, 1:] - images[..., :, :-1]
+    return down.abs().mean() + across.abs().mean()
+
+
+def diversity_loss(images: Tensor, labels: Tensor) -> Tensor:
+    """How alike the images of a class are in a batch: mean positive correlation of pairs, brightness and contrast taken off.
+
+    Raw pixel distances are easily satisfied by brightness alone; a correlation of 2 × 2 means asks for other shapes.
+
+    Args:
+        images: (B, C, H, W). labels: int64 (B,).
+
+    Returns:
+        A scalar in [0, 1]; 0 where no class has two images.
+    """
+    flat = F.avg_pool2d(images.float(), 2).flatten(1)
+    flat = flat - flat.mean(1, keepdim=True)
+    unit = flat / (flat.norm(dim=1, keepdim=True) + 1e-3)
+    pairs = (labels[:, None] == labels[None, :]).triu(1)
+    return (unit @ unit.mT).clamp(min=0)[pairs].mean() if pairs.any() else images.sum() * 0.0
+
+
+def disagreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of two models' outputs over ln 2, mean over images: a scalar in [0, 1].
+
+    1 − it is the competition loss of DeepInversion's adaptive form, and of an adversarial generator: bounded, so that the
+    generator cannot win by pushing logits to infinity.
+
+    Args:
+        student_logits, teacher_logits: (B, K).
+    Source: Yin et al., Dreaming to Distill (CVPR 2020), adaptive DeepInversion.
+    """
+    same_shape(student_logits, teacher_logits, "logits")
+    log_p, log_q = F.log_softmax(student_logits.float(), -1), F.log_softmax(teacher_logits.float(), -1)
+    middle = torch.logsumexp(torch.stack([log_p, log_q]), 0) - torch.log(torch.tensor(2.0))
+    both = (log_p.exp() * (log_p - middle) + log_q.exp() * (log_q - middle)).sum(-1) / 2
+    return (both / torch.log(torch.tensor(2.0))).mean().clamp(min=0)
+
+
+def logit_distance(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Mean absolute difference of logits (B, K), each row's mean taken off: a scalar ≥ 0, with a gradient also where both
+    models are sure, which `disagreement` has not (after Fang et al., Data-Free Adversarial Distillation, 2019)."""
+    same_shape(student_logits, teacher_logits, "logits")
+    centred = [x.float() - x.float().mean(-1, keepdim=True) for x in (student_logits, teacher_logits)]
+    return (centred[0] - centred[1]).abs().mean()
+
+
+class BatchNormStatistics:
+    """What the batch norms of a model saw in its last forward pass, against what they remember of the training images."""
+
+    def __init__(self, model: nn.Module):
+        self.norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
+        if not self.norms:
+            raise WorkbenchError("this teacher has no batch-norm statistics to match", got=type(model).__name__,
+                                 expected="a network with BatchNorm2d", mend="use a CNN teacher (vgg16_bn, cnn_small), or "
+                                 "the transformer form of inversion, which uses the entropy of patch similarities")
+        self.seen: list[Tensor] = []
+
+    @contextmanager
+    def watching(self):
+        """Inside, each forward pass is noted; `loss` is then that of the passes so far."""
+        self.seen = []
+        handles = [norm.register_forward_hook(self._note) for norm in self.norms]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _note(self, norm: nn.BatchNorm2d, inputs: tuple, _) -> None:
+        x = inputs[0].float()
+        variance, mean = torch.var_mean(x, (0, 2, 3), unbiased=False)
+        self.seen.append((mean - norm.running_mean).norm() + (variance - norm.running_var).norm())
+
+    @property
+    def loss(self) -> Tensor:
+        """Σ over layers of ‖mean − running mean‖ + ‖variance − running variance‖ (DeepInversion's R_feature; B)."""
+        return torch.stack(self.seen).sum()
+
+
+@contextmanager
+def attention_outputs(model: nn.Module):
+    """Inside, the output (B, T, D) of every attention module of a ViT, in order: a list filled by its forward pass."""
+    outputs: list[Tensor] = []
+
+    def note(_, __, output):
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [site.module.register_forward_hook(note) for site in attention_sites(model)]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def patch_similarity_entropy(tokens: Tensor, patches: slice = slice(None)) -> Tensor:
+    """Differential entropy of the cosine similarities between the patches of an image, mean over images, in nats.
+
+    High where patches fall into things and background, low for noise, whose patches are all alike. Its negative is a loss.
+    The density is a kernel estimate: Gaussian, Silverman's bandwidth (at least 0.02, without gradient), on 64 points of
+    [-1, 1], made to integrate to 1 there; of more than 1,024 pairs a fixed regular choice is used.
+
+    Args:
+        tokens: (B, T, D), a layer's attention output. patches: which of the T tokens are patches.
+
+    Raises:
+        WorkbenchError: with fewer than three patches.
+    Source: Li et al., Patch Similarity Aware Data-Free Quantization for Vision Transformers (ECCV 2022), eq. 4-7; the
+        bandwidth and the grid are ours.
+    """
+    features = F.normalize(tokens[:, patches].float(), dim=-1)
+    count = features.shape[1]
+    if count < 3:
+        raise WorkbenchError("the entropy of patch similarities needs patches", expected="at least 3", got=count,
+                             where="patch_similarity_entropy", mend="use a model with smaller patches")
+    first, second = torch.triu_indices(count, count, offset=1, device=tokens.device)
+    step = max(1, len(first) // PAIRS)
+    similarity = (features @ features.mT)[:, first[::step], second[::step]]
+    spread = similarity.detach().std(1, keepdim=True)
+    bandwidth = (1.06 * spread * similarity.shape[1] ** -0.2).clamp(min=0.02)[..., None]
+    points = torch.linspace(-1, 1, GRID, device=tokens.device)
+    width = 2 / (GRID - 1)
+    density = torch.exp(-0.5 * ((points[:, None] - similarity[:, None, :]) / bandwidth) ** 2).sum(-1)
+    density = density / (density.sum(-1, keepdim=True) * width) + 1e-12  # entropy has no gradient at 0
+    return (torch.special.entr(density).sum(-1) * width).mean()
+
+
+def patch_similarity_loss(model: nn.Module, outputs: list[Tensor]) -> Tensor:
+    """Minus the mean over layers of `patch_similarity_entropy`, of what `attention_outputs` has collected."""
+    patches = patch_tokens(model)
+    return -torch.stack([patch_similarity_entropy(out, patches) for out in outputs]).mean()
+
+
+def intra_divergence_loss(features: Tensor, logits: Tensor, labels: Tensor, easy: float = 0.5,
+                          margin: float = 0.5) -> Tensor:
+    """DF-DearKD's boundary-preserving intra-divergence: easy images of a class move apart, hard ones stay where they are.
+
+    L = mean over easy images i of max(0, m − d(f_i, f_n(i))), where d = 1 − cos is in [0, 2] and n(i) is i's nearest
+    image of its class in the batch. Gradients reach f_i of easy images only; every neighbour's feature is held.
+
+    The source at hand says what the loss does, not its formula. Our choices: features are what the teacher's classifier
+    gets; easy is at least the median (share `easy`) of a class's confidence in the label it was asked for, taken within
+    the batch, so that a half is always left alone; the nearest neighbour, because pushing all pairs would drive the
+    features to the two ends of a line; a hinge, because distances that are large enough need no more.
+
+    Args:
+        features: (B, D). logits: (B, K) of the teacher. labels: int64 (B,), the classes asked for.
+        easy: share of each class that counts as easy, 0..1. margin: m in 0..2.
+
+    Returns:
+        A scalar in [0, m]; 0 where no class has two images or nothing is easy.
+    Source: DearKD (CVPR 2022), the data-free case (B).
+    """
+    with torch.no_grad():
+        confidence = F.softmax(logits.float(), -1).gather(1, labels[:, None]).squeeze(1)
+        same = (labels[:, None] == labels[None, :])
+        better = (same & (confidence[None, :] > confidence[:, None])).sum(1)
+        chosen = (better < (easy * same.sum(1)).round()) & (same.sum(1) > 1)
+    if not chosen.any():
+        return features.sum() * 0.0
+    unit = F.normalize(features.float(), dim=-1)
+    distance = 1 - unit @ unit.detach().mT
+    others = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    nearest = distance.masked_fill(~others, 3.0).min(1).values
+    return F.relu(margin - nearest[chosen]).mean()

@@ -1,0 +1,99 @@
+"""What a maker of images is given: a teacher always, and, as its budget allows, class probes, real images, a student."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dfkd_lib import artifacts
+from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.attention import class_probe_statistics, in_batches, prefix_tokens
+from dfkd_lib.attention.sites import pick
+from dfkd_lib.datasets import ImageSet
+from dfkd_lib.distill import load_trained
+from dfkd_lib.distill.runner import check_fit
+from dfkd_lib.errors import WorkbenchError
+
+
+@dataclass(frozen=True)
+class Given:
+    """What images may be made from; a maker takes what its budget names and nothing else.
+
+    Args:
+        teacher: a frozen classifier. classes: K names. shape: (C, S, S) of the images to make.
+        probes: `class_probes` of that teacher. real: real images. student: for a competition with the teacher.
+    """
+
+    teacher: Artifact
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    probes: Artifact | None = None
+    real: ImageSet | None = None
+    student: Artifact | None = None
+
+    def load_teacher(self) -> nn.Module:
+        """The frozen teacher on the training device; WorkbenchError if it does not take such images and classes."""
+        return self._load(self.teacher, "the teacher")
+
+    def load_student(self) -> nn.Module:
+        """The frozen student of a competition."""
+        if self.student is None:
+            raise WorkbenchError("competition with a student needs a student", expected="Given(student=…)", got=None,
+                                 mend="give a trained student, or set the weight of the competition to 0")
+        return self._load(self.student, "the student")
+
+    def _load(self, artifact: Artifact, what: str) -> nn.Module:
+        channels, height, width = self.shape
+        if height != width:
+            raise WorkbenchError("makers make square images", expected="(C, S, S)", got=self.shape, where="Given.shape",
+                                 mend="resize the images (size=…)")
+        model = load_trained(artifact)
+        check_fit(model, blank_set(self.classes, self.shape), what)
+        return model
+
+    def load_probes(self, teacher: nn.Module) -> Tensor:
+        """Class probes (K, N) on the training device; WorkbenchError if they are not of this teacher and these classes."""
+        if self.probes is None:
+            raise WorkbenchError("this maker needs class probes", expected="Given(probes=…)", got=None,
+                                 mend="make them with synthesis.class_probes, or set the weight of the attention loss to 0")
+        prefix = prefix_tokens(teacher)  # a teacher without class token is told here
+        probes = self.probes.tensors("probes.safetensors")["probes"]
+        sample = torch.zeros(1, *self.shape, device=next(teacher.parameters()).device)
+        with torch.inference_mode():
+            patches = teacher.forward_features(sample).shape[1] - prefix
+        if probes.shape != (len(self.classes), patches):
+            raise WorkbenchError("class probes do not fit the teacher",
+                                 expected=f"({len(self.classes)}, {patches}): classes and patches of the teacher",
+                                 got=tuple(probes.shape), where=self.probes.path,
+                                 mend="make the probes with this teacher, on images of these classes and this size")
+        return probes.to(sample.device)
+
+
+def blank_set(classes: tuple[str, ...], shape: tuple[int, int, int]) -> ImageSet:
+    """One black image of the shape that is asked for, of the first class, to try models on."""
+    return ImageSet(torch.zeros(1, *shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.long), classes,
+                    f"images of {shape} that are to be made")
+
+
+def class_probes(store: Store, teacher: Artifact, images: ImageSet, block: int = -1,
+                 model: nn.Module | None = None) -> Artifact:
+    """The teacher's class attention probes on a (real) set, kept with their spread.
+
+    Args:
+        model: the teacher itself, where the artifact holds no weights (a model from elsewhere).
+
+    Returns:
+        Artifact with probes.safetensors: "probes" (K, N) float32 of the block that was asked for; "mean" and "std"
+        (K, blocks, N) of every block; "count" (K,), images of each class.
+    """
+    def make(work: Path) -> dict:
+        looked = load_trained(teacher) if model is None else model
+        found = class_probe_statistics(looked, in_batches(images.images, images.labels), images.num_classes, block=None)
+        chosen = found.mean[:, pick(block, found.mean.shape[1], "block")].contiguous()
+        artifacts.save_tensors(work / "probes.safetensors", {"probes": chosen, **found._asdict()})
+        return {"images": len(images), "patches": chosen.shape[1]}
+
+    reads = {images.split: "class attention probes"} if images.real else {}
+    settings = {"images": images.fingerprint, "block": block, "kept": "mean and spread of every block"}
+    return store.get_or_make("class_probes", settings, make, [teacher], reads)

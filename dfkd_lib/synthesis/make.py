@@ -1,0 +1,103 @@
+"""One shape for every maker: what it is, what it is given, how many → an `ImageSet` on disk, with its ledger.
+
+Images are made shard by shard into one file that is then mapped into memory, never loaded: a killed run goes on with its
+next shard, and 50,000 images cost no more memory than one shard.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfkd_lib import artifacts
+from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.datasets import ImageSet
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.synthesis.canvas import balanced_labels
+from dfkd_lib.synthesis.given import Given
+
+IMAGES = "images.npy"
+
+
+class Maker(Protocol):
+    """A frozen dataclass of settings that can make images.
+
+    budget: what it may see of the real data, in words. shard: images that are drawn, and kept, at a time.
+    """
+
+    budget: str
+    shard: int
+
+    def train(self, store: Store, given: Given) -> Artifact | None:
+        """What has to be trained before images can be drawn, made or found by key."""
+
+    def drawing(self, trained: Artifact | None, given: Given) -> Callable[[Tensor, int], Tensor]:
+        """A function from (labels (N,), seed) to uint8 images (N, C, S, S) of these classes, the same at every call."""
+
+    def parents(self, given: Given) -> list[Artifact]:
+        """The artifacts that drawing uses beside `trained`."""
+
+    def settings(self) -> dict:
+        """What drawing depends on, JSON-able."""
+
+
+def make_images(store: Store, maker: Maker, given: Given, count: int, seed: int = 0) -> tuple[ImageSet, Artifact]:
+    """`count` synthetic images, even over the classes: (ImageSet, its artifact).
+
+    Drawing reads no real image, whatever the maker, and the ledger holds it to that; what the training of the maker has
+    read stands in the ledger of its parents.
+
+    Args:
+        maker: a `CGAN`, `GuidedGenerator` or `Inversion`. given: what it may use. count: images, at least one a class.
+
+    Returns:
+        The images, mapped from the artifact's images.npy, uint8 (count, C, S, S); labels 0, 1, …, K−1, 0, 1, …
+
+    Raises:
+        WorkbenchError: if count is smaller than the number of classes; whatever the maker raises.
+    """
+    if count < len(given.classes):
+        raise WorkbenchError("too few images to make", expected=f"at least {len(given.classes)}, one a class", got=count)
+    trained = maker.train(store, given)
+    settings = {"maker": type(maker).__name__, **maker.settings(), "classes": list(given.classes),
+                "shape": list(given.shape), "count": count, "seed": seed}
+    parents = [*([trained] if trained else []), *maker.parents(given)]
+    kept = store.get_or_make("synthetic", settings, lambda work: _draw(work, maker, trained, given, count, seed), parents)
+    return open_images(kept), kept
+
+
+def _draw(work: Path, maker: Maker, trained: Artifact | None, given: Given, count: int, seed: int) -> dict:
+    draw, labels = maker.drawing(trained, given), balanced_labels(count, len(given.classes))
+    done = work / "checkpoint" / "shards.json"
+    done.parent.mkdir(exist_ok=True)
+    start = int(done.read_text()) if done.exists() else 0
+    with open(work / IMAGES, "r+b" if start else "w+b") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False,
+                                                    "shape": (count, *given.shape)})
+        begin, size = file.tell(), int(np.prod(given.shape))
+        for shard in range(start, -(-count // maker.shard)):
+            rows = slice(shard * maker.shard, min((shard + 1) * maker.shard, count))
+            # Seeded by its number, a shard is the same whether or not the run was broken off before it.
+            images = draw(labels[rows], seed * 100_003 + shard)
+            file.seek(begin + rows.start * size)
+            file.write(images.contiguous().numpy())
+            file.flush()
+            artifacts.save_json(done, shard + 1)
+    return {"images": count, "maker": maker.budget}
+
+
+def open_images(kept: Artifact) -> ImageSet:
+    """The `ImageSet` of a "synthetic" artifact: its pixels stay on disk until they are used.
+
+    Raises:
+        WorkbenchError: if the artifact holds no images.
+    """
+    if not (kept.path / IMAGES).is_file():
+        raise WorkbenchError("this artifact holds no images", expected=IMAGES, got=kept.stage, where=kept.path,
+                             mend="give an artifact that make_images has returned")
+    pixels = np.load(kept.path / IMAGES, mmap_mode="c")  # copy on write: nothing can change the file
+    labels = balanced_labels(len(pixels), len(kept.settings["classes"]))
+    return ImageSet(torch.from_numpy(pixels), labels, tuple(kept.settings["classes"]), f"synthetic ({kept.key})")
