@@ -1,9 +1,10 @@
 """The bench of image makers: each by its data budget, the same count, the same measures, the same student (METHODS D)."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass, fields, replace
 
 from dfkd_lib import distill, fid, intervals, ledger, synthesis
-from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.artifacts import Artifact, Store, provenance, resolve, save_json
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.recipes import ClassificationRecipe
@@ -11,7 +12,7 @@ from dfkd_lib.synthesis import CGAN, Given, GuidedGenerator, Inversion, Maker
 from dfkd_lib.training import DivergedError, TrainConfig
 
 # What each maker may see; the order is the order of every table and figure.
-MAKERS = {"vanilla GAN": "1: real images and class probes", "augmented GAN": "1: real images and class probes",
+MAKERS = {"vanilla GAN": "1: real images", "augmented GAN": "1: real images and class probes",
           "class probes": "2: class probes", "inversion (CNN)": "3a: nothing but a CNN teacher",
           "inversion (ViT)": "3b: nothing but the teacher", "adversarial": "3c: nothing but the teacher"}
 
@@ -21,22 +22,26 @@ class MakerRecipe(ClassificationRecipe):
     """`ClassificationRecipe` with the makers that see less, as plain scalars.
 
     Args:
+        claim_images: real images of the equal-epoch comparison (both GANs from many seeds), 0: train_images.
         makers: comma-separated names out of `MAKERS`. maker_images: made by each, and behind each student.
         generators: trained one after another by the makers "class probes" and "adversarial", maker_steps steps of
-            maker_batch images each at learning rate maker_lr. probe_weight, adversarial_weight, ink_weight,
-            diversity_weight, intra_weight: of their losses, see `GuidedGenerator`; texture likewise.
+            maker_batch images each at learning rate maker_lr. probe_weight, adversarial_weight, tv_weight,
+            ink_weight, diversity_weight, intra_weight: of their losses, see `GuidedGenerator`; texture likewise.
         inversion_images, inversion_steps, inversion_batch, inversion_lr: of both inversions, see `Inversion`.
         background: the value of an empty pixel, -1..1.
     """
 
+    claim_images: int = 4000
     makers: str = ", ".join(MAKERS)
     maker_images: int = 30_000
-    generators: int = 8
-    maker_steps: int = 100
+    generators: int = 28
+    maker_steps: int = 40
     maker_batch: int = 64
-    maker_lr: float = 1e-3
+    maker_lr: float = 3e-3
+    maker_precision: str = "fp32"
     probe_weight: float = 1.0
-    adversarial_weight: float = 0.5
+    adversarial_weight: float = 0.2
+    tv_weight: float = 0.0
     ink_weight: float = 2.0
     diversity_weight: float = 1.0
     intra_weight: float = 0.0
@@ -74,11 +79,13 @@ class MakerRecipe(ClassificationRecipe):
             return Inversion(self.inversion_steps, self.inversion_batch, self.inversion_lr, background=self.background,
                              intra=self.intra_weight, **weights)
         config = TrainConfig(self.generators, self.maker_batch, self.maker_lr, optimizer="adam", betas=(0.5, 0.999),
-                             schedule="constant", grad_clip=5.0, precision="bf16", seed=self.seed)
+                             schedule="constant", grad_clip=5.0, precision=self.maker_precision,
+                             seed=self.seed)
         extra = ({"attention": self.probe_weight} if name == "class probes" else
                  {"adversarial": self.adversarial_weight, "student_model": self.student_model})
-        return GuidedGenerator(config, self.maker_steps, ink=self.ink_weight, diversity=self.diversity_weight,
-                               intra=self.intra_weight, texture=self.texture, background=self.background, **extra)
+        return GuidedGenerator(config, self.maker_steps, tv=self.tv_weight, ink=self.ink_weight,
+                               diversity=self.diversity_weight, intra=self.intra_weight, texture=self.texture,
+                               background=self.background, **extra)
 
     def given_to(self, store: Store, name: str) -> Given:
         """What that maker is given, and no more: its budget."""
@@ -128,6 +135,7 @@ class MakerRecipe(ClassificationRecipe):
     def equal_epochs(self, store: Store, seeds: list[int], space) -> dict[str, list[dict]]:
         """Table 2's claim: both GANs from each seed, {arm: [{"trained", "measures", "curve"} for each seed]}."""
         given, reference, found = self.given(store), self.reference(store, space), {}
+        given = replace(given, real=self.train_set.sample(self.claim_images or len(self.train_set)))
         for arm, lam in (("vanilla", 0.0), ("augmented", self.lam)):
             found[arm] = []
             for seed in seeds:
@@ -210,3 +218,37 @@ def nearest_real(store: Store, images: ImageSet, recipe: MakerRecipe, space, cou
     distances, places = fid.nearest(mine, synthesis.open_features(recipe.reference(store, space)).values, neighbours)
     real = recipe.train_set.sample(recipe.fid_images)
     return chosen.images, real.images[places.flatten()].unflatten(0, places.shape), distances
+
+
+def main(arguments: list[str]) -> None:
+    """The bench without a notebook, for long runs: every maker's row into OUT/makers.csv and OUT/results.json."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m dfkd_lib.laboratory", description=main.__doc__)
+    parser.add_argument("--out", default="reports/makers", help="folder for makers.csv and results.json")
+    parser.add_argument("--artifacts", default="data/artifacts", help="folder of trained things, by key")
+    parser.add_argument("settings", nargs="*", metavar="name=value", help="settings of MakerRecipe that differ")
+    asked = parser.parse_args(arguments)
+    kinds = {field.name: type(field.default) for field in fields(MakerRecipe)}
+    given = dict(pair.partition("=")[::2] for pair in asked.settings)
+    if set(given) - set(kinds):
+        raise WorkbenchError("no such setting", expected=", ".join(kinds), got=", ".join(sorted(set(given) - set(kinds))))
+    recipe = MakerRecipe(**{name: kinds[name](value) for name, value in given.items()})
+    store, out, start = Store(asked.artifacts), resolve(asked.out), time.perf_counter()
+    space = recipe.feature_space(store)
+    found = recipe.bench(store, space)
+    table = bench_table(store, found, recipe)
+    out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out / "makers.csv", index=False)
+    save_json(out / "results.json", {
+        "recipe": asdict(recipe), "features": space.name, "seconds": round(time.perf_counter() - start, 1),
+        "makers": {name: {"measures": part["measures"].metrics, "student": part["student"].metrics,
+                          "history": part["student"].json("history.json"), "diverged": part["diverged"]}
+                   for name, part in found.items() if "kept" in part}, "provenance": provenance()})
+    print(table.to_string(index=False))
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])

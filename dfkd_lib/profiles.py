@@ -33,8 +33,8 @@ _TEACHER_PAPER = {"teacher": "train", "teacher_model": "vit_mnist_teacher", "tea
 _GAN_PAPER = {"gan_epochs": 50, "gan_batch": 128, "gan_lr": 1e-4, "gan_width": 512, "d_width": 64, "dropout": 0.25,
               "lam": 1.0, "feature_images": 60_000, "feature_epochs": 5, "fid_images": 10_000}
 # For makers 2 and 3 no source gives sizes: as many images as the paper's GAN makes, ten times quick's training.
-_MAKERS_PAPER = {"maker_images": 50_000, "generators": 25, "maker_steps": 400, "maker_batch": 128,
-                 "inversion_images": 10_000, "inversion_steps": 1000}
+_MAKERS_PAPER = {"claim_images": 0, "maker_precision": "bf16", "maker_images": 50_000, "generators": 96, "maker_steps": 100,
+                 "maker_batch": 128, "inversion_images": 10_000, "inversion_steps": 1000, "seeds": "0,1,2,3,4"}
 
 SMOKE: dict[str, dict] = {
     "00_start_here": {"test_images": 400},

@@ -100,6 +100,12 @@ class FieldGenerator(nn.Module):
             width = narrower
         self.layers = nn.Sequential(*layers, nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, channels, 3, 1, 1))
 
+    @torch.no_grad()
+    def inherit(self, other: "FieldGenerator") -> None:
+        """Take over how another one draws, all but its classes and its first layer: those are what it draws."""
+        for mine, its in zip(self.layers[1:], other.layers[1:], strict=True):
+            mine.load_state_dict(its.state_dict())
+
     def noise(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         """What `forward` wants beside labels: latent (n, L), texture (n, C, S, S), where to look (n, S, S, 2), offsets
         (n, 1, 1, 1)."""

@@ -59,8 +59,9 @@ class GuidedGenerator:
     """A generator that learns from the frozen teacher alone, or from its class probes too.
 
     Args:
-        config: of the training; an epoch has `steps` steps. restart: each epoch trains a new generator, so that the images
-            come from as many independent ones as there are epochs; else one is trained throughout.
+        config: of the training; an epoch has `steps` steps. restart: each epoch trains a new generator, which inherits
+            from the one before how to draw but not what, so that the images come from as many as there are epochs; else
+            one is trained throughout.
         width, latent, texture, bend: of the `FieldGenerator`.
         ce: weight of the cross entropy to the asked class, less `enough` nats, from where on it asks for no more.
         attention: weight of the attention consistency with the class probes (A eq. 4; maker 2).
@@ -83,14 +84,14 @@ class GuidedGenerator:
     restart: bool = True
     width: int = 128
     latent: int = 100
-    texture: float = 2.0
+    texture: float = 1.0
     bend: float = 1.0
     ce: float = 1.0
     enough: float = 0.1
     attention: float = 0.0
     tv: float = 0.0
-    ink: float = 0.3
-    blank: float = 1.0
+    ink: float = 3.0
+    blank: float = 3.0
     least: float = 0.05
     diversity: float = 1.0
     background: float = -1.0
@@ -102,7 +103,7 @@ class GuidedGenerator:
     student_lr: float = 2e-3
     temperature: float = 4.0
     bank: int = 20_000
-    rehearsal: int = 3
+    rehearsal: int = 1
     jitter: int = 2
     shard = 2048
 
@@ -163,7 +164,10 @@ class GuidedGenerator:
         def step(batch, progress: float) -> Iterator[tuple[str, dict]]:
             labels, *noise = batch
             # Those of other epochs get no gradient, so that the optimizer leaves them and their moments alone.
-            generator = generators[int(progress * self.config.epochs + 1e-6) if self.restart else 0]
+            done = round(progress * self.config.epochs * self.steps)
+            generator = generators[done // self.steps if self.restart else 0]
+            if self.restart and done and done % self.steps == 0:
+                generator.inherit(generators[done // self.steps - 1])
             images = generator(labels, *noise)
             seen = _shift(images, self.jitter)
             logits, features, probe = _look(teacher, seen, probes is not None)
