@@ -47,7 +47,7 @@ class MakerRecipe(ClassificationRecipe):
     intra_weight: float = 0.0
     texture: float = 1.0
     background: float = -1.0
-    inversion_images: int = 1280
+    inversion_images: int = 512
     inversion_steps: int = 100
     inversion_batch: int = 128
     inversion_lr: float = 0.1
@@ -235,6 +235,7 @@ def main(arguments: list[str]) -> None:
         raise WorkbenchError("no such setting", expected=", ".join(kinds), got=", ".join(sorted(set(given) - set(kinds))))
     recipe = MakerRecipe(**{name: kinds[name](value) for name, value in given.items()})
     store, out, start = Store(asked.artifacts), resolve(asked.out), time.perf_counter()
+    made_by = provenance()  # of the code that runs, whatever is committed while it does
     space = recipe.feature_space(store)
     found = recipe.bench(store, space)
     table = bench_table(store, found, recipe)
@@ -244,7 +245,7 @@ def main(arguments: list[str]) -> None:
         "recipe": asdict(recipe), "features": space.name, "seconds": round(time.perf_counter() - start, 1),
         "makers": {name: {"measures": part["measures"].metrics, "student": part["student"].metrics,
                           "history": part["student"].json("history.json"), "diverged": part["diverged"]}
-                   for name, part in found.items() if "kept" in part}, "provenance": provenance()})
+                   for name, part in found.items() if "kept" in part}, "provenance": made_by})
     print(table.to_string(index=False))
 
 

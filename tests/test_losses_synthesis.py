@@ -22,7 +22,7 @@ def test_diversity_sees_shapes_not_brightness_and_only_within_a_class():
     left, top = torch.zeros(1, 8, 8), torch.zeros(1, 8, 8)
     left[:, :, :4], top[:, :4] = 1.0, 1.0
     same = torch.zeros(2, dtype=torch.long)
-    assert diversity_loss(torch.stack([left, 0.3 * left + 0.2]), same).item() == pytest.approx(1, abs=2e-3)
+    assert diversity_loss(torch.stack([left, 0.3 * left + 0.2]), same).item() == pytest.approx(1, abs=5e-3)
     assert diversity_loss(torch.stack([left, top]), same).item() == pytest.approx(0, abs=1e-6)
     assert diversity_loss(torch.stack([left, 1 - left]), same).item() == 0  # opposite is not alike
     assert diversity_loss(torch.stack([left, left]), torch.arange(2)).item() == 0
