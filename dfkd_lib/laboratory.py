@@ -27,7 +27,7 @@ class MakerRecipe(ClassificationRecipe):
         generators: trained one after another by the makers "class probes" and "adversarial", maker_steps steps of
             maker_batch images each at learning rate maker_lr. probe_weight, adversarial_weight, tv_weight,
             ink_weight, diversity_weight, intra_weight: of their losses, see `GuidedGenerator`; texture likewise.
-        inversion_images, inversion_steps, inversion_batch, inversion_lr: of both inversions, see `Inversion`.
+        inversion_*, batch_norm_weight, entropy_weight: of both inversions, see `Inversion`.
         background: the value of an empty pixel, -1..1.
     """
 
@@ -47,10 +47,12 @@ class MakerRecipe(ClassificationRecipe):
     intra_weight: float = 0.0
     texture: float = 1.0
     background: float = -1.0
-    inversion_images: int = 512
-    inversion_steps: int = 100
+    inversion_images: int = 256
+    inversion_steps: int = 150
     inversion_batch: int = 128
-    inversion_lr: float = 0.1
+    inversion_lr: float = 0.05
+    inversion_tv: float = 1.0
+    inversion_l2: float = 0.5
     batch_norm_weight: float = 1.0
     entropy_weight: float = 0.1
 
@@ -76,8 +78,8 @@ class MakerRecipe(ClassificationRecipe):
             return self.gan_maker(0.0 if name.startswith("vanilla") else self.lam)
         if name.startswith("inversion"):
             weights = ({"batch_norm": self.batch_norm_weight} if "CNN" in name else {"patch_entropy": self.entropy_weight})
-            return Inversion(self.inversion_steps, self.inversion_batch, self.inversion_lr, background=self.background,
-                             intra=self.intra_weight, **weights)
+            return Inversion(self.inversion_steps, self.inversion_batch, self.inversion_lr, tv=self.inversion_tv,
+                             l2=self.inversion_l2, background=self.background, intra=self.intra_weight, **weights)
         config = TrainConfig(self.generators, self.maker_batch, self.maker_lr, optimizer="adam", betas=(0.5, 0.999),
                              schedule="constant", grad_clip=5.0, precision=self.maker_precision,
                              seed=self.seed)

@@ -43,6 +43,8 @@ HEADLINES: tuple[Headline, ...] = (
              "A Table 4", percent=True),
     Headline("20_gan_fid", "frechet_vanilla", "Fréchet distance, vanilla GAN", "27 (Inception)", "A Table 2"),
     Headline("20_gan_fid", "frechet_augmented", "Fréchet distance, augmented GAN", "23 (Inception)", "A Table 2"),
+    Headline("20_gan_fid", "student of class probes", "student, images made from class probes only", percent=True),
+    Headline("20_gan_fid", "student of adversarial", "student, images made from the teacher only", percent=True),
     Headline("40_detection_kd", "teacher_AP50", "detection teacher, AP50", "", "A Figure 17", percent=True),
     Headline("40_detection_kd", "student_train_AP50", "detection student, AP50", "", "A Figure 19", percent=True),
     Headline("40_detection_kd", "student_synthetic_AP50", "detection student, synthetic scenes only, AP50", "",

@@ -1,4 +1,4 @@
-"""The conditional GAN: two arms that differ in λ alone, images by seed, a ledger that tells them apart."""
+"""The conditional GAN and its recipe: two arms that differ in λ alone, images by seed, a ledger that tells them apart."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 
 from dfkd_lib import synthesis
 from dfkd_lib.artifacts import Store
-from dfkd_lib.datasets import to_float
+from dfkd_lib.datasets import to_float, to_uint8
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import Discriminator, Generator, create_model
 from dfkd_lib.recipes import ClassificationRecipe, parse_seeds
@@ -27,7 +27,7 @@ def test_padding_and_cropping_are_inverse():
     images = torch.rand(2, 1, 28, 28) * 2 - 1
     padded = synthesis.pad_to_gan(images)
     assert padded.shape == (2, 1, 32, 32) and padded[0, 0, 0, 0] == -1
-    assert torch.equal(synthesis.crop_from_gan(padded, 28), images)
+    assert torch.equal(synthesis.crop_middle(padded, 28), images)
 
 
 def run_step(lam):
@@ -58,21 +58,29 @@ def test_both_arms_train_from_one_seed_and_are_kept(store):
     vanilla, augmented = TINY.gan(store, 0.0), TINY.gan(store, 5.0)
     assert vanilla.key != augmented.key
     history = vanilla.json("history.json")
-    assert len(history) == 2 and {"adversarial", "attention", "frechet", "discriminator_loss"} <= set(history[0])
-    assert TINY.gan(store, 0.0).cached
-    first = vanilla.tensors("generator.safetensors"), augmented.tensors("generator.safetensors")
+    assert len(history) == 2 and {"adversarial", "attention", "discriminator_loss"} <= set(history[0])
+    assert TINY.gan(store, 0.0).cached and vanilla.metrics["stopped"] == ""
+    assert synthesis.kept_states(vanilla) == {1: "generator-00001.safetensors", 2: "generator-00002.safetensors"}
+    first = vanilla.tensors("generator-00001.safetensors"), augmented.tensors("generator-00001.safetensors")
     assert any(not torch.equal(first[0][k], first[1][k]) for k in first[0])
-    assert {row["split"]: row["images"] for row in vanilla.ledger} == {"mnist/train": 96}
+    assert [(row["split"], row["purpose"], row["images"]) for row in vanilla.ledger] == [
+        ("mnist/train", "training the discriminator", 96)]
 
 
 def test_images_come_from_the_seed_and_read_nothing_real(store):
-    gan = TINY.gan(store)
-    images, kept = synthesis.synthesize(store, gan, 50, seed=1)
-    again = synthesis.generate(synthesis.load_generator(gan), images.labels, 1, 28)
-    other = synthesis.generate(synthesis.load_generator(gan), images.labels, 2, 28)
+    maker, given = TINY.gan_maker(), TINY.given(store)
+    images, kept = synthesis.make_images(store, maker, given, 50, seed=1)
+    model = maker.generator(TINY.gan(store))
+    again, other = (synthesis.generate(model, images.labels, seed, 28) for seed in (1 * 100_003, 2 * 100_003))
     assert torch.equal(images.pixels, again) and not torch.equal(again, other)
     assert not images.real and images.shape == (1, 28, 28) and torch.bincount(images.labels).tolist() == [5] * 10
     assert kept.ledger == [] and kept.manifest["data_free"]
+
+
+def test_an_earlier_state_draws_other_images(store):
+    maker, given, gan = TINY.gan_maker(), TINY.given(store), TINY.gan(store)
+    first, last, default = (maker.drawing(gan, given, epoch)(torch.arange(10), 0) for epoch in (1, 2, None))
+    assert torch.equal(last, default) and not torch.equal(first, last)
 
 
 def test_ledger_of_the_students(store):
@@ -91,8 +99,9 @@ def test_a_changed_parameter_makes_anew_only_what_depends_on_it(store):
     assert TINY.student(store, "synthetic").cached
 
 
-@pytest.mark.parametrize("change, words", [({"lam": -1.0}, "weight of the attention loss"), ({"features": "vgg"}, "no such features"),
-                                           ({"teacher": "mine"}, "no such way"), ({"shipped": "none", "teacher": "shipped"}, "missing")])
+@pytest.mark.parametrize("change, words", [({"lam": -1.0}, "weight of the attention loss"), ({"lam": float("nan")}, "weight"),
+                                           ({"teacher": "mine"}, "no such way"),
+                                           ({"shipped": "none", "teacher": "shipped"}, "missing")])
 def test_impossible_recipes(store, change, words):
     with pytest.raises(WorkbenchError, match=words):
         replace(TINY, **change).gan(store)
@@ -120,6 +129,24 @@ def test_a_generator_of_bad_numbers_is_refused():
         generator.layers[0].weight.fill_(float("nan"))
     with pytest.raises(WorkbenchError, match="diverged"):
         synthesis.generate(generator, torch.arange(4), 0, 28)
+
+
+def test_a_walk_between_two_latents_starts_and_ends_at_them():
+    torch.manual_seed(0)
+    generator = Generator(10, 1, width=16)
+    walk = synthesis.latent_walk(generator, torch.tensor([3, 7]), 5, seed=4, side=28)
+    assert walk.shape == (2, 5, 1, 28, 28) and walk.dtype == torch.uint8
+    source = torch.Generator().manual_seed(4)
+    for place, noise in ((0, generator.noise(2, source)), (-1, generator.noise(2, source))):
+        with torch.no_grad():
+            expected = to_uint8(synthesis.crop_middle(generator.eval()(torch.tensor([3, 7]), *noise), 28))
+        assert (walk[:, place].int() - expected.int()).abs().max() <= 1
+
+
+def test_kept_epochs_are_spread_and_end_with_the_last():
+    assert synthesis.kept_epochs(1) == [1] and synthesis.kept_epochs(3) == [1, 2, 3]
+    assert synthesis.kept_epochs(100) == list(range(10, 101, 10))
+    assert len(synthesis.kept_epochs(37)) == 10 and synthesis.kept_epochs(37)[-1] == 37
 
 
 def test_shape_of_gan_input_is_the_classifiers_scale():
