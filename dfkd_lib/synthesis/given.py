@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from dfkd_lib import artifacts
 from dfkd_lib.artifacts import Artifact, Store
-from dfkd_lib.attention import class_probe_statistics, in_batches, prefix_tokens
-from dfkd_lib.attention.sites import pick
+from dfkd_lib.attention import class_probe_statistics, in_batches, patch_tokens
+from dfkd_lib.attention.sites import class_token, pick
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.distill import load_trained
 from dfkd_lib.distill.runner import check_fit
@@ -57,11 +57,11 @@ class Given:
         if self.probes is None:
             raise WorkbenchError("this maker needs class probes", expected="Given(probes=…)", got=None,
                                  mend="make them with synthesis.class_probes, or set the weight of the attention loss to 0")
-        prefix = prefix_tokens(teacher)  # a teacher without class token is told here
+        class_token(teacher)  # a teacher without one is told here
         probes = self.probes.tensors("probes.safetensors")["probes"]
         sample = torch.zeros(1, *self.shape, device=next(teacher.parameters()).device)
         with torch.inference_mode():
-            patches = teacher.forward_features(sample).shape[1] - prefix
+            patches = len(range(teacher.forward_features(sample).shape[1])[patch_tokens(teacher)])
         if probes.shape != (len(self.classes), patches):
             raise WorkbenchError("class probes do not fit the teacher",
                                  expected=f"({len(self.classes)}, {patches}): classes and patches of the teacher",
