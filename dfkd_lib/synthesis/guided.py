@@ -44,7 +44,8 @@ class MemoryBank(nn.Module):
     def add(self, images: Tensor, logits: Tensor) -> None:
         """Keep float images (B, C, S, S) in [-1, 1] and logits (B, K)."""
         rows = (self.seen + torch.arange(len(images), device=self.seen.device)) % len(self.images)
-        self.images[rows], self.logits[rows] = to_uint8(images), logits.float()
+        # Bad numbers are for the training loop to tell, which then goes back to a bank without them.
+        self.images[rows], self.logits[rows] = to_uint8(images.nan_to_num()), logits.float()
         self.seen += len(images)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
