@@ -100,7 +100,8 @@ def test_a_changed_parameter_makes_anew_only_what_depends_on_it(store):
     assert TINY.gan(store).key != replace(TINY, lam=2.0).gan(store).key
 
 
-@pytest.mark.parametrize("change, words", [({"lam": -1.0}, "weight of the attention loss"), ({"lam": float("nan")}, "weight"),
+@pytest.mark.parametrize("change, words", [({"lam": -1.0}, "weight of the attention loss"),
+                                           ({"lam": float("nan")}, "weight of the attention loss"),
                                            ({"teacher": "mine"}, "no such way"),
                                            ({"shipped": "none", "teacher": "shipped"}, "missing")])
 def test_impossible_recipes(store, change, words):
