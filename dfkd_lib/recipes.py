@@ -81,6 +81,7 @@ class ClassificationRecipe:
     gan_width: int = 128
     d_width: int = 32
     dropout: float = 0.1
+    attention_share: float = 1.0
     lam: float = 1.0
     features: str = "classifier"
     feature_model: str = "cnn_small"
@@ -181,7 +182,8 @@ class ClassificationRecipe:
         config = TrainConfig(self.gan_epochs, self.gan_batch, self.gan_lr, optimizer="adam", betas=(0.5, 0.999),
                              weight_decay=2e-5, schedule="constant", precision="bf16",
                              seed=self.seed if seed is None else seed)
-        return CGAN(config, self.lam if lam is None else lam, self.gan_width, self.d_width, dropout=self.dropout)
+        return CGAN(config, self.lam if lam is None else lam, self.gan_width, self.d_width, dropout=self.dropout,
+                    attention_share=self.attention_share)
 
     def gan(self, store: Store, lam: float | None = None, seed: int | None = None) -> Artifact:
         """The trained GAN of `gan_maker`."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dfkd_lib import bench
-from dfkd_lib.bench import attention, memory, training
+from dfkd_lib.bench import attention, frechet, memory, synthesis, training
 from dfkd_lib.errors import WorkbenchError
 
 TINY = {"embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
@@ -16,6 +16,10 @@ def test_the_table_has_a_positive_speed_for_each_step(monkeypatch, capsys):
     monkeypatch.setattr(training, "STEPS", 1)
     monkeypatch.setattr(attention, "CASES", ())
     monkeypatch.setattr(memory, "SIZES", ())
+    monkeypatch.setattr(frechet, "SIZES", ())
+    monkeypatch.setattr(synthesis, "IMAGES", 0)
+    monkeypatch.setattr(synthesis, "BATCH", 4)
+    monkeypatch.setattr(synthesis, "PAIRS", 2)
     monkeypatch.setenv("DFKD_PROGRESS", "none")
     bench.print_table(repeats=1)
     lines = capsys.readouterr().out.splitlines()

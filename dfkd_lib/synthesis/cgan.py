@@ -24,7 +24,7 @@ WATCH_EVERY = 8  # steps between looks at the attention loss of a vanilla GAN, w
 
 
 def gan_step(generator: Generator, discriminator: Discriminator, teacher: nn.Module, probes: Tensor, lam: float,
-             side: int, steps: int = 1, epochs: int = 1) -> Callable:
+             side: int, steps: int = 1, epochs: int = 1, share: float = 1.0) -> Callable:
     """The step of the conditional GAN: L_D, then L_G = L_adv + λ L_attention (A eq. 5).
 
     λ = 0 is the vanilla GAN: the attention loss is then measured but has no gradient. Both arms draw the same random
@@ -33,8 +33,12 @@ def gan_step(generator: Generator, discriminator: Discriminator, teacher: nn.Mod
     Args:
         teacher: frozen ViT with a class token for side × side images. probes: its class probes (K, N). lam: λ ≥ 0.
         steps, epochs: of the training, for knowing the place of a step in its epoch.
+        share: of a batch, (0, 1], that the attention loss is taken on: as the images of a batch are independent, a part of
+            them gives the same loss and gradient in the mean, at its share of the teacher's cost.
     """
     def attention(fake: Tensor, labels: Tensor) -> Tensor:
+        some = max(1, round(share * len(fake)))
+        fake, labels = fake[:some], labels[:some]
         return attention_consistency_loss(attention_probe(teacher, crop_middle(fake, side)), probes[labels])
 
     @torch.no_grad()
@@ -72,7 +76,7 @@ class CGAN:
 
     Args:
         config: of the training (the paper: Adam, lr 1e-4, betas (0.5, 0.999), weight decay 2e-5).
-        lam: λ ≥ 0 of the attention loss (A eq. 5). width, d_width, latent, dropout: of generator and discriminator.
+        lam: λ ≥ 0 of the attention loss (A eq. 5). attention_share: of each batch, (0, 1], that it is taken on. width, d_width, latent, dropout: of generator and discriminator.
     """
 
     config: TrainConfig
@@ -81,12 +85,16 @@ class CGAN:
     d_width: int = 64
     latent: int = 100
     dropout: float = 0.25
+    attention_share: float = 1.0
     budget = "real images and class probes"
     shard = 2048
 
     def __post_init__(self):
         if not self.lam >= 0:
             raise WorkbenchError("the weight of the attention loss is impossible", expected="λ >= 0", got=self.lam)
+        if not 0 < self.attention_share <= 1:
+            raise WorkbenchError("the share of a batch is impossible", expected="0 < attention_share <= 1",
+                                 got=self.attention_share)
 
     def train(self, store: Store, given: Given) -> Artifact:
         """The trained GAN: generator-<epoch>.safetensors and history.json (losses, "attention"); metrics "stopped",
@@ -117,7 +125,8 @@ class CGAN:
                    "discriminator": Discriminator(len(given.classes), given.shape[0], self.d_width, self.dropout)}
         batches = training.TensorBatches((real.images, real.labels), config.batch_size,
                                          lambda batch, _: (pad_to_gan(to_float(batch[0])), batch[1]))
-        step = gan_step(*modules.values(), teacher, probes, self.lam, given.shape[1], len(batches), config.epochs)
+        step = gan_step(*modules.values(), teacher, probes, self.lam, given.shape[1], len(batches), config.epochs,
+                        self.attention_share)
         history, stopped = fit_to_last_good(work, modules, step, batches, config, f"cGAN λ={self.lam:g} seed {config.seed}",
                                             {name: [name] for name in modules})
         artifacts.save_json(work / "history.json", history)
