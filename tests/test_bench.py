@@ -1,5 +1,7 @@
 """The bench measures every step through the real loop, and compares attention only where all find the same."""
 
+import re
+
 import pytest
 import torch
 
@@ -28,6 +30,9 @@ def test_the_table_has_a_positive_speed_for_each_step(monkeypatch, capsys):
         (line,) = [line for line in lines if line.startswith(name)]
         speed, ratio = map(float, line.removeprefix(name).split())
         assert speed > 0 and ratio > 0
+    (line,) = [line for line in lines if line.startswith("vanilla ")]
+    vanilla, augmented, ratio = (float(number) for number in re.findall(r"[\d.]+", line))
+    assert vanilla > 0 and ratio == pytest.approx(augmented / vanilla, abs=0.01 + (1 + ratio) / vanilla)  # printed rounded
     assert lines[-1].startswith("last make report: ")
 
 
@@ -60,3 +65,28 @@ def test_a_capture_unlike_the_peers_is_refused(monkeypatch):
 
 def test_the_memory_of_class_probes_is_measured_apart():
     assert 0 < memory.growth_apart(300) < 2000
+
+
+def test_the_memory_of_made_images_is_measured_apart(monkeypatch):
+    monkeypatch.setenv("DFKD_PROGRESS", "none")
+    found = synthesis.memory_apart(300)
+    assert 50 < found["before"] and 0 < found["making"] < 2000 and 0 < found["learning"] < 2000
+
+
+def test_both_arms_of_the_gan_are_timed_as_often(monkeypatch):
+    seen = []
+
+    def gan_step(generator, discriminator, teacher, probes, lam, side, steps):
+        def step(batch, progress):
+            seen.append((lam, progress))
+            for name, module in (("discriminator", discriminator), ("generator", generator)):
+                yield name, {"loss": sum(p.square().sum() for p in module.parameters())}
+
+        return step
+
+    for name, value in {"gan_step": gan_step, "BATCH": 2, "PAIRS": 3, "Generator": lambda k, c: torch.nn.Linear(1, 1),
+                        "Discriminator": lambda k, c: torch.nn.Linear(1, 1), "TEACHER": "vit_mnist_smoke"}.items():
+        monkeypatch.setattr(synthesis, name, value)
+    found = synthesis.gan_steps()
+    assert [lam for lam, _ in seen] == [0.0, 1.0] * 6 and found.ratio == found.augmented / found.vanilla > 0
+    assert [progress for lam, progress in seen if lam == 0] == pytest.approx([0, 1 / 3, 2 / 3] * 2)

@@ -7,6 +7,7 @@ the next one needs.
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import psutil
 
@@ -18,11 +19,9 @@ from dfkd_lib.models import create_model
 MODEL, SIZES = "vit_mnist_small", (10_000, 60_000)
 
 
-def growth(count: int) -> float:
-    """MB by which this process grew at most while it made the class probes of `count` MNIST images, loaded before."""
-    data, process, done = load_images("mnist", "train"), psutil.Process(), threading.Event()
-    model = create_model(MODEL).eval()
-    images, labels = data.images[:count], data.labels[:count]
+def peak_growth(work: Callable[[], object]) -> float:
+    """MB by which this process grew at most while it did that work."""
+    process, done = psutil.Process(), threading.Event()
     before = peak = process.memory_info().rss
 
     def watch():
@@ -33,18 +32,29 @@ def growth(count: int) -> float:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        class_probe_statistics(model, in_batches(images, labels), data.num_classes)
+        work()
     finally:
         done.set()
         watcher.join()
     return (max(peak, process.memory_info().rss) - before) / 2**20
 
 
+def growth(count: int) -> float:
+    """`peak_growth` while the class probes of `count` MNIST images are made, which were loaded before."""
+    data, model = load_images("mnist", "train"), create_model(MODEL).eval()
+    images, labels = data.images[:count], data.labels[:count]
+    return peak_growth(lambda: class_probe_statistics(model, in_batches(images, labels), data.num_classes))
+
+
+def last_line_apart(code: str) -> str:
+    """What Python code prints last, run in a process of its own."""
+    run = subprocess.run([sys.executable, "-c", code], check=True, text=True, stdout=subprocess.PIPE, cwd=REPOSITORY)
+    return run.stdout.splitlines()[-1]
+
+
 def growth_apart(count: int) -> float:
     """`growth` in a process of its own."""
-    code = f"from dfkd_lib.bench.memory import growth; print(growth({count}))"
-    run = subprocess.run([sys.executable, "-c", code], check=True, text=True, stdout=subprocess.PIPE, cwd=REPOSITORY)
-    return float(run.stdout.split()[-1])
+    return float(last_line_apart(f"from dfkd_lib.bench.memory import growth; print(growth({count}))"))
 
 
 def print_memory() -> None:
