@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 
 from dfkd_lib import distill, fid, intervals, ledger, synthesis
 from dfkd_lib.artifacts import Artifact, Store, provenance, resolve, save_json
@@ -65,6 +66,11 @@ class MakerRecipe(ClassificationRecipe):
             raise WorkbenchError("no such maker of images", expected=", ".join(MAKERS), got=", ".join(unknown) or "none",
                                  where="makers", mend="name makers from the list, comma-separated")
         return [name for name in MAKERS if name in asked]
+
+    @cached_property
+    def claim_set(self) -> ImageSet:
+        """The real images that both GANs of the equal-epoch comparison see."""
+        return self.train_set.sample(self.claim_images or len(self.train_set))
 
     def cnn_teacher(self, store: Store) -> Artifact:
         """The CNN that "inversion (CNN)" inverts: not the one that judges, which would flatter it."""
@@ -136,8 +142,7 @@ class MakerRecipe(ClassificationRecipe):
 
     def equal_epochs(self, store: Store, seeds: list[int], space) -> dict[str, list[dict]]:
         """Table 2's claim: both GANs from each seed, {arm: [{"trained", "measures", "curve"} for each seed]}."""
-        given, reference, found = self.given(store), self.reference(store, space), {}
-        given = replace(given, real=self.train_set.sample(self.claim_images or len(self.train_set)))
+        given, reference, found = replace(self.given(store), real=self.claim_set), self.reference(store, space), {}
         for arm, lam in (("vanilla", 0.0), ("augmented", self.lam)):
             found[arm] = []
             for seed in seeds:
@@ -200,6 +205,19 @@ def bench_table(store: Store, found: dict[str, dict], recipe: MakerRecipe):
             "95 % interval": f"{100 * low:.2f} – {100 * high:.2f}",
             "seconds": round(part["kept"].seconds + (part["trained"].seconds if part["trained"] else 0), 1)})
     return pd.DataFrame(rows)
+
+
+def short_table(table):
+    """The columns of a bench table to read first, narrow enough for a page: what was seen, the distance, the student."""
+    import pandas as pd
+
+    def told(row) -> str:
+        return "–" if pd.isna(row["Fréchet distance"]) else \
+            f"{row['Fréchet distance']:.4g} [{row['low']:.4g}, {row['high']:.4g}]"
+
+    short = table[["maker", "may see", "real images read"]].assign(
+        images=table["images made"], **{"Fréchet distance [95 %]": table.apply(told, axis=1)})
+    return short.assign(**{"student (%)": table["student (%)"].map("{:.2f}".format), "[95 %]": table["95 % interval"]})
 
 
 def accuracy_points(table):

@@ -52,7 +52,7 @@ def curves(series: dict[str, Sequence[float]], xlabel: str, ylabel: str, title: 
         ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
         if zero:
             ax.set_ylim(bottom=0)
-        if x is None:
+        if x is None or all(isinstance(place, int) for place in x):
             ax.xaxis.get_major_locator().set_params(integer=True)
         if len(series) > 1:
             ax.legend(frameon=False)

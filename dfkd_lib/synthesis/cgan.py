@@ -76,7 +76,8 @@ class CGAN:
 
     Args:
         config: of the training (the paper: Adam, lr 1e-4, betas (0.5, 0.999), weight decay 2e-5).
-        lam: λ ≥ 0 of the attention loss (A eq. 5). attention_share: of each batch, (0, 1], that it is taken on. width, d_width, latent, dropout: of generator and discriminator.
+        lam: λ ≥ 0 of the attention loss (A eq. 5). attention_share: of each batch, (0, 1], that it is taken on.
+        width, d_width, latent, dropout: of generator and discriminator.
     """
 
     config: TrainConfig
