@@ -220,6 +220,16 @@ def short_table(table):
     return short.assign(**{"student (%)": table["student (%)"].map("{:.2f}".format), "[95 %]": table["95 % interval"]})
 
 
+def warnings_table(found: dict[str, dict]):
+    """What makes a maker's row doubtful: a DataFrame of maker and warning, divergence first; empty if nothing does."""
+    import pandas as pd
+
+    said = [(name, text) for name, part in found.items() for text in
+            [*([part["diverged"]] if part["diverged"] else []),
+             *(part["measures"].metrics["warnings"] if "measures" in part else [])]]
+    return pd.DataFrame(said, columns=["maker", "take care"])
+
+
 def accuracy_points(table):
     """A bench table as `plots.accuracy_against_distance` takes it; makers that diverged are left out."""
     points = table.dropna(subset=["Fréchet distance"]).rename(columns={"student (%)": "accuracy"})
