@@ -200,7 +200,8 @@ def bench_table(store: Store, found: dict[str, dict], recipe: MakerRecipe):
             "real images read": "; ".join(f"{count:,} ({purpose})" for purpose, count in read.items()) or "0",
             "images made": part["kept"].metrics["images"], "images measured": told["images"],
             "Fréchet distance": told["frechet"], "low": told["low"], "high": told["high"], "KID": told["kid"],
-            "precision": told["precision"], "recall": told["recall"], "coverage": told["coverage"],
+            "KID std": told["kid_std"], "precision": told["precision"], "recall": told["recall"],
+            "density": told["density"], "coverage": told["coverage"], "score": told["score"],
             "student (%)": 100 * student.metrics["accuracy"],
             "95 % interval": f"{100 * low:.2f} – {100 * high:.2f}",
             "seconds": round(part["kept"].seconds + (part["trained"].seconds if part["trained"] else 0), 1)})
