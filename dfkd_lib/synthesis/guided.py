@@ -119,6 +119,12 @@ class GuidedGenerator:
                                  expected="student_model, a name for models.create_model", got=self.student_model)
         if not -1 <= self.background <= 1:
             raise WorkbenchError("the background is no pixel value", expected="-1..1", got=self.background)
+        if self.steps < 1:
+            raise WorkbenchError("an epoch of a generator has no steps", expected="at least 1", got=self.steps,
+                                 where="GuidedGenerator", mend="give steps")
+        if self.adversarial and self.bank < self.config.batch_size:
+            raise WorkbenchError("the bank is smaller than a batch", expected=f"at least {self.config.batch_size}",
+                                 got=self.bank, where="GuidedGenerator", mend="give a larger bank, or a smaller batch")
 
     @property
     def budget(self) -> str:

@@ -93,6 +93,9 @@ class Inversion:
             raise WorkbenchError("the weights of inversion are impossible", expected="each >= 0, one above 0", got=weights)
         if not -1 <= self.background <= 1:
             raise WorkbenchError("the background is no pixel value", expected="-1..1", got=self.background)
+        if min(self.steps, self.batch_size) < 1:
+            raise WorkbenchError("inversion has no steps, or no images", expected="at least 1 of each", where="Inversion",
+                                 got=f"{self.steps} steps, {self.batch_size} images", mend="give steps and batch_size")
 
     @property
     def shard(self) -> int:
