@@ -10,7 +10,8 @@ from torch import nn
 
 from dfkd_lib import artifacts, distill, fid, synthesis, training
 from dfkd_lib.artifacts import Store
-from dfkd_lib.datasets import ImageSet, load_images, to_uint8
+from dfkd_lib.attention import attention_probe
+from dfkd_lib.datasets import ImageSet, load_images, to_float, to_uint8
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.ledger import LedgerError
 from dfkd_lib.models import FieldGenerator, create_model
@@ -99,6 +100,27 @@ def test_one_seed_makes_the_same_images_anew(parts, store, name):
     images, kept = make_images(parts.store, maker, given, 20, seed=3)
     anew, made = make_images(store, maker, given, 20, seed=3)
     assert not made.cached and made.key == kept.key and torch.equal(anew.pixels, images.pixels)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_maker_works_in_bf16(parts, name):
+    maker, names = MAKERS[name]
+    low = {"config": replace(CONFIG, precision="bf16")} if hasattr(maker, "config") else {"precision": "bf16"}
+    images, kept = make_images(parts.store, replace(maker, **low), given_to(parts, names), 10, seed=3)
+    assert len(images.pixels.unique()) > 1 and kept.ledger == []
+
+
+def test_colour_images_of_32_pixels(parts):
+    shape = (3, 32, 32)
+    vit = model_artifact(parts.store, "vit_mnist_smoke", img_size=32, in_chans=3)
+    cnn = model_artifact(parts.store, "cnn_small", in_chans=3, num_classes=10)
+    real = random_set(32, shape, "cifar10/train")
+    given = given_to(parts, "vit", teacher=vit, shape=shape, real=real,
+                     probes=synthesis.class_probes(parts.store, vit, real))
+    for name in MAKERS:
+        own = {"CNN": {"teacher": cnn}, "compete": {"student": vit}}.get(name, {})
+        images, _ = make_images(parts.store, MAKERS[name][0], replace(given, **own), 10)
+        assert images.shape == shape and len(images.pixels.unique()) > 1
 
 
 def test_each_image_is_a_function_of_its_settings(parts):
@@ -393,7 +415,12 @@ def test_too_few_images(parts, store):
     (lambda: replace(INVERSION, background=-2.0), "-1..1"),
     (lambda: replace(INVERSION, intra=-0.1), "each >= 0"),
     (lambda: Inversion(ce=0.0, tv=0.0, l2=0.0, batch_norm=0.0, patch_entropy=0.0, compete=0.0, intra=0.0), "one above 0"),
-    (lambda: replace(GAN, lam=-1.0), "λ >= 0")])
+    (lambda: replace(PLAIN, steps=0), "steps(.|\n)*at least 1"),
+    (lambda: replace(ADVERSARIAL, bank=7), "bank(.|\n)*at least 8"),
+    (lambda: replace(INVERSION, steps=0), "steps(.|\n)*at least 1"),
+    (lambda: replace(INVERSION, batch_size=0), "steps(.|\n)*at least 1"),
+    (lambda: replace(GAN, lam=-1.0), "λ >= 0"),
+    (lambda: replace(GAN, attention_share=0.0), "share")])
 def test_impossible_settings(make, words):
     with pytest.raises(WorkbenchError, match=words):
         make()
@@ -414,6 +441,45 @@ def test_feature_networks_without_weights(store, monkeypatch):
 
 
 # What makers are built of.
+
+def test_one_pass_looks_as_each_look_does(parts):
+    """Logits, features and probe of one pass are those of the model, of `fid` and of `attention_probe`, gradients too."""
+    teacher = given_to(parts, "vit").load_teacher()
+    pixels = random_set(5).pixels
+    images, again = (to_float(pixels).requires_grad_() for _ in range(2))
+    logits, features, probe = guided._look(teacher, images, True)
+    assert torch.allclose(logits, teacher(images), atol=1e-5)
+    assert torch.allclose(features, fid.classifier_features(teacher, pixels), atol=1e-5)
+    expected = attention_probe(teacher, again)
+    assert torch.allclose(probe, expected, atol=1e-6) and probe.std() > 1e-4
+    probe.square().sum().backward()
+    expected.square().sum().backward()
+    assert torch.allclose(images.grad, again.grad, atol=1e-6) and images.grad.abs().max() > 1e-5
+    assert guided._look(teacher, images, False)[2] is None
+
+
+def test_a_held_student_gives_gradients_to_images_alone_and_goes_on_learning():
+    torch.manual_seed(0)
+    student, images = create_model("vit_mnist_smoke").train(), torch.randn(2, 1, 28, 28, requires_grad=True)
+    guided._held(student, images).square().sum().backward()
+    assert images.grad.abs().sum() > 0 and all(p.grad is None for p in student.parameters())
+    assert student.training and all(p.requires_grad for p in student.parameters())
+
+
+def test_the_student_learns_and_the_generator_works_against_it(parts):
+    """The update of either leaves the other as it is."""
+    maker, teacher = replace(ADVERSARIAL, restart=False), given_to(parts, "vit").load_teacher()
+    torch.manual_seed(0)
+    modules = {"generator": nn.ModuleList([maker._generator(CLASSES, SHAPE)]), "student": create_model("vit_mnist_smoke"),
+               "bank": MemoryBank(24, SHAPE, 10)}
+    step, gradients = maker._step(modules, teacher, None), {}
+    batch = (torch.arange(8), *modules["generator"][0].noise(8, torch.Generator().manual_seed(0)))
+    for name, losses in step(batch, 0.0):
+        for module in modules.values():
+            module.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        gradients[name] = {other for other in modules if any(p.grad is not None for p in modules[other].parameters())}
+    assert gradients == {"generator": {"generator"}, "student": {"student"}} and int(modules["bank"].seen) == 8
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("side", [8, 28, 32, 64])

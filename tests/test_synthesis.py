@@ -11,6 +11,7 @@ from dfkd_lib.datasets import to_float, to_uint8
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import Discriminator, Generator, create_model
 from dfkd_lib.recipes import ClassificationRecipe, parse_seeds
+from dfkd_lib.synthesis import cgan
 
 TINY = ClassificationRecipe(teacher="train", teacher_model="vit_mnist_smoke", teacher_epochs=1, teacher_images=300,
                             test_images=100, train_images=96, gan_epochs=2, gan_width=16, d_width=4, feature_images=200,
@@ -30,16 +31,15 @@ def test_padding_and_cropping_are_inverse():
     assert torch.equal(synthesis.crop_middle(padded, 28), images)
 
 
-def run_step(lam):
+def run_step(lam, share=1.0):
     torch.manual_seed(0)
     generator, discriminator = Generator(10, 1, width=16), Discriminator(10, 1, 4)
     teacher = create_model("vit_mnist_smoke").eval().requires_grad_(False)
     for p in teacher.parameters():
         p.data.add_(torch.randn_like(p) * 0.2)
     torch.manual_seed(1)
-    batch = (torch.rand(8, 1, 32, 32), torch.arange(8))
-    kept = {}
-    for name, losses in synthesis.gan_step(generator, discriminator, teacher, torch.rand(10, 49), lam, 28)(batch, 0.0):
+    batch, probes, kept = (torch.rand(8, 1, 32, 32), torch.arange(8)), torch.rand(10, 49), {}
+    for name, losses in synthesis.gan_step(generator, discriminator, teacher, probes, lam, 28, share=share)(batch, 0.0):
         losses["loss"].backward()
         kept[name] = losses
     return kept, [p.grad.clone() for p in generator.parameters()]
@@ -52,6 +52,17 @@ def test_the_arms_differ_in_the_attention_term_alone():
     total = augmented["generator"]["adversarial"] + 2.0 * augmented["generator"]["attention"]
     assert augmented["generator"]["loss"].item() == pytest.approx(total.item())
     assert any(not torch.equal(a, b) for a, b in zip(plain_gradients, gradients, strict=True))
+
+
+def test_a_share_of_the_batch_stands_for_the_attention_loss(monkeypatch):
+    """On a quarter the teacher looks at two of eight images, and nothing else of the step changes."""
+    honest, looked = cgan.attention_probe, []
+    monkeypatch.setattr(cgan, "attention_probe", lambda teacher, images: looked.append(images) or honest(teacher, images))
+    (whole, _), (part, _) = run_step(2.0), run_step(2.0, share=0.25)
+    assert [len(images) for images in looked] == [8, 2] and torch.equal(looked[1], looked[0][:2])
+    assert part["generator"]["adversarial"].item() == whole["generator"]["adversarial"].item()
+    assert part["generator"]["attention"].item() != whole["generator"]["attention"].item()
+    assert run_step(2.0, share=0.01)[0]["generator"]["attention"].item() > 0
 
 
 def test_both_arms_train_from_one_seed_and_are_kept(store):
@@ -102,6 +113,7 @@ def test_a_changed_parameter_makes_anew_only_what_depends_on_it(store):
 
 @pytest.mark.parametrize("change, words", [({"lam": -1.0}, "weight of the attention loss"),
                                            ({"lam": float("nan")}, "weight of the attention loss"),
+                                           ({"attention_share": 0.0}, "share"), ({"attention_share": 1.1}, "share"),
                                            ({"teacher": "mine"}, "no such way"),
                                            ({"shipped": "none", "teacher": "shipped"}, "missing")])
 def test_impossible_recipes(store, change, words):
