@@ -12,6 +12,7 @@ from dfkd_lib import artifacts, training
 from dfkd_lib.artifacts import Artifact, Store
 from dfkd_lib.attention import attention_probe
 from dfkd_lib.datasets import to_float
+from dfkd_lib.distill.runner import check_classes_agree
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.losses import attention_consistency_loss
 from dfkd_lib.models import Discriminator, Generator
@@ -92,10 +93,11 @@ class CGAN:
 
     def __post_init__(self):
         if not self.lam >= 0:
-            raise WorkbenchError("the weight of the attention loss is impossible", expected="λ >= 0", got=self.lam)
+            raise WorkbenchError("the weight of the attention loss is impossible", expected="λ >= 0", got=self.lam,
+                                 where="CGAN.lam", mend="give 0 for the vanilla GAN")
         if not 0 < self.attention_share <= 1:
             raise WorkbenchError("the share of a batch is impossible", expected="0 < attention_share <= 1",
-                                 got=self.attention_share)
+                                 got=self.attention_share, where="CGAN.attention_share", mend="give 1 for whole batches")
 
     def train(self, store: Store, given: Given) -> Artifact:
         """The trained GAN: generator-<epoch>.safetensors and history.json (losses, "attention"); metrics "stopped",
@@ -113,6 +115,7 @@ class CGAN:
             raise WorkbenchError("the conditional GAN makes the images it is shown, at most 32 × 32",
                                  expected=f"{given.shape}, at most {SIDE} pixels", got=real.shape, where=real.name,
                                  mend="resize the images (size=32)")
+        check_classes_agree(given.classes, real.classes, real.name)
         settings = {"data": real.fingerprint, "classes": list(given.classes), "shape": list(given.shape), **self.settings()}
         parents = [given.teacher, *([given.probes] if given.probes else [])]
         return store.get_or_make("cgan", settings, lambda work: self._fit(work, given), parents,
