@@ -7,7 +7,7 @@ import torch
 
 from dfkd_lib import synthesis
 from dfkd_lib.artifacts import Store
-from dfkd_lib.datasets import to_float, to_uint8
+from dfkd_lib.datasets import to_float
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import Discriminator, Generator, create_model
 from dfkd_lib.recipes import ClassificationRecipe, parse_seeds
@@ -143,24 +143,6 @@ def test_a_generator_of_bad_numbers_is_refused():
         generator.layers[0].weight.fill_(float("nan"))
     with pytest.raises(WorkbenchError, match="diverged"):
         synthesis.generate(generator, torch.arange(4), 0, 28)
-
-
-def test_a_walk_between_two_latents_starts_and_ends_at_them():
-    torch.manual_seed(0)
-    generator = Generator(10, 1, width=16)
-    walk = synthesis.latent_walk(generator, torch.tensor([3, 7]), 5, seed=4, side=28)
-    assert walk.shape == (2, 5, 1, 28, 28) and walk.dtype == torch.uint8
-    source = torch.Generator().manual_seed(4)
-    for place, noise in ((0, generator.noise(2, source)), (-1, generator.noise(2, source))):
-        with torch.no_grad():
-            expected = to_uint8(synthesis.crop_middle(generator.eval()(torch.tensor([3, 7]), *noise), 28))
-        assert (walk[:, place].int() - expected.int()).abs().max() <= 1
-
-
-def test_kept_epochs_are_spread_and_end_with_the_last():
-    assert synthesis.kept_epochs(1) == [1] and synthesis.kept_epochs(3) == [1, 2, 3]
-    assert synthesis.kept_epochs(100) == list(range(10, 101, 10))
-    assert len(synthesis.kept_epochs(37)) == 10 and synthesis.kept_epochs(37)[-1] == 37
 
 
 def test_shape_of_gan_input_is_the_classifiers_scale():

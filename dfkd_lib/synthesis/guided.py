@@ -116,9 +116,11 @@ class GuidedGenerator:
                                  got=weights, where="GuidedGenerator", mend="give at least one loss a positive weight")
         if self.adversarial and not self.student_model:
             raise WorkbenchError("an adversarial generator needs a student to disagree with", where="GuidedGenerator",
-                                 expected="student_model, a name for models.create_model", got=self.student_model)
+                                 expected="student_model, a name for models.create_model", got=self.student_model,
+                                 mend="name a student_model, or set the weight adversarial to 0")
         if not -1 <= self.background <= 1:
-            raise WorkbenchError("the background is no pixel value", expected="-1..1", got=self.background)
+            raise WorkbenchError("the background is no pixel value", expected="-1..1", got=self.background,
+                                 where="GuidedGenerator", mend="give -1 for black, 1 for white, 0 where no value is empty")
         if self.steps < 1:
             raise WorkbenchError("an epoch of a generator has no steps", expected="at least 1", got=self.steps,
                                  where="GuidedGenerator", mend="give steps")

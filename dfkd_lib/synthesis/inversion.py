@@ -90,9 +90,11 @@ class Inversion:
         names = ("ce", "tv", "l2", "batch_norm", "patch_entropy", "compete", "intra")
         weights = {name: getattr(self, name) for name in names}
         if min(weights.values()) < 0 or max(weights.values()) == 0:
-            raise WorkbenchError("the weights of inversion are impossible", expected="each >= 0, one above 0", got=weights)
+            raise WorkbenchError("the weights of inversion are impossible", expected="each >= 0, one above 0", got=weights,
+                                 where="Inversion", mend="give at least one loss a positive weight")
         if not -1 <= self.background <= 1:
-            raise WorkbenchError("the background is no pixel value", expected="-1..1", got=self.background)
+            raise WorkbenchError("the background is no pixel value", expected="-1..1", got=self.background,
+                                 where="Inversion", mend="give -1 for black, 1 for white, 0 where no value is empty")
         if min(self.steps, self.batch_size) < 1:
             raise WorkbenchError("inversion has no steps, or no images", expected="at least 1 of each", where="Inversion",
                                  got=f"{self.steps} steps, {self.batch_size} images", mend="give steps and batch_size")

@@ -4,6 +4,7 @@ Images are made shard by shard into one file that is then mapped into memory, ne
 next shard, and 50,000 images cost no more memory than one shard.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -60,7 +61,8 @@ def make_images(store: Store, maker: Maker, given: Given, count: int, seed: int 
         WorkbenchError: if count is smaller than the number of classes; whatever the maker raises.
     """
     if count < len(given.classes):
-        raise WorkbenchError("too few images to make", expected=f"at least {len(given.classes)}, one a class", got=count)
+        raise WorkbenchError("too few images to make", expected=f"at least {len(given.classes)}, one a class", got=count,
+                             where="make_images", mend="ask for more images")
     trained = maker.train(store, given)
     settings = {"maker": type(maker).__name__, **maker.settings(), "classes": list(given.classes),
                 "shape": list(given.shape), "count": count, "seed": seed}
@@ -85,6 +87,7 @@ def _draw(work: Path, maker: Maker, trained: Artifact | None, given: Given, coun
             file.seek(begin + rows.start * size)
             file.write(images.contiguous().numpy())
             file.flush()
+            os.fsync(file.fileno())  # or after a power cut the count below could tell of images that are not on disk
             artifacts.save_json(done, shard + 1)
     return {"images": count, "maker": maker.budget}
 
