@@ -217,8 +217,9 @@ def short_table(table):
             f"{row['Fréchet distance']:.4g} [{row['low']:.4g}, {row['high']:.4g}]"
 
     short = table[["maker", "may see", "real images read"]].assign(
-        images=table["images made"], **{"Fréchet distance [95 %]": table.apply(told, axis=1)})
-    return short.assign(**{"student (%)": table["student (%)"].map("{:.2f}".format), "[95 %]": table["95 % interval"]})
+        images=table["images made"].astype("Int64"), **{"Fréchet distance [95 %]": table.apply(told, axis=1)})
+    students = table["student (%)"].map("{:.2f}".format, na_action="ignore")
+    return short.assign(**{"student (%)": students, "[95 %]": table["95 % interval"]}).astype(object).fillna("–")
 
 
 def warnings_table(found: dict[str, dict]):

@@ -62,7 +62,7 @@ def test_the_table_has_a_row_for_each_maker(store, found):
     assert list(table["maker"]) == list(MAKERS) and list(table["may see"]) == list(MAKERS.values())
     assert list(table.columns) == [
         "maker", "may see", "real images read", "images made", "images measured", "Fréchet distance", "low", "high", "KID",
-        "precision", "recall", "coverage", "student (%)", "95 % interval", "seconds"]
+        "KID std", "precision", "recall", "density", "coverage", "score", "student (%)", "95 % interval", "seconds"]
     rows = table.set_index("maker")
     assert rows.loc["class probes", "real images read"] == "96 (class attention probes)"
     assert rows.loc["adversarial", "real images read"] == "0"
@@ -103,6 +103,13 @@ def test_the_bench_survives_a_maker_that_diverges(store, space, found, monkeypat
     table = laboratory.bench_table(store, survived, recipe)
     assert list(table["real images read"]) == ["0", "diverged"]
     assert list(laboratory.accuracy_points(table)["maker"]) == ["inversion (ViT)"]
+    short = laboratory.short_table(table).set_index("maker")
+    assert short.loc["inversion (ViT)", "images"] == 20 and short.loc["inversion (ViT)", "student (%)"] != "–"
+    assert list(short.loc["adversarial"])[2:] == ["–"] * 4
+    told = laboratory.warnings_table(survived)
+    assert "no longer a finite number" in told[told["maker"] == "adversarial"]["take care"].item()
+    assert list(told[told["maker"] == "inversion (ViT)"]["take care"]) == \
+        survived["inversion (ViT)"]["measures"].metrics["warnings"] != []
 
 
 def test_the_bench_uses_and_tells_the_last_good_epoch(store, space, monkeypatch):
