@@ -30,8 +30,9 @@ def test_the_table_has_a_positive_speed_for_each_step(monkeypatch, capsys):
         (line,) = [line for line in lines if line.startswith(name)]
         speed, ratio = map(float, line.removeprefix(name).split())
         assert speed > 0 and ratio > 0
-    (line,) = [line for line in lines if line.startswith("vanilla ")]
-    vanilla, augmented, ratio = (float(number) for number in re.findall(r"[\d.]+", line))
+    shares = [re.findall(r"[\d.]+", line) for line in lines if line.startswith("attention on ")]
+    assert [float(numbers[0]) for numbers in shares] == [1.0, 0.25]
+    vanilla, augmented, ratio = map(float, shares[0][1:])
     assert vanilla > 0 and ratio == pytest.approx(augmented / vanilla, abs=0.01 + (1 + ratio) / vanilla)  # printed rounded
     assert lines[-1].startswith("last make report: ")
 
@@ -76,7 +77,7 @@ def test_the_memory_of_made_images_is_measured_apart(monkeypatch):
 def test_both_arms_of_the_gan_are_timed_as_often(monkeypatch):
     seen = []
 
-    def gan_step(generator, discriminator, teacher, probes, lam, side, steps):
+    def gan_step(generator, discriminator, teacher, probes, lam, side, steps, share):
         def step(batch, progress):
             seen.append((lam, progress))
             for name, module in (("discriminator", discriminator), ("generator", generator)):

@@ -24,6 +24,7 @@ from dfkd_lib.synthesis.canvas import keep_state
 from dfkd_lib.training import TrainConfig
 
 BATCH, PAIRS = 128, 16  # images a step; steps of each arm
+SHARES = (1.0, 0.25)  # of a batch that the attention loss is taken on
 IMAGES, SHAPE, STUDENT = 50_000, (3, 32, 32), "vit_mnist_smoke"
 ASKED = 2048  # MB that making them, and learning from them, may need
 
@@ -39,15 +40,18 @@ class Ratio(NamedTuple):
         return self.augmented / self.vanilla
 
 
-def gan_steps() -> Ratio:
+def gan_steps(share: float = 1.0) -> Ratio:
     """Both arms' steps of the GAN at the paper's sizes, in turns on the same networks through the real loop.
 
     Means, not medians: every eighth step of the vanilla arm looks at attention too, which its training pays for.
+
+    Args:
+        share: of a batch that the attention loss is taken on.
     """
     torch.manual_seed(0)
     modules = {"generator": Generator(CLASSES, 1), "discriminator": Discriminator(CLASSES, 1)}
     guide, probes = frozen(create_model(TEACHER)), torch.full((CLASSES, 49), 1 / 49, device=training.device())
-    arms = [gan_step(*modules.values(), guide, probes, lam, SIDE, PAIRS) for lam in (0.0, 1.0)]
+    arms = [gan_step(*modules.values(), guide, probes, lam, SIDE, PAIRS, share=share) for lam in (0.0, 1.0)]
     times: tuple[list[float], list[float]] = ([], [])
 
     def step(batch, _) -> Iterator[tuple[str, dict]]:
@@ -117,10 +121,12 @@ def memory_apart(count: int) -> dict[str, float]:
 
 def print_synthesis() -> None:
     """Print the price of attention in a GAN's step, and the memory of the paper's number of CIFAR-size images."""
-    steps = gan_steps()
     print(f"GAN step at the paper's sizes ({TEACHER}, batches of {BATCH}, bf16, {torch.get_num_threads()} threads, "
           f"{training.device()}), {PAIRS} steps of each in turns")
-    print(f"vanilla {steps.vanilla:.0f} ms, augmented {steps.augmented:.0f} ms: {steps.ratio:.2f} times as long")
+    for share in SHARES:
+        steps = gan_steps(share)
+        print(f"attention on {share:g} of a batch: vanilla {steps.vanilla:.0f} ms, augmented {steps.augmented:.0f} ms: "
+              f"{steps.ratio:.2f} times as long")
     if IMAGES:
         found = memory_apart(IMAGES)
         print(f"memory of {IMAGES:,} images {SHAPE} in a process of its own, which has {found['before']:.0f} MB before; "
