@@ -6,6 +6,7 @@ import math
 import pytest
 
 from dfkd_lib import pipeline
+from dfkd_lib.laboratory import MAKERS
 from dfkd_lib.profiles import NOTEBOOKS, SMOKE
 
 SHARE = (0.0, 1.0)
@@ -19,6 +20,8 @@ MEASURED = [
     ("10_attention_probes", "class_probe_images", SMOKE["10_attention_probes"]["train_images"], math.inf),
     ("20_gan_fid", "frechet_vanilla", 0.0, math.inf),
     ("20_gan_fid", "frechet_augmented", 0.0, math.inf),
+    *[("20_gan_fid", f"student of {maker}", *SHARE) for maker in MAKERS],
+    *[("20_gan_fid", f"frechet of {maker}", 0.0, math.inf) for maker in MAKERS],
     ("30_classification_kd", "teacher_real_accuracy", *SHARE),
     ("30_classification_kd", "student_real_accuracy", *SHARE),
     ("30_classification_kd", "student_synthetic_accuracy", *SHARE),
@@ -112,6 +115,17 @@ def test_the_index_shows_the_papers_figures_beside_ours(smoke):
     assert page.count("data:image/svg+xml;base64,") == len(shown) >= 10
     for name in NOTEBOOKS:
         assert f'id="{name}"' in page and f'href="{name}.html"' in page
+
+
+def test_makers_2_and_3_read_no_real_image_and_a_summary_says_what_lies_behind(smoke):
+    saved = json.loads((smoke[0] / "first" / "metrics" / "20_gan_fid.json").read_text())
+    by_stage = {}
+    for artifact in saved["artifacts"]:
+        by_stage.setdefault(artifact["stage"], []).append(artifact["ledger"])
+    assert len(by_stage["guided_generator"]) == 2 and not any(by_stage["guided_generator"])
+    assert not any(by_stage["synthetic"]) and all(by_stage["cgan"])
+    table = (smoke[0] / "first" / "tables" / "makers.csv").read_text()
+    assert all(f"{maker}," in table for maker in MAKERS)
 
 
 def test_students_on_synthetic_images_are_held_to_it(smoke):
