@@ -14,6 +14,7 @@ from dfkd_lib.attention import attention_probe
 from dfkd_lib.datasets import ImageSet, load_images, to_float, to_uint8
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.ledger import LedgerError
+from dfkd_lib.losses import intra_divergence_loss
 from dfkd_lib.models import FieldGenerator, create_model
 from dfkd_lib.models.load import WeightsMissing
 from dfkd_lib.recipes import ClassificationRecipe
@@ -506,6 +507,15 @@ def test_a_field_generator_without_bend_or_texture_draws_its_field():
     with torch.no_grad():
         drawn = [generator(torch.tensor([0, 1]), latent, noise, grid, offset) for noise in (texture, 5 * texture)]
     assert torch.equal(*drawn)
+
+
+def test_half_of_a_class_is_easy_also_where_the_teacher_is_sure_of_all():
+    features = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    logits = torch.zeros(6, 10)
+    logits[:, 0] = torch.tensor([41.0, 44.0, 40.0, 45.0, 42.0, 43.0])
+    assert (logits.softmax(1)[:, 0] == 1).all()
+    intra_divergence_loss(features, logits, torch.zeros(6, dtype=torch.long), margin=2.0).backward()
+    assert (features.grad.abs().sum(1) > 0).tolist() == [False, True, False, True, False, True]
 
 
 def test_a_bank_is_a_ring_and_draws_only_what_it_holds():

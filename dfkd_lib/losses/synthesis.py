@@ -174,7 +174,10 @@ def intra_divergence_loss(features: Tensor, logits: Tensor, labels: Tensor, easy
     Source: DearKD (CVPR 2022), the data-free case (B).
     """
     with torch.no_grad():
-        confidence = F.softmax(logits.float(), -1).gather(1, labels[:, None]).squeeze(1)
+        # Log odds have the order of probabilities, and keep it where those are all 1 in float32.
+        own = labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
+        asked = logits.float().gather(1, labels[:, None]).squeeze(1)
+        confidence = asked - logits.float().masked_fill(own, -torch.inf).logsumexp(1)
         same = (labels[:, None] == labels[None, :])
         better = (same & (confidence[None, :] > confidence[:, None])).sum(1)
         chosen = (better < (easy * same.sum(1)).round()) & (same.sum(1) > 1)
