@@ -16,6 +16,11 @@ from dfkd_lib.training import DivergedError, TrainConfig
 MAKERS = {"vanilla GAN": "1: real images", "augmented GAN": "1: real images and class probes",
           "class probes": "2: class probes", "inversion (CNN)": "3a: nothing but a CNN teacher",
           "inversion (ViT)": "3b: nothing but the teacher", "adversarial": "3c: nothing but the teacher"}
+# Of the bench's table, also where every maker has diverged.
+COLUMNS = ["maker", "may see", "real images read", "images made", "images measured", "Fréchet distance", "low", "high",
+           "KID", "KID std", "precision", "recall", "density", "coverage", "score", "student (%)", "95 % interval",
+           "seconds"]
+MOST_EPOCHS = 100  # of a student: more passes over the few images of an inversion only teach it these
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class MakerRecipe(ClassificationRecipe):
     claim_images: int = 4000
     makers: str = ", ".join(MAKERS)
     maker_images: int = 30_000
-    generators: int = 28
+    generators: int = 48
     maker_steps: int = 40
     maker_batch: int = 64
     maker_lr: float = 3e-3
@@ -117,28 +122,33 @@ class MakerRecipe(ClassificationRecipe):
         return synthesis.measure_images(store, images, kept, self.reference(store, space), space, self.fid_images, rounds)
 
     def student_of(self, store: Store, images: ImageSet, kept: Artifact) -> Artifact:
-        """A student trained on these images alone by Algorithm 1, for as many steps whatever their number."""
-        config = self.student_config(epochs=max(1, round(self.student_epochs * self.maker_images / len(images))))
+        """A student trained on these images alone by Algorithm 1, for as many steps whatever their number, but for at
+        most 100 epochs."""
+        epochs = round(self.student_epochs * self.maker_images / len(images))
+        config = self.student_config(epochs=min(max(1, epochs), max(MOST_EPOCHS, self.student_epochs)))
         return distill.train_student(store, "student_synthetic", self.student_model, self.teacher_artifact(store), images,
                                      self.test_set, config, self.weights, self.student_shift, parents=[kept])
 
     def bench(self, store: Store, space) -> dict[str, dict]:
         """Every maker's "images", "kept", "measures", "student", "diverged" ("" or what happened), by name.
 
-        A maker that diverges before it has a good state is left out but for "diverged": the others are not lost.
+        A maker that diverges before it has a good state, or whose student does, is left out but for "diverged": the others
+        are not lost.
         """
         found = {}
         for name in self.names:
             try:
-                images, kept = self.images(store, name)
+                found[name] = self._one(store, name, space)
             except DivergedError as error:
                 found[name] = {"diverged": str(error)}
-                continue
-            trained = self.maker(name).train(store, self.given_to(store, name))
-            found[name] = {"images": images, "kept": kept, "measures": self.measures(store, images, kept, space),
-                           "student": self.student_of(store, images, kept), "trained": trained,
-                           "diverged": trained.metrics["stopped"] if trained else ""}
         return found
+
+    def _one(self, store: Store, name: str, space) -> dict:
+        images, kept = self.images(store, name)
+        trained = self.maker(name).train(store, self.given_to(store, name))
+        return {"images": images, "kept": kept, "measures": self.measures(store, images, kept, space),
+                "student": self.student_of(store, images, kept), "trained": trained,
+                "diverged": trained.metrics["stopped"] if trained else ""}
 
     def equal_epochs(self, store: Store, seeds: list[int], space) -> dict[str, list[dict]]:
         """Table 2's claim: both GANs from each seed, {arm: [{"trained", "measures", "curve"} for each seed]}."""
@@ -205,7 +215,7 @@ def bench_table(store: Store, found: dict[str, dict], recipe: MakerRecipe):
             "student (%)": 100 * student.metrics["accuracy"],
             "95 % interval": f"{100 * low:.2f} – {100 * high:.2f}",
             "seconds": round(part["kept"].seconds + (part["trained"].seconds if part["trained"] else 0), 1)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def short_table(table):
@@ -235,7 +245,7 @@ def warnings_table(found: dict[str, dict]):
 def accuracy_points(table):
     """A bench table as `plots.accuracy_against_distance` takes it; makers that diverged are left out."""
     points = table.dropna(subset=["Fréchet distance"]).rename(columns={"student (%)": "accuracy"})
-    ends = points["95 % interval"].str.split(" – ", expand=True).astype(float)
+    ends = points["95 % interval"].astype(str).str.split(" – ", expand=True).reindex(columns=[0, 1]).astype(float)
     return points.assign(**{"accuracy low": ends[0], "accuracy high": ends[1]})
 
 
@@ -277,7 +287,7 @@ def main(arguments: list[str]) -> None:
         "recipe": asdict(recipe), "features": space.name, "seconds": round(time.perf_counter() - start, 1),
         "makers": {name: {"measures": part["measures"].metrics, "student": part["student"].metrics,
                           "history": part["student"].json("history.json"), "diverged": part["diverged"]}
-                   for name, part in found.items() if "kept" in part}, "provenance": made_by})
+                   if "kept" in part else part for name, part in found.items()}, "provenance": made_by})
     print(table.to_string(index=False))
 
 

@@ -391,7 +391,7 @@ def test_probes_that_are_not_the_teachers_are_refused(parts, store):
                             (larger, random_set(20, (1, 32, 32)))):
         probes = synthesis.class_probes(parts.store, teacher, images)
         for name, names in (("attention", "vit"), ("GAN", "vit real")):
-            with pytest.raises(WorkbenchError, match="probes do not fit(.|\n)*make the probes with this teacher"):
+            with pytest.raises(WorkbenchError, match="probes are of another teacher(.|\n)*this teacher"):
                 make_images(store, MAKERS[name][0], given_to(parts, names, probes=probes), 20)
     assert not store.keys()
 

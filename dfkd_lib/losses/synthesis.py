@@ -180,7 +180,7 @@ def intra_divergence_loss(features: Tensor, logits: Tensor, labels: Tensor, easy
         confidence = asked - logits.float().masked_fill(own, -torch.inf).logsumexp(1)
         same = (labels[:, None] == labels[None, :])
         better = (same & (confidence[None, :] > confidence[:, None])).sum(1)
-        chosen = (better < (easy * same.sum(1)).round()) & (same.sum(1) > 1)
+        chosen = (better < (easy * same.sum(1)).floor()) & (same.sum(1) > 1)
     if not chosen.any():
         return features.sum() * 0.0
     unit = F.normalize(features.float(), dim=-1)

@@ -58,6 +58,10 @@ class Given:
             raise WorkbenchError("this maker needs class probes", expected="Given(probes=…)", got=None,
                                  mend="make them with synthesis.class_probes, or set the weight of the attention loss to 0")
         class_token(teacher)  # a teacher without one is told here
+        if self.teacher.key not in self.probes.parents:
+            raise WorkbenchError("the class probes are of another teacher", expected=self.teacher.key,
+                                 got=", ".join(self.probes.parents), where=self.probes.path,
+                                 mend="make them with synthesis.class_probes and this teacher")
         probes = self.probes.tensors("probes.safetensors")["probes"]
         sample = torch.zeros(1, *self.shape, device=next(teacher.parameters()).device)
         with torch.inference_mode():

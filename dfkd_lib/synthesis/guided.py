@@ -72,7 +72,8 @@ class GuidedGenerator:
         background: the value, -1..1, of an empty pixel; the one thing said about the images from outside.
         intra: weight of the intra-divergence loss (DF-DearKD), with `easy` and `margin`.
         adversarial: weight of log(1 + logit distance) between teacher and student, to be large (maker 3c).
-        student_model, student_lr: the student of maker 3c, trained by KD at `temperature`. bank: images remembered.
+        student_model: the student of maker 3c, trained by KD at `temperature` and the generator's learning rate.
+        bank: images it remembers.
         rehearsal: remembered images a step, as a multiple of the batch.
         jitter: pixels of the random shift before the teacher looks.
 
@@ -101,7 +102,6 @@ class GuidedGenerator:
     margin: float = 0.5
     adversarial: float = 0.0
     student_model: str = ""
-    student_lr: float = 2e-3
     temperature: float = 4.0
     bank: int = 20_000
     rehearsal: int = 1
@@ -159,6 +159,10 @@ class GuidedGenerator:
         if self.adversarial:
             modules["student"] = create_model(self.student_model, num_classes=len(given.classes), img_size=given.shape[1],
                                               in_chans=given.shape[0])
+            if isinstance(modules["student"](torch.zeros(2, given.shape[0], *given.shape[1:])), tuple):
+                raise WorkbenchError("the student of an adversarial generator has two outputs in training",
+                                     expected="one: a model without a distillation token", got=self.student_model,
+                                     mend="name another student_model")
             modules["bank"] = MemoryBank(self.bank, given.shape, len(given.classes))
             optimizers["student"] = ["student"]
         batches = Draws(self.steps, config.batch_size, len(given.classes), generator[0].noise)

@@ -65,7 +65,7 @@ def make_images(store: Store, maker: Maker, given: Given, count: int, seed: int 
                              where="make_images", mend="ask for more images")
     trained = maker.train(store, given)
     settings = {"maker": type(maker).__name__, **maker.settings(), "classes": list(given.classes),
-                "shape": list(given.shape), "count": count, "seed": seed}
+                "shape": list(given.shape), "count": count, "seed": seed, "shard": maker.shard}
     parents = [*([trained] if trained else []), *maker.parents(given)]
     kept = store.get_or_make("synthetic", settings, lambda work: _draw(work, maker, trained, given, count, seed), parents)
     return open_images(kept), kept
