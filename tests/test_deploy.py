@@ -13,11 +13,12 @@ from torch import nn
 
 from dfkd_lib import artifacts, deploy, distill, profiles
 from dfkd_lib.artifacts import Store
-from dfkd_lib.datasets import ImageSet, load_images, to_float
+from dfkd_lib.datasets import load_images, to_float
 from dfkd_lib.deploy.export import PARITY
 from dfkd_lib.distill import KDWeights
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import count_flops, count_parameters, create_model
+from dfkd_lib.synthesis import open_images
 from dfkd_lib.training import TrainConfig
 
 SIZES = {"calibration_images": 64, "parity_images": 40, "repeats": 3}
@@ -106,11 +107,10 @@ def deployed(tmp_path_factory):
 
     def draw(work):
         pixels = torch.randint(0, 256, (200, *train.shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-        artifacts.save_tensors(work / "images.safetensors", {"images": pixels, "labels": torch.arange(200) % 10})
+        np.save(work / "images.npy", pixels.numpy())
 
-    drawn = store.get_or_make("synthetic", {"noise": 200}, draw)
-    made = drawn.tensors("images.safetensors")
-    noise = ImageSet(made["images"], made["labels"], train.classes, "noise")
+    drawn = store.get_or_make("synthetic", {"noise": 200, "classes": list(test.classes)}, draw)
+    noise = open_images(drawn)
     student = distill.train_student(store, "student_synthetic", "vit_mnist_smoke", teacher, noise, test,
                                     TrainConfig(1, 64, 5e-3, seed=0), KDWeights(1.0, 1.0, 0.0, 4.0), 0, parents=[drawn])
     return store, teacher, student, test, deploy.deploy_student(store, teacher, student, test, **SIZES)

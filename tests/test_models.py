@@ -44,7 +44,7 @@ def test_gan_layers_of_the_paper():
     assert generator.embed.embedding_dim == 5 and discriminator.embed.embedding_dim == 1024
     assert [m.out_channels for m in discriminator.layers if isinstance(m, torch.nn.Conv2d)] == [64, 128, 256, 1]
     labels = torch.tensor([0, 9])
-    images = generator(torch.randn(2, 100), labels)
+    images = generator(labels, torch.randn(2, 100))
     assert images.shape == (2, 3, 32, 32) and images.abs().max() <= 1
     assert discriminator(images, labels).shape == (2,)
 
@@ -52,6 +52,6 @@ def test_gan_layers_of_the_paper():
 def test_the_class_reaches_image_and_verdict():
     generator, discriminator = Generator(10, 1, width=32).eval(), Discriminator(10, 1, width=8).eval()
     noise = torch.randn(1, 100)
-    a, b = (generator(noise, torch.tensor([k])) for k in (0, 1))
+    a, b = (generator(torch.tensor([k]), noise) for k in (0, 1))
     assert not torch.allclose(a, b)
     assert not torch.allclose(discriminator(a, torch.tensor([0])), discriminator(a, torch.tensor([1])))

@@ -25,6 +25,7 @@ from dfkd_lib.intervals import accuracy_interval
 from dfkd_lib.models import count_flops, count_parameters
 from dfkd_lib.profiles import PROFILES
 from dfkd_lib.recipes import ClassificationRecipe
+from dfkd_lib.synthesis import open_images
 
 STUDENT_NOTEBOOK = "30_classification_kd"
 BATCH = 64  # images a call where throughput is measured
@@ -108,7 +109,7 @@ def deploy_student(store: Store, teacher: Artifact, student: Artifact, test_set:
         images = to_float(test_set.images)
         few = to_float(test_set.sample(parity_images, 0).images)
         files = {who: export_onnx(model, few[:2], work / f"{who}.onnx") for who, model in models.items()}
-        drawn_images = drawn.tensors("images.safetensors")["images"]
+        drawn_images = open_images(drawn).images
         chosen = torch.randperm(len(drawn_images), generator=torch.Generator().manual_seed(0))[:calibration_images]
         files["dynamic"] = quantize_dynamic(files["student"], work / "student_dynamic.onnx")
         files["static"] = quantize_static(files["student"], work / "student_static.onnx",
