@@ -1,5 +1,7 @@
 """Arrays in, matplotlib `Figure` out."""
 
+from dfkd_lib.plots.ablation import (ablation_accuracy, ablation_curves, ablation_grid, fidelity_by_class,
+                                     fidelity_scatter)
 from dfkd_lib.plots.attention import (class_probe_grid, image_map_probe, probe_pipeline)
 from dfkd_lib.plots.attention_statistics import (agreement_by_class, attention_profile, class_probe_spread,
                                                   explanations)
@@ -12,8 +14,9 @@ from dfkd_lib.plots.measures import accuracy_against_distance, distance_by_class
 from dfkd_lib.plots.summary import real_images, stage_seconds
 from dfkd_lib.plots.style import COLORS, bars, curves, new_figure
 
-__all__ = ["COLORS", "accuracy_against_distance", "agreement_by_class", "attention_panels", "attention_profile",
-           "bars", "class_probe_grid", "class_probe_spread", "confusion", "curves", "detection_grid",
-           "distance_by_class", "explanations", "fidelity_diversity", "image_map_probe", "image_rows",
+__all__ = ["COLORS", "ablation_accuracy", "ablation_curves", "ablation_grid", "accuracy_against_distance",
+           "agreement_by_class", "attention_panels", "attention_profile", "bars", "class_probe_grid",
+           "class_probe_spread", "confusion", "curves", "detection_grid", "distance_by_class", "explanations",
+           "fidelity_by_class", "fidelity_diversity", "fidelity_scatter", "image_map_probe", "image_rows",
            "loss_components", "measure_curves", "neighbours", "new_figure", "probe_pipeline", "real_images",
            "stage_seconds", "to_display", "trade_off"]

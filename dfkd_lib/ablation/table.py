@@ -1,0 +1,309 @@
+"""What a grid of students says: a line a cell, a line a row with its paired difference to a baseline, fidelity.
+
+Rows are compared over the seeds that both have. An interval over seeds is over trainings of the student alone: teacher,
+images and test images are the same throughout, so each accuracy also carries its own test sample's interval.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from dfkd_lib import intervals
+from dfkd_lib.errors import WorkbenchError
+
+if TYPE_CHECKING:
+    from dfkd_lib.ablation.cells import Outcome
+
+# Column and the metric behind it; all but the agreement are shares of the test images, shown in percent.
+MEASURES = {"accuracy (%)": "accuracy", "top-5 (%)": "top5", "precision (%)": "precision", "recall (%)": "recall",
+            "F1 (%)": "f1", "agreement": "agreement"}
+ACCURACY = "accuracy (%)"
+TOLD = 0.05  # a corrected p below it tells a difference
+STATES = ("finished", "diverged", "failed", "not run")
+BY_CLASS = ["row", "seed", "class", "agreement", "half", "count"]
+DIFFERENCE = ["difference", "low", "high", "p", "pairs"]
+
+
+def tidy(outcomes: Iterable[Outcome]) -> pd.DataFrame:
+    """One line a cell, in the order given; a cell given twice counts once (the finished one, else the last).
+
+    Returns:
+        columns row, seed, each setting in which the cells differ, "accuracy (%)", low, high (Wilson's 95 % interval of that
+        accuracy over the test images, %), "top-5 (%)", "precision (%)", "recall (%)", "F1 (%)", agreement (-1..1),
+        "± agreement" (half of its 95 % interval), images, epochs, parameters, seconds (of training), state (one of
+        `STATES`), error, key. What a cell does not have is NaN, or None in columns of whole numbers.
+
+    Raises:
+        WorkbenchError: if cells of one row differ in more than the seed.
+    """
+    told = _once(outcomes)
+    settings = _differing([outcome.cell.settings for outcome in told])
+    lines = [_measured(outcome) for outcome in told]
+    # Whole numbers beside a failed cell's None would become floats, and print as 3e+04.
+    whole = "object" if any(outcome.artifact is None for outcome in told) else None
+    frame = pd.DataFrame({"row": [o.cell.name for o in told], "seed": [int(o.cell.seed) for o in told], **settings})
+    for name in [ACCURACY, "low", "high", *list(MEASURES)[1:], "± agreement"]:
+        frame[name] = [line[name] for line in lines]
+    for name in ("images", "epochs", "parameters", "seconds"):
+        frame[name] = pd.Series([line[name] for line in lines], dtype=whole)
+    frame["state"] = [_state(outcome) for outcome in told]
+    frame["error"] = [outcome.error or "" for outcome in told]
+    frame["key"] = [outcome.artifact.key if outcome.artifact else "" for outcome in told]
+    return frame
+
+
+def _once(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    known: dict[tuple, Outcome] = {}
+    rows: dict[str, dict] = {}
+    for outcome in outcomes:
+        cell = outcome.cell
+        settings = {name: value for name, value in cell.settings.items() if name != "seed"}
+        if rows.setdefault(cell.name, settings) != settings:
+            raise WorkbenchError("cells of one row have different settings", got=f"'{cell.name}', seed {cell.seed}",
+                                 expected="rows that differ in the seed alone", where="tidy", mend="name the rows apart")
+        if known.setdefault((cell.name, cell.seed), outcome).artifact is None:
+            known[cell.name, cell.seed] = outcome
+    return list(known.values())
+
+
+def _differing(settings: Sequence[dict]) -> dict[str, list]:
+    """{name: value in each cell} of the settings in which cells differ; what a cell does not name has its default."""
+    names = dict.fromkeys(name for one in settings for name in one if name != "seed")
+    defaults = {}
+    if any(name not in one for name in names for one in settings):
+        from dfkd_lib.laboratory import MakerRecipe  # late: brings torch, and most grids name all they vary
+
+        defaults = {f.name: f.default for f in fields(MakerRecipe)}
+    found = {name: [one.get(name, defaults.get(name)) for one in settings] for name in names}
+    return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
+
+
+def _measured(outcome: Outcome) -> dict:
+    """The numbers of one cell by column; NaN or None where it has none."""
+    line = dict.fromkeys([*MEASURES, "low", "high", "± agreement"], math.nan)
+    line |= dict.fromkeys(("images", "epochs", "parameters", "seconds"))
+    if outcome.artifact is None:
+        return line
+    told = outcome.artifact.metrics
+    for column, name in MEASURES.items():
+        line[column] = _number(told.get(name)) * (100 if "%" in column else 1)
+    total = told["test_images"]
+    low, high = intervals.accuracy_interval(round(told["accuracy"] * total), total)
+    return line | {"low": 100 * low, "high": 100 * high, "± agreement": _number(told.get("agreement_half")),
+                   "images": told["train_images"], "epochs": len(outcome.artifact.json("history.json")),
+                   "parameters": told["parameters"], "seconds": round(told["seconds"])}
+
+
+def _number(value) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _state(outcome: Outcome) -> str:
+    if outcome.artifact is not None:
+        return "finished"
+    if not outcome.error:
+        return "not run"
+    return "diverged" if outcome.error.lower().startswith("diverged") else "failed"
+
+
+def summary(tidy: pd.DataFrame, baseline: str | None = None, measure: str = ACCURACY) -> pd.DataFrame:
+    """One line a row: its mean over seeds, and its paired difference to the baseline over the seeds that both finished.
+
+    Args:
+        tidy: of `tidy`. baseline: the row to compare with; None: the first. measure: a key of `MEASURES`.
+
+    Returns:
+        columns row, the measure's mean, "± 95 %" (half of its t interval over seeds, NaN for one seed), "± test" (half of
+        the test sample's interval of one accuracy, mean over seeds; accuracy only), seeds (finished), of (asked),
+        unfinished (text), against (the baseline; "" in its own line), difference (row minus baseline), low, high (its t
+        interval, not corrected), pairs (seeds behind it), p (paired t), "p (Holm)" (corrected over all lines that have a p).
+        One pair: neither interval nor p. Pairs that all differ by one amount likewise: there is no spread to test against.
+
+    Raises:
+        WorkbenchError: for a baseline or measure that is not there.
+    """
+    values, lines = _values(tidy, measure), []
+    baseline = _named(baseline, list(values), "baseline") if baseline is not None else next(iter(values), None)
+    for row, of_seed in values.items():
+        cells = tidy[tidy["row"] == row]
+        mean, half = intervals.mean_interval(list(of_seed.values())) if of_seed else (math.nan, math.nan)
+        line = {"row": row, measure: mean, "± 95 %": half}
+        if measure == ACCURACY:
+            line["± test"] = float((cells["high"] - cells["low"]).mean() / 2)
+        line |= {"seeds": len(of_seed), "of": len(cells), "unfinished": _unfinished(cells["state"]),
+                 "against": "" if row == baseline else baseline}
+        lines.append(line | (_difference({}, {}) if row == baseline else _difference(values[baseline], of_seed)))
+    columns = ["row", measure, "± 95 %", *(["± test"] if measure == ACCURACY else []), "seeds", "of", "unfinished",
+               "against", "difference", "low", "high", "pairs", "p"]
+    frame = pd.DataFrame(lines, columns=columns)
+    return frame.assign(**{"p (Holm)": intervals.holm(frame["p"])})
+
+
+def _values(tidy: pd.DataFrame, measure: str) -> dict[str, dict[int, float]]:
+    """{row: {seed: value}} of the finished cells that have one, rows in their order, also those that have none."""
+    _named(measure, list(MEASURES), "measure")
+    found: dict[str, dict[int, float]] = {row: {} for row in tidy["row"]}
+    for row, seed, value in zip(tidy["row"], tidy["seed"], tidy[measure], strict=True):
+        if math.isfinite(value):
+            found[row][seed] = value
+    return found
+
+
+def _named(name: str, known: Sequence[str], where: str) -> str:
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, 1)
+        raise WorkbenchError(f"no such {where}", expected=", ".join(known) or "nothing: there are no rows", got=name,
+                             where=where, mend=f"did you mean '{near[0]}'?" if near else f"name a {where} that is there")
+    return name
+
+
+def _unfinished(states: pd.Series) -> str:
+    counts = {state: int((states == state).sum()) for state in STATES[1:]}
+    return ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+
+
+def _difference(a: dict[int, float], b: dict[int, float]) -> dict:
+    """b − a over their common seeds, as `intervals.paired_difference`; NaN without any, no interval without spread."""
+    common = [seed for seed in b if seed in a]
+    if not common:
+        return dict.fromkeys(DIFFERENCE, math.nan) | {"pairs": 0}
+    found = intervals.paired_difference([a[seed] for seed in common], [b[seed] for seed in common])
+    return found if math.isfinite(found["p"]) else found | {"low": math.nan, "high": math.nan}
+
+
+def pairwise(tidy: pd.DataFrame, measure: str = ACCURACY) -> pd.DataFrame:
+    """All pairs of rows: row minus against over common seeds, its t interval (not corrected), p, Holm's p over all pairs.
+
+    Returns:
+        columns row, against, difference, low, high, pairs, p, "p (Holm)"; NaN as in `summary`.
+
+    Raises:
+        WorkbenchError: for a measure that is not there.
+    """
+    values = _values(tidy, measure)
+    lines = [{"row": row, "against": against} | _difference(values[against], values[row])
+             for i, row in enumerate(values) for against in list(values)[:i]]
+    frame = pd.DataFrame(lines, columns=["row", "against", "difference", "low", "high", "pairs", "p"])
+    return frame.assign(**{"p (Holm)": intervals.holm(frame["p"])})
+
+
+def verdicts(summary: pd.DataFrame) -> list[str]:
+    """One honest sentence for each row but the baseline: whether a difference to it can be told, and from how many seeds.
+
+    A difference is told where the p corrected by Holm is below 0.05. An unfinished baseline gets a sentence of its own.
+
+    Args:
+        summary: of `summary`.
+    """
+    measure = summary.columns[1]
+    unit, digits = (" points", 2) if "%" in measure else (" of agreement", 3)
+    said = []
+    for line in summary.to_dict("records"):
+        if line["against"] or line["unfinished"]:
+            said.append(_sentence(line, unit, digits))
+    return said
+
+
+def _sentence(line: dict, unit: str, digits: int) -> str:
+    ended = f"; {line['seeds']} of {line['of']} seeds finished, {line['unfinished']}" if line["unfinished"] else ""
+    row, against, pairs = line["row"], line["against"], line["pairs"]
+    if not against:
+        return f"{row} (the baseline): {ended[2:]}."
+    if not line["seeds"]:
+        return f"{row}: nothing to compare{ended or ', no seed has a value'}."
+    if not pairs:
+        return f"{row}: no seed in common with '{against}', so nothing to compare{ended}."
+    amount = f"{line['difference']:+.{digits}f}{unit}"
+    if pairs == 1:
+        return f"{row}: {amount} from one seed; no interval, so no difference can be told{ended}."
+    if not math.isfinite(line["p"]):
+        if abs(line["difference"]) < 1e-9:
+            return f"{row}: equal in each of {pairs} seeds, so no difference can be told{ended}."
+        return (f"{row}: {amount} in each of {pairs} seeds; without spread there is nothing to test against, so no "
+                f"difference can be told{ended}.")
+    span = f"{amount} [{line['low']:+.{digits}f}, {line['high']:+.{digits}f}], Holm p {_p(line['p (Holm)'])}, {pairs} seeds"
+    if line["p (Holm)"] < TOLD:
+        return f"{row}: {'better' if line['difference'] > 0 else 'worse'}, {span}{ended}."
+    corrected = " after correction" if line["p"] < TOLD else ""
+    return f"{row}: no difference can be told{corrected} ({span}){ended}."
+
+
+def _p(value: float) -> str:
+    return "< 0.0001" if value < 1e-4 else f"= {value:.2g}"
+
+
+def short_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """The columns of a summary to read first, as text narrow enough for a page: mean, seeds, difference, corrected p.
+
+    Args:
+        summary: of `summary`.
+    """
+    measure = summary.columns[1]
+    digits = 2 if "%" in measure else 3
+
+    def mean(line) -> str:
+        half = f" ± {line['± 95 %']:.{digits}f}" if math.isfinite(line["± 95 %"]) else ""
+        return f"{line[measure]:.{digits}f}{half}" if line["seeds"] else "–"
+
+    def seeds(line) -> str:
+        few = f"{line['seeds']} of {line['of']}" + (f" ({line['unfinished']})" if line["unfinished"] else "")
+        return str(line["seeds"]) if line["seeds"] == line["of"] else few
+
+    def difference(line) -> str:
+        if not line["against"]:
+            return "baseline"
+        span = f" [{line['low']:+.{digits}f}, {line['high']:+.{digits}f}]" if math.isfinite(line["low"]) else ""
+        return f"{line['difference']:+.{digits}f}{span}" if line["pairs"] else "–"
+
+    lines = [{"row": line["row"], measure: mean(line), "seeds": seeds(line), "difference [95 %]": difference(line),
+              "p (Holm)": _p(line["p (Holm)"]).removeprefix("= ") if math.isfinite(line["p (Holm)"]) else "–"}
+             for line in summary.to_dict("records")]
+    return pd.DataFrame(lines, columns=["row", measure, "seeds", "difference [95 %]", "p (Holm)"])
+
+
+def by_class(outcomes: Iterable[Outcome]) -> pd.DataFrame:
+    """The agreement of teacher and student in each class, a line a cell and class; cells without it are left out.
+
+    Returns:
+        columns row, seed, class, agreement (mean cosine of both probes over the class's test images, -1..1), half (of its
+        95 % interval over images), count (images).
+    """
+    lines = []
+    for outcome in outcomes:
+        found = outcome.artifact.json("agreement.json") if outcome.artifact is not None else None
+        if found:
+            lines += [(outcome.cell.name, int(outcome.cell.seed), str(name), _number(cosine), _number(half), count) for
+                      name, cosine, half, count in
+                      zip(*(found[part] for part in ("classes", "cosine", "half", "count")), strict=True)]
+    return pd.DataFrame(lines, columns=BY_CLASS).drop_duplicates(["row", "seed", "class"], ignore_index=True)
+
+
+def histories(outcomes: Iterable[Outcome]) -> dict[str, list[list[dict]]]:
+    """{row: [the student's history for each finished seed]}, as `plots.ablation_curves` takes it."""
+    found: dict[str, list] = {}
+    for outcome in outcomes:
+        if outcome.artifact is not None:
+            found.setdefault(outcome.cell.name, []).append(outcome.artifact.json("history.json"))
+    return found
+
+
+def fidelity(tidy: pd.DataFrame) -> dict:
+    """Does a student that looks where its teacher looks also classify better: correlation of agreement and accuracy.
+
+    Over all finished cells that have an agreement; seeds of a row are one cluster, see `intervals.correlation`.
+
+    Returns:
+        {"pearson", "low", "high" (95 %, rows resampled), "spearman", "p" (of rows, by putting them in other orders),
+        "cells", "rows"}; NaN but for the counts with fewer than three rows. With three rows p cannot be below 1/6, with four
+        not below 1/24.
+    """
+    told = tidy.dropna(subset=[ACCURACY, "agreement"])
+    found = intervals.correlation(told["agreement"], told[ACCURACY], list(told["row"]))
+    return {name: found[name] for name in ("pearson", "low", "high", "spearman", "p")} | {
+        "cells": found["count"], "rows": found["clusters"]}
