@@ -45,6 +45,16 @@ def test_a_line_a_cell_with_the_settings_that_differ():
     assert first["agreement"] == 0.9 and math.isnan(second["agreement"]) and first["key"] == "ablation_cell-all-0"
 
 
+def test_cells_as_the_grid_makes_them():
+    from dfkd_lib.ablation import Outcome, make_cell
+
+    cells = [make_cell("all", {}, 0), make_cell("real", {"source": "real"}, 0), make_cell("other", {"seed": 5}, 0)]
+    frame = table.tidy([Outcome(cell, None, "", False) for cell in cells])
+    assert list(frame.columns[:4]) == ["row", "seed", "source", "images' seed"]
+    assert list(frame["source"]) == ["augmented GAN", "real", "augmented GAN"] and list(frame["images' seed"]) == [0, 0, 5]
+    assert list(frame["state"]) == ["not run"] * 3 and list(frame["seed"]) == [0] * 3
+
+
 def test_a_setting_that_a_cell_does_not_name_has_its_default():
     frame = table.tidy([outcome("all", 0, 90.0), outcome("T", 0, 91.0, temperature=2.0, kd_weight=1.0)])
     assert list(frame["temperature"]) == [4.0, 2.0] and "kd_weight" not in frame

@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from dfkd_lib import intervals
+from dfkd_lib.ablation.grid import DEFAULTS
 from dfkd_lib.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ def _once(outcomes: Iterable[Outcome]) -> list[Outcome]:
     rows: dict[str, dict] = {}
     for outcome in outcomes:
         cell = outcome.cell
-        settings = {name: value for name, value in cell.settings.items() if name != "seed"}
-        if rows.setdefault(cell.name, settings) != settings:
+        if rows.setdefault(cell.name, cell.settings) != cell.settings:
             raise WorkbenchError("cells of one row have different settings", got=f"'{cell.name}', seed {cell.seed}",
                                  expected="rows that differ in the seed alone", where="tidy", mend="name the rows apart")
         if known.setdefault((cell.name, cell.seed), outcome).artifact is None:
@@ -74,14 +73,11 @@ def _once(outcomes: Iterable[Outcome]) -> list[Outcome]:
 
 def _differing(settings: Sequence[dict]) -> dict[str, list]:
     """{name: value in each cell} of the settings in which cells differ; what a cell does not name has its default."""
-    names = dict.fromkeys(name for one in settings for name in one if name != "seed")
-    defaults = {}
-    if any(name not in one for name in names for one in settings):
-        from dfkd_lib.laboratory import MakerRecipe  # late: brings torch, and most grids name all they vary
-
-        defaults = {f.name: f.default for f in fields(MakerRecipe)}
-    found = {name: [one.get(name, defaults.get(name)) for one in settings] for name in names}
-    return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
+    names = dict.fromkeys(name for one in settings for name in one)
+    found = {name: [one.get(name, DEFAULTS.get(name)) for one in settings] for name in names}
+    # The recipe's seed is that of the images, not the student's, which has the column of that name.
+    return {"images' seed" if name == "seed" else name: values for name, values in found.items()
+            if any(value != values[0] for value in values)}
 
 
 def _measured(outcome: Outcome) -> dict:
