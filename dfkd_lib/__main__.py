@@ -14,6 +14,7 @@ def parser() -> argparse.ArgumentParser:
     run = verbs.add_parser("run", help="run notebooks into HTML reports")
     run.add_argument("--profile", default="quick", help="smoke, quick or paper (default: quick)")
     run.add_argument("--only", metavar="10,20", help="these notebooks only")
+    run.add_argument("--grid", metavar="FILE", help="run an ablation: a YAML file of rows and seeds, through notebook 35")
     run.add_argument("--set", dest="settings", action="append", default=[], metavar="notebook.parameter=value",
                      help="change one parameter; may be given again")
     run.add_argument("--out", metavar="DIR", help="where reports go (default: reports/<profile>)")
@@ -32,7 +33,7 @@ def run(options) -> int:
     from dfkd_lib import pipeline
 
     plan = pipeline.make_plan(options.profile, options.only, options.settings, options.out, options.jobs,
-                              options.artifacts, scheduler=options.scheduler)
+                              options.artifacts, scheduler=options.scheduler, grid=options.grid)
     results = pipeline.run(plan)
     print(os.path.relpath(plan.out / "index.html"))
     return pipeline.exit_code(results)

@@ -153,6 +153,10 @@ class Artifact:
         return json.loads((self.path / name).read_text())
 
 
+class NotMade(WorkbenchError):
+    """An artifact that was only to be looked for is not there."""
+
+
 class Store:
     """A folder of artifacts that any number of processes may share.
 
@@ -196,6 +200,10 @@ class Store:
             if found:
                 return found
             return self._make(key, stage, settings, make, parents, reads, inherited)
+
+    def looking(self) -> "Store":
+        """This store, to look with: what is not there raises `NotMade` instead of being made."""
+        return _Looking(self.root)
 
     def find(self, key: str) -> Artifact | None:
         """The finished artifact of that key, its checksums verified, or None."""
@@ -266,3 +274,12 @@ class Store:
         shutil.rmtree(self.root / key / "checkpoint", ignore_errors=True)
         (self.root / key / spent.name).unlink(missing_ok=True)
         return Artifact(key, self.root / key, manifest, cached=False)
+
+
+class _Looking(Store):
+    def get_or_make(self, stage, settings, make, parents=(), reads=None, inherited=()) -> Artifact:
+        key = content_key(stage, settings, parents)
+        found = self.find(key)
+        if found is None:
+            raise NotMade("this has not been made yet", got=key, where=self.root, mend="run it")
+        return found

@@ -121,13 +121,21 @@ class MakerRecipe(ClassificationRecipe):
         """All measures of made images, see `synthesis.measure_images`."""
         return synthesis.measure_images(store, images, kept, self.reference(store, space), space, self.fid_images, rounds)
 
+    def training_images(self, store: Store, source: str) -> tuple[ImageSet, list[Artifact]]:
+        """As in `ClassificationRecipe`, and from every maker by its name in `MAKERS`."""
+        if source not in MAKERS:
+            return super().training_images(store, source)
+        count = self.inversion_images if source.startswith("inversion") else self.synthetic_images
+        images, kept = synthesis.make_images(store, self.maker(source), self.given_to(store, source), count,
+                                             self.seed + 1000)
+        return images, [kept]
+
     def student_of(self, store: Store, images: ImageSet, kept: Artifact) -> Artifact:
         """A student trained on these images alone by Algorithm 1, for as many steps whatever their number, but for at
         most 100 epochs."""
         epochs = round(self.student_epochs * self.maker_images / len(images))
         config = self.student_config(epochs=min(max(1, epochs), max(MOST_EPOCHS, self.student_epochs)))
-        return distill.train_student(store, "student_synthetic", self.student_model, self.teacher_artifact(store), images,
-                                     self.test_set, config, self.weights, self.student_shift, parents=[kept])
+        return self.distilled(store, images, [kept], config)
 
     def bench(self, store: Store, space) -> dict[str, dict]:
         """Every maker's "images", "kept", "measures", "student", "diverged" ("" or what happened), by name.

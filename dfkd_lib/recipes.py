@@ -5,7 +5,7 @@ Notebooks 10, 20, 30 and 70 share it, so that each of them runs alone and still 
 
 import hashlib
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from dfkd_lib import distill, fid, synthesis
 from dfkd_lib.artifacts import Artifact, Store, resolve
 from dfkd_lib.datasets import ImageSet, load_images
-from dfkd_lib.distill import KDWeights
+from dfkd_lib.distill import Augmentation, KDWeights
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import WeightsMissing, check_images, count_parameters, create_model, load_model
 from dfkd_lib.synthesis import CGAN, FeatureSpace, Given, fitted
@@ -31,6 +31,8 @@ def parse_seeds(text: str) -> list[int]:
 
 
 TEACHER_BATCH = 128  # images a step
+NAMED = ("mnist", "digits", "cifar10", "cifar100")  # a folder may change while we look at it, these do not
+_known_images = lru_cache(maxsize=8)(load_images)  # a grid of students reads one set many times
 
 
 class Subject(NamedTuple):
@@ -61,7 +63,9 @@ class ClassificationRecipe:
         train_images: real images for class probes and GAN. gan_*, d_width, dropout, lam: see `synthesis.CGAN`.
         features: space of distances, see `feature_space`; feature_*: of the data set's own classifier.
         fid_images: made images, and at most as many real ones, behind a distance.
-        synthetic_images, real_images: what students are trained on. *_weight, temperature: see `KDWeights`.
+        synthetic_images, real_images: what students are trained on; student_images: a sample of so many of them, 0: all.
+        *_weight, temperature, schedules: see `KDWeights`. early_stage: which early map of a CNN teacher is aligned.
+        augmentation, mix: of the students' images, see `Augmentation`.
     """
 
     data: str = "mnist"
@@ -97,9 +101,16 @@ class ClassificationRecipe:
     kd_weight: float = 1.0
     ce_weight: float = 1.0
     patch_weight: float = 1.0
+    hard_weight: float = 0.0
+    soft_weight: float = 0.0
+    early_weight: float = 0.0
     temperature: float = 4.0
+    schedules: str = ""
+    early_stage: int = 1
     student_precision: str = "fp32"
-    student_shift: int = 0
+    student_images: int = 0
+    augmentation: str = "none"
+    mix: str = "none"
 
     @classmethod
     def of(cls, parameters: dict) -> "ClassificationRecipe":
@@ -108,7 +119,7 @@ class ClassificationRecipe:
         return cls(**{name: kind(parameters[name]) for name, kind in known.items() if name in parameters})
 
     def _load(self, split: str) -> ImageSet:
-        return load_images(self.data, split, size=self.size or None)
+        return (_known_images if self.data in NAMED else load_images)(self.data, split, size=self.size or None)
 
     @cached_property
     def full_train(self) -> ImageSet:
@@ -128,7 +139,8 @@ class ClassificationRecipe:
 
     @property
     def weights(self) -> KDWeights:
-        return KDWeights(self.kd_weight, self.ce_weight, self.patch_weight, self.temperature)
+        return KDWeights(self.kd_weight, self.ce_weight, self.patch_weight, self.temperature, self.hard_weight,
+                         self.soft_weight, self.early_weight, self.schedules)
 
     def teacher_artifact(self, store: Store) -> Artifact:
         """The teacher: shipped, or trained on all real training images."""
@@ -199,22 +211,33 @@ class ClassificationRecipe:
                            weight_decay=0.025, warmup_epochs=0.5, grad_clip=1.0, precision=self.student_precision,
                            seed=self.seed if seed is None else seed)
 
-    def student(self, store: Store, source: str, weights: KDWeights | None = None, seed: int | None = None,
-                images: int | None = None, epochs: int | None = None) -> Artifact:
-        """A student on source "real" or "synthetic" images, by Algorithm 1; the recipe's weights and sizes by default."""
-        shape = self.test_set.shape  # the student must fit the images, known before a teacher is trained
-        create_model(self.student_model, num_classes=self.test_set.num_classes, img_size=shape[1], in_chans=shape[0])
-        parents: list[Artifact] = []
+    def training_images(self, store: Store, source: str) -> tuple[ImageSet, list[Artifact]]:
+        """What a student of that source is trained on, and what made it: "real" or "synthetic" (the augmented GAN's).
+
+        Raises:
+            WorkbenchError: if there is no such source.
+        """
         if source == "real":
-            chosen = self.full_train.sample(images or self.real_images, 1)
-        elif source == "synthetic":
-            chosen, kept = self.synthetic(store)
-            chosen, parents = chosen.sample(images or self.synthetic_images, 1), [kept]
-        else:
-            raise WorkbenchError("no such source of images", expected="real or synthetic", got=source, where="source")
-        return distill.train_student(store, f"student_{source}", self.student_model, self.teacher_artifact(store), chosen,
-                                     self.test_set, self.student_config(seed, epochs), weights or self.weights,
-                                     self.student_shift, parents=parents)
+            return self.full_train.sample(self.real_images, 1), []
+        if source == "synthetic":
+            images, kept = self.synthetic(store)
+            return images, [kept]
+        raise WorkbenchError("no such source of images", expected="real or synthetic", got=source, where="source")
+
+    def distilled(self, store: Store, images: ImageSet, parents: list[Artifact], config: TrainConfig) -> Artifact:
+        """A student of the recipe's kind on these images, by Algorithm 1."""
+        chosen = images.sample(self.student_images or len(images), 1)
+        return distill.train_student(store, f"student_{'real' if images.real else 'synthetic'}", self.student_model,
+                                     self.teacher_artifact(store), chosen, self.test_set, config, self.weights,
+                                     Augmentation(self.augmentation, self.mix), parents=parents,
+                                     early_stage=self.early_stage)
+
+    def student(self, store: Store, source: str, seed: int | None = None) -> Artifact:
+        """A student on the images of a source, see `training_images`; the recipe's own seed by default."""
+        shape = self.test_set.shape  # the student must fit the images, known before a teacher is trained
+        with torch.random.fork_rng(devices=[]):
+            create_model(self.student_model, num_classes=self.test_set.num_classes, img_size=shape[1], in_chans=shape[0])
+        return self.distilled(store, *self.training_images(store, source), self.student_config(seed))
 
     def teacher_on_synthetic(self, store: Store, epochs: int) -> Artifact:
         """The teacher's architecture trained on synthetic images and their labels alone (a cell of A Table 4)."""
@@ -223,11 +246,6 @@ class ClassificationRecipe:
                              precision="bf16", seed=self.seed)
         name = self.teacher_artifact(store).settings["model"]
         return distill.train_teacher(store, name, images, self.test_set, config, stage="teacher_synthetic", parents=[kept])
-
-    def ablation(self, store: Store, seeds: list[int], images: int, epochs: int) -> dict[str, list[Artifact]]:
-        """Students on synthetic images with one loss component left out at a time: {row: one artifact a seed}."""
-        return {row: [self.student(store, "synthetic", weights, seed, images, epochs) for seed in seeds]
-                for row, weights in distill.drop_one(self.weights).items()}
 
     def subject(self, store: Store, name: str = "", weights: str = "", download: bool = False) -> Subject:
         """A model to look into.
@@ -267,7 +285,7 @@ class ClassificationRecipe:
     def _sets_for(self, model: nn.Module) -> tuple[ImageSet, ImageSet]:
         """Training and test images at the size a loaded model takes; of a folder without splits, all images for both."""
         folder = resolve(self.data)
-        if self.data in ("mnist", "digits", "cifar10", "cifar100") or not folder.is_dir():
+        if self.data in NAMED or not folder.is_dir():
             return self.train_set, self.test_set
         how = {"size": self.size or model.img_size, "channels": model.in_chans}
         if not any((folder / split).is_dir() for split in ("train", "test", "val")):

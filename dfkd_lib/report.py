@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 from dfkd_lib.artifacts import Artifact, resolve, save_json
+from dfkd_lib.distill import test_logits
+from dfkd_lib.distill.scores import gigaflops, scores
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.intervals import accuracy_interval, mean_interval, paired_difference
 
@@ -99,41 +101,62 @@ def frechet_table(arms: dict[str, list[float]], data: str, features: str, images
     return pd.DataFrame(rows)
 
 
-def accuracy_table(rows: list[tuple[str, str, Artifact]], data: str, test_images: int):
+def accuracy_table(rows: list[tuple[str, str, list[Artifact]]], data: str):
     """A Tables 4, 5: accuracy of teacher and student by what they were trained on, the paper's beside it.
 
     Args:
-        rows: ("teacher" or "student", "real" or "synthetic", artifact). test_images: behind each accuracy.
+        rows: ("teacher" or "student", "real" or "synthetic", one artifact a seed); a single one has the interval of its test
+            sample instead of that over seeds.
     """
     import pandas as pd
 
     known = PAPER["A Table 4"] | PAPER["A Table 5"]
     table = []
-    for who, source, artifact in rows:
-        accuracy = artifact.metrics["accuracy"]
-        low, high = accuracy_interval(round(accuracy * test_images), test_images)
-        table.append({"model": f"{who} ({artifact.settings['model']})", "trained on": source,
-                      "parameters": artifact.metrics["parameters"],
-                      "images": artifact.metrics["train_images"] or "not recorded",
-                      "test accuracy (%)": 100 * accuracy, "95 % interval": f"{100 * low:.2f} – {100 * high:.2f}",
-                      "paper (%)": 100 * known.get((data, who, source), math.nan)})
+    for who, source, artifacts in rows:
+        first = artifacts[0]
+        values = [100 * artifact.metrics["accuracy"] for artifact in artifacts]
+        if len(values) > 1:
+            accuracy = interval_text(values)
+        else:
+            total = len(test_logits(first)[1])
+            low, high = accuracy_interval(round(values[0] * total / 100), total)
+            accuracy = f"{values[0]:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+        table.append({"model": f"{who} ({first.settings['model']})", "trained on": source,
+                      "test accuracy (%)": accuracy, "paper (%)": 100 * known.get((data, who, source), math.nan),
+                      "seeds": len(values), "images": first.metrics["train_images"] or "not recorded",
+                      "epochs": first.settings["config"].get("epochs") or "not recorded",
+                      "parameters": first.metrics["parameters"]})
     return pd.DataFrame(table)
 
 
-def ablation_table(rows: dict[str, list[Artifact]]):
-    """One row a set of loss weights: mean accuracy over seeds, its interval, and the paired difference to the first."""
+def scores_table(rows: list[tuple[str, str, list[Artifact]]]):
+    """Top-1, top-5, macro precision, recall and F1 (%) as mean ± 95 % interval over seeds, and what the model costs.
+
+    Args:
+        rows: as for `accuracy_table`.
+    """
     import pandas as pd
 
-    accuracies = {name: [100 * a.metrics["accuracy"] for a in runs] for name, runs in rows.items()}
-    first = next(iter(accuracies.values()))
+    names = {"top1": "top-1", "top5": "top-5", "precision": "precision", "recall": "recall", "f1": "F1"}
     table = []
-    for name, values in accuracies.items():
-        mean, half = mean_interval(values)
-        against = paired_difference(first, values)
-        table.append({"losses": name, "test accuracy (%)": mean, "± 95 %": half, "seeds": len(values),
-                      "difference to all": against["difference"], "low": against["low"], "high": against["high"],
-                      "p (paired t)": against["p"]})
+    for who, source, artifacts in rows:
+        each = [scores(artifact) for artifact in artifacts]
+        table.append({"model": who, "trained on": source,
+                      **{shown: interval_text([100 * one[key] for one in each]) for key, shown in names.items()},
+                      "GFLOPs": gigaflops(artifacts[0]), "parameters": artifacts[0].metrics["parameters"]})
     return pd.DataFrame(table)
+
+
+def interval_text(values: list[float]) -> str:
+    """"mean ± half width of the 95 % interval" with two digits after the point; the value alone if it is one."""
+    mean, half = mean_interval(values)
+    return f"{mean:.2f} ± {half:.2f}" if len(values) > 1 else f"{mean:.2f}"
+
+
+def mean_by(table, name: str, value: str) -> tuple[dict[str, float], dict[str, float]]:
+    """({group: mean}, {group: half width of the 95 % interval}) of a column of a table with one line a run."""
+    pairs = {group: mean_interval(part[value].tolist()) for group, part in table.groupby(name, sort=False)}
+    return {group: mean for group, (mean, _) in pairs.items()}, {group: half for group, (_, half) in pairs.items()}
 
 
 def accuracy_by_share(runs: dict[str, list[list[list[Artifact]]]], shares: list[float], pool: int):
@@ -159,11 +182,11 @@ def accuracy_by_share(runs: dict[str, list[list[list[Artifact]]]], shares: list[
     return means, bands, pd.DataFrame(table)
 
 
-def over_seeds(histories: dict[str, list[list[dict]]], key: str) -> tuple[dict, dict]:
-    """({arm: mean over seeds per epoch}, {arm: half width of the 95 % interval per epoch}) of one entry of histories."""
+def over_seeds(histories: dict[str, list[list[dict]]], key: str, times: float = 1.0) -> tuple[dict, dict]:
+    """({arm: mean over seeds per epoch}, {arm: half width of the 95 % interval per epoch}) of one entry, times a factor."""
     means, halves = {}, {}
     for arm, runs in histories.items():
-        pairs = [mean_interval([row[key] for row in rows]) for rows in zip(*runs, strict=True)]
+        pairs = [mean_interval([times * row[key] for row in rows]) for rows in zip(*runs, strict=True)]
         means[arm], halves[arm] = [mean for mean, _ in pairs], [half for _, half in pairs]
     return means, halves
 

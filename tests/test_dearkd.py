@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from timm.models.convit import GPSA
 
-from dfkd_lib.distill.early import early_step
+from dfkd_lib.distill import Batch, KDWeights, distill_step, live_targets
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import count_parameters, create_model
 from dfkd_lib.models.cnn import early_channels, logits_and_early_map
@@ -19,6 +19,11 @@ def small():
     teacher = create_model("cnn_small").eval()
     aligner = EarlyAligner(student.embed_dim, early_channels(teacher, 1, 28, 1))
     return student, aligner, teacher
+
+
+def early_step(student, aligner, teacher, hard=1.0, early=1.0):
+    weights = KDWeights(kd=0, patch=0, hard=hard, early=early)
+    return distill_step(student, live_targets(teacher, early_stage=1), weights, aligner)
 
 
 def test_parameter_counts():
@@ -94,7 +99,7 @@ def test_stage_one_is_its_three_losses_by_hand(small):
     student, aligner, teacher = small
     images, labels = torch.randn(4, 1, 28, 28), torch.tensor([0, 3, 3, 9])
     student.train(), aligner.train()
-    losses = early_step(student, aligner, teacher, stage=1, hard_weight=2.0, early_weight=0.5)((images, labels), 0.0)
+    losses = early_step(student, aligner, teacher, 2.0, 0.5)(Batch(images, labels, labels), 0.0)
     class_logits, dist_logits = student(images)
     logits, early = logits_and_early_map(teacher, images, 1)
     ce = -class_logits.log_softmax(1)[torch.arange(4), labels].mean()
@@ -107,7 +112,8 @@ def test_stage_one_is_its_three_losses_by_hand(small):
 def test_stage_one_reaches_every_parameter_but_the_teachers(small):
     student, aligner, teacher = small
     student.train()
-    early_step(student, aligner, teacher, 1)((torch.randn(4, 1, 28, 28), torch.arange(4)), 0.0)["loss"].backward()
+    images, labels = torch.randn(4, 1, 28, 28), torch.arange(4)
+    early_step(student, aligner, teacher)(Batch(images, labels, labels), 0.0)["loss"].backward()
     missing = [n for m in (student, aligner) for n, p in m.named_parameters() if p.grad is None or p.grad.abs().sum() == 0]
     # A bias of a head's place scores shifts all scores alike, which a softmax does not see.
     assert {n.split(".", 2)[2] for n in missing} <= {"attn.pos_proj.bias"}
@@ -119,10 +125,11 @@ def test_early_features_alone_train_the_early_blocks(small):
     student, aligner, teacher = small
     images = torch.randn(16, 1, 28, 28)
     optimizer = torch.optim.Adam([*student.parameters(), *aligner.parameters()], 3e-3)
-    step, values = early_step(student.train(), aligner.train(), teacher, 1, 0.0, 1.0), []
+    step, values = early_step(student.train(), aligner.train(), teacher), []
+    batch = Batch(images, torch.zeros(16, dtype=torch.long), torch.arange(16))
     for _ in range(30):
         optimizer.zero_grad()
-        losses = step((images, torch.zeros(16, dtype=torch.long)), 0.0)
+        losses = step(batch, 0.0)
         losses["early"].backward()
         optimizer.step()
         values.append(losses["early"].item())

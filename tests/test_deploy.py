@@ -15,7 +15,7 @@ from dfkd_lib import artifacts, deploy, distill, profiles
 from dfkd_lib.artifacts import Store
 from dfkd_lib.datasets import load_images, to_float
 from dfkd_lib.deploy.export import PARITY
-from dfkd_lib.distill import KDWeights
+from dfkd_lib.distill import Augmentation, KDWeights
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import count_flops, count_parameters, create_model
 from dfkd_lib.synthesis import open_images
@@ -102,7 +102,7 @@ def deployed(tmp_path_factory):
     """(store, teacher, student, test set, deployment) on digits, the student of images that are not real."""
     store = Store(tmp_path_factory.mktemp("store"))
     train, test = load_images("digits", "train"), load_images("digits", "test")
-    teacher = distill.train_teacher(store, "vit_mnist_small", train, test, TrainConfig(6, 64, 1e-3, seed=0), shift=0,
+    teacher = distill.train_teacher(store, "vit_mnist_small", train, test, TrainConfig(6, 64, 1e-3, seed=0), Augmentation(),
                                     overrides={"patch_size": 2})
 
     def draw(work):
@@ -112,7 +112,7 @@ def deployed(tmp_path_factory):
     drawn = store.get_or_make("synthetic", {"noise": 200, "classes": list(test.classes)}, draw)
     noise = open_images(drawn)
     student = distill.train_student(store, "student_synthetic", "vit_mnist_smoke", teacher, noise, test,
-                                    TrainConfig(1, 64, 5e-3, seed=0), KDWeights(1.0, 1.0, 0.0, 4.0), 0, parents=[drawn])
+                                    TrainConfig(1, 64, 5e-3, seed=0), KDWeights(1.0, 1.0, 0.0, 4.0), parents=[drawn])
     return store, teacher, student, test, deploy.deploy_student(store, teacher, student, test, **SIZES)
 
 

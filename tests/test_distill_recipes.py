@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from dfkd_lib import distill, report
 from dfkd_lib.artifacts import Store
 from dfkd_lib.datasets import load_images
-from dfkd_lib.distill import titn
-from dfkd_lib.distill.early import EarlyRecipe, plain_step
+from dfkd_lib.distill import Augmentation, Batch, label_step, titn
+from dfkd_lib.distill.early import EarlyRecipe
+from dfkd_lib.distill.scores import gigaflops
 from dfkd_lib.models import create_model
 from dfkd_lib.training import TrainConfig
 
@@ -36,7 +37,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def cnn(store, digits):
-    return distill.train_teacher(store, "cnn_small", *digits, TrainConfig(3, 64, 3e-3, seed=0), shift=0)
+    return distill.train_teacher(store, "cnn_small", *digits, TrainConfig(3, 64, 3e-3, seed=0), Augmentation())
 
 
 def test_every_run_gets_as_many_image_passes():
@@ -59,13 +60,13 @@ def test_dearkd_is_two_stages_and_the_second_knows_no_teacher(store, digits, cnn
     assert plain.parents == [] and recipe.run(store, "plain", cnn, *digits, share=0.5, seed=0)[0].cached
 
 
-def test_plain_step_trains_what_is_tested():
+def test_label_step_trains_what_is_tested():
     model = create_model("deit_small_28")
     images, labels = torch.randn(4, 1, 28, 28), torch.arange(4)
     model.train()
     class_logits, dist_logits = model(images)
     expected = F.cross_entropy((class_logits + dist_logits) / 2, labels)
-    assert plain_step(model)((images, labels), 0.0)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert label_step(model)(Batch(images, labels, labels), 0.0)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_share_table_pairs_by_seed():
@@ -80,16 +81,31 @@ def test_the_share_table_pairs_by_seed():
     assert table.loc[0, "low"] < 15 < table.loc[0, "high"] and bands["plain"][0] > 0
 
 
-def test_titn_table_scores_are_those_of_its_logits(store, digits, cnn):
-    runs = {row: [TITN.run(store, row, cnn, *digits, seed=0)] for row in ("ViT", "TITN", "TITN large patch")}
-    table = titn.table(runs, "mnist")
-    assert isinstance(table, pd.DataFrame) and table["model"].tolist() == list(runs)
-    assert table["paper's top-1"].tolist()[:2] == [99.40, 99.56]
-    logits, labels = distill.test_logits(runs["TITN"][0])
-    shown = table.set_index("model").loc["TITN"]
-    assert shown["top-1"] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item(), abs=0.3)
-    assert shown["top-1"] <= shown["top-5"] <= 100 and shown["GFLOPs"] > 0
+def test_titn_tables_are_those_of_the_logits(store, digits, cnn):
+    runs = {row: [TITN.run(store, row, cnn, *digits, seed=s) for s in (0, 1)] for row in ("ViT", "TITN")}
+    table, each = titn.table(runs, cnn, "mnist"), titn.runs_table(runs)
+    assert table["model"].tolist() == ["teacher (cnn_small)", "ViT (vit_small_28)", "TITN (titn_small)"]
+    assert table["paper, top-1 / top-5"].tolist() == ["99.75 / 100.00", "99.40 / 100.00", "99.56 / 100.00"]
+    logits, labels = distill.test_logits(runs["TITN"][1])
+    said = logits.argmax(1)
+    shown = each[(each["model"] == "TITN") & (each["seed"] == 1)].iloc[0]
+    assert shown["top-1"] == pytest.approx(100 * (said == labels).float().mean().item(), abs=0.3)
+    recall = sum((said[labels == k] == k).float().mean().item() for k in range(10)) / 10  # macro, by hand
+    assert shown["recall"] == pytest.approx(100 * recall, abs=0.3) and shown["top-1"] <= shown["top-5"] <= 100
     assert shown["parameters"] == sum(p.numel() for p in create_model("titn_small").parameters())
+    values = each[each["model"] == "TITN"]["top-1"]
+    half = 12.7062 * abs(values.iloc[0] - values.iloc[1]) / 2  # Student's t of one degree of freedom
+    assert table["top-1"][2] == f"{values.mean():.2f} ± {half:.2f}"
+    drop = titn.drop_table(runs, cnn, "cifar10").set_index("teacher → student")
+    assert drop.loc["cnn_small → TITN", "difference"] == pytest.approx(values.mean() - 100 * cnn.metrics["accuracy"])
+    assert drop["paper"].tolist() == ["–", "95.98 → 92.05"]
+
+
+def test_a_row_with_one_head_has_no_teacher(store, digits, cnn):
+    vit, deit = (TITN.run(store, row, cnn, *digits, seed=0) for row in ("ViT", "DeiT"))
+    assert vit.parents == [] and deit.parents == [cnn.key]  # CutMix changes the images: no stored targets
+    assert "hard" not in vit.json("history.json")[0] and deit.settings["weights"]["hard"] == 0.5
+    assert deit.settings["augmentation"]["mix"] == "cutmix"
 
 
 def test_flops_by_hand():
@@ -106,4 +122,4 @@ def test_flops_by_hand():
     tokens, width, depth = 50, 16, 2
     block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
     expected = depth * block + 2 * 49 * 16 * width + 2 * width * 10
-    assert titn.gigaflops(Known()) == pytest.approx(expected / 1e9, rel=0.01)
+    assert gigaflops(Known()) == pytest.approx(expected / 1e9, rel=0.01)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "dfkd_lib"
 # A room imports only rooms named before it.
 ROOMS = ("errors", "profiles", "ledger", "artifacts", "datasets", "models", "attention", "losses", "intervals", "fid",
-         "training", "distill", "synthesis", "recipes", "laboratory", "detection", "deploy", "plots", "report", "summary", "widgets",
+         "training", "distill", "synthesis", "recipes", "laboratory", "ablation", "detection", "deploy", "plots", "report", "summary", "widgets",
          "bench", "environment", "pipeline", "__main__")
 ONLY_IN = {"ipywidgets": "widgets", "anywidget": "widgets", "papermill": "pipeline", "nbconvert": "pipeline"}
 MODULES = sorted(LIBRARY.rglob("*.py"))

@@ -253,7 +253,7 @@ def test_a_generator_killed_after_an_epoch_resumes_bit_for_bit(parts, store, mon
     final = {}
 
     def spied(store):
-        kept = training._Checkpoint.save
+        kept = training.Checkpoint.save
 
         def save(self, history):
             final.update({name: {k: v.clone() for k, v in module.state_dict().items()}
@@ -261,7 +261,7 @@ def test_a_generator_killed_after_an_epoch_resumes_bit_for_bit(parts, store, mon
             kept(self, history)
 
         with monkeypatch.context() as patch:
-            patch.setattr(training._Checkpoint, "save", save)
+            patch.setattr(training.Checkpoint, "save", save)
             return maker.train(store, given)
 
     whole = spied(Store(store.root / "other"))

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from dfkd_lib.datasets import to_float
-from dfkd_lib.distill.mixing import auto_augment, batch_transform, beta_sample, cutmix, mixup
-from dfkd_lib.distill.titn import titn_step
+from dfkd_lib.distill import Augmentation, Batch, KDWeights, distill_step, label_step, live_targets
+from dfkd_lib.distill.mixing import auto_augment, beta_sample, cutmix, mixup
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import count_flops, count_parameters, create_model
 
@@ -69,8 +69,19 @@ def test_the_loss_reaches_every_parameter(name):
     torch.manual_seed(0)
     model, teacher = create_model(name).train(), create_model("cnn_small").eval()
     batch = cutmix(torch.randn(4, 1, 28, 28), torch.arange(4), 0.5, torch.Generator().manual_seed(0))
-    titn_step(model, teacher)(batch, 0.0)["loss"].backward()
+    step = titn_step(model, teacher) if isinstance(model(batch[0]), tuple) else label_step(model)
+    step(mixed(*batch), 0.0)["loss"].backward()
     assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+
+
+def mixed(images, labels, others, share):
+    return Batch(images, labels, torch.arange(len(images)), others, share)
+
+
+def titn_step(student, teacher, alpha=0.5):
+    """Eq. 10 as weights of the one step."""
+    weights = KDWeights(kd=0, ce=alpha, patch=0, hard=1 - alpha)
+    return distill_step(student, live_targets(teacher, probed=False), weights)
 
 
 class TwoHeads(nn.Module):
@@ -89,10 +100,10 @@ def test_equations_9_and_10_by_hand():
     logits = torch.tensor([[0.0, math.log(3)]])
     teacher = lambda images: torch.tensor([[5.0, 1.0]])  # noqa: E731 - arg max is class 0
     batch = torch.zeros(1, 1, 2, 2), torch.tensor([1]), torch.tensor([0]), torch.tensor([0.75])
-    losses = titn_step(TwoHeads(logits, logits), teacher, alpha=0.3)(batch, 0.0)
+    losses = titn_step(TwoHeads(logits, logits), teacher, alpha=0.3)(mixed(*batch), 0.0)
     mix = -0.75 * math.log(3 / 4) - 0.25 * math.log(1 / 4)
     hard = -math.log(1 / 4)
-    assert losses["mix"].item() == pytest.approx(mix, rel=1e-5)
+    assert losses["ce"].item() == pytest.approx(mix, rel=1e-5)
     assert losses["hard"].item() == pytest.approx(hard, rel=1e-5)
     assert losses["loss"].item() == pytest.approx(0.3 * mix + 0.7 * hard, rel=1e-5)
 
@@ -108,7 +119,7 @@ def test_the_teacher_sees_the_mixed_images_and_learns_nothing():
 
     teacher, model = Teacher(784, 10), create_model("deit_small_28").train()
     batch = mixup(images, torch.arange(2), 0.6, torch.Generator().manual_seed(0))
-    titn_step(model, teacher)(batch, 0.0)["loss"].backward()
+    titn_step(model, teacher)(mixed(*batch), 0.0)["loss"].backward()
     assert torch.equal(seen[0], batch[0]) and teacher.weight.grad is None
 
 
@@ -142,16 +153,16 @@ def test_lambda_follows_its_beta_distribution():
         assert draws.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), abs=0.01)
 
 
-def test_a_batch_transform_depends_on_its_generator_alone():
+def test_an_augmentation_depends_on_its_generator_alone():
     images, labels = torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8), torch.arange(8)
-    transform = batch_transform("shift", "cutmix")
-    first, again, other = (transform((images, labels), torch.Generator().manual_seed(s)) for s in (3, 3, 4))
+    batch, augment = Batch(images, labels, labels), Augmentation("shift", "cutmix")
+    first, again, other = (augment(batch, torch.Generator().manual_seed(s)) for s in (3, 3, 4))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)) and not torch.equal(first[0], other[0])
-    plain = batch_transform("none")((images, labels), torch.Generator())
-    assert torch.equal(plain[0], to_float(images)) and len(plain) == 2
-    for bad in ({"augmentation": "shfit"}, {"mix": "cutmax"}):
-        with pytest.raises(WorkbenchError, match="unknown batch transform"):
-            batch_transform(**bad)
+    plain = Augmentation()(batch, torch.Generator())
+    assert torch.equal(plain.images, to_float(images)) and plain.others is None and torch.equal(plain.rows, labels)
+    for bad in ({"kind": "shfit"}, {"mix": "cutmax"}, {"shift": -1}, {"alpha": 0.0}):
+        with pytest.raises(WorkbenchError, match="augmentation"):
+            Augmentation(**bad)
 
 
 def test_auto_augment_draws_a_policy_for_each_image():

@@ -7,10 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from dfkd_lib import training
-from dfkd_lib.attention import logits_and_probe
 from dfkd_lib.datasets import to_float
-from dfkd_lib.distill import KDWeights, frozen
-from dfkd_lib.distill.classification import kd_step
+from dfkd_lib.distill import Batch, KDWeights, distill_step, frozen, live_targets
 from dfkd_lib.models import Discriminator, Generator, create_model
 from dfkd_lib.synthesis import gan_step, pad_to_gan
 
@@ -23,7 +21,8 @@ def throughput(modules: dict, step: Callable, images: torch.Tensor, repeats: int
     """Images a second of a step in the training loop (bf16): the median of `repeats` epochs after one to warm up."""
     labels = torch.arange(len(images)) % CLASSES
     config = training.TrainConfig(repeats + 1, BATCH, 1e-4, precision="bf16")
-    history = training.fit(modules, step, training.TensorBatches((images, labels), BATCH), config, optimizers)
+    batches = training.TensorBatches((images, labels, torch.arange(len(images))), BATCH, lambda b, _: Batch(*b))
+    history = training.fit(modules, step, batches, config, optimizers)
     return statistics.median(row["images_per_second"] for row in history[1:])
 
 
@@ -37,12 +36,8 @@ def measure(repeats: int) -> list[tuple[str, float]]:
         repeats))]
     guide = frozen(teacher)
 
-    @torch.no_grad()
-    def targets(batch):
-        return logits_and_probe(guide, batch[0])
-
     rows.append(("student, KD + CE + patch", throughput(
-        {"model": student}, kd_step(student, targets, KDWeights()), images, repeats)))
+        {"model": student}, distill_step(student, live_targets(guide), KDWeights()), images, repeats)))
     probes = torch.full((CLASSES, 49), 1 / 49, device=training.device())
     for name, lam in (("GAN, vanilla", 0.0), ("GAN, augmented", 1.0)):
         generator, discriminator = Generator(CLASSES, 1), Discriminator(CLASSES, 1)

@@ -1,71 +1,36 @@
-"""Probe-guided classification KD (METHODS A3): L = λ_KD L_KD + λ_CE L_CE + λ_patch L_patch."""
+"""Teachers, and students distilled from them: probe-guided KD (A), early features (B), a distillation token (C)."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from dfkd_lib.artifacts import Artifact, Store, save_tensors
-from dfkd_lib.attention import logits_and_probe
-from dfkd_lib.datasets import ImageSet, random_shift, to_float
-from dfkd_lib.distill.runner import check_fit, load_trained, reads_of, shipped_teacher, train_classifier
+from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.datasets import ImageSet
+from dfkd_lib.distill.mixing import Augmentation, keeps_images
+from dfkd_lib.distill.runner import check_classes_agree, check_fit, load_trained, shipped_teacher, train_classifier
+from dfkd_lib.distill.step import distill_step, label_step
+from dfkd_lib.distill.targets import has_probe, live_targets, stored_targets, teacher_targets
+from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.losses import kd_loss, patch_probe_loss
-from dfkd_lib.training import TrainConfig, device
-
-
-@dataclass(frozen=True)
-class KDWeights:
-    """λ of each loss component (≥ 0, not all 0) and the temperature T (> 0) of the distillation loss (A eq. 8-10)."""
-
-    kd: float = 1.0
-    ce: float = 1.0
-    patch: float = 1.0
-    temperature: float = 4.0
-
-    def __post_init__(self):
-        weights = (self.kd, self.ce, self.patch)
-        if min(weights) < 0 or max(weights) == 0:
-            raise WorkbenchError("the loss weights are impossible", expected="λ ≥ 0, at least one above 0",
-                                 got=f"KD {self.kd}, CE {self.ce}, patch {self.patch}", where="KDWeights",
-                                 mend="give at least one component a positive weight")
-        if not self.temperature > 0:
-            raise WorkbenchError("the temperature must be positive", expected="T > 0", got=self.temperature,
-                                 where="KDWeights", mend="usual values are 1 to 8")
-
-
-def drop_one(weights: KDWeights) -> dict[str, KDWeights]:
-    """The one-component-out ablation: {"all": …, "without KD": …, "without CE": …, "without patch": …}.
-
-    A component whose weight is 0 already, or that is the only one, has no row.
-    """
-    parts = {"KD": "kd", "CE": "ce", "patch": "patch"}
-    used = [name for name in parts.values() if getattr(weights, name) > 0]
-    return {"all": weights} | {f"without {shown}": replace(weights, **{name: 0.0}) for shown, name in parts.items()
-                               if name in used and len(used) > 1}
-
-
-def shift_and_scale(pixels: int) -> Callable:
-    """A batch transform: shifts by up to `pixels`, then floats in [-1, 1]."""
-    return lambda batch, generator: (to_float(random_shift(batch[0], pixels, generator)), *batch[1:])
+from dfkd_lib.models import create_model
+from dfkd_lib.models.cnn import early_channels
+from dfkd_lib.models.dearkd import EarlyAligner
+from dfkd_lib.training import TrainConfig
 
 
 def train_teacher(store: Store, model_name: str, train_set: ImageSet, test_set: ImageSet, config: TrainConfig,
-                  shift: int = 2, overrides: dict | None = None, stage: str = "teacher",
-                  parents: Sequence[Artifact] = ()) -> Artifact:
-    """A teacher trained by cross entropy on images shifted by up to `shift` pixels; see `train_classifier`."""
-    def make_step(model, _):
-        def step(batch, progress):
-            loss = F.cross_entropy(model(batch[0]).float(), batch[1])
-            return {"loss": loss}
-        return step
+                  augmentation: Augmentation = Augmentation("shift"), overrides: dict | None = None,
+                  stage: str = "teacher", parents: Sequence[Artifact] = ()) -> Artifact:
+    """A classifier trained by cross entropy alone; see `train_classifier`.
 
+    Raises:
+        WorkbenchError: if a class has no image.
+    """
     train_set.check_classes()
-    return train_classifier(store, stage, model_name, train_set, test_set, config, make_step, settings={"shift": shift},
-                            overrides=overrides, transform=shift_and_scale(shift), parents=parents)
+    return train_classifier(store, stage, model_name, train_set, test_set, config, lambda model, _: label_step(model),
+                            overrides=overrides, augmentation=augmentation, parents=parents)
 
 
 def obtain_teacher(store: Store, how: str, shipped: str, model_name: str, train_set: ImageSet, test_set: ImageSet,
@@ -82,87 +47,70 @@ def obtain_teacher(store: Store, how: str, shipped: str, model_name: str, train_
     return shipped_teacher(store, shipped, test_set)
 
 
-def kd_step(student: nn.Module, targets: Callable, weights: KDWeights) -> Callable:
-    """The step of Algorithm 1: the three weighted losses against the teacher's targets.
-
-    Args:
-        targets: batch → (teacher logits (B, K), teacher probe (B, M)). Components with weight 0 are still logged.
-    """
-    def step(batch: Sequence[Tensor], progress: float) -> dict[str, Tensor]:
-        images, labels = batch[:2]
-        teacher_logits, teacher_probe = targets(batch)
-        logits, probe = logits_and_probe(student, images)
-        losses = {"kd": kd_loss(logits, teacher_logits, weights.temperature),
-                  "ce": F.cross_entropy(logits.float(), labels), "patch": patch_probe_loss(probe, teacher_probe)}
-        total = sum(weight * losses[name] for name, weight in
-                    (("kd", weights.kd), ("ce", weights.ce), ("patch", weights.patch)) if weight)
-        return {"loss": total, **losses}
-
-    return step
-
-
-def teacher_targets(store: Store, teacher: Artifact, train_set: ImageSet,
-                    parents: Sequence[Artifact] = ()) -> Artifact:
-    """The teacher's logits and probes on images that never change, computed once: targets.safetensors, float32.
-
-    Counted by the ledger if the images are real; rows are in the order of the set.
-    """
-    def make(work: Path) -> dict:
-        model = load_trained(teacher)
-        device = next(model.parameters()).device
-        with torch.inference_mode():
-            pairs = [logits_and_probe(model, to_float(batch).to(device)) for batch in train_set.images.split(512)]
-        save_tensors(work / "targets.safetensors", {"logits": torch.cat([p[0] for p in pairs]).float(),
-                                                    "probes": torch.cat([p[1] for p in pairs])})
-        return {"images": len(train_set)}
-
-    return store.get_or_make("teacher_targets", {"images": train_set.fingerprint}, make, [teacher, *parents],
-                             reads_of((train_set, "teacher targets")))
-
-
-def stored_targets(kept: Artifact) -> Callable:
-    """(images, labels, rows) → the stored logits and probes of those rows."""
-    tensors = {name: value.to(device()) for name, value in kept.tensors("targets.safetensors").items()}
-    return lambda batch: (tensors["logits"][batch[2]], tensors["probes"][batch[2]])
-
-
-def live_targets(teacher: nn.Module) -> Callable:
-    """(images, …) → the teacher's logits and probes of just these images: needed where augmentation changes them."""
-    def targets(batch):
-        with torch.no_grad():
-            return logits_and_probe(teacher, batch[0])
-    return targets
-
-
 def train_student(store: Store, stage: str, model_name: str, teacher: Artifact, train_set: ImageSet,
-                  test_set: ImageSet, config: TrainConfig, weights: KDWeights = KDWeights(), shift: int = 0,
-                  overrides: dict | None = None, parents: Sequence[Artifact] = ()) -> Artifact:
-    """A student distilled from a frozen teacher on real or synthetic images (Algorithm 1); see `train_classifier`.
+                  test_set: ImageSet, config: TrainConfig, weights: KDWeights = KDWeights(),
+                  augmentation: Augmentation = Augmentation(), overrides: dict | None = None,
+                  parents: Sequence[Artifact] = (), early_stage: int = 1) -> Artifact:
+    """A student distilled from a frozen teacher on real or synthetic images; see `train_classifier`.
+
+    Where the augmentation leaves every image as it is, which is looked at and not assumed, the teacher is asked once and
+    its answers are kept for all epochs, students and ablations; else it sees each batch anew.
 
     Args:
         train_set: if synthetic, no real image is read but for evaluation, and the ledger holds the stage to it.
-        shift: augmentation by up to that many pixels; the teacher then sees each shifted batch anew.
-        parents: what made the synthetic images.
+        weights: which losses teach; see `KDWeights`. parents: what made the synthetic images.
+        early_stage: which early map of a CNN teacher is aligned, from 0, where the early loss is used.
 
     Raises:
-        WorkbenchError: if teacher and images differ in classes or size, or the teacher has no class token.
+        WorkbenchError: if teacher and images differ in classes or size; if a loss in use needs what teacher or student
+            lack (attention, a distillation token, early maps).
     """
     frozen_teacher = load_trained(teacher)
     check_fit(frozen_teacher, train_set, "the teacher")
-
-    made_from = [teacher, *parents]
-    if shift == 0:
+    check_classes_agree(teacher.settings.get("classes", train_set.classes), train_set.classes,
+                        f"teacher and {train_set.name}")
+    shape = {"num_classes": train_set.num_classes, "img_size": train_set.shape[1], "in_chans": train_set.shape[0]}
+    with torch.random.fork_rng(devices=[]):
+        check_losses(weights, create_model(model_name, **{**shape, **(overrides or {})}), frozen_teacher, train_set)
+    early = early_stage if weights.uses("early") else None
+    made_from, kept = [teacher, *parents], None
+    if early is None and keeps_images(augmentation, train_set):
         kept = teacher_targets(store, teacher, train_set, parents)
         made_from.append(kept)
 
     def make_step(model, _):
-        return kd_step(model, stored_targets(kept) if shift == 0 else live_targets(frozen_teacher), weights)
+        # Live, a probe that no loss asks for is not worth its time; kept, it is there anyway.
+        targets = stored_targets(kept) if kept else \
+            live_targets(frozen_teacher, weights.uses("patch") and has_probe(frozen_teacher), early)
+        if early is None:
+            return distill_step(model, targets, weights)
+        aligner = EarlyAligner(model.embed_dim, early_channels(frozen_teacher, early, shape["img_size"], shape["in_chans"]))
+        return distill_step(model, targets, weights, aligner), {"aligner": aligner}
 
+    settings = {"weights": asdict(weights), **({} if early is None else {"early_stage": early})}
     return train_classifier(store, stage, model_name, train_set, test_set, config, make_step, overrides=overrides,
-                            settings={"weights": asdict(weights), "shift": shift},
-                            transform=_keep_rows(shift), parents=made_from)
+                            settings=settings, augmentation=augmentation, parents=made_from)
 
 
-def _keep_rows(shift: int) -> Callable | None:
-    # Without shifts the rows' numbers must reach the step: they find the stored targets.
-    return None if shift == 0 else shift_and_scale(shift)
+def check_losses(weights: KDWeights, student: nn.Module, teacher: nn.Module, images: ImageSet) -> None:
+    """Raise a WorkbenchError, before anything is trained, if a loss in use needs what student or teacher do not have."""
+    def refuse(name: str, who: str, model: nn.Module, needs: str) -> None:
+        raise WorkbenchError(f"the {name} loss cannot be had from this {who}", expected=needs, got=type(model).__name__,
+                             where=f"{name}_weight", mend=f"set {name}_weight to 0, or choose another {who}")
+
+    if weights.uses("patch"):
+        for who, model in (("teacher", teacher), ("student", student)):
+            if not has_probe(model):
+                refuse("patch", who, model, "a transformer with a class token")
+    if weights.uses("hard") or weights.uses("soft"):
+        check_fit(student, images, "the student")
+        with torch.no_grad():
+            # One row would do, but a batch norm in training wants two.
+            output = student.train()(torch.zeros(2, *images.shape, device=next(student.parameters()).device))
+        if not isinstance(output, tuple):
+            refuse("hard" if weights.uses("hard") else "soft", "student", student, "a student with a distillation token")
+    if weights.uses("early"):
+        if not hasattr(teacher, "forward_intermediates") or has_probe(teacher):
+            refuse("early", "teacher", teacher, "a CNN whose early feature maps can be seen (cnn_small, vgg16_bn)")
+        if not hasattr(student, "embed_dim"):
+            refuse("early", "student", student, "a vision transformer with blocks")

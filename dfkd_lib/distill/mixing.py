@@ -1,16 +1,33 @@
-"""Batch augmentation of the early-KD and TITN students: shifts or AutoAugment, then CutMix or MixUp."""
+"""What is done to a batch of images before a student sees it: shifts or AutoAugment, then CutMix or MixUp."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dfkd_lib.datasets import random_flip, random_shift, to_float
+from dfkd_lib.datasets import ImageSet, random_flip, random_shift, to_float
 from dfkd_lib.errors import WorkbenchError
 
 AUGMENTATIONS = ("none", "shift", "autoaugment")
 MIXES = ("none", "cutmix", "mixup")
+
+
+class Batch(NamedTuple):
+    """What a step receives.
+
+    Args:
+        images: float (B, C, H, W) in [-1, 1] (uint8 before augmentation). labels: int64 (B,). rows: int64 (B,), places of
+            the images in their set. others, share: labels of what was mixed in, int64 (B,), and the share of each image
+            that is its own, float (B,); both None where nothing is mixed.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+    others: Tensor | None = None
+    share: Tensor | None = None
 
 
 def beta_sample(alpha: float, generator: torch.Generator) -> float:
@@ -31,7 +48,7 @@ def cutmix(images: Tensor, labels: Tensor, lam: float, generator: torch.Generato
     Source: Yun et al. 2019; TITN paper, section 3.5.2.
     """
     batch, _, height, width = images.shape
-    order = torch.randperm(batch, generator=generator)
+    order = torch.randperm(batch, generator=generator).to(images.device)
     centre = torch.rand(2, generator=generator).tolist()
     share = (1 - lam) ** 0.5
     (top, bottom), (left, right) = (
@@ -40,13 +57,14 @@ def cutmix(images: Tensor, labels: Tensor, lam: float, generator: torch.Generato
     mixed = images.clone()
     mixed[:, :, top:bottom, left:right] = images[order, :, top:bottom, left:right]
     stays = 1 - (bottom - top) * (right - left) / (height * width)
-    return mixed, labels, labels[order], torch.full((batch,), stays)
+    return mixed, labels, labels[order], torch.full((batch,), stays, device=images.device)
 
 
 def mixup(images: Tensor, labels: Tensor, lam: float, generator: torch.Generator) -> tuple[Tensor, ...]:
     """lam * image + (1 - lam) * image of a shuffled batch; shapes as in `cutmix` (Zhang et al. 2018)."""
-    order = torch.randperm(len(images), generator=generator)
-    return lam * images + (1 - lam) * images[order], labels, labels[order], torch.full((len(images),), float(lam))
+    order = torch.randperm(len(images), generator=generator).to(images.device)
+    share = torch.full((len(images),), float(lam), device=images.device)
+    return lam * images + (1 - lam) * images[order], labels, labels[order], share
 
 
 def auto_augment(images: Tensor) -> Tensor:
@@ -60,33 +78,55 @@ def auto_augment(images: Tensor) -> Tensor:
     return torch.stack([policy(image) for image in images])
 
 
-def batch_transform(augmentation: str = "shift", mix: str = "none", alpha: float = 0.5) -> Callable:
-    """A transform for `training.TensorBatches` over (uint8 images, labels).
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to each batch; called with (Batch of uint8 images, generator) it gives the batch that a step receives.
 
     Args:
-        augmentation: "none"; "shift", up to 2 pixels; "autoaugment": shift by up to 4, flip, AutoAugment (for colour
-            photographs). mix: "none", "cutmix" or "mixup". alpha: of Beta(alpha, alpha), from which lam is drawn.
-
-    Returns:
-        (batch, generator) -> (images float in [-1, 1], labels), and with a mix also (labels of the others, lam).
+        kind: "none"; "shift", by up to `shift` pixels; "autoaugment": shift by up to 4, flip, AutoAugment (for colour
+            photographs). mix: "none", "cutmix" or "mixup". alpha: > 0, of Beta(alpha, alpha), from which lam is drawn.
 
     Raises:
-        WorkbenchError: on an unknown name.
+        WorkbenchError: on an unknown name or an impossible number.
     """
-    for name, known, where in ((augmentation, AUGMENTATIONS, "augmentation"), (mix, MIXES, "mix")):
-        if name not in known:
-            raise WorkbenchError("unknown batch transform", expected=", ".join(known), got=name, where=where)
 
-    def transform(batch: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, ...]:
-        images, labels = batch
-        if augmentation == "shift":
-            images = random_shift(images, 2, generator)
-        elif augmentation == "autoaugment":
+    kind: str = "none"
+    mix: str = "none"
+    shift: int = 2
+    alpha: float = 0.5
+
+    def __post_init__(self):
+        for name, known, where in ((self.kind, AUGMENTATIONS, "augmentation"), (self.mix, MIXES, "mix")):
+            if name not in known:
+                raise WorkbenchError("unknown augmentation", expected=", ".join(known), got=name, where=where)
+        if self.shift < 0 or not self.alpha > 0:
+            raise WorkbenchError("an augmentation is impossible", expected="shift ≥ 0 pixels, alpha > 0",
+                                 got=f"shift {self.shift}, alpha {self.alpha}", where="Augmentation")
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
+        images = batch.images
+        if self.kind == "shift":
+            images = random_shift(images, self.shift, generator)
+        elif self.kind == "autoaugment":
             images = auto_augment(random_flip(random_shift(images, 4, generator), generator))
         images = to_float(images)
-        if mix == "none":
-            return images, labels
-        lam = beta_sample(alpha, generator)
-        return (cutmix if mix == "cutmix" else mixup)(images, labels, lam, generator)
+        if self.mix == "none":
+            return batch._replace(images=images)
+        lam = beta_sample(self.alpha, generator)
+        mixed = (cutmix if self.mix == "cutmix" else mixup)(images, batch.labels, lam, generator)
+        return Batch(mixed[0], batch.labels, batch.rows, mixed[2], mixed[3])
 
-    return transform
+
+def keeps_images(augmentation: Augmentation, images: ImageSet, batch_size: int = 512) -> bool:
+    """Whether every image leaves the augmentation as it is in the set, seen in one pass over all of them.
+
+    Only then can what a teacher said of the images once be used again at every epoch.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        for rows in torch.arange(len(images)).split(batch_size):
+            given = Batch(images.images[rows], images.labels[rows], rows)
+            seen = augmentation(given, generator)
+            if seen.images.shape != given.images.shape or not torch.equal(seen.images, to_float(given.images)):
+                return False
+    return True

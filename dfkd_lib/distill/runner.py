@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from dfkd_lib import artifacts, ledger, training
 from dfkd_lib.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet, to_float
+from dfkd_lib.distill.mixing import Augmentation, Batch
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import MODELS, count_parameters, create_model, load_weights
 
@@ -70,7 +72,7 @@ def reads_of(*sets: tuple[ImageSet, str]) -> dict[str, str]:
 
 def train_classifier(store: Store, stage: str, model_name: str, train_set: ImageSet, test_set: ImageSet,
                      config: training.TrainConfig, make_step: Callable, *, settings: dict | None = None,
-                     overrides: dict | None = None, transform: Callable | None = None,
+                     overrides: dict | None = None, augmentation: Augmentation = Augmentation(),
                      parents: Sequence[Artifact] = (), start: Artifact | None = None) -> Artifact:
     """Train a classifier by a step function and keep it, with its history and its logits on the test images.
 
@@ -79,8 +81,8 @@ def train_classifier(store: Store, stage: str, model_name: str, train_set: Image
             come from config.seed, or from the artifact `start`.
         train_set: what it learns from; real or synthetic. test_set: real images for evaluation alone.
         make_step: model, train_set → step function, or (step function, {name: module} trained beside the model).
-        settings: everything else that the result depends on (of the step and the transform); part of the key.
-        transform: (batch of uint8 images and labels, generator) → what the step receives; default: floats.
+        settings: everything else that the result depends on (of the step); part of the key.
+        augmentation: from images of the set to what the step receives; part of the key.
         parents: artifacts it was made from (teacher, synthetic images).
 
     Returns:
@@ -94,7 +96,7 @@ def train_classifier(store: Store, stage: str, model_name: str, train_set: Image
     overrides = {**MODELS.get(model_name, (None, {}))[1], **overrides}
     known = {"model": model_name, "overrides": overrides, "config": config.as_dict(), "train": train_set.fingerprint,
              "test": test_set.fingerprint, "classes": list(train_set.classes), "train_name": train_set.name,
-             **(settings or {})}
+             "augmentation": asdict(augmentation), **(settings or {})}
 
     def make(work: Path) -> dict:
         torch.manual_seed(config.seed)
@@ -106,7 +108,7 @@ def train_classifier(store: Store, stage: str, model_name: str, train_set: Image
         made = make_step(model, train_set)
         step, beside = made if isinstance(made, tuple) else (made, {})
         batches = training.TensorBatches((train_set.images, train_set.labels, torch.arange(len(train_set))),
-                                         config.batch_size, _prepare(transform))
+                                         config.batch_size, lambda batch, generator: augmentation(Batch(*batch), generator))
         curve = test_set.sample(CURVE_IMAGES, seed=0)
         history = training.fit({"model": model, **beside}, step, batches, config, checkpoint=work / "checkpoint",
                                evaluate=lambda epoch: {"test_accuracy": evaluate(model, curve)[0]},
@@ -121,13 +123,6 @@ def train_classifier(store: Store, stage: str, model_name: str, train_set: Image
     ancestors = [*parents, *([start] if start else [])]
     return store.get_or_make(stage, known, make, ancestors,
                              reads_of((train_set, "training"), (test_set, ledger.EVALUATION)))
-
-
-def _prepare(transform: Callable | None) -> Callable:
-    """The batch transform: the given one on (images, labels), or plain floats with the rows' numbers kept."""
-    if transform is None:
-        return lambda batch, generator: (to_float(batch[0]), *batch[1:])
-    return lambda batch, generator: transform(batch[:2], generator)
 
 
 def load_trained(artifact: Artifact) -> nn.Module:

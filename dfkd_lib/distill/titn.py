@@ -1,58 +1,35 @@
 """TITN's training: CutMix or MixUp on the class token, the teacher's arg-max label on the distillation token."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-
-import torch
-from torch import Tensor, nn
 
 from dfkd_lib.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet
-from dfkd_lib.distill.mixing import batch_transform
-from dfkd_lib.distill.runner import load_trained, test_logits, train_classifier
+from dfkd_lib.distill.classification import train_student, train_teacher
+from dfkd_lib.distill.mixing import Augmentation
+from dfkd_lib.distill.scores import gigaflops, scores
+from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.intervals import mean_interval
-from dfkd_lib.losses import cutmix_loss, hard_distillation_loss
-from dfkd_lib.models import count_flops
 from dfkd_lib.training import TrainConfig
-
-
-def titn_step(student: nn.Module, teacher: nn.Module | None, alpha: float = 0.5) -> Callable:
-    """alpha * L_CM(class token, labels) + (1 - alpha) * CE(distillation token, arg max of the teacher).
-
-    A student with one head has no distillation token: its loss is L_CM alone.
-
-    Args:
-        teacher: frozen, in evaluation mode; sees the mixed images. alpha: in [0, 1].
-
-    Returns:
-        A step for `training.fit` on (images, labels, labels of the mixed-in images, lam); see `mixing.cutmix`.
-    Source: TITN paper, eq. 9 and 10.
-    """
-    def step(batch: tuple[Tensor, Tensor, Tensor, Tensor], progress: float) -> dict[str, Tensor]:
-        images, labels, others, lam = batch
-        output = student(images)
-        if not isinstance(output, tuple):
-            mix = cutmix_loss(output, labels, others, lam)
-            return {"loss": mix, "mix": mix}
-        with torch.no_grad():
-            teacher_logits = teacher(images)
-        mix = cutmix_loss(output[0], labels, others, lam)
-        hard = hard_distillation_loss(output[1], teacher_logits)
-        return {"loss": alpha * mix + (1 - alpha) * hard, "mix": mix, "hard": hard}
-
-    return step
-
 
 # name in the tables -> (model at the quick size, at the paper's, mix)
 ROWS = {"ViT": ("vit_small_28", "vit_tiny_32", "cutmix"), "DeiT": ("deit_small_28", "deit_tiny_32", "cutmix"),
         "TNT": ("tnt_small", "tnt", "cutmix"), "TITN": ("titn_small", "titn", "cutmix"),
         "TITN MixUp": ("titn_small", "titn", "mixup"),
         "TITN large patch": ("titn_small_large_patch", "titn_large_patch", "cutmix")}
-# C Tables 3-6, top-1 in %.
-PAPER_TOP1 = {"cifar100": {"ViT": 70.79, "DeiT": 73.91, "TNT": 68.47, "TITN": 74.71, "TITN MixUp": 74.40,
-                           "TITN large patch": 63.63},
-              "cifar10": {"ViT": 86.33, "DeiT": 91.64, "TNT": 86.91, "TITN": 92.03, "TITN large patch": 85.39},
-              "mnist": {"ViT": 99.40, "DeiT": 99.52, "TNT": 99.46, "TITN": 99.56}}
+# C Tables 3-5: top-1 and top-5 in %, for CIFAR-100 also precision, recall and F1 (shares there, % here).
+PAPER = {
+    "cifar100": {"teacher": (79.80, 94.51, 77, 80, 79), "ViT": (70.79, 89.55, 65, 71, 68), "DeiT": (73.91, 91.91, 71, 74, 73),
+                 "TNT": (68.47, 88.44, 61, 68, 64), "TITN": (74.71, 92.28, 72, 75, 74),
+                 "TITN MixUp": (74.40, 92.53, 70, 74, 72), "TITN large patch": (63.63, 85.93, 58, 64, 61)},
+    "cifar10": {"teacher": (95.98, 99.92), "ViT": (86.33, 99.41), "DeiT": (91.64, 99.73), "TNT": (86.91, 99.38),
+                "TITN": (92.03, 99.80), "TITN large patch": (85.39, 99.31)},
+    "mnist": {"teacher": (99.75, 100), "ViT": (99.40, 100), "DeiT": (99.52, 100), "TNT": (99.46, 100), "TITN": (99.56, 100)}}
+# C Table 3: G multiply-adds of 1024 images (see the tests), and millions of parameters for 100 classes.
+PAPER_COST = {"teacher": (448.47, 138.36), "ViT": (93.37, 5.39), "DeiT": (98.84, 5.41), "TNT": (105.93, 5.83),
+              "TITN": (111.40, 5.85), "TITN MixUp": (111.40, 5.85), "TITN large patch": (36.09, 5.85)}
+# C Table 6, CIFAR-10, VGG16-BN to TITN: top-1 in % before and after.
+PAPER_DROP = (95.98, 92.05)
+SCORES = {"top1": "top-1", "top5": "top-5", "precision": "precision", "recall": "recall", "f1": "F1"}
 
 
 @dataclass(frozen=True)
@@ -88,41 +65,53 @@ class TitnRecipe:
         chosen = train_set.sample(self.images or len(train_set), 4)
         config = TrainConfig(self.epochs, self.batch_size, self.lr, optimizer=self.optimizer,
                              weight_decay=self.weight_decay, warmup_epochs=0.2, grad_clip=1.0, seed=seed)
-        cnn = load_trained(teacher)
-        return train_classifier(store, "titn", small if self.scale == "small" else large, chosen, test_set, config,
-                                lambda model, _: titn_step(model, cnn, self.alpha), parents=[teacher],
-                                settings={"mix": mix, "alpha": self.alpha, "augmentation": self.augmentation},
-                                transform=batch_transform(self.augmentation, mix))
+        name, how = small if self.scale == "small" else large, Augmentation(self.augmentation, mix)
+        if row in ("ViT", "TNT"):  # one head, no distillation token, no teacher: L_CM alone
+            return train_teacher(store, name, chosen, test_set, config, how, stage="titn")
+        weights = KDWeights(kd=0.0, ce=self.alpha, patch=0.0, hard=1 - self.alpha)
+        return train_student(store, "titn", name, teacher, chosen, test_set, config, weights, how)
 
 
-def scores(artifact: Artifact) -> dict[str, float]:
-    """Top-1, top-5, macro precision, recall and F1, in %, on the artifact's test images."""
-    from sklearn.metrics import precision_recall_fscore_support
+def runs_table(runs: dict[str, list[Artifact]]):
+    """One line a run, in numbers: model, seed, the scores of C Table 3 (%), parameters."""
+    import pandas as pd
 
-    logits, labels = test_logits(artifact)
-    precision, recall, f1, _ = precision_recall_fscore_support(labels, logits.argmax(1), average="macro", zero_division=0)
-    top5 = (logits.topk(min(5, logits.shape[1]), 1).indices == labels[:, None]).any(1).float().mean().item()
-    return {"top-1": 100 * artifact.metrics["accuracy"], "top-5": 100 * top5, "precision": 100 * float(precision),
-            "recall": 100 * float(recall), "F1": 100 * float(f1)}
+    return pd.DataFrame([{"model": name, "seed": run.settings["config"]["seed"],
+                          **{SCORES[key]: 100 * value for key, value in scores(run).items()},
+                          "parameters": run.metrics["parameters"]} for name, artifacts in runs.items() for run in artifacts])
 
 
-def gigaflops(artifact: Artifact) -> float:
-    """10⁹ floating point operations of one image's forward pass (a multiply-add counts as two)."""
-    known = artifact.settings["overrides"]
-    model = load_trained(artifact)
-    image = torch.zeros(1, known["in_chans"], known["img_size"], known["img_size"], device=next(model.parameters()).device)
-    return count_flops(model, image) / 1e9
-
-
-def table(runs: dict[str, list[Artifact]], data: str):
-    """C Tables 3-6: one row a model, scores averaged over its seeds (± the 95 % interval of top-1), the paper's beside."""
+def table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
+    """C Tables 3-5: a row for the teacher and one a model; every score (%) as mean ± 95 % interval over its seeds, the
+    paper's top-1 / top-5 beside, cost of one image in 10⁹ multiply-adds as the paper counts them."""
     import pandas as pd
 
     rows = []
-    for name, artifacts in runs.items():
-        each = [scores(a) for a in artifacts]
-        mean = {key: sum(s[key] for s in each) / len(each) for key in each[0]}
-        rows.append({"model": name, **mean, "± 95 %": mean_interval([s["top-1"] for s in each])[1], "seeds": len(each),
-                     "GFLOPs": gigaflops(artifacts[0]), "parameters": artifacts[0].metrics["parameters"],
-                     "paper's top-1": PAPER_TOP1.get(data, {}).get(name, float("nan"))})
+    for name, artifacts in ({"teacher": [teacher]} | runs).items():
+        each, paper = [scores(a) for a in artifacts], PAPER.get(data, {}).get(name, ())
+        rows.append({"model": f"{name} ({artifacts[0].settings['model']})",
+                     **{shown: _interval([100 * s[key] for s in each]) for key, shown in SCORES.items()},
+                     "seeds": len(each), "G multiply-adds": gigaflops(artifacts[0]) / 2,
+                     "parameters": artifacts[0].metrics["parameters"],
+                     "paper, top-1 / top-5": " / ".join(f"{value:.2f}" for value in paper[:2]) or "–"})
     return pd.DataFrame(rows)
+
+
+def drop_table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
+    """C Table 6: top-1 (%) of the teacher, of each model it taught, the difference, and what both cost."""
+    import pandas as pd
+
+    before, rows = 100 * scores(teacher)["top1"], []
+    for name, artifacts in runs.items():
+        after = [100 * scores(a)["top1"] for a in artifacts]
+        rows.append({"teacher → student": f"{teacher.settings['model']} → {name}", "before": before,
+                     "after": _interval(after), "difference": mean_interval(after)[0] - before,
+                     "G multiply-adds": f"{gigaflops(teacher) / 2:.3g} → {gigaflops(artifacts[0]) / 2:.3g}",
+                     "parameters": f"{teacher.metrics['parameters']:,} → {artifacts[0].metrics['parameters']:,}",
+                     "paper": f"{PAPER_DROP[0]} → {PAPER_DROP[1]}" if (data, name) == ("cifar10", "TITN") else "–"})
+    return pd.DataFrame(rows)
+
+
+def _interval(values: list[float]) -> str:
+    mean, half = mean_interval(values)
+    return f"{mean:.2f} ± {half:.2f}" if len(values) > 1 else f"{mean:.2f}"

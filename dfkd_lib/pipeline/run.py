@@ -25,8 +25,9 @@ from dfkd_lib.profiles import PROFILES
 from dfkd_lib.summary import headlines
 
 # A notebook waits for those it names; if one of them fails it is skipped. The summary waits for all and always runs.
-NEEDS = {"30_classification_kd": ("20_gan_fid",), "70_deploy": ("30_classification_kd",)}
+NEEDS = {"30_classification_kd": ("20_gan_fid",), "35_ablation": ("20_gan_fid",), "70_deploy": ("30_classification_kd",)}
 LAST = "90_summary"
+ABLATION = "35_ablation"
 POLL_SECONDS = 0.5
 
 
@@ -54,13 +55,14 @@ def notebook_files(folder: Path | None = None) -> dict[str, Path]:
 
 def make_plan(profile: str, only: str | None = None, settings: list[str] | tuple[str, ...] = (), out: str | None = None,
               jobs: int = 1, artifacts: str = "data/artifacts", notebooks: Path | None = None,
-              scheduler: str | None = None) -> Plan:
+              scheduler: str | None = None, grid: str | None = None) -> Plan:
     """Check everything that can be checked before a kernel starts.
 
     Args:
         profile: "smoke", "quick" or "paper". only: comma-separated notebook prefixes. settings: words such as
             "10.epochs=3". out, artifacts: folders, relative to the repository root. jobs: notebooks at a time.
-        notebooks: another folder of notebooks.
+        notebooks: another folder of notebooks. grid: a YAML file of rows and seeds: notebook 35 alone, unless `only` says
+            otherwise, into reports/<name of the file>, its students `jobs` at a time.
 
     Raises:
         WorkbenchError: naming the notebook, the parameter, what was expected and the nearest right name.
@@ -75,12 +77,20 @@ def make_plan(profile: str, only: str | None = None, settings: list[str] | tuple
     if jobs < 1:
         raise WorkbenchError("--jobs must be a positive number of notebooks", expected="1..", got=jobs)
     files = notebook_files(notebooks)
+    if grid is not None:
+        path = Path(grid).expanduser().resolve()
+        only, out = only or ABLATION, out or f"reports/{path.stem}"
+        settings = [f"{ABLATION}.grid={path}", *([f"{ABLATION}.jobs={jobs}"] if jobs > 1 else []), *settings]
     names = list(files)
     if only:
         chosen = {declared.find_notebook(word.strip(), names) for word in only.split(",")}
         names = [name for name in names if name in chosen]
     known = {name: declared.read_notebook(files[name]) for name in files}
     values = declared.resolve(known, PROFILES[profile], list(settings))
+    if grid is not None:
+        from dfkd_lib import ablation  # imports torch: only where it is needed
+
+        ablation.read_grid(path, ablation.base_of(values[ABLATION]))
     folder = resolve_path(out or f"reports/{profile}")
     for name in names:
         values[name] |= {"profile": profile, "out_dir": str(folder), "artifacts_dir": str(resolve_path(artifacts)),

@@ -1,0 +1,19 @@
+"""`python -m dfkd_lib.ablation STORE`: work off the queue of a store; started by the ablation widget."""
+
+import signal
+import sys
+from contextlib import suppress
+
+from dfkd_lib.ablation.jobs import Jobs
+from dfkd_lib.artifacts import Store
+
+
+def main(root: str) -> None:
+    """Work until nothing has waited for a while; SIGTERM ends a training as Ctrl-C does, its finished epochs kept."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        Jobs(Store(root)).work()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

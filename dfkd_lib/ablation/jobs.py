@@ -1,0 +1,217 @@
+"""A queue of cells on disk, worked off by a process of its own: it outlives a closed tab and a restarted kernel.
+
+Each job is one small JSON file beside the artifacts. Whoever looks at the folder sees the same queue; a worker process
+holds a lock for as long as it lives, so a dead one is noticed, and `wake` starts another.
+"""
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
+
+from dfkd_lib.ablation.cells import run_cell
+from dfkd_lib.ablation.grid import Cell
+from dfkd_lib.artifacts import REPOSITORY, Store, save_json
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.training import DivergedError
+
+WAITING, RUNNING, FINISHED, FAILED, STOPPED = "queued", "running", "finished", "failed", "stopped"
+LINGER_SECONDS = 60.0  # a worker with nothing to do stays so long: the next job need not wait for its start
+STOP_SECONDS = 5.0     # from asking a training to end to ending it by force
+RESTART_SECONDS = 2.0  # a worker that cannot live is not started more often
+
+
+class Jobs:
+    """The queue of a store.
+
+    Args:
+        store: where the artifacts go; the queue lies in its folder `.jobs`.
+    """
+
+    def __init__(self, store: Store):
+        self.store, self.folder = store, store.root / ".jobs"
+        self.folder.mkdir(exist_ok=True)
+        self._queue = FileLock(self.folder / "queue.lock")
+
+    def submit(self, cell: Cell, first: bool = False) -> str:
+        """Queue a cell, at the end or before all that wait; starts a worker. Returns the job's id."""
+        with self._queue:
+            jobs = self._records()
+            orders = [job["order"] for job in jobs if job["state"] == WAITING]
+            last = max([job["order"] for job in jobs], default=0)
+            job = {"id": f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}", "cell": cell.as_dict(), "state": WAITING,
+                   "error": "", "key": None, "seconds": 0.0, "submitted": time.time(),
+                   "order": min(orders) - 1 if first and orders else last + 1}
+            self._save(job)
+        self.wake()
+        return job["id"]
+
+    def all(self) -> list[dict]:
+        """Every job, those that wait in the order in which they will run, after all others by age.
+
+        Returns:
+            [{"id", "cell", "state": "queued" | "running" | "finished" | "failed" | "stopped", "error", "key" of the artifact or
+            None, "seconds", "progress": of a running job what `training.Progress` writes, or None}].
+        """
+        jobs = sorted(self._records(), key=lambda job: (job["state"] == WAITING, job["order"], job["submitted"]))
+        for job in jobs:
+            job["progress"] = self._read(self.folder / f"{job['id']}.progress") if job["state"] == RUNNING else None
+            if job["state"] == RUNNING and "started" in job:
+                job["seconds"] = round(time.time() - job["started"], 1)
+        return jobs
+
+    def stop(self, job_id: str) -> None:
+        """Take a waiting job out, or end a running one now: its finished epochs are kept, and the same cell goes on there."""
+        with self._queue:
+            job = self._one(job_id)
+            if job["state"] not in (WAITING, RUNNING):
+                return
+            pid, born = job.get("pid"), job.get("born")
+            running = job["state"] == RUNNING
+            self._save(job | {"state": STOPPED})
+        if running:
+            _end(pid, born)
+        self.wake()
+
+    def forget(self, job_id: str) -> None:
+        """Drop the record of a job that neither waits nor runs; its artifacts stay."""
+        with self._queue:
+            if self._one(job_id)["state"] not in (WAITING, RUNNING):
+                for path in self.folder.glob(f"{job_id}.*"):
+                    path.unlink(missing_ok=True)
+
+    def wake(self) -> None:
+        """Start a worker if something waits and none is alive; say so of a job whose worker has died."""
+        jobs = self._records()
+        if not any(job["state"] in (WAITING, RUNNING) for job in jobs) or self.working():
+            return
+        with self._queue:
+            for job in self._records():
+                if job["state"] == RUNNING and not _alive(job.get("pid"), job.get("born")):
+                    self._save(job | {"state": FAILED, "error": "its process ended without a word (memory, or killed); finished "
+                                      "epochs are kept: run it again to go on", "seconds": self._seconds(job)})
+            if any(job["state"] == WAITING for job in self._records()):
+                self._start_worker()
+
+    def _start_worker(self) -> None:
+        """Start a worker process in a session of its own, unless one is starting: that takes seconds, and many may ask."""
+        started = self.folder / "worker.started"
+        last = self._read(started) or {}
+        if _alive(last.get("pid"), last.get("born")) or time.time() - last.get("at", 0) < RESTART_SECONDS:
+            return
+        with open(self.folder / "worker.log", "ab") as log:
+            process = subprocess.Popen([sys.executable, "-m", "dfkd_lib.ablation", str(self.store.root)], cwd=REPOSITORY,
+                                       stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                                       start_new_session=True,
+                                       env={**os.environ, "DFKD_PROGRESS": "lines", "PYTHONUNBUFFERED": "1"})
+        _children.append(process)
+        save_json(started, {"pid": process.pid, "born": psutil.Process(process.pid).create_time(), "at": time.time()})
+
+    def working(self) -> bool:
+        """Whether a worker process is alive."""
+        lock = FileLock(self.folder / "worker.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def work(self, linger: float = LINGER_SECONDS) -> None:
+        """Be the worker: run what waits, in order, until nothing has come for `linger` seconds; returns at once if another is."""
+        try:
+            lock = FileLock(self.folder / "worker.lock").acquire(timeout=2)  # somebody may be looking at it
+        except Timeout:
+            return
+        with lock:
+            idle = time.monotonic()
+            while time.monotonic() - idle < linger:
+                job = self._take()
+                if job is None:
+                    time.sleep(0.2)
+                    continue
+                self._run(job)
+                idle = time.monotonic()
+
+    def _take(self) -> dict | None:
+        """The next job, now this process's; None if none waits."""
+        with self._queue:
+            waiting = [job for job in self._records() if job["state"] == WAITING]
+            if not waiting:
+                return None
+            job = min(waiting, key=lambda job: (job["order"], job["submitted"]))
+            job |= {"state": RUNNING, "pid": os.getpid(), "born": psutil.Process().create_time(), "started": time.time()}
+            self._save(job)
+            return job
+
+    def _run(self, job: dict) -> None:
+        progress = self.folder / f"{job['id']}.progress"
+        os.environ["DFKD_PROGRESS_FILE"] = str(progress)
+        try:
+            done = {"state": FINISHED, "key": run_cell(self.store, Cell.of(job["cell"])).key}
+        except WorkbenchError as error:
+            done = {"state": FAILED, "error": f"diverged: {error}" if isinstance(error, DivergedError) else str(error)}
+        except Exception as error:  # a fault of ours must not take the rest of the queue with it
+            done = {"state": FAILED, "error": f"{type(error).__name__}: {error}"}
+        with self._queue:
+            now = self._one(job["id"])
+            if now["state"] == RUNNING:  # not stopped meanwhile
+                self._save(now | done | {"seconds": self._seconds(now)})
+        progress.unlink(missing_ok=True)
+
+    def _seconds(self, job: dict) -> float:
+        return round(time.time() - job.get("started", time.time()), 1)
+
+    def _save(self, job: dict) -> None:
+        save_json(self.folder / f"{job['id']}.json", {k: v for k, v in job.items() if k != "progress"})
+
+    def _one(self, job_id: str) -> dict:
+        job = self._read(self.folder / f"{job_id}.json") if job_id.replace("-", "").isalnum() else None
+        if job is None:
+            raise WorkbenchError("there is no such job", got=job_id, where=self.folder, mend="look at the queue again")
+        return job
+
+    def _records(self) -> list[dict]:
+        return [job for path in self.folder.glob("*.json") if (job := self._read(path)) is not None]
+
+    @staticmethod
+    def _read(path: Path) -> dict | None:
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError):
+            return None  # gone meanwhile
+
+
+_children: list[subprocess.Popen] = []  # so that those that have ended are told so and leave no zombie
+
+
+def _alive(pid: int | None, born: float | None) -> bool:
+    """Whether the very process that had this number when it was born at that time still runs."""
+    for child in _children:
+        child.poll()
+    with suppress(psutil.Error, TypeError):
+        process = psutil.Process(pid)
+        return abs(process.create_time() - born) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _end(pid: int | None, born: float | None) -> None:
+    """Ask a worker to end, so that it can leave its store in order; by force if it does not."""
+    if not _alive(pid, born):
+        return
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_SECONDS)
+        except psutil.TimeoutExpired:
+            process.kill()
+            process.wait(STOP_SECONDS)

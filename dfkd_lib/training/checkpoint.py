@@ -1,0 +1,49 @@
+"""Weights, optimizer states and history after each epoch, to go on from."""
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dfkd_lib.errors import WorkbenchError
+
+
+class Checkpoint:
+    """Weights, optimizer states and history after an epoch, in one file replaced atomically."""
+
+    def __init__(self, folder, modules: dict, optimizers: dict):
+        self.file = Path(folder) / "checkpoint.pt" if folder else None
+        self.modules, self.optimizers = modules, optimizers
+
+    def save(self, history: list) -> None:
+        if self.file is None:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.file.with_suffix(".tmp")
+        torch.save({"modules": {n: m.state_dict() for n, m in self.modules.items()},
+                    "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()}, "history": history}, temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, self.file)
+
+    def load(self) -> list:
+        """The history so far (empty without a checkpoint), after restoring weights and optimizer states."""
+        if self.file is None or not self.file.exists():
+            return []
+        try:
+            state = torch.load(self.file, map_location="cpu", weights_only=True)
+            for name, module in self.modules.items():
+                module.load_state_dict(state["modules"][name])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+        except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
+            raise WorkbenchError("a checkpoint cannot be resumed", got=str(error)[:500], where=self.file,
+                                 mend="delete that file; this stage starts from its first epoch") from None
+        return state["history"]
+
+
+def restore(folder: str | Path, modules: dict[str, nn.Module]) -> list[dict]:
+    """Load the last good epoch's weights from a checkpoint folder into `modules`; its history, [] if there is none."""
+    return Checkpoint(folder, modules, {}).load()
