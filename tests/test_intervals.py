@@ -31,10 +31,10 @@ def test_the_paired_interval_is_the_t_interval_of_the_differences():
     assert found["p"] == pytest.approx(2 * t.sf(2 * math.sqrt(3), 2))
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.1])
+@pytest.mark.parametrize("shift", [0.0, 0.013])  # the second leaves a spread of 2e-14
 def test_equal_differences_are_not_proof_by_rounding(shift):
     a = [100 * 0.971, 100 * 0.963, 100 * 0.9581]
-    b = [100 * (0.971 + shift), 100 * (0.963 + shift), 100 * (0.9581 + shift)]
+    b = [100 * round(value + shift, 4) for value in (0.971, 0.963, 0.9581)]
     found = intervals.paired_difference(a, b)
     assert math.isnan(found["p"]) and found["low"] == found["high"] == pytest.approx(100 * shift)
 
@@ -52,6 +52,13 @@ def test_the_order_test_counts_orders():
     assert intervals.correlation([1, 2, 3, 9], [2, 4, 6, 18])["p"] == pytest.approx(1 / 24)  # no other is as straight
     many = intervals.correlation(range(12), range(12), rounds=999)
     assert many["p"] == pytest.approx(1 / 1000)
+
+
+def test_the_order_test_weighs_clusters_alike_whatever_their_size():
+    x, y, names = [1, 2, 3, 9, 9, 9], [2, 4, 6, 18, 18, 18], "abcddd"
+    assert intervals.correlation(x, y, names)["p"] == pytest.approx(1 / 24)
+    even = intervals.correlation([1, 1, 1, 2, 3, 4], [2, 2, 2, 4, 6, 8], "aaabcd")
+    assert even["p"] == pytest.approx(2 / 24)  # as of four even points: the reverse is as straight
 
 
 def test_repeating_a_cluster_s_points_adds_no_evidence():

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dfkd_lib.errors import WorkbenchError
@@ -22,13 +21,6 @@ TITLES = {"test_accuracy": "test accuracy (%)", "loss": "loss, all parts", "kd":
 MOST_NAMED = 40  # classes that a heat map names each; of more it names some
 MOST_NUMBERS = 12  # classes for which it writes the numbers
 MOST_BANDS = 8  # rows of which curves carry bands; of more they would only be grey
-
-
-def _figure(rows: int = 1, columns: int = 1, **options):
-    """`new_figure` with a canvas: seaborn draws while it works, and would open a pyplot figure where there is none."""
-    figure, axes = new_figure(rows, columns, **options)
-    FigureCanvasAgg(figure)
-    return figure, axes
 
 
 def _wrap(name: str, width: int = 30, most: int = 3) -> str:
@@ -81,7 +73,7 @@ def ablation_accuracy(tidy, baseline: str | None = None, measure: str = ACCURACY
             for name, text in zip(names, beside, strict=True)]
     places = dict(zip([line["row"] for line in told], np.cumsum(tall) - np.array(tall) / 2, strict=True))
     with matplotlib.rc_context(STYLE):
-        figure, ax = _figure(width=7.2, height=sum(tall) + 1.7)
+        figure, ax = new_figure(width=7.2, height=sum(tall) + 1.7)
         if not told:
             _nothing(ax, "no cells")
             return figure
@@ -191,7 +183,7 @@ def ablation_curves(histories: dict[str, Sequence[Sequence[dict]]]) -> Figure:
         width, lines = max(5.0, 3.0 * across), sum(map(_lines, names))
         spare = across * down > len(keys) > 0 and lines <= 9
         ncols = 1 if spare else _columns(names, width)
-        figure, axes = _figure(down, across, width=width, squeeze=False,
+        figure, axes = new_figure(down, across, width=width, squeeze=False,
                                height=2.7 * down + (0 if spare else 0.2 * math.ceil(lines / ncols) + 0.2))
         colors, dashes, _ = _styles(list(histories))
         for ax in axes.flat[len(keys):]:
@@ -251,7 +243,7 @@ def ablation_grid(tidy, x: str, y: str, measure: str = ACCURACY) -> Figure:
                                  expected=f"rows that differ in {x} and {y} alone", mend="draw a part of the table")
         means[i, j], texts[i, j] = _square(cells, measure)
     with matplotlib.rc_context(STYLE):
-        figure, ax = _figure(width=max(4.0, 0.95 * len(across) + 2.2), height=max(2.4, 0.62 * len(down) + 1.1), grid=False)
+        figure, ax = new_figure(width=max(4.0, 0.95 * len(across) + 2.2), height=max(2.4, 0.62 * len(down) + 1.1), grid=False)
         if not means.size:
             _nothing(ax, "no cells")
             return figure
@@ -313,7 +305,7 @@ def fidelity_scatter(tidy, fidelity: dict) -> Figure:
         aside = 6 < len(rows) <= 14
         width, tall = 7.4 if len(rows) > 6 else 5.6, 0.2 * sum(map(_lines, names))
         ncols = 1 if aside else _columns(names, width)
-        figure, ax = _figure(width=width, height=max(3.8, tall + 0.5) if aside else 3.9 + tall / ncols)
+        figure, ax = new_figure(width=width, height=max(3.8, tall + 0.5) if aside else 3.9 + tall / ncols)
         if not rows:
             _nothing(ax, "no finished student has an agreement")
             return figure
@@ -356,7 +348,7 @@ def fidelity_by_class(by_class) -> Figure:
         few = len(classes) <= MOST_NUMBERS
         width = min(11.0, (0.46 if few else 0.24) * len(classes) + 3.6)
         tall = len(rows) * (0.44 if any(map(lambda name: _lines(name) > 1, names)) else 0.34)
-        figure, ax = _figure(width=width, height=max(0.8, tall) + 1.0, grid=False)
+        figure, ax = new_figure(width=width, height=max(0.8, tall) + 1.0, grid=False)
         if not rows:
             _nothing(ax, "no finished student has an agreement")
             return figure
