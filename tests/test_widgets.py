@@ -4,14 +4,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import ipywidgets
 import numpy as np
 import pytest
 import torch
 
 from dfkd_lib import attention, widgets
 from dfkd_lib.datasets import ImageSet, generate_scenes, to_float
-from dfkd_lib.distill import KDWeights
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import create_detector, create_model
 from dfkd_lib.pipeline.parameters import read_notebook
@@ -29,12 +27,6 @@ def model():
 def images():
     pixels = torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return ImageSet(pixels, torch.tensor([0, 1, 2, 0, 1, 2]), tuple("0123456789"))
-
-
-def find(box, description):
-    if getattr(box, "description", None) == description:
-        return box
-    return next((f for child in getattr(box, "children", ()) if (f := find(child, description)) is not None), None)
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +60,6 @@ def ask(box, sent, **content):
 
 def test_static_figures(model, images):
     assert widgets.attention_explorer(model, images, interactive=False)._repr_png_()[:4] == b"\x89PNG"
-    chart = widgets.ablation_panel(None, KDWeights(), [("all", 0.9), ("without KD", 0.8)], interactive=False)
-    assert [p.get_height() for p in chart.axes[0].patches] == pytest.approx([90, 80])
 
 
 def test_what_is_sent_is_the_attention_of_the_choice(explorer, model, images):
@@ -188,24 +178,6 @@ def test_a_choice_is_saved_as_figure_and_as_parameters(explorer, tmp_path, model
     again = widgets.Choice.of(json.loads(path.read_text()))
     assert asdict(again) == box.choice and str(path) in box.saved
     assert set(json.loads(path.read_text())) <= set(read_notebook(NOTEBOOK))  # the notebook takes them all
-
-
-def test_the_ablation_panel_runs_what_the_sliders_say():
-    asked = []
-
-    def run(weights):
-        asked.append(weights)
-        return 0.5, []
-
-    box = widgets.ablation_panel(run, KDWeights(1, 1, 1, 4), [("all", 0.9)])
-    assert isinstance(box, ipywidgets.VBox)
-    find(box, "patch").value = 2.5
-    find(box, "Run").click()
-    assert asked == [KDWeights(1, 1, 2.5, 4)]
-    for name in ("kd", "ce", "patch"):
-        find(box, name).value = 0
-    find(box, "Run").click()  # impossible weights: said in place, the panel stays usable
-    assert len(asked) == 1 and not find(box, "Run").disabled
 
 
 def test_what_a_detection_rests_on_is_shown_too(detector, scenes):

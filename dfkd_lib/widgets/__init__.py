@@ -1,12 +1,13 @@
 """Interactive views; with interactive=False each gives the static figure that it would first show."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dfkd_lib import plots
-from dfkd_lib.widgets.ablation import ablation_panel
+from dfkd_lib.ablation import Jobs, Outcome, tidy
 from dfkd_lib.widgets.look import Choice, Looker, Panel, named
 
-__all__ = ["Choice", "Looker", "Panel", "ablation_panel", "attention_explorer"]
+__all__ = ["Choice", "Looker", "Panel", "ablation_lab", "attention_explorer"]
 
 
 def attention_explorer(models, data, interactive: bool = True, *, class_probes=None, start: Choice | None = None,
@@ -35,3 +36,29 @@ def attention_explorer(models, data, interactive: bool = True, *, class_probes=N
     from dfkd_lib.widgets.explorer import AttentionExplorer
 
     return AttentionExplorer(looker, start, out_dir, notebook)
+
+
+def ablation_lab(base: dict, store, out_dir: str | Path = "reports/quick", notebook: str = "30_classification_kd",
+                 shown: Sequence[Outcome] = (), interactive: bool = True, jobs=None,
+                 students: Sequence[str] | None = None):
+    """Set loss weights, student and images, run students in a process of their own, watch, stop and compare them.
+
+    Args:
+        base: the notebook's own values: fields of `laboratory.MakerRecipe`, "source" ("real" or a maker's name) and, if it
+            has them, "seeds". store: where runs are found and kept. out_dir: where figures and parameter files are saved.
+        notebook: whose parameters the names in `base` are. shown: cells to begin the table with.
+        jobs: the queue to use; default: the store's own. students: names of models to choose from; default: the
+            transformers that take the images, and `base`'s own.
+
+    Returns:
+        An ipywidget, or the static figure of `shown` if not interactive.
+
+    Raises:
+        WorkbenchError: on a name in `base` that is none of these.
+    """
+    if not interactive:
+        return plots.ablation_accuracy(tidy(shown))
+    from dfkd_lib.widgets.ablation import AblationLab
+    from dfkd_lib.widgets.settings import Settings
+
+    return AblationLab(Settings(base, students), store, jobs or Jobs(store), shown, out_dir, notebook)
