@@ -243,7 +243,8 @@ def ablation_grid(tidy, x: str, y: str, measure: str = ACCURACY) -> Figure:
                                  expected=f"rows that differ in {x} and {y} alone", mend="draw a part of the table")
         means[i, j], texts[i, j] = _square(cells, measure)
     with matplotlib.rc_context(STYLE):
-        figure, ax = new_figure(width=max(4.0, 0.95 * len(across) + 2.2), height=max(2.4, 0.62 * len(down) + 1.1), grid=False)
+        figure, ax = new_figure(width=max(4.0, 0.95 * len(across) + 2.2), height=max(2.4, 0.62 * len(down) + 1.1),
+                                grid=False)
         if not means.size:
             _nothing(ax, "no cells")
             return figure
