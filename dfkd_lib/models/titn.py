@@ -16,6 +16,23 @@ from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models.starts import start_small
 
 
+class TitnBlock(Block):
+    """TNT's block for two tokens beside the patches, where timm's knows one.
+
+    The projected pixel tokens get a zero row at each end, for the class token and the distillation token (section 3.2),
+    and are then added to all tokens.
+    """
+
+    def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = pixels + self.drop_path(self.attn_in(self.norm_in(pixels)))
+        pixels = pixels + self.drop_path(self.mlp_in(self.norm_mlp_in(pixels)))
+        size, length, _ = tokens.shape
+        inner = self.norm2_proj(self.proj(self.norm1_proj(pixels.reshape(size, length - 2, -1))))
+        tokens = tokens + F.pad(inner, (0, 0, 1, 1))
+        tokens = tokens + self.drop_path(self.attn_out(self.norm_out(tokens)))
+        return pixels, tokens + self.drop_path(self.mlp(self.norm_mlp(tokens)))
+
+
 class TITN(TNT):
     """TNT with a distillation token, which stands last in the sequence, and a head of its own.
 
@@ -33,6 +50,8 @@ class TITN(TNT):
         self.dist_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
         self.patch_pos = nn.Parameter(torch.zeros(1, self.num_patches + 2, self.embed_dim))
         self.head_dist = nn.Linear(self.embed_dim, self.num_classes)
+        for block in self.blocks:
+            block.__class__ = TitnBlock  # TNT makes its own blocks; these differ in what they compute, not in what they hold
         for weight in (self.dist_token, self.patch_pos, self.head_dist.weight):
             trunc_normal_(weight, std=0.02)
         nn.init.zeros_(self.head_dist.bias)
@@ -45,7 +64,7 @@ class TITN(TNT):
         tokens = torch.cat((self.cls_token.expand(size, -1, -1), patches, self.dist_token.expand(size, -1, -1)), dim=1)
         tokens = self.pos_drop(tokens + self.patch_pos)
         for block in self.blocks:
-            pixels, tokens = _run_block(block, pixels, tokens)
+            pixels, tokens = block(pixels, tokens)
         return self.norm(tokens)
 
     def forward(self, images: Tensor, both: bool | None = None) -> Tensor | tuple[Tensor, Tensor]:
@@ -53,19 +72,6 @@ class TITN(TNT):
         class_logits, dist_logits = self.head(tokens[:, 0]), self.head_dist(tokens[:, -1])
         both = self.training if both is None else both
         return (class_logits, dist_logits) if both else (class_logits + dist_logits) / 2
-
-
-def _run_block(block: Block, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    # timm's TNT block knows one token beside the patches. Here the projected pixel tokens get a zero row at each end,
-    # for the class token and the distillation token (section 3.2), and are then added to all tokens.
-    pixels = pixels + block.drop_path(block.attn_in(block.norm_in(pixels)))
-    pixels = pixels + block.drop_path(block.mlp_in(block.norm_mlp_in(pixels)))
-    size, length, _ = tokens.shape
-    inner = block.norm2_proj(block.proj(block.norm1_proj(pixels.reshape(size, length - 2, -1))))
-    tokens = tokens + F.pad(inner, (0, 0, 1, 1))
-    tokens = tokens + block.drop_path(block.attn_out(block.norm_out(tokens)))
-    tokens = tokens + block.drop_path(block.mlp(block.norm_mlp(tokens)))
-    return pixels, tokens
 
 
 def _check_patches(img_size: int, patch_size: int) -> None:
