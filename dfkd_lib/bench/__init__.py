@@ -7,6 +7,7 @@ from dfkd_lib.artifacts import REPOSITORY
 from dfkd_lib.bench.attention import print_attention
 from dfkd_lib.bench.frechet import print_frechet
 from dfkd_lib.bench.memory import print_memory
+from dfkd_lib.bench.students import print_students
 from dfkd_lib.bench.synthesis import print_synthesis
 from dfkd_lib.bench.training import print_training
 
@@ -21,9 +22,11 @@ def report_seconds() -> float | None:
 
 
 def print_table(repeats: int) -> None:
-    """Print the speed of training steps, what attention, images and a Fréchet distance cost, the time of the last report."""
+    """Print the speed of training steps (beside peers too), what attention, images, a Fréchet distance and reports cost."""
     os.environ["DFKD_PROGRESS"] = "none"
     print_training(repeats)
+    print()
+    print_students(repeats)
     print()
     print_attention()
     print()
