@@ -415,7 +415,10 @@ function render({ model, el }) {
   for (const [events, listener] of Object.entries(listeners)) for (const event of events.split(" ")) model.on(event, listener);
 
   el.classList.add("dfkd-lab");
-  aria(el, { role: "group", "aria-label": "ablation: set, run and compare students", "data-lm-suppress-shortcuts": "true" });
+  aria(el, { role: "group", "aria-label": "ablation: set, run and compare students" });
+  // A plain key is the control's own: JupyterLab would move a cell with the arrow that moves a slider.
+  const keys = (event) => { if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation(); };
+  el.addEventListener("keydown", keys);
   running.hidden = charts.hidden = legend.hidden = verdict.hidden = alone.hidden = waits.hidden = scroll.hidden = true;
   el.append(make("div", { className: "settings" }, ...groups), buttons, status, error, running, waits, legend, charts, verdict,
     tools, empty, scroll, foot);
@@ -428,6 +431,7 @@ function render({ model, el }) {
   return () => {
     clearTimeout(timer);
     resized.disconnect();
+    el.removeEventListener("keydown", keys);
     for (const [events, listener] of Object.entries(listeners)) for (const event of events.split(" ")) model.off(event, listener);
   };
 }

@@ -17,8 +17,8 @@ from dfkd_lib.laboratory import MakerRecipe
 from dfkd_lib.recipes import parse_seeds
 
 # The field that says how many images there are, by source.
-COUNTS = {name: "real_images" if name == "real" else "inversion_images" if name.startswith("inversion") else "synthetic_images"
-          for name in SOURCES}
+COUNTS = {"real": "real_images"} | {name: "inversion_images" if name.startswith("inversion") else "synthetic_images"
+                                    for name in SOURCES if name != "real"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Control:
         name: a field of `MakerRecipe`, "source" or "seeds". label: short, for the eye and for names of rows.
         kind: "number", "whole", "choice" or "text". group: heading it stands under. help: what it means.
         low, high, step: of the slider; the number box beside it takes any value from `low` on, or above it if `open`.
-        log: the slider moves by factors. choices: {value: what is shown}. only: sources of images for which it counts; (): all.
+        log: the slider moves by factors. choices: {value: what is shown}. only: sources for which it counts; (): all.
     """
 
     name: str
@@ -51,7 +51,8 @@ class Control:
             if not isinstance(value, str) or self.kind == "choice" and value not in (self.choices or {}):
                 near = difflib.get_close_matches(str(value), self.choices or {}, n=1)
                 raise WorkbenchError(f"no such {self.label}", expected=", ".join(self.choices or {}) or "text", got=value,
-                                     where=self.name, mend=f"did you mean {near[0]}?" if near else "choose one of the expected")
+                                     where=self.name,
+                                     mend=f"did you mean {near[0]}?" if near else "choose one of the expected")
             return value
         number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
         fits = math.isfinite(number) and (number > self.low if self.open else number >= self.low)
@@ -80,14 +81,14 @@ def controls(base: dict, students: dict[str, str]) -> list[Control]:
     found = [Control(name, label, "number", "losses", text, high=max(4.0, base.get(name, 0.0)))
              for name, (label, text) in WEIGHTS.items()]
     found += [
-        Control("temperature", "T", "number", "losses", "temperature of the softened outputs", 0.0, max(10.0,
+        Control("temperature", "temperature", "number", "losses", "T of the softened outputs (A eq. 8)", 0.0, max(10.0,
                 base["temperature"]), 0.25, open=True),
         Control("schedules", "schedule", "text", "losses", "factors on the weights over training, as in "
                 "kd: 1@0 0@1; patch: 0@0 1@0.5 (value@share of training)"),
         Control("student_model", "student", "choice", "student", "its architecture", choices=students),
         Control("source", "images from", "choice", "student", "what it is trained on",
                 choices={name: "real images" if name == "real" else name for name in SOURCES}),
-        *(Control(name, "images", "whole", "student", f"{what} to train on", 1, max(60_000, base[name]), log=True,
+        *(Control(name, "images", "whole", "student", f"{what} to train on", 10, max(60_000, base[name]), log=True,
                   only=tuple(source for source, counts in COUNTS.items() if counts == name))
           for name, what in (("real_images", "real images"), ("synthetic_images", "made images"),
                              ("inversion_images", "inverted images"))),
@@ -112,7 +113,8 @@ def full(settings: dict) -> dict:
 def counted(settings: dict) -> dict:
     """As `full`, without the numbers of images that its source does not ask for: they make no other experiment."""
     shown = full(settings)
-    return {name: value for name, value in shown.items() if name not in COUNTS.values() or name == COUNTS.get(shown["source"])}
+    off = set(COUNTS.values()) - {COUNTS.get(shown["source"])}
+    return {name: value for name, value in shown.items() if name not in off}
 
 
 class Settings:
@@ -171,7 +173,8 @@ class Settings:
             named: {identity of settings: name of the row they have already}.
         """
         settings, seeds = self.read(values)
-        return [make_cell((named or {}).get(self.identity(settings)) or self.name(settings), settings, seed) for seed in seeds]
+        name = (named or {}).get(self.identity(settings)) or self.name(settings)
+        return [make_cell(name, settings, seed) for seed in seeds]
 
     def identity(self, settings: dict) -> str:
         """A text that is equal for equal settings, defaults given or not."""
@@ -204,16 +207,17 @@ def _seeds(text: str) -> list[int]:
     except ValueError:
         seeds = [-1]
     if min(seeds) < 0:
-        raise WorkbenchError("these are no seeds", expected="whole numbers from 0 on, comma-separated: 0,1,2", got=text or "nothing",
-                             where="seeds", mend="one run is made for each")
+        raise WorkbenchError("these are no seeds", expected="whole numbers from 0 on, comma-separated: 0,1,2",
+                             got=text or "nothing", where="seeds", mend="one run is made for each")
     return seeds
 
 
 def _told(control: Control | None, name: str, value) -> str:
     if name == "source":
         return "real images" if value == "real" else f"images of {value}"
-    shown = f"{value:,}" if isinstance(value, int) and value >= 10_000 else f"{value:g}" if isinstance(value, float) else value
-    label = control.label.partition(" (")[0] if control else name.replace("_", " ")
+    large = isinstance(value, int) and value >= 10_000
+    shown = f"{value:,}" if large else f"{value:g}" if isinstance(value, float) else value
+    label = "T" if name == "temperature" else control.label.partition(" (")[0] if control else name.replace("_", " ")
     return f"{label} {shown}"
 
 
