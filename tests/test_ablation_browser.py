@@ -15,7 +15,7 @@ sys.path.insert(0, {str(REPOSITORY)!r})
 from dfkd_lib import widgets
 from dfkd_lib.artifacts import Store
 base = {{"data": "mnist", "test_images": 200, "source": "real", "real_images": 300, "student_model": "vit_mnist_smoke",
-        "student_epochs": 40, "kd_weight": 1.0, "ce_weight": 1.0, "patch_weight": 1.0, "temperature": 4.0, "seeds": "0"}}
+        "student_epochs": 30, "kd_weight": 1.0, "ce_weight": 1.0, "patch_weight": 1.0, "temperature": 4.0, "seeds": "0"}}
 lab = widgets.ablation_lab(base, Store("STORE"), out_dir="OUT")
 lab
 """
@@ -75,7 +75,7 @@ def test_run_watch_stop_go_on_reload_restart(opened):
                            arg=before)
     page.wait_for_function("() => document.querySelectorAll('.dfkd-lab figure[data-key=test_accuracy] circle').length > 1",
                            timeout=LONG)
-    assert " of 40" in picture(page, "loss") and picture(page, "loss") != before
+    assert " of 30" in picture(page, "loss") and picture(page, "loss") != before
     page.locator(f"{LAB} .running button.stop").click()
     says(page, "stopped; its finished epochs are kept")
     page.wait_for_selector(f"{LAB} .jobs li.stopped")
@@ -97,7 +97,7 @@ def test_run_watch_stop_go_on_reload_restart(opened):
     row.wait_for(timeout=LONG)
     (job,) = jobs.all()
     artifact = store.find(job["key"])
-    assert job["state"] == "finished" and len(artifact.json("history.json")) == 40
+    assert job["state"] == "finished" and len(artifact.json("history.json")) == 30
     assert float(row.get_attribute("data-accuracy")) == pytest.approx(100 * artifact.metrics["accuracy"])
     assert "KD 2, T 3.5" in row.inner_text() and f"{100 * artifact.metrics['accuracy']:.2f}" in row.inner_text()
     # What is there answers at once: nothing is queued.

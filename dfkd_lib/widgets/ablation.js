@@ -29,18 +29,23 @@ const aria = (element, values) => {
 };
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 const short = (value) => !isNumber(value) ? "–" : value === 0 ? "0" : Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en")
-  : String(Number(value.toPrecision(3)));
+  : value.toPrecision(3);
 const time = (seconds) => seconds < 90 ? `${Math.round(seconds)} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min`
   : `${(seconds / 3600).toFixed(1)} h`;
 const last = (list) => list[list.length - 1];
 
-// About `count` round numbers that lie in [low, high], and a way to write them.
+// Round numbers in [low, high], some `count` of them and at least two, and a way to write them.
 function ticks(low, high, count = 3) {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
-  const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9)), found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(i * step);
-  return { values: found, text: (value) => value.toFixed(Math.min(6, digits)) };
+  const steps = [10, 5, 2, 1, 0.5, 0.2].map((m) => m * power);
+  const values = (step) => {
+    const found = [];
+    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(i * step);
+    return found;
+  };
+  const step = steps.slice(steps.findLastIndex((s) => s >= rough)).find((s) => values(s).length > 1);
+  const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+  return { values: values(step), text: (value) => value.toFixed(Math.min(6, digits)) };
 }
 
 // -- charts --------------------------------------------------------------------------------------------------------------
@@ -317,7 +322,7 @@ function render({ model, el }) {
   }
 
   // -- the table of finished runs --------------------------------------------------------------------------------------
-  const head = ["", "run", "seed", "test accuracy (%), 95 %", "", "agreement", "last loss", "time", "", ""];
+  const head = ["", "run", "seed", "accuracy (%), 95 %", "", "agreement", "last loss", "time", "", ""];
   const body = make("tbody"), all = aria(make("input", { type: "checkbox" }), { "aria-label": "check all rows" });
   const header = make("tr", {}, ...head.map((text, i) => aria(make("th", { className: `c${i}`, textContent: text }), { scope: "col" })));
   header.firstChild.append(all);

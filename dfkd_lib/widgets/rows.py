@@ -78,13 +78,18 @@ def compared(rows: Sequence[Row], settings: Settings) -> str:
         p = "" if math.isnan(found["p"]) else f", p = {found['p']:.2g}"
         verdict = ("the interval excludes 0" if found["low"] > 0 or found["high"] < 0 else "no difference can be told")
         left = len(a) + len(b) - 2 * len(common)
-        return (f"{names}: {found['difference']:+.2f} points, 95 % interval {found['low']:+.2f} to {found['high']:+.2f}{p} "
+        return (f"{names}: {_signed(found['difference'])} points, 95 % interval {_signed(found['low'])} to "
+                f"{_signed(found['high'])}{p} "
                 f"(paired over {len(common)} common seeds): {verdict}."
                 + (f" Left out: {left} without a partner of its seed." if left else ""))
     means = [sum(side.values()) / len(side) for side in (a, b)]
     why = "one seed is no evidence: run both with the same two seeds or more" if len(common) == 1 else \
         "their seeds differ, so nothing is paired, and one seed is no evidence: run both with the same two seeds or more"
-    return f"{names}: {means[1] - means[0]:+.2f} points. Take care: {why}."
+    return f"{names}: {_signed(means[1] - means[0])} points. Take care: {why}."
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.2f}".replace("-", "−")
 
 
 def figures(rows: Sequence[Row], settings: Settings) -> dict:
