@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +11,11 @@ from dfkd_lib import ablation, widgets
 from dfkd_lib.ablation import Cell, Outcome
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.laboratory import MakerRecipe
+from dfkd_lib.pipeline.parameters import read_notebook
 from dfkd_lib.plots import ablation_accuracy
 from dfkd_lib.widgets.settings import Settings
 
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 # As notebook 30 has them: its own names, one of them its own alone.
 BASE = {"data": "mnist", "student_model": "vit_mnist_smoke", "student_epochs": 3, "student_lr": 0.003, "real_images": 300,
         "synthetic_images": 6000, "kd_weight": 1.0, "ce_weight": 1.0, "patch_weight": 1.0, "temperature": 4.0,
@@ -272,6 +275,18 @@ def test_the_parameters_file_is_what_the_notebook_takes(lab, shelf, tmp_path):
     assert box.values["student_epochs"] == 9 and box.values["mix"] == "cutmix" and box.values["seeds"] == "5"
     ask(box, "reset")
     assert box.values == box.settings.values() and box.values["seeds"] == "0"
+
+
+def test_notebook_35_takes_what_is_saved_from_it(lab, tmp_path):
+    declared = read_notebook(NOTEBOOKS / "35_ablation.ipynb")
+    base = ablation.base_of({name: parameter.default for name, parameter in declared.items()})
+    box = lab({**base, "seeds": declared["seeds"].default}, notebook="35_ablation")
+    ask(box, "parameters", values={**box.values, "source": "class probes", "kd_weight": 2, "schedules": "kd: 1@0 0@1"})
+    (path,) = (tmp_path / "out").glob("*.yaml")
+    saved = json.loads(path.read_text())
+    assert box.error == "" and saved["seeds"] == "0,1,2" and saved["kd_weight"] == 2.0 and saved["source"] == "class probes"
+    for name, value in saved.items():
+        declared[name].check(value)  # of its type and in its range; KeyError where it has no such parameter
 
 
 def test_figures_are_saved_of_the_checked_rows(lab, shelf, tmp_path):
