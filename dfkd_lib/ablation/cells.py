@@ -24,8 +24,8 @@ from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.training import DivergedError
 
 AGREEMENT_IMAGES = 1000  # test images on which teacher and student are compared
-BROKEN = ("failed: its process ended without a word, most likely for want of memory; lower the number of processes (jobs) or "
-          "batch_size")
+BROKEN = ("failed: its process ended without a word, most likely for want of memory; lower the number of processes "
+          "(jobs) or batch_size")
 
 
 class Outcome(NamedTuple):
@@ -43,8 +43,8 @@ def run_cell(store: Store, cell: Cell) -> Artifact:
     Returns:
         Artifact of stage "ablation_cell" with history.json, and agreement.json (by class: mean cosine of the teacher's and
         the student's attention probes, half width of its 95 % interval over images; null where one has no probe). Metrics:
-        "accuracy", "top5", "precision", "recall", "f1" in [0, 1] on "test_images" test images; "agreement" (mean over classes)
-        and "agreement_half", or None; "train_images", "parameters", "seconds" of training, "student" (its key).
+        "accuracy", "top5", "precision", "recall", "f1" in [0, 1] on "test_images" test images; "agreement" (mean over
+        classes) and "agreement_half", or None; "train_images", "parameters", "seconds" of training, "student" (its key).
 
     Raises:
         WorkbenchError: whatever stands in the way of its teacher, images or training.

@@ -125,8 +125,8 @@ def read_grid(grid: str | Path | dict | list, base: dict | None = None, seeds: S
     """The cells of a grid, checked.
 
     Args:
-        grid: a YAML file, or what one holds: {"base": settings of every cell, "drop_one": true for a row without each loss in
-            use, "rows": {name: settings}, "grid": {setting: [values]} crossed with one another and with the rows,
+        grid: a YAML file, or what one holds: {"base": settings of every cell, "drop_one": true for a row without each loss
+            in use, "rows": {name: settings}, "grid": {setting: [values]} crossed with one another and with the rows,
             "seeds": [0, 1, 2]}, every part optional; or a list of rows, each a dict of settings with or without "name".
         base: settings under those of the grid. seeds: where the grid names none; [0] by default.
 

@@ -47,8 +47,9 @@ class Jobs:
             jobs = self._records()
             orders = [job["order"] for job in jobs if job["state"] == WAITING]
             last = max([job["order"] for job in jobs], default=0)
-            job = {"id": f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}", "cell": cell.as_dict(), "state": WAITING,
-                   "error": "", "key": None, "seconds": 0.0, "submitted": time.time(),
+            name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+            job = {"id": name, "cell": cell.as_dict(), "state": WAITING, "error": "",
+                   "key": None, "seconds": 0.0, "submitted": time.time(),
                    "order": min(orders) - 1 if first and orders else last + 1}
             self._save(job)
         self.wake()
@@ -58,8 +59,8 @@ class Jobs:
         """Every job, those that wait in the order in which they will run, after all others by age.
 
         Returns:
-            [{"id", "cell", "state": "queued" | "running" | "finished" | "failed" | "stopped", "error", "key" of the artifact or
-            None, "seconds", "progress": of a running job what `training.Progress` writes, or None}].
+            [{"id", "cell", "state": "queued" | "running" | "finished" | "failed" | "stopped", "error", "key" of the artifact
+            or None, "seconds", "progress": of a running job what `training.Progress` writes, or None}].
         """
         jobs = sorted(self._records(), key=lambda job: (job["state"] == WAITING, job["order"], job["submitted"]))
         for job in jobs:
@@ -69,7 +70,7 @@ class Jobs:
         return jobs
 
     def stop(self, job_id: str) -> None:
-        """Take a waiting job out, or end a running one now: its finished epochs are kept, and the same cell goes on there."""
+        """Take a waiting job out, or end a running one now: its finished epochs are kept, the same cell goes on there."""
         with self._queue:
             job = self._one(job_id)
             if job["state"] not in (WAITING, RUNNING):
@@ -96,8 +97,8 @@ class Jobs:
         with self._queue:
             for job in self._records():
                 if job["state"] == RUNNING and not _alive(job.get("pid"), job.get("born")):
-                    self._save(job | {"state": FAILED, "error": "its process ended without a word (memory, or killed); finished "
-                                      "epochs are kept: run it again to go on", "seconds": self._seconds(job)})
+                    self._save(job | {"state": FAILED, "error": "its process ended without a word (memory, or killed); "
+                                      "finished epochs are kept: run it again to go on", "seconds": self._seconds(job)})
             if any(job["state"] == WAITING for job in self._records()):
                 self._start_worker()
 
@@ -126,7 +127,7 @@ class Jobs:
         return False
 
     def work(self, linger: float = LINGER_SECONDS) -> None:
-        """Be the worker: run what waits, in order, until nothing has come for `linger` seconds; returns at once if another is."""
+        """Be the worker: run what waits, in order, until none has come for `linger` seconds; not if another is."""
         try:
             lock = FileLock(self.folder / "worker.lock").acquire(timeout=2)  # somebody may be looking at it
         except Timeout:

@@ -61,7 +61,8 @@ class EarlyRecipe:
                                   stage="plain_vit", **common)]
         weights = KDWeights(kd=0.0, patch=0.0, hard=self.hard_weight, early=self.early_weight)
         one = train_student(store, "dearkd_stage1", self.student, teacher, chosen, test_set,
-                            self.config(len(chosen), self.first_stage, seed), weights, early_stage=self.early_stage, **common)
+                            self.config(len(chosen), self.first_stage, seed), weights,
+                            early_stage=self.early_stage, **common)
         two = train_classifier(store, "dearkd_stage2", self.student, chosen, test_set,
                                self.config(len(chosen), 1 - self.first_stage, seed), lambda model, _: label_step(model),
                                start=one, **common)

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd_lib.attention import logits_and_probe
+from dfkd_lib.attention import outputs_and_probe
 from dfkd_lib.distill.mixing import Batch
 from dfkd_lib.distill.targets import Targets, early_tokens, has_probe
 from dfkd_lib.distill.weights import KDWeights
@@ -26,7 +26,7 @@ def label_step(model: nn.Module) -> Callable:
     The prediction of a model with two heads is the mean of their logits, the same that is tested.
     """
     def step(batch: Batch, progress: float) -> dict[str, Tensor]:
-        output = model(batch.images)
+        output, _ = outputs_and_probe(model, batch.images, probe=False)
         ce = label_loss((output[0] + output[1]) / 2 if isinstance(output, tuple) else output, batch)
         return {"loss": ce, "ce": ce}
 
@@ -50,12 +50,9 @@ def distill_step(student: nn.Module, targets: Callable[[Batch], Targets], weight
     probed = has_probe(student)
 
     def step(batch: Batch, progress: float) -> dict[str, Tensor]:
-        told, probe = targets(batch), None
+        told = targets(batch)
         with early_tokens(student) if aligner is not None else nullcontext() as early:
-            if probed and told.probe is not None:
-                output, probe = logits_and_probe(student, batch.images)
-            else:
-                output = student(batch.images)
+            output, probe = outputs_and_probe(student, batch.images, probed and told.probe is not None)
         logits, distilled = output if isinstance(output, tuple) else (output, None)
         losses = {"kd": kd_loss(logits, told.logits, weights.temperature), "ce": label_loss(logits, batch)}
         if probe is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dfkd_lib import artifacts
 from dfkd_lib.artifacts import Artifact, Store
-from dfkd_lib.attention import class_token, logits_and_probe
+from dfkd_lib.attention import class_token, outputs_and_probe
 from dfkd_lib.datasets import ImageSet, to_float
 from dfkd_lib.distill.mixing import Batch
 from dfkd_lib.distill.runner import load_trained, reads_of
@@ -66,7 +66,7 @@ def teacher_targets(store: Store, teacher: Artifact, train_set: ImageSet,
 
 
 def _say(model: nn.Module, images: Tensor, probed: bool) -> Targets:
-    return Targets(*logits_and_probe(model, images)) if probed else Targets(model(images))
+    return Targets(*outputs_and_probe(model, images, probed))
 
 
 def stored_targets(kept: Artifact) -> Callable[[Batch], Targets]:

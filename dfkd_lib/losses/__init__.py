@@ -8,6 +8,7 @@ from dfkd_lib.losses.synthesis import (BatchNormStatistics, attention_outputs, d
                                        intra_divergence_loss, logit_distance, patch_similarity_entropy,
                                        patch_similarity_loss, total_variation)
 
-__all__ = ["BatchNormStatistics", "Schedule", "attention_consistency_loss", "attention_outputs", "cutmix_loss", "detection_losses",
-           "disagreement", "diversity_loss", "hard_distillation_loss", "intra_divergence_loss", "kd_loss", "logit_distance",
-           "patch_probe_loss", "patch_similarity_entropy", "patch_similarity_loss", "read_schedules", "total_variation"]
+__all__ = ["BatchNormStatistics", "Schedule", "attention_consistency_loss", "attention_outputs", "cutmix_loss",
+           "detection_losses", "disagreement", "diversity_loss", "hard_distillation_loss", "intra_divergence_loss",
+           "kd_loss", "logit_distance", "patch_probe_loss", "patch_similarity_entropy", "patch_similarity_loss",
+           "read_schedules", "total_variation"]

@@ -38,9 +38,9 @@ class Totals:
 class Progress:
     """A bar with remaining time on a terminal or in a notebook; one line an epoch in batch logs; a file, if asked for.
 
-    The variable DFKD_PROGRESS chooses "bar", "lines" or "none". DFKD_PROGRESS_FILE names a JSON file that holds, at most half
-    a second old: "label", "epoch" (in progress, from 1), "epochs", "step", "steps", "left" (seconds, or None), "losses" (means
-    of this epoch so far) and "history" (rows of the finished epochs).
+    The variable DFKD_PROGRESS chooses "bar", "lines" or "none". DFKD_PROGRESS_FILE names a JSON file that holds, at most
+    half a second old: "label", "epoch" (in progress, from 1), "epochs", "step", "steps", "left" (seconds, or None), "losses"
+    (means of this epoch so far) and "history" (rows of the finished epochs).
     """
 
     def __init__(self, label: str, epochs: int, steps: int, history: list[dict]):
@@ -87,8 +87,8 @@ class Progress:
             return
         self.written = time.perf_counter()
         state = {"label": self.label, "epoch": min(len(self.history) + 1, self.epochs), "epochs": self.epochs,
-                 "step": self.step_number, "steps": self.steps, "left": self._left(), "losses": {k: v for k, v in losses.items() if math.isfinite(v)},
-                 "history": self.history}
+                 "step": self.step_number, "steps": self.steps, "left": self._left(),
+                 "losses": {k: v for k, v in losses.items() if math.isfinite(v)}, "history": self.history}
         temporary = f"{self.file}.tmp"
         with open(temporary, "w") as file:
             json.dump(state, file)
