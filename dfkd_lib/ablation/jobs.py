@@ -60,11 +60,13 @@ class Jobs:
 
         Returns:
             [{"id", "cell", "state": "queued" | "running" | "finished" | "failed" | "stopped", "error", "key" of the artifact
-            or None, "seconds", "progress": of a running job what `training.Progress` writes, or None}].
+            or None, "seconds", "progress": how far a running, failed or stopped job came, as `training.Progress` writes it, or
+            None}].
         """
         jobs = sorted(self._records(), key=lambda job: (job["state"] == WAITING, job["order"], job["submitted"]))
         for job in jobs:
-            job["progress"] = self._read(self.folder / f"{job['id']}.progress") if job["state"] == RUNNING else None
+            far = job["state"] not in (WAITING, FINISHED)
+            job["progress"] = self._read(self.folder / f"{job['id']}.progress") if far else None
             if job["state"] == RUNNING and "started" in job:
                 job["seconds"] = round(time.time() - job["started"], 1)
         return jobs
@@ -166,7 +168,8 @@ class Jobs:
             now = self._one(job["id"])
             if now["state"] == RUNNING:  # not stopped meanwhile
                 self._save(now | done | {"seconds": self._seconds(now)})
-        progress.unlink(missing_ok=True)
+        if done["state"] == FINISHED:
+            progress.unlink(missing_ok=True)  # of one that failed or was stopped it tells how far it came
 
     def _seconds(self, job: dict) -> float:
         return round(time.time() - job.get("started", time.time()), 1)

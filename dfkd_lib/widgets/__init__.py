@@ -38,7 +38,7 @@ def attention_explorer(models, data, interactive: bool = True, *, class_probes=N
     return AttentionExplorer(looker, start, out_dir, notebook)
 
 
-def ablation_lab(base: dict, store, out_dir: str | Path = "reports/quick", notebook: str = "30_classification_kd",
+def ablation_lab(base: dict, store, out_dir: str | Path = "reports/quick", notebook: str = "35_ablation",
                  shown: Sequence[Outcome] = (), interactive: bool = True, jobs=None,
                  students: Sequence[str] | None = None):
     """Set loss weights, student and images, run students in a process of their own, watch, stop and compare them.
