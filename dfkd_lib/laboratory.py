@@ -270,6 +270,18 @@ def nearest_real(store: Store, images: ImageSet, recipe: MakerRecipe, space, cou
     return chosen.images, real.images[places.flatten()].unflatten(0, places.shape), distances
 
 
+def _setting(word: str) -> tuple[str, object]:
+    """A word `name=value` as a setting of `MakerRecipe`; WorkbenchError if it is none."""
+    kinds = {field.name: type(field.default) for field in fields(MakerRecipe)}
+    name, equals, text = word.partition("=")
+    if not equals or name not in kinds:
+        raise WorkbenchError("no such setting", expected="name=value with a name of " + ", ".join(kinds), got=word)
+    try:
+        return name, kinds[name](text)
+    except ValueError:
+        raise WorkbenchError(f"the setting '{name}' has the wrong type", expected=kinds[name].__name__, got=text) from None
+
+
 def main(arguments: list[str]) -> None:
     """The bench without a notebook, for long runs: every maker's row into OUT/makers.csv and OUT/results.json."""
     import argparse
@@ -279,11 +291,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--artifacts", default="data/artifacts", help="folder of trained things, by key")
     parser.add_argument("settings", nargs="*", metavar="name=value", help="settings of MakerRecipe that differ")
     asked = parser.parse_args(arguments)
-    kinds = {field.name: type(field.default) for field in fields(MakerRecipe)}
-    given = dict(pair.partition("=")[::2] for pair in asked.settings)
-    if set(given) - set(kinds):
-        raise WorkbenchError("no such setting", expected=", ".join(kinds), got=", ".join(sorted(set(given) - set(kinds))))
-    recipe = MakerRecipe(**{name: kinds[name](value) for name, value in given.items()})
+    recipe = MakerRecipe(**dict(map(_setting, asked.settings)))
     store, out, start = Store(asked.artifacts), resolve(asked.out), time.perf_counter()
     made_by = provenance()  # of the code that runs, whatever is committed while it does
     space = recipe.feature_space(store)

@@ -163,6 +163,8 @@ class ClassificationRecipe:
         Raises:
             WorkbenchError: if the network's weights are absent.
         """
+        if self.features == "inception":
+            fid.check_inception(download)  # before anything is trained
         judge = self.feature_artifact(store)
         if self.features == "classifier":
             return FeatureSpace(f"{judge.settings['model']} on {self.data}", judge, lambda images: images, judge)
@@ -171,8 +173,6 @@ class ClassificationRecipe:
             return FeatureSpace(f"tokens of the teacher {teacher.settings['model']}", teacher,
                                 lambda images: fid.token_features(distill.load_trained(teacher), images), judge)
         if self.features == "inception":
-            if fid.inception_weights() is None and not download:
-                fid.inception_features(self.test_set.pixels[:1])  # says what is absent before anything is trained
             return FeatureSpace("Inception", None, lambda images: fid.inception_features(images, download=download), judge)
         model = distill.frozen(load_model(self.features, download=download))
         opened = self._opened(store, self.features, model, model.source, self.train_set, self.test_set)

@@ -263,7 +263,7 @@ def test_the_parameters_file_is_what_the_notebook_takes(lab, shelf, tmp_path):
     ask(box, "parameters", values={**box.values, "kd_weight": 2.5, "seeds": "0,1"})
     (path,) = (tmp_path / "out").glob("*.yaml")
     assert json.loads(path.read_text()) == {**BASE, "kd_weight": 2.5, "seeds": "0,1"}
-    assert box.said == f"papermill notebooks/30_classification_kd.ipynb out.ipynb -f {path}"
+    assert box.said == f"papermill notebooks/35_ablation.ipynb out.ipynb -f {path}"
     path.unlink()
     rows = ask(box, "ready")["rows"]
     box.checked = [row["id"] for row in rows]

@@ -165,3 +165,6 @@ def test_the_bench_from_the_command_line(store, found, tmp_path, capsys):
     assert len((tmp_path / "out" / "makers.csv").read_text().splitlines()) == 2
     with pytest.raises(WorkbenchError, match="no such setting"):
         laboratory.main(["--out", str(tmp_path), "--artifacts", str(store.root), "colour=1"])
+    for word, said in (("seed", "no such setting"), ("seed=one", "wrong type")):
+        with pytest.raises(WorkbenchError, match=said):
+            laboratory.main(["--out", str(tmp_path), "--artifacts", str(store.root), word])

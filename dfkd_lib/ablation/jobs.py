@@ -60,8 +60,8 @@ class Jobs:
 
         Returns:
             [{"id", "cell", "state": "queued" | "running" | "finished" | "failed" | "stopped", "error", "key" of the artifact
-            or None, "seconds", "progress": how far a running, failed or stopped job came, as `training.Progress` writes it, or
-            None}].
+            or None, "seconds", "progress": how far a running, failed or stopped job came, as `training.Progress` writes it,
+            or None}].
         """
         jobs = sorted(self._records(), key=lambda job: (job["state"] == WAITING, job["order"], job["submitted"]))
         for job in jobs:

@@ -3,12 +3,12 @@
 from dfkd_lib.fid.coverage import Nearness, Prdc, memorisation, near_duplicates, nearest, prdc
 from dfkd_lib.fid.distances import (KernelDistance, frechet_distance, frechet_distance_from_features,
                                     frechet_distance_to, kernel_distance, statistics)
-from dfkd_lib.fid.features import (classifier_features, features_and_logits, inception_features, inception_weights,
-                                   token_features)
+from dfkd_lib.fid.features import (check_inception, classifier_features, features_and_logits, inception_features,
+                                   inception_weights, token_features)
 from dfkd_lib.fid.score import score
 from dfkd_lib.fid.summary import Features, Measures, Row, measure
 
-__all__ = ["Features", "KernelDistance", "Measures", "Nearness", "Prdc", "Row", "classifier_features",
-           "features_and_logits", "frechet_distance", "frechet_distance_from_features", "frechet_distance_to",
-           "inception_features", "inception_weights", "kernel_distance", "measure", "memorisation", "near_duplicates",
+__all__ = ["Features", "KernelDistance", "Measures", "Nearness", "Prdc", "Row", "check_inception",
+           "classifier_features", "features_and_logits", "frechet_distance", "frechet_distance_from_features",
+           "frechet_distance_to", "inception_features", "inception_weights", "kernel_distance", "measure", "memorisation", "near_duplicates",
            "nearest", "prdc", "score", "statistics", "token_features"]

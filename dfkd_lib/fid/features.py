@@ -90,6 +90,16 @@ def inception_weights() -> Path | None:
     return next((p for p in places if p.is_file()), None)
 
 
+def check_inception(download: bool = False) -> Path | None:
+    """Where the Inception weights lie, None where they may be downloaded; WorkbenchError if neither."""
+    weights = inception_weights()
+    if weights is None and not download:
+        raise WorkbenchError("the Inception weights are not on this disk", where=Path(torch.hub.get_dir()) / "checkpoints",
+                             expected="pt_inception-2015-12-05-6726825d.pth (torch-fidelity's)",
+                             mend="pass download=True once, set DFKD_INCEPTION to the file, or use features='classifier'")
+    return weights
+
+
 @torch.inference_mode()
 def inception_features(images: Tensor, batch_size: int = 64, download: bool = False) -> Tensor:
     """The 2048-d Inception features of FID (N, 2048), by torchmetrics/torch-fidelity, for uint8 images (N, 1|3, H, W).
@@ -97,11 +107,7 @@ def inception_features(images: Tensor, batch_size: int = 64, download: bool = Fa
     Raises:
         WorkbenchError: if the weights are not on disk and `download` is False.
     """
-    weights = inception_weights()
-    if weights is None and not download:
-        raise WorkbenchError("the Inception weights are not on this disk", where=Path(torch.hub.get_dir()) / "checkpoints",
-                             expected="pt_inception-2015-12-05-6726825d.pth (torch-fidelity's)",
-                             mend="pass download=True once, set DFKD_INCEPTION to the file, or use features='classifier'")
+    weights = check_inception(download)
     network = _inception(str(weights) if weights else None)
     images = images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1)
     return torch.cat([network(batch.to(next(network.parameters()).device)).cpu() for batch in images.split(batch_size)])
