@@ -10,5 +10,5 @@ from dfkd_lib.fid.summary import Features, Measures, Row, measure
 
 __all__ = ["Features", "KernelDistance", "Measures", "Nearness", "Prdc", "Row", "check_inception",
            "classifier_features", "features_and_logits", "frechet_distance", "frechet_distance_from_features",
-           "frechet_distance_to", "inception_features", "inception_weights", "kernel_distance", "measure", "memorisation", "near_duplicates",
-           "nearest", "prdc", "score", "statistics", "token_features"]
+           "frechet_distance_to", "inception_features", "inception_weights", "kernel_distance", "measure",
+           "memorisation", "near_duplicates", "nearest", "prdc", "score", "statistics", "token_features"]
