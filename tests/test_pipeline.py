@@ -95,6 +95,29 @@ def plan_error(folder, **options) -> str:
     return str(caught.value)
 
 
+# ---- a grid of students by one command
+
+def test_a_grid_runs_notebook_35_alone_with_that_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: {source: real}\nrows: {hot: {temperature: 8.0}}\n")
+    plan = pipeline.make_plan("quick", grid=str(path), jobs=3)
+    assert list(plan.notebooks) == ["35_ablation"] and plan.out.name == "mine"
+    assert plan.parameters["35_ablation"]["grid"] == str(path) and plan.parameters["35_ablation"]["jobs"] == 3
+    changed = pipeline.make_plan("quick", grid=str(path), settings=["35.jobs=1"], out=str(tmp_path / "out"))
+    assert changed.parameters["35_ablation"]["jobs"] == 1 and changed.out == tmp_path / "out"
+
+
+@pytest.mark.parametrize("text, words", [("rows: {hot: {temprature: 8.0}}", "did you mean 'temperature'"), ("rows: [", "cannot be read"),
+                                         ("base: {temperature: 0.0}", "temperature must be positive")])
+def test_a_bad_grid_is_refused_before_a_kernel_starts(tmp_path, text, words):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(WorkbenchError, match=words):
+        pipeline.make_plan("quick", grid=str(path))
+    with pytest.raises(WorkbenchError, match="cannot be read"):
+        pipeline.make_plan("quick", grid=str(tmp_path / "absent.yaml"))
+
+
 # ---- refused before a kernel starts
 
 @pytest.mark.parametrize("setting, words", [

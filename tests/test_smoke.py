@@ -25,6 +25,8 @@ MEASURED = [
     ("30_classification_kd", "teacher_real_accuracy", *SHARE),
     ("30_classification_kd", "student_real_accuracy", *SHARE),
     ("30_classification_kd", "student_synthetic_accuracy", *SHARE),
+    ("35_ablation", "cells", 8, 8),
+    ("35_ablation", "finished", 8, 8),
     ("40_detection_kd", "teacher_AP50", *SHARE),
     ("40_detection_kd", "student_train_AP50", *SHARE),
     ("40_detection_kd", "student_synthetic_AP50", *SHARE),
@@ -88,7 +90,7 @@ def test_the_second_run_finds_the_same(smoke):
     for name in NOTEBOOKS:
         keys = [[a["key"] for a in results["notebooks"][name]["artifacts"]] for results in (first, second)]
         assert keys[0] == keys[1], name
-    for name in ("20_gan_fid", "30_classification_kd"):
+    for name in ("20_gan_fid", "30_classification_kd", "35_ablation"):
         assert first["notebooks"][name]["metrics"] == second["notebooks"][name]["metrics"]
 
 
