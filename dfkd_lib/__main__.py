@@ -19,7 +19,8 @@ def parser() -> argparse.ArgumentParser:
                      help="change one parameter; may be given again")
     run.add_argument("--out", metavar="DIR", help="where reports go (default: reports/<profile>)")
     run.add_argument("--artifacts", metavar="DIR", default="data/artifacts", help="where trained things are kept")
-    run.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks at a time")
+    run.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (default: 1); of a grid, students "
+                     "(default: as many as cores)")
     run.add_argument("--scheduler", metavar="ADDRESS", help="not there yet")
     verbs.add_parser("list", help="notebooks and their parameters, with defaults")
     verify = verbs.add_parser("verify", help="check the checksums of every trained thing")

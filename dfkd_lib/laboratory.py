@@ -34,6 +34,7 @@ class MakerRecipe(ClassificationRecipe):
             maker_batch images each at learning rate maker_lr. probe_weight, adversarial_weight, tv_weight,
             ink_weight, diversity_weight, intra_weight: of their losses, see `GuidedGenerator`; texture likewise.
         inversion_*, batch_norm_weight, entropy_weight: of both inversions, see `Inversion`.
+        rival_model: the student that the maker "adversarial" looks for disagreement with, "": student_model.
         background: the value of an empty pixel, -1..1.
     """
 
@@ -47,6 +48,7 @@ class MakerRecipe(ClassificationRecipe):
     maker_precision: str = "fp32"
     probe_weight: float = 1.0
     adversarial_weight: float = 0.2
+    rival_model: str = ""
     tv_weight: float = 0.0
     ink_weight: float = 2.0
     diversity_weight: float = 1.0
@@ -95,7 +97,7 @@ class MakerRecipe(ClassificationRecipe):
                              schedule="constant", grad_clip=5.0, precision=self.maker_precision,
                              seed=self.seed)
         extra = ({"attention": self.probe_weight} if name == "class probes" else
-                 {"adversarial": self.adversarial_weight, "student_model": self.student_model})
+                 {"adversarial": self.adversarial_weight, "student_model": self.rival_model or self.student_model})
         return GuidedGenerator(config, self.maker_steps, tv=self.tv_weight, ink=self.ink_weight,
                                diversity=self.diversity_weight, intra=self.intra_weight, texture=self.texture,
                                background=self.background, **extra)
@@ -133,7 +135,7 @@ class MakerRecipe(ClassificationRecipe):
     def student_of(self, store: Store, images: ImageSet, kept: Artifact) -> Artifact:
         """A student trained on these images alone by Algorithm 1, for as many steps whatever their number, but for at
         most 100 epochs."""
-        epochs = round(self.student_epochs * self.maker_images / len(images))
+        epochs = round(self.student_epochs * self.maker_images / min(self.student_images or len(images), len(images)))
         config = self.student_config(epochs=min(max(1, epochs), max(MOST_EPOCHS, self.student_epochs)))
         return self.distilled(store, images, [kept], config)
 

@@ -31,8 +31,21 @@ def parse_seeds(text: str) -> list[int]:
 
 
 TEACHER_BATCH = 128  # images a step
-NAMED = ("mnist", "digits", "cifar10", "cifar100")  # a folder may change while we look at it, these do not
-_known_images = lru_cache(maxsize=8)(load_images)  # a grid of students reads one set many times
+NAMED = ("mnist", "digits", "cifar10", "cifar100")
+
+
+@lru_cache(maxsize=6)
+def _known_images(data: str, split: str, size: int | None, stamp: tuple) -> ImageSet:
+    """Images of a split, read once however many students of a grid want them; `stamp` is what makes a changed folder new."""
+    return load_images(data, split, size=size)
+
+
+def _stamp(data: str) -> tuple:
+    """When the folders of a data folder were last changed, by adding or removing files; () for a named set."""
+    folder = resolve(data)
+    if data in NAMED or not folder.is_dir():
+        return ()
+    return tuple(sorted((str(path), path.stat().st_mtime_ns) for path in [folder, *folder.glob("*/"), *folder.glob("*/*/")]))
 
 
 class Subject(NamedTuple):
@@ -119,7 +132,7 @@ class ClassificationRecipe:
         return cls(**{name: kind(parameters[name]) for name, kind in known.items() if name in parameters})
 
     def _load(self, split: str) -> ImageSet:
-        return (_known_images if self.data in NAMED else load_images)(self.data, split, size=self.size or None)
+        return _known_images(self.data, split, self.size or None, _stamp(self.data))
 
     @cached_property
     def full_train(self) -> ImageSet:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from dfkd_lib.artifacts import Artifact, resolve, save_json
-from dfkd_lib.distill import test_logits
+from dfkd_lib.distill import KDWeights, test_logits
 from dfkd_lib.distill.scores import gigaflops, scores
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.intervals import accuracy_interval, mean_interval, paired_difference
@@ -189,6 +189,14 @@ def over_seeds(histories: dict[str, list[list[dict]]], key: str, times: float = 
         pairs = [mean_interval([times * row[key] for row in rows]) for rows in zip(*runs, strict=True)]
         means[arm], halves[arm] = [mean for mean, _ in pairs], [half for _, half in pairs]
     return means, halves
+
+
+def loss_names(histories: dict[str, list[list[dict]]], weights: KDWeights) -> dict[str, str]:
+    """{key in a history: title} of the losses that histories hold and that have a weight, for `plots.loss_components`."""
+    titles = {"kd": "distillation (eq. 8)", "ce": "cross entropy (eq. 9)", "patch": "patch probe", "hard": "hard label",
+              "soft": "soft label", "early": "early features"}
+    held = {key for runs in histories.values() for history in runs for row in history for key in row}
+    return {key: title for key, title in titles.items() if key in held and weights.uses(key)}
 
 
 def confusion_counts(logits, labels):

@@ -25,7 +25,7 @@ def test_rows_are_crossed_with_the_grid_and_the_seeds():
     assert [(c.name, c.seed) for c in cells[:3]] == [("with KD, temperature=2, patch_weight=0.5", 3),
                                                      ("with KD, temperature=2, patch_weight=0.5", 1),
                                                      ("with KD, temperature=4, patch_weight=0.5", 3)]
-    assert len(cells) == 8 and cells[0].recipe.temperature == 2.0 and cells[-1].recipe.kd_weight == 0.0
+    assert len(cells) == 8 and cells[0].recipe().temperature == 2.0 and cells[-1].recipe().kd_weight == 0.0
     assert cells[0].source == "real" and "temperature" not in cells[2].settings  # 4 is the default: one key, one student
 
 
@@ -53,7 +53,8 @@ def test_a_file_says_the_same(tmp_path):
     ({"base": {"source": "class probe"}}, "did you mean 'class probes'"),
     ({"base": {"temperature": 0}}, "temperature must be positive"), ({"base": {"temperature": -1.0}}, "temperature must be"),
     ({"base": {"kd_weight": 0, "ce_weight": 0, "patch_weight": 0}}, "weights are impossible"),
-    ({"base": {"student_epochs": 1.5}}, "wrong type"), ({"base": {"student_epochs": True}}, "wrong type"),
+    ({"base": {"student_epochs": 1.5}}, "wrong type"), ({"base": {"student_images": -5}}, "0 or more"),
+    ({"grid": {"temperature": [2, 2]}}, "one name"), ({"base": {"student_lr": "fast"}}, "wrong type"), ({"base": {"student_epochs": True}}, "wrong type"),
     ({"base": {"student_lr": float("nan")}}, "wrong type"), ({"base": {"student_lr": 0.0}}, "setting is impossible"),
     ({"base": {"schedules": "kd: up"}}, "schedule could not be read"), ({"base": {"mix": "cut"}}, "unknown augmentation"),
     ({"seeds": [0, 0]}, "each once"), ({"seeds": []}, "at least one"), ({"seeds": [-1]}, "seed is no seed"),
@@ -63,6 +64,27 @@ def test_a_file_says_the_same(tmp_path):
 def test_bad_grids_are_said_before_anything_runs(grid, words):
     with pytest.raises(WorkbenchError, match=words):
         read_grid(grid, TINY)
+
+
+def test_what_yaml_takes_for_text_is_a_number(tmp_path):
+    (tmp_path / "grid.yaml").write_text("base: {student_lr: 1e-3}\nrows: [{name: a, temperature: 4.0000001}, {temperature: 4.0000002}]\n"
+                                        "seeds: 0,1\n")
+    cells = read_grid(tmp_path / "grid.yaml", TINY)
+    assert cells[0].recipe().student_lr == 1e-3 and [c.seed for c in cells] == [0, 1, 0, 1]
+
+
+def test_rows_of_one_adversarial_maker_learn_from_the_same_images():
+    cells = read_grid({"grid": {"student_model": ["vit_mnist_smoke", "vit_mnist_small"]}}, {"source": "adversarial"})
+    assert len({c.recipe().maker("adversarial") for c in cells}) == 1
+
+
+def test_an_impossible_row_does_not_stop_the_others(store, ran):
+    """Also one that is found out only when the teacher is there, or that fails in no way foreseen."""
+    cells = [make_cell("no token", {**TINY, "hard_weight": 1.0}, 0), make_cell("no data", {**TINY, "data": "nowhere"}, 0),
+             make_cell("fine", {**TINY, "temperature": 3.0}, 0)]
+    outcomes = ablation.run(cells, store, jobs=1, say=lambda line: None)
+    assert [bool(o.artifact) for o in outcomes] == [False, False, True]
+    assert "distillation token" in outcomes[0].error and "nowhere" in outcomes[1].error
 
 
 def test_a_cell_survives_json():

@@ -205,3 +205,17 @@ def test_nothing_at_all_is_an_empty_table():
     for made in (table.summary(frame), table.pairwise(frame), table.short_table(table.summary(frame))):
         assert isinstance(made, pd.DataFrame) and made.empty and "row" in made
     assert table.verdicts(table.summary(frame)) == [] and table.fidelity(frame)["cells"] == 0
+
+
+def test_sizes_tell_a_range_where_cells_differ_and_a_product_of_two_is_seen():
+    from dfkd_lib.ablation import Outcome, crossed, read_grid, sizes, tidy
+
+    cells = read_grid({"base": {"source": "real"}, "grid": {"student_epochs": [1, 3], "temperature": [2.0, 8.0]}})
+    told = SimpleNamespace(metrics={"accuracy": 0.5, "top5": 0.9, "precision": 0.5, "recall": 0.5, "f1": 0.5, "agreement": None,
+                                    "agreement_half": None, "train_images": 600, "test_images": 100, "parameters": 10,
+                                    "seconds": 1.0, "student": "key"}, json=lambda name: [], key="key")
+    outcomes = [Outcome(cell, told, "", False) for cell in cells]
+    assert sizes(outcomes) == "vit_mnist_mini_patch7, 600 images of real, 1 to 3 epochs, 100 test images"
+    assert crossed(tidy(outcomes)) == [("student_epochs", "temperature")] or crossed(tidy(outcomes)) == [
+        ("temperature", "student_epochs")]
+    assert crossed(tidy(outcomes[:3])) == [] and crossed(tidy(outcomes[:2])) == []

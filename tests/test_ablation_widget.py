@@ -128,7 +128,7 @@ def test_run_goes_before_all_that_wait_and_queue_behind_them(lab):
     assert box.said == "2 runs next: KD 3" and box.error == "" and box.values["kd_weight"] == 3
     cell = Cell.of(box.jobs.all()[0]["cell"])
     expected = {**BASE_CELL, "kd_weight": 3.0}
-    assert cell == Cell("KD 3", expected, 4) and cell.recipe.weights.kd == 3 and cell.recipe.student_epochs == 3
+    assert cell == Cell("KD 3", expected, 4) and cell.recipe().weights.kd == 3 and cell.recipe().student_epochs == 3
     assert "already queued" in (ask(box, "queue"), box.said)[1] and len(box.jobs.all()) == 4
     assert "moved to the front" in (ask(box, "run", values={**box.values, "kd_weight": 2, "seeds": "1"}), box.said)[1]
     assert [job["cell"]["seed"] for job in box.jobs.all()] == [1, 4, 5, 0]

@@ -101,7 +101,7 @@ def test_a_grid_runs_notebook_35_alone_with_that_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("base: {source: real}\nrows: {hot: {temperature: 8.0}}\n")
     plan = pipeline.make_plan("quick", grid=str(path), jobs=3)
-    assert list(plan.notebooks) == ["35_ablation"] and plan.out.name == "mine"
+    assert list(plan.notebooks) == ["35_ablation"] and plan.out.name == "grid_mine" and plan.jobs == 1
     assert plan.parameters["35_ablation"]["grid"] == str(path) and plan.parameters["35_ablation"]["jobs"] == 3
     changed = pipeline.make_plan("quick", grid=str(path), settings=["35.jobs=1"], out=str(tmp_path / "out"))
     assert changed.parameters["35_ablation"]["jobs"] == 1 and changed.out == tmp_path / "out"
@@ -116,6 +116,9 @@ def test_a_bad_grid_is_refused_before_a_kernel_starts(tmp_path, text, words):
         pipeline.make_plan("quick", grid=str(path))
     with pytest.raises(WorkbenchError, match="cannot be read"):
         pipeline.make_plan("quick", grid=str(tmp_path / "absent.yaml"))
+    path.write_text("rows: {hot: {temperature: 8.0}}")
+    with pytest.raises(WorkbenchError, match="runs in notebook 35"):
+        pipeline.make_plan("quick", only="30", grid=str(path))
 
 
 # ---- refused before a kernel starts

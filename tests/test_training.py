@@ -1,5 +1,6 @@
 """The loop against plain PyTorch, its schedules, its stop on bad numbers."""
 
+import json
 import math
 
 import pytest
@@ -148,3 +149,53 @@ def test_other_memory_words_are_not_taken_for_too_little():
     with pytest.raises(RuntimeError, match="illegal") as caught:
         training.fit({"m": model}, step, TensorBatches((X,), 8), TrainConfig(1, 8, 0.1))
     assert not isinstance(caught.value, WorkbenchError)
+
+
+def test_a_resumed_training_has_the_threads_it_began_with(tmp_path):
+    """Large sums are split by threads and round by how they are split: another number would end in other bits."""
+    before, threads = torch.get_num_threads(), []
+
+    class Broken(Exception):
+        pass
+
+    def train(count, stop):
+        torch.set_num_threads(count)
+        model, seen = linear(), []
+
+        def step(batch, progress):
+            threads.append(torch.get_num_threads())
+            seen.append(progress)
+            if stop and progress >= 0.5:
+                raise Broken
+            return squared(model)(batch, progress)
+
+        try:
+            training.fit({"m": model}, step, TensorBatches((X, Y), 8), TrainConfig(4, 8, 0.05), checkpoint=tmp_path)
+        except Broken:
+            pass
+        assert torch.get_num_threads() == count
+
+    try:
+        train(2, stop=True)
+        train(1, stop=False)
+    finally:
+        torch.set_num_threads(before)
+    assert set(threads) == {2} and len(threads) == 2 * 4 + 1 + 2 * 4
+
+
+def test_a_progress_file_tells_where_a_training_is(tmp_path, monkeypatch):
+    path, told = tmp_path / "progress.json", []
+    monkeypatch.setenv("DFKD_PROGRESS_FILE", str(path))
+    monkeypatch.setattr("dfkd_lib.training.progress.WRITE_SECONDS", 0.0)
+    model = linear()
+
+    def step(batch, progress):
+        told.append(json.loads(path.read_text()))
+        return squared(model)(batch, progress) | {"odd": torch.tensor(math.inf if progress > 0.5 else 1.0)}
+
+    with pytest.raises(DivergedError):
+        training.fit({"m": model}, step, TensorBatches((X, Y), 8), TrainConfig(2, 8, 0.05), label="toy")
+    assert [(t["epoch"], t["step"]) for t in told[:6]] == [(1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (2, 1)]
+    assert told[0]["left"] is None and told[2]["left"] > 0 and told[1]["losses"]["odd"] == 1.0
+    assert told[5]["history"][0]["epoch"] == 1 and told[5]["label"] == "toy" and told[5]["epochs"] == 2
+    assert "odd" not in told[-1]["losses"]  # JSON knows no infinity

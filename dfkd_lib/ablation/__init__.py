@@ -3,7 +3,9 @@
 from dfkd_lib.ablation.cells import Outcome, find, run, run_cell
 from dfkd_lib.ablation.grid import SOURCES, Cell, base_of, make_cell, read_grid, rows_without
 from dfkd_lib.ablation.jobs import Jobs
-from dfkd_lib.ablation.table import by_class, fidelity, histories, pairwise, short_table, summary, tidy, verdicts
+from dfkd_lib.ablation.table import (by_class, crossed, fidelity, histories, pairwise, short_table, sizes, summary, tidy,
+                                     verdicts)
 
-__all__ = ["SOURCES", "Cell", "Jobs", "Outcome", "base_of", "by_class", "fidelity", "find", "histories", "make_cell",
-           "pairwise", "read_grid", "rows_without", "run", "run_cell", "short_table", "summary", "tidy", "verdicts"]
+__all__ = ["SOURCES", "Cell", "Jobs", "Outcome", "base_of", "by_class", "crossed", "fidelity", "find", "histories",
+           "make_cell", "pairwise", "read_grid", "rows_without", "run", "run_cell", "short_table", "sizes", "summary",
+           "tidy", "verdicts"]

@@ -10,9 +10,10 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 
-from dfkd_lib import artifacts, ledger
+from dfkd_lib import artifacts, ledger, training
 from dfkd_lib.ablation.grid import Cell
 from dfkd_lib.artifacts import Artifact, NotMade, Store
 from dfkd_lib.attention import in_batches, probe_agreement
@@ -23,6 +24,7 @@ from dfkd_lib.distill.targets import has_probe
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.training import DivergedError
 
+PROCESS_BYTES = 2e9  # memory that a process of a small student takes, with its share of torch
 AGREEMENT_IMAGES = 1000  # test images on which teacher and student are compared
 BROKEN = ("failed: its process ended without a word, most likely for want of memory; lower the number of processes "
           "(jobs) or batch_size")
@@ -42,14 +44,15 @@ def run_cell(store: Store, cell: Cell) -> Artifact:
 
     Returns:
         Artifact of stage "ablation_cell" with history.json, and agreement.json (by class: mean cosine of the teacher's and
-        the student's attention probes, half width of its 95 % interval over images; null where one has no probe). Metrics:
+        the student's attention probes, half width of its 95 % interval over images; null where one has no probe, or where a
+        class has fewer than two of the images looked at). Metrics:
         "accuracy", "top5", "precision", "recall", "f1" in [0, 1] on "test_images" test images; "agreement" (mean over
         classes) and "agreement_half", or None; "train_images", "parameters", "seconds" of training, "student" (its key).
 
     Raises:
         WorkbenchError: whatever stands in the way of its teacher, images or training.
     """
-    recipe = cell.recipe
+    recipe = cell.recipe()
     teacher, student = recipe.teacher_artifact(store), recipe.student(store, cell.source, cell.seed)
     looked = recipe.test_set.sample(AGREEMENT_IMAGES, 0)
 
@@ -72,7 +75,8 @@ def run_cell(store: Store, cell: Cell) -> Artifact:
 
 def _agreement(student: Artifact, teacher: Artifact, images) -> dict | None:
     models = [load_trained(student), load_trained(teacher)]
-    if not all(map(has_probe, models)):
+    few = torch.bincount(images.labels, minlength=images.num_classes).min() < 2  # no interval, or no mean, of some class
+    if few or not all(map(has_probe, models)):
         return None
     found = probe_agreement(*models, in_batches(images.images, images.labels), images.num_classes)
     return {"classes": list(images.classes), "cosine": found.mean[0].tolist(), "half": found.half[0].tolist(),
@@ -93,8 +97,8 @@ def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str],
     A broken-off run is simply started again: finished cells are found, the others go on from their last epoch.
 
     Args:
-        jobs: cells at a time, each in a process with its share of the threads; 0: one for each of this process's threads
-            on a CPU, 1 (in this process) on an accelerator.
+        jobs: cells at a time, each in a process with its share of this process's threads; 0: one for each thread, as far as
+            memory goes, on a CPU; 1 (in this process) on an accelerator.
 
     Returns:
         One Outcome a cell, in order.
@@ -105,13 +109,24 @@ def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str],
     if jobs < 0:
         raise WorkbenchError("an impossible number of processes", expected="0 (as many as cores) or more", got=jobs,
                              where="jobs")
-    found = {place: made for place, cell in enumerate(cells) if (made := find(store, cell))}
-    outcomes = {place: Outcome(cells[place], made, "", True) for place, made in found.items()}
-    missing = [place for place in range(len(cells)) if place not in found]
+    outcomes: dict[int, Outcome] = {}
+    for place, cell in enumerate(cells):
+        try:
+            made = find(store, cell)
+        except Exception as error:  # one impossible row must not stop the others
+            outcomes[place] = Outcome(cell, None, _said(error), False)
+        else:
+            if made:
+                outcomes[place] = Outcome(cell, made, "", True)
+    missing = [place for place in range(len(cells)) if place not in outcomes]
     if missing:
-        say(f"{len(cells)} cells, {len(found)} found, {len(missing)} to run")
-        jobs = min(jobs or (1 if torch.cuda.is_available() else torch.get_num_threads()), len(missing))
-        results = _in_turn(cells, missing, store) if jobs == 1 else _in_processes(cells, missing, store, jobs)
+        found = sum(outcome.cached for outcome in outcomes.values())
+        say(f"{len(cells)} cells, {found} found, {len(missing)} to run")
+        jobs = jobs or most_processes()
+        # The threads follow from what was asked, not from how many cells are missing: they decide the last bits.
+        threads = max(1, torch.get_num_threads() // jobs)
+        results = _in_turn(cells, missing, store, threads) if min(jobs, len(missing)) == 1 else \
+            _in_processes(cells, missing, store, min(jobs, len(missing)), threads)
         start = time.perf_counter()
         for done, (place, made, error) in enumerate(results, 1):
             outcomes[place] = Outcome(cells[place], made, error, False)
@@ -122,27 +137,40 @@ def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str],
 
 
 def _said(error: Exception) -> str:
-    return f"diverged: {error}" if isinstance(error, DivergedError) else f"failed: {error}"
+    if isinstance(error, WorkbenchError):
+        return f"diverged: {error}" if isinstance(error, DivergedError) else f"failed: {error}"
+    return f"failed: {type(error).__name__}: {error}"
 
 
-def _in_turn(cells, missing, store):
-    for place in missing:
-        try:
-            yield place, run_cell(store, cells[place]), ""
-        except WorkbenchError as error:
-            yield place, None, _said(error)
+def most_processes() -> int:
+    """Cells at a time if nobody says: 1 on an accelerator, else the threads of this process, as far as memory goes."""
+    if training.device().type != "cpu":
+        return 1
+    return max(1, min(torch.get_num_threads(), int(psutil.virtual_memory().available / PROCESS_BYTES)))
 
 
-def _in_processes(cells, missing, store, jobs):
+def _in_turn(cells, missing, store, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for place in missing:
+            try:
+                yield place, run_cell(store, cells[place]), ""
+            except Exception as error:  # whatever it is, the other cells are to run
+                yield place, None, _said(error)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _in_processes(cells, missing, store, jobs, threads):
     """(place, artifact, error) of each missing cell as it is done."""
-    threads = max(1, torch.get_num_threads() // jobs)
     for place in missing:
         # What cells share is made once, here, with all the threads; the processes would only wait for each other.
         try:
-            cells[place].recipe.teacher_artifact(store)
-            cells[place].recipe.training_images(store, cells[place].source)
-        except WorkbenchError:
-            continue  # its own process will say so
+            recipe = cells[place].recipe()
+            recipe.teacher_artifact(store), recipe.training_images(store, cells[place].source)
+        except Exception:  # its own process will say so
+            continue
     broken = []
     for place, key, error in _pooled(cells, missing, store, jobs, threads):
         if error == BROKEN:
@@ -150,7 +178,7 @@ def _in_processes(cells, missing, store, jobs):
         else:
             yield place, store.find(key) if key else None, error
     for place in broken:  # a process that dies takes its neighbours along: alone, only the one to blame fails again
-        for _, key, error in _pooled(cells, [place], store, 1, threads * jobs):
+        for _, key, error in _pooled(cells, [place], store, 1, threads):
             yield place, store.find(key) if key else None, error
 
 
@@ -182,5 +210,5 @@ def _start(threads: int) -> None:
 def _work(root: str, saved: dict) -> tuple[str | None, str]:
     try:
         return run_cell(Store(root), Cell.of(saved)).key, ""
-    except WorkbenchError as error:  # it must survive the way back to the parent as text
+    except Exception as error:  # as text, which survives the way back to the parent
         return None, _said(error)

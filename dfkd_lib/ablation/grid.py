@@ -5,7 +5,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -42,8 +41,8 @@ class Cell:
     def source(self) -> str:
         return self.settings.get("source", DEFAULTS["source"])
 
-    @cached_property
     def recipe(self) -> MakerRecipe:
+        """The recipe of these settings, new at each call: it holds images once it is used, and cells are many."""
         return MakerRecipe(**{name: value for name, value in self.settings.items() if name != "source"})
 
     @property
@@ -73,7 +72,7 @@ def make_cell(name: str, settings: dict, seed: int) -> Cell:
     """
     known = {key: _typed(key, value) for key, value in settings.items()}
     cell = Cell(name, {key: value for key, value in known.items() if value != DEFAULTS[key]}, _seed(seed))
-    recipe = cell.recipe
+    recipe = cell.recipe()
     if cell.source not in SOURCES:
         _refuse("source", cell.source, SOURCES)
     if recipe.student_model not in model_names():
@@ -86,7 +85,8 @@ def make_cell(name: str, settings: dict, seed: int) -> Cell:
 
 def _seed(seed) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise WorkbenchError("a seed is no seed", expected="a whole number ≥ 0", got=repr(seed), where="seeds")
+        raise WorkbenchError("a seed is no seed", expected="a whole number ≥ 0", got=repr(seed), where="seeds",
+                             mend="list seeds as in [0, 1, 2]")
     return seed
 
 
@@ -101,12 +101,17 @@ def _typed(name: str, value):
     if name not in DEFAULTS:
         _refuse("setting", name, sorted(DEFAULTS))
     kind = type(DEFAULTS[name])
-    if kind is float and type(value) is int:
-        value = float(value)
+    if kind is float and type(value) in (int, str):
+        try:
+            value = float(value)  # YAML takes 1e-3 for text
+        except ValueError:
+            pass
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise WorkbenchError(f"the grid's setting '{name}' has the wrong type", expected=kind.__name__,
                              got=f"{value!r} ({type(value).__name__})", where="grid",
                              mend="write 1.0 for a number with a fraction, 1 for a whole one, quotes around text")
+    if kind is int and value < 0:
+        raise WorkbenchError(f"the grid's setting '{name}' is impossible", expected="0 or more", got=value, where="grid")
     return value
 
 
@@ -127,7 +132,8 @@ def read_grid(grid: str | Path | dict | list, base: dict | None = None, seeds: S
     Args:
         grid: a YAML file, or what one holds: {"base": settings of every cell, "drop_one": true for a row without each loss
             in use, "rows": {name: settings}, "grid": {setting: [values]} crossed with one another and with the rows,
-            "seeds": [0, 1, 2]}, every part optional; or a list of rows, each a dict of settings with or without "name".
+            "seeds": [0, 1, 2] or "0,1,2"}, every part optional; or a list of rows, each a dict of settings with or
+            without "name".
         base: settings under those of the grid. seeds: where the grid names none; [0] by default.
 
     Raises:
@@ -142,14 +148,24 @@ def read_grid(grid: str | Path | dict | list, base: dict | None = None, seeds: S
                              got=type(grid).__name__, where="grid")
     for name in set(grid) - set(PARTS):
         _refuse("part", str(name), PARTS)
+    if isinstance(grid.get("rows"), list):
+        grid = {**grid, "rows": _named(grid["rows"])}
     for part in ("base", "rows", "grid"):
         if not isinstance(grid.get(part) or {}, dict):
-            raise WorkbenchError(f"the grid's '{part}' has the wrong form", expected="names with values", got=grid[part])
+            raise WorkbenchError(f"the grid's '{part}' has the wrong form", expected="names with values", got=grid[part],
+                                 where="grid", mend=f"write {part}: {{name: value}}")
     common = {**(base or {}), **(grid.get("base") or {})}
-    cells = [make_cell(name, {**common, **settings}, seed) for name, settings in _rows(grid, common).items()
+    # The generator that looks for disagreement with a student makes the same images for every row.
+    common = {"rival_model": common.get("student_model", DEFAULTS["student_model"]), **common}
+    cells = [make_cell(name, _without_rival({**common, **settings}), seed) for name, settings in _rows(grid, common).items()
              for seed in _seeds(grid.get("seeds", seeds if seeds is not None else [0]))]
     _check_different(cells)
     return cells
+
+
+def _without_rival(settings: dict) -> dict:
+    """The settings without what only the maker "adversarial" knows, unless it is the source: it would split equal cells."""
+    return settings if settings.get("source") == "adversarial" else {k: v for k, v in settings.items() if k != "rival_model"}
 
 
 def _read_file(path: Path):
@@ -179,7 +195,7 @@ def _rows(grid: dict, common: dict) -> dict[str, dict]:
     """Every row's own settings, the product of rows and grid."""
     rows = dict(grid.get("rows") or {})
     if grid.get("drop_one"):
-        rows = {**rows_without(make_cell("base", common, 0).recipe.weights), **rows}
+        rows = {**rows_without(make_cell("base", common, 0).recipe().weights), **rows}
     crossed = grid.get("grid") or {}
     for name, values in crossed.items():
         if name not in DEFAULTS:
@@ -193,12 +209,16 @@ def _rows(grid: dict, common: dict) -> dict[str, dict]:
             raise WorkbenchError(f"row '{row}' of the grid has the wrong form", expected="settings by name", got=settings)
         for values in itertools.product(*crossed.values()):
             chosen = dict(zip(crossed, values, strict=True))
-            name = ", ".join(filter(None, [str(row), *(f"{key}={show(value)}" for key, value in chosen.items())])) or "base"
+            name = ", ".join(filter(None, [str(row), *(f"{key}={value}" for key, value in chosen.items())])) or "base"
+            if name in found:
+                raise WorkbenchError("two rows of a grid have one name", got=name, where="grid", mend="give each value once")
             found[name] = {**(settings or {}), **chosen}
     return found
 
 
 def _seeds(seeds) -> list[int]:
+    if isinstance(seeds, str):
+        seeds = [int(word) if word.strip().isdigit() else word for word in seeds.split(",")]
     seeds = [_seed(seed) for seed in (seeds if isinstance(seeds, (list, tuple)) else [seeds])]
     if not seeds or len(set(seeds)) < len(seeds):
         raise WorkbenchError("the seeds of a grid are not usable", expected="at least one, each once", got=seeds,
@@ -209,7 +229,7 @@ def _seeds(seeds) -> list[int]:
 def _check_different(cells: list[Cell]) -> None:
     seen: dict[str, str] = {}
     for cell in cells:
-        same = seen.setdefault(f"{cell.label} {cell.seed}", cell.name)
+        same = seen.setdefault(f"{sorted(cell.settings.items())} {cell.seed}", cell.name)
         if same != cell.name:
             raise WorkbenchError("two rows of a grid are the same student", got=f"'{same}' and '{cell.name}'",
                                  expected="rows that differ in a setting", where="grid", mend="leave one out")

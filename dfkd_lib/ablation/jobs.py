@@ -27,6 +27,7 @@ WAITING, RUNNING, FINISHED, FAILED, STOPPED = "queued", "running", "finished", "
 LINGER_SECONDS = 60.0  # a worker with nothing to do stays so long: the next job need not wait for its start
 STOP_SECONDS = 5.0     # from asking a training to end to ending it by force
 RESTART_SECONDS = 2.0  # a worker that cannot live is not started more often
+START_SECONDS = 120.0  # that a worker may take to start on a busy machine
 
 
 class Jobs:
@@ -77,11 +78,9 @@ class Jobs:
             job = self._one(job_id)
             if job["state"] not in (WAITING, RUNNING):
                 return
-            pid, born = job.get("pid"), job.get("born")
-            running = job["state"] == RUNNING
             self._save(job | {"state": STOPPED})
-        if running:
-            _end(pid, born)
+            if job["state"] == RUNNING:
+                _end(job.get("pid"), job.get("born"))  # under the lock, or it might have taken the next job meanwhile
         self.wake()
 
     def forget(self, job_id: str) -> None:
@@ -108,7 +107,9 @@ class Jobs:
         """Start a worker process in a session of its own, unless one is starting: that takes seconds, and many may ask."""
         started = self.folder / "worker.started"
         last = self._read(started) or {}
-        if _alive(last.get("pid"), last.get("born")) or time.time() - last.get("at", 0) < RESTART_SECONDS:
+        age = time.time() - last.get("at", 0)
+        # One that has lived longer and holds no lock is on its way out.
+        if age < RESTART_SECONDS or age < START_SECONDS and _alive(last.get("pid"), last.get("born")):
             return
         with open(self.folder / "worker.log", "ab") as log:
             process = subprocess.Popen([sys.executable, "-m", "dfkd_lib.ablation", str(self.store.root)], cwd=REPOSITORY,
@@ -130,14 +131,20 @@ class Jobs:
 
     def work(self, linger: float = LINGER_SECONDS) -> None:
         """Be the worker: run what waits, in order, until none has come for `linger` seconds; not if another is."""
+        lock = FileLock(self.folder / "worker.lock")
         try:
-            lock = FileLock(self.folder / "worker.lock").acquire(timeout=2)  # somebody may be looking at it
+            lock.acquire(timeout=2)  # somebody may be looking at it
         except Timeout:
             return
         with lock:
             idle = time.monotonic()
-            while time.monotonic() - idle < linger:
-                job = self._take()
+            while True:
+                with self._queue:
+                    job = self._take()
+                    if job is None and time.monotonic() - idle > linger:
+                        # Under the queue's lock: who queues a job after this finds no worker, and starts one.
+                        lock.release(force=True)
+                        return
                 if job is None:
                     time.sleep(0.2)
                     continue
@@ -145,15 +152,14 @@ class Jobs:
                 idle = time.monotonic()
 
     def _take(self) -> dict | None:
-        """The next job, now this process's; None if none waits."""
-        with self._queue:
-            waiting = [job for job in self._records() if job["state"] == WAITING]
-            if not waiting:
-                return None
-            job = min(waiting, key=lambda job: (job["order"], job["submitted"]))
-            job |= {"state": RUNNING, "pid": os.getpid(), "born": psutil.Process().create_time(), "started": time.time()}
-            self._save(job)
-            return job
+        """The next job, now this process's; None if none waits. Under the queue's lock."""
+        waiting = [job for job in self._records() if job["state"] == WAITING]
+        if not waiting:
+            return None
+        job = min(waiting, key=lambda job: (job["order"], job["submitted"]))
+        job |= {"state": RUNNING, "pid": os.getpid(), "born": psutil.Process().create_time(), "started": time.time()}
+        self._save(job)
+        return job
 
     def _run(self, job: dict) -> None:
         progress = self.folder / f"{job['id']}.progress"

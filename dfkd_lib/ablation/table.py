@@ -303,3 +303,29 @@ def fidelity(tidy: pd.DataFrame) -> dict:
     found = intervals.correlation(told["agreement"], told[ACCURACY], list(told["row"]))
     return {name: found[name] for name in ("pearson", "low", "high", "spearman", "p")} | {
         "cells": found["count"], "rows": found["clusters"]}
+
+
+def sizes(outcomes: Iterable[Outcome]) -> str:
+    """What the students of a grid are and learned from, in words, with a range where cells differ."""
+    told, finished = list(outcomes), [o.artifact.metrics for o in outcomes if o.artifact is not None]
+    recipes = [outcome.cell.recipe() for outcome in told]
+
+    def span(values) -> str:
+        low, high = min(values, default=0), max(values, default=0)
+        return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+    models, sources = (" and ".join(sorted(names)) for names in ({r.student_model for r in recipes},
+                                                                 {o.cell.source for o in told}))
+    return (f"{models}, {span([m['train_images'] for m in finished])} images of {sources}, "
+            f"{span([r.student_epochs for r in recipes])} epochs, "
+            f"{span([m['test_images'] for m in finished])} test images")
+
+
+def crossed(tidy: pd.DataFrame) -> list[tuple[str, str]]:
+    """The one pair of settings that a grid crosses, [] if its rows differ in fewer, in more, or in no product of two."""
+    names = list(tidy.columns[2:tidy.columns.get_loc(ACCURACY)])
+    if len(names) != 2 or min(tidy[name].nunique() for name in names) < 2:
+        return []
+    product = tidy[names[0]].nunique() * tidy[names[1]].nunique()
+    whole = tidy["row"].nunique() == len(tidy[names].drop_duplicates()) == product
+    return [(names[0], names[1])] if whole else []

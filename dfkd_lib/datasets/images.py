@@ -97,8 +97,10 @@ class ImageSet:
         """`count` images, as evenly over the classes as they allow, chosen by `seed`; all of them if count >= N.
 
         Raises:
-            WorkbenchError: if a class has no image.
+            WorkbenchError: if a class has no image, or count is below 1.
         """
+        if count < 1:
+            raise WorkbenchError("an impossible number of images", expected="1 or more", got=count, where=self.name)
         if count >= len(self):
             return self
         self.check_classes()

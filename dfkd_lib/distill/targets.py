@@ -86,6 +86,8 @@ def stored_targets(kept: Artifact) -> Callable[[Batch], Targets]:
 def live_targets(teacher: nn.Module, probed: bool = True, early_stage: int | None = None) -> Callable[[Batch], Targets]:
     """Batch → what the frozen teacher says of just these images: needed where augmentation changes them.
 
+    Computed in the arithmetic of the student's training (bf16 where that is asked for); kept targets are made in fp32.
+
     Args:
         probed: also its attention probe. early_stage: also its feature map of that stage (a CNN's).
     """

@@ -82,8 +82,8 @@ def runs_table(runs: dict[str, list[Artifact]]):
 
 
 def table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
-    """C Tables 3-5: a row for the teacher and one a model; every score (%) as mean ± 95 % interval over its seeds, the
-    paper's top-1 / top-5 beside, cost of one image in 10⁹ multiply-adds as the paper counts them."""
+    """C Tables 3-5: a row for the teacher and one a model; every score (%) as mean ± 95 % interval over its seeds, cost of
+    one image in 10⁹ multiply-adds, and the paper's scores in the same order, as many as it gives."""
     import pandas as pd
 
     rows = []
@@ -93,7 +93,7 @@ def table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
                      **{shown: _interval([100 * s[key] for s in each]) for key, shown in SCORES.items()},
                      "seeds": len(each), "G multiply-adds": gigaflops(artifacts[0]) / 2,
                      "parameters": artifacts[0].metrics["parameters"],
-                     "paper, top-1 / top-5": " / ".join(f"{value:.2f}" for value in paper[:2]) or "–"})
+                     "paper": " / ".join(f"{value:g}" for value in paper) or "–"})
     return pd.DataFrame(rows)
 
 
@@ -108,6 +108,8 @@ def drop_table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
                      "after": _interval(after), "difference": mean_interval(after)[0] - before,
                      "G multiply-adds": f"{gigaflops(teacher) / 2:.3g} → {gigaflops(artifacts[0]) / 2:.3g}",
                      "parameters": f"{teacher.metrics['parameters']:,} → {artifacts[0].metrics['parameters']:,}",
+                     "paper's cost": "{:.3g} G, {:.2f} M".format(PAPER_COST[name][0] / 1024, PAPER_COST[name][1])
+                     if name in PAPER_COST else "–",
                      "paper": f"{PAPER_DROP[0]} → {PAPER_DROP[1]}" if (data, name) == ("cifar10", "TITN") else "–"})
     return pd.DataFrame(rows)
 

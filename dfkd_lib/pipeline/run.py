@@ -54,15 +54,15 @@ def notebook_files(folder: Path | None = None) -> dict[str, Path]:
 
 
 def make_plan(profile: str, only: str | None = None, settings: list[str] | tuple[str, ...] = (), out: str | None = None,
-              jobs: int = 1, artifacts: str = "data/artifacts", notebooks: Path | None = None,
+              jobs: int | None = None, artifacts: str = "data/artifacts", notebooks: Path | None = None,
               scheduler: str | None = None, grid: str | None = None) -> Plan:
     """Check everything that can be checked before a kernel starts.
 
     Args:
         profile: "smoke", "quick" or "paper". only: comma-separated notebook prefixes. settings: words such as
-            "10.epochs=3". out, artifacts: folders, relative to the repository root. jobs: notebooks at a time.
+            "10.epochs=3". out, artifacts: folders, relative to the repository root. jobs: notebooks at a time, 1 by default.
         notebooks: another folder of notebooks. grid: a YAML file of rows and seeds: notebook 35 alone, unless `only` says
-            otherwise, into reports/<name of the file>, its students `jobs` at a time.
+            otherwise, into reports/grid_<name of the file>, its students `jobs` at a time (default: as many as cores).
 
     Raises:
         WorkbenchError: naming the notebook, the parameter, what was expected and the nearest right name.
@@ -74,16 +74,21 @@ def make_plan(profile: str, only: str | None = None, settings: list[str] | tuple
         near = declared.nearest(profile, PROFILES)
         raise WorkbenchError(f"there is no profile '{profile}'", expected="one of " + ", ".join(PROFILES), got=profile,
                              mend=f"did you mean '{near}'?" if near else None)
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise WorkbenchError("--jobs must be a positive number of notebooks", expected="1..", got=jobs)
     files = notebook_files(notebooks)
     if grid is not None:
         path = Path(grid).expanduser().resolve()
-        only, out = only or ABLATION, out or f"reports/{path.stem}"
-        settings = [f"{ABLATION}.grid={path}", *([f"{ABLATION}.jobs={jobs}"] if jobs > 1 else []), *settings]
+        only, out = only or ABLATION, out or f"reports/grid_{path.stem}"
+        # One notebook, with all the cores, whose students run so many at a time.
+        settings, jobs = [f"{ABLATION}.grid={path}", f"{ABLATION}.jobs={jobs or 0}", *settings], 1
+    jobs = 1 if jobs is None else jobs
     names = list(files)
     if only:
         chosen = {declared.find_notebook(word.strip(), names) for word in only.split(",")}
+        if grid is not None and ABLATION not in chosen:
+            raise WorkbenchError("a grid runs in notebook 35", expected=f"--only with {ABLATION}, or none",
+                                 got=f"--only {only}", mend="leave --only out")
         names = [name for name in names if name in chosen]
     known = {name: declared.read_notebook(files[name]) for name in files}
     values = declared.resolve(known, PROFILES[profile], list(settings))

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ class Checkpoint:
 
     def __init__(self, folder, modules: dict, optimizers: dict):
         self.file = Path(folder) / "checkpoint.pt" if folder else None
-        self.modules, self.optimizers = modules, optimizers
+        self.modules, self.optimizers, self.threads = modules, optimizers, None
 
     def save(self, history: list) -> None:
         if self.file is None:
@@ -23,10 +24,21 @@ class Checkpoint:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.file.with_suffix(".tmp")
         torch.save({"modules": {n: m.state_dict() for n, m in self.modules.items()},
-                    "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()}, "history": history}, temporary)
+                    "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()}, "history": history,
+                    "threads": torch.get_num_threads()}, temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, self.file)
+
+    @contextmanager
+    def same_threads(self):
+        """As many threads as the epochs before had: sums are split by threads, and only so do they round alike."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def load(self) -> list:
         """The history so far (empty without a checkpoint), after restoring weights and optimizer states."""
@@ -41,6 +53,7 @@ class Checkpoint:
         except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise WorkbenchError("a checkpoint cannot be resumed", got=str(error)[:500], where=self.file,
                                  mend="delete that file; this stage starts from its first epoch") from None
+        self.threads = state.get("threads")
         return state["history"]
 
 

@@ -59,7 +59,7 @@ def fit(modules: dict[str, nn.Module], step: Callable, batches, config: TrainCon
     progress = Progress(label, config.epochs, len(batches), history)
     run = _Run(accelerator, modules, step, batches, config, made, progress, label)
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), saved.same_threads():
             for epoch in range(len(history), config.epochs):
                 row = run.epoch(epoch)
                 run.check_weights(epoch)

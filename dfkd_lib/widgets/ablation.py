@@ -11,7 +11,7 @@ import traitlets
 
 from dfkd_lib import ablation
 from dfkd_lib.ablation import Cell, Outcome
-from dfkd_lib.artifacts import resolve
+from dfkd_lib.artifacts import ArtifactError, resolve
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.widgets.rows import Row, compared, distinct, save_figures
 from dfkd_lib.widgets.settings import Settings
@@ -174,7 +174,10 @@ class AblationLab(anywidget.AnyWidget):
         for job in jobs:
             if job["state"] != "finished" or job["id"] in self._of_job:
                 continue
-            artifact = self.store.find(job["key"]) if job["key"] else None
+            try:
+                artifact = self.store.find(job["key"]) if job["key"] else None
+            except ArtifactError:  # damaged: as good as gone, and no reason to show nothing else
+                artifact = None
             self._of_job[job["id"]] = artifact.key if artifact else ""
             if artifact:
                 self._own.setdefault(artifact.key, Row.of(self._cell(job), artifact, "run", job["id"]))

@@ -13,7 +13,6 @@ from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.widgets.settings import Settings
 
 # What a history tells besides losses.
-NO_LOSS = {"epoch", "lr", "seconds", "images_per_second", "test_accuracy"}
 
 
 @dataclass(frozen=True)
