@@ -79,6 +79,9 @@ def test_the_share_table_pairs_by_seed():
     assert means == {"DearKD": [pytest.approx(60)], "plain": [pytest.approx(45)]}
     assert table.loc[0, "difference"] == pytest.approx(15) and table.loc[0, "images"] == 100
     assert table.loc[0, "low"] < 15 < table.loc[0, "high"] and bands["plain"][0] > 0
+    assert table.loc[0, "told"] == "no difference"  # 15 +- 64 with two seeds
+    far = {"DearKD": [[[Run(0.5)], [Run(0.51)]]], "plain": [[[Run(0.4)], [Run(0.4101)]]]}
+    assert report.accuracy_by_share(far, [0.25], 400)[2].loc[0, "told"] == "DearKD better"
 
 
 def test_titn_tables_are_those_of_the_logits(store, digits, cnn):
