@@ -179,7 +179,8 @@ def accuracy_by_share(runs: dict[str, list[list[list[Artifact]]]], shares: list[
         table.append({"share (%)": 100 * share, "images": round(share * pool), f"{first} (%)": means[first][i],
                       f"{second} (%)": means[second][i], "difference": gap["difference"], "low": gap["low"],
                       "high": gap["high"], "seeds": gap["pairs"],
-                      "told": f"{first} better" if gap["low"] > 0 else f"{second} better" if gap["high"] < 0 else "no difference"})
+                      "told": f"{first} better" if gap["low"] > 0 else
+                      f"{second} better" if gap["high"] < 0 else "no difference"})
     return means, bands, pd.DataFrame(table)
 
 
