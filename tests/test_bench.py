@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dfkd_lib import bench
-from dfkd_lib.bench import attention, frechet, memory, synthesis, training
+from dfkd_lib.bench import attention, frechet, memory, students, synthesis, training
 from dfkd_lib.errors import WorkbenchError
 
 TINY = {"embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
@@ -22,6 +22,9 @@ def test_the_table_has_a_positive_speed_for_each_step(monkeypatch, capsys):
     monkeypatch.setattr(synthesis, "IMAGES", 0)
     monkeypatch.setattr(synthesis, "BATCH", 4)
     monkeypatch.setattr(synthesis, "PAIRS", 2)
+    monkeypatch.setattr(students, "PRECISIONS", ("fp32",))
+    monkeypatch.setattr(students, "TEACHER", "vit_mnist_small")
+    monkeypatch.setattr(students, "STUDENT", "vit_mnist_smoke")
     monkeypatch.setenv("DFKD_PROGRESS", "none")
     bench.print_table(repeats=1)
     lines = capsys.readouterr().out.splitlines()
