@@ -44,7 +44,7 @@ def test_real_images_behind_each_makers_images(store, found, name, expected):
 
 def test_a_student_behind_images_counts_what_it_was_trained_on(store):
     """Inversion that competes with a student of real images is not free of data."""
-    student = TINY.student(store, "real", images=50, epochs=1)
+    student = replace(TINY, student_images=50, student_epochs=1).student(store, "real")
     given = replace(TINY.given_to(store, "inversion (ViT)"), student=student)
     kept = synthesis.make_images(store, replace(TINY.maker("inversion (ViT)"), compete=1.0), given, 20)[1]
     assert laboratory.real_images_read(store, kept, given.teacher.key) == {"training": 50, "teacher targets": 50}

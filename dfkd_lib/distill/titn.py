@@ -83,15 +83,15 @@ def runs_table(runs: dict[str, list[Artifact]]):
 
 def table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
     """C Tables 3-5: a row for the teacher and one a model; every score (%) as mean ± 95 % interval over its seeds, cost of
-    one image in 10⁹ multiply-adds, and the paper's scores in the same order, as many as it gives."""
+    one image in 10⁹ multiply-adds (GMACs), and the paper's scores in the same order, as many as it gives."""
     import pandas as pd
 
     rows = []
     for name, artifacts in ({"teacher": [teacher]} | runs).items():
         each, paper = [scores(a) for a in artifacts], PAPER.get(data, {}).get(name, ())
-        rows.append({"model": f"{name} ({artifacts[0].settings['model']})",
+        rows.append({"model": name if name in ROWS else artifacts[0].settings["model"],
                      **{shown: _interval([100 * s[key] for s in each]) for key, shown in SCORES.items()},
-                     "seeds": len(each), "G multiply-adds": gigaflops(artifacts[0]) / 2,
+                     "seeds": len(each), "GMACs": gigaflops(artifacts[0]) / 2,
                      "parameters": artifacts[0].metrics["parameters"],
                      "paper": " / ".join(f"{value:g}" for value in paper) or "–"})
     return pd.DataFrame(rows)
@@ -106,9 +106,9 @@ def drop_table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
         after = [100 * scores(a)["top1"] for a in artifacts]
         rows.append({"teacher → student": f"{teacher.settings['model']} → {name}", "before": before,
                      "after": _interval(after), "difference": mean_interval(after)[0] - before,
-                     "G multiply-adds": f"{gigaflops(teacher) / 2:.3g} → {gigaflops(artifacts[0]) / 2:.3g}",
+                     "GMACs": f"{gigaflops(teacher) / 2:.3g} → {gigaflops(artifacts[0]) / 2:.3g}",
                      "parameters": f"{teacher.metrics['parameters']:,} → {artifacts[0].metrics['parameters']:,}",
-                     "paper's cost": "{:.3g} G, {:.2f} M".format(PAPER_COST[name][0] / 1024, PAPER_COST[name][1])
+                     "paper's cost": "{:.3g}\u00a0G, {:.2f}\u00a0M".format(PAPER_COST[name][0] / 1024, PAPER_COST[name][1])
                      if name in PAPER_COST else "–",
                      "paper": f"{PAPER_DROP[0]} → {PAPER_DROP[1]}" if (data, name) == ("cifar10", "TITN") else "–"})
     return pd.DataFrame(rows)
