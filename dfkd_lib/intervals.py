@@ -32,6 +32,12 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return mean, float(t.ppf(0.5 + confidence / 2, count - 1)) * spread / math.sqrt(count)
 
 
+def interval_text(values: Sequence[float]) -> str:
+    """"mean ± half width of the 95 % interval" with two digits after the point; the value alone if it is one."""
+    mean, half = mean_interval(values)
+    return f"{mean:.2f} ± {half:.2f}" if len(values) > 1 else f"{mean:.2f}"
+
+
 def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> dict:
     """Mean of b − a over pairs (same seed), its t interval and the paired t test's p.
 

@@ -9,7 +9,7 @@ from dfkd_lib.artifacts import Artifact, Store, provenance, resolve, save_json
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.recipes import ClassificationRecipe
-from dfkd_lib.synthesis import CGAN, Given, GuidedGenerator, Inversion, Maker
+from dfkd_lib.synthesis import Given, GuidedGenerator, Inversion, Maker
 from dfkd_lib.training import DivergedError, TrainConfig
 
 # What each maker may see; the order is the order of every table and figure.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from dfkd_lib.artifacts import Artifact, resolve, save_json
 from dfkd_lib.distill import KDWeights, test_logits
-from dfkd_lib.distill.scores import gigaflops, scores
+from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.intervals import accuracy_interval, mean_interval, paired_difference
+from dfkd_lib.intervals import accuracy_interval, interval_text, mean_interval, paired_difference
 
 # The papers' own numbers, to stand beside ours: METHODS.md A, B and C. Shares of 1, but for distances.
 PAPER = {
@@ -137,20 +137,13 @@ def scores_table(rows: list[tuple[str, str, list[Artifact]]]):
     """
     import pandas as pd
 
-    names = {"top1": "top-1", "top5": "top-5", "precision": "precision", "recall": "recall", "f1": "F1"}
     table = []
     for who, source, artifacts in rows:
         each = [scores(artifact) for artifact in artifacts]
         table.append({"model": who, "trained on": source,
-                      **{shown: interval_text([100 * one[key] for one in each]) for key, shown in names.items()},
+                      **{shown: interval_text([100 * one[key] for one in each]) for key, shown in SCORES.items()},
                       "GFLOPs": gigaflops(artifacts[0]), "parameters": artifacts[0].metrics["parameters"]})
     return pd.DataFrame(table)
-
-
-def interval_text(values: list[float]) -> str:
-    """"mean ± half width of the 95 % interval" with two digits after the point; the value alone if it is one."""
-    mean, half = mean_interval(values)
-    return f"{mean:.2f} ± {half:.2f}" if len(values) > 1 else f"{mean:.2f}"
 
 
 def mean_by(table, name: str, value: str) -> tuple[dict[str, float], dict[str, float]]:

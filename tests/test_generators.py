@@ -66,9 +66,8 @@ def test_a_share_of_the_batch_gives_the_same_attention_loss_in_the_mean():
     assert (whole.mean() - part.mean()).abs() < 4 * error
 
 
-def test_a_share_is_another_key_and_the_whole_batch_is_none():
+def test_a_share_is_another_key():
     config = TrainConfig(1, 8, 1e-3)
-    assert "attention_share" not in CGAN(config).settings()
-    assert CGAN(config, attention_share=0.5).settings()["attention_share"] == 0.5
+    assert [CGAN(config, attention_share=share).settings()["attention_share"] for share in (1.0, 0.5)] == [1.0, 0.5]
     with pytest.raises(WorkbenchError, match="share of a batch"):
         CGAN(config, attention_share=0.0)

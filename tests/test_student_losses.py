@@ -131,8 +131,14 @@ def test_a_loss_that_cannot_be_had_is_refused_before_training(images, weights, s
 
 
 def test_possible_losses_are_not_refused(images):
-    check_losses(KDWeights(patch=0, hard=1, soft=1, early=1), create_model("dearkd_small"), create_model("cnn_small"), images)
-    check_losses(KDWeights(hard=1), create_model("deit_small_28"), create_model("vit_mnist_smoke"), images)
+    for weights, student, teacher in ((KDWeights(patch=0, hard=1, soft=1, early=1), "dearkd_small", "cnn_small"),
+                                      (KDWeights(hard=1), "deit_small_28", "vit_mnist_smoke")):
+        assert check_losses(weights, create_model(student), create_model(teacher), images) is None
+
+
+def test_an_early_map_that_is_not_there_is_said(images):
+    with pytest.raises(WorkbenchError, match="no such early map"):
+        check_losses(KDWeights(patch=0, early=1), create_model("dearkd_small"), create_model("cnn_small"), images, 9)
 
 
 @pytest.mark.parametrize("augmentation, stays", [

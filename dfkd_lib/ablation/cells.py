@@ -26,7 +26,7 @@ from dfkd_lib.training import DivergedError
 
 PROCESS_BYTES = 2e9  # memory that a process of a small student takes, with its share of torch
 AGREEMENT_IMAGES = 1000  # test images on which teacher and student are compared
-BROKEN = ("failed: its process ended without a word, most likely for want of memory; lower the number of processes "
+BROKEN = ("its process ended without a word, most likely for want of memory; lower the number of processes "
           "(jobs) or batch_size")
 
 
@@ -114,7 +114,7 @@ def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str],
         try:
             made = find(store, cell)
         except Exception as error:  # one impossible row must not stop the others
-            outcomes[place] = Outcome(cell, None, _said(error), False)
+            outcomes[place] = Outcome(cell, None, said(error), False)
         else:
             if made:
                 outcomes[place] = Outcome(cell, made, "", True)
@@ -136,10 +136,11 @@ def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str],
     return [outcomes[place] for place in range(len(cells))]
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """What happened to a cell, in words; a divergence says so first."""
     if isinstance(error, WorkbenchError):
-        return f"diverged: {error}" if isinstance(error, DivergedError) else f"failed: {error}"
-    return f"failed: {type(error).__name__}: {error}"
+        return f"diverged: {error}" if isinstance(error, DivergedError) else str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def most_processes() -> int:
@@ -157,7 +158,7 @@ def _in_turn(cells, missing, store, threads):
             try:
                 yield place, run_cell(store, cells[place]), ""
             except Exception as error:  # whatever it is, the other cells are to run
-                yield place, None, _said(error)
+                yield place, None, said(error)
     finally:
         torch.set_num_threads(before)
 
@@ -211,4 +212,4 @@ def _work(root: str, saved: dict) -> tuple[str | None, str]:
     try:
         return run_cell(Store(root), Cell.of(saved)).key, ""
     except Exception as error:  # as text, which survives the way back to the parent
-        return None, _said(error)
+        return None, said(error)

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import torch
-
 from dfkd_lib.distill import Augmentation, KDWeights, drop_one
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.laboratory import MAKERS, MakerRecipe
-from dfkd_lib.models import create_model, model_names
+from dfkd_lib.models import model_names
 
 SOURCES = ("real", *MAKERS)
 DEFAULTS = {**{f.name: f.default for f in fields(MakerRecipe)}, "source": "augmented GAN"}
@@ -78,8 +76,6 @@ def make_cell(name: str, settings: dict, seed: int) -> Cell:
     if recipe.student_model not in model_names():
         _refuse("student_model", recipe.student_model, model_names())
     recipe.weights, recipe.student_config(cell.seed), Augmentation(recipe.augmentation, recipe.mix)  # each checks itself
-    with torch.device("meta"):
-        create_model(recipe.student_model)
     return cell
 
 

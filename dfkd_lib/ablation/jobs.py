@@ -17,11 +17,10 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from dfkd_lib.ablation.cells import run_cell
+from dfkd_lib.ablation.cells import run_cell, said
 from dfkd_lib.ablation.grid import Cell
 from dfkd_lib.artifacts import REPOSITORY, Store, save_json
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.training import DivergedError
 
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = "queued", "running", "finished", "failed", "stopped"
 LINGER_SECONDS = 60.0  # a worker with nothing to do stays so long: the next job need not wait for its start
@@ -166,10 +165,8 @@ class Jobs:
         os.environ["DFKD_PROGRESS_FILE"] = str(progress)
         try:
             done = {"state": FINISHED, "key": run_cell(self.store, Cell.of(job["cell"])).key}
-        except WorkbenchError as error:
-            done = {"state": FAILED, "error": f"diverged: {error}" if isinstance(error, DivergedError) else str(error)}
-        except Exception as error:  # a fault of ours must not take the rest of the queue with it
-            done = {"state": FAILED, "error": f"{type(error).__name__}: {error}"}
+        except Exception as error:  # also a fault of ours: it must not take the rest of the queue with it
+            done = {"state": FAILED, "error": said(error)}
         with self._queue:
             now = self._one(job["id"])
             if now["state"] == RUNNING:  # not stopped meanwhile

@@ -71,7 +71,8 @@ def train_student(store: Store, stage: str, model_name: str, teacher: Artifact, 
                         f"teacher and {train_set.name}")
     shape = {"num_classes": train_set.num_classes, "img_size": train_set.shape[1], "in_chans": train_set.shape[0]}
     with torch.random.fork_rng(devices=[]):
-        check_losses(weights, create_model(model_name, **{**shape, **(overrides or {})}), frozen_teacher, train_set)
+        check_losses(weights, create_model(model_name, **{**shape, **(overrides or {})}), frozen_teacher, train_set,
+                     early_stage)
     early = early_stage if weights.uses("early") else None
     made_from, kept = [teacher, *parents], None
     if early is None and keeps_images(augmentation, train_set):
@@ -92,7 +93,8 @@ def train_student(store: Store, stage: str, model_name: str, teacher: Artifact, 
                             settings=settings, augmentation=augmentation, parents=made_from)
 
 
-def check_losses(weights: KDWeights, student: nn.Module, teacher: nn.Module, images: ImageSet) -> None:
+def check_losses(weights: KDWeights, student: nn.Module, teacher: nn.Module, images: ImageSet,
+                 early_stage: int = 1) -> None:
     """Raise a WorkbenchError, before anything is trained, if a loss in use needs what student or teacher do not have."""
     def refuse(name: str, who: str, model: nn.Module, needs: str) -> None:
         raise WorkbenchError(f"the {name} loss cannot be had from this {who}", expected=needs, got=type(model).__name__,
@@ -112,5 +114,10 @@ def check_losses(weights: KDWeights, student: nn.Module, teacher: nn.Module, ima
     if weights.uses("early"):
         if not hasattr(teacher, "forward_intermediates") or has_probe(teacher):
             refuse("early", "teacher", teacher, "a CNN whose early feature maps can be seen (cnn_small, vgg16_bn)")
+        try:
+            early_channels(teacher, early_stage, images.shape[1], images.shape[0])
+        except (IndexError, AssertionError, ValueError) as error:
+            raise WorkbenchError("the teacher has no such early map", got=f"{early_stage}: {error}", where="early_stage",
+                                 expected="a stage of the CNN, from 0", mend="cnn_small has 0..2, vgg16_bn 0..5") from None
         if not hasattr(student, "embed_dim"):
             refuse("early", "student", student, "a vision transformer with blocks")

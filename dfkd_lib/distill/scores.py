@@ -6,6 +6,9 @@ from dfkd_lib.artifacts import Artifact
 from dfkd_lib.distill.runner import load_trained, test_logits
 from dfkd_lib.models import count_flops
 
+# Keys of `scores` -> their names in tables.
+SCORES = {"top1": "top-1", "top5": "top-5", "precision": "precision", "recall": "recall", "f1": "F1"}
+
 
 def scores(artifact: Artifact) -> dict[str, float]:
     """"top1", "top5", macro "precision", "recall" and "f1" on the artifact's test images, in [0, 1].

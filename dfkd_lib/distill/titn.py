@@ -6,9 +6,9 @@ from dfkd_lib.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.distill.classification import train_student, train_teacher
 from dfkd_lib.distill.mixing import Augmentation
-from dfkd_lib.distill.scores import gigaflops, scores
+from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.distill.weights import KDWeights
-from dfkd_lib.intervals import mean_interval
+from dfkd_lib.intervals import interval_text, mean_interval
 from dfkd_lib.training import TrainConfig
 
 # name in the tables -> (model at the quick size, at the paper's, mix)
@@ -29,7 +29,6 @@ PAPER_COST = {"teacher": (448.47, 138.36), "ViT": (93.37, 5.39), "DeiT": (98.84,
               "TITN": (111.40, 5.85), "TITN MixUp": (111.40, 5.85), "TITN large patch": (36.09, 5.85)}
 # C Table 6, CIFAR-10, VGG16-BN to TITN: top-1 in % before and after.
 PAPER_DROP = (95.98, 92.05)
-SCORES = {"top1": "top-1", "top5": "top-5", "precision": "precision", "recall": "recall", "f1": "F1"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
     for name, artifacts in ({"teacher": [teacher]} | runs).items():
         each, paper = [scores(a) for a in artifacts], PAPER.get(data, {}).get(name, ())
         rows.append({"model": name if name in ROWS else artifacts[0].settings["model"],
-                     **{shown: _interval([100 * s[key] for s in each]) for key, shown in SCORES.items()},
+                     **{shown: interval_text([100 * s[key] for s in each]) for key, shown in SCORES.items()},
                      "seeds": len(each), "GMACs": gigaflops(artifacts[0]) / 2,
                      "parameters": artifacts[0].metrics["parameters"],
                      "paper": " / ".join(f"{value:g}" for value in paper) or "–"})
@@ -105,15 +104,10 @@ def drop_table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
     for name, artifacts in runs.items():
         after = [100 * scores(a)["top1"] for a in artifacts]
         rows.append({"teacher → student": f"{teacher.settings['model']} → {name}", "before": before,
-                     "after": _interval(after), "difference": mean_interval(after)[0] - before,
+                     "after": interval_text(after), "difference": mean_interval(after)[0] - before,
                      "GMACs": f"{gigaflops(teacher) / 2:.3g} → {gigaflops(artifacts[0]) / 2:.3g}",
                      "parameters": f"{teacher.metrics['parameters']:,} → {artifacts[0].metrics['parameters']:,}",
                      "paper's cost": "{:.3g}\u00a0G, {:.2f}\u00a0M".format(PAPER_COST[name][0] / 1024, PAPER_COST[name][1])
                      if name in PAPER_COST else "–",
                      "paper": f"{PAPER_DROP[0]} → {PAPER_DROP[1]}" if (data, name) == ("cifar10", "TITN") else "–"})
     return pd.DataFrame(rows)
-
-
-def _interval(values: list[float]) -> str:
-    mean, half = mean_interval(values)
-    return f"{mean:.2f} ± {half:.2f}" if len(values) > 1 else f"{mean:.2f}"

@@ -4,11 +4,12 @@ from dfkd_lib.fid.coverage import Nearness, Prdc, memorisation, near_duplicates,
 from dfkd_lib.fid.distances import (KernelDistance, frechet_distance, frechet_distance_from_features,
                                     frechet_distance_to, kernel_distance, statistics)
 from dfkd_lib.fid.features import (check_inception, classifier_features, features_and_logits, inception_features,
-                                   inception_weights, token_features)
+                                   inception_weights, scores_and_features, token_features)
 from dfkd_lib.fid.score import score
 from dfkd_lib.fid.summary import Features, Measures, Row, measure
 
 __all__ = ["Features", "KernelDistance", "Measures", "Nearness", "Prdc", "Row", "check_inception",
            "classifier_features", "features_and_logits", "frechet_distance", "frechet_distance_from_features",
            "frechet_distance_to", "inception_features", "inception_weights", "kernel_distance", "measure",
-           "memorisation", "near_duplicates", "nearest", "prdc", "score", "statistics", "token_features"]
+           "memorisation", "near_duplicates", "nearest", "prdc", "score",
+           "scores_and_features", "statistics", "token_features"]

@@ -22,17 +22,31 @@ def features_and_logits(model: nn.Module, images: Tensor, batch_size: int = 500)
     Raises:
         WorkbenchError: if there is no image, or the model has no linear layer.
     """
+    pairs = [[part.float().cpu() for part in scores_and_features(model, batch)]
+             for batch in _batches(model, images, batch_size)]
+    return torch.cat([features for _, features in pairs]), torch.cat([logits for logits, _ in pairs])
+
+
+def scores_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (B, K), and what the model's last linear layer was given for them (B, D), in one pass, differentiable.
+
+    Args:
+        images: float (B, C, H, W) as the model wants them.
+
+    Raises:
+        WorkbenchError: if the model has no linear layer.
+    """
     heads = [m for m in model.modules() if isinstance(m, nn.Linear)]
     if not heads:
         raise WorkbenchError("this model has no linear layer to take features before", got=type(model).__name__,
                              mend="give a classifier with a linear head")
-    kept: list[Tensor] = []
-    handle = heads[-1].register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].float().cpu()))
+    given: list[Tensor] = []
+    handle = heads[-1].register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
     try:
-        logits = [model(batch).float().cpu() for batch in _batches(model, images, batch_size)]
+        logits = model(images)
     finally:
         handle.remove()
-    return torch.cat(kept), torch.cat(logits)
+    return logits, given[-1].flatten(1)
 
 
 def classifier_features(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:

@@ -125,18 +125,6 @@ def generate(generator: nn.Module, labels: Tensor, seed: int, side: int, batch_s
     return torch.cat(made)
 
 
-def scores_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (B, K), and what the model's last linear layer was given for them (B, D), in one pass, differentiable."""
-    head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-    given: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
-    try:
-        logits = model(images)
-    finally:
-        handle.remove()
-    return logits, given[-1].flatten(1)
-
-
 def latent_walk(generator: nn.Module, labels: Tensor, steps: int, seed: int, side: int) -> Tensor:
     """uint8 images (len(labels), steps, C, side, side): one class a row, from one noise to another, all else held.
 

@@ -137,10 +137,7 @@ class CGAN:
         return {"images_per_second": history[-1]["images_per_second"], "stopped": stopped}
 
     def settings(self) -> dict:
-        known = {**asdict(self), "config": self.config.as_dict()}
-        if self.attention_share == 1:
-            del known["attention_share"]  # the whole batch is what a GAN that knows no share takes: one key for both
-        return known
+        return {**asdict(self), "config": self.config.as_dict()}
 
     def parents(self, given: Given) -> list[Artifact]:
         return []

@@ -19,10 +19,11 @@ from dfkd_lib.attention import capture_attention, probe_from_rows
 from dfkd_lib.attention.sites import class_token
 from dfkd_lib.datasets import random_shift, to_float, to_uint8
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.fid import scores_and_features
 from dfkd_lib.losses import (attention_consistency_loss, diversity_loss, intra_divergence_loss, kd_loss, logit_distance,
                              total_variation)
 from dfkd_lib.models import FieldGenerator, create_model
-from dfkd_lib.synthesis.canvas import Draws, fit_to_last_good, generate, kept_states, scores_and_features
+from dfkd_lib.synthesis.canvas import Draws, fit_to_last_good, generate, kept_states
 from dfkd_lib.synthesis.given import Given
 from dfkd_lib.training import TrainConfig
 

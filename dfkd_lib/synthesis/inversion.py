@@ -16,9 +16,9 @@ from dfkd_lib import training
 from dfkd_lib.artifacts import Artifact, Store
 from dfkd_lib.datasets import random_flip, random_shift, to_uint8
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.fid import scores_and_features
 from dfkd_lib.losses import (BatchNormStatistics, attention_outputs, disagreement, intra_divergence_loss,
                              patch_similarity_loss, total_variation)
-from dfkd_lib.synthesis.canvas import scores_and_features
 from dfkd_lib.synthesis.given import Given
 from dfkd_lib.training import TrainConfig
 
