@@ -71,6 +71,7 @@ def test_a_job_that_fails_says_why_and_the_next_runs(jobs):
     assert states(jobs) == {"diverges": "failed", "no token": "failed", "fine": "finished"}
     assert errors["diverges"].startswith("diverged") and "distillation token" in errors["no token"]
     cell = make_cell("fine", TINY, 0)
+    assert {jobs.stop(job["id"]) for job in jobs.all()} == {"failed", "finished"} and len(set(states(jobs).values())) == 2
     assert find(jobs.store, cell).key == next(job["key"] for job in jobs.all() if job["state"] == "finished")
     assert Jobs(jobs.store).all() == jobs.all()  # another kernel sees the same
 
@@ -79,7 +80,7 @@ def test_records_can_be_dropped_but_not_of_what_waits(jobs):
     job = jobs.submit(make_cell("a", TINY, 0))
     jobs.forget(job)
     assert len(jobs.all()) == 1
-    jobs.stop(job)
+    assert jobs.stop(job) == "queued"
     jobs.forget(job)
     assert jobs.all() == []
     for bad in (job, "../../etc", ""):
@@ -135,7 +136,7 @@ def test_stop_in_the_middle_of_an_epoch_loses_no_finished_one(tmp_path, one_thre
     assert seen["epochs"] == 10 and "student_real" in seen["label"] and seen["left"] > 0 and seen["losses"]["kd"] > 0
     assert [row["epoch"] for row in seen["history"]] == list(range(1, seen["epoch"])) and "test_accuracy" in seen["history"][0]
     pid = next(j["pid"] for j in jobs.all() if j["state"] == "running")
-    jobs.stop(job)
+    assert jobs.stop(job) == "running"
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     assert states(jobs) == {"long": "stopped"} and find(jobs.store, cell) is None
     assert list(jobs.store.root.glob("student_real-*.partial/checkpoint/checkpoint.pt"))

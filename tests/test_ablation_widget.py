@@ -52,7 +52,10 @@ class Queue:
         self._write([{**one, **what} if one["id"] == job else one for one in self.all()])
 
     def stop(self, job):
-        self.set(job, state="stopped")
+        was = next(one["state"] for one in self.all() if one["id"] == job)
+        if was in ("queued", "running"):
+            self.set(job, state="stopped")
+        return was
 
     def forget(self, job):
         self._write([one for one in self.all() if one["id"] != job])
@@ -212,6 +215,10 @@ def test_stop_go_on_and_clear(lab, shelf):
     finish(box, state["jobs"][0]["id"], "ablation_cell-1", 0.9, shelf)
     (row,) = ask(box, "poll")["rows"]
     assert ask(box, "clear", job=row["job"])["rows"] == [] and box.jobs.all() == [] and "ablation_cell-1" in shelf
+    # Two pages: what has ended since this one looked is not said to have been stopped.
+    ask(box, "queue", values=box.values)
+    box.jobs.set(box.jobs.all()[0]["id"], state="failed")
+    assert ask(box, "stop", job=box.jobs.all()[0]["id"])["jobs"][0]["state"] == "failed" and "failed already" in box.said
     ask(box, "stop", job="job77")
     assert "no longer there" in box.error
 

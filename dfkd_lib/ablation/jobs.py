@@ -71,16 +71,21 @@ class Jobs:
                 job["seconds"] = round(time.time() - job["started"], 1)
         return jobs
 
-    def stop(self, job_id: str) -> None:
-        """Take a waiting job out, or end a running one now: its finished epochs are kept, the same cell goes on there."""
+    def stop(self, job_id: str) -> str:
+        """Take a waiting job out, or end a running one now: its finished epochs are kept, the same cell goes on there.
+
+        Returns:
+            The state in which it was found: one that had ended by itself is left as it is.
+        """
         with self._queue:
             job = self._one(job_id)
             if job["state"] not in (WAITING, RUNNING):
-                return
+                return job["state"]
             self._save(job | {"state": STOPPED})
             if job["state"] == RUNNING:
                 _end(job.get("pid"), job.get("born"))  # under the lock, or it might have taken the next job meanwhile
         self.wake()
+        return job["state"]
 
     def forget(self, job_id: str) -> None:
         """Drop the record of a job that neither waits nor runs; its artifacts stay."""
@@ -91,6 +96,7 @@ class Jobs:
 
     def wake(self) -> None:
         """Start a worker if something waits and none is alive; say so of a job whose worker has died."""
+        _reap()
         jobs = self._records()
         if not any(job["state"] in (WAITING, RUNNING) for job in jobs) or self.working():
             return
@@ -197,13 +203,17 @@ class Jobs:
             return None  # gone meanwhile
 
 
-_children: list[subprocess.Popen] = []  # so that those that have ended are told so and leave no zombie
+_children: list[subprocess.Popen] = []
+
+
+def _reap() -> None:
+    """Take note of workers of this process that have ended, so that they leave no zombie."""
+    _children[:] = [child for child in _children if child.poll() is None]
 
 
 def _alive(pid: int | None, born: float | None) -> bool:
     """Whether the very process that had this number when it was born at that time still runs."""
-    for child in _children:
-        child.poll()
+    _reap()
     with suppress(psutil.Error, TypeError):
         process = psutil.Process(pid)
         return abs(process.create_time() - born) < 1 and process.status() != psutil.STATUS_ZOMBIE

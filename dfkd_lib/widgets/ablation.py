@@ -137,9 +137,11 @@ class AblationLab(anywidget.AnyWidget):
         return {self.settings.identity(row.cell.settings): row.cell.name for row in reversed(self.shown)}
 
     def _stop(self, job: str) -> str:
-        before = self._job(job)
-        self.jobs.stop(job)
-        if before["state"] == "queued":
+        self._job(job)  # or it is said that it is gone
+        was = self.jobs.stop(job)
+        if was not in WAITS:
+            return f"it had {was} already"
+        if was == "queued":
             self.jobs.forget(job)
             return "taken out of the queue"
         return "stopped; its finished epochs are kept, and the same settings go on from there"
