@@ -12,7 +12,7 @@ from torchvision.ops import generalized_box_iou
 from dfkd_lib import artifacts, detection, ledger, training
 from dfkd_lib.datasets import SceneSet, generate_scenes, write_coco
 from dfkd_lib.detection import DetectionRecipe, DetectionTerms, SceneSource
-from dfkd_lib.detection.batches import SceneBatches, augmented, padded
+from dfkd_lib.detection.batches import SCENES, SceneBatches, augmented, open_scenes, padded
 from dfkd_lib.detection.distill import confident
 from dfkd_lib.detection.matching import (PAIRINGS, expanded_targets, hungarian_targets, matching_cost,
                                          paired_teacher_logits, pairwise_giou)
@@ -289,7 +289,7 @@ def test_perfect_detections():
     measures = detection.average_precision(hand_made_scenes(), scores, boxes)
     assert measures["AP"] == measures["AP50"] == measures["AP75"] == pytest.approx(1)
     assert measures["precision"] == measures["recall"] == 1
-    assert measures["per_class"]["drone"] == {"AP": None, "AP50": None}
+    assert measures["per_class"]["drone"] == {"AP": None, "AP50": None, "AP75": None}
 
 
 def test_a_case_worked_out_by_hand():
@@ -300,7 +300,7 @@ def test_a_case_worked_out_by_hand():
     measures = detection.average_precision(hand_made_scenes(), scores, boxes)
     birds = (51 + 50 * 2 / 3) / 101
     assert measures["per_class"]["bird"]["AP50"] == pytest.approx(birds, abs=1e-6)
-    assert measures["per_class"]["plane"] == {"AP": pytest.approx(0.4), "AP50": pytest.approx(1)}
+    assert measures["per_class"]["plane"] == {"AP": pytest.approx(0.4), "AP50": pytest.approx(1), "AP75": 0}
     assert measures["AP75"] == pytest.approx(birds / 2, abs=1e-6)
     assert measures["precision"] == pytest.approx(3 / 4) and measures["recall"] == pytest.approx(1)
 
@@ -429,6 +429,54 @@ def test_a_coco_folder_trains_like_scenes(trained, tmp_path):
     source = SceneSource(data=str(tmp_path / "mine"), size=48)
     made = detection.train_detector(store, "detr_nano", source, training.TrainConfig(1, 6, 1e-3), augment=1.0)
     assert {row["split"]: row["images"] for row in made.ledger} == {"mine/train": 12, "mine/val": 6}
+
+
+def drawn(store, classes=CLASSES, **tensors):
+    """An artifact of scenes, as a generator would keep them."""
+    scenes = generate_scenes(8, size=48, seed=3, split="synthetic")
+    labels, boxes = padded(scenes)
+    tensors = tensors or {"pixels": scenes.pixels, "labels": labels, "boxes": boxes}
+    return scenes, store.get_or_make("drawn", {"classes": list(classes), "of": sorted(tensors)},
+                                     lambda work: artifacts.save_tensors(work / SCENES, tensors))
+
+
+def test_scenes_of_an_artifact_come_back_as_they_were(trained):
+    scenes, kept = drawn(trained[0])
+    back = open_scenes(kept)
+    assert back.fingerprint == scenes.fingerprint and back.split is None and back.classes == CLASSES
+    with pytest.raises(WorkbenchError, match="keeps no scenes"):
+        open_scenes(drawn(trained[0], pixels=scenes.pixels)[1])
+
+
+def test_a_student_of_drawn_scenes_reads_no_data_set(trained):
+    store, recipe, made = trained
+    _, kept = drawn(store)
+    config = training.TrainConfig(1, 4, 1e-3)
+    student = detection.train_detector(store, "detr_nano", recipe.source, config, teacher=made["teacher"], scenes=kept)
+    assert student.parents == [made["teacher"].key, kept.key] and student.settings["train"] == {"artifact": kept.key}
+    assert student.manifest["data_free"] and student.metrics["train_scenes"] == 8
+    assert {row["split"] for row in student.ledger} == {"aerial/test"}
+    with pytest.raises(WorkbenchError, match="expected: a teacher"):
+        detection.train_detector(store, "detr_nano", recipe.source, config, scenes=kept)
+
+
+def test_other_classes_are_refused_before_training(trained, tmp_path):
+    from dataclasses import replace
+
+    store, recipe, made = trained
+    others, config = ("bird", "drone", "helicopter", "plane"), training.TrainConfig(1, 4, 1e-3)
+
+    def refused(who, source=recipe.source, **given):
+        with pytest.raises(WorkbenchError, match=f"{who} and the test scenes do not name the same classes"):
+            detection.train_detector(store, "detr_nano", source, config, **given)
+
+    refused("the drawn scenes", teacher=made["teacher"], scenes=drawn(store, others)[1])
+    for split, names in (("train", others), ("val", CLASSES[:3])):
+        scenes = generate_scenes(4, size=48)
+        write_coco(replace(scenes, classes=names, labels=[row.clamp(max=2) for row in scenes.labels]), tmp_path, split)
+    source = SceneSource(data=str(tmp_path), size=48)
+    refused("the training scenes", source)
+    refused("the teacher", source, teacher=made["teacher"], scenes="synthetic")
 
 
 def test_the_shipped_teacher_is_what_its_record_says():

@@ -6,8 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dfkd_lib.artifacts import Artifact
 from dfkd_lib.datasets.scenes import SceneSet
+from dfkd_lib.errors import WorkbenchError
 
+SCENES = "scenes.safetensors"
 KEEP = 0.5  # share of an object that must stay in view for it to stay a target
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -21,6 +24,26 @@ def padded(scenes: SceneSet) -> tuple[Tensor, Tensor]:
         labels[row, :len(scene_labels)] = scene_labels
         boxes[row, :len(scene_labels)] = scene_boxes
     return labels, boxes
+
+
+def open_scenes(artifact: Artifact) -> SceneSet:
+    """Scenes that an artifact keeps, of split None: drawn by a generator, they belong to no data set.
+
+    Args:
+        artifact: its file scenes.safetensors holds pixels uint8 (N, 3, H, W) and, padded as by `padded`, labels and boxes
+            (the layout that was asked for); its settings name the "classes".
+
+    Raises:
+        WorkbenchError: if the artifact keeps no such scenes.
+    """
+    kept, classes = artifact.tensors(SCENES), artifact.settings.get("classes")
+    if not {"pixels", "labels", "boxes"} <= set(kept) or not classes:
+        raise WorkbenchError("this artifact keeps no scenes", where=artifact.path / SCENES,
+                             expected="pixels, labels and boxes, and classes in its settings", mend="give drawn scenes",
+                             got=f"{', '.join(sorted(kept))}; classes {classes}")
+    held = kept["labels"] >= 0
+    boxes, labels = ([rows[there] for rows, there in zip(kept[name], held, strict=True)] for name in ("boxes", "labels"))
+    return SceneSet(kept["pixels"], boxes, labels, tuple(classes), f"scenes of {artifact.key}")
 
 
 class SceneBatches:

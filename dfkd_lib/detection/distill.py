@@ -10,7 +10,7 @@ from torch import Tensor
 from dfkd_lib import artifacts, ledger, training
 from dfkd_lib.artifacts import Artifact, Store
 from dfkd_lib.datasets.scenes import SceneSet
-from dfkd_lib.detection.batches import SceneBatches
+from dfkd_lib.detection.batches import SceneBatches, open_scenes
 from dfkd_lib.detection.evaluate import THRESHOLD, average_precision, predict, sure
 from dfkd_lib.detection.matching import PAIRINGS, paired_teacher_logits
 from dfkd_lib.detection.source import SceneSource
@@ -87,8 +87,9 @@ def detection_step(detector: Detector, terms: DetectionTerms, teacher: Detector 
 
 
 def train_detector(store: Store, name: str, source: SceneSource, config: training.TrainConfig,
-                   terms: DetectionTerms = DetectionTerms(), teacher: Artifact | None = None, scenes: str = "train",
-                   augment: float = 0.0, pretrained: bool = False, weights: str | Path | None = None) -> Artifact:
+                   terms: DetectionTerms = DetectionTerms(), teacher: Artifact | None = None,
+                   scenes: str | Artifact = "train", augment: float = 0.0, pretrained: bool = False,
+                   weights: str | Path | None = None) -> Artifact:
     """Train a detector on scenes and keep it with its history, its measures and its detections on the test scenes.
 
     Args:
@@ -96,39 +97,62 @@ def train_detector(store: Store, name: str, source: SceneSource, config: trainin
         source: train, test and synthetic scenes. terms: losses and pairing.
         teacher: a detector's artifact to distil from; without it the detector is a teacher itself.
         scenes: "train", labelled scenes; or "synthetic", scenes of no data set whose labels are not read: the teacher's
-            detections stand in for them, and the stage may read no training split.
+            detections stand in for them, and the stage may read no training split. So it is with an artifact that keeps
+            scenes (see `open_scenes`), which becomes a parent.
         augment: strength of scaling, shifting and change of light beside mirroring, see `batches.augmented`.
 
     Returns:
         Artifact with model.safetensors, history.json (test measures after every epoch), predictions.safetensors;
         metrics as of `evaluate_ap` (last epoch), "parameters", "images_per_second", "train_scenes", "classes".
+
+    Raises:
+        WorkbenchError: before training, if teacher and scenes do not name the same classes, or a teacher is wanting.
     """
-    if scenes == "synthetic" and teacher is None:
+    labelled, drawn = scenes == "train", isinstance(scenes, Artifact)
+    if not labelled and teacher is None:
         raise WorkbenchError("synthetic scenes carry no labels here", expected="a teacher to label them", got="none",
                              where=f"detector {name}", mend="give teacher=, or train on scenes='train'")
     stage = "detection-teacher" if teacher is None else "detection-student"
-    settings = {"model": name, "config": config.as_dict(), "terms": asdict(terms), "scenes": scenes,
-                "augment": augment, "train": source.identity(scenes), "test": source.identity("test"),
-                "pretrained": pretrained,
-                "weights": None if weights is None else _identity(Path(weights))}
     test = source.load("test")
+    _same_classes(test.classes, source, teacher, scenes)
+    settings = {"model": name, "config": config.as_dict(), "terms": asdict(terms),
+                "scenes": "synthetic" if drawn else scenes, "augment": augment,
+                "train": {"artifact": scenes.key} if drawn else source.identity(scenes),
+                "test": source.identity("test"), "pretrained": pretrained,
+                "weights": None if weights is None else _identity(Path(weights))}
     reads = {test.split: ledger.EVALUATION}
-    if scenes == "train":
+    if labelled:
         reads[source.load("train").split if source.data != "scenes" else "aerial/train"] = "training"
 
     def make(work: Path) -> dict:
         torch.manual_seed(config.seed)
         detector = create_detector(name, len(test.classes), pretrained, weights)
         taught = None if teacher is None else load_detector(teacher)
-        step = detection_step(detector, terms, taught, truth=scenes == "train")
-        batches = SceneBatches(source.load(scenes), config.batch_size, augment)
-        label = f"{stage} {name} on {scenes}"
+        step = detection_step(detector, terms, taught, truth=labelled)
+        batches = SceneBatches(open_scenes(scenes) if drawn else source.load(scenes), config.batch_size, augment)
+        label = f"{stage} {name} on {'drawn scenes' if drawn else scenes}"
         history = training.fit({"detector": detector}, step, batches, config, checkpoint=work / "checkpoint",
                                evaluate=lambda epoch: _scalars(_measured(detector, test)[0]), label=label)
         return {**keep_detector(work, detector, test, history), "train_scenes": len(batches.images),
                 "images_per_second": history[-1]["images_per_second"]}
 
-    return store.get_or_make(stage, settings, make, [] if teacher is None else [teacher], reads)
+    parents = [a for a in (teacher, scenes) if isinstance(a, Artifact)]
+    return store.get_or_make(stage, settings, make, parents, reads)
+
+
+def _same_classes(classes: tuple[str, ...], source: SceneSource, teacher: Artifact | None,
+                  scenes: str | Artifact) -> None:
+    """Raise unless all who name classes name those of the test scenes, in their order."""
+    said = {"the teacher": teacher.metrics["classes"]} if teacher else {}
+    if isinstance(scenes, Artifact):
+        said["the drawn scenes"] = scenes.settings.get("classes")
+    elif scenes == "train" and source.data != "scenes":
+        said["the training scenes"] = source.load("train").classes
+    for who, names in said.items():
+        if tuple(names or ()) != tuple(classes):
+            raise WorkbenchError(f"{who} and the test scenes do not name the same classes", where=source.data,
+                                 expected=", ".join(classes), got=", ".join(names or ()) or "none",
+                                 mend="use scenes of the same classes in the same order, or a teacher trained on these")
 
 
 def _identity(path: Path) -> str:
