@@ -78,6 +78,22 @@ def test_ground_truth_is_in_pixels():
     assert truth["annotations"][0]["bbox"] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("settings", [{}, {"size": 32}, {"shortest": 30, "longest": 50}, {"size": 32, "crop": 2.0}])
+def test_ground_truth_measures_objects_in_the_pixels_of_their_frames(folder, settings):
+    scenes = load_coco(folder, "train", **settings)
+    truth = ground_truth(scenes)
+    assert [a["bbox"][2:] for a in truth["annotations"]] == [pytest.approx([8, 4]), pytest.approx([10, 12])]
+    assert [a["area"] for a in truth["annotations"]] == pytest.approx([32, 120])
+    assert truth["images"][0]["width"] == round(scenes.pixels.shape[3] * float(scenes.scale[0]))
+
+
+def test_scenes_are_written_at_their_own_size(folder, tmp_path):
+    scenes = load_coco(folder, "train", size=32, crop=2.0)
+    write_coco(scenes, tmp_path / "again", "train")
+    back = load_coco(tmp_path / "again", "train")
+    assert back.pixels.shape == scenes.pixels.shape and torch.allclose(back.boxes[0], scenes.boxes[0], atol=1e-5)
+
+
 def test_the_ledger_knows_the_folder(folder):
     scenes = load_coco(folder, "train")
     with ledger.stage("data-free"), pytest.raises(ledger.LedgerError):

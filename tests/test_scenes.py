@@ -1,5 +1,7 @@
 """Generated scenes: the same bytes from the same seed, the boxes of what was drawn, counted by the ledger."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,22 @@ def test_a_subset_keeps_its_place_in_the_split(train):
     part = train.subset([5, 2])
     assert torch.equal(part.pixels[1], train.pixels[2]) and torch.equal(part.boxes[0], train.boxes[5])
     assert part.split == "aerial/train" and part.rows.tolist() == [5, 2]
+
+
+def test_scale_is_kept_and_counts_only_where_it_is_not_one(train):
+    few = train.subset([0, 1, 2])
+    enlarged = replace(few, scale=torch.tensor([0.5, 1.0, 2.0]))
+    assert few.scale.tolist() == [1, 1, 1] and enlarged.subset([2, 0]).scale.tolist() == [2, 0.5]
+    assert replace(few, scale=torch.ones(3)).fingerprint == few.fingerprint != enlarged.fingerprint
+    for wrong in (torch.ones(2), torch.zeros(3)):
+        with pytest.raises(WorkbenchError, match="scales do not fit"):
+            replace(few, scale=wrong)
+
+
+def test_scenes_at_their_own_size_keep_the_name_they_always_had():
+    """Artifacts are found by it: another way to reckon it would orphan those that ship."""
+    scenes = SceneSet(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [torch.full((1, 4), 0.5)], [torch.tensor([1])], ("a", "b"))
+    assert scenes.fingerprint == "a7fb3e7e4631c189"
 
 
 def test_the_ledger_counts_scenes_and_refuses_undeclared_ones(train):

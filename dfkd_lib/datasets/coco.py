@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def load_coco(folder: str | Path, split: str, size: int | None = None, crop: flo
     order = {c["id"]: k for k, c in enumerate(categories)}
     objects = _objects(content, order, file)
     rng = np.random.default_rng(seed)
-    images, boxes, labels = [], [], []
+    images, boxes, labels, scale = [], [], [], []
     for entry in content["images"]:
         found = objects[entry["id"]]
         pixels = _image(folder / split / entry["file_name"], entry, file)
@@ -56,7 +57,9 @@ def load_coco(folder: str | Path, split: str, size: int | None = None, crop: flo
         keep = np.arange(len(found))
         if crop and len(found):
             pixels, corners, keep = _crop(pixels, corners, crop, rng)
-        pixels, corners = _resized(pixels, corners, size, shortest, longest)
+        factor = _factor(pixels.shape, size, shortest, longest)
+        pixels, corners = _resized(pixels, corners, factor, size)
+        scale.append(1 / factor)
         images.append(pixels)
         boxes.append(_shares(corners, pixels.shape))
         labels.append(torch.tensor([found[k][1] for k in keep], dtype=torch.int64))
@@ -64,7 +67,8 @@ def load_coco(folder: str | Path, split: str, size: int | None = None, crop: flo
     if shortest is not None:  # the shares are of each image; the padded batch is larger
         boxes = [b * torch.tensor([i.shape[1] / pixels.shape[3], i.shape[0] / pixels.shape[2]]).repeat(2)
                  for b, i in zip(boxes, images, strict=True)]
-    return SceneSet(pixels, boxes, labels, tuple(c["name"] for c in categories), f"COCO folder {folder.name}", name)
+    return SceneSet(pixels, boxes, labels, tuple(c["name"] for c in categories), f"COCO folder {folder.name}", name,
+                    scale=torch.tensor(scale))
 
 
 def _read(file: Path) -> dict:
@@ -159,15 +163,22 @@ def _crop(pixels: np.ndarray, boxes: np.ndarray, crop: float, rng: np.random.Gen
     return np.asarray(window), np.concatenate([low, high - low], axis=1)[keep], keep
 
 
-def _resized(pixels: np.ndarray, boxes: np.ndarray, size: int | None, shortest: int | None, longest: int):
-    """Image and boxes (x, y, width, height) at the size asked for: a filled square, DETR's, or as they are."""
-    height, width = pixels.shape[:2]
-    if size is None and shortest is None:
-        return pixels, boxes
-    factor = size / max(height, width) if size else min(shortest / min(height, width), longest / max(height, width))
-    wide, high = max(1, round(width * factor)), max(1, round(height * factor))
-    image = Image.fromarray(pixels).resize((wide, high), Image.Resampling.BILINEAR, reducing_gap=3.0)
+def _factor(shape: tuple, size: int | None, shortest: int | None, longest: int) -> float:
+    """By how much an image (H, W, 3) is enlarged: to a square of side `size`, by DETR's rule, or not at all."""
+    short, long = sorted(shape[:2])
     if size:
+        return size / long
+    return min(shortest / short, longest / long) if shortest else 1.0
+
+
+def _resized(pixels: np.ndarray, boxes: np.ndarray, factor: float, size: int | None):
+    """Image and boxes (x, y, width, height) enlarged by `factor`; with `size`, filled to a square of that side."""
+    height, width = pixels.shape[:2]
+    wide, high = max(1, round(width * factor)), max(1, round(height * factor))
+    image = Image.fromarray(pixels)
+    if (wide, high) != image.size:
+        image = image.resize((wide, high), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    if size and (wide, high) != (size, size):
         square = Image.new("RGB", (size, size), FILL)
         square.paste(image)
         image = square
@@ -197,25 +208,29 @@ def _stacked(images: list[np.ndarray], file: Path, fill: bool) -> Tensor:
 
 
 def ground_truth(scenes: SceneSet) -> dict:
-    """The data set as pycocotools wants it: images, annotations (boxes in pixels) and categories, ids from 1."""
-    height, width = scenes.pixels.shape[2:]
-    images = [{"id": i + 1, "width": width, "height": height, "file_name": f"{i:06d}.png"} for i in range(len(scenes))]
-    annotations = []
-    for image, (boxes, labels) in enumerate(zip(scenes.boxes, scenes.labels, strict=True)):
-        pixels = boxes.double() * torch.tensor([width, height, width, height])
+    """The data set as pycocotools wants it, ids from 1; boxes, areas and sizes in pixels of the ORIGINAL images.
+
+    Scene pixels times `scenes.scale`: COCO's small, medium and large mean what they mean in the frames, not in a crop
+    that was enlarged.
+    """
+    images, annotations = [], []
+    for place, (boxes, labels, scale) in enumerate(zip(scenes.boxes, scenes.labels, scenes.scale.tolist(), strict=True)):
+        height, width = (side * scale for side in scenes.pixels.shape[2:])
+        images.append({"id": place + 1, "width": round(width), "height": round(height), "file_name": f"{place:06d}.png"})
+        pixels = boxes.double() * torch.tensor([width, height, width, height], dtype=torch.float64)
         pixels[:, :2] -= pixels[:, 2:] / 2
         for box, label in zip(pixels.tolist(), labels.tolist(), strict=True):
-            annotations.append({"id": len(annotations) + 1, "image_id": image + 1, "category_id": label + 1,
+            annotations.append({"id": len(annotations) + 1, "image_id": place + 1, "category_id": label + 1,
                                 "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
     categories = [{"id": k + 1, "name": name, "supercategory": ""} for k, name in enumerate(scenes.classes)]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
 def write_coco(scenes: SceneSet, folder: str | Path, split: str) -> Path:
-    """Write scenes as `<folder>/<split>/*.png` and `<folder>/<split>.json`; returns the path of the JSON file."""
+    """Write scenes as they are, at their own size, as `<folder>/<split>/*.png` and `<folder>/<split>.json` (returned)."""
     folder = resolve(folder)
     (folder / split).mkdir(parents=True, exist_ok=True)
-    content = ground_truth(scenes)
+    content = ground_truth(replace(scenes, scale=None))
     for entry, image in zip(content["images"], scenes.images.permute(0, 2, 3, 1).numpy(), strict=True):
         Image.fromarray(image).save(folder / split / entry["file_name"])
     file = folder / f"{split}.json"

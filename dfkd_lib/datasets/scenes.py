@@ -27,7 +27,8 @@ class SceneSet:
         labels: N int64 tensors (n,), each in [0, len(classes)).
         classes: class names. origin: one line on where the scenes come from.
         split: name in the ledger, as "aerial/train"; None for scenes that a data-free stage may read.
-        rows: place of each scene within its split, int64 (N,).
+        rows: place of each scene's image within its split, int64 (N,); several crops of an image share one place.
+        scale: pixels of the original image to one pixel of the scene, float32 (N,) (1 by default).
     """
 
     pixels: Tensor
@@ -37,6 +38,7 @@ class SceneSet:
     origin: str = ""
     split: str | None = None
     rows: np.ndarray | None = field(default=None, repr=False)
+    scale: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self):
         if not len(self.pixels) == len(self.boxes) == len(self.labels):
@@ -48,6 +50,11 @@ class SceneSet:
                                  got=f"{self.pixels.dtype} {tuple(self.pixels.shape)}", mend="convert them to uint8")
         if self.rows is None:
             object.__setattr__(self, "rows", np.arange(len(self.pixels)))
+        if self.scale is None:
+            object.__setattr__(self, "scale", torch.ones(len(self.pixels)))
+        if self.scale.shape != (len(self.pixels),) or not (self.scale > 0).all():
+            raise WorkbenchError("scales do not fit the scenes", expected=f"float32 ({len(self.pixels)},), above 0",
+                                 got=f"{tuple(self.scale.shape)}", where=self.origin, mend="give one for each image")
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -66,13 +73,15 @@ class SceneSet:
         digest.update(self.pixels.numpy().tobytes())
         for boxes, labels in zip(self.boxes, self.labels, strict=True):
             digest.update(boxes.numpy().tobytes() + labels.numpy().tobytes())
+        if (self.scale != 1).any():  # scenes at their own size keep the name that they had before there were scales
+            digest.update(self.scale.numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def subset(self, indices) -> "SceneSet":
         """The scenes at `indices` (ints, any order), of the same split."""
         indices = [int(i) for i in indices]
         return SceneSet(self.pixels[indices], [self.boxes[i] for i in indices], [self.labels[i] for i in indices],
-                        self.classes, self.origin, self.split, self.rows[indices])
+                        self.classes, self.origin, self.split, self.rows[indices], self.scale[indices])
 
     def counts(self) -> dict[str, int]:
         """The number of objects of each class."""
