@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,10 +11,13 @@ from torch import Tensor
 from dfkd_lib import training
 from dfkd_lib.datasets.coco import ground_truth
 from dfkd_lib.datasets.scenes import SceneSet
+from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models.detectors import Detector
 
 PIXELS = 4_000_000  # that are looked at together
 THRESHOLD = 0.5  # score from which a detection counts for precision and recall, and is drawn
+# COCO's classes of an object's size: from and to this area in pixels of the original image.
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 
 
 @torch.no_grad()
@@ -28,7 +32,8 @@ def predict(detector: Detector, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def detections(detector: Detector, scenes: SceneSet, threshold: float = THRESHOLD) -> list[dict]:
-    """What a detector finds in each scene, as `sure` gives it."""
+    """What a detector finds in each scene, as `sure` gives it; WorkbenchError if it has not the scenes' classes."""
+    _same_classes(detector.num_labels, scenes, "the detector")
     return [sure(*found, threshold) for found in zip(*predict(detector, scenes.images), strict=True)]
 
 
@@ -45,39 +50,73 @@ def sure(scores: Tensor, boxes: Tensor, threshold: float = THRESHOLD) -> dict[st
 
 
 def evaluate_ap(detector: Detector, scenes: SceneSet) -> dict:
-    """COCO's average precision of a detector on scenes.
+    """COCO's average precision of a detector on scenes, as `average_precision` with `by_size`.
+
+    Raises:
+        WorkbenchError: before anything is computed, if the detector has not the scenes' number of classes.
+    """
+    _same_classes(detector.num_labels, scenes, "the detector")
+    scores, boxes = predict(detector, scenes.images)
+    return average_precision(scenes, scores, boxes, by_size=True)
+
+
+def average_precision(scenes: SceneSet, scores: Tensor, boxes: Tensor, by_size: bool = False) -> dict:
+    """COCO's average precision of given scores (N, Q, classes) and boxes (N, Q, 4) cxcywh in [0, 1].
+
+    Args:
+        by_size: also of small, medium and large objects alone, which takes longer: see SIZES.
 
     Returns:
         {"AP" (mean over IoU 0.50-0.95), "AP50", "AP75", "precision", "recall" (both at IoU 0.5 and score 0.5),
-        "per_class": {class: {"AP", "AP50"}}}, each in [0, 1]. A class without objects in these scenes is None and left
-        out of the means; a detector that finds nothing has AP 0.
+        "per_class": {class: {"AP", "AP50", "AP75"}}} and, by size, "AP_small", "AP_medium", "AP_large", each in [0, 1].
+        A class or size without objects in these scenes is None and left out of the means; a detector that finds nothing
+        has AP 0.
     """
-    scores, boxes = predict(detector, scenes.images)
-    return average_precision(scenes, scores, boxes)
+    evaluation = coco_evaluation(scenes, scores, boxes, by_size=by_size)
+    # (IoU thresholds, recall places, classes, sizes), -1 where there is no object
+    precision = evaluation.eval["precision"][..., -1]
+    whole = precision[..., 0]
+    per_class = {name: {"AP": _mean(whole[:, :, k]), "AP50": _mean(whole[0, :, k]), "AP75": _mean(whole[5, :, k])}
+                 for k, name in enumerate(scenes.classes)}
+    sizes = {f"AP_{size}": _mean(precision[..., 1 + i]) for i, size in enumerate(SIZES)} if by_size else {}
+    return {"AP": _mean(whole) or 0.0, "AP50": _mean(whole[0]) or 0.0, "AP75": _mean(whole[5]) or 0.0, **sizes,
+            **_precision_recall(evaluation, len(scenes)), "per_class": per_class}
 
 
-def average_precision(scenes: SceneSet, scores: Tensor, boxes: Tensor) -> dict:
-    """As `evaluate_ap`, for given scores (N, Q, classes) and boxes (N, Q, 4)."""
+def coco_evaluation(scenes: SceneSet, scores: Tensor, boxes: Tensor, ious: Sequence[float] | None = None,
+                    by_size: bool = False):
+    """pycocotools' own COCOeval of these detections, matched and accumulated.
+
+    Args:
+        ious: IoUs to match at; None: COCO's ten. by_size: with area ranges of SIZES after the one of all objects.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
+    _same_classes(scores.shape[-1], scenes, "the scores")
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = COCO()
         truth.dataset = ground_truth(scenes)
         truth.createIndex()
         rows = _coco_rows(scenes, scores, boxes)
         evaluation = COCOeval(truth, truth.loadRes(rows) if len(rows) else COCO(), "bbox")
-        evaluation.params.imgIds = sorted(truth.getImgIds())
-        evaluation.params.catIds = sorted(truth.getCatIds())
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        params = evaluation.params
+        params.imgIds, params.catIds = sorted(truth.getImgIds()), sorted(truth.getCatIds())
+        sizes = SIZES if by_size else {}
+        params.areaRng, params.areaRngLbl = [[0, 1e10], *map(list, sizes.values())], ["all", *sizes]
+        params.maxDets = params.maxDets[-1:]
+        if ious is not None:
+            params.iouThrs = np.asarray(ious, float)
         evaluation.evaluate()
         evaluation.accumulate()
-    # (IoU thresholds, recall places, classes), -1 where a class has no object
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    per_class = {name: {"AP": _mean(precision[:, :, k]), "AP50": _mean(precision[0, :, k])}
-                 for k, name in enumerate(scenes.classes)}
-    return {"AP": _mean(precision) or 0.0, "AP50": _mean(precision[0]) or 0.0, "AP75": _mean(precision[5]) or 0.0,
-            **_precision_recall(evaluation), "per_class": per_class}
+    return evaluation
+
+
+def _same_classes(count: int, scenes: SceneSet, whose: str) -> None:
+    if count != len(scenes.classes):
+        raise WorkbenchError(f"{whose} and the scenes have different classes", got=f"{count} classes", where=scenes.origin,
+                             expected=f"{len(scenes.classes)} classes: {', '.join(scenes.classes)}",
+                             mend="use a detector that was trained on these classes, or scenes of its own")
 
 
 def _mean(precision: np.ndarray) -> float | None:
@@ -86,19 +125,23 @@ def _mean(precision: np.ndarray) -> float | None:
 
 
 def _coco_rows(scenes: SceneSet, scores: Tensor, boxes: Tensor) -> np.ndarray:
-    """Each (query, class) with a score above 0.01 as a row: image id, x, y, width, height (pixels), score, class id."""
+    """Each (query, class) with a score above 0.01 as a row: image id, x, y, width, height (pixels of the original), score,
+    class id."""
     height, width = scenes.pixels.shape[2:]
-    pixels = boxes.double() * torch.tensor([width, height, width, height])
+    pixels = boxes.double() * torch.tensor([width, height, width, height]) * scenes.scale.double()[:, None, None]
     pixels[..., :2] -= pixels[..., 2:] / 2
     image, query, label = (scores > 0.01).nonzero(as_tuple=True)
     columns = [image + 1, *pixels[image, query].unbind(-1), scores[image, query, label], label + 1]
     return torch.stack([c.double() for c in columns], dim=1).numpy()
 
 
-def _precision_recall(evaluation) -> dict[str, float]:
+def _precision_recall(evaluation, images: int) -> dict[str, float]:
     """Precision and recall at IoU 0.5 of all detections with a score of at least THRESHOLD."""
     right = made = objects = 0
-    for image in filter(None, evaluation.evalImgs):
+    sizes = len(evaluation.params.areaRng)
+    for place, image in enumerate(evaluation.evalImgs):  # by class, then size, then image
+        if image is None or place // images % sizes:
+            continue
         sure = np.asarray(image["dtScores"]) >= THRESHOLD
         right += int((image["dtMatches"][0][sure] > 0).sum()) if len(sure) else 0
         made += int(sure.sum())
