@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from dfkd_lib import detection
+from dfkd_lib import datasets, detection
 from dfkd_lib.datasets import SceneSet
+from dfkd_lib.detection.curves import MEAN, confusion, matched, precision_recall_curves
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import create_detector
 
@@ -65,3 +66,55 @@ def test_other_classes_are_said_before_anything_is_computed():
             ask(detector, scenes)
     with pytest.raises(WorkbenchError, match="different classes"):
         detection.average_precision(scenes, torch.zeros(2, 4, 3), torch.zeros(2, 4, 4))
+
+
+# Curves and confusion
+
+BIRD, PLANE = [.3, .3, .2, .2], [.7, .7, .2, .2]
+
+
+def test_precision_over_recall_of_a_case_worked_out_by_hand():
+    """Of two birds one is found at 0.9, the other at 0.5 behind a false alarm at 0.7: precision 1, then 2/3."""
+    scenes = scenes_of((0, 0, BIRD), (1, 0, PLANE), (1, 1, BIRD))
+    curves = precision_recall_curves(scenes, *said((0, 0, 0, .9, BIRD), (0, 1, 0, .7, PLANE), (1, 0, 0, .5, PLANE)))
+    assert list(curves) == ["bird", "plane", MEAN]
+    bird = curves["bird"]
+    assert bird.recall[[0, 50, 100]].tolist() == pytest.approx([0, .5, 1])
+    assert bird.precision[:51] == pytest.approx(1) and bird.precision[51:] == pytest.approx(2 / 3)
+    assert bird.scores[:51] == pytest.approx(.9) and bird.scores[51:] == pytest.approx(.5)
+    assert not curves["plane"].precision.any() and curves[MEAN].precision == pytest.approx(bird.precision / 2)
+
+
+def test_the_mean_of_a_curve_is_the_average_precision():
+    scenes = datasets.generate_scenes(20, 48, split="test")
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(20, 6, 4, generator=generator)
+    boxes = torch.rand(20, 6, 4, generator=generator) * .5 + .25
+    for i, (true, labels) in enumerate(zip(scenes.boxes, scenes.labels, strict=True)):
+        boxes[i, :len(true)] = true * (1 + .1 * torch.randn(true.shape, generator=generator))
+        scores[i, range(len(true)), labels] += .5
+    curves = precision_recall_curves(scenes, scores.clamp(max=1), boxes)
+    measures = detection.average_precision(scenes, scores.clamp(max=1), boxes)
+    assert 0.2 < measures["AP50"] < 1 and curves[MEAN].precision.mean() == pytest.approx(measures["AP50"])
+    for name in scenes.classes:
+        assert curves[name].precision.mean() == pytest.approx(measures["per_class"][name]["AP50"])
+    assert set(precision_recall_curves(scenes, scores * 0, boxes)) == {*scenes.classes, MEAN}
+
+
+def test_confusion_of_a_case_worked_out_by_hand():
+    """A bird found, a plane taken for a bird, a plane missed, a bird where nothing is, a faint one that does not count."""
+    scenes = scenes_of((0, 0, BIRD), (0, 1, PLANE), (1, 1, BIRD))
+    found = said((0, 0, 0, .9, BIRD), (0, 1, 0, .8, PLANE), (1, 0, 0, .7, PLANE), (1, 1, 1, .4, BIRD))
+    assert confusion(scenes, *found).tolist() == [[1, 0, 0], [1, 0, 1], [1, 0, 0]]
+    assert confusion(scenes, *found, threshold=.3).tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 0]]
+    assert confusion(scenes, *said()).tolist() == [[0, 0, 1], [0, 0, 2], [0, 0, 0]]
+
+
+def test_the_pair_of_greatest_overlap_goes_first():
+    """Both detections overlap both objects enough: the better pair is not taken apart for the sake of an order."""
+    truth = torch.tensor([[.40, .5, .2, .2], [.44, .5, .2, .2]])
+    found = torch.tensor([[.43, .5, .2, .2], [.37, .5, .2, .2], [.9, .9, .1, .1]])
+    pairs, false, missed = matched(found, truth)
+    assert pairs.tolist() == [[0, 1], [1, 0]] and false.tolist() == [2] and missed.tolist() == []
+    assert matched(found[:0], truth).missed.tolist() == [0, 1] and matched(found, truth[:0]).false.tolist() == [0, 1, 2]
+    assert matched(found[:1], truth, iou=.95).pairs.tolist() == []
