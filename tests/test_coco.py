@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dfkd_lib import ledger
-from dfkd_lib.datasets import generate_scenes, ground_truth, load_coco, write_coco
+from dfkd_lib.datasets import coco, generate_scenes, ground_truth, load_coco, write_coco
 from dfkd_lib.errors import WorkbenchError
 
 
@@ -92,6 +92,71 @@ def test_scenes_are_written_at_their_own_size(folder, tmp_path):
     write_coco(scenes, tmp_path / "again", "train")
     back = load_coco(tmp_path / "again", "train")
     assert back.pixels.shape == scenes.pixels.shape and torch.allclose(back.boxes[0], scenes.boxes[0], atol=1e-5)
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """A frame of 200 x 160 with objects at (20, 30), 10 x 6, red, and (150, 100), 20 x 12, green; one without any."""
+    (tmp_path / "train").mkdir()
+    frame = np.zeros((160, 200, 3), np.uint8)
+    frame[30:36, 20:30], frame[100:112, 150:170] = (255, 0, 0), (0, 255, 0)
+    Image.fromarray(frame).save(tmp_path / "train" / "a.png")
+    Image.new("RGB", (200, 160), (0, 0, 255)).save(tmp_path / "train" / "b.png")
+    content = {"categories": [{"id": 1, "name": "red"}, {"id": 2, "name": "green"}],
+               "images": [{"id": k, "file_name": f"{k}.png", "width": 200, "height": 160} for k in "ab"],
+               "annotations": [{"id": 1, "image_id": "a", "category_id": 1, "bbox": [20, 30, 10, 6]},
+                               {"id": 2, "image_id": "a", "category_id": 2, "bbox": [150, 100, 20, 12]}]}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_crops_take_the_objects_of_a_frame_in_turn(wide):
+    scenes = load_coco(wide, "train", size=32, crop=3.0, crops=4)
+    assert scenes.rows.tolist() == [0] * 4 + [1] * 4
+    assert [labels.tolist() for labels in scenes.labels] == [[0], [1], [0], [1], [], [], [], []]
+    assert scenes.scale[:4].tolist() == pytest.approx([30 / 32, 60 / 32] * 2)
+    assert not torch.equal(scenes.boxes[0], scenes.boxes[2])  # drawn anew
+    for image, boxes, label in zip(scenes.pixels[:4], scenes.boxes[:4], (0, 1, 0, 1), strict=True):
+        rows, columns = (image[label] > 128).nonzero(as_tuple=True)
+        x, y, width, height = (boxes[0] * 32).tolist()
+        assert [columns.min(), columns.max() + 1] == pytest.approx([x - width / 2, x + width / 2], abs=1.5)
+        assert [rows.min(), rows.max() + 1] == pytest.approx([y - height / 2, y + height / 2], abs=1.5)
+    assert (scenes.pixels[4:, 2] == 255).all()  # inside the empty frame: nothing is filled
+
+
+def test_crops_of_many_sizes(wide):
+    found = load_coco(wide, "train", size=32, crop=4.0, crops=200, crop_spread=2.0).subset(range(0, 200, 2))
+    factors = found.scale.numpy() * 32 / 10  # crop sides in sides of the first object
+    assert factors.min() >= 1.9 and factors.max() <= 8.1
+    assert np.quantile(np.log2(factors / 4), [0.1, 0.5, 0.9]) == pytest.approx([-0.8, 0, 0.8], abs=0.25)
+    assert all(0 in labels for labels in found.labels)
+
+
+def test_crops_anywhere_show_the_sky_too(wide):
+    scenes = load_coco(wide, "train", size=32, crop=3.0, crops=100, crop_anywhere=0.5).subset(range(100))
+    empty = sum(not len(labels) for labels in scenes.labels)
+    assert 30 <= empty <= 60
+
+
+def test_frames_are_decoded_once_and_counted_once(wide, monkeypatch):
+    opened = []
+    read_image = coco.read_image
+    monkeypatch.setattr(coco, "read_image", lambda path, mode: opened.append(path.name) or read_image(path, mode))
+    scenes = load_coco(wide, "train", size=32, crop=3.0, crops=5)
+    assert opened == ["a.png", "b.png"] and len(scenes) == 10
+    with ledger.stage("teacher", {scenes.split: "training"}) as seen:
+        _ = scenes.images
+    assert seen.entries()[0]["images"] == 2
+
+
+@pytest.mark.parametrize("settings", [
+    {"crops": 2}, {"size": 32, "crop_spread": 2.0}, {"crop": 3.0}, {"size": 32, "crop": 0.5},
+    {"size": 32, "crop": 3.0, "crops": 0}, {"size": 32, "crop": 3.0, "crop_spread": 4.0},
+    {"size": 32, "crop": 3.0, "crop_anywhere": 1.5}])
+def test_impossible_crops_are_refused(wide, settings):
+    with pytest.raises(WorkbenchError, match="crops") as caught:
+        load_coco(wide, "train", **settings)
+    assert "mend" in str(caught.value)
 
 
 def test_the_ledger_knows_the_folder(folder):

@@ -8,36 +8,42 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from dfkd_lib import ledger
 from dfkd_lib.artifacts import resolve
+from dfkd_lib.datasets.frames import cut, enlargement, resized, shares, stacked, windows
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.datasets.sources import read_image
 from dfkd_lib.errors import WorkbenchError
 
-FILL = (124, 116, 104)  # ImageNet's mean: 0 after a detector's normalisation
 SLACK = 0.5  # pixels by which a box may leave its image through rounding
 
 
 def load_coco(folder: str | Path, split: str, size: int | None = None, crop: float | None = None,
-              shortest: int | None = None, longest: int = 1333, seed: int = 0) -> SceneSet:
+              shortest: int | None = None, longest: int = 1333, seed: int = 0, crops: int = 1, crop_spread: float = 1.0,
+              crop_anywhere: float = 0.0) -> SceneSet:
     """A split of a COCO folder (`<split>.json` beside `<split>/`), checked, resized and in memory.
 
     Args:
         folder: absolute, or relative to the repository. split: "train", "val" or "test"; "test" falls back to "val".
-        size: side of square scenes: the longer side is resized to it and the rest filled. crop: with size, cut a square
-            around each scene's first object first, `crop` times the object's longer side and off its middle by chance
-            (seeded): for objects too small for a small detector. shortest, longest: DETR's own resizing instead.
+        size: side of square scenes: the longer side is resized to it and the rest filled. shortest, longest: DETR's own
+            resizing instead.
+        crop: with size, cut a square about an object first, `crop` times the object's longer side and off its middle by
+            chance (seeded): for objects too small for a small detector. 1 or more.
+        crops: crops a frame, about each of its objects in turn, each drawn anew; a frame without objects is cut anywhere.
+        crop_spread: from 1 to crop; the factor is drawn log-uniformly from crop / crop_spread to crop * crop_spread:
+            objects of many sizes. crop_anywhere: share of crops, 0..1, that lie anywhere on their frame: empty sky too.
 
     Returns:
         SceneSet of split "<folder name>/<split>", classes in the order of the category ids. Crowd regions are left out.
+        `rows` is the place of a scene's frame in the file, the same for all of its crops.
 
     Raises:
         WorkbenchError: on missing or unreadable files, a box outside its image, without area or not finite, an unknown
             category or image, no annotations, an image of another size than its entry says; each names the file, the
-            annotation, what was expected and found, and the mend.
+            annotation, what was expected and found, and the mend. On crops that cannot be.
     """
+    _check_crops(size, crop, crops, crop_spread, crop_anywhere)
     folder = resolve(folder)
     if split == "test" and not (folder / "test.json").exists():
         split = "val"
@@ -48,27 +54,49 @@ def load_coco(folder: str | Path, split: str, size: int | None = None, crop: flo
     categories = sorted(content["categories"], key=lambda c: c["id"])
     order = {c["id"]: k for k, c in enumerate(categories)}
     objects = _objects(content, order, file)
+    usual = np.array([max(box[2:]) for found in objects.values() for box, _ in found] or [8.0])
     rng = np.random.default_rng(seed)
-    images, boxes, labels, scale = [], [], [], []
-    for entry in content["images"]:
+    images, boxes, labels, scale, rows = [], [], [], [], []
+    for row, entry in enumerate(content["images"]):
         found = objects[entry["id"]]
-        pixels = _image(folder / split / entry["file_name"], entry, file)
+        frame = _image(folder / split / entry["file_name"], entry, file)
         corners = np.array([f[0] for f in found], dtype=np.float64).reshape(-1, 4)
-        keep = np.arange(len(found))
-        if crop and len(found):
-            pixels, corners, keep = _crop(pixels, corners, crop, rng)
-        factor = _factor(pixels.shape, size, shortest, longest)
-        pixels, corners = _resized(pixels, corners, factor, size)
-        scale.append(1 / factor)
-        images.append(pixels)
-        boxes.append(_shares(corners, pixels.shape))
-        labels.append(torch.tensor([found[k][1] for k in keep], dtype=torch.int64))
-    pixels = _stacked(images, file, fill=shortest is not None)
+        cuts = [(frame, corners, range(len(found)))] if not crop else [cut(frame, corners, *window) for window in windows(
+            frame.shape, corners, usual, rng, crop=crop, crops=crops, spread=crop_spread, anywhere=crop_anywhere)]
+        for pixels, inside, keep in cuts:
+            factor = enlargement(pixels.shape, size, shortest, longest)
+            pixels, inside = resized(pixels, inside, factor, size)
+            images.append(pixels)
+            boxes.append(shares(inside, pixels.shape))
+            labels.append(torch.tensor([found[k][1] for k in keep], dtype=torch.int64))
+            scale.append(1 / factor)
+            rows.append(row)
+    if shortest is None:
+        _check_sizes(images, file)
+    pixels = stacked(images)
     if shortest is not None:  # the shares are of each image; the padded batch is larger
         boxes = [b * torch.tensor([i.shape[1] / pixels.shape[3], i.shape[0] / pixels.shape[2]]).repeat(2)
                  for b, i in zip(boxes, images, strict=True)]
     return SceneSet(pixels, boxes, labels, tuple(c["name"] for c in categories), f"COCO folder {folder.name}", name,
-                    scale=torch.tensor(scale))
+                    np.array(rows), torch.tensor(scale))
+
+
+def _check_crops(size, crop, crops, spread, anywhere) -> None:
+    if not crop and (crops != 1 or spread != 1 or anywhere):
+        raise WorkbenchError("crops of frames that are not cut", expected="crop=..., the crop's side in object sides",
+                             got=f"crops {crops}, crop_spread {spread}, crop_anywhere {anywhere}", mend="give crop=4.0")
+    if crop and not (size and crops >= 1 and crop >= spread >= 1 and 0 <= anywhere <= 1):
+        raise WorkbenchError("impossible crops", got=f"size {size}, crop {crop}, crops {crops}, crop_spread {spread}, "
+                             f"crop_anywhere {anywhere}", mend="correct the value out of range",
+                             expected="a size, crops and crop_spread from 1, crop >= crop_spread, crop_anywhere 0..1")
+
+
+def _check_sizes(images: list[np.ndarray], file: Path) -> None:
+    sizes = {image.shape for image in images}
+    if len(sizes) > 1:
+        few = ", ".join(f"{w} x {h}" for h, w, _ in sorted(sizes)[:3])
+        raise WorkbenchError("the images of a COCO folder have several sizes", expected="one size", got=few, where=file,
+                             mend="give size=... (square scenes) or shortest=... (DETR's resizing)")
 
 
 def _read(file: Path) -> dict:
@@ -144,67 +172,6 @@ def _image(path: Path, entry: dict, file: Path) -> np.ndarray:
                              got=f"{pixels.shape[1]} x {pixels.shape[0]}",
                              mend="correct width and height in the file, or restore the image the boxes were drawn on")
     return pixels
-
-
-def _crop(pixels: np.ndarray, boxes: np.ndarray, crop: float, rng: np.random.Generator):
-    """A square window about the first object, inside the image if it fits; the boxes in it and which they were."""
-    side = max(8, round(crop * boxes[0, 2:].max()))
-    middle = boxes[0, :2] + boxes[0, 2:] / 2
-    room = (side - boxes[0, 2:].max()) / 2
-    corner = np.round(middle - side / 2 + rng.uniform(-room, room, 2)).astype(int)
-    corner = corner.clip(0, np.maximum(np.array(pixels.shape[1::-1]) - side, 0))
-    window = Image.fromarray(pixels).crop((*corner, *(corner + side)))
-    if (corner + side > pixels.shape[1::-1]).any():  # PIL fills with black; fill with the mean
-        mask = Image.new("L", pixels.shape[1::-1], 255).crop((*corner, *(corner + side)))
-        window = Image.composite(window, Image.new("RGB", window.size, FILL), mask)
-    low = (boxes[:, :2] - corner).clip(0, side)
-    high = (boxes[:, :2] + boxes[:, 2:] - corner).clip(0, side)
-    keep = np.flatnonzero((high - low).prod(axis=1) >= 0.5 * boxes[:, 2:].prod(axis=1))
-    return np.asarray(window), np.concatenate([low, high - low], axis=1)[keep], keep
-
-
-def _factor(shape: tuple, size: int | None, shortest: int | None, longest: int) -> float:
-    """By how much an image (H, W, 3) is enlarged: to a square of side `size`, by DETR's rule, or not at all."""
-    short, long = sorted(shape[:2])
-    if size:
-        return size / long
-    return min(shortest / short, longest / long) if shortest else 1.0
-
-
-def _resized(pixels: np.ndarray, boxes: np.ndarray, factor: float, size: int | None):
-    """Image and boxes (x, y, width, height) enlarged by `factor`; with `size`, filled to a square of that side."""
-    height, width = pixels.shape[:2]
-    wide, high = max(1, round(width * factor)), max(1, round(height * factor))
-    image = Image.fromarray(pixels)
-    if (wide, high) != image.size:
-        image = image.resize((wide, high), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    if size and (wide, high) != (size, size):
-        square = Image.new("RGB", (size, size), FILL)
-        square.paste(image)
-        image = square
-    return np.asarray(image), boxes * np.array([wide / width, high / height] * 2)
-
-
-def _shares(boxes: np.ndarray, shape: tuple) -> Tensor:
-    """Boxes (n, 4) x, y, width, height in pixels → centre x, centre y, width, height as shares, float32."""
-    scaled = boxes / np.array([shape[1], shape[0]] * 2)
-    scaled[:, :2] += scaled[:, 2:] / 2
-    return torch.from_numpy(scaled.astype(np.float32))
-
-
-def _stacked(images: list[np.ndarray], file: Path, fill: bool) -> Tensor:
-    """uint8 (N, 3, H, W); images of several sizes are filled at right and bottom, or refused."""
-    sizes = {image.shape for image in images}
-    if len(sizes) > 1 and not fill:
-        few = ", ".join(f"{w} x {h}" for h, w, _ in sorted(sizes)[:3])
-        raise WorkbenchError("the images of a COCO folder have several sizes", expected="one size", got=few, where=file,
-                             mend="give size=... (square scenes) or shortest=... (DETR's resizing)")
-    height, width = (max(s[axis] for s in sizes) for axis in (0, 1))
-    stacked = np.empty((len(images), height, width, 3), np.uint8)
-    stacked[:] = FILL
-    for row, image in zip(stacked, images, strict=True):
-        row[:image.shape[0], :image.shape[1]] = image
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
 
 
 def ground_truth(scenes: SceneSet) -> dict:
