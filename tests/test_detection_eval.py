@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+from scipy.ndimage import find_objects, label
 
 from dfkd_lib import datasets, detection
 from dfkd_lib.datasets import SceneSet
+from dfkd_lib.detection import tiles
 from dfkd_lib.detection.curves import MEAN, confusion, matched, precision_recall_curves
+from dfkd_lib.detection.tiles import predict_tiled, starts
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import create_detector
+from dfkd_lib.models.detectors import Detections
 
 CLASSES = ("bird", "plane")
 
@@ -118,3 +122,102 @@ def test_the_pair_of_greatest_overlap_goes_first():
     assert pairs.tolist() == [[0, 1], [1, 0]] and false.tolist() == [2] and missed.tolist() == []
     assert matched(found[:0], truth).missed.tolist() == [0, 1] and matched(found, truth[:0]).false.tolist() == [0, 1, 2]
     assert matched(found[:1], truth, iou=.95).pairs.tolist() == []
+
+
+# Tiles
+
+class Blobs(torch.nn.Module):
+    """Finds each patch of red (class 0) or green (class 1) in an image, cut by its border as it is seen."""
+
+    num_labels, num_queries = 2, 8
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, images):
+        self.seen.append(tuple(images.shape))
+        logits, boxes = torch.full((len(images), 8, 3), -9.0), torch.full((len(images), 8, 4), .5)
+        for i, image in enumerate(images):
+            colours = [find_objects(label((image[k] - image[1 - k] > .6).numpy())[0]) for k in range(2)]
+            for query, (k, (y, x)) in enumerate((k, place) for k in range(2) for place in colours[k]):
+                wide, high = x.stop - x.start, y.stop - y.start
+                logits[i, query, k] = 2.0 + wide * high / image[0].numel()
+                boxes[i, query] = torch.tensor([x.start + wide / 2, y.start + high / 2, wide, high]) / image.shape[-1]
+        return Detections(logits, boxes)
+
+
+def frame(height, width, *squares):
+    """A grey frame with squares (class, x, y, width, height) on it."""
+    image = torch.full((3, height, width), 90, dtype=torch.uint8)
+    for k, x, y, w, h in squares:
+        image[:, y:y + h, x:x + w] = torch.tensor([255 * (k == 0), 255 * (k == 1), 0], dtype=torch.uint8).view(3, 1, 1)
+    return image
+
+
+def rows(scores, boxes, width, height):
+    """{(class, x, y, width, height) in pixels} of what was found with a score of half or more."""
+    pixels = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], -1) * torch.tensor([width, height] * 2)
+    return {(int(s.argmax()), *p.round().int().tolist()) for s, p in zip(scores, pixels, strict=True) if s.max() > .5}
+
+
+@pytest.mark.parametrize("size, tile", [(40, 40), (80, 40)])
+def test_each_object_of_a_frame_is_found_once_and_whole(size, tile):
+    """Objects at a frame's corner, across borders of windows, and where four windows overlap."""
+    squares = [(0, 0, 0, 8, 6), (1, 36, 10, 8, 8), (0, 66, 56, 8, 8), (1, 110, 72, 10, 8), (0, 27, 27, 6, 6)]
+    frames = torch.stack([frame(80, 120, *squares), frame(80, 120)])
+    scores, boxes = predict_tiled(Blobs(), frames, tile, size, overlap=.3, keep=20)
+    assert scores.shape == (2, 20, 2) and boxes.shape == (2, 20, 4)
+    assert rows(scores[0], boxes[0], 120, 80) == set(squares)
+    assert not scores[1].any() and not scores[0, len(squares):].any() and not boxes[0, len(squares):].any()
+
+
+def test_frames_smaller_than_a_window_are_filled():
+    detector = Blobs()
+    scores, boxes = predict_tiled(detector, frame(20, 30, (1, 10, 5, 6, 6))[None], 40, 40)
+    assert rows(scores[0], boxes[0], 30, 20) == {(1, 10, 5, 6, 6)} and detector.seen == [(1, 3, 40, 40)]
+
+
+def test_an_object_too_large_for_a_window_needs_a_larger_tile():
+    large = frame(80, 120, (0, 20, 20, 50, 50))
+    scores, boxes = predict_tiled(Blobs(), large[None], 32, 32)
+    assert len(rows(scores[0], boxes[0], 120, 80)) > 1
+    scores, boxes = predict_tiled(Blobs(), large[None], [32, 80], 80)
+    whole = rows(scores[0], boxes[0], 120, 80)
+    assert (0, 20, 20, 50, 50) in whole
+
+
+def test_windows_cover_an_axis_and_overlap_enough():
+    for length, tile, overlap in ((640, 104, .25), (512, 100, 0.), (100, 100, .5), (50, 100, .2), (101, 100, .9)):
+        first = starts(length, tile, overlap)
+        assert first[0] == 0 and first[-1] + tile == max(length, tile)
+        assert all(b - a <= max(1, tile * (1 - overlap)) for a, b in zip(first, first[1:], strict=False))
+
+
+def test_few_windows_are_held_at_a_time(monkeypatch):
+    detector = Blobs()
+    monkeypatch.setattr(tiles, "PIXELS", 4 * 40 * 40)
+    predict_tiled(detector, frame(200, 200)[None].expand(2, -1, -1, -1), 40, 20)
+    assert max(shape[0] for shape in detector.seen) <= 4 and sum(shape[0] for shape in detector.seen) == 2 * 7 * 7
+
+
+def test_four_scenes_in_one_frame_are_found_as_by_themselves():
+    scenes = datasets.generate_scenes(4, 80, split="test")
+    detector = detection.open_shipped("detr_micro_scenes")
+    a, b, c, d = scenes.pixels
+    quad = torch.cat([torch.cat([a, b], 2), torch.cat([c, d], 2)], 1)[None]
+    scores, boxes = predict_tiled(detector, quad, 80, 80, overlap=0, keep=64)
+    one = scenes.subset([0])
+    corners = [(0, 0), (.5, 0), (0, .5), (.5, .5)]
+    truth = torch.cat([box / 2 + torch.tensor([x, y, 0, 0]) for box, (x, y) in zip(scenes.boxes, corners, strict=True)])
+    whole = SceneSet(quad, [truth], [torch.cat(scenes.labels)], one.classes)
+    alone = detection.evaluate_ap(detector, scenes)["AP50"]
+    assert detection.average_precision(whole, scores, boxes)["AP50"] >= alone - 0.1 > 0.5
+
+
+@pytest.mark.parametrize("wrong", [{"tile": []}, {"tile": 4}, {"overlap": 1.0}, {"keep": 0}, {"iou": 0.0}, {"size": 0}])
+def test_impossible_windows_are_refused(wrong):
+    with pytest.raises(WorkbenchError, match="impossible windows"):
+        predict_tiled(Blobs(), frame(40, 40)[None], **{"tile": 40, "size": 40, **wrong})
+    with pytest.raises(WorkbenchError, match="uint8"):
+        predict_tiled(Blobs(), frame(40, 40).float()[None], 40, 40)

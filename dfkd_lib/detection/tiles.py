@@ -1,0 +1,118 @@
+"""Small objects in large frames: overlapping windows are detected in one by one, and what is found is put together."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import batched_nms, box_convert
+
+from dfkd_lib.detection.evaluate import PIXELS, predict
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.models.detectors import MEAN, Detector
+
+FILL = [round(255 * mean) for mean in MEAN]
+FAINT = 0.01  # score below which nothing is kept
+BORDER = 0.02  # share of a window within which a box touches its border
+COVERED = 0.7  # share of a cut box that another one must cover to stand for it
+
+
+@torch.no_grad()
+def predict_tiled(detector: Detector, images: Tensor, tile: int | Sequence[int], size: int, overlap: float = 0.25,
+                  keep: int = 100, iou: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Detect in whole frames by square windows, each resized to what the detector was trained on.
+
+    A box that a border between windows cuts is left out where another window saw more of the same object; then
+    non-maximum suppression within each class. An object that no window holds stays in pieces: give a larger tile too.
+
+    Args:
+        images: uint8 (N, 3, H, W). tile: side of the windows in pixels of the frames, or several for several scales; what
+            lies outside a frame is filled with the mean colour. size: side that windows are resized to.
+        overlap: of neighbouring windows as a share of their side, at least, in [0, 1): as much as objects are large.
+        keep: detections an image, at most. iou: from which the less sure of two boxes of a class is left out.
+
+    Returns:
+        Scores (N, keep, classes) in [0, 1], surest first, and boxes (N, keep, 4) cxcywh in [0, 1] of the frame, on the
+        CPU; 0 where there are fewer. Memory beside these does not grow with the number of frames.
+
+    Raises:
+        WorkbenchError: on images of another form, impossible sizes, overlap, keep or iou.
+    """
+    tiles = sorted({int(t) for t in ([tile] if isinstance(tile, int) else tile)})
+    _check(images, tiles, size, overlap, keep, iou)
+    scores = torch.zeros(len(images), keep, detector.num_labels)
+    boxes = torch.zeros(len(images), keep, 4)
+    for row, image in enumerate(images):
+        found = [_in_windows(detector, image, side, size, overlap) for side in tiles]
+        kept = _put_together(*(torch.cat(parts) for parts in zip(*found, strict=True)), keep, iou)
+        scores[row, :len(kept[0])], boxes[row, :len(kept[1])] = kept
+    return scores, box_convert(boxes, "xyxy", "cxcywh")
+
+
+def _check(images: Tensor, tiles: list[int], size: int, overlap: float, keep: int, iou: float) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+        raise WorkbenchError("frames have the wrong form", expected="uint8 (N, 3, H, W)", where="predict_tiled",
+                             got=f"{images.dtype} {tuple(images.shape)}", mend="convert them to uint8 RGB")
+    if not tiles or tiles[0] < 8 or size < 8 or not 0 <= overlap < 1 or keep < 1 or not 0 < iou <= 1:
+        raise WorkbenchError("impossible windows", where="predict_tiled", mend="correct the value that is out of range",
+                             expected="tile and size >= 8, 0 <= overlap < 1, keep >= 1, 0 < iou <= 1",
+                             got=f"tile {tiles}, size {size}, overlap {overlap}, keep {keep}, iou {iou}")
+
+
+def starts(length: int, tile: int, overlap: float) -> list[int]:
+    """Where windows of `tile` pixels begin along an axis: evenly, from 0 to the last pixel, overlapping enough."""
+    steps = -(-max(0, length - tile) // max(1, int(tile * (1 - overlap))))
+    return [round(i * (length - tile) / steps) for i in range(steps + 1)] if steps else [0]
+
+
+def _in_windows(detector: Detector, image: Tensor, tile: int, size: int, overlap: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What is found in all windows of one side: scores (n, classes), boxes (n, 4) xyxy in [0, 1], cut (n,) bool."""
+    height, width = image.shape[1:]
+    corners = iter([(x, y) for y in starts(height, tile, overlap) for x in starts(width, tile, overlap)])
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    while chunk := list(islice(corners, max(1, PIXELS // max(tile, size) ** 2))):
+        scores, boxes = predict(detector, torch.stack(list(_windows(image, chunk, tile, size))))
+        boxes = box_convert(boxes, "cxcywh", "xyxy")
+        low = torch.tensor(chunk).float()[:, None]
+        # A border of the window that lies within the frame cuts; one at or beyond the frame's does not.
+        inner = torch.cat([low > 0, low + tile < torch.tensor([width, height])], -1)
+        near = torch.cat([boxes[..., :2] < BORDER, boxes[..., 2:] > 1 - BORDER], -1)
+        boxes = (boxes * tile + low.repeat(1, 1, 2)) / torch.tensor([width, height, width, height])
+        clear = scores.amax(-1) > FAINT
+        parts.append((scores[clear], boxes.clamp(0, 1)[clear], (inner & near).any(-1)[clear]))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def _windows(image: Tensor, corners: list[tuple[int, int]], tile: int, size: int) -> Iterator[Tensor]:
+    for x, y in corners:
+        seen = image[:, y:y + tile, x:x + tile]
+        window = torch.tensor(FILL, dtype=torch.uint8).view(3, 1, 1).expand(3, tile, tile)
+        if seen.shape[1:] != (tile, tile):
+            window = window.clone()
+            window[:, :seen.shape[1], :seen.shape[2]] = seen
+        else:
+            window = seen
+        if tile != size:
+            resized = F.interpolate(window[None].float(), (size, size), mode="bilinear", antialias=True)
+            window = resized[0].round().clamp(0, 255).to(torch.uint8)
+        yield window
+
+
+def _put_together(scores: Tensor, boxes: Tensor, cut: Tensor, keep: int, iou: float) -> tuple[Tensor, Tensor]:
+    """The detections of all windows of a frame as one list, surest first, `keep` at most."""
+    best, label = scores.max(-1)
+    # Pairs are compared below: among thousands the faintest are never kept.
+    order = best.argsort(descending=True, stable=True)[:20 * keep]
+    scores, boxes, cut, best, label = (x[order] for x in (scores, boxes, cut, best, label))
+    area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1)
+    low, high = (f(boxes[:, None, part], boxes[None, :, part]) for f, part in
+                 ((torch.maximum, slice(0, 2)), (torch.minimum, slice(2, 4))))
+    covered = (high - low).clamp(min=0).prod(-1) >= COVERED * area[:, None]
+    # Of two cut boxes the larger may stand for the other; a faint one stands for nothing.
+    larger = ~cut[None] | (area[None] > area[:, None])
+    stands = covered & larger & (label[:, None] == label[None]) & (best[None] >= best[:, None] / 2)
+    stands.fill_diagonal_(False)
+    left = (~(cut & stands.any(1)) & (area > 0)).nonzero().flatten()
+    left = left[batched_nms(boxes[left], best[left], label[left], iou)[:keep]]
+    return scores[left], boxes[left]
