@@ -2,18 +2,21 @@
 
 from dataclasses import dataclass, fields, replace
 
-import numpy as np
-
-from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.artifacts import Artifact, Store, resolve
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.detection.distill import DetectionTerms, shown, train_detector
 from dfkd_lib.detection.evaluate import THRESHOLD
 from dfkd_lib.detection.shipped import shipped_detector
+from dfkd_lib.detection.batches import open_scenes
+from dfkd_lib.detection.measure import measure_scenes
 from dfkd_lib.detection.source import SceneSource
+from dfkd_lib.detection.synthesis import SceneGAN, draw_scenes, object_probe_artifact
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.training import TrainConfig
 
-ARMS = {"train": "labels + teacher", "synthetic": "teacher alone, other scenes", "plain": "labels alone"}
+ARMS = {"train": "labels + teacher", "plain": "labels alone", "synthetic": "teacher alone, attention GAN's scenes",
+        "vanilla": "teacher alone, vanilla GAN's scenes", "generated": "teacher alone, generated scenes"}
+GANS = ("synthetic", "vanilla")  # arms whose scenes a GAN draws
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,14 @@ class DetectionRecipe:
     """Every parameter of detection KD as a plain scalar; the defaults are the quick profile's.
 
     Args:
-        data, size, train_scenes, test_scenes, crop, shortest: see `SceneSource`. augment: see `batches.augmented`.
+        data, size, train_scenes, test_scenes, crop, crops, crop_spread, shortest: see `SceneSource`.
+        augment: see `batches.augmented`.
         seed: of everything random.
         teacher: "shipped" (the file named by `shipped`) or "train" (teacher_model for teacher_epochs).
         pretrained, weights: start that training from published weights (download) or from a file or folder of yours.
         student_*, teacher_*, batch_size, precision: models and training. *_weight, temperature, pairing: the losses.
+        lam: of the attention loss of the augmented GAN. gan_*: the GANs' training and size; gan_scenes: that each draws
+            for a student, 0 for as many as there are training scenes.
     """
 
     data: str = "scenes"
@@ -33,6 +39,8 @@ class DetectionRecipe:
     train_scenes: int = 6000
     test_scenes: int = 300
     crop: float = 0.0
+    crops: int = 1
+    crop_spread: float = 1.0
     shortest: int = 0
     augment: float = 0.0
     seed: int = 0
@@ -54,6 +62,12 @@ class DetectionRecipe:
     distillation_weight: float = 1.0
     temperature: float = 2.0
     pairing: str = "hungarian"
+    lam: float = 1.0
+    gan_epochs: int = 4
+    gan_lr: float = 2e-4
+    gan_width: int = 128
+    gan_d_width: int = 32
+    gan_scenes: int = 0
 
     @classmethod
     def of(cls, parameters: dict) -> "DetectionRecipe":
@@ -64,7 +78,7 @@ class DetectionRecipe:
     @property
     def source(self) -> SceneSource:
         return SceneSource(self.data, self.size, self.train_scenes, self.test_scenes, self.seed, self.crop,
-                           self.shortest)
+                           self.shortest, self.crops, self.crop_spread)
 
     @property
     def terms(self) -> DetectionTerms:
@@ -83,18 +97,45 @@ class DetectionRecipe:
             raise WorkbenchError("no such teacher", expected="shipped or train", got=self.teacher, where="teacher")
         config = self._config(self.teacher_epochs, self.teacher_lr)
         return train_detector(store, self.teacher_model, self.source, config, self.terms, augment=self.augment,
-                              pretrained=self.pretrained, weights=self.weights or None)
+                              pretrained=self.pretrained, weights=resolve(self.weights) if self.weights else None)
+
+    def probes(self, store: Store) -> Artifact:
+        """The class probes of the teacher's objects in the training scenes."""
+        return object_probe_artifact(store, self.source, self.teacher_artifact(store))
+
+    def gan(self, arm: str, seed: int | None = None) -> SceneGAN:
+        """The GAN of an arm of `GANS`: "synthetic" with the attention loss, "vanilla" without, else the same."""
+        if arm not in GANS:
+            raise WorkbenchError("no such GAN", expected=", ".join(GANS), got=arm, where="arm")
+        config = TrainConfig(self.gan_epochs, self.batch_size, self.gan_lr, "adam", (0.0, 0.99), schedule="constant",
+                             precision=self.precision, seed=self.seed if seed is None else seed)
+        return SceneGAN(config, self.lam if arm == "synthetic" else 0.0, self.gan_width, self.gan_d_width)
+
+    def trained_gan(self, store: Store, arm: str, seed: int | None = None) -> Artifact:
+        """That GAN, trained on the training scenes."""
+        return self.gan(arm, seed).train(store, self.source, self.teacher_artifact(store), self.probes(store))
+
+    def drawn(self, store: Store, arm: str, seed: int | None = None) -> Artifact:
+        """The scenes that this GAN draws for a student; `batches.open_scenes` opens them."""
+        count = self.gan_scenes or self.trained_gan(store, arm, seed).metrics["train_scenes"]
+        return draw_scenes(store, self.gan(arm, seed), self.trained_gan(store, arm, seed), count, self.seed)
+
+    def measured(self, store: Store, arm: str | None, seed: int | None = None) -> Artifact:
+        """Measures of the scenes of an arm's GAN, or of the real test scenes (None); the judge is the student "plain"."""
+        scenes = None if arm is None else self.drawn(store, arm, seed)
+        return measure_scenes(store, scenes, self.teacher_artifact(store), self.student(store, "plain"), self.probes(store),
+                              self.source)
 
     def student(self, store: Store, arm: str) -> Artifact:
-        """The student of an arm of `ARMS`: distilled on labelled training scenes, distilled on synthetic scenes without
-        labels, or trained on labelled scenes without a teacher (what KD must beat)."""
+        """The student of an arm of `ARMS`: distilled on labelled training scenes; trained on them without a teacher (what KD
+        must beat); or distilled without labels on scenes of a GAN, or of the program of the generated scenes."""
         if arm not in ARMS:
             raise WorkbenchError("no such arm", expected=", ".join(ARMS), got=arm, where="arms",
                                  mend="name arms separated by commas")
         teacher = None if arm == "plain" else self.teacher_artifact(store)
         config = self._config(self.student_epochs, self.student_lr)
-        return train_detector(store, self.student_model, self.source, config, self.terms, teacher,
-                              "synthetic" if arm == "synthetic" else "train", self.augment)
+        scenes = self.drawn(store, arm) if arm in GANS else "synthetic" if arm == "generated" else "train"
+        return train_detector(store, self.student_model, self.source, config, self.terms, teacher, scenes, self.augment)
 
     def examples(self, detectors: dict[str, Artifact], count: int, threshold: float = THRESHOLD) -> dict:
         """The first `count` test scenes with an object, their true boxes and what each detector finds there with at
@@ -119,30 +160,3 @@ class DetectionRecipe:
 
 def _truth(scenes: SceneSet, row: int) -> dict:
     return {"boxes": scenes.boxes[row].numpy(), "labels": scenes.labels[row].numpy()}
-
-
-def ap_table(detectors: dict[str, Artifact]):
-    """COCO measures of each detector as a pandas table: size, scenes read, AP, AP50, AP75, precision, AP50 by class."""
-    import pandas as pd
-
-    rows = []
-    for name, artifact in detectors.items():
-        m = artifact.metrics
-        rows.append({"detector": f"{name} ({artifact.settings['model']})", "parameters": m["parameters"],
-                     "AP": m["AP"], "AP50": m["AP50"], "AP75": m["AP75"], "precision": m["precision"],
-                     "recall": m["recall"], **{f"AP50 {c}": v["AP50"] for c, v in m["per_class"].items()}})
-    return pd.DataFrame(rows).replace({None: np.nan})
-
-
-def seen_table(detectors: dict[str, Artifact]):
-    """What each detector was made from: scenes of data sets that its own training read, by the ledger."""
-    import pandas as pd
-
-    rows = []
-    for name, artifact in detectors.items():
-        read = {row["split"]: row["images"] for row in artifact.ledger if row["purpose"] != "evaluation"}
-        rows.append({"detector": name, "scenes it trained on": artifact.metrics["train_scenes"],
-                     "of them from a data set": sum(read.values()), "splits": ", ".join(read) or "none",
-                     "labels": "the teacher's detections" if artifact.settings.get("scenes") == "synthetic" else
-                     "the data set's"})
-    return pd.DataFrame(rows)

@@ -16,8 +16,9 @@ class SceneSource:
     Args:
         data: "scenes", the generated aerial scenes, or a COCO folder. size: side of square scenes in pixels.
         train, test: number of generated scenes; a folder has its own. seed: of the generated scenes and crops.
-        crop: of a COCO folder, see `load_coco`; 0 for whole frames. shortest: DETR's resizing of a folder's frames
-            instead of square scenes; 0 for square ones.
+        crop, crops, crop_spread: of a COCO folder's training frames, see `load_coco`; crop 0 for whole frames. Test frames
+            are cut once each, at `crop`. shortest: DETR's resizing of a folder's frames instead of square scenes; 0 for
+            square ones.
     """
 
     data: str = "scenes"
@@ -27,10 +28,18 @@ class SceneSource:
     seed: int = 0
     crop: float = 0.0
     shortest: int = 0
+    crops: int = 1
+    crop_spread: float = 1.0
 
     def load(self, split: str) -> SceneSet:
         """The scenes of split "train", "test" or "synthetic" (always generated, of split None, as many as `train`)."""
         return _load(self, split, self.test if split == "test" else self.train)
+
+    def split(self, split: str) -> str | None:
+        """The name of a split in the ledger, without drawing generated scenes; None for scenes of no data set."""
+        if split == "synthetic":
+            return None
+        return f"aerial/{split}" if self.data == "scenes" else self.load(split).split
 
     def identity(self, split: str) -> dict:
         """What tells these scenes from others, for an artifact's settings.
@@ -50,8 +59,10 @@ class SceneSource:
 def _load(source: SceneSource, split: str, count: int) -> SceneSet:
     if source.data == "scenes" or split == "synthetic":
         return generate_scenes(count, source.size, source.seed, split)
-    # Test frames are cut in one fixed way, so that every detector is asked the same question.
-    seed = source.seed if split == "train" else 0
     if source.shortest:
         return load_coco(source.data, split, shortest=source.shortest)
-    return load_coco(source.data, split, size=source.size, crop=source.crop or None, seed=seed)
+    if split == "train":
+        return load_coco(source.data, split, size=source.size, crop=source.crop or None, seed=source.seed,
+                         crops=source.crops, crop_spread=source.crop_spread)
+    # Test frames are cut in one fixed way, so that every detector is asked the same question.
+    return load_coco(source.data, split, size=source.size, crop=source.crop or None, seed=0)

@@ -1,0 +1,60 @@
+"""Detectors and drawn scenes as tables: COCO's measures, what each has read, and how good its scenes are."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dfkd_lib.artifacts import Artifact
+from dfkd_lib.intervals import interval_text, paired_difference
+
+MEASURES = {"frechet": "distance of scenes", "frechet_objects": "distance of objects", "found": "objects found (%)",
+            "AP50": "AP50 of what was asked", "attention": "attention loss"}
+
+
+def ap_table(detectors: dict[str, Artifact]):
+    """COCO measures of each detector as a pandas table: size, scenes read, AP, AP50, AP75, precision, AP50 by class."""
+    import pandas as pd
+
+    rows = []
+    for name, artifact in detectors.items():
+        m = artifact.metrics
+        rows.append({"detector": f"{name} ({artifact.settings['model']})", "parameters": m["parameters"],
+                     "AP": m["AP"], "AP50": m["AP50"], "AP75": m["AP75"], "precision": m["precision"],
+                     "recall": m["recall"], **{f"AP50 {c}": v["AP50"] for c, v in m["per_class"].items()}})
+    return pd.DataFrame(rows).replace({None: np.nan})
+
+
+def seen_table(detectors: dict[str, Artifact]):
+    """What each detector was made from: scenes of data sets that its own training read, by the ledger."""
+    import pandas as pd
+
+    rows = []
+    for name, artifact in detectors.items():
+        read = {row["split"]: row["images"] for row in artifact.ledger if row["purpose"] != "evaluation"}
+        rows.append({"detector": name, "scenes it trained on": artifact.metrics["train_scenes"],
+                     "of them from a data set": sum(read.values()), "splits": ", ".join(read) or "none",
+                     "labels": "the teacher's detections" if artifact.settings.get("scenes") == "synthetic" else
+                     "the data set's"})
+    return pd.DataFrame(rows)
+
+
+def measures_table(measured: dict[str, Sequence[Artifact]]):
+    """What was measured of drawn scenes, one row a maker: mean and 95 % interval over its seeds.
+
+    Args:
+        measured: {maker: `measure.measure_scenes` of each seed}.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, found in measured.items():
+        row = {"scenes": name, "seeds": len(found)}
+        for key, words in MEASURES.items():
+            row[words] = interval_text([(100 if key == "found" else 1) * one.metrics[key] for one in found])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def arms_difference(measured: dict[str, Sequence[Artifact]], key: str = "frechet") -> dict:
+    """`intervals.paired_difference` of a measure, augmented minus vanilla, over pairs of one seed."""
+    return paired_difference(*([one.metrics[key] for one in measured[arm]] for arm in ("vanilla", "synthetic")))

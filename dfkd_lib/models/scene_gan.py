@@ -1,0 +1,134 @@
+"""A generator of scenes for a layout of classes and boxes, and its discriminator (METHODS A4)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torchvision.ops import box_convert, roi_align
+
+PATCH = 32      # side in pixels at which an object is drawn and judged
+ROOM = 1.25     # the patch of an object reaches so far beyond its box: outlines are soft
+CONTEXT = 1.5   # an object is judged with so much of what is around it
+SLOPE = 0.2     # of the discriminator's leaky ReLU
+
+
+def layout_planes(labels: Tensor, boxes: Tensor, num_classes: int, side: int) -> Tensor:
+    """A layout as soft masks, one plane a class: (B, K, side, side) in [0, 1], a pixel's share of the class's boxes.
+
+    Args:
+        labels: int64 (B, M), -1 for none. boxes: (B, M, 4), centre x, centre y, width, height in [0, 1].
+    """
+    edges = torch.arange(side, device=boxes.device) / side
+    low, high = (box[..., None] for box in (boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2))
+    # The share of each column and row of pixels that a box covers; their product is the share of each pixel.
+    covered = (torch.minimum(high, edges + 1 / side) - torch.maximum(low, edges)).clamp(min=0) * side
+    masks = covered[:, :, 1, :, None] * covered[:, :, 0, None, :]
+    hot = F.one_hot(labels.clamp(min=0), num_classes).to(masks) * (labels >= 0)[..., None]
+    return torch.einsum("bmk,bmhw->bkhw", hot, masks).clamp(max=1)
+
+
+def object_boxes(boxes: Tensor, labels: Tensor, factor: float, height: int, width: int) -> Tensor:
+    """The boxes of a padded layout, `factor` times as large, for `roi_align`: (n, 5), image and corners in pixels."""
+    image, place = (labels >= 0).nonzero(as_tuple=True)
+    chosen = boxes[image, place].float() * boxes.new_tensor([width, height, width, height])
+    chosen = torch.cat([chosen[:, :2], chosen[:, 2:] * factor], 1)
+    return torch.cat([image[:, None].to(chosen), box_convert(chosen, "cxcywh", "xyxy")], 1)
+
+
+def _up(wide: int, narrow: int, factor: int = 2) -> nn.Sequential:
+    return nn.Sequential(nn.Upsample(scale_factor=factor), nn.Conv2d(wide, narrow, 3, 1, 1, bias=False),
+                         nn.BatchNorm2d(narrow), nn.ReLU(True))
+
+
+class SceneGenerator(nn.Module):
+    """Noise and a layout → a scene: a background, and into each box an object with its own opacity.
+
+    As every object is drawn by itself and painted into its box, a scene holds what was asked for where it was asked for,
+    whatever the adversarial game has come to; what the game decides is how it looks.
+
+    Args:
+        num_classes: K. side: S, pixels, a multiple of 16. latent: length of each noise vector. width: channels of the first
+            layers, halved by each of the next.
+    """
+
+    def __init__(self, num_classes: int, side: int, latent: int = 32, width: int = 128):
+        super().__init__()
+        self.num_classes, self.side, self.latent = num_classes, side, latent
+        self.embed = nn.Embedding(num_classes, latent)
+        start = side // 16
+        self.sky = nn.Sequential(nn.Linear(latent, width * start * start), nn.Unflatten(1, (width, start, start)),
+                                 nn.BatchNorm2d(width), nn.ReLU(True), _up(width, width // 2), _up(width // 2, width // 4),
+                                 _up(width // 4, width // 8))
+        # Colours at half the size, for skies are smooth; what is not comes from texture, whose strength is learned.
+        self.sky_out = nn.Sequential(nn.Conv2d(width // 8, 4, 3, 1, 1), nn.Upsample(scale_factor=2, mode="bilinear"))
+        # Beside class and noise an object knows the shape of its box, the light behind it and how large it is.
+        self.thing = nn.Sequential(nn.Linear(2 * latent + 6, width * 16), nn.Unflatten(1, (width, 4, 4)),
+                                   nn.BatchNorm2d(width), nn.ReLU(True), _up(width, width // 2), _up(width // 2, width // 4),
+                                   nn.Upsample(scale_factor=2), nn.Conv2d(width // 4, 4, 3, 1, 1))
+
+    def noise(self, count: int, objects: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """What `forward` wants beside a layout: noise of skies (n, L), of objects (n, M, L), of texture (n, 1, S, S)."""
+        return tuple(torch.randn(*shape, generator=generator)
+                     for shape in ((count, self.latent), (count, objects, self.latent), (count, 1, self.side, self.side)))
+
+    def forward(self, labels: Tensor, boxes: Tensor, sky: Tensor, things: Tensor, texture: Tensor) -> Tensor:
+        """Layout (labels int64 (B, M), -1 for none; boxes (B, M, 4)) and `noise` → images (B, 3, S, S) in [0, 1]."""
+        seen = self.sky_out(self.sky(sky)).float()
+        scene = (seen[:, :3] + 0.1 * seen[:, 3:].exp() * texture).sigmoid()
+        present = labels >= 0
+        if not present.any():
+            return scene
+        image, place = present.nonzero(as_tuple=True)
+        box = boxes[present].float()
+        behind = roi_align(scene, object_boxes(boxes, labels, ROOM, self.side, self.side), 1, aligned=True).flatten(1)
+        shape = torch.cat([box[:, 2:].clamp(min=1e-3).log(), (box[:, 2:3] / box[:, 3:].clamp(min=1e-3)).log(), behind], 1)
+        drawn = self.thing(torch.cat([self.embed(labels[present]), things[present], shape], 1)).float().sigmoid()
+        painted = _placed(drawn, box, self.side)
+        for turn in range(labels.shape[1]):  # a later object lies over an earlier one of the same scene
+            rows = place == turn
+            if rows.any():
+                colour, cover = painted[rows, :3], painted[rows, 3:]
+                scene = scene.index_put((image[rows],), scene[image[rows]] * (1 - cover) + colour * cover)
+        return scene
+
+
+def _placed(patches: Tensor, boxes: Tensor, side: int) -> Tensor:
+    """Patches (n, 4, P, P) drawn into boxes (n, 4) of empty images: (n, 4, side, side), opacity 0 outside."""
+    theta = boxes.new_zeros(len(boxes), 2, 3)
+    size = (boxes[:, 2:] * ROOM).clamp(min=1 / side)
+    # From places of the scene to places of the patch, both in [-1, 1].
+    theta[:, 0, 0], theta[:, 1, 1] = 1 / size[:, 0], 1 / size[:, 1]
+    theta[:, :, 2] = -(2 * boxes[:, :2] - 1) / size
+    grid = F.affine_grid(theta, [len(boxes), 4, side, side], align_corners=False)
+    return F.grid_sample(patches, grid, align_corners=False)
+
+
+def _down(wide: int, narrow: int) -> list[nn.Module]:
+    return [spectral_norm(nn.Conv2d(wide, narrow, 4, 2, 1)), nn.LeakyReLU(SLOPE, True)]
+
+
+class SceneDiscriminator(nn.Module):
+    """A scene and its layout → logits (real if positive): of the scene by parts, and of each object with its class.
+
+    Args:
+        num_classes: K. width: channels after the first layer, doubled by each of the next two.
+    """
+
+    def __init__(self, num_classes: int, width: int = 32):
+        super().__init__()
+        self.num_classes = num_classes
+        self.scene = nn.Sequential(*_down(3 + num_classes, width), *_down(width, 2 * width), *_down(2 * width, 4 * width),
+                                   spectral_norm(nn.Conv2d(4 * width, 1, 3, 1, 1)))
+        self.thing = nn.Sequential(*_down(3, width), *_down(width, 2 * width), *_down(2 * width, 4 * width), nn.Flatten())
+        self.verdict = spectral_norm(nn.Linear(64 * width, 1))
+        self.embed = spectral_norm(nn.Embedding(num_classes, 64 * width))
+
+    def forward(self, images: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, S, S) in [0, 1] and layout → logits of parts (B, 1, S/8, S/8) and of the n objects (n,)."""
+        height, width = images.shape[-2:]
+        planes = layout_planes(labels, boxes, self.num_classes, height).to(images.dtype)
+        parts = self.scene(torch.cat([2 * images - 1, planes], 1))
+        crops = roi_align(images.float(), object_boxes(boxes, labels, CONTEXT, height, width), PATCH, aligned=True)
+        seen = self.thing(2 * crops - 1)
+        # Projection discriminator (Miyato and Koyama 2018): how real by itself, and how like its class.
+        return parts, self.verdict(seen).flatten() + (seen * self.embed(labels[labels >= 0])).sum(1)
