@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.ndimage import find_objects, label
 
-from dfkd_lib import datasets, detection
+from dfkd_lib import datasets, detection, plots
 from dfkd_lib.datasets import SceneSet
 from dfkd_lib.detection import tiles
 from dfkd_lib.detection.curves import MEAN, confusion, matched, precision_recall_curves
@@ -221,3 +221,43 @@ def test_impossible_windows_are_refused(wrong):
         predict_tiled(Blobs(), frame(40, 40)[None], **{"tile": 40, "size": 40, **wrong})
     with pytest.raises(WorkbenchError, match="uint8"):
         predict_tiled(Blobs(), frame(40, 40).float()[None], 40, 40)
+
+
+# Figures
+
+def texts(figure):
+    return [text.get_text() for ax in figure.axes for text in [*ax.texts, ax.title, ax.yaxis.label]]
+
+
+def test_figures_say_what_they_show():
+    scenes = scenes_of((0, 0, BIRD), (0, 1, PLANE), (1, 1, BIRD))
+    found = said((0, 0, 0, .9, BIRD), (0, 1, 0, .8, PLANE))
+    curves = {"teacher": precision_recall_curves(scenes, *found), "nothing": {}}
+    figure = plots.precision_recall_plot(curves)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+        "bird 1.00", "plane 0.00", f"{MEAN} 0.50"] and "no object to find" in texts(figure)
+    figure = plots.detection_confusion({"teacher": confusion(scenes, *found)}, CLASSES)
+    ax = figure.axes[0]
+    assert [t.get_text() for t in ax.get_yticklabels()] == [*CLASSES, "background"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == [*CLASSES, "missed"] and texts(figure).count("1") == 3
+    measures = detection.average_precision(scenes, *found, by_size=True)
+    written = texts(plots.average_precision_bars({"teacher": measures, "student": measures}))
+    assert written.count("–") == 4 and written.count("1.00") == 2  # medium and large are nowhere; birds are all found
+
+
+def test_compared_detections_are_named_and_inside_the_scene():
+    scenes = scenes_of((0, 0, [.05, .05, .1, .1]), (0, 1, PLANE), count=3)
+    truth = [{"boxes": b.numpy(), "labels": k.numpy()} for b, k in zip(scenes.boxes, scenes.labels, strict=True)]
+    scores, boxes = said((0, 0, 0, .9, [.05, .05, .1, .1]), (0, 1, 1, .8, [.95, .95, .1, .1]), count=3)
+    found = [detection.evaluate.sure(*rows) for rows in zip(scores, boxes, strict=True)]
+    look = (torch.rand(4, 4).numpy(), found[0]["boxes"][0])
+    figure = plots.detection_compare(scenes.pixels.numpy(), truth, {"teacher": found, "student": found}, CLASSES,
+                                     looks={"teacher": [look, None, None]}, columns=2)
+    assert len(figure.axes) == 8 and texts(figure).count("bird 0.90") == 2 and texts(figure).count("plane 0.80") == 2
+    assert "bird, plane" in texts(figure) and texts(figure).count("no object") == 2 and "student" in texts(figure)
+    figure.canvas.draw()
+    for ax in figure.axes[:4]:
+        inside = ax.get_window_extent()
+        for text in ax.texts:
+            box = text.get_window_extent()
+            assert inside.x0 - 3 <= box.x0 and box.x1 <= inside.x1 + 3 and box.y0 >= inside.y0 - 3

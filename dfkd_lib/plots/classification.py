@@ -9,8 +9,12 @@ from matplotlib.figure import Figure
 from dfkd_lib.plots.style import COLORS, STYLE, new_figure
 
 
-def confusion(matrices: dict[str, np.ndarray], classes: Sequence[str]) -> Figure:
-    """A Figure 12: {title: (K, K) counts}, rows true, columns predicted; shades are the share of the true class."""
+def confusion(matrices: dict[str, np.ndarray], classes: Sequence[str], predicted: Sequence[str] | None = None) -> Figure:
+    """A Figure 12: {title: (K, K) counts}, rows true, columns predicted; shades are the share of the true class.
+
+    Args:
+        classes: names of the K rows, and of the columns unless these have names of their own: predicted.
+    """
     with matplotlib.rc_context(STYLE):
         side = max(3.4, 0.42 * len(classes))
         figure, axes = new_figure(1, len(matrices), side * len(matrices) + 0.6, side + 0.5, grid=False, squeeze=False)
@@ -18,13 +22,15 @@ def confusion(matrices: dict[str, np.ndarray], classes: Sequence[str]) -> Figure
             counts = np.asarray(counts)
             share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
             drawn = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
-            ax.set_xticks(range(len(classes)), classes, rotation=0 if max(map(len, classes)) < 4 else 60)
+            names = predicted or classes
+            ax.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 4 else 60)
             ax.set_yticks(range(len(classes)), classes)
             ax.set(title=title, xlabel="predicted class", ylabel="true class")
             if len(classes) <= 12:
                 for i, j in np.ndindex(counts.shape):
                     if counts[i, j]:
-                        ax.text(j, i, int(counts[i, j]), ha="center", va="center", fontsize=7,
+                        ax.text(j, i, int(counts[i, j]), ha="center", va="center",
+                                fontsize=7 if len(classes) > 6 else 10,
                                 color="white" if share[i, j] > 0.5 else "black")
         figure.colorbar(drawn, ax=axes, label="share of the true class", shrink=0.85)
     return figure

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from dfkd_lib.plots.classification import confusion
 from dfkd_lib.plots.style import COLORS, STYLE, new_figure
 
 
@@ -76,4 +77,65 @@ def measure_curves(histories: dict[str, list[dict]], measures: dict[str, str], y
         ax.xaxis.get_major_locator().set_params(integer=True)
         if len(histories) * len(measures) > 1:
             ax.legend(frameon=False)
+    return figure
+
+
+def precision_recall_plot(curves: dict[str, dict], mean: str = "mean of classes") -> Figure:
+    """Precision over recall, one panel a detector, one line a class, each with the area under it (AP at that IoU).
+
+    Args:
+        curves: {detector: {class: curve with recall (R,) and precision (R,) in [0, 1]}}, as
+            `detection.precision_recall_curves` gives them. mean: the name among them that is drawn in black.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(1, len(curves), 3.9 * len(curves) + 0.2, 3.9, squeeze=False, sharey=True)
+        names = [name for name in dict.fromkeys(name for found in curves.values() for name in found) if name != mean]
+        for ax, (title, found) in zip(axes[0], curves.items(), strict=True):
+            for i, name in [*enumerate(names), (6, mean)]:
+                if name not in found:
+                    continue
+                style = {"color": "black", "linewidth": 2.4} if name == mean else {
+                    "color": COLORS[i % len(COLORS)], "linestyle": ("-", "--", "-.", ":")[i % 4]}
+                area = float(np.mean(found[name].precision))
+                ax.plot(found[name].recall, found[name].precision, label=f"{name} {area:.2f}", **style)
+            ax.set(title=textwrap.fill(title, 34), xlabel="recall", xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
+            if found:
+                ax.legend(frameon=True, framealpha=0.85, edgecolor="none", loc="best", title="AP", alignment="left")
+            else:
+                ax.text(0.5, 0.5, "no object to find", ha="center", va="center")
+        axes[0, 0].set_ylabel("precision")
+    return figure
+
+
+def detection_confusion(matrices: dict[str, np.ndarray], classes: Sequence[str]) -> Figure:
+    """What objects are taken for: {detector: counts (K + 1, K + 1)} as `detection.confusion` gives them."""
+    return confusion(matrices, [*classes, "background"], [*classes, "missed"])
+
+
+def average_precision_bars(measures: dict[str, dict], title: str = "") -> Figure:
+    """COCO's AP of each detector: of all objects, by size and by class; a dash where there is no such object.
+
+    Args:
+        measures: {detector: as `detection.average_precision` gives them}; sizes are drawn if it holds "AP_small" etc.
+    """
+    first = next(iter(measures.values()))
+    sizes = [size for size in ("small", "medium", "large") if f"AP_{size}" in first]
+    groups = {"all": lambda m: m["AP"], **{size: (lambda m, k=f"AP_{size}": m[k]) for size in sizes},
+              **{name: (lambda m, k=name: m["per_class"][k]["AP"]) for name in first["per_class"]}}
+    with matplotlib.rc_context(STYLE):
+        wide = 0.8 / len(measures)
+        figure, ax = new_figure(width=max(6.4, 0.42 * len(groups) * (len(measures) + 1) + 1), height=3.4)
+        places = np.arange(len(groups)) + 0.35 * (np.arange(len(groups)) > 0) + 0.35 * (np.arange(len(groups)) > len(sizes))
+        for i, (name, measure) in enumerate(measures.items()):
+            x = places + (i - (len(measures) - 1) / 2) * wide
+            values = [value(measure) for value in groups.values()]
+            ax.bar(x, [v or 0 for v in values], 0.92 * wide, color=COLORS[i % len(COLORS)], label=name)
+            for place, value in zip(x, values, strict=True):
+                ax.text(place, (value or 0) + 0.01, "–" if value is None else f"{value:.2f}".lstrip("0"), ha="center",
+                        va="bottom", fontsize=8)
+        ax.set_xticks(places, groups)
+        ax.set(ylabel="average precision (AP)", title=title, ylim=(0, 1))
+        ax.grid(axis="x", visible=False)
+        if len(measures) > 1:
+            figure.legend(loc="outside upper center", ncols=min(2, len(measures)), frameon=False)
     return figure

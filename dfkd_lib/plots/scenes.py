@@ -1,0 +1,124 @@
+"""The same scenes under several detectors (A Figure 18): boxes with names and scores, where a detection looks."""
+
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+
+from dfkd_lib.plots.images import show
+from dfkd_lib.plots.style import COLORS, STYLE, new_figure
+
+SIDE = 2.5  # of a scene, in inches
+FONT = 8
+
+
+def class_color(label: int) -> str:
+    """The colour of a class, the same in every figure."""
+    return COLORS[int(label) % len(COLORS)]
+
+
+def ink(color: str) -> str:
+    """Black or white, whichever is read on this colour."""
+    return "black" if np.dot(to_rgb(color), (0.299, 0.587, 0.114)) > 0.55 else "white"
+
+
+def _corners(box: np.ndarray, shape: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Left, top, width, height in pixels of a box cxcywh in [0, 1]."""
+    height, width = shape
+    x, y, w, h = (np.asarray(box, float) * (width, height, width, height)).tolist()
+    return x - w / 2 - 0.5, y - h / 2 - 0.5, w, h
+
+
+def _outline(ax, box: np.ndarray, shape: tuple[int, int], color: str, **style) -> None:
+    x, y, w, h = _corners(box, shape)
+    halo = [withStroke(linewidth=style["linewidth"] + 1.4, foreground="white", alpha=0.75)]
+    ax.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=color, path_effects=halo, **style))
+
+
+def _place(box, text: str, shape: tuple[int, int], taken: list[tuple]) -> tuple[float, float]:
+    """Left and top of a label beside its box: inside the scene, and off the labels before it where there is room."""
+    unit = max(shape) / (72 * SIDE)  # pixels of the scene to a point of print
+    wide, high = (0.68 * FONT * len(text) + 4) * unit, (FONT + 4) * unit
+    x, y, w, h = _corners(box, shape)
+    tried = [(x + dx, top) for dx in (0, w - wide) for top in (y - high, y + h, y, y + h - high)]
+    inside = [(min(max(left, -0.5), shape[1] - 0.5 - wide), min(max(top, -0.5), shape[0] - 0.5 - high))
+              for left, top in tried]
+
+    def hidden(at):
+        return sum(max(0, min(at[0] + wide, r) - max(at[0], l)) * max(0, min(at[1] + high, b) - max(at[1], t))
+                   for l, t, r, b in taken)
+    left, top = min(inside, key=lambda at: (round(hidden(at), 6)))
+    taken.append((left, top, left + wide, top + high))
+    return left, top
+
+
+def _scene(ax, image: np.ndarray, true: dict, found: dict, classes: Sequence[str], look) -> None:
+    shape = image.shape[1:]
+    show(ax, image)
+    if look is not None:
+        weights, _ = look
+        ax.imshow(weights, cmap="magma", vmin=0, alpha=0.6, interpolation="nearest",
+                  extent=(-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5))
+    for box, label in zip(true["boxes"], true["labels"], strict=True):
+        _outline(ax, box, shape, class_color(label), linestyle=(0, (1, 1.3)), linewidth=1.6)
+    taken: list[tuple] = []
+    scores = found.get("scores", [None] * len(found["boxes"]))
+    for box, label, score in zip(found["boxes"], found["labels"], scores, strict=True):
+        color, name = class_color(label), classes[int(label)] if int(label) < len(classes) else str(int(label))
+        text = name if score is None else f"{name} {score:.2f}"
+        chosen = look is not None and np.allclose(look[1], box)
+        _outline(ax, box, shape, color, linewidth=3.0 if chosen else 1.8)
+        left, top = _place(box, text, shape, taken)
+        ax.text(left, top, text, fontsize=FONT, ha="left", va="top", color=ink(color),
+                bbox={"facecolor": color, "edgecolor": "none", "pad": 1.0, "alpha": 0.92})
+    ax.set(xticks=[], yticks=[], xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))
+    ax.spines[:].set_visible(False)
+
+
+def _said(true: dict, classes: Sequence[str]) -> str:
+    names = [classes[int(label)] for label in true["labels"]]
+    counted = [f"{names.count(name)} × {name}" if names.count(name) > 1 else name for name in dict.fromkeys(names)]
+    return ", ".join(counted) or "no object"
+
+
+def detection_compare(images: np.ndarray, truth: Sequence[dict], found: dict[str, Sequence[dict]],
+                      classes: Sequence[str], looks: dict[str, Sequence] | None = None, columns: int = 4,
+                      titles: Sequence[str] | None = None) -> Figure:
+    """A Figure 18: the same scenes under each detector, one below the other; solid what it finds, dotted what is there.
+
+    Args:
+        images: uint8 (N, 3, H, W). truth: N dicts with "boxes" (n, 4) cxcywh in [0, 1] and "labels" (n,).
+        found: {detector: N such dicts, with "scores" (n,)}, as `detection.detections` gives them. classes: names.
+        looks: {detector: N of (weights (rows, columns), box (4,) of the detection that looks there), or None}.
+        columns: scenes beside each other. titles: over each scene; default: what is there.
+    """
+    columns, names = min(columns, len(images)), list(found)
+    bands = -(-len(images) // columns)
+    ratio = images.shape[2] / images.shape[3]
+    with matplotlib.rc_context(STYLE):
+        rows = bands * len(names)
+        figure, axes = new_figure(rows, columns, SIDE * columns + 0.5, (SIDE * ratio + 0.1) * rows + 0.3 * bands + 0.5,
+                                  grid=False, squeeze=False)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for i, (image, true) in enumerate(zip(images, truth, strict=True)):
+            band, column = divmod(i, columns)
+            for row, name in enumerate(names):
+                ax = axes[band * len(names) + row, column]
+                ax.set_axis_on()
+                look = looks[name][i] if looks and looks.get(name) else None
+                _scene(ax, np.asarray(image), true, found[name][i], classes, look)
+                if column == 0:
+                    ax.set_ylabel(textwrap.fill(name, 24))
+            title = titles[i] if titles else _said(true, classes)
+            axes[band * len(names), column].set_title(textwrap.shorten(title, 42, placeholder="…"), fontsize=9)
+        handles = [Line2D([], [], color=class_color(k), linewidth=2.5, label=name) for k, name in enumerate(classes)]
+        handles += [Line2D([], [], color="gray", linewidth=1.6, linestyle=(0, (1, 1.3)), label="true box")]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    return figure
