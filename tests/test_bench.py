@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dfkd_lib import bench
-from dfkd_lib.bench import attention, frechet, memory, students, synthesis, training
+from dfkd_lib.bench import attention, detection, frechet, memory, students, synthesis, training
 from dfkd_lib.errors import WorkbenchError
 
 TINY = {"embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
@@ -17,6 +17,7 @@ def test_the_table_has_a_positive_speed_for_each_step(monkeypatch, capsys):
     monkeypatch.setattr(training, "BATCH", 4)
     monkeypatch.setattr(training, "STEPS", 1)
     monkeypatch.setattr(attention, "CASES", ())
+    monkeypatch.setattr(detection, "CASES", ())
     monkeypatch.setattr(memory, "SIZES", ())
     monkeypatch.setattr(frechet, "SIZES", ())
     monkeypatch.setattr(synthesis, "IMAGES", 0)

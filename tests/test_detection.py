@@ -15,9 +15,10 @@ from dfkd_lib.detection import DetectionRecipe, DetectionTerms, SceneSource
 from dfkd_lib.detection.batches import SCENES, SceneBatches, augmented, open_scenes, padded
 from dfkd_lib.detection.distill import confident
 from dfkd_lib.detection.matching import (PAIRINGS, expanded_targets, hungarian_targets, matching_cost,
-                                         paired_teacher_logits, pairwise_giou)
+                                         paired_queries, pairwise_giou)
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.losses import detection_losses
+from dfkd_lib.losses.detection import Taught
 from dfkd_lib.models import count_parameters, create_detector, detector_names
 from dfkd_lib.models.detectors import Detections
 
@@ -67,10 +68,11 @@ def test_distillation_is_kl_of_softened_logits():
     student, boxes = random_predictions(0)
     teacher, _ = random_predictions(1)
     labels = torch.full((3, 5), 4)
-    got = detection_losses(student, boxes, labels, boxes, teacher, temperature=3.0)["distillation"]
+    every = torch.ones(3, 5, dtype=torch.bool)
+    got = detection_losses(student, boxes, labels, boxes, Taught(teacher, boxes, every), temperature=3.0)["distillation"]
     p, q = torch.softmax(teacher / 3, -1), torch.softmax(student / 3, -1)
     assert got.item() == pytest.approx((9 * (p * (p / q).log()).sum(-1).mean()).item(), rel=1e-5)
-    same = detection_losses(student, boxes, labels, boxes, student, temperature=3.0)["distillation"]
+    same = detection_losses(student, boxes, labels, boxes, Taught(student, boxes, every), temperature=3.0)["distillation"]
     assert same.item() == pytest.approx(0, abs=1e-6)
 
 
@@ -128,21 +130,74 @@ def test_the_papers_pairing_repeats_the_objects_in_order():
 def test_teacher_queries_are_found_again_in_another_order():
     logits, boxes = random_predictions(3, queries=6)
     order = torch.tensor([4, 2, 0, 5, 1, 3])
-    paired = paired_teacher_logits(logits, boxes, logits[:, order], boxes[:, order])
-    assert torch.equal(paired, logits)
+    assert torch.equal(order[paired_queries(logits, boxes, logits[:, order], boxes[:, order])], torch.arange(6).repeat(3, 1))
 
 
 def test_a_smaller_student_is_paired_with_what_the_teacher_is_sure_of():
     logits, boxes = random_predictions(3, batch=1, queries=6)
     logits[..., :4], logits[0, 2, 1], logits[0, 5, 3] = -6.0, 5.0, 5.0
-    student, places = random_predictions(9, batch=1, queries=2)
-    paired = paired_teacher_logits(student, places, logits, boxes)
-    assert sorted(paired[0, :, :4].max(dim=1).values.tolist()) == [5.0, 5.0]
+    assert sorted(paired_queries(*random_predictions(9, batch=1, queries=2), logits, boxes)[0].tolist()) == [2, 5]
+
+
+def test_a_student_with_more_queries_keeps_some_to_itself():
+    teacher, places = random_predictions(3, batch=1, queries=2)
+    student, boxes = random_predictions(9, batch=1, queries=4)
+    student[0, 1], boxes[0, 1], student[0, 2], boxes[0, 2] = teacher[0, 1], places[0, 1], teacher[0, 0], places[0, 0]
+    assert paired_queries(student, boxes, teacher, places).tolist() == [[-1, 1, 0, -1]]
+    found, said = Detections(student.requires_grad_(), boxes), Detections(1.5 * teacher, places)
+    nothing = torch.full((1, 1), -1), torch.zeros(1, 1, 4)
+    named = DetectionTerms().losses(found, *nothing, said)[1]
+    named["distillation"].backward()
+    assert (student.grad[0].abs().sum(-1) > 0).tolist() == [False, True, True, False]
 
 
 def test_a_teacher_of_other_classes_is_refused():
     with pytest.raises(WorkbenchError, match="do not fit"):
-        paired_teacher_logits(*random_predictions(), *random_predictions(classes=4))
+        paired_queries(*random_predictions(), *random_predictions(classes=4))
+
+
+def plain_losses(logits, boxes, labels, objects, said, temperature=2.0):
+    """The losses of one decoder layer, scene by scene and pair by pair."""
+    from scipy.optimize import linear_sum_assignment
+    from torchvision.ops import box_convert
+
+    sums, count, nothing = dict.fromkeys(("classification", "boxes", "giou", "distillation"), 0.0), 0, logits.shape[-1] - 1
+    for row in range(len(logits)):
+        p, there = logits[row].detach().sigmoid(), labels[row] >= 0
+        wanted = torch.full((len(p),), nothing)
+        corners = [box_convert(x, "cxcywh", "xyxy") for x in (boxes[row], objects[row][there])]
+        overlap = generalized_box_iou(*corners)
+        cost = -2 * p[:, labels[row][there]] + 5 * torch.cdist(boxes[row], objects[row][there], p=1) - 2 * overlap
+        for query, of in zip(*linear_sum_assignment(cost.detach()), strict=True):
+            wanted[query], count = labels[row][there][of], count + 1
+            sums["boxes"] += F.smooth_l1_loss(boxes[row][query], objects[row][there][of], reduction="sum")
+            sums["giou"] += 1 - overlap[query, of]
+        sums["classification"] += F.binary_cross_entropy_with_logits(logits[row], F.one_hot(wanted, nothing + 1).float(),
+                                                                     reduction="sum")
+        t = said.logits[row].sigmoid()
+        near = 25 - 5 * torch.cdist(boxes[row], said.boxes[row], p=1) - torch.cdist(p, t, p=1)
+        for mine, its in zip(*linear_sum_assignment(((t[:, :-1].amax(1) + 0.01) * near).detach(), maximize=True),
+                             strict=True):
+            q, p = (torch.log_softmax(x / temperature, 0) for x in (logits[row][mine], said.logits[row][its]))
+            sums["distillation"] += temperature**2 * (p.exp() * (p - q)).sum() / (len(logits) * min(len(t), len(wanted)))
+    return {name: value if name == "distillation" else value / max(count, 1) for name, value in sums.items()}
+
+
+@pytest.mark.parametrize("queries, taught", [(5, 5), (5, 8), (8, 5)])
+def test_all_layers_together_have_the_losses_of_each_by_itself(queries, taught):
+    layers = [random_predictions(seed, queries=queries) for seed in range(3)]
+    inputs = [part.requires_grad_() for layer in layers for part in layer]
+    said = Detections(*random_predictions(7, queries=taught))
+    labels, objects = torch.tensor([[0, 3, 1], [2, -1, -1], [-1, -1, -1]]), random_predictions(8, queries=3)[1]
+    terms = DetectionTerms()
+    total, named = terms.losses(Detections(*layers[-1], tuple(layers[:-1])), labels, objects, said)
+    plain = [plain_losses(*layer, labels, objects, said) for layer in layers]
+    whole = sum(getattr(terms, name) * value for each in plain for name, value in each.items())
+    assert total.item() == pytest.approx(whole.item(), rel=1e-6)
+    assert {name: value.item() for name, value in named.items()} == pytest.approx(
+        {name: value.item() for name, value in plain[-1].items()}, rel=1e-6)
+    for ours, theirs in zip(torch.autograd.grad(total, inputs), torch.autograd.grad(whole, inputs), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_diverged_predictions_do_not_crash_the_matching():

@@ -12,10 +12,10 @@ from dfkd_lib.artifacts import Artifact, Store
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.detection.batches import SceneBatches, open_scenes
 from dfkd_lib.detection.evaluate import THRESHOLD, average_precision, predict, sure
-from dfkd_lib.detection.matching import PAIRINGS, paired_teacher_logits
+from dfkd_lib.detection.matching import PAIRINGS, paired_queries
 from dfkd_lib.detection.source import SceneSource
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.losses.detection import detection_losses
+from dfkd_lib.losses.detection import Taught, detection_losses
 from dfkd_lib.models.create import count_parameters
 from dfkd_lib.models.detectors import Detections, Detector, create_detector
 
@@ -45,13 +45,29 @@ class DetectionTerms:
                                  expected=f"weights >= 0, not all 0; temperature > 0; pairing {' or '.join(PAIRINGS)}",
                                  mend="correct the value that is out of range")
 
-    def losses(self, logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor,
-               teacher: Detections | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted total and named losses of one decoder layer against padded objects and a teacher's output."""
-        targets = PAIRINGS[self.pairing](logits, boxes, labels, target_boxes)
-        taught = None if teacher is None else paired_teacher_logits(logits, boxes, teacher.logits, teacher.boxes)
-        named = detection_losses(logits, boxes, *targets, taught, self.temperature)
-        return sum(getattr(self, name) * value for name, value in named.items()), named
+    def losses(self, found: Detections, labels: Tensor, target_boxes: Tensor,
+               said: Detections | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted total over all decoder layers (deep supervision), and the last layer's named losses.
+
+        Args:
+            found: the student's. labels (B, M), target_boxes (B, M, 4): padded objects. said: the teacher's, or None.
+        """
+        logits, boxes = (torch.stack(parts) for parts in zip(*found.earlier, found[:2], strict=True))
+        layers, rows = len(logits), (logits.flatten(0, 1), boxes.flatten(0, 1))
+        targets = PAIRINGS[self.pairing](*rows, labels.repeat(layers, 1), target_boxes.repeat(layers, 1, 1))
+        taught = None if said is None else _taught(rows, said, layers)
+        named = detection_losses(logits, boxes, *(t.unflatten(0, (layers, -1)) for t in targets), taught, self.temperature)
+        return sum(getattr(self, name) * value.sum() for name, value in named.items()), {
+            name: value[-1] for name, value in named.items()}
+
+
+def _taught(rows: tuple[Tensor, Tensor], said: Detections, layers: int) -> Taught:
+    """The teacher's words for student queries of logits and boxes (layers · B, Q, ·), as `detection_losses` wants them."""
+    every = [part.repeat(layers, 1, 1) for part in said[:2]]
+    query = paired_queries(*rows, *every)
+    index = query.clamp(min=0)[..., None]
+    words = (part.gather(1, index.expand(-1, -1, part.shape[-1])) for part in every)
+    return Taught(*(part.unflatten(0, (layers, -1)) for part in (*words, query >= 0)))
 
 
 def confident(found: Detections, threshold: float = THRESHOLD) -> tuple[Tensor, Tensor]:
@@ -74,13 +90,11 @@ def detection_step(detector: Detector, terms: DetectionTerms, teacher: Detector 
         images, labels, boxes = batch
         found, said = detector(images, earlier=True), None
         if teacher is not None:
-            with torch.no_grad():
-                said = teacher(images)
+            with torch.inference_mode():
+                said = Detections(*teacher(images)[:2])
             if not truth:
                 labels, boxes = confident(said)
-        total, logged = terms.losses(found.logits, found.boxes, labels, boxes, said)
-        for logits, predicted in found.earlier:
-            total = total + terms.losses(logits, predicted, labels, boxes, said)[0]
+        total, logged = terms.losses(found, labels, boxes, said)
         return {"loss": total, **logged}
 
     return step

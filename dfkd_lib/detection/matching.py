@@ -44,14 +44,9 @@ def hungarian_targets(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxe
     Returns:
         labels int64 (B, Q) in 0..K-1 and boxes (B, Q, 4), zero where there is no object. Objects beyond Q are left out.
     """
-    # A diverged model predicts NaN: any pairing will do then, so that the loss says so instead of the solver.
-    cost = matching_cost(logits, boxes, labels, target_boxes).nan_to_num(nan=1e3).cpu().numpy()
-    counts = (labels >= 0).sum(1).tolist()
-    chosen = np.full(logits.shape[:2], -1)
-    for row, count in enumerate(counts):
-        queries, objects = linear_sum_assignment(cost[row, :, :count])
-        chosen[row, queries] = objects
-    return _expand(torch.from_numpy(chosen).to(labels.device), labels, target_boxes, logits.shape[-1] - 1)
+    cost = matching_cost(logits, boxes, labels, target_boxes)
+    chosen = _assigned(torch.where(labels[:, None] >= 0, cost, torch.inf))
+    return _expand(chosen, labels, target_boxes, logits.shape[-1] - 1)
 
 
 def expanded_targets(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,29 +68,43 @@ def _expand(chosen: Tensor, labels: Tensor, target_boxes: Tensor, nothing: int) 
 
 
 @torch.no_grad()
-def paired_teacher_logits(student_logits: Tensor, student_boxes: Tensor, teacher_logits: Tensor,
-                          teacher_boxes: Tensor) -> Tensor:
-    """For each student query the logits of the teacher query it is paired with: (B, Q_student, K).
+def paired_queries(student_logits: Tensor, student_boxes: Tensor, teacher_logits: Tensor, teacher_boxes: Tensor) -> Tensor:
+    """Which of the teacher's queries each of the student's is paired with: int64 (B, Q_student), -1 for none.
 
     Queries of two DETRs have no common order, so they are paired one to one by what they say (class probabilities and
-    boxes), those of which the teacher is sure first: the assignment maximises sureness times closeness.
+    boxes), those of which the teacher is sure first: the assignment maximises sureness times closeness. A student with
+    more queries than the teacher keeps some to itself.
 
     Raises:
-        WorkbenchError: if the teacher has fewer queries than the student, or other classes.
+        WorkbenchError: if the teacher has other classes.
     """
-    if teacher_logits.shape[1] < student_logits.shape[1] or teacher_logits.shape[2] != student_logits.shape[2]:
+    if teacher_logits.shape[2] != student_logits.shape[2]:
         raise WorkbenchError("teacher and student detector do not fit together", where="query pairing",
-                             expected="the same classes, and a teacher with at least the student's queries",
-                             got=f"(queries, classes) {tuple(teacher_logits.shape[1:])} of the teacher, "
-                             f"{tuple(student_logits.shape[1:])} of the student",
-                             mend="choose a student with fewer queries, or train the teacher on the same classes")
+                             expected=f"{teacher_logits.shape[2] - 1} classes, the teacher's",
+                             got=f"{student_logits.shape[2] - 1} of the student", mend="train both on the same classes")
     student, teacher = student_logits.sigmoid(), teacher_logits.sigmoid()
     distance = COSTS["l1"] * torch.cdist(student_boxes, teacher_boxes, p=1) + torch.cdist(student, teacher, p=1)
     sure = teacher[..., :-1].amax(-1) + 0.01
-    cost = (sure[:, None] * (distance - 4 * COSTS["l1"] - student.shape[-1])).nan_to_num(nan=1e3).cpu().numpy()
-    index = np.stack([linear_sum_assignment(row)[1] for row in cost])
-    index = torch.from_numpy(index).to(teacher_logits.device)
-    return teacher_logits.gather(1, index[..., None].expand(-1, -1, teacher_logits.shape[-1]))
+    return _assigned(sure[:, None] * (distance - 4 * COSTS["l1"] - student.shape[-1]))
+
+
+def _assigned(cost: Tensor) -> Tensor:
+    """The column that each row of costs (B, rows, columns) is given at the least total cost: int64 (B, rows), -1 for none.
+
+    Columns of infinite cost are left out; they come last. All of a batch is brought to the CPU at once.
+    """
+    table = cost.cpu().double().numpy()
+    counts = (~np.isposinf(table[:, 0])).sum(1)
+    # A diverged model predicts NaN: any pairing will do then, so that the loss says so instead of the solver.
+    table = np.nan_to_num(table, copy=False, nan=1e3)
+    chosen = np.full(table.shape[:2], -1)
+    for row, count in enumerate(counts):
+        wanted = table[row, :, :count]
+        if count == len(wanted):  # every column is given, so what is common to one decides nothing, but costs time
+            wanted -= wanted.min(0, keepdims=True)
+        rows, columns = linear_sum_assignment(wanted)
+        chosen[row, rows] = columns
+    return torch.from_numpy(chosen).to(cost.device)
 
 
 PAIRINGS = {"hungarian": hungarian_targets, "expanded": expanded_targets}

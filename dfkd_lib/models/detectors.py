@@ -83,12 +83,12 @@ class Detector(nn.Module):
         pixels = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         output = self.network.model(pixels, output_hidden_states=earlier)
         reference = getattr(output, "reference_points", None)
-        last = self._heads(output.last_hidden_state, reference)
         if not earlier:
-            return Detections(*last)
-        norm = self.network.model.decoder.layernorm
-        states = output.decoder_hidden_states[1:-1]
-        return Detections(*last, tuple(self._heads(norm(state), reference) for state in states))
+            return Detections(*self._heads(output.last_hidden_state, reference))
+        states = map(self.network.model.decoder.layernorm, output.decoder_hidden_states[1:-1])
+        every = self._heads(torch.stack([*states, output.last_hidden_state]), reference)
+        *before, last = zip(*(part.unbind() for part in every), strict=True)
+        return Detections(*last, tuple(before))
 
     def _heads(self, state: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor]:
         logits, boxes = self.network.class_labels_classifier(state).float(), self.network.bbox_predictor(state).float()
