@@ -1,14 +1,19 @@
 """COCO folders: written and read back, resized, cropped, and every bad input refused with its place and its mend."""
 
+import csv
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 from dfkd_lib import ledger
-from dfkd_lib.datasets import coco, generate_scenes, ground_truth, load_coco, write_coco
+from dfkd_lib.datasets import check_coco, coco, generate_scenes, ground_truth, load_coco, repair_coco, write_coco
+from dfkd_lib.datasets.__main__ import main
+from dfkd_lib.datasets.coco_report import KINDS
 from dfkd_lib.errors import WorkbenchError
 
 
@@ -223,8 +228,8 @@ def test_images_of_several_sizes(folder):
 
 
 @pytest.mark.parametrize("content, words", [
-    ('{"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', "no annotations"),
-    ('{"images": [', "cannot be read"), ("[]", "no images"),
+    ('{"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "a"}]}',
+     "found no annotations"), ('{"images": [', "cannot be read"), ("[]", "found no images"),
     ('{"images": [{"id": 1}], "annotations": [{}], "categories": [{"id": 1, "name": "a"}]}', "not whole")])
 def test_a_file_that_is_no_coco_file(folder, content, words):
     (folder / "train.json").write_text(content)
@@ -235,3 +240,221 @@ def test_a_file_that_is_no_coco_file(folder, content, words):
 def test_no_file_at_all(tmp_path):
     with pytest.raises(WorkbenchError, match="missing"):
         load_coco(tmp_path, "train")
+
+
+def add(folder, key, **entry):
+    content = json.loads((folder / "train.json").read_text())
+    content[key].append(entry)
+    (folder / "train.json").write_text(json.dumps(content))
+
+
+def as_val(folder, **categories):
+    """The folder's first frame under another name as its val split."""
+    content = json.loads((folder / "train.json").read_text())
+    (folder / "val").mkdir()
+    (folder / "val" / "other.png").write_bytes((folder / "train" / "11.png").read_bytes())
+    content["images"] = [{**content["images"][0], "file_name": "other.png"}]
+    content["annotations"] = content["annotations"][:1]
+    content["categories"][0].update(categories)
+    (folder / "val.json").write_text(json.dumps(content))
+
+
+def test_a_clean_folder(folder):
+    report = check_coco(folder)
+    assert not report.faults and not report.fatal and report.problems().empty
+    assert report.counts() == {"images": 2, "images without annotations": 0, "annotations": 2, "crowd regions": 0}
+    assert report.sizes() == {(40, 20): 2}
+    table = report.table()
+    assert list(table.index) == ["bird", "plane", "all"] and table["objects"].tolist() == [1, 1, 2]
+    assert table.loc["all", "width median"] == 9 and table.loc["plane", "height 95 %"] == 4
+    assert "nothing wrong was found" in report.text()
+
+
+def small(folder):
+    Image.new("RGB", (4, 4)).save(folder / "train" / "11.png")
+
+
+FAULTS = {
+    "image_id": (True, lambda f: add(f, "images", id=11, file_name="12.png", width=40, height=20)),
+    "category_id": (True, lambda f: add(f, "categories", id=3, name="drone")),
+    "annotation_id": (False, lambda f: change(f, "annotations", 1, id=110)),
+    "file_name": (True, lambda f: change(f, "images", 1, file_name="11.png")),
+    "category_name": (True, lambda f: change(f, "categories", 1, name="plane")),
+    "no_image": (True, lambda f: change(f, "annotations", image_id=5)),
+    "category": (True, lambda f: change(f, "annotations", category_id=99)),
+    "numbers": (True, lambda f: change(f, "annotations", bbox=[1, 2, 3])),
+    "finite": (True, lambda f: change(f, "annotations", bbox=[1, 2, float("inf"), 4])),
+    "no_area": (True, lambda f: change(f, "annotations", bbox=[1, 2, 3, 0])),
+    "outside": (True, lambda f: change(f, "annotations", bbox=[35, 2, 10, 4], area=40)),
+    "twice": (False, lambda f: add(f, "annotations", id=1, image_id=11, category_id=7, bbox=[4, 6, 8, 4])),
+    "near": (False, lambda f: add(f, "annotations", id=1, image_id=12, category_id=7, bbox=[20, 2, 10, 11.5])),
+    "area": (False, lambda f: change(f, "annotations", area=50)),
+    "class": (False, lambda f: add(f, "categories", id=9, name="drone")),
+    "entry": (True, lambda f: add(f, "images", id=13, file_name="11.png", width="wide", height=20)),
+    "missing": (True, lambda f: (f / "train" / "11.png").unlink()),
+    "unreadable": (True, lambda f: (f / "train" / "11.png").write_bytes((f / "train" / "11.png").read_bytes()[:60])),
+    "size": (True, small),
+    "same": (False, lambda f: (f / "train" / "12.png").write_bytes((f / "train" / "11.png").read_bytes())),
+    "leak": (True, as_val),
+    "classes": (True, lambda f: as_val(f, name="glider")),
+    "list": (True, lambda f: (f / "train.json").write_text('{"images": [], "annotations": [], "categories": []}')),
+    "file": (True, lambda f: (f / "train.json").unlink()),
+}
+
+
+def test_every_kind_of_fault_has_its_test():
+    assert set(FAULTS) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_is_found_with_its_place(folder, kind):
+    fatal, spoil = FAULTS[kind]
+    spoil(folder)
+    report = check_coco(folder)
+    assert kind in report.grouped() and report.fatal == fatal
+    for fault in report.grouped()[kind]:
+        assert fault.place and fault.expected and fault.found
+    rows = report.problems()
+    assert KINDS[kind].what in set(rows["what"]) and KINDS[kind].what in report.text()
+    if not fatal:
+        load_coco(folder, "train")
+    elif kind not in ("leak", "classes"):  # one split does not know of the others
+        with pytest.raises(WorkbenchError, match=KINDS[kind].what):
+            load_coco(folder, "train")
+
+
+def test_one_error_says_all_that_is_wrong(folder):
+    change(folder, "annotations", bbox=[35, 2, 10, 4])
+    change(folder, "annotations", 1, category_id=99)
+    for key in range(5):
+        add(folder, "annotations", id=key, image_id=80 + key, category_id=7, bbox=[1, 1, 2, 2])
+    (folder / "train" / "12.png").unlink()
+    with pytest.raises(WorkbenchError) as caught:
+        load_coco(folder, "train")
+    said = str(caught.value)
+    assert "annotation 110, image 11.png: expected within 40 x 20 pixels, found [35, 2, 10, 4]" in said
+    assert "expected one of [3, 7], found 99" in said and "12.png" in said and "5 x" in said and "and 2 more" in said
+    assert "python -m dfkd_lib.datasets check" in said and "--repair" in said
+
+
+def test_all_images_that_cannot_be_read_are_named(folder):
+    for name in ("11.png", "12.png"):
+        (folder / "train" / name).write_bytes((folder / "train" / name).read_bytes()[:60])
+    with pytest.raises(WorkbenchError, match="2 x") as caught:
+        load_coco(folder, "train")
+    assert "11.png" in str(caught.value) and "12.png" in str(caught.value)
+
+
+def test_a_frame_without_annotations_and_a_crowd_are_fine(folder):
+    Image.new("RGB", (40, 20), (9, 9, 9)).save(folder / "train" / "13.png")
+    add(folder, "images", id=13, file_name="13.png", width=40, height=20)
+    change(folder, "annotations", 1, iscrowd=1)
+    report = check_coco(folder)
+    assert not report.fatal and report.counts()["images without annotations"] == 1 and report.counts()["crowd regions"] == 1
+    assert [len(labels) for labels in load_coco(folder, "train").labels] == [1, 0, 0]
+
+
+def test_the_check_command(folder, capsys):
+    assert main(["check", str(folder)]) == 0
+    assert "nothing wrong was found" in capsys.readouterr().out
+    change(folder, "annotations", area=50)
+    assert main(["check", str(folder), "--split", "train"]) == 0  # a warning
+    change(folder, "annotations", bbox=[35, 2, 10, 4])
+    assert main(["check", str(folder)]) == 1
+    said = capsys.readouterr().out
+    assert "FATAL: a box lies outside its image, 1 x" in said and "annotation 110, image 11.png" in said
+    assert main(["check", str(folder / "nowhere")]) == 1
+
+
+def test_repair_leaves_out_what_is_wrong_and_says_so(folder, capsys):
+    change(folder, "annotations", bbox=[35, 2, 10, 4])
+    add(folder, "annotations", id=1, image_id=12, category_id=3, bbox=[20, 2, 10, 12])  # twice
+    add(folder, "annotations", id=2, image_id=5, category_id=3, bbox=[20, 2, 10, 12])
+    add(folder, "annotations", id=3, image_id=12, category_id=3, bbox=[50, 2, 10, 12])
+    add(folder, "images", id=13, file_name="13.png", width=40, height=20)  # missing
+    add(folder, "images", id=14, file_name="12.png", width=40, height=20)  # the file of image 12
+    add(folder, "annotations", id=4, image_id=14, category_id=8, bbox=[1, 1, 3, 4])
+    add(folder, "categories", id=8, name="plane")
+    before = (folder / "train.json").read_bytes()
+    out = folder / "clean"
+    assert main(["check", str(folder), "--repair", str(out)]) == 0, capsys.readouterr()
+    assert not check_coco(out).faults and (folder / "train.json").read_bytes() == before
+    content = json.loads((out / "train.json").read_text())
+    assert [(a["id"], a["image_id"], a["category_id"], a["bbox"]) for a in content["annotations"]] == [
+        (110, 11, 7, [35, 2, 5, 4]), (120, 12, 3, [20, 2, 10, 12]), (4, 12, 7, [1, 1, 3, 4])]
+    assert [i["id"] for i in content["images"]] == [11, 12] and content["annotations"][0]["area"] == 20
+    with open(out / "repairs.csv") as file:
+        done = {(row["place"], row["done"]) for row in csv.DictReader(file)}
+    assert {("annotation 110", "cut to [35.0, 2.0, 5.0, 4.0]"), ("annotation 1", "left out"), ("annotation 2", "left out"),
+            ("annotation 3", "left out"), ("13.png", "left out")} <= done and len(done) == 7
+    assert not (out / "train" / "12.png").is_symlink()
+    assert main(["check", str(folder), "--repair", str(out)]) == 1  # it is there already
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_repair_takes_a_leak_out_of_training_and_gives_up_what_is_hopeless(folder):
+    as_val(folder)
+    repair_coco(folder, folder / "clean", ("train", "val"))
+    assert not check_coco(folder / "clean", "train").fatal and not check_coco(folder / "clean", "val").fatal
+    assert [p.name for p in (folder / "clean" / "train").iterdir()] == ["12.png"]
+    add(folder, "images", id=11, file_name="12.png", width=40, height=20)
+    repair_coco(folder, folder / "one", ("train",))  # nothing says whose the annotations of id 11 are
+    assert [i["id"] for i in json.loads((folder / "one" / "train.json").read_text())["images"]] == [12]
+    (folder / "train" / "12.png").unlink()
+    with pytest.raises(WorkbenchError, match="nothing would be left"):
+        repair_coco(folder, folder / "again", ("train",))
+    (folder / "train.json").write_text("{")
+    with pytest.raises(WorkbenchError, match="cannot be repaired"):
+        repair_coco(folder, folder / "again", ("train",))
+    assert not list(folder.glob("*again*")) and not list(folder.glob(".*again*"))
+
+
+def png16(path, channels, values):
+    """A 16-bit PNG file (H, W, channels), which Pillow itself cannot write in colour."""
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)),
+             (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d))
+                                                   for t, d in parts))
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "YCbCr"])
+def test_images_of_every_mode_become_rgb(folder, mode):
+    colour = {"L": (90, 90, 90), "1": (255, 255, 255), "LA": (90, 90, 90)}.get(mode, (204, 51, 51))
+    Image.new("RGB", (40, 20), colour).convert(mode).save(folder / "train" / "11.tif")
+    change(folder, "images", file_name="11.tif")
+    assert np.abs(load_coco(folder, "train").pixels[0, :, 5, 5].numpy().astype(int) - colour).max() <= 2
+    assert not check_coco(folder).fatal
+
+
+@pytest.mark.parametrize("adobe", [True, False])
+def test_cmyk_photographs(folder, adobe):
+    """Adobe's CMYK JPEG files hold inverted values; those without its marker do not."""
+    inked = Image.new("RGB", (40, 20), (200, 60, 30)).convert("CMYK")
+    path = folder / "train" / "11.jpg"
+    (inked if adobe else ImageChops.invert(inked)).save(path, quality=95)  # Pillow writes inverted values, and the marker
+    if not adobe:
+        data = path.read_bytes()
+        start = data.index(b"\xff\xee")
+        path.write_bytes(data[:start] + data[start + 2 + struct.unpack(">H", data[start + 2:start + 4])[0]:])
+    assert ("adobe" in Image.open(path).info) == adobe
+    change(folder, "images", file_name="11.jpg")
+    assert np.abs(load_coco(folder, "train").pixels[0, :, 5, 5].numpy().astype(int) - [200, 60, 30]).max() <= 4
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bit_images_keep_their_upper_bits(folder, channels):
+    values = np.linspace(0, 65535, 800).astype(np.uint16).reshape(20, 40, 1).repeat(channels, axis=2)
+    if channels in (2, 4):
+        values[..., -1] = 65535
+    png16(folder / "train" / "11.png", channels, values)
+    assert np.abs(load_coco(folder, "train").pixels[0, 1].numpy().astype(int) - (values[..., 0] >> 8)).max() <= 1
+
+
+def test_transparent_pixels_are_black(folder):
+    frame = Image.new("RGBA", (40, 20), (200, 60, 30, 255))
+    frame.paste((255, 255, 255, 0), (0, 0, 10, 10))
+    frame.save(folder / "train" / "11.png")
+    pixels = load_coco(folder, "train").pixels[0]
+    assert pixels[:, 2, 2].tolist() == [0, 0, 0] and pixels[:, 15, 30].tolist() == [200, 60, 30]

@@ -1,7 +1,6 @@
 """Any COCO folder as a `SceneSet`, checked before training; scenes written as COCO; ground truth for pycocotools."""
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +10,12 @@ from PIL import Image
 
 from dfkd_lib import ledger
 from dfkd_lib.artifacts import resolve
+from dfkd_lib.datasets.coco_check import check_coco
+from dfkd_lib.datasets.coco_report import CocoReport
 from dfkd_lib.datasets.frames import cut, enlargement, resized, shares, stacked, windows
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.datasets.sources import read_image
 from dfkd_lib.errors import WorkbenchError
-
-SLACK = 0.5  # pixels by which a box may leave its image through rounding
 
 
 def load_coco(folder: str | Path, split: str, size: int | None = None, crop: float | None = None,
@@ -39,27 +38,26 @@ def load_coco(folder: str | Path, split: str, size: int | None = None, crop: flo
         `rows` is the place of a scene's frame in the file, the same for all of its crops.
 
     Raises:
-        WorkbenchError: on missing or unreadable files, a box outside its image, without area or not finite, an unknown
-            category or image, no annotations, an image of another size than its entry says; each names the file, the
-            annotation, what was expected and found, and the mend. On crops that cannot be.
+        WorkbenchError: on all that `check_coco` calls fatal (but what only its thorough look finds): one error with the
+            first few places of each kind, what was expected and found there, and how to mend it. On impossible crops.
     """
     _check_crops(size, crop, crops, crop_spread, crop_anywhere)
     folder = resolve(folder)
     if split == "test" and not (folder / "test.json").exists():
         split = "val"
-    file = folder / f"{split}.json"
-    name = f"{folder.name}/{split}"
-    ledger.register_files({folder / split: name, file: name})
-    content = _read(file)
-    categories = sorted(content["categories"], key=lambda c: c["id"])
-    order = {c["id"]: k for k, c in enumerate(categories)}
-    objects = _objects(content, order, file)
+    report = check_coco(folder, split, thorough=False)
+    if report.fatal:
+        raise report.error()
+    order = {key: k for k, key in enumerate(report.categories)}
+    objects = {key: [] for key in report.images}
+    for _, annotation, box in report.annotations:
+        if not annotation.get("iscrowd"):
+            objects[annotation["image_id"]].append((box, order[annotation["category_id"]]))
     usual = np.array([max(box[2:]) for found in objects.values() for box, _ in found] or [8.0])
     rng = np.random.default_rng(seed)
     images, boxes, labels, scale, rows = [], [], [], [], []
-    for row, entry in enumerate(content["images"]):
+    for row, entry, frame in _decoded(report):
         found = objects[entry["id"]]
-        frame = _image(folder / split / entry["file_name"], entry, file)
         corners = np.array([f[0] for f in found], dtype=np.float64).reshape(-1, 4)
         cuts = [(frame, corners, range(len(found)))] if not crop else [cut(frame, corners, *window) for window in windows(
             frame.shape, corners, usual, rng, crop=crop, crops=crops, spread=crop_spread, anywhere=crop_anywhere)]
@@ -72,13 +70,13 @@ def load_coco(folder: str | Path, split: str, size: int | None = None, crop: flo
             scale.append(1 / factor)
             rows.append(row)
     if shortest is None:
-        _check_sizes(images, file)
+        _check_sizes(images, report.file)
     pixels = stacked(images)
     if shortest is not None:  # the shares are of each image; the padded batch is larger
         boxes = [b * torch.tensor([i.shape[1] / pixels.shape[3], i.shape[0] / pixels.shape[2]]).repeat(2)
                  for b, i in zip(boxes, images, strict=True)]
-    return SceneSet(pixels, boxes, labels, tuple(c["name"] for c in categories), f"COCO folder {folder.name}", name,
-                    np.array(rows), torch.tensor(scale))
+    return SceneSet(pixels, boxes, labels, tuple(c["name"] for c in report.categories.values()),
+                    f"COCO folder {folder.name}", f"{folder.name}/{split}", np.array(rows), torch.tensor(scale))
 
 
 def _check_crops(size, crop, crops, spread, anywhere) -> None:
@@ -99,79 +97,21 @@ def _check_sizes(images: list[np.ndarray], file: Path) -> None:
                              mend="give size=... (square scenes) or shortest=... (DETR's resizing)")
 
 
-def _read(file: Path) -> dict:
-    """The JSON of a COCO file with its three lists, or the error that says what is missing."""
-    try:
-        content = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise WorkbenchError("a COCO annotation file is missing", expected=file.name, where=file.parent,
-                             mend="a COCO folder holds train/ and train.json, val/ and val.json") from None
-    except (ValueError, OSError) as error:
-        raise WorkbenchError("a COCO annotation file cannot be read", expected="whole JSON", got=error, where=file,
-                             mend="fetch or write the file again") from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list) or not content[key]:
-            raise WorkbenchError(f"a COCO file has no {key}", expected=f"a list '{key}' with at least one entry",
-                                 got="none", where=file, mend="write images, annotations and categories into the file")
-    for key, needed in (("images", {"id", "file_name", "width", "height"}), ("categories", {"id", "name"})):
-        for place, entry in enumerate(content[key]):
-            if not isinstance(entry, dict) or needed - set(entry):
-                raise WorkbenchError(f"an entry of '{key}' in a COCO file is not whole",
-                                     expected=", ".join(sorted(needed)), got=str(entry)[:100],
-                                     where=f"{file}, entry {place}", mend="write the file again")
-    return content
-
-
-def _objects(content: dict, order: dict, file: Path) -> dict[int, list]:
-    """{image id: [((x, y, width, height) in pixels, class index)]} of all checked annotations."""
-    images = {entry["id"]: entry for entry in content["images"]}
-    objects = {key: [] for key in images}
-    for annotation in content["annotations"]:
-        where = f"{file}, annotation {annotation.get('id')}"
-        if annotation.get("image_id") not in images:
-            raise WorkbenchError("an annotation belongs to no image", got=f"image id {annotation.get('image_id')}",
-                                 expected="the id of an entry of 'images'", where=where, mend="remove the annotation")
-        if annotation.get("category_id") not in order:
-            raise WorkbenchError("an annotation has an unknown category", where=where,
-                                 expected=f"one of {sorted(order)}", got=annotation.get("category_id"),
-                                 mend="add the category to 'categories', or correct the annotation")
-        box = _checked_box(annotation.get("bbox"), images[annotation["image_id"]], where)
-        if not annotation.get("iscrowd"):
-            objects[annotation["image_id"]].append((box, order[annotation["category_id"]]))
-    return objects
-
-
-def _checked_box(box, image: dict, where: str) -> tuple[float, float, float, float]:
-    """The box (x, y, width, height) cut to its image, which it may leave by SLACK pixels at most."""
-    mend = "correct the annotation: bbox is [x, y, width, height] in pixels from the top left"
-    try:
-        x, y, width, height = (float(v) for v in box)
-    except (TypeError, ValueError):
-        raise WorkbenchError("a box is not four numbers", expected="[x, y, width, height]", got=box, where=where,
-                             mend=mend) from None
-    if not all(math.isfinite(v) for v in (x, y, width, height)):
-        raise WorkbenchError("a box holds a value that is not a number", expected="four finite numbers", got=box,
-                             where=where, mend=mend)
-    if width <= 0 or height <= 0:
-        raise WorkbenchError("a box has no area", expected="width and height above 0", got=box, where=where, mend=mend)
-    if x < -SLACK or y < -SLACK or x + width > image["width"] + SLACK or y + height > image["height"] + SLACK:
-        raise WorkbenchError("a box lies outside its image", where=f"{where}, image {image['file_name']}", got=box,
-                             expected=f"within {image['width']} x {image['height']} pixels", mend=mend)
-    left, top = max(x, 0.0), max(y, 0.0)
-    return left, top, min(x + width, image["width"]) - left, min(y + height, image["height"]) - top
-
-
-def _image(path: Path, entry: dict, file: Path) -> np.ndarray:
-    if not path.exists():
-        raise WorkbenchError("an image is missing", expected=path.name, where=f"{file}, image {entry['id']}",
-                             mend=f"put the file into {path.parent}, or remove its entry")
-    pixels = read_image(path, "RGB")
-    if pixels.shape[:2] != (entry["height"], entry["width"]):
-        raise WorkbenchError("an image has another size than its annotation file says", where=path,
-                             expected=f"{entry['width']} x {entry['height']} (from {file.name})",
-                             got=f"{pixels.shape[1]} x {pixels.shape[0]}",
-                             mend="correct width and height in the file, or restore the image the boxes were drawn on")
-    return pixels
+def _decoded(report: CocoReport):
+    """(row in the file, its entry, uint8 (H, W, 3)) of every image; raises what cannot be read when all were tried."""
+    for row, entry in enumerate(report.images.values()):
+        path = report.folder / report.split / entry["file_name"]
+        try:
+            pixels = read_image(path, "RGB")
+        except ledger.LedgerError:
+            raise
+        except WorkbenchError as error:
+            report.add("unreadable", path.name, "a whole image file", error.got, path.name, ("images", row))
+            continue
+        if not report.fatal:
+            yield row, entry, pixels
+    if report.fatal:
+        raise report.error()
 
 
 def ground_truth(scenes: SceneSet) -> dict:

@@ -213,9 +213,10 @@ def read_image(path: Path, mode: str, side: int | None = None, resize: bool = Fa
     """One image file as uint8 (H, W) for mode "L" or (H, W, 3) for "RGB"; resized or checked to side × side if given.
 
     `crop` turns a photograph upright and takes the middle square before resizing. Transparent pixels become black,
-    16-bit grey keeps its upper 8 bits; pixels that are not whole numbers are refused.
+    16-bit grey keeps its upper 8 bits; pixels that are not whole numbers are refused. CMYK is inverted in a JPEG file
+    with Adobe's marker alone.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageChops, ImageOps
 
     try:
         with Image.open(path) as image:
@@ -225,6 +226,8 @@ def read_image(path: Path, mode: str, side: int | None = None, resize: bool = Fa
                 image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip rather than scale
                 image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+            elif image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+                image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's, who write them inverted
             elif "A" in image.getbands() or "transparency" in image.info:
                 over = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", over.size, (0, 0, 0, 255)), over)

@@ -1,0 +1,255 @@
+"""Checks of a COCO folder before training: of its file's lists, its boxes, its image files, and between its splits."""
+
+import hashlib
+import json
+import math
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dfkd_lib import ledger
+from dfkd_lib.artifacts import resolve
+from dfkd_lib.datasets.coco_report import CocoReport
+from dfkd_lib.datasets.sources import read_image
+from dfkd_lib.errors import WorkbenchError
+
+SPLITS = ("train", "val", "test")
+SLACK = 0.5  # pixels by which a box may leave its image through rounding
+NEAR = 0.9  # intersection over union from which two boxes are taken for one object
+NEEDED = {"images": {"id", "file_name", "width", "height"}, "categories": {"id", "name"}, "annotations": {"image_id"}}
+
+
+def check_coco(folder: str | Path, split: str = "train", thorough: bool = True) -> CocoReport:
+    """Look at a split of a COCO folder (`<split>.json` beside `<split>/`) and report all that is wrong with it.
+
+    Args:
+        folder: absolute, or relative to the repository. thorough: also decode every image, find pictures that lie there
+            twice or in another split of the folder, and compare the splits' categories. Without it, only the annotation
+            file is read and each image's header: what `load_coco` does before it decodes.
+
+    Returns:
+        CocoReport: `.fatal` says whether the split is unfit for training; `.text()`, `.table()` and `.problems()` show it.
+    """
+    folder = resolve(folder)
+    ledger.register_files({folder / f"{s}{end}": f"{folder.name}/{s}" for s in {*SPLITS, split} for end in ("", ".json")})
+    report = CocoReport(folder, split)
+    if _read(report):
+        _check_images(report)
+        _check_categories(report)
+        _check_annotations(report)
+        for index, entry in enumerate(report.content["images"]):
+            if _whole(entry, "images") and report.images.get(entry["id"]) is entry:
+                _check_file(report, index, entry, thorough)
+        if thorough:
+            _compare_splits(report)
+    return report
+
+
+def _read(report: CocoReport) -> bool:
+    """Read the file into `report.content`, with its three lists; False if there is nothing to look at."""
+    try:
+        content = json.loads(report.file.read_text())
+    except FileNotFoundError:
+        report.add("file", report.file.name, "a COCO folder holds train/ and train.json, val/ and val.json", "no such file")
+        return False
+    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
+        report.add("file", report.file.name, "whole JSON", error)
+        return False
+    content = content if isinstance(content, dict) else {}
+    for key in NEEDED:
+        if not isinstance(content.get(key), list) or not content[key]:
+            report.add("list", report.file.name, f"a list '{key}' with at least one entry", f"no {key}")
+            content[key] = []
+        for index, entry in enumerate(content[key]):
+            if not _whole(entry, key):
+                report.add("entry", f"{key}, entry {index}", ", ".join(sorted(NEEDED[key])), entry, entry=(key, index))
+    report.content = content
+    return True
+
+
+def _whole(entry, key: str) -> bool:
+    """Whether an entry has all it needs, in the types it needs."""
+    if not isinstance(entry, dict) or NEEDED[key] - set(entry):
+        return False
+    ids = [entry[name] for name in ("id", "image_id", "category_id") if entry.get(name) is not None]
+    sides = [entry[name] for name in ("width", "height") if key == "images"]
+    return (all(isinstance(i, (int, str)) for i in ids) and isinstance(entry.get("file_name", ""), str)
+            and all(isinstance(s, (int, float)) and s > 0 for s in sides))
+
+
+def _repeated(report: CocoReport, key: str, name: str, kind: str, expected: str) -> set[int]:
+    """Report the later of two whole entries with one value of `name`; the indices of all such entries."""
+    first, found = {}, set()
+    for index, entry in enumerate(report.content[key]):
+        if not _whole(entry, key) or entry.get(name) is None:
+            continue
+        before = first.setdefault(entry[name], index)
+        if before != index:
+            report.add(kind, f"{key}, entry {index}", expected, f"{name} {entry[name]!r}, as entry {before}",
+                       entry.get("file_name", ""), (key, index))
+            found.add(index)
+    return found
+
+
+def _check_images(report: CocoReport) -> None:
+    twice = _repeated(report, "images", "id", "image_id", "an id of its own")
+    _repeated(report, "images", "file_name", "file_name", "one entry for each file")
+    report.images = {entry["id"]: entry for index, entry in enumerate(report.content["images"])
+                     if index not in twice and _whole(entry, "images")}
+
+
+def _check_categories(report: CocoReport) -> None:
+    twice = _repeated(report, "categories", "id", "category_id", "an id of its own")
+    _repeated(report, "categories", "name", "category_name", "a name of its own")
+    whole = [entry for index, entry in enumerate(report.content["categories"])
+             if index not in twice and _whole(entry, "categories")]
+    report.categories = {entry["id"]: entry for entry in sorted(whole, key=lambda c: (isinstance(c["id"], str), c["id"]))}
+
+
+def _check_annotations(report: CocoReport) -> None:
+    _repeated(report, "annotations", "id", "annotation_id", "an id of its own")
+    for index, annotation in enumerate(report.content["annotations"]):
+        if not _whole(annotation, "annotations"):
+            continue
+        place, entry = f"annotation {annotation.get('id')}", ("annotations", index)
+        image = report.images.get(annotation["image_id"])
+        if image is None:
+            report.add("no_image", place, "the id of an entry of 'images'", f"image id {annotation['image_id']!r}",
+                       entry=entry)
+        elif annotation.get("category_id") not in report.categories:
+            report.add("category", place, f"one of {sorted(report.categories, key=str)}", annotation.get("category_id"),
+                       image["file_name"], entry)
+        else:
+            wrong, expected, box = checked_box(annotation.get("bbox"), image)
+            if wrong:
+                report.add(wrong, place, expected, annotation.get("bbox"), image["file_name"], entry)
+            else:
+                report.annotations.append((index, annotation, box))
+                _check_area(report, place, annotation, image, entry)
+    _check_doubles(report)
+    used = {annotation["category_id"] for _, annotation, _ in report.annotations}
+    for key in set(report.categories) - used if report.annotations else ():
+        report.add("class", f"category {report.categories[key]['name']}", "at least one object", "none")
+
+
+def checked_box(box, image: dict) -> tuple[str | None, str, tuple | None]:
+    """(kind of fault or None, what was expected, the box cut to its image or None); it may leave it by SLACK pixels."""
+    try:
+        x, y, width, height = (float(v) for v in box)
+    except (TypeError, ValueError):
+        return "numbers", "[x, y, width, height]", None
+    if not all(math.isfinite(v) for v in (x, y, width, height)):
+        return "finite", "four finite numbers", None
+    if width <= 0 or height <= 0:
+        return "no_area", "width and height above 0", None
+    if min(x, y) >= 0 and x + width <= image["width"] and y + height <= image["height"]:
+        return None, "", (x, y, width, height)
+    left, top = max(x, 0.0), max(y, 0.0)
+    cut = (left, top, min(x + width, image["width"]) - left, min(y + height, image["height"]) - top)
+    outside = x < -SLACK or y < -SLACK or x + width > image["width"] + SLACK or y + height > image["height"] + SLACK
+    if outside or min(cut[2:]) <= 0:
+        return "outside", f"within {image['width']} x {image['height']} pixels", cut if min(cut[2:]) > 0 else None
+    return None, "", cut
+
+
+def _check_area(report: CocoReport, place: str, annotation: dict, image: dict, entry: tuple) -> None:
+    area, (width, height) = annotation.get("area"), (float(side) for side in annotation["bbox"][2:])
+    if area is None or annotation.get("segmentation"):  # then it is that of the outline
+        return
+    if not isinstance(area, (int, float)) or not abs(area - width * height) <= 1 + 0.01 * width * height:
+        report.add("area", place, f"{width:g} x {height:g} = {width * height:g}", area, image["file_name"], entry)
+
+
+def _check_doubles(report: CocoReport) -> None:
+    """Report annotations that are there twice, and boxes that almost are, image by image."""
+    of_image = defaultdict(list)
+    for index, annotation, box in report.annotations:
+        if not annotation.get("iscrowd"):
+            of_image[annotation["image_id"]].append((index, annotation, box))
+    for key, found in of_image.items():
+        first = {}
+        for index, annotation, box in found:
+            before = first.setdefault((annotation["category_id"], box), annotation)
+            if before is not annotation:
+                report.add("twice", f"annotation {annotation.get('id')}", "each object once",
+                           f"the box and category of annotation {before.get('id')}", report.images[key]["file_name"],
+                           ("annotations", index))
+        overlaps = _overlaps(np.array([box for _, _, box in found]))
+        for i, j in zip(*np.nonzero(np.triu(overlaps, 1) > NEAR), strict=True):
+            (_, one, box), (index, other, again) = found[i], found[j]
+            if one["category_id"] != other["category_id"] or box != again:
+                classes = " and ".join(report.categories[a["category_id"]]["name"] for a in (one, other))
+                report.add("near", f"annotations {one.get('id')} and {other.get('id')}", f"an overlap (IoU) up to {NEAR}",
+                           f"{overlaps[i, j]:.2f}, {classes}", report.images[key]["file_name"], ("annotations", index))
+
+
+def _overlaps(boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes (n, 4), x, y, width, height: (n, n)."""
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    shared = (np.minimum(high[:, None], high) - np.maximum(low[:, None], low)).clip(0).prod(axis=2)
+    areas = boxes[:, 2:].prod(axis=1)
+    return shared / (areas[:, None] + areas - shared)
+
+
+def _check_file(report: CocoReport, index: int, entry: dict, decode: bool) -> None:
+    path, name = report.folder / report.split / entry["file_name"], entry["file_name"]
+    if not path.is_file():
+        report.add("missing", name, f"a file in {path.parent}", "none", name, ("images", index))
+        return
+    try:
+        width, height = read_image(path, "RGB").shape[1::-1] if decode else _header(path)
+    except ledger.LedgerError:
+        raise
+    except (WorkbenchError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        found = error.got if isinstance(error, WorkbenchError) else error
+        report.add("unreadable", name, "a whole image file", found, name, ("images", index))
+        return
+    if (width, height) != (entry["width"], entry["height"]):
+        report.add("size", name, f"{entry['width']} x {entry['height']} (from {report.file.name})", f"{width} x {height}",
+                   name, ("images", index))
+
+
+def _header(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def _compare_splits(report: CocoReport) -> None:
+    """Report pictures that lie there twice, in this split or in another, and other categories than another split's."""
+    files = [(report.split, entry["file_name"]) for entry in report.images.values()]
+    classes = [(key, entry["name"]) for key, entry in report.categories.items()]
+    for split in SPLITS:
+        if split == report.split or not (report.folder / f"{split}.json").exists():
+            continue
+        other = CocoReport(report.folder, split)
+        if _read(other):
+            _check_images(other)
+            _check_categories(other)
+            files += [(split, entry["file_name"]) for entry in other.images.values()]
+            theirs = [(key, entry["name"]) for key, entry in other.categories.items()]
+            if theirs != classes:
+                report.add("classes", report.file.name, f"as in {split}.json: {theirs}", classes)
+    indices = {entry["file_name"]: index for index, entry in reversed(list(enumerate(report.content["images"])))
+               if _whole(entry, "images")}
+    for group in _same_bytes(report.folder, dict.fromkeys(files)):
+        mine = [name for split, name in group if split == report.split]
+        abroad = [f"{split}/{name}" for split, name in group if split != report.split]
+        for place, name in enumerate(mine):
+            if abroad:
+                report.add("leak", name, "in one split only", f"the same as {abroad[0]}", name, ("images", indices[name]))
+            elif place:
+                report.add("same", name, "another picture", f"the same as {mine[0]}", name, ("images", indices[name]))
+
+
+def _same_bytes(folder: Path, files) -> list[list[tuple[str, str]]]:
+    """Groups of two files or more, (split, name), with the same content; only files of one length are read."""
+    paths = {(split, name): folder / split / name for split, name in files}
+    lengths = {key: path.stat().st_size for key, path in paths.items() if path.is_file()}
+    common = Counter(lengths.values())
+    groups = defaultdict(list)
+    for key, length in lengths.items():
+        if common[length] > 1:
+            groups[hashlib.sha256(paths[key].read_bytes()).digest()].append(key)
+    return [group for group in groups.values() if len(group) > 1]
