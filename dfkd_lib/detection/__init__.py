@@ -9,10 +9,10 @@ from dfkd_lib.detection.shipped import open_shipped, ship_detector, shipped_dete
 from dfkd_lib.detection.source import SceneSource
 from dfkd_lib.detection.tiles import predict_tiled
 from dfkd_lib.detection.synthesis import SceneGAN, draw_scenes
-from dfkd_lib.detection.tables import ap_table, arms_difference, measures_table, seen_table
+from dfkd_lib.detection.tables import ap_table, arms_difference, class_table, measures_table, seen_table
 
 __all__ = ["ARMS", "GANS", "DetectionRecipe", "DetectionTerms", "SceneGAN", "SceneSource", "ap_table",
-           "arms_difference", "average_precision", "confusion", "detection_step", "detections", "draw_scenes",
+           "arms_difference", "average_precision", "class_table", "confusion", "detection_step", "detections", "draw_scenes",
            "evaluate_ap", "load_detector", "measures_table", "open_scenes", "open_shipped",
            "precision_recall_curves", "predict", "predict_tiled", "seen_table", "ship_detector",
            "shipped_detector", "shown", "train_detector"]

@@ -1,16 +1,21 @@
 """Notebook 40 as stages: the teacher, its students, from plain parameters, each made or found by its key."""
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
-from dfkd_lib.artifacts import Artifact, Store, resolve
+from dfkd_lib import ledger
+from dfkd_lib.artifacts import Artifact, Store, resolve, save_tensors
+from dfkd_lib.datasets.coco import load_coco
 from dfkd_lib.datasets.scenes import SceneSet
-from dfkd_lib.detection.distill import DetectionTerms, shown, train_detector
-from dfkd_lib.detection.evaluate import THRESHOLD
-from dfkd_lib.detection.shipped import shipped_detector
 from dfkd_lib.detection.batches import open_scenes
+from dfkd_lib.detection.curves import confusion, precision_recall_curves
+from dfkd_lib.detection.distill import PREDICTIONS, DetectionTerms, load_detector, shown, train_detector
+from dfkd_lib.detection.evaluate import THRESHOLD, average_precision, detections
 from dfkd_lib.detection.measure import measure_scenes
+from dfkd_lib.detection.shipped import shipped_detector
 from dfkd_lib.detection.source import SceneSource
 from dfkd_lib.detection.synthesis import SceneGAN, draw_scenes, object_probe_artifact
+from dfkd_lib.detection.tiles import predict_tiled
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.training import TrainConfig
 
@@ -107,7 +112,7 @@ class DetectionRecipe:
         """The GAN of an arm of `GANS`: "synthetic" with the attention loss, "vanilla" without, else the same."""
         if arm not in GANS:
             raise WorkbenchError("no such GAN", expected=", ".join(GANS), got=arm, where="arm")
-        config = TrainConfig(self.gan_epochs, self.batch_size, self.gan_lr, "adam", (0.0, 0.99), schedule="constant",
+        config = TrainConfig(self.gan_epochs, self.batch_size, self.gan_lr, "adam", (0.5, 0.999), schedule="constant",
                              precision=self.precision, seed=self.seed if seed is None else seed)
         return SceneGAN(config, self.lam if arm == "synthetic" else 0.0, self.gan_width, self.gan_d_width)
 
@@ -147,6 +152,40 @@ class DetectionRecipe:
                 "truth": [_truth(test, i) for i in rows],
                 "found": {name: [scenes[i] for i in rows] for name, scenes in found.items()}}
 
+
+    def curves(self, detector: Artifact) -> dict:
+        """Precision over recall of a detector on the test scenes, see `curves.precision_recall_curves`."""
+        kept = detector.tensors(PREDICTIONS)
+        return precision_recall_curves(self.source.load("test"), kept["scores"], kept["boxes"])
+
+    def confusion(self, detector: Artifact, threshold: float = THRESHOLD):
+        """What a detector takes the test scenes' objects for, see `curves.confusion`."""
+        kept = detector.tensors(PREDICTIONS)
+        return confusion(self.source.load("test"), kept["scores"], kept["boxes"], threshold)
+
+    def drawn_examples(self, store: Store, count: int) -> dict:
+        """Real test scenes and what both GANs draw for the same layouts: argument of `plots.drawn_scenes`."""
+        teacher, rows = load_detector(self.teacher_artifact(store)), {}
+        for name, scenes in {"real": self.source.load("test"), "attention GAN": open_scenes(self.drawn(store, "synthetic")),
+                             "vanilla GAN": open_scenes(self.drawn(store, "vanilla"))}.items():
+            some = scenes.subset([i for i, labels in enumerate(scenes.labels) if len(labels)][:count])
+            rows[name] = {"images": some.pixels.numpy(), "truth": [_truth(some, i) for i in range(len(some))],
+                          "found": detections(teacher, some)}
+        return rows
+
+    def tiled(self, store: Store, detector: Artifact, tile: int) -> Artifact:
+        """A detector's detections in whole test frames of a COCO folder, by tiles; metrics as of a detector's artifact."""
+        frames = SceneSource(self.data)
+
+        def make(work: Path) -> dict:
+            test = load_coco(self.data, "test")
+            scores, boxes = predict_tiled(load_detector(detector), test.images, tile, self.size)
+            save_tensors(work / PREDICTIONS, {"scores": scores, "boxes": boxes})
+            return {**average_precision(test, scores, boxes, by_size=True), "parameters": detector.metrics["parameters"],
+                    "test_scenes": len(test), "classes": list(test.classes)}
+
+        settings = {"model": detector.settings["model"], "tile": tile, "size": self.size, "test": frames.identity("test")}
+        return store.get_or_make("tiled_detections", settings, make, [detector], {frames.split("test"): ledger.EVALUATION})
 
     def scenes(self, count: int) -> dict:
         """The first `count` training scenes and their boxes, as arguments of `plots.detection_grid`."""

@@ -90,7 +90,7 @@ class SceneGAN:
 
 def scene_gan_step(generator: SceneGenerator, discriminator: SceneDiscriminator, teacher: Detector, probes: Tensor,
                    lam: float, total_steps: int) -> Callable:
-    """The step of the GAN of scenes: hinge losses of parts and objects, then L_G = L_adv + λ L_attention (A eq. 5).
+    """The step of the GAN of scenes: L_D of parts and of objects, then L_G = L_adv + λ L_attention (A eq. 5).
 
     Args:
         teacher: frozen. probes: class probes of its objects (K, D). lam: λ ≥ 0; at 0 the attention loss is measured now
@@ -108,9 +108,9 @@ def scene_gan_step(generator: SceneGenerator, discriminator: SceneDiscriminator,
         noise = [n.to(real.device) for n in generator.noise(len(labels), labels.shape[1])]
         fake = generator(asked, where, *noise)
         on_real, on_fake = discriminator(real, labels, boxes), discriminator(fake.detach(), asked, where)
-        yield "discriminator", {"loss": sum(map(_hinge, on_real)) + sum(_hinge(-verdict) for verdict in on_fake)}
+        yield "discriminator", {"loss": sum(map(_real, on_real)) + sum(_real(-verdict) for verdict in on_fake)}
         discriminator.requires_grad_(False)  # its weights need no gradient while the generator learns
-        adversarial = -sum(_mean(verdict) for verdict in discriminator(fake, asked, where))
+        adversarial = sum(map(_real, discriminator(fake, asked, where)))
         if lam > 0:
             consistency = attention(fake, asked, where)
             total = adversarial + lam * consistency
@@ -126,12 +126,9 @@ def scene_gan_step(generator: SceneGenerator, discriminator: SceneDiscriminator,
     return step
 
 
-def _mean(verdict: Tensor) -> Tensor:
-    return verdict.float().mean() if verdict.numel() else verdict.float().sum()  # a batch may hold no object
-
-
-def _hinge(verdict: Tensor) -> Tensor:
-    return _mean(F.relu(1 - verdict.float()))
+def _real(verdict: Tensor) -> Tensor:
+    """Cross entropy of logits with "real"; 0 of none, as a batch may hold no object."""
+    return F.softplus(-verdict.float()).mean() if verdict.numel() else verdict.float().sum()
 
 
 def object_probe_artifact(store: Store, source: SceneSource, teacher: Artifact) -> Artifact:

@@ -12,15 +12,26 @@ MEASURES = {"frechet": "distance of scenes", "frechet_objects": "distance of obj
 
 
 def ap_table(detectors: dict[str, Artifact]):
-    """COCO measures of each detector as a pandas table: size, scenes read, AP, AP50, AP75, precision, AP50 by class."""
+    """COCO measures of each detector as a pandas table: parameters, AP, AP50, AP75, AP by size, precision, recall."""
     import pandas as pd
 
     rows = []
     for name, artifact in detectors.items():
         m = artifact.metrics
         rows.append({"detector": f"{name} ({artifact.settings['model']})", "parameters": m["parameters"],
-                     "AP": m["AP"], "AP50": m["AP50"], "AP75": m["AP75"], "precision": m["precision"],
-                     "recall": m["recall"], **{f"AP50 {c}": v["AP50"] for c, v in m["per_class"].items()}})
+                     "AP": m["AP"], "AP50": m["AP50"], "AP75": m["AP75"],
+                     **{f"AP {size}": m.get(f"AP_{size}") for size in ("small", "medium", "large")},
+                     "precision": m["precision"], "recall": m["recall"]})
+    return pd.DataFrame(rows).replace({None: np.nan})
+
+
+def class_table(detectors: dict[str, Artifact]):
+    """AP and AP50 of each detector by class as a pandas table."""
+    import pandas as pd
+
+    rows = [{"detector": name, **{f"{c} {measure}": v[measure] for measure in ("AP", "AP50")
+                                  for c, v in artifact.metrics["per_class"].items()}}
+            for name, artifact in detectors.items()]
     return pd.DataFrame(rows).replace({None: np.nan})
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 SIDE = 32  # pixels; smaller data sets are padded to it and cropped back
 
 
-def _normal_weights(module: nn.Module) -> None:
-    # DCGAN's initialisation (Radford et al. 2016): without it the adversarial game often stalls at these settings.
+def normal_weights(module: nn.Module) -> None:
+    """DCGAN's initialisation, for `Module.apply` (Radford et al. 2016): without it the adversarial game often stalls."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -35,7 +35,7 @@ class Generator(nn.Module):
             nn.ConvTranspose2d(width, width // 2, 4, 2, 1, bias=False), nn.BatchNorm2d(width // 2), nn.ReLU(True),
             nn.ConvTranspose2d(width // 2, width // 4, 4, 2, 1, bias=False), nn.BatchNorm2d(width // 4), nn.ReLU(True),
             nn.ConvTranspose2d(width // 4, channels, 4, 2, 1), nn.Tanh())
-        self.apply(_normal_weights)
+        self.apply(normal_weights)
 
     def noise(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor]:
         """What `forward` wants beside labels: noise (count, latent), standard normal."""
@@ -64,7 +64,7 @@ class Discriminator(nn.Module):
             nn.Conv2d(width * 2, width * 4, 4, 2, 1, bias=False), nn.BatchNorm2d(width * 4), nn.LeakyReLU(0.2, True),
             nn.Dropout2d(dropout),
             nn.Conv2d(width * 4, 1, 4))
-        self.apply(_normal_weights)
+        self.apply(normal_weights)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Images (B, C, 32, 32) in [-1, 1], labels int64 (B,) → logits (B,)."""

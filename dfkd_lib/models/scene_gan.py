@@ -3,12 +3,13 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.ops import box_convert, roi_align
+
+from dfkd_lib.models.gan import normal_weights
 
 PATCH = 32      # side in pixels at which an object is drawn and judged
 ROOM = 1.25     # the patch of an object reaches so far beyond its box: outlines are soft
-CONTEXT = 1.5   # an object is judged with so much of what is around it
+CONTEXT = 1.25  # an object is judged with so much of what is around it
 SLOPE = 0.2     # of the discriminator's leaky ReLU
 
 
@@ -36,8 +37,9 @@ def object_boxes(boxes: Tensor, labels: Tensor, factor: float, height: int, widt
 
 
 def _up(wide: int, narrow: int, factor: int = 2) -> nn.Sequential:
-    return nn.Sequential(nn.Upsample(scale_factor=factor), nn.Conv2d(wide, narrow, 3, 1, 1, bias=False),
-                         nn.BatchNorm2d(narrow), nn.ReLU(True))
+    # Zeros beyond the border would be drawn as a frame around every sky.
+    conv = nn.Conv2d(wide, narrow, 3, 1, 1, bias=False, padding_mode="replicate")
+    return nn.Sequential(nn.Upsample(scale_factor=factor), conv, nn.BatchNorm2d(narrow), nn.ReLU(True))
 
 
 class SceneGenerator(nn.Module):
@@ -60,7 +62,8 @@ class SceneGenerator(nn.Module):
                                  nn.BatchNorm2d(width), nn.ReLU(True), _up(width, width // 2), _up(width // 2, width // 4),
                                  _up(width // 4, width // 8))
         # Colours at half the size, for skies are smooth; what is not comes from texture, whose strength is learned.
-        self.sky_out = nn.Sequential(nn.Conv2d(width // 8, 4, 3, 1, 1), nn.Upsample(scale_factor=2, mode="bilinear"))
+        self.sky_out = nn.Sequential(nn.Conv2d(width // 8, 4, 3, 1, 1, padding_mode="replicate"),
+                                     nn.Upsample(scale_factor=2, mode="bilinear"))
         # Beside class and noise an object knows the shape of its box, the light behind it and how large it is.
         self.thing = nn.Sequential(nn.Linear(2 * latent + 6, width * 16), nn.Unflatten(1, (width, 4, 4)),
                                    nn.BatchNorm2d(width), nn.ReLU(True), _up(width, width // 2), _up(width // 2, width // 4),
@@ -103,32 +106,41 @@ def _placed(patches: Tensor, boxes: Tensor, side: int) -> Tensor:
     return F.grid_sample(patches, grid, align_corners=False)
 
 
-def _down(wide: int, narrow: int) -> list[nn.Module]:
-    return [spectral_norm(nn.Conv2d(wide, narrow, 4, 2, 1)), nn.LeakyReLU(SLOPE, True)]
+def _down(wide: int, narrow: int, dropout: float, first: bool = False) -> list[nn.Module]:
+    norm = [] if first else [nn.BatchNorm2d(narrow)]
+    return [nn.Conv2d(wide, narrow, 4, 2, 1), *norm, nn.LeakyReLU(SLOPE, True), nn.Dropout2d(dropout)]
 
 
 class SceneDiscriminator(nn.Module):
     """A scene and its layout → logits (real if positive): of the scene by parts, and of each object with its class.
 
     Args:
-        num_classes: K. width: channels after the first layer, doubled by each of the next two.
+        num_classes: K. width: channels after the first layer, doubled by each of the next two. dropout: probability after
+            each: real scenes are few.
     """
 
-    def __init__(self, num_classes: int, width: int = 32):
+    def __init__(self, num_classes: int, width: int = 32, dropout: float = 0.25):
         super().__init__()
         self.num_classes = num_classes
-        self.scene = nn.Sequential(*_down(3 + num_classes, width), *_down(width, 2 * width), *_down(2 * width, 4 * width),
-                                   spectral_norm(nn.Conv2d(4 * width, 1, 3, 1, 1)))
-        self.thing = nn.Sequential(*_down(3, width), *_down(width, 2 * width), *_down(2 * width, 4 * width), nn.Flatten())
-        self.verdict = spectral_norm(nn.Linear(64 * width, 1))
-        self.embed = spectral_norm(nn.Embedding(num_classes, 64 * width))
+
+        def layers(channels: int) -> nn.Sequential:
+            return nn.Sequential(*_down(channels, width, dropout, first=True), *_down(width, 2 * width, dropout),
+                                 *_down(2 * width, 4 * width, dropout))
+
+        self.scene, self.scene_verdict = layers(3 + num_classes), nn.Conv2d(4 * width, 1, 3, 1, 1)
+        self.thing, self.verdict = layers(3), nn.Linear(64 * width, 1)
+        self.embed = nn.Embedding(num_classes, 64 * width)
+        self.apply(normal_weights)
+        nn.init.normal_(self.embed.weight, 0.0, 0.02)
 
     def forward(self, images: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) in [0, 1] and layout → logits of parts (B, 1, S/8, S/8) and of the n objects (n,)."""
         height, width = images.shape[-2:]
         planes = layout_planes(labels, boxes, self.num_classes, height).to(images.dtype)
-        parts = self.scene(torch.cat([2 * images - 1, planes], 1))
+        parts = self.scene_verdict(self.scene(torch.cat([2 * images - 1, planes], 1)))
+        if not (labels >= 0).any():
+            return parts, parts.new_zeros(0)
         crops = roi_align(images.float(), object_boxes(boxes, labels, CONTEXT, height, width), PATCH, aligned=True)
-        seen = self.thing(2 * crops - 1)
+        seen = self.thing(2 * crops - 1).flatten(1)
         # Projection discriminator (Miyato and Koyama 2018): how real by itself, and how like its class.
         return parts, self.verdict(seen).flatten() + (seen * self.embed(labels[labels >= 0])).sum(1)
