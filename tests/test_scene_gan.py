@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dfkd_lib import artifacts
-from dfkd_lib.datasets import SceneSet, generate_scenes
+from dfkd_lib.datasets import SceneSet, generate_scenes, write_coco
 from dfkd_lib.detection import DetectionRecipe, measures_table
 from dfkd_lib.detection.batches import SceneBatches, open_scenes, padded
 from dfkd_lib.detection.measure import consistency, scene_features
@@ -169,6 +169,32 @@ def test_measures_of_drawn_and_of_real_scenes(made):
     assert {row["purpose"] for row in real.ledger + found.ledger} == {"evaluation"}
     table = measures_table({"vanilla GAN": [found], "real test scenes": [real]})
     assert list(table["scenes"]) == ["vanilla GAN", "real test scenes"] and "distance of scenes" in table
+
+
+def test_detectors_of_a_folder_start_from_generated_scenes(made, tmp_path):
+    store, recipe = made
+    for split, count in (("train", 12), ("val", 6)):
+        write_coco(generate_scenes(count, 96, seed=5), tmp_path / "mine", split)
+    mine = replace(recipe, data=str(tmp_path / "mine"), crop=3.0, crops=2, crop_spread=1.5, start="generated", augment=1.0,
+                   teacher_model="detr_micro")
+    teacher, student = mine.teacher_artifact(store), mine.student(store, "plain")
+    assert teacher.metrics["train_scenes"] == 24 and {r["split"]: r["images"] for r in teacher.ledger} == {
+        "mine/train": 12, "mine/val": 6}
+    assert store.find(teacher.parents[0]).metrics["shipped"] == "detr_micro_scenes"
+    assert store.find(student.parents[0]).settings["train"]["count"] == 24, "of the generated scenes"
+    assert replace(mine, start="nothing").student(store, "plain").key != student.key
+    assert replace(recipe, start="generated").student_start(store) is None, "those are the generated scenes"
+    with pytest.raises(WorkbenchError, match="nothing or generated"):
+        replace(recipe, start="there").student(store, "plain")
+
+
+def test_whole_frames_by_tiles(made, tmp_path):
+    store, recipe = made
+    write_coco(generate_scenes(3, 96, seed=6), tmp_path / "mine", "val")
+    mine = replace(recipe, data=str(tmp_path / "mine"))
+    found = mine.tiled(store, recipe.teacher_artifact(store), 48)
+    assert found.metrics["test_scenes"] == 3 and 0 <= found.metrics["AP50"] <= 1 and "AP_small" in found.metrics
+    assert found.tensors("predictions.safetensors")["boxes"].shape == (3, 100, 4)
 
 
 def test_impossible_gans_are_refused(made):

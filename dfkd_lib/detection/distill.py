@@ -103,11 +103,12 @@ def detection_step(detector: Detector, terms: DetectionTerms, teacher: Detector 
 def train_detector(store: Store, name: str, source: SceneSource, config: training.TrainConfig,
                    terms: DetectionTerms = DetectionTerms(), teacher: Artifact | None = None,
                    scenes: str | Artifact = "train", augment: float = 0.0, pretrained: bool = False,
-                   weights: str | Path | None = None) -> Artifact:
+                   weights: str | Path | Artifact | None = None) -> Artifact:
     """Train a detector on scenes and keep it with its history, its measures and its detections on the test scenes.
 
     Args:
-        name: for `create_detector`; its weights start from config.seed, or from pretrained / weights (see there).
+        name: for `create_detector`; its weights start from config.seed, or from pretrained / weights (see there), or from
+            those of an artifact of such a detector, which then is a parent.
         source: train, test and synthetic scenes. terms: losses and pairing.
         teacher: a detector's artifact to distil from; without it the detector is a teacher itself.
         scenes: "train", labelled scenes; or "synthetic", scenes of no data set whose labels are not read: the teacher's
@@ -133,24 +134,25 @@ def train_detector(store: Store, name: str, source: SceneSource, config: trainin
                 "scenes": "synthetic" if drawn else scenes, "augment": augment,
                 "train": {"artifact": scenes.key} if drawn else source.identity(scenes),
                 "test": source.identity("test"), "pretrained": pretrained,
-                "weights": None if weights is None else _identity(Path(weights))}
+                "weights": _identity(weights)}
     reads = {test.split: ledger.EVALUATION}
     if labelled:
         reads[source.load("train").split if source.data != "scenes" else "aerial/train"] = "training"
 
     def make(work: Path) -> dict:
         torch.manual_seed(config.seed)
-        detector = create_detector(name, len(test.classes), pretrained, weights)
+        start = weights.path / "model.safetensors" if isinstance(weights, Artifact) else weights
+        detector = create_detector(name, len(test.classes), pretrained, start)
         taught = None if teacher is None else load_detector(teacher)
         step = detection_step(detector, terms, taught, truth=labelled)
         batches = SceneBatches(open_scenes(scenes) if drawn else source.load(scenes), config.batch_size, augment)
         label = f"{stage} {name} on {'drawn scenes' if drawn else scenes}"
         history = training.fit({"detector": detector}, step, batches, config, checkpoint=work / "checkpoint",
-                               evaluate=lambda epoch: _scalars(_measured(detector, test)[0]), label=label)
+                               evaluate=lambda epoch: _measured(detector, test), label=label)
         return {**keep_detector(work, detector, test, history), "train_scenes": len(batches.images),
                 "images_per_second": history[-1]["images_per_second"]}
 
-    parents = [a for a in (teacher, scenes) if isinstance(a, Artifact)]
+    parents = [a for a in (teacher, scenes, weights) if isinstance(a, Artifact)]
     return store.get_or_make(stage, settings, make, parents, reads)
 
 
@@ -169,8 +171,11 @@ def _same_classes(classes: tuple[str, ...], source: SceneSource, teacher: Artifa
                                  mend="use scenes of the same classes in the same order, or a teacher trained on these")
 
 
-def _identity(path: Path) -> str:
-    """A hash of a weights file, or of the weights in a folder of transformers' format."""
+def _identity(weights: str | Path | Artifact | None) -> str | dict | None:
+    """A hash of a weights file, or of the weights in a folder of transformers' format; of an artifact its key."""
+    if weights is None or isinstance(weights, Artifact):
+        return weights and {"artifact": weights.key}
+    path = Path(weights)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise WorkbenchError("the weights to start from are missing", where=path,
@@ -178,18 +183,15 @@ def _identity(path: Path) -> str:
     return " ".join(artifacts.file_hash(file) for file in files)
 
 
-def _measured(detector: Detector, test: SceneSet) -> tuple[dict, Tensor, Tensor]:
-    scores, boxes = predict(detector, test.images)
-    return average_precision(test, scores, boxes), scores, boxes
-
-
-def _scalars(measures: dict) -> dict[str, float]:
+def _measured(detector: Detector, test: SceneSet) -> dict[str, float]:
+    measures = average_precision(test, *predict(detector, test.images))
     return {name: value for name, value in measures.items() if name != "per_class"}
 
 
 def keep_detector(work: Path, detector: Detector, test: SceneSet, history: list[dict]) -> dict:
     """Measure a finished detector, write its files into `work`, return its metrics."""
-    measures, scores, boxes = _measured(detector, test)
+    scores, boxes = predict(detector, test.images)
+    measures = average_precision(test, scores, boxes, by_size=True)
     artifacts.save_tensors(work / "model.safetensors", detector.state_dict())
     artifacts.save_tensors(work / PREDICTIONS, {"scores": scores, "boxes": boxes})
     artifacts.save_json(work / "history.json", history)

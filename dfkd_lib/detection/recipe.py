@@ -21,6 +21,7 @@ from dfkd_lib.training import TrainConfig
 
 ARMS = {"train": "labels + teacher", "plain": "labels alone", "synthetic": "teacher alone, attention GAN's scenes",
         "vanilla": "teacher alone, vanilla GAN's scenes", "generated": "teacher alone, generated scenes"}
+STARTS = ("nothing", "generated")
 GANS = ("synthetic", "vanilla")  # arms whose scenes a GAN draws
 
 
@@ -34,6 +35,8 @@ class DetectionRecipe:
         seed: of everything random.
         teacher: "shipped" (the file named by `shipped`) or "train" (teacher_model for teacher_epochs).
         pretrained, weights: start that training from published weights (download) or from a file or folder of yours.
+        start: "generated" starts teacher and students from detectors of their shape that learned the generated scenes, the
+            teacher from the one named by `shipped`: real frames are few, and a wing need not be learned twice.
         student_*, teacher_*, batch_size, precision: models and training. *_weight, temperature, pairing: the losses.
         lam: of the attention loss of the augmented GAN. gan_*: the GANs' training and size; gan_scenes: that each draws
             for a student, 0 for as many as there are training scenes.
@@ -56,6 +59,7 @@ class DetectionRecipe:
     teacher_lr: float = 1e-3
     pretrained: bool = False
     weights: str = ""
+    start: str = "nothing"
     student_model: str = "detr_nano"
     student_epochs: int = 10
     student_lr: float = 1e-3
@@ -101,8 +105,24 @@ class DetectionRecipe:
         if self.teacher != "train":
             raise WorkbenchError("no such teacher", expected="shipped or train", got=self.teacher, where="teacher")
         config = self._config(self.teacher_epochs, self.teacher_lr)
+        weights = resolve(self.weights) if self.weights else None
+        if self._starts_from_generated:
+            weights = shipped_detector(store, self.shipped, SceneSource())
         return train_detector(store, self.teacher_model, self.source, config, self.terms, augment=self.augment,
-                              pretrained=self.pretrained, weights=resolve(self.weights) if self.weights else None)
+                              pretrained=self.pretrained, weights=weights)
+
+    @property
+    def _starts_from_generated(self) -> bool:
+        if self.start not in STARTS:
+            raise WorkbenchError("no such start", expected=" or ".join(STARTS), got=self.start, where="start")
+        return self.start == "generated" and self.data != "scenes"
+
+    def student_start(self, store: Store) -> Artifact | None:
+        """The detector that students start from: of their shape, distilled from the shipped teacher on generated scenes."""
+        if not self._starts_from_generated:
+            return None
+        return replace(self, data="scenes", crop=0.0, crops=1, crop_spread=1.0, shortest=0, teacher="shipped",
+                       start="nothing", augment=0.0).student(store, "train")
 
     def probes(self, store: Store) -> Artifact:
         """The class probes of the teacher's objects in the training scenes."""
@@ -140,7 +160,8 @@ class DetectionRecipe:
         teacher = None if arm == "plain" else self.teacher_artifact(store)
         config = self._config(self.student_epochs, self.student_lr)
         scenes = self.drawn(store, arm) if arm in GANS else "synthetic" if arm == "generated" else "train"
-        return train_detector(store, self.student_model, self.source, config, self.terms, teacher, scenes, self.augment)
+        return train_detector(store, self.student_model, self.source, config, self.terms, teacher, scenes, self.augment,
+                              weights=self.student_start(store))
 
     def examples(self, detectors: dict[str, Artifact], count: int, threshold: float = THRESHOLD) -> dict:
         """The first `count` test scenes with an object, their true boxes and what each detector finds there with at
