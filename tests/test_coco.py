@@ -323,6 +323,14 @@ def test_a_fault_is_found_with_its_place(folder, kind):
             load_coco(folder, "train")
 
 
+def test_a_file_name_stays_in_its_folder(folder):
+    """Else a repaired copy could be written anywhere."""
+    for name in ("../train/11.png", str(folder / "train" / "11.png")):
+        change(folder, "images", file_name=name)
+        assert "entry" in check_coco(folder).grouped()
+        assert json.loads((folder / "train.json").read_text())["images"][0]["file_name"] == name
+
+
 def test_one_error_says_all_that_is_wrong(folder):
     change(folder, "annotations", bbox=[35, 2, 10, 4])
     change(folder, "annotations", 1, category_id=99)

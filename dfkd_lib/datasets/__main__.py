@@ -1,9 +1,10 @@
-"""`python -m dfkd_lib.datasets check FOLDER`: what is wrong with a COCO folder, and a repaired copy of it."""
+"""`python -m dfkd_lib.datasets`: `check FOLDER`, what is wrong with a COCO folder; `aerial4 CLONE OUT` builds one."""
 
 import argparse
 import sys
 
 from dfkd_lib.artifacts import resolve
+from dfkd_lib.datasets.aerial4 import build_aerial4
 from dfkd_lib.datasets.coco_check import SPLITS, check_coco
 from dfkd_lib.datasets.coco_repair import LIST, repair_coco
 from dfkd_lib.errors import WorkbenchError
@@ -18,23 +19,32 @@ def main(argv: list[str]) -> int:
     check.add_argument("--split", nargs="+", help="splits to look at (default: all whose file is there)")
     check.add_argument("--repair", metavar="OUT", help="write a copy without what is wrong, and a list of what was done")
     check.add_argument("--most", type=int, default=20, help="faults shown of each kind (0: all)")
+    build = verbs.add_parser("aerial4", help="a COCO folder from a clone of the Drone-detection-dataset")
+    build.add_argument("clone")
+    build.add_argument("out")
+    build.add_argument("--every", type=int, default=0, help="one frame in so many (default: six of each video)")
+    build.add_argument("--val-share", type=float, default=0.2, help="share of each class's videos in val")
+    build.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     try:
-        return _check(args)
+        if args.verb == "check":
+            return _check(args.folder, args.split, args.most, args.repair)
+        print(build_aerial4(args.clone, args.out, args.every, args.val_share, args.seed).text())
+        return _check(args.out)
     except WorkbenchError as error:
         print(error, file=sys.stderr)
         return 1
 
 
-def _check(args: argparse.Namespace) -> int:
-    folder = resolve(args.folder)
-    splits = args.split or [s for s in SPLITS if (folder / f"{s}.json").exists()] or ["train"]
-    if args.repair:
-        done = repair_coco(folder, args.repair, splits)
-        folder = resolve(args.repair)
+def _check(folder: str, splits: list[str] | None = None, most: int = 20, repair: str | None = None) -> int:
+    folder = resolve(folder)
+    splits = splits or [s for s in SPLITS if (folder / f"{s}.json").exists()] or ["train"]
+    if repair:
+        done = repair_coco(folder, repair, splits)
+        folder = resolve(repair)
         print(f"{folder}: {len(done)} changes, listed in {LIST}; what is left:")
     reports = [check_coco(folder, split) for split in splits]
-    print("\n".join(report.text(args.most) for report in reports))
+    print("\n".join(report.text(most) for report in reports))
     return int(any(report.fatal for report in reports))
 
 

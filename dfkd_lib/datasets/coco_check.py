@@ -19,6 +19,8 @@ SPLITS = ("train", "val", "test")
 SLACK = 0.5  # pixels by which a box may leave its image through rounding
 NEAR = 0.9  # intersection over union from which two boxes are taken for one object
 NEEDED = {"images": {"id", "file_name", "width", "height"}, "categories": {"id", "name"}, "annotations": {"image_id"}}
+SAID = {"images": "id, file_name within the split's folder, width and height above 0", "categories": "id, name",
+        "annotations": "image_id, and ids that are numbers or words"}
 
 
 def check_coco(folder: str | Path, split: str = "train", thorough: bool = True) -> CocoReport:
@@ -64,7 +66,7 @@ def _read(report: CocoReport) -> bool:
             content[key] = []
         for index, entry in enumerate(content[key]):
             if not _whole(entry, key):
-                report.add("entry", f"{key}, entry {index}", ", ".join(sorted(NEEDED[key])), entry, entry=(key, index))
+                report.add("entry", f"{key}, entry {index}", SAID[key], entry, entry=(key, index))
     report.content = content
     return True
 
@@ -75,7 +77,9 @@ def _whole(entry, key: str) -> bool:
         return False
     ids = [entry[name] for name in ("id", "image_id", "category_id") if entry.get(name) is not None]
     sides = [entry[name] for name in ("width", "height") if key == "images"]
-    return (all(isinstance(i, (int, str)) for i in ids) and isinstance(entry.get("file_name", ""), str)
+    name = entry.get("file_name", "")
+    inside = isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
+    return (inside and all(isinstance(i, (int, str)) for i in ids)
             and all(isinstance(s, (int, float)) and s > 0 for s in sides))
 
 
