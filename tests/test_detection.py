@@ -401,7 +401,30 @@ def test_a_step_names_its_losses(pairing):
     assert losses["loss"] > 1.5 * losses["classification"] + 10 * losses["boxes"] + 0.5 * losses["distillation"]
 
 
-@pytest.mark.parametrize("wrong", [{"boxes": -1.0}, {"temperature": 0.0}, {"pairing": "greedy"},
+@pytest.mark.parametrize("students, size", [("detr_nano", 64), ("detr_resnet18_2x2", 64)])
+def test_boxes_and_cross_attention_are_distilled_too(students, size):
+    """With a teacher of another grid as well: stage 3 of its backbone against the student's stage 4."""
+    torch.manual_seed(0)
+    detector, teacher = create_detector(students, 4), create_detector("detr_micro", 4).eval().requires_grad_(False)
+    with torch.no_grad():  # untrained, it is sure of nothing
+        teacher.network.class_labels_classifier.bias[:] = torch.tensor([3.0, -3.0, -3.0, -3.0, -3.0])
+    batch = next(SceneBatches(generate_scenes(2, size=size), 2)(0, torch.Generator()))
+    more = {"box_distillation": 0.5, "attention_distillation": 3.0}
+    plain, with_both = (DetectionTerms(**weights) for weights in ({}, more))
+    detector.eval()  # so that both see the same student
+    before, losses = (detection.detection_step(detector, terms, teacher)(batch, 0.0) for terms in (plain, with_both))
+    assert set(losses) - set(before) == set(more) and all(losses[name] > 0 for name in more)
+    assert losses["loss"] > before["loss"] + 3 * losses["attention_distillation"]
+    losses["attention_distillation"].backward()
+    asking = [p.grad for name, p in detector.network.model.decoder.layers[-1].encoder_attn.named_parameters() if "q_" in name]
+    assert any(grad is not None and grad.abs().sum() > 0 for grad in asking)
+    same = create_detector("detr_micro", 4).eval()
+    same.load_state_dict(teacher.state_dict())
+    for name, weight in detection.detection_step(same, with_both, teacher)(batch, 0.0).items():
+        assert name not in (*more, "distillation") or weight.item() == pytest.approx(0, abs=1e-4), name
+
+
+@pytest.mark.parametrize("wrong", [{"boxes": -1.0}, {"attention_distillation": -0.1}, {"temperature": 0.0}, {"pairing": "greedy"},
                                    {"classification": 0.0, "boxes": 0.0, "giou": 0.0, "distillation": 0.0}])
 def test_impossible_terms_are_refused(wrong):
     with pytest.raises(WorkbenchError, match="impossible terms"):

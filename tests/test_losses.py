@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from dfkd_lib import losses
 from dfkd_lib.attention import resize_probe
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.losses import detection
 
 
 def test_kd_loss_by_hand():
@@ -78,3 +79,35 @@ def test_hard_distillation_takes_the_teachers_word():
     logits, teacher = torch.randn(4, 3), torch.randn(4, 3)
     expected = F.cross_entropy(logits, teacher.argmax(1))
     assert losses.hard_distillation_loss(logits, teacher).item() == pytest.approx(expected.item())
+
+
+def test_boxes_are_distilled_where_the_teacher_is_sure():
+    # Half of each box is shared: IoU 1/3 without waste; two coordinates would differ by 0.2 and 0 elsewhere.
+    boxes = torch.tensor([[[.4, .5, .4, .4], [.1, .1, .1, .1]]], requires_grad=True)
+    teacher, weights = torch.tensor([[[.6, .5, .4, .4], [.9, .9, .1, .1]]]), torch.tensor([[1.0, 0.0]])
+    found = detection.box_distillation_loss(boxes, teacher, weights)
+    assert found.item() == pytest.approx(detection.SMOOTH * 0.2**2 / 2 + 2 / 3, rel=1e-4)
+    found.backward()
+    assert boxes.grad[0, 0].abs().sum() > 0 and boxes.grad[0, 1].abs().sum() == 0
+    assert detection.box_distillation_loss(teacher, teacher, torch.ones(1, 2)).item() == pytest.approx(0, abs=1e-5)
+    twice = torch.cat([boxes, boxes], 1), torch.cat([teacher, teacher], 1), torch.cat([weights, weights], 1)
+    assert detection.box_distillation_loss(*twice).item() == pytest.approx(found.item(), rel=1e-5)  # per object
+
+
+def test_attention_is_distilled_by_cosine_on_the_students_grid():
+    maps = torch.zeros(1, 2, 2, 2)
+    maps[0, :, 0, 0] = 1.0
+    teacher = torch.zeros(1, 2, 4, 4)
+    teacher[0, 0, :2, :2], teacher[0, 1, 2:, 2:] = 0.25, 0.25  # the same corner, and the opposite one
+    for weights, expected in (([[1.0, 0.0]], 0.0), ([[0.0, 1.0]], 1.0), ([[1.0, 1.0]], 0.5), ([[0.0, 0.0]], 0.0)):
+        found = detection.attention_distillation_loss(maps, teacher, torch.tensor(weights))
+        assert found.item() == pytest.approx(expected, abs=1e-6)
+    resized = detection.resize_maps(torch.rand(2, 3, 5, 7), (4, 6))
+    assert resized.shape == (2, 3, 4, 6)
+    assert torch.allclose(detection.resize_maps(teacher, (3, 3)).sum((-2, -1)), torch.ones(1, 2))
+
+
+def test_a_query_without_an_object_counts_for_nothing():
+    logits = torch.tensor([[4.0, -4.0, -4.0], [-4.0, -4.0, 4.0], [4.0, -4.0, 4.0]])  # a bird, nothing, both at once
+    sure = detection.sureness(logits)
+    assert sure[0] > 0.95 and sure[1] < 1e-3 and sure[2] < 0.02

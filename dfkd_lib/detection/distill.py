@@ -9,13 +9,15 @@ from torch import Tensor
 
 from dfkd_lib import artifacts, ledger, training
 from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.attention import capture_attention, patch_grid
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.detection.batches import SceneBatches, open_scenes
 from dfkd_lib.detection.evaluate import THRESHOLD, average_precision, predict, sure
 from dfkd_lib.detection.matching import PAIRINGS, paired_queries
 from dfkd_lib.detection.source import SceneSource
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.losses.detection import Taught, detection_losses
+from dfkd_lib.losses.detection import (Taught, attention_distillation_loss, box_distillation_loss, detection_losses,
+                                       sureness)
 from dfkd_lib.models.create import count_parameters
 from dfkd_lib.models.detectors import Detections, Detector, create_detector
 
@@ -28,7 +30,8 @@ class DetectionTerms:
 
     Smooth L1 of coordinates in [0, 1] is quadratic and small, which is why its weight is large. giou is DETR's term and
     0 in the paper: from nothing and in a few minutes it makes the difference, so it is on by default.
-    pairing: "hungarian" (DETR's own) or "expanded" (the paper's).
+    distillation, box_distillation, attention_distillation: towards the logits, box and last cross-attention of the
+    teacher's query paired with the student's. pairing: "hungarian" (DETR's own) or "expanded" (the paper's).
     """
 
     classification: float = 2.0
@@ -37,37 +40,48 @@ class DetectionTerms:
     distillation: float = 1.0
     temperature: float = 2.0
     pairing: str = "hungarian"
+    box_distillation: float = 0.0
+    attention_distillation: float = 0.0
 
     def __post_init__(self):
-        weights = (self.classification, self.boxes, self.giou, self.distillation)
+        weights = (self.classification, self.boxes, self.giou, self.distillation, self.box_distillation,
+                   self.attention_distillation)
         if min(weights) < 0 or max(weights) == 0 or not self.temperature > 0 or self.pairing not in PAIRINGS:
             raise WorkbenchError("impossible terms of the detection loss", got=str(self), where="DetectionTerms",
                                  expected=f"weights >= 0, not all 0; temperature > 0; pairing {' or '.join(PAIRINGS)}",
                                  mend="correct the value that is out of range")
 
-    def losses(self, found: Detections, labels: Tensor, target_boxes: Tensor,
-               said: Detections | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, found: Detections, labels: Tensor, target_boxes: Tensor, said: Detections | None = None,
+               maps: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted total over all decoder layers (deep supervision), and the last layer's named losses.
 
         Args:
             found: the student's. labels (B, M), target_boxes (B, M, 4): padded objects. said: the teacher's, or None.
+            maps: cross-attention of both in the last layer, (B, Q, h, w), where attention is distilled.
         """
         logits, boxes = (torch.stack(parts) for parts in zip(*found.earlier, found[:2], strict=True))
         layers, rows = len(logits), (logits.flatten(0, 1), boxes.flatten(0, 1))
         targets = PAIRINGS[self.pairing](*rows, labels.repeat(layers, 1), target_boxes.repeat(layers, 1, 1))
-        taught = None if said is None else _taught(rows, said, layers)
+        taught, more = (None, {}) if said is None else self._taught(logits, boxes, said, maps)
         named = detection_losses(logits, boxes, *(t.unflatten(0, (layers, -1)) for t in targets), taught, self.temperature)
+        named |= more
         return sum(getattr(self, name) * value.sum() for name, value in named.items()), {
             name: value[-1] for name, value in named.items()}
 
-
-def _taught(rows: tuple[Tensor, Tensor], said: Detections, layers: int) -> Taught:
-    """The teacher's words for student queries of logits and boxes (layers · B, Q, ·), as `detection_losses` wants them."""
-    every = [part.repeat(layers, 1, 1) for part in said[:2]]
-    query = paired_queries(*rows, *every)
-    index = query.clamp(min=0)[..., None]
-    words = (part.gather(1, index.expand(-1, -1, part.shape[-1])) for part in every)
-    return Taught(*(part.unflatten(0, (layers, -1)) for part in (*words, query >= 0)))
+    def _taught(self, logits: Tensor, boxes: Tensor, said: Detections, maps: tuple[Tensor, Tensor] | None):
+        """What the teacher says to each query of every layer, and the losses beyond the paper's that weigh anything."""
+        layers = len(logits)
+        every = (part.repeat(layers, 1, 1) for part in said[:2])
+        query = paired_queries(logits.flatten(0, 1), boxes.flatten(0, 1), *every).unflatten(0, (layers, -1))
+        scene, paired, index = torch.arange(query.shape[1], device=query.device)[:, None], query >= 0, query.clamp(min=0)
+        taught = Taught(said.logits[scene, index], said.boxes[scene, index], paired)
+        sure, more = torch.where(paired, sureness(taught.logits), 0.0), {}
+        if self.box_distillation:
+            more["box_distillation"] = box_distillation_loss(boxes, taught.boxes, sure)
+        if self.attention_distillation:
+            its = maps[1][scene, index[-1]]
+            more["attention_distillation"] = attention_distillation_loss(maps[0], its, sure[-1])[None]
+        return taught, more
 
 
 def confident(found: Detections, threshold: float = THRESHOLD) -> tuple[Tensor, Tensor]:
@@ -83,21 +97,33 @@ def detection_step(detector: Detector, terms: DetectionTerms, teacher: Detector 
     """A step for `training.fit`: every decoder layer answers for the objects (deep supervision), the last is logged.
 
     Args:
-        teacher: frozen; adds eq. 14 against its logits. truth: False takes the objects from the teacher's own confident
-            detections in place of the labels.
+        teacher: frozen; adds eq. 14 against its logits, and what else of it the terms distil. truth: False takes the
+            objects from the teacher's own confident detections in place of the labels.
     """
+    looking = teacher is not None and terms.attention_distillation > 0
+
     def step(batch: tuple[Tensor, Tensor, Tensor], progress: float) -> dict[str, Tensor]:
         images, labels, boxes = batch
-        found, said = detector(images, earlier=True), None
+        (found, mine), said, its = _looked(detector, images, looking, earlier=True), None, None
         if teacher is not None:
             with torch.inference_mode():
-                said = Detections(*teacher(images)[:2])
+                said, its = _looked(teacher, images, looking)
             if not truth:
                 labels, boxes = confident(said)
-        total, logged = terms.losses(found, labels, boxes, said)
+        total, logged = terms.losses(found, labels, boxes, said, (mine, its) if looking else None)
         return {"loss": total, **logged}
 
     return step
+
+
+def _looked(detector: Detector, images: Tensor, looking: bool, earlier: bool = False) -> tuple[Detections, Tensor | None]:
+    """What a detector says and, if wanted, its last cross-attention (B, Q, h, w), heads averaged."""
+    if not looking:
+        return detector(images, earlier), None
+    with capture_attention(detector.network, (-1,), token=None, kind="cross") as maps:
+        found = detector(images, earlier)
+    seen = maps[-1].mean(1)
+    return found, seen.unflatten(-1, patch_grid(detector.network, seen.shape[-1], *images.shape[-2:]))
 
 
 def train_detector(store: Store, name: str, source: SceneSource, config: training.TrainConfig,

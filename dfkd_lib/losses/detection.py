@@ -1,5 +1,7 @@
 """Detection losses of the data-free KD paper (section 9, eq. 11-14), on predictions already paired with their targets.
 
+Beside them stand the distillation of boxes and of cross-attention, which count where the teacher is sure of an object.
+
 N, over which the paper takes the mean, is the number of objects here, as in DETR: weights then mean the same for any
 number of queries. Dimensions before the batch, such as a decoder's layers, are kept: each has a loss of its own.
 """
@@ -10,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou_loss
+
+
+SMOOTH = 50.0  # Smooth L1 of coordinates in [0, 1] beside one GIoU: the terms' default weights have it so, 100 to 2
 
 
 class Taught(NamedTuple):
@@ -71,6 +76,48 @@ def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperatur
     return temperature**2 * (apart.mean((-2, -1)) if paired is None else _of_pairs(apart, paired))
 
 
+def sureness(logits: Tensor) -> Tensor:
+    """How sure queries of logits (..., K) are of an object: chance of its class, times that of no "no object": [0, 1]."""
+    chance = logits.sigmoid()
+    return chance[..., :-1].amax(-1) * (1 - chance[..., -1])
+
+
+def box_distillation_loss(boxes: Tensor, teacher_boxes: Tensor, weights: Tensor) -> Tensor:
+    """SMOOTH · Smooth L1 + (1 - generalised IoU) towards the paired teacher query's box, per object of the teacher's.
+
+    Args:
+        boxes, teacher_boxes: (..., B, Q, 4) cxcywh in [0, 1]. weights: (..., B, Q), the teacher's `sureness`, 0 where a
+            query has no pair.
+    """
+    corners = (box_convert(b, "cxcywh", "xyxy") for b in (boxes, teacher_boxes))
+    apart = SMOOTH * F.smooth_l1_loss(boxes, teacher_boxes, reduction="none").sum(-1) + generalized_box_iou_loss(*corners)
+    return _weighted(apart, weights)
+
+
+def attention_distillation_loss(maps: Tensor, teacher_maps: Tensor, weights: Tensor) -> Tensor:
+    """1 - cos(student's, teacher's cross-attention) of paired queries, per object of the teacher's.
+
+    The classification students' patch loss (A eq. 10), for each object query instead of the class token.
+
+    Args:
+        maps: (B, Q, h, w) ≥ 0, a query's attention over the encoder's tokens. teacher_maps: (B, Q, h', w'), brought to
+            the student's grid. weights: as in `box_distillation_loss`, (B, Q).
+
+    Returns:
+        A scalar in [0, B Q].
+    """
+    teacher_maps = resize_maps(teacher_maps.float(), maps.shape[-2:])
+    return _weighted(1 - F.cosine_similarity(maps.float().flatten(-2), teacher_maps.flatten(-2), dim=-1), weights)
+
+
+def resize_maps(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Attention maps (B, Q, h, w) on another grid, bilinear, the sum of each kept."""
+    if maps.shape[-2:] == tuple(grid):
+        return maps
+    resized = F.interpolate(maps, tuple(grid), mode="bilinear", align_corners=False)
+    return resized * (maps.sum((-2, -1), keepdim=True) / resized.sum((-2, -1), keepdim=True).clamp(min=1e-12))
+
+
 def detection_losses(logits: Tensor, boxes: Tensor, target_labels: Tensor, target_boxes: Tensor,
                      taught: Taught | None = None, temperature: float = 2.0) -> dict[str, Tensor]:
     """Every named loss of paired predictions, unweighted (eq. 11-14, and GIoU, which the paper does not use).
@@ -98,3 +145,8 @@ def _count(pairs: Tensor) -> Tensor:
 def _of_pairs(values: Tensor, pairs: Tensor) -> Tensor:
     """Mean of values (..., B, Q) over the wanted pairs; 0 if there is none."""
     return torch.where(pairs, values, 0.0).sum((-2, -1)) / _count(pairs)
+
+
+def _weighted(values: Tensor, weights: Tensor) -> Tensor:
+    """Sum of values (..., B, Q) by their weights, over the weights' sum where that is one object or more."""
+    return (weights * values).sum((-2, -1)) / weights.sum((-2, -1)).clamp(min=1)
