@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd_lib import attention, widgets
+from dfkd_lib import attention, detection, widgets
 from dfkd_lib.datasets import ImageSet, generate_scenes, to_float
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import create_detector, create_model
 from dfkd_lib.pipeline.parameters import read_notebook
+from dfkd_lib.widgets.browse import FAINT
+from dfkd_lib.widgets.detections import partner
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "10_attention_probes.ipynb"
 
@@ -188,3 +190,104 @@ def test_what_a_detection_rests_on_is_shown_too(detector, scenes):
     assert box.error == "" and np.allclose(panel.probe, expected.numpy(), atol=1e-6) and panel.query == 3
     box.choose(weights="rollout")
     assert "no such weights" in box.error
+
+
+# The detection browser
+
+@pytest.fixture
+def browsed(scenes, tmp_path):
+    """A browser of two detectors whose predictions are given, and the messages it has sent."""
+    torch.manual_seed(0)
+    detectors = {"teacher": create_detector("detr_nano", 4).eval(), "student": create_detector("detr_micro", 4).eval()}
+    found = {name: detection.predict(d, scenes.images) for name, d in detectors.items()}
+    box = widgets.detection_browser(detectors, scenes, found, threshold=0.08, out_dir=tmp_path)
+    sent = []
+    box.send = lambda content, buffers=(): sent.append((content, [bytes(b) for b in buffers or ()]))
+    return box, sent, found
+
+
+def test_the_browser_is_sent_what_was_detected(browsed, scenes):
+    box, sent, found = browsed
+    message, buffers = ask(box, sent, do="ready")["scenes"]
+    assert message["count"] == 4 and message["classes"] == list(scenes.classes) and len(buffers) == 3 + 2 * 5
+    starts = np.frombuffer(buffers[0], np.int32)
+    assert np.diff(starts).tolist() == [len(b) for b in scenes.boxes]
+    assert np.array_equal(np.frombuffer(buffers[2], np.int32), torch.cat(scenes.labels))
+    scores, boxes = found["student"]
+    starts, queries = np.frombuffer(buffers[8], np.int32), np.frombuffer(buffers[12], np.int32)
+    for i in range(4):
+        mine = slice(starts[i], starts[i + 1])
+        got = np.frombuffer(buffers[11], np.float32)[mine]
+        assert len(got) == int((scores[i].amax(-1) >= FAINT).sum()) and (np.diff(got) <= 0).all()
+        assert np.array_equal(got, scores[i].amax(-1)[queries[mine].tolist()])
+        assert np.array_equal(np.frombuffer(buffers[9], np.float32).reshape(-1, 4)[mine], boxes[i, queries[mine].tolist()])
+    message, (pixels,) = ask(box, sent, do="images", data="scenes", rows=[2])["images"]
+    assert pixels == scenes.pixels[2].permute(1, 2, 0).numpy().tobytes() and box.error == ""
+
+
+def test_every_query_looks_where_its_detector_says(browsed, scenes):
+    box, sent, found = browsed
+    message, buffers = ask(box, sent, do="look", data="scenes", scene=3, block=-3, head=1)["look"]
+    teacher, student = message["looks"]  # two blocks and three
+    assert (teacher["blocks"], teacher["block"], student["blocks"], student["block"]) == (2, 0, 3, 0) and student["head"] == 1
+    detector = box.browse.detectors["student"]
+    with torch.inference_mode(), attention.capture_attention(detector, (0,), None, kind="cross") as maps:
+        detector(scenes.pixels[3:4].float() / 255)
+    got = np.frombuffer(buffers[1], np.float32).reshape(16, -1)
+    assert got.shape[1] == np.prod(student["grid"]) and np.abs(got - maps[0][0, 1].numpy()).max() < 1e-6
+
+
+def test_detections_of_tiles_have_no_query_to_look_at(scenes, detector, tmp_path):
+    scores, boxes = detection.predict(detector, scenes.images)
+    browse = widgets.detection_browser({"tiled": detector, "kept": None}, scenes, {
+        "tiled": (scores, boxes.roll(1, 1)), "kept": (scores, boxes)}).browse
+    tiled, kept = browse.looks("scenes", 0, -1, -1).values()
+    assert "not its own" in tiled.why and "only its predictions" in kept.why and not tiled.weights.size
+
+
+def test_the_browser_says_what_it_cannot_show(browsed, scenes, detector, images):
+    box, sent, found = browsed
+    for changes, words in (({"scene": 4}, "no such scene"), ({"threshold": 0.0}, "no such threshold"), ({"label": 4}, "class"),
+                           ({"outcome": "odd"}, "no such outcome"), ({"of": "nobody"}, "no such detector")):
+        before = box.view
+        box.choose(**changes)
+        assert words in box.error and "expected" in box.error and box.view == before
+    box.choose(scene=2)
+    assert box.error == "" and box.view["scene"] == 2
+    with pytest.raises(WorkbenchError, match="different classes"):
+        widgets.detection_browser({"other": create_detector("detr_nano", 3)}, scenes)
+    with pytest.raises(WorkbenchError, match=r"scores \(4, Q, classes\)"):
+        widgets.detection_browser({"teacher": detector}, scenes, {"teacher": (torch.zeros(3, 5, 4), torch.zeros(3, 5, 4))})
+    with pytest.raises(WorkbenchError, match="nothing to browse"):
+        widgets.detection_browser({}, scenes)
+    with pytest.raises(WorkbenchError, match="a detector, or its predictions"):
+        widgets.detection_browser({"teacher": None}, scenes, interactive=False)
+
+
+def test_the_browser_saves_what_it_shows(browsed, tmp_path):
+    box, sent, found = browsed
+    scores, _ = found["teacher"]
+    query = int(scores[1].amax(-1).argmax())
+    ask(box, sent, do="save", view={**box.view, "scene": 1, "chosen": "teacher", "query": query})
+    assert box.error == "" and len(list((tmp_path / "figures").iterdir())) == 3 and box.view["query"] == query
+    assert len(box.figure().axes[0].images) == 2  # the scene, and where the query looks
+
+
+def test_the_static_browser_begins_with_what_detectors_disagree_on(scenes):
+    truth = torch.zeros(4, 4, 4), torch.full((4, 4, 4), 0.5)
+    for i, (boxes, labels) in enumerate(zip(scenes.boxes, scenes.labels, strict=True)):
+        truth[1][i, :len(boxes)] = boxes
+        truth[0][i, range(len(boxes)), labels] = 0.9
+    nothing = torch.zeros_like(truth[0]), truth[1]
+    counts = torch.tensor([len(boxes) for boxes in scenes.boxes])
+    browse = widgets.detection_browser({"teacher": None, "student": None}, scenes, {"teacher": truth, "student": nothing}).browse
+    assert browse.disagreement("scenes", 0.5).tolist() == (2 * counts).tolist()  # right under one, missed under the other
+    figure = widgets.detection_browser({"teacher": None, "student": None}, scenes, {"teacher": truth, "student": nothing},
+                                       interactive=False, examples=1)
+    assert len(figure.axes) == 2 and len(figure.axes[0].texts) == counts.max()
+
+
+def test_partners_overlap_enough_and_are_sure_enough():
+    scores, boxes = torch.tensor([[.9, 0], [.6, 0], [.95, 0]]), torch.tensor([[.5, .5, .2, .2], [.52, .5, .2, .2], [.9, .9, .1, .1]])
+    assert partner(scores, boxes, [.52, .5, .2, .2], .5) == 1 and partner(scores, boxes, [.52, .5, .2, .2], .7) == 0
+    assert partner(scores, boxes, [.1, .1, .1, .1], .5) is None and partner(scores, boxes, [.5, .5, .2, .2], .99) is None

@@ -33,7 +33,7 @@ def predict(detector: Detector, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def detections(detector: Detector, scenes: SceneSet, threshold: float = THRESHOLD) -> list[dict]:
     """What a detector finds in each scene, as `sure` gives it; WorkbenchError if it has not the scenes' classes."""
-    _same_classes(detector.num_labels, scenes, "the detector")
+    same_classes(detector.num_labels, scenes, "the detector")
     return [sure(*found, threshold) for found in zip(*predict(detector, scenes.images), strict=True)]
 
 
@@ -55,7 +55,7 @@ def evaluate_ap(detector: Detector, scenes: SceneSet) -> dict:
     Raises:
         WorkbenchError: before anything is computed, if the detector has not the scenes' number of classes.
     """
-    _same_classes(detector.num_labels, scenes, "the detector")
+    same_classes(detector.num_labels, scenes, "the detector")
     scores, boxes = predict(detector, scenes.images)
     return average_precision(scenes, scores, boxes, by_size=True)
 
@@ -93,7 +93,7 @@ def coco_evaluation(scenes: SceneSet, scores: Tensor, boxes: Tensor, ious: Seque
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    _same_classes(scores.shape[-1], scenes, "the scores")
+    same_classes(scores.shape[-1], scenes, "the scores")
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = COCO()
         truth.dataset = ground_truth(scenes)
@@ -112,7 +112,8 @@ def coco_evaluation(scenes: SceneSet, scores: Tensor, boxes: Tensor, ious: Seque
     return evaluation
 
 
-def _same_classes(count: int, scenes: SceneSet, whose: str) -> None:
+def same_classes(count: int, scenes: SceneSet, whose: str) -> None:
+    """WorkbenchError if `whose` (in words) number of classes is not the scenes'."""
     if count != len(scenes.classes):
         raise WorkbenchError(f"{whose} and the scenes have different classes", got=f"{count} classes", where=scenes.origin,
                              expected=f"{len(scenes.classes)} classes: {', '.join(scenes.classes)}",

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from dfkd_lib import plots
 from dfkd_lib.ablation import Jobs, Outcome, tidy
+from dfkd_lib.widgets.browse import Browse, View
 from dfkd_lib.widgets.look import Choice, Looker, Panel, named
 
-__all__ = ["Choice", "Looker", "Panel", "ablation_lab", "attention_explorer"]
+__all__ = ["Choice", "Looker", "Panel", "View", "ablation_lab", "attention_explorer", "detection_browser"]
 
 
 def attention_explorer(models, data, interactive: bool = True, *, class_probes=None, start: Choice | None = None,
@@ -36,6 +37,38 @@ def attention_explorer(models, data, interactive: bool = True, *, class_probes=N
     from dfkd_lib.widgets.explorer import AttentionExplorer
 
     return AttentionExplorer(looker, start, out_dir, notebook)
+
+
+def detection_browser(detectors: dict, scenes, predictions: dict | None = None, interactive: bool = True, *,
+                      threshold: float = 0.5, start: View | None = None, examples: int = 8,
+                      out_dir: str | Path = "reports/quick"):
+    """Browse what detectors find in scenes beside what is there, at any threshold, and where a detection looks.
+
+    A detection is right where it is paired with an object of its class, by `detection.curves.matched` at IoU 0.5.
+
+    Args:
+        detectors: {name: detector of `models.create_detector`, or None where only predictions are at hand}.
+        scenes: a SceneSet, or {name: SceneSet}. predictions: {name of a detector: (scores (N, Q, classes), boxes
+            (N, Q, 4))} as `detection.predict` gives them, or {name of a set: such a dict}; what is missing is detected.
+        threshold: score from which a detection counts, 0.05..1. start: what is shown first, in its place.
+        examples: scenes in the static figure, those first in which the detectors differ most.
+        out_dir: where "save" puts figures.
+
+    Returns:
+        An ipywidget, or the static figure if not interactive.
+
+    Raises:
+        WorkbenchError: if detectors, predictions and scenes have different classes or sizes.
+    """
+    data, given = named(scenes, "scenes"), predictions or {}
+    browse = Browse(detectors, data, given if isinstance(scenes, dict) else {"scenes": given})
+    view = browse.settle(start or View(threshold=threshold))
+    if not interactive:
+        order = (-browse.disagreement(view.data, view.threshold)).argsort(kind="stable")[:examples]
+        return plots.detection_compare(**browse.scene(view.data, sorted(order.tolist()), view.threshold))
+    from dfkd_lib.widgets.detections import DetectionBrowser
+
+    return DetectionBrowser(browse, view, out_dir)
 
 
 def ablation_lab(base: dict, store, out_dir: str | Path = "reports/quick", notebook: str = "35_ablation",

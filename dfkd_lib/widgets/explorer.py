@@ -135,7 +135,7 @@ class AttentionExplorer(anywidget.AnyWidget):
         labels = [data.classes[int(data.labels[i])] if isinstance(data, ImageSet) else "" for i in shown]
         wrong = [bool(said is not None and i < len(said) and isinstance(data, ImageSet) and said[i] != int(data.labels[i]))
                  for i in shown]
-        pixels = _thumbnails(data, shown)
+        pixels = thumbnails(data, shown)
         self.send({"kind": "gallery", "indices": shown, "labels": labels, "wrong": wrong, "side": THUMB, "page": page,
                    "pages": pages, "found": len(found), "note": note, "label": self.gallery["label"],
                    "only_wrong": self.gallery["wrong"], "classes": list(data.classes),
@@ -200,16 +200,16 @@ def _pack(panel: Panel) -> tuple[dict, list[bytes]]:
             "boxes": None if panel.boxes is None else np.asarray(panel.boxes, float).tolist(),
             "queries": panel.queries, "labels": panel.labels}
     probe = nothing if panel.class_probe is None else panel.class_probe.astype(np.float32)
-    return meta, [_rgb(panel.image), quantised.tobytes(), top.astype(np.float32).tobytes(), overview.tobytes(),
+    return meta, [rgb(panel.image), quantised.tobytes(), top.astype(np.float32).tobytes(), overview.tobytes(),
                   probe.tobytes()]
 
 
-def _rgb(image: np.ndarray) -> bytes:
+def rgb(image: np.ndarray) -> bytes:
     """uint8 (C, H, W) of one or three channels as H·W·3 bytes."""
     return np.ascontiguousarray(np.broadcast_to(np.moveaxis(image, 0, -1), (*image.shape[1:], 3))).tobytes()
 
 
-def _thumbnails(data, places: list[int]) -> bytes:
+def thumbnails(data, places: list[int]) -> bytes:
     """The images at these places, fitted into squares of THUMB pixels, one after the other as RGB."""
     if not places:
         return b""
@@ -223,4 +223,4 @@ def _thumbnails(data, places: list[int]) -> bytes:
     canvas = torch.zeros(len(places), pixels.shape[1], THUMB, THUMB)
     top, left = (THUMB - size[0]) // 2, (THUMB - size[1]) // 2
     canvas[..., top:top + size[0], left:left + size[1]] = small
-    return b"".join(_rgb(image) for image in canvas.round().clamp(0, 255).to(torch.uint8).numpy())
+    return b"".join(rgb(image) for image in canvas.round().clamp(0, 255).to(torch.uint8).numpy())
