@@ -2,7 +2,7 @@
 
 from dfkd_lib.detection.batches import open_scenes
 from dfkd_lib.detection.curves import confusion, precision_recall_curves
-from dfkd_lib.detection.distill import DetectionTerms, detection_step, load_detector, shown, train_detector
+from dfkd_lib.detection.distill import DetectionTerms, detection_step, load_detector, predictions, shown, train_detector
 from dfkd_lib.detection.evaluate import average_precision, detections, evaluate_ap, predict
 from dfkd_lib.detection.recipe import ARMS, GANS, DetectionRecipe
 from dfkd_lib.detection.shipped import open_shipped, ship_detector, shipped_detector
@@ -14,5 +14,5 @@ from dfkd_lib.detection.tables import ap_table, arms_difference, class_table, me
 __all__ = ["ARMS", "GANS", "DetectionRecipe", "DetectionTerms", "SceneGAN", "SceneSource", "ap_table",
            "arms_difference", "average_precision", "class_table", "confusion", "detection_step", "detections", "draw_scenes",
            "evaluate_ap", "load_detector", "measures_table", "open_scenes", "open_shipped",
-           "precision_recall_curves", "predict", "predict_tiled", "seen_table", "ship_detector",
+           "precision_recall_curves", "predict", "predictions", "predict_tiled", "seen_table", "ship_detector",
            "shipped_detector", "shown", "train_detector"]

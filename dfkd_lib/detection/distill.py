@@ -232,8 +232,13 @@ def load_detector(artifact: Artifact) -> Detector:
     return detector.eval().requires_grad_(False).to(training.device())
 
 
+def predictions(artifact: Artifact) -> tuple[Tensor, Tensor]:
+    """All that the artifact's detector said of the test scenes, from disk: scores (N, Q, classes), boxes (N, Q, 4)."""
+    kept = artifact.tensors(PREDICTIONS)
+    return kept["scores"], kept["boxes"]
+
+
 def shown(artifact: Artifact, scenes: int, threshold: float = THRESHOLD) -> list[dict]:
     """The artifact's detections in the first `scenes` test scenes, as `evaluate.detections` gives them, from disk."""
-    kept = artifact.tensors(PREDICTIONS)
-    found = zip(kept["scores"][:scenes], kept["boxes"][:scenes], strict=True)
+    found = zip(*(part[:scenes] for part in predictions(artifact)), strict=True)
     return [sure(scores, boxes, threshold) for scores, boxes in found]

@@ -9,7 +9,7 @@ from dfkd_lib.datasets.coco import load_coco
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.detection.batches import open_scenes
 from dfkd_lib.detection.curves import confusion, precision_recall_curves
-from dfkd_lib.detection.distill import PREDICTIONS, DetectionTerms, load_detector, shown, train_detector
+from dfkd_lib.detection.distill import PREDICTIONS, DetectionTerms, load_detector, predictions, shown, train_detector
 from dfkd_lib.detection.evaluate import THRESHOLD, average_precision, detections
 from dfkd_lib.detection.measure import measure_scenes
 from dfkd_lib.detection.shipped import shipped_detector
@@ -69,6 +69,8 @@ class DetectionRecipe:
     box_weight: float = 100.0
     giou_weight: float = 2.0
     distillation_weight: float = 1.0
+    box_distillation: float = 0.0
+    attention_distillation: float = 0.0
     temperature: float = 2.0
     pairing: str = "hungarian"
     lam: float = 1.0
@@ -92,7 +94,7 @@ class DetectionRecipe:
     @property
     def terms(self) -> DetectionTerms:
         return DetectionTerms(self.class_weight, self.box_weight, self.giou_weight, self.distillation_weight,
-                              self.temperature, self.pairing)
+                              self.temperature, self.pairing, self.box_distillation, self.attention_distillation)
 
     def _config(self, epochs: int, lr: float) -> TrainConfig:
         return TrainConfig(epochs, self.batch_size, lr, weight_decay=1e-4, warmup_epochs=0.5, grad_clip=1.0,
@@ -176,13 +178,11 @@ class DetectionRecipe:
 
     def curves(self, detector: Artifact) -> dict:
         """Precision over recall of a detector on the test scenes, see `curves.precision_recall_curves`."""
-        kept = detector.tensors(PREDICTIONS)
-        return precision_recall_curves(self.source.load("test"), kept["scores"], kept["boxes"])
+        return precision_recall_curves(self.source.load("test"), *predictions(detector))
 
     def confusion(self, detector: Artifact, threshold: float = THRESHOLD):
         """What a detector takes the test scenes' objects for, see `curves.confusion`."""
-        kept = detector.tensors(PREDICTIONS)
-        return confusion(self.source.load("test"), kept["scores"], kept["boxes"], threshold)
+        return confusion(self.source.load("test"), *predictions(detector), threshold)
 
     def drawn_examples(self, store: Store, count: int) -> dict:
         """Real test scenes and what both GANs draw for the same layouts: argument of `plots.drawn_scenes`."""
