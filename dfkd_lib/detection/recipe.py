@@ -92,6 +92,11 @@ class DetectionRecipe:
                            self.shortest, self.crops, self.crop_spread)
 
     @property
+    def square(self) -> SceneSource:
+        """The same scenes as squares of `size`, whatever `shortest` is: what the GANs learn, draw and are measured on."""
+        return replace(self.source, shortest=0)
+
+    @property
     def terms(self) -> DetectionTerms:
         return DetectionTerms(self.class_weight, self.box_weight, self.giou_weight, self.distillation_weight,
                               self.temperature, self.pairing, self.box_distillation, self.attention_distillation)
@@ -128,7 +133,7 @@ class DetectionRecipe:
 
     def probes(self, store: Store) -> Artifact:
         """The class probes of the teacher's objects in the training scenes."""
-        return object_probe_artifact(store, self.source, self.teacher_artifact(store))
+        return object_probe_artifact(store, self.square, self.teacher_artifact(store))
 
     def gan(self, arm: str, seed: int | None = None) -> SceneGAN:
         """The GAN of an arm of `GANS`: "synthetic" with the attention loss, "vanilla" without, else the same."""
@@ -140,7 +145,7 @@ class DetectionRecipe:
 
     def trained_gan(self, store: Store, arm: str, seed: int | None = None) -> Artifact:
         """That GAN, trained on the training scenes."""
-        return self.gan(arm, seed).train(store, self.source, self.teacher_artifact(store), self.probes(store))
+        return self.gan(arm, seed).train(store, self.square, self.teacher_artifact(store), self.probes(store))
 
     def drawn(self, store: Store, arm: str, seed: int | None = None) -> Artifact:
         """The scenes that this GAN draws for a student; `batches.open_scenes` opens them."""
@@ -151,7 +156,7 @@ class DetectionRecipe:
         """Measures of the scenes of an arm's GAN, or of the real test scenes (None); the judge is the student "plain"."""
         scenes = None if arm is None else self.drawn(store, arm, seed)
         return measure_scenes(store, scenes, self.teacher_artifact(store), self.student(store, "plain"), self.probes(store),
-                              self.source)
+                              self.square)
 
     def student(self, store: Store, arm: str) -> Artifact:
         """The student of an arm of `ARMS`: distilled on labelled training scenes; trained on them without a teacher (what KD
@@ -187,7 +192,7 @@ class DetectionRecipe:
     def drawn_examples(self, store: Store, count: int) -> dict:
         """Real test scenes and what both GANs draw for the same layouts: argument of `plots.drawn_scenes`."""
         teacher, rows = load_detector(self.teacher_artifact(store)), {}
-        for name, scenes in {"real": self.source.load("test"), "attention GAN": open_scenes(self.drawn(store, "synthetic")),
+        for name, scenes in {"real": self.square.load("test"), "attention GAN": open_scenes(self.drawn(store, "synthetic")),
                              "vanilla GAN": open_scenes(self.drawn(store, "vanilla"))}.items():
             some = scenes.subset([i for i, labels in enumerate(scenes.labels) if len(labels)][:count])
             rows[name] = {"images": some.pixels.numpy(), "truth": [_truth(some, i) for i in range(len(some))],

@@ -63,7 +63,7 @@ class SceneGAN:
         Raises:
             WorkbenchError: if the scenes are not square or of an odd size. DivergedError: if it diverges.
         """
-        if source.shortest or source.size % 16:
+        if source.shortest or source.size % 16 or not source.size:
             raise WorkbenchError("the GAN draws square scenes whose side 16 divides", expected="size = 64, 80, 96, ...",
                                  got=f"shortest {source.shortest}" if source.shortest else f"size {source.size}",
                                  where="SceneGAN", mend="set size to such a number, and shortest to 0")
