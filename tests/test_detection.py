@@ -19,7 +19,7 @@ from dfkd_lib.detection.matching import (PAIRINGS, expanded_targets, hungarian_t
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.losses import detection_losses
 from dfkd_lib.losses.detection import Taught
-from dfkd_lib.models import count_parameters, create_detector, detector_names
+from dfkd_lib.models import WeightsMissing, count_parameters, create_detector, detector_names
 from dfkd_lib.models.detectors import Detections
 
 CLASSES = ("bird", "helicopter", "drone", "plane")
@@ -257,7 +257,7 @@ def test_the_small_ones_are_small():
     assert count_parameters(create_detector("detr_nano", 4)) <= 700_000
 
 
-@pytest.mark.parametrize("name", ["detr_micro", "detr_nano", "detr_resnet18_2x2"])
+@pytest.mark.parametrize("name", ["detr_micro", "detr_nano", "detr_resnet18_2x2", "conditional_detr_resnet18_2x2"])
 def test_a_detector_learns_in_every_layer_and_in_its_norms(name):
     detector = create_detector(name, 4).train()
     found = detector(torch.rand(2, 3, 64, 64), earlier=True)
@@ -285,7 +285,8 @@ def test_unknown_detectors_and_bad_sizes():
         create_detector("detr_micro", 0)
     with pytest.raises(WorkbenchError, match="no pretrained weights"):
         create_detector("detr_nano", 4, pretrained=True)
-    assert detector_names() == ["detr_micro", "detr_nano", "detr_resnet18_2x2", "detr_resnet50"]
+    assert detector_names() == ["conditional_detr_resnet18_2x2", "conditional_detr_resnet50", "detr_micro", "detr_nano",
+                                "detr_resnet18_2x2", "detr_resnet50"]
 
 
 def test_weights_go_round(tmp_path):
@@ -295,9 +296,112 @@ def test_weights_go_round(tmp_path):
     images = torch.rand(2, 3, 64, 64)
     assert torch.equal(detector(images).logits, again(images).logits)
     with pytest.raises(WorkbenchError, match="do not fit"):
-        create_detector("detr_nano", 3, weights=tmp_path / "nano.safetensors")
+        create_detector("detr_micro", 4, weights=tmp_path / "nano.safetensors")
     with pytest.raises(WorkbenchError, match="missing"):
         create_detector("detr_nano", 4, weights=tmp_path / "none.safetensors")
+
+
+def test_weights_of_other_classes_keep_all_but_the_class_head(tmp_path):
+    saved = create_detector("detr_nano", 4).state_dict()
+    artifacts.save_tensors(tmp_path / "nano.safetensors", saved)
+    other = create_detector("detr_nano", 7, weights=tmp_path / "nano.safetensors").eval()
+    assert other(torch.rand(1, 3, 64, 64)).logits.shape == (1, 10, 8)
+    kept = {name for name, value in other.state_dict().items() if value.shape == saved[name].shape
+            and torch.equal(value, saved[name])}
+    head = {f"network.class_labels_classifier.{part}" for part in ("weight", "bias")}
+    assert set(saved) - kept == head
+    assert other.state_dict()["network.class_labels_classifier.bias"][-1] > 0 > other.state_dict()[
+        "network.class_labels_classifier.bias"][0]  # it starts by saying "no object"
+    artifacts.save_tensors(tmp_path / "less.safetensors", {name: saved[name] for name in kept})
+    with pytest.raises(WorkbenchError, match="2 missing"):  # no head at all is another thing
+        create_detector("detr_nano", 7, weights=tmp_path / "less.safetensors")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A stand-in for the hub: what was asked of it (True: of the cache alone), and what it says."""
+    import huggingface_hub
+
+    state = {"asked": [], "cached": False, "online": True, "folder": tmp_path / "snapshot"}
+
+    def snapshot(repository, revision, allow_patterns, local_files_only):
+        state["asked"].append((repository, local_files_only))
+        if not state["cached"] and (local_files_only or not state["online"]):
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
+        state["cached"] = True
+        return str(state["folder"])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    return state
+
+
+def timm_backbone(folder):
+    """The weights timm publishes of ResNet-18, as far as their form goes: with a classifier's head and batch counts."""
+    import timm
+
+    folder.mkdir()
+    model = timm.create_model("resnet18", num_classes=3)
+    artifacts.save_tensors(folder / "model.safetensors", model.state_dict())
+    return model
+
+
+@pytest.mark.parametrize("name", ["detr_resnet18_2x2", "conditional_detr_resnet18_2x2"])
+def test_a_backbone_is_downloaded_only_if_allowed_and_not_on_disk(hub, name):
+    model, repository = timm_backbone(hub["folder"]), "timm/resnet18.a1_in1k"
+    create_detector(name, 4)
+    assert hub["asked"] == []
+    detector = create_detector(name, 4, pretrained=True)
+    assert hub["asked"] == [(repository, True), (repository, False)]
+    hub.update(online=False, asked=[])
+    create_detector(name, 4, pretrained=True)
+    assert hub["asked"] == [(repository, True)]  # it is on disk now
+    backbone = detector.network.model.backbone.model
+    assert torch.equal(backbone.layer3[1].conv1.weight, model.layer3[1].conv1.weight)
+    assert {n.split(".")[0] for n, p in backbone.named_parameters() if not p.requires_grad} == {"conv1", "layer1"}
+    hub["cached"] = False
+    with pytest.raises(WeightsMissing, match="the download failed") as told:
+        create_detector(name, 4, pretrained=True)
+    assert repository in str(told.value)
+
+
+def test_a_published_detector_comes_from_the_hub(hub, monkeypatch):
+    from dataclasses import replace
+
+    from dfkd_lib.models import detectors
+
+    known, small = detectors._SPECS, "conditional_detr_resnet18_2x2"
+    repository = known["conditional_detr_resnet50"].hub
+    assert repository == "microsoft/conditional-detr-resnet-50" and known["conditional_detr_resnet50"].queries == 300
+    monkeypatch.setitem(known, small, replace(known[small], hub=repository))  # the same way, for less
+    published = detectors._network(known[small], 90)
+    published.save_pretrained(hub["folder"])
+    detector = create_detector(small, 4, pretrained=True)
+    assert {asked for asked, _ in hub["asked"]} == {repository}
+    queries = (network.model.query_position_embeddings.weight for network in (detector.network, published))
+    assert torch.equal(*queries) and detector.network.class_labels_classifier.out_features == 5
+
+
+def test_a_backbones_own_file(hub, tmp_path):
+    file = hub["folder"] / "model.safetensors"
+    model = timm_backbone(hub["folder"])
+    detector = create_detector("detr_resnet18_2x2", 4, backbone_weights=file)
+    backbone = detector.network.model.backbone.model
+    assert torch.equal(backbone.layer1[0].bn2.weight, model.layer1[0].bn2.weight)
+    assert not backbone.conv1.weight.requires_grad
+    assert count_parameters(detector) == 17_245_897 and hub["asked"] == []
+    artifacts.save_tensors(tmp_path / "all.safetensors", detector.state_dict())
+    again = create_detector("detr_resnet18_2x2", 4, weights=tmp_path / "all.safetensors").eval()
+    images = torch.rand(1, 3, 64, 64)
+    assert torch.equal(detector.eval()(images).boxes, again(images).boxes)
+    small = create_detector("detr_nano", 4).network.model.backbone.model.state_dict()
+    artifacts.save_tensors(tmp_path / "small.safetensors", small)
+    nano = create_detector("detr_nano", 4, backbone_weights=tmp_path / "small.safetensors")
+    first = nano.network.model.backbone.model.layer1[0].conv1.weight
+    assert torch.equal(first, small["layer1.0.conv1.weight"]) and first.requires_grad
+    with pytest.raises(WorkbenchError, match="(?s)do not fit.*resnet50.*the backbone it is of"):
+        create_detector("detr_resnet50", 4, backbone_weights=file)
+    with pytest.raises(WorkbenchError, match="two kinds"):
+        create_detector("detr_resnet18_2x2", 4, pretrained=True, backbone_weights=file)
 
 
 def test_a_folder_in_transformers_format_keeps_all_but_another_head(tmp_path):
@@ -416,15 +520,16 @@ def test_boxes_and_cross_attention_are_distilled_too(students, size):
     assert set(losses) - set(before) == set(more) and all(losses[name] > 0 for name in more)
     assert losses["loss"] > before["loss"] + 3 * losses["attention_distillation"]
     losses["attention_distillation"].backward()
-    asking = [p.grad for name, p in detector.network.model.decoder.layers[-1].encoder_attn.named_parameters() if "q_" in name]
-    assert any(grad is not None and grad.abs().sum() > 0 for grad in asking)
+    last = detector.network.model.decoder.layers[-1].encoder_attn
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for name, p in last.named_parameters() if "q_" in name)
     same = create_detector("detr_micro", 4).eval()
     same.load_state_dict(teacher.state_dict())
     for name, weight in detection.detection_step(same, with_both, teacher)(batch, 0.0).items():
         assert name not in (*more, "distillation") or weight.item() == pytest.approx(0, abs=1e-4), name
 
 
-@pytest.mark.parametrize("wrong", [{"boxes": -1.0}, {"attention_distillation": -0.1}, {"temperature": 0.0}, {"pairing": "greedy"},
+@pytest.mark.parametrize("wrong", [{"boxes": -1.0}, {"attention_distillation": -0.1}, {"temperature": 0.0},
+                                   {"pairing": "greedy"},
                                    {"classification": 0.0, "boxes": 0.0, "giou": 0.0, "distillation": 0.0}])
 def test_impossible_terms_are_refused(wrong):
     with pytest.raises(WorkbenchError, match="impossible terms"):
@@ -507,6 +612,11 @@ def test_a_coco_folder_trains_like_scenes(trained, tmp_path):
     source = SceneSource(data=str(tmp_path / "mine"), size=48)
     made = detection.train_detector(store, "detr_nano", source, training.TrainConfig(1, 6, 1e-3), augment=1.0)
     assert {row["split"]: row["images"] for row in made.ledger} == {"mine/train": 12, "mine/val": 6}
+    backbone = detection.load_detector(made).network.model.backbone.model.state_dict()
+    artifacts.save_tensors(tmp_path / "backbone.safetensors", backbone)
+    again = detection.train_detector(store, "detr_nano", source, training.TrainConfig(1, 6, 1e-3), augment=1.0,
+                                     backbone_weights=tmp_path / "backbone.safetensors")
+    assert again.key != made.key and len(again.settings["backbone_weights"]) == 64
 
 
 def drawn(store, classes=CLASSES, **tensors):

@@ -129,12 +129,13 @@ def _looked(detector: Detector, images: Tensor, looking: bool, earlier: bool = F
 def train_detector(store: Store, name: str, source: SceneSource, config: training.TrainConfig,
                    terms: DetectionTerms = DetectionTerms(), teacher: Artifact | None = None,
                    scenes: str | Artifact = "train", augment: float = 0.0, pretrained: bool = False,
-                   weights: str | Path | Artifact | None = None) -> Artifact:
+                   weights: str | Path | Artifact | None = None,
+                   backbone_weights: str | Path | None = None) -> Artifact:
     """Train a detector on scenes and keep it with its history, its measures and its detections on the test scenes.
 
     Args:
-        name: for `create_detector`; its weights start from config.seed, or from pretrained / weights (see there), or from
-            those of an artifact of such a detector, which then is a parent.
+        name: for `create_detector`; its weights start from config.seed, or from pretrained / weights / backbone_weights
+            (see there), or from those of an artifact of such a detector, which then is a parent.
         source: train, test and synthetic scenes. terms: losses and pairing.
         teacher: a detector's artifact to distil from; without it the detector is a teacher itself.
         scenes: "train", labelled scenes; or "synthetic", scenes of no data set whose labels are not read: the teacher's
@@ -161,6 +162,8 @@ def train_detector(store: Store, name: str, source: SceneSource, config: trainin
                 "train": {"artifact": scenes.key} if drawn else source.identity(scenes),
                 "test": source.identity("test"), "pretrained": pretrained,
                 "weights": _identity(weights)}
+    if backbone_weights is not None:
+        settings["backbone_weights"] = _identity(backbone_weights)
     reads = {test.split: ledger.EVALUATION}
     if labelled:
         reads[source.load("train").split if source.data != "scenes" else "aerial/train"] = "training"
@@ -168,7 +171,7 @@ def train_detector(store: Store, name: str, source: SceneSource, config: trainin
     def make(work: Path) -> dict:
         torch.manual_seed(config.seed)
         start = weights.path / "model.safetensors" if isinstance(weights, Artifact) else weights
-        detector = create_detector(name, len(test.classes), pretrained, start)
+        detector = create_detector(name, len(test.classes), pretrained, start, backbone_weights)
         taught = None if teacher is None else load_detector(teacher)
         step = detection_step(detector, terms, taught, truth=labelled)
         batches = SceneBatches(open_scenes(scenes) if drawn else source.load(scenes), config.batch_size, augment)

@@ -2,9 +2,9 @@
 
 transformers replaces every batch norm of a DETR backbone by a frozen one. Frozen norms are right for pretrained weights
 and wrong from nothing: they hold no statistics, and the replacement drops the activation that timm fuses into some
-norms. So a detector made from nothing gets timm's own backbone back, with norms that learn their statistics. In the two
-detectors of the paper these norms have no scale and shift of their own, which keeps the paper's parameter count exact
-(frozen norms are not counted in it) and loses nothing that the next convolution could not learn.
+norms. So a detector made from nothing gets timm's own backbone back, with norms that learn their statistics. In the
+detectors of the paper's sizes these norms have no scale and shift of their own, which keeps the paper's parameter count
+exact (frozen norms are not counted in it) and loses nothing that the next convolution could not learn.
 """
 
 import difflib
@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from dfkd_lib.artifacts import load_tensors
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.models.load import WeightsMissing, fetch
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HEAD = ("network.class_labels_classifier.weight", "network.class_labels_classifier.bias")
 PRIOR = 0.1  # chance of each class at a query before training
 
 
@@ -42,10 +44,18 @@ class _Spec:
     keywords: dict = field(default_factory=dict)
     hub: str | None = None
 
+    @property
+    def full(self) -> bool:
+        """Whether its backbone is one as published, not one of fewer channels."""
+        return not self.keywords
+
 
 _SPECS = {
     "detr_resnet50": _Spec("resnet50", 4, 256, 6, 6, 100, 2048, 8, 0.1, False, hub="facebook/detr-resnet-50"),
     "detr_resnet18_2x2": _Spec("resnet18", 4, 256, 2, 2, 100, 2048, 8, 0.1, False),
+    "conditional_detr_resnet50": _Spec("resnet50", 4, 256, 6, 6, 300, 2048, 8, 0.1,
+                                       hub="microsoft/conditional-detr-resnet-50"),
+    "conditional_detr_resnet18_2x2": _Spec("resnet18", 4, 256, 2, 2, 100, 2048, 8, 0.1),
     "detr_micro": _Spec("resnet18", 3, 112, 1, 3, 16, 224, 4, keywords={"channels": (32, 64, 128, 256)}),
     "detr_nano": _Spec("resnet10t", 3, 96, 1, 2, 10, 192, 4,
                        keywords={"channels": (24, 48, 96, 192), "stem_width": 16}),
@@ -103,20 +113,25 @@ def detector_names() -> list[str]:
     return sorted(_SPECS)
 
 
-def create_detector(name: str, num_labels: int, pretrained: bool = False,
-                    weights: str | Path | None = None) -> Detector:
+def create_detector(name: str, num_labels: int, pretrained: bool = False, weights: str | Path | None = None,
+                    backbone_weights: str | Path | None = None) -> Detector:
     """A detector by name, randomly initialised from torch's global generator unless weights are asked for.
 
     Args:
         name: one of `detector_names()`; with 4 labels `detr_resnet50` has 41,502,409 parameters (the paper's teacher),
-            `detr_resnet18_2x2` 17,245,897 (its student); `detr_micro` and `detr_nano` are for small images.
+            `detr_resnet18_2x2` 17,245,897 (its student); the conditional ones of these sizes converge faster (Meng et al.
+            2021); `detr_micro` and `detr_nano` are for small images.
         num_labels: classes, without "no object".
-        pretrained: download: the COCO detector for `detr_resnet50`, ImageNet's backbone for `detr_resnet18_2x2`; norms
-            and the stem stay frozen then (222,400 parameters of ResNet-50), as in the paper.
-        weights: a .safetensors file saved from a detector of that name, or a folder in transformers' format.
+        pretrained: start from published weights in the hub's cache on disk, or download them: COCO detectors for the
+            ResNet-50 ones, ImageNet's backbone for the ResNet-18 ones; norms and the stem stay frozen then (222,400
+            parameters of ResNet-50), as in the paper. False never touches the network.
+        weights: a .safetensors file saved from a detector of that name, or a folder in transformers' format. Of other
+            classes, the class head is made anew and everything else loaded.
+        backbone_weights: a .safetensors file of timm's backbone alone, frozen as under `pretrained`.
 
     Raises:
-        WorkbenchError: on an unknown name, impossible labels, missing or unfit weights.
+        WorkbenchError: on an unknown name, impossible labels, missing or unfit weights, or two kinds of them.
+        WeightsMissing: if published weights are neither on disk nor can be downloaded.
     """
     if name not in _SPECS:
         near = difflib.get_close_matches(name, _SPECS, n=1)
@@ -124,16 +139,21 @@ def create_detector(name: str, num_labels: int, pretrained: bool = False,
                              mend=f"did you mean {near[0]}?" if near else "choose one of the expected names")
     if num_labels < 1:
         raise WorkbenchError("a detector needs a class", expected="num_labels >= 1", got=num_labels)
+    if backbone_weights is not None and (pretrained or weights is not None):
+        raise WorkbenchError("a detector cannot start from two kinds of weights", where=name,
+                             expected="one of pretrained, weights and backbone_weights",
+                             got="backbone_weights and " + ("pretrained" if pretrained else "weights"),
+                             mend="leave one of them out")
     spec = _SPECS[name]
-    if pretrained and weights is None:
-        return _pretrained(name, spec, num_labels)
+    if backbone_weights is not None:
+        return _with_backbone(spec, num_labels, backbone_weights)
     if weights is None:
-        return _channels_last(_fresh(spec, num_labels))
+        return _pretrained(name, spec, num_labels) if pretrained else _channels_last(_fresh(spec, num_labels))
     if Path(weights).is_dir():
         return _from_folder(spec, num_labels, weights)
     tensors = load_tensors(weights)
-    frozen = "network.model.backbone.model.bn1.weight" in tensors and not spec.conditional
-    detector = Detector(_network(spec, num_labels), num_labels) if frozen else _fresh(spec, num_labels)
+    frozen = "network.model.backbone.model.bn1.weight" in tensors and spec.full
+    detector = _started(_network(spec, num_labels), spec, num_labels) if frozen else _fresh(spec, num_labels)
     _load(detector, tensors, weights)
     return _channels_last(_freeze_stem(detector) if frozen else detector)
 
@@ -160,11 +180,16 @@ def _network(spec: _Spec, num_labels: int) -> nn.Module:
 
 def _fresh(spec: _Spec, num_labels: int) -> Detector:
     network = _network(spec, num_labels)
-    norm = {} if spec.conditional else {"norm_layer": partial(nn.BatchNorm2d, affine=False)}
-    stages = (spec.stage,) if spec.conditional else (1, 2, 3, 4)
+    norm = {"norm_layer": partial(nn.BatchNorm2d, affine=False)} if spec.full else {}
+    stages = (1, 2, 3, 4) if spec.full else (spec.stage,)
     backbone = timm.create_model(spec.backbone, features_only=True, out_indices=stages, **spec.keywords, **norm)
     network.model.backbone.model = backbone
     network.model.input_projection = nn.Conv2d(backbone.feature_info.channels()[-1], spec.width, 1)
+    return _started(network, spec, num_labels)
+
+
+def _started(network: nn.Module, spec: _Spec, num_labels: int) -> Detector:
+    """The detector of a network whose heads are as they should be before training."""
     _start_rare(network)
     if spec.conditional:
         _spread_references(network, spec.queries)
@@ -192,16 +217,27 @@ def _spread_references(network: nn.Module, queries: int) -> None:
 
 
 def _pretrained(name: str, spec: _Spec, num_labels: int) -> Detector:
-    if spec.hub:
-        return _from_folder(spec, num_labels, spec.hub)
-    if spec.keywords:
-        raise WorkbenchError(f"no pretrained weights exist for {name}", expected="detr_resnet50 or detr_resnet18_2x2",
-                             got=name, mend="train it (weights=None), or give a file of your own as weights=...")
-    detector = Detector(_network(spec, num_labels), num_labels)
-    _start_rare(detector.network)
-    backbone = timm.create_model(spec.backbone, features_only=True, pretrained=True)
-    detector.network.model.backbone.model.load_state_dict(backbone.state_dict())
-    return _channels_last(_freeze_stem(detector))
+    if not spec.full:
+        raise WorkbenchError(f"no pretrained weights exist for {name}", got=name, mend="train it (weights=None), or give a "
+                             "file of your own as weights=...",
+                             expected=", ".join(other for other in detector_names() if _SPECS[other].full))
+    repository = spec.hub or timm.get_pretrained_cfg(spec.backbone).hf_hub_id
+    try:
+        folder = fetch(repository, False, name)  # on disk already: nothing is asked of the network
+    except WeightsMissing:
+        folder = fetch(repository, True, name)
+    return (_from_folder(spec, num_labels, folder) if spec.hub else
+            _with_backbone(spec, num_labels, folder / "model.safetensors"))
+
+
+def _with_backbone(spec: _Spec, num_labels: int, file: str | Path) -> Detector:
+    """A detector whose backbone has timm's weights in that file, a classifier's head left out."""
+    detector = _started(_network(spec, num_labels), spec, num_labels) if spec.full else _fresh(spec, num_labels)
+    backbone = detector.network.model.backbone.model
+    tensors = {key: value for key, value in load_tensors(file).items()
+               if not key.startswith("fc.") and not (spec.full and key.endswith("num_batches_tracked"))}
+    _load(backbone, tensors, file, f"timm's {spec.backbone}", "choose a detector of the backbone it is of")
+    return _channels_last(_freeze_stem(detector) if spec.full else detector)
 
 
 def _from_folder(spec: _Spec, num_labels: int, folder: str | Path) -> Detector:
@@ -213,7 +249,7 @@ def _from_folder(spec: _Spec, num_labels: int, folder: str | Path) -> Detector:
     except (OSError, ValueError, RuntimeError) as error:
         raise WorkbenchError("a pretrained detector cannot be loaded", got=str(error)[:300], where=folder,
                              expected="a folder with config.json and model.safetensors of that architecture",
-                             mend="fetch it once online (pretrained=True), or point weights= to a folder") from None
+                             mend="point weights= to such a folder") from None
     fresh = {key.split(".")[0] for key in report["missing_keys"]}
     fresh |= {(key if isinstance(key, str) else key[0]).split(".")[0] for key in report["mismatched_keys"]}
     if fresh - {"class_labels_classifier"}:
@@ -230,14 +266,19 @@ def _freeze_stem(detector: Detector) -> Detector:
     return detector
 
 
-def _load(detector: Detector, tensors: dict, where: object) -> None:
-    expected = detector.state_dict()
+def _load(module: nn.Module, tensors: dict, where: object, what: str = "a detector of that name",
+          mend: str = "create the detector that was saved") -> None:
+    """Load weights of the module's names and shapes; a class head of other classes stays as it is."""
+    expected = module.state_dict()
+    head = {name: tensors[name] for name in HEAD if name in expected and name in tensors}
+    if len(head) == len(HEAD) and all(t.shape[1:] == expected[name].shape[1:] for name, t in head.items()):
+        tensors = tensors | {name: expected[name] for name, t in head.items() if t.shape != expected[name].shape}
     unfit = [name for name, t in expected.items() if name not in tensors or tensors[name].shape != t.shape]
     extra = sorted(set(tensors) - set(expected))
     if unfit or extra:
         raise WorkbenchError("detector weights do not fit", where=where,
-                             expected=f"{len(expected)} tensors of its shapes",
+                             expected=f"{len(expected)} tensors of its shapes: {what}",
                              got=f"{len(unfit)} missing or of another shape, {len(extra)} unknown: "
                              f"{', '.join((unfit + extra)[:3])}",
-                             mend="create the detector of the name and number of labels that was saved")
-    detector.load_state_dict({name: t.to(expected[name].dtype) for name, t in tensors.items()})
+                             mend=mend)
+    module.load_state_dict({name: t.to(expected[name].dtype) for name, t in tensors.items()})

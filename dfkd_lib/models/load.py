@@ -94,7 +94,7 @@ def _open(name: str, weights: str | Path, sizes: dict, download: bool) -> Loaded
     if path.is_dir():
         return _from_folder(path, sizes)
     if whole:
-        return _from_folder(_fetch(repository, download, name), sizes)
+        return _from_folder(fetch(repository, download, name), sizes)
     if weights:
         return _from_file(name, resolve(weights), sizes)
     if name in MODELS:
@@ -201,7 +201,7 @@ def _pretrained(name: str, sizes: dict, download: bool) -> Loaded:
     if config is None or not config.hf_hub_id:
         raise WeightsMissing(f"timm has no pretrained weights for {name} on the hub", got="none",
                              expected="weights=... a .safetensors file", mend="name a file, or another model")
-    file = _fetch(config.hf_hub_id, download, name) / "model.safetensors"
+    file = fetch(config.hf_hub_id, download, name) / "model.safetensors"
     made = _build(name, config, load_tensors(file), file, sizes,
                   f"timm's {name}, pretrained weights of {config.hf_hub_id} on disk at {file}")
     made.classes = _imagenet(made.model.num_classes) if made.model.num_classes == config.num_classes else None
@@ -252,8 +252,15 @@ def _imagenet(count: int) -> tuple[str, ...] | None:
     return tuple(info.index_to_description(i).split(",")[0] for i in range(count))
 
 
-def _fetch(repository: str, download: bool, name: str) -> Path:
-    """The folder of a hub repository's configuration and weights: from the local cache, or downloaded if allowed."""
+def fetch(repository: str, download: bool, name: str) -> Path:
+    """The folder of a hub repository's configuration and weights: from the local cache, or downloaded if allowed.
+
+    Args:
+        repository: "owner/name" or "owner/name@revision". name: of the model, for the message.
+
+    Raises:
+        WeightsMissing: if they are not there, or the download fails. WorkbenchError: if that is no such name.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
 
