@@ -11,6 +11,7 @@ from dfkd_lib.plots.detection import (average_precision_bars, detection_confusio
                                       precision_recall_plot)
 from dfkd_lib.plots.explorer import attention_panels
 from dfkd_lib.plots.images import image_rows, to_display
+from dfkd_lib.plots.layouts import drawn_scenes
 from dfkd_lib.plots.measures import accuracy_against_distance, distance_by_class, fidelity_diversity, neighbours
 from dfkd_lib.plots.scenes import detection_compare
 from dfkd_lib.plots.summary import real_images, stage_seconds
@@ -19,7 +20,7 @@ from dfkd_lib.plots.style import COLORS, bars, curves, new_figure
 __all__ = ["COLORS", "ablation_accuracy", "ablation_curves", "ablation_grid", "accuracy_against_distance",
            "agreement_by_class", "attention_panels", "attention_profile", "average_precision_bars", "bars",
            "class_probe_grid", "class_probe_spread", "confusion", "curves", "detection_compare", "detection_confusion",
-           "detection_grid", "distance_by_class", "explanations", "fidelity_by_class", "fidelity_diversity",
+           "detection_grid", "distance_by_class", "drawn_scenes", "explanations", "fidelity_by_class", "fidelity_diversity",
            "fidelity_scatter", "image_map_probe", "image_rows", "loss_components", "measure_curves", "neighbours",
            "new_figure", "precision_recall_plot", "probe_pipeline", "real_images", "stage_seconds", "to_display",
            "trade_off"]

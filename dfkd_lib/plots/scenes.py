@@ -37,16 +37,20 @@ def _corners(box: np.ndarray, shape: tuple[int, int]) -> tuple[float, float, flo
 
 def _outline(ax, box: np.ndarray, shape: tuple[int, int], color: str, **style) -> None:
     x, y, w, h = _corners(box, shape)
-    halo = [withStroke(linewidth=style["linewidth"] + 1.4, foreground="white", alpha=0.75)]
+    # A small box is not drowned by its own line.
+    style["linewidth"] = min(style["linewidth"], max(0.8, min(w, h) * 72 * SIDE / max(shape) / 9))
+    halo = [withStroke(linewidth=style["linewidth"] + min(1.4, style["linewidth"]), foreground="white", alpha=0.75)]
     ax.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=color, path_effects=halo, **style))
 
 
 def _place(box, text: str, shape: tuple[int, int], taken: list[tuple]) -> tuple[float, float]:
-    """Left and top of a label beside its box: inside the scene, and off the labels before it where there is room."""
+    """Left and top of a label beside its box: inside the scene, and off boxes and other labels where there is room."""
     unit = max(shape) / (72 * SIDE)  # pixels of the scene to a point of print
     wide, high = (0.68 * FONT * len(text) + 4) * unit, (FONT + 4) * unit
     x, y, w, h = _corners(box, shape)
-    tried = [(x + dx, top) for dx in (0, w - wide) for top in (y - high, y + h, y, y + h - high)]
+    gap = 2 * unit
+    tried = [(x + dx, top) for dx in (0, w - wide) for top in (y - high - gap, y + h + gap, y, y + h - high)]
+    tried += [(left, top) for top in (y, y + h - high) for left in (x + w + gap, x - wide - gap)]
     inside = [(min(max(left, -0.5), shape[1] - 0.5 - wide), min(max(top, -0.5), shape[0] - 0.5 - high))
               for left, top in tried]
 
@@ -58,7 +62,14 @@ def _place(box, text: str, shape: tuple[int, int], taken: list[tuple]) -> tuple[
     return left, top
 
 
-def _scene(ax, image: np.ndarray, true: dict, found: dict, classes: Sequence[str], look) -> None:
+def draw_scene(ax, image: np.ndarray, true: dict, found: dict, classes: Sequence[str],
+               look: tuple | None = None) -> None:
+    """Draw one scene: dotted what is there (or was asked for), solid and named what is found, over it where it looks.
+
+    Args:
+        image: uint8 (3, H, W). true, found: dicts of boxes (n, 4) cxcywh in [0, 1] and labels (n,), found with scores too.
+        look: (weights (rows, columns), box (4,) of the detection that looks there).
+    """
     shape = image.shape[1:]
     show(ax, image)
     if look is not None:
@@ -67,7 +78,8 @@ def _scene(ax, image: np.ndarray, true: dict, found: dict, classes: Sequence[str
                   extent=(-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5))
     for box, label in zip(true["boxes"], true["labels"], strict=True):
         _outline(ax, box, shape, class_color(label), linestyle=(0, (1, 1.3)), linewidth=1.6)
-    taken: list[tuple] = []
+    corners = [_corners(box, shape) for box in [*true["boxes"], *found["boxes"]]]
+    taken = [(x, y, x + w, y + h) for x, y, w, h in corners]
     scores = found.get("scores", [None] * len(found["boxes"]))
     for box, label, score in zip(found["boxes"], found["labels"], scores, strict=True):
         color, name = class_color(label), classes[int(label)] if int(label) < len(classes) else str(int(label))
@@ -90,35 +102,40 @@ def _said(true: dict, classes: Sequence[str]) -> str:
 def detection_compare(images: np.ndarray, truth: Sequence[dict], found: dict[str, Sequence[dict]],
                       classes: Sequence[str], looks: dict[str, Sequence] | None = None, columns: int = 4,
                       titles: Sequence[str] | None = None) -> Figure:
-    """A Figure 18: the same scenes under each detector, one below the other; solid what it finds, dotted what is there.
+    """A Figure 18: the same scenes under each detector; solid what it finds, dotted what is there.
 
     Args:
         images: uint8 (N, 3, H, W). truth: N dicts with "boxes" (n, 4) cxcywh in [0, 1] and "labels" (n,).
         found: {detector: N such dicts, with "scores" (n,)}, as `detection.detections` gives them. classes: names.
         looks: {detector: N of (weights (rows, columns), box (4,) of the detection that looks there), or None}.
-        columns: scenes beside each other. titles: over each scene; default: what is there.
+        columns: scenes beside each other; of a single scene, detectors. titles: over each scene; default: what is there.
     """
-    columns, names = min(columns, len(images)), list(found)
-    bands = -(-len(images) // columns)
+    names, one = list(found), len(images) == 1
+    columns = min(columns, len(names) if one else len(images))
+    rows = -(-len(names) // columns) if one else -(-len(images) // columns) * len(names)
     ratio = images.shape[2] / images.shape[3]
+    titles = titles or [_said(true, classes) for true in truth]
     with matplotlib.rc_context(STYLE):
-        rows = bands * len(names)
-        figure, axes = new_figure(rows, columns, SIDE * columns + 0.5, (SIDE * ratio + 0.1) * rows + 0.3 * bands + 0.5,
-                                  grid=False, squeeze=False)
+        figure, axes = new_figure(rows, columns, SIDE * columns + 0.5, (SIDE * ratio + 0.3) * rows + 0.6, grid=False,
+                                  squeeze=False)
         for ax in axes.flat:
             ax.set_axis_off()
-        for i, (image, true) in enumerate(zip(images, truth, strict=True)):
-            band, column = divmod(i, columns)
-            for row, name in enumerate(names):
-                ax = axes[band * len(names) + row, column]
-                ax.set_axis_on()
-                look = looks[name][i] if looks and looks.get(name) else None
-                _scene(ax, np.asarray(image), true, found[name][i], classes, look)
-                if column == 0:
-                    ax.set_ylabel(textwrap.fill(name, 24))
-            title = titles[i] if titles else _said(true, classes)
-            axes[band * len(names), column].set_title(textwrap.shorten(title, 42, placeholder="…"), fontsize=9)
+        for i, j in np.ndindex(len(images), len(names)):
+            # One scene: detectors beside each other. Several: below each other, scenes beside each other.
+            row, column = divmod(j, columns) if one else (i // columns * len(names) + j, i % columns)
+            ax, name = axes[row, column], names[j]
+            ax.set_axis_on()
+            look = looks[name][i] if looks and looks.get(name) else None
+            draw_scene(ax, np.asarray(images[i]), truth[i], found[name][i], classes, look)
+            if one:
+                ax.set_title(textwrap.fill(name, 34), fontsize=9)
+            elif column == 0:
+                ax.set_ylabel(textwrap.fill(name, 24))
+            if not one and j == 0:
+                ax.set_title(textwrap.shorten(titles[i], 42, placeholder="…"), fontsize=9)
+        if one:
+            figure.suptitle(titles[0], fontsize=10)
         handles = [Line2D([], [], color=class_color(k), linewidth=2.5, label=name) for k, name in enumerate(classes)]
         handles += [Line2D([], [], color="gray", linewidth=1.6, linestyle=(0, (1, 1.3)), label="true box")]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * columns + 1), frameon=False)
     return figure
