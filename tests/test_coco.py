@@ -172,6 +172,14 @@ def test_the_ledger_knows_the_folder(folder):
         (folder / "train" / "11.png").read_bytes()
 
 
+def test_loading_a_split_reads_no_other(folder):
+    as_val(folder)
+    with ledger.stage("teacher", {f"{folder.name}/train": "training"}):
+        load_coco(folder, "train")
+        with pytest.raises(ledger.LedgerError):
+            check_coco(folder, "train")  # the thorough look compares the splits
+
+
 @pytest.mark.parametrize("box, words", [
     ([35, 2, 10, 4], "outside its image"), ([-3, 2, 10, 4], "outside its image"), ([4, 6, 0, 4], "no area"),
     ([4, 6, 8, -1], "no area"), ([4, float("nan"), 8, 4], "not a number"), ([4, 6, 8], "not four numbers"),
@@ -329,6 +337,28 @@ def test_a_file_name_stays_in_its_folder(folder):
         change(folder, "images", file_name=name)
         assert "entry" in check_coco(folder).grouped()
         assert json.loads((folder / "train.json").read_text())["images"][0]["file_name"] == name
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+def test_no_broken_value_breaks_the_check(folder, key):
+    """It is reported, loading agrees with the report, and a repair leaves nothing that is fatal or says that it cannot."""
+    good = (folder / "train.json").read_text()
+    for name in json.loads(good)[key][0]:
+        for number, value in enumerate((None, "x", -1, float("nan"), float("inf"), [], {}, [None] * 4, [1e308] * 4, 10**30)):
+            (folder / "train.json").write_text(good)
+            change(folder, key, **{name: value})
+            report = check_coco(folder)
+            assert report.text() and len(report.problems()) == len(report.faults)
+            if not report.fatal:
+                load_coco(folder, "train")
+                continue
+            with pytest.raises(WorkbenchError):
+                load_coco(folder, "train")
+            try:
+                repair_coco(folder, folder / f"{name}{number}", ("train",))
+                assert not check_coco(folder / f"{name}{number}").fatal
+            except WorkbenchError as error:
+                assert "cannot be repaired" in error.what or "nothing would be left" in error.what
 
 
 def test_one_error_says_all_that_is_wrong(folder):

@@ -73,14 +73,14 @@ def _read(report: CocoReport) -> bool:
 
 def _whole(entry, key: str) -> bool:
     """Whether an entry has all it needs, in the types it needs."""
-    if not isinstance(entry, dict) or NEEDED[key] - set(entry):
+    if not isinstance(entry, dict) or any(entry.get(name) is None for name in NEEDED[key]):
         return False
     ids = [entry[name] for name in ("id", "image_id", "category_id") if entry.get(name) is not None]
-    sides = [entry[name] for name in ("width", "height") if key == "images"]
-    name = entry.get("file_name", "")
-    inside = isinstance(name, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
-    return (inside and all(isinstance(i, (int, str)) for i in ids)
-            and all(isinstance(s, (int, float)) and s > 0 for s in sides))
+    names = [entry[name] for name in ("name", "file_name") if name in NEEDED[key]]
+    sides = [entry[name] for name in ("width", "height") if name in NEEDED[key]]
+    return (all(isinstance(i, (int, str)) for i in ids) and all(isinstance(n, str) for n in names)
+            and all(isinstance(s, (int, float)) and s > 0 for s in sides)
+            and not any(Path(n).is_absolute() or ".." in Path(n).parts for n in names if key == "images"))
 
 
 def _repeated(report: CocoReport, key: str, name: str, kind: str, expected: str) -> set[int]:

@@ -110,9 +110,6 @@ def _repaired(report: CocoReport) -> tuple[dict, list[dict]]:
 def _faulty(report: CocoReport) -> tuple[dict[str, set], list[dict]]:
     """Indices of the entries of each list that go, and a row on each."""
     gone, done = {"images": set(), "categories": set(), "annotations": set()}, []
-    first = {}
-    for index, entry in reversed(list(enumerate(report.content["images"]))):
-        first[entry.get("id") if isinstance(entry, dict) else None] = index
     for fault in report.faults:
         kind = KINDS[fault.kind]
         if not fault.entry or not (kind.fatal or fault.kind == "twice") or fault.kind == "outside":
@@ -125,10 +122,11 @@ def _faulty(report: CocoReport) -> tuple[dict[str, set], list[dict]]:
         done.append({"what": kind.what, "place": fault.place, "image": fault.image, "found": fault.found,
                      "done": "joined with the first" if joined else "left out"})
         if fault.kind == "image_id":
-            one, other = (report.content["images"][i] for i in (first[report.content["images"][index]["id"]], index))
-            if one["file_name"] != other["file_name"]:  # nothing says whose the annotations are
-                gone["images"].add(first[one["id"]])
-                done.append({**done[-1], "place": f"images, entry {first[one['id']]}", "image": one["file_name"]})
+            entries = report.content["images"]
+            first = next(i for i, entry in enumerate(entries) if entry is report.images[entries[index]["id"]])
+            if entries[first]["file_name"] != entries[index]["file_name"]:  # nothing says whose the annotations are
+                gone["images"].add(first)
+                done.append({**done[-1], "place": f"images, entry {first}", "image": entries[first]["file_name"]})
     return gone, done
 
 
