@@ -1,119 +1,229 @@
-"""From a PyTorch classifier to ONNX in float32 and in int8, and how far the two are apart."""
+"""From a PyTorch classifier or detector to ONNX in float32 and in int8, and how far the two are apart."""
 
+import contextlib
 import copy
+import os
 import re
+import sys
 import tempfile
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dfkd_lib.attention.prefix import outputs_and_probe
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.models.detectors import Detector
 
 OPSET = 17  # the first with LayerNormalization, which every onnxruntime since 1.13 runs
-INPUT, OUTPUT = "images", "logits"
-PARITY = 1e-4  # largest |logit difference| that still counts as the same model in float32
-# The embedding's convolution stays in float: int8 convolutions are slower here, and it is a hundredth of the work.
-INT8_OPERATORS = ["MatMul", "Gemm"]
+INPUT, OUTPUTS = "images", ("logits", "boxes")
+PARITY = 1e-4  # largest difference of a logit or of a box's coordinate that still counts as the same model in float32
+LINEAR = ["MatMul", "Gemm"]
+# A detector's last layers keep float: int8 there costs two points of AP, and they are a hundredth of the work.
+FLOAT_LAYERS = ("bbox_predictor", "class_labels_classifier", "ref_point_head")
+
+
+class Deployed(nn.Module):
+    """A model as it is exported: images → (logits,), or (logits, boxes) of a detector, without work that nobody reads.
+
+    A transformer that answers by its class token skips what its last block would make of the patches: the same logits
+    but for rounding (`attention.prefix`).
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = copy.deepcopy(model).cpu().float().eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        if isinstance(self.model, Detector):
+            return tuple(self.model(images)[:2])
+        return (outputs_and_probe(self.model, images, probe=False)[0],)
 
 
 def export_onnx(model: nn.Module, sample: Tensor, path: str | Path) -> Path:
-    """Write a classifier as ONNX with a batch of any size; returns the path.
+    """Write a classifier or a detector as ONNX with a batch of any size; returns the path.
 
     Args:
-        model: images float32 (B, C, H, W) → logits (B, K). sample: such images, of which only shape and type matter.
+        model: images float32 (B, C, H, W) → logits (B, K); or a `Detector`, whose boxes are a second output.
+        sample: such images, of which only shape and type matter; C, H and W are fixed by it.
 
     Raises:
-        WorkbenchError: if the model holds an operator that ONNX has no form of; names it.
+        WorkbenchError: if the model holds an operator that ONNX has no form of; names it and its place.
     """
-    model = copy.deepcopy(model).cpu().float().eval()
-    axes = {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}}
-    with warnings.catch_warnings(), torch.no_grad():
+    model, sample = Deployed(model).eval(), sample.cpu().float()
+    names = OUTPUTS if isinstance(model.model, Detector) else OUTPUTS[:1]
+    axes = {name: {0: "batch"} for name in (INPUT, *names)}
+    with warnings.catch_warnings(), torch.no_grad(), _silent():
         warnings.simplefilter("ignore")
         try:
             # The tracing exporter: twenty times quicker than torch.export's for these models, it names the operator
             # that stands in the way, and onnxruntime's quantizer refuses the shapes that the other one notes.
-            torch.onnx.export(model, (sample.cpu().float(),), str(path), input_names=[INPUT], output_names=[OUTPUT],
+            torch.onnx.export(model, (sample,), str(path), input_names=[INPUT], output_names=list(names),
                               dynamic_axes=axes, opset_version=OPSET, dynamo=False)
         except (torch.onnx.OnnxExporterError, RuntimeError) as error:
             named = re.search(r"operator '?([\w.:]+)'?", str(error))
             raise WorkbenchError("the model cannot be written as ONNX", expected=f"operators of ONNX opset {OPSET}",
-                                 got=f"operator {named.group(1)}" if named else str(error)[:300],
-                                 where=type(model).__name__,
+                                 got=str(error)[:200], where=_place(model, sample, named.group(1) if named else ""),
                                  mend="write that step with operators ONNX has (matmul, softmax, where, gather, ...)"
                                  ) from None
     return Path(path)
+
+
+@contextlib.contextmanager
+def _silent():
+    """Standard output closed at its descriptor: the exporter prints the whole graph of what it cannot export."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept), os.close(nowhere)
+
+
+def _place(model: Deployed, sample: Tensor, operator: str) -> str:
+    """Which module of a model uses an operator, and in which line; only the model's type if that cannot be found."""
+    name = type(model.model).__name__
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            nodes = torch.jit.trace(model, (sample,), check_trace=False).inlined_graph.nodes()
+        except RuntimeError:
+            return name
+        node = next((node for node in nodes if node.kind().split("::")[-1] == operator.split("::")[-1]), None)
+    if node is None:
+        return name
+    module = node.scopeName().split("/")[-1].removeprefix("__module.model").removeprefix(".")
+    return f"{name}{f', module {module}' if module else ''}, {node.sourceRange().splitlines()[0]}"
+
+
+def check_export(model: nn.Module, shape: tuple[int, int, int]) -> float:
+    """Export a model that need not be trained yet and compare it with PyTorch: seconds now, not after hours of training.
+
+    Compared on bright and on dark random images, one at a time and three together, where the export saw two: a step that
+    depends on the values or the number of its images shows, as a trace keeps only what its sample took.
+
+    Args:
+        shape: (C, H, W) of its images.
+
+    Returns:
+        The largest difference of an output.
+
+    Raises:
+        WorkbenchError: on an operator that ONNX lacks, or if ONNX and PyTorch differ by more than 1e-4.
+    """
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
+
+    bright = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(export_onnx(model, bright[:2], Path(folder) / "model.onnx"))
+        try:
+            difference = max(largest_difference(model, session, images) for images in (bright, -bright / 2))
+        except (Fail, InvalidArgument, RuntimeException) as error:
+            raise WorkbenchError("the model's ONNX form runs with one size of batch alone", got=str(error)[-300:],
+                                 expected="a batch of any size", where=type(model).__name__,
+                                 mend="take the size of the batch from images.shape[0]: a number or len(images) is "
+                                 "fixed at export") from None
+    return same_model(type(model).__name__, difference)
+
+
+def same_model(who: str, difference: float) -> float:
+    """The difference, if it is small enough; otherwise WorkbenchError."""
+    if not difference <= PARITY:
+        raise WorkbenchError(f"the ONNX form of the {who} is another model", got=f"a difference of {difference:.3g}",
+                             expected=f"outputs within {PARITY:g} of PyTorch's",
+                             mend="look for steps that depend on the values or the number of their images (if, for, "
+                             ".item(), len(images)): the export keeps only what its sample took")
+    return difference
 
 
 def quantize_dynamic(source: str | Path, target: str | Path) -> Path:
     """Weights of the linear layers as int8; the scale of their inputs is found at run time, over each batch.
 
     Nothing is calibrated, so nothing is read. As the scale is one a batch, an image's logits depend a little on the
-    images beside it: measure at the batch size of use.
+    images beside it: measure at the batch size of use. Convolutions stay in float: onnxruntime's with scales found at run
+    time are several times slower than float ones.
     """
     from onnxruntime import quantization as ort
 
     with tempfile.TemporaryDirectory() as folder:
         # 7 bits of weight: sums of 8-bit products saturate on processors without VNNI or dot-product instructions.
-        ort.quantize_dynamic(_prepared(source, folder), str(target), weight_type=ort.QuantType.QInt8, reduce_range=True,
-                             op_types_to_quantize=INT8_OPERATORS)
+        ready, kept = _prepared(source, folder)
+        ort.quantize_dynamic(ready, str(target), weight_type=ort.QuantType.QInt8, reduce_range=True,
+                             op_types_to_quantize=LINEAR, nodes_to_exclude=kept)
     return Path(target)
 
 
-def quantize_static(source: str | Path, target: str | Path, calibration: Tensor, batch_size: int = 64) -> Path:
-    """Weights and inputs of the linear layers as int8, the inputs' scales fixed by calibration images.
+def quantize_static(source: str | Path, target: str | Path, calibration: Iterable[Tensor]) -> Path:
+    """Weights and inputs of linear layers and convolutions as int8, the inputs' scales fixed by calibration images.
 
     Args:
-        calibration: float32 (N, C, H, W) in [-1, 1]; synthetic images keep the package as data-free as its student.
+        calibration: batches of float32 (B, C, H, W) as the model wants them; of synthetic images they keep the package as
+            data-free as its student.
     """
     from onnxruntime import quantization as ort
 
     class Reader(ort.CalibrationDataReader):
-        batches = iter([{INPUT: batch.numpy()} for batch in calibration.split(batch_size)])
+        batches = ({INPUT: batch.numpy()} for batch in calibration)
 
         def get_next(self):
             return next(self.batches, None)
 
     with tempfile.TemporaryDirectory() as folder:
-        ort.quantize_static(_prepared(source, folder), str(target), Reader(), quant_format=ort.QuantFormat.QOperator,
+        ready, kept = _prepared(source, folder)
+        ort.quantize_static(ready, str(target), Reader(), quant_format=ort.QuantFormat.QOperator, reduce_range=True,
                             activation_type=ort.QuantType.QUInt8, weight_type=ort.QuantType.QInt8, per_channel=True,
-                            reduce_range=True, op_types_to_quantize=INT8_OPERATORS,
+                            op_types_to_quantize=[*LINEAR, "Conv"], nodes_to_exclude=kept,
                             extra_options={"MatMulConstBOnly": True})
     return Path(target)
 
 
-def _prepared(source: str | Path, folder: str) -> str:
-    """The model with shapes inferred and constants folded, as the quantizer wants it, in a temporary folder."""
+def _prepared(source: str | Path, folder: str) -> tuple[str, list[str]]:
+    """The model with shapes inferred and constants folded, as the quantizer wants it, in a temporary folder; and the
+    names of the operations that stay in float."""
+    import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     ready = str(Path(folder) / "prepared.onnx")
     quant_pre_process(str(source), ready, skip_symbolic_shape=True)
-    return ready
+    names = [node.name for node in onnx.load(ready, load_external_data=False).graph.node]
+    return ready, [name for name in names if any(layer in name for layer in FLOAT_LAYERS)]
 
 
-def open_session(path: str | Path):
-    """An onnxruntime session of that file, on the processor, on one thread."""
+def open_session(path: str | Path, threads: int = 1):
+    """An onnxruntime session of that file, on the processor."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def run_session(session, images: np.ndarray | Tensor, batch_size: int = 64) -> np.ndarray:
-    """Logits float32 (N, K) of images float32 (N, C, H, W)."""
-    images = np.asarray(images)
-    return np.concatenate([session.run(None, {INPUT: images[i:i + batch_size]})[0]
-                           for i in range(0, len(images), batch_size)])
+def run(runner, images: Tensor, batch_size: int = 64) -> tuple[Tensor, ...]:
+    """(logits (N, K),) of a classifier, (logits (N, Q, K), boxes (N, Q, 4)) of a detector; a PyTorch model in evaluation
+    mode or an onnxruntime session, on float32 images (N, C, H, W)."""
+    with torch.inference_mode():
+        found = [_outputs(runner, batch) for batch in images.split(batch_size)]
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+def _outputs(runner, images: Tensor) -> tuple[Tensor, ...]:
+    if not isinstance(runner, nn.Module):
+        return tuple(torch.from_numpy(output) for output in runner.run(None, {INPUT: images.numpy()}))
+    found = runner(images)
+    return (found,) if isinstance(found, Tensor) else tuple(found[:2])
 
 
 def largest_difference(model: nn.Module, session, images: Tensor) -> float:
-    """Largest |logit difference| of PyTorch and ONNX on float32 images (N, C, H, W), alone and in batches of 64."""
+    """Largest difference of an output of PyTorch and ONNX on float32 images (N, C, H, W), alone and in batches of 64."""
     model = copy.deepcopy(model).cpu().float().eval()
-    with torch.inference_mode():
-        expected = torch.cat([model(batch) for batch in images.split(64)]).numpy()
-    alone = images[:16]
-    return float(max(np.abs(run_session(session, images) - expected).max(),
-                     np.abs(run_session(session, alone, 1) - expected[:len(alone)]).max()))
+    expected = run(model, images)
+    alone = run(session, images[:16], 1)
+    pairs = [(got, want[:len(got)]) for found in (run(session, images), alone)
+             for got, want in zip(found, expected, strict=True)]
+    if any(got.shape != want.shape for got, want in pairs):
+        return float("inf")
+    return float(torch.stack([(got - want).abs().max() for got, want in pairs]).max())  # NaN if any is

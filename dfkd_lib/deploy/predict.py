@@ -1,8 +1,9 @@
-"""Labels images without PyTorch: python predict.py image.png [more.png ...]
+"""Labels images without PyTorch. Prints one line an image: file, label, probability.
 
 Needs onnxruntime, numpy and pillow, and the files beside it: model.onnx, labels.json, preprocess.json.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -16,22 +17,26 @@ HERE = Path(__file__).resolve().parent
 
 def load(path: str, how: dict) -> np.ndarray:
     """One image as float32 (C, H, W), in the colours, size and range that the model was trained with."""
-    image = Image.open(path).convert("L" if how["channels"] == 1 else "RGB")
+    try:
+        image = Image.open(path).convert("L" if how["channels"] == 1 else "RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        sys.exit(f"{path} cannot be read as an image: {error}")
     if image.size != (how["width"], how["height"]):
         image = image.resize((how["width"], how["height"]), Image.Resampling.BILINEAR)
     pixels = np.asarray(image, np.float32).reshape(how["height"], how["width"], how["channels"])
     return (pixels * np.float32(how["scale"]) + np.float32(how["offset"])).transpose(2, 0, 1)
 
 
-def main(paths: list[str]) -> None:
-    labels = json.loads((HERE / "labels.json").read_text(encoding="utf-8"))
-    how = json.loads((HERE / "preprocess.json").read_text(encoding="utf-8"))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", nargs="+")
+    labels, how = (json.loads((HERE / f"{name}.json").read_text("utf-8")) for name in ("labels", "preprocess"))
     session = onnxruntime.InferenceSession(str(HERE / "model.onnx"), providers=["CPUExecutionProvider"])
-    for path in paths:
+    for path in parser.parse_args().images:
         logits = session.run(None, {"images": load(path, how)[None]})[0][0]
         shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         print(f"{path}\t{labels[int(shares.argmax())]}\t{shares.max():.4f}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]) if len(sys.argv) > 1 else __doc__)
+    main()

@@ -69,7 +69,7 @@ class DearKD(nn.Module):
 
     def forward_late(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Early patch tokens (B, N, width) to (class_logits, dist_logits), each (B, num_classes)."""
-        size = len(tokens)
+        size = tokens.shape[0]  # len() would fix the batch when the model is exported
         tokens = torch.cat((self.cls_token.expand(size, -1, -1), self.dist_token.expand(size, -1, -1), tokens), dim=1)
         for block in self.blocks:
             tokens = block(tokens)

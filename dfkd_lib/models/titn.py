@@ -58,7 +58,7 @@ class TITN(TNT):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) to normalised tokens (B, 1 + N + 1, width): class token, patches, distillation token."""
-        size = len(images)
+        size = images.shape[0]  # len() would fix the batch when the model is exported
         pixels = self.pixel_embed(images, self.pixel_pos)
         patches = self.norm2_proj(self.proj(self.norm1_proj(pixels.reshape(size, self.num_patches, -1))))
         tokens = torch.cat((self.cls_token.expand(size, -1, -1), patches, self.dist_token.expand(size, -1, -1)), dim=1)
