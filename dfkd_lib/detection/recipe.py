@@ -30,11 +30,12 @@ class DetectionRecipe:
     """Every parameter of detection KD as a plain scalar; the defaults are the quick profile's.
 
     Args:
-        data, size, train_scenes, test_scenes, crop, crops, crop_spread, shortest: see `SceneSource`.
+        data, size, train_scenes, test_scenes, crop, crops, crop_spread, crop_anywhere, shortest: see `SceneSource`.
         augment: see `batches.augmented`.
         seed: of everything random.
         teacher: "shipped" (the file named by `shipped`) or "train" (teacher_model for teacher_epochs).
-        pretrained, weights: start that training from published weights (download) or from a file or folder of yours.
+        pretrained, weights, backbone_weights: start that training from published weights (on disk, or downloaded), from
+            a file or folder of yours, or its backbone from a file; student_pretrained, student_backbone: the students'.
         start: "generated" starts teacher and students from detectors of their shape that learned the generated scenes, the
             teacher from the one named by `shipped`: real frames are few, and a wing need not be learned twice.
         student_*, teacher_*, batch_size, precision: models and training. *_weight, temperature, pairing: the losses.
@@ -49,6 +50,7 @@ class DetectionRecipe:
     crop: float = 0.0
     crops: int = 1
     crop_spread: float = 1.0
+    crop_anywhere: float = 0.0
     shortest: int = 0
     augment: float = 0.0
     seed: int = 0
@@ -59,6 +61,9 @@ class DetectionRecipe:
     teacher_lr: float = 1e-3
     pretrained: bool = False
     weights: str = ""
+    backbone_weights: str = ""
+    student_pretrained: bool = False
+    student_backbone: str = ""
     start: str = "nothing"
     student_model: str = "detr_nano"
     student_epochs: int = 10
@@ -89,7 +94,7 @@ class DetectionRecipe:
     @property
     def source(self) -> SceneSource:
         return SceneSource(self.data, self.size, self.train_scenes, self.test_scenes, self.seed, self.crop,
-                           self.shortest, self.crops, self.crop_spread)
+                           self.shortest, self.crops, self.crop_spread, self.crop_anywhere)
 
     @property
     def square(self) -> SceneSource:
@@ -116,7 +121,8 @@ class DetectionRecipe:
         if self._starts_from_generated:
             weights = shipped_detector(store, self.shipped, SceneSource())
         return train_detector(store, self.teacher_model, self.source, config, self.terms, augment=self.augment,
-                              pretrained=self.pretrained, weights=weights)
+                              pretrained=self.pretrained, weights=weights,
+                              backbone_weights=resolve(self.backbone_weights) if self.backbone_weights else None)
 
     @property
     def _starts_from_generated(self) -> bool:
@@ -128,8 +134,8 @@ class DetectionRecipe:
         """The detector that students start from: of their shape, distilled from the shipped teacher on generated scenes."""
         if not self._starts_from_generated:
             return None
-        return replace(self, data="scenes", crop=0.0, crops=1, crop_spread=1.0, shortest=0, teacher="shipped",
-                       start="nothing", augment=0.0).student(store, "train")
+        return replace(self, data="scenes", crop=0.0, crops=1, crop_spread=1.0, crop_anywhere=0.0, shortest=0,
+                       teacher="shipped", start="nothing", augment=0.0).student(store, "train")
 
     def probes(self, store: Store) -> Artifact:
         """The class probes of the teacher's objects in the training scenes."""
@@ -168,7 +174,8 @@ class DetectionRecipe:
         config = self._config(self.student_epochs, self.student_lr)
         scenes = self.drawn(store, arm) if arm in GANS else "synthetic" if arm == "generated" else "train"
         return train_detector(store, self.student_model, self.source, config, self.terms, teacher, scenes, self.augment,
-                              weights=self.student_start(store))
+                              self.student_pretrained, self.student_start(store),
+                              resolve(self.student_backbone) if self.student_backbone else None)
 
     def examples(self, detectors: dict[str, Artifact], count: int, threshold: float = THRESHOLD) -> dict:
         """The first `count` test scenes with an object, their true boxes and what each detector finds there with at

@@ -16,9 +16,9 @@ class SceneSource:
     Args:
         data: "scenes", the generated aerial scenes, or a COCO folder. size: side of square scenes in pixels.
         train, test: number of generated scenes; a folder has its own. seed: of the generated scenes and crops.
-        crop, crops, crop_spread: of a COCO folder's training frames, see `load_coco`; crop 0 for whole frames. Test frames
-            are cut once each, at `crop`. shortest: DETR's resizing of a folder's frames instead of square scenes; 0 for
-            square ones.
+        crop, crops, crop_spread, crop_anywhere: of a COCO folder's training frames, see `load_coco`; crop 0 for whole
+            ones. Test frames are cut once each, at `crop`. shortest: DETR's resizing of a folder's frames instead of square
+            scenes; 0 for square ones.
     """
 
     data: str = "scenes"
@@ -30,6 +30,7 @@ class SceneSource:
     shortest: int = 0
     crops: int = 1
     crop_spread: float = 1.0
+    crop_anywhere: float = 0.0
 
     def load(self, split: str) -> SceneSet:
         """The scenes of split "train", "test" or "synthetic" (always generated, of split None, as many as `train`)."""
@@ -63,6 +64,6 @@ def _load(source: SceneSource, split: str, count: int) -> SceneSet:
         return load_coco(source.data, split, shortest=source.shortest)
     if split == "train":
         return load_coco(source.data, split, size=source.size, crop=source.crop or None, seed=source.seed,
-                         crops=source.crops, crop_spread=source.crop_spread)
+                         crops=source.crops, crop_spread=source.crop_spread, crop_anywhere=source.crop_anywhere)
     # Test frames are cut in one fixed way, so that every detector is asked the same question.
     return load_coco(source.data, split, size=source.size, crop=source.crop or None, seed=0)
