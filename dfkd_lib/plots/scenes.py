@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.textpath import TextPath
 
 from dfkd_lib.plots.images import show
 from dfkd_lib.plots.style import COLORS, STYLE, new_figure
@@ -43,10 +45,13 @@ def _outline(ax, box: np.ndarray, shape: tuple[int, int], color: str, **style) -
     ax.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=color, path_effects=halo, **style))
 
 
-def _place(box, text: str, shape: tuple[int, int], taken: list[tuple]) -> tuple[float, float]:
-    """Left and top of a label beside its box: inside the scene, and off boxes and other labels where there is room."""
-    unit = max(shape) / (72 * SIDE)  # pixels of the scene to a point of print
-    wide, high = (0.68 * FONT * len(text) + 4) * unit, (FONT + 4) * unit
+def _place(box, text: str, shape: tuple[int, int], unit: float, taken: list[tuple]) -> tuple[float, float]:
+    """Left and top of a label beside its box: inside the scene, and off boxes and other labels where there is room.
+
+    Args:
+        unit: pixels of the scene to a point of print. taken: (left, top, right, bottom, weight) to stay off; gets the label.
+    """
+    wide, high = (TextPath((0, 0), text, FONT).get_extents().x1 + 3) * unit, (FONT + 4) * unit
     x, y, w, h = _corners(box, shape)
     gap = 2 * unit
     tried = [(x + dx, top) for dx in (0, w - wide) for top in (y - high - gap, y + h + gap, y, y + h - high)]
@@ -54,11 +59,14 @@ def _place(box, text: str, shape: tuple[int, int], taken: list[tuple]) -> tuple[
     inside = [(min(max(left, -0.5), shape[1] - 0.5 - wide), min(max(top, -0.5), shape[0] - 0.5 - high))
               for left, top in tried]
 
-    def hidden(at):
-        return sum(max(0, min(at[0] + wide, r) - max(at[0], l)) * max(0, min(at[1] + high, b) - max(at[1], t))
-                   for l, t, r, b in taken)
-    left, top = min(inside, key=lambda at: (round(hidden(at), 6)))
-    taken.append((left, top, left + wide, top + high))
+    def cost(place: int) -> float:
+        # What it would hide, other names above all; the first places are the likeliest to be looked at.
+        left, top = inside[place]
+        return 0.02 * place * wide * high + sum(
+            weight * max(0, min(left + wide, r) - max(left, l)) * max(0, min(top + high, b) - max(top, t))
+            for l, t, r, b, weight in taken)
+    left, top = inside[min(range(len(inside)), key=cost)]
+    taken.append((left, top, left + wide, top + high, 3.0))
     return left, top
 
 
@@ -78,19 +86,41 @@ def draw_scene(ax, image: np.ndarray, true: dict, found: dict, classes: Sequence
                   extent=(-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5))
     for box, label in zip(true["boxes"], true["labels"], strict=True):
         _outline(ax, box, shape, class_color(label), linestyle=(0, (1, 1.3)), linewidth=1.6)
-    corners = [_corners(box, shape) for box in [*true["boxes"], *found["boxes"]]]
-    taken = [(x, y, x + w, y + h) for x, y, w, h in corners]
-    scores = found.get("scores", [None] * len(found["boxes"]))
-    for box, label, score in zip(found["boxes"], found["labels"], scores, strict=True):
-        color, name = class_color(label), classes[int(label)] if int(label) < len(classes) else str(int(label))
-        text = name if score is None else f"{name} {score:.2f}"
+    for box, label in zip(found["boxes"], found["labels"], strict=True):
         chosen = look is not None and np.allclose(look[1], box)
-        _outline(ax, box, shape, color, linewidth=3.0 if chosen else 1.8)
-        left, top = _place(box, text, shape, taken)
-        ax.text(left, top, text, fontsize=FONT, ha="left", va="top", color=ink(color),
-                bbox={"facecolor": color, "edgecolor": "none", "pad": 1.0, "alpha": 0.92})
+        _outline(ax, box, shape, class_color(label), linewidth=3.0 if chosen else 1.8)
+    _name(ax, found, true, classes, shape)
     ax.set(xticks=[], yticks=[], xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))
     ax.spines[:].set_visible(False)
+
+
+class _Names(Artist):
+    """Names beside their boxes, placed as the axes are drawn: only then is the size of a letter known."""
+
+    def __init__(self, boxes: Sequence, others: Sequence, texts: Sequence, shape: tuple[int, int]):
+        super().__init__()
+        self.boxes, self.others, self.texts, self.shape = boxes, others, texts, shape
+        self.set_in_layout(False)
+        self.set_zorder(-1)  # before the names themselves
+
+    def draw(self, renderer) -> None:
+        unit = self.shape[1] * self.axes.figure.dpi / (72 * self.axes.get_window_extent(renderer).width)
+        corners = [_corners(box, self.shape) for box in [*self.boxes, *self.others]]
+        taken = [(x, y, x + w, y + h, 0.3) for x, y, w, h in corners]
+        for box, text in zip(self.boxes, self.texts, strict=True):
+            left, top = _place(box, text.get_text(), self.shape, unit, taken)
+            text.set_position((left + 1.5 * unit, top + 2 * unit))
+
+
+def _name(ax, found: dict, true: dict, classes: Sequence[str], shape: tuple[int, int]) -> None:
+    """The name and score of each detection."""
+    texts, scores = [], found.get("scores", [None] * len(found["boxes"]))
+    for label, score in zip(found["labels"], scores, strict=True):
+        color, name = class_color(label), classes[int(label)] if int(label) < len(classes) else str(int(label))
+        texts.append(ax.text(0, 0, name if score is None else f"{name} {score:.2f}", fontsize=FONT, ha="left", va="top",
+                             color=ink(color), in_layout=False,
+                             bbox={"facecolor": color, "edgecolor": "none", "pad": 1.0, "alpha": 0.92}))
+    ax.add_artist(_Names(found["boxes"], true["boxes"], texts, shape))
 
 
 def _said(true: dict, classes: Sequence[str]) -> str:

@@ -345,7 +345,9 @@ function render({ model, el }) {
     const look = looks.get(lookKey())?.[n];
     if (looked && look && look.weights.length) heat(context, look, looked.query, width, height);
     truth.forEach(({ box, label: k }) => outline(context, box, width, height, colour(k), 2, [2, 3]));
-    const taken = [];
+    // Names stand off the boxes, and off each other, where there is room.
+    const taken = [...found.filter((_, i) => kinds[i]), ...truth].map(({ box: [cx, cy, w, h] }) => [(cx - w / 2) * width, (cy - h / 2) * height,
+      (cx + w / 2) * width, (cy + h / 2) * height, 0.3]);
     found.forEach((d, i) => {
       if (kinds[i]) outline(context, d.box, width, height, colour(d.label), looked === d ? 4 : 2.2, []);
     });
@@ -377,9 +379,10 @@ function render({ model, el }) {
   }
   function outline(context, [cx, cy, w, h], width, height, color, thick, dash) {
     const place = [(cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height];
+    thick = Math.min(thick, Math.max(1, Math.min(place[2], place[3]) / 9));  // a small box is not drowned by its own line
     context.setLineDash([]);
     context.strokeStyle = "rgba(255, 255, 255, 0.75)";
-    context.lineWidth = thick + 1.6;
+    context.lineWidth = thick + Math.min(1.6, thick);
     context.strokeRect(...place);
     context.setLineDash(dash);
     context.strokeStyle = color;
@@ -391,12 +394,15 @@ function render({ model, el }) {
   function tag(context, [cx, cy, w, h], text, width, height, color, taken) {
     context.font = "12px sans-serif";
     const wide = context.measureText(text).width + 8, high = 17, [x, y] = [(cx - w / 2) * width, (cy - h / 2) * height];
-    const tried = [x, x + w * width - wide].flatMap((left) => [y - high, y + h * height, y, y + h * height - high].map((top) => [
-      Math.max(0, Math.min(left, width - wide)), Math.max(0, Math.min(top, height - high))]));
-    const hidden = ([left, top]) => taken.reduce((sum, [l, t, r]) => sum
-      + Math.max(0, Math.min(left + wide, r) - Math.max(left, l)) * Math.max(0, Math.min(top + high, t + high) - Math.max(top, t)), 0);
-    const [left, top] = tried.reduce((best, at) => (hidden(at) < hidden(best) - 0.5 ? at : best));
-    taken.push([left, top, left + wide]);
+    const tops = [y - high - 2, y + h * height + 2, y, y + h * height - high], lefts = [x, x + w * width - wide];
+    const tried = [...lefts.flatMap((left) => tops.map((top) => [left, top])),
+      ...[y, y + h * height - high].flatMap((top) => [[x + w * width + 2, top], [x - wide - 2, top]])]
+      .map(([left, top]) => [Math.max(0, Math.min(left, width - wide)), Math.max(0, Math.min(top, height - high))]);
+    // What it would hide, other names above all; the first places are the likeliest to be looked at.
+    const costs = tried.map(([left, top], i) => taken.reduce((sum, [l, t, r, b, weight]) => sum + weight
+      * Math.max(0, Math.min(left + wide, r) - Math.max(left, l)) * Math.max(0, Math.min(top + high, b) - Math.max(top, t)), 0.02 * i * wide * high));
+    const [left, top] = tried[costs.indexOf(Math.min(...costs))];
+    taken.push([left, top, left + wide, top + high, 3]);
     context.fillStyle = color;
     context.fillRect(left, top, wide, high);
     context.fillStyle = ink(color);
@@ -450,7 +456,9 @@ function render({ model, el }) {
     const looked = looking();
     looksBar.hidden = !view.chosen;
     hint.hidden = Boolean(view.chosen);
-    panels.forEach((panel) => drawPanel(panel, looked[panel.n]));
+    panels.forEach((panel) => { panel.title.style.minHeight = ""; drawPanel(panel, looked[panel.n]); });
+    const highest = `${Math.max(...panels.map((panel) => panel.title.offsetHeight))}px`;
+    panels.forEach((panel) => { panel.title.style.minHeight = highest; });
     Object.assign(el.dataset, { scene: view.scene, list: shown.length, threshold: view.threshold,
       boxes: names.map((_, n) => detectionsOf(n).length).join(" "),
       looks: panels.filter((panel) => looked[panel.n] && looks.get(lookKey())?.[panel.n].weights.length).length });

@@ -51,7 +51,7 @@ class DetectionBrowser(anywidget.AnyWidget):
         view = self._view()
         shown = self.browse.scene(view.data, [view.scene], view.threshold)
         title = f"{view.data}, scene {view.scene}" if len(self.browse.data) > 1 else f"scene {view.scene}"
-        return plots.detection_compare(**shown, looks=self._looks(view), titles=[title], columns=1)
+        return plots.detection_compare(**shown, looks=self._looks(view), titles=[title])
 
     def _view(self) -> View:
         known = {f.name for f in fields(View)}
