@@ -247,7 +247,7 @@ def test_detections_of_tiles_have_no_query_to_look_at(scenes, detector, tmp_path
 
 def test_the_browser_says_what_it_cannot_show(browsed, scenes, detector, images):
     box, sent, found = browsed
-    for changes, words in (({"scene": 4}, "no such scene"), ({"threshold": 0.0}, "no such threshold"), ({"label": 4}, "class"),
+    for changes, words in (({"scene": 4}, "no such scene"), ({"threshold": 1.5}, "no such threshold"), ({"label": 4}, "class"),
                            ({"outcome": "odd"}, "no such outcome"), ({"of": "nobody"}, "no such detector")):
         before = box.view
         box.choose(**changes)

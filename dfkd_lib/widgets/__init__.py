@@ -50,7 +50,7 @@ def detection_browser(detectors: dict, scenes, predictions: dict | None = None, 
         detectors: {name: detector of `models.create_detector`, or None where only predictions are at hand}.
         scenes: a SceneSet, or {name: SceneSet}. predictions: {name of a detector: (scores (N, Q, classes), boxes
             (N, Q, 4))} as `detection.predict` gives them, or {name of a set: such a dict}; what is missing is detected.
-        threshold: score from which a detection counts, 0.05..1. start: what is shown first, in its place.
+        threshold: score from which a detection counts, 0..1. start: what is shown first, in its place.
         examples: scenes in the static figure, those first in which the detectors differ most.
         out_dir: where "save" puts figures.
 

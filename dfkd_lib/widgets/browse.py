@@ -25,9 +25,10 @@ class View:
     """What is looked at, as plain scalars.
 
     Args:
-        data: name of the set of scenes; "" is the first. scene: its place there. threshold: score from which a detection
-            counts, 0.05..1. outcome: "" for every scene, or of those with "missed" objects, "false" detections, a "wrong"
-            class, and "right" for those with none of these. of: the detector whose outcome is meant; "" is any of them.
+        data: name of the set of scenes; "" is the first. scene: its place there.
+        threshold: score from which a detection counts, 0..1; what is below 0.05 is not shown.
+        outcome: "" for every scene, or those with "missed" objects, "false" detections, a "wrong" class, and "right" for
+            those with none of these. of: the detector whose outcome is meant; "" is any of them.
         label: scenes with this class alone, -1: all. chosen: detector whose detection's attention is shown, "" for none;
             query: that detection's. block: of the decoder, from the last (-1) backwards. head: -1 is the mean.
     """
@@ -102,7 +103,7 @@ class Browse:
                 raise WorkbenchError(f"no such {what}", expected=", ".join(filter(None, known)), got=value,
                                      mend="choose one of the expected")
         scenes = self.data[data]
-        for what, value, low, high in (("scene", view.scene, 0, len(scenes) - 1), ("threshold", view.threshold, FAINT, 1),
+        for what, value, low, high in (("scene", view.scene, 0, len(scenes) - 1), ("threshold", view.threshold, 0, 1),
                                        ("class", view.label, -1, len(scenes.classes) - 1)):
             if not low <= value <= high:
                 raise WorkbenchError(f"no such {what}", expected=f"{low}..{high}", got=value, where=data,
