@@ -52,7 +52,7 @@ SMOKE: dict[str, dict] = {
     "50_early_kd": {"images": 400, "test_images": 500, "passes": 1200, "shares": "0.5,1", "feature_images": 1000,
                     "seeds": "0,1"},
     "60_titn": {"images": 300, "test_images": 500, "epochs": 1, "feature_images": 1000, "seeds": "0,1"},
-    "70_deploy": {"test_images": 500, "calibration_images": 64, "parity_images": 64, "repeats": 100},
+    "70_deploy": {"test_images": 500, "calibration_images": 64, "parity_images": 64, "repeats": 20},
     "90_summary": {},
 }
 

@@ -122,9 +122,10 @@ def test_models_can_be_exported_and_are_asked_without_a_trace_in_the_random_stat
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_what_cannot_be_exported_by_name_says_so():
-    with pytest.raises(WorkbenchError, match="adaptive_avg_pool2d, output size that are not factor(.|\n)*pre_logits"):
-        deploy.check_exportable("vgg16_bn", 10, (3, 32, 32))
+def test_what_cannot_be_exported_says_so():
+    unevenly = nn.Sequential(nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(3)), nn.Flatten())
+    with pytest.raises(WorkbenchError, match="adaptive_avg_pool2d, output size that are not factor(.|\\n)*module 0.1"):
+        deploy.check_export(unevenly, (1, 4, 4))
     with pytest.raises(WorkbenchError, match="did you mean vit_mnist_mini"):
         deploy.check_exportable("vit_mnist_minni", 10, (1, 28, 28))
 
@@ -186,7 +187,9 @@ def deployed(tmp_path_factory):
     noise = open_images(drawn)
     student = distill.train_student(store, "student_synthetic", "vit_mnist_smoke", teacher, noise, test,
                                     TrainConfig(1, 64, 5e-3, seed=0), KDWeights(1.0, 1.0, 0.0, 4.0), parents=[drawn])
-    return store, teacher, student, test, deploy.deploy_student(store, teacher, student, test, **SIZES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dfkd_lib.deploy.stage.BATCH", 8)
+        return store, teacher, student, test, deploy.deploy_student(store, teacher, student, test, **SIZES)
 
 
 def test_every_variant_is_measured(deployed):
@@ -316,18 +319,20 @@ def test_what_cannot_be_deployed_is_refused(deployed, monkeypatch):
 def detected(tmp_path_factory):
     """(store, teacher, student, deployment, test scenes) of a detector."""
     store = Store(tmp_path_factory.mktemp("store"))
-    source = SceneSource(size=48, train=48, test=12)
-    config = TrainConfig(1, 16, 1e-3, seed=0)
+    source = SceneSource(size=48, train=16, test=12)
+    config = TrainConfig(1, 8, 1e-3, seed=0)
     teacher = train_detector(store, "detr_nano", source, config)
     student = train_detector(store, "detr_nano", source, replace(config, seed=1), teacher=teacher)
     test = deploy.scenes_of(student)
-    return store, teacher, student, deploy.deploy_student(store, deploy.teacher_of(store, student), student, test, "static",
-                                                          **SIZES), test
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dfkd_lib.deploy.stage.BATCH", 4)
+        found = deploy.deploy_student(store, deploy.teacher_of(store, student), student, test, "static", **SIZES)
+    return store, teacher, student, found, test
 
 
 def test_a_detector_keeps_its_logits_and_boxes(detected):
     store, teacher, student, found, test = detected
-    assert test.fingerprint == SceneSource(size=48, train=48, test=12).load("test").fingerprint
+    assert test.fingerprint == SceneSource(size=48, train=16, test=12).load("test").fingerprint
     assert max(found.metrics["parity"].values()) <= PARITY and found.metrics["kind"] == "detection"
     rows = {row["kind"]: row for row in found.metrics["rows"]}
     assert list(rows) == ["pytorch", "teacher", "student", "dynamic", "static"]
@@ -404,3 +409,11 @@ def test_a_detector_and_a_classifier_are_not_mixed_up(deployed, detected):
     changed = replace(detected[2], manifest={**manifest, "settings": said})
     with pytest.raises(WorkbenchError, match="have changed"):
         deploy.scenes_of(changed)
+
+
+def test_the_bench_measures_an_untrained_pair():
+    from dfkd_lib.bench.deploy import deployed_sizes_and_speeds
+
+    sizes, speed = deployed_sizes_and_speeds("vit_mnist_small", "vit_mnist_mini_patch7", 3, batch=4)
+    assert sizes["dynamic"] < sizes["student"] < sizes["teacher"] and set(sizes) == set(speed) == set(deploy.VARIANTS)
+    assert all(row["latency_ms"] > 0 and row["images_per_second"] > 0 for rows in speed.values() for row in rows.values())
