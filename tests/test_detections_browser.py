@@ -6,16 +6,22 @@ import pytest
 from dfkd_lib.artifacts import REPOSITORY
 
 START = f"""
-import copy, sys
+import copy, sys, torch
 sys.path.insert(0, {str(REPOSITORY)!r})
 from dfkd_lib import datasets, detection, widgets
 teacher = detection.open_shipped("detr_micro_scenes")
 student = copy.deepcopy(teacher)  # the same boxes, and it is never sure of a bird
 student.network.class_labels_classifier.bias.data[0] -= 12
-scenes, more = datasets.generate_scenes(40, 80, 0, "test"), datasets.generate_scenes(5, 80, 1, "test")
+scenes, more = datasets.generate_scenes(40, 80, 0, "test"), datasets.generate_scenes(30, 80, 1, "test")
+chance = torch.Generator().manual_seed(0)  # detections near objects, of any class and score
+near = torch.stack([boxes[torch.randint(len(boxes), (12,), generator=chance)] if len(boxes) else torch.full((12, 4), .4)
+                    for boxes in more.boxes])
+made = {{name: (torch.rand(30, 12, 4, generator=chance) ** 3, near + .03 * torch.randn(near.shape, generator=chance))
+       for name in ("teacher", "student")}}
 """
 BROWSE = """
-browsed = widgets.detection_browser({"teacher": teacher, "student": student}, {"test": scenes, "more": more}, out_dir="OUT")
+browsed = widgets.detection_browser({"teacher": teacher, "student": student}, {"test": scenes, "more": more},
+                                     predictions={"more": made}, out_dir="OUT")
 browsed
 """
 ROOT = ".dfkd-browse"
@@ -24,9 +30,14 @@ SLIDE = """value => { const box = document.querySelector('.dfkd-browse'), slider
     slider.value = value; slider.dispatchEvent(new Event('input')); return box.dataset.boxes; }"""
 PIXELS = """n => { const c = document.querySelectorAll('.dfkd-browse .picture')[n];
     return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).reduce((a, b) => (31 * a + b) % 1000003, 7); }"""
+# Of a set of scenes, by the library's own confusion matrix.
 COUNTS = """{name: {"right": int(m[:4, :4].trace()), "wrong": int(m[:4, :4].sum() - m[:4, :4].trace()), "false": int(m[4].sum()),
-    "missed": int(m[:4, 4].sum())} for name, m in ((name, detection.confusion(scenes, *browsed.browse.found("test")[name],
+    "missed": int(m[:4, 4].sum())} for name, m in ((name, detection.confusion(SCENES, *browsed.browse.found("NAME")[name],
     THRESHOLD)) for name in ("teacher", "student"))}"""
+
+
+def counts(scenes: str, name: str, threshold: float) -> str:
+    return COUNTS.replace("SCENES", scenes).replace("NAME", name).replace("THRESHOLD", str(threshold))
 
 
 @pytest.fixture
@@ -56,28 +67,42 @@ def go_to(page, scene: int) -> None:
     data(page, "scene", str(scene))
 
 
-def test_the_threshold_redraws_without_the_kernel_and_filters_count(browsed):
+def test_scenes_are_browsed(browsed, tmp_path):
+    """One notebook for all of it: to start a kernel takes longer than what is looked at."""
     page, notebook = browsed
+    the_threshold_redraws_and_counts_without_the_kernel(page, notebook)
+    filters_leave_the_scenes_that_they_name(page, notebook)
+    a_click_shows_where_both_detectors_look(page, notebook)
+    what_cannot_be_had_is_said_in_place(page, notebook)
+    page.locator(f"{ROOT} .save-figure").click()
+    page.wait_for_function("() => document.querySelector('.dfkd-browse .saved').textContent.includes('.svg')")
+    assert len(list((tmp_path / "out" / "figures").iterdir())) == 3
+    assert not page.problems, page.problems
+    page.evaluate("async () => { await window.jupyterapp.commands.execute('docmanager:save'); }")
+    page.reload()
+    data(page, "scene", "6")
+    assert of(page, "threshold") == "0.25" and notebook.eval("browsed.view['scene']") == 6
+
+
+def the_threshold_redraws_and_counts_without_the_kernel(page, notebook):
     go_to(page, 1)
     many, few = page.evaluate(SLIDE, 0.05), page.evaluate(SLIDE, 1)
     assert [int(n) for n in many.split()] >= [4, 3] and few == "0 0"
     for threshold in (0.9, 0.3):
         page.evaluate(SLIDE, threshold)
         notebook.until(f"browsed.view['threshold'] == {threshold}")
-        expected = notebook.eval(COUNTS.replace("THRESHOLD", str(threshold)))
+        expected = notebook.eval(counts("scenes", "test", threshold))
         assert notebook.eval("browsed.counts") == expected and expected["student"]["missed"] > expected["teacher"]["missed"]
         cells = page.locator(f"{ROOT} tbody tr").nth(1).locator("td").all_inner_texts()
         assert cells[2:] == [str(expected["student"][kind]) for kind in ("right", "wrong", "false", "missed")]
     page.locator(f"{ROOT} .exact").fill("0.6")
     page.locator(f"{ROOT} .exact").press("Enter")
     data(page, "threshold", "0.6")
-    filters_leave_the_scenes_that_they_name(page, notebook)
-    assert not page.problems, page.problems
 
 
 def filters_leave_the_scenes_that_they_name(page, notebook):
     missed = """sorted({i for i in range(40) if (detection.confusion(scenes.subset([i]), *(t[[i]] for t in
-        browsed.browse.found("test")["student"]))[0, 4] > 0)})"""
+        browsed.browse.found("test")["student"]), threshold=0.6)[0, 4] > 0)})"""
     expected = notebook.eval(missed)
     page.locator(f"{ROOT} select.outcome").select_option("missed")
     page.locator(f"{ROOT} select.of").select_option("student")
@@ -95,12 +120,18 @@ def filters_leave_the_scenes_that_they_name(page, notebook):
     page.locator(f"{ROOT} select.outcome").select_option("right")
     page.locator(f"{ROOT} select.class").select_option("-1")
     page.locator(f"{ROOT} select.data").select_option("more")
-    page.wait_for_function("() => document.querySelector('.dfkd-browse .position').textContent.startsWith('of 5')")
+    page.wait_for_function("() => document.querySelector('.dfkd-browse .position').textContent.startsWith('of 30')")
+    for threshold in (0.2, 0.55):
+        page.evaluate(SLIDE, threshold)
+        notebook.until(f"browsed.view['threshold'] == {threshold} and browsed.view['data'] == 'more'")
+        expected = notebook.eval(counts("more", "more", threshold))
+        assert notebook.eval("browsed.counts") == expected and min(expected["teacher"].values()) > 3
 
 
-def test_a_click_shows_where_both_detectors_look_and_errors_are_said_in_place(browsed, tmp_path):
-    page, notebook = browsed
-    go_to(page, 4)
+def a_click_shows_where_both_detectors_look(page, notebook):
+    notebook.eval("browsed.choose(data='test', outcome='', of='', label=-1, threshold=0.5, scene=4)")
+    data(page, "list", "40")
+    data(page, "scene", "4")
     page.wait_for_function("() => document.querySelector('.dfkd-browse').dataset.waiting === '0'")
     boxes = notebook.eval("[box.tolist() for box, k in zip(scenes.boxes[4], scenes.labels[4]) if k]")
     plain = [page.evaluate(PIXELS, n) for n in range(2)]
@@ -123,15 +154,6 @@ def test_a_click_shows_where_both_detectors_look_and_errors_are_said_in_place(br
     data(page, "looks", "0")
     page.locator(f"{ROOT} figure").nth(1).locator("li button").first.press("Enter")
     data(page, "looks", "2")
-    what_cannot_be_had_is_said_in_place(page, notebook)
-    page.locator(f"{ROOT} .save-figure").click()
-    page.wait_for_function("() => document.querySelector('.dfkd-browse .saved').textContent.includes('.svg')")
-    assert len(list((tmp_path / "out" / "figures").iterdir())) == 3
-    assert not page.problems, page.problems
-    page.evaluate("async () => { await window.jupyterapp.commands.execute('docmanager:save'); }")
-    page.reload()
-    data(page, "scene", "6")
-    assert of(page, "threshold") == "0.25" and notebook.eval("browsed.view['scene']") == 6
 
 
 def what_cannot_be_had_is_said_in_place(page, notebook):
