@@ -29,9 +29,11 @@ ROOT = ".dfkd-browse"
 SLIDE = """value => { const box = document.querySelector('.dfkd-browse'), slider = box.querySelector('.threshold');
     slider.value = value; slider.dispatchEvent(new Event('input')); return box.dataset.boxes; }"""
 PIXELS = """n => { const c = document.querySelectorAll('.dfkd-browse .picture')[n];
-    return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).reduce((a, b) => (31 * a + b) % 1000003, 7); }"""
+    return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data)
+        .reduce((a, b) => (31 * a + b) % 1000003, 7); }"""
 # Of a set of scenes, by the library's own confusion matrix.
-COUNTS = """{name: {"right": int(m[:4, :4].trace()), "wrong": int(m[:4, :4].sum() - m[:4, :4].trace()), "false": int(m[4].sum()),
+COUNTS = """{name: {"right": int(m[:4, :4].trace()), "wrong": int(m[:4, :4].sum() - m[:4, :4].trace()),
+    "false": int(m[4].sum()),
     "missed": int(m[:4, 4].sum())} for name, m in ((name, detection.confusion(SCENES, *browsed.browse.found("NAME")[name],
     THRESHOLD)) for name in ("teacher", "student"))}"""
 
@@ -149,7 +151,8 @@ def a_click_shows_where_both_detectors_look(page, notebook):
     assert f"query {chosen['query']} looks: decoder block 3 of 3, mean of heads, up to {100 * top:.1f} %" in told
     page.locator(f"{ROOT} select.block").select_option("-3")
     page.locator(f"{ROOT} select.head").select_option(label="2")
-    page.wait_for_function("() => document.querySelector('.dfkd-browse figcaption').textContent.includes('block 1 of 3, head 2')")
+    page.wait_for_function("""() => document.querySelector('.dfkd-browse figcaption').textContent
+        .includes('block 1 of 3, head 2')""")
     page.locator(f"{ROOT} .picture").first.click(position={"x": 2, "y": 2})
     data(page, "looks", "0")
     page.locator(f"{ROOT} figure").nth(1).locator("li button").first.press("Enter")

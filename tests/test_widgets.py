@@ -229,7 +229,8 @@ def test_every_query_looks_where_its_detector_says(browsed, scenes):
     box, sent, found = browsed
     message, buffers = ask(box, sent, do="look", data="scenes", scene=3, block=-3, head=1)["look"]
     teacher, student = message["looks"]  # two blocks and three
-    assert (teacher["blocks"], teacher["block"], student["blocks"], student["block"]) == (2, 0, 3, 0) and student["head"] == 1
+    assert (teacher["blocks"], teacher["block"], student["blocks"], student["block"]) == (2, 0, 3, 0)
+    assert student["head"] == 1
     detector = box.browse.detectors["student"]
     with torch.inference_mode(), attention.capture_attention(detector, (0,), None, kind="cross") as maps:
         detector(scenes.pixels[3:4].float() / 255)
@@ -247,7 +248,8 @@ def test_detections_of_tiles_have_no_query_to_look_at(scenes, detector, tmp_path
 
 def test_the_browser_says_what_it_cannot_show(browsed, scenes, detector, images):
     box, sent, found = browsed
-    for changes, words in (({"scene": 4}, "no such scene"), ({"threshold": 1.5}, "no such threshold"), ({"label": 4}, "class"),
+    for changes, words in (({"scene": 4}, "no such scene"), ({"threshold": 1.5}, "no such threshold"),
+                           ({"label": 4}, "class"),
                            ({"outcome": "odd"}, "no such outcome"), ({"of": "nobody"}, "no such detector")):
         before = box.view
         box.choose(**changes)
@@ -280,14 +282,15 @@ def test_the_static_browser_begins_with_what_detectors_disagree_on(scenes):
         truth[0][i, range(len(boxes)), labels] = 0.9
     nothing = torch.zeros_like(truth[0]), truth[1]
     counts = torch.tensor([len(boxes) for boxes in scenes.boxes])
-    browse = widgets.detection_browser({"teacher": None, "student": None}, scenes, {"teacher": truth, "student": nothing}).browse
+    detectors, found = {"teacher": None, "student": None}, {"teacher": truth, "student": nothing}
+    browse = widgets.detection_browser(detectors, scenes, found).browse
     assert browse.disagreement("scenes", 0.5).tolist() == (2 * counts).tolist()  # right under one, missed under the other
-    figure = widgets.detection_browser({"teacher": None, "student": None}, scenes, {"teacher": truth, "student": nothing},
-                                       interactive=False, examples=1)
+    figure = widgets.detection_browser(detectors, scenes, found, interactive=False, examples=1)
     assert len(figure.axes) == 2 and len(figure.axes[0].texts) == counts.max()
 
 
 def test_partners_overlap_enough_and_are_sure_enough():
-    scores, boxes = torch.tensor([[.9, 0], [.6, 0], [.95, 0]]), torch.tensor([[.5, .5, .2, .2], [.52, .5, .2, .2], [.9, .9, .1, .1]])
+    scores = torch.tensor([[.9, 0], [.6, 0], [.95, 0]])
+    boxes = torch.tensor([[.5, .5, .2, .2], [.52, .5, .2, .2], [.9, .9, .1, .1]])
     assert partner(scores, boxes, [.52, .5, .2, .2], .5) == 1 and partner(scores, boxes, [.52, .5, .2, .2], .7) == 0
     assert partner(scores, boxes, [.1, .1, .1, .1], .5) is None and partner(scores, boxes, [.5, .5, .2, .2], .99) is None
