@@ -16,7 +16,8 @@ PAIRS = {"the paper's MNIST pair": ("vit_mnist_teacher", "deit_xtiny_patch4_28")
          "the quick MNIST pair": ("vit_mnist_small", "vit_mnist_mini_patch7")}
 
 
-def deployed_sizes_and_speeds(teacher: str, student: str, repeats: int, batch: int = 64) -> tuple[dict[str, int], dict[str, dict]]:
+def deployed_sizes_and_speeds(teacher: str, student: str, repeats: int,
+                              batch: int = 64) -> tuple[dict[str, int], dict[str, dict]]:
     """({variant: bytes}, {variant: {threads: speed}}) of an untrained pair, see `deploy.measure_speed`; `batch` images a
     call where images a second are counted."""
     torch.manual_seed(0)

@@ -32,7 +32,7 @@ def trade_off(names: Sequence[str], score: Sequence[float], costs: dict[str, Seq
             ax.set_xscale("log")
             ax.set(xlabel=label)
             ax.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-            ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,.4g}"))
+            ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
             ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
             ax.margins(x=0.15, y=0.12)
         axes[0][0].set_ylabel(ylabel)
