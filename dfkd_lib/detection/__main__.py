@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 
-from dfkd_lib.artifacts import Store
+from dfkd_lib.artifacts import Store, resolve
 from dfkd_lib.detection.distill import DetectionTerms, train_detector
 from dfkd_lib.detection.shipped import ship_detector
 from dfkd_lib.detection.source import SceneSource
@@ -21,6 +21,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--scenes", type=int, default=20_000, help="generated training scenes")
     parser.add_argument("--test-scenes", type=int, default=300)
     parser.add_argument("--crop", type=float, default=0.0, help="cut a folder's frames around objects, see load_coco")
+    parser.add_argument("--crops", type=int, default=1, help="such crops of each frame")
+    parser.add_argument("--crop-spread", type=float, default=1.0, help="multi-scale: from crop / this to crop * this")
+    parser.add_argument("--crop-anywhere", type=float, default=0.0, help="share of crops that lie anywhere on their frame")
+    parser.add_argument("--weights", help="start from this .safetensors file, or folder in transformers' format")
     parser.add_argument("--augment", type=float, default=0.0, help="strength of scaling, shifting, change of light")
     parser.add_argument("--epochs", type=int, default=18)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -30,8 +34,10 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     config = TrainConfig(args.epochs, args.batch_size, args.lr, weight_decay=1e-4, warmup_epochs=0.5, grad_clip=1.0,
                          precision=args.precision, seed=args.seed)
-    source = SceneSource(args.data, args.size, args.scenes, args.test_scenes, args.seed, args.crop)
-    made = train_detector(Store(), args.model, source, config, DetectionTerms(), augment=args.augment)
+    source = SceneSource(args.data, args.size, args.scenes, args.test_scenes, args.seed, args.crop, crops=args.crops,
+                         crop_spread=args.crop_spread, crop_anywhere=args.crop_anywhere)
+    made = train_detector(Store(), args.model, source, config, DetectionTerms(), augment=args.augment,
+                          weights=resolve(args.weights) if args.weights else None)
     path = ship_detector(made, args.name, f"python -m dfkd_lib.detection {shlex.join(argv)}")
     print(f"{path}: AP {made.metrics['AP']:.3f}, AP50 {made.metrics['AP50']:.3f}, {made.seconds:.0f} s")
 
