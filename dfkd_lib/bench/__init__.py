@@ -5,6 +5,7 @@ import os
 
 from dfkd_lib.artifacts import REPOSITORY
 from dfkd_lib.bench.attention import print_attention
+from dfkd_lib.bench.deploy import print_deploy
 from dfkd_lib.bench.detection import print_detection
 from dfkd_lib.bench.frechet import print_frechet
 from dfkd_lib.bench.memory import print_memory
@@ -30,6 +31,8 @@ def print_table(repeats: int) -> None:
     print_students(repeats)
     print()
     print_detection()
+    print()
+    print_deploy()
     print()
     print_attention()
     print()

@@ -92,7 +92,7 @@ FOUND = {  # kind: (notebook, its metric that names the student, how the student
     "classification": ("30_classification_kd", "student_synthetic_key",
                        lambda given, store: ClassificationRecipe.of(given).student(store, "synthetic")),
     "detection": ("40_detection_kd", "student_key",
-                  lambda given, store: DetectionRecipe.of(given).student(store, "train"))}
+                  lambda given, store: DetectionRecipe.of(given).student(store, "synthetic"))}
 
 
 def scenes_of(student: Artifact) -> SceneSet:

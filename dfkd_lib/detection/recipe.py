@@ -45,7 +45,7 @@ class DetectionRecipe:
 
     data: str = "scenes"
     size: int = 80
-    train_scenes: int = 6000
+    train_scenes: int = 5000
     test_scenes: int = 300
     crop: float = 0.0
     crops: int = 1
@@ -57,7 +57,7 @@ class DetectionRecipe:
     teacher: str = "shipped"
     shipped: str = "detr_micro_scenes"
     teacher_model: str = "detr_micro"
-    teacher_epochs: int = 40
+    teacher_epochs: int = 18
     teacher_lr: float = 1e-3
     pretrained: bool = False
     weights: str = ""
@@ -66,7 +66,7 @@ class DetectionRecipe:
     student_backbone: str = ""
     start: str = "nothing"
     student_model: str = "detr_nano"
-    student_epochs: int = 10
+    student_epochs: int = 8
     student_lr: float = 1e-3
     batch_size: int = 32
     precision: str = "bf16"
@@ -80,7 +80,7 @@ class DetectionRecipe:
     pairing: str = "hungarian"
     lam: float = 1.0
     gan_epochs: int = 4
-    gan_lr: float = 2e-4
+    gan_lr: float = 4e-4
     gan_width: int = 128
     gan_d_width: int = 32
     gan_scenes: int = 0

@@ -25,7 +25,8 @@ from dfkd_lib.profiles import PROFILES
 from dfkd_lib.summary import headlines
 
 # A notebook waits for those it names; if one of them fails it is skipped. The summary waits for all and always runs.
-NEEDS = {"30_classification_kd": ("20_gan_fid",), "35_ablation": ("20_gan_fid",), "70_deploy": ("30_classification_kd",)}
+NEEDS = {"30_classification_kd": ("20_gan_fid",), "35_ablation": ("20_gan_fid",),
+         "70_deploy": ("30_classification_kd", "40_detection_kd")}
 LAST = "90_summary"
 ABLATION = "35_ablation"
 POLL_SECONDS = 0.5
