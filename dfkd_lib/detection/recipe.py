@@ -68,18 +68,19 @@ class DetectionRecipe:
     student_model: str = "detr_nano"
     student_epochs: int = 8
     student_lr: float = 1e-3
-    batch_size: int = 32
+    batch_size: int = 16
     precision: str = "bf16"
     class_weight: float = 2.0
     box_weight: float = 100.0
     giou_weight: float = 2.0
     distillation_weight: float = 1.0
-    box_distillation: float = 0.0
-    attention_distillation: float = 0.0
+    box_distillation: float = 1.0
+    attention_distillation: float = 4.0
     temperature: float = 2.0
     pairing: str = "hungarian"
     lam: float = 1.0
     gan_epochs: int = 4
+    gan_batch: int = 32
     gan_lr: float = 4e-4
     gan_width: int = 128
     gan_d_width: int = 32
@@ -145,7 +146,7 @@ class DetectionRecipe:
         """The GAN of an arm of `GANS`: "synthetic" with the attention loss, "vanilla" without, else the same."""
         if arm not in GANS:
             raise WorkbenchError("no such GAN", expected=", ".join(GANS), got=arm, where="arm")
-        config = TrainConfig(self.gan_epochs, self.batch_size, self.gan_lr, "adam", (0.5, 0.999), schedule="constant",
+        config = TrainConfig(self.gan_epochs, self.gan_batch, self.gan_lr, "adam", (0.5, 0.999), schedule="constant",
                              precision=self.precision, seed=self.seed if seed is None else seed)
         return SceneGAN(config, self.lam if arm == "synthetic" else 0.0, self.gan_width, self.gan_d_width)
 
