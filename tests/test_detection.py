@@ -16,6 +16,7 @@ from dfkd_lib.detection.batches import SCENES, SceneBatches, augmented, open_sce
 from dfkd_lib.detection.distill import confident
 from dfkd_lib.detection.matching import (PAIRINGS, expanded_targets, hungarian_targets, matching_cost,
                                          paired_queries, pairwise_giou)
+from dfkd_lib.detection.overfit import overfit, spread
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.losses import detection_losses
 from dfkd_lib.losses.detection import Taught
@@ -485,14 +486,11 @@ def test_confident_detections_become_objects():
 # Training
 
 def test_ten_scenes_can_be_learned_by_heart():
-    scenes = generate_scenes(10, size=64, seed=5)
-    torch.manual_seed(0)
-    detector = create_detector("detr_nano", 4)
-    config = training.TrainConfig(epochs=300, batch_size=10, lr=2e-3, warmup_epochs=10, grad_clip=1.0)
-    step = detection.detection_step(detector, DetectionTerms())
-    history = training.fit({"detector": detector}, step, SceneBatches(scenes, 10, augment=None), config)
-    assert history[-1]["loss"] < 0.1 * history[0]["loss"]
-    assert detection.evaluate_ap(detector, scenes)["AP50"] >= 0.9
+    scenes = spread(generate_scenes(40, size=64, seed=5), 10)
+    assert {int(labels[0]) for labels in scenes.labels} == {0, 1, 2, 3} and len(scenes) == 10 == len(set(scenes.rows))
+    found = overfit("detr_nano", scenes, epochs=300, lr=2e-3)
+    assert found["AP50"] >= 0.9 and found["curve"][-1] == (300, found["AP50"]) and found["curve"][0][1] < 0.5
+    assert len(spread(scenes, 99)) == 10
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)

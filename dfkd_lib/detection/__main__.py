@@ -1,4 +1,5 @@
-"""`python -m dfkd_lib.detection train-teacher`: train a detector and write it where notebook 40 finds it."""
+"""`python -m dfkd_lib.detection train-teacher`: train a detector and write it where notebook 40 finds it; `overfit`: see
+whether a detector can learn a few scenes by heart."""
 
 import argparse
 import shlex
@@ -6,6 +7,7 @@ import sys
 
 from dfkd_lib.artifacts import Store, resolve
 from dfkd_lib.detection.distill import DetectionTerms, train_detector
+from dfkd_lib.detection.overfit import overfit, spread
 from dfkd_lib.detection.shipped import ship_detector
 from dfkd_lib.detection.source import SceneSource
 from dfkd_lib.training import TrainConfig
@@ -13,12 +15,13 @@ from dfkd_lib.training import TrainConfig
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m dfkd_lib.detection")
-    parser.add_argument("verb", choices=["train-teacher"])
+    parser.add_argument("verb", choices=["train-teacher", "overfit"])
     parser.add_argument("--name", default="detr_micro_scenes", help="file name in data/teachers")
     parser.add_argument("--model", default="detr_micro")
     parser.add_argument("--data", default="scenes", help="the generated scenes, or a COCO folder")
     parser.add_argument("--size", type=int, default=80, help="side of the scenes in pixels")
     parser.add_argument("--scenes", type=int, default=20_000, help="generated training scenes")
+    parser.add_argument("--few", type=int, default=10, help="scenes to overfit, in --epochs steps on all")
     parser.add_argument("--test-scenes", type=int, default=300)
     parser.add_argument("--crop", type=float, default=0.0, help="cut a folder's frames around objects, see load_coco")
     parser.add_argument("--crops", type=int, default=1, help="such crops of each frame")
@@ -36,6 +39,12 @@ def main(argv: list[str]) -> None:
                          precision=args.precision, seed=args.seed)
     source = SceneSource(args.data, args.size, args.scenes, args.test_scenes, args.seed, args.crop, crops=args.crops,
                          crop_spread=args.crop_spread, crop_anywhere=args.crop_anywhere)
+    if args.verb == "overfit":
+        few = spread(source.load("train"), args.few)
+        found = overfit(args.model, few, args.epochs, args.lr, args.seed)
+        print(", ".join(f"{step}: {ap:.2f}" for step, ap in found["curve"]))
+        print(f"{args.model} on {len(few)} scenes of {args.data}: AP50 {found['AP50']:.3f}, AP {found['AP']:.3f}")
+        return
     made = train_detector(Store(), args.model, source, config, DetectionTerms(), augment=args.augment,
                           weights=resolve(args.weights) if args.weights else None)
     path = ship_detector(made, args.name, f"python -m dfkd_lib.detection {shlex.join(argv)}")
