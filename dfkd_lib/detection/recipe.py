@@ -39,8 +39,8 @@ class DetectionRecipe:
         start: "generated" starts teacher and students from detectors of their shape that learned the generated scenes, the
             teacher from the one named by `shipped`: real frames are few, and a wing need not be learned twice.
         student_*, teacher_*, batch_size, precision: models and training. *_weight, temperature, pairing: the losses.
-        lam: of the attention loss of the augmented GAN. gan_*: the GANs' training and size; gan_scenes: that each draws
-            for a student, 0 for as many as there are training scenes.
+        lam, attention_share: of the attention loss of the augmented GAN. gan_*: the GANs' training and size; gan_scenes:
+            that each draws for a student, 0 for as many as there are training scenes.
     """
 
     data: str = "scenes"
@@ -66,7 +66,7 @@ class DetectionRecipe:
     student_backbone: str = ""
     start: str = "nothing"
     student_model: str = "detr_nano"
-    student_epochs: int = 8
+    student_epochs: int = 5
     student_lr: float = 1e-3
     batch_size: int = 16
     precision: str = "bf16"
@@ -79,6 +79,7 @@ class DetectionRecipe:
     temperature: float = 2.0
     pairing: str = "hungarian"
     lam: float = 1.0
+    attention_share: float = 0.25
     gan_epochs: int = 4
     gan_batch: int = 32
     gan_lr: float = 4e-4
@@ -148,7 +149,8 @@ class DetectionRecipe:
             raise WorkbenchError("no such GAN", expected=", ".join(GANS), got=arm, where="arm")
         config = TrainConfig(self.gan_epochs, self.gan_batch, self.gan_lr, "adam", (0.5, 0.999), schedule="constant",
                              precision=self.precision, seed=self.seed if seed is None else seed)
-        return SceneGAN(config, self.lam if arm == "synthetic" else 0.0, self.gan_width, self.gan_d_width)
+        return SceneGAN(config, self.lam if arm == "synthetic" else 0.0, self.gan_width, self.gan_d_width,
+                        attention_share=self.attention_share)
 
     def trained_gan(self, store: Store, arm: str, seed: int | None = None) -> Artifact:
         """That GAN, trained on the training scenes."""
