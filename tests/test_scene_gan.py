@@ -201,6 +201,8 @@ def test_impossible_gans_are_refused(made):
     store, recipe = made
     with pytest.raises(WorkbenchError, match="λ >= 0"):
         SceneGAN(TrainConfig(1, 4, 1e-3), lam=-1.0)
+    with pytest.raises(WorkbenchError, match="0 < attention_share <= 1"):
+        SceneGAN(TrainConfig(1, 4, 1e-3), attention_share=0.0)
     with pytest.raises(WorkbenchError, match="no such GAN"):
         recipe.gan("plain")
     with pytest.raises(WorkbenchError, match="16 divides"):
