@@ -233,6 +233,10 @@ def test_images_of_several_sizes(folder):
     with pytest.raises(WorkbenchError, match="several sizes"):
         load_coco(folder, "train")
     assert load_coco(folder, "train", size=32).pixels.shape == (2, 3, 32, 32)
+    filled = load_coco(folder, "train", fill=True)
+    assert filled.pixels.shape == (2, 3, 30, 40)
+    wanted = [a["bbox"] for a in json.loads((folder / "train.json").read_text())["annotations"]]
+    assert [a["bbox"] for a in ground_truth(filled)["annotations"]] == [pytest.approx(box, abs=1e-4) for box in wanted]
 
 
 @pytest.mark.parametrize("content, words", [

@@ -20,7 +20,7 @@ from dfkd_lib.errors import WorkbenchError
 
 def load_coco(folder: str | Path, split: str, size: int | None = None, crop: float | None = None,
               shortest: int | None = None, longest: int = 1333, seed: int = 0, crops: int = 1, crop_spread: float = 1.0,
-              crop_anywhere: float = 0.0) -> SceneSet:
+              crop_anywhere: float = 0.0, fill: bool = False) -> SceneSet:
     """A split of a COCO folder (`<split>.json` beside `<split>/`), checked, resized and in memory.
 
     Args:
@@ -32,6 +32,7 @@ def load_coco(folder: str | Path, split: str, size: int | None = None, crop: flo
         crops: crops a frame, about each of its objects in turn, each drawn anew; a frame without objects is cut anywhere.
         crop_spread: from 1 to crop; the factor is drawn log-uniformly from crop / crop_spread to crop * crop_spread:
             objects of many sizes. crop_anywhere: share of crops, 0..1, that lie anywhere on their frame: empty sky too.
+        fill: without size, frames of several sizes are filled at right and bottom to the largest (always so with shortest).
 
     Returns:
         SceneSet of split "<folder name>/<split>", classes in the order of the category ids. Crowd regions are left out.
@@ -69,10 +70,10 @@ def load_coco(folder: str | Path, split: str, size: int | None = None, crop: flo
             labels.append(torch.tensor([found[k][1] for k in keep], dtype=torch.int64))
             scale.append(1 / factor)
             rows.append(row)
-    if shortest is None:
+    if shortest is None and not fill:
         _check_sizes(images, report.file)
     pixels = stacked(images)
-    if shortest is not None:  # the shares are of each image; the padded batch is larger
+    if shortest is not None or fill:  # the shares are of each image; the padded batch is larger
         boxes = [b * torch.tensor([i.shape[1] / pixels.shape[3], i.shape[0] / pixels.shape[2]]).repeat(2)
                  for b, i in zip(boxes, images, strict=True)]
     return SceneSet(pixels, boxes, labels, tuple(c["name"] for c in report.categories.values()),
