@@ -403,6 +403,8 @@ def test_a_backbones_own_file(hub, tmp_path):
         create_detector("detr_resnet50", 4, backbone_weights=file)
     with pytest.raises(WorkbenchError, match="two kinds"):
         create_detector("detr_resnet18_2x2", 4, pretrained=True, backbone_weights=file)
+    with pytest.raises(WorkbenchError, match="two kinds"):
+        create_detector("detr_resnet18_2x2", 4, pretrained=True, weights=file)
 
 
 def test_a_folder_in_transformers_format_keeps_all_but_another_head(tmp_path):

@@ -104,7 +104,7 @@ def attention_distillation_loss(maps: Tensor, teacher_maps: Tensor, weights: Ten
             the student's grid. weights: as in `box_distillation_loss`, (B, Q).
 
     Returns:
-        A scalar in [0, B Q].
+        A scalar in [0, 1].
     """
     teacher_maps = resize_maps(teacher_maps.float(), maps.shape[-2:])
     return _weighted(1 - F.cosine_similarity(maps.float().flatten(-2), teacher_maps.flatten(-2), dim=-1), weights)

@@ -127,7 +127,8 @@ def create_detector(name: str, num_labels: int, pretrained: bool = False, weight
             parameters of ResNet-50), as in the paper. False never touches the network.
         weights: a .safetensors file saved from a detector of that name, or a folder in transformers' format. Of other
             classes, the class head is made anew and everything else loaded.
-        backbone_weights: a .safetensors file of timm's backbone alone, frozen as under `pretrained`.
+        backbone_weights: a .safetensors file of timm's backbone alone, frozen as under `pretrained` in detectors of the
+            paper's sizes.
 
     Raises:
         WorkbenchError: on an unknown name, impossible labels, missing or unfit weights, or two kinds of them.
@@ -139,10 +140,11 @@ def create_detector(name: str, num_labels: int, pretrained: bool = False, weight
                              mend=f"did you mean {near[0]}?" if near else "choose one of the expected names")
     if num_labels < 1:
         raise WorkbenchError("a detector needs a class", expected="num_labels >= 1", got=num_labels)
-    if backbone_weights is not None and (pretrained or weights is not None):
+    given = [kind for kind, there in (("pretrained", pretrained), ("weights", weights is not None),
+                                      ("backbone_weights", backbone_weights is not None)) if there]
+    if len(given) > 1:
         raise WorkbenchError("a detector cannot start from two kinds of weights", where=name,
-                             expected="one of pretrained, weights and backbone_weights",
-                             got="backbone_weights and " + ("pretrained" if pretrained else "weights"),
+                             expected="one of pretrained, weights and backbone_weights", got=" and ".join(given),
                              mend="leave one of them out")
     spec = _SPECS[name]
     if backbone_weights is not None:
