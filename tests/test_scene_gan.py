@@ -1,10 +1,12 @@
 """Scenes drawn for a layout: they hold what was asked for, the two arms differ in λ alone, and all is kept and counted."""
 
+import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from dfkd_lib import artifacts
 from dfkd_lib.datasets import SceneSet, generate_scenes, write_coco
@@ -192,6 +194,10 @@ def test_whole_frames_by_tiles(made, tmp_path):
     store, recipe = made
     write_coco(generate_scenes(3, 96, seed=6), tmp_path / "mine", "val")
     mine = replace(recipe, data=str(tmp_path / "mine"))
+    entry = json.loads((tmp_path / "mine" / "val.json").read_text())
+    entry["images"][0]["width"] = 120  # frames of two sizes
+    (tmp_path / "mine" / "val.json").write_text(json.dumps(entry))
+    Image.new("RGB", (120, 96)).save(tmp_path / "mine" / "val" / entry["images"][0]["file_name"])
     found = mine.tiled(store, recipe.teacher_artifact(store), 48)
     assert found.metrics["test_scenes"] == 3 and 0 <= found.metrics["AP50"] <= 1 and "AP_small" in found.metrics
     assert found.tensors("predictions.safetensors")["boxes"].shape == (3, 100, 4)
@@ -207,3 +213,31 @@ def test_impossible_gans_are_refused(made):
         recipe.gan("plain")
     with pytest.raises(WorkbenchError, match="16 divides"):
         replace(recipe, size=56).trained_gan(store, "vanilla")
+
+
+def test_the_first_of_the_gans_seeds_teaches_students(made):
+    store, recipe = made
+    other = replace(recipe, seed=3, gan_seeds="5,0")
+    assert other.gan("synthetic").config.seed == 5 and other.gan("vanilla", 0).config.seed == 0
+    assert replace(recipe, seed=3).gan("vanilla") == recipe.gan("vanilla"), "the detectors' seed is another matter"
+
+
+def test_what_would_stop_the_notebook_later_is_said_first(made, tmp_path):
+    store, recipe = made
+    for split, count in (("train", 12), ("val", 6)):
+        write_coco(generate_scenes(count, 96, seed=5), tmp_path / "mine", split)
+    mine = replace(recipe, data=str(tmp_path / "mine"), crop=3.0)
+    mine.check()
+    with pytest.raises(WorkbenchError, match="16 divides"):
+        replace(mine, size=56).check()
+    for split in ("train", "val"):
+        file = tmp_path / "mine" / f"{split}.json"
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps({**content, "categories": [*content["categories"], {"id": 9, "name": "kite"}]}))
+    with pytest.raises(WorkbenchError, match="none of kite"):
+        replace(mine, seed=1).check()  # another seed: folders are read once
+    start = replace(mine, start="generated")
+    with pytest.raises(WorkbenchError, match="teacher_model='detr_micro'"):
+        start.teacher_artifact(store)
+    with pytest.raises(WorkbenchError, match="start='generated' and pretrained, student_backbone"):
+        replace(start, pretrained=True, student_backbone="x.safetensors").student(store, "plain")

@@ -14,9 +14,10 @@ from dfkd_lib.detection.evaluate import THRESHOLD, average_precision, detections
 from dfkd_lib.detection.measure import measure_scenes
 from dfkd_lib.detection.shipped import shipped_detector
 from dfkd_lib.detection.source import SceneSource
-from dfkd_lib.detection.synthesis import SceneGAN, draw_scenes, object_probe_artifact
+from dfkd_lib.detection.synthesis import SceneGAN, check_sides, draw_scenes, object_probe_artifact
 from dfkd_lib.detection.tiles import predict_tiled
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.recipes import parse_seeds
 from dfkd_lib.training import TrainConfig
 
 ARMS = {"train": "labels + teacher", "plain": "labels alone", "synthetic": "teacher alone, attention GAN's scenes",
@@ -40,7 +41,7 @@ class DetectionRecipe:
             teacher from the one named by `shipped`: real frames are few, and a wing need not be learned twice.
         student_*, teacher_*, batch_size, precision: models and training. *_weight, temperature, pairing: the losses.
         lam, attention_share: of the attention loss of the augmented GAN. gan_*: the GANs' training and size; gan_scenes:
-            that each draws for a student, 0 for as many as there are training scenes.
+            that each draws for a student, 0: as many as there are training scenes; gan_seeds: the first's teach students.
     """
 
     data: str = "scenes"
@@ -86,6 +87,7 @@ class DetectionRecipe:
     gan_width: int = 128
     gan_d_width: int = 32
     gan_scenes: int = 0
+    gan_seeds: str = "0,1"
 
     @classmethod
     def of(cls, parameters: dict) -> "DetectionRecipe":
@@ -112,6 +114,20 @@ class DetectionRecipe:
         return TrainConfig(epochs, self.batch_size, lr, weight_decay=1e-4, warmup_epochs=0.5, grad_clip=1.0,
                            precision=self.precision, seed=self.seed)
 
+    def check(self) -> None:
+        """Ask now what would stop the notebook only after the teacher's training.
+
+        Raises:
+            WorkbenchError: if the GANs cannot draw scenes of this size, or a class has no object to learn from.
+        """
+        check_sides(self.square)
+        empty = [] if self.data == "scenes" else [
+            name for name, count in self.square.load("train").counts().items() if not count]
+        if empty:
+            raise WorkbenchError("a class has no object in the training scenes", expected="at least one of each class",
+                                 got=f"none of {', '.join(empty)}", where=self.data,
+                                 mend="leave it out of 'categories' in all splits, add objects, or cut more crops a frame")
+
     def teacher_artifact(self, store: Store) -> Artifact:
         """The teacher: shipped, or trained on the labelled training scenes."""
         if self.teacher == "shipped":
@@ -122,6 +138,10 @@ class DetectionRecipe:
         weights = resolve(self.weights) if self.weights else None
         if self._starts_from_generated:
             weights = shipped_detector(store, self.shipped, SceneSource())
+            if weights.settings["model"] != self.teacher_model:
+                raise WorkbenchError("the teacher cannot start from the shipped detector, which has another shape",
+                                     expected=weights.settings["model"], got=self.teacher_model, where="teacher_model",
+                                     mend=f"give teacher_model='{weights.settings['model']}', or start='nothing'")
         return train_detector(store, self.teacher_model, self.source, config, self.terms, augment=self.augment,
                               pretrained=self.pretrained, weights=weights,
                               backbone_weights=resolve(self.backbone_weights) if self.backbone_weights else None)
@@ -130,7 +150,15 @@ class DetectionRecipe:
     def _starts_from_generated(self) -> bool:
         if self.start not in STARTS:
             raise WorkbenchError("no such start", expected=" or ".join(STARTS), got=self.start, where="start")
-        return self.start == "generated" and self.data != "scenes"
+        if self.start != "generated" or self.data == "scenes":
+            return False
+        others = [name for name in ("pretrained", "weights", "backbone_weights", "student_pretrained", "student_backbone")
+                  if getattr(self, name)]
+        if others:
+            raise WorkbenchError("a detector cannot start from two kinds of weights", expected="start='generated' alone",
+                                 got=f"start='generated' and {', '.join(others)}", where="start",
+                                 mend="leave these out, or give start='nothing'")
+        return True
 
     def student_start(self, store: Store) -> Artifact | None:
         """The detector that students start from: of their shape, distilled from the shipped teacher on generated scenes."""
@@ -144,11 +172,12 @@ class DetectionRecipe:
         return object_probe_artifact(store, self.square, self.teacher_artifact(store))
 
     def gan(self, arm: str, seed: int | None = None) -> SceneGAN:
-        """The GAN of an arm of `GANS`: "synthetic" with the attention loss, "vanilla" without, else the same."""
+        """The GAN of an arm of `GANS`: "synthetic" with the attention loss, "vanilla" without, else the same; of the first
+        of `gan_seeds` unless another seed is given."""
         if arm not in GANS:
             raise WorkbenchError("no such GAN", expected=", ".join(GANS), got=arm, where="arm")
         config = TrainConfig(self.gan_epochs, self.gan_batch, self.gan_lr, "adam", (0.5, 0.999), schedule="constant",
-                             precision=self.precision, seed=self.seed if seed is None else seed)
+                             precision=self.precision, seed=parse_seeds(self.gan_seeds)[0] if seed is None else seed)
         return SceneGAN(config, self.lam if arm == "synthetic" else 0.0, self.gan_width, self.gan_d_width,
                         attention_share=self.attention_share)
 
@@ -214,7 +243,7 @@ class DetectionRecipe:
         frames = SceneSource(self.data)
 
         def make(work: Path) -> dict:
-            test = load_coco(self.data, "test")
+            test = load_coco(self.data, "test", fill=True)
             scores, boxes = predict_tiled(load_detector(detector), test.images, tile, self.size)
             save_tensors(work / PREDICTIONS, {"scores": scores, "boxes": boxes})
             return {**average_precision(test, scores, boxes, by_size=True), "parameters": detector.metrics["parameters"],

@@ -67,10 +67,7 @@ class SceneGAN:
         Raises:
             WorkbenchError: if the scenes are not square or of an odd size. DivergedError: if it diverges.
         """
-        if source.shortest or source.size % 16 or not source.size:
-            raise WorkbenchError("the GAN draws square scenes whose side 16 divides", expected="size = 64, 80, 96, ...",
-                                 got=f"shortest {source.shortest}" if source.shortest else f"size {source.size}",
-                                 where="SceneGAN", mend="set size to such a number, and shortest to 0")
+        check_sides(source)
         settings = {**self.settings(), "train": source.identity("train"), "classes": teacher.metrics["classes"],
                     "side": source.size}
         return store.get_or_make("scene_gan", settings, lambda work: self._fit(work, source, teacher, probes),
@@ -90,6 +87,14 @@ class SceneGAN:
         artifacts.save_tensors(work / "layouts.safetensors", {"labels": batches.labels, "boxes": batches.boxes})
         artifacts.save_json(work / "history.json", history)
         return {"images_per_second": history[-1]["images_per_second"], "train_scenes": len(batches.images)}
+
+
+def check_sides(source: SceneSource) -> None:
+    """WorkbenchError unless a GAN can draw scenes of this size: square, of a side that 16 divides."""
+    if source.shortest or source.size % 16 or not source.size:
+        raise WorkbenchError("the GAN draws square scenes whose side 16 divides", expected="size = 64, 80, 96, ...",
+                             got=f"shortest {source.shortest}" if source.shortest else f"size {source.size}",
+                             where="SceneGAN", mend="set size to such a number, and shortest to 0")
 
 
 def scene_gan_step(generator: SceneGenerator, discriminator: SceneDiscriminator, teacher: Detector, probes: Tensor,
