@@ -398,7 +398,8 @@ def test_a_frame_without_annotations_and_a_crowd_are_fine(folder):
 
 def test_the_check_command(folder, capsys):
     assert main(["check", str(folder)]) == 0
-    assert "nothing wrong was found" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nothing wrong was found" in said and "note: no split but train" in said
     change(folder, "annotations", area=50)
     assert main(["check", str(folder), "--split", "train"]) == 0  # a warning
     change(folder, "annotations", bbox=[35, 2, 10, 4])

@@ -38,13 +38,15 @@ def main(argv: list[str]) -> int:
 
 def _check(folder: str, splits: list[str] | None = None, most: int = 20, repair: str | None = None) -> int:
     folder = resolve(folder)
-    splits = splits or [s for s in SPLITS if (folder / f"{s}.json").exists()] or ["train"]
+    named, splits = splits, splits or [s for s in SPLITS if (folder / f"{s}.json").exists()] or ["train"]
     if repair:
         done = repair_coco(folder, repair, splits)
         folder = resolve(repair)
         print(f"{folder}: {len(done)} changes, listed in {LIST}; what is left:")
     reports = [check_coco(folder, split) for split in splits]
     print("\n".join(report.text(most) for report in reports))
+    if not named and len(splits) == 1 and reports[0].content:
+        print(f"note: no split but {splits[0]} is there; notebook 40 learns from train and measures on test or val")
     return int(any(report.fatal for report in reports))
 
 
