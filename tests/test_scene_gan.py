@@ -10,7 +10,7 @@ from PIL import Image
 
 from dfkd_lib import artifacts
 from dfkd_lib.datasets import SceneSet, generate_scenes, write_coco
-from dfkd_lib.detection import DetectionRecipe, measures_table
+from dfkd_lib.detection import DetectionRecipe, measures_table, seen_table
 from dfkd_lib.detection.batches import SceneBatches, open_scenes, padded
 from dfkd_lib.detection.measure import consistency, scene_features
 from dfkd_lib.detection.probes import SIDE, class_object_probes, object_consistency_loss, object_probes
@@ -184,6 +184,8 @@ def test_detectors_of_a_folder_start_from_generated_scenes(made, tmp_path):
         "mine/train": 12, "mine/val": 6}
     assert store.find(teacher.parents[0]).metrics["shipped"] == "detr_micro_scenes"
     assert store.find(student.parents[0]).settings["train"]["count"] == 24, "of the generated scenes"
+    assert list(seen_table({"student": student, "teacher": recipe.teacher_artifact(store)})["started from"]) == [
+        "a detector of the generated scenes", "nothing"]
     assert replace(mine, start="nothing").student(store, "plain").key != student.key
     assert replace(recipe, start="generated").student_start(store) is None, "those are the generated scenes"
     with pytest.raises(WorkbenchError, match="nothing or generated"):
@@ -236,6 +238,8 @@ def test_what_would_stop_the_notebook_later_is_said_first(made, tmp_path):
         file.write_text(json.dumps({**content, "categories": [*content["categories"], {"id": 9, "name": "kite"}]}))
     with pytest.raises(WorkbenchError, match="none of kite"):
         replace(mine, seed=1).check()  # another seed: folders are read once
+    with pytest.raises(WorkbenchError, match="both cut around objects and resized whole"):
+        replace(mine, shortest=64).check()
     start = replace(mine, start="generated")
     with pytest.raises(WorkbenchError, match="teacher_model='detr_micro'"):
         start.teacher_artifact(store)

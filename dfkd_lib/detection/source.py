@@ -5,6 +5,7 @@ from functools import cache
 
 from dfkd_lib.datasets.coco import load_coco
 from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
+from dfkd_lib.errors import WorkbenchError
 
 PROBE = 16  # scenes that identify a generated set
 
@@ -17,8 +18,11 @@ class SceneSource:
         data: "scenes", the generated aerial scenes, or a COCO folder. size: side of square scenes in pixels.
         train, test: number of generated scenes; a folder has its own. seed: of the generated scenes and crops.
         crop, crops, crop_spread, crop_anywhere: of a COCO folder's training frames, see `load_coco`; crop 0 for whole
-            ones. Test frames are cut once each, at `crop`. shortest: DETR's resizing of a folder's frames instead of square
-            scenes; 0 for square ones.
+            ones. Test frames are cut once each, at `crop`. shortest: DETR's resizing of a folder's whole frames instead of
+            square scenes; 0 for square ones.
+
+    Raises:
+        WorkbenchError: if a folder's frames are to be both cut and resized as whole ones.
     """
 
     data: str = "scenes"
@@ -31,6 +35,12 @@ class SceneSource:
     crops: int = 1
     crop_spread: float = 1.0
     crop_anywhere: float = 0.0
+
+    def __post_init__(self):
+        if self.shortest and self.crop and self.data != "scenes":
+            raise WorkbenchError("frames cannot be both cut around objects and resized whole", where="SceneSource",
+                                 expected="crop or shortest", got=f"crop {self.crop:g}, shortest {self.shortest}",
+                                 mend="set shortest to 0 for crops, or crop to 0 for whole frames")
 
     def load(self, split: str) -> SceneSet:
         """The scenes of split "train", "test" or "synthetic" (always generated, of split None, as many as `train`)."""

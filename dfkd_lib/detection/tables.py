@@ -36,17 +36,27 @@ def class_table(detectors: dict[str, Artifact]):
 
 
 def seen_table(detectors: dict[str, Artifact]):
-    """What each detector was made from: scenes of data sets that its own training read, by the ledger."""
+    """What each detector was made from: where it started, and scenes of data sets that its own training read, by the
+    ledger; what stands behind the detector that it started from is not among them."""
     import pandas as pd
 
     rows = []
     for name, artifact in detectors.items():
         read = {row["split"]: row["images"] for row in artifact.ledger if row["purpose"] != "evaluation"}
-        rows.append({"detector": name, "scenes it trained on": artifact.metrics["train_scenes"],
+        rows.append({"detector": name, "started from": _start(artifact.settings),
+                     "scenes it trained on": artifact.metrics["train_scenes"],
                      "of them from a data set": sum(read.values()), "splits": ", ".join(read) or "none",
                      "labels": "the teacher's detections" if artifact.settings.get("scenes") == "synthetic" else
                      "the data set's"})
     return pd.DataFrame(rows)
+
+
+def _start(settings: dict) -> str:
+    weights = settings.get("weights")
+    if isinstance(weights, dict):
+        return "a detector of the generated scenes"
+    return "weights given" if weights or settings.get("backbone_weights") else \
+        "published weights" if settings.get("pretrained") else "nothing"
 
 
 def measures_table(measured: dict[str, Sequence[Artifact]]):
