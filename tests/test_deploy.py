@@ -311,8 +311,10 @@ def test_what_cannot_be_deployed_is_refused(deployed, monkeypatch):
     monkeypatch.setattr("dfkd_lib.deploy.stage.largest_difference", lambda model, session, images: 2 * PARITY)
     with pytest.raises(WorkbenchError, match="ONNX form of the teacher is another model"):
         deploy.deploy_student(store, teacher, student, test, **SIZES | {"repeats": 4})
-    with pytest.raises(WorkbenchError, match="teacher is not in the store"):
+    with pytest.raises(WorkbenchError, match="learned without a teacher"):
         deploy.teacher_of(store, teacher)
+    with pytest.raises(WorkbenchError, match="teacher is not in the store"):
+        deploy.teacher_of(store, replace(student, manifest={**student.manifest, "parents": []}))
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,10 @@ labels.json      names of the classes, in the order of the model's outputs
 preprocess.json  how an image's pixels (0-255) become that input: resized, then pixels * scale + offset
 predict.py       an example to copy from; `python predict.py --help` says what it prints
 """
+SIZES = """
+A detector finds what fills about as much of its input as the objects it was trained on: cut a large photograph of small
+objects into overlapping windows first.
+"""
 
 
 def pack(folder: Path, model: Path, task: Task, test_set: ImageSet | SceneSet) -> None:
@@ -36,7 +40,8 @@ def pack(folder: Path, model: Path, task: Task, test_set: ImageSet | SceneSet) -
     shape = dict(zip(("channels", "height", "width"), test_set.images.shape[1:], strict=True))
     save_json(folder / "labels.json", list(test_set.classes))
     save_json(folder / "preprocess.json", {**shape, **task.preprocess})
-    (folder / "README.txt").write_text(README.format(kind=task.kind, **shape), encoding="utf-8")
+    (folder / "README.txt").write_text(README.format(kind=task.kind, **shape) + (SIZES if task.kind == "detection" else ""),
+                                       encoding="utf-8")
 
 
 def copy_package(deployed: Artifact, folder: str | Path) -> Path:

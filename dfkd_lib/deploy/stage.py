@@ -26,11 +26,16 @@ BASELINE = "teacher ONNX fp32"  # what speed is compared with: the same runtime,
 VARIANTS = {"pytorch": "teacher PyTorch fp32", "teacher": BASELINE, "student": "student ONNX fp32",
             "dynamic": "student ONNX int8 dynamic", "static": "student ONNX int8 static"}
 INT8 = ("dynamic", "static")
+TEACHERS = ("teacher", "detection-teacher")  # stages of models that no teacher taught
 
 
 def teacher_of(store: Store, student: Artifact) -> Artifact:
     """The teacher that a student learned from; WorkbenchError if the store no longer holds it."""
-    teacher = parent_of(store, student, lambda parent: parent.stage in ("teacher", "detection-teacher"))
+    if student.stage in TEACHERS:
+        raise WorkbenchError("the student learned without a teacher to compare it with", expected="a distilled student",
+                             got=f"{student.settings['model']}, trained on labels alone", where=student.path,
+                             mend="run the notebook that made it with another arm too, as synthetic")
+    teacher = parent_of(store, student, lambda parent: parent.stage in TEACHERS)
     if teacher is None:
         raise WorkbenchError("the student's teacher is not in the store", expected="a parent of stage teacher",
                              got=", ".join(student.parents) or "no parents", where=student.path,
