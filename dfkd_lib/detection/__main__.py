@@ -10,6 +10,7 @@ from dfkd_lib.detection.distill import DetectionTerms, train_detector
 from dfkd_lib.detection.overfit import overfit, spread
 from dfkd_lib.detection.shipped import ship_detector
 from dfkd_lib.detection.source import SceneSource
+from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.training import TrainConfig
 
 
@@ -52,4 +53,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except WorkbenchError as error:  # it says what to mend; where in the library it arose helps nobody
+        sys.exit(str(error))

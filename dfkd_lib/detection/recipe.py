@@ -198,7 +198,8 @@ class DetectionRecipe:
 
     def student(self, store: Store, arm: str) -> Artifact:
         """The student of an arm of `ARMS`: distilled on labelled training scenes; trained on them without a teacher (what KD
-        must beat); or distilled without labels on scenes of a GAN, or of the program of the generated scenes."""
+        must beat; but `student_start` had one); or distilled without labels on scenes of a GAN, or of the program of the
+        generated scenes."""
         if arm not in ARMS:
             raise WorkbenchError("no such arm", expected=", ".join(ARMS), got=arm, where="arms",
                                  mend="name arms separated by commas")
