@@ -1,5 +1,6 @@
 """Confusion matrices and loss components (A Figures 12, 13)."""
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -25,7 +26,7 @@ def confusion(matrices: dict[str, np.ndarray], classes: Sequence[str], predicted
             names = predicted or classes
             ax.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 4 else 60)
             ax.set_yticks(range(len(classes)), classes)
-            ax.set(title=title, xlabel="predicted class", ylabel="true class")
+            ax.set(title=textwrap.fill(title, round(8 * side)), xlabel="predicted class", ylabel="true class")
             if len(classes) <= 12:
                 for i, j in np.ndindex(counts.shape):
                     if counts[i, j]:
