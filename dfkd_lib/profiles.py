@@ -82,7 +82,7 @@ PAPER: dict[str, dict] = {
                         "teacher_model": "detr_resnet50", "teacher_epochs": 300, "teacher_lr": 1e-4,
                         "student_model": "detr_resnet18_2x2", "student_epochs": 150, "student_lr": 1e-4, "batch_size": 16,
                         "giou_weight": 0.0, "box_distillation": 0.0, "attention_distillation": 0.0, "augment": 1.0,
-                        "gan_epochs": 100, "gan_width": 512, "gan_d_width": 64,
+                        "gan_epochs": 100, "attention_share": 1.0, "gan_width": 512, "gan_d_width": 64,
                         "gan_seeds": "0,1,2"},
     "50_early_kd": {"images": 60_000, "passes": 6_000_000, "shares": "0.1,0.25,0.5,1", "batch_size": 512, "lr": 1e-3,
                     "student": "dearkd_tiny_32", "baseline": "dearkd_baseline_32", "patch_size": 4,

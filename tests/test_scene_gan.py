@@ -10,7 +10,7 @@ from PIL import Image
 
 from dfkd_lib import artifacts
 from dfkd_lib.datasets import SceneSet, generate_scenes, write_coco
-from dfkd_lib.detection import DetectionRecipe, measures_table, seen_table
+from dfkd_lib.detection import DetectionRecipe, SceneSource, measures_table, seen_table
 from dfkd_lib.detection.batches import SceneBatches, open_scenes, padded
 from dfkd_lib.detection.measure import consistency, scene_features
 from dfkd_lib.detection.probes import SIDE, class_object_probes, object_consistency_loss, object_probes
@@ -184,10 +184,12 @@ def test_detectors_of_a_folder_start_from_generated_scenes(made, tmp_path):
         "mine/train": 12, "mine/val": 6}
     assert store.find(teacher.parents[0]).metrics["shipped"] == "detr_micro_scenes"
     assert store.find(student.parents[0]).settings["train"]["count"] == 24, "of the generated scenes"
+    assert store.find(student.parents[0]).stage == "detection-teacher", "plain never has a teacher"
+    assert mine.student_start(store, "synthetic").stage == "detection-student"
     assert list(seen_table({"student": student, "teacher": recipe.teacher_artifact(store)})["started from"]) == [
         "a detector of the generated scenes", "nothing"]
     assert replace(mine, start="nothing").student(store, "plain").key != student.key
-    assert replace(recipe, start="generated").student_start(store) is None, "those are the generated scenes"
+    assert replace(recipe, start="generated").student_start(store, "train") is None, "those are the generated scenes"
     with pytest.raises(WorkbenchError, match="nothing or generated"):
         replace(recipe, start="there").student(store, "plain")
 
@@ -245,3 +247,14 @@ def test_what_would_stop_the_notebook_later_is_said_first(made, tmp_path):
         start.teacher_artifact(store)
     with pytest.raises(WorkbenchError, match="start='generated' and pretrained, student_backbone"):
         replace(start, pretrained=True, student_backbone="x.safetensors").student(store, "plain")
+
+
+def test_a_folder_that_changes_is_read_again(tmp_path):
+    source = SceneSource(str(tmp_path / "mine"), 48)
+    for seed in (0, 1):
+        write_coco(generate_scenes(2, 96, seed=seed), tmp_path / "mine", "train")
+        loaded = source.load("train")
+        assert source.load("train") is loaded, "and only then"
+        if seed:
+            assert loaded.fingerprint != before
+        before = loaded.fingerprint

@@ -160,12 +160,14 @@ class DetectionRecipe:
                                  mend="leave these out, or give start='nothing'")
         return True
 
-    def student_start(self, store: Store) -> Artifact | None:
-        """The detector that students start from: of their shape, distilled from the shipped teacher on generated scenes."""
+    def student_start(self, store: Store, arm: str) -> Artifact | None:
+        """What the student of an arm starts from: one of its shape that learned the generated scenes, from the shipped
+        teacher too, but for "plain", which never has a teacher."""
         if not self._starts_from_generated:
             return None
-        return replace(self, data="scenes", crop=0.0, crops=1, crop_spread=1.0, crop_anywhere=0.0, shortest=0,
-                       teacher="shipped", start="nothing", augment=0.0).student(store, "train")
+        like = replace(self, data="scenes", crop=0.0, crops=1, crop_spread=1.0, crop_anywhere=0.0, shortest=0,
+                       teacher="shipped", start="nothing", augment=0.0)
+        return like.student(store, "plain" if arm == "plain" else "train")
 
     def probes(self, store: Store) -> Artifact:
         """The class probes of the teacher's objects in the training scenes."""
@@ -198,8 +200,7 @@ class DetectionRecipe:
 
     def student(self, store: Store, arm: str) -> Artifact:
         """The student of an arm of `ARMS`: distilled on labelled training scenes; trained on them without a teacher (what KD
-        must beat; but `student_start` had one); or distilled without labels on scenes of a GAN, or of the program of the
-        generated scenes."""
+        must beat); or distilled without labels on scenes of a GAN, or of the program of the generated scenes."""
         if arm not in ARMS:
             raise WorkbenchError("no such arm", expected=", ".join(ARMS), got=arm, where="arms",
                                  mend="name arms separated by commas")
@@ -207,14 +208,14 @@ class DetectionRecipe:
         config = self._config(self.student_epochs, self.student_lr)
         scenes = self.drawn(store, arm) if arm in GANS else "synthetic" if arm == "generated" else "train"
         return train_detector(store, self.student_model, self.source, config, self.terms, teacher, scenes, self.augment,
-                              self.student_pretrained, self.student_start(store),
+                              self.student_pretrained, self.student_start(store, arm),
                               resolve(self.student_backbone) if self.student_backbone else None)
 
     def examples(self, detectors: dict[str, Artifact], count: int, threshold: float = THRESHOLD) -> dict:
         """The first `count` test scenes with an object, their true boxes and what each detector finds there with at
         least that score: the arguments of `plots.detection_grid` (A Figure 18)."""
         test = self.source.load("test")
-        rows = [i for i, labels in enumerate(test.labels) if len(labels)][:count]
+        rows = sorted(range(len(test)), key=lambda i: not len(test.labels[i]))[:count]  # those with an object first
         found = {name: shown(artifact, len(test), threshold) for name, artifact in detectors.items()}
         return {"images": test.pixels[rows].numpy(), "classes": test.classes,
                 "truth": [_truth(test, i) for i in rows],

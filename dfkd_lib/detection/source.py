@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from functools import cache
 
+from dfkd_lib.artifacts import resolve
 from dfkd_lib.datasets.coco import load_coco
 from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
 from dfkd_lib.errors import WorkbenchError
@@ -44,7 +45,15 @@ class SceneSource:
 
     def load(self, split: str) -> SceneSet:
         """The scenes of split "train", "test" or "synthetic" (always generated, of split None, as many as `train`)."""
-        return _load(self, split, self.test if split == "test" else self.train)
+        return _load(self, split, self.test if split == "test" else self.train, self._stamp(split))
+
+    def _stamp(self, split: str) -> tuple:
+        """When a folder's annotations and images last changed, so that an open kernel sees it."""
+        if self.data == "scenes" or split == "synthetic":
+            return ()
+        folder = resolve(self.data)
+        files = [path for name in {split, "val"} for path in (folder / f"{name}.json", folder / name) if path.exists()]
+        return tuple(sorted((str(path), path.stat().st_mtime_ns) for path in files))
 
     def split(self, split: str) -> str | None:
         """The name of a split in the ledger, without drawing generated scenes; None for scenes of no data set."""
@@ -60,14 +69,14 @@ class SceneSource:
         """
         if self.data == "scenes" or split == "synthetic":
             count = self.test if split == "test" else self.train
-            probe = _load(self, split, min(PROBE, count))
+            probe = _load(self, split, min(PROBE, count), ())
             return {"generated": split, "count": count, "size": self.size, "seed": self.seed,
                     "scenes": probe.fingerprint}
         return {**asdict(self), "scenes": self.load(split).fingerprint}
 
 
 @cache
-def _load(source: SceneSource, split: str, count: int) -> SceneSet:
+def _load(source: SceneSource, split: str, count: int, stamp: tuple) -> SceneSet:
     if source.data == "scenes" or split == "synthetic":
         return generate_scenes(count, source.size, source.seed, split)
     if source.shortest:
