@@ -67,7 +67,7 @@ class DetectionRecipe:
     student_backbone: str = ""
     start: str = "nothing"
     student_model: str = "detr_nano"
-    student_epochs: int = 5
+    student_epochs: int = 8
     student_lr: float = 1e-3
     batch_size: int = 16
     precision: str = "bf16"
