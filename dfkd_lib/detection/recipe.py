@@ -212,10 +212,11 @@ class DetectionRecipe:
                               resolve(self.student_backbone) if self.student_backbone else None)
 
     def examples(self, detectors: dict[str, Artifact], count: int, threshold: float = THRESHOLD) -> dict:
-        """The first `count` test scenes with an object, their true boxes and what each detector finds there with at
-        least that score: the arguments of `plots.detection_grid` (A Figure 18)."""
+        """`count` test scenes with an object, evenly over the set, their true boxes and what each detector finds there with
+        at least that score: the arguments of `plots.detection_grid` (A Figure 18)."""
         test = self.source.load("test")
-        rows = sorted(range(len(test)), key=lambda i: not len(test.labels[i]))[:count]  # those with an object first
+        rows = [i for i, labels in enumerate(test.labels) if len(labels)] or [*range(len(test))]
+        rows = rows[::max(1, len(rows) // count)][:count]  # evenly over the set: neighbours are often of one video
         found = {name: shown(artifact, len(test), threshold) for name, artifact in detectors.items()}
         return {"images": test.pixels[rows].numpy(), "classes": test.classes,
                 "truth": [_truth(test, i) for i in rows],
