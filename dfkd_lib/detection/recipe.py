@@ -215,8 +215,7 @@ class DetectionRecipe:
         """`count` test scenes with an object, evenly over the set, their true boxes and what each detector finds there with
         at least that score: the arguments of `plots.detection_grid` (A Figure 18)."""
         test = self.source.load("test")
-        rows = [i for i, labels in enumerate(test.labels) if len(labels)] or [*range(len(test))]
-        rows = rows[::max(1, len(rows) // count)][:count]  # evenly over the set: neighbours are often of one video
+        rows = _spread(test, count)
         found = {name: shown(artifact, len(test), threshold) for name, artifact in detectors.items()}
         return {"images": test.pixels[rows].numpy(), "classes": test.classes,
                 "truth": [_truth(test, i) for i in rows],
@@ -236,7 +235,7 @@ class DetectionRecipe:
         teacher, rows = load_detector(self.teacher_artifact(store)), {}
         for name, scenes in {"real": self.square.load("test"), "attention GAN": open_scenes(self.drawn(store, "synthetic")),
                              "vanilla GAN": open_scenes(self.drawn(store, "vanilla"))}.items():
-            some = scenes.subset([i for i, labels in enumerate(scenes.labels) if len(labels)][:count])
+            some = scenes.subset(_spread(scenes, count))
             rows[name] = {"images": some.pixels.numpy(), "truth": [_truth(some, i) for i in range(len(some))],
                           "found": detections(teacher, some)}
         return rows
@@ -263,6 +262,12 @@ class DetectionRecipe:
         truth = [_truth(train, i) for i in rows]
         return {"images": train.pixels[:count].numpy(), "classes": train.classes, "truth": truth,
                 "found": {"true boxes": truth}}
+
+
+def _spread(scenes: SceneSet, count: int) -> list[int]:
+    """Scenes with an object, evenly over the set: neighbours are often of one video."""
+    rows = [i for i, labels in enumerate(scenes.labels) if len(labels)] or [*range(len(scenes))]
+    return rows[::max(1, len(rows) // count)][:count]
 
 
 def _truth(scenes: SceneSet, row: int) -> dict:
