@@ -160,6 +160,8 @@ def a_click_shows_where_both_detectors_look(page, notebook):
 
 
 def what_cannot_be_had_is_said_in_place(page, notebook):
+    # What the page has told on its way to the kernel would come after, and undo, what the kernel is asked next.
+    notebook.until("(browsed.view['chosen'], browsed.view['block'], browsed.view['head']) == ('student', -3, 1)")
     error = page.locator(f"{ROOT} .error")
     page.locator(f"{ROOT} .place").fill("40")
     page.locator(f"{ROOT} .place").press("Enter")
