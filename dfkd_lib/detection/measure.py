@@ -18,10 +18,9 @@ from dfkd_lib.detection.distill import load_detector
 from dfkd_lib.detection.evaluate import average_precision, predict
 from dfkd_lib.detection.probes import object_consistency_loss, object_probes
 from dfkd_lib.detection.source import SceneSource
+from dfkd_lib.detection.synthesis import TOGETHER
 from dfkd_lib.models.detectors import Detector
 from dfkd_lib.models.scene_gan import CONTEXT, object_boxes
-
-TOGETHER = 128
 
 
 @torch.no_grad()

@@ -213,14 +213,13 @@ class DetectionRecipe:
 
     def examples(self, detectors: dict[str, Artifact], count: int, threshold: float = THRESHOLD) -> dict:
         """`count` test scenes with an object, evenly over the set, their true boxes and what each detector finds there with
-        at least that score: the arguments of `plots.detection_grid` (A Figure 18)."""
+        at least that score: the arguments of `plots.detection_compare` (A Figure 18)."""
         test = self.source.load("test")
         rows = _spread(test, count)
         found = {name: shown(artifact, len(test), threshold) for name, artifact in detectors.items()}
         return {"images": test.pixels[rows].numpy(), "classes": test.classes,
                 "truth": [_truth(test, i) for i in rows],
                 "found": {name: [scenes[i] for i in rows] for name, scenes in found.items()}}
-
 
     def curves(self, detector: Artifact) -> dict:
         """Precision over recall of a detector on the test scenes, see `curves.precision_recall_curves`."""

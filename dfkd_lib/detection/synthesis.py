@@ -20,9 +20,9 @@ from dfkd_lib.detection.source import SceneSource
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models.detectors import Detector
 from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneGenerator
+from dfkd_lib.synthesis.cgan import WATCH_EVERY
 from dfkd_lib.training import TrainConfig
 
-WATCH_EVERY = 8  # steps between looks at the attention loss of a vanilla GAN, which does not learn from it
 TOGETHER = 128   # scenes drawn at a time
 SHIFT, STRETCH = 0.06, 0.15  # by which a layout that is drawn anew moves, and changes in size (log)
 
@@ -91,7 +91,7 @@ class SceneGAN:
 
 def check_sides(source: SceneSource) -> None:
     """WorkbenchError unless a GAN can draw scenes of this size: square, of a side that 16 divides."""
-    if source.shortest or source.size % 16 or not source.size:
+    if source.shortest or source.size % 16:
         raise WorkbenchError("the GAN draws square scenes whose side 16 divides", expected="size = 64, 80, 96, ...",
                              got=f"shortest {source.shortest}" if source.shortest else f"size {source.size}",
                              where="SceneGAN", mend="set size to such a number, and shortest to 0")

@@ -36,10 +36,10 @@ def object_boxes(boxes: Tensor, labels: Tensor, factor: float, height: int, widt
     return torch.cat([image[:, None].to(chosen), box_convert(chosen, "cxcywh", "xyxy")], 1)
 
 
-def _up(wide: int, narrow: int, factor: int = 2) -> nn.Sequential:
+def _up(wide: int, narrow: int) -> nn.Sequential:
     # Zeros beyond the border would be drawn as a frame around every sky.
     conv = nn.Conv2d(wide, narrow, 3, 1, 1, bias=False, padding_mode="replicate")
-    return nn.Sequential(nn.Upsample(scale_factor=factor), conv, nn.BatchNorm2d(narrow), nn.ReLU(True))
+    return nn.Sequential(nn.Upsample(scale_factor=2), conv, nn.BatchNorm2d(narrow), nn.ReLU(True))
 
 
 class SceneGenerator(nn.Module):
