@@ -19,9 +19,12 @@ def parser() -> argparse.ArgumentParser:
                      help="change one parameter; may be given again")
     run.add_argument("--out", metavar="DIR", help="where reports go (default: reports/<profile>)")
     run.add_argument("--artifacts", metavar="DIR", default="data/artifacts", help="where trained things are kept")
-    run.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (default: 1); of a grid, students "
-                     "(default: as many as cores)")
-    run.add_argument("--scheduler", metavar="ADDRESS", help="not there yet")
+    run.add_argument("--jobs", type=int, metavar="N", help="notebooks, or students of an ablation, at a time, in processes of "
+                     "their own (default: 1; of a grid: as many as cores)")
+    run.add_argument("--scheduler", metavar="ADDRESS", help="run on a Dask cluster: its scheduler's address or file")
+    run.add_argument("--threads", type=int, metavar="T", help="threads of each task (default: an equal share)")
+    run.add_argument("--hung", type=float, default=30.0, metavar="MINUTES", help="end a kernel that for so long used no "
+                     "processor time and printed nothing (default: 30; 0: never)")
     verbs.add_parser("list", help="notebooks and their parameters, with defaults")
     verify = verbs.add_parser("verify", help="check the checksums of every trained thing")
     verify.add_argument("--artifacts", metavar="DIR", default="data/artifacts")
@@ -34,7 +37,8 @@ def run(options) -> int:
     from dfkd_lib import pipeline
 
     plan = pipeline.make_plan(options.profile, options.only, options.settings, options.out, options.jobs,
-                              options.artifacts, scheduler=options.scheduler, grid=options.grid)
+                              options.artifacts, scheduler=options.scheduler, grid=options.grid, hung=options.hung,
+                              threads=options.threads)
     results = pipeline.run(plan)
     print(os.path.relpath(plan.out / "index.html"))
     return pipeline.exit_code(results)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from dfkd_lib.artifacts import REPOSITORY, resolve
+from dfkd_lib.fanout import cores
 
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "accelerate", "torchmetrics", "torch-fidelity",
              "pycocotools", "onnxruntime", "safetensors", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib",
@@ -64,9 +65,9 @@ def processor() -> str:
         return command("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
 
 
-def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def host() -> str:
+    """The name of this machine."""
+    return platform.node()
 
 
 def hardware() -> dict:

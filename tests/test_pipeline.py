@@ -101,10 +101,11 @@ def test_a_grid_runs_notebook_35_alone_with_that_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("base: {source: real}\nrows: {hot: {temperature: 8.0}}\n")
     plan = pipeline.make_plan("quick", grid=str(path), jobs=3)
-    assert list(plan.notebooks) == ["35_ablation"] and plan.out.name == "grid_mine" and plan.jobs == 1
-    assert plan.parameters["35_ablation"]["grid"] == str(path) and plan.parameters["35_ablation"]["jobs"] == 3
-    changed = pipeline.make_plan("quick", grid=str(path), settings=["35.jobs=1"], out=str(tmp_path / "out"))
-    assert changed.parameters["35_ablation"]["jobs"] == 1 and changed.out == tmp_path / "out"
+    assert list(plan.notebooks) == ["35_ablation"] and plan.out.name == "grid_mine" and plan.jobs == 3
+    assert plan.parameters["35_ablation"]["grid"] == str(path)
+    assert plan.parameters["35_ablation"]["jobs"] == 1  # the students are tasks of the run; the notebook finds them
+    alone = pipeline.make_plan("quick", grid=str(path), settings=["35.jobs=2"], jobs=1, out=str(tmp_path / "out"))
+    assert not alone.spread and alone.parameters["35_ablation"]["jobs"] == 2 and alone.out == tmp_path / "out"
 
 
 @pytest.mark.parametrize("text, words", [("rows: {hot: {temprature: 8.0}}", "did you mean 'temperature'"), ("rows: [", "cannot be read"),
@@ -153,7 +154,8 @@ def test_a_bad_setting_is_refused_by_name(folder, setting, words):
     (dict(only="10,77"), ["notebook '77' is unknown"]),
     (dict(only=""), None),
     (dict(jobs=0), ["--jobs", "got: 0"]),
-    (dict(scheduler="tcp://127.0.0.1:8786"), ["scheduler is not there yet", "--jobs"]),
+    (dict(threads=0), ["--threads", "got: 0"]),
+    (dict(scheduler="tcp://127.0.0.1:8786", jobs=2), ["--jobs and --scheduler exclude each other"]),
 ])
 def test_a_bad_option_is_refused(folder, options, words):
     if words is None:  # an empty --only is no choice at all

@@ -1,19 +1,14 @@
 """Cells of an ablation: found by key, or trained, several at a time in processes of their own."""
 
-import multiprocessing
-import os
-import signal
+import queue
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import torch
 
-from dfkd_lib import artifacts, ledger, training
+from dfkd_lib import artifacts, fanout, ledger, training
 from dfkd_lib.ablation.grid import Cell
 from dfkd_lib.artifacts import Artifact, NotMade, Store
 from dfkd_lib.attention import in_batches, probe_agreement
@@ -24,10 +19,7 @@ from dfkd_lib.distill.targets import has_probe
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.training import DivergedError
 
-PROCESS_BYTES = 2e9  # memory that a process of a small student takes, with its share of torch
 AGREEMENT_IMAGES = 1000  # test images on which teacher and student are compared
-BROKEN = ("its process ended without a word, most likely for want of memory; lower the number of processes "
-          "(jobs) or batch_size")
 
 
 class Outcome(NamedTuple):
@@ -91,24 +83,48 @@ def find(store: Store, cell: Cell) -> Artifact | None:
         return None
 
 
-def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str], None] = print) -> list[Outcome]:
+def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str], None] = print,
+        scheduler: str | None = None) -> list[Outcome]:
     """Run the cells that are missing, several at a time; one that fails or diverges does not stop the others.
 
-    A broken-off run is simply started again: finished cells are found, the others go on from their last epoch.
+    A broken-off run is simply started again: finished cells are found, the others go on from their last epoch. So does a
+    cell whose process is lost.
 
     Args:
-        jobs: cells at a time, each in a process with its share of this process's threads; 0: one for each thread, as far as
+        jobs: cells at a time, each in a process with its share of this machine's threads; 0: one for each thread, as far as
             memory goes, on a CPU; 1 (in this process) on an accelerator.
+        scheduler: address of a running Dask cluster that takes the cells instead; its workers see the store's folder.
 
     Returns:
         One Outcome a cell, in order.
 
     Raises:
-        WorkbenchError: if jobs is negative, or what all cells need (teacher, images) cannot be made.
+        WorkbenchError: if jobs is negative, or no cluster answers at `scheduler`.
     """
     if jobs < 0:
         raise WorkbenchError("an impossible number of processes", expected="0 (as many as cores) or more", got=jobs,
                              where="jobs")
+    outcomes = _found(cells, store)
+    missing = [place for place in range(len(cells)) if place not in outcomes]
+    if missing:
+        found = sum(outcome.cached for outcome in outcomes.values())
+        say(f"{len(cells)} cells, {found} found, {len(missing)} to run")
+        jobs = jobs or most_processes()
+        # The threads follow from what was asked, not from how many cells are missing: they decide the last bits.
+        threads = None if scheduler else max(1, torch.get_num_threads() // jobs)
+        start = time.perf_counter()
+        results = _answers(cells, missing, store, min(jobs, len(missing)), threads, scheduler, say)
+        for done, (place, key, error) in enumerate(results, 1):
+            made = store.find(key) if key else None
+            outcomes[place] = Outcome(cells[place], made, error, False)
+            left = (time.perf_counter() - start) / done * (len(missing) - done)
+            told = f"{100 * made.metrics['accuracy']:.2f} %" if made else error.split("\n")[0]
+            say(f"{done}/{len(missing)} {cells[place].name}, seed {cells[place].seed}: {told} | {left:.0f} s left")
+    return [outcomes[place] for place in range(len(cells))]
+
+
+def _found(cells: Sequence[Cell], store: Store) -> dict[int, Outcome]:
+    """What is known without training: by place, the cells that have been made, and those that are impossible."""
     outcomes: dict[int, Outcome] = {}
     for place, cell in enumerate(cells):
         try:
@@ -118,22 +134,39 @@ def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str],
         else:
             if made:
                 outcomes[place] = Outcome(cell, made, "", True)
-    missing = [place for place in range(len(cells)) if place not in outcomes]
-    if missing:
-        found = sum(outcome.cached for outcome in outcomes.values())
-        say(f"{len(cells)} cells, {found} found, {len(missing)} to run")
-        jobs = jobs or most_processes()
-        # The threads follow from what was asked, not from how many cells are missing: they decide the last bits.
-        threads = max(1, torch.get_num_threads() // jobs)
-        results = _in_turn(cells, missing, store, threads) if min(jobs, len(missing)) == 1 else \
-            _in_processes(cells, missing, store, min(jobs, len(missing)), threads)
-        start = time.perf_counter()
-        for done, (place, made, error) in enumerate(results, 1):
-            outcomes[place] = Outcome(cells[place], made, error, False)
-            left = (time.perf_counter() - start) / done * (len(missing) - done)
-            told = f"{100 * made.metrics['accuracy']:.2f} %" if made else error.split("\n")[0]
-            say(f"{done}/{len(missing)} {cells[place].name}, seed {cells[place].seed}: {told} | {left:.0f} s left")
-    return [outcomes[place] for place in range(len(cells))]
+    return outcomes
+
+
+def _answers(cells, missing, store, jobs, threads, scheduler, say):
+    """(place, key or None, error) of each missing cell as it is done."""
+    with fanout.opened(jobs, scheduler, lambda *_: None, say) as tasks:
+        needs, root = tasks.needs(threads=threads), str(store.root)
+        if not tasks.ran_alone:
+            tasks.submit("shared", prepare, root, [cells[place].as_dict() for place in missing], needs=needs).result()
+        done: queue.Queue = queue.Queue()
+        waiting, running = list(missing), 0
+        try:
+            while waiting or running:
+                while waiting and tasks.free(running):
+                    place, running = waiting.pop(0), running + 1
+                    future = tasks.submit(f"cell-{place}", work, root, cells[place].as_dict(), needs=needs)
+                    future.add_done_callback(lambda future, place=place: done.put((place, future)))
+                place, future = done.get()
+                running -= 1
+                yield place, *_answer(future)
+        except BaseException:
+            tasks.stop()  # Ctrl-C, or the caller is gone: end the trainings now, their last checkpoints are on disk
+            raise
+
+
+def _answer(future) -> tuple[str | None, str]:
+    try:
+        return future.result()
+    except Exception as error:
+        error = fanout.failed(error)
+        if isinstance(error, fanout.SchedulerLost):
+            raise error from None
+        return None, said(error)
 
 
 def said(error: Exception) -> str:
@@ -144,72 +177,34 @@ def said(error: Exception) -> str:
 
 
 def most_processes() -> int:
-    """Cells at a time if nobody says: 1 on an accelerator, else the threads of this process, as far as memory goes."""
-    if training.device().type != "cpu":
-        return 1
-    return max(1, min(torch.get_num_threads(), int(psutil.virtual_memory().available / PROCESS_BYTES)))
+    """Cells at a time if nobody says: one for each accelerator, or one for each thread, as far as memory goes."""
+    most = fanout.most_processes()
+    return most if training.device().type == "cuda" else 1 if training.device().type != "cpu" else \
+        max(1, min(torch.get_num_threads(), most))
 
 
-def _in_turn(cells, missing, store, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for place in missing:
+def prepare(tell: fanout.Tell, needs: fanout.Needs, root: str, cells: list[dict]) -> list[dict]:
+    """A task: make once what the cells of a store share, teachers and images; returns those that are to be run.
+
+    Without this the first cells would only wait for each other.
+    """
+    store, known = Store(root), [Cell.of(saved) for saved in cells]
+    found = _found(known, store)
+    missing = [cell for place, cell in enumerate(known) if place not in found]
+    with fanout.alone_in_process(needs.threads):
+        for cell in missing:
             try:
-                yield place, run_cell(store, cells[place]), ""
-            except Exception as error:  # whatever it is, the other cells are to run
-                yield place, None, said(error)
-    finally:
-        torch.set_num_threads(before)
+                recipe = cell.recipe()
+                recipe.teacher_artifact(store), recipe.training_images(store, cell.source)
+            except Exception:  # its own task will say so
+                continue
+    return [cell.as_dict() for cell in missing]
 
 
-def _in_processes(cells, missing, store, jobs, threads):
-    """(place, artifact, error) of each missing cell as it is done."""
-    for place in missing:
-        # What cells share is made once, here, with all the threads; the processes would only wait for each other.
-        try:
-            recipe = cells[place].recipe()
-            recipe.teacher_artifact(store), recipe.training_images(store, cells[place].source)
-        except Exception:  # its own process will say so
-            continue
-    broken = []
-    for place, key, error in _pooled(cells, missing, store, jobs, threads):
-        if error == BROKEN:
-            broken.append(place)
-        else:
-            yield place, store.find(key) if key else None, error
-    for place in broken:  # a process that dies takes its neighbours along: alone, only the one to blame fails again
-        for _, key, error in _pooled(cells, [place], store, 1, threads):
-            yield place, store.find(key) if key else None, error
-
-
-def _pooled(cells, places, store, jobs, threads):
-    """(place, key, error) of each cell as its process answers."""
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start, (threads,))
+def work(tell: fanout.Tell, needs: fanout.Needs, root: str, saved: dict) -> tuple[str | None, str]:
+    """A task: run one cell of a store; its key, or None and what happened."""
     try:
-        waiting = {pool.submit(_work, str(store.root), cells[place].as_dict()): place for place in places}
-        for future in as_completed(waiting):
-            try:
-                yield waiting[future], *future.result()
-            except BrokenProcessPool:
-                yield waiting[future], None, BROKEN
-    except BaseException:
-        # Ctrl-C, or the caller is gone: end the trainings now, their last checkpoints are on disk.
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _start(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    os.environ["DFKD_PROGRESS"] = "none"
-    torch.set_num_threads(threads)
-
-
-def _work(root: str, saved: dict) -> tuple[str | None, str]:
-    try:
-        return run_cell(Store(root), Cell.of(saved)).key, ""
-    except Exception as error:  # as text, which survives the way back to the parent
+        with fanout.alone_in_process(needs.threads):
+            return run_cell(Store(root), Cell.of(saved)).key, ""
+    except Exception as error:  # as text, which survives the way back
         return None, said(error)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from dfkd_lib import artifacts
 from dfkd_lib.distill import Augmentation, KDWeights, drop_one
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.laboratory import MAKERS, MakerRecipe
 from dfkd_lib.models import model_names
+from dfkd_lib.recipes import parse_seeds
 
 SOURCES = ("real", *MAKERS)
 DEFAULTS = {**{f.name: f.default for f in fields(MakerRecipe)}, "source": "augmented GAN"}
@@ -114,6 +116,12 @@ def _typed(name: str, value):
 def base_of(parameters: dict) -> dict:
     """The settings that a notebook's parameters (`globals()`) name, as `read_grid` takes them for its base."""
     return {name: type(default)(parameters[name]) for name, default in DEFAULTS.items() if name in parameters}
+
+
+def cells_of(parameters: dict) -> list[Cell]:
+    """The cells that notebook 35's parameters ask for: those of its grid, or one loss left out at a time."""
+    grid = artifacts.resolve(parameters["grid"]) if parameters["grid"] else {"drop_one": True}
+    return read_grid(grid, base_of(parameters), parse_seeds(parameters["seeds"]))
 
 
 def rows_without(weights: KDWeights) -> dict[str, dict]:

@@ -1,8 +1,9 @@
-"""One notebook in one kernel of this interpreter, by papermill, with its memory watched from outside."""
+"""One notebook in one kernel of this interpreter, by papermill, watched from outside: its memory, and that it goes on."""
 
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from papermill.exceptions import PapermillExecutionError
 from dfkd_lib.artifacts import REPOSITORY
 
 MEGABYTE = 1e6
+POLL_SECONDS = 0.5
+HUNG_MINUTES = 30.0  # without a sign of life: far more than a slow download or a full disk queue takes
+IDLE_SHARE = 0.01  # of one core: what a kernel that only waits uses stays well below
 SUCCEEDED, FAILED, INTERRUPTED, SKIPPED = "succeeded", "failed", "interrupted", "skipped"
 
 
@@ -51,26 +55,32 @@ class WatchedEngine(Engine):
     """Papermill's own engine, but for a `Watch` that learns the kernel's process and sees each cell start."""
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, watch=None, **_):
+    def execute_managed_notebook(cls, nb_man, kernel_name, watch=None, environment=None, **_):
         client = Client(nb_man, kernel_name=kernel_name, timeout=None, startup_timeout=120, coalesce_streams=True,
                         extra_arguments=["--log-level=50"],  # its own remarks; what notebooks print is passed on
                         resources={"metadata": {"path": str(REPOSITORY)}}, stdout_file=watch, stderr_file=watch,
                         on_cell_execute=lambda cell, cell_index: watch.cell(client, cell_index, len(nb_man.nb.cells)))
-        client.execute()
+        client.execute(**({"env": environment} if environment else {}))
 
 
 papermill_engines.register("watched", WatchedEngine)
 
 
 class Watch:
-    """What a running notebook shows: its kernel's process, its memory, the cells done and the lines it prints."""
+    """What a running notebook shows: its kernel's process, its memory, the cells done and the lines it prints.
 
-    def __init__(self, say: Callable[[str], None]):
-        self.say, self.process, self.started, self.peak = say, None, None, 0
+    Args:
+        tell: gets {"line": text}, and while it runs {"done": share of the cells, "held": bytes}.
+        hung_minutes: a kernel that for so long used (almost) no processor time and printed nothing is ended; 0: never.
+    """
+
+    def __init__(self, tell: Callable[[dict], None], hung_minutes: float = HUNG_MINUTES):
+        self.tell, self.process, self.started, self.peak, self.held = tell, None, None, 0, 0
         self.index, self.done, self._rest, self._killed = 0, 0.0, "", False
+        self.hung_minutes, self.hung, self._quiet, self._used = hung_minutes, False, 0.0, 0.0
 
     def cell(self, client, index: int, count: int) -> None:
-        self.index, self.done = index, index / max(count, 1)
+        self.index, self.done, self._quiet = index, index / max(count, 1), 0.0
         if self.process is None:
             self.started = client.km.provisioner.process
             self.process = psutil.Process(self.started.pid)
@@ -80,27 +90,41 @@ class Watch:
 
     def write(self, text: str) -> None:
         """Pass on whole lines; of a line redrawn with carriage returns only its last state."""
+        self._quiet = 0.0
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             line = line.rstrip("\r").rpartition("\r")[2]
             if line.strip():
-                self.say(line)
+                self.tell({"line": line})
 
     def flush(self) -> None:
         """Nothing is held back but an unfinished line."""
 
-    def measure(self) -> int:
-        """Bytes that the kernel and its children hold now (0 once it is gone); remembers the peak."""
-        now, process = 0, self.process
-        if process is None:
-            return now
-        try:
-            for process in [process, *process.children(recursive=True)]:
+    def follow(self, ended: threading.Event) -> None:
+        """Measure until `ended`; end a kernel that hangs, also one that was stopped and cannot be interrupted."""
+        last = time.monotonic()
+        while not ended.wait(POLL_SECONDS):
+            used, now = self.measure(), time.monotonic()
+            self.tell({"done": self.done, "held": self.held})
+            # Not the clock alone: after this process itself was stopped for an hour the kernel has not hung for an hour.
+            self._quiet += min(now - last, 2 * POLL_SECONDS)
+            if self.process is None or abs(used - self._used) > max(1.0, IDLE_SHARE * self._quiet):
+                self._quiet, self._used = 0.0, used
+            if self.hung_minutes and self._quiet >= 60 * self.hung_minutes:
+                self.hung = True
+                self.kill()
+            last = now
+
+    def measure(self) -> float:
+        """Note the bytes that the kernel and its children hold now; returns the processor seconds they have used."""
+        now, used = 0, 0.0
+        with suppress(psutil.Error):
+            for process in [self.process, *self.process.children(recursive=True)] if self.process else []:
                 now += process.memory_info().rss
-            self.peak = max(self.peak, now, self._high_water())
-        except psutil.Error:
-            pass
-        return now
+                used += sum(process.cpu_times()[:4])  # with those of its children that have ended
+            self.peak = max(self.peak, now, self._high_water() if now else 0)
+        self.held = now
+        return used
 
     def _high_water(self) -> int:
         """The kernel's own peak as Linux counts it, which polling may miss; 0 elsewhere."""
@@ -115,11 +139,9 @@ class Watch:
         self._killed = True
         if self.process is None:
             return
-        try:
+        with suppress(psutil.Error):
             for process in [*self.process.children(recursive=True), self.process]:
                 process.kill()
-        except psutil.Error:
-            pass
 
     @property
     def signal(self) -> int | None:
@@ -128,14 +150,22 @@ class Watch:
         return -code if code is not None and code < 0 else None
 
 
-def execute(notebook: Path, parameters: dict, output: Path, watch: Watch, stopped: threading.Event) -> Outcome:
-    """Run a notebook with these parameters and save it, executed, at `output`, however it ends."""
+def execute(notebook: Path, parameters: dict, output: Path, watch: Watch, stopped: threading.Event,
+            environment: dict[str, str] | None = None) -> Outcome:
+    """Run a notebook with these parameters and save it, executed, at `output`, however it ends.
+
+    Args:
+        watch: what it shows meanwhile. stopped: set by who ended the kernel on purpose. environment: the kernel's variables.
+    """
     from papermill import execute_notebook
 
     start, status, error = time.perf_counter(), SUCCEEDED, None
+    ended = threading.Event()
+    threading.Thread(target=watch.follow, args=(ended,), daemon=True).start()
     try:
         execute_notebook(notebook, output, parameters=parameters, engine_name="watched", kernel_name="python3",
-                         language="python", progress_bar=False, watch=watch)
+                         language="python", progress_bar=False, watch=watch,
+                         environment=environment)
     except PapermillExecutionError as failure:
         status, error = FAILED, f"{failure.ename}: {failure.evalue}\n  in cell: {failure.source.strip()[:200]}"
     except DeadKernelError:
@@ -143,6 +173,8 @@ def execute(notebook: Path, parameters: dict, output: Path, watch: Watch, stoppe
     except Exception as failure:  # a notebook must never take the others down with it
         gone = "Kernel died" in str(failure)  # while starting, which has no error class of its own
         status, error = FAILED, dead_kernel(watch) if gone else f"{type(failure).__name__}: {failure}"
+    finally:
+        ended.set()
     if stopped.is_set() and status == FAILED:
         status, error = INTERRUPTED, "stopped by hand; finished artifacts and the last checkpoint are kept"
     return Outcome(status, error, time.perf_counter() - start, watch.peak / MEGABYTE)
@@ -151,6 +183,10 @@ def execute(notebook: Path, parameters: dict, output: Path, watch: Watch, stoppe
 def dead_kernel(watch: Watch) -> str:
     """What to tell a user whose kernel vanished: how, how much memory it held, what is safe, how to go on."""
     memory = psutil.virtual_memory()
+    if watch.hung:
+        return (f"the notebook's kernel hung and was ended: for {watch.hung_minutes:g} min it used no processor time and "
+                "printed nothing\n  safe: every finished artifact, and each training run up to its last finished epoch\n"
+                "  mend: look at the cell where it stopped; if it waits for something slow, allow more with --hung MINUTES")
     how = f"killed by signal {watch.signal}" if watch.signal else "gone without a word"
     likely = " (usually the system ran out of memory)" if watch.signal == 9 else ""
     return (f"the notebook's kernel died: it was {how}{likely}\n"

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from dfkd_lib.pipeline.execute import SUCCEEDED, Outcome, Watch
+from dfkd_lib.pipeline.execute import SUCCEEDED, Outcome
 from dfkd_lib.pipeline.html import duration, memory
 
 GUESS_SECONDS = 60.0  # for a notebook that has not been run before
@@ -31,8 +31,9 @@ class Progress:
             say = tqdm.write
         self.say = say or (lambda line: print(line, file=sys.stderr, flush=True))
 
-    def started(self, name: str, watch: Watch) -> None:
-        self.running[name] = (time.perf_counter(), watch)
+    def started(self, name: str, told: dict) -> None:
+        """A notebook begins; `told` will hold the share of its cells that are done."""
+        self.running[name] = (time.perf_counter(), told)
         self.say(f"[{len(self.finished) + len(self.running)}/{len(self.names)}] {name} starts")
 
     def line(self, name: str, text: str) -> None:
@@ -54,9 +55,9 @@ class Progress:
         if self.bar is None:
             return
         done = sum(self.expected[name] for name in self.finished)
-        for name, (start, watch) in list(self.running.items()):
+        for name, (start, told) in list(self.running.items()):
             spent = time.perf_counter() - start
-            done += max(min(spent, 0.95 * self.expected[name]), watch.done * self.expected[name])
+            done += max(min(spent, 0.95 * self.expected[name]), told.get("done", 0) * self.expected[name])
         self.bar.n = done
         about = "very roughly" if self.guessed - set(self.finished) else "about"
         self.bar.set_description_str(f"{', '.join(self.running)} · {about} {duration(self.bar.total - done)} left")

@@ -2,109 +2,35 @@
 
 import json
 import os
-import shlex
+import queue
+import secrets
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 from filelock import FileLock, Timeout
 
-from dfkd_lib import environment
-from dfkd_lib.artifacts import REPOSITORY, resolve as resolve_path, save_json
+from dfkd_lib import environment, fanout
+from dfkd_lib.artifacts import REPOSITORY, save_json
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.pipeline import parameters as declared
-from dfkd_lib.pipeline.execute import FAILED, INTERRUPTED, MEGABYTE, SKIPPED, SUCCEEDED, Outcome, Watch, execute
+from dfkd_lib.pipeline.execute import FAILED, INTERRUPTED, MEGABYTE, POLL_SECONDS, SKIPPED, SUCCEEDED, Outcome
+from dfkd_lib.pipeline.plan import ABLATION, Plan
 from dfkd_lib.pipeline.progress import Progress
-from dfkd_lib.profiles import PROFILES
+from dfkd_lib.pipeline.task import Task, code, run_notebook, shared_parts, train_cell
 from dfkd_lib.summary import headlines
 
 # A notebook waits for those it names; if one of them fails it is skipped. The summary waits for all and always runs.
 NEEDS = {"30_classification_kd": ("20_gan_fid",), "35_ablation": ("20_gan_fid",),
          "70_deploy": ("30_classification_kd", "40_detection_kd")}
 LAST = "90_summary"
-ABLATION = "35_ablation"
-POLL_SECONDS = 0.5
-
-
-@dataclass
-class Plan:
-    """A run, checked: what to run with which parameters, and where everything goes."""
-
-    profile: str
-    notebooks: dict[str, Path]
-    parameters: dict[str, dict]
-    out: Path
-    jobs: int
-    command: str
-
-
-def notebook_files(folder: Path | None = None) -> dict[str, Path]:
-    """The notebooks `NN_name.ipynb` of a folder (the repository's by default), by name, in order."""
-    folder = folder or REPOSITORY / "notebooks"
-    found = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
-    if not found:
-        raise WorkbenchError("there are no notebooks", where=folder, expected="files named NN_name.ipynb",
-                             mend="run from a checkout of the whole repository")
-    return found
-
-
-def make_plan(profile: str, only: str | None = None, settings: list[str] | tuple[str, ...] = (), out: str | None = None,
-              jobs: int | None = None, artifacts: str = "data/artifacts", notebooks: Path | None = None,
-              scheduler: str | None = None, grid: str | None = None) -> Plan:
-    """Check everything that can be checked before a kernel starts.
-
-    Args:
-        profile: "smoke", "quick" or "paper". only: comma-separated notebook prefixes. settings: words such as
-            "10.epochs=3". out, artifacts: folders, relative to the repository root. jobs: notebooks at a time, 1 by default.
-        notebooks: another folder of notebooks. grid: a YAML file of rows and seeds: notebook 35 alone, unless `only` says
-            otherwise, into reports/grid_<name of the file>, its students `jobs` at a time (default: as many as cores).
-
-    Raises:
-        WorkbenchError: naming the notebook, the parameter, what was expected and the nearest right name.
-    """
-    if scheduler:
-        raise WorkbenchError("running on a scheduler is not there yet", got=f"--scheduler {scheduler}",
-                             mend="leave it out; --jobs N runs N notebooks at a time on this machine")
-    if profile not in PROFILES:
-        near = declared.nearest(profile, PROFILES)
-        raise WorkbenchError(f"there is no profile '{profile}'", expected="one of " + ", ".join(PROFILES), got=profile,
-                             mend=f"did you mean '{near}'?" if near else None)
-    if jobs is not None and jobs < 1:
-        raise WorkbenchError("--jobs must be a positive number of notebooks", expected="1..", got=jobs)
-    files = notebook_files(notebooks)
-    if grid is not None:
-        path = Path(grid).expanduser().resolve()
-        only, out = only or ABLATION, out or f"reports/grid_{path.stem}"
-        # One notebook, with all the cores, whose students run so many at a time.
-        settings, jobs = [f"{ABLATION}.grid={path}", f"{ABLATION}.jobs={jobs or 0}", *settings], 1
-    jobs = 1 if jobs is None else jobs
-    names = list(files)
-    if only:
-        chosen = {declared.find_notebook(word.strip(), names) for word in only.split(",")}
-        if grid is not None and ABLATION not in chosen:
-            raise WorkbenchError("a grid runs in notebook 35", expected=f"--only with {ABLATION}, or none",
-                                 got=f"--only {only}", mend="leave --only out")
-        names = [name for name in names if name in chosen]
-    known = {name: declared.read_notebook(files[name]) for name in files}
-    values = declared.resolve(known, PROFILES[profile], list(settings))
-    if grid is not None:
-        from dfkd_lib import ablation  # imports torch: only where it is needed
-
-        ablation.read_grid(path, ablation.base_of(values[ABLATION]))
-    folder = resolve_path(out or f"reports/{profile}")
-    for name in names:
-        values[name] |= {"profile": profile, "out_dir": str(folder), "artifacts_dir": str(resolve_path(artifacts)),
-                         "interactive": False}
-        for own in declared.OWN:
-            declared.find_parameter(own, known[name], name)
-    return Plan(profile, {name: files[name] for name in names}, {name: values[name] for name in names}, folder, jobs,
-                shlex.join(["python", "-m", "dfkd_lib", *sys.argv[1:]]))
+NO_GPU = ("00_start_here", LAST)
+MEMORY_GB, MEMORY_ROOM = 2.0, 1.2  # of a notebook that has not been run before; over the peak of one that has
+LOOK_SECONDS = 5.0  # between looks at whether the cluster is still there
+STOP_SECONDS = 15.0  # that what runs may take to end when a run is stopped
 
 
 def prepare_folder(out: Path) -> FileLock:
@@ -126,20 +52,54 @@ def prepare_folder(out: Path) -> FileLock:
                              mend="give another folder with --out, or free this one") from None
 
 
+@dataclass
+class Unit:
+    """A task of a run: a notebook, what an ablation's students share, or one of these students.
+
+    Args:
+        name: what it is called. notebook: the one it belongs to. function, args: see `fanout`. memory: GB. told: the last
+            of each thing that it told. before: further units that it waits for. began: when it was handed in.
+    """
+
+    name: str
+    notebook: str
+    function: Callable
+    args: tuple
+    memory: float
+    before: list[str] = field(default_factory=list)
+    told: dict = field(default_factory=dict)
+    began: float | None = None
+
+
 class Run:
-    """One run in progress: starts notebooks as their turn comes, watches memory, writes results after each."""
+    """One run in progress: hands in tasks as their turn comes, watches memory, writes results after each notebook."""
 
     def __init__(self, plan: Plan, say: Callable[[str], None] | None = None):
         self.plan, self.start = plan, time.perf_counter()
         self.earlier = self._results_in(plan.out)  # kept for the notebooks that are not run now
-        self.progress = Progress(list(plan.notebooks), self._expected_seconds(), say)
-        self.watches: dict[str, Watch] = {}
-        self.running: dict[Future, str] = {}
+        self.progress = Progress(list(plan.notebooks), self._expected("seconds"), say)
+        self.tasks: fanout.Inline | fanout.Cluster | None = None
+        self.seen: tuple[Path, ...] = ()
+        self.units, self.ended = self._units(), queue.SimpleQueue()
+        self.running: dict[str, object] = {}
         self.stopped = threading.Event()
         self.peak, self.metrics = 0, {}
         self.results = {"profile": plan.profile, "notebooks": {}, "peak_memory_mb": 0.0, "provenance": {
             **environment.describe(), "started": time.strftime("%Y-%m-%d %H:%M:%S %z"), "seconds": 0.0,
             "seeds": {n: p.get("seeds", p.get("seed")) for n, p in plan.parameters.items()}, "command": plan.command}}
+
+    def _units(self) -> dict[str, Unit]:
+        """What is to be done, by name, in order; an ablation's students are added when it is known which are missing."""
+        peaks, units = self._expected("peak_memory_mb"), {}
+        for name in self.plan.notebooks:
+            memory = peaks.get(name, 0) * MEGABYTE / 1e9 * MEMORY_ROOM or MEMORY_GB
+            unit = Unit(name, name, run_notebook, (), memory)
+            if name == ABLATION and self.plan.spread:
+                shared = f"{ABLATION}-shared"
+                units[shared] = Unit(shared, name, shared_parts, (self.plan.parameters[name],), MEMORY_GB)
+                unit.before.append(shared)
+            units[name] = unit
+        return units
 
     def _results_in(self, folder: Path) -> dict:
         """The notebooks' results of this profile that another run left in a folder, or {}."""
@@ -149,9 +109,9 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
-    def _expected_seconds(self) -> dict[str, float]:
+    def _expected(self, what: str) -> dict[str, float]:
         published = self._results_in(REPOSITORY / "reports" / "published" / self.plan.profile)
-        return {name: float(result.get("seconds") or 0) for name, result in (published | self.earlier).items()}
+        return {name: float(result.get(what) or 0) for name, result in (published | self.earlier).items()}
 
     def __call__(self) -> dict:
         """Run all; returns what `results.json` holds. Ctrl-C ends the kernels and keeps what is finished."""
@@ -159,83 +119,152 @@ class Run:
         sampler.start()
         previous = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread() else None
         try:
-            with ThreadPoolExecutor(self.plan.jobs) as pool:
+            with fanout.opened(self.plan.jobs, self.plan.scheduler, self._hear, self.progress.note) as self.tasks:
                 try:
-                    self._schedule(pool)
+                    self._begin()
+                    self._schedule()
                 except KeyboardInterrupt:
-                    self._stop()
+                    self._stop(INTERRUPTED, "stopped by hand; finished artifacts and the last checkpoint are kept")
+                except fanout.SchedulerLost as error:
+                    self._stop(FAILED, str(error))
         finally:
             if previous is not None:
                 signal.signal(signal.SIGTERM, previous)
             self.stopped.set()
             sampler.join()
             self.progress.close()
+            for path in self.seen:
+                path.unlink(missing_ok=True)
         self._write()
         return self.results
 
-    def _waiting(self) -> list[str]:
-        return [name for name in self.plan.notebooks if name not in self.results["notebooks"]]
+    def _begin(self) -> None:
+        """Say where it runs; leave files by which workers of a cluster elsewhere know the folders."""
+        if self.tasks.dashboard:
+            self.progress.note(f"{len(self.tasks.workers())} workers; live state: {self.tasks.dashboard}")
+        if self.plan.scheduler:
+            folders = {self.plan.out, *(Path(p["artifacts_dir"]) for p in self.plan.parameters.values())}
+            self.seen = tuple(folder / f".seen-{secrets.token_hex(8)}" for folder in sorted(folders))
+            for path in self.seen:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+            self.results["provenance"]["workers"] = [vars(worker) for worker in self.tasks.workers()]
 
-    def _schedule(self, pool: ThreadPoolExecutor) -> None:
-        running = self.running
-        while running or self._waiting():
-            for name in self._waiting():
-                if name in running.values() or len(running) >= self.plan.jobs:
+    def _schedule(self) -> None:
+        while self.units:
+            for unit in list(self.units.values()):
+                if unit.name in self.running or not self.tasks.free(len(self.running)):
                     continue
-                blocked = self._blocked_by(name, list(running.values()))
+                blocked = self._blocked_by(unit)
                 if blocked == "wait":
                     continue
                 if blocked:
-                    why = f"skipped: it builds on {blocked}, which did not succeed"
-                    self._record(name, Outcome(SKIPPED, why, 0.0, 0.0))
+                    self._skip(unit, blocked)
+                else:
+                    self._hand_in(unit)
+            if self.running:
+                try:
+                    name, future = self.ended.get(timeout=LOOK_SECONDS)
+                except queue.Empty:
+                    if not self.tasks.answers():
+                        raise fanout.SchedulerLost.now() from None
                     continue
-                self._clear(name)
-                self.watches[name] = Watch(lambda line, name=name: self.progress.line(name, line))
-                self.progress.started(name, self.watches[name])
-                running[pool.submit(self._execute, name)] = name
-            if running:
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    self._record(running.pop(future), future.result())
+                del self.running[name]
+                self._end(self.units.pop(name), future)
 
-    def _blocked_by(self, name: str, running: list[str]) -> str | None:
-        """"wait", or the name of a failed notebook that `name` builds on, or None if it may start."""
+    def _blocked_by(self, unit: Unit) -> str | None:
+        """"wait", or the name of a failed notebook that the unit builds on, or None if it may start."""
+        name, results = unit.notebook, self.results["notebooks"]
         before = [n for n in self.plan.notebooks if n != LAST] if name == LAST else NEEDS.get(name, ())
         before = [n for n in before if n in self.plan.notebooks]
-        if any(n in running or n not in self.results["notebooks"] for n in before):
+        if any(n not in results for n in before) or any(n in self.units for n in unit.before):
             return "wait"
-        bad = [n for n in before if self.results["notebooks"][n]["status"] != SUCCEEDED]
+        bad = [n for n in before if results[n]["status"] != SUCCEEDED]
         return bad[0] if bad and name != LAST else None
+
+    def _skip(self, unit: Unit, blocked: str) -> None:
+        del self.units[unit.name]
+        if unit.name == unit.notebook:
+            why = f"skipped: it builds on {blocked}, which did not succeed"
+            self._record(unit, Outcome(SKIPPED, why, 0.0, 0.0))
+
+    def _hand_in(self, unit: Unit) -> None:
+        unit.began, args = time.perf_counter(), unit.args
+        if unit.name == unit.notebook:
+            self._clear(unit.name)
+            plan = self.plan
+            args = (Task(unit.name, plan.notebooks[unit.name], plan.parameters[unit.name], plan.out, plan.hung_minutes,
+                         self.seen, code() if self.seen else ()),)
+            self.progress.started(unit.name, unit.told)
+        needs = self.tasks.needs(unit.memory, unit.notebook not in NO_GPU, self.plan.threads)
+        future = self.tasks.submit(unit.name, unit.function, *args, needs=needs)
+        self.running[unit.name] = future
+        future.add_done_callback(lambda future: self.ended.put((unit.name, future)))
+
+    def _hear(self, name: str, message: dict) -> None:
+        """What a running task tells, from another thread."""
+        unit = self.units.get(name)
+        if unit is None:
+            return
+        if "line" in message:
+            self.progress.line(name, message["line"])
+        if "started" in message and "started" in unit.told:
+            self.progress.note(f"    {name}: its worker was lost; it runs again on {message['where']}, from its checkpoint")
+        unit.told.update(message)
+
+    def _end(self, unit: Unit, future) -> None:
+        try:
+            answer = future.result()
+        except BaseException as error:
+            answer = fanout.failed(error)
+            if isinstance(answer, fanout.SchedulerLost):
+                self.units[unit.name] = unit
+                raise answer from None
+        failed = isinstance(answer, BaseException)
+        if unit.name == unit.notebook:
+            self._record(unit, self._failure(unit, answer) if failed else answer)
+        elif unit.function is shared_parts:
+            self._add_cells(unit, [] if failed else answer)  # what stands in the way of all of them the notebook tells
+        else:
+            told = str(answer if failed else answer[1]).split("\n")[0]
+            self.progress.line(ABLATION, f"{unit.name.partition('-cell-')[2]}: {told} | {self._cells_left()} left to train")
+
+    @staticmethod
+    def _failure(unit: Unit, error: BaseException) -> Outcome:
+        told = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
+        return Outcome(FAILED, told, time.perf_counter() - unit.began, unit.told.get("held", 0) / MEGABYTE)
+
+    def _add_cells(self, shared: Unit, cells: list[dict]) -> None:
+        """Put the students that are missing before their notebook."""
+        notebook = self.units.pop(shared.notebook)
+        artifacts = self.plan.parameters[ABLATION]["artifacts_dir"]
+        for cell in cells:
+            name = f"{ABLATION}-cell-{cell['name']}, seed {cell['seed']}"
+            self.units[name] = Unit(name, ABLATION, train_cell, (artifacts, cell), MEMORY_GB)
+            notebook.before.append(name)
+        self.units[notebook.name] = notebook
+        if cells:
+            self.progress.line(ABLATION, f"{len(cells)} students to train")
+
+    def _cells_left(self) -> int:
+        return sum(unit.function is train_cell for unit in self.units.values())
 
     def _clear(self, name: str) -> None:
         """Nothing of an earlier run of a notebook may be taken for this one's."""
         for path in (f"{name}.html", f"{name}.ipynb", f"metrics/{name}.json"):
             (self.plan.out / path).unlink(missing_ok=True)
 
-    def _execute(self, name: str) -> Outcome:
-        from dfkd_lib.pipeline import html
-
-        start, watch = time.perf_counter(), self.watches[name]
-        output = self.plan.out / f"{name}.ipynb"
-        outcome = execute(self.plan.notebooks[name], self.plan.parameters[name], output, watch, self.stopped)
-        try:
-            if outcome.error:
-                html.mark_failure(output, outcome.error, watch.index)
-            html.write_notebook_page(output, output.with_suffix(".html"))
-        except Exception as error:  # whatever stops one page from being written must not stop the run
-            outcome.status = FAILED
-            outcome.error = "\n".join(filter(None, [outcome.error, f"its page could not be written: {error!r}"]))
-        outcome.seconds = time.perf_counter() - start
-        return outcome
-
-    def _record(self, name: str, outcome: Outcome) -> None:
+    def _record(self, unit: Unit, outcome: Outcome) -> None:
         from dfkd_lib.pipeline.html import read_metrics
 
+        name = unit.name
         self.metrics[name] = saved = read_metrics(self.plan.out, name) if outcome.status != SKIPPED else {}
         result = {"status": outcome.status, "seconds": round(outcome.seconds, 2),
                   "parameters": self.plan.parameters[name], "metrics": saved.get("metrics", {}),
                   "peak_memory_mb": round(max(outcome.peak_memory_mb, saved.get("peak_memory_mb") or 0), 1),
                   "artifacts": [{k: a[k] for k in ("key", "seconds", "cached")} for a in saved.get("artifacts", [])]}
+        if "machine" in unit.told:
+            result["machine"] = {"host": unit.told.get("where"), **unit.told["machine"]}
         if outcome.error:
             result["error"] = outcome.error
         self.results["notebooks"][name] = result
@@ -256,24 +285,37 @@ class Run:
         write_index(self.plan.out, shown, headlines(shown["notebooks"]))
 
     def _sample(self) -> None:
-        """Watch the memory of the kernels and of the whole run until it ends."""
+        """Watch the memory of all processes of the run on this machine until it ends."""
         own = psutil.Process()
         while not self.stopped.wait(POLL_SECONDS):
-            kernels = [watch.measure() for name, watch in list(self.watches.items())
-                       if name not in self.results["notebooks"]]
-            self.peak = max(self.peak, own.memory_info().rss + sum(kernels))
+            held = 0
+            for process in (own, *own.children(recursive=True)):
+                try:
+                    held += process.memory_info().rss
+                except psutil.Error:
+                    continue
+            self.peak = max(self.peak, held)
             self.progress.refresh()
 
-    def _stop(self) -> None:
+    def _stop(self, status: str, why: str) -> None:
+        """End what runs, and say of every notebook that has no result why; a second Ctrl-C does not break this off."""
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread() else None
         self.stopped.set()
         self.progress.note("stopping: finished artifacts and the last checkpoints are kept; "
                            "give the same command again to go on from there")
-        for watch in self.watches.values():
-            watch.kill()
-        for future, name in self.running.items():
-            self._record(name, future.result())
-        for name in self._waiting():
-            self._record(name, Outcome(INTERRUPTED, "not started: the run was stopped", 0.0, 0.0))
+        self.tasks.stop()
+        until = time.monotonic() + STOP_SECONDS
+        for unit in [unit for unit in self.units.values() if unit.name == unit.notebook]:
+            future = self.running.get(unit.name)
+            outcome = Outcome(status, why if future else "not started: the run was stopped", 0.0, 0.0)
+            if future and status == INTERRUPTED:
+                try:
+                    outcome = future.result(timeout=max(0.1, until - time.monotonic()))
+                except BaseException:  # cancelled, or too slow to end: what it is called does not depend on it
+                    outcome.seconds = time.perf_counter() - unit.began
+            self._record(unit, outcome)
+        if previous is not None:
+            signal.signal(signal.SIGINT, previous)
 
 
 def in_main_thread() -> bool:
@@ -282,22 +324,12 @@ def in_main_thread() -> bool:
 
 
 def run(plan: Plan, say: Callable[[str], None] | None = None) -> dict:
-    """Run a plan; returns the results. Kernels share the cores when several run at a time."""
+    """Run a plan; returns the results."""
     lock = prepare_folder(plan.out)
-    shared = {"DFKD_PROGRESS": "lines", "JUPYTER_PLATFORM_DIRS": "1", "PYTHONUNBUFFERED": "1"}
-    if plan.jobs > 1:
-        shared["OMP_NUM_THREADS"] = str(max(1, environment.cores() // plan.jobs))
-    before = {name: os.environ.get(name) for name in shared}
-    os.environ.update(shared)
     try:
         return Run(plan, say)()
     finally:
         lock.release()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def exit_code(results: dict) -> int:

@@ -1,0 +1,293 @@
+"""Work spread over processes and machines by Dask: a cluster of processes on this machine, or any that runs elsewhere.
+
+What is spread are whole notebooks and students of an ablation, minutes to hours each. They meet in folders that all
+machines see: artifacts by key, reports by name. A task whose worker is lost is run again by Dask, and goes on from its last
+checkpoint.
+"""
+
+import itertools
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.fanout.worker import GIGABYTE, Needs, cores, offer_plugin, on_worker, stop_here, visible_gpus, with_stop
+
+CONNECT_SECONDS = 30      # that a scheduler may take to answer
+WORKER_SECONDS = 600      # that a cluster which starts workers when they are needed may take for the first
+RETRIES = 2               # times that a task may lose its worker on a cluster of ours before it is given up
+
+
+class SchedulerLost(WorkbenchError):
+    """The Dask scheduler no longer answers."""
+
+    @classmethod
+    def now(cls, got: object = None) -> "SchedulerLost":
+        """The error, with what to do."""
+        return cls("the Dask scheduler is gone, and with it what ran on its workers", got=got, mend="start it again and "
+                   "give the same command: finished artifacts and the last checkpoints are kept")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What one worker offers."""
+
+    address: str
+    threads: float
+    memory: float
+    gpus: float
+
+
+class Inline:
+    """One task at a time in a thread of this process: what there is without a cluster."""
+
+    dashboard = None
+    ran_alone = True
+
+    def __init__(self, hear: Callable[[str, dict], None]):
+        self.hear, self._pool = hear, ThreadPoolExecutor(1)
+
+    def workers(self) -> list[Worker]:
+        return []
+
+    def needs(self, memory: float = 0.0, gpu: bool = True, threads: int | None = None) -> Needs:
+        """The whole of this process: threads 0 stands for as many as it has."""
+        return Needs(threads or 0, memory, gpu)
+
+    def free(self, running: int) -> bool:
+        """Whether one more task may be handed in."""
+        return running < 1
+
+    def submit(self, name: str, function: Callable, *args, needs: Needs) -> Future:
+        """Run `function(tell, needs, *args)`; what it tells is heard under `name`."""
+        return self._pool.submit(with_stop, "", function, lambda message: self.hear(name, message), needs, args)
+
+    def answers(self) -> bool:
+        return True
+
+    def stop(self) -> None:
+        """End what runs."""
+        stop_here("")
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+class Cluster:
+    """Tasks on Dask: as many at a time as its workers have room for.
+
+    Args:
+        client: a connected `distributed.Client`. hear: called with (name, message) for what tasks tell, from another thread.
+        limit: tasks at a time at most; None leaves it to the scheduler, which starts more workers where it can.
+    """
+
+    ran_alone = False
+
+    def __init__(self, client, hear: Callable[[str, dict], None], limit: int | None, dashboard: str | None):
+        self.client, self.hear, self.limit, self.dashboard = client, hear, limit, dashboard
+        self.run = f"dfkd-{secrets.token_hex(4)}"
+        self._order, self._threads = itertools.count(), None
+        client.subscribe_topic(self.run, lambda event: hear(*event[1]))
+
+    def workers(self) -> list[Worker]:
+        """The workers there are now, with what they offer; those that say nothing offer their threads and memory."""
+        known = self.client.scheduler_info(n_workers=-1)["workers"]
+        return [Worker(address, *_offered(info)) for address, info in known.items()]
+
+    def wait_for_workers(self, say: Callable[[str], None]) -> None:
+        """Return when there is a worker; WorkbenchError if none comes."""
+        start = time.monotonic()
+        while not self.workers():
+            if time.monotonic() - start < 1:
+                say("the cluster has no workers yet: waiting for the first")
+            if time.monotonic() - start > WORKER_SECONDS:
+                raise WorkbenchError("no worker has come", where=self.client.scheduler.address, expected="one at least",
+                                     got=f"none after {WORKER_SECONDS} s", mend="start workers: dask worker ADDRESS, or "
+                                     "cluster.scale(n) with dask-jobqueue")
+            time.sleep(1.0)
+        _check_offers(self.workers())
+
+    def needs(self, memory: float = 0.0, gpu: bool = True, threads: int | None = None) -> Needs:
+        """What a task asks for: its threads (default: all of the worker that has fewest), memory as far as any worker has
+        it, and a GPU if it can use one and any worker offers one."""
+        workers = self.workers()
+        if self._threads is None:  # once: another number of threads is another last bit
+            self._threads = int(min(worker.threads for worker in workers))
+        threads = threads or self._threads
+        if threads > max(worker.threads for worker in workers):
+            raise WorkbenchError("no worker has so many threads", expected=f"at most {max(w.threads for w in workers):g}",
+                                 got=threads, where="--threads", mend="ask for fewer, or start workers with more")
+        return Needs(threads, min(memory, *(worker.memory for worker in workers)), gpu and any(w.gpus for w in workers))
+
+    def free(self, running: int) -> bool:
+        return self.limit is None or running < self.limit
+
+    def submit(self, name: str, function: Callable, *args, needs: Needs):
+        """Run `function(tell, needs, *args)` on a worker; what it tells is heard under `name`."""
+        asked = {"threads": needs.threads, "memory": needs.memory, "GPU": float(needs.gpu)}
+        return self.client.submit(on_worker, self.run, name, function, needs, args, pure=False,
+                                  key=f"{name}-{secrets.token_hex(8)}", priority=-next(self._order),
+                                  resources={part: value for part, value in asked.items() if value})
+
+    def answers(self) -> bool:
+        """Whether the scheduler is still there."""
+        return self.client.status == "running"
+
+    def stop(self) -> None:
+        """End what runs on every worker, and forget what waits."""
+        with suppress(Exception):  # a scheduler that is gone has nothing to stop
+            self.client.run(stop_here, self.run)
+
+    def close(self) -> None:
+        with suppress(Exception):
+            self.client.unsubscribe_topic(self.run)
+
+
+def failed(error: BaseException) -> BaseException:
+    """What became of a task, as an error that says what to do: a worker lost too often, a scheduler gone."""
+    from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
+
+    if isinstance(error, KilledWorker):
+        return WorkbenchError("the worker of this task died, more than once", got=str(error).split("\n")[0][:300],
+                              expected="a worker that lives", mend="most likely memory ran out: give fewer --jobs, a "
+                              "smaller batch_size, or workers with more memory; finished epochs are kept and resumed")
+    if isinstance(error, (FutureCancelledError, CancelledError)):
+        return SchedulerLost.now(str(error)[:200])
+    if isinstance(error, ImportError):
+        return WorkbenchError("a worker cannot run this library", got=error, expected="one installation for all machines",
+                              mend="start workers with the interpreter of this .venv, from this repository")
+    return error
+
+
+@contextmanager
+def opened(jobs: int, scheduler: str | None, hear: Callable[[str, dict], None],
+           say: Callable[[str], None] = print) -> Iterator[Inline | Cluster]:
+    """Where tasks run: here, one at a time (jobs 1), on so many processes of this machine, or on the cluster at `scheduler`.
+
+    Args:
+        jobs: processes. scheduler: address ("tcp://host:8786", "tls://host:8786") or a scheduler file, as `dask scheduler`
+            writes it. hear: called with (task, message) for what tasks tell.
+
+    Raises:
+        WorkbenchError: if no scheduler or worker answers there.
+    """
+    if scheduler is None and jobs == 1:
+        inline = Inline(hear)
+        try:
+            yield inline
+        finally:
+            inline.close()
+        return
+    with (_connected(scheduler, say) if scheduler else _local(jobs)) as (client, dashboard):
+        cluster = Cluster(client, hear, None if scheduler else jobs, dashboard)
+        try:
+            cluster.wait_for_workers(say)
+            yield cluster
+        finally:
+            cluster.close()
+
+
+@contextmanager
+def _connected(address: str, say: Callable[[str], None]):
+    """(client, dashboard) of a cluster that runs; its workers are asked to say what they have."""
+    from distributed import Client
+
+    path = Path(address).expanduser()
+    place = {"scheduler_file": str(path)} if path.is_file() else {"address": address}
+    try:
+        client = Client(**place, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, TimeoutError, ValueError, TypeError, KeyError) as error:
+        raise WorkbenchError("no Dask scheduler answers there", where=address, got=f"{type(error).__name__}: {error}"[:300],
+                             expected="an address such as tcp://host:8786, or a scheduler file",
+                             mend="start one (dask scheduler), or use --jobs N on this machine") from None
+    try:
+        if client.scheduler.address.startswith("tcp://") and "127.0.0.1" not in client.scheduler.address:
+            say("this scheduler takes work from anyone who can reach it; TLS certificates would guard it (see the README)")
+        try:
+            client.register_plugin(offer_plugin(), name="dfkd-offer")
+        except ImportError as error:
+            raise failed(error) from None
+        yield client, client.dashboard_link
+    finally:
+        with suppress(Exception):
+            client.close(timeout=5)
+
+
+@contextmanager
+def _local(jobs: int):
+    """(client, dashboard) of a cluster of so many processes on this machine: on loopback, with certificates of its own."""
+    import dask
+    from distributed import Client, Nanny, Scheduler, SpecCluster
+    from distributed.security import Security
+
+    security, secret = Security.temporary(), secrets.token_urlsafe(24)
+    common = {"host": "127.0.0.1", "protocol": "tls://", "security": security}
+    folder = tempfile.mkdtemp(prefix="dfkd-workers-")
+    # Worker processes' memory is not what fills up (kernels are processes of their own): no limits of Dask's.
+    worker = {**common, "nthreads": 1, "memory_limit": 0, "local_directory": folder, "http_prefix": secret,
+              "silence_logs": "ERROR"}
+    specs = {place: {"cls": Nanny, "options": {**worker, "resources": offer, "env": env}}
+             for place, (offer, env) in enumerate(_shares(jobs))}
+    with dask.config.set({"distributed.scheduler.allowed-failures": RETRIES, "distributed.worker.daemon": True,
+                          "distributed.admin.log-format": "%(name)s: %(message)s"}):
+        cluster = SpecCluster(workers=specs, security=security, silence_logs="ERROR", scheduler={
+            "cls": Scheduler, "options": {**common, "port": 0, "dashboard": True, "dashboard_address": "127.0.0.1:0",
+                                          "http_prefix": secret}})
+        client = None
+        try:
+            _close_front_door(cluster.scheduler.http_application)
+            client = Client(cluster, set_as_default=False)
+            port = cluster.scheduler.http_server.port
+            yield client, f"http://127.0.0.1:{port}/{secret}/status"
+        finally:
+            with suppress(Exception):
+                if client:
+                    client.close(timeout=5)
+                cluster.close(timeout=10)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _close_front_door(application) -> None:
+    """Take away the pages that lead to the dashboard without its secret, or list it."""
+    for host in application.default_router.rules:
+        rules = getattr(host.target, "rules", None)
+        if rules is not None:
+            rules[:] = [rule for rule in rules
+                        if getattr(getattr(rule.matcher, "regex", None), "pattern", "") not in ("/$", "/sitemap.json$")]
+
+
+def _shares(jobs: int) -> list[tuple[dict, dict]]:
+    """(resources, environment) of each local worker: an equal share of cores and memory, and a GPU each for the first."""
+    threads = max(1, cores() // jobs)
+    memory = round(psutil.virtual_memory().total / GIGABYTE / jobs, 2)
+    cards, found = visible_gpus(), []
+    for place in range(jobs):
+        own = cards[place:place + 1]
+        # A worker without a card of its own must not see those of the others.
+        env = {"OMP_NUM_THREADS": str(threads), "DFKD_PROGRESS": "none"}
+        env |= {"CUDA_VISIBLE_DEVICES": ",".join(own)} if cards else {}
+        found.append(({"threads": threads, "memory": memory, **({"GPU": 1} if own else {})}, env))
+    return found
+
+
+def _offered(info: dict) -> tuple[float, float, float]:
+    offer = info.get("resources") or {}
+    limit = (info.get("memory_limit") or 0) / GIGABYTE
+    return offer.get("threads", info["nthreads"]), offer.get("memory", limit), offer.get("GPU", 0)
+
+
+def _check_offers(workers: list[Worker]) -> None:
+    for worker in workers:
+        if worker.gpus > 1:
+            raise WorkbenchError("a worker offers several GPUs, and its tasks could not be told which is whose",
+                                 expected="one worker for each GPU", got=f"GPU={worker.gpus:g}", where=worker.address,
+                                 mend="start one worker for each, with CUDA_VISIBLE_DEVICES set (or dask-cuda), and GPU=1")

@@ -1,0 +1,102 @@
+"""The tasks of a run, as they are done on whichever worker gets them."""
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfkd_lib import __version__, environment, fanout
+from dfkd_lib.artifacts import Store
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.pipeline.execute import FAILED, Outcome, Watch, execute
+
+
+@dataclass(frozen=True)
+class Task:
+    """One notebook to run.
+
+    Args:
+        name: of the notebook. notebook: its file. parameters: all that it declares. out: folder of the reports.
+        hung_minutes: see `Watch`. seen: files that a worker on the same folders sees. code: that of the run, see `code`.
+    """
+
+    name: str
+    notebook: Path
+    parameters: dict
+    out: Path
+    hung_minutes: float
+    seen: tuple[Path, ...] = ()
+    code: tuple = ()
+
+
+def code() -> tuple:
+    """What must be the same wherever a run's tasks are done: the library's version and the commit."""
+    return __version__, environment.code()["commit"]
+
+
+def run_notebook(tell: fanout.Tell, needs: fanout.Needs, task: Task) -> Outcome:
+    """Run a notebook in a kernel of its own and write its page; tells lines, the share of cells done and the memory held."""
+    from dfkd_lib.pipeline import html
+
+    start = time.perf_counter()
+    check_place(task)
+    if task.seen:
+        tell({"machine": environment.hardware() | {"threads": needs.threads}})
+    stopped, output = threading.Event(), task.out / f"{task.name}.ipynb"
+    watch = Watch(tell, task.hung_minutes)
+
+    def stop() -> None:
+        stopped.set()
+        watch.kill()
+
+    with fanout.stopped_by(stop):
+        outcome = execute(task.notebook, task.parameters, output, watch, stopped, kernel_environment(needs))
+    try:
+        if outcome.error:
+            html.mark_failure(output, outcome.error, watch.index)
+        html.write_notebook_page(output, output.with_suffix(".html"))
+    except Exception as error:  # whatever stops one page from being written must not stop the run
+        outcome.status = FAILED
+        outcome.error = "\n".join(filter(None, [outcome.error, f"its page could not be written: {error!r}"]))
+    outcome.seconds = time.perf_counter() - start
+    return outcome
+
+
+def kernel_environment(needs: fanout.Needs) -> dict[str, str]:
+    """The variables of a kernel: lines instead of bars, its threads, and no GPU unless its task asked for one."""
+    chosen = {"DFKD_PROGRESS": "lines", "JUPYTER_PLATFORM_DIRS": "1", "PYTHONUNBUFFERED": "1"}
+    if needs.threads:
+        chosen["OMP_NUM_THREADS"] = str(needs.threads)
+        if not needs.gpu:
+            chosen["CUDA_VISIBLE_DEVICES"] = ""
+    return {**os.environ, **chosen}
+
+
+def check_place(task: Task) -> None:
+    """Raise unless this worker sees the folders of the run and has its code: results of two codes are not one result."""
+    for path in task.seen:
+        if not path.exists():
+            raise WorkbenchError("a worker does not see the folder of this run", expected="one that all machines share",
+                                 got=f"no {path.name} on {environment.host()}", where=path.parent,
+                                 mend="give --out and --artifacts on a shared disk, by the same path on all machines")
+    if task.code and task.code != code():
+        raise WorkbenchError("a worker has other code than this run", expected="version {}, commit {}".format(*task.code),
+                             got="version {}, commit {}".format(*code()), where=environment.host(),
+                             mend="start workers from the same checkout, and start them again after a change")
+
+
+def shared_parts(tell: fanout.Tell, needs: fanout.Needs, parameters: dict) -> list[dict]:
+    """Make what the students of an ablation share; returns those that are to be trained."""
+    from dfkd_lib import ablation
+
+    cells = [cell.as_dict() for cell in ablation.cells_of(parameters)]
+    return ablation.prepare(tell, needs, parameters["artifacts_dir"], cells)
+
+
+def train_cell(tell: fanout.Tell, needs: fanout.Needs, artifacts: str, cell: dict) -> tuple[str | None, str]:
+    """Train one student of an ablation; its key and how it does, or None and what happened."""
+    from dfkd_lib import ablation
+
+    key, error = ablation.work(tell, needs, artifacts, cell)
+    return key, error or f"{100 * Store(artifacts).find(key).metrics['accuracy']:.2f} %"
