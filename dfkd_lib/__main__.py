@@ -19,8 +19,8 @@ def parser() -> argparse.ArgumentParser:
                      help="change one parameter; may be given again")
     run.add_argument("--out", metavar="DIR", help="where reports go (default: reports/<profile>)")
     run.add_argument("--artifacts", metavar="DIR", default="data/artifacts", help="where trained things are kept")
-    run.add_argument("--jobs", type=int, metavar="N", help="notebooks, or students of an ablation, at a time, in processes of "
-                     "their own (default: 1; of a grid: as many as cores)")
+    run.add_argument("--jobs", type=int, metavar="N", help="notebooks, or students of an ablation, at a time, in "
+                     "processes of their own (default: 1; of a grid: as many as cores)")
     run.add_argument("--scheduler", metavar="ADDRESS", help="run on a Dask cluster: its scheduler's address or file")
     run.add_argument("--threads", type=int, metavar="T", help="threads of each task (default: an equal share)")
     run.add_argument("--hung", type=float, default=30.0, metavar="MINUTES", help="end a kernel that for so long used no "

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.fanout.worker import GIGABYTE, Needs, cores, offer_plugin, on_worker, stop_here, visible_gpus, with_stop
+from dfkd_lib.fanout.worker import GIGABYTE, Needs, cores, no_pages_plugin, offer_plugin, on_worker, stop_here, visible_gpus, with_stop
 
 CONNECT_SECONDS = 30      # that a scheduler may take to answer
 WORKER_SECONDS = 600      # that a cluster which starts workers when they are needed may take for the first
@@ -233,7 +233,7 @@ def _local(jobs: int):
     common = {"host": "127.0.0.1", "protocol": "tls://", "security": security}
     folder = tempfile.mkdtemp(prefix="dfkd-workers-")
     # Worker processes' memory is not what fills up (kernels are processes of their own): no limits of Dask's.
-    worker = {**common, "nthreads": 1, "memory_limit": 0, "local_directory": folder, "http_prefix": secret,
+    worker = {**common, "nthreads": 1, "memory_limit": 0, "local_directory": folder,
               "silence_logs": "ERROR"}
     specs = {place: {"cls": Nanny, "options": {**worker, "resources": offer, "env": env}}
              for place, (offer, env) in enumerate(_shares(jobs))}
@@ -244,8 +244,9 @@ def _local(jobs: int):
                                           "http_prefix": secret}})
         client = None
         try:
-            _close_front_door(cluster.scheduler.http_application)
+            _close_front_door(cluster.scheduler.http_application, secret)
             client = Client(cluster, set_as_default=False)
+            client.register_plugin(no_pages_plugin())
             port = cluster.scheduler.http_server.port
             yield client, f"http://127.0.0.1:{port}/{secret}/status"
         finally:
@@ -256,13 +257,12 @@ def _local(jobs: int):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _close_front_door(application) -> None:
-    """Take away the pages that lead to the dashboard without its secret, or list it."""
-    for host in application.default_router.rules:
-        rules = getattr(host.target, "rules", None)
-        if rules is not None:
-            rules[:] = [rule for rule in rules
-                        if getattr(getattr(rule.matcher, "regex", None), "pattern", "") not in ("/$", "/sitemap.json$")]
+def _close_front_door(application, secret: str) -> None:
+    """Take away every page outside the secret's path: some of them lead there, or list what there is."""
+    for part in (application, *application.applications):
+        for host in part.default_router.rules:
+            host.target.rules[:] = [rule for rule in host.target.rules if
+                                    getattr(getattr(rule.matcher, "regex", None), "pattern", "").startswith(f"/{secret}")]
 
 
 def _shares(jobs: int) -> list[tuple[dict, dict]]:

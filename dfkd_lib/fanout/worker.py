@@ -73,6 +73,17 @@ def offer_plugin():
     return Offer()
 
 
+def no_pages_plugin():
+    """A plugin that closes the web pages of workers, which ask for no token; the dashboard shows what they did."""
+    from distributed import WorkerPlugin
+
+    class NoPages(WorkerPlugin):
+        def setup(self, worker) -> None:
+            worker.http_server.stop()
+
+    return NoPages()
+
+
 _stoppers: dict[int, tuple[str, Callable[[], None]]] = {}
 _numbers = itertools.count()
 _alone = threading.Lock()

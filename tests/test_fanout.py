@@ -1,0 +1,282 @@
+"""Fan-out on Dask: real worker processes, one of them killed, a scheduler that vanishes, and no GPU shared by accident."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from fanout_tasks import for_ever, here
+from test_pipeline import write_notebooks
+
+from dfkd_lib import ablation, fanout, pipeline
+from dfkd_lib.artifacts import REPOSITORY, Store
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.fanout import Needs, cluster
+from dfkd_lib.fanout.cluster import Worker
+from dfkd_lib.pipeline import task
+from dfkd_lib.profiles import PROFILES
+
+TINY = {"source": "real", "teacher": "shipped", "student_model": "vit_mnist_smoke", "student_epochs": 6,
+        "student_images": 300, "test_images": 100, "real_images": 300}
+WAIT = 120  # seconds that anything here may take on a busy machine
+
+
+def until(holds, what: str, seconds: float = WAIT) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.05)
+
+
+def status(url: str) -> int:
+    try:
+        return urllib.request.urlopen(url, timeout=10).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.fixture(scope="module")
+def two():
+    """A cluster of two processes here, and what its tasks have told."""
+    heard = []
+    with fanout.opened(2, None, lambda name, message: heard.append((name, message))) as tasks:
+        yield tasks, heard
+
+
+# ---- a cluster of processes on this machine
+
+def test_tasks_run_in_processes_of_their_own_with_their_share(two):
+    tasks, heard = two
+    futures = [tasks.submit(f"task {i}", here, 1.0, needs=tasks.needs()) for i in range(2)]
+    first, second = (future.result(timeout=WAIT) for future in futures)
+    assert len({first["pid"], second["pid"], os.getpid()}) == 3
+    assert first["threads"] == second["threads"] == str(max(1, fanout.cores() // 2))
+    until(lambda: {name for name, message in heard if message.get("line") == "hello"} >= {"task 0", "task 1"}, "both lines")
+
+
+def test_it_listens_on_loopback_alone_and_not_without_a_secret(two):
+    tasks, _ = two
+    sockets = [(process.pid, connection.laddr) for process in (psutil.Process(), *psutil.Process().children(recursive=True))
+               for connection in process.net_connections(kind="tcp") if connection.status == psutil.CONN_LISTEN]
+    assert len({pid for pid, _ in sockets}) >= 3 and {address.ip for _, address in sockets} == {"127.0.0.1"}
+    assert status(tasks.dashboard) == 200
+    answers = set()
+    for _, address in sockets:
+        for path in ("/", "/status", "/sitemap.json", "/json/counts.json", "/metrics", "/info/main/workers.html", "/health"):
+            try:
+                answers.add(status(f"http://127.0.0.1:{address.port}{path}"))
+            except OSError:
+                answers.add("not spoken")  # the TLS doors
+    assert answers == {404, "not spoken"}
+
+
+def test_nobody_without_the_certificate_gives_it_work(two):
+    from distributed import Client
+
+    tasks, _ = two
+    address = tasks.client.scheduler.address
+    assert address.startswith("tls://127.0.0.1:")
+    for place in (address, address.replace("tls", "tcp")):
+        with pytest.raises((OSError, TypeError, ValueError)):
+            Client(place, timeout=3, set_as_default=False)
+
+
+def test_a_stopped_training_ends_in_order_and_nothing_of_its_run_begins(two, tmp_path):
+    tasks, heard = two
+    heard.clear()
+    future = tasks.submit("endless", for_ever, str(tmp_path / "mark"), needs=tasks.needs())
+    until(lambda: ("endless", {"line": "training"}) in heard, "the training")
+    run = tasks.run
+    tasks.stop()
+    with pytest.raises(WorkbenchError, match="stopped by hand"):
+        future.result(timeout=WAIT)
+    assert (tmp_path / "mark").read_text() == "left in order"
+    with pytest.raises(WorkbenchError, match="stopped by hand"):
+        tasks.submit("late", here, needs=tasks.needs()).result(timeout=WAIT)
+    tasks.run = f"{run}-next"  # for the tests after this one
+
+
+def test_more_threads_than_any_worker_has_are_refused(two):
+    with pytest.raises(WorkbenchError, match="so many threads"):
+        two[0].needs(threads=4096)
+
+
+# ---- GPUs
+
+def test_a_gpu_is_never_shared(monkeypatch):
+    monkeypatch.setattr(cluster, "visible_gpus", lambda: ["0"])
+    with fanout.opened(2, None, lambda *_: None) as tasks:
+        assert sorted(worker.gpus for worker in tasks.workers()) == [0, 1]
+        wants, idle = tasks.needs(gpu=True), tasks.needs(gpu=False)
+        assert wants.gpu and not idle.gpu
+        with_gpu = [tasks.submit(f"gpu {i}", here, 0.3, needs=wants) for i in range(3)]
+        without = [tasks.submit(f"cpu {i}", here, 0.1, needs=idle) for i in range(2)]
+        ran = sorted((future.result(timeout=WAIT) for future in with_gpu), key=lambda each: each["start"])
+        assert {each["visible"] for each in ran} == {"0"} and len({each["pid"] for each in ran}) == 1
+        assert all(first["end"] <= second["start"] for first, second in zip(ran, ran[1:], strict=False))
+        assert {future.result(timeout=WAIT)["visible"] for future in without} <= {"0", ""}
+    # A notebook that did not ask for a GPU sees none, on whichever worker it runs.
+    assert task.kernel_environment(idle)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_a_worker_of_several_gpus_is_refused():
+    with pytest.raises(WorkbenchError, match="one worker for each GPU"):
+        cluster._check_offers([Worker("tcp://somewhere:1", 4, 16.0, 2)])
+
+
+# ---- an ablation, one of whose two workers is killed
+
+def test_a_killed_workers_student_is_trained_on_to_the_same_bits(tmp_path):
+    cells = ablation.read_grid([{"name": "a"}, {"name": "b", "temperature": 2.0}], TINY, seeds=[0])
+    store, quiet = Store(tmp_path / "killed"), Store(tmp_path / "undisturbed")
+    killed, before = [], torch.get_num_threads()
+
+    def kill() -> None:
+        """Kill one worker as soon as a student of it has a checkpoint."""
+        until(lambda: [*store.root.glob("student*.partial/checkpoint/checkpoint.pt")], "a checkpoint")
+        workers = [p for p in psutil.Process().children(recursive=True) if "--multiprocessing-fork" in p.cmdline()]
+        busy = max(workers, key=lambda process: process.cpu_times().user)
+        killed.append([path.parent.parent.name for path in store.root.glob("student*.partial/checkpoint/checkpoint.pt")])
+        busy.kill()
+
+    thread = threading.Thread(target=kill)
+    try:
+        torch.set_num_threads(2)
+        thread.start()
+        outcomes = ablation.run(cells, store, jobs=2, say=lambda line: None)
+        thread.join()
+        torch.set_num_threads(1)
+        for key in store.keys():  # what both start from
+            if not key.startswith(("student", "ablation")):
+                shutil.copytree(store.root / key, quiet.root / key)
+        alone = ablation.run(cells, quiet, jobs=1, say=lambda line: None)
+    finally:
+        torch.set_num_threads(before)
+    assert killed and [o.error for o in outcomes] == ["", ""]
+    assert [o.artifact.key for o in outcomes] == [o.artifact.key for o in alone]
+    for mine, theirs in zip(outcomes, alone, strict=True):
+        first, second = (s.find(o.artifact.metrics["student"]) for s, o in ((store, mine), (quiet, theirs)))
+        assert first.manifest["files"]["model.safetensors"] == second.manifest["files"]["model.safetensors"]
+    assert not [*store.root.glob("*.partial")] and all(problem is None for _, problem in store.verify())
+
+
+# ---- notebooks on a cluster that somebody else started
+
+COUNT = '''\
+import pathlib, time
+mark = pathlib.Path(out_dir) / "count.txt"
+for i in range(int(mark.read_text()) if mark.exists() else 0, 40):
+    mark.write_text(str(i + 1)); print("step", i); time.sleep(0.1)'''
+AFTER = "assert (__import__('pathlib').Path(out_dir) / 'count.txt').read_text() == '40'"
+NOTEBOOKS = {"10_quick": ["print('fine')"], "20_gan_fid": [COUNT], "30_classification_kd": [AFTER], "90_summary": ["1"]}
+PARAMETERS = '''\
+profile = "quick"  # which set of settings
+out_dir = "reports/quick"  # where reports go
+artifacts_dir = "data/artifacts"  # where trained things are kept
+interactive = True  # draw widgets'''
+
+
+class Elsewhere:
+    """A scheduler and two workers as `dask` starts them: they say nothing of what they have."""
+
+    def __init__(self, folder: Path):
+        self.file, self.folder, self.workers = folder / "scheduler.json", folder, []
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        self.start = lambda *words: subprocess.Popen(
+            [sys.executable, "-m", "distributed.cli.dask_" + words[0], *words[1:]], env=environment, cwd=folder,
+            stdout=open(folder / "log.txt", "ab"), stderr=subprocess.STDOUT)
+        self.scheduler = self.start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file",
+                                    str(self.file))
+        until(self.file.exists, "the scheduler's file")
+        for _ in range(2):
+            self.workers.append(self.start("worker", "--scheduler-file", str(self.file), "--host", "127.0.0.1", "--nthreads",
+                                           "1", "--no-nanny", "--no-dashboard", "--local-directory", str(folder)))
+
+    def stop(self) -> None:
+        for process in (self.scheduler, *self.workers):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    started = Elsewhere(tmp_path)
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    monkeypatch.setitem(PROFILES, "smoke", {})
+    folder = write_notebooks(tmp_path / "notebooks", NOTEBOOKS, PARAMETERS)
+
+    def make(scheduler) -> pipeline.Plan:
+        return pipeline.make_plan("smoke", out=str(tmp_path / "out"), artifacts=str(tmp_path / "store"), notebooks=folder,
+                                  scheduler=str(scheduler))
+
+    return make
+
+
+def test_notebooks_survive_a_worker_and_lose_nothing_with_the_scheduler(elsewhere, plan, tmp_path):
+    lines, killed = [], []
+
+    def hear(line: str) -> None:
+        lines.append(line)
+        if "step 10" in line and not killed:
+            kernel = next(p for w in elsewhere.workers for p in psutil.Process(w.pid).children() if "ipykernel" in
+                          " ".join(p.cmdline()) and "step" in " ".join(lines[-3:]))
+            worker = next(w for w in elsewhere.workers if w.pid == kernel.ppid())
+            killed.append(worker)
+            os.kill(worker.pid, signal.SIGKILL)
+
+    results = pipeline.run(plan(elsewhere.file), hear)
+    assert {name: r["status"] for name, r in results["notebooks"].items()} == dict.fromkeys(NOTEBOOKS, "succeeded"), lines
+    assert killed and any("its worker was lost; it runs again" in line for line in lines)
+    starts = [line for line in lines if line.startswith("[")]
+    assert starts.index(next(s for s in starts if "30_" in s)) > starts.index(next(s for s in starts if "20_" in s))
+    numbers = [int(re.search(r"step (\d+)", line)[1]) for line in lines if "step" in line]
+    assert numbers.count(0) == 1 and numbers[-1] == 39  # it went on, and did not begin again
+    saved = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert saved["notebooks"]["20_gan_fid"]["machine"]["threads"] == 1 and len(saved["provenance"]["workers"]) == 2
+    assert not [*tmp_path.rglob(".seen-*")]
+
+    # The same again, but the scheduler goes in the middle.
+    (tmp_path / "out" / "count.txt").unlink()
+
+    def doom(line: str) -> None:
+        if "step 5" in line:
+            elsewhere.scheduler.kill()
+
+    results = pipeline.run(plan(elsewhere.file), doom)
+    ended = results["notebooks"]
+    assert pipeline.exit_code(results) == 1 and ended["10_quick"]["status"] == "succeeded"
+    assert ended["20_gan_fid"]["status"] == "failed" and "scheduler is gone" in ended["20_gan_fid"]["error"]
+    assert "give the same command" in ended["20_gan_fid"]["error"] and (tmp_path / "out" / "index.html").exists()
+
+
+def test_a_scheduler_that_is_not_there_is_said_before_anything_runs(plan, monkeypatch):
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 2)
+    with pytest.raises(WorkbenchError, match="no Dask scheduler answers there"):
+        pipeline.run(plan("tcp://127.0.0.1:1"), lambda line: None)
+    with pytest.raises(WorkbenchError, match="no Dask scheduler answers there"):
+        pipeline.run(plan("nonsense"), lambda line: None)
+
+
+def test_a_worker_with_other_folders_or_other_code_is_refused(tmp_path):
+    given = task.Task("10_quick", tmp_path / "n.ipynb", {}, tmp_path, 0.0, (tmp_path / ".seen-absent",))
+    with pytest.raises(WorkbenchError, match="does not see the folder"):
+        task.run_notebook(lambda message: None, Needs(), given)
+    other = task.Task("10_quick", tmp_path / "n.ipynb", {}, tmp_path, 0.0, (), ("0.0", "abc"))
+    with pytest.raises(WorkbenchError, match="other code"):
+        task.run_notebook(lambda message: None, Needs(), other)
