@@ -8,5 +8,6 @@ How a notebook declares its parameters, and how they are checked, is told in `pi
 
 from dfkd_lib.pipeline.parameters import Parameter, read_notebook
 from dfkd_lib.pipeline.run import Plan, exit_code, make_plan, notebook_files, run
+from dfkd_lib.pipeline.train import train
 
-__all__ = ["Parameter", "Plan", "exit_code", "make_plan", "notebook_files", "read_notebook", "run"]
+__all__ = ["Parameter", "Plan", "exit_code", "make_plan", "notebook_files", "read_notebook", "run", "train"]
