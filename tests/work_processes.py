@@ -1,6 +1,6 @@
 """What several processes do in test_processes.py: `accelerate launch tests/work_processes.py PART FOLDER`.
 
-Also called there in one process, so that both do just the same. Each process writes what it saw to FOLDER/<PART>-<rank>.json.
+Also called there in one process, so that both do just the same. Each process writes what it saw to FOLDER/<PART>-<processes>-<rank>.json.
 """
 
 import json
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dfkd_lib import processes, training
-from dfkd_lib.artifacts import Store
+from dfkd_lib.artifacts import Store, file_hash
 from dfkd_lib.datasets import generate_scenes, load_images
 from dfkd_lib.detection import DetectionTerms, detection_step, open_shipped
 from dfkd_lib.detection.batches import SceneBatches
@@ -52,7 +52,7 @@ def detector() -> dict:
     student = open_shipped("detr_micro_scenes").requires_grad_(True)
     without_chance(student)
     terms = DetectionTerms(box_distillation=1.0, attention_distillation=1.0)
-    history = training.fit({"detector": student}, detection_step(student, terms, teacher), SceneBatches(scenes, 6, 0.5),
+    history = training.fit({"detector": student}, detection_step(student, terms, teacher), SceneBatches(scenes, 6),
                            TrainConfig(2, 6, 1e-3, optimizer="sgd", grad_clip=1.0))
     return {"history": history, "digest": digest([student])}
 
@@ -124,9 +124,8 @@ def refusals(store: Store) -> dict:
             "after": processes.from_main(lambda: "still together")}
 
 
-def killed(folder: Path) -> dict:
-    """A student in a store of its own; the last process dies in the second epoch if FOLDER/kill is there."""
-    store = Store(folder / "resumed")
+def killed(folder: Path, store: Store) -> dict:
+    """A classifier of three epochs; the last process dies in the second if FOLDER/kill is there."""
     train, test = load_images("mnist", "train").sample(128, 0), load_images("mnist", "test").sample(100, 0)
     steps = 0
 
@@ -142,17 +141,16 @@ def killed(folder: Path) -> dict:
         return counted
 
     art = train_classifier(store, "student", "vit_mnist_smoke", train, test, TrainConfig(3, 32, 1e-3), make_step)
-    return {"history": art.json("history.json"), "steps": steps, "seconds": art.seconds}
+    return {"history": art.json("history.json"), "steps": steps, "weights": file_hash(art.path / "model.safetensors")}
 
 
 def main(part: str, folder: Path) -> None:
-    store = Store(folder / f"store{processes.count()}")
-    if part == "killed":
-        found = killed(folder)
-    else:
-        found = {"students": students(store), "again": students(store), "detector": detector(), "normed": normed()}
+    store = Store(folder / f"{part}-store{processes.count()}")
+    found = {"killed": killed(folder, store)}
+    if part == "all":
+        found |= {"students": students(store), "again": students(store), "detector": detector(), "normed": normed()}
         found["refusals"] = refusals(store) if processes.count() > 1 else {}
-    (folder / f"{part}{processes.count()}-{processes.rank()}.json").write_text(json.dumps(found))
+    (folder / f"{part}-{processes.count()}-{processes.rank()}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
