@@ -25,6 +25,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--threads", type=int, metavar="T", help="threads of each task (default: an equal share)")
     run.add_argument("--hung", type=float, default=30.0, metavar="MINUTES", help="end a kernel that for so long used no "
                      "processor time and printed nothing (default: 30; 0: never)")
+    train = verbs.add_parser("train", help="train what notebooks train, without reports; for accelerate launch, torchrun")
+    train.add_argument("--profile", default="quick", help="smoke, quick or paper (default: quick)")
+    train.add_argument("--only", metavar="30,40", help="these notebooks only")
+    train.add_argument("--set", dest="settings", action="append", default=[], metavar="notebook.parameter=value",
+                       help="change one parameter; may be given again")
+    train.add_argument("--artifacts", metavar="DIR", default="data/artifacts", help="where trained things are kept")
     verbs.add_parser("list", help="notebooks and their parameters, with defaults")
     verify = verbs.add_parser("verify", help="check the checksums of every trained thing")
     verify.add_argument("--artifacts", metavar="DIR", default="data/artifacts")
@@ -34,14 +40,25 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(options) -> int:
-    from dfkd_lib import pipeline
+    from dfkd_lib import pipeline, processes
 
+    if processes.count() > 1:
+        raise WorkbenchError("notebooks run in kernels of their own, each in one process", got=f"{processes.count()} "
+                             "processes", expected="1", mend="give several processes the verb train; then run, started "
+                             "alone, finds what they trained and writes the reports")
     plan = pipeline.make_plan(options.profile, options.only, options.settings, options.out, options.jobs,
                               options.artifacts, scheduler=options.scheduler, grid=options.grid, hung=options.hung,
                               threads=options.threads)
     results = pipeline.run(plan)
     print(os.path.relpath(plan.out / "index.html"))
     return pipeline.exit_code(results)
+
+
+def train(options) -> int:
+    from dfkd_lib import pipeline
+
+    pipeline.train(pipeline.make_plan(options.profile, options.only, options.settings, artifacts=options.artifacts))
+    return 0
 
 
 def list_notebooks(options) -> int:
@@ -76,7 +93,7 @@ def bench(options) -> int:
 def main(words: list[str] | None = None) -> int:
     """Run one verb; an error a user can mend is printed without a traceback, and the exit code is 2."""
     options = parser().parse_args(words)
-    verbs = {"run": run, "list": list_notebooks, "verify": verify, "bench": bench}
+    verbs = {"run": run, "train": train, "list": list_notebooks, "verify": verify, "bench": bench}
     try:
         return verbs[options.verb](options)
     except WorkbenchError as error:

@@ -11,14 +11,16 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dfkd_lib import ledger
+from dfkd_lib import ledger, processes
 from dfkd_lib.errors import WorkbenchError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -188,10 +190,15 @@ class Store:
         `ledger.stage(stage, reads)`. `work` outlives a kill, so a checkpoint kept in `work/checkpoint` resumes.
         `inherited` are ledger rows of work done elsewhere (the training of a checkpoint that is taken in).
 
+        Several processes of one run (`accelerate launch`) call this alike, on a folder that all of them see. `make` then
+        runs in all of them at once; what the main one writes is kept, the others write into a copy that is thrown away.
+
         Raises:
             ArtifactError: if the bytes on disk are not those that were written.
         """
         key = content_key(stage, settings, parents)
+        if processes.count() > 1:
+            return self._make_together(key, stage, settings, make, parents, reads, inherited)
         found = self.find(key)
         if found:
             return found
@@ -247,6 +254,44 @@ class Store:
         except Timeout:
             print(f"{key}: another process is making this; waiting for it", flush=True)
         return lock
+
+    def _make_together(self, key, stage, settings, make, parents, reads, inherited) -> Artifact:
+        """`get_or_make` in each of several processes: the main one in the work folder, the others in copies of it."""
+        work = self.root / f"{key}.partial"
+        with ExitStack() as held:
+            def look() -> tuple[str, bool]:
+                if not self.find(key):
+                    held.enter_context(self._lock(key))
+                found = self.find(key) is not None
+                if not found:
+                    work.mkdir(exist_ok=True)
+                return key, found
+
+            agreed, found = processes.from_main(look)
+            with processes.together(key):
+                if agreed != key:
+                    raise WorkbenchError("the processes of this run are not making the same thing", expected=agreed, got=key,
+                                         mend="give all of them the same parameters and the same data")
+                if not (self.root / key if found else work).is_dir():
+                    raise WorkbenchError("a process does not see the artifact folder of the main one", where=self.root,
+                                         mend="give a folder that all processes share (artifacts_dir)")
+                if found:
+                    return self.find(key)
+                if not processes.is_main():
+                    copy = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="dfkd-"))) / key
+                    shutil.copytree(work, copy)
+            with processes.together(key):
+                if processes.is_main():
+                    self._make(key, stage, settings, make, parents, reads, inherited)
+                else:
+                    with ledger.stage(stage, reads):
+                        make(copy)
+        with processes.together(key):
+            made = self.find(key)
+            if made is None:
+                raise ArtifactError("what the main process made cannot be seen from here", got=key, where=self.root,
+                                    mend="give a folder that all processes share and see at once (artifacts_dir)")
+        return replace(made, cached=False)
 
     def _make(self, key, stage, settings, make, parents, reads, inherited) -> Artifact:
         work = self.root / f"{key}.partial"

@@ -17,6 +17,7 @@ from dfkd_lib.detection.matching import matching_cost
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models.detectors import Detections, Detector
 from dfkd_lib.models.scene_gan import object_boxes
+from dfkd_lib.processes import shared_count
 
 SIDE = 7      # places of a probe across its frame
 FRAME = 2.0   # sides of the frame over sides of the box: attention gathers at outlines, and beyond them
@@ -82,6 +83,5 @@ def object_consistency_loss(probes: Tensor, class_probes: Tensor, labels: Tensor
     Args:
         probes: (n, D) as of `object_probes`. class_probes: (K, D). labels: int64 (n,).
     """
-    if not len(labels):
-        return probes.sum() * 0.0
-    return 1 - F.cosine_similarity(probes, class_probes.to(probes)[labels], dim=1).mean()
+    apart = 1 - F.cosine_similarity(probes, class_probes.to(probes)[labels], dim=1)
+    return apart.sum() / shared_count(len(labels), probes)

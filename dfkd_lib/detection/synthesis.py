@@ -20,6 +20,7 @@ from dfkd_lib.detection.source import SceneSource
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models.detectors import Detector
 from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneGenerator
+from dfkd_lib.processes import shared_count
 from dfkd_lib.synthesis.cgan import WATCH_EVERY
 from dfkd_lib.training import TrainConfig
 
@@ -141,7 +142,7 @@ def scene_gan_step(generator: SceneGenerator, discriminator: SceneDiscriminator,
 
 def _real(verdict: Tensor) -> Tensor:
     """Cross entropy of logits with "real"; 0 of none, as a batch may hold no object."""
-    return F.softplus(-verdict.float()).mean() if verdict.numel() else verdict.float().sum()
+    return F.softplus(-verdict.float()).sum() / shared_count(verdict.numel(), verdict)
 
 
 def object_probe_artifact(store: Store, source: SceneSource, teacher: Artifact) -> Artifact:

@@ -3,7 +3,8 @@
 Beside them stand the distillation of boxes and of cross-attention, which count where the teacher is sure of an object.
 
 N, over which the paper takes the mean, is the number of objects here, as in DETR: weights then mean the same for any
-number of queries. Dimensions before the batch, such as a decoder's layers, are kept: each has a loss of its own.
+number of queries. Dimensions before the batch, such as a decoder's layers, are kept: each has a loss of its own. Where
+several processes part a batch among them, N is of all of it.
 """
 
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
+from dfkd_lib.processes import shared_count
 
 SMOOTH = 50.0  # Smooth L1 of coordinates in [0, 1] beside one GIoU: the terms' default weights have it so, 100 to 2
 
@@ -35,7 +37,8 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         (...), ≥ 0, as every loss here.
     """
-    targets = F.one_hot(labels, logits.shape[-1]).to(logits.dtype)
+    # Not one_hot, which looks at every label on the CPU to check it.
+    targets = (labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)).to(logits.dtype)
     summed = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum((-3, -2, -1))
     return summed / _count(labels < logits.shape[-1] - 1)
 
@@ -139,7 +142,7 @@ def detection_losses(logits: Tensor, boxes: Tensor, target_labels: Tensor, targe
 
 
 def _count(pairs: Tensor) -> Tensor:
-    return pairs.sum((-2, -1)).clamp(min=1)
+    return shared_count(pairs.sum((-2, -1)))
 
 
 def _of_pairs(values: Tensor, pairs: Tensor) -> Tensor:
@@ -149,4 +152,4 @@ def _of_pairs(values: Tensor, pairs: Tensor) -> Tensor:
 
 def _weighted(values: Tensor, weights: Tensor) -> Tensor:
     """Sum of values (..., B, Q) by their weights, over the weights' sum where that is one object or more."""
-    return (weights * values).sum((-2, -1)) / weights.sum((-2, -1)).clamp(min=1)
+    return (weights * values).sum((-2, -1)) / shared_count(weights.sum((-2, -1)))

@@ -9,5 +9,6 @@ How a notebook declares its parameters, and how they are checked, is told in `pi
 from dfkd_lib.pipeline.parameters import Parameter, read_notebook
 from dfkd_lib.pipeline.plan import Plan, make_plan, notebook_files
 from dfkd_lib.pipeline.run import exit_code, run
+from dfkd_lib.pipeline.train import train
 
-__all__ = ["Parameter", "Plan", "exit_code", "make_plan", "notebook_files", "read_notebook", "run"]
+__all__ = ["Parameter", "Plan", "exit_code", "make_plan", "notebook_files", "read_notebook", "run", "train"]

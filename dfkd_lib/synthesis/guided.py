@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd_lib import artifacts, training
+from dfkd_lib import artifacts, processes, training
 from dfkd_lib.artifacts import Artifact, Store
 from dfkd_lib.attention import capture_attention, probe_from_rows
 from dfkd_lib.attention.sites import class_token
-from dfkd_lib.datasets import random_shift, to_float, to_uint8
+from dfkd_lib.datasets import random_shift, to_float
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.fid import scores_and_features
 from dfkd_lib.losses import (attention_consistency_loss, diversity_loss, intra_divergence_loss, kd_loss, logit_distance,
@@ -40,19 +40,26 @@ class MemoryBank(nn.Module):
         self.register_buffer("images", torch.zeros(size, *shape, dtype=torch.uint8))
         self.register_buffer("logits", torch.zeros(size, num_classes))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self._held = 0  # min(seen, size) on the host: to ask the device at every draw would be to wait for it
+        self.register_load_state_dict_post_hook(lambda bank, _: bank._count())
+
+    def _count(self) -> None:
+        self._held = min(int(self.seen), len(self.images))
 
     @torch.no_grad()
     def add(self, images: Tensor, logits: Tensor) -> None:
-        """Keep float images (B, C, S, S) in [-1, 1] and logits (B, K)."""
-        rows = (self.seen + torch.arange(len(images), device=self.seen.device)) % len(self.images)
+        """Keep float images (B, C, S, S) in [-1, 1] and logits (B, K), of all processes that part a batch among them."""
         # Bad numbers are for the training loop to tell, which then goes back to a bank without them.
-        self.images[rows], self.logits[rows] = to_uint8(images.nan_to_num()), logits.float()
-        self.seen += len(images)
+        pixels = images.float().nan_to_num().clamp(-1, 1).add(1.0).mul(127.5).round().to(torch.uint8)
+        pixels, logits = processes.gathered(pixels), processes.gathered(logits.float())
+        rows = (self.seen + torch.arange(len(pixels), device=self.seen.device)) % len(self.images)
+        self.images[rows], self.logits[rows] = pixels, logits
+        self.seen += len(pixels)
+        self._held = min(self._held + len(pixels), len(self.images))
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
         """`count` random (images float, logits) of those kept."""
-        held = min(int(self.seen), len(self.images))
-        rows = torch.randint(held, (count,), device=self.seen.device)
+        rows = torch.randint(self._held, (count,), device=self.seen.device)
         return to_float(self.images[rows]), self.logits[rows]
 
 
@@ -180,8 +187,11 @@ class GuidedGenerator:
             # Those of other epochs get no gradient, so that the optimizer leaves them and their moments alone.
             done = round(progress * self.config.epochs * self.steps)
             generator = generators[done // self.steps if self.restart else 0]
-            if self.restart and done and done % self.steps == 0:
-                generator.inherit(generators[done // self.steps - 1])
+            if self.restart and done % self.steps == 0:
+                generators.requires_grad_(False)  # several processes would exchange gradients of all that could have one
+                generator.requires_grad_(True)
+                if done:
+                    generator.inherit(generators[done // self.steps - 1])
             images = generator(labels, *noise)
             seen = _shift(images, self.jitter)
             logits, features, probe = _look(teacher, seen, probes is not None)

@@ -124,7 +124,7 @@ class Inversion:
             config = TrainConfig(1, len(labels), self.lr, optimizer="adam", betas=(0.5, 0.9), precision=self.precision,
                                  seed=seed)
             training.fit({"canvas": canvas}, self._step(canvas, teacher, student, norms), _Repeat(labels, self.steps),
-                         config, label=f"inversion of {len(labels)} images, seed {seed}")
+                         config, label=f"inversion of {len(labels)} images, seed {seed}", split=False)
             with torch.no_grad():
                 return to_uint8(canvas()).cpu()
 

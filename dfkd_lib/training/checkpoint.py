@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dfkd_lib import processes
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.training.parallel import send_modules
 
 
 class Checkpoint:
@@ -58,5 +60,10 @@ class Checkpoint:
 
 
 def restore(folder: str | Path, modules: dict[str, nn.Module]) -> list[dict]:
-    """Load the last good epoch's weights from a checkpoint folder into `modules`; its history, [] if there is none."""
-    return Checkpoint(folder, modules, {}).load()
+    """Load the last good epoch's weights from a checkpoint folder into `modules`; its history, [] if there is none.
+
+    Of several processes, all of which call this, the main one reads the folder: it alone has written there.
+    """
+    history = processes.from_main(lambda: Checkpoint(folder, modules, {}).load())
+    send_modules(modules.values())
+    return history

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
+from dfkd_lib import processes
 from dfkd_lib.errors import WorkbenchError
 
 
@@ -56,9 +57,8 @@ class TrainConfig:
 
 def device() -> torch.device:
     """The device this process trains on: CUDA or MPS where there is one, else the CPU."""
-    from accelerate import PartialState
-
-    return PartialState().device
+    found = processes.state().device
+    return torch.device("cpu") if found.type == "cpu" else found
 
 
 def make_optimizer(modules: list[nn.Module], config: TrainConfig) -> torch.optim.Optimizer:

@@ -4,26 +4,37 @@ import inspect
 import re
 import time
 from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from dfkd_lib import processes
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.training import parallel
 from dfkd_lib.training.batches import TensorBatches
 from dfkd_lib.training.checkpoint import Checkpoint
-from dfkd_lib.training.config import DivergedError, TrainConfig, learning_rate, make_optimizer
+from dfkd_lib.training.config import DivergedError, TrainConfig, device, learning_rate, make_optimizer
 from dfkd_lib.training.progress import Progress, Totals
 
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+PROCESS_SEEDS = 1_000_000_007  # between the seeds of processes: more than trainings have epochs, and seeds
 CHECK_EVERY = 20  # steps between looks at the losses: a look waits for the device
 
 
 def fit(modules: dict[str, nn.Module], step: Callable, batches, config: TrainConfig,
         optimizers: dict[str, list[str]] | None = None, evaluate: Callable[[int], dict] | None = None,
-        checkpoint: str | Path | None = None, label: str = "training") -> list[dict]:
+        checkpoint: str | Path | None = None, label: str = "training", split: bool = True) -> list[dict]:
     """Train `modules` in place by a step function and return the history, one dict an epoch.
+
+    Under `accelerate launch` or torchrun all processes call this alike. config.batch_size stays that of all together:
+    each takes its rows of the same batch, gradients are averaged, batch norms see the whole batch, and the main process
+    alone measures, prints and saves; weights and history are equal in all, and those of one process but for rounding. Chance
+    inside a step (dropout, noise) is another in each process. So is what a loss makes of images in pairs (diversity,
+    intra-divergence, statistics of a batch): it sees the rows of its own process. Losses over boxes are normalised
+    over the whole batch, see `processes.shared_count`.
 
     Args:
         modules: what is trained, saved and resumed, by name. Frozen networks stay out.
@@ -34,39 +45,33 @@ def fit(modules: dict[str, nn.Module], step: Callable, batches, config: TrainCon
         optimizers: {optimizer name: names in modules}; one optimizer, "main", over all of them by default.
         evaluate: called with the epoch (from 1) after each, modules in eval mode, no gradients; its dict of floats
             joins the history. checkpoint: folder to resume from and save to after each epoch.
+        split: False: every process does all of every batch (where the images themselves are what is trained).
 
     Returns:
         [{"epoch", "lr", "seconds", "images_per_second", mean of each loss, what evaluate gave}].
 
     Raises:
-        DivergedError: on a loss that is not finite. WorkbenchError: if memory runs out, or a checkpoint is damaged.
+        DivergedError: on a loss that is not finite. WorkbenchError: if memory runs out, a checkpoint is damaged, or the
+            processes do not divide a batch or have gradients of different parameters.
     """
-    from accelerate import Accelerator
-
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:
-        raise WorkbenchError("one training over several processes is not there yet", got=f"{accelerator.num_processes} "
-                             "processes", expected="1", where=label, mend="start without accelerate launch; several "
-                             "notebooks run at a time with --jobs")
+    where, split = device(), split and processes.count() > 1
+    if split:
+        parallel.check_batch_size(config.batch_size, label)
     if isinstance(batches, TensorBatches):
-        batches.to(accelerator.device)
+        batches.to(where)
     for module in modules.values():
-        module.to(accelerator.device)
+        module.to(where)
     made = {name: make_optimizer([modules[m] for m in names], config)
             for name, names in (optimizers or {"main": list(modules)}).items()}
     saved = Checkpoint(checkpoint, modules, made)
-    history = saved.load()
+    history = _agreed(saved.load(), saved.file)
+    if split:
+        parallel.send_modules(modules.values())
     progress = Progress(label, config.epochs, len(batches), history)
-    run = _Run(accelerator, modules, step, batches, config, made, progress, label)
+    run = _Run(where, modules, step, batches, config, made, progress, label, split)
     try:
         with torch.random.fork_rng(), saved.same_threads():
-            for epoch in range(len(history), config.epochs):
-                row = run.epoch(epoch)
-                run.check_weights(epoch)
-                row |= _evaluated(modules, evaluate, epoch + 1)
-                history.append(row)
-                saved.save(history)
-                progress.epoch(row)
+            run.epochs(history, evaluate, saved)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or NO_MEMORY.search(str(error)):
             raise WorkbenchError("memory ran out in training", got=str(error).split("\n")[0][:300], where=label,
@@ -75,8 +80,17 @@ def fit(modules: dict[str, nn.Module], step: Callable, batches, config: TrainCon
         raise
     finally:
         progress.close()
+        run.uncompile()
         for module in modules.values():
             module.eval()
+    return history
+
+
+def _agreed(history: list[dict], file: Path | None) -> list[dict]:
+    """The history, which must be the main process's."""
+    if processes.from_main(lambda: len(history)) != len(history):
+        raise WorkbenchError("this process does not see the checkpoint of the main one", got=f"{len(history)} epochs",
+                             where=file, mend="let all processes see one folder, or give no checkpoint")
     return history
 
 
@@ -93,7 +107,7 @@ def _evaluated(modules: dict, evaluate: Callable | None, epoch: int) -> dict:
 class _Run:
     """What an epoch needs, together."""
 
-    accelerator: object
+    device: torch.device
     modules: dict
     step: Callable
     batches: object
@@ -101,28 +115,53 @@ class _Run:
     optimizers: dict
     progress: Progress
     label: str
+    split: bool
 
     def __post_init__(self):
         self.many = inspect.isgeneratorfunction(self.step)
+        self.norms = parallel.common_norms(self.modules.values()) if self.split else nullcontext()
+        self.unequal = torch.zeros((), dtype=torch.bool, device=self.device)
         if self.config.compile:
             for module in self.modules.values():
                 module.compile()
 
+    def epochs(self, history: list[dict], evaluate: Callable | None, saved: Checkpoint) -> None:
+        """The epochs that the history lacks: each trained by all, then measured and saved by the main process."""
+        for epoch in range(len(history), self.config.epochs):
+            row = self.epoch(epoch)
+
+            def ended(epoch: int = epoch, row: dict = row) -> dict:
+                self.check_weights(epoch)
+                done = row | _evaluated(self.modules, evaluate, epoch + 1)
+                saved.save([*history, done])
+                return done
+
+            history.append(processes.from_main(ended))
+            self.progress.epoch(history[-1])
+
+    def uncompile(self) -> None:
+        """What looks into a finished model (attention, export) wants it as it was written."""
+        for module in self.modules.values() if self.config.compile else ():
+            module._compiled_call_impl = None
+
     def epoch(self, epoch: int) -> dict:
         # Seeding by (seed, epoch), not by carrying generator states, is what makes a resumed run equal to an unbroken one.
-        torch.manual_seed(self.config.seed * 100_003 + epoch)
-        generator = torch.Generator().manual_seed(self.config.seed * 100_003 + epoch)
+        seed = self.config.seed * 100_003 + epoch
+        torch.manual_seed(seed + (processes.rank() * PROCESS_SEEDS if self.split else 0))
+        generator = torch.Generator().manual_seed(seed)
         for module in self.modules.values():
             module.train()
         totals, steps, images, start, lr = Totals(), len(self.batches), 0, time.perf_counter(), self.config.lr
         for index, batch in enumerate(self.batches(epoch, generator)):
             lr = self._set_lr(epoch + index / steps)
-            batch, size = _to_device(batch, self.accelerator.device)
-            images += size
+            images += _rows(batch)
+            batch = _to_device(parallel.own_rows(batch, self.label) if self.split else batch, self.device)
             self._step(batch, (epoch + index / steps) / self.config.epochs, totals)
             if index % CHECK_EVERY == CHECK_EVERY - 1 or index == steps - 1:
                 self._check(totals, epoch, index)
             self.progress.step(totals)
+        if self.split:
+            totals.share()
         seconds = time.perf_counter() - start
         return {"epoch": epoch + 1, "lr": lr, "seconds": round(seconds, 3),
                 "images_per_second": round(images / seconds, 1), **totals.means()}
@@ -135,27 +174,34 @@ class _Run:
         return lr
 
     def _step(self, batch, progress: float, totals: Totals) -> None:
-        autocast = torch.autocast(self.accelerator.device.type, torch.bfloat16, self.config.precision == "bf16")
+        autocast = torch.autocast(self.device.type, torch.bfloat16, self.config.precision == "bf16")
         if not self.many:
-            with autocast:
+            with self._inside(autocast):
                 losses = self.step(batch, progress)
             self._update("main", losses, totals)
             return
         updates = self.step(batch, progress)
         while True:
-            with autocast:
+            with self._inside(autocast):
                 name, losses = next(updates, (None, None))
             if name is None:
                 return
             self._update(name, losses, totals)
 
+    @contextmanager
+    def _inside(self, autocast):
+        with autocast, self.norms, processes.splitting() if self.split else nullcontext():
+            yield
+
     def _update(self, name: str, losses: dict, totals: Totals) -> None:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(losses["loss"])
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        losses["loss"].backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        if self.split:
+            self.unequal |= parallel.average_gradients(parameters)
         if self.config.grad_clip:
-            nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
+            nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], self.config.grad_clip)
         optimizer.step()
         prefix = "" if not self.many else f"{name}_"
         totals.add({k if k != "loss" else f"{prefix}loss": v for k, v in losses.items()})
@@ -170,7 +216,10 @@ class _Run:
                                         f"{self.config.lr}) or set grad_clip; the last good epoch is kept")
 
     def _check(self, totals: Totals, epoch: int, index: int) -> None:
-        bad = totals.bad()
+        if self.split and bool(self.unequal):  # the same in all: each has seen every process's counts
+            raise WorkbenchError("processes have gradients of different parameters", where=self.label,
+                                 mend="let the step use the same parameters whatever the rows of a batch")
+        bad = totals.bad(self.split)
         if bad:
             raise DivergedError(f"{self.label}: a loss is no longer a finite number", got=", ".join(bad),
                                 where=f"epoch {epoch + 1}, by step {index + 1} of {len(self.batches)}",
@@ -179,14 +228,21 @@ class _Run:
 
 
 def _to_device(batch, target: torch.device):
-    """The batch with its tensors on the device, and the number of rows of its first tensor."""
+    """The batch with its tensors on the device."""
     if isinstance(batch, Tensor):
-        return batch.to(target, non_blocking=True), len(batch)
+        return batch.to(target, non_blocking=True)
     if isinstance(batch, dict):
-        moved = {k: _to_device(v, target)[0] for k, v in batch.items()}
-        return moved, len(next(iter(batch.values())))
+        return {name: _to_device(part, target) for name, part in batch.items()}
     if isinstance(batch, (tuple, list)):
-        moved = [_to_device(v, target) for v in batch]
-        parts = (v for v, _ in moved)
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts), moved[0][1] if moved else 0
-    return batch, 1
+        parts = (_to_device(part, target) for part in batch)
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return batch
+
+
+def _rows(batch) -> int:
+    """The number of rows of a batch's first tensor."""
+    if isinstance(batch, dict):
+        batch = tuple(batch.values())
+    if isinstance(batch, (tuple, list)):
+        return _rows(batch[0]) if batch else 0
+    return len(batch) if isinstance(batch, Tensor) else 1

@@ -9,6 +9,8 @@ import time
 import torch
 from torch import Tensor
 
+from dfkd_lib import processes
+
 WRITE_SECONDS = 0.5
 
 
@@ -24,11 +26,21 @@ class Totals:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.count[name] = self.count.get(name, 0) + 1
 
-    def bad(self) -> list[str]:
+    def _stacked(self) -> Tensor:
+        device = next((v.device for v in self.sums.values() if v.device.type != "cpu"), "cpu")
+        return torch.stack([v.to(device) for v in self.sums.values()])
+
+    def share(self) -> None:
+        """Take the means over all processes, each of which comes here with losses of the same names."""
+        means = processes.total(self._stacked()) / processes.count()
+        self.sums = dict(zip(self.sums, means, strict=True))
+
+    def bad(self, of_all: bool = False) -> list[str]:
+        """The losses that are no finite numbers, in this process or in any."""
         if not self.sums:
             return []
-        device = next((v.device for v in self.sums.values() if v.device.type != "cpu"), "cpu")
-        finite = torch.isfinite(torch.stack([v.to(device) for v in self.sums.values()])).tolist()
+        sums = self._stacked()
+        finite = torch.isfinite(processes.total(sums) if of_all else sums).tolist()
         return [name for name, good in zip(self.sums, finite, strict=True) if not good]
 
     def means(self) -> dict[str, float]:
@@ -48,6 +60,9 @@ class Progress:
         self.style, self.label, self.epochs, self.steps, self.history = style, label, epochs, steps, history
         self.start, self.before, self.step_number = time.perf_counter(), len(history) * steps, 0
         self.file, self.written = os.environ.get("DFKD_PROGRESS_FILE"), 0.0
+        if not processes.is_main():
+            style = self.style = "none"
+            self.file = None
         self._write({})
         if style == "bar":
             from tqdm.auto import tqdm

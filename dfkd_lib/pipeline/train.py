@@ -1,0 +1,68 @@
+"""The notebooks' code without kernels and pages, so that several processes train what they train, together."""
+
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from dfkd_lib import processes
+from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.pipeline.run import LAST, Plan
+
+NOTHING_TO_TRAIN = ("00_start_here", "70_deploy", LAST)
+
+
+def train(plan: Plan) -> None:
+    """Execute the code cells of a plan's notebooks in this process, in order; what they train is kept in the store.
+
+    Under `accelerate launch` or torchrun every process does so, and each training takes them all. Reports go into a
+    folder that is thrown away: the next `run` with the same parameters finds everything by its key and writes them.
+
+    Raises:
+        WorkbenchError: if a notebook that trains nothing was asked for by name. What a cell raises.
+    """
+    names = [name for name in plan.notebooks if name not in NOTHING_TO_TRAIN]
+    if not names:
+        raise WorkbenchError("these notebooks train nothing", got=", ".join(plan.notebooks), where="--only",
+                             mend="name others; run then finds what was trained and writes the reports")
+    with tempfile.TemporaryDirectory(prefix="dfkd-") as out, _quiet():
+        for place, name in enumerate(names, 1):
+            start, values = time.perf_counter(), plan.parameters[name] | {"out_dir": out, "interactive": False}
+            if processes.count() > 1 and "jobs" in values:
+                values["jobs"] = 1  # students one after another, each by all processes
+            print(f"[{place}/{len(names)}] {name}", flush=True)
+            execute_here(plan.notebooks[name], values)
+            print(f"[{place}/{len(names)}] {name}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def execute_here(notebook: Path, values: dict) -> None:
+    """Execute a notebook's code cells in one namespace of this process, `values` in place of its parameters."""
+    import nbformat
+
+    space = {"__name__": "__main__", "display": _nothing}
+    for number, cell in enumerate(nbformat.read(notebook, as_version=4).cells):
+        if cell.cell_type == "code":
+            exec(compile(cell.source, f"{notebook.name}, cell {number}", "exec"), space)
+            if "parameters" in cell.metadata.get("tags", []):
+                space |= values
+
+
+def _nothing(*_, **__) -> None:
+    """What display does where nobody looks."""
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Figures are drawn for no screen and shown to nobody; only the main process prints."""
+    import IPython.display
+    import matplotlib
+
+    matplotlib.use("Agg")
+    before, IPython.display.display = IPython.display.display, _nothing
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if processes.is_main() else nowhere):
+            yield
+    finally:
+        IPython.display.display = before

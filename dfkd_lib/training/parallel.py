@@ -1,0 +1,121 @@
+"""What several processes do differently in the one training loop: own rows, averaged gradients, common batch norms."""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from dfkd_lib import processes
+from dfkd_lib.errors import WorkbenchError
+
+
+def check_batch_size(rows: int, where: str) -> None:
+    """WorkbenchError unless a batch of so many rows can be parted evenly among the processes."""
+    if rows % processes.count():
+        raise WorkbenchError("a batch cannot be parted evenly among the processes", where=where,
+                             expected=f"a batch_size that {processes.count()} divides", got=f"{rows} rows",
+                             mend="change batch_size or the number of processes; batch_size is that of all together")
+
+
+def own_rows(batch, where: str = "batch"):
+    """This process's rows of every tensor in a batch of tuples, lists, dicts and named tuples; all else as it is."""
+    if isinstance(batch, Tensor):
+        if not batch.ndim:
+            return batch
+        check_batch_size(len(batch), where)
+        return batch.tensor_split(processes.count())[processes.rank()]
+    if isinstance(batch, dict):
+        return {name: own_rows(part, where) for name, part in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        parts = (own_rows(part, where) for part in batch)
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return batch
+
+
+def average_gradients(parameters: list[Tensor]) -> Tensor:
+    """Replace gradients by their means over the processes, in one exchange; those without one stay so.
+
+    Returns:
+        A bool scalar on the device: whether processes disagree about which parameters have a gradient. Nobody waits for it.
+    """
+    kind = torch.float32
+    for parameter in parameters:
+        kind = torch.promote_types(kind, parameter.dtype)
+    device = parameters[0].device
+    held = torch.tensor([p.grad is not None for p in parameters], dtype=kind)
+    held = held.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else held.to(device)
+    flat = torch.cat([*((torch.zeros_like(p) if p.grad is None else p.grad).flatten().to(kind) for p in parameters), held])
+    processes.total(flat)
+    start, count = 0, processes.count()
+    counts = flat[-len(parameters):]
+    unequal = ((counts != 0) & (counts != count)).any()
+    flat = flat / count
+    for parameter in parameters:
+        end = start + parameter.numel()
+        if parameter.grad is not None:
+            parameter.grad = flat[start:end].view(parameter.shape).to(parameter.dtype)
+        start = end
+    return unequal
+
+
+def send_modules(modules: Iterable[nn.Module]) -> None:
+    """Give every process the main one's weights and buffers."""
+    processes.send_from_main(tensor for module in modules for tensor in module.state_dict().values())
+
+
+def common_norms(modules: Iterable[nn.Module]):
+    """A context in which batch norms take the statistics of the whole batch, on any device; nothing without a batch norm."""
+    normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for module in modules for m in module.modules())
+    return _CommonNorms() if normed else nullcontext()
+
+
+class _CommonNorms(TorchFunctionMode):
+    """`F.batch_norm` in training over the rows of all processes.
+
+    torch's SyncBatchNorm runs on no CPU and knows no batch norm but torch's own; every batch norm calls this function.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.batch_norm:
+            return _batch_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+    if not training:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    values = x if x.dtype == torch.float64 else x.float()
+    dims, shape = [d for d in range(x.ndim) if d != 1], [1, -1, *[1] * (x.ndim - 2)]
+    # Rows are parted evenly, so the mean of the processes' means is the mean of all; so with the squares about it.
+    mean = _mean_of_all(values.mean(dims))
+    centred = values - mean.view(shape)
+    variance = _mean_of_all(centred.square().mean(dims))
+    if running_mean is not None:
+        rows = processes.count() * x.numel() / x.shape[1]
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((variance * rows / max(rows - 1, 1)).to(running_var.dtype), momentum)
+    result = centred * (variance + eps).rsqrt().view(shape)
+    if weight is not None:
+        result = result * weight.view(shape)
+    if bias is not None:
+        result = result + bias.view(shape)
+    return result.to(x.dtype)
+
+
+class _MeanOfAll(torch.autograd.Function):
+    """The mean of a tensor over processes, each of which also hears what the others' losses make of its part."""
+
+    @staticmethod
+    def forward(ctx, values):
+        return processes.total(values.clone()) / processes.count()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return processes.total(gradient.clone(memory_format=torch.contiguous_format)) / processes.count()
+
+
+_mean_of_all = _MeanOfAll.apply
