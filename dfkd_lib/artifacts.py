@@ -242,7 +242,7 @@ class Store:
 
     def tidy(self) -> None:
         """Remove what killed processes left: temporary files that nobody writes, checkpoints of what is finished."""
-        for path in [*self.root.glob(".write-probe-*"), *self.root.glob(".jobs/*.tmp")]:
+        for path in [*self.root.glob(".write-probe-*"), *self.root.glob(".seen-*"), *self.root.glob(".jobs/*.tmp")]:
             with suppress(OSError):
                 if abs(time.time() - path.stat().st_mtime) > STALE_SECONDS:
                     path.unlink()

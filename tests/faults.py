@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -69,7 +69,7 @@ class Place:
     """A folder for reports and one for artifacts, and the command that fills them."""
 
     folder: Path
-    command: list[str] = field(default_factory=lambda: SHORT)
+    command: list[str]
     log: str = ""
 
     def __post_init__(self):
@@ -86,6 +86,8 @@ class Place:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             limit()
 
+        (self.folder / "matplotlibrc").write_text("svg.hashsalt: faults\n")  # the same picture is the same file
+        environment |= {"MATPLOTLIBRC": str(self.folder / "matplotlibrc"), "SOURCE_DATE_EPOCH": "0"}
         self.log_file = open(self.folder / "log.txt", "w+")
         return subprocess.Popen([sys.executable, "-m", "dfkd_lib", "run", *self.command, "--out", str(out or self.out),
                                  "--artifacts", str(self.store), *more], cwd=ROOT, env=environment, start_new_session=True,
@@ -135,7 +137,9 @@ class Place:
         names = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and p.name != ".lock")
         tables = {p.name: p.read_text() for p in sorted((out / "tables").glob("*.csv"))
                   if not PASSING.search(p.read_text().split("\n")[0])}
-        return {"notebooks": notebooks, "files": names, "tables": tables}
+        figures = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted((out / "figures").glob("*.svg"))
+                   if not PASSING.search(p.stem)}
+        return {"notebooks": notebooks, "files": names, "tables": tables, "figures": figures}
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -44,7 +44,8 @@ def prepare_folder(out: Path) -> FileLock:
             probe.unlink()
         lock = FileLock(out / ".lock")
         lock.acquire(timeout=0)
-        for left in [*out.glob("*.tmp"), *out.glob("metrics/*.tmp")]:  # by a run that was killed
+        for left in [*out.glob("*.tmp"), *out.glob("*/*.tmp"), *out.glob(".probe-*"), *out.glob("*/.probe-*"),
+                     *out.glob(".seen-*")]:  # by a run that was killed
             left.unlink(missing_ok=True)
         return lock
     except Timeout:
