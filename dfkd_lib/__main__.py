@@ -75,10 +75,16 @@ def list_notebooks(options) -> int:
 def verify(options) -> int:
     from dfkd_lib.artifacts import Store
 
-    rows = Store(options.artifacts).verify()
+    store = Store(options.artifacts)
+    store.tidy()
+    rows = store.verify()
     for key, problem in rows:
         print(f"{'damaged' if problem else 'sound':8} {key}" + (f"\n{problem}" if problem else ""))
     damaged = sum(problem is not None for _, problem in rows)
+    for key in store.unfinished():
+        print(f"begun    {key}: the next run that needs it goes on there")
+    for name in store.set_aside():
+        print(f"aside    .damaged/{name}: no longer used; delete it when you have seen it")
     print(f"{len(rows)} artifacts, {damaged} damaged")
     return 1 if damaged else 0
 

@@ -2,7 +2,8 @@
 
 The key of an artifact is a hash of its stage, its settings and its parents' keys, so a changed parameter makes anew what
 depends on it and nothing else. While it is being made an artifact lives in `<key>.partial` (with its training
-checkpoint); only when all of it is on disk is that folder renamed to `<key>`.
+checkpoint); only when all of it is on disk is that folder renamed to `<key>`. What is damaged is never used and never
+deleted: it is moved to `.damaged/<key>` with a note, and made anew.
 """
 
 import hashlib
@@ -13,8 +14,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,9 +23,17 @@ from filelock import FileLock, Timeout
 
 from dfkd_lib import ledger, processes
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.files import (disk_error, file_hash, flush, is_full, load_tensors, note_whole, save_json, save_tensors,
+                            whole_files)
+
+__all__ = ["Artifact", "ArtifactError", "NotMade", "REPOSITORY", "Store", "content_key", "file_hash", "load_tensors",
+           "note_whole", "provenance", "resolve", "save_json", "save_tensors"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MANIFEST = "manifest.json"
+UNSEALED = 9  # fields of the manifests of earlier versions, which had no seal
+WAIT_SECONDS = 60.0  # between two remarks that another process is being waited for
+STALE_SECONDS = 3600  # a temporary file that nobody has touched for so long belongs to nobody
 
 
 class ArtifactError(WorkbenchError):
@@ -37,45 +46,12 @@ def resolve(path: str | Path) -> Path:
     return path if path.is_absolute() else REPOSITORY / path
 
 
-def save_json(path: str | Path, value: object) -> None:
-    """Write JSON atomically (a temporary file, flushed to disk, then renamed)."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def save_tensors(path: str | Path, tensors: dict) -> None:
-    """Write a dict of tensors as safetensors (made contiguous, on the CPU; shared storage is copied)."""
-    from safetensors.torch import save_file
-
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, str(path))
-
-
 def _seconds(path: Path) -> float:
     """The number in a small file; 0 where it is missing or was cut off."""
     try:
         return float(path.read_text())
     except (OSError, ValueError):
         return 0.0
-
-
-def load_tensors(path: str | Path) -> dict:
-    """Read a safetensors file; WorkbenchError if it is missing or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(str(path))
-    except FileNotFoundError:
-        raise WorkbenchError("a checkpoint is missing", expected="a safetensors file", where=path,
-                             mend="check the path, or train it anew") from None
-    except SafetensorError as error:
-        raise WorkbenchError("a checkpoint cannot be read", expected="a whole safetensors file", got=error, where=path,
-                             mend="fetch or train it again; the file is damaged or of another format") from None
 
 
 def provenance() -> dict:
@@ -94,14 +70,18 @@ def provenance() -> dict:
             "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
 
 
+def _seal(manifest: dict) -> str:
+    """The hash of a manifest's own content: a flipped byte in it must not go unseen either."""
+    said = {name: value for name, value in manifest.items() if name != "sealed"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if os.path.exists(path) else []
 
 
-def file_hash(path: str | Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hash(path: Path) -> str:
+    return file_hash(path) if path.is_file() else "no such file"
 
 
 def content_key(stage: str, settings: dict, parents: Sequence["Artifact"] = ()) -> str:
@@ -192,21 +172,26 @@ class Store:
 
         Several processes of one run (`accelerate launch`) call this alike, on a folder that all of them see. `make` then
         runs in all of them at once; what the main one writes is kept, the others write into a copy that is thrown away.
+        One whose bytes are not those that were written is set aside, with a note, and made anew.
 
         Raises:
-            ArtifactError: if the bytes on disk are not those that were written.
+            WorkbenchError: if the disk takes no more; whatever `make` raises.
         """
         key = content_key(stage, settings, parents)
         if processes.count() > 1:
             return self._make_together(key, stage, settings, make, parents, reads, inherited)
-        found = self.find(key)
-        if found:
-            return found
-        with self._lock(key):
-            found = self.find(key)  # made by another process while we waited
-            if found:
+        with suppress(ArtifactError):
+            if found := self.find(key):
                 return found
-            return self._make(key, stage, settings, make, parents, reads, inherited)
+        with self._lock(key):
+            if found := self._find_sound(key):  # made by another process while we waited
+                return found
+            try:
+                return self._make(key, stage, settings, make, parents, reads, inherited)
+            except Exception as error:
+                if is_full(error) and not isinstance(error, WorkbenchError):
+                    raise disk_error(f"'{stage}' cannot be written to disk", error, self.root) from error
+                raise
 
     def looking(self) -> "Store":
         """This store, to look with: what is not there raises `NotMade` instead of being made."""
@@ -220,15 +205,18 @@ class Store:
         try:
             manifest = json.loads((path / MANIFEST).read_text())
             files = manifest["files"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if len(manifest) != UNSEALED and manifest["sealed"] != _seal(manifest):
+                raise ValueError("it is not what was written")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError("an artifact has no readable manifest", got=error, where=path / MANIFEST,
-                                mend=f"delete {path}; the next run makes it anew") from None
+                                mend="run what made it again: it is moved to .damaged and made anew") from None
         for name, expected in files.items():
-            got = file_hash(path / name) if (path / name).is_file() else "no such file"
+            got = _hash(path / name)
             if got != expected:
                 raise ArtifactError("the bytes of an artifact have changed since it was made", where=path / name,
                                     expected=f"sha256 {expected}", got=got,
-                                    mend=f"restore the file, or delete {path}; the next run makes it anew")
+                                    mend="restore the file, or run what made it again: it is moved to .damaged and made "
+                                    "anew")
         return Artifact(key, path, manifest, cached=True)
 
     def keys(self) -> list[str]:
@@ -246,25 +234,65 @@ class Store:
                 rows.append((key, str(error)))
         return rows
 
-    def _lock(self, key: str) -> FileLock:
+    def unfinished(self) -> list[str]:
+        """The keys of artifacts that were begun: the next run that needs one goes on there."""
+        return sorted(path.stem for path in self.root.glob("*.partial"))
+
+    def set_aside(self) -> list[str]:
+        """The names in `.damaged`: what was not what had been written, kept for whoever wants to look at it."""
+        return sorted(path.name for path in (self.root / ".damaged").glob("*"))
+
+    def tidy(self) -> None:
+        """Remove what killed processes left: temporary files that nobody writes, checkpoints of what is finished."""
+        for path in [*self.root.glob(".write-probe-*"), *self.root.glob(".seen-*"), *self.root.glob(".jobs/*.tmp")]:
+            with suppress(OSError):
+                if abs(time.time() - path.stat().st_mtime) > STALE_SECONDS:
+                    path.unlink()
+        for key in self.keys():
+            self._drop_checkpoint(key)
+
+    def _drop_checkpoint(self, key: str) -> None:
+        shutil.rmtree(self.root / key / "checkpoint", ignore_errors=True)
+        with suppress(OSError):
+            (self.root / key / "seconds.txt").unlink(missing_ok=True)
+
+    def _set_aside(self, path: Path, why: object) -> None:
+        """Move a damaged folder to `.damaged`, with a note."""
+        aside = self.root / ".damaged" / path.name
+        while aside.exists():
+            aside = aside.with_name(aside.name + "+")
+        aside.parent.mkdir(exist_ok=True)
+        os.replace(path, aside)
+        print(f"{path.name} is damaged and made anew; it is kept in {aside}\n  {why}", flush=True)
+
+    @contextmanager
+    def _lock(self, key: str) -> Iterator[None]:
         lock = FileLock(self.root / ".locks" / f"{key}.lock")
+        wait = 0.0
+        while True:
+            try:
+                lock.acquire(timeout=wait)
+                break
+            except Timeout:  # said again and again: who waits is not to be taken for one that hangs
+                print(f"{key}: another process is making this; waiting for it", flush=True)
+                wait = WAIT_SECONDS
         try:
-            lock.acquire(timeout=0)
+            yield
+        finally:
             lock.release()
-        except Timeout:
-            print(f"{key}: another process is making this; waiting for it", flush=True)
-        return lock
 
     def _make_together(self, key, stage, settings, make, parents, reads, inherited) -> Artifact:
         """`get_or_make` in each of several processes: the main one in the work folder, the others in copies of it."""
         work = self.root / f"{key}.partial"
         with ExitStack() as held:
             def look() -> tuple[str, bool]:
-                if not self.find(key):
-                    held.enter_context(self._lock(key))
-                found = self.find(key) is not None
+                with suppress(ArtifactError):
+                    if self.find(key):
+                        return key, True
+                held.enter_context(self._lock(key))
+                found = self._find_sound(key) is not None
                 if not found:
-                    work.mkdir(exist_ok=True)
+                    self._work_folder(key)
                 return key, found
 
             agreed, found = processes.from_main(look)
@@ -293,16 +321,34 @@ class Store:
                                     mend="give a folder that all processes share and see at once (artifacts_dir)")
         return replace(made, cached=False)
 
-    def _make(self, key, stage, settings, make, parents, reads, inherited) -> Artifact:
+    def _find_sound(self, key: str) -> Artifact | None:
+        """`find`, but what is damaged is set aside. Under the key's lock."""
+        try:
+            return self.find(key)
+        except ArtifactError as error:
+            self._set_aside(self.root / key, error)
+            return None
+
+    def _work_folder(self, key: str) -> Path:
+        """Where an artifact is made: with what an earlier attempt left, if it is sound. Under the key's lock."""
         work = self.root / f"{key}.partial"
+        wrong = [name for name, expected in whole_files(work).items() if _hash(work / name) != expected]
+        if wrong:
+            self._set_aside(work, f"of its unfinished making these are not what was written: {', '.join(wrong)}")
         work.mkdir(exist_ok=True)
+        for left in work.rglob("*.tmp"):  # by a process that was killed: we hold the lock
+            left.unlink(missing_ok=True)
+        return work
+
+    def _make(self, key, stage, settings, make, parents, reads, inherited) -> Artifact:
+        work = self._work_folder(key)
         spent, start = work / "seconds.txt", time.perf_counter()
         before = _seconds(spent)
         try:
             with ledger.stage(stage, reads) as seen:
                 metrics = make(work) or {}
         finally:
-            if work.is_dir():
+            with suppress(OSError):  # a full disk must not hide what went wrong before
                 spent.write_text(str(before + time.perf_counter() - start))
         seconds, passing = _seconds(spent), {MANIFEST, spent.name}
         names = sorted(str(p.relative_to(work)) for p in work.rglob("*") if p.is_file()
@@ -313,18 +359,24 @@ class Store:
                     "data_free": all(row["purpose"] == ledger.EVALUATION for row in rows),
                     "seconds": round(seconds, 2), "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                     "files": {name: file_hash(work / name) for name in names}}
+        manifest["sealed"] = _seal(json.loads(json.dumps(manifest)))  # as it will be read
+        for path in {path for name in names for path in (work / name, (work / name).parent)}:
+            flush(path)  # or a power cut could leave the name of a file without its bytes
         save_json(work / MANIFEST, manifest)
         os.replace(work, self.root / key)
+        flush(self.root)
         # Only now: until the rename a kill or a full disk must find the training's checkpoint where it was.
-        shutil.rmtree(self.root / key / "checkpoint", ignore_errors=True)
-        (self.root / key / spent.name).unlink(missing_ok=True)
+        self._drop_checkpoint(key)
         return Artifact(key, self.root / key, manifest, cached=False)
 
 
 class _Looking(Store):
     def get_or_make(self, stage, settings, make, parents=(), reads=None, inherited=()) -> Artifact:
         key = content_key(stage, settings, parents)
-        found = self.find(key)
+        try:
+            found = self.find(key)
+        except ArtifactError:  # whoever makes it sets it aside
+            found = None
         if found is None:
             raise NotMade("this has not been made yet", got=key, where=self.root, mend="run it")
         return found

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from dfkd_lib.artifacts import Store, resolve
+from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.intervals import mean_interval
 from dfkd_lib.ledger import EVALUATION
 
@@ -78,7 +79,14 @@ def headlines(notebooks: dict[str, dict]) -> list[dict]:
 def read_reports(out_dir: str | Path) -> dict[str, dict]:
     """What each notebook's report saved in `<out_dir>/metrics`, by notebook; {} if none has run."""
     folder = resolve(out_dir) / "metrics"
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    reports = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            reports[path.stem] = dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise WorkbenchError("what a notebook saved cannot be read", got=error, where=path,
+                                 mend=f"run notebook {path.stem} again") from None
+    return reports
 
 
 def headline_table(reports: dict[str, dict]) -> pd.DataFrame:

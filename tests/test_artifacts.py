@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dfkd_lib import artifacts
-from dfkd_lib.artifacts import ArtifactError, Store
+from dfkd_lib.artifacts import ArtifactError, NotMade, Store
 from dfkd_lib.errors import WorkbenchError
 
 
@@ -61,13 +61,23 @@ def test_a_failed_make_leaves_no_artifact(store):
     assert not store.get_or_make("stage", {}, write(2)).cached
 
 
-def test_changed_bytes_are_an_error_that_names_the_file_and_the_mend(store):
+def test_changed_bytes_are_named_set_aside_and_made_anew(store, capsys):
     made = store.get_or_make("stage", {}, write(1))
     (made.path / "value.txt").write_text("2")
     with pytest.raises(ArtifactError, match="value.txt") as caught:
-        store.get_or_make("stage", {}, write(1))
-    assert "delete" in str(caught.value) and (made.path / "value.txt").read_text() == "2"
+        store.find(made.key)
+    assert "made anew" in str(caught.value)
+    with pytest.raises(NotMade):
+        store.looking().get_or_make("stage", {}, write(1))
     assert [bad is not None for _, bad in store.verify()] == [True]
+    again = store.get_or_make("stage", {}, write(1))
+    assert not again.cached and (again.path / "value.txt").read_text() == "1" and store.verify() == [(made.key, None)]
+    assert (store.root / ".damaged" / made.key / "value.txt").read_text() == "2", "nothing is deleted"
+    assert "value.txt" in capsys.readouterr().out
+    (made.path / "value.txt").write_text("3")
+    store.get_or_make("stage", {}, write(1))
+    assert store.set_aside() == [made.key, made.key + "+"]
+    assert (store.root / ".damaged" / made.key / "value.txt").read_text() == "2"
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[]"])

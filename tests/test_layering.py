@@ -13,7 +13,8 @@ from dfkd_lib.profiles import NOTEBOOKS, PROFILES
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "dfkd_lib"
 # A room imports only rooms named before it.
-ROOMS = ("errors", "processes", "profiles", "ledger", "artifacts", "fanout", "datasets", "models", "attention", "losses", "intervals", "fid",
+ROOMS = ("errors", "processes", "profiles", "ledger", "files", "artifacts", "fanout", "datasets", "models", "attention", "losses", "intervals",
+         "fid",
          "training", "distill", "synthesis", "recipes", "laboratory", "ablation", "detection", "deploy", "plots", "report", "summary", "widgets",
          "bench", "environment", "pipeline", "__main__")
 ONLY_IN = {"ipywidgets": "widgets", "anywidget": "widgets", "papermill": "pipeline", "nbconvert": "pipeline",

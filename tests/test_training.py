@@ -81,11 +81,15 @@ def test_a_bad_number_stops_and_keeps_the_last_good_epoch(tmp_path):
     assert len(kept["history"]) == 2 and torch.isfinite(kept["modules"]["m"]["weight"]).all()
 
 
-def test_a_damaged_checkpoint_says_so(tmp_path):
+def test_a_damaged_checkpoint_is_set_aside_and_the_training_starts_anew(tmp_path, capsys):
     (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
     model = linear()
-    with pytest.raises((WorkbenchError,), match="cannot be resumed"):
-        training.fit({"m": model}, squared(model), TensorBatches((X, Y), 8), TrainConfig(1, 8, 0.1), checkpoint=tmp_path)
+    fit = lambda model: training.fit({"m": model}, squared(model), TensorBatches((X, Y), 8), TrainConfig(1, 8, 0.1),  # noqa: E731
+                                     checkpoint=tmp_path)
+    assert [row["epoch"] for row in fit(model)] == [1]
+    assert "is damaged" in capsys.readouterr().out and (tmp_path / "checkpoint.damaged").read_bytes() == b"not a checkpoint"
+    with pytest.raises(WorkbenchError, match="cannot be resumed"):  # whole, but of another model
+        fit(torch.nn.Linear(7, 7))
 
 
 def test_running_out_of_memory_is_one_clear_error():

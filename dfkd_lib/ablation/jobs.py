@@ -68,7 +68,7 @@ class Jobs:
             far = job["state"] not in (WAITING, FINISHED)
             job["progress"] = self._read(self.folder / f"{job['id']}.progress") if far else None
             if job["state"] == RUNNING and "started" in job:
-                job["seconds"] = round(time.time() - job["started"], 1)
+                job["seconds"] = self._seconds(job)
         return jobs
 
     def stop(self, job_id: str) -> str:
@@ -114,7 +114,7 @@ class Jobs:
         last = self._read(started) or {}
         age = time.time() - last.get("at", 0)
         # One that has lived longer and holds no lock is on its way out.
-        if age < RESTART_SECONDS or age < START_SECONDS and _alive(last.get("pid"), last.get("born")):
+        if 0 <= age < RESTART_SECONDS or age < START_SECONDS and _alive(last.get("pid"), last.get("born")):
             return
         with open(self.folder / "worker.log", "ab") as log:
             process = subprocess.Popen([sys.executable, "-m", "dfkd_lib.ablation", str(self.store.root)], cwd=REPOSITORY,
@@ -122,7 +122,7 @@ class Jobs:
                                        start_new_session=True,
                                        env={**os.environ, "DFKD_PROGRESS": "lines", "PYTHONUNBUFFERED": "1"})
         _children.append(process)
-        save_json(started, {"pid": process.pid, "born": psutil.Process(process.pid).create_time(), "at": time.time()})
+        save_json(started, {"pid": process.pid, "born": _born(process.pid), "at": time.time()})
 
     def working(self) -> bool:
         """Whether a worker process is alive."""
@@ -162,7 +162,7 @@ class Jobs:
         if not waiting:
             return None
         job = min(waiting, key=lambda job: (job["order"], job["submitted"]))
-        job |= {"state": RUNNING, "pid": os.getpid(), "born": psutil.Process().create_time(), "started": time.time()}
+        job |= {"state": RUNNING, "pid": os.getpid(), "born": _born(os.getpid()), "started": time.time()}
         self._save(job)
         return job
 
@@ -181,7 +181,7 @@ class Jobs:
             progress.unlink(missing_ok=True)  # of one that failed or was stopped it tells how far it came
 
     def _seconds(self, job: dict) -> float:
-        return round(time.time() - job.get("started", time.time()), 1)
+        return max(0.0, round(time.time() - job.get("started", time.time()), 1))  # a clock may be put back
 
     def _save(self, job: dict) -> None:
         save_json(self.folder / f"{job['id']}.json", {k: v for k, v in job.items() if k != "progress"})
@@ -211,12 +211,17 @@ def _reap() -> None:
     _children[:] = [child for child in _children if child.poll() is None]
 
 
+def _born(pid: int) -> float:
+    """When a process was born, in seconds since the machine started: a clock that is put back does not change it."""
+    return psutil.Process(pid).create_time() - psutil.boot_time()
+
+
 def _alive(pid: int | None, born: float | None) -> bool:
     """Whether the very process that had this number when it was born at that time still runs."""
     _reap()
     with suppress(psutil.Error, TypeError):
         process = psutil.Process(pid)
-        return abs(process.create_time() - born) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        return abs(_born(pid) - born) < 1 and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 

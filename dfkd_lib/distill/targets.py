@@ -15,6 +15,7 @@ from dfkd_lib.datasets import ImageSet, to_float
 from dfkd_lib.distill.mixing import Batch
 from dfkd_lib.distill.runner import load_trained, reads_of
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.files import whole_files
 from dfkd_lib.models.cnn import logits_and_early_map
 from dfkd_lib.training import device
 
@@ -47,18 +48,18 @@ def teacher_targets(store: Store, teacher: Artifact, train_set: ImageSet,
     """
     def make(work: Path) -> dict:
         model = load_trained(teacher)
-        probed, where = has_probe(model), next(model.parameters()).device
+        probed, where, kept_files = has_probe(model), next(model.parameters()).device, whole_files(work)
         for number, images in enumerate(train_set.images.split(SHARD)):
             path = work / f"targets-{number:05d}.safetensors"
-            if path.exists():
+            if path.name in kept_files:
                 continue
             with torch.inference_mode():
                 said = [_say(model, to_float(part).to(where), probed) for part in images.split(512)]
             kept = {"logits": torch.cat([s.logits for s in said]).half()}
             if probed:
                 kept["probes"] = torch.cat([s.probe for s in said]).half()
-            artifacts.save_tensors(path.with_suffix(".tmp"), kept)
-            path.with_suffix(".tmp").rename(path)  # a file of this name is whole
+            artifacts.save_tensors(path, kept)
+            artifacts.note_whole(work, path)
         return {"images": len(train_set), "probes": probed}
 
     return store.get_or_make("teacher_targets", {"images": train_set.fingerprint, "shard": SHARD, "kept": "float16"}, make,

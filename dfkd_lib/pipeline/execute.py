@@ -1,5 +1,6 @@
 """One notebook in one kernel of this interpreter, by papermill, watched from outside: its memory, and that it goes on."""
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -17,10 +18,13 @@ from papermill.engines import Engine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from dfkd_lib.artifacts import REPOSITORY
+from dfkd_lib.files import is_full
 
 MEGABYTE = 1e6
 POLL_SECONDS = 0.5
 HUNG_MINUTES = 30.0  # without a sign of life: far more than a slow download or a full disk queue takes
+NO_MEMORY = re.compile(r"out of memory|can.t allocate memory|not enough memory|bad_alloc", re.IGNORECASE)
+LESS_MEMORY = "set a smaller batch size or fewer --jobs"
 IDLE_SHARE = 0.01  # of one core: what a kernel that only waits uses stays well below
 SUCCEEDED, FAILED, INTERRUPTED, SKIPPED = "succeeded", "failed", "interrupted", "skipped"
 
@@ -168,16 +172,31 @@ def execute(notebook: Path, parameters: dict, output: Path, watch: Watch, stoppe
                          environment=environment)
     except PapermillExecutionError as failure:
         status, error = FAILED, f"{failure.ename}: {failure.evalue}\n  in cell: {failure.source.strip()[:200]}"
+        error += mend(failure.ename, failure.evalue, watch)
     except DeadKernelError:
         status, error = FAILED, dead_kernel(watch)
     except Exception as failure:  # a notebook must never take the others down with it
         gone = "Kernel died" in str(failure)  # while starting, which has no error class of its own
         status, error = FAILED, dead_kernel(watch) if gone else f"{type(failure).__name__}: {failure}"
+        error += mend(type(failure).__name__, str(failure), watch)
     finally:
         ended.set()
     if stopped.is_set() and status == FAILED:
         status, error = INTERRUPTED, "stopped by hand; finished artifacts and the last checkpoint are kept"
     return Outcome(status, error, time.perf_counter() - start, watch.peak / MEGABYTE)
+
+
+def mend(name: str, text: str, watch: Watch) -> str:
+    """What to do about an error of the machine, not of the notebook, that no part of the library has put into words."""
+    if "mend:" in text:
+        return ""
+    if is_full(text):
+        return ("\n  mend: the disk takes no more: free room on it, or choose --out and --artifacts on another; then give "
+                "the same command again: finished artifacts and epochs are kept")
+    if name in ("MemoryError", "OutOfMemoryError") or NO_MEMORY.search(text):
+        return (f"\n  got: at most {watch.peak / MEGABYTE:,.0f} MB in the kernel, of "
+                f"{psutil.virtual_memory().total / MEGABYTE:,.0f} MB\n  mend: {LESS_MEMORY}")
+    return ""
 
 
 def dead_kernel(watch: Watch) -> str:
@@ -192,5 +211,4 @@ def dead_kernel(watch: Watch) -> str:
     return (f"the notebook's kernel died: it was {how}{likely}\n"
             f"  got: at most {watch.peak / MEGABYTE:,.0f} MB in the kernel, of {memory.total / MEGABYTE:,.0f} MB\n"
             "  safe: every finished artifact, and each training run up to its last finished epoch\n"
-            "  mend: give the same command again to resume from there; if memory was short, set a smaller batch "
-            "size, or fewer --jobs")
+            f"  mend: give the same command again to resume from there; if memory was short, {LESS_MEMORY}")

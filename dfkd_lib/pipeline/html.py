@@ -16,6 +16,8 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from papermill.execute import ERROR_MARKER_TAG
 
+from dfkd_lib.files import replacing
+
 TEMPLATES = Path(__file__).parent / "templates"
 LIVE = ("application/javascript", "application/vnd.jupyter.widget-view+json")  # mime types that need a script
 # From this width (points), this width/height, or this many columns or letters in a row an entry takes the whole row.
@@ -92,7 +94,8 @@ def write_notebook_page(notebook: Path, page: Path) -> None:
     resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)},
                  "report_css": (TEMPLATES / "style.css").read_text()}
     html, _ = PageExporter().from_notebook_node(node, resources)
-    page.write_text(html, encoding="utf-8")
+    with replacing(page) as temporary:
+        temporary.write_text(html, encoding="utf-8")
 
 
 def align_numbers(text: str) -> str:
@@ -221,7 +224,8 @@ def title(out: Path, name: str) -> str:
 def read_metrics(out: Path, name: str) -> dict:
     """What the notebook's report saved, or {}."""
     try:
-        return json.loads((out / "metrics" / f"{name}.json").read_text())
+        saved = json.loads((out / "metrics" / f"{name}.json").read_text())
+        return saved if isinstance(saved, dict) else {}
     except (OSError, ValueError):
         return {}
 
@@ -250,6 +254,6 @@ def write_index(out: Path, results: dict, headlines: list[dict]) -> Path:
         counts=[(status, statuses.count(status)) for status in dict.fromkeys(statuses)], notebooks=notebooks,
         peak=results.get("peak_memory_mb"), headlines=headlines, provenance=provenance_rows(provenance),
         css=Markup((TEMPLATES / "style.css").read_text()))
-    path = out / "index.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    with replacing(out / "index.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return out / "index.html"

@@ -15,8 +15,9 @@ import psutil
 from filelock import FileLock, Timeout
 
 from dfkd_lib import environment, fanout
-from dfkd_lib.artifacts import REPOSITORY, save_json
+from dfkd_lib.artifacts import REPOSITORY, Store, save_json
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.files import disk_error
 from dfkd_lib.pipeline.execute import FAILED, INTERRUPTED, MEGABYTE, POLL_SECONDS, SKIPPED, SUCCEEDED, Outcome
 from dfkd_lib.pipeline.plan import ABLATION, Plan
 from dfkd_lib.pipeline.progress import Progress
@@ -43,6 +44,9 @@ def prepare_folder(out: Path) -> FileLock:
             probe.unlink()
         lock = FileLock(out / ".lock")
         lock.acquire(timeout=0)
+        for left in [*out.glob("*.tmp"), *out.glob("*/*.tmp"), *out.glob(".probe-*"), *out.glob("*/.probe-*"),
+                     *out.glob(".seen-*")]:  # by a run that was killed
+            left.unlink(missing_ok=True)
         return lock
     except Timeout:
         raise WorkbenchError("another run is writing to this output folder", where=out,
@@ -117,7 +121,7 @@ class Run:
         """Run all; returns what `results.json` holds. Ctrl-C ends the kernels and keeps what is finished."""
         sampler = threading.Thread(target=self._sample, daemon=True)
         sampler.start()
-        previous = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread() else None
+        previous = stop_once() if in_main_thread() else {}
         try:
             with fanout.opened(self.plan.jobs, self.plan.scheduler, self._hear, self.progress.note) as self.tasks:
                 try:
@@ -127,15 +131,15 @@ class Run:
                     self._stop(INTERRUPTED, "stopped by hand; finished artifacts and the last checkpoint are kept")
                 except fanout.SchedulerLost as error:
                     self._stop(FAILED, str(error))
+            self._write(last=True)
         finally:
-            if previous is not None:
-                signal.signal(signal.SIGTERM, previous)
             self.stopped.set()
             sampler.join()
             self.progress.close()
             for path in self.seen:
                 path.unlink(missing_ok=True)
-        self._write()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
         return self.results
 
     def _begin(self) -> None:
@@ -271,8 +275,12 @@ class Run:
         self.progress.ended(name, outcome)
         self._write()
 
-    def _write(self) -> None:
-        """results.json and index.html as things stand, in the notebooks' order, earlier results marked as such."""
+    def _write(self, last: bool = False) -> None:
+        """results.json and index.html as things stand, in the notebooks' order, earlier results marked as such.
+
+        Raises:
+            WorkbenchError: at the last time, if they cannot be written; before, the other notebooks are to go on.
+        """
         from dfkd_lib.pipeline.html import write_index
 
         kept = {name: result | {"earlier": True} for name, result in self.earlier.items()
@@ -281,8 +289,14 @@ class Run:
         self.results["peak_memory_mb"] = round(self.peak / MEGABYTE, 1)
         self.results["provenance"]["seconds"] = round(time.perf_counter() - self.start, 2)
         shown = self.results | {"notebooks": {name: everything[name] for name in sorted(everything)}}
-        save_json(self.plan.out / "results.json", shown)
-        write_index(self.plan.out, shown, headlines(shown["notebooks"]))
+        try:
+            save_json(self.plan.out / "results.json", shown)
+            write_index(self.plan.out, shown, headlines(shown["notebooks"]))
+        except OSError as error:
+            told = disk_error("the results of this run cannot be written to disk", error, self.plan.out)
+            if last:
+                raise told from None
+            self.progress.note(str(told))
 
     def _sample(self) -> None:
         """Watch the memory of all processes of the run on this machine until it ends."""
@@ -298,8 +312,7 @@ class Run:
             self.progress.refresh()
 
     def _stop(self, status: str, why: str) -> None:
-        """End what runs, and say of every notebook that has no result why; a second Ctrl-C does not break this off."""
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread() else None
+        """End what runs, and say of every notebook that has no result why."""
         self.stopped.set()
         self.progress.note("stopping: finished artifacts and the last checkpoints are kept; "
                            "give the same command again to go on from there")
@@ -314,8 +327,18 @@ class Run:
                 except BaseException:  # cancelled, or too slow to end: what it is called does not depend on it
                     outcome.seconds = time.perf_counter() - unit.began
             self._record(unit, outcome)
-        if previous is not None:
-            signal.signal(signal.SIGINT, previous)
+
+
+def stop_once() -> dict:
+    """Let the first SIGINT or SIGTERM stop the run and later ones not disturb the stopping; returns the handlers so far."""
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+
+    def stop(number, frame):
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    return {number: signal.signal(number, stop) for number in numbers}
 
 
 def in_main_thread() -> bool:
@@ -327,6 +350,8 @@ def run(plan: Plan, say: Callable[[str], None] | None = None) -> dict:
     """Run a plan; returns the results."""
     lock = prepare_folder(plan.out)
     try:
+        for folder in {values["artifacts_dir"] for values in plan.parameters.values()}:
+            Store(folder).tidy()  # says at once, before a kernel starts, if it cannot be written to
         return Run(plan, say)()
     finally:
         lock.release()

@@ -66,7 +66,9 @@ def keep_state(work: Path, generator: nn.Module, epoch: int) -> None:
     """Write the generator's state after that epoch; of a list of generators that of the epoch's own, or the only one."""
     if isinstance(generator, nn.ModuleList):
         generator = generator[min(epoch, len(generator)) - 1]
-    artifacts.save_tensors(work / f"generator-{epoch:05d}.safetensors", generator.state_dict())
+    path = work / f"generator-{epoch:05d}.safetensors"
+    artifacts.save_tensors(path, generator.state_dict())
+    artifacts.note_whole(work, path)  # a resumed training will not write those of its finished epochs again
 
 
 def kept_states(trained: Artifact) -> dict[int, str]:

@@ -4,7 +4,9 @@ Images are made shard by shard into one file that is then mapped into memory, ne
 next shard, and 50,000 images cost no more memory than one shard.
 """
 
+import json
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -75,21 +77,36 @@ def _draw(work: Path, maker: Maker, trained: Artifact | None, given: Given, coun
     draw, labels = maker.drawing(trained, given), balanced_labels(count, len(given.classes))
     done = work / "checkpoint" / "shards.json"
     done.parent.mkdir(exist_ok=True)
-    start = int(done.read_text()) if done.exists() else 0
-    with open(work / IMAGES, "r+b" if start else "w+b") as file:
+    sums, size = _kept_shards(done), maker.shard * int(np.prod(given.shape))
+    with open(work / IMAGES, "r+b" if sums else "w+b") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False,
                                                     "shape": (count, *given.shape)})
-        begin, size = file.tell(), int(np.prod(given.shape))
-        for shard in range(start, -(-count // maker.shard)):
+        begin, whole = file.tell(), 0
+        while whole < len(sums) and zlib.crc32(file.read(size)) == sums[whole]:
+            whole += 1
+        if whole < len(sums):
+            print(f"{work / IMAGES}: damaged in part {whole + 1} of {len(sums)}; drawn anew from there", flush=True)
+        sums = sums[:whole]
+        for shard in range(whole, -(-count // maker.shard)):
             rows = slice(shard * maker.shard, min((shard + 1) * maker.shard, count))
             # Seeded by its number, a shard is the same whether or not the run was broken off before it.
-            images = draw(labels[rows], seed * 100_003 + shard)
-            file.seek(begin + rows.start * size)
-            file.write(images.contiguous().numpy())
+            images = draw(labels[rows], seed * 100_003 + shard).contiguous().numpy()
+            file.seek(begin + shard * size)
+            file.write(images)
             file.flush()
-            os.fsync(file.fileno())  # or after a power cut the count below could tell of images that are not on disk
-            artifacts.save_json(done, shard + 1)
+            os.fsync(file.fileno())  # or after a power cut the sums below could tell of images that are not on disk
+            sums.append(zlib.crc32(images))
+            artifacts.save_json(done, sums)
     return {"images": count, "maker": maker.budget}
+
+
+def _kept_shards(done: Path) -> list[int]:
+    """The checksums of the shards that are on disk; none where the file that holds them is missing or damaged."""
+    try:
+        sums = json.loads(done.read_text())
+        return sums if isinstance(sums, list) and (done.parent.parent / IMAGES).is_file() else []
+    except (OSError, ValueError):
+        return []
 
 
 def open_images(kept: Artifact) -> ImageSet:

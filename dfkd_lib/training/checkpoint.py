@@ -1,7 +1,7 @@
 """Weights, optimizer states and history after each epoch, to go on from."""
 
-import os
 import pickle
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from dfkd_lib import processes
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.files import disk_error, is_full, replacing
 from dfkd_lib.training.parallel import send_modules
 
 
@@ -24,13 +25,16 @@ class Checkpoint:
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_suffix(".tmp")
-        torch.save({"modules": {n: m.state_dict() for n, m in self.modules.items()},
-                    "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()}, "history": history,
-                    "threads": torch.get_num_threads()}, temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, self.file)
+        state = {"modules": {n: m.state_dict() for n, m in self.modules.items()},
+                 "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()}, "history": history,
+                 "threads": torch.get_num_threads()}
+        try:
+            with replacing(self.file) as temporary:
+                torch.save(state, temporary)
+        except (OSError, RuntimeError) as error:
+            if is_full(error):
+                raise disk_error("the checkpoint of this epoch cannot be written to disk", error, self.file) from error
+            raise
 
     @contextmanager
     def same_threads(self):
@@ -42,9 +46,26 @@ class Checkpoint:
         finally:
             torch.set_num_threads(before)
 
+    def _damaged(self) -> bool:
+        # What torch.save writes is a zip file, with a checksum of each part that torch.load does not look at.
+        try:
+            with zipfile.ZipFile(self.file) as parts:
+                wrong = parts.testzip()
+        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+            wrong = error
+        if wrong is None:
+            return False
+        aside = self.file.replace(self.file.with_suffix(".damaged"))
+        print(f"a checkpoint is damaged ({wrong}): this training starts from its first epoch; it is kept as {aside} until "
+              "that is done", flush=True)
+        return True
+
     def load(self) -> list:
-        """The history so far (empty without a checkpoint), after restoring weights and optimizer states."""
-        if self.file is None or not self.file.exists():
+        """The history so far (empty without a checkpoint), after restoring weights and optimizer states.
+
+        A checkpoint whose bytes have changed is set aside, with a note: the training starts from its first epoch.
+        """
+        if self.file is None or not self.file.exists() or self._damaged():
             return []
         try:
             state = torch.load(self.file, map_location="cpu", weights_only=True)

@@ -1,0 +1,113 @@
+"""Files that are whole or not there: written beside their place, flushed to disk, renamed; and what a full disk says."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dfkd_lib.errors import WorkbenchError
+
+WHOLE = "checkpoint/whole.json"  # in a folder of work: the hashes of files beside the checkpoint that a resumed run uses
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+FULL_TEXT = re.compile(r"no space left|quota exceeded|file too large|read-only file system|code: (28|122|27|30)\b"
+                       r"|PytorchStreamWriter failed|unexpected pos", re.IGNORECASE)
+
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary file to write; at the end it is flushed to disk and takes the place of `path`, or nothing has happened."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        flush(temporary)
+        os.replace(temporary, path)
+        flush(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_json(path: str | Path, value: object) -> None:
+    """Write JSON atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1))
+
+
+def save_tensors(path: str | Path, tensors: dict) -> None:
+    """Write a dict of tensors as safetensors, atomically (made contiguous, on the CPU; shared storage is copied)."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, str(temporary))
+
+
+def is_full(error: object) -> bool:
+    """Whether an error, or the text of one, says that a disk takes no more (full, a quota, read-only)."""
+    return isinstance(error, OSError) and error.errno in FULL or FULL_TEXT.search(str(error)) is not None
+
+
+def disk_error(what: str, error: object, where: Path) -> WorkbenchError:
+    """The error for a disk that takes no more: which, how much is left on it, how to mend it."""
+    free = "unknown"
+    with suppress(OSError):
+        free = f"{shutil.disk_usage(next(p for p in [where, *where.parents] if p.exists())).free / 1e6:,.0f} MB"
+    return WorkbenchError(what, got=f"{str(error).splitlines()[0][:300]} ({free} free on this disk)", where=where,
+                          mend="free room on that disk (or make it writable), or choose folders on another one; then give "
+                          "the same command again: finished artifacts and epochs are kept")
+
+
+def note_whole(work: Path, path: Path) -> None:
+    """Note that a file in a folder of work is whole: a resumed run may use it, and is told if it has changed since."""
+    whole = work / WHOLE
+    whole.parent.mkdir(exist_ok=True)
+    save_json(whole, {**whole_files(work), str(path.relative_to(work)): file_hash(path)})
+
+
+def whole_files(work: Path) -> dict[str, str]:
+    """{name: hash} of the files in a folder of work that were noted as whole."""
+    try:
+        return dict(json.loads((work / WHOLE).read_text()))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError):
+        return {WHOLE: "unreadable"}
+
+
+def load_tensors(path: str | Path) -> dict:
+    """Read a safetensors file; WorkbenchError if it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(path))
+    except FileNotFoundError:
+        raise WorkbenchError("a checkpoint is missing", expected="a safetensors file", where=path,
+                             mend="check the path, or train it anew") from None
+    except SafetensorError as error:
+        raise WorkbenchError("a checkpoint cannot be read", expected="a whole safetensors file", got=error, where=path,
+                             mend="fetch or train it again; the file is damaged or of another format") from None
+
+
+def file_hash(path: str | Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
