@@ -139,7 +139,8 @@ def create_detector(name: str, num_labels: int, pretrained: bool = False, weight
         raise WorkbenchError("no such detector", got=name, expected=", ".join(detector_names()),
                              mend=f"did you mean {near[0]}?" if near else "choose one of the expected names")
     if num_labels < 1:
-        raise WorkbenchError("a detector needs a class", expected="num_labels >= 1", got=num_labels)
+        raise WorkbenchError("a detector needs a class", expected="num_labels >= 1", got=num_labels,
+                             mend="name at least one class")
     given = [kind for kind, there in (("pretrained", pretrained), ("weights", weights is not None),
                                       ("backbone_weights", backbone_weights is not None)) if there]
     if len(given) > 1:
