@@ -42,7 +42,8 @@ class WorkbenchError(ValueError):
                  mend: str | None = None):
         self.what, self.expected, self.got, self.where, self.mend = what, expected, got, where, mend
         parts = [("expected", expected), ("got", got), ("where", where), ("mend", mend)]
-        super().__init__("\n  ".join([plain(what), *(f"{name}: {plain(value)}" for name, value in parts if value is not None)]))
+        said = [f"{name}: {plain(value)}" for name, value in parts if value is not None]
+        super().__init__("\n  ".join([plain(what), *said]))
 
     def __reduce__(self):
         # Errors cross process borders (papermill kernels, worker pools): keep the named parts.

@@ -85,7 +85,8 @@ def make_cell(name: str, settings: dict, seed: int) -> Cell:
 
 def _seed(seed) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise WorkbenchError("a seed is no seed", expected="a whole number from 0, below 2**32", got=plain(seed), where="seeds",
+        raise WorkbenchError("a seed is no seed", expected="a whole number from 0, below 2**32", got=plain(seed),
+                             where="seeds",
                              mend="list seeds as in [0, 1, 2]")
     return seed
 
@@ -177,7 +178,7 @@ def _read_file(path: Path):
     import yaml
 
     class Plain(yaml.SafeLoader):
-        """Refuses what YAML would take in silently: a name given twice, and aliases, of which a few lines unfold to gigabytes."""
+        """Refuses what YAML would take in silently: a name given twice, and aliases (a few lines unfold to gigabytes)."""
 
         def compose_node(self, parent, index):
             if self.check_event(yaml.AliasEvent):

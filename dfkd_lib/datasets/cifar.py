@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from the files of their authors, which are pickles: read without letting one of them call anything."""
+"""CIFAR-10 and CIFAR-100 from the files of their authors, which are pickles: read so that none can call anything."""
 
 import hashlib
 import io

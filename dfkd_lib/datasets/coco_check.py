@@ -36,8 +36,8 @@ def check_coco(folder: str | Path, split: str = "train", thorough: bool = True) 
     """
     folder = resolve(folder)
     if split != Path(split).name or not split or not printable(split):
-        raise WorkbenchError("no such split", expected="a name, as in train: train.json beside train/", got=split, where=folder,
-                             mend="name the split alone, and its folder as the folder")
+        raise WorkbenchError("no such split", expected="a name, as in train: train.json beside train/", got=split,
+                             where=folder, mend="name the split alone, and its folder as the folder")
     ledger.register_files({folder / f"{s}{end}": f"{folder.name}/{s}" for s in {*SPLITS, split} for end in ("", ".json")})
     report = CocoReport(folder, split)
     if _read(report):

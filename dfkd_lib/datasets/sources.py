@@ -84,7 +84,7 @@ def read_idx(path: str | Path) -> np.ndarray:
             sizes = file.read(4 * dims)
             shape = struct.unpack(f">{dims}I", sizes) if 1 <= dims <= 4 and len(sizes) == 4 * dims else ()
             count = math.prod(shape)
-            # No more than the header tells of, and one byte to see whether there is more: a small file may unpack to gigabytes.
+            # No more than the header tells of, and one byte to see whether there is more: it may unpack to gigabytes.
             body = file.read(count + 1) if shape and count <= LARGEST_IDX else b""
     except FileNotFoundError:
         raise WorkbenchError("a data file is missing", expected=path.name, where=path.parent, mend=mend) from None
@@ -224,8 +224,8 @@ def read_image(path: Path, mode: str, side: int | None = None, resize: bool = Fa
     """One image file as uint8 (H, W) for mode "L" or (H, W, 3) for "RGB"; resized or checked to side × side if given.
 
     `crop` turns a photograph upright and takes the middle square before resizing. Transparent pixels become black,
-    16-bit grey keeps its upper 8 bits; pixels that are not whole numbers of at most 16 bits are refused. CMYK is inverted in
-    a JPEG file with Adobe's marker alone. Of several frames the first is taken.
+    16-bit grey keeps its upper 8 bits; pixels that are not whole numbers of at most 16 bits are refused. CMYK is inverted
+    in a JPEG file with Adobe's marker alone. Of several frames the first is taken.
     """
     from PIL import Image, ImageChops, ImageOps
 

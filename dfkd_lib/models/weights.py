@@ -25,8 +25,8 @@ def load_weights(model: nn.Module, tensors: dict, where) -> None:
         got = "; ".join(str(tuple(tensors[n].shape)) if n in tensors else "no such weight" for n in unfit[:3])
         unknown = f"; {len(extra)} unknown: {', '.join(extra[:3])}" if extra else ""
         raise WorkbenchError("a checkpoint does not fit the model", expected=expected or "no other weights", where=where,
-                             got=f"{got or 'more'} ({len(unfit)} of {len(state)} weights do not fit, {missing} of them missing"
-                             f"{unknown})", mend="build the model the checkpoint was trained with")
+                             got=f"{got or 'more'} ({len(unfit)} of {len(state)} weights do not fit, {missing} of them "
+                             f"missing{unknown})", mend="build the model the checkpoint was trained with")
     model.load_state_dict(as_numbers(tensors, state, where))
 
 
@@ -57,8 +57,8 @@ def check_sizes(sizes: dict, tensors: dict, where: Path) -> None:
         most = len(tensors) if "depth" in key or "layers" in key else 65_536  # every block has a weight of its own
         values = value if isinstance(value, (list, tuple)) else [value]
         if any(not isinstance(v, (str, bool, type(None))) and not is_number(v, -1, most) for v in values):
-            raise WorkbenchError("a model's record asks for impossible sizes", expected=f"{key} up to {most}, or text", got=value,
-                                 where=where, mend="correct that file")
+            raise WorkbenchError("a model's record asks for impossible sizes", expected=f"{key} up to {most}, or text",
+                                 got=value, where=where, mend="correct that file")
 
 
 def check_fits(build: Callable[[], nn.Module], tensors: dict, where: Path) -> None:
@@ -70,8 +70,8 @@ def check_fits(build: Callable[[], nn.Module], tensors: dict, where: Path) -> No
         return
     there = sum(t.numel() for t in tensors.values())
     if count > 4 * there + 1_000_000:
-        raise WorkbenchError("a checkpoint does not fit the model", expected=f"about {count} weights", got=f"{there} weights",
-                             where=where, mend="build the model the checkpoint was trained with")
+        raise WorkbenchError("a checkpoint does not fit the model", expected=f"about {count} weights",
+                             got=f"{there} weights", where=where, mend="build the model the checkpoint was trained with")
 
 
 def checked_record(about) -> dict:

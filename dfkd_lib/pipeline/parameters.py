@@ -160,11 +160,12 @@ def parse_cell(source: str, notebook: str) -> dict[str, Parameter]:
     """
     try:
         comments = {token.start[0]: token.string.lstrip("# ").strip()
-                    for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type == tokenize.COMMENT}
+                    for token in tokenize.generate_tokens(io.StringIO(source).readline)
+                    if token.type == tokenize.COMMENT}
         statements = ast.parse(source).body
-    except (SyntaxError, tokenize.TokenError, ValueError, RecursionError, MemoryError) as error:  # what Python's parser raises
-        raise WorkbenchError("a parameters cell is not Python", where=notebook, got=error, expected="`name = value`, one a line",
-                             mend="correct the cell in the notebook") from None
+    except (SyntaxError, tokenize.TokenError, ValueError, RecursionError, MemoryError) as error:  # of Python's parser
+        raise WorkbenchError("a parameters cell is not Python", where=notebook, got=error,
+                             expected="`name = value`, one a line", mend="correct the cell in the notebook") from None
     found = {}
     for statement in statements:
         try:
