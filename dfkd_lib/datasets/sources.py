@@ -249,8 +249,8 @@ def read_image(path: Path, mode: str, side: int | None = None, resize: bool = Fa
     except WorkbenchError:  # the ledger's refusal
         raise
     except Exception as error:  # a broken file makes Pillow's readers raise whatever they stumble over
-        raise WorkbenchError("an image cannot be read", expected="a whole image file", got=str(error) or type(error).__name__,
-                             where=path, mend="replace or remove the file") from None
+        raise WorkbenchError("an image cannot be read", expected="a whole image file",
+                             got=str(error) or type(error).__name__, where=path, mend="replace or remove the file") from None
     if resize:
         image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC) if crop else image.resize(
             (side, side), Image.Resampling.BICUBIC)

@@ -76,8 +76,7 @@ def make_plan(profile: str, only: str | None = None, settings: list[str] | tuple
         raise WorkbenchError("--jobs and --scheduler exclude each other", got=f"--jobs {jobs} --scheduler {scheduler}",
                              mend="leave --jobs out: a cluster runs as many tasks as its workers have room for")
     if not hung >= 0:
-        raise WorkbenchError("--hung must be a number of minutes", expected="0 (never) or more", got=hung,
-                             mend="give 0 or more")
+        raise WorkbenchError("--hung must be a number of minutes", expected="minutes, 0: never", got=hung, mend="give 0 or more")
     files = notebook_files(notebooks)
     if grid is not None:
         path = home(grid).resolve()
