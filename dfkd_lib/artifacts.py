@@ -40,9 +40,20 @@ class ArtifactError(WorkbenchError):
     """An artifact on disk is not what was written."""
 
 
+def home(path: str | Path) -> Path:
+    """A path with `~` written out; WorkbenchError if no file can have that name."""
+    try:
+        if b"\0" in os.fsencode(path):
+            raise ValueError("a NUL character")
+        return Path(path).expanduser()
+    except (ValueError, RuntimeError, TypeError) as error:  # RuntimeError: `~name` of nobody
+        raise WorkbenchError("this is no path", expected="a name of a file or a folder", got=f"{path!r}: {error}",
+                             mend="correct the path") from None
+
+
 def resolve(path: str | Path) -> Path:
     """An absolute path; relative ones are taken from the repository root, wherever a notebook was opened."""
-    path = Path(path).expanduser()
+    path = home(path)
     return path if path.is_absolute() else REPOSITORY / path
 
 
@@ -90,7 +101,8 @@ def content_key(stage: str, settings: dict, parents: Sequence["Artifact"] = ()) 
         text = json.dumps([stage, settings, [parent.key for parent in parents]], sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise WorkbenchError(f"the settings of stage '{stage}' cannot be a key", got=error,
-                             expected="finite numbers, strings, booleans, None, lists and dicts of them") from None
+                             expected="finite numbers, strings, booleans, None, lists and dicts of them",
+                             mend="give settings as plain values") from None
     return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 

@@ -277,11 +277,13 @@ def _setting(word: str) -> tuple[str, object]:
     kinds = {field.name: type(field.default) for field in fields(MakerRecipe)}
     name, equals, text = word.partition("=")
     if not equals or name not in kinds:
-        raise WorkbenchError("no such setting", expected="name=value with a name of " + ", ".join(kinds), got=word)
+        raise WorkbenchError("no such setting", expected="name=value with a name of " + ", ".join(kinds), got=word,
+                             mend="correct the name; python -m dfkd_lib.laboratory --help")
     try:
         return name, kinds[name](text)
-    except ValueError:
-        raise WorkbenchError(f"the setting '{name}' has the wrong type", expected=kinds[name].__name__, got=text) from None
+    except (ValueError, OverflowError):
+        raise WorkbenchError(f"the setting '{name}' has the wrong type", expected=kinds[name].__name__, got=text,
+                             mend=f"give {name} a value of that kind") from None
 
 
 def main(arguments: list[str]) -> None:
@@ -312,4 +314,7 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     import sys
 
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except WorkbenchError as error:  # it says what to mend; where in the library it arose helps nobody
+        sys.exit(str(error))

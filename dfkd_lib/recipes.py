@@ -15,7 +15,7 @@ from dfkd_lib import distill, fid, synthesis
 from dfkd_lib.artifacts import Artifact, Store, resolve
 from dfkd_lib.datasets import ImageSet, load_images
 from dfkd_lib.distill import Augmentation, KDWeights
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.errors import WorkbenchError, is_number, printable
 from dfkd_lib.models import WeightsMissing, check_images, count_parameters, create_model, load_model
 from dfkd_lib.synthesis import CGAN, FeatureSpace, Given, fitted
 from dfkd_lib.training import TrainConfig
@@ -124,6 +124,17 @@ class ClassificationRecipe:
     student_images: int = 0
     augmentation: str = "none"
     mix: str = "none"
+
+    def __post_init__(self):
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            low = -1 if field.name == "background" else 0
+            fits = (isinstance(value, kind) and printable(value) if kind is str else
+                    is_number(value, low, 2**32 - 1) and (kind is float or isinstance(value, int)))
+            if not fits:
+                expected = "text in one line" if kind is str else f"a finite {kind.__name__} from {low} to 2**32 - 1"
+                raise WorkbenchError(f"the setting '{field.name}' is impossible", expected=expected, got=value,
+                                     where=type(self).__name__, mend=f"its default is {field.default!r}")
 
     @classmethod
     def of(cls, parameters: dict) -> "ClassificationRecipe":
@@ -235,7 +246,8 @@ class ClassificationRecipe:
         if source == "synthetic":
             images, kept = self.synthetic(store)
             return images, [kept]
-        raise WorkbenchError("no such source of images", expected="real or synthetic", got=source, where="source")
+        raise WorkbenchError("no such source of images", expected="real or synthetic", got=source, where="source",
+                             mend="choose one of them")
 
     def distilled(self, store: Store, images: ImageSet, parents: list[Artifact], config: TrainConfig) -> Artifact:
         """A student of the recipe's kind on these images, by Algorithm 1."""

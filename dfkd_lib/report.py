@@ -215,9 +215,9 @@ def verdict(difference: dict, what: str, unit: str = "", lower_is_better: bool =
 
 
 def _safe(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
         raise WorkbenchError("a figure or table has a name that is no file name", got=name,
-                             expected="letters, digits, _ . -")
+                             expected="letters, digits, _ . -", mend="rename it")
     return name
 
 

@@ -75,21 +75,6 @@ def test_some_libraries_have_one_importer(trees):
     assert not wrong, "\n".join(wrong)
 
 
-def test_nothing_loads_a_pickle(trees):
-    wrong = []
-    for path, tree in trees.items():
-        wrong += [f"{name_of(path)}: imports {m}" for m in imports(tree) if m.split(".")[0] in ("dill", "joblib")]
-        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-            called, keywords = ast.unparse(call.func), {k.arg: ast.unparse(k.value) for k in call.keywords}
-            if called.endswith("torch.load") and keywords.get("weights_only") != "True":
-                wrong.append(f"{name_of(path)}:{call.lineno}: torch.load without weights_only=True")
-            if called.startswith("pickle."):
-                wrong.append(f"{name_of(path)}:{call.lineno}: {called}")
-            if keywords.get("allow_pickle") == "True" or called.split(".")[-1] == "read_pickle":
-                wrong.append(f"{name_of(path)}:{call.lineno}: reads pickles")
-    assert not wrong, "\n".join(wrong)
-
-
 def test_modules_and_functions_stay_short(trees):
     wrong = []
     for path, tree in trees.items():

@@ -4,18 +4,20 @@ import difflib
 import itertools
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from dfkd_lib import artifacts
 from dfkd_lib.distill import Augmentation, KDWeights, drop_one
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.errors import WorkbenchError, plain
 from dfkd_lib.laboratory import MAKERS, MakerRecipe
 from dfkd_lib.models import model_names
 from dfkd_lib.recipes import parse_seeds
 
 SOURCES = ("real", *MAKERS)
 DEFAULTS = {**{f.name: f.default for f in fields(MakerRecipe)}, "source": "augmented GAN"}
+MOST_ROWS = 10_000  # the product of a few long lists would fill the memory
 PARTS = ("base", "rows", "grid", "drop_one", "seeds")
 # Names that a loss has in tables -> the recipe's.
 WEIGHTS = {"kd": "kd_weight", "ce": "ce_weight", "patch": "patch_weight", "hard": "hard_weight", "soft": "soft_weight",
@@ -82,8 +84,9 @@ def make_cell(name: str, settings: dict, seed: int) -> Cell:
 
 
 def _seed(seed) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise WorkbenchError("a seed is no seed", expected="a whole number ≥ 0", got=repr(seed), where="seeds",
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise WorkbenchError("a seed is no seed", expected="a whole number from 0, below 2**32", got=plain(seed),
+                             where="seeds",
                              mend="list seeds as in [0, 1, 2]")
     return seed
 
@@ -100,16 +103,15 @@ def _typed(name: str, value):
         _refuse("setting", name, sorted(DEFAULTS))
     kind = type(DEFAULTS[name])
     if kind is float and type(value) in (int, str):
-        try:
+        with suppress(ValueError, OverflowError):
             value = float(value)  # YAML takes 1e-3 for text
-        except ValueError:
-            pass
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise WorkbenchError(f"the grid's setting '{name}' has the wrong type", expected=kind.__name__,
-                             got=f"{value!r} ({type(value).__name__})", where="grid",
+                             got=f"{plain(value)} ({type(value).__name__})", where="grid",
                              mend="write 1.0 for a number with a fraction, 1 for a whole one, quotes around text")
     if kind is int and value < 0:
-        raise WorkbenchError(f"the grid's setting '{name}' is impossible", expected="0 or more", got=value, where="grid")
+        raise WorkbenchError(f"the grid's setting '{name}' is impossible", expected="0 or more", got=value, where="grid",
+                             mend="give it a value from 0 on")
     return value
 
 
@@ -149,7 +151,7 @@ def read_grid(grid: str | Path | dict | list, base: dict | None = None, seeds: S
         grid = {"rows": _named(grid)}
     if not isinstance(grid, dict):
         raise WorkbenchError("a grid has the wrong form", expected=f"a mapping of {', '.join(PARTS)}, or a list of rows",
-                             got=type(grid).__name__, where="grid")
+                             got=type(grid).__name__, where="grid", mend="see the README for an example")
     for name in set(grid) - set(PARTS):
         _refuse("part", str(name), PARTS)
     if isinstance(grid.get("rows"), list):
@@ -175,9 +177,23 @@ def _without_rival(settings: dict) -> dict:
 def _read_file(path: Path):
     import yaml
 
+    class Plain(yaml.SafeLoader):
+        """Refuses what YAML would take in silently: a name given twice, and aliases (a few lines unfold to gigabytes)."""
+
+        def compose_node(self, parent, index):
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("an alias (*name); write its values out, or put what rows share into 'base'")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node, deep=False):
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if len(set(names)) < len(names):
+                raise yaml.YAMLError(f"'{next(n for n in names if names.count(n) > 1)}' is given twice in one place")
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return yaml.load(path.read_text(), Plain)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise WorkbenchError("a grid cannot be read", where=path, got=str(error)[:300],
                              expected="a YAML file", mend="see the README for an example") from None
 
@@ -186,7 +202,8 @@ def _named(rows: list) -> dict[str, dict]:
     found: dict[str, dict] = {}
     for row in rows:
         if not isinstance(row, dict):
-            raise WorkbenchError("a row of a grid has the wrong form", expected="settings by name", got=repr(row)[:200])
+            raise WorkbenchError("a row of a grid has the wrong form", expected="settings by name", got=repr(row)[:200],
+                                 where="grid", mend="write a row as {name: ..., setting: value}")
         settings = {key: value for key, value in row.items() if key != "name"}
         name = str(row.get("name") or ", ".join(f"{key}={show(value)}" for key, value in settings.items()) or "base")
         if name in found:
@@ -207,10 +224,15 @@ def _rows(grid: dict, common: dict) -> dict[str, dict]:
         if not isinstance(values, list) or not values:
             raise WorkbenchError(f"the grid's values of '{name}' have the wrong form", expected="a list of values",
                                  got=repr(values), where="grid", mend=f"write {name}: [{values}]")
+    count = math.prod(map(len, crossed.values())) * max(len(rows), 1)
+    if count > MOST_ROWS:
+        raise WorkbenchError("a grid is too large", expected=f"at most {MOST_ROWS} rows", got=f"{count} rows", where="grid",
+                             mend="cross fewer settings with one another")
     found = {}
     for row, settings in (rows or {"": {}}).items():
         if not isinstance(settings or {}, dict):
-            raise WorkbenchError(f"row '{row}' of the grid has the wrong form", expected="settings by name", got=settings)
+            raise WorkbenchError(f"row '{row}' of the grid has the wrong form", expected="settings by name", got=settings,
+                                 where="grid", mend="write a row as name: {setting: value}")
         for values in itertools.product(*crossed.values()):
             chosen = dict(zip(crossed, values, strict=True))
             name = ", ".join(filter(None, [str(row), *(f"{key}={value}" for key, value in chosen.items())])) or "base"

@@ -106,7 +106,8 @@ def read_labels(path: str | Path) -> list[np.ndarray]:
 
     workspace = scipy.io.loadmat(str(path)).get("__function_workspace__")
     if workspace is None:
-        raise WorkbenchError("a label file keeps no MATLAB object", expected="a groundTruth object", where=path)
+        raise WorkbenchError("a label file keeps no MATLAB object", expected="a groundTruth object", where=path,
+                             mend="fetch the file again")
     found, todo = {}, list(_extra("mcos_decoder").MatStream(workspace.tobytes()).walk())
     while todo:
         element = todo.pop()
@@ -116,7 +117,8 @@ def read_labels(path: str | Path) -> list[np.ndarray]:
             if any(len(boxes) for boxes in frames):  # by content: a column may lie there twice
                 found[str([boxes.tolist() for boxes in frames])] = frames
     if len(found) != 1:
-        raise WorkbenchError("a label file has not one column of boxes", expected=1, got=len(found), where=path)
+        raise WorkbenchError("a label file has not one column of boxes", expected=1, got=len(found), where=path,
+                             mend="fetch the file again")
     return next(iter(found.values()))
 
 

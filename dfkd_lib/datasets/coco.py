@@ -14,8 +14,8 @@ from dfkd_lib.datasets.coco_check import check_coco
 from dfkd_lib.datasets.coco_report import CocoReport
 from dfkd_lib.datasets.frames import cut, enlargement, resized, shares, stacked, windows
 from dfkd_lib.datasets.scenes import SceneSet
-from dfkd_lib.datasets.sources import read_image
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.datasets.sources import LARGEST_SIDE, read_image
+from dfkd_lib.errors import WorkbenchError, is_number
 
 
 def load_coco(folder: str | Path, split: str, size: int | None = None, crop: float | None = None,
@@ -81,6 +81,9 @@ def load_coco(folder: str | Path, split: str, size: int | None = None, crop: flo
 
 
 def _check_crops(size, crop, crops, spread, anywhere) -> None:
+    if size is not None and not is_number(size, 1, LARGEST_SIDE):
+        raise WorkbenchError("no such size of scenes", expected=f"1..{LARGEST_SIDE} pixels", got=size, where="size",
+                             mend="give another size, or none")
     if not crop and (crops != 1 or spread != 1 or anywhere):
         raise WorkbenchError("crops of frames that are not cut", expected="crop=..., the crop's side in object sides",
                              got=f"crops {crops}, crop_spread {spread}, crop_anywhere {anywhere}", mend="give crop=4.0")

@@ -2,25 +2,25 @@
 
 import hashlib
 import json
-import math
 from collections import Counter, defaultdict
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
-from PIL import Image
 
 from dfkd_lib import ledger
 from dfkd_lib.artifacts import resolve
 from dfkd_lib.datasets.coco_report import CocoReport
-from dfkd_lib.datasets.sources import read_image
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.datasets.sources import open_image, read_image
+from dfkd_lib.errors import WorkbenchError, is_number, printable
 
 SPLITS = ("train", "val", "test")
+TINY = 1e-3  # pixels: what is narrower has no area
 SLACK = 0.5  # pixels by which a box may leave its image through rounding
 NEAR = 0.9  # intersection over union from which two boxes are taken for one object
 NEEDED = {"images": {"id", "file_name", "width", "height"}, "categories": {"id", "name"}, "annotations": {"image_id"}}
-SAID = {"images": "id, file_name within the split's folder, width and height above 0", "categories": "id, name",
-        "annotations": "image_id, and ids that are numbers or words"}
+SAID = {"images": "id, file_name within the split's folder, width and height above 0",
+        "categories": "id, and a name without control characters",
+        "annotations": "image_id, ids that are whole numbers or words, and iscrowd 0 or 1"}
 
 
 def check_coco(folder: str | Path, split: str = "train", thorough: bool = True) -> CocoReport:
@@ -35,6 +35,9 @@ def check_coco(folder: str | Path, split: str = "train", thorough: bool = True) 
         CocoReport: `.fatal` says whether the split is unfit for training; `.text()`, `.table()` and `.problems()` show it.
     """
     folder = resolve(folder)
+    if split != Path(split).name or not split or not printable(split):
+        raise WorkbenchError("no such split", expected="a name, as in train: train.json beside train/", got=split,
+                             where=folder, mend="name the split alone, and its folder as the folder")
     ledger.register_files({folder / f"{s}{end}": f"{folder.name}/{s}" for s in {*SPLITS, split} for end in ("", ".json")})
     report = CocoReport(folder, split)
     if _read(report):
@@ -52,11 +55,11 @@ def check_coco(folder: str | Path, split: str = "train", thorough: bool = True) 
 def _read(report: CocoReport) -> bool:
     """Read the file into `report.content`, with its three lists; False if there is nothing to look at."""
     try:
-        content = json.loads(report.file.read_text())
+        content = json.loads(report.file.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except FileNotFoundError:
         report.add("file", report.file.name, "a COCO folder holds train/ and train.json, val/ and val.json", "no such file")
         return False
-    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, numbers of thousands of digits
         report.add("file", report.file.name, "whole JSON", error)
         return False
     content = content if isinstance(content, dict) else {}
@@ -71,6 +74,26 @@ def _read(report: CocoReport) -> bool:
     return True
 
 
+def _once(pairs: list[tuple]) -> dict:
+    """A JSON object, none of whose names stands there twice: the first of two would be lost without a word."""
+    if len(found := dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is given twice in one entry")
+    return found
+
+
+def _inside(name: str) -> bool:
+    """Whether a file name that an annotation file gives stays within its split's folder, on any system."""
+    return not (PureWindowsPath(name).anchor or name.startswith("/") or ".." in PureWindowsPath(name).parts)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
 def _whole(entry, key: str) -> bool:
     """Whether an entry has all it needs, in the types it needs."""
     if not isinstance(entry, dict) or any(entry.get(name) is None for name in NEEDED[key]):
@@ -78,9 +101,9 @@ def _whole(entry, key: str) -> bool:
     ids = [entry[name] for name in ("id", "image_id", "category_id") if entry.get(name) is not None]
     names = [entry[name] for name in ("name", "file_name") if name in NEEDED[key]]
     sides = [entry[name] for name in ("width", "height") if name in NEEDED[key]]
-    return (all(isinstance(i, (int, str)) for i in ids) and all(isinstance(n, str) for n in names)
-            and all(isinstance(s, (int, float)) and s > 0 for s in sides)
-            and not any(Path(n).is_absolute() or ".." in Path(n).parts for n in names if key == "images"))
+    return (all(type(i) in (int, str) for i in ids) and all(is_number(s) and s > 0 for s in sides)
+            and all(isinstance(n, str) and n.strip() and printable(n) and (_inside(n) or key != "images") for n in names)
+            and entry.get("iscrowd") in (None, 0, 1))
 
 
 def _repeated(report: CocoReport, key: str, name: str, kind: str, expected: str) -> set[int]:
@@ -89,7 +112,8 @@ def _repeated(report: CocoReport, key: str, name: str, kind: str, expected: str)
     for index, entry in enumerate(report.content[key]):
         if not _whole(entry, key) or entry.get(name) is None:
             continue
-        before = first.setdefault(entry[name], index)
+        value = str(Path(entry[name])) if name == "file_name" else entry[name]  # ./1.png is 1.png
+        before = first.setdefault(value, index)
         if before != index:
             report.add(kind, f"{key}, entry {index}", expected, f"{name} {entry[name]!r}, as entry {before}",
                        entry.get("file_name", ""), (key, index))
@@ -140,21 +164,21 @@ def _check_annotations(report: CocoReport) -> None:
 
 def checked_box(box, image: dict) -> tuple[str | None, str, tuple | None]:
     """(kind of fault or None, what was expected, the box cut to its image or None); it may leave it by SLACK pixels."""
-    try:
-        x, y, width, height = (float(v) for v in box)
-    except (TypeError, ValueError):
+    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) for v in box):
         return "numbers", "[x, y, width, height]", None
-    if not all(math.isfinite(v) for v in (x, y, width, height)):
+    if not all(map(is_number, box)):
         return "finite", "four finite numbers", None
-    if width <= 0 or height <= 0:
-        return "no_area", "width and height above 0", None
+    x, y, width, height = map(float, box)
+    if width < TINY or height < TINY:
+        return "no_area", f"width and height above 0 (at least {TINY})", None
     if min(x, y) >= 0 and x + width <= image["width"] and y + height <= image["height"]:
         return None, "", (x, y, width, height)
     left, top = max(x, 0.0), max(y, 0.0)
     cut = (left, top, min(x + width, image["width"]) - left, min(y + height, image["height"]) - top)
     outside = x < -SLACK or y < -SLACK or x + width > image["width"] + SLACK or y + height > image["height"] + SLACK
-    if outside or min(cut[2:]) <= 0:
-        return "outside", f"within {image['width']} x {image['height']} pixels", cut if min(cut[2:]) > 0 else None
+    if outside or min(cut[2:]) < TINY:
+        return "outside", f"within {image['width']} x {image['height']} pixels", cut if min(cut[2:]) >= TINY else None
     return None, "", cut
 
 
@@ -162,7 +186,7 @@ def _check_area(report: CocoReport, place: str, annotation: dict, image: dict, e
     area, (width, height) = annotation.get("area"), (float(side) for side in annotation["bbox"][2:])
     if area is None or annotation.get("segmentation"):  # then it is that of the outline
         return
-    if not isinstance(area, (int, float)) or not abs(area - width * height) <= 1 + 0.01 * width * height:
+    if not is_number(area) or not abs(area - width * height) <= 1 + 0.01 * width * height:
         report.add("area", place, f"{width:g} x {height:g} = {width * height:g}", area, image["file_name"], entry)
 
 
@@ -199,14 +223,14 @@ def _overlaps(boxes: np.ndarray) -> np.ndarray:
 
 def _check_file(report: CocoReport, index: int, entry: dict, decode: bool) -> None:
     path, name = report.folder / report.split / entry["file_name"], entry["file_name"]
-    if not path.is_file():
+    if not _is_file(path):
         report.add("missing", name, f"a file in {path.parent}", "none", name, ("images", index))
         return
     try:
         width, height = read_image(path, "RGB").shape[1::-1] if decode else _header(path)
     except ledger.LedgerError:
         raise
-    except (WorkbenchError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a broken file makes Pillow's readers raise whatever they stumble over
         found = error.got if isinstance(error, WorkbenchError) else error
         report.add("unreadable", name, "a whole image file", found, name, ("images", index))
         return
@@ -216,7 +240,7 @@ def _check_file(report: CocoReport, index: int, entry: dict, decode: bool) -> No
 
 
 def _header(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
+    with open_image(path) as image:
         return image.size
 
 
@@ -250,7 +274,7 @@ def _compare_splits(report: CocoReport) -> None:
 def _same_bytes(folder: Path, files) -> list[list[tuple[str, str]]]:
     """Groups of two files or more, (split, name), with the same content; only files of one length are read."""
     paths = {(split, name): folder / split / name for split, name in files}
-    lengths = {key: path.stat().st_size for key, path in paths.items() if path.is_file()}
+    lengths = {key: path.stat().st_size for key, path in paths.items() if _is_file(path)}
     common = Counter(lengths.values())
     groups = defaultdict(list)
     for key, length in lengths.items():

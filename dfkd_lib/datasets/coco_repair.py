@@ -134,7 +134,7 @@ def _joined(report: CocoReport, key: str, name: str) -> dict:
     """{id of an entry: id of the first with the same `name`} for entries that are one thing under two ids."""
     first, join = {}, {}
     for entry in (report.images if key == "images" else report.categories).values():
-        before = first.setdefault(entry[name], entry["id"])
+        before = first.setdefault(str(Path(entry[name])) if key == "images" else entry[name], entry["id"])
         if before != entry["id"]:
             join[entry["id"]] = before
     return join

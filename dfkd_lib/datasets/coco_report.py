@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.errors import WorkbenchError, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +95,7 @@ class CocoReport:
         return dict(sorted(groups.items(), key=lambda item: not KINDS[item[0]].fatal))
 
     def add(self, kind: str, place: str, expected, found, image: str = "", entry: tuple | None = None) -> None:
-        self.faults.append(Fault(kind, place, str(expected), str(found)[:100], image, entry))
+        self.faults.append(Fault(kind, plain(place), plain(expected), plain(found)[:100], plain(image), entry))
 
     def counts(self) -> dict[str, int]:
         """Numbers of images, of those without annotations, of annotations and of crowd regions among them."""

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from dfkd_lib import ledger
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.errors import WorkbenchError, printable
+
+
+def check_names(classes: tuple[str, ...], where: str) -> None:
+    """Raise WorkbenchError unless every class has a name that a table, a page and a terminal can show."""
+    bad = [name for name in classes if not name.strip() or not printable(name)]
+    if bad or not classes:
+        raise WorkbenchError("a class has no usable name", expected="text without control characters", where=where,
+                             got=repr(bad[0]) if bad else "no classes", mend="rename it")
 
 
 @dataclass
@@ -38,8 +46,10 @@ class ImageSet:
             got = f"{getattr(self.pixels, 'dtype', type(self.pixels))} {tuple(getattr(self.pixels, 'shape', ()))}"
             raise WorkbenchError("images have the wrong form", expected="uint8 (N, C, H, W)", got=got, where=self.name,
                                  mend="convert float images in [-1, 1] with datasets.to_uint8, which refuses NaN")
-        if len(self.pixels) == 0:
-            raise WorkbenchError("a set of images is empty", where=self.name, mend="give at least one image")
+        if self.pixels.numel() == 0:
+            raise WorkbenchError("a set of images is empty", where=self.name, mend="give at least one image with pixels",
+                                 got=tuple(self.pixels.shape))
+        check_names(self.classes, self.name)
         if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.pixels),):
             raise WorkbenchError("labels do not fit the images", expected=f"int64 ({len(self.pixels)},)", where=self.name,
                                  got=f"{self.labels.dtype} {tuple(self.labels.shape)}", mend="give one label an image")
@@ -100,7 +110,8 @@ class ImageSet:
             WorkbenchError: if a class has no image, or count is below 1.
         """
         if count < 1:
-            raise WorkbenchError("an impossible number of images", expected="1 or more", got=count, where=self.name)
+            raise WorkbenchError("an impossible number of images", expected="1 or more", got=count, where=self.name,
+                                 mend="ask for at least one")
         if count >= len(self):
             return self
         self.check_classes()

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from dfkd_lib import ledger
+from dfkd_lib.datasets.images import check_names
 from dfkd_lib.datasets.silhouettes import CLASSES, silhouette
 from dfkd_lib.errors import WorkbenchError
 
@@ -48,6 +49,7 @@ class SceneSet:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4 or not len(self.pixels):
             raise WorkbenchError("scenes have the wrong form", expected="uint8 (N, 3, H, W), N >= 1", where=self.origin,
                                  got=f"{self.pixels.dtype} {tuple(self.pixels.shape)}", mend="convert them to uint8")
+        check_names(self.classes, self.origin)
         if self.rows is None:
             object.__setattr__(self, "rows", np.arange(len(self.pixels)))
         if self.scale is None:

@@ -1,7 +1,10 @@
-"""Where real images come from: IDX files, scikit-learn's digits, torchvision's CIFAR, any folder of class folders."""
+"""Where real images come from: IDX files, scikit-learn's digits, CIFAR, any folder of class folders."""
 
 import gzip
+import math
+import os
 import struct
+import warnings
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -11,12 +14,17 @@ import torch
 
 from dfkd_lib import ledger
 from dfkd_lib.artifacts import resolve
+from dfkd_lib.datasets.cifar import read_cifar
 from dfkd_lib.datasets.images import ImageSet
 from dfkd_lib.errors import WorkbenchError
 
 SPLITS = ("train", "test")
 MNIST_FILES = {"train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
                "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")}
+LARGEST_IDX = 1 << 31  # bytes of values in an IDX file; MNIST's have 47 million
+LARGEST_SIDE = 4096  # pixels that images may be resized to
+# What may stand in an image file, whatever its suffix: Pillow also reads formats that run a program of their own (EPS).
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -43,9 +51,10 @@ def load_images(name_or_path: str, split: str, root: str | Path = "data", *, siz
     named = name_or_path in ("mnist", "digits", "cifar10", "cifar100")
     if split not in SPLITS and (named or split != "all"):
         raise WorkbenchError("no such split", expected=" or ".join(SPLITS) + ("" if named else ", or all of a folder"),
-                             got=split, where=name_or_path)
+                             got=split, where=name_or_path, mend="choose one of them")
     if max_images < 0:
-        raise WorkbenchError("no such number of images", expected="0 (all) or more", got=max_images, where="max_images")
+        raise WorkbenchError("no such number of images", expected="0 (all) or more", got=max_images, where="max_images",
+                             mend="give a number from 0 on")
     root = resolve(root)
     ledger.register_root(root, free=("artifacts", "teachers"))
     if name_or_path == "mnist":
@@ -53,9 +62,11 @@ def load_images(name_or_path: str, split: str, root: str | Path = "data", *, siz
     if name_or_path == "digits":
         return _digits(split)
     if name_or_path in ("cifar10", "cifar100"):
-        return _cifar(name_or_path, root, split, download)
+        pixels, labels, classes = read_cifar(name_or_path, root, split, download)
+        return ImageSet(torch.from_numpy(pixels), torch.tensor(labels), classes, f"{name_or_path}/{split}",
+                        f"{name_or_path}/{split}")
     folder = resolve(name_or_path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise WorkbenchError("no such data set", got=name_or_path, where=folder,
                              expected="mnist, digits, cifar10, cifar100, or a folder with train/<class>/*.png",
                              mend="check the name or the path")
@@ -68,22 +79,26 @@ def read_idx(path: str | Path) -> np.ndarray:
     mend = "fetch the file again; the four MNIST files belong in data/mnist/"
     try:
         with gzip.open(path) as file:
-            data = file.read()
+            head = file.read(4)
+            dims = head[3] if head[:3] == b"\x00\x00\x08" and len(head) == 4 else 0
+            sizes = file.read(4 * dims)
+            shape = struct.unpack(f">{dims}I", sizes) if 1 <= dims <= 4 and len(sizes) == 4 * dims else ()
+            count = math.prod(shape)
+            # No more than the header tells of, and one byte to see whether there is more: it may unpack to gigabytes.
+            body = file.read(count + 1) if shape and count <= LARGEST_IDX else b""
     except FileNotFoundError:
         raise WorkbenchError("a data file is missing", expected=path.name, where=path.parent, mend=mend) from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise WorkbenchError("a data file is damaged or truncated", expected="a whole gzip file", got=error, where=path,
                              mend=mend) from None
-    dims = data[3] if len(data) >= 4 and data[:3] == b"\x00\x00\x08" else 0
-    if not dims or len(data) < 4 + 4 * dims:
-        raise WorkbenchError("a data file is not an IDX file of bytes", expected="it begins 00 00 08 <dimensions>",
-                             got=data[:4].hex(" "), where=path, mend=mend)
-    shape = struct.unpack(f">{dims}I", data[4:4 + 4 * dims])
-    body = len(data) - 4 - 4 * dims
-    if body != int(np.prod(shape, dtype=np.int64)):
-        raise WorkbenchError("a data file has the wrong size", expected=f"{shape} = {np.prod(shape)} bytes of values",
-                             got=f"{body} bytes", where=path, mend=mend)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape).copy()
+    if not shape:
+        raise WorkbenchError("a data file is not an IDX file of bytes", expected="it begins 00 00 08 <dimensions, 1 to 4>",
+                             got=head.hex(" "), where=path, mend=mend)
+    if len(body) != count:
+        got = f"{len(body)} bytes" if count > len(body) else f"{count} bytes and more"
+        raise WorkbenchError("a data file has the wrong size", expected=f"{shape} = {count} bytes of values, at most "
+                             f"{LARGEST_IDX}", got=got, where=path, mend=mend)
+    return np.frombuffer(body, np.uint8).reshape(shape).copy()
 
 
 def _mnist(folder: Path, split: str) -> ImageSet:
@@ -110,23 +125,6 @@ def _digits(split: str) -> ImageSet:
     images = np.round(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
     return ImageSet(torch.from_numpy(images)[:, None], torch.from_numpy(bunch.target[chosen]).long(),
                     tuple("0123456789"), f"digits/{split}", f"digits/{split}")
-
-
-def _cifar(name: str, root: Path, split: str, download: bool) -> ImageSet:
-    import torchvision
-
-    kind = torchvision.datasets.CIFAR10 if name == "cifar10" else torchvision.datasets.CIFAR100
-    files = {root / kind.base_folder / entry[0]: f"{name}/train" for entry in kind.train_list}
-    ledger.register_files(files | {root / kind.base_folder / entry[0]: f"{name}/test" for entry in kind.test_list})
-    try:
-        # torchvision checks each file's md5 against its own list before it unpickles: bytes are CIFAR's or refused.
-        data = kind(str(root), train=split == "train", download=download)
-    except (RuntimeError, OSError) as error:  # OSError: no network
-        raise WorkbenchError(f"{name} is not here, or damaged", expected=f"torchvision's files in {root / kind.base_folder}",
-                             got=error, mend=f"load_images('{name}', '{split}', download=True) fetches it, or name a "
-                             "folder of class folders instead") from None
-    return ImageSet(torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets),
-                    tuple(data.classes), f"{name}/{split}", f"{name}/{split}")
 
 
 def _class_files(folder: Path, split: str) -> dict[str, list[Path]]:
@@ -173,7 +171,7 @@ def _folder(folder: Path, split: str, size: int | None, channels: int | None, ma
     places = ("all",) if split == "all" else ("train", "test", "val")
     ledger.register_files({folder if name == "all" else folder / name:
                            f"{folder.name}/{'test' if name == 'val' else name}" for name in places})
-    mode = _mode(channels, folder)
+    mode = _mode(channels, size, folder)
     every = [file for found in files.values() for file in found]
     first = read_image(every[0], mode)
     side = size or first.shape[0]
@@ -188,10 +186,14 @@ def _folder(folder: Path, split: str, size: int | None, channels: int | None, ma
                     tuple(files), name, name)
 
 
-def _mode(channels: int | None, where: Path) -> str:
+def _mode(channels: int | None, size: int | None, where: Path) -> str:
+    if size is not None and not 1 <= size <= LARGEST_SIDE:
+        raise WorkbenchError("no such size of images", expected=f"1..{LARGEST_SIDE} pixels", got=size, where=where,
+                             mend="give another size")
     mode = {None: "RGB", 3: "RGB", 1: "L"}.get(channels)
     if mode is None:
-        raise WorkbenchError("no such number of channels", expected="1 or 3", got=channels, where=where)
+        raise WorkbenchError("no such number of channels", expected="1 or 3", got=channels, where=where,
+                             mend="leave it out for colour, or give 1 for grey")
     return mode
 
 
@@ -205,27 +207,39 @@ def load_image(path: str | Path, size: int | None = None, channels: int | None =
         WorkbenchError: if the file is missing or damaged, or the number of channels another.
     """
     path = resolve(path)
-    pixels = torch.from_numpy(read_image(path, _mode(channels, path), size, resize=size is not None, crop=True).copy())
+    pixels = torch.from_numpy(read_image(path, _mode(channels, size, path), size, resize=size is not None, crop=True).copy())
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+
+
+def open_image(path: Path):
+    """Pillow's image of a file, not decoded yet; any error of Pillow's if it is none, or of more than 89 million pixels."""
+    from PIL import Image
+
+    with warnings.catch_warnings():  # what Pillow only warns of fills the memory just as well
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(path, formats=FORMATS)
 
 
 def read_image(path: Path, mode: str, side: int | None = None, resize: bool = False, crop: bool = False) -> np.ndarray:
     """One image file as uint8 (H, W) for mode "L" or (H, W, 3) for "RGB"; resized or checked to side × side if given.
 
     `crop` turns a photograph upright and takes the middle square before resizing. Transparent pixels become black,
-    16-bit grey keeps its upper 8 bits; pixels that are not whole numbers are refused. CMYK is inverted in a JPEG file
-    with Adobe's marker alone.
+    16-bit grey keeps its upper 8 bits; pixels that are not whole numbers of at most 16 bits are refused. CMYK is inverted
+    in a JPEG file with Adobe's marker alone. Of several frames the first is taken.
     """
     from PIL import Image, ImageChops, ImageOps
 
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.mode == "F":
                 raise ValueError("floating-point pixels, whose range nobody knows")
             if crop:
                 image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip rather than scale
-                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+                values = np.asarray(image)
+                if values.min() < 0 or values.max() > 65535:
+                    raise ValueError("whole numbers beyond 16 bits, whose range nobody knows")
+                image = Image.fromarray((values >> 8).astype(np.uint8))
             elif image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
                 image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's, who write them inverted
             elif "A" in image.getbands() or "transparency" in image.info:
@@ -234,9 +248,9 @@ def read_image(path: Path, mode: str, side: int | None = None, resize: bool = Fa
             image = image.convert(mode)
     except WorkbenchError:  # the ledger's refusal
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise WorkbenchError("an image cannot be read", expected="a whole image file", got=error, where=path,
-                             mend="replace or remove the file") from None
+    except Exception as error:  # a broken file makes Pillow's readers raise whatever they stumble over
+        raise WorkbenchError("an image cannot be read", expected="a whole image file",
+                             got=str(error) or type(error).__name__, where=path, mend="replace or remove the file") from None
     if resize:
         image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC) if crop else image.resize(
             (side, side), Image.Resampling.BICUBIC)

@@ -13,13 +13,14 @@ import onnxruntime
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")  # not those that run a program to be read
 
 
 def load(path: str, how: dict) -> np.ndarray:
     """One image as float32 (C, H, W), in the colours, size and range that the model was trained with."""
     try:
-        image = Image.open(path).convert("L" if how["channels"] == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        image = Image.open(path, formats=FORMATS).convert("L" if how["channels"] == 1 else "RGB")
+    except Exception as error:  # a broken file makes Pillow's readers raise whatever they stumble over
         sys.exit(f"{path} cannot be read as an image: {error}")
     if image.size != (how["width"], how["height"]):
         image = image.resize((how["width"], how["height"]), Image.Resampling.BILINEAR)

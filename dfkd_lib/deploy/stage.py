@@ -66,7 +66,8 @@ def deploy_student(store: Store, teacher: Artifact, student: Artifact, test_set:
     """
     task = task_of(test_set)
     if int8 not in INT8:
-        raise WorkbenchError("no such quantization", expected=" or ".join(INT8), got=int8, where="int8")
+        raise WorkbenchError("no such quantization", expected=" or ".join(INT8), got=int8, where="int8",
+                             mend="choose one of them")
     classes = task.classes(student) or ["none: it is of another kind"]
     if list(test_set.classes) != classes:
         raise WorkbenchError("the student was made for other classes than the test images have", where=student.path,

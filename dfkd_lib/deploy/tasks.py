@@ -76,7 +76,8 @@ def find_student(store: Store, out_dir: str | Path, profile: str, kind: str = "c
         WorkbenchError: on an unknown profile or kind.
     """
     if kind not in FOUND:
-        raise WorkbenchError("no such kind of student", expected=", ".join(FOUND), got=kind, where="students")
+        raise WorkbenchError("no such kind of student", expected=", ".join(FOUND), got=kind, where="students",
+                             mend="choose one of them")
     notebook, metric, make = FOUND[kind]
     report = resolve(out_dir) / "metrics" / f"{notebook}.json"
     if report.is_file():
@@ -84,7 +85,8 @@ def find_student(store: Store, out_dir: str | Path, profile: str, kind: str = "c
         if found is not None:
             return found
     if profile not in PROFILES:
-        raise WorkbenchError("no such profile", expected=", ".join(PROFILES), got=profile, where="profile")
+        raise WorkbenchError("no such profile", expected=", ".join(PROFILES), got=profile, where="profile",
+                             mend="choose one of them")
     return make(PROFILES[profile][notebook], store)
 
 

@@ -133,7 +133,8 @@ class DetectionRecipe:
         if self.teacher == "shipped":
             return shipped_detector(store, self.shipped, self.source)
         if self.teacher != "train":
-            raise WorkbenchError("no such teacher", expected="shipped or train", got=self.teacher, where="teacher")
+            raise WorkbenchError("no such teacher", expected="shipped or train", got=self.teacher, where="teacher",
+                             mend="choose one of them")
         config = self._config(self.teacher_epochs, self.teacher_lr)
         weights = resolve(self.weights) if self.weights else None
         if self._starts_from_generated:
@@ -149,7 +150,8 @@ class DetectionRecipe:
     @property
     def _starts_from_generated(self) -> bool:
         if self.start not in STARTS:
-            raise WorkbenchError("no such start", expected=" or ".join(STARTS), got=self.start, where="start")
+            raise WorkbenchError("no such start", expected=" or ".join(STARTS), got=self.start, where="start",
+                             mend="choose one of them")
         if self.start != "generated" or self.data == "scenes":
             return False
         others = [name for name in ("pretrained", "weights", "backbone_weights", "student_pretrained", "student_backbone")
@@ -177,7 +179,8 @@ class DetectionRecipe:
         """The GAN of an arm of `GANS`: "synthetic" with the attention loss, "vanilla" without, else the same; of the first
         of `gan_seeds` unless another seed is given."""
         if arm not in GANS:
-            raise WorkbenchError("no such GAN", expected=", ".join(GANS), got=arm, where="arm")
+            raise WorkbenchError("no such GAN", expected=", ".join(GANS), got=arm, where="arm",
+                             mend="choose one of them")
         config = TrainConfig(self.gan_epochs, self.gan_batch, self.gan_lr, "adam", (0.5, 0.999), schedule="constant",
                              precision=self.precision, seed=parse_seeds(self.gan_seeds)[0] if seed is None else seed)
         return SceneGAN(config, self.lam if arm == "synthetic" else 0.0, self.gan_width, self.gan_d_width,

@@ -43,7 +43,8 @@ def obtain_teacher(store: Store, how: str, shipped: str, model_name: str, train_
     if how == "train":
         return train_teacher(store, model_name, train_set, test_set, config)
     if how != "shipped":
-        raise WorkbenchError("no such way to a teacher", expected="shipped or train", got=how, where="teacher")
+        raise WorkbenchError("no such way to a teacher", expected="shipped or train", got=how, where="teacher",
+                             mend="choose one of them")
     return shipped_teacher(store, shipped, test_set)
 
 

@@ -98,10 +98,12 @@ class Augmentation:
     def __post_init__(self):
         for name, known, where in ((self.kind, AUGMENTATIONS, "augmentation"), (self.mix, MIXES, "mix")):
             if name not in known:
-                raise WorkbenchError("unknown augmentation", expected=", ".join(known), got=name, where=where)
+                raise WorkbenchError("unknown augmentation", expected=", ".join(known), got=name, where=where,
+                                     mend="choose one of them")
         if self.shift < 0 or not self.alpha > 0:
             raise WorkbenchError("an augmentation is impossible", expected="shift ≥ 0 pixels, alpha > 0",
-                                 got=f"shift {self.shift}, alpha {self.alpha}", where="Augmentation")
+                                 got=f"shift {self.shift}, alpha {self.alpha}", where="Augmentation",
+                                 mend="correct the value out of range")
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         images = batch.images

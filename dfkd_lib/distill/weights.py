@@ -1,10 +1,9 @@
 """What a student is taught by: the weight of each loss, and how it changes over training."""
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.errors import WorkbenchError, is_number
 from dfkd_lib.losses import Schedule, read_schedules
 
 # Field -> its name in tables.
@@ -34,12 +33,12 @@ class KDWeights:
 
     def __post_init__(self):
         weights = {name: getattr(self, name) for name in LOSSES}
-        if not all(math.isfinite(value) and value >= 0 for value in weights.values()) or not any(map(self.uses, LOSSES)):
+        if not all(is_number(value, 0) for value in weights.values()) or not any(map(self.uses, LOSSES)):
             raise WorkbenchError("the loss weights are impossible", expected="λ ≥ 0, at least one above 0",
-                                 got=", ".join(f"{LOSSES[name]} {value:g}" for name, value in weights.items()),
+                                 got=", ".join(f"{LOSSES[name]} {value}" for name, value in weights.items()),
                                  where="KDWeights", mend="give at least one component a positive weight"
                                  + (", and a schedule that is not 0 throughout" if self.schedules else ""))
-        if not 0 < self.temperature < math.inf:
+        if not is_number(self.temperature) or self.temperature <= 0:
             raise WorkbenchError("the temperature must be positive", expected="T > 0", got=self.temperature,
                                  where="KDWeights", mend="usual values are 1 to 8")
 

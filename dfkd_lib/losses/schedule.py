@@ -53,6 +53,9 @@ class Schedule:
 
 def read_schedules(text: str, names: tuple[str, ...]) -> dict[str, Schedule]:
     """The schedules written as `name: points; name: points`; "" is none. WorkbenchError on an unknown or repeated name."""
+    if not isinstance(text, str):
+        raise WorkbenchError("schedules are no text", expected="name: points; ...", got=text, where="schedules",
+                             mend=f"points are {HOW}")
     found: dict[str, Schedule] = {}
     for part in filter(str.strip, text.split(";")):
         name, colon, points = part.partition(":")

@@ -49,7 +49,7 @@ def create_model(name: str, **overrides) -> nn.Module:
         return builder(**{**defaults, **overrides})
     except WorkbenchError:
         raise
-    except (AssertionError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise WorkbenchError(f"model {name} cannot be built so", got=f"{overrides}: {error}",
                              mend="the image side must be a multiple of the patch, the width of the heads") from None
 

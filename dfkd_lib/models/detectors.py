@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dfkd_lib.artifacts import load_tensors
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models.load import WeightsMissing, fetch
+from dfkd_lib.models.weights import as_numbers
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HEAD = ("network.class_labels_classifier.weight", "network.class_labels_classifier.bias")
@@ -139,7 +140,8 @@ def create_detector(name: str, num_labels: int, pretrained: bool = False, weight
         raise WorkbenchError("no such detector", got=name, expected=", ".join(detector_names()),
                              mend=f"did you mean {near[0]}?" if near else "choose one of the expected names")
     if num_labels < 1:
-        raise WorkbenchError("a detector needs a class", expected="num_labels >= 1", got=num_labels)
+        raise WorkbenchError("a detector needs a class", expected="num_labels >= 1", got=num_labels,
+                             mend="name at least one class")
     given = [kind for kind, there in (("pretrained", pretrained), ("weights", weights is not None),
                                       ("backbone_weights", backbone_weights is not None)) if there]
     if len(given) > 1:
@@ -283,4 +285,4 @@ def _load(module: nn.Module, tensors: dict, where: object, what: str = "a detect
                              got=f"{len(unfit)} missing or of another shape, {len(extra)} unknown: "
                              f"{', '.join((unfit + extra)[:3])}",
                              mend=mend)
-    module.load_state_dict({name: t.to(expected[name].dtype) for name, t in tensors.items()})
+    module.load_state_dict(as_numbers(tensors, expected, where))

@@ -3,7 +3,9 @@
 import difflib
 import inspect
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -11,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_lib.artifacts import load_tensors, resolve
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.errors import WorkbenchError, is_number
 from dfkd_lib.models.create import MODELS, create_model, model_names
+from dfkd_lib.models.weights import as_numbers, check_fits, check_sizes, checked_record, load_weights, unwrapped
 
 FILES = ["*.json", "model.safetensors"]
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 NEUTRAL = (0.5, 0.5, 0.5)  # mean and deviation that leave images in [-1, 1] as they are
-ODD = (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)  # what sizes or files can set off
+# What sizes or files can set off.
+ODD = (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class WeightsMissing(WorkbenchError):
@@ -38,6 +42,9 @@ class Loaded(nn.Module):
                  source: str):
         super().__init__()
         self.model, self.img_size, self.in_chans, self.classes, self.source = model, img_size, in_chans, classes, source
+        if not all(is_number(v) for v in (*mean, *std)) or not all(v > 0 for v in std) or not len(mean) == len(std) >= 1:
+            raise WorkbenchError("a model's normalisation is impossible", expected="finite means, deviations above 0",
+                                 got=f"mean {mean}, std {std}", where=source, mend="correct its configuration")
         # Weights made for colour that were adapted to grey want the mean of the channels.
         mean, std = (torch.tensor(v if len(v) == in_chans else [sum(v) / len(v)] * in_chans) for v in (mean, std))
         self.register_buffer("mean", mean.view(-1, 1, 1), persistent=False)
@@ -84,63 +91,55 @@ def _open(name: str, weights: str | Path, sizes: dict, download: bool) -> Loaded
     repository = name.removeprefix("hf-hub:")
     if repository.startswith("timm/") and is_model_pretrained(repository.removeprefix("timm/")):
         name = repository.removeprefix("timm/")  # timm knows its own repositories best
-    whole = name.endswith(".safetensors") or path.is_dir() or "/" in name
+    whole = name.endswith(".safetensors") or os.path.isdir(path) or "/" in name
     if weights and whole:
         raise WorkbenchError("this model brings its own weights", got=f"weights {weights}", where=name,
                              expected="weights only with a name of the workbench or of timm", mend="leave one of them out")
     if name.endswith(".safetensors"):
         in_folder = path.name == "model.safetensors" and (path.parent / "config.json").is_file()
-        return _from_folder(path.parent, sizes) if in_folder else _from_file("", path, sizes)
-    if path.is_dir():
-        return _from_folder(path, sizes)
+        return _told(_from_folder, path.parent, sizes) if in_folder else _told(_from_file, path, sizes)
+    if os.path.isdir(path):
+        return _told(_from_folder, path, sizes)
     if whole:
-        return _from_folder(fetch(repository, download, name), sizes)
+        return _told(_from_folder, fetch(repository, download, name), sizes)
     if weights:
-        return _from_file(name, resolve(weights), sizes)
+        return _told(_from_file, resolve(weights), sizes, name)
     if name in MODELS:
         raise WeightsMissing(f"model {name} has no pretrained weights", expected="weights=... a .safetensors file",
                              got="none", mend="name a file, or train it: python -m dfkd_lib.distill train-teacher")
     return _pretrained(name, sizes, download)
 
 
-def load_weights(model: nn.Module, tensors: dict, where) -> None:
-    """Load weights of the model's own names and shapes; WorkbenchError naming the first that do not fit."""
-    state = model.state_dict()
-    if not any(name in state for name in tensors):
-        tensors = _unwrapped(tensors)
-    unfit = [name for name, value in state.items() if name not in tensors or tensors[name].shape != value.shape]
-    if unfit:
-        extra = [name for name in tensors if name not in state]
-        missing = sum(name not in tensors for name in unfit)
-        expected = "; ".join(f"{name} {tuple(state[name].shape)}" for name in unfit[:3])
-        got = "; ".join(str(tuple(tensors[n].shape)) if n in tensors else "no such weight" for n in unfit[:3])
-        unknown = f"; {len(extra)} unknown: {', '.join(extra[:3])}" if extra else ""
-        raise WorkbenchError("a checkpoint does not fit the model", expected=expected, where=where,
-                             got=f"{got} ({len(unfit)} of {len(state)} weights do not fit, {missing} of them missing"
-                             f"{unknown})", mend="build the model the checkpoint was trained with")
-    model.load_state_dict({name: tensors[name].to(value.dtype) for name, value in state.items()})
+def _told(read: Callable, path: Path, sizes: dict, *name: str) -> Loaded:
+    """What `read` makes of a path; what a senseless record or configuration sets off in it, as a clear error."""
+    try:
+        loaded = read(path, sizes, *name)
+    except WorkbenchError:
+        raise
+    except (OSError, *ODD) as error:
+        raise WorkbenchError("a model cannot be built from what its file and its record say", where=path,
+                             got=f"{type(error).__name__}: {str(error)[:200]}", mend="fetch both again",
+                             expected="a checkpoint with its own record") from None
+    outputs = getattr(loaded.model, "num_classes", None)
+    if loaded.classes and isinstance(outputs, int) and len(loaded.classes) != outputs:
+        raise WorkbenchError("a record names other classes than the model has", expected=f"{outputs} names", where=path,
+                             got=f"{len(loaded.classes)} names", mend="correct the record")
+    return loaded
 
 
-def _unwrapped(tensors: dict) -> dict:
-    """The tensors without the prefix of a wrapper that the checkpoint was saved from, if all share one."""
-    for prefix in ("module.", "_orig_mod.", "model."):
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
-
-
-def _from_file(name: str, file: Path, sizes: dict) -> Loaded:
+def _from_file(file: Path, sizes: dict, name: str = "") -> Loaded:
     """A model of the workbench or of timm from a file, which may itself say the name."""
     tensors = load_tensors(file)
     about = _about(file, needed=not name)
     name = name or about["model"]
     if about.get("model") == name:
         sizes = {**about.get("overrides", {}), **sizes}
+        check_sizes(sizes, tensors, file.with_suffix(".json"))
     source = f"weights from {file}"
     loaded = _ours(name, tensors, file, sizes, source) if name in MODELS else _build(
         name, _config(name), tensors, file, sizes, f"timm's {name}, {source}")
     if about.get("model") == name and about.get("classes"):
-        loaded.classes = tuple(map(str, about["classes"]))
+        loaded.classes = tuple(about["classes"])
     return loaded
 
 
@@ -152,10 +151,8 @@ def _about(file: Path, needed: bool) -> dict:
     record = file.with_suffix(".json")
     if record.is_file():
         try:
-            about = json.loads(record.read_text())
-            about["model"]
-            return about
-        except (ValueError, TypeError, KeyError) as error:
+            return checked_record(json.loads(record.read_text()))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             if needed:
                 raise WorkbenchError("the record beside a checkpoint cannot be used", where=record,
                                      got=repr(error)[:200], mend="write that file",
@@ -171,6 +168,7 @@ def _about(file: Path, needed: bool) -> dict:
 
 def _ours(name: str, tensors: dict, file: Path, sizes: dict, source: str) -> Loaded:
     """One of our own classifiers, which take images in [-1, 1] as they are."""
+    check_fits(lambda: create_model(name, **sizes), tensors, file)
     model = create_model(name, **sizes)
     load_weights(model, tensors, file)
     builder, defaults = MODELS[name]
@@ -213,7 +211,7 @@ def _build(name: str, config, tensors: dict, file, sizes: dict, source: str) -> 
     import timm
     from timm.models import adapt_input_conv
 
-    tensors = _unwrapped(tensors)
+    tensors = unwrapped(tensors)
     said = {key: getattr(config, key, None) for key in ("classifier", "first_conv", "mean", "std", "input_size")}
     head, first = (f"{value[0] if isinstance(value, (tuple, list)) else value}.weight"
                    for value in (said["classifier"], said["first_conv"]))
@@ -225,7 +223,10 @@ def _build(name: str, config, tensors: dict, file, sizes: dict, source: str) -> 
         if own == 3 != sizes["in_chans"]:
             tensors = {**tensors, first: adapt_input_conv(sizes["in_chans"], tensors[first])}
     try:
+        check_fits(lambda: timm.create_model(name, **sizes), tensors, file)
         model = timm.create_model(name, **sizes)
+    except WorkbenchError:
+        raise
     except ODD as error:
         raise WorkbenchError(f"model {name} cannot be built so", got=f"{sizes}: {str(error)[:200]}",
                              mend="the image side must be a multiple of the patch") from None
@@ -288,8 +289,10 @@ def _not_there(repository: str, name: str, download: bool, why: str) -> None:
 
 def _json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        if not isinstance(found := json.loads(path.read_text()), dict):
+            raise ValueError("no JSON object")
+        return found
+    except (OSError, ValueError, RecursionError) as error:
         raise WorkbenchError(f"a model folder has no readable {path.name}", got=str(error)[:200], where=path.parent,
                              expected="config.json and model.safetensors", mend="name a folder that has both") from None
 
@@ -305,7 +308,9 @@ def _from_folder(folder: Path, sizes: dict) -> Loaded:
     _config(name)
     known = {**config.get("pretrained_cfg", {}), "num_classes": config.get("num_classes", 1000)}
     about = PretrainedCfg(**{key: value for key, value in known.items() if key in PretrainedCfg.__dataclass_fields__})
-    made = _build(name, about, load_tensors(file), file, {**config.get("model_args", {}), **sizes},
+    tensors, sizes = load_tensors(file), {**config.get("model_args", {}), **sizes}
+    check_sizes(sizes, tensors, folder / "config.json")
+    made = _build(name, about, tensors, file, sizes,
                   f"timm's {name}, weights from {file}")
     labels = config.get("label_names") or known.get("label_names") or ()
     if len(labels) == made.model.num_classes:
@@ -319,6 +324,8 @@ def _transformers(folder: Path, sizes: dict) -> Loaded:
 
     # A repository's own code is never run, nor is the reader asked whether it may.
     how = {"local_files_only": True, "trust_remote_code": False}
+    check_sizes({k: v for k, v in _json(folder / "config.json").items() if is_number(v)},
+                 load_tensors(folder / "model.safetensors"), folder / "config.json")
     try:
         config = AutoConfig.from_pretrained(folder, **how)
         model, report = AutoModelForImageClassification.from_pretrained(
@@ -327,6 +334,7 @@ def _transformers(folder: Path, sizes: dict) -> Loaded:
         raise WorkbenchError("a folder in transformers' format cannot be loaded", got=str(error)[:300], where=folder,
                              expected="an image classifier's config.json and model.safetensors",
                              mend="check that it is an image classifier, saved as safetensors") from None
+    as_numbers(model.state_dict(), model.state_dict(), folder)
     missing = sorted(str(key) for key in report["missing_keys"])
     if missing:
         raise WorkbenchError("a checkpoint does not fit the model", expected=f"{missing[0]} (and {len(missing) - 1} more)",

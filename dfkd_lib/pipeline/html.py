@@ -17,9 +17,10 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from papermill.execute import ERROR_MARKER_TAG
 
 from dfkd_lib.files import replacing
+from dfkd_lib.pipeline.clean import clean, clean_output
 
 TEMPLATES = Path(__file__).parent / "templates"
-LIVE = ("application/javascript", "application/vnd.jupyter.widget-view+json")  # mime types that need a script
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # of a figure or table, as `report` writes them: never a path
 # From this width (points), this width/height, or this many columns or letters in a row an entry takes the whole row.
 WIDE_POINTS, WIDE_ASPECT, WIDE_COLUMNS, WIDE_LETTERS = 540, 1.9, 6, 48
 NUMBERS = re.compile(r"(?:[-–—−+±%.,→()\[\]\s\d]|(?<=\d)e[-+]?\d+|nan|to)*")
@@ -46,17 +47,16 @@ class MathRenderer(IPythonRenderer):
 
 
 class PageExporter(HTMLExporter):
-    """nbconvert's HTML exporter with this package's template, images embedded and no scripts."""
+    """nbconvert's HTML exporter with this package's template and no scripts; Markdown may not fetch or embed other files."""
 
     def __init__(self, **options):
-        super().__init__(template_name="report", extra_template_basedirs=[str(TEMPLATES)], embed_images=True,
-                         exclude_anchor_links=True, **options)
+        super().__init__(template_name="report", extra_template_basedirs=[str(TEMPLATES)], exclude_anchor_links=True, **options)
 
     def markdown2html(self, context, source):
         path = context.get("resources", {}).get("metadata", {}).get("path", "")
-        renderer = MathRenderer(escape=False, attachments=context.get("cell", {}).get("attachments", {}),
-                                embed_images=True, path=path, exclude_anchor_links=True)
-        return MarkdownWithMath(renderer=renderer).render(source)
+        renderer = MathRenderer(escape=False, attachments=context.get("cell", {}).get("attachments", {}), path=path,
+                                exclude_anchor_links=True)
+        return clean(MarkdownWithMath(renderer=renderer).render(source))
 
     def default_filters(self):
         yield from super().default_filters()
@@ -86,9 +86,8 @@ def write_notebook_page(notebook: Path, page: Path) -> None:
     node = nbformat.read(notebook, as_version=4)
     for cell in node.cells:
         for output in cell.get("outputs", []):
+            clean_output(output)
             data = output.get("data", {})
-            for kind in LIVE:
-                data.pop(kind, None)
             if "<table" in data.get("text/html", ""):
                 data["text/html"] = align_numbers(data["text/html"])
     resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)},
@@ -199,7 +198,8 @@ def shorten(text: str) -> str:
 def notebook_entry(out: Path, name: str, result: dict) -> dict:
     """Everything the index shows of one notebook."""
     saved = read_metrics(out, name) if result["status"] != "skipped" else {}
-    shown = {kind: [e for e in (make(out, entry) for entry in saved.get(kind, []) if entry.get("paper")) if e]
+    shown = {kind: [e for e in (make(out, entry) for entry in saved.get(kind, []) if entry.get("paper")
+                                and NAME.fullmatch(str(entry.get("name")))) if e]
              for kind, make in (("figures", figure_entry), ("tables", table_entry))}
     cached = [artifact.get("cached", False) for artifact in saved.get("artifacts", [])]
     parameters = result.get("parameters", {})

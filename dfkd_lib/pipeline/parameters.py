@@ -26,7 +26,7 @@ import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.errors import WorkbenchError, is_number, printable
 
 NUMBER = r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 RANGE = re.compile(rf"^({NUMBER})?\s*\.\.\s*({NUMBER})?$", re.IGNORECASE)
@@ -48,7 +48,7 @@ class Rule:
         """The rule written as `a..b`, `one of x|y` or `list of ...`; None if the text is none of these."""
         text = text.strip()
         if text.startswith("list of "):
-            inner = cls.parse(text.removeprefix("list of "))
+            inner = None if text.startswith("list of list of ") else cls.parse(text.removeprefix("list of "))
             return None if inner is None else cls(inner.low, inner.high, inner.choices, many=True)
         if text.startswith("one of "):
             return cls(choices=tuple(word.strip() for word in text.removeprefix("one of ").split("|")))
@@ -76,9 +76,9 @@ class Rule:
             return str(value) in self.choices
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             return False
-        return (self.low is None or number >= self.low) and (self.high is None or number <= self.high)
+        return is_number(number, -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high)
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,14 @@ class Parameter:
 
     def check(self, value: object) -> object:
         """The value as the notebook will get it; WorkbenchError if its type is wrong or the rule forbids it."""
-        if isinstance(self.default, float) and type(value) is int:
+        if isinstance(self.default, float) and type(value) is int and is_number(value):
             value = float(value)
         if type(value) is not type(self.default):
             self._refuse("has the wrong type", value)
         if isinstance(value, float) and not math.isfinite(value):
             self._refuse("must be a finite number", value)
+        if isinstance(value, str) and not printable(value):
+            self._refuse("holds a control character", value)
         if self.rule and not self.rule.allows(value):
             self._refuse("cannot have this value", value)
         if self.rule and self.rule.many and all(map(is_whole, split_list(self.default))):
@@ -156,18 +158,25 @@ def parse_cell(source: str, notebook: str) -> dict[str, Parameter]:
     Raises:
         WorkbenchError: if a line is not `name = scalar`.
     """
-    comments = {token.start[0]: token.string.lstrip("# ").strip()
-                for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type == tokenize.COMMENT}
+    try:
+        comments = {token.start[0]: token.string.lstrip("# ").strip()
+                    for token in tokenize.generate_tokens(io.StringIO(source).readline)
+                    if token.type == tokenize.COMMENT}
+        statements = ast.parse(source).body
+    except (SyntaxError, tokenize.TokenError, ValueError, RecursionError, MemoryError) as error:  # of Python's parser
+        raise WorkbenchError("a parameters cell is not Python", where=notebook, got=error,
+                             expected="`name = value`, one a line", mend="correct the cell in the notebook") from None
     found = {}
-    for statement in ast.parse(source).body:
+    for statement in statements:
         try:
             (target,) = statement.targets
             name, default = target.id, ast.literal_eval(statement.value)
-        except (AttributeError, ValueError):
-            name, default = ast.unparse(statement), None
-        if not isinstance(default, (bool, int, float, str)):
+        except (AttributeError, ValueError, TypeError, RecursionError, MemoryError):
+            name, default = source.splitlines()[statement.lineno - 1], None
+        if not isinstance(default, (bool, int, float, str)) or isinstance(default, float) and not is_number(default):
             raise WorkbenchError("a parameters cell holds something else than `name = scalar`", got=name,
-                                 where=notebook, expected="int, float, str or bool; lists as comma-separated strings")
+                                 where=notebook, expected="int, float, str or bool; lists as comma-separated strings",
+                                 mend="write one `name = value` a line, and nothing else")
         comment = comments.get(statement.lineno, "")
         text, semicolon, tail = comment.rpartition(";")
         rule = Rule.parse(tail) if semicolon else None
@@ -189,9 +198,8 @@ def read_notebook(path: Path) -> dict[str, Parameter]:
         if isinstance(error, WorkbenchError):
             raise
         raise WorkbenchError("a notebook cannot be read", where=path, got=error,
-                             expected="a notebook of format 4 with one cell tagged 'parameters'") from None
-    except SyntaxError as error:
-        raise WorkbenchError("a parameters cell is not Python", where=path, got=error) from None
+                             expected="a notebook of format 4 with one cell tagged 'parameters'",
+                             mend="restore the file from the repository") from None
 
 
 def find_notebook(word: str, names: list[str]) -> str:
@@ -202,7 +210,8 @@ def find_notebook(word: str, names: list[str]) -> str:
     near = nearest(word, names) or nearest(word, [name.partition("_")[2] for name in names])
     near = next((name for name in names if near and name.endswith(near)), None)
     raise WorkbenchError(f"notebook '{word}' is {'not clear' if found else 'unknown'}", got=word,
-                         expected="one of " + ", ".join(found or names), mend=f"did you mean {near}?" if near else None)
+                         expected="one of " + ", ".join(found or names),
+                         mend=f"did you mean {near}?" if near else "its first letters or its number are enough")
 
 
 def find_parameter(word: str, known: dict[str, Parameter], notebook: str) -> Parameter:
@@ -210,7 +219,8 @@ def find_parameter(word: str, known: dict[str, Parameter], notebook: str) -> Par
     if word not in known:
         near = nearest(word, known)
         raise WorkbenchError(f"notebook {notebook} has no parameter '{word}'", got=word,
-                             expected="one of " + ", ".join(known), mend=f"did you mean '{near}'?" if near else None)
+                             expected="one of " + ", ".join(known),
+                             mend=f"did you mean '{near}'?" if near else "python -m dfkd_lib list shows all of them")
     return known[word]
 
 
@@ -230,7 +240,7 @@ def resolve(known: dict[str, dict[str, Parameter]], profile: dict[str, dict], se
         word, dot, name = target.strip().partition(".")
         if not (equals and dot):
             raise WorkbenchError("--set could not be read", expected="notebook.parameter=value, as in 10.seed=1",
-                                 got=setting)
+                                 got=setting, mend="put quotes around a value with spaces")
         notebook = find_notebook(word, list(known))
         parameter = find_parameter(name, known[notebook], notebook)
         if name in OWN:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfkd_lib import fanout
-from dfkd_lib.artifacts import REPOSITORY, resolve as resolve_path
+from dfkd_lib.artifacts import REPOSITORY, home, resolve as resolve_path
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.pipeline import parameters as declared
 from dfkd_lib.pipeline.execute import HUNG_MINUTES
@@ -67,19 +67,19 @@ def make_plan(profile: str, only: str | None = None, settings: list[str] | tuple
     if profile not in PROFILES:
         near = declared.nearest(profile, PROFILES)
         raise WorkbenchError(f"there is no profile '{profile}'", expected="one of " + ", ".join(PROFILES), got=profile,
-                             mend=f"did you mean '{near}'?" if near else None)
+                             mend=f"did you mean '{near}'?" if near else "choose one of them")
     if jobs is not None and jobs < 1:
-        raise WorkbenchError("--jobs must be a positive number of tasks", expected="1..", got=jobs)
+        raise WorkbenchError("--jobs must be a positive number of tasks", expected="1..", got=jobs, mend="give 1 or more")
     if threads is not None and threads < 1:
-        raise WorkbenchError("--threads must be a positive number", expected="1..", got=threads)
+        raise WorkbenchError("--threads must be a positive number", expected="1..", got=threads, mend="give 1 or more")
     if scheduler is not None and jobs is not None:
         raise WorkbenchError("--jobs and --scheduler exclude each other", got=f"--jobs {jobs} --scheduler {scheduler}",
                              mend="leave --jobs out: a cluster runs as many tasks as its workers have room for")
     if not hung >= 0:
-        raise WorkbenchError("--hung must be a number of minutes", expected="0 (never) or more", got=hung)
+        raise WorkbenchError("--hung must be a number of minutes", expected="minutes, 0: never", got=hung, mend="give 0 or more")
     files = notebook_files(notebooks)
     if grid is not None:
-        path = Path(grid).expanduser().resolve()
+        path = home(grid).resolve()
         only, out = only or ABLATION, out or f"reports/grid_{path.stem}"
         settings = [f"{ABLATION}.grid={path}", *settings]
         jobs = jobs or (1 if scheduler else fanout.most_processes())

@@ -1,6 +1,5 @@
 """Weights, optimizer states and history after each epoch, to go on from."""
 
-import pickle
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 from torch import nn
 
 from dfkd_lib import processes
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.errors import WorkbenchError, is_number
 from dfkd_lib.files import disk_error, is_full, replacing
 from dfkd_lib.training.parallel import send_modules
 
@@ -73,11 +72,17 @@ class Checkpoint:
                 module.load_state_dict(state["modules"][name])
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
-        except (RuntimeError, KeyError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise WorkbenchError("a checkpoint cannot be resumed", got=str(error)[:500], where=self.file,
+            history, threads = state["history"], state.get("threads")
+            if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
+                raise ValueError("its history is no list of epochs")
+            if threads is not None and not is_number(threads, 1, 4096):
+                raise ValueError(f"its number of threads is {threads}")
+        except Exception as error:  # the reader of a damaged file raises whatever it stumbles over
+            raise WorkbenchError("a checkpoint cannot be resumed", got=str(error)[:500] or type(error).__name__, where=self.file,
+                                 expected="what an earlier epoch of this very training left",
                                  mend="delete that file; this stage starts from its first epoch") from None
-        self.threads = state.get("threads")
-        return state["history"]
+        self.threads = threads
+        return history
 
 
 def restore(folder: str | Path, modules: dict[str, nn.Module]) -> list[dict]:

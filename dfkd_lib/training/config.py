@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dfkd_lib import processes
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.errors import WorkbenchError, is_number
 
 
 class DivergedError(WorkbenchError):
@@ -42,10 +42,16 @@ class TrainConfig:
     compile: bool = False
 
     def __post_init__(self):
-        rules = {"epochs": self.epochs >= 1, "batch_size": self.batch_size >= 1, "lr": 0 < self.lr < math.inf,
-                 "optimizer": self.optimizer in ("adamw", "adam", "sgd"), "weight_decay": self.weight_decay >= 0,
+        whole = {name: isinstance(getattr(self, name), int) for name in ("epochs", "batch_size", "seed")}
+        rules = {"epochs": whole["epochs"] and is_number(self.epochs, 1),
+                 "batch_size": whole["batch_size"] and is_number(self.batch_size, 1),
+                 "lr": is_number(self.lr) and self.lr > 0, "seed": whole["seed"] and is_number(self.seed, 0, 2**63),
+                 "betas": isinstance(self.betas, (tuple, list)) and [is_number(b, 0, 1) for b in self.betas] == [True] * 2,
+                 "momentum": is_number(self.momentum, 0, 1), "compile": isinstance(self.compile, bool),
+                 "grad_clip": self.grad_clip is None or is_number(self.grad_clip) and self.grad_clip > 0,
+                 "optimizer": self.optimizer in ("adamw", "adam", "sgd"), "weight_decay": is_number(self.weight_decay, 0),
                  "schedule": self.schedule in ("cosine", "constant"), "precision": self.precision in ("fp32", "bf16"),
-                 "warmup_epochs": 0 <= self.warmup_epochs < math.inf}
+                 "warmup_epochs": is_number(self.warmup_epochs, 0)}
         for name, holds in rules.items():
             if not holds:
                 raise WorkbenchError("a training setting is impossible", where=f"TrainConfig.{name}",
