@@ -50,8 +50,8 @@ def measure(precision: str, limit: float = SECONDS, side: int = SIDE, batches: i
     step, product = ([count / each[name] / 1e9 for each in rounds]
                      for name, count in (("step", flops), ("product", 2 * side**3)))
     shares = [mine / most for mine, most in zip(step, product, strict=True)]
-    return Row("flops", "student step, share of matrix product", f"{names[1]}, batch {batch}, {precision}",
-               f"product of {side} x {side}", quartiles(step)[1], quartiles(product)[1], "GFLOP/s", quartiles(shares),
+    return Row("flops", "student step", f"{names[1]}, batch {batch}, {precision}",
+               f"matrix product, {side} x {side}", quartiles(step)[1], quartiles(product)[1], "GFLOP/s", quartiles(shares),
                len(rounds), ASKED, f"{flops / batches / 1e9:.1f} GFLOP a step")
 
 

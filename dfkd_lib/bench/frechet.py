@@ -82,8 +82,8 @@ def compare(images: tuple[int, int], dimensions: int = DIMENSIONS, limit: float 
         raise WorkbenchError("a Fréchet distance is not what another way finds", got=f"{differences[worst]:.2g} apart",
                              expected=f"at most {TOLERANCE}", where=f"{worst}, {images} images")
     what, setting = "distance", f"{images[0]:,} and {images[1]:,} images, {dimensions} dimensions"
-    made = [compared(rounds, OURS, name, "frechet", what, setting, "s", 1, asked=SIZES.get(images, ""),
-                     note=f"equal to {differences[name]:.0e}") for name in theirs]
+    asked = SIZES.get(images, "")
+    made = [compared(rounds, OURS, name, "frechet", what, setting, "s", 1, asked=asked, note=f"equal to {differences[name]:.0e}") for name in theirs]
     return made if PYTORCH_FID in theirs else [*made, missing("frechet", what, setting, PYTORCH_FID)]
 
 

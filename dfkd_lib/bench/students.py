@@ -37,7 +37,7 @@ LR, TEMPERATURE = 1e-3, 4.0
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}  # of the loss; bf16 keeps eight bits
 PRECISIONS = ("fp32", "bf16")
 WORKERS = (0, 2)  # of the peers' loaders; the better is taken
-KEPT, MADE, LIVE = "ours, kept targets", f"the same, with their making, {EPOCHS} epochs", "ours, live teacher"
+KEPT, MADE, LIVE = "ours, kept targets", f"ours, making them over {EPOCHS} epochs too", "ours, live teacher"
 EXTRA = {"ours, kept targets + patch loss": KEPT, "ours, live teacher + patch loss": LIVE}  # for information, bf16 alone
 TORCHDISTILL, PLAIN = PEERS = ("torchdistill", "plain loop on timm")
 ASKED = {KEPT: ">= 2", LIVE: ">= 1.2"}
@@ -294,7 +294,7 @@ def measure(given: Setting, workers: int, most: int, limit: float = SECONDS, ext
     work = {MADE: make, **{name: way.epoch for name, way in ways.items()}}
     for name in ways:
         work[name]()
-    setting = f"{given.names[1]} <- {given.names[0]}, batch {given.batch}, {given.precision}"
+    setting = f"{given.names[1]}, batch {given.batch}, {given.precision}"
     return rows_of(take_turns(work, limit, most), len(given.images) // given.batch * given.batch, setting,
                    f"losses equal to {far:.0e}")
 

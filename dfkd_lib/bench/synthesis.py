@@ -126,7 +126,8 @@ def rows(effort: Effort) -> Iterator[Row]:
     for share in SHARES:
         steps = gan_steps(share)
         yield Row("gan", f"augmented step, attention on {share:g}", f"paper's sizes, batch {BATCH}, bf16",
-                  "our vanilla step", steps.augmented, steps.vanilla, "ms", (steps.ratio,) * 3, PAIRS, ">= 0.67", "mean of steps in turns")
+                  "our vanilla step", steps.augmented, steps.vanilla, "ms", (steps.ratio,) * 3, PAIRS, ">= 0.67",
+                  "mean of steps in turns")
 
 
 def memory_rows(effort: Effort) -> Iterator[Row]:

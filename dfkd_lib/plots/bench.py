@@ -19,25 +19,25 @@ def ratios(labels: Sequence[str], peers: Sequence[str], groups: Sequence[str],
     """
     names = list(dict.fromkeys(groups))
     with matplotlib.rc_context(STYLE):
-        figure, ax = new_figure(width=10.5, height=1.6 + 0.24 * len(values))
+        figure, ax = new_figure(width=11.5, height=1.6 + 0.24 * len(values))
         places = np.arange(len(values), 0, -1) - 1
         for place, group, (low, middle, high) in zip(places, groups, values, strict=True):
             color = COLORS[names.index(group) % (len(COLORS) - 1)]
             ax.plot([low, high], [place, place], color=color, lw=3, alpha=0.5, solid_capstyle="round")
             ax.plot([middle], [place], "o", color=color, markersize=6)
             ax.annotate(f"{middle:.2f}" if middle < 10 else f"{middle:.0f}", (max(high, middle), place), xytext=(6, 0),
-                        textcoords="offset points", va="center", fontsize=8)
+                        textcoords="offset points", va="center", fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 0.5})
         ax.axvline(1, color="black", lw=1)
         ax.set_xscale("log")
         # Room for the figures beside the dots.
-        ax.set_xlim(min(0.5, 0.8 * min(v[0] for v in values)), max(2.0, 1.8 * max(v[2] for v in values)))
+        ax.set_xlim(min(0.5, 0.8 * min(v[0] for v in values)), max(2.0, 2.6 * max(v[2] for v in values)))
         ax.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_yticks(places, [f"{group}: {label}  |  {peer}" for group, label, peer in
                                zip(groups, labels, peers, strict=True)], fontsize=8)
         ax.set_ylim(-0.7, len(values) - 0.3)
-        ax.set_xlabel("times as fast as the peer (right of the line: ours is faster)")
+        ax.set_xlabel("times as fast as the peer")
         if about:
             figure.supxlabel(about, fontsize=7, x=0.01, ha="left")
     return figure
