@@ -34,8 +34,13 @@ def parser() -> argparse.ArgumentParser:
     verbs.add_parser("list", help="notebooks and their parameters, with defaults")
     verify = verbs.add_parser("verify", help="check the checksums of every trained thing")
     verify.add_argument("--artifacts", metavar="DIR", default="data/artifacts")
-    bench = verbs.add_parser("bench", help="training speed, and the price of attention beside peers")
-    bench.add_argument("--repeats", type=int, default=5, metavar="K", help="the median of K is shown")
+    bench = verbs.add_parser("bench", help="everything beside its peers; how cost grows; what large sets would cost")
+    bench.add_argument("--only", metavar="attention,frechet", help="these alone (default: all)")
+    bench.add_argument("--repeats", type=int, default=5, metavar="K", help="rounds of long comparisons (short: more)")
+    bench.add_argument("--out", default="reports/bench", metavar="DIR", help="where table and picture go")
+    bench.add_argument("--quick", action="store_true", help="two rounds, a third of the time")
+    bench.add_argument("--growth", action="store_true", help="cost at 1, 4 and 16 times the work, and slopes")
+    bench.add_argument("--costs", action="store_true", help="on paper: ImageNet-1k and COCO on 1, 8 and 64 GPUs")
     return top
 
 
@@ -90,10 +95,18 @@ def verify(options) -> int:
 
 
 def bench(options) -> int:
-    from dfkd_lib.bench import print_table
+    from dfkd_lib import bench
 
-    print_table(options.repeats)
-    return 0
+    if options.costs:
+        from dfkd_lib.bench import costs
+
+        print(costs.tables())
+        return 0
+    if options.growth:
+        from dfkd_lib.bench import growth
+
+        return growth.run(options.only, options.out)
+    return bench.run(options.only, options.repeats, options.out, options.quick)
 
 
 def main(words: list[str] | None = None) -> int:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from dfkd_lib.attention import logits_and_probe, outputs_and_probe
+from dfkd_lib.attention import logits_and_probe, outputs_and_probe, prefix
 from dfkd_lib.attention.prefix import is_plain
 from dfkd_lib.models import create_model
 
@@ -73,3 +73,17 @@ def test_mixed_precision_gives_float32_probes():
     with torch.autocast("cpu", torch.bfloat16):
         output, probe = outputs_and_probe(model, torch.randn(2, 1, 28, 28))
     assert probe.dtype == torch.float32 and output.dtype == torch.bfloat16 and torch.isfinite(probe).all()
+
+
+def test_short_attention_in_bf16_is_two_products_and_equal_but_for_rounding(monkeypatch):
+    torch.manual_seed(0)
+    model, images, seen = VisionTransformer(**SMALL), torch.randn(4, 1, 28, 28), []
+    for block in model.blocks[:-1]:
+        block.register_forward_pre_hook(lambda block, _: seen.append(block.attn.fused_attn))
+    exact = outputs_and_probe(model, images)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = outputs_and_probe(model, images)[0]
+        monkeypatch.setattr(prefix, "SHORT", 0)
+        fused = outputs_and_probe(model, images)[0]
+    assert seen == [True, True, False, False, True, True] and all(block.attn.fused_attn for block in model.blocks)
+    assert (found - exact).abs().max() < 2 * (fused - exact).abs().max() + 0.01 * exact.abs().max()

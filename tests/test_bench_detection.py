@@ -1,11 +1,10 @@
 """The bench of the detection step: both train the same network, and are timed only if both read the same off it."""
 
-import re
-
 import pytest
 import torch
 
 from dfkd_lib.bench import detection
+from dfkd_lib.bench.rows import Effort
 from dfkd_lib.errors import WorkbenchError
 
 CASE = detection.Case("detr_nano", "detr_micro", 48, 4, 0.0)
@@ -44,13 +43,9 @@ def test_another_reading_of_the_network_is_refused(monkeypatch):
         detection.difference(student, images)
 
 
-def test_the_table_has_a_line_for_each_case_and_precision(monkeypatch, capsys):
+def test_there_is_a_row_for_each_case_and_precision(monkeypatch):
     monkeypatch.setattr(detection, "CASES", (CASE,))
     monkeypatch.setattr(detection, "LEAST", 3)
-    detection.print_detection()
-    head, _, *lines = capsys.readouterr().out.splitlines()
-    assert "at most 1.1" in head and len(lines) == len(detection.PRECISIONS)
-    for line, precision in zip(lines, detection.PRECISIONS, strict=True):
-        assert f"detr_nano <- detr_micro, 4 x 48 px, {precision}, 3 rounds" in line
-        low, middle, high = (float(re.search(pattern, line)[1]) for pattern in (r"\((.*)-", r" ([\d.]+) \(", r"-([\d.]+)\)"))
-        assert 0 < low <= middle <= high
+    rows = list(detection.rows(Effort()))
+    assert [row.setting for row in rows] == [f"detr_nano <- detr_micro, 4 x 48 px, {p}" for p in detection.PRECISIONS]
+    assert all(row.rounds == 3 and 0 < row.ratio[0] <= row.ratio[1] <= row.ratio[2] for row in rows)

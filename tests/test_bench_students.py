@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dfkd_lib.bench import students
+from dfkd_lib.bench.rows import NOT_INSTALLED, Effort
 from dfkd_lib.datasets import ImageSet, to_float
 from dfkd_lib.errors import WorkbenchError
 
@@ -71,26 +72,25 @@ def test_contenders_that_train_another_loss_are_refused(monkeypatch, given):
         students.difference(ways, "fp32")
 
 
-def test_every_contender_takes_its_turn_in_every_round(monkeypatch, given):
+def test_every_contender_is_beside_every_peer(monkeypatch, given):
     without(monkeypatch, "torchdistill")
-    rows, rounds, far = students.measure(given, 0, 2)
-    assert rounds == 2 and 0 <= far < 1e-4
-    assert [row.name for row in rows] == [*OURS, *students.EXTRA, *students.PEERS]
+    rows = students.measure(given, 0, 2)
+    assert [(row.what, row.peer) for row in rows] == [(name, peer) for name in [*OURS, *students.EXTRA] for peer in students.PEERS]
     for row in rows:
-        assert (row.speed is None) == (row.name == students.TORCHDISTILL)
-        assert set(row.ratios) == (set() if row.speed is None else {students.PLAIN})
-        assert all(0 < low <= middle <= high for low, middle, high in row.ratios.values())
-    (line,) = [line for line in students.lines(rows) if line.startswith(students.TORCHDISTILL)]
-    assert line.endswith(students.NOT_INSTALLED)
+        if row.peer == students.TORCHDISTILL:
+            assert row.ratio is None and row.note == NOT_INSTALLED
+        else:
+            assert row.rounds == 2 and 0 < row.ratio[0] <= row.ratio[1] <= row.ratio[2]
 
 
 def test_kept_targets_pay_for_their_making():
     rounds = 2 * [{students.KEPT: 2.0, students.MADE: 5.0, students.LIVE: 4.0, students.PLAIN: 4.0,
                    students.TORCHDISTILL: 8.0}]
-    rows = {row.name: row for row in students.rows_of(rounds, 100)}
-    assert [rows[name].speed for name in OURS] == [50, pytest.approx(100 * 5 / (5 + 5 * 2)), 25]
-    assert rows[students.KEPT].ratios == {students.TORCHDISTILL: [4, 4, 4], students.PLAIN: [2, 2, 2]}
-    assert rows[students.MADE].ratios[students.PLAIN] == pytest.approx([4 / 3] * 3)
+    rows = {(row.what, row.peer): row for row in students.rows_of(rounds, 100)}
+    assert [rows[name, students.PLAIN].ours for name in OURS] == [50, pytest.approx(100 * 5 / (5 + 5 * 2)), 25]
+    assert rows[students.KEPT, students.TORCHDISTILL].ratio == (4, 4, 4)
+    assert rows[students.KEPT, students.PLAIN].ratio == (2, 2, 2)
+    assert rows[students.MADE, students.PLAIN].ratio == pytest.approx([4 / 3] * 3)
 
 
 def test_the_better_number_of_workers_is_taken(monkeypatch, given):
@@ -101,20 +101,11 @@ def test_the_better_number_of_workers_is_taken(monkeypatch, given):
     assert students.better_workers(given) == 2
 
 
-def test_the_table_names_its_sizes_and_has_a_line_for_each_contender(monkeypatch, capsys, given):
-    for name, value in {"TEACHER": TINY[0], "STUDENT": TINY[1]}.items():
+def test_there_are_rows_at_either_precision(monkeypatch, given):
+    for name, value in {"TEACHER": TINY[0], "STUDENT": TINY[1], "BATCH": BATCH}.items():
         monkeypatch.setattr(students, name, value)
-    monkeypatch.setattr(students.steps, "BATCH", BATCH)
     monkeypatch.setattr(students, "better_workers", lambda given: 0)
     monkeypatch.setattr(students, "load_images", lambda name, split: given.images)
-    real = students.prepared
-    monkeypatch.setattr(students, "prepared", lambda images, batch: real(images, batch, TINY))
-    students.print_students(1)
-    lines = capsys.readouterr().out.splitlines()
-    assert "batches of 4" in lines[0] and "8 MNIST images" in lines[0]
-    for precision in students.PRECISIONS:
-        (start,) = [i for i, line in enumerate(lines) if line.startswith(f"{precision}, 2 rounds")]
-        names = [*OURS, *(students.EXTRA if precision == "bf16" else ()), *students.PEERS]
-        shown = lines[start + 1:start + 1 + len(names)]
-        assert all(line.startswith(f"  {name}") for line, name in zip(shown, names, strict=True))
-        assert HAS_PEER or shown[-2].endswith(students.NOT_INSTALLED)
+    rows = list(students.rows(Effort(1, 0)))
+    assert [row.setting for row in rows] == 6 * [f"{TINY[1]}, batch 4, fp32"] + 10 * [f"{TINY[1]}, batch 4, bf16"]
+    assert HAS_PEER or [row.note for row in rows].count(NOT_INSTALLED) == 8

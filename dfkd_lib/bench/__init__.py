@@ -1,45 +1,59 @@
-"""`make bench`: what training steps and attention capture cost on this machine, in time and memory."""
+"""`make bench`: what we cost on this machine beside the peers, all in one run, as a table, files and a picture."""
 
-import json
+import importlib
 import os
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
 
-from dfkd_lib.artifacts import REPOSITORY
-from dfkd_lib.bench.attention import print_attention
-from dfkd_lib.bench.deploy import print_deploy
-from dfkd_lib.bench.detection import print_detection
-from dfkd_lib.bench.frechet import print_frechet
-from dfkd_lib.bench.memory import print_memory
-from dfkd_lib.bench.students import print_students
-from dfkd_lib.bench.synthesis import print_synthesis
-from dfkd_lib.bench.training import print_training
+from dfkd_lib.artifacts import resolve
+from dfkd_lib.bench.output import line, save
+from dfkd_lib.bench.rows import Effort, Row
+from dfkd_lib.errors import WorkbenchError
+
+# Each module has a function `rows(effort)`, or the one named after a dot.
+BENCHES = {"attention": "attention", "flops": "flops", "students": "students", "gan": "gan", "detr": "detection",
+           "coco": "coco", "frechet": "frechet", "pipeline": "pipeline", "deploy": "deploy",
+           "memory": "synthesis.memory_rows"}
+QUICK = Effort(rounds=2, seconds=0.3)
 
 
-def report_seconds() -> float | None:
-    """Seconds of the last whole `make report`, or None if there was none."""
+def chosen(only: str | None) -> list[str]:
+    """The benches of a comma-separated choice, all by default; WorkbenchError if there is none of a name."""
+    names = list(BENCHES) if only is None else [word.strip() for word in only.split(",")]
+    for name in names:
+        if name not in BENCHES:
+            raise WorkbenchError(f"there is no bench '{name}'", expected="some of " + ", ".join(BENCHES), got=only)
+    return names
+
+
+def rows_of(name: str, effort: Effort) -> Iterator[Row]:
+    """The rows of one bench as they are measured; one that breaks off ends with a row that says why, marked as failed."""
+    module, _, function = BENCHES[name].partition(".")
     try:
-        saved = json.loads((REPOSITORY / "reports" / "quick" / "results.json").read_text())
-        return saved["provenance"]["seconds"]
-    except (OSError, ValueError, KeyError):
-        return None
+        yield from getattr(importlib.import_module(f"dfkd_lib.bench.{module}"), function or "rows")(effort)
+    except Exception as error:  # whatever stops one bench must not stop the others
+        traceback.print_exc()
+        yield Row(name, "broke off", "", "", note=f"failed: {type(error).__name__}: {error}"[:300], failed=True)
 
 
-def print_table(repeats: int) -> None:
-    """Print the speed of training steps (beside peers too), what attention, images, a Fréchet distance and reports cost."""
+def run(only: str | None = None, repeats: int = 5, out: str = "reports/bench", quick: bool = False) -> int:
+    """Measure, print a line a row as it goes, write the folder; the exit code: 1 if a bench broke off.
+
+    Args:
+        only: comma-separated names of BENCHES. repeats: rounds of long comparisons wanted (short ones have more).
+        quick: two rounds and a third of the time.
+    """
     os.environ["DFKD_PROGRESS"] = "none"
-    print_training(repeats)
-    print()
-    print_students(repeats)
-    print()
-    print_detection()
-    print()
-    print_deploy()
-    print()
-    print_attention()
-    print()
-    print_memory()
-    print()
-    print_synthesis()
-    print()
-    print_frechet(min(repeats, 3))  # a matrix square root takes ten seconds and more
-    seconds = report_seconds()
-    print("last make report: " + ("none yet" if seconds is None else f"{seconds:.0f} s"))
+    names, folder, start, found = chosen(only), resolve(out), time.perf_counter(), []
+    effort = QUICK if quick else Effort(repeats)
+    for name in names:
+        begun = time.perf_counter()
+        for row in rows_of(name, effort):
+            found.append(row)
+            print(line(row), flush=True)
+        print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
+        save(found, folder, time.perf_counter() - start)  # after each: a run that is stopped keeps what it found
+    print(os.path.relpath(Path(folder) / "bench.md"))
+    return int(any(row.failed for row in found))

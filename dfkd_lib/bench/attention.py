@@ -1,13 +1,9 @@
 """The price of attention: our capture against timm's AttentionExtract and transformers' eager attention.
 
-The methods of a case run in turn, in random order, and each is compared with the plain forward pass of its own round: on a
-machine that others use too, two runs a minute apart are not alike, but those of one round nearly are.
+All read the same attention off the same weights before they are timed, each also beside its library's plain forward pass.
 """
 
-import random
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -20,9 +16,10 @@ from transformers import ViTConfig, ViTModel
 
 from dfkd_lib import training
 from dfkd_lib.attention import attention_sites, capture_attention, token_layout
+from dfkd_lib.bench.rows import Effort, Row, compared, take_turns
 from dfkd_lib.errors import WorkbenchError
 
-TIMM, HUB = "plain fused forward", "transformers, sdpa forward"  # what the others are compared with
+TIMM = "plain fused forward"
 TOLERANCE = 1e-4
 
 
@@ -37,26 +34,20 @@ class Case(NamedTuple):
 
 CASES = (Case("deit_tiny_patch16_224", 224, 1, 6), Case("deit_tiny_patch16_224", 224, 8, 12),
          Case("deit_small_patch16_224", 448, 1, 16), Case("deit_small_patch16_224", 448, 4, 44))
-# The price of our probes is the figure asked for, and small: every round has it, but only one in so many has the others.
-CLOSE, ALL_EVERY = (TIMM, "our probes"), 4
-
-
-class Row(NamedTuple):
-    """A method, how often it ran, its median milliseconds, and quartiles of its ratio to the plain forward of its round."""
-
-    method: str
-    times: int
-    milliseconds: float
-    low: float
-    ratio: float
-    high: float
+OURS, OUR_MAPS, HUB_OURS = "our probes", "our maps", "transformers, our probes"
+FX, HOOK, EAGER = "AttentionExtract fx, probes", "AttentionExtract hook, probes", "transformers, eager maps"
+# (ours, peer, what the peer is, what is asked) of every row; the price of our probes is the figure asked for, and small:
+# every round has it, but only one in so many has the others.
+PAIRS = ((OURS, TIMM, TIMM, "price <= 5 %: >= 0.95"), (OURS, FX, "timm AttentionExtract, fx", ""),
+         (OURS, HOOK, "timm AttentionExtract, hook", ""), (HUB_OURS, EAGER, "transformers, eager attention", ""),
+         (OUR_MAPS, TIMM, TIMM, ""))
+CLOSE = (TIMM, OURS)
 
 
 class Methods(NamedTuple):
-    """Every way to a case's attention by name, each called with images; and its baseline's name for each."""
+    """Every way to a case's attention by name, each called with images; and how far ours is from each peer's."""
 
     run: dict[str, Callable[[Tensor], Tensor]]
-    baseline: dict[str, str]
     difference: dict[str, Callable[[Tensor], float]]
 
 
@@ -120,25 +111,23 @@ def methods(case: Case, device: torch.device, **size) -> Methods:
     def ours(model, token: int | None) -> Callable[[Tensor], Tensor]:
         return lambda images: _captured(model, images, token)
 
-    run = {TIMM: plain, "our probes": ours(plain, 0), "AttentionExtract fx, probes": extracted(by_graph),
-           "AttentionExtract hook, probes": extracted(by_hook), "our maps": ours(plain, None), HUB: sdpa,
-           "transformers, our probes": ours(sdpa, 0), "transformers, eager maps": eager_maps}
-    baseline = {name: HUB if name.startswith("transformers") else TIMM for name in run}
+    run = {TIMM: plain, OURS: ours(plain, 0), FX: extracted(by_graph), HOOK: extracted(by_hook), OUR_MAPS: ours(plain, None),
+           HUB_OURS: ours(sdpa, 0), EAGER: eager_maps}
 
     def apart_from(name: str, theirs: Callable[[Tensor], Tensor]) -> Callable[[Tensor], float]:
         return lambda images: (run[name](images) - theirs(images)).abs().max().item()
 
-    difference = {"our probes, AttentionExtract fx": apart_from("our probes", extracted(by_graph)),
-                  "our probes, AttentionExtract hook": apart_from("our probes", extracted(by_hook)),
-                  "our maps, AttentionExtract fx": apart_from("our maps", lambda i: torch.stack(list(by_graph(i).values()))),
-                  "our probes, transformers eager": apart_from("transformers, our probes",
+    difference = {"our probes, AttentionExtract fx": apart_from(OURS, extracted(by_graph)),
+                  "our probes, AttentionExtract hook": apart_from(OURS, extracted(by_hook)),
+                  "our maps, AttentionExtract fx": apart_from(OUR_MAPS, lambda i: torch.stack(list(by_graph(i).values()))),
+                  "our probes, transformers eager": apart_from(HUB_OURS,
                                                                lambda i: eager_maps(i)[:, :, :, 0, 1:])}
-    return Methods(run, baseline, difference)
+    return Methods(run, difference)
 
 
 @torch.inference_mode()
-def compare(case: Case, device: torch.device, least: int = 5, **size) -> tuple[list[Row], float]:
-    """(a row for each method, the largest difference between what ours and a peer found).
+def compare(case: Case, device: torch.device, effort: Effort = Effort(), **size) -> list[Row]:
+    """A row for each of PAIRS.
 
     Raises:
         WorkbenchError: if ours and a peer's attention differ.
@@ -149,44 +138,16 @@ def compare(case: Case, device: torch.device, least: int = 5, **size) -> tuple[l
     if not worst <= TOLERANCE:
         raise WorkbenchError("captured attention is not what another library finds", got=f"{worst:.2g} apart",
                              expected=f"at most {TOLERANCE}", where=f"{pair}, {case.name}, {device}")
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways.run}
-    shuffle, start, turn = random.Random(0).shuffle, time.perf_counter(), 0
-    while turn < least or time.perf_counter() - start < case.seconds:
-        order = list(ways.run if turn % ALL_EVERY == 0 else CLOSE)
-        shuffle(order)
-        took = {name: _seconds(ways.run[name], images) for name in order}
-        for name in order:
-            times[name].append((took[name], took[name] / took[ways.baseline[name]]))
-        turn += 1
-    return [_row(name, times[name]) for name in ways.run], worst
+    work = {name: lambda run=run: run(images) for name, run in ways.run.items()}
+    rounds = take_turns(work, case.seconds * effort.seconds, least=5, rare=tuple(n for n in work if n not in CLOSE))
+    setting = f"{case.name.partition('_patch')[0]}/{case.side}, batch {case.batch}, fp32"
+    setting += f", {device}" * (device.type != "cpu")
+    return [compared(rounds, mine, peer, "attention", "maps of all blocks" if mine == OUR_MAPS else "probes of all blocks",
+                     setting, name=name, asked=asked, note=f"equal to {worst:.0e}") for mine, peer, name, asked in PAIRS]
 
 
-def _seconds(method: Callable, images: Tensor) -> float:
-    """How long one call takes, its result thrown away only after the clock has stopped."""
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = method(images)  # noqa: F841
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def _row(name: str, times: list[tuple[float, float]]) -> Row:
-    seconds, ratios = zip(*times, strict=True)
-    low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Row(name, len(times), 1000 * statistics.median(seconds), low, ratio, high)
-
-
-def print_attention() -> None:
-    """Print each method's price in each case, on the CPU and on the device that trains."""
-    print("attention of all blocks, random weights, fp32; ratio: median and 25-75 % range of the time over that of the same")
-    print("library's plain forward in the same round; difference: the largest between our attention and the peers'")
+def rows(effort: Effort) -> Iterator[Row]:
+    """Every case on the CPU and on the device that trains, random weights, fp32."""
     for device in dict.fromkeys((torch.device("cpu"), torch.device(training.device()))):
         for case in CASES:
-            rows, worst = compare(case, device)
-            print(f"{case.name} at {case.side}, batch {case.batch}, {device} "
-                  f"({torch.get_num_threads()} threads), difference {worst:.0e}")
-            for row in rows:
-                print(f"  {row.method:<32}{row.milliseconds:>9.1f} ms{row.ratio:>7.2f}  {row.low:.2f}-{row.high:.2f}"
-                      f"  of {row.times}")
+            yield from compare(case, device, effort)

@@ -5,11 +5,13 @@ is notebook 70's to measure.
 """
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from dfkd_lib import deploy
+from dfkd_lib.bench.rows import Effort, Row
 from dfkd_lib.models import count_parameters, create_model
 
 PAIRS = {"the paper's MNIST pair": ("vit_mnist_teacher", "deit_xtiny_patch4_28"),
@@ -33,14 +35,15 @@ def deployed_sizes_and_speeds(teacher: str, student: str, repeats: int,
     return {"pytorch": 4 * count_parameters(models["teacher"]), **sizes}, speed
 
 
-def print_deploy(repeats: int = 100) -> None:
-    """Print size, latency and images/s of teacher and student in every format, on one thread and on two."""
+def rows(effort: Effort) -> Iterator[Row]:
+    """The int8 students' size and latency on one thread beside their teachers as ONNX."""
     for pair, names in PAIRS.items():
-        sizes, speed = deployed_sizes_and_speeds(*names, repeats)
-        print(f"{pair}, {names[0]} and {names[1]}, weights as initialised; x: against the teacher as ONNX")
-        for kind, name in deploy.VARIANTS.items():
-            print(f"  {name:26s} {sizes[kind] / 1e3:8,.0f} kB  {sizes['teacher'] / sizes[kind]:5.1f} x", end="")
-            for threads, row in speed[kind].items():
-                print(f"  | {threads} thread{'s'[threads == '1':]} {row['latency_ms']:7.2f} ms {row['times_faster']:5.1f} x"
-                      f" {row['images_per_second']:7,.0f} images/s", end="")
-            print()
+        turns = max(5, round(60 * effort.seconds))
+        sizes, speed = deployed_sizes_and_speeds(*names, turns)
+        for kind in ("dynamic", "static"):
+            small, fast, slow = sizes["teacher"] / sizes[kind], speed[kind]["1"], speed["teacher"]["1"]
+            yield Row("deploy", f"size, {deploy.VARIANTS[kind]}", pair, "teacher as ONNX", sizes[kind] / 1e3,
+                      sizes["teacher"] / 1e3, "kB", (small,) * 3, 1, ">= 8" * (kind == "dynamic"), "times as small")
+            yield Row("deploy", f"latency, {deploy.VARIANTS[kind]}", f"{pair}, 1 thread", "teacher as ONNX",
+                      fast["latency_ms"], slow["latency_ms"], "ms", (fast["times_faster"],) * 3, turns,
+                      ">= 5" * (kind == "dynamic"), "quickest tenth of the rounds")

@@ -6,17 +6,15 @@ a step each, and are compared within a turn, as in `bench.attention`.
 """
 
 import copy
-import random
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dfkd_lib import training
-from dfkd_lib.bench.students import PRECISIONS, seconds
+from dfkd_lib.bench.rows import Effort, Row, compared, take_turns
+from dfkd_lib.bench.students import PRECISIONS
 from dfkd_lib.datasets import generate_scenes
 from dfkd_lib.detection import DetectionTerms, detection_step
 from dfkd_lib.detection.batches import Batch, SceneBatches
@@ -39,15 +37,6 @@ class Case(NamedTuple):
 
 
 CASES = (Case("detr_nano", "detr_micro", 80, 32, 15), Case("detr_resnet18_2x2", "detr_resnet50", 192, 4, 25))
-
-
-class Row(NamedTuple):
-    """Median milliseconds of either step, quartiles of ours / theirs within a round (low, median, high), and rounds."""
-
-    ours: float
-    theirs: float
-    ratio: tuple[float, float, float]
-    rounds: int
 
 
 def prepared(case: Case) -> tuple[Detector, Detector, Batch]:
@@ -117,33 +106,22 @@ def difference(student: Detector, images: Tensor) -> float:
     return worst
 
 
-def measure(case: Case, precision: str) -> Row:
-    """Both steps' times in rounds of random order for the case's seconds, after `difference` has found both alike."""
+def measure(case: Case, precision: str, effort: Effort = Effort()) -> Row:
+    """Both steps' times in rounds for the case's seconds, after `difference` has found both alike."""
     given = prepared(case)
-    difference(given[0], given[2][0])
+    far = difference(given[0], given[2][0])
     work = {way.__name__: trainer(*way(*given), precision) for way in (ours, theirs)}
     for step in work.values():
         for _ in range(WARM):
             step()
-    rounds: list[dict[str, float]] = []
-    shuffle, start = random.Random(0).shuffle, time.perf_counter()
-    while len(rounds) < LEAST or time.perf_counter() - start < case.seconds:
-        order = list(work)
-        shuffle(order)
-        rounds.append({name: seconds(work[name]) for name in order})
-    ratio = statistics.quantiles([each["ours"] / each["theirs"] for each in rounds], n=4, method="inclusive")
-    return Row(*(1000 * statistics.median(each[name] for each in rounds) for name in work), tuple(ratio), len(rounds))
+    rounds = take_turns(work, case.seconds * effort.seconds, least=LEAST)
+    return compared(rounds, "ours", "theirs", "detr", "KD step", f"{case.student} <- {case.teacher}, {case.batch} x "
+                    f"{case.side} px, {precision}", name="transformers' DETR step + teacher", asked=">= 0.91",
+                    note=f"outputs equal to {far:.0e}")
 
 
-def print_detection() -> None:
-    """Print both steps' milliseconds and their ratio for every case and precision."""
-    print(f"detection KD step against transformers' own DETR step plus a teacher's forward, AdamW, "
-          f"{torch.get_num_threads()} threads, {training.device()}; asked: at most 1.1 times as long")
-    print(f"{'':<66}{'ours':>9}{'theirs':>10}  ratio in a round: median (25-75 %)")
+def rows(effort: Effort) -> Iterator[Row]:
+    """Every case and precision; transformers' own DETR step and a teacher's forward pass against our KD step, AdamW."""
     for case in CASES:
         for precision in PRECISIONS:
-            row = measure(case, precision)
-            what = (f"  {case.student} <- {case.teacher}, {case.batch} x {case.side} px, {precision}, "
-                    f"{row.rounds} rounds")
-            print(f"{what:<66}{row.ours:>6.0f} ms{row.theirs:>7.0f} ms{row.ratio[1]:>8.2f} "
-                  f"({row.ratio[0]:.2f}-{row.ratio[2]:.2f})", flush=True)
+            yield measure(case, precision, effort)

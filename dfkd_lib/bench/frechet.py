@@ -1,9 +1,7 @@
-"""What a Fréchet distance in 2048 dimensions costs beside scipy's matrix square root and torchmetrics' eigenvalues."""
+"""What a Fréchet distance in 2048 dimensions costs beside pytorch-fid's matrix square root and torchmetrics' eigenvalues."""
 
-import statistics
-import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -11,22 +9,18 @@ from scipy.linalg import sqrtm
 from torch import Tensor
 
 from dfkd_lib import fid
+from dfkd_lib.bench.rows import Effort, Row, compared, missing, take_turns
 from dfkd_lib.errors import WorkbenchError
 
 DIMENSIONS = 2048  # Inception's
-SIZES = ((500, 500), (500, 10_000), (2048, 2048), (10_000, 10_000))  # images on either side
-RUNS = 3
+# Images on either side, and what is asked.
+SIZES = {(500, 500): ">= 100", (500, 10_000): ">= 100", (10_000, 10_000): ">= 4"}
+SECONDS = 45  # of measuring a size, at least two rounds
 TOLERANCE = 1e-4
 Statistics = tuple[Tensor, Tensor]
 
 
-class Row(NamedTuple):
-    """One way to a distance: median seconds, how many times as long as ours, and how far from ours, relatively."""
-
-    method: str
-    seconds: float
-    ratio: float
-    difference: float
+OURS, SCIPY, PYTORCH_FID, TORCHMETRICS = "ours", "scipy sqrtm (pytorch-fid's way)", "pytorch-fid", "torchmetrics"
 
 
 def features(count: int, dimensions: int, seed: int) -> Tensor:
@@ -40,6 +34,13 @@ def by_square_root(a: Statistics, b: Statistics) -> float:
     """The distance as pytorch-fid takes it: the trace of scipy's `sqrtm` of the covariances' product, float64."""
     root = sqrtm((a[1] @ b[1]).numpy())
     return float((a[0] - b[0]).square().sum() + a[1].trace() + b[1].trace()) - 2 * float(np.trace(root).real)
+
+
+def by_pytorch_fid(a: Statistics, b: Statistics) -> float:
+    """The distance by pytorch-fid's own function."""
+    from pytorch_fid.fid_score import calculate_frechet_distance
+
+    return float(calculate_frechet_distance(*(part.numpy() for part in (*a, *b))))
 
 
 def by_eigenvalues(a: Statistics, b: Statistics) -> float:
@@ -58,40 +59,35 @@ def ours(a: Tensor, b: Tensor, known: tuple[Statistics, Statistics]) -> Callable
     return lambda: fid.frechet_distance_to(*known[1], a)
 
 
-def compare(images: tuple[int, int], dimensions: int = DIMENSIONS, runs: int = RUNS) -> list[Row]:
-    """A row for each way, timed in turns; the others get both sides' statistics for nothing.
+def compare(images: tuple[int, int], dimensions: int = DIMENSIONS, limit: float = SECONDS,
+            most: int = 3) -> list[Row]:
+    """A row for each peer; they get both sides' statistics for nothing. Where pytorch-fid is not installed, its way by scipy.
 
     Args:
-        images: on either side, the fewer first.
+        images: on either side, the fewer first. limit, most: see `take_turns`.
 
     Raises:
         WorkbenchError: if a way finds another distance.
     """
     a, b = (features(count, dimensions, seed) for seed, count in enumerate(images))
     known = fid.statistics(a), fid.statistics(b)
-    ways = {"ours": ours(a, b, known), "ours, both sides' statistics": lambda: fid.frechet_distance(*known[0], *known[1]),
-            "scipy sqrtm": lambda: by_square_root(*known), "torchmetrics eigvals": lambda: by_eigenvalues(*known)}
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    theirs = {PYTORCH_FID: by_pytorch_fid} if find_spec("pytorch_fid") else {SCIPY: by_square_root}
+    theirs[TORCHMETRICS] = by_eigenvalues
+    ways = {OURS: ours(a, b, known), **{name: lambda way=way: way(*known) for name, way in theirs.items()}}
     found: dict[str, float] = {}
-    for _ in range(runs):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            found[name] = way()
-            times[name].append(time.perf_counter() - start)
-    seconds = {name: statistics.median(taken) for name, taken in times.items()}
-    rows = [Row(name, seconds[name], seconds[name] / seconds["ours"], abs(found[name] / found["ours"] - 1)) for name in ways]
-    worst = max(rows, key=lambda row: row.difference)
-    if not worst.difference <= TOLERANCE:
-        raise WorkbenchError("a Fréchet distance is not what another way finds", got=f"{worst.difference:.2g} apart",
-                             expected=f"at most {TOLERANCE}", where=f"{worst.method}, {images} images")
-    return rows
+    rounds = take_turns({name: lambda name=name: found.update({name: ways[name]()}) for name in ways}, limit, most)
+    differences = {name: abs(found[name] / found[OURS] - 1) for name in theirs}
+    worst = max(differences, key=differences.get)
+    if not differences[worst] <= TOLERANCE:
+        raise WorkbenchError("a Fréchet distance is not what another way finds", got=f"{differences[worst]:.2g} apart",
+                             expected=f"at most {TOLERANCE}", where=f"{worst}, {images} images")
+    what, setting = "distance", f"{images[0]:,} and {images[1]:,} images, {dimensions} dimensions"
+    asked = SIZES.get(images, "")
+    made = [compared(rounds, OURS, name, "frechet", what, setting, "s", 1, asked=asked, note=f"equal to {differences[name]:.0e}") for name in theirs]
+    return made if PYTORCH_FID in theirs else [*made, missing("frechet", what, setting, PYTORCH_FID)]
 
 
-def print_frechet(runs: int = RUNS) -> None:
-    """Print what each way costs at each number of images, the median of `runs`."""
-    print(f"Fréchet distance in {DIMENSIONS} dimensions, float64, {torch.get_num_threads()} threads, median of {runs}; "
-          "ratio: time over ours")
+def rows(effort: Effort) -> Iterator[Row]:
+    """Every number of images: float64, two or three rounds, for a matrix square root takes ten seconds and more."""
     for images in SIZES:
-        print(f"{images[0]:,} against {images[1]:,} images")
-        for row in compare(images, runs=runs):
-            print(f"  {row.method:<32}{row.seconds:>9.3f} s{row.ratio:>8.1f}  relative difference {row.difference:.0e}")
+        yield from compare(images, DIMENSIONS, SECONDS * effort.seconds)

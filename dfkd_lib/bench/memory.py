@@ -16,7 +16,7 @@ from dfkd_lib.attention import class_probe_statistics, in_batches
 from dfkd_lib.datasets import load_images
 from dfkd_lib.models import create_model
 
-MODEL, SIZES = "vit_mnist_small", (10_000, 60_000)
+MODEL = "vit_mnist_small"
 
 
 def peak_growth(work: Callable[[], object]) -> float:
@@ -55,10 +55,3 @@ def last_line_apart(code: str) -> str:
 def growth_apart(count: int) -> float:
     """`growth` in a process of its own."""
     return float(last_line_apart(f"from dfkd_lib.bench.memory import growth; print(growth({count}))"))
-
-
-def print_memory() -> None:
-    """Print the peak growth for each number of images."""
-    print(f"memory of the class probes ({MODEL}, cpu): peak growth after loading")
-    for count in SIZES:
-        print(f"{f'{count:,} MNIST images':<28}{growth_apart(count):>8.0f} MB")

@@ -5,12 +5,10 @@ before they are timed. They then take turns, an epoch each, and are compared wit
 """
 
 import copy
-import random
 import shutil
 import statistics
 import struct
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,24 +23,24 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
 
 from dfkd_lib import training
 from dfkd_lib.artifacts import Store, save_tensors
-from dfkd_lib.bench import training as steps
-from dfkd_lib.bench.training import STUDENT, TEACHER
+from dfkd_lib.bench.rows import Effort, Row, compared, missing, seconds, take_turns
 from dfkd_lib.datasets import ImageSet, load_images
 from dfkd_lib.distill import (Augmentation, Batch, KDWeights, distill_step, frozen, live_targets, stored_targets,
                               teacher_targets)
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import create_model
 
+TEACHER, STUDENT, BATCH = "vit_mnist_teacher", "deit_xtiny_patch4_28", 128  # the paper's
 BATCHES, EPOCHS = 2, 5  # of an epoch here; epochs over which the making of kept targets is spread
-SECONDS, LEAST = 80, 2  # of measuring at each precision at most, but so many rounds at least (two, for a range)
+SECONDS = 60  # of measuring at each precision, but two rounds at least
 LR, TEMPERATURE = 1e-3, 4.0
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}  # of the loss; bf16 keeps eight bits
 PRECISIONS = ("fp32", "bf16")
 WORKERS = (0, 2)  # of the peers' loaders; the better is taken
-KEPT, MADE, LIVE = "ours, kept targets", f"the same, with their making, {EPOCHS} epochs", "ours, live teacher"
+KEPT, MADE, LIVE = "ours, kept targets", f"ours, making them over {EPOCHS} epochs too", "ours, live teacher"
 EXTRA = {"ours, kept targets + patch loss": KEPT, "ours, live teacher + patch loss": LIVE}  # for information, bf16 alone
 TORCHDISTILL, PLAIN = PEERS = ("torchdistill", "plain loop on timm")
-NOT_INSTALLED = "not installed: pip install dfkd-workbench[bench]"
+ASKED = {KEPT: ">= 2", LIVE: ">= 1.2"}
 
 
 class Setting(NamedTuple):
@@ -77,15 +75,6 @@ class Way(NamedTuple):
 
     epoch: Callable[[], object]
     two_losses: Callable[[], list[float]]
-
-
-class Row(NamedTuple):
-    """A contender's images a second (median), or None where it is not installed; for each peer how many times the peer's
-    speed in the same round (low, median, high)."""
-
-    name: str
-    speed: float | None
-    ratios: dict[str, tuple[float, float, float]]
 
 
 @contextmanager
@@ -278,15 +267,6 @@ def difference(ways: dict[str, Way], precision: str) -> float:
     return worst
 
 
-def seconds(work: Callable) -> float:
-    """How long one call takes, the device's work included."""
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def better_workers(given: Setting, turns: int = 3) -> int:
     """Which number of the loader's workers makes the plain loop faster: medians of some epochs of each, in turns."""
     epochs = {workers: plain(given, workers).epoch for workers in WORKERS}
@@ -299,11 +279,11 @@ def better_workers(given: Setting, turns: int = 3) -> int:
     return min(taken, key=lambda workers: statistics.median(taken[workers]))
 
 
-def measure(given: Setting, workers: int, most: int, limit: float = SECONDS, extra: bool = True):
-    """(rows, rounds, difference of the losses): every contender's speed in rounds of random order.
+def measure(given: Setting, workers: int, most: int, limit: float = SECONDS, extra: bool = True) -> list[Row]:
+    """Every contender's images a second beside every peer's, in rounds.
 
     Args:
-        most: rounds that are wanted. limit: seconds after which no further one begins. The rest: see `contenders`.
+        most, limit: see `take_turns`. The rest: see `contenders`.
 
     Raises:
         WorkbenchError: if the contenders' losses differ.
@@ -314,55 +294,29 @@ def measure(given: Setting, workers: int, most: int, limit: float = SECONDS, ext
     work = {MADE: make, **{name: way.epoch for name, way in ways.items()}}
     for name in ways:
         work[name]()
-    rounds: list[dict[str, float]] = []
-    shuffle, start = random.Random(0).shuffle, time.perf_counter()
-    while len(rounds) < LEAST or len(rounds) < most and time.perf_counter() - start < limit:
-        order = list(work)
-        shuffle(order)
-        rounds.append({name: seconds(work[name]) for name in order})
-    return rows_of(rounds, len(given.images) // given.batch * given.batch), len(rounds), far
+    setting = f"{given.names[1]}, batch {given.batch}, {given.precision}"
+    return rows_of(take_turns(work, limit, most), len(given.images) // given.batch * given.batch, setting,
+                   f"losses equal to {far:.0e}")
 
 
-def rows_of(rounds: list[dict[str, float]], images: int) -> list[Row]:
-    """A row for each contender of the rounds' seconds an epoch (for MADE: of the making alone), and each missing peer."""
-    speeds = [{name: images / taken for name, taken in each.items()}
-              | {MADE: EPOCHS * images / (each[MADE] + EPOCHS * each[KEPT])} for each in rounds]
-    peers = [name for name in PEERS if name in rounds[0]]
+def rows_of(rounds: list[dict[str, float]], images: int, setting: str = "", note: str = "") -> list[Row]:
+    """A row for each contender and peer of the rounds' seconds an epoch (for MADE: of the making alone)."""
+    rounds = [each | {MADE: each[KEPT] + each[MADE] / EPOCHS} for each in rounds]
 
-    def row(name: str) -> Row:
-        if name not in speeds[0]:
-            return Row(name, None, {})
-        ratios = {peer: statistics.quantiles([each[name] / each[peer] for each in speeds], n=4, method="inclusive")
-                  for peer in peers}
-        return Row(name, statistics.median(each[name] for each in speeds), ratios)
+    def row(name: str, peer: str) -> Row:
+        if peer not in rounds[0]:
+            return missing("students", name, setting, peer)
+        return compared(rounds, name, peer, "students", name, setting, "images/s", images, asked=ASKED.get(name, ""),
+                        note=note)
 
-    return [row(name) for name in (KEPT, MADE, LIVE, *(name for name in EXTRA if name in speeds[0]), *PEERS)]
+    names = (KEPT, MADE, LIVE, *(name for name in EXTRA if name in rounds[0]))
+    return [row(name, peer) for name in names for peer in PEERS]
 
 
-def lines(rows: list[Row]) -> list[str]:
-    """The rows as text, one a line."""
-    shown = []
-    for row in rows:
-        if row.speed is None:
-            shown.append(f"{row.name:<46}{NOT_INSTALLED}")
-            continue
-        ratios = (f"{'-':^26}" if peer not in row.ratios else "{1:>8.2f} ({0:.2f}-{2:.2f})".format(*row.ratios[peer])
-                  .ljust(26) for peer in PEERS)
-        shown.append(f"{row.name:<46}{row.speed:>9.1f}" + "".join(ratios).rstrip())
-    return shown
-
-
-def print_students(repeats: int) -> None:
-    """Print every contender's images a second at either precision in so many rounds, and how many times each peer's."""
-    batch = steps.BATCH
-    print(f"a student's training, {TEACHER} -> {STUDENT}, KD (T = {TEMPERATURE:g}) + CE, AdamW, batches of {batch}, "
-          f"{BATCHES * batch} MNIST images an epoch, {torch.get_num_threads()} threads, {training.device()}")
-    print("images/s: median over rounds; how many times a peer's in the same round: median (25-75 %)")
-    with prepared(load_images("mnist", "train").sample(BATCHES * batch), batch) as given:
+def rows(effort: Effort) -> Iterator[Row]:
+    """Every contender at either precision: KD + CE, AdamW, MNIST images."""
+    with prepared(load_images("mnist", "train").sample(BATCHES * BATCH), BATCH, (TEACHER, STUDENT)) as given:
         workers = better_workers(given._replace(precision="bf16"))
-        print(f"{f'  peers load with {workers} workers':<48}{'images/s':>9}"
-              + "".join(f"{peer:^26}" for peer in PEERS).rstrip())
         for precision in PRECISIONS:
-            rows, rounds, far = measure(given._replace(precision=precision), workers, repeats, extra=precision == "bf16")
-            print(f"{precision}, {rounds} rounds, losses of two steps apart by {far:.0e}")
-            print("\n".join(f"  {line}" for line in lines(rows)), flush=True)
+            yield from measure(given._replace(precision=precision), workers, effort.rounds, SECONDS * effort.seconds,
+                               precision == "bf16")

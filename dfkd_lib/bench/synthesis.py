@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from dfkd_lib import training
 from dfkd_lib.artifacts import Artifact, Store
 from dfkd_lib.bench.memory import last_line_apart, peak_growth
-from dfkd_lib.bench.training import CLASSES, SIDE, TEACHER
+from dfkd_lib.bench.rows import Effort, Row
+from dfkd_lib.bench.students import TEACHER
 from dfkd_lib.datasets import ImageSet, to_float
 from dfkd_lib.distill import frozen
 from dfkd_lib.models import Discriminator, Generator, create_model
@@ -23,21 +24,22 @@ from dfkd_lib.synthesis import CGAN, Given, gan_step, make_images
 from dfkd_lib.synthesis.canvas import keep_state
 from dfkd_lib.training import TrainConfig
 
-BATCH, PAIRS = 128, 16  # images a step; steps of each arm
+CLASSES, SIDE = 10, 28
+BATCH, PAIRS = 128, 8  # images a step; steps of each arm
 SHARES = (1.0, 0.25)  # of a batch that the attention loss is taken on
 IMAGES, SHAPE, STUDENT = 50_000, (3, 32, 32), "vit_mnist_smoke"
 ASKED = 2048  # MB that making them, and learning from them, may need
 
 
 class Ratio(NamedTuple):
-    """Mean milliseconds of a step of each arm, and augmented over vanilla."""
+    """Mean milliseconds of a step of each arm, and vanilla over augmented: how many times as fast."""
 
     vanilla: float
     augmented: float
 
     @property
     def ratio(self) -> float:
-        return self.augmented / self.vanilla
+        return self.vanilla / self.augmented
 
 
 def gan_steps(share: float = 1.0) -> Ratio:
@@ -119,18 +121,18 @@ def memory_apart(count: int) -> dict[str, float]:
     return json.loads(last_line_apart(code))
 
 
-def print_synthesis() -> None:
-    """Print the price of attention in a GAN's step, and the memory of the paper's number of CIFAR-size images."""
-    print(f"GAN step at the paper's sizes ({TEACHER}, batches of {BATCH}, bf16, {torch.get_num_threads()} threads, "
-          f"{training.device()}), {PAIRS} steps of each in turns")
+def rows(effort: Effort) -> Iterator[Row]:
+    """What attention costs the GAN's step, on whole batches and on a quarter of each."""
     for share in SHARES:
         steps = gan_steps(share)
-        print(f"attention on {share:g} of a batch: vanilla {steps.vanilla:.0f} ms, augmented {steps.augmented:.0f} ms: "
-              f"{steps.ratio:.2f} times as long")
-    if IMAGES:
-        found = memory_apart(IMAGES)
-        print(f"memory of {IMAGES:,} images {SHAPE} in a process of its own, which has {found['before']:.0f} MB before; "
-              f"asked: at most {ASKED:,} MB in all")
-        for name, what in (("making", "made by the paper's generator"), ("learning", "an epoch of a small student")):
-            print(f"{what:<32}{found[name]:>6.0f} MB above, {found['before'] + found[name]:>6.0f} MB in all, "
-                  f"{found[f'{name}_seconds']:.0f} s")
+        yield Row("gan", f"augmented step, attention on {share:g}", f"paper's sizes, batch {BATCH}, bf16",
+                  "our vanilla step", steps.augmented, steps.vanilla, "ms", (steps.ratio,) * 3, PAIRS, ">= 0.67",
+                  "mean of steps in turns")
+
+
+def memory_rows(effort: Effort) -> Iterator[Row]:
+    """What the paper's number of CIFAR-size images needs, in a process of its own, to make and to learn from."""
+    found = memory_apart(IMAGES)
+    for name, what in (("making", "making images by the GAN"), ("learning", "an epoch of a small student")):
+        yield Row("memory", what, f"{IMAGES:,} images 3 x 32 x 32", "", found["before"] + found[name], None, "MB", None, 1,
+                  f"<= {ASKED:,}", f"{found['before']:.0f} MB of them before; {found[f'{name}_seconds']:.0f} s")

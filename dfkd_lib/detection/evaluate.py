@@ -98,8 +98,11 @@ def coco_evaluation(scenes: SceneSet, scores: Tensor, boxes: Tensor, ious: Seque
         truth = COCO()
         truth.dataset = ground_truth(scenes)
         truth.createIndex()
-        rows = _coco_rows(scenes, scores, boxes)
-        evaluation = COCOeval(truth, truth.loadRes(rows) if len(rows) else COCO(), "bbox")
+        found = COCO()
+        # `loadRes` would draw an outline for every box that nobody looks at, half of the whole evaluation's time.
+        found.dataset = {**truth.dataset, "annotations": _coco_rows(scenes, scores, boxes)}
+        found.createIndex()
+        evaluation = COCOeval(truth, found, "bbox")
         params = evaluation.params
         params.imgIds, params.catIds = sorted(truth.getImgIds()), sorted(truth.getCatIds())
         sizes = SIZES if by_size else {}
@@ -125,15 +128,16 @@ def _mean(precision: np.ndarray) -> float | None:
     return float(known.mean()) if known.size else None
 
 
-def _coco_rows(scenes: SceneSet, scores: Tensor, boxes: Tensor) -> np.ndarray:
-    """Each (query, class) with a score above 0.01 as a row: image id, x, y, width, height (pixels of the original), score,
-    class id."""
+def _coco_rows(scenes: SceneSet, scores: Tensor, boxes: Tensor) -> list[dict]:
+    """Each (query, class) with a score above 0.01 as pycocotools has a detection; boxes in pixels of the original."""
     height, width = scenes.pixels.shape[2:]
     pixels = boxes.double() * torch.tensor([width, height, width, height]) * scenes.scale.double()[:, None, None]
     pixels[..., :2] -= pixels[..., 2:] / 2
     image, query, label = (scores > 0.01).nonzero(as_tuple=True)
-    columns = [image + 1, *pixels[image, query].unbind(-1), scores[image, query, label], label + 1]
-    return torch.stack([c.double() for c in columns], dim=1).numpy()
+    columns = (image + 1, label + 1, pixels[image, query], scores[image, query, label].double())
+    return [{"id": place, "image_id": one, "category_id": k, "bbox": box, "area": box[2] * box[3], "iscrowd": 0,
+             "score": score}
+            for place, (one, k, box, score) in enumerate(zip(*(c.tolist() for c in columns), strict=True), 1)]
 
 
 def _precision_recall(evaluation, images: int) -> dict[str, float]:
