@@ -16,7 +16,7 @@ LIBRARY = ROOT / "dfkd_lib"
 ROOMS = ("errors", "processes", "profiles", "ledger", "files", "artifacts", "fanout", "datasets", "models", "attention", "losses", "intervals",
          "fid",
          "training", "distill", "synthesis", "recipes", "laboratory", "ablation", "detection", "deploy", "plots", "report", "summary", "widgets",
-         "bench", "environment", "pipeline", "__main__")
+         "environment", "bench", "pipeline", "__main__")
 ONLY_IN = {"ipywidgets": "widgets", "anywidget": "widgets", "papermill": "pipeline", "nbconvert": "pipeline",
            "dask": "fanout", "distributed": "fanout"}
 MODULES = sorted(LIBRARY.rglob("*.py"))

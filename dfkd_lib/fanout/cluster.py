@@ -19,7 +19,8 @@ from pathlib import Path
 import psutil
 
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.fanout.worker import GIGABYTE, Needs, cores, no_pages_plugin, offer_plugin, on_worker, stop_here, visible_gpus, with_stop
+from dfkd_lib.fanout.worker import (GIGABYTE, Needs, cores, no_pages_plugin, offer_plugin, on_worker, stop_here,
+                                    visible_gpus, with_stop)
 
 CONNECT_SECONDS = 30      # that a scheduler may take to answer
 WORKER_SECONDS = 600      # that a cluster which starts workers when they are needed may take for the first

@@ -64,19 +64,7 @@ def make_plan(profile: str, only: str | None = None, settings: list[str] | tuple
     Raises:
         WorkbenchError: naming the notebook, the parameter, what was expected and the nearest right name.
     """
-    if profile not in PROFILES:
-        near = declared.nearest(profile, PROFILES)
-        raise WorkbenchError(f"there is no profile '{profile}'", expected="one of " + ", ".join(PROFILES), got=profile,
-                             mend=f"did you mean '{near}'?" if near else "choose one of them")
-    if jobs is not None and jobs < 1:
-        raise WorkbenchError("--jobs must be a positive number of tasks", expected="1..", got=jobs, mend="give 1 or more")
-    if threads is not None and threads < 1:
-        raise WorkbenchError("--threads must be a positive number", expected="1..", got=threads, mend="give 1 or more")
-    if scheduler is not None and jobs is not None:
-        raise WorkbenchError("--jobs and --scheduler exclude each other", got=f"--jobs {jobs} --scheduler {scheduler}",
-                             mend="leave --jobs out: a cluster runs as many tasks as its workers have room for")
-    if not hung >= 0:
-        raise WorkbenchError("--hung must be a number of minutes", expected="minutes, 0: never", got=hung, mend="give 0 or more")
+    _check_options(profile, jobs, hung, threads, scheduler)
     files = notebook_files(notebooks)
     if grid is not None:
         path = home(grid).resolve()
@@ -108,3 +96,20 @@ def make_plan(profile: str, only: str | None = None, settings: list[str] | tuple
     if plan.spread and "jobs" in plan.parameters.get(ABLATION, {}):
         plan.parameters[ABLATION]["jobs"] = 1  # its students are tasks of their own, and found when it runs
     return plan
+
+
+def _check_options(profile: str, jobs: int | None, hung: float, threads: int | None, scheduler: str | None) -> None:
+    if profile not in PROFILES:
+        near = declared.nearest(profile, PROFILES)
+        raise WorkbenchError(f"there is no profile '{profile}'", expected="one of " + ", ".join(PROFILES), got=profile,
+                             mend=f"did you mean '{near}'?" if near else "choose one of them")
+    if jobs is not None and jobs < 1:
+        raise WorkbenchError("--jobs must be a positive number of tasks", expected="1..", got=jobs, mend="give 1 or more")
+    if threads is not None and threads < 1:
+        raise WorkbenchError("--threads must be a positive number", expected="1..", got=threads, mend="give 1 or more")
+    if scheduler is not None and jobs is not None:
+        raise WorkbenchError("--jobs and --scheduler exclude each other", got=f"--jobs {jobs} --scheduler {scheduler}",
+                             mend="leave --jobs out: a cluster runs as many tasks as its workers have room for")
+    if not hung >= 0:
+        raise WorkbenchError("--hung must be a number of minutes", expected="minutes, 0: never", got=hung,
+                             mend="give 0 or more")

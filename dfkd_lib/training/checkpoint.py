@@ -78,8 +78,8 @@ class Checkpoint:
             if threads is not None and not is_number(threads, 1, 4096):
                 raise ValueError(f"its number of threads is {threads}")
         except Exception as error:  # the reader of a damaged file raises whatever it stumbles over
-            raise WorkbenchError("a checkpoint cannot be resumed", got=str(error)[:500] or type(error).__name__, where=self.file,
-                                 expected="what an earlier epoch of this very training left",
+            raise WorkbenchError("a checkpoint cannot be resumed", got=str(error)[:500] or type(error).__name__,
+                                 where=self.file, expected="what an earlier epoch of this very training left",
                                  mend="delete that file; this stage starts from its first epoch") from None
         self.threads = threads
         return history
