@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.fanout.worker import (GIGABYTE, Needs, cores, no_pages_plugin, offer_plugin, on_worker, stop_here,
+from dfkd_lib.fanout.worker import (GIGABYTE, Needs, cores, offer_plugin, on_worker, own_plugin, stop_here,
                                     visible_gpus, with_stop)
 
 CONNECT_SECONDS = 30      # that a scheduler may take to answer
@@ -247,7 +247,7 @@ def _local(jobs: int):
         try:
             _close_front_door(cluster.scheduler.http_application, secret)
             client = Client(cluster, set_as_default=False)
-            client.register_plugin(no_pages_plugin())
+            client.register_plugin(own_plugin())
             port = cluster.scheduler.http_server.port
             yield client, f"http://127.0.0.1:{port}/{secret}/status"
         finally:

@@ -4,6 +4,7 @@ import ctypes
 import itertools
 import os
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -73,15 +74,17 @@ def offer_plugin():
     return Offer()
 
 
-def no_pages_plugin():
-    """A plugin that closes the web pages of workers, which ask for no token; the dashboard shows what they did."""
+def own_plugin():
+    """A plugin for workers that this run has started: no web pages, which would ask for no token, and deaf to Ctrl-C."""
     from distributed import WorkerPlugin
 
-    class NoPages(WorkerPlugin):
+    class Own(WorkerPlugin):
         def setup(self, worker) -> None:
-            worker.http_server.stop()
+            worker.http_server.stop()  # the dashboard shows what they do
+            # A terminal sends Ctrl-C to all: the run ends its tasks in order. A handler, for kernels inherit what is ignored.
+            signal.signal(signal.SIGINT, lambda *_: None)
 
-    return NoPages()
+    return Own()
 
 
 _stoppers: dict[int, tuple[str, Callable[[], None]]] = {}
