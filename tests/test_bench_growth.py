@@ -1,4 +1,4 @@
-"""Growth: slopes of known power laws, every case at tiny sizes; costs on paper against analytic answers; the pipeline's rows."""
+"""Growth: slopes of known power laws, every case at tiny sizes; costs on paper by hand; the pipeline's rows."""
 
 import json
 import math

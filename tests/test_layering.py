@@ -15,7 +15,7 @@ LIBRARY = ROOT / "dfkd_lib"
 # A room imports only rooms named before it.
 ROOMS = ("errors", "profiles", "ledger", "artifacts", "datasets", "models", "attention", "losses", "intervals", "fid",
          "training", "distill", "synthesis", "recipes", "laboratory", "ablation", "detection", "deploy", "plots", "report", "summary", "widgets",
-         "bench", "environment", "pipeline", "__main__")
+         "environment", "bench", "pipeline", "__main__")
 ONLY_IN = {"ipywidgets": "widgets", "anywidget": "widgets", "papermill": "pipeline", "nbconvert": "pipeline"}
 MODULES = sorted(LIBRARY.rglob("*.py"))
 NOTEBOOK_FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
