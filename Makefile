@@ -1,7 +1,7 @@
 # make report   run every notebook on embedded real data into reports/quick (the main job)
 # make test     all tests, among them every notebook at smoke size
 # make lab      JupyterLab on the notebooks, on this machine only
-# make bench    images a second of the training steps; the price of attention capture, beside peers
+# make bench    everything beside its peers, timed, as a table and a picture in reports/bench (15 minutes)
 # make clean    remove reports (not reports/published), trained things and caches; make distclean: .venv too
 #
 # Each makes or updates .venv first if requirements.txt or pyproject.toml changed. PYTHON=... chooses the interpreter.

@@ -105,7 +105,8 @@ def small_gan(monkeypatch):
     from dfkd_lib.models import Discriminator, Generator
 
     for name, value in {"BATCH": 4, "STEPS": 2, "TEACHER": "vit_mnist_smoke", "PRECISIONS": ("fp32",),
-                        "Generator": lambda k, c: Generator(k, c, 32), "Discriminator": lambda k, c: Discriminator(k, c, 8)}.items():
+                        "Generator": lambda k, c: Generator(k, c, 32),
+                        "Discriminator": lambda k, c: Discriminator(k, c, 8)}.items():
         monkeypatch.setattr(gan, name, value)
     monkeypatch.setattr(synthesis, "rows", lambda effort: iter(()))
     monkeypatch.setattr(gan, "SECONDS", 0)
@@ -172,8 +173,9 @@ def test_rows_become_files_and_a_picture(tmp_path):
 
 
 def test_every_ratio_is_drawn_and_nothing_is_cut_off():
-    many = [Row("bench", f"what is compared, at length {i}", "detr_resnet18_2x2 <- detr_resnet50, 4 x 192 px, bf16", "papermill + nbconvert", 1, 1,
-                "ms", (0.01 * 4**i, 0.02 * 4**i, 0.03 * 4**i), 3) for i in range(6)]
+    setting, peer = "detr_resnet18_2x2 <- detr_resnet50, 4 x 192 px, bf16", "papermill + nbconvert"
+    many = [Row("bench", f"what is compared, at length {i}", setting, peer, 1, 1, "ms",
+                (0.01 * 4**i, 0.02 * 4**i, 0.03 * 4**i), 3) for i in range(6)]
     figure = output.picture(many, "a machine")
     figure.draw_without_rendering()
     (axes,) = figure.axes

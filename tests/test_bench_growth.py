@@ -1,4 +1,4 @@
-"""Growth: slopes of known power laws, every case at tiny sizes; costs on paper against analytic answers; the pipeline's rows."""
+"""Growth: slopes of known power laws, every case at tiny sizes; costs on paper by hand; the pipeline's rows."""
 
 import json
 import math
@@ -71,6 +71,7 @@ def test_costs_are_arithmetic():
     assert stage.flops == 2 * 100 * (30 + 20) and stage.gpu == 16 * 7 + 4 * 3 + 4 * 11 and stage.host == 500
     assert [stage.seconds(machine, gpus) for gpus in costs.GPUS] == [200, 50, 12.5]
     assert [stage.host_bytes(machine, gpus) for gpus in costs.GPUS] == [500, 4000, 4000]
+    assert stage.disk == 4 * 7 and costs.training("t", student, 100, 2, 4, 5, kept=9.0, made=True).disk == 4 * 7 + 500
     kept = costs.targets(teacher, 100, 9, 5)
     assert kept.disk == 2 * 9 * 100 and kept.seconds(machine, 64) == 100 * 20 / 50 and kept.host_bytes(machine, 8) == 500
     assert costs.frechet(student, 10, 4, 5, 3.0).seconds(machine, 8) == 2 * 10 * 10 / 50 + 3

@@ -75,7 +75,8 @@ def test_contenders_that_train_another_loss_are_refused(monkeypatch, given):
 def test_every_contender_is_beside_every_peer(monkeypatch, given):
     without(monkeypatch, "torchdistill")
     rows = students.measure(given, 0, 2)
-    assert [(row.what, row.peer) for row in rows] == [(name, peer) for name in [*OURS, *students.EXTRA] for peer in students.PEERS]
+    wanted = [(name, peer) for name in [*OURS, *students.EXTRA] for peer in students.PEERS]
+    assert [(row.what, row.peer) for row in rows] == wanted
     for row in rows:
         if row.peer == students.TORCHDISTILL:
             assert row.ratio is None and row.note == NOT_INSTALLED

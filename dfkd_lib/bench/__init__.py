@@ -48,12 +48,14 @@ def run(only: str | None = None, repeats: int = 5, out: str = "reports/bench", q
     os.environ["DFKD_PROGRESS"] = "none"
     names, folder, start, found = chosen(only), resolve(out), time.perf_counter(), []
     effort = QUICK if quick else Effort(repeats)
-    for name in names:
-        begun = time.perf_counter()
-        for row in rows_of(name, effort):
-            found.append(row)
-            print(line(row), flush=True)
-        print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
-        save(found, folder, time.perf_counter() - start)  # after each: a run that is stopped keeps what it found
+    try:
+        for name in names:
+            begun = time.perf_counter()
+            for row in rows_of(name, effort):
+                found.append(row)
+                print(line(row), flush=True)
+            print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
+    finally:  # a run that is stopped keeps what it found
+        save(found, folder, time.perf_counter() - start)
     print(os.path.relpath(Path(folder) / "bench.md"))
     return int(any(row.failed for row in found))

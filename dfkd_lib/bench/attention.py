@@ -139,6 +139,8 @@ def compare(case: Case, device: torch.device, effort: Effort = Effort(), **size)
         raise WorkbenchError("captured attention is not what another library finds", got=f"{worst:.2g} apart",
                              expected=f"at most {TOLERANCE}", where=f"{pair}, {case.name}, {device}")
     work = {name: lambda run=run: run(images) for name, run in ways.run.items()}
+    for each in work.values():
+        each()  # warms up
     rounds = take_turns(work, case.seconds * effort.seconds, least=5, rare=tuple(n for n in work if n not in CLOSE))
     setting = f"{case.name.partition('_patch')[0]}/{case.side}, batch {case.batch}, fp32"
     setting += f", {device}" * (device.type != "cpu")

@@ -95,16 +95,16 @@ def counted(model: nn.Module, side: int | tuple[int, int]) -> Model:
 
 
 def training(name: str, student: Model, images: int, epochs: int, batch: int, pixels: int, teacher: Model | None = None,
-             kept: float = 0.0) -> Stage:
+             kept: float = 0.0, made: bool = False) -> Stage:
     """A student's training, its uint8 images in the memory of every process.
 
     Args:
         batch: images a GPU. pixels: bytes of an image. teacher: asked at every batch. kept: bytes of kept targets, which
-            every GPU holds.
+            every GPU holds. made: whether the images are synthetic, and kept on disk as they are in memory.
     """
     flops = epochs * images * (BACKWARD * student.flops + (teacher.flops if teacher else 0.0))
     gpu = STATE * student.parameters + batch * student.activations + kept + (4 * teacher.parameters if teacher else 0)
-    return Stage(name, flops, True, gpu, images * pixels + kept)
+    return Stage(name, flops, True, gpu, images * pixels + kept, 4.0 * student.parameters + made * images * pixels)
 
 
 def targets(teacher: Model, images: int, row: int, pixels: int) -> Stage:
@@ -155,11 +155,11 @@ def imagenet() -> list[Stage]:
     matrix = measured(lambda row: row["bench"] == "frechet" and row["setting"].startswith("10,000"))
     return [class_probes(base, all_images, 1000, 196, pixels), targets(base, made, row, pixels),
             training("DeiT-Ti, 50,000 synthetic, 300 epochs, kept targets", tiny, made, 300, 256, pixels,
-                     kept=2.0 * made * row),
+                     kept=2.0 * made * row, made=True),
             targets(base, all_images, row, pixels),
-            training("DeiT-Ti, 1.28 M, 300 epochs, kept targets", tiny, all_images, 300, 256, pixels,
-                     kept=2.0 * all_images * row),
-            training("DeiT-S, 1.28 M, 300 epochs, teacher at every batch", small, all_images, 300, 256, pixels, base),
+            training("DeiT-Ti, 1.28 M synthetic, 300 epochs, kept targets", tiny, all_images, 300, 256, pixels,
+                     kept=2.0 * all_images * row, made=True),
+            training("DeiT-S, 1.28 M real, 300 epochs, teacher at every batch", small, all_images, 300, 256, pixels, base),
             frechet(inception, made, 2048, pixels, matrix and matrix["ours"])]
 
 

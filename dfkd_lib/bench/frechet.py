@@ -61,7 +61,7 @@ def ours(a: Tensor, b: Tensor, known: tuple[Statistics, Statistics]) -> Callable
 
 def compare(images: tuple[int, int], dimensions: int = DIMENSIONS, limit: float = SECONDS,
             most: int = 3) -> list[Row]:
-    """A row for each peer; they get both sides' statistics for nothing. Where pytorch-fid is not installed, its way by scipy.
+    """A row for each peer; they get both sides' statistics for nothing. Without pytorch-fid, its way by scipy.
 
     Args:
         images: on either side, the fewer first. limit, most: see `take_turns`.
@@ -83,7 +83,8 @@ def compare(images: tuple[int, int], dimensions: int = DIMENSIONS, limit: float 
                              expected=f"at most {TOLERANCE}", where=f"{worst}, {images} images")
     what, setting = "distance", f"{images[0]:,} and {images[1]:,} images, {dimensions} dimensions"
     asked = SIZES.get(images, "")
-    made = [compared(rounds, OURS, name, "frechet", what, setting, "s", 1, asked=asked, note=f"equal to {differences[name]:.0e}") for name in theirs]
+    made = [compared(rounds, OURS, name, "frechet", what, setting, "s", 1, asked=asked,
+                     note=f"equal to {differences[name]:.0e}") for name in theirs]
     return made if PYTORCH_FID in theirs else [*made, missing("frechet", what, setting, PYTORCH_FID)]
 
 

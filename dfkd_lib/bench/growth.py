@@ -225,8 +225,10 @@ def run(only: str | None = None, out: str = "reports/bench", more: Sequence[Call
     if not wanted <= known:
         raise WorkbenchError("nothing grows in that", expected="some of " + ", ".join(sorted(known)), got=only)
     print(HEAD)
-    for make in [*(lambda case=case: measure(case) for case in CASES if case[1] in wanted), *more]:
-        rows.append(make())
-        print(line(rows[-1]), flush=True)
+    try:
+        for make in [*(lambda case=case: measure(case) for case in CASES if case[1] in wanted), *more]:
+            rows.append(make())
+            print(line(rows[-1]), flush=True)
+    finally:  # a run that is stopped keeps what it found
         save(rows, resolve(out), time.perf_counter() - start)
     return int(any(row.failed for row in rows))

@@ -5,7 +5,6 @@ count as its own, also torch's. The pipeline's own start (its imports, once a ru
 trained things that the notebook needs already made.
 """
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -84,8 +83,7 @@ def rows(effort: Effort) -> Iterator[Row]:
             command = seconds(work["ours"])
             found.append(stages(folder / "ours", NOTEBOOK) | {"command": command})
 
-        with contextlib.chdir(REPOSITORY):
-            rounds = take_turns(work | {"ours": ours}, SECONDS * effort.seconds, effort.rounds)
+        rounds = take_turns(work | {"ours": ours}, SECONDS * effort.seconds, effort.rounds)
     yield from rows_of(rounds, found)
 
 
