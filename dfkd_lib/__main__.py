@@ -103,9 +103,9 @@ def bench(options) -> int:
         print(costs.tables())
         return 0
     if options.growth:
-        from dfkd_lib.bench import growth
+        from dfkd_lib.bench import growth, workers
 
-        return growth.run(options.only, options.out)
+        return growth.run(options.only, options.out, () if options.only else (workers.growth,))
     return bench.run(options.only, options.repeats, options.out, options.quick)
 
 

@@ -14,7 +14,7 @@ from dfkd_lib.errors import WorkbenchError
 
 # Each module has a function `rows(effort)`, or the one named after a dot.
 BENCHES = {"attention": "attention", "flops": "flops", "students": "students", "gan": "gan", "detr": "detection",
-           "coco": "coco", "frechet": "frechet", "pipeline": "pipeline", "deploy": "deploy",
+           "coco": "coco", "frechet": "frechet", "pipeline": "pipeline", "workers": "workers", "deploy": "deploy",
            "memory": "synthesis.memory_rows"}
 QUICK = Effort(rounds=2, seconds=0.3)
 

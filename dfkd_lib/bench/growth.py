@@ -211,7 +211,7 @@ def save(rows: Sequence[Growth], folder: Path, seconds: float) -> None:
             figure.savefig(folder / f"growth.{kind}")
 
 
-def run(only: str | None = None, out: str = "reports/bench", more: Sequence[Callable[[], Growth]] = ()) -> int:
+def run(only: str | None = None, out: str = "reports/bench", more: Sequence[Callable[[], Sequence[Growth]]] = ()) -> int:
     """Measure all, or what grows in `only` (comma-separated), print a line each, write the folder; 1 if one broke off.
 
     Args:
@@ -226,9 +226,10 @@ def run(only: str | None = None, out: str = "reports/bench", more: Sequence[Call
         raise WorkbenchError("nothing grows in that", expected="some of " + ", ".join(sorted(known)), got=only)
     print(HEAD)
     try:
-        for make in [*(lambda case=case: measure(case) for case in CASES if case[1] in wanted), *more]:
-            rows.append(make())
-            print(line(rows[-1]), flush=True)
+        for make in [*(lambda case=case: [measure(case)] for case in CASES if case[1] in wanted), *more]:
+            for row in make():
+                rows.append(row)
+                print(line(row), flush=True)
     finally:  # a run that is stopped keeps what it found
         save(rows, resolve(out), time.perf_counter() - start)
     return int(any(row.failed for row in rows))

@@ -171,22 +171,22 @@ def failed(error: BaseException) -> BaseException:
 
 @contextmanager
 def opened(jobs: int, scheduler: str | None, hear: Callable[[str, dict], None],
-           say: Callable[[str], None] = print) -> Iterator[Inline | Cluster]:
+           say: Callable[[str], None] = print, inline: bool = True) -> Iterator[Inline | Cluster]:
     """Where tasks run: here, one at a time (jobs 1), on so many processes of this machine, or on the cluster at `scheduler`.
 
     Args:
         jobs: processes. scheduler: address ("tcp://host:8786", "tls://host:8786") or a scheduler file, as `dask scheduler`
-            writes it. hear: called with (task, message) for what tasks tell.
+            writes it. hear: called with (task, message) for what tasks tell. inline: whether one job runs in this process.
 
     Raises:
         WorkbenchError: if no scheduler or worker answers there.
     """
-    if scheduler is None and jobs == 1:
-        inline = Inline(hear)
+    if scheduler is None and jobs == 1 and inline:
+        here = Inline(hear)
         try:
-            yield inline
+            yield here
         finally:
-            inline.close()
+            here.close()
         return
     with (_connected(scheduler, say) if scheduler else _local(jobs)) as (client, dashboard):
         cluster = Cluster(client, hear, None if scheduler else jobs, dashboard)
@@ -234,12 +234,10 @@ def _local(jobs: int):
     common = {"host": "127.0.0.1", "protocol": "tls://", "security": security}
     folder = tempfile.mkdtemp(prefix="dfkd-workers-")
     # Worker processes' memory is not what fills up (kernels are processes of their own): no limits of Dask's.
-    worker = {**common, "nthreads": 1, "memory_limit": 0, "local_directory": folder,
-              "silence_logs": "ERROR"}
+    worker = {**common, "nthreads": 1, "memory_limit": 0, "local_directory": folder, "silence_logs": "ERROR"}
     specs = {place: {"cls": Nanny, "options": {**worker, "resources": offer, "env": env}}
              for place, (offer, env) in enumerate(_shares(jobs))}
-    with dask.config.set({"distributed.scheduler.allowed-failures": RETRIES, "distributed.worker.daemon": True,
-                          "distributed.admin.log-format": "%(name)s: %(message)s"}):
+    with dask.config.set({"distributed.scheduler.allowed-failures": RETRIES}):
         cluster = SpecCluster(workers=specs, security=security, silence_logs="ERROR", scheduler={
             "cls": Scheduler, "options": {**common, "port": 0, "dashboard": True, "dashboard_address": "127.0.0.1:0",
                                           "http_prefix": secret}})
