@@ -20,7 +20,7 @@ SETTING = (f"{CELLS} students of 155,018 parameters, {BASE['student_images']:,} 
 def students(workers: int) -> tuple[float, float]:
     """Seconds for all cells on so many worker processes of one thread, and seconds until these had started.
 
-    What the cells share is there before, and the libraries are loaded: a cluster of one process is a cluster like the others.
+    What the cells share is there before, and the libraries are loaded; one process is a cluster as several are.
     """
     cells = ablation.read_grid({"grid": {"temperature": [float(2**i) for i in range(CELLS)]}}, BASE)
     with tempfile.TemporaryDirectory() as folder:
