@@ -81,7 +81,7 @@ def own_plugin():
     class Own(WorkerPlugin):
         def setup(self, worker) -> None:
             worker.http_server.stop()  # the dashboard shows what they do
-            # A terminal sends Ctrl-C to all: the run ends its tasks in order. A handler, for kernels inherit what is ignored.
+            # A terminal sends Ctrl-C to all: the run ends its tasks in order. (What is ignored kernels would inherit.)
             signal.signal(signal.SIGINT, lambda *_: None)
 
     return Own()
