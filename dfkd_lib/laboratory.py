@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 
-from dfkd_lib import distill, fid, intervals, ledger, synthesis
+from dfkd_lib import distill, fid, intervals, ledger, processes, synthesis
 from dfkd_lib.artifacts import Artifact, Store, provenance, resolve, save_json
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.errors import WorkbenchError
@@ -287,7 +287,10 @@ def _setting(word: str) -> tuple[str, object]:
 
 
 def main(arguments: list[str]) -> None:
-    """The bench without a notebook, for long runs: every maker's row into OUT/makers.csv and OUT/results.json."""
+    """The bench without a notebook, for long runs: every maker's row into OUT/makers.csv and OUT/results.json.
+
+    Under `accelerate launch` or torchrun all processes train together, and the main one writes.
+    """
     import argparse
 
     parser = argparse.ArgumentParser(prog="python -m dfkd_lib.laboratory", description=main.__doc__)
@@ -300,6 +303,8 @@ def main(arguments: list[str]) -> None:
     made_by = provenance()  # of the code that runs, whatever is committed while it does
     space = recipe.feature_space(store)
     found = recipe.bench(store, space)
+    if not processes.is_main():
+        return
     table = bench_table(store, found, recipe)
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "makers.csv", index=False)

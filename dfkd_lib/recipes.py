@@ -121,6 +121,7 @@ class ClassificationRecipe:
     schedules: str = ""
     early_stage: int = 1
     student_precision: str = "fp32"
+    student_compile: bool = False
     student_images: int = 0
     augmentation: str = "none"
     mix: str = "none"
@@ -233,7 +234,7 @@ class ClassificationRecipe:
     def student_config(self, seed: int | None = None, epochs: int | None = None) -> TrainConfig:
         return TrainConfig(epochs or self.student_epochs, self.batch_size, self.student_lr, betas=(0.5, 0.999),
                            weight_decay=0.025, warmup_epochs=0.5, grad_clip=1.0, precision=self.student_precision,
-                           seed=self.seed if seed is None else seed)
+                           seed=self.seed if seed is None else seed, compile=self.student_compile)
 
     def training_images(self, store: Store, source: str) -> tuple[ImageSet, list[Artifact]]:
         """What a student of that source is trained on, and what made it: "real" or "synthetic" (the augmented GAN's).

@@ -1,7 +1,7 @@
 """One training over two real processes (gloo, on the CPU) against one, started by accelerate launch and by torchrun."""
 
+import copy
 import json
-import math
 import os
 import socket
 import subprocess
@@ -72,11 +72,11 @@ def one(folder):
     return read(folder, "all", 1, 0)
 
 
-def same_curves(ours: list[dict], theirs: list[dict], tolerance: float) -> None:
+def same_curves(ours: list[dict], theirs: list[dict], tolerance: float, small: float = 0.0) -> None:
     assert len(ours) == len(theirs) > 0 and [set(row) for row in ours] == [set(row) for row in theirs]
     for row, other in zip(ours, theirs, strict=True):
         for name in set(row) - set(TIMES):
-            assert row[name] == pytest.approx(other[name], rel=tolerance), (row["epoch"], name)
+            assert row[name] == pytest.approx(other[name], rel=tolerance, abs=small), (row["epoch"], name)
 
 
 def test_a_student_learns_alike_in_two_processes_and_in_one(one, two):
@@ -99,8 +99,11 @@ def test_bf16_in_two_processes(one, two):
 
 
 def test_a_detector_learns_alike_though_scenes_hold_unequally_many_objects(one, two):
-    """Every named loss of both epochs within 1e-5 relative: each is normalised by the objects of the whole batch."""
-    same_curves(one["detector"]["history"], two[0][0]["detector"]["history"], 1e-5)
+    """The loss of both epochs within 1e-5 relative, its parts too or within 1e-6 (some are thousandths): normalised by
+    the objects of the whole batch."""
+    mine, theirs = (who["detector"]["history"] for who in (one, two[0][0]))
+    same_curves(mine, theirs, 1e-5, small=1e-6)
+    assert [row["loss"] for row in mine] == pytest.approx([row["loss"] for row in theirs], rel=1e-5)
     assert two[0][0]["detector"]["digest"] == two[0][1]["detector"]["digest"]
 
 
@@ -203,14 +206,11 @@ def test_the_common_batch_norm_of_one_process_is_torchs(norm):
     """With one process the mean over processes is its own: forward, gradient and running statistics against torch's."""
     shape = (6, 4, 3, 2) if isinstance(norm, nn.BatchNorm2d) else (6, 4)
     x, other = (torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2))
-    start = {k: v.clone() for k, v in norm.state_dict().items()}
-    expected = norm(x)
-    kept = {k: v.clone() for k, v in norm.state_dict().items()}
-    norm.load_state_dict(start)
-    with parallel.common_norms([norm]):
-        got = norm(other)
+    common, expected = copy.deepcopy(norm), norm(x)
+    with parallel.common_norms([common]):
+        got = common(other)
     expected.pow(3).sum().backward()
     got.pow(3).sum().backward()
     assert torch.allclose(got, expected, atol=1e-5) and torch.allclose(x.grad, other.grad, atol=1e-4)
-    assert all(torch.allclose(kept[k].float(), v.float(), atol=1e-6) for k, v in norm.state_dict().items())
-    assert math.isfinite(float(got.sum()))
+    kept = common.state_dict()
+    assert all(torch.allclose(kept[name].float(), value.float(), atol=1e-6) for name, value in norm.state_dict().items())

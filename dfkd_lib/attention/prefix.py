@@ -6,7 +6,8 @@ a model of three blocks that is a quarter of the whole step; the result is the s
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +36,18 @@ def outputs_and_probe(model: nn.Module, images: Tensor, probe: bool = True) -> t
     """
     if not is_plain(model):
         return logits_and_probe(model, images) if probe else (model(images), None)
+    # A compiled model's own call would hide its attention: what is done in its place is compiled then.
+    return _plain(model, images, probe) if model._compiled_call_impl is None else _compiled()(model, images, probe, False)
+
+
+@lru_cache(maxsize=1)
+def _compiled():
+    return torch.compile(_plain)
+
+
+def _plain(model: nn.Module, images: Tensor, probe: bool, products: bool = True) -> tuple:
     tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
-    with _as_products(model.blocks[:-1], tokens):
+    with _as_products(model.blocks[:-1], tokens) if products else nullcontext():
         for block in model.blocks[:-1]:
             tokens = block(tokens)
     prefix, weights = _last_block(model.blocks[-1], tokens, model.num_prefix_tokens)
@@ -50,7 +61,7 @@ def is_plain(model: nn.Module) -> bool:
         return False
     block, attention = model.blocks[-1], model.blocks[-1].attn
     return (type(block) is Block and type(attention) is Attention and attention.gate is None and model.attn_pool is None
-            and not model.grad_checkpointing and model._compiled_call_impl is None
+            and not model.grad_checkpointing
             # A hook, or another forward put in its place, wants to see the block at work.
             and not block._forward_hooks and "forward" not in attention.__dict__ and "forward" not in block.__dict__)
 

@@ -5,6 +5,7 @@ import argparse
 import shlex
 import sys
 
+from dfkd_lib import processes
 from dfkd_lib.artifacts import Store, resolve
 from dfkd_lib.detection.distill import DetectionTerms, train_detector
 from dfkd_lib.detection.overfit import overfit, spread
@@ -43,11 +44,14 @@ def main(argv: list[str]) -> None:
     if args.verb == "overfit":
         few = spread(source.load("train"), args.few)
         found = overfit(args.model, few, args.epochs, args.lr, args.seed)
-        print(", ".join(f"{step}: {ap:.2f}" for step, ap in found["curve"]))
-        print(f"{args.model} on {len(few)} scenes of {args.data}: AP50 {found['AP50']:.3f}, AP {found['AP']:.3f}")
+        if processes.is_main():
+            print(", ".join(f"{step}: {ap:.2f}" for step, ap in found["curve"]))
+            print(f"{args.model} on {len(few)} scenes of {args.data}: AP50 {found['AP50']:.3f}, AP {found['AP']:.3f}")
         return
     made = train_detector(Store(), args.model, source, config, DetectionTerms(), augment=args.augment,
                           weights=resolve(args.weights) if args.weights else None)
+    if not processes.is_main():
+        return
     path = ship_detector(made, args.name, f"python -m dfkd_lib.detection {shlex.join(argv)}")
     print(f"{path}: AP {made.metrics['AP']:.3f}, AP50 {made.metrics['AP50']:.3f}, {made.seconds:.0f} s")
 

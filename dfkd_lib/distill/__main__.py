@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 
+from dfkd_lib import processes
 from dfkd_lib.artifacts import Store
 from dfkd_lib.datasets import load_images
 from dfkd_lib.distill.classification import train_teacher
@@ -26,6 +27,8 @@ def main(argv: list[str]) -> None:
     config = TrainConfig(args.epochs, args.batch_size, args.lr, weight_decay=0.025, warmup_epochs=1.0, grad_clip=1.0,
                          precision=args.precision, seed=args.seed)
     made = train_teacher(Store(), args.model, load_images(args.data, "train"), load_images(args.data, "test"), config)
+    if not processes.is_main():
+        return
     path = ship_teacher(made, args.name, f"python -m dfkd_lib.distill {shlex.join(argv)}")
     print(f"{path}: test accuracy {made.metrics['accuracy']:.4f}, {made.seconds:.0f} s")
 

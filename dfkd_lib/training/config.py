@@ -25,6 +25,8 @@ class TrainConfig:
         schedule: "cosine" to 0, or "constant"; warmup_epochs of linear warm-up before either.
         grad_clip: largest gradient norm, or None. precision: "fp32" or "bf16" (autocast).
         seed: of initial weights (where a caller seeds them from it), data order, augmentation and dropout.
+        compile: by torch.compile, which takes a minute and a C++ compiler before the first step, and pays in long
+            trainings. A network that a loss looks into is compiled round the place it looks at, but for timm's plain ViT.
     """
 
     epochs: int

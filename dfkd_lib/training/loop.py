@@ -19,6 +19,7 @@ from dfkd_lib.training.checkpoint import Checkpoint
 from dfkd_lib.training.config import DivergedError, TrainConfig, device, learning_rate, make_optimizer
 from dfkd_lib.training.progress import Progress, Totals
 
+NO_COMPILER = re.compile(r"InvalidCxxCompiler|No working C\+\+ compiler|TritonMissing|Cannot find a working triton|CppCompileError")
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 PROCESS_SEEDS = 1_000_000_007  # between the seeds of processes: more than trainings have epochs, and seeds
 CHECK_EVERY = 20  # steps between looks at the losses: a look waits for the device
@@ -73,17 +74,30 @@ def fit(modules: dict[str, nn.Module], step: Callable, batches, config: TrainCon
         with torch.random.fork_rng(), saved.same_threads():
             run.epochs(history, evaluate, saved)
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or NO_MEMORY.search(str(error)):
-            raise WorkbenchError("memory ran out in training", got=str(error).split("\n")[0][:300], where=label,
-                                 mend=f"lower batch_size (now {config.batch_size}) or the model's size; finished "
-                                 f"epochs are kept and resumed ({len(history)} of {config.epochs})") from error
-        raise
+        explained = _explained(error, config, label, len(history))
+        if explained is error:
+            raise
+        raise explained from error
     finally:
         progress.close()
         run.uncompile()
         for module in modules.values():
             module.eval()
     return history
+
+
+def _explained(error: Exception, config: TrainConfig, label: str, done: int) -> Exception:
+    """The error as one that a user can mend, where it is of such a kind; else itself."""
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or NO_MEMORY.search(str(error)):
+        return WorkbenchError("memory ran out in training", got=str(error).split("\n")[0][:300], where=label,
+                              mend=f"lower batch_size (now {config.batch_size}) or the model's size; finished epochs are "
+                              f"kept and resumed ({done} of {config.epochs})")
+    if config.compile and NO_COMPILER.search(said):
+        return WorkbenchError("torch.compile finds no compiler that works", got=said.split("\n")[0][:300], where=label,
+                              expected="g++ or clang (the variable CXX names another); for GPUs Triton too",
+                              mend="install one, or train without compiling")
+    return error
 
 
 def _agreed(history: list[dict], file: Path | None) -> list[dict]:
