@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import box_convert, generalized_box_iou_loss
+from torchvision.ops import box_convert
 
 from dfkd_lib.processes import shared_count
 
@@ -60,7 +60,7 @@ def giou_loss(boxes: Tensor, targets: Tensor, present: Tensor) -> Tensor:
     Args:
         boxes, targets: (..., B, Q, 4), centre x, centre y, width, height in [0, 1]. present: bool (..., B, Q).
     """
-    return _of_pairs(generalized_box_iou_loss(*(box_convert(b, "cxcywh", "xyxy") for b in (boxes, targets))), present)
+    return _of_pairs(_giou_apart(boxes, targets), present)
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float,
@@ -92,8 +92,7 @@ def box_distillation_loss(boxes: Tensor, teacher_boxes: Tensor, weights: Tensor)
         boxes, teacher_boxes: (..., B, Q, 4) cxcywh in [0, 1]. weights: (..., B, Q), the teacher's `sureness`, 0 where a
             query has no pair.
     """
-    corners = (box_convert(b, "cxcywh", "xyxy") for b in (boxes, teacher_boxes))
-    apart = SMOOTH * F.smooth_l1_loss(boxes, teacher_boxes, reduction="none").sum(-1) + generalized_box_iou_loss(*corners)
+    apart = SMOOTH * F.smooth_l1_loss(boxes, teacher_boxes, reduction="none").sum(-1) + _giou_apart(boxes, teacher_boxes)
     return _weighted(apart, weights)
 
 
@@ -139,6 +138,16 @@ def detection_losses(logits: Tensor, boxes: Tensor, target_labels: Tensor, targe
     if taught is not None:
         losses["distillation"] = distillation_loss(logits, taught.logits, temperature, taught.paired)
     return losses
+
+
+def _giou_apart(boxes: Tensor, targets: Tensor) -> Tensor:
+    """1 - generalised IoU of boxes (..., 4) cxcywh in pairs: torchvision's loss, which picks out the pairs that overlap and
+    so waits for the device at each call."""
+    (low, high), (low_target, high_target) = (box_convert(b, "cxcywh", "xyxy").split(2, -1) for b in (boxes, targets))
+    shared = (torch.minimum(high, high_target) - torch.maximum(low, low_target)).clamp(min=0).prod(-1)
+    union = (high - low).prod(-1) + (high_target - low_target).prod(-1) - shared
+    hull = (torch.maximum(high, high_target) - torch.minimum(low, low_target)).prod(-1)
+    return 1 - shared / (union + 1e-7) + (hull - union) / (hull + 1e-7)
 
 
 def _count(pairs: Tensor) -> Tensor:

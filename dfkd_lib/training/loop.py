@@ -19,7 +19,7 @@ from dfkd_lib.training.checkpoint import Checkpoint
 from dfkd_lib.training.config import DivergedError, TrainConfig, device, learning_rate, make_optimizer
 from dfkd_lib.training.progress import Progress, Totals
 
-NO_COMPILER = re.compile(r"InvalidCxxCompiler|No working C\+\+ compiler|TritonMissing|Cannot find a working triton|CppCompileError")
+NO_COMPILER = re.compile(r"InvalidCxxCompiler|No working C\+\+ compiler|CppCompileError|TritonMissing|working triton")
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 PROCESS_SEEDS = 1_000_000_007  # between the seeds of processes: more than trainings have epochs, and seeds
 CHECK_EVERY = 20  # steps between looks at the losses: a look waits for the device
