@@ -133,7 +133,7 @@ class _Run:
 
     def __post_init__(self):
         self.many = inspect.isgeneratorfunction(self.step)
-        self.norms = parallel.common_norms(self.modules.values()) if self.split else nullcontext()
+        self.norms = parallel.common_norms(self.modules.values(), self.config.compile) if self.split else nullcontext()
         self.unequal = torch.zeros((), dtype=torch.bool, device=self.device)
         if self.config.compile:
             for module in self.modules.values():

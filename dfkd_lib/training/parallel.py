@@ -66,9 +66,16 @@ def send_modules(modules: Iterable[nn.Module]) -> None:
     processes.send_from_main(tensor for module in modules for tensor in module.state_dict().values())
 
 
-def common_norms(modules: Iterable[nn.Module]):
-    """A context in which batch norms take the statistics of the whole batch, on any device; nothing without a batch norm."""
+def common_norms(modules: Iterable[nn.Module], compiled: bool = False):
+    """A context in which batch norms take the statistics of the whole batch, on any device; nothing without a batch norm.
+
+    Raises:
+        WorkbenchError: where such a module is compiled: what its batch norms exchange cannot be part of a graph.
+    """
     normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for module in modules for m in module.modules())
+    if normed and compiled:
+        raise WorkbenchError("a network with batch norms cannot be compiled over several processes", where="compile",
+                             mend="train it uncompiled, or in one process")
     return _CommonNorms() if normed else nullcontext()
 
 
