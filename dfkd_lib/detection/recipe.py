@@ -71,6 +71,7 @@ class DetectionRecipe:
     student_lr: float = 1e-3
     batch_size: int = 16
     precision: str = "bf16"
+    student_compile: bool = False
     class_weight: float = 2.0
     box_weight: float = 100.0
     giou_weight: float = 2.0
@@ -208,7 +209,7 @@ class DetectionRecipe:
             raise WorkbenchError("no such arm", expected=", ".join(ARMS), got=arm, where="arms",
                                  mend="name arms separated by commas")
         teacher = None if arm == "plain" else self.teacher_artifact(store)
-        config = self._config(self.student_epochs, self.student_lr)
+        config = replace(self._config(self.student_epochs, self.student_lr), compile=self.student_compile)
         scenes = self.drawn(store, arm) if arm in GANS else "synthetic" if arm == "generated" else "train"
         return train_detector(store, self.student_model, self.source, config, self.terms, teacher, scenes, self.augment,
                               self.student_pretrained, self.student_start(store, arm),
