@@ -102,6 +102,8 @@ def load_tensors(path: str | Path) -> dict:
     except FileNotFoundError:
         raise WorkbenchError("a checkpoint is missing", expected="a safetensors file", where=path,
                              mend="check the path, or train it anew") from None
+    except WorkbenchError:  # the ledger's refusal
+        raise
     except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:  # a header's lies, too
         raise WorkbenchError("a checkpoint cannot be read", expected="a whole safetensors file", got=error, where=path,
                              mend="fetch or train it again; the file is damaged or of another format") from None

@@ -324,8 +324,9 @@ def _transformers(folder: Path, sizes: dict) -> Loaded:
 
     # A repository's own code is never run, nor is the reader asked whether it may.
     how = {"local_files_only": True, "trust_remote_code": False}
-    check_sizes({k: v for k, v in _json(folder / "config.json").items() if is_number(v)},
-                 load_tensors(folder / "model.safetensors"), folder / "config.json")
+    if (folder / "model.safetensors").is_file():
+        check_sizes({k: v for k, v in _json(folder / "config.json").items() if is_number(v)},
+                    load_tensors(folder / "model.safetensors"), folder / "config.json")
     try:
         config = AutoConfig.from_pretrained(folder, **how)
         model, report = AutoModelForImageClassification.from_pretrained(
