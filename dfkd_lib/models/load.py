@@ -20,7 +20,6 @@ from dfkd_lib.models.weights import as_numbers, check_fits, check_sizes, checked
 FILES = ["*.json", "model.safetensors"]
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 NEUTRAL = (0.5, 0.5, 0.5)  # mean and deviation that leave images in [-1, 1] as they are
-# What sizes or files can set off.
 ODD = (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
