@@ -2,11 +2,13 @@
 # make test     all tests, among them every notebook at smoke size
 # make lab      JupyterLab on the notebooks, on this machine only
 # make bench    everything beside its peers, timed, as a table and a picture in reports/bench (15 minutes)
+# make fuzz     ten times the bad input that the tests try, from a new seed
+# make audit    known vulnerabilities of the pinned packages (needs the network)
 # make clean    remove reports (not reports/published), trained things and caches; make distclean: .venv too
 #
 # Each makes or updates .venv first if requirements.txt or pyproject.toml changed. PYTHON=... chooses the interpreter.
 
-.PHONY: report test lab bench clean distclean
+.PHONY: report test lab bench fuzz audit clean distclean
 .DEFAULT_GOAL := report
 
 RUN := .venv/bin/python
@@ -27,6 +29,24 @@ lab: $(STAMP)
 
 bench: $(STAMP)
 	@$(RUN) -m dfkd_lib bench
+
+# More bad input than the tests try, from a new seed; FUZZ=100 tries a hundred times as much.
+FUZZ ?= 10
+fuzz: $(STAMP)
+	@DFKD_FUZZ=$(FUZZ) $(RUN) -m pytest tests/test_fuzz.py -s
+
+# pip-audit passes over what a database does not know, and ends with 0: --strict makes that an error, told apart below.
+audit: $(STAMP)
+	@grep -E '^[A-Za-z0-9._-]+==' requirements.txt > .venv/pins.txt; \
+	$(RUN) -c 'import pip_audit' 2>/dev/null || { echo "installing pip-audit into .venv (once)"; \
+	  PIP_REQUIRE_VIRTUALENV=1 $(RUN) -m pip install --disable-pip-version-check --quiet -c .venv/pins.txt -e '.[audit]' || exit 2; }; \
+	for database in pypi osv; do \
+	  $(RUN) -m pip_audit --strict --disable-pip --no-deps --progress-spinner off -s $$database -r .venv/pins.txt \
+	    > .venv/audit.txt 2>&1 && { cat .venv/audit.txt; exit 0; }; \
+	  grep -q 'Found .* known vulnerabilit' .venv/audit.txt && { cat .venv/audit.txt; exit 1; }; \
+	  echo "$$database: $$(grep . .venv/audit.txt | tail -1 | cut -c1-200)" >&2; \
+	done; \
+	echo "no vulnerability database could be asked about every pinned package: nothing can be said of them" >&2; exit 2
 
 # The stamp holds a checksum of both files: a fresh checkout changes their dates but not what is installed.
 $(STAMP): requirements.txt pyproject.toml

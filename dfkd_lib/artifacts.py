@@ -23,15 +23,14 @@ from filelock import FileLock, Timeout
 
 from dfkd_lib import ledger, processes
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.files import (disk_error, file_hash, flush, is_full, load_tensors, note_whole, save_json, save_tensors,
-                            whole_files)
+from dfkd_lib.files import (check_manifest, disk_error, file_hash, flush, is_full, load_tensors, note_whole, save_json,
+                             save_tensors, seal, whole_files)
 
 __all__ = ["Artifact", "ArtifactError", "NotMade", "REPOSITORY", "Store", "content_key", "file_hash", "load_tensors",
            "note_whole", "provenance", "resolve", "save_json", "save_tensors"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MANIFEST = "manifest.json"
-UNSEALED = 9  # fields of the manifests of earlier versions, which had no seal
 WAIT_SECONDS = 60.0  # between two remarks that another process is being waited for
 STALE_SECONDS = 3600  # a temporary file that nobody has touched for so long belongs to nobody
 
@@ -79,12 +78,6 @@ def provenance() -> dict:
     return {"commit": (git("rev-parse", "--short=12", "HEAD") or "unknown") + changed, "python": platform.python_version(),
             "torch": torch.__version__, "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
             "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
-
-
-def _seal(manifest: dict) -> str:
-    """The hash of a manifest's own content: a flipped byte in it must not go unseen either."""
-    said = {name: value for name, value in manifest.items() if name != "sealed"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _lines(path: str) -> list[str]:
@@ -217,9 +210,8 @@ class Store:
         try:
             manifest = json.loads((path / MANIFEST).read_text())
             files = manifest["files"]
-            if len(manifest) != UNSEALED and manifest["sealed"] != _seal(manifest):
-                raise ValueError("it is not what was written")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            check_manifest(key, manifest)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ArtifactError("an artifact has no readable manifest", got=error, where=path / MANIFEST,
                                 mend="run what made it again: it is moved to .damaged and made anew") from None
         for name, expected in files.items():
@@ -371,7 +363,7 @@ class Store:
                     "data_free": all(row["purpose"] == ledger.EVALUATION for row in rows),
                     "seconds": round(seconds, 2), "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                     "files": {name: file_hash(work / name) for name in names}}
-        manifest["sealed"] = _seal(json.loads(json.dumps(manifest)))  # as it will be read
+        manifest["sealed"] = seal(json.loads(json.dumps(manifest)))  # as it will be read
         for path in {path for name in names for path in (work / name, (work / name).parent)}:
             flush(path)  # or a power cut could leave the name of a file without its bytes
         save_json(work / MANIFEST, manifest)

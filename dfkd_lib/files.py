@@ -12,6 +12,8 @@ from pathlib import Path
 
 from dfkd_lib.errors import WorkbenchError
 
+FIELDS = {"stage": str, "settings": dict, "parents": list, "metrics": dict, "ledger": list, "data_free": bool,
+          "seconds": (int, float), "made": str, "files": dict}  # of a manifest, beside its seal
 WHOLE = "checkpoint/whole.json"  # in a folder of work: the hashes of files beside the checkpoint that a resumed run uses
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 FULL_TEXT = re.compile(r"no space left|quota exceeded|file too large|read-only file system|code: (28|122|27|30)\b"
@@ -102,9 +104,31 @@ def load_tensors(path: str | Path) -> dict:
     except FileNotFoundError:
         raise WorkbenchError("a checkpoint is missing", expected="a safetensors file", where=path,
                              mend="check the path, or train it anew") from None
+    except WorkbenchError:  # the ledger's refusal
+        raise
     except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:  # a header's lies, too
         raise WorkbenchError("a checkpoint cannot be read", expected="a whole safetensors file", got=error, where=path,
                              mend="fetch or train it again; the file is damaged or of another format") from None
+
+
+def seal(manifest: dict) -> str:
+    """The hash of a manifest's own content: a flipped byte in it must not go unseen either."""
+    said = {name: value for name, value in manifest.items() if name != "sealed"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def check_manifest(key: str, manifest: dict) -> None:
+    """Raise ValueError, KeyError or TypeError unless a manifest is one, sealed, and names no file outside its folder."""
+    wrong = [name for name, kind in FIELDS.items() if not isinstance(manifest[name], kind)]
+    if wrong or any(Path(name).is_absolute() or ".." in Path(name).parts for name in manifest["files"]):
+        raise ValueError(f"it is not what was written: {', '.join(wrong) or 'files'}")
+    if set(manifest) != set(FIELDS):
+        if manifest["sealed"] != seal(manifest):
+            raise ValueError("it is not what was written")
+    else:  # of an earlier version, which had no seal: its key at least tells of what it was made from
+        text = json.dumps([manifest[name] for name in ("stage", "settings", "parents")], sort_keys=True)
+        if not key.endswith(hashlib.sha256(text.encode()).hexdigest()[:16]):
+            raise ValueError("it is not what its key says")
 
 
 def file_hash(path: str | Path) -> str:

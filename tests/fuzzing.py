@@ -51,8 +51,11 @@ def watched():
 
 
 def attempt(test: str, call, *words, **settings):
-    """(what the call gave, None), or (None, its clear refusal); any other error is the test's failure."""
-    TRIED[test] += 1
+    """(what the call gave, None), or (None, its clear refusal); any other error is the test's failure.
+
+    `test` counts the input; it is "" where the same input is tried at a second door.
+    """
+    TRIED[test] += test != ""
     try:
         with watched():
             return call(*words, **settings), None

@@ -59,6 +59,8 @@ def _read(report: CocoReport) -> bool:
     except FileNotFoundError:
         report.add("file", report.file.name, "a COCO folder holds train/ and train.json, val/ and val.json", "no such file")
         return False
+    except ledger.LedgerError:
+        raise
     except (ValueError, OSError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, numbers of thousands of digits
         report.add("file", report.file.name, "whole JSON", error)
         return False

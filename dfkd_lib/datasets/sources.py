@@ -88,6 +88,8 @@ def read_idx(path: str | Path) -> np.ndarray:
             body = file.read(count + 1) if shape and count <= LARGEST_IDX else b""
     except FileNotFoundError:
         raise WorkbenchError("a data file is missing", expected=path.name, where=path.parent, mend=mend) from None
+    except ledger.LedgerError:
+        raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise WorkbenchError("a data file is damaged or truncated", expected="a whole gzip file", got=error, where=path,
                              mend=mend) from None

@@ -20,7 +20,6 @@ from dfkd_lib.models.weights import as_numbers, check_fits, check_sizes, checked
 FILES = ["*.json", "model.safetensors"]
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 NEUTRAL = (0.5, 0.5, 0.5)  # mean and deviation that leave images in [-1, 1] as they are
-# What sizes or files can set off.
 ODD = (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -324,8 +323,9 @@ def _transformers(folder: Path, sizes: dict) -> Loaded:
 
     # A repository's own code is never run, nor is the reader asked whether it may.
     how = {"local_files_only": True, "trust_remote_code": False}
-    check_sizes({k: v for k, v in _json(folder / "config.json").items() if is_number(v)},
-                 load_tensors(folder / "model.safetensors"), folder / "config.json")
+    if (folder / "model.safetensors").is_file():
+        check_sizes({k: v for k, v in _json(folder / "config.json").items() if is_number(v)},
+                    load_tensors(folder / "model.safetensors"), folder / "config.json")
     try:
         config = AutoConfig.from_pretrained(folder, **how)
         model, report = AutoModelForImageClassification.from_pretrained(

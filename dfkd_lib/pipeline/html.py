@@ -47,10 +47,11 @@ class MathRenderer(IPythonRenderer):
 
 
 class PageExporter(HTMLExporter):
-    """nbconvert's HTML exporter with this package's template and no scripts; Markdown may not fetch or embed other files."""
+    """nbconvert's HTML exporter with this package's template and no scripts; Markdown may embed no other file."""
 
     def __init__(self, **options):
-        super().__init__(template_name="report", extra_template_basedirs=[str(TEMPLATES)], exclude_anchor_links=True, **options)
+        super().__init__(template_name="report", extra_template_basedirs=[str(TEMPLATES)],
+                         exclude_anchor_links=True, **options)
 
     def markdown2html(self, context, source):
         path = context.get("resources", {}).get("metadata", {}).get("path", "")

@@ -50,7 +50,9 @@ class Checkpoint:
         try:
             with zipfile.ZipFile(self.file) as parts:
                 wrong = parts.testzip()
-        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        except WorkbenchError:  # the ledger's refusal
+            raise
+        except Exception as error:  # the reader of a damaged file raises whatever it stumbles over
             wrong = error
         if wrong is None:
             return False
@@ -77,6 +79,8 @@ class Checkpoint:
                 raise ValueError("its history is no list of epochs")
             if threads is not None and not is_number(threads, 1, 4096):
                 raise ValueError(f"its number of threads is {threads}")
+        except WorkbenchError:  # the ledger's refusal
+            raise
         except Exception as error:  # the reader of a damaged file raises whatever it stumbles over
             raise WorkbenchError("a checkpoint cannot be resumed", got=str(error)[:500] or type(error).__name__,
                                  where=self.file, expected="what an earlier epoch of this very training left",
