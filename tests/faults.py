@@ -70,11 +70,12 @@ class Place:
 
     folder: Path
     command: list[str]
+    disk: Path | None = None  # where out and store lie, if not in the folder
     log: str = ""
 
     def __post_init__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.out, self.store = self.folder / "out", self.folder / "store"
+        self.out, self.store = (self.disk or self.folder) / "out", (self.disk or self.folder) / "store"
 
     def start(self, *more: str, out: Path | None = None, **options) -> subprocess.Popen:
         """The pipeline, as a process in a session of its own that ignores no signal."""

@@ -43,9 +43,8 @@ def told(fault: str):
 @pytest.fixture(scope="module", autouse=True)
 def shown(request):
     yield
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter and ROWS:
-        reporter.write_line("\n" + faults.table(ROWS))
+    with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
+        print("\n" + faults.table(ROWS), flush=True)
 
 
 class Undisturbed(Place):
@@ -131,7 +130,7 @@ def limit_files(size: int):
 
 
 def used(place: Place) -> int:
-    return sum(p.stat().st_blocks * 512 for p in place.folder.rglob("*") if p.is_file())
+    return sum(p.stat().st_blocks * 512 for at in (place.out, place.store) for p in at.rglob("*") if p.is_file())
 
 
 @pytest.mark.parametrize("part", [0.5] if not FULL else [0.05, 0.3, 0.6, 0.8, 0.9, 0.97])
@@ -140,8 +139,7 @@ def test_a_disk_that_is_full(reference, tmp_path, part):
         if not faults.can_mount(tmp_path / "try"):
             pytest.skip("mounting is not allowed here: files that may not grow are tried instead")
         with Disk(tmp_path / "disk", int(part * used(reference))) as disk:
-            place = Place(disk.folder, reference.command)
-            place.log_folder = tmp_path
+            place = Place(tmp_path, reference.command, disk.folder)
             code = place.run()
             said = place.log.lower()
             assert code in (1, 2) and "disk" in said and "mend: " in said and "free" in said, place.log
@@ -223,9 +221,9 @@ def test_a_clock_that_is_put_back_does_not_keep_the_queue_from_working(tmp_path,
     from dfkd_lib.ablation import Jobs, make_cell
     from dfkd_lib.ablation import jobs as module
 
-    jobs, started = Jobs(Store(tmp_path)), []
+    jobs, started, sleeper = Jobs(Store(tmp_path)), [], psutil.Popen(["sleep", "60"])
     artifacts.save_json(jobs.folder / "worker.started", {"pid": None, "born": None, "at": time.time() + 1e6})
-    monkeypatch.setattr(module.subprocess, "Popen", lambda *_, **__: started.append(psutil.Popen(["sleep", "20"])) or started[0])
+    monkeypatch.setattr(module.subprocess, "Popen", lambda *_, **__: started.append(sleeper) or sleeper)
     jobs.submit(make_cell("a", {"source": "real", "student_epochs": 1}, 0))
     assert len(started) == 1
     record = next(jobs.folder.glob("*-*.json"))
