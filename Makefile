@@ -2,11 +2,12 @@
 # make test     all tests, among them every notebook at smoke size
 # make lab      JupyterLab on the notebooks, on this machine only
 # make bench    everything beside its peers, timed, as a table and a picture in reports/bench (15 minutes)
+# make faults   kills, full disks, flipped bits and more dealt to real runs: half an hour, ends with a table
 # make clean    remove reports (not reports/published), trained things and caches; make distclean: .venv too
 #
 # Each makes or updates .venv first if requirements.txt or pyproject.toml changed. PYTHON=... chooses the interpreter.
 
-.PHONY: report test lab bench clean distclean
+.PHONY: report test lab bench faults clean distclean
 .DEFAULT_GOAL := report
 
 RUN := .venv/bin/python
@@ -27,6 +28,9 @@ lab: $(STAMP)
 
 bench: $(STAMP)
 	@$(RUN) -m dfkd_lib bench
+
+faults: $(STAMP)
+	@FAULTS=full $(RUN) -m pytest -q tests/test_faults.py
 
 # The stamp holds a checksum of both files: a fresh checkout changes their dates but not what is installed.
 $(STAMP): requirements.txt pyproject.toml
