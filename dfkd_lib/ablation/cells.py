@@ -100,7 +100,8 @@ def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str],
         One Outcome a cell, in order.
 
     Raises:
-        WorkbenchError: if jobs is negative, no cluster answers at `scheduler`, or the store's disk takes no more.
+        WorkbenchError: if jobs is negative, no cluster answers at `scheduler`, the store's disk
+            takes no more, or not one cell can be run.
     """
     if jobs < 0:
         raise WorkbenchError("an impossible number of processes", expected="0 (as many as cores) or more", got=jobs,
@@ -121,10 +122,13 @@ def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str],
             left = (time.perf_counter() - start) / done * (len(missing) - done)
             if is_full(error):  # the students are not to blame: who reads "finished" must not find them missing
                 raise WorkbenchError("a student cannot be written to disk, and no other could", got=error, where=store.root,
-                                     mend="free room on that disk, or choose another; then run it again: what is finished is "
-                                     "kept")
+                                     mend="free room on that disk, or choose another; then run it again: what is finished "
+                                     "is kept")
             told = f"{100 * made.metrics['accuracy']:.2f} %" if made else error.split("\n")[0]
             say(f"{done}/{len(missing)} {cells[place].name}, seed {cells[place].seed}: {told} | {left:.0f} s left")
+    if outcomes and not any(outcome.artifact for outcome in outcomes.values()):
+        raise WorkbenchError("none of the students could be trained", got=outcomes[0].error, where=store.root,
+                             mend="see what happened to the first; what is finished is kept")
     return [outcomes[place] for place in range(len(cells))]
 
 

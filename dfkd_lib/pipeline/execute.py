@@ -196,7 +196,7 @@ def mend(name: str, text: str, watch: Watch) -> str:
         return ("\n  mend: the disk takes no more: free room on it, or choose --out and --artifacts on another; then give "
                 "the same command again: finished artifacts and epochs are kept")
     if watch.no_memory or NO_MEMORY.search(f"{name} {text}"):
-        return (f"\n  memory ran out in the notebook's kernel\n  got: at most {watch.peak / MEGABYTE:,.0f} MB in the kernel, of "
+        return (f"\n  memory ran out in the notebook's kernel\n  got: at most {watch.peak / MEGABYTE:,.0f} MB in it, of "
                 f"{psutil.virtual_memory().total / MEGABYTE:,.0f} MB\n  mend: {LESS_MEMORY}")
     return ""
 

@@ -60,8 +60,8 @@ class Checkpoint:
         except ValueError:  # an empty file
             pass
         aside = self.file.replace(self.file.with_suffix(".damaged"))
-        print(f"a checkpoint is damaged: this training starts from its first epoch; it is kept as {aside} until that is done",
-              flush=True)
+        print(f"a checkpoint is damaged: this training starts from its first epoch; it is kept as {aside} until that is "
+              "done", flush=True)
         return True
 
     def load(self) -> list:
