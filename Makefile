@@ -2,13 +2,14 @@
 # make test     all tests, among them every notebook at smoke size
 # make lab      JupyterLab on the notebooks, on this machine only
 # make bench    everything beside its peers, timed, as a table and a picture in reports/bench (15 minutes)
+# make faults   kills, full disks, flipped bits and more dealt to real runs: half an hour, ends with a table
 # make fuzz     ten times the bad input that the tests try, from a new seed
 # make audit    known vulnerabilities of the pinned packages (needs the network)
 # make clean    remove reports (not reports/published), trained things and caches; make distclean: .venv too
 #
 # Each makes or updates .venv first if requirements.txt or pyproject.toml changed. PYTHON=... chooses the interpreter.
 
-.PHONY: report test lab bench fuzz audit clean distclean
+.PHONY: report test lab bench faults fuzz audit clean distclean
 .DEFAULT_GOAL := report
 
 RUN := .venv/bin/python
@@ -29,6 +30,9 @@ lab: $(STAMP)
 
 bench: $(STAMP)
 	@$(RUN) -m dfkd_lib bench
+
+faults: $(STAMP)
+	@FAULTS=full $(RUN) -m pytest -q tests/test_faults.py
 
 # More bad input than the tests try, from a new seed; FUZZ=100 tries a hundred times as much.
 FUZZ ?= 10

@@ -37,7 +37,7 @@ def words(only: str, settings: list[str], jobs: int = 1) -> list[str]:
 
 
 SHORT = words("35", ABLATION)
-LONG = words("35,40,50", [*ABLATION, *DETECTION, *EARLY], jobs=2)
+LONG = words("35,40", [*ABLATION, *DETECTION], jobs=2)
 EVERY_KIND = words("20,35,40,50,60,70", [*GAN, *ABLATION, *DETECTION, *EARLY, *TITN, *DEPLOY], jobs=2)
 # What follows from how long something took or from where it lies differs from run to run; nothing else may.
 PASSING = re.compile(r"second|per_s|_ms$|latency|millisecond|times_faster|peak_memory|^made$|^sealed$")
@@ -70,11 +70,12 @@ class Place:
 
     folder: Path
     command: list[str]
+    disk: Path | None = None  # where out and store lie, if not in the folder
     log: str = ""
 
     def __post_init__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.out, self.store = self.folder / "out", self.folder / "store"
+        self.out, self.store = (self.disk or self.folder) / "out", (self.disk or self.folder) / "store"
 
     def start(self, *more: str, out: Path | None = None, **options) -> subprocess.Popen:
         """The pipeline, as a process in a session of its own that ignores no signal."""
@@ -296,6 +297,31 @@ class Disk:
 
     def __exit__(self, *_):
         subprocess.run(["umount", "-l", str(self.folder)], check=False)
+
+
+class Elsewhere:
+    """A Dask scheduler and workers of one thread, as `dask` starts them, each a process of its own."""
+
+    def __init__(self, folder: Path, workers: int):
+        folder.mkdir(parents=True)
+        self.file, self.folder = folder / "scheduler.json", folder
+        self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+                                     "--scheduler-file", str(self.file))
+        while not self.file.exists():
+            time.sleep(0.1)
+        self.workers = [self._start("worker", "--scheduler-file", str(self.file), "--nthreads", "1", "--no-dashboard",
+                                    "--host", "127.0.0.1") for _ in range(workers)]
+
+    def _start(self, what: str, *more: str) -> subprocess.Popen:
+        with open(self.folder / f"{what}.txt", "ab") as log:
+            return subprocess.Popen([sys.executable, "-m", f"distributed.cli.dask_{what}", *more], stdout=log, stderr=log,
+                                    env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, cwd=self.folder)
+
+    def end(self) -> list[psutil.Process]:
+        """End all of it; what still lives."""
+        all_of_it = [p for process in [self.scheduler, *self.workers] for p in tree(process.pid)]
+        kill(all_of_it)
+        return gone(all_of_it)
 
 
 def can_mount(folder: Path) -> bool:

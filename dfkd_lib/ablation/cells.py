@@ -17,6 +17,7 @@ from dfkd_lib.distill.runner import reads_of
 from dfkd_lib.distill.scores import scores
 from dfkd_lib.distill.targets import has_probe
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.files import is_full
 from dfkd_lib.training import DivergedError
 
 AGREEMENT_IMAGES = 1000  # test images on which teacher and student are compared
@@ -99,7 +100,8 @@ def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str],
         One Outcome a cell, in order.
 
     Raises:
-        WorkbenchError: if jobs is negative, or no cluster answers at `scheduler`.
+        WorkbenchError: if jobs is negative, no cluster answers at `scheduler`, the store's disk
+            takes no more, or not one cell can be run.
     """
     if jobs < 0:
         raise WorkbenchError("an impossible number of processes", expected="0 (as many as cores) or more", got=jobs,
@@ -118,8 +120,15 @@ def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str],
             made = store.find(key) if key else None
             outcomes[place] = Outcome(cells[place], made, error, False)
             left = (time.perf_counter() - start) / done * (len(missing) - done)
+            if is_full(error):  # the students are not to blame: who reads "finished" must not find them missing
+                raise WorkbenchError("a student cannot be written to disk, and no other could", got=error, where=store.root,
+                                     mend="free room on that disk, or choose another; then run it again: what is finished "
+                                     "is kept")
             told = f"{100 * made.metrics['accuracy']:.2f} %" if made else error.split("\n")[0]
             say(f"{done}/{len(missing)} {cells[place].name}, seed {cells[place].seed}: {told} | {left:.0f} s left")
+    if outcomes and not any(outcome.artifact for outcome in outcomes.values()):
+        raise WorkbenchError("none of the students could be trained", got=outcomes[0].error, where=store.root,
+                             mend="see what happened to the first; what is finished is kept")
     return [outcomes[place] for place in range(len(cells))]
 
 

@@ -23,7 +23,7 @@ from dfkd_lib.files import is_full
 MEGABYTE = 1e6
 POLL_SECONDS = 0.5
 HUNG_MINUTES = 30.0  # without a sign of life: far more than a slow download or a full disk queue takes
-NO_MEMORY = re.compile(r"out of memory|can.t allocate memory|not enough memory|bad_alloc", re.IGNORECASE)
+NO_MEMORY = re.compile(r"out of memory|can.t allocate memory|not enough memory|bad_alloc|MemoryError", re.IGNORECASE)
 LESS_MEMORY = "set a smaller batch size or fewer --jobs"
 IDLE_SHARE = 0.01  # of one core: what a kernel that only waits uses stays well below
 SUCCEEDED, FAILED, INTERRUPTED, SKIPPED = "succeeded", "failed", "interrupted", "skipped"
@@ -80,7 +80,7 @@ class Watch:
 
     def __init__(self, tell: Callable[[dict], None], hung_minutes: float = HUNG_MINUTES):
         self.tell, self.process, self.started, self.peak, self.held = tell, None, None, 0, 0
-        self.index, self.done, self._rest, self._killed = 0, 0.0, "", False
+        self.index, self.done, self._rest, self._killed, self.no_memory = 0, 0.0, "", False, False
         self.hung_minutes, self.hung, self._quiet, self._used = hung_minutes, False, 0.0, 0.0
 
     def cell(self, client, index: int, count: int) -> None:
@@ -98,6 +98,8 @@ class Watch:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             line = line.rstrip("\r").rpartition("\r")[2]
+            # With no memory left a kernel may not even be able to say so in its answer, but it prints it.
+            self.no_memory |= NO_MEMORY.search(line) is not None
             if line.strip():
                 self.tell({"line": line})
 
@@ -193,8 +195,8 @@ def mend(name: str, text: str, watch: Watch) -> str:
     if is_full(text):
         return ("\n  mend: the disk takes no more: free room on it, or choose --out and --artifacts on another; then give "
                 "the same command again: finished artifacts and epochs are kept")
-    if name in ("MemoryError", "OutOfMemoryError") or NO_MEMORY.search(text):
-        return (f"\n  got: at most {watch.peak / MEGABYTE:,.0f} MB in the kernel, of "
+    if watch.no_memory or NO_MEMORY.search(f"{name} {text}"):
+        return (f"\n  memory ran out in the notebook's kernel\n  got: at most {watch.peak / MEGABYTE:,.0f} MB in it, of "
                 f"{psutil.virtual_memory().total / MEGABYTE:,.0f} MB\n  mend: {LESS_MEMORY}")
     return ""
 
