@@ -18,7 +18,7 @@ from dfkd_lib.bench.rows import Effort, Row, quartiles, take_turns
 from dfkd_lib.bench.students import BATCH, STUDENT, TEACHER
 from dfkd_lib.datasets import load_images, to_float
 
-BATCHES, SIDE = 8, 4096  # of an epoch; of the square matrices
+BATCHES, SIDE = 16, 4096  # of an epoch; of the square matrices
 SECONDS = 20  # of measuring each precision
 ASKED = ">= 0.60"
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -46,7 +46,7 @@ def measure(precision: str, limit: float = SECONDS, side: int = SIDE, batches: i
         work = {"step": way.epoch, "product": lambda: a @ b}
         for each in work.values():
             each()  # warms up
-        rounds = take_turns(work, limit, least=5)
+        rounds = take_turns(work, limit, least=3)
     step, product = ([count / each[name] / 1e9 for each in rounds]
                      for name, count in (("step", flops), ("product", 2 * side**3)))
     shares = [mine / most for mine, most in zip(step, product, strict=True)]
