@@ -131,9 +131,10 @@ class ClassificationRecipe:
             value, kind = getattr(self, field.name), type(field.default)
             low = -1 if field.name == "background" else 0
             fits = (isinstance(value, kind) and printable(value) if kind is str else
+                    isinstance(value, bool) if kind is bool else
                     is_number(value, low) and (kind is float or isinstance(value, int) and value < 2**32))
             if not fits:
-                expected = "text in one line" if kind is str else f"a finite {kind.__name__} from {low}"
+                expected = {str: "text in one line", bool: "True or False"}.get(kind, f"a finite {kind.__name__} from {low}")
                 raise WorkbenchError(f"the setting '{field.name}' is impossible", expected=expected, got=value,
                                      where=type(self).__name__, mend=f"its default is {field.default!r}")
 
