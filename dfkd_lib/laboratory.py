@@ -280,8 +280,8 @@ def _setting(word: str) -> tuple[str, object]:
         raise WorkbenchError("no such setting", expected="name=value with a name of " + ", ".join(kinds), got=word,
                              mend="correct the name; python -m dfkd_lib.laboratory --help")
     try:
-        return name, kinds[name](text)
-    except (ValueError, OverflowError):
+        return name, {"true": True, "false": False}[text.lower()] if kinds[name] is bool else kinds[name](text)
+    except (ValueError, OverflowError, KeyError):
         raise WorkbenchError(f"the setting '{name}' has the wrong type", expected=kinds[name].__name__, got=text,
                              mend=f"give {name} a value of that kind") from None
 

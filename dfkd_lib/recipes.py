@@ -130,8 +130,8 @@ class ClassificationRecipe:
         for field in fields(self):
             value, kind = getattr(self, field.name), type(field.default)
             low = -1 if field.name == "background" else 0
-            fits = (isinstance(value, bool) if kind is bool else
-                    isinstance(value, kind) and printable(value) if kind is str else
+            fits = (isinstance(value, kind) and printable(value) if kind is str else
+                    isinstance(value, bool) if kind is bool else
                     is_number(value, low) and (kind is float or isinstance(value, int) and value < 2**32))
             if not fits:
                 expected = {str: "text in one line", bool: "True or False"}.get(kind, f"a finite {kind.__name__} from {low}")
