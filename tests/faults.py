@@ -305,6 +305,7 @@ class Elsewhere:
     def __init__(self, folder: Path, workers: int):
         folder.mkdir(parents=True)
         self.file, self.folder = folder / "scheduler.json", folder
+        (folder / "matplotlibrc").write_text("svg.hashsalt: faults\n")
         self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
                                      "--scheduler-file", str(self.file))
         while not self.file.exists():
@@ -315,7 +316,9 @@ class Elsewhere:
     def _start(self, what: str, *more: str) -> subprocess.Popen:
         with open(self.folder / f"{what}.txt", "ab") as log:
             return subprocess.Popen([sys.executable, "-m", f"distributed.cli.dask_{what}", *more], stdout=log, stderr=log,
-                                    env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, cwd=self.folder)
+                                    env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg",
+                                         "MATPLOTLIBRC": str(self.folder / "matplotlibrc"), "SOURCE_DATE_EPOCH": "0"},
+                                    cwd=self.folder)
 
     def end(self) -> list[psutil.Process]:
         """End all of it; what still lives."""
