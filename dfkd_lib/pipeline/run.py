@@ -320,7 +320,8 @@ class Run:
         until = time.monotonic() + STOP_SECONDS
         for unit in [unit for unit in self.units.values() if unit.name == unit.notebook]:
             future = self.running.get(unit.name)
-            outcome = Outcome(status, why if unit.began or status == FAILED else "not started: the run was stopped", 0.0, 0.0)
+            told = why if unit.began or status == FAILED else "not started: the run was stopped"
+            outcome = Outcome(status, told, 0.0, 0.0)
             if future and status == INTERRUPTED:
                 try:
                     outcome = future.result(timeout=max(0.1, until - time.monotonic()))
