@@ -48,8 +48,10 @@ def state():
     import torch
     from accelerate import PartialState
 
-    # Left to itself, where there is no GPU Accelerate takes each of torchrun's processes for the only one.
-    found = PartialState(cpu=count() > 1 and not torch.accelerator.device_count())
+    # Left to itself, where there is no GPU Accelerate takes each of torchrun's processes for the only one, and only its
+    # bigger class listens to its own variable.
+    told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    found = PartialState(cpu=told or count() > 1 and not torch.accelerator.device_count())
     if found.num_processes != count():
         raise WorkbenchError("the processes of this run did not find each other", expected=f"{count()} processes",
                              got=found.num_processes, where="WORLD_SIZE", mend="start with accelerate launch "

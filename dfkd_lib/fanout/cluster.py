@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.fanout.worker import (GIGABYTE, Needs, cores, offer_plugin, on_worker, own_plugin, stop_here,
+from dfkd_lib.fanout.worker import (GIGABYTE, NO_GPU, Needs, cores, offer_plugin, on_worker, own_plugin, stop_here,
                                     visible_gpus, with_stop)
 
 CONNECT_SECONDS = 30      # that a scheduler may take to answer
@@ -273,7 +273,7 @@ def _shares(jobs: int) -> list[tuple[dict, dict]]:
         own = cards[place:place + 1]
         # A worker without a card of its own must not see those of the others.
         env = {"OMP_NUM_THREADS": str(threads), "DFKD_PROGRESS": "none"}
-        env |= {"CUDA_VISIBLE_DEVICES": ",".join(own)} if cards else {}
+        env |= {} if not cards or own == ["mps"] else {"CUDA_VISIBLE_DEVICES": own[0]} if own else NO_GPU
         found.append(({"threads": threads, "memory": memory, **({"GPU": 1} if own else {})}, env))
     return found
 

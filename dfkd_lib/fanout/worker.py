@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from dfkd_lib.errors import WorkbenchError
 
 GIGABYTE = 1e9
 PROCESS_BYTES = 2e9  # that a process of a small student takes, with its share of torch
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}  # variables of a process that is to see none
 Tell = Callable[[dict], None]
 
 
@@ -36,14 +38,17 @@ def cores() -> int:
 
 
 def visible_gpus() -> list[str]:
-    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; Apple's is ["mps"]."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [card for card in named.split(",") if card.strip() not in ("", "-1")]
-    if not (shutil.which("nvidia-smi") or os.path.exists("/proc/driver/nvidia")):
+    driver = shutil.which("nvidia-smi") or any(map(os.path.exists, ("/proc/driver/nvidia", "/dev/kfd")))
+    if not driver and sys.platform != "darwin":
         return []
     import torch
 
+    if torch.backends.mps.is_available():
+        return ["mps"]
     return [str(place) for place in range(torch.cuda.device_count())]  # asks the driver; starts nothing on the cards
 
 

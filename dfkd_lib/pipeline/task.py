@@ -69,7 +69,7 @@ def kernel_environment(needs: fanout.Needs) -> dict[str, str]:
     if needs.threads:
         chosen["OMP_NUM_THREADS"] = str(needs.threads)
         if not needs.gpu:
-            chosen["CUDA_VISIBLE_DEVICES"] = ""
+            chosen |= fanout.NO_GPU
     return {**os.environ, **chosen}
 
 
