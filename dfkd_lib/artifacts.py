@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -159,7 +160,7 @@ class Store:
         ledger.register_free(self.root)
         try:
             (self.root / ".locks").mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".write-probe-{os.getpid()}"
+            probe = self.root / f".write-probe-{secrets.token_hex(4)}"  # processes of two machines may have one number
             probe.touch()
             probe.unlink()
         except OSError as error:
@@ -248,7 +249,7 @@ class Store:
 
     def tidy(self) -> None:
         """Remove what killed processes left: temporary files that nobody writes, checkpoints of what is finished."""
-        for path in [*self.root.glob(".write-probe-*"), *self.root.glob(".seen-*"), *self.root.glob(".jobs/*.tmp")]:
+        for path in [*self.root.glob(".write-probe-*"), *self.root.glob(".jobs/*.tmp")]:
             with suppress(OSError):
                 if abs(time.time() - path.stat().st_mtime) > STALE_SECONDS:
                     path.unlink()

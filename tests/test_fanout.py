@@ -107,6 +107,14 @@ def test_a_stopped_training_ends_in_order_and_nothing_of_its_run_begins(two, tmp
     tasks.run = f"{run}-next"  # for the tests after this one
 
 
+def test_a_kernel_has_the_threads_that_its_task_asked_for(monkeypatch):
+    monkeypatch.setenv("MKL_NUM_THREADS", "1")  # as Dask's nannies set it, and torch follows it
+    for threads in (1, 2):
+        code = "import torch; print(torch.get_num_threads())"
+        done = subprocess.run([sys.executable, "-c", code], env=task.kernel_environment(Needs(threads)), capture_output=True)
+        assert int(done.stdout) == threads
+
+
 def test_more_threads_than_any_worker_has_are_refused(two):
     with pytest.raises(WorkbenchError, match="so many threads"):
         two[0].needs(threads=4096)
@@ -174,7 +182,8 @@ def test_a_killed_workers_student_is_trained_on_to_the_same_bits(tmp_path):
 # ---- notebooks on a cluster that somebody else started
 
 COUNT = '''\
-import pathlib, time
+import pathlib, time, torch
+print("threads", torch.get_num_threads())
 mark = pathlib.Path(out_dir) / "count.txt"
 for i in range(int(mark.read_text()) if mark.exists() else 0, 40):
     mark.write_text(str(i + 1)); print("step", i); time.sleep(0.1)'''
@@ -245,10 +254,12 @@ def test_notebooks_survive_a_worker_and_lose_nothing_with_the_scheduler(elsewher
     assert killed and any("its worker was lost; it runs again" in line for line in lines)
     starts = [line for line in lines if line.startswith("[")]
     assert starts.index(next(s for s in starts if "30_" in s)) > starts.index(next(s for s in starts if "20_" in s))
+    assert {line.split()[-1] for line in lines if " threads " in line} == {"1"}
     numbers = [int(re.search(r"step (\d+)", line)[1]) for line in lines if "step" in line]
     assert numbers.count(0) == 1 and numbers[-1] == 39  # it went on, and did not begin again
     saved = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert saved["notebooks"]["20_gan_fid"]["machine"]["threads"] == 1 and len(saved["provenance"]["workers"]) == 2
+    counted = saved["notebooks"]["20_gan_fid"]
+    assert counted["threads"] == 1 and counted["machine"]["cores"] >= 1 and len(saved["provenance"]["workers"]) == 2
     assert not [*tmp_path.rglob(".seen-*")]
 
     # The same again, but the scheduler goes in the middle.
@@ -274,9 +285,39 @@ def test_a_scheduler_that_is_not_there_is_said_before_anything_runs(plan, monkey
 
 
 def test_a_worker_with_other_folders_or_other_code_is_refused(tmp_path):
-    given = task.Task("10_quick", tmp_path / "n.ipynb", {}, tmp_path, 0.0, (tmp_path / ".seen-absent",))
-    with pytest.raises(WorkbenchError, match="does not see the folder"):
-        task.run_notebook(lambda message: None, Needs(), given)
-    other = task.Task("10_quick", tmp_path / "n.ipynb", {}, tmp_path, 0.0, (), ("0.0", "abc"))
-    with pytest.raises(WorkbenchError, match="other code"):
-        task.run_notebook(lambda message: None, Needs(), other)
+    given, quiet = task.Task("10_quick", tmp_path / "n.ipynb", {}, tmp_path, 0.0), lambda message: None
+    for place, words in ((task.Place((tmp_path / ".seen-absent",)), "does not see the folder"),
+                         (task.Place((), ("0.0", "abc")), "other code")):
+        with pytest.raises(WorkbenchError, match=words):
+            task.run_notebook(quiet, Needs(), place, given)
+        with pytest.raises(WorkbenchError, match=words):  # students too: they go into the store that all share
+            task.shared_parts(quiet, Needs(), place, {})
+        with pytest.raises(WorkbenchError, match=words):
+            task.train_cell(quiet, Needs(), place, str(tmp_path), {})
+
+
+def test_a_task_asks_for_what_one_worker_has_altogether():
+    class Told:
+        def subscribe_topic(self, topic, handler):
+            pass
+
+    tasks = cluster.Cluster(Told(), lambda *_: None, None, None)
+    large, card = Worker("a", 32, 16.0, 0), Worker("b", 8, 64.0, 1)
+    tasks.workers = lambda: [large, card]
+    assert tasks.needs(100.0) == Needs(8, 64.0, True) and tasks.needs(100.0, gpu=False, threads=16) == Needs(16, 16.0, False)
+    with pytest.raises(WorkbenchError, match="so many threads and a GPU"):
+        tasks.needs(threads=16)
+    tasks.workers = lambda: []  # for a moment there is none
+    assert tasks.needs(1.0) == Needs(8, 1.0, True)
+    tasks.workers = lambda: [Worker("c", 8, 64.0, 2)]
+    with pytest.raises(WorkbenchError, match="one worker for each GPU"):
+        tasks.needs()
+
+
+def test_what_is_stopped_before_it_listens_does_not_begin():
+    from dfkd_lib.fanout import worker
+
+    stopped = []
+    worker.stop_here("stopped")
+    with fanout.stopped_by(lambda: stopped.append(1), "stopped"), fanout.stopped_by(lambda: stopped.append(2), "goes on"):
+        assert stopped == [1]

@@ -3,6 +3,7 @@
 import queue
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.files import is_full
 from dfkd_lib.training import DivergedError
 
+LOST = ("its worker process died, more than once, most likely for want of memory; lower the number of processes (jobs) or "
+        "batch_size")
 AGREEMENT_IMAGES = 1000  # test images on which teacher and student are compared
 
 
@@ -114,22 +117,30 @@ def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str],
         jobs = jobs or most_processes()
         # The threads follow from what was asked, not from how many cells are missing: they decide the last bits.
         threads = None if scheduler else max(1, torch.get_num_threads() // jobs)
-        start = time.perf_counter()
-        results = _answers(cells, missing, store, min(jobs, len(missing)), threads, scheduler, say)
-        for done, (place, key, error) in enumerate(results, 1):
-            made = store.find(key) if key else None
-            outcomes[place] = Outcome(cells[place], made, error, False)
-            left = (time.perf_counter() - start) / done * (len(missing) - done)
-            if is_full(error):  # the students are not to blame: who reads "finished" must not find them missing
-                raise WorkbenchError("a student cannot be written to disk, and no other could", got=error, where=store.root,
-                                     mend="free room on that disk, or choose another; then run it again: what is finished "
-                                     "is kept")
-            told = f"{100 * made.metrics['accuracy']:.2f} %" if made else error.split("\n")[0]
-            say(f"{done}/{len(missing)} {cells[place].name}, seed {cells[place].seed}: {told} | {left:.0f} s left")
+        # Closed whatever is raised here: the workers end with it.
+        with closing(_answers(cells, missing, store, min(jobs, len(missing)), threads, scheduler, say)) as answers:
+            _collect(cells, len(missing), store, answers, outcomes, say)
     if outcomes and not any(outcome.artifact for outcome in outcomes.values()):
         raise WorkbenchError("none of the students could be trained", got=outcomes[0].error, where=store.root,
                              mend="see what happened to the first; what is finished is kept")
     return [outcomes[place] for place in range(len(cells))]
+
+
+def _collect(cells, count, store, answers, outcomes, say) -> None:
+    """Put the answers of so many cells among the outcomes as they come, and say so."""
+    start = time.perf_counter()
+    for done, (place, key, error) in enumerate(answers, 1):
+        made = store.find(key) if key else None
+        if key and made is None:
+            error = f"its worker has made {key}, but not in this {store.root}: give a folder that all machines share"
+        outcomes[place] = Outcome(cells[place], made, error, False)
+        left = (time.perf_counter() - start) / done * (count - done)
+        if is_full(error):  # the students are not to blame: who reads "finished" must not find them missing
+            raise WorkbenchError("a student cannot be written to disk, and no other could", got=error, where=store.root,
+                                 mend="free room on that disk, or choose another; then run it again: what is finished "
+                                 "is kept")
+        told = f"{100 * made.metrics['accuracy']:.2f} %" if made else error.split("\n")[0]
+        say(f"{done}/{count} {cells[place].name}, seed {cells[place].seed}: {told} | {left:.0f} s left")
 
 
 def _found(cells: Sequence[Cell], store: Store) -> dict[int, Outcome]:
@@ -148,13 +159,14 @@ def _found(cells: Sequence[Cell], store: Store) -> dict[int, Outcome]:
 
 def _answers(cells, missing, store, jobs, threads, scheduler, say):
     """(place, key or None, error) of each missing cell as it is done."""
-    with fanout.opened(jobs, scheduler, lambda *_: None, say) as tasks:
-        needs, root = tasks.needs(threads=threads), str(store.root)
-        if not tasks.ran_alone:
-            tasks.submit("shared", prepare, root, [cells[place].as_dict() for place in missing], needs=needs).result()
-        done: queue.Queue = queue.Queue()
+    begun, done = set(), queue.Queue()
+    with fanout.opened(jobs, scheduler, lambda name, message: begun.add(name), say) as tasks:
         waiting, running = list(missing), 0
         try:
+            needs, root = tasks.needs(threads=threads), str(store.root)
+            if not tasks.alone:
+                shared = [cells[place].as_dict() for place in missing]
+                _answer(tasks.submit("shared", prepare, root, shared, needs=needs))  # each cell says what it lacks
             while waiting or running:
                 while waiting and tasks.free(running):
                     place, running = waiting.pop(0), running + 1
@@ -162,7 +174,11 @@ def _answers(cells, missing, store, jobs, threads, scheduler, say):
                     future.add_done_callback(lambda future, place=place: done.put((place, future)))
                 place, future = done.get()
                 running -= 1
-                yield place, *_answer(future)
+                answer = _answer(future)
+                if answer[1] is LOST and f"cell-{place}" not in begun:
+                    waiting.append(place)  # it only waited at workers which others of their tasks have killed
+                else:
+                    yield place, *answer
         except BaseException:
             tasks.stop()  # Ctrl-C, or the caller is gone: end the trainings now, their last checkpoints are on disk
             raise
@@ -175,7 +191,7 @@ def _answer(future) -> tuple[str | None, str]:
         error = fanout.failed(error)
         if isinstance(error, fanout.SchedulerLost):
             raise error from None
-        return None, said(error)
+        return None, LOST if isinstance(error, fanout.WorkerLost) else said(error)
 
 
 def said(error: Exception) -> str:

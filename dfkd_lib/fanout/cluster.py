@@ -27,6 +27,10 @@ WORKER_SECONDS = 600      # that a cluster which starts workers when they are ne
 RETRIES = 2               # times that a task may lose its worker on a cluster of ours before it is given up
 
 
+class WorkerLost(WorkbenchError):
+    """A task's worker has died, more often than is borne."""
+
+
 class SchedulerLost(WorkbenchError):
     """The Dask scheduler no longer answers."""
 
@@ -51,17 +55,17 @@ class Inline:
     """One task at a time in a thread of this process: what there is without a cluster."""
 
     dashboard = None
-    ran_alone = True
+    alone = True
 
     def __init__(self, hear: Callable[[str, dict], None]):
-        self.hear, self._pool = hear, ThreadPoolExecutor(1)
+        self.hear, self._pool, self.run = hear, ThreadPoolExecutor(1), f"dfkd-{secrets.token_hex(4)}"
 
     def workers(self) -> list[Worker]:
         return []
 
     def needs(self, memory: float = 0.0, gpu: bool = True, threads: int | None = None) -> Needs:
-        """The whole of this process: threads 0 stands for as many as it has."""
-        return Needs(threads or 0, memory, gpu)
+        """The whole of this process, its GPUs too: threads 0 stands for as many as it has."""
+        return Needs(threads or 0, memory, True)
 
     def free(self, running: int) -> bool:
         """Whether one more task may be handed in."""
@@ -69,14 +73,14 @@ class Inline:
 
     def submit(self, name: str, function: Callable, *args, needs: Needs) -> Future:
         """Run `function(tell, needs, *args)`; what it tells is heard under `name`."""
-        return self._pool.submit(with_stop, "", function, lambda message: self.hear(name, message), needs, args)
+        return self._pool.submit(with_stop, self.run, function, lambda message: self.hear(name, message), needs, args)
 
     def answers(self) -> bool:
         return True
 
     def stop(self) -> None:
         """End what runs."""
-        stop_here("")
+        stop_here(self.run)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -90,43 +94,52 @@ class Cluster:
         limit: tasks at a time at most; None leaves it to the scheduler, which starts more workers where it can.
     """
 
-    ran_alone = False
+    alone = False
 
     def __init__(self, client, hear: Callable[[str, dict], None], limit: int | None, dashboard: str | None):
         self.client, self.hear, self.limit, self.dashboard = client, hear, limit, dashboard
         self.run = f"dfkd-{secrets.token_hex(4)}"
-        self._order, self._threads = itertools.count(), None
+        self._order, self._threads, self._last = itertools.count(), None, []
         client.subscribe_topic(self.run, lambda event: hear(*event[1]))
 
     def workers(self) -> list[Worker]:
-        """The workers there are now, with what they offer; those that say nothing offer their threads and memory."""
+        """The workers that have said what they offer: those of our own at once, others when our plugin has asked them."""
         known = self.client.scheduler_info(n_workers=-1)["workers"]
-        return [Worker(address, *_offered(info)) for address, info in known.items()]
+        offers = {address: info.get("resources") or {} for address, info in known.items()}
+        return [Worker(address, offer["threads"], offer.get("memory", 0.0), offer.get("GPU", 0.0))
+                for address, offer in offers.items() if "threads" in offer]
 
     def wait_for_workers(self, say: Callable[[str], None]) -> None:
         """Return when there is a worker; WorkbenchError if none comes."""
-        start = time.monotonic()
+        start, told = time.monotonic(), False
         while not self.workers():
-            if time.monotonic() - start < 1:
+            if not told and time.monotonic() - start > 2:
                 say("the cluster has no workers yet: waiting for the first")
+                told = True
             if time.monotonic() - start > WORKER_SECONDS:
                 raise WorkbenchError("no worker has come", where=self.client.scheduler.address, expected="one at least",
                                      got=f"none after {WORKER_SECONDS} s", mend="start workers: dask worker ADDRESS, or "
                                      "cluster.scale(n) with dask-jobqueue")
-            time.sleep(1.0)
-        _check_offers(self.workers())
+            time.sleep(0.2)
 
     def needs(self, memory: float = 0.0, gpu: bool = True, threads: int | None = None) -> Needs:
-        """What a task asks for: its threads (default: all of the worker that has fewest), memory as far as any worker has
-        it, and a GPU if it can use one and any worker offers one."""
-        workers = self.workers()
+        """What a task asks for, as some worker has it: threads (default: all of the worker that has fewest), a GPU if it can
+        use one and any worker offers one, and memory, or all that the largest of these workers has.
+
+        Raises:
+            WorkbenchError: if no worker has so many threads, with a GPU where there are any; or one offers several GPUs.
+        """
+        workers = self._last = self.workers() or self._last  # between two workers of an unsteady cluster there may be none
+        _check_offers(workers)
         if self._threads is None:  # once: another number of threads is another last bit
             self._threads = int(min(worker.threads for worker in workers))
-        threads = threads or self._threads
-        if threads > max(worker.threads for worker in workers):
-            raise WorkbenchError("no worker has so many threads", expected=f"at most {max(w.threads for w in workers):g}",
+        threads, gpu = threads or self._threads, gpu and any(worker.gpus for worker in workers)
+        able = [worker for worker in workers if worker.gpus or not gpu]
+        most = max(worker.threads for worker in able)
+        if threads > most:
+            raise WorkbenchError("no worker has so many threads" + " and a GPU" * gpu, expected=f"at most {most:g}",
                                  got=threads, where="--threads", mend="ask for fewer, or start workers with more")
-        return Needs(threads, min(memory, *(worker.memory for worker in workers)), gpu and any(w.gpus for w in workers))
+        return Needs(threads, min(memory, max(worker.memory for worker in able if worker.threads >= threads)), gpu)
 
     def free(self, running: int) -> bool:
         return self.limit is None or running < self.limit
@@ -158,7 +171,7 @@ def failed(error: BaseException) -> BaseException:
     from distributed.client import FutureCancelledError
 
     if isinstance(error, KilledWorker):
-        return WorkbenchError("the worker of this task died, more than once", got=str(error).split("\n")[0][:300],
+        return WorkerLost("the worker of this task died, more than once", got=str(error).split("\n")[0][:300],
                               expected="a worker that lives", mend="most likely memory ran out: give fewer --jobs, a "
                               "smaller batch_size, or workers with more memory; finished epochs are kept and resumed")
     if isinstance(error, (FutureCancelledError, CancelledError)):
@@ -202,11 +215,12 @@ def _connected(address: str, say: Callable[[str], None]):
     """(client, dashboard) of a cluster that runs; its workers are asked to say what they have."""
     from distributed import Client
 
-    path = Path(address).expanduser()
-    place = {"scheduler_file": str(path)} if path.is_file() else {"address": address}
+    plugin = f"dfkd-offer-{secrets.token_hex(4)}"
     try:
+        path = Path(address).expanduser()
+        place = {"scheduler_file": str(path)} if path.is_file() else {"address": address}
         client = Client(**place, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, TimeoutError, ValueError, TypeError, KeyError) as error:
+    except (OSError, TimeoutError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise WorkbenchError("no Dask scheduler answers there", where=address, got=f"{type(error).__name__}: {error}"[:300],
                              expected="an address such as tcp://host:8786, or a scheduler file",
                              mend="start one (dask scheduler), or use --jobs N on this machine") from None
@@ -214,11 +228,13 @@ def _connected(address: str, say: Callable[[str], None]):
         if client.scheduler.address.startswith("tcp://") and "127.0.0.1" not in client.scheduler.address:
             say("this scheduler takes work from anyone who can reach it; TLS certificates would guard it (see the README)")
         try:
-            client.register_plugin(offer_plugin(), name="dfkd-offer")
+            client.register_plugin(offer_plugin(), name=plugin)
         except ImportError as error:
             raise failed(error) from None
         yield client, client.dashboard_link
     finally:
+        with suppress(Exception):  # it would stand in the way of other people's workers, which need not know this library
+            client.unregister_worker_plugin(plugin)
         with suppress(Exception):
             client.close(timeout=5)
 
@@ -237,22 +253,22 @@ def _local(jobs: int):
     worker = {**common, "nthreads": 1, "memory_limit": 0, "local_directory": folder, "silence_logs": "ERROR"}
     specs = {place: {"cls": Nanny, "options": {**worker, "resources": offer, "env": env}}
              for place, (offer, env) in enumerate(_shares(jobs))}
-    with dask.config.set({"distributed.scheduler.allowed-failures": RETRIES}):
-        cluster = SpecCluster(workers=specs, security=security, silence_logs="ERROR", scheduler={
-            "cls": Scheduler, "options": {**common, "port": 0, "dashboard": True, "dashboard_address": "127.0.0.1:0",
-                                          "http_prefix": secret}})
-        client = None
+    # Nannies would give all processes, also those they start from, one thread of MKL's.
+    with dask.config.set({"distributed.scheduler.allowed-failures": RETRIES, "distributed.nanny.pre-spawn-environ": {}}):
+        cluster = client = None
         try:
+            cluster = SpecCluster(workers=specs, security=security, silence_logs="ERROR", scheduler={
+                "cls": Scheduler, "options": {**common, "port": 0, "dashboard": True, "dashboard_address": "127.0.0.1:0",
+                                              "http_prefix": secret}})
             _close_front_door(cluster.scheduler.http_application, secret)
             client = Client(cluster, set_as_default=False)
             client.register_plugin(own_plugin())
-            port = cluster.scheduler.http_server.port
-            yield client, f"http://127.0.0.1:{port}/{secret}/status"
+            yield client, f"http://127.0.0.1:{cluster.scheduler.http_server.port}/{secret}/status"
         finally:
-            with suppress(Exception):
-                if client:
-                    client.close(timeout=5)
-                cluster.close(timeout=10)
+            for part, seconds in ((client, 5), (cluster, 10)):
+                with suppress(Exception):
+                    if part:
+                        part.close(timeout=seconds)
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -276,12 +292,6 @@ def _shares(jobs: int) -> list[tuple[dict, dict]]:
         env |= {} if not cards or own == ["mps"] else {"CUDA_VISIBLE_DEVICES": own[0]} if own else NO_GPU
         found.append(({"threads": threads, "memory": memory, **({"GPU": 1} if own else {})}, env))
     return found
-
-
-def _offered(info: dict) -> tuple[float, float, float]:
-    offer = info.get("resources") or {}
-    limit = (info.get("memory_limit") or 0) / GIGABYTE
-    return offer.get("threads", info["nthreads"]), offer.get("memory", limit), offer.get("GPU", 0)
 
 
 def _check_offers(workers: list[Worker]) -> None:

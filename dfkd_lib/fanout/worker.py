@@ -1,6 +1,7 @@
 """In the process that runs a task: what it has, how it is stopped, and that trainings do not meet."""
 
 import ctypes
+import gc
 import itertools
 import os
 import shutil
@@ -67,8 +68,9 @@ def offer_plugin():
             have = worker.state.total_resources
             limit = worker.memory_manager.memory_limit
             cards = visible_gpus()
+            # One GPU of several: tasks could not be told which is whose.
             known = {"threads": worker.state.nthreads, "memory": (limit or psutil.virtual_memory().total) / GIGABYTE,
-                     **({"GPU": len(cards)} if cards else {})}
+                     **({"GPU": 1} if cards else {})}
             missing = {part: value for part, value in known.items() if part not in have}
             if missing:
                 await worker.set_resources(**missing)
@@ -100,10 +102,12 @@ _stopped: set[str] = set()
 
 @contextmanager
 def stopped_by(stop: Callable[[], None], run: str | None = None) -> Iterator[None]:
-    """While this lasts, a run that is stopped calls `stop`, from another thread."""
-    number = next(_numbers)
-    _stoppers[number] = (_current.run if run is None else run, stop)
+    """While this lasts, a run that is stopped calls `stop`, from another thread; one that has been calls it now."""
+    number, run = next(_numbers), _current.run if run is None else run
+    _stoppers[number] = (run, stop)
     try:
+        if run in _stopped:
+            stop()
         yield
     finally:
         _stoppers.pop(number, None)
@@ -130,6 +134,9 @@ def alone_in_process(threads: int) -> Iterator[None]:
                 yield
         finally:
             torch.set_num_threads(before)
+            if torch.cuda.is_initialized():  # a notebook's kernel may be next on this card
+                gc.collect()
+                torch.cuda.empty_cache()
 
 
 class _Current(threading.local):
@@ -146,8 +153,7 @@ def with_stop(run: str, function: Callable, tell: Tell, needs: Needs, args: tupl
 
 def stop_here(run: str) -> None:
     """End what this process does for a run, and begin nothing more for it."""
-    if run:
-        _stopped.add(run)
+    _stopped.add(run)
     for _, (of, stop) in list(_stoppers.items()):
         if of == run:
             with suppress(Exception):

@@ -93,6 +93,10 @@ def make_plan(profile: str, only: str | None = None, settings: list[str] | tuple
             declared.find_parameter(own, known[name], name)
     plan = Plan(profile, {name: files[name] for name in names}, {name: values[name] for name in names}, folder, jobs,
                 shlex.join(["python", "-m", "dfkd_lib", *sys.argv[1:]]), hung, scheduler, threads)
+    if plan.spread and plan.parameters.get(ABLATION, {}).get("jobs", 0) > 1:
+        raise WorkbenchError("an ablation's students are tasks of this run", where=f"{ABLATION}.jobs",
+                             got=plan.parameters[ABLATION]["jobs"], expected="no value", mend="leave it out: --jobs, or the "
+                             "cluster, says how many run at a time")
     if plan.spread and "jobs" in plan.parameters.get(ABLATION, {}):
         plan.parameters[ABLATION]["jobs"] = 1  # its students are tasks of their own, and found when it runs
     return plan

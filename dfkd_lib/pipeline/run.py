@@ -12,48 +12,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
 
 from dfkd_lib import environment, fanout
 from dfkd_lib.artifacts import REPOSITORY, Store, save_json
 from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.files import disk_error
 from dfkd_lib.pipeline.execute import FAILED, INTERRUPTED, MEGABYTE, POLL_SECONDS, SKIPPED, SUCCEEDED, Outcome
+from dfkd_lib.pipeline.folder import prepare_folder
 from dfkd_lib.pipeline.plan import ABLATION, Plan
 from dfkd_lib.pipeline.progress import Progress
-from dfkd_lib.pipeline.task import Task, code, run_notebook, shared_parts, train_cell
+from dfkd_lib.pipeline.task import Place, Task, code, run_notebook, shared_parts, train_cell
 from dfkd_lib.summary import headlines
 
 # A notebook waits for those it names; if one of them fails it is skipped. The summary waits for all and always runs.
 NEEDS = {"30_classification_kd": ("20_gan_fid",), "35_ablation": ("20_gan_fid",),
          "70_deploy": ("30_classification_kd", "40_detection_kd")}
 LAST = "90_summary"
-NO_GPU = ("00_start_here", LAST)
+WITHOUT_GPU = ("00_start_here", LAST)
 MEMORY_GB, MEMORY_ROOM = 2.0, 1.2  # of a notebook that has not been run before; over the peak of one that has
 LOOK_SECONDS = 5.0  # between looks at whether the cluster is still there
 STOP_SECONDS = 15.0  # that what runs may take to end when a run is stopped
-
-
-def prepare_folder(out: Path) -> FileLock:
-    """Make the output folder and lock it; WorkbenchError if it cannot be written or another run is using it."""
-    try:
-        for folder in (out, out / "metrics", out / "figures", out / "tables"):
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".probe-{os.getpid()}"
-            probe.write_bytes(b"0" * 4096)
-            probe.unlink()
-        lock = FileLock(out / ".lock")
-        lock.acquire(timeout=0)
-        for left in [*out.glob("*.tmp"), *out.glob("*/*.tmp"), *out.glob(".probe-*"), *out.glob("*/.probe-*"),
-                     *out.glob(".seen-*")]:  # by a run that was killed
-            left.unlink(missing_ok=True)
-        return lock
-    except Timeout:
-        raise WorkbenchError("another run is writing to this output folder", where=out,
-                             mend="wait for it, or give another folder with --out") from None
-    except OSError as error:
-        raise WorkbenchError("the output folder cannot be written to", where=out, got=error,
-                             mend="give another folder with --out, or free this one") from None
 
 
 @dataclass
@@ -83,11 +61,11 @@ class Run:
         self.earlier = self._results_in(plan.out)  # kept for the notebooks that are not run now
         self.progress = Progress(list(plan.notebooks), self._expected("seconds"), say)
         self.tasks: fanout.Inline | fanout.Cluster | None = None
-        self.seen: tuple[Path, ...] = ()
+        self.place = Place()
         self.units, self.ended = self._units(), queue.SimpleQueue()
         self.running: dict[str, object] = {}
         self.stopped = threading.Event()
-        self.peak, self.metrics = 0, {}
+        self.peak = 0
         self.results = {"profile": plan.profile, "notebooks": {}, "peak_memory_mb": 0.0, "provenance": {
             **environment.describe(), "started": time.strftime("%Y-%m-%d %H:%M:%S %z"), "seconds": 0.0,
             "seeds": {n: p.get("seeds", p.get("seed")) for n, p in plan.parameters.items()}, "command": plan.command}}
@@ -121,9 +99,11 @@ class Run:
         """Run all; returns what `results.json` holds. Ctrl-C ends the kernels and keeps what is finished."""
         sampler = threading.Thread(target=self._sample, daemon=True)
         sampler.start()
-        previous = stop_once() if in_main_thread() else {}
+        previous = on_stop(interrupt) if in_main_thread() else {}
         try:
             with fanout.opened(self.plan.jobs, self.plan.scheduler, self._hear, self.progress.note) as self.tasks:
+                if previous:  # from here on heard between two results, so that none is half written
+                    on_stop(lambda: self.ended.put((None, None)))
                 try:
                     self._begin()
                     self._schedule()
@@ -131,12 +111,15 @@ class Run:
                     self._stop(INTERRUPTED, "stopped by hand; finished artifacts and the last checkpoint are kept")
                 except fanout.SchedulerLost as error:
                     self._stop(FAILED, str(error))
+                except BaseException:
+                    self.tasks.stop()
+                    raise
             self._write(last=True)
         finally:
             self.stopped.set()
             sampler.join()
             self.progress.close()
-            for path in self.seen:
+            for path in self.place.seen:
                 path.unlink(missing_ok=True)
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -148,11 +131,12 @@ class Run:
             self.progress.note(f"{len(self.tasks.workers())} workers; live state: {self.tasks.dashboard}")
         if self.plan.scheduler:
             folders = {self.plan.out, *(Path(p["artifacts_dir"]) for p in self.plan.parameters.values())}
-            self.seen = tuple(folder / f".seen-{secrets.token_hex(8)}" for folder in sorted(folders))
-            for path in self.seen:
+            self.place = Place(tuple(folder / f".seen-{secrets.token_hex(8)}" for folder in sorted(folders)), code())
+            for path in self.place.seen:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
-            self.results["provenance"]["workers"] = [vars(worker) for worker in self.tasks.workers()]
+            self.results["provenance"]["workers"] = [{"threads": worker.threads, "memory_gb": worker.memory,
+                                                      "gpus": worker.gpus} for worker in self.tasks.workers()]
 
     def _schedule(self) -> None:
         while self.units:
@@ -173,8 +157,10 @@ class Run:
                     if not self.tasks.answers():
                         raise fanout.SchedulerLost.now() from None
                     continue
+                if name is None:
+                    raise KeyboardInterrupt
+                self._end(self.units[name], future)
                 del self.running[name]
-                self._end(self.units.pop(name), future)
 
     def _blocked_by(self, unit: Unit) -> str | None:
         """"wait", or the name of a failed notebook that the unit builds on, or None if it may start."""
@@ -189,19 +175,19 @@ class Run:
     def _skip(self, unit: Unit, blocked: str) -> None:
         del self.units[unit.name]
         if unit.name == unit.notebook:
+            self._clear(unit.name)
             why = f"skipped: it builds on {blocked}, which did not succeed"
             self._record(unit, Outcome(SKIPPED, why, 0.0, 0.0))
 
     def _hand_in(self, unit: Unit) -> None:
-        unit.began, args = time.perf_counter(), unit.args
+        unit.began, args = unit.began or time.perf_counter(), unit.args
         if unit.name == unit.notebook:
             self._clear(unit.name)
             plan = self.plan
-            args = (Task(unit.name, plan.notebooks[unit.name], plan.parameters[unit.name], plan.out, plan.hung_minutes,
-                         self.seen, code() if self.seen else ()),)
+            args = (Task(unit.name, plan.notebooks[unit.name], plan.parameters[unit.name], plan.out, plan.hung_minutes),)
             self.progress.started(unit.name, unit.told)
-        needs = self.tasks.needs(unit.memory, unit.notebook not in NO_GPU, self.plan.threads)
-        future = self.tasks.submit(unit.name, unit.function, *args, needs=needs)
+        needs = self.tasks.needs(unit.memory, unit.notebook not in WITHOUT_GPU, self.plan.threads)
+        future = self.tasks.submit(unit.name, unit.function, self.place, *args, needs=needs)
         self.running[unit.name] = future
         future.add_done_callback(lambda future: self.ended.put((unit.name, future)))
 
@@ -217,21 +203,28 @@ class Run:
         unit.told.update(message)
 
     def _end(self, unit: Unit, future) -> None:
+        """Take in what a task has answered; it leaves the units only when all is written."""
         try:
             answer = future.result()
         except BaseException as error:
             answer = fanout.failed(error)
             if isinstance(answer, fanout.SchedulerLost):
-                self.units[unit.name] = unit
                 raise answer from None
+            if isinstance(answer, fanout.WorkerLost) and "started" not in unit.told:
+                return  # it only waited at workers which others of their tasks have killed: it is handed in again
         failed = isinstance(answer, BaseException)
         if unit.name == unit.notebook:
             self._record(unit, self._failure(unit, answer) if failed else answer)
         elif unit.function is shared_parts:
-            self._add_cells(unit, [] if failed else answer)  # what stands in the way of all of them the notebook tells
+            if failed:
+                told = str(answer).split("\n")[0]
+                self.progress.line(ABLATION, f"what its students share could not be made, so it makes all itself: {told}")
+            self._add_cells(unit, [] if failed else answer)
         else:
             told = str(answer if failed else answer[1]).split("\n")[0]
-            self.progress.line(ABLATION, f"{unit.name.partition('-cell-')[2]}: {told} | {self._cells_left()} left to train")
+            left = self._cells_left() - 1
+            self.progress.line(ABLATION, f"{unit.name.partition('-cell-')[2]}: {told} | {left} left to train")
+        del self.units[unit.name]
 
     @staticmethod
     def _failure(unit: Unit, error: BaseException) -> Outcome:
@@ -262,11 +255,13 @@ class Run:
         from dfkd_lib.pipeline.html import read_metrics
 
         name = unit.name
-        self.metrics[name] = saved = read_metrics(self.plan.out, name) if outcome.status != SKIPPED else {}
+        saved = read_metrics(self.plan.out, name) if unit.began else {}
         result = {"status": outcome.status, "seconds": round(outcome.seconds, 2),
                   "parameters": self.plan.parameters[name], "metrics": saved.get("metrics", {}),
                   "peak_memory_mb": round(max(outcome.peak_memory_mb, saved.get("peak_memory_mb") or 0), 1),
                   "artifacts": [{k: a[k] for k in ("key", "seconds", "cached")} for a in saved.get("artifacts", [])]}
+        if "threads" in unit.told:
+            result["threads"] = unit.told["threads"]
         if "machine" in unit.told:
             result["machine"] = {"host": unit.told.get("where"), **unit.told["machine"]}
         if outcome.error:
@@ -283,8 +278,8 @@ class Run:
         """
         from dfkd_lib.pipeline.html import write_index
 
-        kept = {name: result | {"earlier": True} for name, result in self.earlier.items()
-                if name not in self.plan.notebooks}
+        waiting = self.plan.notebooks if not self.results.get("stopped") else ()
+        kept = {name: result | {"earlier": True} for name, result in self.earlier.items() if name not in waiting}
         everything = kept | self.results["notebooks"]
         self.results["peak_memory_mb"] = round(self.peak / MEGABYTE, 1)
         self.results["provenance"]["seconds"] = round(time.perf_counter() - self.start, 2)
@@ -312,17 +307,20 @@ class Run:
             self.progress.refresh()
 
     def _stop(self, status: str, why: str) -> None:
-        """End what runs, and say of every notebook that has no result why."""
+        """End what runs, and say of every notebook that has no result why; of one not begun an earlier result is kept."""
         self.stopped.set()
+        self.results["stopped"] = True
         self.progress.note("stopping: finished artifacts and the last checkpoints are kept; "
                            "give the same command again to go on from there")
         self.tasks.stop()
         until = time.monotonic() + STOP_SECONDS
         for unit in [unit for unit in self.units.values() if unit.name == unit.notebook]:
             future = self.running.get(unit.name)
+            if future is None and unit.name in self.earlier and status == INTERRUPTED:
+                continue
             told = why if unit.began or status == FAILED else "not started: the run was stopped"
             outcome = Outcome(status, told, 0.0, 0.0)
-            if future and status == INTERRUPTED:
+            if future and (status == INTERRUPTED or future.done()):
                 try:
                     outcome = future.result(timeout=max(0.1, until - time.monotonic()))
                 except BaseException:  # cancelled, or too slow to end: what it is called does not depend on it
@@ -330,16 +328,21 @@ class Run:
             self._record(unit, outcome)
 
 
-def stop_once() -> dict:
-    """Let the first SIGINT or SIGTERM stop the run and later ones not disturb the stopping; returns the handlers so far."""
+def on_stop(stop: Callable[[], None]) -> dict:
+    """Have SIGINT and SIGTERM call `stop`, once: a second does not disturb the stopping; returns the handlers so far."""
     numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
 
-    def stop(number, frame):
+    def heard(number, frame):
         for each in numbers:
             signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        stop()
 
-    return {number: signal.signal(number, stop) for number in numbers}
+    return {number: signal.signal(number, heard) for number in numbers}
+
+
+def interrupt() -> None:
+    """What Ctrl-C does by itself."""
+    raise KeyboardInterrupt
 
 
 def in_main_thread() -> bool:
@@ -361,6 +364,6 @@ def run(plan: Plan, say: Callable[[str], None] | None = None) -> dict:
 def exit_code(results: dict) -> int:
     """0 if every notebook of this run succeeded, 130 if it was stopped by hand, else 1."""
     statuses = {result["status"] for result in results["notebooks"].values() if not result.get("earlier")}
-    if INTERRUPTED in statuses:
+    if INTERRUPTED in statuses or results.get("stopped") and FAILED not in statuses:
         return 130
     return 0 if statuses <= {SUCCEEDED} else 1

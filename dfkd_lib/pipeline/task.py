@@ -13,12 +13,20 @@ from dfkd_lib.pipeline.execute import FAILED, Outcome, Watch, execute
 
 
 @dataclass(frozen=True)
+class Place:
+    """What a worker must have: files that are seen by who sees the folders of a run, and its code; neither if it is here."""
+
+    seen: tuple[Path, ...] = ()
+    code: tuple = ()
+
+
+@dataclass(frozen=True)
 class Task:
     """One notebook to run.
 
     Args:
         name: of the notebook. notebook: its file. parameters: all that it declares. out: folder of the reports.
-        hung_minutes: see `Watch`. seen: files that a worker on the same folders sees. code: that of the run, see `code`.
+        hung_minutes: see `Watch`.
     """
 
     name: str
@@ -26,8 +34,6 @@ class Task:
     parameters: dict
     out: Path
     hung_minutes: float
-    seen: tuple[Path, ...] = ()
-    code: tuple = ()
 
 
 def code() -> tuple:
@@ -35,14 +41,15 @@ def code() -> tuple:
     return __version__, environment.code()["commit"]
 
 
-def run_notebook(tell: fanout.Tell, needs: fanout.Needs, task: Task) -> Outcome:
+def run_notebook(tell: fanout.Tell, needs: fanout.Needs, place: Place, task: Task) -> Outcome:
     """Run a notebook in a kernel of its own and write its page; tells lines, the share of cells done and the memory held."""
     from dfkd_lib.pipeline import html
 
     start = time.perf_counter()
-    check_place(task)
-    if task.seen:
-        tell({"machine": environment.hardware() | {"threads": needs.threads}})
+    check_place(place)
+    tell({"threads": needs.threads or int(os.environ.get("OMP_NUM_THREADS") or fanout.cores())})
+    if place.seen:
+        tell({"machine": environment.hardware()})
     stopped, output = threading.Event(), task.out / f"{task.name}.ipynb"
     watch = Watch(tell, task.hung_minutes)
 
@@ -67,36 +74,40 @@ def kernel_environment(needs: fanout.Needs) -> dict[str, str]:
     """The variables of a kernel: lines instead of bars, its threads, and no GPU unless its task asked for one."""
     chosen = {"DFKD_PROGRESS": "lines", "JUPYTER_PLATFORM_DIRS": "1", "PYTHONUNBUFFERED": "1"}
     if needs.threads:
-        chosen["OMP_NUM_THREADS"] = str(needs.threads)
+        # All three: torch follows MKL's, which Dask's nannies set to one.
+        chosen |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(needs.threads))
         if not needs.gpu:
             chosen |= fanout.NO_GPU
     return {**os.environ, **chosen}
 
 
-def check_place(task: Task) -> None:
+def check_place(place: Place) -> None:
     """Raise unless this worker sees the folders of the run and has its code: results of two codes are not one result."""
-    for path in task.seen:
+    for path in place.seen:
         if not path.exists():
             raise WorkbenchError("a worker does not see the folder of this run", expected="one that all machines share",
                                  got=f"no {path.name} on {environment.host()}", where=path.parent,
                                  mend="give --out and --artifacts on a shared disk, by the same path on all machines")
-    if task.code and task.code != code():
-        raise WorkbenchError("a worker has other code than this run", expected="version {}, commit {}".format(*task.code),
+    if place.code and place.code != code():
+        raise WorkbenchError("a worker has other code than this run", expected="version {}, commit {}".format(*place.code),
                              got="version {}, commit {}".format(*code()), where=environment.host(),
                              mend="start workers from the same checkout, and start them again after a change")
 
 
-def shared_parts(tell: fanout.Tell, needs: fanout.Needs, parameters: dict) -> list[dict]:
+def shared_parts(tell: fanout.Tell, needs: fanout.Needs, place: Place, parameters: dict) -> list[dict]:
     """Make what the students of an ablation share; returns those that are to be trained."""
     from dfkd_lib import ablation
 
+    check_place(place)
     cells = [cell.as_dict() for cell in ablation.cells_of(parameters)]
     return ablation.prepare(tell, needs, parameters["artifacts_dir"], cells)
 
 
-def train_cell(tell: fanout.Tell, needs: fanout.Needs, artifacts: str, cell: dict) -> tuple[str | None, str]:
+def train_cell(tell: fanout.Tell, needs: fanout.Needs, place: Place, artifacts: str,
+               cell: dict) -> tuple[str | None, str]:
     """Train one student of an ablation; its key and how it does, or None and what happened."""
     from dfkd_lib import ablation
 
+    check_place(place)
     key, error = ablation.work(tell, needs, artifacts, cell)
     return key, error or f"{100 * Store(artifacts).find(key).metrics['accuracy']:.2f} %"

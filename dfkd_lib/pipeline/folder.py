@@ -1,0 +1,30 @@
+"""The folder of a run's reports: made, tried, locked, and cleared of what killed runs left."""
+
+import secrets
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from dfkd_lib.errors import WorkbenchError
+
+
+def prepare_folder(out: Path) -> FileLock:
+    """Make the output folder and lock it; WorkbenchError if it cannot be written or another run is using it."""
+    try:
+        for folder in (out, out / "metrics", out / "figures", out / "tables"):
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".probe-{secrets.token_hex(4)}"
+            probe.write_bytes(b"0" * 4096)
+            probe.unlink(missing_ok=True)
+        lock = FileLock(out / ".lock")
+        lock.acquire(timeout=0)
+        for left in [*out.glob("*.tmp"), *out.glob("*/*.tmp"), *out.glob(".probe-*"), *out.glob("*/.probe-*"),
+                     *out.glob(".seen-*")]:  # by a run that was killed
+            left.unlink(missing_ok=True)
+        return lock
+    except Timeout:
+        raise WorkbenchError("another run is writing to this output folder", where=out,
+                             mend="wait for it, or give another folder with --out") from None
+    except OSError as error:
+        raise WorkbenchError("the output folder cannot be written to", where=out, got=error,
+                             mend="give another folder with --out, or free this one") from None
