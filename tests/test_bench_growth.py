@@ -38,7 +38,7 @@ def test_growth_is_saved_with_slopes_and_one_that_breaks_off_is_named(monkeypatc
 
     monkeypatch.setattr(growth, "measure", lambda case, real=growth.measure: real(case, measured=measured))
     more = Growth("workers", "cells of an ablation", (1, 2), (8.0, 4.0), (), (-1, 0))
-    assert growth.run("images,classes", tmp_path, [lambda: more]) == 1
+    assert growth.run("images,classes", tmp_path, [lambda: [more]]) == 1
     rows = {row["what"]: row for row in json.loads((tmp_path / "growth.json").read_text())["rows"]}
     assert len(rows) == 6 and rows["cells of an ablation"]["slopes"] == [pytest.approx(-1), None]
     (broken,) = [row for row in rows.values() if row["failed"]]
