@@ -111,8 +111,8 @@ def test_a_changed_parameter_makes_anew_only_what_depends_on_it(store):
     assert TINY.gan(store).key != replace(TINY, lam=2.0).gan(store).key
 
 
-@pytest.mark.parametrize("change, words", [({"lam": -1.0}, "weight of the attention loss"),
-                                           ({"lam": float("nan")}, "weight of the attention loss"),
+@pytest.mark.parametrize("change, words", [({"lam": -1.0}, "'lam' is impossible"),
+                                           ({"lam": float("nan")}, "'lam' is impossible"),
                                            ({"attention_share": 0.0}, "share"), ({"attention_share": 1.1}, "share"),
                                            ({"teacher": "mine"}, "no such way"),
                                            ({"shipped": "none", "teacher": "shipped"}, "missing")])
