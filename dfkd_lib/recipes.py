@@ -259,6 +259,13 @@ class ClassificationRecipe:
                                      Augmentation(self.augmentation, self.mix), parents=parents,
                                      early_stage=self.early_stage)
 
+    def shared(self, store: Store, source: str) -> None:
+        """Make what all students on a source share: the teacher, the images, and the teacher's answers if they are kept."""
+        images, parents = self.training_images(store, source)
+        chosen = images.sample(self.student_images or len(images), 1)
+        distill.kept_targets(store, self.teacher_artifact(store), chosen, self.weights,
+                             Augmentation(self.augmentation, self.mix), parents)
+
     def student(self, store: Store, source: str, seed: int | None = None) -> Artifact:
         """A student on the images of a source, see `training_images`; the recipe's own seed by default."""
         shape = self.test_set.shape  # the student must fit the images, known before a teacher is trained

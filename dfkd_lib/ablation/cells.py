@@ -219,8 +219,7 @@ def prepare(tell: fanout.Tell, needs: fanout.Needs, root: str, cells: list[dict]
     with fanout.alone_in_process(needs.threads):
         for cell in missing:
             try:
-                recipe = cell.recipe()
-                recipe.teacher_artifact(store), recipe.training_images(store, cell.source)
+                cell.recipe().shared(store, cell.source)
             except Exception:  # its own task will say so
                 continue
     return [cell.as_dict() for cell in missing]

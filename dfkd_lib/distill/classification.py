@@ -75,10 +75,8 @@ def train_student(store: Store, stage: str, model_name: str, teacher: Artifact, 
         check_losses(weights, create_model(model_name, **{**shape, **(overrides or {})}), frozen_teacher, train_set,
                      early_stage)
     early = early_stage if weights.uses("early") else None
-    made_from, kept = [teacher, *parents], None
-    if early is None and keeps_images(augmentation, train_set):
-        kept = teacher_targets(store, teacher, train_set, parents)
-        made_from.append(kept)
+    kept = kept_targets(store, teacher, train_set, weights, augmentation, parents)
+    made_from = [teacher, *parents, *([kept] if kept else [])]
 
     def make_step(model, _):
         # Live, a probe that no loss asks for is not worth its time; kept, it is there anyway.
@@ -92,6 +90,14 @@ def train_student(store: Store, stage: str, model_name: str, teacher: Artifact, 
     settings = {"weights": asdict(weights), **({} if early is None else {"early_stage": early})}
     return train_classifier(store, stage, model_name, train_set, test_set, config, make_step, overrides=overrides,
                             settings=settings, augmentation=augmentation, parents=made_from)
+
+
+def kept_targets(store: Store, teacher: Artifact, train_set: ImageSet, weights: KDWeights,
+                 augmentation: Augmentation = Augmentation(), parents: Sequence[Artifact] = ()) -> Artifact | None:
+    """The teacher's answers that are kept for all epochs and students, or None where it must see each batch anew."""
+    if weights.uses("early") or not keeps_images(augmentation, train_set):
+        return None
+    return teacher_targets(store, teacher, train_set, parents)
 
 
 def check_losses(weights: KDWeights, student: nn.Module, teacher: nn.Module, images: ImageSet,

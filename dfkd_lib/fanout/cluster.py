@@ -253,8 +253,8 @@ def _local(jobs: int):
     worker = {**common, "nthreads": 1, "memory_limit": 0, "local_directory": folder, "silence_logs": "ERROR"}
     specs = {place: {"cls": Nanny, "options": {**worker, "resources": offer, "env": env}}
              for place, (offer, env) in enumerate(_shares(jobs))}
-    # By themselves nannies give all processes, also the one they start from, one thread of MKL's. What goes wrong in a task is
-    # told by the run, not by Dask's log.
+    # By themselves nannies give all processes, also the one they start from, one thread of MKL's. What goes wrong in a task
+    # the run tells, not Dask's log.
     with dask.config.set({"distributed.scheduler.allowed-failures": RETRIES,
                           "distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "critical"}}):
         cluster = client = None
