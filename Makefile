@@ -1,7 +1,7 @@
 # make report   run every notebook on embedded real data into reports/quick (the main job)
 # make test     all tests, among them every notebook at smoke size
 # make lab      JupyterLab on the notebooks, on this machine only
-# make bench    everything beside its peers, timed, as a table and a picture in reports/bench (15 minutes)
+# make bench    everything beside its peers, timed, as a table and a picture in reports/bench (20 minutes)
 # make faults   kills, full disks, flipped bits and more dealt to real runs: half an hour, ends with a table
 # make fuzz     ten times the bad input that the tests try, from a new seed
 # make audit    known vulnerabilities of the pinned packages (needs the network)
