@@ -156,7 +156,7 @@ class Cluster:
         return self.client.status == "running"
 
     def stop(self) -> None:
-        """End what runs on every worker, and forget what waits."""
+        """End what runs on every worker; what waits does not begin there."""
         with suppress(Exception):  # a scheduler that is gone has nothing to stop
             self.client.run(stop_here, self.run)
 
@@ -172,8 +172,8 @@ def failed(error: BaseException) -> BaseException:
 
     if isinstance(error, KilledWorker):
         return WorkerLost("the worker of this task died, more than once", got=str(error).split("\n")[0][:300],
-                              expected="a worker that lives", mend="most likely memory ran out: give fewer --jobs, a "
-                              "smaller batch_size, or workers with more memory; finished epochs are kept and resumed")
+                          expected="a worker that lives", mend="most likely memory ran out: give fewer --jobs, a smaller "
+                          "batch_size, or workers with more memory; finished epochs are kept and resumed")
     if isinstance(error, (FutureCancelledError, CancelledError)):
         return SchedulerLost.now(str(error)[:200])
     if isinstance(error, ImportError):

@@ -159,6 +159,8 @@ class _Run:
             module._compiled_call_impl = None
 
     def epoch(self, epoch: int) -> dict:
+        from accelerate.utils import send_to_device
+
         # Seeding by (seed, epoch), not by carrying generator states, is what makes a resumed run equal to an unbroken one.
         seed = self.config.seed * 100_003 + epoch
         torch.manual_seed(seed + (processes.rank() * PROCESS_SEEDS if self.split else 0))
@@ -169,7 +171,8 @@ class _Run:
         for index, batch in enumerate(self.batches(epoch, generator)):
             lr = self._set_lr(epoch + index / steps)
             images += _rows(batch)
-            batch = _to_device(parallel.own_rows(batch, self.label) if self.split else batch, self.device)
+            batch = parallel.own_rows(batch, self.label) if self.split else batch
+            batch = send_to_device(batch, self.device, non_blocking=True)
             self._step(batch, (epoch + index / steps) / self.config.epochs, totals)
             if index % CHECK_EVERY == CHECK_EVERY - 1 or index == steps - 1:
                 self._check(totals, epoch, index)
@@ -239,18 +242,6 @@ class _Run:
                                 where=f"epoch {epoch + 1}, by step {index + 1} of {len(self.batches)}",
                                 mend=f"lower the learning rate (now {self.config.lr}) or set grad_clip; check the "
                                 "images for NaN; the last good epoch is kept")
-
-
-def _to_device(batch, target: torch.device):
-    """The batch with its tensors on the device."""
-    if isinstance(batch, Tensor):
-        return batch.to(target, non_blocking=True)
-    if isinstance(batch, dict):
-        return {name: _to_device(part, target) for name, part in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        parts = (_to_device(part, target) for part in batch)
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    return batch
 
 
 def _rows(batch) -> int:

@@ -22,17 +22,15 @@ def check_batch_size(rows: int, where: str) -> None:
 
 def own_rows(batch, where: str = "batch"):
     """This process's rows of every tensor in a batch of tuples, lists, dicts and named tuples; all else as it is."""
-    if isinstance(batch, Tensor):
-        if not batch.ndim:
-            return batch
-        check_batch_size(len(batch), where)
-        return batch.tensor_split(processes.count())[processes.rank()]
-    if isinstance(batch, dict):
-        return {name: own_rows(part, where) for name, part in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        parts = (own_rows(part, where) for part in batch)
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    return batch
+    from accelerate.utils import recursively_apply
+
+    def own(rows: Tensor) -> Tensor:
+        if not rows.ndim:
+            return rows
+        check_batch_size(len(rows), where)
+        return rows.tensor_split(processes.count())[processes.rank()]
+
+    return recursively_apply(own, batch)
 
 
 def average_gradients(parameters: list[Tensor]) -> Tensor:
