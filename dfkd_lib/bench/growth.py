@@ -203,7 +203,7 @@ def save(rows: Sequence[Growth], folder: Path, seconds: float) -> None:
     save_json(folder / "growth.json", {"provenance": provenance(seconds), "rows": [
         asdict(row) | {"slopes": [None if math.isnan(s) else s for s in row.slopes]} for row in rows]})
     (folder / "growth.md").write_text("\n".join([HEAD, *map(line, rows)]) + "\n", encoding="utf-8")
-    shown = [(f"time, by {row.of}", row.what.split(" of ")[0], row.works, row.seconds, row.slopes[0], row.expected[0])
+    shown = [(f"time, by {row.of}", row.what, row.works, row.seconds, row.slopes[0], row.expected[0])
              for row in rows if row.seconds and len(row.seconds) == len(row.works)]
     if shown:
         figure = growth_lines(shown)

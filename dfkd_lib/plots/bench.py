@@ -1,5 +1,6 @@
 """How fast we are beside others, and how cost grows with the work."""
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -61,14 +62,17 @@ def growth_lines(series: Sequence[tuple[str, str, Sequence[float], Sequence[floa
             for i, (_, name, works, values, slope, expected) in enumerate(rows):
                 works, values = np.asarray(works, float) / works[0], np.asarray(values, float) / values[0]
                 ax.plot(works, values, "o-", color=COLORS[i % len(COLORS)], markersize=4,
-                        label=f"{name}: {slope:.2f} ({expected:g})")
+                        label=textwrap.fill(f"{name}: {slope:.2f} ({expected:g})", 50))
                 ax.plot(works, works**expected, "--", color=COLORS[i % len(COLORS)], lw=0.8, alpha=0.6)
             ax.set(xscale="log", yscale="log", xlabel="work, times the least", title=panel)
             for axis in (ax.xaxis, ax.yaxis):
                 axis.set_major_locator(LogLocator(2, numticks=9))
                 axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
                 axis.set_minor_formatter(NullFormatter())
+            low, high = ax.get_ylim()
+            ax.set_ylim(min(low, 0.45), max(high, 2.2))  # what hardly grows has two ticks too, and does not look steep
             ax.legend(frameon=False, title="slope (expected, dashed)", fontsize=8, title_fontsize=8, loc="upper center",
                       bbox_to_anchor=(0.5, -0.16))
-        axes[0, 0].set_ylabel("cost, times the least")
+        for ax in axes[:, 0]:
+            ax.set_ylabel("time, times the least")
     return figure
