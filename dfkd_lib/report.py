@@ -55,7 +55,7 @@ class Report:
     def table(self, table, name: str, caption: str, paper: str = "", digits: int = 4) -> None:
         """Show a pandas table and keep it as tables/<name>.csv and .tex, floats with `digits` significant digits."""
         base = self.out / "tables" / _safe(name)
-        table.to_csv(base.with_suffix(".csv"), index=False)
+        table.rename(columns=_not_a_formula).map(_not_a_formula).to_csv(base.with_suffix(".csv"), index=False)
         shown = table.map(lambda v: f"{v:.{digits}g}" if isinstance(v, float) and math.isfinite(v) else
                           "–" if isinstance(v, float) or v is None else v)
         base.with_suffix(".tex").write_text(shown.to_latex(index=False, escape=True, caption=caption, label=f"tab:{name}"))
@@ -219,6 +219,11 @@ def _safe(name: str) -> str:
         raise WorkbenchError("a figure or table has a name that is no file name", got=name,
                              expected="letters, digits, _ . -", mend="rename it")
     return name
+
+
+def _not_a_formula(cell):
+    """A cell's text, with an apostrophe before what a spreadsheet would compute: names of classes come from anyone's folders."""
+    return "'" + cell if isinstance(cell, str) and re.match(r"[=@\t\r]|[+-].*[(|!]", cell, re.DOTALL) else cell
 
 
 def _plain(value):

@@ -344,6 +344,19 @@ def test_figures_and_tables_stay_in_their_folder(name, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("cell, kept", [
+    ("=HYPERLINK(1)", False), ("@SUM(1)", False), ("+cmd|' /C calc'!A0", False), ("-2+3+cmd|' /C calc'!A0", False), ("\t=1+1", False),
+    ("-", True), ("-1.5", True), ("+ patch", True), ("car (red)", True), ("±0.1", True)])
+def test_no_cell_of_a_table_is_a_formula(cell, kept, tmp_path):
+    import pandas as pd
+
+    made = report.Report("10_x", tmp_path)
+    made.table(pd.DataFrame({cell: [cell, "x"], "number": [-1.5, 2.0]}), "cells", "caption")
+    shown = pd.read_csv(tmp_path / "tables" / "cells.csv", dtype=str)
+    assert list(shown["number"]) == ["-1.5", "2.0"]
+    assert (shown.columns[0], shown.iloc[0, 0]) == ((cell, cell) if kept else ("'" + cell, "'" + cell))
+
+
 def page_of(out: Path, saved: dict, name: str = "10_x", **result) -> str:
     """The text of the index of a run with one notebook, whose report saved this."""
     (out / "metrics").mkdir(parents=True, exist_ok=True)
