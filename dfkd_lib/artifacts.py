@@ -20,12 +20,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from dfkd_lib import ledger, processes
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.files import (check_manifest, disk_error, file_hash, flush, is_full, load_tensors, note_whole, save_json,
-                             save_tensors, seal, whole_files)
+from dfkd_lib.files import (NO_LOCKS, check_manifest, disk_error, file_hash, file_lock, flush, is_full, load_tensors,
+                             lock_error, note_whole, save_json, save_tensors, seal, whole_files)
 
 __all__ = ["Artifact", "ArtifactError", "NotMade", "REPOSITORY", "Store", "content_key", "file_hash", "load_tensors",
            "note_whole", "provenance", "resolve", "save_json", "save_tensors"]
@@ -163,7 +163,11 @@ class Store:
             probe = self.root / f".write-probe-{secrets.token_hex(4)}"  # processes of two machines may have one number
             probe.touch()
             probe.unlink()
+            with suppress(Timeout), file_lock(self.root / ".locks" / "probe.lock").acquire(timeout=0):
+                pass  # somebody else's looking is an answer too
         except OSError as error:
+            if error.errno in NO_LOCKS:
+                raise lock_error(error, self.root) from None
             raise WorkbenchError("the artifact folder cannot be written to", got=error, where=self.root,
                                  mend="choose another folder (artifacts_dir) or free it") from None
 
@@ -272,7 +276,7 @@ class Store:
 
     @contextmanager
     def _lock(self, key: str) -> Iterator[None]:
-        lock = FileLock(self.root / ".locks" / f"{key}.lock")
+        lock = file_lock(self.root / ".locks" / f"{key}.lock")
         wait = 0.0
         while True:
             try:
@@ -368,7 +372,13 @@ class Store:
         for path in {path for name in names for path in (work / name, (work / name).parent)}:
             flush(path)  # or a power cut could leave the name of a file without its bytes
         save_json(work / MANIFEST, manifest)
-        os.replace(work, self.root / key)
+        try:
+            os.replace(work, self.root / key)
+        except OSError:
+            if (found := self.find(key)) is None:
+                raise
+            shutil.rmtree(work, ignore_errors=True)  # another machine's, which this one's disk has hidden until now
+            return found
         flush(self.root)
         # Only now: until the rename a kill or a full disk must find the training's checkpoint where it was.
         self._drop_checkpoint(key)

@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock
+
 from dfkd_lib.errors import WorkbenchError
 
 FIELDS = {"stage": str, "settings": dict, "parents": list, "metrics": dict, "ledger": list, "data_free": bool,
           "seconds": (int, float), "made": str, "files": dict}  # of a manifest, beside its seal
 WHOLE = "checkpoint/whole.json"  # in a folder of work: the hashes of files beside the checkpoint that a resumed run uses
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 FULL_TEXT = re.compile(r"no space left|quota exceeded|file too large|read-only file system|code: (28|122|27|30)\b"
                        r"|PytorchStreamWriter failed|unexpected pos", re.IGNORECASE)
 
@@ -75,6 +78,23 @@ def disk_error(what: str, error: object, where: Path) -> WorkbenchError:
     return WorkbenchError(what, got=f"{str(error).splitlines()[0][:300]} ({free} free on this disk)", where=where,
                           mend="free room on that disk (or make it writable), or choose folders on another one; then give "
                           "the same command again: finished artifacts and epochs are kept")
+
+
+def file_lock(path: Path) -> FileLock:
+    """A lock between processes, which ends with the process that holds it.
+
+    Acquiring it raises OSError with one of NO_LOCKS where the disk knows none: the files which filelock would take instead
+    stay behind when their process is killed.
+    """
+    return FileLock(path, fallback_to_soft=False)
+
+
+def lock_error(error: OSError, where: Path) -> WorkbenchError:
+    """The error for a disk without locks."""
+    return WorkbenchError("this disk has no file locks, without which two processes would make one thing twice",
+                          got=error, where=where, expected="a disk that supports flock",
+                          mend="choose a folder on another disk, or have this one mounted with locks "
+                          "(Lustre: the option flock; NFS: version 4)")
 
 
 def note_whole(work: Path, path: Path) -> None:

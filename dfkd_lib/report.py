@@ -222,7 +222,7 @@ def _safe(name: str) -> str:
 
 
 def _not_a_formula(cell):
-    """A cell's text, with an apostrophe before what a spreadsheet would compute: names of classes come from anyone's folders."""
+    """A cell, with an apostrophe before what a spreadsheet would compute: names of classes come from anyone's folders."""
     return "'" + cell if isinstance(cell, str) and re.match(r"[=@\t\r]|[+-].*[(|!]", cell, re.DOTALL) else cell
 
 

@@ -8,8 +8,8 @@ import time
 import pytest
 import torch
 
-from dfkd_lib import ablation
-from dfkd_lib.ablation import Cell, make_cell, read_grid
+from dfkd_lib import ablation, fanout
+from dfkd_lib.ablation import Cell, cells, make_cell, read_grid
 from dfkd_lib.ablation.grid import DEFAULTS
 from dfkd_lib.artifacts import NotMade, Store
 from dfkd_lib.errors import WorkbenchError
@@ -177,6 +177,23 @@ def test_two_processes_that_want_one_key_train_it_once(tmp_path):
     made = [told.get(timeout=120) for _ in processes]
     [p.join() for p in processes]
     assert made[0] == made[1] and sum(key.startswith("ablation_cell") for key in Store(tmp_path).keys()) == 1
+
+
+def test_more_threads_than_cores_ask_no_worker_for_more_than_it_has(store, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cells, "_answers", lambda *args: asked.append(args[4]) or (x for x in ()))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    with pytest.raises(KeyError):  # no answer
+        ablation.run([make_cell("a", TINY, 99)], store, jobs=2, say=lambda line: None)
+    assert asked == [max(1, fanout.cores() // 2)]
+
+
+def test_an_artifact_of_another_machine_may_come_late(store, monkeypatch):
+    answers = iter([None, None, "made"])
+    monkeypatch.setattr(Store, "find", lambda self, key: next(answers))
+    assert cells._appearing(store, "key", 60) == "made"
+    monkeypatch.setattr(Store, "find", lambda self, key: None)
+    assert cells._appearing(store, "key", 0) is None
 
 
 def test_an_impossible_number_of_processes(store, ran):

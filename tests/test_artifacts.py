@@ -14,6 +14,7 @@ import torch
 from dfkd_lib import artifacts
 from dfkd_lib.artifacts import ArtifactError, NotMade, Store
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.pipeline.folder import prepare_folder
 
 
 @pytest.fixture
@@ -166,3 +167,32 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     assert whole == again
     manifest = json.loads(next((tmp_path / "killed").glob("toy-*/manifest.json")).read_text())
     assert list(manifest["files"]) == ["model.safetensors"], "the checkpoint of a finished artifact is dropped"
+
+
+def test_a_disk_without_locks_is_refused(tmp_path, monkeypatch):
+    import errno
+    import fcntl
+
+    def absent(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", absent)
+    with pytest.raises(WorkbenchError, match="no file locks") as told:
+        Store(tmp_path)
+    assert "flock" in str(told.value) and "mend" in str(told.value)
+    with pytest.raises(WorkbenchError, match="no file locks"):
+        prepare_folder(tmp_path / "out")
+
+
+def test_what_another_machine_has_made_is_taken_though_the_disk_told_late(tmp_path, monkeypatch):
+    """A network disk may say for a while that a name is not there, having been asked before it was."""
+    store, find, asked = Store(tmp_path), Store.find, []
+    first = store.get_or_make("stage", {"a": 1}, write(1))
+
+    def late(self, key):
+        asked.append(key)
+        return None if len(asked) < 3 else find(self, key)
+
+    monkeypatch.setattr(Store, "find", late)
+    found = store.get_or_make("stage", {"a": 1}, write(1))
+    assert found.key == first.key and found.cached and store.unfinished() == []

@@ -1,10 +1,12 @@
 """Fan-out on Dask: real worker processes, one of them killed, a scheduler that vanishes, and no GPU shared by accident."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -22,7 +25,7 @@ from test_pipeline import write_notebooks
 from dfkd_lib import ablation, fanout, pipeline
 from dfkd_lib.artifacts import REPOSITORY, Store
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.fanout import Needs, cluster
+from dfkd_lib.fanout import Needs, cluster, worker
 from dfkd_lib.fanout.cluster import Worker
 from dfkd_lib.pipeline import task
 from dfkd_lib.profiles import PROFILES
@@ -253,6 +256,7 @@ def test_notebooks_survive_a_worker_and_lose_nothing_with_the_scheduler(elsewher
     assert {name: r["status"] for name, r in results["notebooks"].items()} == dict.fromkeys(NOTEBOOKS, "succeeded"), lines
     assert killed and any("its worker was lost; it runs again" in line for line in lines)
     starts = [line for line in lines if line.startswith("[")]
+    assert all(line.endswith(f" starts on {socket.gethostname()}") for line in starts)
     assert starts.index(next(s for s in starts if "30_" in s)) > starts.index(next(s for s in starts if "20_" in s))
     assert {line.split()[-1] for line in lines if " threads " in line} == {"1"}
     numbers = [int(re.search(r"step (\d+)", line)[1]) for line in lines if "step" in line]
@@ -297,11 +301,7 @@ def test_a_worker_with_other_folders_or_other_code_is_refused(tmp_path):
 
 
 def test_a_task_asks_for_what_one_worker_has_altogether():
-    class Told:
-        def subscribe_topic(self, topic, handler):
-            pass
-
-    tasks = cluster.Cluster(Told(), lambda *_: None, None, None)
+    tasks = cluster.Cluster(Quiet({"b": ("b", "0"), "c": None}), lambda *_: None, None, None)
     large, card = Worker("a", 32, 16.0, 0), Worker("b", 8, 64.0, 1)
     tasks.workers = lambda: [large, card]
     assert tasks.needs(100.0) == Needs(8, 64.0, True) and tasks.needs(100.0, gpu=False, threads=16) == Needs(16, 16.0, False)
@@ -314,9 +314,117 @@ def test_a_task_asks_for_what_one_worker_has_altogether():
         tasks.needs()
 
 
-def test_what_is_stopped_before_it_listens_does_not_begin():
-    from dfkd_lib.fanout import worker
+class Quiet:
+    """What a Cluster asks of a client, and no cluster behind it."""
 
+    def __init__(self, cards: dict | None = None):
+        self.cards = cards or {}
+
+    def subscribe_topic(self, topic, handler):
+        pass
+
+    def run(self, function, workers, on_error):
+        assert function is worker.own_card
+        return {address: self.cards[address] for address in workers}
+
+
+def test_tasks_do_not_wait_at_one_worker_while_others_idle():
+    """Dask moves a waiting task only from workers with more tasks than slots: it is not given to any before it can run."""
+    tasks = cluster.Cluster(Quiet(), lambda *_: None, None, None)
+    large = [Worker(f"w{i}", 8, 32.0, 0, slots=8) for i in range(3)]
+    tasks.workers = lambda: large[:1]
+    assert tasks.free(0) and not tasks.free(1)
+    tasks.needs(2.0)
+    assert tasks.free(0) and not tasks.free(1)
+    tasks.workers = lambda: large  # two more have come
+    assert tasks.free(2) and not tasks.free(3)
+    tasks.needs(2.0, threads=4)
+    assert tasks.free(5) and not tasks.free(6)
+    tasks.needs(20.0, threads=4)  # memory for one at a time
+    assert tasks.free(2) and not tasks.free(3)
+    tasks.workers = lambda: []  # for a moment there is none; those known before may be back
+    assert tasks.free(2) and not tasks.free(3)
+    tasks.workers = lambda: [Worker("one", 8, 32.0, 0, slots=1)]  # from these Dask takes what waits
+    assert tasks.free(100)
+
+
+def test_two_workers_of_one_gpu_are_refused():
+    offers = [Worker(address, 4, 16.0, 1) for address in ("a", "b", "c")]
+    tasks = cluster.Cluster(Quiet({"a": ("host", "0"), "b": ("host", "1"), "c": ("other", "0")}), lambda *_: None, None, None)
+    tasks.workers = lambda: offers
+    assert tasks.needs().gpu
+    tasks = cluster.Cluster(Quiet({"a": ("host", "0"), "b": ("host", "1"), "c": ("host", "0")}), lambda *_: None, None, None)
+    tasks.workers = lambda: offers[:2]
+    assert tasks.needs().gpu
+    tasks.workers = lambda: offers
+    with pytest.raises(WorkbenchError, match="(?s)two workers use the same GPU.*host, GPU 0.*a, c"):
+        tasks.needs()
+
+
+def test_a_worker_that_hangs_does_not_hold_up_the_stop(two, monkeypatch):
+    tasks, heard = two
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 2)
+    pids = tasks.client.run(os.getpid)
+    hangs = next(iter(pids.values()))
+    os.kill(hangs, signal.SIGSTOP)
+    try:
+        begun = time.monotonic()
+        tasks.stop()
+        assert time.monotonic() - begun < 30
+    finally:
+        os.kill(hangs, signal.SIGCONT)
+    until(lambda: len(tasks.client.run(os.getpid)) == 2, "both workers")
+
+
+def test_a_task_that_kills_its_worker_as_it_comes_is_given_up(plan, tmp_path, monkeypatch):
+    from concurrent.futures import Future
+
+    from distributed import KilledWorker
+
+    handed_in, lines = [], []
+
+    class Deadly(cluster.Inline):
+        def submit(self, name, function, *args, needs):
+            handed_in.append(name)
+            future = Future()
+            future.set_exception(KilledWorker("task", SimpleNamespace(address="tcp://worker"), 2))
+            return future
+
+    monkeypatch.setattr(fanout, "opened", lambda *args, **_: contextlib.nullcontext(Deadly(lambda *_: None)))
+    results = pipeline.run(plan("unused"), lines.append)
+    ended = results["notebooks"]["10_quick"]
+    assert ended["status"] == "failed" and "worker of this task died" in ended["error"] and "mend" in ended["error"]
+    assert handed_in.count("10_quick") == 3 and sum("10_quick: its worker was lost before it began" in line for line in lines) == 2
+
+
+def test_a_task_whose_run_has_ended_writes_no_page(tmp_path):
+    """As when the run was killed, and another has begun in its folder: that one takes the mark away."""
+    folder = write_notebooks(tmp_path / "notebooks", {"10_quick": ["import time; print('sleeps'); time.sleep(600)"]}, PARAMETERS)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "10_quick.html").write_text("of an earlier run")
+    mark = out / ".seen-0"
+    mark.touch()
+    given = task.Task("10_quick", folder / "10_quick.ipynb", {"profile": "smoke"}, out, 0.0)
+
+    def tell(message: dict) -> None:
+        if message.get("line") == "sleeps":
+            assert not (out / "10_quick.html").exists()
+            pipeline.folder.prepare_folder(out).release()  # the next run comes
+
+    begun = time.monotonic()
+    with pytest.raises(WorkbenchError, match="has ended without it"):
+        task.run_notebook(tell, Needs(), task.Place((mark,)), given)
+    assert time.monotonic() - begun < 300 and not (out / "10_quick.html").exists()
+
+
+@pytest.mark.parametrize("error", [ImportError("no dfkd_lib"), RuntimeError("Error during deserialization of the task graph. This")])
+def test_a_machine_without_the_library_is_told_so(error):
+    told = fanout.failed(error)
+    assert isinstance(told, WorkbenchError) and "cannot run this library" in str(told) and "mend" in str(told)
+
+
+def test_what_is_stopped_before_it_listens_does_not_begin():
     stopped = []
     worker.stop_here("stopped")
     with fanout.stopped_by(lambda: stopped.append(1), "stopped"), fanout.stopped_by(lambda: stopped.append(2), "goes on"):

@@ -1,7 +1,9 @@
 """Cells of an ablation: found by key, or trained, several at a time in processes of their own."""
 
+import os
 import queue
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +25,9 @@ from dfkd_lib.training import DivergedError
 
 LOST = ("its worker process died, more than once, most likely for want of memory; lower the number of processes (jobs) or "
         "batch_size")
+LOST_TIMES = 3  # that a cell may lose its worker before it has begun, so that it may not be the cell's fault
+LOOK_SECONDS = 5.0  # between looks at whether more workers have come
+DISK_SECONDS = 60  # that a disk elsewhere may take to show here what a worker has written there
 AGREEMENT_IMAGES = 1000  # test images on which teacher and student are compared
 
 
@@ -116,7 +121,7 @@ def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str],
         say(f"{len(cells)} cells, {found} found, {len(missing)} to run")
         jobs = jobs or most_processes()
         # The threads follow from what was asked, not from how many cells are missing: they decide the last bits.
-        threads = None if scheduler else max(1, torch.get_num_threads() // jobs)
+        threads = None if scheduler else max(1, min(torch.get_num_threads(), fanout.cores()) // jobs)
         # Closed whatever is raised here: the workers end with it.
         with closing(_answers(cells, missing, store, min(jobs, len(missing)), threads, scheduler, say)) as answers:
             _collect(cells, len(missing), store, answers, outcomes, say)
@@ -128,10 +133,11 @@ def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str],
 
 def _collect(cells, count, store, answers, outcomes, say) -> None:
     """Put the answers of so many cells among the outcomes as they come, and say so."""
-    start = time.perf_counter()
+    start, patience = time.perf_counter(), DISK_SECONDS
     for done, (place, key, error) in enumerate(answers, 1):
-        made = store.find(key) if key else None
+        made = _appearing(store, key, patience) if key else None
         if key and made is None:
+            patience = 0  # nor will the others
             error = f"its worker has made {key}, but not in this {store.root}: give a folder that all machines share"
         outcomes[place] = Outcome(cells[place], made, error, False)
         left = (time.perf_counter() - start) / done * (count - done)
@@ -141,6 +147,15 @@ def _collect(cells, count, store, answers, outcomes, say) -> None:
                                  "is kept")
         told = f"{100 * made.metrics['accuracy']:.2f} %" if made else error.split("\n")[0]
         say(f"{done}/{count} {cells[place].name}, seed {cells[place].seed}: {told} | {left:.0f} s left")
+
+
+def _appearing(store: Store, key: str, seconds: float) -> Artifact | None:
+    """What another machine has just made: a network disk may deny it for a while, having been asked before it was there."""
+    until = time.monotonic() + seconds
+    while (made := store.find(key)) is None and time.monotonic() < until:
+        time.sleep(0.5)
+        os.listdir(store.root)  # looks anew
+    return made
 
 
 def _found(cells: Sequence[Cell], store: Store) -> dict[int, Outcome]:
@@ -159,7 +174,7 @@ def _found(cells: Sequence[Cell], store: Store) -> dict[int, Outcome]:
 
 def _answers(cells, missing, store, jobs, threads, scheduler, say):
     """(place, key or None, error) of each missing cell as it is done."""
-    begun, done = set(), queue.Queue()
+    begun, done, lost = set(), queue.Queue(), Counter()
     with fanout.opened(jobs, scheduler, lambda name, message: begun.add(name), say) as tasks:
         waiting, running = list(missing), 0
         try:
@@ -172,11 +187,19 @@ def _answers(cells, missing, store, jobs, threads, scheduler, say):
                     place, running = waiting.pop(0), running + 1
                     future = tasks.submit(f"cell-{place}", work, root, cells[place].as_dict(), needs=needs)
                     future.add_done_callback(lambda future, place=place: done.put((place, future)))
-                place, future = done.get()
+                try:
+                    place, future = done.get(timeout=LOOK_SECONDS)
+                except queue.Empty:
+                    if not tasks.answers():
+                        raise fanout.SchedulerLost.now() from None
+                    continue
                 running -= 1
                 answer = _answer(future)
-                if answer[1] is LOST and f"cell-{place}" not in begun:
-                    waiting.append(place)  # it only waited at workers which others of their tasks have killed
+                again = answer[1] is LOST and f"cell-{place}" not in begun
+                lost[place] += again
+                if again and lost[place] < LOST_TIMES:
+                    waiting.append(place)  # it may only have waited at workers which others of their tasks have killed
+                    say(f"{cells[place].name}, seed {cells[place].seed}: its worker was lost before it began; tried again")
                 else:
                     yield place, *answer
         except BaseException:

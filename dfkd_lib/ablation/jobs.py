@@ -15,12 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from dfkd_lib.ablation.cells import run_cell, said
 from dfkd_lib.ablation.grid import Cell
 from dfkd_lib.artifacts import REPOSITORY, Store, save_json
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.files import file_lock
 
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = "queued", "running", "finished", "failed", "stopped"
 LINGER_SECONDS = 60.0  # a worker with nothing to do stays so long: the next job need not wait for its start
@@ -39,7 +40,7 @@ class Jobs:
     def __init__(self, store: Store):
         self.store, self.folder = store, store.root / ".jobs"
         self.folder.mkdir(exist_ok=True)
-        self._queue = FileLock(self.folder / "queue.lock")
+        self._queue = file_lock(self.folder / "queue.lock")
 
     def submit(self, cell: Cell, first: bool = False) -> str:
         """Queue a cell, at the end or before all that wait; starts a worker. Returns the job's id."""
@@ -126,7 +127,7 @@ class Jobs:
 
     def working(self) -> bool:
         """Whether a worker process is alive."""
-        lock = FileLock(self.folder / "worker.lock")
+        lock = file_lock(self.folder / "worker.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -136,7 +137,7 @@ class Jobs:
 
     def work(self, linger: float = LINGER_SECONDS) -> None:
         """Be the worker: run what waits, in order, until none has come for `linger` seconds; not if another is."""
-        lock = FileLock(self.folder / "worker.lock")
+        lock = file_lock(self.folder / "worker.lock")
         try:
             lock.acquire(timeout=2)  # somebody may be looking at it
         except Timeout:

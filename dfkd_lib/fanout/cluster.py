@@ -9,6 +9,7 @@ import itertools
 import secrets
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -19,11 +20,12 @@ from pathlib import Path
 import psutil
 
 from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.fanout.worker import (GIGABYTE, NO_GPU, Needs, cores, offer_plugin, on_worker, own_plugin, stop_here,
-                                    visible_gpus, with_stop)
+from dfkd_lib.fanout.worker import (GIGABYTE, NO_GPU, Needs, cores, offer_plugin, on_worker, own_card, own_plugin,
+                                    stop_here, visible_gpus, with_stop)
 
 CONNECT_SECONDS = 30      # that a scheduler may take to answer
 WORKER_SECONDS = 600      # that a cluster which starts workers when they are needed may take for the first
+ANSWER_SECONDS = 10       # that all workers together may take to answer: one that hangs must not hold up the rest
 RETRIES = 2               # times that a task may lose its worker on a cluster of ours before it is given up
 
 
@@ -43,12 +45,13 @@ class SchedulerLost(WorkbenchError):
 
 @dataclass(frozen=True)
 class Worker:
-    """What one worker offers."""
+    """What one worker offers; `slots` is how many tasks Dask thinks it can run at a time."""
 
     address: str
     threads: float
     memory: float
     gpus: float
+    slots: int = 1
 
 
 class Inline:
@@ -73,7 +76,11 @@ class Inline:
 
     def submit(self, name: str, function: Callable, *args, needs: Needs) -> Future:
         """Run `function(tell, needs, *args)`; what it tells is heard under `name`."""
-        return self._pool.submit(with_stop, self.run, function, lambda message: self.hear(name, message), needs, args)
+        def task():
+            self.hear(name, {"started": time.time()})
+            return with_stop(self.run, function, lambda message: self.hear(name, message), needs, args)
+
+        return self._pool.submit(task)
 
     def answers(self) -> bool:
         return True
@@ -91,7 +98,7 @@ class Cluster:
 
     Args:
         client: a connected `distributed.Client`. hear: called with (name, message) for what tasks tell, from another thread.
-        limit: tasks at a time at most; None leaves it to the scheduler, which starts more workers where it can.
+        limit: tasks at a time at most; None: as many as the workers that there are have room for.
     """
 
     alone = False
@@ -99,15 +106,15 @@ class Cluster:
     def __init__(self, client, hear: Callable[[str, dict], None], limit: int | None, dashboard: str | None):
         self.client, self.hear, self.limit, self.dashboard = client, hear, limit, dashboard
         self.run = f"dfkd-{secrets.token_hex(4)}"
-        self._order, self._threads, self._last = itertools.count(), None, []
+        self._order, self._threads, self._last, self._asked, self._cards = itertools.count(), None, [], None, {}
         client.subscribe_topic(self.run, lambda event: hear(*event[1]))
 
     def workers(self) -> list[Worker]:
         """The workers that have said what they offer: those of our own at once, others when our plugin has asked them."""
         known = self.client.scheduler_info(n_workers=-1)["workers"]
-        offers = {address: info.get("resources") or {} for address, info in known.items()}
-        return [Worker(address, offer["threads"], offer.get("memory", 0.0), offer.get("GPU", 0.0))
-                for address, offer in offers.items() if "threads" in offer]
+        offers = {address: (info.get("resources") or {}, info["nthreads"]) for address, info in known.items()}
+        return [Worker(address, offer["threads"], offer.get("memory", 0.0), offer.get("GPU", 0.0), slots)
+                for address, (offer, slots) in offers.items() if "threads" in offer]
 
     def wait_for_workers(self, say: Callable[[str], None]) -> None:
         """Return when there is a worker; WorkbenchError if none comes."""
@@ -127,10 +134,13 @@ class Cluster:
         use one and any worker offers one, and memory, or all that the largest of these workers has.
 
         Raises:
-            WorkbenchError: if no worker has so many threads, with a GPU where there are any; or one offers several GPUs.
+            WorkbenchError: if no worker has so many threads, with a GPU where there are any; if one offers several GPUs, or
+                two use the same.
         """
         workers = self._last = self.workers() or self._last  # between two workers of an unsteady cluster there may be none
         _check_offers(workers)
+        if self.limit is None:  # workers of our own have a card each
+            self._check_cards(workers)
         if self._threads is None:  # once: another number of threads is another last bit
             self._threads = int(min(worker.threads for worker in workers))
         threads, gpu = threads or self._threads, gpu and any(worker.gpus for worker in workers)
@@ -139,10 +149,42 @@ class Cluster:
         if threads > most:
             raise WorkbenchError("no worker has so many threads" + " and a GPU" * gpu, expected=f"at most {most:g}",
                                  got=threads, where="--threads", mend="ask for fewer, or start workers with more")
-        return Needs(threads, min(memory, max(worker.memory for worker in able if worker.threads >= threads)), gpu)
+        most = max(worker.memory for worker in able if worker.threads >= threads)
+        self._asked = Needs(threads, min(memory, most), gpu)
+        return self._asked
+
+    def _check_cards(self, workers: list[Worker]) -> None:
+        """Raise if two workers of a machine would use the same card."""
+        new = [worker.address for worker in workers if worker.gpus and worker.address not in self._cards]
+        if new:
+            self._cards |= _briefly(lambda: self.client.run(own_card, workers=new, on_error="ignore")) or {}
+        users = {}
+        for worker in workers:
+            card = worker.gpus and self._cards.get(worker.address)
+            if card and users.setdefault(card, worker.address) != worker.address:
+                raise WorkbenchError("two workers use the same GPU", expected="one worker for each GPU",
+                                     got="{}, GPU {}".format(*card), where=f"{users[card]}, {worker.address}",
+                                     mend="start each with CUDA_VISIBLE_DEVICES set to a GPU of its own, as dask-cuda does")
 
     def free(self, running: int) -> bool:
-        return self.limit is None or running < self.limit
+        """Whether one more task may be handed in while so many have not ended.
+
+        Dask gives a task to a worker at once, and moves it later only from one that holds more than its slots: on workers
+        of several slots a task which cannot begin now would wait there while workers that come later have nothing to do.
+        """
+        if self.limit is not None:
+            return running < self.limit
+        workers = self.workers() or self._last
+        return all(worker.slots == 1 for worker in workers) or running < max(1, sum(map(self._room, workers)))
+
+    def _room(self, worker: Worker) -> int:
+        """How many tasks like the last one fit a worker."""
+        if (asked := self._asked) is None:
+            return 1
+        shares = [worker.threads / asked.threads]
+        shares += [worker.gpus] if asked.gpu else []
+        shares += [worker.memory / asked.memory] if asked.memory else []
+        return int(min(shares))
 
     def submit(self, name: str, function: Callable, *args, needs: Needs):
         """Run `function(tell, needs, *args)` on a worker; what it tells is heard under `name`."""
@@ -157,12 +199,25 @@ class Cluster:
 
     def stop(self) -> None:
         """End what runs on every worker; what waits does not begin there."""
-        with suppress(Exception):  # a scheduler that is gone has nothing to stop
-            self.client.run(stop_here, self.run)
+        _briefly(lambda: self.client.run(stop_here, self.run, on_error="ignore"))
 
     def close(self) -> None:
         with suppress(Exception):
             self.client.unsubscribe_topic(self.run)
+
+
+def _briefly(ask: Callable):
+    """What a call answers that asks all workers; None if it fails, as when the scheduler is gone, or one hangs."""
+    found = []
+
+    def work() -> None:
+        with suppress(Exception):
+            found.append(ask())
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    return found[0] if found else None
 
 
 def failed(error: BaseException) -> BaseException:
@@ -176,9 +231,11 @@ def failed(error: BaseException) -> BaseException:
                           "batch_size, or workers with more memory; finished epochs are kept and resumed")
     if isinstance(error, (FutureCancelledError, CancelledError)):
         return SchedulerLost.now(str(error)[:200])
-    if isinstance(error, ImportError):
-        return WorkbenchError("a worker cannot run this library", got=error, expected="one installation for all machines",
-                              mend="start workers with the interpreter of this .venv, from this repository")
+    # The scheduler reads tasks too, and wraps what it fails at.
+    if isinstance(error, ImportError) or isinstance(error, RuntimeError) and "deserializ" in str(error):
+        return WorkbenchError("a worker or the scheduler cannot run this library", got=error.__cause__ or error,
+                              expected="one installation for all machines", mend="start scheduler and workers with the "
+                              "interpreter of this .venv, from this repository")
     return error
 
 
@@ -233,8 +290,8 @@ def _connected(address: str, say: Callable[[str], None]):
             raise failed(error) from None
         yield client, client.dashboard_link
     finally:
-        with suppress(Exception):  # it would stand in the way of other people's workers, which need not know this library
-            client.unregister_worker_plugin(plugin)
+        # It would stand in the way of other people's workers, which need not know this library.
+        _briefly(lambda: client.unregister_worker_plugin(plugin))
         with suppress(Exception):
             client.close(timeout=5)
 

@@ -53,6 +53,12 @@ def visible_gpus() -> list[str]:
     return [str(place) for place in range(torch.cuda.device_count())]  # asks the driver; starts nothing on the cards
 
 
+def own_card() -> tuple[str, str] | None:
+    """The machine, and the GPU that a task of this process uses: the first it sees."""
+    cards = visible_gpus()
+    return (socket.gethostname(), cards[0]) if cards else None
+
+
 def most_processes() -> int:
     """Tasks at a time if nobody says: one for each GPU, or without one as many as cores, as far as memory goes."""
     room = int(psutil.virtual_memory().available / PROCESS_BYTES)

@@ -76,12 +76,15 @@ class Watch:
     Args:
         tell: gets {"line": text}, and while it runs {"done": share of the cells, "held": bytes}.
         hung_minutes: a kernel that for so long used (almost) no processor time and printed nothing is ended; 0: never.
+        over: says that nobody waits for this notebook any more: its kernel is ended, and `left` is true.
     """
 
-    def __init__(self, tell: Callable[[dict], None], hung_minutes: float = HUNG_MINUTES):
+    def __init__(self, tell: Callable[[dict], None], hung_minutes: float = HUNG_MINUTES,
+                 over: Callable[[], bool] = lambda: False):
         self.tell, self.process, self.started, self.peak, self.held = tell, None, None, 0, 0
         self.index, self.done, self._rest, self._killed, self.no_memory = 0, 0.0, "", False, False
         self.hung_minutes, self.hung, self._quiet, self._used = hung_minutes, False, 0.0, 0.0
+        self.over, self.left = over, False
 
     def cell(self, client, index: int, count: int) -> None:
         self.index, self.done, self._quiet = index, index / max(count, 1), 0.0
@@ -118,6 +121,9 @@ class Watch:
                 self._quiet, self._used = 0.0, used
             if self.hung_minutes and self._quiet >= 60 * self.hung_minutes:
                 self.hung = True
+                self.kill()
+            if self.over():
+                self.left = True
                 self.kill()
             last = now
 

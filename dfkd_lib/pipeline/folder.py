@@ -6,6 +6,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.files import NO_LOCKS, file_lock, lock_error
 
 
 def prepare_folder(out: Path) -> FileLock:
@@ -16,7 +17,7 @@ def prepare_folder(out: Path) -> FileLock:
             probe = folder / f".probe-{secrets.token_hex(4)}"
             probe.write_bytes(b"0" * 4096)
             probe.unlink(missing_ok=True)
-        lock = FileLock(out / ".lock")
+        lock = file_lock(out / ".lock")
         lock.acquire(timeout=0)
         for left in [*out.glob("*.tmp"), *out.glob("*/*.tmp"), *out.glob(".probe-*"), *out.glob("*/.probe-*"),
                      *out.glob(".seen-*")]:  # by a run that was killed
@@ -26,5 +27,7 @@ def prepare_folder(out: Path) -> FileLock:
         raise WorkbenchError("another run is writing to this output folder", where=out,
                              mend="wait for it, or give another folder with --out") from None
     except OSError as error:
+        if error.errno in NO_LOCKS:
+            raise lock_error(error, out) from None
         raise WorkbenchError("the output folder cannot be written to", where=out, got=error,
                              mend="give another folder with --out, or free this one") from None

@@ -31,10 +31,10 @@ class Progress:
             say = tqdm.write
         self.say = say or (lambda line: print(line, file=sys.stderr, flush=True))
 
-    def started(self, name: str, told: dict) -> None:
-        """A notebook begins; `told` will hold the share of its cells that are done."""
+    def started(self, name: str, told: dict, where: str = "") -> None:
+        """A notebook begins; `told` will hold the share of its cells that are done. where: " on HOST", or nothing."""
         self.running[name] = (time.perf_counter(), told)
-        self.say(f"[{len(self.finished) + len(self.running)}/{len(self.names)}] {name} starts")
+        self.say(f"[{len(self.finished) + len(self.running)}/{len(self.names)}] {name} starts{where}")
 
     def line(self, name: str, text: str) -> None:
         self.say(f"    {name}: {text}")

@@ -21,7 +21,7 @@ from dfkd_lib.pipeline.execute import FAILED, INTERRUPTED, MEGABYTE, POLL_SECOND
 from dfkd_lib.pipeline.folder import prepare_folder
 from dfkd_lib.pipeline.plan import ABLATION, Plan
 from dfkd_lib.pipeline.progress import Progress
-from dfkd_lib.pipeline.task import Place, Task, code, run_notebook, shared_parts, train_cell
+from dfkd_lib.pipeline.task import Place, Task, clear, code, run_notebook, shared_parts, train_cell
 from dfkd_lib.summary import headlines
 
 # A notebook waits for those it names; if one of them fails it is skipped. The summary waits for all and always runs.
@@ -31,6 +31,7 @@ LAST = "90_summary"
 WITHOUT_GPU = ("00_start_here", LAST)
 MEMORY_GB, MEMORY_ROOM = 2.0, 1.2  # of a notebook that has not been run before; over the peak of one that has
 LOOK_SECONDS = 5.0  # between looks at whether the cluster is still there
+LOST_TIMES = 3  # that a task may lose its worker before it has begun, so that it may not be the task's fault
 STOP_SECONDS = 15.0  # that what runs may take to end when a run is stopped
 
 
@@ -40,7 +41,8 @@ class Unit:
 
     Args:
         name: what it is called. notebook: the one it belongs to. function, args: see `fanout`. memory: GB. told: the last
-            of each thing that it told. before: further units that it waits for. began: when it was handed in.
+            of each thing that it told. before: further units that it waits for. began: when it first began. lost: how often
+            the worker that was to run it died before.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Unit:
     before: list[str] = field(default_factory=list)
     told: dict = field(default_factory=dict)
     began: float | None = None
+    lost: int = 0
 
 
 class Run:
@@ -64,6 +67,7 @@ class Run:
         self.place = Place()
         self.units, self.ended = self._units(), queue.SimpleQueue()
         self.running: dict[str, object] = {}
+        self.workers: dict[str, dict] = {}  # of a cluster elsewhere
         self.stopped = threading.Event()
         self.peak = 0
         self.results = {"profile": plan.profile, "notebooks": {}, "peak_memory_mb": 0.0, "provenance": {
@@ -135,20 +139,22 @@ class Run:
             for path in self.place.seen:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
-            self.results["provenance"]["workers"] = [{"threads": worker.threads, "memory_gb": worker.memory,
-                                                      "gpus": worker.gpus} for worker in self.tasks.workers()]
+
+    def _note_workers(self) -> None:
+        """Keep what the workers have that take part; more may have come."""
+        for worker in self.tasks.workers() if self.plan.scheduler else ():
+            self.workers[worker.address] = {"threads": worker.threads, "memory_gb": worker.memory, "gpus": worker.gpus}
+        self.results["provenance"] |= {"workers": list(self.workers.values())} if self.workers else {}
 
     def _schedule(self) -> None:
         while self.units:
             for unit in list(self.units.values()):
-                if unit.name in self.running or not self.tasks.free(len(self.running)):
-                    continue
-                blocked = self._blocked_by(unit)
-                if blocked == "wait":
-                    continue
-                if blocked:
+                blocked = unit.name not in self.running and self._blocked_by(unit)
+                if blocked not in (None, False, "wait"):
                     self._skip(unit, blocked)
-                else:
+                elif blocked is None and not self.tasks.free(len(self.running)):
+                    break
+                elif blocked is None:
                     self._hand_in(unit)
             if self.running:
                 try:
@@ -175,18 +181,15 @@ class Run:
     def _skip(self, unit: Unit, blocked: str) -> None:
         del self.units[unit.name]
         if unit.name == unit.notebook:
-            self._clear(unit.name)
+            clear(self.plan.out, unit.name)
             why = f"skipped: it builds on {blocked}, which did not succeed"
             self._record(unit, Outcome(SKIPPED, why, 0.0, 0.0))
 
     def _hand_in(self, unit: Unit) -> None:
-        unit.began, args = unit.began or time.perf_counter(), unit.args
+        plan, args = self.plan, unit.args
         if unit.name == unit.notebook:
-            self._clear(unit.name)
-            plan = self.plan
             args = (Task(unit.name, plan.notebooks[unit.name], plan.parameters[unit.name], plan.out, plan.hung_minutes),)
-            self.progress.started(unit.name, unit.told)
-        needs = self.tasks.needs(unit.memory, unit.notebook not in WITHOUT_GPU, self.plan.threads)
+        needs = self.tasks.needs(unit.memory, unit.notebook not in WITHOUT_GPU, plan.threads)
         future = self.tasks.submit(unit.name, unit.function, self.place, *args, needs=needs)
         self.running[unit.name] = future
         future.add_done_callback(lambda future: self.ended.put((unit.name, future)))
@@ -198,9 +201,20 @@ class Run:
             return
         if "line" in message:
             self.progress.line(name, message["line"])
-        if "started" in message and "started" in unit.told:
-            self.progress.note(f"    {name}: its worker was lost; it runs again on {message['where']}, from its checkpoint")
+        if "started" in message:
+            self._begun(unit, message.get("where"))
         unit.told.update(message)
+
+    def _begun(self, unit: Unit, where: str | None) -> None:
+        """Say that a task runs; on which machine, where there are several."""
+        if "started" in unit.told:
+            self.progress.note(f"    {unit.name}: its worker was lost; it runs again on {where}, from its checkpoint")
+            return
+        unit.began, place = time.perf_counter(), f" on {where}" if self.plan.scheduler else ""
+        if unit.name == unit.notebook:
+            self.progress.started(unit.name, unit.told, place)
+        elif place:
+            self.progress.line(unit.notebook, f"{unit.name.removeprefix(f'{ABLATION}-')} starts{place}")
 
     def _end(self, unit: Unit, future) -> None:
         """Take in what a task has answered; it leaves the units only when all is written."""
@@ -211,9 +225,17 @@ class Run:
             if isinstance(answer, fanout.SchedulerLost):
                 raise answer from None
             if isinstance(answer, fanout.WorkerLost) and "started" not in unit.told:
-                return  # it only waited at workers which others of their tasks have killed: it is handed in again
+                unit.lost += 1
+                if unit.lost < LOST_TIMES:  # it may only have waited at workers which others of their tasks have killed
+                    self.progress.note(f"    {unit.name}: its worker was lost before it began; it is handed in again")
+                    return
         failed = isinstance(answer, BaseException)
+        self._note_workers()
         if unit.name == unit.notebook:
+            if not failed:
+                unit.began = unit.began or time.perf_counter()  # what it told of that may come later
+            elif "threads" not in unit.told:  # it was refused, or never began
+                clear(self.plan.out, unit.name)
             self._record(unit, self._failure(unit, answer) if failed else answer)
         elif unit.function is shared_parts:
             if failed:
@@ -229,7 +251,8 @@ class Run:
     @staticmethod
     def _failure(unit: Unit, error: BaseException) -> Outcome:
         told = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
-        return Outcome(FAILED, told, time.perf_counter() - unit.began, unit.told.get("held", 0) / MEGABYTE)
+        now = time.perf_counter()
+        return Outcome(FAILED, told, now - (unit.began or now), unit.told.get("held", 0) / MEGABYTE)
 
     def _add_cells(self, shared: Unit, cells: list[dict]) -> None:
         """Put the students that are missing before their notebook."""
@@ -245,11 +268,6 @@ class Run:
 
     def _cells_left(self) -> int:
         return sum(unit.function is train_cell for unit in self.units.values())
-
-    def _clear(self, name: str) -> None:
-        """Nothing of an earlier run of a notebook may be taken for this one's."""
-        for path in (f"{name}.html", f"{name}.ipynb", f"metrics/{name}.json"):
-            (self.plan.out / path).unlink(missing_ok=True)
 
     def _record(self, unit: Unit, outcome: Outcome) -> None:
         from dfkd_lib.pipeline.html import read_metrics
@@ -316,11 +334,11 @@ class Run:
         until = time.monotonic() + STOP_SECONDS
         for unit in [unit for unit in self.units.values() if unit.name == unit.notebook]:
             future = self.running.get(unit.name)
-            if future is None and unit.name in self.earlier and status == INTERRUPTED:
+            if not unit.began and unit.name in self.earlier and status == INTERRUPTED:
                 continue
             told = why if unit.began or status == FAILED else "not started: the run was stopped"
             outcome = Outcome(status, told, 0.0, 0.0)
-            if future and (status == INTERRUPTED or future.done()):
+            if future and unit.began and (status == INTERRUPTED or future.done()):
                 try:
                     outcome = future.result(timeout=max(0.1, until - time.monotonic()))
                 except BaseException:  # cancelled, or too slow to end: what it is called does not depend on it

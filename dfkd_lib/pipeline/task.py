@@ -47,11 +47,12 @@ def run_notebook(tell: fanout.Tell, needs: fanout.Needs, place: Place, task: Tas
 
     start = time.perf_counter()
     check_place(place)
+    clear(task.out, task.name)
     tell({"threads": needs.threads or int(os.environ.get("OMP_NUM_THREADS") or fanout.cores())})
     if place.seen:
         tell({"machine": environment.hardware()})
     stopped, output = threading.Event(), task.out / f"{task.name}.ipynb"
-    watch = Watch(tell, task.hung_minutes)
+    watch = Watch(tell, task.hung_minutes, lambda: over(place))
 
     def stop() -> None:
         stopped.set()
@@ -59,6 +60,8 @@ def run_notebook(tell: fanout.Tell, needs: fanout.Needs, place: Place, task: Tas
 
     with fanout.stopped_by(stop):
         outcome = execute(task.notebook, task.parameters, output, watch, stopped, kernel_environment(needs))
+    if watch.left:  # what there is now is another run's
+        raise WorkbenchError("the run of this notebook has ended without it", where=output, mend="start it again")
     try:
         if outcome.error:
             html.mark_failure(output, outcome.error, watch.index)
@@ -92,6 +95,24 @@ def check_place(place: Place) -> None:
         raise WorkbenchError("a worker has other code than this run", expected="version {}, commit {}".format(*place.code),
                              got="version {}, commit {}".format(*code()), where=environment.host(),
                              mend="start workers from the same checkout, and start them again after a change")
+
+
+def over(place: Place) -> bool:
+    """Whether the run is: nobody waits for its tasks, and the next one into the same folder has taken its mark away."""
+    for path in place.seen:
+        try:
+            path.stat()
+        except FileNotFoundError:
+            return True
+        except OSError:  # a disk elsewhere that stumbles says nothing
+            continue
+    return False
+
+
+def clear(out: Path, name: str) -> None:
+    """Nothing of an earlier run of a notebook may be taken for this one's."""
+    for path in (f"{name}.html", f"{name}.ipynb", f"metrics/{name}.json"):
+        (out / path).unlink(missing_ok=True)
 
 
 def shared_parts(tell: fanout.Tell, needs: fanout.Needs, place: Place, parameters: dict) -> list[dict]:
