@@ -1,5 +1,6 @@
 # make report   run every notebook on embedded real data into reports/quick (the main job)
 # make test     all tests, among them every notebook at smoke size
+# make install  what all need, into .venv, and nothing else
 # make lab      JupyterLab on the notebooks, on this machine only
 # make bench    everything beside its peers, timed, as a table and a picture in reports/bench (20 minutes)
 # make faults   kills, full disks, flipped bits and more dealt to real runs: half an hour, ends with a table
@@ -9,13 +10,15 @@
 #
 # Each makes or updates .venv first if requirements.txt or pyproject.toml changed. PYTHON=... chooses the interpreter.
 
-.PHONY: report test lab bench faults fuzz audit clean distclean
+.PHONY: install report test lab bench faults fuzz audit clean distclean
 .DEFAULT_GOAL := report
 
 RUN := .venv/bin/python
 STAMP := .venv/installed
 # Notebooks at a time: two on two cores are faster than one with two threads, the models being small.
 JOBS ?= 2
+
+install: $(STAMP)
 
 report: $(STAMP)
 	@$(RUN) -m dfkd_lib run --profile quick --out reports/quick --jobs $(JOBS)

@@ -17,7 +17,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--grid", metavar="FILE", help="run an ablation: a YAML file of rows and seeds, through notebook 35")
     run.add_argument("--set", dest="settings", action="append", default=[], metavar="notebook.parameter=value",
                      help="change one parameter; may be given again")
-    run.add_argument("--out", metavar="DIR", help="where reports go (default: reports/<profile>)")
+    run.add_argument("--out", metavar="DIR", help="where reports go (default: reports/<profile>, of a "
+                     "grid reports/grid_<its file>)")
     run.add_argument("--artifacts", metavar="DIR", default="data/artifacts", help="where trained things are kept")
     run.add_argument("--jobs", type=int, metavar="N", help="notebooks, or students of an ablation, at a time, in "
                      "processes of their own (default: 1; of a grid: as many as cores)")
@@ -39,8 +40,9 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--repeats", type=int, default=5, metavar="K", help="rounds of long comparisons (short: more)")
     bench.add_argument("--out", default="reports/bench", metavar="DIR", help="where table and picture go")
     bench.add_argument("--quick", action="store_true", help="two rounds, a third of the time")
-    bench.add_argument("--growth", action="store_true", help="cost at 1, 4 and 16 times the work, and slopes")
-    bench.add_argument("--costs", action="store_true", help="on paper: ImageNet-1k and COCO on 1, 8 and 64 GPUs")
+    other = bench.add_mutually_exclusive_group()
+    other.add_argument("--growth", action="store_true", help="cost at 1, 4 and 16 times the work, and slopes")
+    other.add_argument("--costs", action="store_true", help="on paper, printed: ImageNet-1k and COCO on 1, 8 and 64 GPUs")
     return top
 
 
@@ -78,8 +80,11 @@ def list_notebooks(options) -> int:
 
 
 def verify(options) -> int:
-    from dfkd_lib.artifacts import Store
+    from dfkd_lib.artifacts import Store, resolve
 
+    if not resolve(options.artifacts).is_dir():
+        raise WorkbenchError("there is no such artifact folder", where=resolve(options.artifacts),
+                             mend="check --artifacts; the default is made by the first run")
     store = Store(options.artifacts)
     store.tidy()
     rows = store.verify()
@@ -90,7 +95,7 @@ def verify(options) -> int:
         print(f"begun    {key}: the next run that needs it goes on there")
     for name in store.set_aside():
         print(f"aside    .damaged/{name}: no longer used; delete it when you have seen it")
-    print(f"{len(rows)} artifacts, {damaged} damaged")
+    print(f"{len(rows)} artifact{'s' * (len(rows) != 1)}, {damaged} damaged")
     return 1 if damaged else 0
 
 
@@ -98,6 +103,8 @@ def bench(options) -> int:
     from dfkd_lib import bench
 
     if options.costs:
+        if options.only or options.quick:
+            raise WorkbenchError("--costs is computed, all of it", got="--only or --quick", mend="leave them out")
         from dfkd_lib.bench import costs
 
         print(costs.tables())

@@ -307,6 +307,8 @@ class ClassificationRecipe:
         try:
             model = distill.frozen(load_model(name, weights, download=download))
         except WeightsMissing as missing:
+            if self.data not in NAMED and not resolve(self.data).is_dir():
+                load_images(self.data, "test")  # raises, and says what is expected there
             # The shipped teacher knows MNIST, whatever images the missing model was to look at.
             own = (self if self.data == "mnist" else replace(self, data="mnist", size=0, teacher="shipped")).subject(store)
             return own._replace(said=f"{missing}\nSo the workbench's own teacher is looked into instead, with its own "

@@ -195,7 +195,8 @@ def _read_file(path: Path):
         return yaml.load(path.read_text(), Plain)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise WorkbenchError("a grid cannot be read", where=path, got=str(error)[:300],
-                             expected="a YAML file", mend="see the README for an example") from None
+                             expected="a YAML file",
+                             mend="check the path; the README has an example of what is in it") from None
 
 
 def _named(rows: list) -> dict[str, dict]:

@@ -24,7 +24,8 @@ def chosen(only: str | None) -> list[str]:
     names = list(BENCHES) if only is None else [word.strip() for word in only.split(",")]
     for name in names:
         if name not in BENCHES:
-            raise WorkbenchError(f"there is no bench '{name}'", expected="some of " + ", ".join(BENCHES), got=only)
+            raise WorkbenchError(f"there is no bench '{name}'", expected="some of " + ", ".join(BENCHES), got=only,
+                                 mend="separate them by commas")
     return names
 
 

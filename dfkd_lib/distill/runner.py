@@ -58,7 +58,9 @@ def check_classes_agree(expected: Sequence[str], got: Sequence[str], where: str)
     """Raise unless both name the same classes in the same order: label k must mean one thing."""
     if tuple(expected) != tuple(got):
         raise WorkbenchError("class names differ, so labels would mean different things", expected=", ".join(expected),
-                             got=", ".join(got), where=where, mend="give every split a folder for each class, of one name")
+                             got=", ".join(got), where=where, mend="give every split a folder for each class, of one "
+                             "name; if a teacher has other classes, train one on these images (teacher=train) "
+                             "or give your own (shipped=/path)")
 
 
 def reads_of(*sets: tuple[ImageSet, str]) -> dict[str, str]:

@@ -119,7 +119,7 @@ class Cluster:
     def wait_for_workers(self, say: Callable[[str], None]) -> None:
         """Return when there is a worker; WorkbenchError if none comes."""
         start, told = time.monotonic(), False
-        while not self.workers():
+        while not (found := self.workers()):
             if not told and time.monotonic() - start > 2:
                 say("the cluster has no workers yet: waiting for the first")
                 told = True
@@ -128,6 +128,7 @@ class Cluster:
                                      got=f"none after {WORKER_SECONDS} s", mend="start workers: dask worker ADDRESS, or "
                                      "cluster.scale(n) with dask-jobqueue")
             time.sleep(0.2)
+        self._last = found
 
     def needs(self, memory: float = 0.0, gpu: bool = True, threads: int | None = None) -> Needs:
         """What a task asks for, as some worker has it: threads (default: all of the worker that has fewest), a GPU if it can
@@ -275,6 +276,8 @@ def _connected(address: str, say: Callable[[str], None]):
     plugin = f"dfkd-offer-{secrets.token_hex(4)}"
     try:
         path = Path(address).expanduser()
+        if not path.is_file() and "://" not in address:
+            raise ValueError("no such file, and no address")
         place = {"scheduler_file": str(path)} if path.is_file() else {"address": address}
         client = Client(**place, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, TimeoutError, ValueError, TypeError, KeyError, RuntimeError) as error:

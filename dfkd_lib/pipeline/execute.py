@@ -23,6 +23,7 @@ from dfkd_lib.files import is_full
 MEGABYTE = 1e6
 POLL_SECONDS = 0.5
 HUNG_MINUTES = 30.0  # without a sign of life: far more than a slow download or a full disk queue takes
+STARTS = 3  # that a kernel may take
 NO_MEMORY = re.compile(r"out of memory|can.t allocate memory|not enough memory|bad_alloc|MemoryError", re.IGNORECASE)
 LESS_MEMORY = "set a smaller batch size or fewer --jobs"
 IDLE_SHARE = 0.01  # of one core: what a kernel that only waits uses stays well below
@@ -169,29 +170,44 @@ def execute(notebook: Path, parameters: dict, output: Path, watch: Watch, stoppe
     Args:
         watch: what it shows meanwhile. stopped: set by who ended the kernel on purpose. environment: the kernel's variables.
     """
-    from papermill import execute_notebook
-
     start, status, error = time.perf_counter(), SUCCEEDED, None
     ended = threading.Event()
     threading.Thread(target=watch.follow, args=(ended,), daemon=True).start()
     try:
-        execute_notebook(notebook, output, parameters=parameters, engine_name="watched", kernel_name="python3",
-                         language="python", progress_bar=False, watch=watch,
-                         environment=environment)
+        _start(notebook, parameters, output, watch, stopped, environment)
     except PapermillExecutionError as failure:
         status, error = FAILED, f"{failure.ename}: {failure.evalue}\n  in cell: {failure.source.strip()[:200]}"
         error += mend(failure.ename, failure.evalue, watch)
     except DeadKernelError:
         status, error = FAILED, dead_kernel(watch)
     except Exception as failure:  # a notebook must never take the others down with it
-        gone = "Kernel died" in str(failure)  # while starting, which has no error class of its own
-        status, error = FAILED, dead_kernel(watch) if gone else f"{type(failure).__name__}: {failure}"
+        status, error = FAILED, dead_kernel(watch) if _unborn(failure) else f"{type(failure).__name__}: {failure}"
         error += mend(type(failure).__name__, str(failure), watch)
     finally:
         ended.set()
     if stopped.is_set() and status == FAILED:
         status, error = INTERRUPTED, "stopped by hand; finished artifacts and the last checkpoint are kept"
     return Outcome(status, error, time.perf_counter() - start, watch.peak / MEGABYTE)
+
+
+def _start(notebook, parameters, output, watch, stopped, environment) -> None:
+    """Execute a notebook; a kernel that dies before its first cell, as when another program takes its port, starts again."""
+    from papermill import execute_notebook
+
+    for left in reversed(range(STARTS)):
+        try:
+            execute_notebook(notebook, output, parameters=parameters, engine_name="watched", kernel_name="python3",
+                             language="python", progress_bar=False, watch=watch, environment=environment)
+            return
+        except Exception as failure:
+            if not (left and _unborn(failure)) or stopped.is_set():
+                raise
+            watch.write("its kernel died while it was starting, and is started again\n")
+
+
+def _unborn(failure: Exception) -> bool:
+    """Whether a kernel has died while starting, which has no error class of its own."""
+    return "Kernel died" in str(failure) and not isinstance(failure, DeadKernelError)
 
 
 def mend(name: str, text: str, watch: Watch) -> str:
@@ -214,6 +230,9 @@ def dead_kernel(watch: Watch) -> str:
         return (f"the notebook's kernel hung and was ended: for {watch.hung_minutes:g} min it used no processor time and "
                 "printed nothing\n  safe: every finished artifact, and each training run up to its last finished epoch\n"
                 "  mend: look at the cell where it stopped; if it waits for something slow, allow more with --hung MINUTES")
+    if watch.process is None:
+        return (f"the notebook's kernel died while it was starting, {STARTS} times; it may have printed why, above\n"
+                f"  mend: give the same command again; if memory was short, {LESS_MEMORY}")
     how = f"killed by signal {watch.signal}" if watch.signal else "gone without a word"
     likely = " (usually the system ran out of memory)" if watch.signal == 9 else ""
     return (f"the notebook's kernel died: it was {how}{likely}\n"

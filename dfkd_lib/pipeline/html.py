@@ -248,7 +248,7 @@ def write_index(out: Path, results: dict, headlines: list[dict]) -> Path:
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"duration": duration, "memory": memory, "value": value}
     notebooks = [notebook_entry(out, name, result) for name, result in results["notebooks"].items()]
-    statuses = [n["status"] for n in notebooks]
+    statuses = ["from earlier runs" if n["earlier"] else n["status"] for n in notebooks]
     provenance = results["provenance"]
     page = environment.get_template("index.html.j2").render(
         profile=results["profile"], started=provenance["started"], seconds=provenance["seconds"],

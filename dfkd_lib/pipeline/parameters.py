@@ -224,6 +224,17 @@ def find_parameter(word: str, known: dict[str, Parameter], notebook: str) -> Par
     return known[word]
 
 
+def notebook_of(setting: str, names: list[str]) -> str:
+    """The notebook that `notebook.parameter=value` is about; WorkbenchError if it is not of that form, or none is."""
+    target, equals, _ = setting.partition("=")
+    word, dot, _ = target.strip().partition(".")
+    if not (equals and dot):
+        raise WorkbenchError("--set could not be read", expected="notebook.parameter=value, as in 10.seed=1", got=setting,
+                             mend="put quotes around a value with spaces" if dot or not equals else
+                             f"say of which notebook, as in 30.{setting.strip()}")
+    return find_notebook(word, names)
+
+
 def resolve(known: dict[str, dict[str, Parameter]], profile: dict[str, dict], settings: list[str]) -> dict[str, dict]:
     """Every notebook's parameters: its own defaults, changed by the profile, changed by `notebook.parameter=value`.
 
@@ -236,12 +247,8 @@ def resolve(known: dict[str, dict[str, Parameter]], profile: dict[str, dict], se
         for name, value in profile.get(notebook, {}).items():
             values[notebook][name] = find_parameter(name, known[notebook], notebook).check(value)
     for setting in settings:
-        target, equals, text = setting.partition("=")
-        word, dot, name = target.strip().partition(".")
-        if not (equals and dot):
-            raise WorkbenchError("--set could not be read", expected="notebook.parameter=value, as in 10.seed=1",
-                                 got=setting, mend="put quotes around a value with spaces")
-        notebook = find_notebook(word, list(known))
+        notebook, (target, _, text) = notebook_of(setting, list(known)), setting.partition("=")
+        name = target.strip().partition(".")[2]
         parameter = find_parameter(name, known[notebook], notebook)
         if name in OWN:
             raise WorkbenchError(f"'{name}' is set by the pipeline, the same for every notebook", got=setting,

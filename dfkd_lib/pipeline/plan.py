@@ -73,13 +73,14 @@ def make_plan(profile: str, only: str | None = None, settings: list[str] | tuple
         jobs = jobs or (1 if scheduler else fanout.most_processes())
     jobs = 1 if jobs is None else jobs
     names = list(files)
-    if only:
+    if only is not None:
         chosen = {declared.find_notebook(word.strip(), names) for word in only.split(",")}
         if grid is not None and ABLATION not in chosen:
             raise WorkbenchError("a grid runs in notebook 35", expected=f"--only with {ABLATION}, or none",
                                  got=f"--only {only}", mend="leave --only out")
         names = [name for name in names if name in chosen]
     known = {name: declared.read_notebook(files[name]) for name in files}
+    _check_used(settings, list(files), names)
     values = declared.resolve(known, PROFILES[profile], list(settings))
     if grid is not None:
         from dfkd_lib import ablation  # imports torch: only where it is needed
@@ -100,6 +101,13 @@ def make_plan(profile: str, only: str | None = None, settings: list[str] | tuple
     if plan.spread and "jobs" in plan.parameters.get(ABLATION, {}):
         plan.parameters[ABLATION]["jobs"] = 1  # its students are tasks of their own, and found when it runs
     return plan
+
+
+def _check_used(settings: list[str] | tuple[str, ...], known: list[str], chosen: list[str]) -> None:
+    for setting in settings:
+        if declared.notebook_of(setting, known) not in chosen:
+            raise WorkbenchError("a setting of a notebook that is not to run", got=setting, where="--set", expected="of "
+                                 + ", ".join(chosen), mend="name the notebook in --only too, or leave the setting out")
 
 
 def _check_options(profile: str, jobs: int | None, hung: float, threads: int | None, scheduler: str | None) -> None:

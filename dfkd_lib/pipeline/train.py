@@ -28,6 +28,7 @@ def train(plan: Plan) -> None:
         raise WorkbenchError("these notebooks train nothing", got=", ".join(plan.notebooks), where="--only",
                              mend="name others; run then finds what was trained and writes the reports")
     with tempfile.TemporaryDirectory(prefix="dfkd-") as out, _quiet():
+        print(f"{processes.count()} process" + "es" * (processes.count() > 1), flush=True)
         for place, name in enumerate(names, 1):
             start, values = time.perf_counter(), plan.parameters[name] | {"out_dir": out, "interactive": False}
             if processes.count() > 1 and "jobs" in values:
