@@ -6,11 +6,14 @@ checkpoint.
 """
 
 import itertools
+import json
 import secrets
 import shutil
+import socket
 import tempfile
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -259,7 +262,7 @@ def opened(jobs: int, scheduler: str | None, hear: Callable[[str, dict], None],
         finally:
             here.close()
         return
-    with (_connected(scheduler, say) if scheduler else _local(jobs)) as (client, dashboard):
+    with (_connected(scheduler, say) if scheduler is not None else _local(jobs)) as (client, dashboard):
         cluster = Cluster(client, hear, None if scheduler else jobs, dashboard)
         try:
             cluster.wait_for_workers(say)
@@ -276,9 +279,8 @@ def _connected(address: str, say: Callable[[str], None]):
     plugin = f"dfkd-offer-{secrets.token_hex(4)}"
     try:
         path = Path(address).expanduser()
-        if not path.is_file() and "://" not in address:
-            raise ValueError("no such file, and no address")
         place = {"scheduler_file": str(path)} if path.is_file() else {"address": address}
+        _knock(json.loads(path.read_text())["address"] if path.is_file() else address)
         client = Client(**place, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, TimeoutError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise WorkbenchError("no Dask scheduler answers there", where=address, got=f"{type(error).__name__}: {error}"[:300],
@@ -297,6 +299,19 @@ def _connected(address: str, say: Callable[[str], None]):
         _briefly(lambda: client.unregister_worker_plugin(plugin))
         with suppress(Exception):
             client.close(timeout=5)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError or ValueError unless something listens there.
+
+    Asked before a Client is made: one that finds nothing takes long to say so, and is cleared away at any later moment,
+    also while the next one starts, when Dask waits for itself.
+    """
+    place = urllib.parse.urlsplit(address if "://" in address else f"tcp://{address}")
+    if place.scheme in ("tcp", "tls"):
+        if not (place.hostname and place.port):
+            raise ValueError("no such file, and no address")
+        socket.create_connection((place.hostname, place.port), timeout=CONNECT_SECONDS).close()
 
 
 @contextmanager
