@@ -3,7 +3,7 @@
 # make install  what all need, into .venv, and nothing else
 # make lab      JupyterLab on the notebooks, on this machine only
 # make bench    everything beside its peers, timed, as a table and a picture in reports/bench (20 minutes)
-# make faults   kills, full disks, flipped bits and more dealt to real runs: half an hour, ends with a table
+# make faults   kills, full disks, flipped bits and more injected into real runs: an hour, ends with a table
 # make fuzz     ten times the bad input that the tests try, from a new seed
 # make audit    known vulnerabilities of the pinned packages (needs the network)
 # make clean    remove reports (not reports/published), trained things and caches; make distclean: .venv too
