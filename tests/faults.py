@@ -248,6 +248,7 @@ def kill(processes) -> None:
 
 def recovers(place: Place, reference: Place, row: Row, **options) -> None:
     """After a fault: the store is sound, the next run completes, nothing finished is lost or made again, all is equal."""
+    place.store.mkdir(exist_ok=True)  # the blow may have come before
     code, said = place.verify()
     assert code == 0, said
     before, begun = place.finished(), place.begun()
