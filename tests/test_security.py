@@ -659,7 +659,12 @@ def test_a_kernel_of_the_pipeline_needs_its_key():
         finally:
             await manager.shutdown_kernel(now=True)
 
-    asyncio.run(look())
+    for last in (False, True):  # a message of zmq's may be lost on a busy machine, and is waited for without end
+        try:
+            return asyncio.run(asyncio.wait_for(look(), 120))
+        except TimeoutError:
+            if last:
+                raise
 
 
 def test_connection_files_are_their_owners_alone():
