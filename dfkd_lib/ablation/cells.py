@@ -25,8 +25,6 @@ from dfkd_lib.training import DivergedError
 
 LOST = ("its worker process died, more than once, most likely for want of memory; lower the number of processes (jobs) or "
         "batch_size")
-LOST_TIMES = 3  # that a cell may lose its worker before it has begun, so that it may not be the cell's fault
-LOOK_SECONDS = 5.0  # between looks at whether more workers have come
 DISK_SECONDS = 60  # that a disk elsewhere may take to show here what a worker has written there
 AGREEMENT_IMAGES = 1000  # test images on which teacher and student are compared
 
@@ -188,7 +186,7 @@ def _answers(cells, missing, store, jobs, threads, scheduler, say):
                     future = tasks.submit(f"cell-{place}", work, root, cells[place].as_dict(), needs=needs)
                     future.add_done_callback(lambda future, place=place: done.put((place, future)))
                 try:
-                    place, future = done.get(timeout=LOOK_SECONDS)
+                    place, future = done.get(timeout=fanout.LOOK_SECONDS)
                 except queue.Empty:
                     if not tasks.answers():
                         raise fanout.SchedulerLost.now() from None
@@ -197,7 +195,7 @@ def _answers(cells, missing, store, jobs, threads, scheduler, say):
                 answer = _answer(future)
                 again = answer[1] is LOST and f"cell-{place}" not in begun
                 lost[place] += again
-                if again and lost[place] < LOST_TIMES:
+                if again and lost[place] < fanout.LOST_TIMES:
                     waiting.append(place)  # it may only have waited at workers which others of their tasks have killed
                     say(f"{cells[place].name}, seed {cells[place].seed}: its worker was lost before it began; tried again")
                 else:

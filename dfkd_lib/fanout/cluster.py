@@ -29,6 +29,8 @@ from dfkd_lib.fanout.worker import (GIGABYTE, NO_GPU, Needs, cores, offer_plugin
 CONNECT_SECONDS = 30      # that a scheduler may take to answer
 WORKER_SECONDS = 600      # that a cluster which starts workers when they are needed may take for the first
 ANSWER_SECONDS = 10       # that all workers together may take to answer: one that hangs must not hold up the rest
+LOOK_SECONDS = 5.0        # between looks at whether the cluster is still there, and has more workers
+LOST_TIMES = 3            # that a task may lose its worker before it has begun: others may have killed that one
 RETRIES = 2               # times that a task may lose its worker on a cluster of ours before it is given up
 
 

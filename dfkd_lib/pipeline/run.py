@@ -30,8 +30,6 @@ NEEDS = {"30_classification_kd": ("20_gan_fid",), "35_ablation": ("20_gan_fid",)
 LAST = "90_summary"
 WITHOUT_GPU = ("00_start_here", LAST)
 MEMORY_GB, MEMORY_ROOM = 2.0, 1.2  # of a notebook that has not been run before; over the peak of one that has
-LOOK_SECONDS = 5.0  # between looks at whether the cluster is still there
-LOST_TIMES = 3  # that a task may lose its worker before it has begun, so that it may not be the task's fault
 STOP_SECONDS = 15.0  # that what runs may take to end when a run is stopped
 
 
@@ -158,7 +156,7 @@ class Run:
                     self._hand_in(unit)
             if self.running:
                 try:
-                    name, future = self.ended.get(timeout=LOOK_SECONDS)
+                    name, future = self.ended.get(timeout=fanout.LOOK_SECONDS)
                 except queue.Empty:
                     if not self.tasks.answers():
                         raise fanout.SchedulerLost.now() from None
@@ -226,7 +224,7 @@ class Run:
                 raise answer from None
             if isinstance(answer, fanout.WorkerLost) and "started" not in unit.told:
                 unit.lost += 1
-                if unit.lost < LOST_TIMES:  # it may only have waited at workers which others of their tasks have killed
+                if unit.lost < fanout.LOST_TIMES:  # it may only have waited there
                     self.progress.note(f"    {unit.name}: its worker was lost before it began; it is handed in again")
                     return
         failed = isinstance(answer, BaseException)
