@@ -32,15 +32,15 @@ lab: $(STAMP)
 	    $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: $(STAMP)
-	@$(RUN) -m dfkd_lib bench
+	@PYTHONPATH=tests $(RUN) -m bench
 
 faults: $(STAMP)
-	@FAULTS=full $(RUN) -m pytest -q tests/test_faults.py
+	@FAULTS=full $(RUN) -m pytest -q tests/robustness/test_faults.py
 
 # More bad input than the tests try, from a new seed; FUZZ=100 tries a hundred times as much.
 FUZZ ?= 10
 fuzz: $(STAMP)
-	@DFKD_FUZZ=$(FUZZ) $(RUN) -m pytest tests/test_fuzz.py -s
+	@DFKD_FUZZ=$(FUZZ) $(RUN) -m pytest tests/robustness/test_fuzz.py -s
 
 # pip-audit passes over what a database does not know, and ends with 0: --strict makes that an error, told apart below.
 audit: $(STAMP)

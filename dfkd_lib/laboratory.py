@@ -4,23 +4,48 @@ import time
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 
-from dfkd_lib import distill, fid, intervals, ledger, processes, synthesis
-from dfkd_lib.artifacts import Artifact, Store, provenance, resolve, save_json
+from dfkd_lib import distill, metrics, synthesis
+from dfkd_lib.core import WorkbenchError, ledger, processes
+from dfkd_lib.core.artifacts import Artifact, Store, provenance, resolve, save_json
 from dfkd_lib.datasets import ImageSet
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.metrics import intervals
 from dfkd_lib.recipes import ClassificationRecipe
 from dfkd_lib.synthesis import Given, GuidedGenerator, Inversion, Maker
 from dfkd_lib.training import DivergedError, TrainConfig
 
 # What each maker may see; the order is the order of every table and figure.
-MAKERS = {"vanilla GAN": "1: real images", "augmented GAN": "1: real images and class probes",
-          "class probes": "2: class probes", "inversion (CNN)": "3a: nothing but a CNN teacher",
-          "inversion (ViT)": "3b: nothing but the teacher", "adversarial": "3c: nothing but the teacher"}
+MAKERS = {
+    "vanilla GAN": "1: real images",
+    "augmented GAN": "1: real images and class probes",
+    "class probes": "2: class probes",
+    "inversion (CNN)": "3a: nothing but a CNN teacher",
+    "inversion (ViT)": "3b: nothing but the teacher",
+    "adversarial": "3c: nothing but the teacher",
+}
 # Of the bench's table, also where every maker has diverged.
-COLUMNS = ["maker", "may see", "real images read", "images made", "images measured", "Fréchet distance", "low", "high",
-           "KID", "KID std", "precision", "recall", "density", "coverage", "score", "student (%)", "95 % interval",
-           "seconds"]
-MOST_EPOCHS = 100  # of a student: more passes over the few images of an inversion only teach it these
+COLUMNS = [
+    "maker",
+    "may see",
+    "real images read",
+    "images made",
+    "images measured",
+    "Fréchet distance",
+    "low",
+    "high",
+    "KID",
+    "KID std",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "score",
+    "student (%)",
+    "95 % interval",
+    "seconds",
+]
+MOST_EPOCHS = (
+    100  # of a student: more passes over the few images of an inversion only teach it these
+)
 
 
 @dataclass(frozen=True)
@@ -70,8 +95,13 @@ class MakerRecipe(ClassificationRecipe):
         asked = [name.strip() for name in self.makers.split(",") if name.strip()]
         unknown = sorted(set(asked) - set(MAKERS))
         if unknown or not asked:
-            raise WorkbenchError("no such maker of images", expected=", ".join(MAKERS), got=", ".join(unknown) or "none",
-                                 where="makers", mend="name makers from the list, comma-separated")
+            raise WorkbenchError(
+                "no such maker of images",
+                expected=", ".join(MAKERS),
+                got=", ".join(unknown) or "none",
+                where="makers",
+                mend="name makers from the list, comma-separated",
+            )
         return [name for name in MAKERS if name in asked]
 
     @cached_property
@@ -81,62 +111,126 @@ class MakerRecipe(ClassificationRecipe):
 
     def cnn_teacher(self, store: Store) -> Artifact:
         """The CNN that "inversion (CNN)" inverts: not the one that judges, which would flatter it."""
-        config = TrainConfig(self.feature_epochs, 128, 2e-3, weight_decay=0.01, warmup_epochs=0.2, precision="bf16", seed=1)
-        return distill.train_teacher(store, self.feature_model, self.full_train.sample(self.feature_images, 4),
-                                     self.test_set, config)
+        config = TrainConfig(
+            self.feature_epochs,
+            128,
+            2e-3,
+            weight_decay=0.01,
+            warmup_epochs=0.2,
+            precision="bf16",
+            seed=1,
+        )
+        return distill.train_teacher(
+            store,
+            self.feature_model,
+            self.full_train.sample(self.feature_images, 4),
+            self.test_set,
+            config,
+        )
 
     def maker(self, name: str) -> Maker:
         """The maker of that name with the recipe's settings."""
         if name.endswith("GAN"):
             return self.gan_maker(0.0 if name.startswith("vanilla") else self.lam)
         if name.startswith("inversion"):
-            weights = ({"batch_norm": self.batch_norm_weight} if "CNN" in name else {"patch_entropy": self.entropy_weight})
-            return Inversion(self.inversion_steps, self.inversion_batch, self.inversion_lr, tv=self.inversion_tv,
-                             l2=self.inversion_l2, background=self.background, intra=self.intra_weight, **weights)
-        config = TrainConfig(self.generators, self.maker_batch, self.maker_lr, optimizer="adam", betas=(0.5, 0.999),
-                             schedule="constant", grad_clip=5.0, precision=self.maker_precision,
-                             seed=self.seed)
-        extra = ({"attention": self.probe_weight} if name == "class probes" else
-                 {"adversarial": self.adversarial_weight, "student_model": self.rival_model or self.student_model})
-        return GuidedGenerator(config, self.maker_steps, tv=self.tv_weight, ink=self.ink_weight,
-                               diversity=self.diversity_weight, intra=self.intra_weight, texture=self.texture,
-                               background=self.background, **extra)
+            weights = (
+                {"batch_norm": self.batch_norm_weight}
+                if "CNN" in name
+                else {"patch_entropy": self.entropy_weight}
+            )
+            return Inversion(
+                self.inversion_steps,
+                self.inversion_batch,
+                self.inversion_lr,
+                tv=self.inversion_tv,
+                l2=self.inversion_l2,
+                background=self.background,
+                intra=self.intra_weight,
+                **weights,
+            )
+        config = TrainConfig(
+            self.generators,
+            self.maker_batch,
+            self.maker_lr,
+            optimizer="adam",
+            betas=(0.5, 0.999),
+            schedule="constant",
+            grad_clip=5.0,
+            precision=self.maker_precision,
+            seed=self.seed,
+        )
+        extra = (
+            {"attention": self.probe_weight}
+            if name == "class probes"
+            else {
+                "adversarial": self.adversarial_weight,
+                "student_model": self.rival_model or self.student_model,
+            }
+        )
+        return GuidedGenerator(
+            config,
+            self.maker_steps,
+            tv=self.tv_weight,
+            ink=self.ink_weight,
+            diversity=self.diversity_weight,
+            intra=self.intra_weight,
+            texture=self.texture,
+            background=self.background,
+            **extra,
+        )
 
     def given_to(self, store: Store, name: str) -> Given:
         """What that maker is given, and no more: its budget."""
         if name.endswith("GAN"):
             return self.given(store)
         teacher = self.cnn_teacher(store) if "CNN" in name else self.teacher_artifact(store)
-        probes = synthesis.class_probes(store, teacher, self.train_set) if name == "class probes" else None
+        probes = (
+            synthesis.class_probes(store, teacher, self.train_set)
+            if name == "class probes"
+            else None
+        )
         return Given(teacher, self.test_set.classes, self.test_set.shape, probes)
 
     def images(self, store: Store, name: str) -> tuple[ImageSet, Artifact]:
         """The images of that maker, from `seed`."""
         count = self.inversion_images if name.startswith("inversion") else self.maker_images
-        return synthesis.make_images(store, self.maker(name), self.given_to(store, name), count, self.seed + 1000)
+        return synthesis.make_images(
+            store, self.maker(name), self.given_to(store, name), count, self.seed + 1000
+        )
 
     def reference(self, store: Store, space) -> Artifact:
         """Features of the real images that distances are taken to: at most `fid_images` of the training set."""
         return synthesis.real_features(store, self.train_set.sample(self.fid_images), space)
 
-    def measures(self, store: Store, images: ImageSet, kept: Artifact, space, rounds: int = 100) -> Artifact:
+    def measures(
+        self, store: Store, images: ImageSet, kept: Artifact, space, rounds: int = 100
+    ) -> Artifact:
         """All measures of made images, see `synthesis.measure_images`."""
-        return synthesis.measure_images(store, images, kept, self.reference(store, space), space, self.fid_images, rounds)
+        return synthesis.measure_images(
+            store, images, kept, self.reference(store, space), space, self.fid_images, rounds
+        )
 
     def training_images(self, store: Store, source: str) -> tuple[ImageSet, list[Artifact]]:
         """As in `ClassificationRecipe`, and from every maker by its name in `MAKERS`."""
         if source not in MAKERS:
             return super().training_images(store, source)
         count = self.inversion_images if source.startswith("inversion") else self.synthetic_images
-        images, kept = synthesis.make_images(store, self.maker(source), self.given_to(store, source), count,
-                                             self.seed + 1000)
+        images, kept = synthesis.make_images(
+            store, self.maker(source), self.given_to(store, source), count, self.seed + 1000
+        )
         return images, [kept]
 
     def student_of(self, store: Store, images: ImageSet, kept: Artifact) -> Artifact:
         """A student trained on these images alone by Algorithm 1, for as many steps whatever their number, but for at
         most 100 epochs."""
-        epochs = round(self.student_epochs * self.maker_images / min(self.student_images or len(images), len(images)))
-        config = self.student_config(epochs=min(max(1, epochs), max(MOST_EPOCHS, self.student_epochs)))
+        epochs = round(
+            self.student_epochs
+            * self.maker_images
+            / min(self.student_images or len(images), len(images))
+        )
+        config = self.student_config(
+            epochs=min(max(1, epochs), max(MOST_EPOCHS, self.student_epochs))
+        )
         return self.distilled(store, images, [kept], config)
 
     def bench(self, store: Store, space) -> dict[str, dict]:
@@ -156,21 +250,39 @@ class MakerRecipe(ClassificationRecipe):
     def _one(self, store: Store, name: str, space) -> dict:
         images, kept = self.images(store, name)
         trained = self.maker(name).train(store, self.given_to(store, name))
-        return {"images": images, "kept": kept, "measures": self.measures(store, images, kept, space),
-                "student": self.student_of(store, images, kept), "trained": trained,
-                "diverged": trained.metrics["stopped"] if trained else ""}
+        return {
+            "images": images,
+            "kept": kept,
+            "measures": self.measures(store, images, kept, space),
+            "student": self.student_of(store, images, kept),
+            "trained": trained,
+            "diverged": trained.metrics["stopped"] if trained else "",
+        }
 
     def equal_epochs(self, store: Store, seeds: list[int], space) -> dict[str, list[dict]]:
         """Table 2's claim: both GANs from each seed, {arm: [{"trained", "measures", "curve"} for each seed]}."""
-        given, reference, found = replace(self.given(store), real=self.claim_set), self.reference(store, space), {}
+        given, reference, found = (
+            replace(self.given(store), real=self.claim_set),
+            self.reference(store, space),
+            {},
+        )
         for arm, lam in (("vanilla", 0.0), ("augmented", self.lam)):
             found[arm] = []
             for seed in seeds:
                 maker = self.gan_maker(lam, seed)
                 trained = maker.train(store, given)
-                images, kept = synthesis.make_images(store, maker, given, self.fid_images, seed + 1000)
-                found[arm].append({"trained": trained, "measures": self.measures(store, images, kept, space, rounds=0),
-                                   "curve": synthesis.distance_curve(store, maker, trained, given, reference, space)})
+                images, kept = synthesis.make_images(
+                    store, maker, given, self.fid_images, seed + 1000
+                )
+                found[arm].append(
+                    {
+                        "trained": trained,
+                        "measures": self.measures(store, images, kept, space, rounds=0),
+                        "curve": synthesis.distance_curve(
+                            store, maker, trained, given, reference, space
+                        ),
+                    }
+                )
         return found
 
 
@@ -216,15 +328,32 @@ def bench_table(store: Store, found: dict[str, dict], recipe: MakerRecipe):
         read = real_images_read(store, part["kept"], teacher)
         told, student, total = part["measures"].metrics, part["student"], len(recipe.test_set)
         low, high = intervals.accuracy_interval(round(student.metrics["accuracy"] * total), total)
-        rows.append(row | {
-            "real images read": "; ".join(f"{count:,} ({purpose})" for purpose, count in read.items()) or "0",
-            "images made": part["kept"].metrics["images"], "images measured": told["images"],
-            "Fréchet distance": told["frechet"], "low": told["low"], "high": told["high"], "KID": told["kid"],
-            "KID std": told["kid_std"], "precision": told["precision"], "recall": told["recall"],
-            "density": told["density"], "coverage": told["coverage"], "score": told["score"],
-            "student (%)": 100 * student.metrics["accuracy"],
-            "95 % interval": f"{100 * low:.2f} – {100 * high:.2f}",
-            "seconds": round(part["kept"].seconds + (part["trained"].seconds if part["trained"] else 0), 1)})
+        rows.append(
+            row
+            | {
+                "real images read": "; ".join(
+                    f"{count:,} ({purpose})" for purpose, count in read.items()
+                )
+                or "0",
+                "images made": part["kept"].metrics["images"],
+                "images measured": told["images"],
+                "Fréchet distance": told["frechet"],
+                "low": told["low"],
+                "high": told["high"],
+                "KID": told["kid"],
+                "KID std": told["kid_std"],
+                "precision": told["precision"],
+                "recall": told["recall"],
+                "density": told["density"],
+                "coverage": told["coverage"],
+                "score": told["score"],
+                "student (%)": 100 * student.metrics["accuracy"],
+                "95 % interval": f"{100 * low:.2f} – {100 * high:.2f}",
+                "seconds": round(
+                    part["kept"].seconds + (part["trained"].seconds if part["trained"] else 0), 1
+                ),
+            }
+        )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -233,33 +362,55 @@ def short_table(table):
     import pandas as pd
 
     def told(row) -> str:
-        return "–" if pd.isna(row["Fréchet distance"]) else \
-            f"{row['Fréchet distance']:.4g} [{row['low']:.4g}, {row['high']:.4g}]"
+        return (
+            "–"
+            if pd.isna(row["Fréchet distance"])
+            else f"{row['Fréchet distance']:.4g} [{row['low']:.4g}, {row['high']:.4g}]"
+        )
 
     short = table[["maker", "may see", "real images read"]].assign(
-        images=table["images made"].astype("Int64"), **{"Fréchet distance [95 %]": table.apply(told, axis=1)})
+        images=table["images made"].astype("Int64"),
+        **{"Fréchet distance [95 %]": table.apply(told, axis=1)},
+    )
     students = table["student (%)"].map("{:.2f}".format, na_action="ignore")
-    return short.assign(**{"student (%)": students, "[95 %]": table["95 % interval"]}).astype(object).fillna("–")
+    return (
+        short.assign(**{"student (%)": students, "[95 %]": table["95 % interval"]})
+        .astype(object)
+        .fillna("–")
+    )
 
 
 def warnings_table(found: dict[str, dict]):
     """What makes a maker's row doubtful: a DataFrame of maker and warning, divergence first; empty if nothing does."""
     import pandas as pd
 
-    said = [(name, text) for name, part in found.items() for text in
-            [*([part["diverged"]] if part["diverged"] else []),
-             *(part["measures"].metrics["warnings"] if "measures" in part else [])]]
+    said = [
+        (name, text)
+        for name, part in found.items()
+        for text in [
+            *([part["diverged"]] if part["diverged"] else []),
+            *(part["measures"].metrics["warnings"] if "measures" in part else []),
+        ]
+    ]
     return pd.DataFrame(said, columns=["maker", "take care"])
 
 
 def accuracy_points(table):
     """A bench table as `plots.accuracy_against_distance` takes it; makers that diverged are left out."""
     points = table.dropna(subset=["Fréchet distance"]).rename(columns={"student (%)": "accuracy"})
-    ends = points["95 % interval"].astype(str).str.split(" – ", expand=True).reindex(columns=[0, 1]).astype(float)
+    ends = (
+        points["95 % interval"]
+        .astype(str)
+        .str.split(" – ", expand=True)
+        .reindex(columns=[0, 1])
+        .astype(float)
+    )
     return points.assign(**{"accuracy low": ends[0], "accuracy high": ends[1]})
 
 
-def nearest_real(store: Store, images: ImageSet, recipe: MakerRecipe, space, count: int = 6, neighbours: int = 5):
+def nearest_real(
+    store: Store, images: ImageSet, recipe: MakerRecipe, space, count: int = 6, neighbours: int = 5
+):
     """The first `count` made images with their nearest real training images, to see whether they are copies.
 
     Returns:
@@ -267,7 +418,9 @@ def nearest_real(store: Store, images: ImageSet, recipe: MakerRecipe, space, cou
     """
     chosen = images.subset(range(count))
     mine = space.of(chosen.images, chosen.labels).values
-    distances, places = fid.nearest(mine, synthesis.open_features(recipe.reference(store, space)).values, neighbours)
+    distances, places = metrics.nearest(
+        mine, synthesis.open_features(recipe.reference(store, space)).values, neighbours
+    )
     real = recipe.train_set.sample(recipe.fid_images)
     return chosen.images, real.images[places.flatten()].unflatten(0, places.shape), distances
 
@@ -277,13 +430,23 @@ def _setting(word: str) -> tuple[str, object]:
     kinds = {field.name: type(field.default) for field in fields(MakerRecipe)}
     name, equals, text = word.partition("=")
     if not equals or name not in kinds:
-        raise WorkbenchError("no such setting", expected="name=value with a name of " + ", ".join(kinds), got=word,
-                             mend="correct the name; python -m dfkd_lib.laboratory --help")
+        raise WorkbenchError(
+            "no such setting",
+            expected="name=value with a name of " + ", ".join(kinds),
+            got=word,
+            mend="correct the name; python -m dfkd_lib.laboratory --help",
+        )
     try:
-        return name, {"true": True, "false": False}[text.lower()] if kinds[name] is bool else kinds[name](text)
+        return name, {"true": True, "false": False}[text.lower()] if kinds[name] is bool else kinds[
+            name
+        ](text)
     except (ValueError, OverflowError, KeyError):
-        raise WorkbenchError(f"the setting '{name}' has the wrong type", expected=kinds[name].__name__, got=text,
-                             mend=f"give {name} a value of that kind") from None
+        raise WorkbenchError(
+            f"the setting '{name}' has the wrong type",
+            expected=kinds[name].__name__,
+            got=text,
+            mend=f"give {name} a value of that kind",
+        ) from None
 
 
 def main(arguments: list[str]) -> None:
@@ -294,9 +457,15 @@ def main(arguments: list[str]) -> None:
     import argparse
 
     parser = argparse.ArgumentParser(prog="python -m dfkd_lib.laboratory", description=main.__doc__)
-    parser.add_argument("--out", default="reports/makers", help="folder for makers.csv and results.json")
-    parser.add_argument("--artifacts", default="data/artifacts", help="folder of trained things, by key")
-    parser.add_argument("settings", nargs="*", metavar="name=value", help="settings of MakerRecipe that differ")
+    parser.add_argument(
+        "--out", default="reports/makers", help="folder for makers.csv and results.json"
+    )
+    parser.add_argument(
+        "--artifacts", default="data/artifacts", help="folder of trained things, by key"
+    )
+    parser.add_argument(
+        "settings", nargs="*", metavar="name=value", help="settings of MakerRecipe that differ"
+    )
     asked = parser.parse_args(arguments)
     recipe = MakerRecipe(**dict(map(_setting, asked.settings)))
     store, out, start = Store(asked.artifacts), resolve(asked.out), time.perf_counter()
@@ -308,11 +477,26 @@ def main(arguments: list[str]) -> None:
     table = bench_table(store, found, recipe)
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "makers.csv", index=False)
-    save_json(out / "results.json", {
-        "recipe": asdict(recipe), "features": space.name, "seconds": round(time.perf_counter() - start, 1),
-        "makers": {name: {"measures": part["measures"].metrics, "student": part["student"].metrics,
-                          "history": part["student"].json("history.json"), "diverged": part["diverged"]}
-                   if "kept" in part else part for name, part in found.items()}, "provenance": made_by})
+    save_json(
+        out / "results.json",
+        {
+            "recipe": asdict(recipe),
+            "features": space.name,
+            "seconds": round(time.perf_counter() - start, 1),
+            "makers": {
+                name: {
+                    "measures": part["measures"].metrics,
+                    "student": part["student"].metrics,
+                    "history": part["student"].json("history.json"),
+                    "diverged": part["diverged"],
+                }
+                if "kept" in part
+                else part
+                for name, part in found.items()
+            },
+            "provenance": made_by,
+        },
+    )
     print(table.to_string(index=False))
 
 
@@ -321,5 +505,7 @@ if __name__ == "__main__":
 
     try:
         main(sys.argv[1:])
-    except WorkbenchError as error:  # it says what to mend; where in the library it arose helps nobody
+    except (
+        WorkbenchError
+    ) as error:  # it says what to mend; where in the library it arose helps nobody
         sys.exit(str(error))

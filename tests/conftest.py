@@ -24,7 +24,9 @@ def chromium():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        program = playwright.chromium.launch(executable_path=browser.CHROMIUM, args=browser.CHROMIUM_ARGS)
+        program = playwright.chromium.launch(
+            executable_path=browser.CHROMIUM, args=browser.CHROMIUM_ARGS
+        )
         yield program
         program.close()
 
@@ -35,7 +37,9 @@ def page(lab, chromium, tmp_path):
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     page.problems = []
-    page.on("console", lambda line: page.problems.append(line.text) if line.type == "error" else None)
+    page.on(
+        "console", lambda line: page.problems.append(line.text) if line.type == "error" else None
+    )
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.shot = tmp_path / "failed.png"
     yield page
@@ -49,7 +53,9 @@ def pytest_runtest_makereport(item, call):
     report = yield
     page = getattr(item, "funcargs", {}).get("page")
     if report.failed and report.when == "call" and page is not None:
-        with suppress(Exception):  # whatever the page cannot do any more, the test's own failure is to be told
+        with suppress(
+            Exception
+        ):  # whatever the page cannot do any more, the test's own failure is to be told
             page.screenshot(path=page.shot, timeout=10_000)
             report.sections.append(("page", str(page.shot)))
         report.sections.append(("console errors", "\n".join(page.problems) or "none"))

@@ -5,7 +5,7 @@ import sys
 from contextlib import suppress
 
 from dfkd_lib.ablation.jobs import Jobs
-from dfkd_lib.artifacts import Store
+from dfkd_lib.core.artifacts import Store
 
 
 def main(root: str) -> None:

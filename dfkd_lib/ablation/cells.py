@@ -11,20 +11,22 @@ from typing import NamedTuple
 
 import torch
 
-from dfkd_lib import artifacts, fanout, ledger, training
+from dfkd_lib import jobs, training
 from dfkd_lib.ablation.grid import Cell
-from dfkd_lib.artifacts import Artifact, NotMade, Store
 from dfkd_lib.attention import in_batches, probe_agreement
+from dfkd_lib.core import WorkbenchError, artifacts, ledger, processes
+from dfkd_lib.core.artifacts import Artifact, NotMade, Store
+from dfkd_lib.core.files import is_full
 from dfkd_lib.distill import load_trained
 from dfkd_lib.distill.runner import reads_of
 from dfkd_lib.distill.scores import scores
 from dfkd_lib.distill.targets import has_probe
-from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.files import is_full
 from dfkd_lib.training import DivergedError
 
-LOST = ("its worker process died, more than once, most likely for want of memory; lower the number of processes (jobs) or "
-        "batch_size")
+LOST = (
+    "its worker process died, more than once, most likely for want of memory; lower the number of processes (jobs) or "
+    "batch_size"
+)
 DISK_SECONDS = 60  # that a disk elsewhere may take to show here what a worker has written there
 AGREEMENT_IMAGES = 1000  # test images on which teacher and student are compared
 
@@ -62,24 +64,44 @@ def run_cell(store: Store, cell: Cell) -> Artifact:
         told = {"agreement": None, "agreement_half": None}
         if agreement:
             count = len(agreement["cosine"])
-            told = {"agreement": sum(agreement["cosine"]) / count,
-                    "agreement_half": sum(half**2 for half in agreement["half"]) ** 0.5 / count}
-        return {"accuracy": reached.pop("top1"), **reached, **told, "test_images": len(recipe.test_set),
-                "train_images": student.metrics["train_images"], "parameters": student.metrics["parameters"],
-                "seconds": student.seconds, "student": student.key}
+            told = {
+                "agreement": sum(agreement["cosine"]) / count,
+                "agreement_half": sum(half**2 for half in agreement["half"]) ** 0.5 / count,
+            }
+        return {
+            "accuracy": reached.pop("top1"),
+            **reached,
+            **told,
+            "test_images": len(recipe.test_set),
+            "train_images": student.metrics["train_images"],
+            "parameters": student.metrics["parameters"],
+            "seconds": student.seconds,
+            "student": student.key,
+        }
 
-    return store.get_or_make("ablation_cell", {"agreement_images": looked.fingerprint}, make, [student, teacher],
-                             reads_of((looked, ledger.EVALUATION)))
+    return store.get_or_make(
+        "ablation_cell",
+        {"agreement_images": looked.fingerprint},
+        make,
+        [student, teacher],
+        reads_of((looked, ledger.EVALUATION)),
+    )
 
 
 def _agreement(student: Artifact, teacher: Artifact, images) -> dict | None:
     models = [load_trained(student), load_trained(teacher)]
-    few = torch.bincount(images.labels, minlength=images.num_classes).min() < 2  # no interval, or no mean, of some class
+    few = (
+        torch.bincount(images.labels, minlength=images.num_classes).min() < 2
+    )  # no interval, or no mean, of some class
     if few or not all(map(has_probe, models)):
         return None
     found = probe_agreement(*models, in_batches(images.images, images.labels), images.num_classes)
-    return {"classes": list(images.classes), "cosine": found.mean[0].tolist(), "half": found.half[0].tolist(),
-            "count": found.count.tolist()}
+    return {
+        "classes": list(images.classes),
+        "cosine": found.mean[0].tolist(),
+        "half": found.half[0].tolist(),
+        "count": found.count.tolist(),
+    }
 
 
 def find(store: Store, cell: Cell) -> Artifact | None:
@@ -90,8 +112,13 @@ def find(store: Store, cell: Cell) -> Artifact | None:
         return None
 
 
-def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str], None] = print,
-        scheduler: str | None = None) -> list[Outcome]:
+def run(
+    cells: Sequence[Cell],
+    store: Store,
+    jobs: int = 0,
+    say: Callable[[str], None] = print,
+    scheduler: str | None = None,
+) -> list[Outcome]:
     """Run the cells that are missing, several at a time; one that fails or diverges does not stop the others.
 
     A broken-off run is simply started again: finished cells are found, the others go on from their last epoch. So does a
@@ -110,8 +137,12 @@ def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str],
             takes no more, or not one cell can be run.
     """
     if jobs < 0:
-        raise WorkbenchError("an impossible number of processes", expected="0 (as many as cores) or more", got=jobs,
-                             where="jobs")
+        raise WorkbenchError(
+            "an impossible number of processes",
+            expected="0 (as many as cores) or more",
+            got=jobs,
+            where="jobs",
+        )
     outcomes = _found(cells, store)
     missing = [place for place in range(len(cells)) if place not in outcomes]
     if missing:
@@ -119,13 +150,21 @@ def run(cells: Sequence[Cell], store: Store, jobs: int = 0, say: Callable[[str],
         say(f"{len(cells)} cells, {found} found, {len(missing)} to run")
         jobs = jobs or most_processes()
         # The threads follow from what was asked, not from how many cells are missing: they decide the last bits.
-        threads = None if scheduler else max(1, min(torch.get_num_threads(), fanout.cores()) // jobs)
+        threads = (
+            None if scheduler else max(1, min(torch.get_num_threads(), processes.cores()) // jobs)
+        )
         # Closed whatever is raised here: the workers end with it.
-        with closing(_answers(cells, missing, store, min(jobs, len(missing)), threads, scheduler, say)) as answers:
+        with closing(
+            _answers(cells, missing, store, min(jobs, len(missing)), threads, scheduler, say)
+        ) as answers:
             _collect(cells, len(missing), store, answers, outcomes, say)
     if outcomes and not any(outcome.artifact for outcome in outcomes.values()):
-        raise WorkbenchError("none of the students could be trained", got=outcomes[0].error, where=store.root,
-                             mend="see what happened to the first; what is finished is kept")
+        raise WorkbenchError(
+            "none of the students could be trained",
+            got=outcomes[0].error,
+            where=store.root,
+            mend="see what happened to the first; what is finished is kept",
+        )
     return [outcomes[place] for place in range(len(cells))]
 
 
@@ -139,12 +178,20 @@ def _collect(cells, count, store, answers, outcomes, say) -> None:
             error = f"its worker has made {key}, but not in this {store.root}: give a folder that all machines share"
         outcomes[place] = Outcome(cells[place], made, error, False)
         left = (time.perf_counter() - start) / done * (count - done)
-        if is_full(error):  # the students are not to blame: who reads "finished" must not find them missing
-            raise WorkbenchError("a student cannot be written to disk, and no other could", got=error, where=store.root,
-                                 mend="free room on that disk, or choose another; then run it again: what is finished "
-                                 "is kept")
+        if is_full(
+            error
+        ):  # the students are not to blame: who reads "finished" must not find them missing
+            raise WorkbenchError(
+                "a student cannot be written to disk, and no other could",
+                got=error,
+                where=store.root,
+                mend="free room on that disk, or choose another; then run it again: what is finished "
+                "is kept",
+            )
         told = f"{100 * made.metrics['accuracy']:.2f} %" if made else error.split("\n")[0]
-        say(f"{done}/{count} {cells[place].name}, seed {cells[place].seed}: {told} | {left:.0f} s left")
+        say(
+            f"{done}/{count} {cells[place].name}, seed {cells[place].seed}: {told} | {left:.0f} s left"
+        )
 
 
 def _appearing(store: Store, key: str, seconds: float) -> Artifact | None:
@@ -170,34 +217,44 @@ def _found(cells: Sequence[Cell], store: Store) -> dict[int, Outcome]:
     return outcomes
 
 
-def _answers(cells, missing, store, jobs, threads, scheduler, say):
+def _answers(cells, missing, store, processes_at_once, threads, scheduler, say):
     """(place, key or None, error) of each missing cell as it is done."""
     begun, done, lost = set(), queue.Queue(), Counter()
-    with fanout.opened(jobs, scheduler, lambda name, message: begun.add(name), say) as tasks:
+    with jobs.opened(
+        processes_at_once, scheduler, lambda name, message: begun.add(name), say
+    ) as tasks:
         waiting, running = list(missing), 0
         try:
             needs, root = tasks.needs(threads=threads), str(store.root)
             if not tasks.alone:
                 shared = [cells[place].as_dict() for place in missing]
-                _answer(tasks.submit("shared", prepare, root, shared, needs=needs))  # each cell says what it lacks
+                _answer(
+                    tasks.submit("shared", prepare, root, shared, needs=needs)
+                )  # each cell says what it lacks
             while waiting or running:
                 while waiting and tasks.free(running):
                     place, running = waiting.pop(0), running + 1
-                    future = tasks.submit(f"cell-{place}", work, root, cells[place].as_dict(), needs=needs)
+                    future = tasks.submit(
+                        f"cell-{place}", work, root, cells[place].as_dict(), needs=needs
+                    )
                     future.add_done_callback(lambda future, place=place: done.put((place, future)))
                 try:
-                    place, future = done.get(timeout=fanout.LOOK_SECONDS)
+                    place, future = done.get(timeout=jobs.LOOK_SECONDS)
                 except queue.Empty:
                     if not tasks.answers():
-                        raise fanout.SchedulerLost.now() from None
+                        raise jobs.SchedulerLost.now() from None
                     continue
                 running -= 1
                 answer = _answer(future)
                 again = answer[1] is LOST and f"cell-{place}" not in begun
                 lost[place] += again
-                if again and lost[place] < fanout.LOST_TIMES:
-                    waiting.append(place)  # it may only have waited at workers which others of their tasks have killed
-                    say(f"{cells[place].name}, seed {cells[place].seed}: its worker was lost before it began; tried again")
+                if again and lost[place] < jobs.LOST_TIMES:
+                    waiting.append(
+                        place
+                    )  # it may only have waited at workers which others of their tasks have killed
+                    say(
+                        f"{cells[place].name}, seed {cells[place].seed}: its worker was lost before it began; tried again"
+                    )
                 else:
                     yield place, *answer
         except BaseException:
@@ -209,10 +266,10 @@ def _answer(future) -> tuple[str | None, str]:
     try:
         return future.result()
     except Exception as error:
-        error = fanout.failed(error)
-        if isinstance(error, fanout.SchedulerLost):
+        error = jobs.failed(error)
+        if isinstance(error, jobs.SchedulerLost):
             raise error from None
-        return None, LOST if isinstance(error, fanout.WorkerLost) else said(error)
+        return None, LOST if isinstance(error, jobs.WorkerLost) else said(error)
 
 
 def said(error: Exception) -> str:
@@ -224,12 +281,17 @@ def said(error: Exception) -> str:
 
 def most_processes() -> int:
     """Cells at a time if nobody says: one for each accelerator, or one for each thread, as far as memory goes."""
-    most = fanout.most_processes()
-    return most if training.device().type == "cuda" else 1 if training.device().type != "cpu" else \
-        max(1, min(torch.get_num_threads(), most))
+    most = jobs.most_processes()
+    return (
+        most
+        if training.device().type == "cuda"
+        else 1
+        if training.device().type != "cpu"
+        else max(1, min(torch.get_num_threads(), most))
+    )
 
 
-def prepare(tell: fanout.Tell, needs: fanout.Needs, root: str, cells: list[dict]) -> list[dict]:
+def prepare(tell: jobs.Tell, needs: jobs.Needs, root: str, cells: list[dict]) -> list[dict]:
     """A task: make once what the cells of a store share, teachers and images; returns those that are to be run.
 
     Without this the first cells would only wait for each other.
@@ -237,7 +299,7 @@ def prepare(tell: fanout.Tell, needs: fanout.Needs, root: str, cells: list[dict]
     store, known = Store(root), [Cell.of(saved) for saved in cells]
     found = _found(known, store)
     missing = [cell for place, cell in enumerate(known) if place not in found]
-    with fanout.alone_in_process(needs.threads):
+    with jobs.alone_in_process(needs.threads):
         for cell in missing:
             try:
                 cell.recipe().shared(store, cell.source)
@@ -246,10 +308,10 @@ def prepare(tell: fanout.Tell, needs: fanout.Needs, root: str, cells: list[dict]
     return [cell.as_dict() for cell in missing]
 
 
-def work(tell: fanout.Tell, needs: fanout.Needs, root: str, saved: dict) -> tuple[str | None, str]:
+def work(tell: jobs.Tell, needs: jobs.Needs, root: str, saved: dict) -> tuple[str | None, str]:
     """A task: run one cell of a store; its key, or None and what happened."""
     try:
-        with fanout.alone_in_process(needs.threads):
+        with jobs.alone_in_process(needs.threads):
             return run_cell(Store(root), Cell.of(saved)).key, ""
     except Exception as error:  # as text, which survives the way back
         return None, said(error)

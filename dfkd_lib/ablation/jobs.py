@@ -19,13 +19,15 @@ from filelock import Timeout
 
 from dfkd_lib.ablation.cells import run_cell, said
 from dfkd_lib.ablation.grid import Cell
-from dfkd_lib.artifacts import REPOSITORY, Store, save_json
-from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.files import file_lock
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.artifacts import REPOSITORY, Store, save_json
+from dfkd_lib.core.files import file_lock
 
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = "queued", "running", "finished", "failed", "stopped"
-LINGER_SECONDS = 60.0  # a worker with nothing to do stays so long: the next job need not wait for its start
-STOP_SECONDS = 5.0     # from asking a training to end to ending it by force
+LINGER_SECONDS = (
+    60.0  # a worker with nothing to do stays so long: the next job need not wait for its start
+)
+STOP_SECONDS = 5.0  # from asking a training to end to ending it by force
 RESTART_SECONDS = 2.0  # a worker that cannot live is not started more often
 START_SECONDS = 120.0  # that a worker may take to start on a busy machine
 
@@ -49,9 +51,16 @@ class Jobs:
             orders = [job["order"] for job in jobs if job["state"] == WAITING]
             last = max([job["order"] for job in jobs], default=0)
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-            job = {"id": name, "cell": cell.as_dict(), "state": WAITING, "error": "",
-                   "key": None, "seconds": 0.0, "submitted": time.time(),
-                   "order": min(orders) - 1 if first and orders else last + 1}
+            job = {
+                "id": name,
+                "cell": cell.as_dict(),
+                "state": WAITING,
+                "error": "",
+                "key": None,
+                "seconds": 0.0,
+                "submitted": time.time(),
+                "order": min(orders) - 1 if first and orders else last + 1,
+            }
             self._save(job)
         self.wake()
         return job["id"]
@@ -64,7 +73,10 @@ class Jobs:
             or None, "seconds", "progress": how far a running, failed or stopped job came, as `training.Progress` writes it,
             or None}].
         """
-        jobs = sorted(self._records(), key=lambda job: (job["state"] == WAITING, job["order"], job["submitted"]))
+        jobs = sorted(
+            self._records(),
+            key=lambda job: (job["state"] == WAITING, job["order"], job["submitted"]),
+        )
         for job in jobs:
             far = job["state"] not in (WAITING, FINISHED)
             job["progress"] = self._read(self.folder / f"{job['id']}.progress") if far else None
@@ -84,7 +96,9 @@ class Jobs:
                 return job["state"]
             self._save(job | {"state": STOPPED})
             if job["state"] == RUNNING:
-                _end(job.get("pid"), job.get("born"))  # under the lock, or it might have taken the next job meanwhile
+                _end(
+                    job.get("pid"), job.get("born")
+                )  # under the lock, or it might have taken the next job meanwhile
         self.wake()
         return job["state"]
 
@@ -104,8 +118,15 @@ class Jobs:
         with self._queue:
             for job in self._records():
                 if job["state"] == RUNNING and not _alive(job.get("pid"), job.get("born")):
-                    self._save(job | {"state": FAILED, "error": "its process ended without a word (memory, or killed); "
-                                      "finished epochs are kept: run it again to go on", "seconds": self._seconds(job)})
+                    self._save(
+                        job
+                        | {
+                            "state": FAILED,
+                            "error": "its process ended without a word (memory, or killed); "
+                            "finished epochs are kept: run it again to go on",
+                            "seconds": self._seconds(job),
+                        }
+                    )
             if any(job["state"] == WAITING for job in self._records()):
                 self._start_worker()
 
@@ -115,13 +136,22 @@ class Jobs:
         last = self._read(started) or {}
         age = time.time() - last.get("at", 0)
         # One that has lived longer and holds no lock is on its way out.
-        if 0 <= age < RESTART_SECONDS or age < START_SECONDS and _alive(last.get("pid"), last.get("born")):
+        if (
+            0 <= age < RESTART_SECONDS
+            or age < START_SECONDS
+            and _alive(last.get("pid"), last.get("born"))
+        ):
             return
         with open(self.folder / "worker.log", "ab") as log:
-            process = subprocess.Popen([sys.executable, "-m", "dfkd_lib.ablation", str(self.store.root)], cwd=REPOSITORY,
-                                       stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                       start_new_session=True,
-                                       env={**os.environ, "DFKD_PROGRESS": "lines", "PYTHONUNBUFFERED": "1"})
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dfkd_lib.ablation", str(self.store.root)],
+                cwd=REPOSITORY,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "DFKD_PROGRESS": "lines", "PYTHONUNBUFFERED": "1"},
+            )
         _children.append(process)
         save_json(started, {"pid": process.pid, "born": _born(process.pid), "at": time.time()})
 
@@ -163,7 +193,12 @@ class Jobs:
         if not waiting:
             return None
         job = min(waiting, key=lambda job: (job["order"], job["submitted"]))
-        job |= {"state": RUNNING, "pid": os.getpid(), "born": _born(os.getpid()), "started": time.time()}
+        job |= {
+            "state": RUNNING,
+            "pid": os.getpid(),
+            "born": _born(os.getpid()),
+            "started": time.time(),
+        }
         self._save(job)
         return job
 
@@ -172,25 +207,42 @@ class Jobs:
         os.environ["DFKD_PROGRESS_FILE"] = str(progress)
         try:
             done = {"state": FINISHED, "key": run_cell(self.store, Cell.of(job["cell"])).key}
-        except Exception as error:  # also a fault of ours: it must not take the rest of the queue with it
+        except (
+            Exception
+        ) as error:  # also a fault of ours: it must not take the rest of the queue with it
             done = {"state": FAILED, "error": said(error)}
         with self._queue:
             now = self._one(job["id"])
             if now["state"] == RUNNING:  # not stopped meanwhile
                 self._save(now | done | {"seconds": self._seconds(now)})
         if done["state"] == FINISHED:
-            progress.unlink(missing_ok=True)  # of one that failed or was stopped it tells how far it came
+            progress.unlink(
+                missing_ok=True
+            )  # of one that failed or was stopped it tells how far it came
 
     def _seconds(self, job: dict) -> float:
-        return max(0.0, round(time.time() - job.get("started", time.time()), 1))  # a clock may be put back
+        return max(
+            0.0, round(time.time() - job.get("started", time.time()), 1)
+        )  # a clock may be put back
 
     def _save(self, job: dict) -> None:
-        save_json(self.folder / f"{job['id']}.json", {k: v for k, v in job.items() if k != "progress"})
+        save_json(
+            self.folder / f"{job['id']}.json", {k: v for k, v in job.items() if k != "progress"}
+        )
 
     def _one(self, job_id: str) -> dict:
-        job = self._read(self.folder / f"{job_id}.json") if job_id.replace("-", "").isalnum() else None
+        job = (
+            self._read(self.folder / f"{job_id}.json")
+            if job_id.replace("-", "").isalnum()
+            else None
+        )
         if job is None:
-            raise WorkbenchError("there is no such job", got=job_id, where=self.folder, mend="look at the queue again")
+            raise WorkbenchError(
+                "there is no such job",
+                got=job_id,
+                where=self.folder,
+                mend="look at the queue again",
+            )
         return job
 
     def _records(self) -> list[dict]:

@@ -13,16 +13,22 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from dfkd_lib import intervals
 from dfkd_lib.ablation.grid import DEFAULTS
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.metrics import intervals
 
 if TYPE_CHECKING:
     from dfkd_lib.ablation.cells import Outcome
 
 # Column and the metric behind it; all but the agreement are shares of the test images, shown in percent.
-MEASURES = {"accuracy (%)": "accuracy", "top-5 (%)": "top5", "precision (%)": "precision", "recall (%)": "recall",
-            "F1 (%)": "f1", "agreement": "agreement"}
+MEASURES = {
+    "accuracy (%)": "accuracy",
+    "top-5 (%)": "top5",
+    "precision (%)": "precision",
+    "recall (%)": "recall",
+    "F1 (%)": "f1",
+    "agreement": "agreement",
+}
 ACCURACY = "accuracy (%)"
 TOLD = 0.05  # a corrected p below it tells a difference
 STATES = ("finished", "diverged", "failed", "not run")
@@ -47,7 +53,9 @@ def tidy(outcomes: Iterable[Outcome]) -> pd.DataFrame:
     lines = [_measured(outcome) for outcome in told]
     # Whole numbers beside a failed cell's None would become floats, and print as 3e+04.
     whole = "object" if any(outcome.artifact is None for outcome in told) else None
-    frame = pd.DataFrame({"row": [o.cell.name for o in told], "seed": [int(o.cell.seed) for o in told], **settings})
+    frame = pd.DataFrame(
+        {"row": [o.cell.name for o in told], "seed": [int(o.cell.seed) for o in told], **settings}
+    )
     for name in [ACCURACY, "low", "high", *list(MEASURES)[1:], "± agreement"]:
         frame[name] = [line[name] for line in lines]
     for name in ("images", "epochs", "parameters", "seconds"):
@@ -64,8 +72,13 @@ def _once(outcomes: Iterable[Outcome]) -> list[Outcome]:
     for outcome in outcomes:
         cell = outcome.cell
         if rows.setdefault(cell.name, cell.settings) != cell.settings:
-            raise WorkbenchError("cells of one row have different settings", got=f"'{cell.name}', seed {cell.seed}",
-                                 expected="rows that differ in the seed alone", where="tidy", mend="name the rows apart")
+            raise WorkbenchError(
+                "cells of one row have different settings",
+                got=f"'{cell.name}', seed {cell.seed}",
+                expected="rows that differ in the seed alone",
+                where="tidy",
+                mend="name the rows apart",
+            )
         if known.setdefault((cell.name, cell.seed), outcome).artifact is None:
             known[cell.name, cell.seed] = outcome
     return list(known.values())
@@ -76,8 +89,11 @@ def _differing(settings: Sequence[dict]) -> dict[str, list]:
     names = dict.fromkeys(name for one in settings for name in one)
     found = {name: [one.get(name, DEFAULTS.get(name)) for one in settings] for name in names}
     # The recipe's seed is that of the images, not the student's, which has the column of that name.
-    return {"images' seed" if name == "seed" else name: values for name, values in found.items()
-            if any(value != values[0] for value in values)}
+    return {
+        "images' seed" if name == "seed" else name: values
+        for name, values in found.items()
+        if any(value != values[0] for value in values)
+    }
 
 
 def _measured(outcome: Outcome) -> dict:
@@ -91,9 +107,15 @@ def _measured(outcome: Outcome) -> dict:
         line[column] = _number(told.get(name)) * (100 if "%" in column else 1)
     total = told["test_images"]
     low, high = intervals.accuracy_interval(round(told["accuracy"] * total), total)
-    return line | {"low": 100 * low, "high": 100 * high, "± agreement": _number(told.get("agreement_half")),
-                   "images": told["train_images"], "epochs": len(outcome.artifact.json("history.json")),
-                   "parameters": told["parameters"], "seconds": round(told["seconds"])}
+    return line | {
+        "low": 100 * low,
+        "high": 100 * high,
+        "± agreement": _number(told.get("agreement_half")),
+        "images": told["train_images"],
+        "epochs": len(outcome.artifact.json("history.json")),
+        "parameters": told["parameters"],
+        "seconds": round(told["seconds"]),
+    }
 
 
 def _number(value) -> float:
@@ -108,7 +130,9 @@ def _state(outcome: Outcome) -> str:
     return "diverged" if outcome.error.lower().startswith("diverged") else "failed"
 
 
-def summary(tidy: pd.DataFrame, baseline: str | None = None, measure: str = ACCURACY) -> pd.DataFrame:
+def summary(
+    tidy: pd.DataFrame, baseline: str | None = None, measure: str = ACCURACY
+) -> pd.DataFrame:
     """One line a row: its mean over seeds, and its paired difference to the baseline over the seeds that both finished.
 
     Args:
@@ -125,18 +149,44 @@ def summary(tidy: pd.DataFrame, baseline: str | None = None, measure: str = ACCU
         WorkbenchError: for a baseline or measure that is not there.
     """
     values, lines = _values(tidy, measure), []
-    baseline = _named(baseline, list(values), "baseline") if baseline is not None else next(iter(values), None)
+    baseline = (
+        _named(baseline, list(values), "baseline")
+        if baseline is not None
+        else next(iter(values), None)
+    )
     for row, of_seed in values.items():
         cells = tidy[tidy["row"] == row]
-        mean, half = intervals.mean_interval(list(of_seed.values())) if of_seed else (math.nan, math.nan)
+        mean, half = (
+            intervals.mean_interval(list(of_seed.values())) if of_seed else (math.nan, math.nan)
+        )
         line = {"row": row, measure: mean, "± 95 %": half}
         if measure == ACCURACY:
             line["± test"] = float((cells["high"] - cells["low"]).mean() / 2)
-        line |= {"seeds": len(of_seed), "of": len(cells), "unfinished": _unfinished(cells["state"]),
-                 "against": "" if row == baseline else baseline}
-        lines.append(line | (_difference({}, {}) if row == baseline else _difference(values[baseline], of_seed)))
-    columns = ["row", measure, "± 95 %", *(["± test"] if measure == ACCURACY else []), "seeds", "of", "unfinished",
-               "against", "difference", "low", "high", "pairs", "p"]
+        line |= {
+            "seeds": len(of_seed),
+            "of": len(cells),
+            "unfinished": _unfinished(cells["state"]),
+            "against": "" if row == baseline else baseline,
+        }
+        lines.append(
+            line
+            | (_difference({}, {}) if row == baseline else _difference(values[baseline], of_seed))
+        )
+    columns = [
+        "row",
+        measure,
+        "± 95 %",
+        *(["± test"] if measure == ACCURACY else []),
+        "seeds",
+        "of",
+        "unfinished",
+        "against",
+        "difference",
+        "low",
+        "high",
+        "pairs",
+        "p",
+    ]
     frame = pd.DataFrame(lines, columns=columns)
     return frame.assign(**{"p (Holm)": intervals.holm(frame["p"])})
 
@@ -154,8 +204,13 @@ def _values(tidy: pd.DataFrame, measure: str) -> dict[str, dict[int, float]]:
 def _named(name: str, known: Sequence[str], where: str) -> str:
     if name not in known:
         near = difflib.get_close_matches(str(name), known, 1)
-        raise WorkbenchError(f"no such {where}", expected=", ".join(known) or "nothing: there are no rows", got=name,
-                             where=where, mend=f"did you mean '{near[0]}'?" if near else f"name a {where} that is there")
+        raise WorkbenchError(
+            f"no such {where}",
+            expected=", ".join(known) or "nothing: there are no rows",
+            got=name,
+            where=where,
+            mend=f"did you mean '{near[0]}'?" if near else f"name a {where} that is there",
+        )
     return name
 
 
@@ -183,9 +238,14 @@ def pairwise(tidy: pd.DataFrame, measure: str = ACCURACY) -> pd.DataFrame:
         WorkbenchError: for a measure that is not there.
     """
     values = _values(tidy, measure)
-    lines = [{"row": row, "against": against} | _difference(values[against], values[row])
-             for i, row in enumerate(values) for against in list(values)[:i]]
-    frame = pd.DataFrame(lines, columns=["row", "against", "difference", "low", "high", "pairs", "p"])
+    lines = [
+        {"row": row, "against": against} | _difference(values[against], values[row])
+        for i, row in enumerate(values)
+        for against in list(values)[:i]
+    ]
+    frame = pd.DataFrame(
+        lines, columns=["row", "against", "difference", "low", "high", "pairs", "p"]
+    )
     return frame.assign(**{"p (Holm)": intervals.holm(frame["p"])})
 
 
@@ -207,7 +267,11 @@ def verdicts(summary: pd.DataFrame) -> list[str]:
 
 
 def _sentence(line: dict, unit: str, digits: int) -> str:
-    ended = f"; {line['seeds']} of {line['of']} seeds finished, {line['unfinished']}" if line["unfinished"] else ""
+    ended = (
+        f"; {line['seeds']} of {line['of']} seeds finished, {line['unfinished']}"
+        if line["unfinished"]
+        else ""
+    )
     row, against, pairs = line["row"], line["against"], line["pairs"]
     if not against:
         return f"{row} (the baseline): {ended[2:]}."
@@ -221,8 +285,10 @@ def _sentence(line: dict, unit: str, digits: int) -> str:
     if not math.isfinite(line["p"]):
         if abs(line["difference"]) < 1e-9:
             return f"{row}: equal in each of {pairs} seeds, so no difference can be told{ended}."
-        return (f"{row}: {amount} in each of {pairs} seeds; without spread there is nothing to test against, so no "
-                f"difference can be told{ended}.")
+        return (
+            f"{row}: {amount} in each of {pairs} seeds; without spread there is nothing to test against, so no "
+            f"difference can be told{ended}."
+        )
     span = f"{amount} [{line['low']:+.{digits}f}, {line['high']:+.{digits}f}], Holm p {_p(line['p (Holm)'])}, {pairs} seeds"
     if line["p (Holm)"] < TOLD:
         return f"{row}: {'better' if line['difference'] > 0 else 'worse'}, {span}{ended}."
@@ -248,18 +314,33 @@ def short_table(summary: pd.DataFrame) -> pd.DataFrame:
         return f"{line[measure]:.{digits}f}{half}" if line["seeds"] else "–"
 
     def seeds(line) -> str:
-        few = f"{line['seeds']} of {line['of']}" + (f" ({line['unfinished']})" if line["unfinished"] else "")
+        few = f"{line['seeds']} of {line['of']}" + (
+            f" ({line['unfinished']})" if line["unfinished"] else ""
+        )
         return str(line["seeds"]) if line["seeds"] == line["of"] else few
 
     def difference(line) -> str:
         if not line["against"]:
             return "baseline"
-        span = f" [{line['low']:+.{digits}f}, {line['high']:+.{digits}f}]" if math.isfinite(line["low"]) else ""
+        span = (
+            f" [{line['low']:+.{digits}f}, {line['high']:+.{digits}f}]"
+            if math.isfinite(line["low"])
+            else ""
+        )
         return f"{line['difference']:+.{digits}f}{span}" if line["pairs"] else "–"
 
-    lines = [{"row": line["row"], measure: mean(line), "seeds": seeds(line), "difference [95 %]": difference(line),
-              "p (Holm)": _p(line["p (Holm)"]).removeprefix("= ") if math.isfinite(line["p (Holm)"]) else "–"}
-             for line in summary.to_dict("records")]
+    lines = [
+        {
+            "row": line["row"],
+            measure: mean(line),
+            "seeds": seeds(line),
+            "difference [95 %]": difference(line),
+            "p (Holm)": _p(line["p (Holm)"]).removeprefix("= ")
+            if math.isfinite(line["p (Holm)"])
+            else "–",
+        }
+        for line in summary.to_dict("records")
+    ]
     return pd.DataFrame(lines, columns=["row", measure, "seeds", "difference [95 %]", "p (Holm)"])
 
 
@@ -274,10 +355,22 @@ def by_class(outcomes: Iterable[Outcome]) -> pd.DataFrame:
     for outcome in outcomes:
         found = outcome.artifact.json("agreement.json") if outcome.artifact is not None else None
         if found:
-            lines += [(outcome.cell.name, int(outcome.cell.seed), str(name), _number(cosine), _number(half), count) for
-                      name, cosine, half, count in
-                      zip(*(found[part] for part in ("classes", "cosine", "half", "count")), strict=True)]
-    return pd.DataFrame(lines, columns=BY_CLASS).drop_duplicates(["row", "seed", "class"], ignore_index=True)
+            lines += [
+                (
+                    outcome.cell.name,
+                    int(outcome.cell.seed),
+                    str(name),
+                    _number(cosine),
+                    _number(half),
+                    count,
+                )
+                for name, cosine, half, count in zip(
+                    *(found[part] for part in ("classes", "cosine", "half", "count")), strict=True
+                )
+            ]
+    return pd.DataFrame(lines, columns=BY_CLASS).drop_duplicates(
+        ["row", "seed", "class"], ignore_index=True
+    )
 
 
 def histories(outcomes: Iterable[Outcome]) -> dict[str, list[list[dict]]]:
@@ -302,28 +395,37 @@ def fidelity(tidy: pd.DataFrame) -> dict:
     told = tidy.dropna(subset=[ACCURACY, "agreement"])
     found = intervals.correlation(told["agreement"], told[ACCURACY], list(told["row"]))
     return {name: found[name] for name in ("pearson", "low", "high", "spearman", "p")} | {
-        "cells": found["count"], "rows": found["clusters"]}
+        "cells": found["count"],
+        "rows": found["clusters"],
+    }
 
 
 def sizes(outcomes: Iterable[Outcome]) -> str:
     """What the students of a grid are and learned from, in words, with a range where cells differ."""
-    told, finished = list(outcomes), [o.artifact.metrics for o in outcomes if o.artifact is not None]
+    told, finished = (
+        list(outcomes),
+        [o.artifact.metrics for o in outcomes if o.artifact is not None],
+    )
     recipes = [outcome.cell.recipe() for outcome in told]
 
     def span(values) -> str:
         low, high = min(values, default=0), max(values, default=0)
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
-    models, sources = (" and ".join(sorted(names)) for names in ({r.student_model for r in recipes},
-                                                                 {o.cell.source for o in told}))
-    return (f"{models}, {span([m['train_images'] for m in finished])} images of {sources}, "
-            f"{span([r.student_epochs for r in recipes])} epochs, "
-            f"{span([m['test_images'] for m in finished])} test images")
+    models, sources = (
+        " and ".join(sorted(names))
+        for names in ({r.student_model for r in recipes}, {o.cell.source for o in told})
+    )
+    return (
+        f"{models}, {span([m['train_images'] for m in finished])} images of {sources}, "
+        f"{span([r.student_epochs for r in recipes])} epochs, "
+        f"{span([m['test_images'] for m in finished])} test images"
+    )
 
 
 def crossed(tidy: pd.DataFrame) -> list[tuple[str, str]]:
     """The one pair of settings that a grid crosses, [] if its rows differ in fewer, in more, or in no product of two."""
-    names = list(tidy.columns[2:tidy.columns.get_loc(ACCURACY)])
+    names = list(tidy.columns[2 : tidy.columns.get_loc(ACCURACY)])
     if len(names) != 2 or min(tidy[name].nunique() for name in names) < 2:
         return []
     product = tidy[names[0]].nunique() * tidy[names[1]].nunique()

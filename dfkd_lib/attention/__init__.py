@@ -3,17 +3,72 @@
 from dfkd_lib.attention.capture import attention_weights, capture_attention
 from dfkd_lib.attention.explain import attention_rollout, detection_relevance, gradient_attention
 from dfkd_lib.attention.prefix import outputs_and_probe
-from dfkd_lib.attention.probes import (ClassProbes, attention_map, attention_probe, attention_probes,
-                                       class_attention_probe, class_probe_statistics, in_batches, logits_and_probe,
-                                       probe_from_rows, query_token, resize_probe)
-from dfkd_lib.attention.sites import (KINDS, Site, TokenLayout, attention_sites, class_token, patch_grid,
-                                      patch_tokens, prefix_tokens, token_layout)
-from dfkd_lib.attention.statistics import (MEASURES, Agreement, AttentionStatistics, attention_statistics,
-                                           jensen_shannon, probe_agreement, rank_correlation)
+from dfkd_lib.attention.probes import (
+    ClassProbes,
+    attention_map,
+    attention_probe,
+    attention_probes,
+    class_attention_probe,
+    class_probe_statistics,
+    in_batches,
+    logits_and_probe,
+    probe_from_rows,
+    query_token,
+    resize_probe,
+)
+from dfkd_lib.attention.sites import (
+    KINDS,
+    Site,
+    TokenLayout,
+    attention_sites,
+    class_token,
+    patch_grid,
+    patch_tokens,
+    prefix_tokens,
+    token_layout,
+)
+from dfkd_lib.attention.statistics import (
+    MEASURES,
+    Agreement,
+    AttentionStatistics,
+    attention_statistics,
+    jensen_shannon,
+    probe_agreement,
+    rank_correlation,
+)
 
-__all__ = ["KINDS", "MEASURES", "Agreement", "AttentionStatistics", "ClassProbes", "Site", "TokenLayout", "attention_map",
-           "attention_probe", "attention_probes", "attention_rollout", "attention_sites", "attention_statistics",
-           "attention_weights", "capture_attention", "class_attention_probe", "class_probe_statistics", "class_token",
-           "detection_relevance", "gradient_attention", "in_batches", "jensen_shannon", "logits_and_probe",
-           "outputs_and_probe", "patch_grid", "patch_tokens", "prefix_tokens", "probe_agreement", "probe_from_rows",
-           "query_token", "rank_correlation", "resize_probe", "token_layout"]
+__all__ = [
+    "KINDS",
+    "MEASURES",
+    "Agreement",
+    "AttentionStatistics",
+    "ClassProbes",
+    "Site",
+    "TokenLayout",
+    "attention_map",
+    "attention_probe",
+    "attention_probes",
+    "attention_rollout",
+    "attention_sites",
+    "attention_statistics",
+    "attention_weights",
+    "capture_attention",
+    "class_attention_probe",
+    "class_probe_statistics",
+    "class_token",
+    "detection_relevance",
+    "gradient_attention",
+    "in_batches",
+    "jensen_shannon",
+    "logits_and_probe",
+    "outputs_and_probe",
+    "patch_grid",
+    "patch_tokens",
+    "prefix_tokens",
+    "probe_agreement",
+    "probe_from_rows",
+    "query_token",
+    "rank_correlation",
+    "resize_probe",
+    "token_layout",
+]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dfkd_lib.attention.sites import Site, attention_sites, pick
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError
 
 LARGE = 200_000  # elements of an image's keys from which a product for each image beats one elementwise pass over all
 _SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax)
@@ -26,9 +26,18 @@ _SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax)
 _LOOKING = RLock()
 
 
-def attention_weights(query: Tensor, key: Tensor, value: Tensor | None = None, attn_mask: Tensor | None = None,
-                      dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
-                      enable_gqa: bool = False, *, token: int | None = None) -> Tensor:
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    token: int | None = None,
+) -> Tensor:
     """The weights of `torch.nn.functional.scaled_dot_product_attention`, whose arguments it takes.
 
     Args:
@@ -44,7 +53,9 @@ def attention_weights(query: Tensor, key: Tensor, value: Tensor | None = None, a
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
     if is_causal:
-        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+        attn_mask = torch.ones(
+            query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device
+        ).tril()
     if token is None:
         scores = (query * scale) @ key.transpose(-2, -1)
     else:
@@ -55,7 +66,11 @@ def attention_weights(query: Tensor, key: Tensor, value: Tensor | None = None, a
         elif attn_mask is not None:
             attn_mask = attn_mask[..., 0, :]
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+        scores = (
+            scores.masked_fill(~attn_mask, -torch.inf)
+            if attn_mask.dtype == torch.bool
+            else scores + attn_mask
+        )
     return torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
@@ -84,11 +99,17 @@ class _Catch(TorchFunctionMode):
             kwargs = kwargs or {}
             weights = self._reachable(attention_weights(*args, token=self.token, **kwargs))
             self.keep(weights)
-            return self._through(weights, *args, **kwargs) if self.through else func(*args, **kwargs)
+            return (
+                self._through(weights, *args, **kwargs) if self.through else func(*args, **kwargs)
+            )
         result = func(*args, **kwargs) if kwargs else func(*args)
         if func in _SOFTMAX and result.ndim == 4:
             result = self._reachable(result)
-            self.keep(result if self.token is None else result[:, :, pick(self.token, result.shape[2], "token")])
+            self.keep(
+                result
+                if self.token is None
+                else result[:, :, pick(self.token, result.shape[2], "token")]
+            )
         return result
 
     def _reachable(self, weights: Tensor) -> Tensor:
@@ -96,16 +117,31 @@ class _Catch(TorchFunctionMode):
         return weights.requires_grad_() if self.through and torch.is_grad_enabled() else weights
 
     @staticmethod
-    def _through(weights: Tensor, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
-                 enable_gqa=False) -> Tensor:
+    def _through(
+        weights: Tensor,
+        query,
+        key,
+        value,
+        attn_mask=None,
+        dropout_p=0.0,
+        is_causal=False,
+        scale=None,
+        enable_gqa=False,
+    ) -> Tensor:
         if enable_gqa:
             value = value.repeat_interleave(query.shape[-3] // value.shape[-3], dim=-3)
         return F.dropout(weights.to(value.dtype), dropout_p, dropout_p > 0) @ value
 
 
 @contextmanager
-def capture_attention(model: nn.Module, blocks: Sequence[int] | None = (-1,), token: int | None = 0, stop: bool = False,
-                      kind: str = "encoder", through: bool = False):
+def capture_attention(
+    model: nn.Module,
+    blocks: Sequence[int] | None = (-1,),
+    token: int | None = 0,
+    stop: bool = False,
+    kind: str = "encoder",
+    through: bool = False,
+):
     """Collect attention of chosen blocks while the model runs; the model is left as it was found.
 
     Args:
@@ -126,9 +162,12 @@ def capture_attention(model: nn.Module, blocks: Sequence[int] | None = (-1,), to
         WorkbenchError: for a model without attention, a block or token out of range, or if nothing could be captured.
     """
     sites = attention_sites(model, kind)
-    places = {index: pick(index, len(sites), "block") for index in (range(len(sites)) if blocks is None else blocks)}
+    places = {
+        index: pick(index, len(sites), "block")
+        for index in (range(len(sites)) if blocks is None else blocks)
+    }
     captured: dict[int, Tensor] = {}
-    last, handles = max(places.values()), []
+    last = max(places.values())
 
     def keep(place: int) -> Callable[[Tensor], None]:
         names = [index for index, p in places.items() if p == place]
@@ -137,6 +176,7 @@ def capture_attention(model: nn.Module, blocks: Sequence[int] | None = (-1,), to
             captured.update(dict.fromkeys(names, weights))
             if stop and place == last:
                 raise _Enough
+
         return kept
 
     with _LOOKING, ExitStack() as stack:
@@ -188,16 +228,19 @@ def _watched(module: nn.Module, mode: _Catch):
 def _row_of_projection(module: Attention, token: int) -> Callable[[Tensor], Tensor]:
     """Projected tokens (B, T, 3 heads d) → the token's weights (B, heads, T)."""
     heads, width, depth = module.num_heads, module.attn_dim, module.head_dim
-    normed = not isinstance(module.q_norm, nn.Identity) or not isinstance(module.k_norm, nn.Identity)
+    normed = not isinstance(module.q_norm, nn.Identity) or not isinstance(
+        module.k_norm, nn.Identity
+    )
 
     def tap(projected: Tensor) -> Tensor:
         batch, tokens, _ = projected.shape
         row = projected[:, pick(token, tokens, "token"), :width].view(batch, heads, depth)
-        key = projected[:, :, width:2 * width].view(batch, tokens, heads, depth).transpose(1, 2)
+        key = projected[:, :, width : 2 * width].view(batch, tokens, heads, depth).transpose(1, 2)
         if normed:
             row, key = module.q_norm(row.unsqueeze(2)).squeeze(2), module.k_norm(key)
         scores = _row_scores(row, key, module.scale)
         return torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
     return tap
 
 
@@ -218,7 +261,10 @@ def _replaced(module: nn.Module, forward: Callable):
 def _check(model: nn.Module, missed: list[Site]) -> None:
     if missed:
         raise WorkbenchError(
-            "no attention was captured", got=f"{type(model).__name__}: nothing in {', '.join(s.name for s in missed[:3])}",
+            "no attention was captured",
+            got=f"{type(model).__name__}: nothing in {', '.join(s.name for s in missed[:3])}",
             expected="a call of scaled_dot_product_attention, or a softmax of (B, heads, T, S), in each attention module "
-            "while the model runs", mend="run the model inside the with statement, uncompiled; an attention without "
-            "such weights (linear, cross-covariance) has no map to show")
+            "while the model runs",
+            mend="run the model inside the with statement, uncompiled; an attention without "
+            "such weights (linear, cross-covariance) has no map to show",
+        )

@@ -32,8 +32,9 @@ def attention_rollout(model: nn.Module, images: Tensor, token: str | int = "clas
     return rolled[:, row, token_layout(model).patches]
 
 
-def gradient_attention(model: nn.Module, images: Tensor, target: int | Tensor | None = None,
-                       token: str | int = "class") -> Tensor:
+def gradient_attention(
+    model: nn.Module, images: Tensor, target: int | Tensor | None = None, token: str | int = "class"
+) -> Tensor:
     """Gradient-weighted attention: the relevance of each patch for a class, followed from block to block.
 
     R ← R + Ā R with Ā the mean over heads of (∂y/∂A ⊙ A)⁺, from R = I. Gradients of the model's weights are left alone.
@@ -53,7 +54,11 @@ def gradient_attention(model: nn.Module, images: Tensor, target: int | Tensor | 
         pixels = images.clone().requires_grad_()
         with capture_attention(model, None, None, through=True) as maps:
             logits = model(pixels)
-        chosen = logits.argmax(1) if target is None else torch.as_tensor(target, device=logits.device).expand(len(logits))
+        chosen = (
+            logits.argmax(1)
+            if target is None
+            else torch.as_tensor(target, device=logits.device).expand(len(logits))
+        )
         relevance = _weighted(logits.gather(1, chosen[:, None]).sum(), list(maps.values()))
         reached = torch.eye(relevance[0].shape[-1], device=logits.device).expand_as(relevance[0])
         for step in relevance:
@@ -62,7 +67,9 @@ def gradient_attention(model: nn.Module, images: Tensor, target: int | Tensor | 
     return reached[:, row, token_layout(model).patches]
 
 
-def detection_relevance(detector: nn.Module, images: Tensor, query: int, label: int | None = None) -> Tensor:
+def detection_relevance(
+    detector: nn.Module, images: Tensor, query: int, label: int | None = None
+) -> Tensor:
     """The relevance of each encoder token for one detection of a DETR: encoder, decoder and cross-attention together.
 
     Args:
@@ -78,15 +85,25 @@ def detection_relevance(detector: nn.Module, images: Tensor, query: int, label: 
     """
     with torch.inference_mode(False), torch.enable_grad():
         pixels = images.clone().requires_grad_()
-        with (capture_attention(detector, None, None, kind="encoder", through=True) as encoder,
-              capture_attention(detector, None, None, kind="decoder", through=True) as decoder,
-              capture_attention(detector, None, None, kind="cross", through=True) as cross):
+        with (
+            capture_attention(detector, None, None, kind="encoder", through=True) as encoder,
+            capture_attention(detector, None, None, kind="decoder", through=True) as decoder,
+            capture_attention(detector, None, None, kind="cross", through=True) as cross,
+        ):
             logits = detector(pixels).logits
         logits = logits[:, pick(query, logits.shape[1], "query"), :-1]
-        chosen = logits.argmax(1) if label is None else torch.full((len(logits),), label, device=logits.device)
+        chosen = (
+            logits.argmax(1)
+            if label is None
+            else torch.full((len(logits),), label, device=logits.device)
+        )
         every = [*encoder.values(), *decoder.values(), *cross.values()]
         steps = _weighted(logits.gather(1, chosen[:, None]).sum(), every)
-        inner, own, over = steps[:len(encoder)], steps[len(encoder):-len(cross)], steps[-len(cross):]
+        inner, own, over = (
+            steps[: len(encoder)],
+            steps[len(encoder) : -len(cross)],
+            steps[-len(cross) :],
+        )
         image = _identity(inner[0])
         for step in inner:
             image = image + step @ image
@@ -102,8 +119,10 @@ def _weighted(output: Tensor, maps: list[Tensor]) -> list[Tensor]:
     """The mean over heads of the positive part of gradient times attention, of each map (B, heads, T, S) → (B, T, S)."""
     # A map that the output does not depend on has no gradient: nothing rests on it.
     gradients = torch.autograd.grad(output, maps, allow_unused=True)
-    return [(torch.zeros_like(a) if g is None else g * a).detach().clamp(min=0).mean(1)
-            for g, a in zip(gradients, maps, strict=True)]
+    return [
+        (torch.zeros_like(a) if g is None else g * a).detach().clamp(min=0).mean(1)
+        for g, a in zip(gradients, maps, strict=True)
+    ]
 
 
 def _identity(like: Tensor) -> Tensor:

@@ -15,11 +15,19 @@ class Moments:
         rows = rows.detach().double().cpu()
         n, new = len(rows), rows.mean(0)
         total = self.count + n
-        self.squares = self.squares + ((rows - new) ** 2).sum(0) + (new - self.mean) ** 2 * (self.count * n / total)
+        self.squares = (
+            self.squares
+            + ((rows - new) ** 2).sum(0)
+            + (new - self.mean) ** 2 * (self.count * n / total)
+        )
         self.mean = self.mean + (new - self.mean) * (n / total)
         self.count = total
 
     @property
     def std(self) -> Tensor:
         """Standard deviation (n - 1); NaN of one row."""
-        return (self.squares / (self.count - 1)).sqrt() if self.count > 1 else torch.full_like(self.mean, torch.nan)
+        return (
+            (self.squares / (self.count - 1)).sqrt()
+            if self.count > 1
+            else torch.full_like(self.mean, torch.nan)
+        )

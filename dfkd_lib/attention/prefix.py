@@ -37,7 +37,11 @@ def outputs_and_probe(model: nn.Module, images: Tensor, probe: bool = True) -> t
     if not is_plain(model):
         return logits_and_probe(model, images) if probe else (model(images), None)
     # A compiled model's own call would hide its attention: what is done in its place is compiled then.
-    return _plain(model, images, probe) if model._compiled_call_impl is None else _compiled()(model, images, probe, False)
+    return (
+        _plain(model, images, probe)
+        if model._compiled_call_impl is None
+        else _compiled()(model, images, probe, False)
+    )
 
 
 @lru_cache(maxsize=1)
@@ -57,13 +61,23 @@ def _plain(model: nn.Module, images: Tensor, probe: bool, products: bool = True)
 
 def is_plain(model: nn.Module) -> bool:
     """Whether a model is one of timm's whose head reads the prefix tokens alone, and whose last block has no peculiarity."""
-    if type(model) not in (VisionTransformer, VisionTransformerDistilled) or model.global_pool != "token":
+    if (
+        type(model) not in (VisionTransformer, VisionTransformerDistilled)
+        or model.global_pool != "token"
+    ):
         return False
     block, attention = model.blocks[-1], model.blocks[-1].attn
-    return (type(block) is Block and type(attention) is Attention and attention.gate is None and model.attn_pool is None
-            and not model.grad_checkpointing
-            # A hook, or another forward put in its place, wants to see the block at work.
-            and not block._forward_hooks and "forward" not in attention.__dict__ and "forward" not in block.__dict__)
+    return (
+        type(block) is Block
+        and type(attention) is Attention
+        and attention.gate is None
+        and model.attn_pool is None
+        and not model.grad_checkpointing
+        # A hook, or another forward put in its place, wants to see the block at work.
+        and not block._forward_hooks
+        and "forward" not in attention.__dict__
+        and "forward" not in block.__dict__
+    )
 
 
 @contextmanager
@@ -73,7 +87,11 @@ def _as_products(blocks: nn.Sequential, tokens: Tensor) -> Iterator[None]:
     There the fused kernel takes four times as long on some 50 tokens, a fifth of a small student's whole step.
     """
     sites = [block.attn for block in blocks if getattr(block.attn, "fused_attn", False)]
-    if tokens.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or tokens.shape[1] > SHORT:
+    if (
+        tokens.device.type != "cpu"
+        or not torch.is_autocast_enabled("cpu")
+        or tokens.shape[1] > SHORT
+    ):
         sites = []
     for site in sites:
         site.fused_attn = False
@@ -98,5 +116,7 @@ def _last_block(block: Block, tokens: Tensor, prefix: int) -> tuple[Tensor, Tens
     weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
     seen = F.dropout(weights, attention.attn_drop.p, attention.training).to(value.dtype) @ value
     seen = attention.norm(seen.transpose(1, 2).reshape(batch, prefix, width))
-    result = tokens[:, :prefix] + block.drop_path1(block.ls1(attention.proj_drop(attention.proj(seen))))
+    result = tokens[:, :prefix] + block.drop_path1(
+        block.ls1(attention.proj_drop(attention.proj(seen)))
+    )
     return result + block.drop_path2(block.ls2(block.mlp(block.norm2(result)))), weights

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from dfkd_lib.attention.capture import capture_attention
 from dfkd_lib.attention.moments import Moments
 from dfkd_lib.attention.sites import class_token, pick, token_layout
+from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import to_float
-from dfkd_lib.errors import WorkbenchError
 
 
 def probe_from_rows(model: nn.Module, rows: Tensor, head: int | None = None) -> Tensor:
@@ -27,12 +27,20 @@ def query_token(model: nn.Module, token: str | int) -> int:
     layout = token_layout(model)
     if token == "distillation":
         if layout.distillation is None:
-            raise WorkbenchError("this model has no distillation token", got=type(model).__name__,
-                                 expected="a distilled model (DeiT, TITN)", mend="ask for the class token or a patch")
+            raise WorkbenchError(
+                "this model has no distillation token",
+                got=type(model).__name__,
+                expected="a distilled model (DeiT, TITN)",
+                mend="ask for the class token or a patch",
+            )
         return layout.distillation
     if not isinstance(token, int) or token < 0:
-        raise WorkbenchError("no such token", expected="class, distillation, or the number of a patch from 0", got=token,
-                             where="token")
+        raise WorkbenchError(
+            "no such token",
+            expected="class, distillation, or the number of a patch from 0",
+            got=token,
+            where="token",
+        )
     return layout.prefix + token
 
 
@@ -44,8 +52,13 @@ def logits_and_probe(model: nn.Module, images: Tensor, block: int = -1, head: in
     return output, probe_from_rows(model, rows[block], head)
 
 
-def attention_probe(model: nn.Module, images: Tensor, block: int = -1, head: int | None = None,
-                    token: str | int = "class") -> Tensor:
+def attention_probe(
+    model: nn.Module,
+    images: Tensor,
+    block: int = -1,
+    head: int | None = None,
+    token: str | int = "class",
+) -> Tensor:
     """The attention of the class token, or of another one, on each patch (A eq. 1).
 
     Args:
@@ -73,7 +86,9 @@ def attention_probes(model: nn.Module, images: Tensor, token: str | int = "class
     return torch.stack(list(rows.values()))[..., token_layout(model).patches]
 
 
-def attention_map(model: nn.Module, images: Tensor, block: int = -1, kind: str = "encoder") -> Tensor:
+def attention_map(
+    model: nn.Module, images: Tensor, block: int = -1, kind: str = "encoder"
+) -> Tensor:
     """The whole attention softmax(QKᵀ/√d) of one block: (B, heads, T, S) float32, rows summing to 1.
 
     S = T for self-attention; for kind "cross" the T object queries of a DETR look at the S tokens of its encoder.
@@ -93,10 +108,16 @@ def resize_probe(probe: Tensor, patches: int) -> Tensor:
         return probe
     old, new = round(probe.shape[-1] ** 0.5), round(patches**0.5)
     if old * old != probe.shape[-1] or new * new != patches:
-        raise WorkbenchError("patch grids differ and are not square", expected="square numbers of patches",
-                             got=f"{probe.shape[-1]} and {patches}", where="resize_probe",
-                             mend="use models with square inputs")
-    grid = F.interpolate(probe.view(-1, 1, old, old), (new, new), mode="bilinear", align_corners=False).flatten(1)
+        raise WorkbenchError(
+            "patch grids differ and are not square",
+            expected="square numbers of patches",
+            got=f"{probe.shape[-1]} and {patches}",
+            where="resize_probe",
+            mend="use models with square inputs",
+        )
+    grid = F.interpolate(
+        probe.view(-1, 1, old, old), (new, new), mode="bilinear", align_corners=False
+    ).flatten(1)
     return grid * (probe.sum(-1, keepdim=True) / grid.sum(-1, keepdim=True))
 
 
@@ -110,8 +131,13 @@ class ClassProbes(NamedTuple):
 
 
 @torch.no_grad()
-def class_probe_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int,
-                           block: int | None = -1, head: int | None = None) -> ClassProbes:
+def class_probe_statistics(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    block: int | None = -1,
+    head: int | None = None,
+) -> ClassProbes:
     """Mean and spread of the attention probes of each class in one pass, in memory that does not grow with the images.
 
     Args:
@@ -129,18 +155,30 @@ def class_probe_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, Ten
     for images, labels in batches:
         images = to_float(images) if images.dtype == torch.uint8 else images
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-            raise WorkbenchError("a label is out of range", expected=f"0..{num_classes - 1}", where="class probes",
-                                 got=f"{int(labels.min())}..{int(labels.max())}", mend="give the right number of classes")
+            raise WorkbenchError(
+                "a label is out of range",
+                expected=f"0..{num_classes - 1}",
+                where="class probes",
+                got=f"{int(labels.min())}..{int(labels.max())}",
+                mend="give the right number of classes",
+            )
         probe = _probes(model, images.to(device), block, head).cpu()
         for k in labels.unique().tolist():
             moments[k].add(probe[labels.cpu() == k])
     empty = [k for k, moment in enumerate(moments) if not moment.count]
     if empty:
-        raise WorkbenchError("class probes need images of every class", expected=f"labels 0..{num_classes - 1}, each used",
-                             got=f"no image of class {empty}", where="class probes",
-                             mend="give more images, or the right number of classes")
-    return ClassProbes(torch.stack([m.mean for m in moments]).float(), torch.stack([m.std for m in moments]).float(),
-                       torch.tensor([m.count for m in moments]))
+        raise WorkbenchError(
+            "class probes need images of every class",
+            expected=f"labels 0..{num_classes - 1}, each used",
+            got=f"no image of class {empty}",
+            where="class probes",
+            mend="give more images, or the right number of classes",
+        )
+    return ClassProbes(
+        torch.stack([m.mean for m in moments]).float(),
+        torch.stack([m.std for m in moments]).float(),
+        torch.tensor([m.count for m in moments]),
+    )
 
 
 def _probes(model: nn.Module, images: Tensor, block: int | None, head: int | None) -> Tensor:
@@ -152,16 +190,27 @@ def _probes(model: nn.Module, images: Tensor, block: int | None, head: int | Non
     return rows.transpose(0, 1)
 
 
-def in_batches(images: Tensor, labels: Tensor, batch_size: int = 256) -> Iterable[tuple[Tensor, Tensor]]:
+def in_batches(
+    images: Tensor, labels: Tensor, batch_size: int = 256
+) -> Iterable[tuple[Tensor, Tensor]]:
     """(images, labels) pairs of at most `batch_size`, in order."""
     return zip(images.split(batch_size), labels.split(batch_size), strict=True)
 
 
-def class_attention_probe(model: nn.Module, images: Tensor, labels: Tensor, num_classes: int, block: int = -1,
-                          head: int | None = None, batch_size: int = 256) -> Tensor:
+def class_attention_probe(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    block: int = -1,
+    head: int | None = None,
+    batch_size: int = 256,
+) -> Tensor:
     """The mean attention probe of each class (A eq. 2): (K, N) float32; see `class_probe_statistics`.
 
     Args:
         images: uint8 (M, C, H, W), or float as the model wants them. labels: int64 (M,). num_classes: K.
     """
-    return class_probe_statistics(model, in_batches(images, labels, batch_size), num_classes, block, head).mean
+    return class_probe_statistics(
+        model, in_batches(images, labels, batch_size), num_classes, block, head
+    ).mean

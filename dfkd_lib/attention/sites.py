@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError
 
 KINDS = ("encoder", "decoder", "cross", "inner")
 
@@ -30,7 +30,10 @@ class Site:
         for attribute in ("num_heads", "num_attention_heads", "n_heads"):
             if isinstance(getattr(self.module, attribute, None), int):
                 return getattr(self.module, attribute)
-        width, head = getattr(getattr(self.module, "o_proj", None), "in_features", 0), getattr(self.module, "head_dim", 0)
+        width, head = (
+            getattr(getattr(self.module, "o_proj", None), "in_features", 0),
+            getattr(self.module, "head_dim", 0),
+        )
         return width // head if width and head else None
 
 
@@ -38,7 +41,9 @@ class Site:
 def _is_attention(kind: type) -> bool:
     # Talking heads are mixed after the softmax: no single map multiplies the values.
     name = kind.__name__.lower()
-    return ("attention" in name or "attn" in name) and "pool" not in name and "talkinghead" not in name
+    return (
+        ("attention" in name or "attn" in name) and "pool" not in name and "talkinghead" not in name
+    )
 
 
 def _kind(name: str, module: nn.Module) -> str:
@@ -50,7 +55,9 @@ def _kind(name: str, module: nn.Module) -> str:
     return "decoder" if "decoder" in said else "encoder"
 
 
-_known: WeakKeyDictionary[nn.Module, list[Site]] = WeakKeyDictionary()  # looking for them walks the whole model
+_known: WeakKeyDictionary[nn.Module, list[Site]] = (
+    WeakKeyDictionary()
+)  # looking for them walks the whole model
 
 
 def all_sites(model: nn.Module) -> list[Site]:
@@ -62,28 +69,44 @@ def all_sites(model: nn.Module) -> list[Site]:
 
 
 def _find_sites(model: nn.Module) -> list[Site]:
-    named = [(name, module) for name, module in model.named_modules()
-             if _is_attention(type(module)) and next(module.parameters(), None) is not None]
-    outer = {name for name, _ in named for other, _ in named
-             if other != name and other.startswith(f"{name}." if name else "")}
+    named = [
+        (name, module)
+        for name, module in model.named_modules()
+        if _is_attention(type(module)) and next(module.parameters(), None) is not None
+    ]
+    outer = {
+        name
+        for name, _ in named
+        for other, _ in named
+        if other != name and other.startswith(f"{name}." if name else "")
+    }
     sites = [Site(name, module, _kind(name, module)) for name, module in named if name not in outer]
     if not sites:
-        raise WorkbenchError("no attention to look at in this model", got=_name(model),
-                             expected="modules whose class is named ...Attention or ...Attn, as in timm's and transformers' "
-                             "vision transformers", mend="use a vision transformer or a DETR")
+        raise WorkbenchError(
+            "no attention to look at in this model",
+            got=_name(model),
+            expected="modules whose class is named ...Attention or ...Attn, as in timm's and transformers' "
+            "vision transformers",
+            mend="use a vision transformer or a DETR",
+        )
     return sites
 
 
 def attention_sites(model: nn.Module, kind: str = "encoder") -> list[Site]:
     """The attention modules of one kind in order; WorkbenchError if there is none."""
     if kind not in KINDS:
-        raise WorkbenchError("no such kind of attention", expected=", ".join(KINDS), got=kind, where="kind")
+        raise WorkbenchError(
+            "no such kind of attention", expected=", ".join(KINDS), got=kind, where="kind"
+        )
     sites = all_sites(model)
     found = [site for site in sites if site.kind == kind]
     if not found:
-        raise WorkbenchError(f"this model has no {kind} attention", got=_name(model),
-                             expected=f"one of {', '.join(sorted({site.kind for site in sites}))}",
-                             mend="choose a kind that it has")
+        raise WorkbenchError(
+            f"this model has no {kind} attention",
+            got=_name(model),
+            expected=f"one of {', '.join(sorted({site.kind for site in sites}))}",
+            mend="choose a kind that it has",
+        )
     return found
 
 
@@ -94,8 +117,13 @@ def _name(model: nn.Module) -> str:
 def pick(index: int, count: int, what: str) -> int:
     """`index` counted from the front; WorkbenchError if there is no such block or head."""
     if not -count <= index < count:
-        raise WorkbenchError(f"no such {what}", expected=f"{-count}..{count - 1}", got=index, where=f"attention {what}",
-                             mend=f"the model has {count}")
+        raise WorkbenchError(
+            f"no such {what}",
+            expected=f"{-count}..{count - 1}",
+            got=index,
+            where=f"attention {what}",
+            mend=f"the model has {count}",
+        )
     return index % count
 
 
@@ -128,7 +156,9 @@ def _first(model: nn.Module, *attributes: str):
     return None
 
 
-_layouts: WeakKeyDictionary[nn.Module, TokenLayout] = WeakKeyDictionary()  # looking for them walks the whole model
+_layouts: WeakKeyDictionary[nn.Module, TokenLayout] = (
+    WeakKeyDictionary()
+)  # looking for them walks the whole model
 
 
 def token_layout(model: nn.Module) -> TokenLayout:
@@ -145,7 +175,11 @@ def _read_layout(model: nn.Module) -> TokenLayout:
     suffix = int(_first(model, "num_suffix_tokens") or 0)
     prefix = _first(model, "num_prefix_tokens")
     if prefix is None:
-        prefix = has_class + (distilled and not suffix) + (registers.shape[1] if registers is not None else 0)
+        prefix = (
+            has_class
+            + (distilled and not suffix)
+            + (registers.shape[1] if registers is not None else 0)
+        )
     distillation = (-1 if suffix else 1) if distilled else None
     return TokenLayout(0 if has_class and prefix else None, distillation, int(prefix), suffix)
 
@@ -155,9 +189,12 @@ def class_token(model: nn.Module) -> int:
     layout = token_layout(model)
     if layout.class_token is None:
         all_sites(model)  # a model without any attention is told so first
-        raise WorkbenchError("this model has no class token, so it has no attention probe", got=_name(model),
-                             expected="a model with cls_token", mend="use attention_map, name a token, or use a model "
-                             "with a class token")
+        raise WorkbenchError(
+            "this model has no class token, so it has no attention probe",
+            got=_name(model),
+            expected="a model with cls_token",
+            mend="use attention_map, name a token, or use a model with a class token",
+        )
     return layout.class_token
 
 
@@ -185,7 +222,11 @@ def patch_grid(model: nn.Module, patches: int, height: int, width: int) -> tuple
     fitting = [rows for rows in range(1, patches + 1) if patches % rows == 0]
     rows = min(fitting, key=lambda r: abs(r - near))
     if abs(rows - near) > 0.5 * max(1.0, near**0.5):
-        raise WorkbenchError("patches do not form a grid over the image", got=f"{patches} patches",
-                             expected=f"rows x columns in the ratio {height} : {width}", where=_name(model),
-                             mend="give images of the shape the model was made for")
+        raise WorkbenchError(
+            "patches do not form a grid over the image",
+            got=f"{patches} patches",
+            expected=f"rows x columns in the ratio {height} : {width}",
+            where=_name(model),
+            mend="give images of the shape the model was made for",
+        )
     return rows, patches // rows

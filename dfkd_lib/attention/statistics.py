@@ -11,8 +11,8 @@ from dfkd_lib.attention.capture import capture_attention
 from dfkd_lib.attention.moments import Moments
 from dfkd_lib.attention.probes import attention_probe, resize_probe
 from dfkd_lib.attention.sites import patch_grid, token_layout
+from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import to_float
-from dfkd_lib.errors import WorkbenchError
 
 
 class AttentionStatistics(NamedTuple):
@@ -33,7 +33,9 @@ class AttentionStatistics(NamedTuple):
 
 
 @torch.no_grad()
-def attention_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> AttentionStatistics:
+def attention_statistics(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+) -> AttentionStatistics:
     """Attention distance, entropy and head diversity of every block, in memory of one batch's maps.
 
     Attention among patches alone, each patch's row made to sum to 1. Distance: between the centres of a patch and of those
@@ -59,16 +61,24 @@ def attention_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, Tenso
         for moment, values in zip(moments, zip(*found, strict=True), strict=True):
             moment.add(torch.stack(values, 1))
     if not moments[0].count:
-        raise WorkbenchError("attention statistics need an image", got="no batch", where="attention_statistics",
-                             mend="give at least one batch of images")
-    return AttentionStatistics(*(m.mean.float() for m in moments), *(m.std.float() for m in moments), moments[0].count)
+        raise WorkbenchError(
+            "attention statistics need an image",
+            got="no batch",
+            where="attention_statistics",
+            mend="give at least one batch of images",
+        )
+    return AttentionStatistics(
+        *(m.mean.float() for m in moments), *(m.std.float() for m in moments), moments[0].count
+    )
 
 
 def _distances(model: nn.Module, attention: Tensor, height: int, width: int) -> Tensor:
     """Pixels between the centres of any two patches (N, N)."""
     count = len(range(attention.shape[-1])[token_layout(model).patches])
     rows, columns = patch_grid(model, count, height, width)
-    places = torch.cartesian_prod(torch.arange(rows) * (height / rows), torch.arange(columns) * (width / columns))
+    places = torch.cartesian_prod(
+        torch.arange(rows) * (height / rows), torch.arange(columns) * (width / columns)
+    )
     return torch.cdist(places, places).to(attention.device)
 
 
@@ -76,7 +86,11 @@ def _of_block(attention: Tensor, layout, far: Tensor) -> tuple[Tensor, Tensor, T
     """Distance (B, heads), entropy (B, heads) and diversity (B,) of one block's maps (B, heads, T, T)."""
     among = attention[:, :, layout.patches, layout.patches]
     among = among / among.sum(-1, keepdim=True)
-    probes = attention[:, :, layout.class_token, layout.patches] if layout.class_token is not None else among.mean(2)
+    probes = (
+        attention[:, :, layout.class_token, layout.patches]
+        if layout.class_token is not None
+        else among.mean(2)
+    )
     return (among * far).sum(-1).mean(-1), entropy(among).mean(-1), _between_heads(probes)
 
 
@@ -123,8 +137,14 @@ class Agreement(NamedTuple):
 
 
 @torch.no_grad()
-def probe_agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int,
-                    student_block: int = -1, teacher_block: int = -1) -> Agreement:
+def probe_agreement(
+    student: nn.Module,
+    teacher: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    student_block: int = -1,
+    teacher_block: int = -1,
+) -> Agreement:
     """Agreement of two models' attention probes on the same images: cosine, rank correlation, Jensen-Shannon divergence.
 
     Args:
@@ -139,15 +159,28 @@ def probe_agreement(student: nn.Module, teacher: nn.Module, batches: Iterable[tu
         images = (to_float(images) if images.dtype == torch.uint8 else images).to(device)
         mine = attention_probe(student, images, student_block)
         other = resize_probe(attention_probe(teacher, images, teacher_block), mine.shape[1])
-        found = torch.stack([torch.cosine_similarity(mine, other), rank_correlation(mine, other),
-                             jensen_shannon(mine, other)], 1)
+        found = torch.stack(
+            [
+                torch.cosine_similarity(mine, other),
+                rank_correlation(mine, other),
+                jensen_shannon(mine, other),
+            ],
+            1,
+        )
         for k in labels.unique().tolist():
             moments[k].add(found[labels.to(device) == k])
     empty = [k for k, moment in enumerate(moments) if not moment.count]
     if empty:
-        raise WorkbenchError("agreement by class needs images of every class", got=f"no image of class {empty}",
-                             expected=f"labels 0..{num_classes - 1}, each used", where="probe_agreement",
-                             mend="give more images, or the right number of classes")
+        raise WorkbenchError(
+            "agreement by class needs images of every class",
+            got=f"no image of class {empty}",
+            expected=f"labels 0..{num_classes - 1}, each used",
+            where="probe_agreement",
+            mend="give more images, or the right number of classes",
+        )
     halves = [m.std * float(stats.t.ppf(0.975, m.count - 1)) / m.count**0.5 for m in moments]
-    return Agreement(torch.stack([m.mean for m in moments], 1).float(), torch.stack(halves, 1).float(),
-                     torch.tensor([m.count for m in moments]))
+    return Agreement(
+        torch.stack([m.mean for m in moments], 1).float(),
+        torch.stack(halves, 1).float(),
+        torch.tensor([m.count for m in moments]),
+    )

@@ -1,6 +1,5 @@
 """Images and scenes: digits, MNIST, CIFAR, any image folder, any COCO folder, generated aerial scenes."""
 
-from dfkd_lib.datasets.aerial4 import Aerial4, build_aerial4
 from dfkd_lib.datasets.coco import ground_truth, load_coco, write_coco
 from dfkd_lib.datasets.coco_check import check_coco
 from dfkd_lib.datasets.coco_repair import repair_coco
@@ -9,6 +8,20 @@ from dfkd_lib.datasets.images import ImageSet, random_flip, random_shift, to_flo
 from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
 from dfkd_lib.datasets.sources import load_image, load_images
 
-__all__ = ["Aerial4", "CocoReport", "ImageSet", "SceneSet", "build_aerial4", "check_coco", "generate_scenes", "ground_truth",
-           "load_coco", "load_image", "load_images", "random_flip", "random_shift", "repair_coco", "to_float", "to_uint8",
-           "write_coco"]
+__all__ = [
+    "CocoReport",
+    "ImageSet",
+    "SceneSet",
+    "check_coco",
+    "generate_scenes",
+    "ground_truth",
+    "load_coco",
+    "load_image",
+    "load_images",
+    "random_flip",
+    "random_shift",
+    "repair_coco",
+    "to_float",
+    "to_uint8",
+    "write_coco",
+]

@@ -1,13 +1,12 @@
-"""`python -m dfkd_lib.datasets`: `check FOLDER`, what is wrong with a COCO folder; `aerial4 CLONE OUT` builds one."""
+"""`python -m dfkd_lib.datasets check FOLDER`: what is wrong with a COCO folder, and a repaired copy of it."""
 
 import argparse
 import sys
 
-from dfkd_lib.artifacts import resolve
-from dfkd_lib.datasets.aerial4 import build_aerial4
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.artifacts import resolve
 from dfkd_lib.datasets.coco_check import SPLITS, check_coco
 from dfkd_lib.datasets.coco_repair import LIST, repair_coco
-from dfkd_lib.errors import WorkbenchError
 
 
 def main(argv: list[str]) -> int:
@@ -16,29 +15,31 @@ def main(argv: list[str]) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     check = verbs.add_parser("check", help="report all that is wrong with a COCO folder and where")
     check.add_argument("folder")
-    check.add_argument("--split", nargs="+", help="splits to look at (default: all whose file is there)")
-    check.add_argument("--repair", metavar="OUT", help="write a copy without what is wrong, and a list of what was done")
+    check.add_argument(
+        "--split", nargs="+", help="splits to look at (default: all whose file is there)"
+    )
+    check.add_argument(
+        "--repair",
+        metavar="OUT",
+        help="write a copy without what is wrong, and a list of what was done",
+    )
     check.add_argument("--most", type=int, default=20, help="faults shown of each kind (0: all)")
-    build = verbs.add_parser("aerial4", help="a COCO folder from a clone of the Drone-detection-dataset")
-    build.add_argument("clone")
-    build.add_argument("out")
-    build.add_argument("--every", type=int, default=0, help="one frame in so many (default: six of each video)")
-    build.add_argument("--val-share", type=float, default=0.2, help="share of each class's videos in val")
-    build.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     try:
-        if args.verb == "check":
-            return _check(args.folder, args.split, args.most, args.repair)
-        print(build_aerial4(args.clone, args.out, args.every, args.val_share, args.seed).text())
-        return _check(args.out)
+        return _check(args.folder, args.split, args.most, args.repair)
     except WorkbenchError as error:
         print(error, file=sys.stderr)
         return 1
 
 
-def _check(folder: str, splits: list[str] | None = None, most: int = 20, repair: str | None = None) -> int:
+def _check(
+    folder: str, splits: list[str] | None = None, most: int = 20, repair: str | None = None
+) -> int:
     folder = resolve(folder)
-    named, splits = splits, splits or [s for s in SPLITS if (folder / f"{s}.json").exists()] or ["train"]
+    named, splits = (
+        splits,
+        splits or [s for s in SPLITS if (folder / f"{s}.json").exists()] or ["train"],
+    )
     if repair:
         done = repair_coco(folder, repair, splits)
         folder = resolve(repair)
@@ -46,7 +47,9 @@ def _check(folder: str, splits: list[str] | None = None, most: int = 20, repair:
     reports = [check_coco(folder, split) for split in splits]
     print("\n".join(report.text(most) for report in reports))
     if not named and len(splits) == 1 and reports[0].content:
-        print(f"note: no split but {splits[0]} is there; notebook 40 learns from train and measures on test or val")
+        print(
+            f"note: no split but {splits[0]} is there; notebook 40 learns from train and measures on test or val"
+        )
     return int(any(report.fatal for report in reports))
 
 

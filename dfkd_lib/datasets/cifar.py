@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dfkd_lib import ledger
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError, ledger
 
 # All that an array of numbers needs; names of old NumPy's modules stand in the files.
-ALLOWED = {("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct, ("numpy", "ndarray"): np.ndarray,
-           ("numpy", "dtype"): np.dtype}
+ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
 
 
 class _Plain(pickle.Unpickler):
@@ -24,7 +26,9 @@ class _Plain(pickle.Unpickler):
         return ALLOWED[module, name]
 
 
-def read_cifar(name: str, root: Path, split: str, download: bool) -> tuple[np.ndarray, list[int], tuple[str, ...]]:
+def read_cifar(
+    name: str, root: Path, split: str, download: bool
+) -> tuple[np.ndarray, list[int], tuple[str, ...]]:
     """uint8 (N, 3, 32, 32), labels and class names of "cifar10" or "cifar100".
 
     Raises:
@@ -39,18 +43,36 @@ def read_cifar(name: str, root: Path, split: str, download: bool) -> tuple[np.nd
     wanted = kind.train_list if split == "train" else kind.test_list
     try:
         if download and not all((folder / entry[0]).is_file() for entry in wanted):
-            torchvision.datasets.utils.download_and_extract_archive(kind.url, str(root), filename=kind.filename,
-                                                                    md5=kind.tgz_md5)
+            torchvision.datasets.utils.download_and_extract_archive(
+                kind.url, str(root), filename=kind.filename, md5=kind.tgz_md5
+            )
         parts = [_unpickled(folder / entry[0], entry[1]) for entry in wanted]
         classes = _unpickled(folder / kind.meta["filename"], kind.meta["md5"])[kind.meta["key"]]
     except WorkbenchError:  # the ledger's refusal
         raise
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:  # OSError: no file, no network
-        raise WorkbenchError(f"{name} is not here, or damaged", expected=f"torchvision's files in {folder}", got=error,
-                             mend=f"load_images('{name}', '{split}', download=True) fetches it, or name a "
-                             "folder of class folders instead") from None
-    labels = [label for part in parts for label in (part["labels"] if "labels" in part else part["fine_labels"])]
-    return np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32), labels, tuple(classes)
+    except (
+        RuntimeError,
+        OSError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:  # OSError: no file, no network
+        raise WorkbenchError(
+            f"{name} is not here, or damaged",
+            expected=f"torchvision's files in {folder}",
+            got=error,
+            mend=f"load_images('{name}', '{split}', download=True) fetches it, or name a "
+            "folder of class folders instead",
+        ) from None
+    labels = [
+        label
+        for part in parts
+        for label in (part["labels"] if "labels" in part else part["fine_labels"])
+    ]
+    return (
+        np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32),
+        labels,
+        tuple(classes),
+    )
 
 
 def _unpickled(path: Path, md5: str) -> dict:

@@ -8,19 +8,28 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dfkd_lib import ledger
-from dfkd_lib.artifacts import resolve
+from dfkd_lib.core import WorkbenchError, is_number, ledger
+from dfkd_lib.core.artifacts import resolve
 from dfkd_lib.datasets.coco_check import check_coco
 from dfkd_lib.datasets.coco_report import CocoReport
 from dfkd_lib.datasets.frames import cut, enlargement, resized, shares, stacked, windows
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.datasets.sources import LARGEST_SIDE, read_image
-from dfkd_lib.errors import WorkbenchError, is_number
 
 
-def load_coco(folder: str | Path, split: str, size: int | None = None, crop: float | None = None,
-              shortest: int | None = None, longest: int = 1333, seed: int = 0, crops: int = 1, crop_spread: float = 1.0,
-              crop_anywhere: float = 0.0, fill: bool = False) -> SceneSet:
+def load_coco(
+    folder: str | Path,
+    split: str,
+    size: int | None = None,
+    crop: float | None = None,
+    shortest: int | None = None,
+    longest: int = 1333,
+    seed: int = 0,
+    crops: int = 1,
+    crop_spread: float = 1.0,
+    crop_anywhere: float = 0.0,
+    fill: bool = False,
+) -> SceneSet:
     """A split of a COCO folder (`<split>.json` beside `<split>/`), checked, resized and in memory.
 
     Args:
@@ -60,8 +69,23 @@ def load_coco(folder: str | Path, split: str, size: int | None = None, crop: flo
     for row, entry, frame in _decoded(report):
         found = objects[entry["id"]]
         corners = np.array([f[0] for f in found], dtype=np.float64).reshape(-1, 4)
-        cuts = [(frame, corners, range(len(found)))] if not crop else [cut(frame, corners, *window) for window in windows(
-            frame.shape, corners, usual, rng, crop=crop, crops=crops, spread=crop_spread, anywhere=crop_anywhere)]
+        cuts = (
+            [(frame, corners, range(len(found)))]
+            if not crop
+            else [
+                cut(frame, corners, *window)
+                for window in windows(
+                    frame.shape,
+                    corners,
+                    usual,
+                    rng,
+                    crop=crop,
+                    crops=crops,
+                    spread=crop_spread,
+                    anywhere=crop_anywhere,
+                )
+            ]
+        )
         for pixels, inside, keep in cuts:
             factor = enlargement(pixels.shape, size, shortest, longest)
             pixels, inside = resized(pixels, inside, factor, size)
@@ -74,31 +98,59 @@ def load_coco(folder: str | Path, split: str, size: int | None = None, crop: flo
         _check_sizes(images, report.file)
     pixels = stacked(images)
     if shortest is not None or fill:  # the shares are of each image; the padded batch is larger
-        boxes = [b * torch.tensor([i.shape[1] / pixels.shape[3], i.shape[0] / pixels.shape[2]]).repeat(2)
-                 for b, i in zip(boxes, images, strict=True)]
-    return SceneSet(pixels, boxes, labels, tuple(c["name"] for c in report.categories.values()),
-                    f"COCO folder {folder.name}", f"{folder.name}/{split}", np.array(rows), torch.tensor(scale))
+        boxes = [
+            b * torch.tensor([i.shape[1] / pixels.shape[3], i.shape[0] / pixels.shape[2]]).repeat(2)
+            for b, i in zip(boxes, images, strict=True)
+        ]
+    return SceneSet(
+        pixels,
+        boxes,
+        labels,
+        tuple(c["name"] for c in report.categories.values()),
+        f"COCO folder {folder.name}",
+        f"{folder.name}/{split}",
+        np.array(rows),
+        torch.tensor(scale),
+    )
 
 
 def _check_crops(size, crop, crops, spread, anywhere) -> None:
     if size is not None and not is_number(size, 1, LARGEST_SIDE):
-        raise WorkbenchError("no such size of scenes", expected=f"1..{LARGEST_SIDE} pixels", got=size, where="size",
-                             mend="give another size, or none")
+        raise WorkbenchError(
+            "no such size of scenes",
+            expected=f"1..{LARGEST_SIDE} pixels",
+            got=size,
+            where="size",
+            mend="give another size, or none",
+        )
     if not crop and (crops != 1 or spread != 1 or anywhere):
-        raise WorkbenchError("crops of frames that are not cut", expected="crop=..., the crop's side in object sides",
-                             got=f"crops {crops}, crop_spread {spread}, crop_anywhere {anywhere}", mend="give crop=4.0")
+        raise WorkbenchError(
+            "crops of frames that are not cut",
+            expected="crop=..., the crop's side in object sides",
+            got=f"crops {crops}, crop_spread {spread}, crop_anywhere {anywhere}",
+            mend="give crop=4.0",
+        )
     if crop and not (size and crops >= 1 and crop >= spread >= 1 and 0 <= anywhere <= 1):
-        raise WorkbenchError("impossible crops", got=f"size {size}, crop {crop}, crops {crops}, crop_spread {spread}, "
-                             f"crop_anywhere {anywhere}", mend="correct the value out of range",
-                             expected="a size, crops and crop_spread from 1, crop >= crop_spread, crop_anywhere 0..1")
+        raise WorkbenchError(
+            "impossible crops",
+            got=f"size {size}, crop {crop}, crops {crops}, crop_spread {spread}, "
+            f"crop_anywhere {anywhere}",
+            mend="correct the value out of range",
+            expected="a size, crops and crop_spread from 1, crop >= crop_spread, crop_anywhere 0..1",
+        )
 
 
 def _check_sizes(images: list[np.ndarray], file: Path) -> None:
     sizes = {image.shape for image in images}
     if len(sizes) > 1:
         few = ", ".join(f"{w} x {h}" for h, w, _ in sorted(sizes)[:3])
-        raise WorkbenchError("the images of a COCO folder have several sizes", expected="one size", got=few, where=file,
-                             mend="give size=... (square scenes) or shortest=... (DETR's resizing)")
+        raise WorkbenchError(
+            "the images of a COCO folder have several sizes",
+            expected="one size",
+            got=few,
+            where=file,
+            mend="give size=... (square scenes) or shortest=... (DETR's resizing)",
+        )
 
 
 def _decoded(report: CocoReport):
@@ -110,7 +162,9 @@ def _decoded(report: CocoReport):
         except ledger.LedgerError:
             raise
         except WorkbenchError as error:
-            report.add("unreadable", path.name, "a whole image file", error.got, path.name, ("images", row))
+            report.add(
+                "unreadable", path.name, "a whole image file", error.got, path.name, ("images", row)
+            )
             continue
         if not report.fatal:
             yield row, entry, pixels
@@ -125,15 +179,34 @@ def ground_truth(scenes: SceneSet) -> dict:
     that was enlarged.
     """
     images, annotations = [], []
-    for place, (boxes, labels, scale) in enumerate(zip(scenes.boxes, scenes.labels, scenes.scale.tolist(), strict=True)):
+    for place, (boxes, labels, scale) in enumerate(
+        zip(scenes.boxes, scenes.labels, scenes.scale.tolist(), strict=True)
+    ):
         height, width = (side * scale for side in scenes.pixels.shape[2:])
-        images.append({"id": place + 1, "width": round(width), "height": round(height), "file_name": f"{place:06d}.png"})
+        images.append(
+            {
+                "id": place + 1,
+                "width": round(width),
+                "height": round(height),
+                "file_name": f"{place:06d}.png",
+            }
+        )
         pixels = boxes.double() * torch.tensor([width, height, width, height], dtype=torch.float64)
         pixels[:, :2] -= pixels[:, 2:] / 2
         for box, label in zip(pixels.tolist(), labels.tolist(), strict=True):
-            annotations.append({"id": len(annotations) + 1, "image_id": place + 1, "category_id": label + 1,
-                                "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
-    categories = [{"id": k + 1, "name": name, "supercategory": ""} for k, name in enumerate(scenes.classes)]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": place + 1,
+                    "category_id": label + 1,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                }
+            )
+    categories = [
+        {"id": k + 1, "name": name, "supercategory": ""} for k, name in enumerate(scenes.classes)
+    ]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
@@ -142,7 +215,9 @@ def write_coco(scenes: SceneSet, folder: str | Path, split: str) -> Path:
     folder = resolve(folder)
     (folder / split).mkdir(parents=True, exist_ok=True)
     content = ground_truth(replace(scenes, scale=None))
-    for entry, image in zip(content["images"], scenes.images.permute(0, 2, 3, 1).numpy(), strict=True):
+    for entry, image in zip(
+        content["images"], scenes.images.permute(0, 2, 3, 1).numpy(), strict=True
+    ):
         Image.fromarray(image).save(folder / split / entry["file_name"])
     file = folder / f"{split}.json"
     file.write_text(json.dumps(content))

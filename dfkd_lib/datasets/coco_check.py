@@ -7,20 +7,25 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
-from dfkd_lib import ledger
-from dfkd_lib.artifacts import resolve
+from dfkd_lib.core import WorkbenchError, is_number, ledger, printable
+from dfkd_lib.core.artifacts import resolve
 from dfkd_lib.datasets.coco_report import CocoReport
 from dfkd_lib.datasets.sources import open_image, read_image
-from dfkd_lib.errors import WorkbenchError, is_number, printable
 
 SPLITS = ("train", "val", "test")
 TINY = 1e-3  # pixels: what is narrower has no area
 SLACK = 0.5  # pixels by which a box may leave its image through rounding
 NEAR = 0.9  # intersection over union from which two boxes are taken for one object
-NEEDED = {"images": {"id", "file_name", "width", "height"}, "categories": {"id", "name"}, "annotations": {"image_id"}}
-SAID = {"images": "id, file_name within the split's folder, width and height above 0",
-        "categories": "id, and a name without control characters",
-        "annotations": "image_id, ids that are whole numbers or words, and iscrowd 0 or 1"}
+NEEDED = {
+    "images": {"id", "file_name", "width", "height"},
+    "categories": {"id", "name"},
+    "annotations": {"image_id"},
+}
+SAID = {
+    "images": "id, file_name within the split's folder, width and height above 0",
+    "categories": "id, and a name without control characters",
+    "annotations": "image_id, ids that are whole numbers or words, and iscrowd 0 or 1",
+}
 
 
 def check_coco(folder: str | Path, split: str = "train", thorough: bool = True) -> CocoReport:
@@ -36,9 +41,20 @@ def check_coco(folder: str | Path, split: str = "train", thorough: bool = True) 
     """
     folder = resolve(folder)
     if split != Path(split).name or not split or not printable(split):
-        raise WorkbenchError("no such split", expected="a name, as in train: train.json beside train/", got=split,
-                             where=folder, mend="name the split alone, and its folder as the folder")
-    ledger.register_files({folder / f"{s}{end}": f"{folder.name}/{s}" for s in {*SPLITS, split} for end in ("", ".json")})
+        raise WorkbenchError(
+            "no such split",
+            expected="a name, as in train: train.json beside train/",
+            got=split,
+            where=folder,
+            mend="name the split alone, and its folder as the folder",
+        )
+    ledger.register_files(
+        {
+            folder / f"{s}{end}": f"{folder.name}/{s}"
+            for s in {*SPLITS, split}
+            for end in ("", ".json")
+        }
+    )
     report = CocoReport(folder, split)
     if _read(report):
         _check_images(report)
@@ -57,17 +73,28 @@ def _read(report: CocoReport) -> bool:
     try:
         content = json.loads(report.file.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except FileNotFoundError:
-        report.add("file", report.file.name, "a COCO folder holds train/ and train.json, val/ and val.json", "no such file")
+        report.add(
+            "file",
+            report.file.name,
+            "a COCO folder holds train/ and train.json, val/ and val.json",
+            "no such file",
+        )
         return False
     except ledger.LedgerError:
         raise
-    except (ValueError, OSError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, numbers of thousands of digits
+    except (
+        ValueError,
+        OSError,
+        RecursionError,
+    ) as error:  # ValueError: no JSON, no UTF-8, numbers of thousands of digits
         report.add("file", report.file.name, "whole JSON", error)
         return False
     content = content if isinstance(content, dict) else {}
     for key in NEEDED:
         if not isinstance(content.get(key), list) or not content[key]:
-            report.add("list", report.file.name, f"a list '{key}' with at least one entry", f"no {key}")
+            report.add(
+                "list", report.file.name, f"a list '{key}' with at least one entry", f"no {key}"
+            )
             content[key] = []
         for index, entry in enumerate(content[key]):
             if not _whole(entry, key):
@@ -80,13 +107,17 @@ def _once(pairs: list[tuple]) -> dict:
     """A JSON object, none of whose names stands there twice: the first of two would be lost without a word."""
     if len(found := dict(pairs)) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is given twice in one entry")
+        raise ValueError(
+            f"{next(n for n in names if names.count(n) > 1)!r} is given twice in one entry"
+        )
     return found
 
 
 def _inside(name: str) -> bool:
     """Whether a file name that an annotation file gives stays within its split's folder, on any system."""
-    return not (PureWindowsPath(name).anchor or name.startswith("/") or ".." in PureWindowsPath(name).parts)
+    return not (
+        PureWindowsPath(name).anchor or name.startswith("/") or ".." in PureWindowsPath(name).parts
+    )
 
 
 def _is_file(path: Path) -> bool:
@@ -103,9 +134,15 @@ def _whole(entry, key: str) -> bool:
     ids = [entry[name] for name in ("id", "image_id", "category_id") if entry.get(name) is not None]
     names = [entry[name] for name in ("name", "file_name") if name in NEEDED[key]]
     sides = [entry[name] for name in ("width", "height") if name in NEEDED[key]]
-    return (all(type(i) in (int, str) for i in ids) and all(is_number(s) and s > 0 for s in sides)
-            and all(isinstance(n, str) and n.strip() and printable(n) and (_inside(n) or key != "images") for n in names)
-            and entry.get("iscrowd") in (None, 0, 1))
+    return (
+        all(type(i) in (int, str) for i in ids)
+        and all(is_number(s) and s > 0 for s in sides)
+        and all(
+            isinstance(n, str) and n.strip() and printable(n) and (_inside(n) or key != "images")
+            for n in names
+        )
+        and entry.get("iscrowd") in (None, 0, 1)
+    )
 
 
 def _repeated(report: CocoReport, key: str, name: str, kind: str, expected: str) -> set[int]:
@@ -117,8 +154,14 @@ def _repeated(report: CocoReport, key: str, name: str, kind: str, expected: str)
         value = str(Path(entry[name])) if name == "file_name" else entry[name]  # ./1.png is 1.png
         before = first.setdefault(value, index)
         if before != index:
-            report.add(kind, f"{key}, entry {index}", expected, f"{name} {entry[name]!r}, as entry {before}",
-                       entry.get("file_name", ""), (key, index))
+            report.add(
+                kind,
+                f"{key}, entry {index}",
+                expected,
+                f"{name} {entry[name]!r}, as entry {before}",
+                entry.get("file_name", ""),
+                (key, index),
+            )
             found.add(index)
     return found
 
@@ -126,16 +169,25 @@ def _repeated(report: CocoReport, key: str, name: str, kind: str, expected: str)
 def _check_images(report: CocoReport) -> None:
     twice = _repeated(report, "images", "id", "image_id", "an id of its own")
     _repeated(report, "images", "file_name", "file_name", "one entry for each file")
-    report.images = {entry["id"]: entry for index, entry in enumerate(report.content["images"])
-                     if index not in twice and _whole(entry, "images")}
+    report.images = {
+        entry["id"]: entry
+        for index, entry in enumerate(report.content["images"])
+        if index not in twice and _whole(entry, "images")
+    }
 
 
 def _check_categories(report: CocoReport) -> None:
     twice = _repeated(report, "categories", "id", "category_id", "an id of its own")
     _repeated(report, "categories", "name", "category_name", "a name of its own")
-    whole = [entry for index, entry in enumerate(report.content["categories"])
-             if index not in twice and _whole(entry, "categories")]
-    report.categories = {entry["id"]: entry for entry in sorted(whole, key=lambda c: (isinstance(c["id"], str), c["id"]))}
+    whole = [
+        entry
+        for index, entry in enumerate(report.content["categories"])
+        if index not in twice and _whole(entry, "categories")
+    ]
+    report.categories = {
+        entry["id"]: entry
+        for entry in sorted(whole, key=lambda c: (isinstance(c["id"], str), c["id"]))
+    }
 
 
 def _check_annotations(report: CocoReport) -> None:
@@ -146,28 +198,46 @@ def _check_annotations(report: CocoReport) -> None:
         place, entry = f"annotation {annotation.get('id')}", ("annotations", index)
         image = report.images.get(annotation["image_id"])
         if image is None:
-            report.add("no_image", place, "the id of an entry of 'images'", f"image id {annotation['image_id']!r}",
-                       entry=entry)
+            report.add(
+                "no_image",
+                place,
+                "the id of an entry of 'images'",
+                f"image id {annotation['image_id']!r}",
+                entry=entry,
+            )
         elif annotation.get("category_id") not in report.categories:
-            report.add("category", place, f"one of {sorted(report.categories, key=str)}", annotation.get("category_id"),
-                       image["file_name"], entry)
+            report.add(
+                "category",
+                place,
+                f"one of {sorted(report.categories, key=str)}",
+                annotation.get("category_id"),
+                image["file_name"],
+                entry,
+            )
         else:
             wrong, expected, box = checked_box(annotation.get("bbox"), image)
             if wrong:
-                report.add(wrong, place, expected, annotation.get("bbox"), image["file_name"], entry)
+                report.add(
+                    wrong, place, expected, annotation.get("bbox"), image["file_name"], entry
+                )
             else:
                 report.annotations.append((index, annotation, box))
                 _check_area(report, place, annotation, image, entry)
     _check_doubles(report)
     used = {annotation["category_id"] for _, annotation, _ in report.annotations}
     for key in set(report.categories) - used if report.annotations else ():
-        report.add("class", f"category {report.categories[key]['name']}", "at least one object", "none")
+        report.add(
+            "class", f"category {report.categories[key]['name']}", "at least one object", "none"
+        )
 
 
 def checked_box(box, image: dict) -> tuple[str | None, str, tuple | None]:
     """(kind of fault or None, what was expected, the box cut to its image or None); it may leave it by SLACK pixels."""
-    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) for v in box):
+    if (
+        not isinstance(box, (list, tuple))
+        or len(box) != 4
+        or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in box)
+    ):
         return "numbers", "[x, y, width, height]", None
     if not all(map(is_number, box)):
         return "finite", "four finite numbers", None
@@ -178,18 +248,36 @@ def checked_box(box, image: dict) -> tuple[str | None, str, tuple | None]:
         return None, "", (x, y, width, height)
     left, top = max(x, 0.0), max(y, 0.0)
     cut = (left, top, min(x + width, image["width"]) - left, min(y + height, image["height"]) - top)
-    outside = x < -SLACK or y < -SLACK or x + width > image["width"] + SLACK or y + height > image["height"] + SLACK
+    outside = (
+        x < -SLACK
+        or y < -SLACK
+        or x + width > image["width"] + SLACK
+        or y + height > image["height"] + SLACK
+    )
     if outside or min(cut[2:]) < TINY:
-        return "outside", f"within {image['width']} x {image['height']} pixels", cut if min(cut[2:]) >= TINY else None
+        return (
+            "outside",
+            f"within {image['width']} x {image['height']} pixels",
+            cut if min(cut[2:]) >= TINY else None,
+        )
     return None, "", cut
 
 
-def _check_area(report: CocoReport, place: str, annotation: dict, image: dict, entry: tuple) -> None:
+def _check_area(
+    report: CocoReport, place: str, annotation: dict, image: dict, entry: tuple
+) -> None:
     area, (width, height) = annotation.get("area"), (float(side) for side in annotation["bbox"][2:])
     if area is None or annotation.get("segmentation"):  # then it is that of the outline
         return
     if not is_number(area) or not abs(area - width * height) <= 1 + 0.01 * width * height:
-        report.add("area", place, f"{width:g} x {height:g} = {width * height:g}", area, image["file_name"], entry)
+        report.add(
+            "area",
+            place,
+            f"{width:g} x {height:g} = {width * height:g}",
+            area,
+            image["file_name"],
+            entry,
+        )
 
 
 def _check_doubles(report: CocoReport) -> None:
@@ -203,16 +291,29 @@ def _check_doubles(report: CocoReport) -> None:
         for index, annotation, box in found:
             before = first.setdefault((annotation["category_id"], box), annotation)
             if before is not annotation:
-                report.add("twice", f"annotation {annotation.get('id')}", "each object once",
-                           f"the box and category of annotation {before.get('id')}", report.images[key]["file_name"],
-                           ("annotations", index))
+                report.add(
+                    "twice",
+                    f"annotation {annotation.get('id')}",
+                    "each object once",
+                    f"the box and category of annotation {before.get('id')}",
+                    report.images[key]["file_name"],
+                    ("annotations", index),
+                )
         overlaps = _overlaps(np.array([box for _, _, box in found]))
         for i, j in zip(*np.nonzero(np.triu(overlaps, 1) > NEAR), strict=True):
             (_, one, box), (index, other, again) = found[i], found[j]
             if one["category_id"] != other["category_id"] or box != again:
-                classes = " and ".join(report.categories[a["category_id"]]["name"] for a in (one, other))
-                report.add("near", f"annotations {one.get('id')} and {other.get('id')}", f"an overlap (IoU) up to {NEAR}",
-                           f"{overlaps[i, j]:.2f}, {classes}", report.images[key]["file_name"], ("annotations", index))
+                classes = " and ".join(
+                    report.categories[a["category_id"]]["name"] for a in (one, other)
+                )
+                report.add(
+                    "near",
+                    f"annotations {one.get('id')} and {other.get('id')}",
+                    f"an overlap (IoU) up to {NEAR}",
+                    f"{overlaps[i, j]:.2f}, {classes}",
+                    report.images[key]["file_name"],
+                    ("annotations", index),
+                )
 
 
 def _overlaps(boxes: np.ndarray) -> np.ndarray:
@@ -232,13 +333,21 @@ def _check_file(report: CocoReport, index: int, entry: dict, decode: bool) -> No
         width, height = read_image(path, "RGB").shape[1::-1] if decode else _header(path)
     except ledger.LedgerError:
         raise
-    except Exception as error:  # a broken file makes Pillow's readers raise whatever they stumble over
+    except (
+        Exception
+    ) as error:  # a broken file makes Pillow's readers raise whatever they stumble over
         found = error.got if isinstance(error, WorkbenchError) else error
         report.add("unreadable", name, "a whole image file", found, name, ("images", index))
         return
     if (width, height) != (entry["width"], entry["height"]):
-        report.add("size", name, f"{entry['width']} x {entry['height']} (from {report.file.name})", f"{width} x {height}",
-                   name, ("images", index))
+        report.add(
+            "size",
+            name,
+            f"{entry['width']} x {entry['height']} (from {report.file.name})",
+            f"{width} x {height}",
+            name,
+            ("images", index),
+        )
 
 
 def _header(path: Path) -> tuple[int, int]:
@@ -261,16 +370,33 @@ def _compare_splits(report: CocoReport) -> None:
             theirs = [(key, entry["name"]) for key, entry in other.categories.items()]
             if theirs != classes:
                 report.add("classes", report.file.name, f"as in {split}.json: {theirs}", classes)
-    indices = {entry["file_name"]: index for index, entry in reversed(list(enumerate(report.content["images"])))
-               if _whole(entry, "images")}
+    indices = {
+        entry["file_name"]: index
+        for index, entry in reversed(list(enumerate(report.content["images"])))
+        if _whole(entry, "images")
+    }
     for group in _same_bytes(report.folder, dict.fromkeys(files)):
         mine = [name for split, name in group if split == report.split]
         abroad = [f"{split}/{name}" for split, name in group if split != report.split]
         for place, name in enumerate(mine):
             if abroad:
-                report.add("leak", name, "in one split only", f"the same as {abroad[0]}", name, ("images", indices[name]))
+                report.add(
+                    "leak",
+                    name,
+                    "in one split only",
+                    f"the same as {abroad[0]}",
+                    name,
+                    ("images", indices[name]),
+                )
             elif place:
-                report.add("same", name, "another picture", f"the same as {mine[0]}", name, ("images", indices[name]))
+                report.add(
+                    "same",
+                    name,
+                    "another picture",
+                    f"the same as {mine[0]}",
+                    name,
+                    ("images", indices[name]),
+                )
 
 
 def _same_bytes(folder: Path, files) -> list[list[tuple[str, str]]]:

@@ -6,11 +6,10 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from dfkd_lib import ledger
-from dfkd_lib.artifacts import resolve
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.artifacts import resolve
 from dfkd_lib.datasets.coco_check import check_coco, checked_box
 from dfkd_lib.datasets.coco_report import KINDS, CocoReport
-from dfkd_lib.errors import WorkbenchError
 
 LIST = "repairs.csv"
 
@@ -20,8 +19,12 @@ def new_folder(path: str | Path):
     """A folder to fill, which appears at `path` when the block ends without an error; WorkbenchError if it is there."""
     path = resolve(path)
     if path.exists():
-        raise WorkbenchError("the folder to write is there already", expected="a new folder", got=path,
-                             mend="name another, or remove it")
+        raise WorkbenchError(
+            "the folder to write is there already",
+            expected="a new folder",
+            got=path,
+            mend="name another, or remove it",
+        )
     work = path.with_name(f".{path.name}.{os.getpid()}.part")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -66,7 +69,9 @@ def repair_coco(folder: str | Path, out: str | Path, splits: tuple[str, ...]) ->
 def _link(source: Path, target: Path) -> None:
     source = source.resolve()
     try:
-        os.link(source, target)  # not a symbolic link: the ledger would take its end for another folder's file
+        os.link(
+            source, target
+        )  # not a symbolic link: the ledger would take its end for another folder's file
     except OSError:
         shutil.copy2(source, target)
 
@@ -75,21 +80,36 @@ def _repaired(report: CocoReport) -> tuple[dict, list[dict]]:
     """The content of a split's file without its faults, and what was done."""
     names = [fault for fault in report.faults if fault.kind == "category_id"]
     if names or not (report.images and report.categories and report.annotations):
-        raise WorkbenchError("a COCO file cannot be repaired", expected="images, categories with an id each, annotations",
-                             got=names[0].found if names else report.error().got, where=report.file, mend="write it again")
+        raise WorkbenchError(
+            "a COCO file cannot be repaired",
+            expected="images, categories with an id each, annotations",
+            got=names[0].found if names else report.error().got,
+            where=report.file,
+            mend="write it again",
+        )
     gone, done = _faulty(report)
-    kept = {key: [entry for index, entry in enumerate(report.content[key]) if index not in gone[key]]
-            for key in ("images", "categories")}
+    kept = {
+        key: [entry for index, entry in enumerate(report.content[key]) if index not in gone[key]]
+        for key in ("images", "categories")
+    }
     images = {entry["id"]: entry for entry in kept["images"]}
     categories = {entry["id"] for entry in kept["categories"]}
-    join = {"image_id": _joined(report, "images", "file_name"), "category_id": _joined(report, "categories", "name")}
+    join = {
+        "image_id": _joined(report, "images", "file_name"),
+        "category_id": _joined(report, "categories", "name"),
+    }
     kept["annotations"] = []
     for index, old in enumerate(report.content["annotations"]):
         if index in gone["annotations"]:
             continue
         new = {**old, **{key: firsts.get(old[key], old[key]) for key, firsts in join.items()}}
-        row = {"what": "its image or category was left out", "place": f"annotation {old.get('id')}", "image": "",
-               "found": old["bbox"], "done": "left out"}
+        row = {
+            "what": "its image or category was left out",
+            "place": f"annotation {old.get('id')}",
+            "image": "",
+            "found": old["bbox"],
+            "done": "left out",
+        }
         if new["image_id"] in images and new["category_id"] in categories:
             image = images[new["image_id"]]
             box = checked_box(old["bbox"], image)[2]
@@ -103,7 +123,9 @@ def _repaired(report: CocoReport) -> tuple[dict, list[dict]]:
                 kept["annotations"].append(new | {"bbox": list(box)} | area)
         done.append(row)
     if not kept["annotations"]:
-        raise WorkbenchError("nothing would be left of a COCO file", where=report.file, mend="write it again")
+        raise WorkbenchError(
+            "nothing would be left of a COCO file", where=report.file, mend="write it again"
+        )
     return {**report.content, **kept}, done
 
 
@@ -119,14 +141,31 @@ def _faulty(report: CocoReport) -> tuple[dict[str, set], list[dict]]:
         key, index = fault.entry
         gone[key].add(index)
         joined = fault.kind in ("file_name", "category_name")
-        done.append({"what": kind.what, "place": fault.place, "image": fault.image, "found": fault.found,
-                     "done": "joined with the first" if joined else "left out"})
+        done.append(
+            {
+                "what": kind.what,
+                "place": fault.place,
+                "image": fault.image,
+                "found": fault.found,
+                "done": "joined with the first" if joined else "left out",
+            }
+        )
         if fault.kind == "image_id":
             entries = report.content["images"]
-            first = next(i for i, entry in enumerate(entries) if entry is report.images[entries[index]["id"]])
-            if entries[first]["file_name"] != entries[index]["file_name"]:  # nothing says whose the annotations are
+            first = next(
+                i for i, entry in enumerate(entries) if entry is report.images[entries[index]["id"]]
+            )
+            if (
+                entries[first]["file_name"] != entries[index]["file_name"]
+            ):  # nothing says whose the annotations are
                 gone["images"].add(first)
-                done.append({**done[-1], "place": f"images, entry {first}", "image": entries[first]["file_name"]})
+                done.append(
+                    {
+                        **done[-1],
+                        "place": f"images, entry {first}",
+                        "image": entries[first]["file_name"],
+                    }
+                )
     return gone, done
 
 
@@ -134,7 +173,9 @@ def _joined(report: CocoReport, key: str, name: str) -> dict:
     """{id of an entry: id of the first with the same `name`} for entries that are one thing under two ids."""
     first, join = {}, {}
     for entry in (report.images if key == "images" else report.categories).values():
-        before = first.setdefault(str(Path(entry[name])) if key == "images" else entry[name], entry["id"])
+        before = first.setdefault(
+            str(Path(entry[name])) if key == "images" else entry[name], entry["id"]
+        )
         if before != entry["id"]:
             join[entry["id"]] = before
     return join

@@ -9,8 +9,17 @@ FILL = (124, 116, 104)  # ImageNet's mean: 0 after a detector's normalisation
 SHOWN = 0.5  # share of an object's box that must lie in a window for the object to count
 
 
-def windows(shape: tuple, boxes: np.ndarray, usual: np.ndarray, rng: np.random.Generator, *, crop: float,
-            crops: int = 1, spread: float = 1.0, anywhere: float = 0.0) -> list[tuple[np.ndarray, int]]:
+def windows(
+    shape: tuple,
+    boxes: np.ndarray,
+    usual: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    crop: float,
+    crops: int = 1,
+    spread: float = 1.0,
+    anywhere: float = 0.0,
+) -> list[tuple[np.ndarray, int]]:
     """Square windows on a frame (H, W, 3): [(corner x, y int (2,), side in pixels)], `crops` of them.
 
     Args:
@@ -31,7 +40,9 @@ def windows(shape: tuple, boxes: np.ndarray, usual: np.ndarray, rng: np.random.G
         else:
             room = max(side - extent, 0) / 2  # rounding may take half a pixel
             middle = boxes[turn % len(boxes), :2] + boxes[turn % len(boxes), 2:] / 2
-            corner = np.round(middle - side / 2 + rng.uniform(-room, room, 2)).astype(int).clip(0, most)
+            corner = (
+                np.round(middle - side / 2 + rng.uniform(-room, room, 2)).astype(int).clip(0, most)
+            )
         found.append((corner, side))
     return found
 
@@ -84,5 +95,5 @@ def stacked(images: list[np.ndarray]) -> Tensor:
     every = np.empty((len(images), height, width, 3), np.uint8)
     every[:] = FILL
     for row, image in zip(every, images, strict=True):
-        row[:image.shape[0], :image.shape[1]] = image
+        row[: image.shape[0], : image.shape[1]] = image
     return torch.from_numpy(every).permute(0, 3, 1, 2).contiguous()

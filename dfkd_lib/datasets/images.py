@@ -7,16 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dfkd_lib import ledger
-from dfkd_lib.errors import WorkbenchError, printable
+from dfkd_lib.core import WorkbenchError, ledger, printable
 
 
 def check_names(classes: tuple[str, ...], where: str) -> None:
     """Raise WorkbenchError unless every class has a name that a table, a page and a terminal can show."""
     bad = [name for name in classes if not name.strip() or not printable(name)]
     if bad or not classes:
-        raise WorkbenchError("a class has no usable name", expected="text without control characters", where=where,
-                             got=repr(bad[0]) if bad else "no classes", mend="rename it")
+        raise WorkbenchError(
+            "a class has no usable name",
+            expected="text without control characters",
+            where=where,
+            got=repr(bad[0]) if bad else "no classes",
+            mend="rename it",
+        )
 
 
 @dataclass
@@ -42,23 +46,45 @@ class ImageSet:
 
     def __post_init__(self):
         self.classes = tuple(str(c) for c in self.classes)
-        if not isinstance(self.pixels, Tensor) or self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
+        if (
+            not isinstance(self.pixels, Tensor)
+            or self.pixels.dtype != torch.uint8
+            or self.pixels.ndim != 4
+        ):
             got = f"{getattr(self.pixels, 'dtype', type(self.pixels))} {tuple(getattr(self.pixels, 'shape', ()))}"
-            raise WorkbenchError("images have the wrong form", expected="uint8 (N, C, H, W)", got=got, where=self.name,
-                                 mend="convert float images in [-1, 1] with datasets.to_uint8, which refuses NaN")
+            raise WorkbenchError(
+                "images have the wrong form",
+                expected="uint8 (N, C, H, W)",
+                got=got,
+                where=self.name,
+                mend="convert float images in [-1, 1] with datasets.to_uint8, which refuses NaN",
+            )
         if self.pixels.numel() == 0:
-            raise WorkbenchError("a set of images is empty", where=self.name, mend="give at least one image with pixels",
-                                 got=tuple(self.pixels.shape))
+            raise WorkbenchError(
+                "a set of images is empty",
+                where=self.name,
+                mend="give at least one image with pixels",
+                got=tuple(self.pixels.shape),
+            )
         check_names(self.classes, self.name)
         if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.pixels),):
-            raise WorkbenchError("labels do not fit the images", expected=f"int64 ({len(self.pixels)},)", where=self.name,
-                                 got=f"{self.labels.dtype} {tuple(self.labels.shape)}", mend="give one label an image")
+            raise WorkbenchError(
+                "labels do not fit the images",
+                expected=f"int64 ({len(self.pixels)},)",
+                where=self.name,
+                got=f"{self.labels.dtype} {tuple(self.labels.shape)}",
+                mend="give one label an image",
+            )
         bad = ((self.labels < 0) | (self.labels >= len(self.classes))).nonzero()
         if len(bad):
             first = int(bad[0])
-            raise WorkbenchError("a label is out of range", expected=f"0..{len(self.classes) - 1}",
-                                 got=int(self.labels[first]), where=f"{self.name}, image {first}",
-                                 mend="check the labels file, or name all classes")
+            raise WorkbenchError(
+                "a label is out of range",
+                expected=f"0..{len(self.classes) - 1}",
+                got=int(self.labels[first]),
+                where=f"{self.name}, image {first}",
+                mend="check the labels file, or name all classes",
+            )
         if self.places is None:
             self.places = np.arange(len(self.pixels))
 
@@ -86,7 +112,9 @@ class ImageSet:
     def fingerprint(self) -> str:
         """A hash of pixels, labels and class names: the identity of the set in artifact keys."""
         if self._fingerprint is None:
-            digest = hashlib.sha256(repr((tuple(self.pixels.shape), self.classes, self.split)).encode())
+            digest = hashlib.sha256(
+                repr((tuple(self.pixels.shape), self.classes, self.split)).encode()
+            )
             for part in self.pixels.split(4096):  # a set may be larger than memory
                 digest.update(part.numpy().tobytes())
             digest.update(self.labels.numpy().tobytes())
@@ -100,8 +128,13 @@ class ImageSet:
         """The images at `indices` (ints (n,), or a boolean mask (N,)), in that order."""
         indices = torch.as_tensor(indices)
         indices = indices.nonzero().flatten() if indices.dtype == torch.bool else indices.long()
-        return replace(self, pixels=self.pixels[indices], labels=self.labels[indices],
-                       places=self.places[indices.numpy()], _fingerprint=None)
+        return replace(
+            self,
+            pixels=self.pixels[indices],
+            labels=self.labels[indices],
+            places=self.places[indices.numpy()],
+            _fingerprint=None,
+        )
 
     def sample(self, count: int, seed: int = 0) -> "ImageSet":
         """`count` images, as evenly over the classes as they allow, chosen by `seed`; all of them if count >= N.
@@ -110,8 +143,13 @@ class ImageSet:
             WorkbenchError: if a class has no image, or count is below 1.
         """
         if count < 1:
-            raise WorkbenchError("an impossible number of images", expected="1 or more", got=count, where=self.name,
-                                 mend="ask for at least one")
+            raise WorkbenchError(
+                "an impossible number of images",
+                expected="1 or more",
+                got=count,
+                where=self.name,
+                mend="ask for at least one",
+            )
         if count >= len(self):
             return self
         self.check_classes()
@@ -129,9 +167,13 @@ class ImageSet:
         counts = torch.bincount(self.labels, minlength=self.num_classes)
         if (counts == 0).any():
             empty = [self.classes[int(k)] for k in (counts == 0).nonzero().flatten()]
-            raise WorkbenchError("a class has no image", expected="at least one image in each class",
-                                 got=f"none for {', '.join(empty)}", where=self.name,
-                                 mend="add images of that class, or leave it out of the class names")
+            raise WorkbenchError(
+                "a class has no image",
+                expected="at least one image in each class",
+                got=f"none for {', '.join(empty)}",
+                where=self.name,
+                mend="add images of that class, or leave it out of the class names",
+            )
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -142,9 +184,12 @@ def to_float(images: Tensor) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """Float (…) in [-1, 1] (clamped) → uint8, 0..255; WorkbenchError on NaN or infinity."""
     if not torch.isfinite(images).all():
-        raise WorkbenchError("images hold values that are not numbers", expected="finite values in [-1, 1]",
-                             got=f"{int((~torch.isfinite(images)).sum())} NaN or infinite pixels",
-                             mend="the generator has diverged: lower its learning rate, or use its last good checkpoint")
+        raise WorkbenchError(
+            "images hold values that are not numbers",
+            expected="finite values in [-1, 1]",
+            got=f"{int((~torch.isfinite(images)).sum())} NaN or infinite pixels",
+            mend="the generator has diverged: lower its learning rate, or use its last good checkpoint",
+        )
     return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -8,10 +8,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from dfkd_lib import ledger
+from dfkd_lib.core import WorkbenchError, ledger
 from dfkd_lib.datasets.images import check_names
 from dfkd_lib.datasets.silhouettes import CLASSES, silhouette
-from dfkd_lib.errors import WorkbenchError
 
 SUPERSAMPLE = 4
 MAX_OBJECTS = 4
@@ -43,20 +42,34 @@ class SceneSet:
 
     def __post_init__(self):
         if not len(self.pixels) == len(self.boxes) == len(self.labels):
-            raise WorkbenchError("a scene set is not whole", expected=f"boxes and labels for {len(self.pixels)} images",
-                                 got=f"{len(self.boxes)} and {len(self.labels)}", where=self.origin,
-                                 mend="give one tensor of boxes and one of labels for each image")
+            raise WorkbenchError(
+                "a scene set is not whole",
+                expected=f"boxes and labels for {len(self.pixels)} images",
+                got=f"{len(self.boxes)} and {len(self.labels)}",
+                where=self.origin,
+                mend="give one tensor of boxes and one of labels for each image",
+            )
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4 or not len(self.pixels):
-            raise WorkbenchError("scenes have the wrong form", expected="uint8 (N, 3, H, W), N >= 1", where=self.origin,
-                                 got=f"{self.pixels.dtype} {tuple(self.pixels.shape)}", mend="convert them to uint8")
+            raise WorkbenchError(
+                "scenes have the wrong form",
+                expected="uint8 (N, 3, H, W), N >= 1",
+                where=self.origin,
+                got=f"{self.pixels.dtype} {tuple(self.pixels.shape)}",
+                mend="convert them to uint8",
+            )
         check_names(self.classes, self.origin)
         if self.rows is None:
             object.__setattr__(self, "rows", np.arange(len(self.pixels)))
         if self.scale is None:
             object.__setattr__(self, "scale", torch.ones(len(self.pixels)))
         if self.scale.shape != (len(self.pixels),) or not (self.scale > 0).all():
-            raise WorkbenchError("scales do not fit the scenes", expected=f"float32 ({len(self.pixels)},), above 0",
-                                 got=f"{tuple(self.scale.shape)}", where=self.origin, mend="give one for each image")
+            raise WorkbenchError(
+                "scales do not fit the scenes",
+                expected=f"float32 ({len(self.pixels)},), above 0",
+                got=f"{tuple(self.scale.shape)}",
+                where=self.origin,
+                mend="give one for each image",
+            )
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -75,24 +88,41 @@ class SceneSet:
         digest.update(self.pixels.numpy().tobytes())
         for boxes, labels in zip(self.boxes, self.labels, strict=True):
             digest.update(boxes.numpy().tobytes() + labels.numpy().tobytes())
-        if (self.scale != 1).any():  # scenes at their own size keep the name that they had before there were scales
+        if (
+            self.scale != 1
+        ).any():  # scenes at their own size keep the name that they had before there were scales
             digest.update(self.scale.numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def subset(self, indices) -> "SceneSet":
         """The scenes at `indices` (ints, any order), of the same split."""
         indices = [int(i) for i in indices]
-        return SceneSet(self.pixels[indices], [self.boxes[i] for i in indices], [self.labels[i] for i in indices],
-                        self.classes, self.origin, self.split, self.rows[indices], self.scale[indices])
+        return SceneSet(
+            self.pixels[indices],
+            [self.boxes[i] for i in indices],
+            [self.labels[i] for i in indices],
+            self.classes,
+            self.origin,
+            self.split,
+            self.rows[indices],
+            self.scale[indices],
+        )
 
     def counts(self) -> dict[str, int]:
         """The number of objects of each class."""
         every = torch.cat([*self.labels, torch.empty(0, dtype=torch.int64)])
-        return dict(zip(self.classes, torch.bincount(every, minlength=len(self.classes)).tolist(), strict=True))
+        return dict(
+            zip(
+                self.classes,
+                torch.bincount(every, minlength=len(self.classes)).tolist(),
+                strict=True,
+            )
+        )
 
 
-def generate_scenes(count: int, size: int = 96, seed: int = 0, split: str = "train",
-                    scale: tuple = (0.2, 0.5)) -> SceneSet:
+def generate_scenes(
+    count: int, size: int = 96, seed: int = 0, split: str = "train", scale: tuple = (0.2, 0.5)
+) -> SceneSet:
     """Draw seeded aerial scenes of 0-4 birds, helicopters, drones and planes, with the boxes of what was drawn.
 
     Scene i depends on (seed, split, i) alone, so a larger set begins with the smaller one, byte for byte.
@@ -109,23 +139,38 @@ def generate_scenes(count: int, size: int = 96, seed: int = 0, split: str = "tra
         WorkbenchError: on an unknown split or impossible sizes.
     """
     if split not in STREAMS:
-        raise WorkbenchError("unknown split of the generated scenes", expected=", ".join(STREAMS), got=split,
-                             mend="choose one of them")
+        raise WorkbenchError(
+            "unknown split of the generated scenes",
+            expected=", ".join(STREAMS),
+            got=split,
+            mend="choose one of them",
+        )
     if count < 1 or size < 32 or not 0 < scale[0] <= scale[1] <= 1:
-        raise WorkbenchError("impossible generated scenes", expected="count >= 1, size >= 32, 0 < scale <= 1",
-                             got=f"count {count}, size {size}, scale {scale}", mend="correct the value out of range")
+        raise WorkbenchError(
+            "impossible generated scenes",
+            expected="count >= 1, size >= 32, 0 < scale <= 1",
+            got=f"count {count}, size {size}, scale {scale}",
+            mend="correct the value out of range",
+        )
     images, boxes, labels = np.empty((count, size, size, 3), np.uint8), [], []
     for index in range(count):
         rng = np.random.default_rng([seed, STREAMS[split], index])
         images[index], scene_boxes, scene_labels = _scene(size, scale, rng)
         boxes.append(torch.from_numpy(scene_boxes))
         labels.append(torch.from_numpy(scene_labels))
-    return SceneSet(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), boxes, labels, CLASSES,
-                    f"generated aerial scenes, {split}, seed {seed}",
-                    None if split == "synthetic" else f"aerial/{split}")
+    return SceneSet(
+        torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+        boxes,
+        labels,
+        CLASSES,
+        f"generated aerial scenes, {split}, seed {seed}",
+        None if split == "synthetic" else f"aerial/{split}",
+    )
 
 
-def _scene(size: int, scale: tuple, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _scene(
+    size: int, scale: tuple, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One scene: uint8 (size, size, 3), boxes float32 (n, 4) cxcywh, labels int64 (n,)."""
     canvas = _sky(size, rng)
     taken, labels = [], []
@@ -137,7 +182,9 @@ def _scene(size: int, scale: tuple, rng: np.random.Generator) -> tuple[np.ndarra
             labels.append(label)
     canvas = canvas + rng.normal(0, rng.uniform(0, 5), canvas.shape).astype(np.float32)
     corners = np.array(taken, dtype=np.float32).reshape(-1, 4) / size
-    boxes = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
+    boxes = np.concatenate(
+        [(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1
+    )
     return canvas.clip(0, 255).astype(np.uint8), boxes, np.array(labels, dtype=np.int64)
 
 
@@ -154,7 +201,9 @@ def _sky(size: int, rng: np.random.Generator) -> np.ndarray:
     y = np.linspace(0, 1, size, dtype=np.float32)
     ramp = (y[:, None] + rng.uniform(-0.4, 0.4) * (y[None, :] - 0.5))[..., None]
     canvas = (top * (1 - ramp) + low * ramp).astype(np.float32)
-    cloud = _smooth_noise(int(rng.integers(3, 6)), size, rng) + 0.5 * _smooth_noise(int(rng.integers(8, 14)), size, rng)
+    cloud = _smooth_noise(int(rng.integers(3, 6)), size, rng) + 0.5 * _smooth_noise(
+        int(rng.integers(8, 14)), size, rng
+    )
     cover = (cloud + rng.uniform(-0.9, 0.5)).clip(0, 1)[..., None] * rng.uniform(0.2, 0.9)
     canvas += cover * (rng.uniform(190, 250) - canvas)
     if rng.random() < 0.45:
@@ -166,17 +215,23 @@ def _ground(canvas: np.ndarray, rng: np.random.Generator) -> None:
     """Draw hills, and at times buildings, over the lower part of `canvas`, in place."""
     size = len(canvas)
     colour = np.array(_GROUNDS[rng.integers(len(_GROUNDS))], np.float32) + rng.uniform(-15, 15, 3)
-    ridge = size * (rng.uniform(0.65, 0.92) + 0.06 * _smooth_noise(int(rng.integers(3, 8)), size, rng)[0])
+    ridge = size * (
+        rng.uniform(0.65, 0.92) + 0.06 * _smooth_noise(int(rng.integers(3, 8)), size, rng)[0]
+    )
     if rng.random() < 0.4:
         for left in rng.integers(0, size, 6):
             width = int(rng.integers(size // 24, size // 8))
-            ridge[left:left + width] = ridge[left:left + width].mean() - size * rng.uniform(0.02, 0.14)
+            ridge[left : left + width] = ridge[left : left + width].mean() - size * rng.uniform(
+                0.02, 0.14
+            )
     inside = np.arange(size)[:, None] > ridge[None, :]
     texture = 12 * _smooth_noise(size // 4, size, rng)
     canvas[inside] = (colour + texture[..., None])[inside]
 
 
-def _draw(canvas: np.ndarray, label: int, length: float, taken: list, rng: np.random.Generator) -> tuple | None:
+def _draw(
+    canvas: np.ndarray, label: int, length: float, taken: list, rng: np.random.Generator
+) -> tuple | None:
     """Draw one object where it hardly overlaps the boxes in `taken`; returns its box (x0, y0, x1, y1) or None."""
     parts = silhouette(label, length * SUPERSAMPLE, rng)
     extent = np.concatenate([points for points, _, _ in parts]).max(axis=0) / SUPERSAMPLE
@@ -185,8 +240,10 @@ def _draw(canvas: np.ndarray, label: int, length: float, taken: list, rng: np.ra
         return None
     origin = np.floor(corner).astype(int)
     inner = corner - origin
-    width, height = (np.ceil(inner + extent).astype(int) + 1)
-    alpha, shade = (Image.new("L", (int(width) * SUPERSAMPLE, int(height) * SUPERSAMPLE)) for _ in range(2))
+    width, height = np.ceil(inner + extent).astype(int) + 1
+    alpha, shade = (
+        Image.new("L", (int(width) * SUPERSAMPLE, int(height) * SUPERSAMPLE)) for _ in range(2)
+    )
     draw_alpha, draw_shade = ImageDraw.Draw(alpha), ImageDraw.Draw(shade)
     for points, tone, opacity in parts:
         outline = (points + inner * SUPERSAMPLE).ravel().tolist()
@@ -198,8 +255,11 @@ def _draw(canvas: np.ndarray, label: int, length: float, taken: list, rng: np.ra
     solid = np.asarray(shade.point(lambda v: 255 if v else 0).reduce(SUPERSAMPLE), np.float32) / 255
     tone = tone / np.maximum(solid, 1e-3)
     x, y = origin
-    area = canvas[y:y + height, x:x + width]
-    cover, tone = cover[:len(area), :area.shape[1], None], tone[:len(area), :area.shape[1], None]
+    area = canvas[y : y + height, x : x + width]
+    cover, tone = (
+        cover[: len(area), : area.shape[1], None],
+        tone[: len(area), : area.shape[1], None],
+    )
     area += cover * (tone * _paint(area.mean(axis=(0, 1)), rng) - area)
     low, high = corner, corner + extent
     return (*low, *high)
@@ -208,17 +268,25 @@ def _draw(canvas: np.ndarray, label: int, length: float, taken: list, rng: np.ra
 def _paint(behind: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A colour that can be told from what is behind it: float32 (3,) in 0-255."""
     grey = behind.mean()
-    target = grey - rng.uniform(70, 150) if grey > 110 and rng.random() < 0.75 else grey + rng.uniform(70, 120)
+    target = (
+        grey - rng.uniform(70, 150)
+        if grey > 110 and rng.random() < 0.75
+        else grey + rng.uniform(70, 120)
+    )
     return np.clip(target + rng.uniform(-30, 30, 3), 5, 250).astype(np.float32)
 
 
-def _free_corner(extent: np.ndarray, size: int, taken: list, rng: np.random.Generator) -> np.ndarray | None:
+def _free_corner(
+    extent: np.ndarray, size: int, taken: list, rng: np.random.Generator
+) -> np.ndarray | None:
     """A top-left corner at which a box of this extent lies inside and covers little of the others, or None."""
     for _ in range(12):
         corner = rng.uniform(0.5, np.maximum(size - extent - 0.5, 0.6))
         low, high = corner, corner + extent
         for x0, y0, x1, y1 in taken:
-            shared = max(min(high[0], x1) - max(low[0], x0), 0) * max(min(high[1], y1) - max(low[1], y0), 0)
+            shared = max(min(high[0], x1) - max(low[0], x0), 0) * max(
+                min(high[1], y1) - max(low[1], y0), 0
+            )
             if shared > 0.1 * min(extent.prod(), (x1 - x0) * (y1 - y0)):
                 break
         else:
@@ -226,6 +294,15 @@ def _free_corner(extent: np.ndarray, size: int, taken: list, rng: np.random.Gene
     return None
 
 
-_SKIES = ((90, 140, 200), (60, 100, 170), (140, 170, 200), (165, 175, 185), (200, 205, 210), (110, 100, 130),
-          (180, 130, 110), (40, 50, 80), (120, 180, 220))
+_SKIES = (
+    (90, 140, 200),
+    (60, 100, 170),
+    (140, 170, 200),
+    (165, 175, 185),
+    (200, 205, 210),
+    (110, 100, 130),
+    (180, 130, 110),
+    (40, 50, 80),
+    (120, 180, 220),
+)
 _GROUNDS = ((70, 95, 55), (105, 95, 70), (80, 80, 85), (60, 75, 60), (130, 120, 95), (45, 50, 50))

@@ -33,28 +33,55 @@ def _turn(angle: float) -> np.ndarray:
 def _bird(rng) -> tuple[list, np.ndarray]:
     sweep, span, chord = rng.uniform(-0.1, 0.35), rng.uniform(0.8, 1.1), rng.uniform(0.16, 0.26)
     lift = rng.uniform(-0.35, 0.5)  # raised wings, seen obliquely, lean to one side
-    wing = _polygon(.26, .05, .30, .42 * span, .08 - sweep, .85 * span, -.22 - sweep, span,
-                    -.16 - sweep, .72 * span, .02 - chord, .42 * span, -.22, .06)
+    wing = _polygon(
+        0.26,
+        0.05,
+        0.30,
+        0.42 * span,
+        0.08 - sweep,
+        0.85 * span,
+        -0.22 - sweep,
+        span,
+        -0.16 - sweep,
+        0.72 * span,
+        0.02 - chord,
+        0.42 * span,
+        -0.22,
+        0.06,
+    )
     wings = [wing, _mirrored(wing)]
     for points in wings:
         points[:, 0] -= lift * np.abs(points[:, 1])
-    tail = _polygon(-.28, .07, -.74, .2, -.64, 0, -.74, -.2, -.28, -.07)
-    parts = [(wings[0], .8, 255), (wings[1], .92, 255), (tail, .85, 255), (_ellipse(0, 0, .42, .13), 1, 255),
-             (_ellipse(.40, 0, .14, .10), 1, 255), (_polygon(.50, .05, .68, 0, .50, -.05), .5, 255)]
+    tail = _polygon(-0.28, 0.07, -0.74, 0.2, -0.64, 0, -0.74, -0.2, -0.28, -0.07)
+    parts = [
+        (wings[0], 0.8, 255),
+        (wings[1], 0.92, 255),
+        (tail, 0.85, 255),
+        (_ellipse(0, 0, 0.42, 0.13), 1, 255),
+        (_ellipse(0.40, 0, 0.14, 0.10), 1, 255),
+        (_polygon(0.50, 0.05, 0.68, 0, 0.50, -0.05), 0.5, 255),
+    ]
     return parts, _turn(rng.uniform(0, 2 * math.pi)) @ np.diag([1, rng.uniform(0.5, 1.0)])
 
 
 def _helicopter(rng) -> tuple[list, np.ndarray]:
     rotor, mast = rng.uniform(0.8, 1.1), rng.uniform(0.1, 0.3)
-    parts = [(_ellipse(-1.04, -.1, .18, .18), .8, 150),
-             (_polygon(-.1, -.12, -1.02, -.07, -1.02, .02, -.1, .16), .9, 255),
-             (_polygon(-.86, -.05, -1.14, -.36, -1.02, -.36, -.9, .02), .8, 255),
-             (_polygon(.1, -.2, .1, -.4, .2, -.4, .2, -.2), .6, 255), (_ellipse(.18, .05, .46, .28, 16), 1, 255),
-             (_polygon(.32, -.12, .5, -.1, .62, .06, .36, .06), .35, 255),
-             (_polygon(-.2, .42, .55, .42, .63, .35, .66, .39, .57, .48, -.2, .48), .5, 255),
-             (_polygon(0, .28, .06, .28, .03, .44, -.03, .44), .5, 255),
-             (_polygon(.34, .26, .4, .26, .44, .44, .38, .44), .5, 255),
-             (_ellipse(.15, -.4, rotor, rng.uniform(.045, .09), 20), .55, 225)]
+    parts = [
+        (_ellipse(-1.04, -0.1, 0.18, 0.18), 0.8, 150),
+        (_polygon(-0.1, -0.12, -1.02, -0.07, -1.02, 0.02, -0.1, 0.16), 0.9, 255),
+        (_polygon(-0.86, -0.05, -1.14, -0.36, -1.02, -0.36, -0.9, 0.02), 0.8, 255),
+        (_polygon(0.1, -0.2, 0.1, -0.4, 0.2, -0.4, 0.2, -0.2), 0.6, 255),
+        (_ellipse(0.18, 0.05, 0.46, 0.28, 16), 1, 255),
+        (_polygon(0.32, -0.12, 0.5, -0.1, 0.62, 0.06, 0.36, 0.06), 0.35, 255),
+        (
+            _polygon(-0.2, 0.42, 0.55, 0.42, 0.63, 0.35, 0.66, 0.39, 0.57, 0.48, -0.2, 0.48),
+            0.5,
+            255,
+        ),
+        (_polygon(0, 0.28, 0.06, 0.28, 0.03, 0.44, -0.03, 0.44), 0.5, 255),
+        (_polygon(0.34, 0.26, 0.4, 0.26, 0.44, 0.44, 0.38, 0.44), 0.5, 255),
+        (_ellipse(0.15, -0.4, rotor, rng.uniform(0.045, 0.09), 20), 0.55, 225),
+    ]
     facing = np.diag([rng.choice([-1, 1]) * rng.uniform(0.75, 1.0), 1 - mast * 0.3])
     return parts, _turn(rng.uniform(-0.45, 0.45)) @ facing
 
@@ -64,37 +91,93 @@ def _drone(rng) -> tuple[list, np.ndarray]:
     for angle in np.deg2rad([45, 135, 225, 315]):
         hub = 0.78 * np.array([math.cos(angle), math.sin(angle)])
         side = 0.11 * np.array([-hub[1], hub[0]])
-        parts.append((np.stack([side, hub + side * 0.7, hub - side * 0.7, -side]), .8, 255))
-        parts.append((_ellipse(*hub, radius, radius, 16), .75, 165))
-        parts.append((_ellipse(*hub, .09, .09, 8), .4, 255))
-    parts.append((_polygon(-.36, -.2, -.2, -.32, .2, -.32, .36, -.2, .36, .2, .2, .32, -.2, .32, -.36, .2), 1, 255))
-    parts.append((_ellipse(.14, 0, .13, .13, 10), .35, 255))
+        parts.append((np.stack([side, hub + side * 0.7, hub - side * 0.7, -side]), 0.8, 255))
+        parts.append((_ellipse(*hub, radius, radius, 16), 0.75, 165))
+        parts.append((_ellipse(*hub, 0.09, 0.09, 8), 0.4, 255))
+    parts.append(
+        (
+            _polygon(
+                -0.36,
+                -0.2,
+                -0.2,
+                -0.32,
+                0.2,
+                -0.32,
+                0.36,
+                -0.2,
+                0.36,
+                0.2,
+                0.2,
+                0.32,
+                -0.2,
+                0.32,
+                -0.36,
+                0.2,
+            ),
+            1,
+            255,
+        )
+    )
+    parts.append((_ellipse(0.14, 0, 0.13, 0.13, 10), 0.35, 255))
     view = np.diag([1, rng.uniform(0.4, 0.9)]) @ _turn(rng.uniform(0, 2 * math.pi))
     return parts, _turn(rng.uniform(-0.35, 0.35)) @ view
 
 
 def _plane(rng) -> tuple[list, np.ndarray]:
     sweep, span = rng.uniform(0.2, 0.6), rng.uniform(0.8, 1.05)
-    wing = _polygon(.3, .08, .26 - sweep * .9, span, .08 - sweep * .9, span, -.14, .08)
-    tail = _polygon(-.66, .05, -.9 - .1 * sweep, .38, -1.03 - .1 * sweep, .38, -.92, .03)
-    engine = _ellipse(.22 - sweep * .3, .38, .14, .055, 8)
-    body = _polygon(.98, 0, .93, .06, .82, .1, .62, .115, -.6, .105, -.98, .03, -.98, -.03, -.6, -.105, .62, -.115,
-                    .82, -.1, .93, -.06)
-    parts = [(part, shade, 255) for points, shade in ((wing, .86), (tail, .84), (engine, .55))
-             for part in (points, _mirrored(points))]
-    parts += [(body, 1, 255), (_polygon(-.6, .025, -1.06, .03, -1.06, -.03, -.6, -.025), .6, 255),
-              (_polygon(.78, .07, .86, .05, .86, -.05, .78, -.07), .35, 255)]
+    wing = _polygon(0.3, 0.08, 0.26 - sweep * 0.9, span, 0.08 - sweep * 0.9, span, -0.14, 0.08)
+    tail = _polygon(-0.66, 0.05, -0.9 - 0.1 * sweep, 0.38, -1.03 - 0.1 * sweep, 0.38, -0.92, 0.03)
+    engine = _ellipse(0.22 - sweep * 0.3, 0.38, 0.14, 0.055, 8)
+    body = _polygon(
+        0.98,
+        0,
+        0.93,
+        0.06,
+        0.82,
+        0.1,
+        0.62,
+        0.115,
+        -0.6,
+        0.105,
+        -0.98,
+        0.03,
+        -0.98,
+        -0.03,
+        -0.6,
+        -0.105,
+        0.62,
+        -0.115,
+        0.82,
+        -0.1,
+        0.93,
+        -0.06,
+    )
+    parts = [
+        (part, shade, 255)
+        for points, shade in ((wing, 0.86), (tail, 0.84), (engine, 0.55))
+        for part in (points, _mirrored(points))
+    ]
+    parts += [
+        (body, 1, 255),
+        (_polygon(-0.6, 0.025, -1.06, 0.03, -1.06, -0.03, -0.6, -0.025), 0.6, 255),
+        (_polygon(0.78, 0.07, 0.86, 0.05, 0.86, -0.05, 0.78, -0.07), 0.35, 255),
+    ]
     return parts, _turn(rng.uniform(0, 2 * math.pi)) @ np.diag([1, rng.uniform(0.45, 1.0)])
 
 
 _MAKERS = (_bird, _helicopter, _drone, _plane)
 
 
-def silhouette(label: int, size: float, rng: np.random.Generator) -> list[tuple[np.ndarray, float, int]]:
+def silhouette(
+    label: int, size: float, rng: np.random.Generator
+) -> list[tuple[np.ndarray, float, int]]:
     """A posed object of class `CLASSES[label]`: parts whose points start at (0, 0) and whose longer side is `size`."""
     parts, pose = _MAKERS[label](rng)
     posed = [points @ pose.T for points, _, _ in parts]
     everything = np.concatenate(posed)
     low, high = everything.min(axis=0), everything.max(axis=0)
     scale = size / (high - low).max()
-    return [((points - low) * scale, shade, opacity) for points, (_, shade, opacity) in zip(posed, parts, strict=True)]
+    return [
+        ((points - low) * scale, shade, opacity)
+        for points, (_, shade, opacity) in zip(posed, parts, strict=True)
+    ]

@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dfkd_lib import ledger
-from dfkd_lib.artifacts import resolve
+from dfkd_lib.core import WorkbenchError, ledger
+from dfkd_lib.core.artifacts import resolve
 from dfkd_lib.datasets.cifar import read_cifar
 from dfkd_lib.datasets.images import ImageSet
-from dfkd_lib.errors import WorkbenchError
 
 SPLITS = ("train", "test")
-MNIST_FILES = {"train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
-               "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")}
+MNIST_FILES = {
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
 LARGEST_IDX = 1 << 31  # bytes of values in an IDX file; MNIST's have 47 million
 LARGEST_SIDE = 4096  # pixels that images may be resized to
 # What may stand in an image file, whatever its suffix: Pillow also reads formats that run a program of their own (EPS).
@@ -28,8 +29,16 @@ FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
-def load_images(name_or_path: str, split: str, root: str | Path = "data", *, size: int | None = None,
-                channels: int | None = None, download: bool = False, max_images: int = 0) -> ImageSet:
+def load_images(
+    name_or_path: str,
+    split: str,
+    root: str | Path = "data",
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    download: bool = False,
+    max_images: int = 0,
+) -> ImageSet:
     """A labelled real split, in memory.
 
     Args:
@@ -50,11 +59,21 @@ def load_images(name_or_path: str, split: str, root: str | Path = "data", *, siz
     """
     named = name_or_path in ("mnist", "digits", "cifar10", "cifar100")
     if split not in SPLITS and (named or split != "all"):
-        raise WorkbenchError("no such split", expected=" or ".join(SPLITS) + ("" if named else ", or all of a folder"),
-                             got=split, where=name_or_path, mend="choose one of them")
+        raise WorkbenchError(
+            "no such split",
+            expected=" or ".join(SPLITS) + ("" if named else ", or all of a folder"),
+            got=split,
+            where=name_or_path,
+            mend="choose one of them",
+        )
     if max_images < 0:
-        raise WorkbenchError("no such number of images", expected="0 (all) or more", got=max_images, where="max_images",
-                             mend="give a number from 0 on")
+        raise WorkbenchError(
+            "no such number of images",
+            expected="0 (all) or more",
+            got=max_images,
+            where="max_images",
+            mend="give a number from 0 on",
+        )
     root = resolve(root)
     ledger.register_root(root, free=("artifacts", "teachers"))
     if name_or_path == "mnist":
@@ -63,13 +82,22 @@ def load_images(name_or_path: str, split: str, root: str | Path = "data", *, siz
         return _digits(split)
     if name_or_path in ("cifar10", "cifar100"):
         pixels, labels, classes = read_cifar(name_or_path, root, split, download)
-        return ImageSet(torch.from_numpy(pixels), torch.tensor(labels), classes, f"{name_or_path}/{split}",
-                        f"{name_or_path}/{split}")
+        return ImageSet(
+            torch.from_numpy(pixels),
+            torch.tensor(labels),
+            classes,
+            f"{name_or_path}/{split}",
+            f"{name_or_path}/{split}",
+        )
     folder = resolve(name_or_path)
     if not os.path.isdir(folder):
-        raise WorkbenchError("no such data set", got=name_or_path, where=folder,
-                             expected="mnist, digits, cifar10, cifar100, or a folder with train/<class>/*.png",
-                             mend="check the name or the path")
+        raise WorkbenchError(
+            "no such data set",
+            got=name_or_path,
+            where=folder,
+            expected="mnist, digits, cifar10, cifar100, or a folder with train/<class>/*.png",
+            mend="check the name or the path",
+        )
     return _folder(folder, split, size, channels, max_images)
 
 
@@ -82,51 +110,90 @@ def read_idx(path: str | Path) -> np.ndarray:
             head = file.read(4)
             dims = head[3] if head[:3] == b"\x00\x00\x08" and len(head) == 4 else 0
             sizes = file.read(4 * dims)
-            shape = struct.unpack(f">{dims}I", sizes) if 1 <= dims <= 4 and len(sizes) == 4 * dims else ()
+            shape = (
+                struct.unpack(f">{dims}I", sizes)
+                if 1 <= dims <= 4 and len(sizes) == 4 * dims
+                else ()
+            )
             count = math.prod(shape)
             # No more than the header tells of, and one byte to see whether there is more: it may unpack to gigabytes.
             body = file.read(count + 1) if shape and count <= LARGEST_IDX else b""
     except FileNotFoundError:
-        raise WorkbenchError("a data file is missing", expected=path.name, where=path.parent, mend=mend) from None
+        raise WorkbenchError(
+            "a data file is missing", expected=path.name, where=path.parent, mend=mend
+        ) from None
     except ledger.LedgerError:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise WorkbenchError("a data file is damaged or truncated", expected="a whole gzip file", got=error, where=path,
-                             mend=mend) from None
+        raise WorkbenchError(
+            "a data file is damaged or truncated",
+            expected="a whole gzip file",
+            got=error,
+            where=path,
+            mend=mend,
+        ) from None
     if not shape:
-        raise WorkbenchError("a data file is not an IDX file of bytes", expected="it begins 00 00 08 <dimensions, 1 to 4>",
-                             got=head.hex(" "), where=path, mend=mend)
+        raise WorkbenchError(
+            "a data file is not an IDX file of bytes",
+            expected="it begins 00 00 08 <dimensions, 1 to 4>",
+            got=head.hex(" "),
+            where=path,
+            mend=mend,
+        )
     if len(body) != count:
         got = f"{len(body)} bytes" if count > len(body) else f"{count} bytes and more"
-        raise WorkbenchError("a data file has the wrong size", expected=f"{shape} = {count} bytes of values, at most "
-                             f"{LARGEST_IDX}", got=got, where=path, mend=mend)
+        raise WorkbenchError(
+            "a data file has the wrong size",
+            expected=f"{shape} = {count} bytes of values, at most {LARGEST_IDX}",
+            got=got,
+            where=path,
+            mend=mend,
+        )
     return np.frombuffer(body, np.uint8).reshape(shape).copy()
 
 
 def _mnist(folder: Path, split: str) -> ImageSet:
-    ledger.register_files({folder / name: f"mnist/{s}" for s, names in MNIST_FILES.items() for name in names})
+    ledger.register_files(
+        {folder / name: f"mnist/{s}" for s, names in MNIST_FILES.items() for name in names}
+    )
     image_file, label_file = (folder / name for name in MNIST_FILES[split])
     images, labels = read_idx(image_file), read_idx(label_file)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-        raise WorkbenchError("images and labels do not belong together", where=folder,
-                             expected="(N, height, width) images and (N,) labels",
-                             got=f"{images.shape} and {labels.shape}", mend="fetch both files of this split again")
-    return ImageSet(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long(), tuple("0123456789"),
-                    f"mnist/{split}", f"mnist/{split}")
+        raise WorkbenchError(
+            "images and labels do not belong together",
+            where=folder,
+            expected="(N, height, width) images and (N,) labels",
+            got=f"{images.shape} and {labels.shape}",
+            mend="fetch both files of this split again",
+        )
+    return ImageSet(
+        torch.from_numpy(images)[:, None],
+        torch.from_numpy(labels).long(),
+        tuple("0123456789"),
+        f"mnist/{split}",
+        f"mnist/{split}",
+    )
 
 
 def _digits(split: str) -> ImageSet:
     import sklearn.datasets
 
     # One bundled file holds both splits: a stage that may read neither may not open it.
-    ledger.register_files({Path(sklearn.datasets.__file__).parent / "data" / "digits.csv.gz": f"digits/{split}"})
+    ledger.register_files(
+        {Path(sklearn.datasets.__file__).parent / "data" / "digits.csv.gz": f"digits/{split}"}
+    )
     bunch = sklearn.datasets.load_digits()
     # The bundled copy comes in the writers' order; a fixed shuffle gives both splits every writer and class.
     order = np.random.default_rng(0).permutation(len(bunch.target))
     chosen = order[:1437] if split == "train" else order[1437:]
     images = np.round(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
-    return ImageSet(torch.from_numpy(images)[:, None], torch.from_numpy(bunch.target[chosen]).long(),
-                    tuple("0123456789"), f"digits/{split}", f"digits/{split}")
+    return ImageSet(
+        torch.from_numpy(images)[:, None],
+        torch.from_numpy(bunch.target[chosen]).long(),
+        tuple("0123456789"),
+        f"digits/{split}",
+        f"digits/{split}",
+    )
 
 
 def _class_files(folder: Path, split: str) -> dict[str, list[Path]]:
@@ -135,26 +202,46 @@ def _class_files(folder: Path, split: str) -> dict[str, list[Path]]:
     if split == "test" and not base.is_dir() and (folder / "val").is_dir():
         base = folder / "val"
     if split == "all" and any((base / name).is_dir() for name in ("train", "test", "val")):
-        raise WorkbenchError("this folder has splits", expected="a folder of class folders, or of images",
-                             got="train, test or val in it", where=base, mend="load its splits, or name one of "
-                             "them as the folder")
-    classes = sorted(p.name for p in base.iterdir() if p.is_dir() and p.name[0] != ".") if base.is_dir() else []
+        raise WorkbenchError(
+            "this folder has splits",
+            expected="a folder of class folders, or of images",
+            got="train, test or val in it",
+            where=base,
+            mend="load its splits, or name one of them as the folder",
+        )
+    classes = (
+        sorted(p.name for p in base.iterdir() if p.is_dir() and p.name[0] != ".")
+        if base.is_dir()
+        else []
+    )
     files = {name: _images_in(base / name) for name in classes}
     if split == "all" and not classes and _images_in(base):
         files = {folder.name: _images_in(base)}
     if not files:
-        raise WorkbenchError("a folder of images has no classes", expected=f"{base}/<class>/*.png or *.jpg", where=base,
-                             mend="put each class's images into a folder of its name")
+        raise WorkbenchError(
+            "a folder of images has no classes",
+            expected=f"{base}/<class>/*.png or *.jpg",
+            where=base,
+            mend="put each class's images into a folder of its name",
+        )
     for name, found in files.items():
         if not found:
-            raise WorkbenchError("a class has no image", got="0 images", expected=f"{', '.join(IMAGE_SUFFIXES)} files",
-                                 where=base / name, mend="add images, or remove the empty folder")
+            raise WorkbenchError(
+                "a class has no image",
+                got="0 images",
+                expected=f"{', '.join(IMAGE_SUFFIXES)} files",
+                where=base / name,
+                mend="add images, or remove the empty folder",
+            )
     return files
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir()
-                  if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "." and f.is_file())
+    return sorted(
+        f
+        for f in folder.iterdir()
+        if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "." and f.is_file()
+    )
 
 
 def _thin(files: dict[str, list[Path]], count: int) -> dict[str, list[Path]]:
@@ -165,41 +252,73 @@ def _thin(files: dict[str, list[Path]], count: int) -> dict[str, list[Path]]:
     drawn = {name: [found[i] for i in rng.permutation(len(found))] for name, found in files.items()}
     turns = sorted((i, name) for name, found in drawn.items() for i in range(len(found)))[:count]
     share = Counter(name for _, name in turns)
-    return {name: sorted(drawn[name][:share[name]]) for name in drawn if share[name]}
+    return {name: sorted(drawn[name][: share[name]]) for name in drawn if share[name]}
 
 
-def _folder(folder: Path, split: str, size: int | None, channels: int | None, max_images: int) -> ImageSet:
+def _folder(
+    folder: Path, split: str, size: int | None, channels: int | None, max_images: int
+) -> ImageSet:
     files = _thin(_class_files(folder, split), max_images)
     places = ("all",) if split == "all" else ("train", "test", "val")
-    ledger.register_files({folder if name == "all" else folder / name:
-                           f"{folder.name}/{'test' if name == 'val' else name}" for name in places})
+    ledger.register_files(
+        {
+            folder
+            if name == "all"
+            else folder / name: f"{folder.name}/{'test' if name == 'val' else name}"
+            for name in places
+        }
+    )
     mode = _mode(channels, size, folder)
     every = [file for found in files.values() for file in found]
     first = read_image(every[0], mode)
     side = size or first.shape[0]
     if size is None and first.shape[0] != first.shape[1]:
-        raise WorkbenchError("images are not square", expected="square images, or a size to resize them to",
-                             got=f"{first.shape[1]} x {first.shape[0]}", where=every[0], mend="give size=...")
-    pixels = np.stack([read_image(f, mode, side, resize=size is not None, crop=split == "all") for f in every])
+        raise WorkbenchError(
+            "images are not square",
+            expected="square images, or a size to resize them to",
+            got=f"{first.shape[1]} x {first.shape[0]}",
+            where=every[0],
+            mend="give size=...",
+        )
+    pixels = np.stack(
+        [read_image(f, mode, side, resize=size is not None, crop=split == "all") for f in every]
+    )
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     labels = np.repeat(np.arange(len(files)), [len(found) for found in files.values()])
     name = f"{folder.name}/{split}"
-    return ImageSet(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long(),
-                    tuple(files), name, name)
+    return ImageSet(
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+        torch.from_numpy(labels).long(),
+        tuple(files),
+        name,
+        name,
+    )
 
 
 def _mode(channels: int | None, size: int | None, where: Path) -> str:
     if size is not None and not 1 <= size <= LARGEST_SIDE:
-        raise WorkbenchError("no such size of images", expected=f"1..{LARGEST_SIDE} pixels", got=size, where=where,
-                             mend="give another size")
+        raise WorkbenchError(
+            "no such size of images",
+            expected=f"1..{LARGEST_SIDE} pixels",
+            got=size,
+            where=where,
+            mend="give another size",
+        )
     mode = {None: "RGB", 3: "RGB", 1: "L"}.get(channels)
     if mode is None:
-        raise WorkbenchError("no such number of channels", expected="1 or 3", got=channels, where=where,
-                             mend="leave it out for colour, or give 1 for grey")
+        raise WorkbenchError(
+            "no such number of channels",
+            expected="1 or 3",
+            got=channels,
+            where=where,
+            mend="leave it out for colour, or give 1 for grey",
+        )
     return mode
 
 
-def load_image(path: str | Path, size: int | None = None, channels: int | None = None) -> torch.Tensor:
+def load_image(
+    path: str | Path, size: int | None = None, channels: int | None = None
+) -> torch.Tensor:
     """One image file as uint8 (C, H, W), read as `load_images` reads those of "all": with a size, its middle square.
 
     Args:
@@ -209,7 +328,11 @@ def load_image(path: str | Path, size: int | None = None, channels: int | None =
         WorkbenchError: if the file is missing or damaged, or the number of channels another.
     """
     path = resolve(path)
-    pixels = torch.from_numpy(read_image(path, _mode(channels, size, path), size, resize=size is not None, crop=True).copy())
+    pixels = torch.from_numpy(
+        read_image(
+            path, _mode(channels, size, path), size, resize=size is not None, crop=True
+        ).copy()
+    )
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
@@ -222,7 +345,9 @@ def open_image(path: Path):
         return Image.open(path, formats=FORMATS)
 
 
-def read_image(path: Path, mode: str, side: int | None = None, resize: bool = False, crop: bool = False) -> np.ndarray:
+def read_image(
+    path: Path, mode: str, side: int | None = None, resize: bool = False, crop: bool = False
+) -> np.ndarray:
     """One image file as uint8 (H, W) for mode "L" or (H, W, 3) for "RGB"; resized or checked to side × side if given.
 
     `crop` turns a photograph upright and takes the middle square before resizing. Transparent pixels become black,
@@ -243,20 +368,37 @@ def read_image(path: Path, mode: str, side: int | None = None, resize: bool = Fa
                     raise ValueError("whole numbers beyond 16 bits, whose range nobody knows")
                 image = Image.fromarray((values >> 8).astype(np.uint8))
             elif image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-                image = ImageChops.invert(image)  # Pillow takes every CMYK JPEG for Adobe's, who write them inverted
+                image = ImageChops.invert(
+                    image
+                )  # Pillow takes every CMYK JPEG for Adobe's, who write them inverted
             elif "A" in image.getbands() or "transparency" in image.info:
                 over = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", over.size, (0, 0, 0, 255)), over)
             image = image.convert(mode)
     except WorkbenchError:  # the ledger's refusal
         raise
-    except Exception as error:  # a broken file makes Pillow's readers raise whatever they stumble over
-        raise WorkbenchError("an image cannot be read", expected="a whole image file",
-                             got=str(error) or type(error).__name__, where=path, mend="replace or remove the file") from None
+    except (
+        Exception
+    ) as error:  # a broken file makes Pillow's readers raise whatever they stumble over
+        raise WorkbenchError(
+            "an image cannot be read",
+            expected="a whole image file",
+            got=str(error) or type(error).__name__,
+            where=path,
+            mend="replace or remove the file",
+        ) from None
     if resize:
-        image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC) if crop else image.resize(
-            (side, side), Image.Resampling.BICUBIC)
+        image = (
+            ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+            if crop
+            else image.resize((side, side), Image.Resampling.BICUBIC)
+        )
     if side and image.size != (side, side):
-        raise WorkbenchError("an image has another size than the first", expected=f"{side} x {side} pixels",
-                             got=f"{image.width} x {image.height}", where=path, mend="give size=... to resize them all")
+        raise WorkbenchError(
+            "an image has another size than the first",
+            expected=f"{side} x {side} pixels",
+            got=f"{image.width} x {image.height}",
+            where=path,
+            mend="give size=... to resize them all",
+        )
     return np.asarray(image)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_lib.attention.prefix import outputs_and_probe
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError
 from dfkd_lib.models.detectors import Detector
 
 OPSET = 17  # the first with LayerNormalization, which every onnxruntime since 1.13 runs
@@ -60,14 +60,25 @@ def export_onnx(model: nn.Module, sample: Tensor, path: str | Path) -> Path:
         try:
             # The tracing exporter: twenty times quicker than torch.export's for these models, it names the operator
             # that stands in the way, and onnxruntime's quantizer refuses the shapes that the other one notes.
-            torch.onnx.export(model, (sample,), str(path), input_names=[INPUT], output_names=list(names),
-                              dynamic_axes=axes, opset_version=OPSET, dynamo=False)
+            torch.onnx.export(
+                model,
+                (sample,),
+                str(path),
+                input_names=[INPUT],
+                output_names=list(names),
+                dynamic_axes=axes,
+                opset_version=OPSET,
+                dynamo=False,
+            )
         except (torch.onnx.OnnxExporterError, RuntimeError) as error:
             named = re.search(r"operator '?([\w.:]+)'?", str(error))
-            raise WorkbenchError("the model cannot be written as ONNX", expected=f"operators of ONNX opset {OPSET}",
-                                 got=str(error)[:200], where=_place(model, sample, named.group(1) if named else ""),
-                                 mend="write that step with operators ONNX has (matmul, softmax, where, gather, ...)"
-                                 ) from None
+            raise WorkbenchError(
+                "the model cannot be written as ONNX",
+                expected=f"operators of ONNX opset {OPSET}",
+                got=str(error)[:200],
+                where=_place(model, sample, named.group(1) if named else ""),
+                mend="write that step with operators ONNX has (matmul, softmax, where, gather, ...)",
+            ) from None
     return Path(path)
 
 
@@ -93,7 +104,10 @@ def _place(model: Deployed, sample: Tensor, operator: str) -> str:
             nodes = torch.jit.trace(model, (sample,), check_trace=False).inlined_graph.nodes()
         except RuntimeError:
             return name
-        node = next((node for node in nodes if node.kind().split("::")[-1] == operator.split("::")[-1]), None)
+        node = next(
+            (node for node in nodes if node.kind().split("::")[-1] == operator.split("::")[-1]),
+            None,
+        )
     if node is None:
         return name
     module = node.scopeName().split("/")[-1].removeprefix("__module.model").removeprefix(".")
@@ -121,22 +135,31 @@ def check_export(model: nn.Module, shape: tuple[int, int, int]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(export_onnx(model, bright[:2], Path(folder) / "model.onnx"))
         try:
-            difference = max(largest_difference(model, session, images) for images in (bright, -bright / 2))
+            difference = max(
+                largest_difference(model, session, images) for images in (bright, -bright / 2)
+            )
         except (Fail, InvalidArgument, RuntimeException) as error:
-            raise WorkbenchError("the model's ONNX form runs with one size of batch alone", got=str(error)[-300:],
-                                 expected="a batch of any size", where=type(model).__name__,
-                                 mend="take the size of the batch from images.shape[0]: a number or len(images) is "
-                                 "fixed at export") from None
+            raise WorkbenchError(
+                "the model's ONNX form runs with one size of batch alone",
+                got=str(error)[-300:],
+                expected="a batch of any size",
+                where=type(model).__name__,
+                mend="take the size of the batch from images.shape[0]: a number or len(images) is "
+                "fixed at export",
+            ) from None
     return same_model(type(model).__name__, difference)
 
 
 def same_model(who: str, difference: float) -> float:
     """The difference, if it is small enough; otherwise WorkbenchError."""
     if not difference <= PARITY:
-        raise WorkbenchError(f"the ONNX form of the {who} is another model", got=f"a difference of {difference:.3g}",
-                             expected=f"outputs within {PARITY:g} of PyTorch's",
-                             mend="look for steps that depend on the values or the number of their images (if, for, "
-                             ".item(), len(images)): the export keeps only what its sample took")
+        raise WorkbenchError(
+            f"the ONNX form of the {who} is another model",
+            got=f"a difference of {difference:.3g}",
+            expected=f"outputs within {PARITY:g} of PyTorch's",
+            mend="look for steps that depend on the values or the number of their images (if, for, "
+            ".item(), len(images)): the export keeps only what its sample took",
+        )
     return difference
 
 
@@ -152,8 +175,14 @@ def quantize_dynamic(source: str | Path, target: str | Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         # 7 bits of weight: sums of 8-bit products saturate on processors without VNNI or dot-product instructions.
         ready, kept = _prepared(source, folder)
-        ort.quantize_dynamic(ready, str(target), weight_type=ort.QuantType.QInt8, reduce_range=True,
-                             op_types_to_quantize=LINEAR, nodes_to_exclude=kept)
+        ort.quantize_dynamic(
+            ready,
+            str(target),
+            weight_type=ort.QuantType.QInt8,
+            reduce_range=True,
+            op_types_to_quantize=LINEAR,
+            nodes_to_exclude=kept,
+        )
     return Path(target)
 
 
@@ -174,10 +203,19 @@ def quantize_static(source: str | Path, target: str | Path, calibration: Iterabl
 
     with tempfile.TemporaryDirectory() as folder:
         ready, kept = _prepared(source, folder)
-        ort.quantize_static(ready, str(target), Reader(), quant_format=ort.QuantFormat.QOperator, reduce_range=True,
-                            activation_type=ort.QuantType.QUInt8, weight_type=ort.QuantType.QInt8, per_channel=True,
-                            op_types_to_quantize=[*LINEAR, "Conv"], nodes_to_exclude=kept,
-                            extra_options={"MatMulConstBOnly": True})
+        ort.quantize_static(
+            ready,
+            str(target),
+            Reader(),
+            quant_format=ort.QuantFormat.QOperator,
+            reduce_range=True,
+            activation_type=ort.QuantType.QUInt8,
+            weight_type=ort.QuantType.QInt8,
+            per_channel=True,
+            op_types_to_quantize=[*LINEAR, "Conv"],
+            nodes_to_exclude=kept,
+            extra_options={"MatMulConstBOnly": True},
+        )
     return Path(target)
 
 
@@ -212,7 +250,9 @@ def run(runner, images: Tensor, batch_size: int = 64) -> tuple[Tensor, ...]:
 
 def _outputs(runner, images: Tensor) -> tuple[Tensor, ...]:
     if not isinstance(runner, nn.Module):
-        return tuple(torch.from_numpy(output) for output in runner.run(None, {INPUT: images.numpy()}))
+        return tuple(
+            torch.from_numpy(output) for output in runner.run(None, {INPUT: images.numpy()})
+        )
     found = runner(images)
     return (found,) if isinstance(found, Tensor) else tuple(found[:2])
 
@@ -222,8 +262,13 @@ def largest_difference(model: nn.Module, session, images: Tensor) -> float:
     model = copy.deepcopy(model).cpu().float().eval()
     expected = run(model, images)
     alone = run(session, images[:16], 1)
-    pairs = [(got, want[:len(got)]) for found in (run(session, images), alone)
-             for got, want in zip(found, expected, strict=True)]
+    pairs = [
+        (got, want[: len(got)])
+        for found in (run(session, images), alone)
+        for got, want in zip(found, expected, strict=True)
+    ]
     if any(got.shape != want.shape for got, want in pairs):
         return float("inf")
-    return float(torch.stack([(got - want).abs().max() for got, want in pairs]).max())  # NaN if any is
+    return float(
+        torch.stack([(got - want).abs().max() for got, want in pairs]).max()
+    )  # NaN if any is

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from dfkd_lib.artifacts import Artifact, resolve, save_json
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.artifacts import Artifact, resolve, save_json
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.deploy.tasks import Task
-from dfkd_lib.errors import WorkbenchError
 
 README = """This folder runs without PyTorch: with Python 3.10 or later, onnxruntime, numpy and pillow.
 
@@ -40,8 +40,10 @@ def pack(folder: Path, model: Path, task: Task, test_set: ImageSet | SceneSet) -
     shape = dict(zip(("channels", "height", "width"), test_set.images.shape[1:], strict=True))
     save_json(folder / "labels.json", list(test_set.classes))
     save_json(folder / "preprocess.json", {**shape, **task.preprocess})
-    (folder / "README.txt").write_text(README.format(kind=task.kind, **shape) + (SIZES if task.kind == "detection" else ""),
-                                       encoding="utf-8")
+    (folder / "README.txt").write_text(
+        README.format(kind=task.kind, **shape) + (SIZES if task.kind == "detection" else ""),
+        encoding="utf-8",
+    )
 
 
 def copy_package(deployed: Artifact, folder: str | Path) -> Path:
@@ -64,23 +66,44 @@ def predict_with(package: str | Path, images: Tensor, *options: str) -> list[lis
         paths = [str(Path(folder) / f"{i}.png") for i in range(len(images))]
         for path, image in zip(paths, images, strict=True):
             Image.fromarray(image.permute(1, 2, 0).numpy().squeeze()).save(path)
-        done = subprocess.run([sys.executable, str(Path(package) / "predict.py"), *options, *paths], capture_output=True,
-                              text=True)
+        done = subprocess.run(
+            [sys.executable, str(Path(package) / "predict.py"), *options, *paths],
+            capture_output=True,
+            text=True,
+        )
     if done.returncode:
-        raise WorkbenchError("the package does not run", got=done.stderr[-400:], where=package,
-                             mend="install onnxruntime, numpy and pillow")
+        raise WorkbenchError(
+            "the package does not run",
+            got=done.stderr[-400:],
+            where=package,
+            mend="install onnxruntime, numpy and pillow",
+        )
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     return [[rest for name, *rest in lines if name == path] for path in paths]
 
 
-def objects_found(package: str | Path, images: Tensor, threshold: float = 0.5) -> list[dict[str, np.ndarray]]:
+def objects_found(
+    package: str | Path, images: Tensor, threshold: float = 0.5
+) -> list[dict[str, np.ndarray]]:
     """What a detector's package finds in each image, in the form of `detection.detections`."""
     labels = json.loads((Path(package) / "labels.json").read_text(encoding="utf-8"))
     height, width = images.shape[2:]
     found = []
     for lines in predict_with(package, images, "--threshold", str(threshold)):
-        corners = np.array([line[2:] for line in lines], float).reshape(-1, 4) / [width, height, width, height]
-        boxes = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
-        found.append({"boxes": boxes, "labels": np.array([labels.index(line[0]) for line in lines], int),
-                      "scores": np.array([line[1] for line in lines], float)})
+        corners = np.array([line[2:] for line in lines], float).reshape(-1, 4) / [
+            width,
+            height,
+            width,
+            height,
+        ]
+        boxes = np.concatenate(
+            [(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1
+        )
+        found.append(
+            {
+                "boxes": boxes,
+                "labels": np.array([labels.index(line[0]) for line in lines], int),
+                "scores": np.array([line[1] for line in lines], float),
+            }
+        )
     return found

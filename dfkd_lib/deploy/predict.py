@@ -13,14 +13,25 @@ import onnxruntime
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")  # not those that run a program to be read
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "BMP",
+    "DIB",
+    "WEBP",
+    "TIFF",
+    "GIF",
+    "PPM",
+)  # not those that run a program to be read
 
 
 def load(path: str, how: dict) -> np.ndarray:
     """One image as float32 (C, H, W), in the colours, size and range that the model was trained with."""
     try:
         image = Image.open(path, formats=FORMATS).convert("L" if how["channels"] == 1 else "RGB")
-    except Exception as error:  # a broken file makes Pillow's readers raise whatever they stumble over
+    except (
+        Exception
+    ) as error:  # a broken file makes Pillow's readers raise whatever they stumble over
         sys.exit(f"{path} cannot be read as an image: {error}")
     if image.size != (how["width"], how["height"]):
         image = image.resize((how["width"], how["height"]), Image.Resampling.BILINEAR)
@@ -31,8 +42,12 @@ def load(path: str, how: dict) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", nargs="+")
-    labels, how = (json.loads((HERE / f"{name}.json").read_text("utf-8")) for name in ("labels", "preprocess"))
-    session = onnxruntime.InferenceSession(str(HERE / "model.onnx"), providers=["CPUExecutionProvider"])
+    labels, how = (
+        json.loads((HERE / f"{name}.json").read_text("utf-8")) for name in ("labels", "preprocess")
+    )
+    session = onnxruntime.InferenceSession(
+        str(HERE / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
     for path in parser.parse_args().images:
         logits = session.run(None, {"images": load(path, how)[None]})[0][0]
         shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()

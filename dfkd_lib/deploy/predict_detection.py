@@ -13,14 +13,25 @@ import onnxruntime
 from PIL import Image, ImageDraw
 
 HERE = Path(__file__).resolve().parent
-FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")  # not those that run a program to be read
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "BMP",
+    "DIB",
+    "WEBP",
+    "TIFF",
+    "GIF",
+    "PPM",
+)  # not those that run a program to be read
 
 
 def load(path: str, how: dict) -> tuple[Image.Image, np.ndarray, float]:
     """An image; it as float32 (1, 3, H, W), resized and filled at right and bottom; by how much it was enlarged."""
     try:
         image = Image.open(path, formats=FORMATS).convert("RGB")
-    except Exception as error:  # a broken file makes Pillow's readers raise whatever they stumble over
+    except (
+        Exception
+    ) as error:  # a broken file makes Pillow's readers raise whatever they stumble over
         sys.exit(f"{path} cannot be read as an image: {error}")
     factor = min(how["width"] / image.width, how["height"] / image.height)
     canvas = Image.new("RGB", (how["width"], how["height"]), tuple(how["fill"]))
@@ -33,11 +44,19 @@ def load(path: str, how: dict) -> tuple[Image.Image, np.ndarray, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", nargs="+")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score of an object, in [0, 1]")
-    parser.add_argument("--draw", type=Path, help="an existing folder for PNG files with the boxes drawn in")
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="least score of an object, in [0, 1]"
+    )
+    parser.add_argument(
+        "--draw", type=Path, help="an existing folder for PNG files with the boxes drawn in"
+    )
     options = parser.parse_args()
-    labels, how = (json.loads((HERE / f"{name}.json").read_text("utf-8")) for name in ("labels", "preprocess"))
-    session = onnxruntime.InferenceSession(str(HERE / "model.onnx"), providers=["CPUExecutionProvider"])
+    labels, how = (
+        json.loads((HERE / f"{name}.json").read_text("utf-8")) for name in ("labels", "preprocess")
+    )
+    session = onnxruntime.InferenceSession(
+        str(HERE / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
     for path in options.images:
         image, pixels, factor = load(path, how)
         logits, boxes = (output[0] for output in session.run(None, {"images": pixels}))
@@ -48,7 +67,9 @@ def main() -> None:
                 middle, extent = boxes[query].reshape(2, 2) * (how["width"], how["height"]) / factor
                 x0, y0, x1, y1 = (*(middle - extent / 2), *(middle + extent / 2))
                 print(f"{path}\t{label}\t{score:.4f}\t{x0:.1f}\t{y0:.1f}\t{x1:.1f}\t{y1:.1f}")
-                ImageDraw.Draw(image).rectangle((x0, y0, x1, y1), outline="red", width=max(1, min(image.size) // 200))
+                ImageDraw.Draw(image).rectangle(
+                    (x0, y0, x1, y1), outline="red", width=max(1, min(image.size) // 200)
+                )
                 ImageDraw.Draw(image).text((x0 + 2, y0), f"{label} {score:.2f}", fill="red")
         if options.draw:
             image.save(options.draw / f"{Path(path).stem}.png")

@@ -7,24 +7,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dfkd_lib import ledger
-from dfkd_lib.artifacts import Artifact, Store, provenance
+from dfkd_lib.core import WorkbenchError, ledger
+from dfkd_lib.core.artifacts import Artifact, Store, provenance
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.deploy import measure
-from dfkd_lib.deploy.export import (INPUT, OPSET, Deployed, export_onnx, largest_difference, open_session, quantize_dynamic,
-                                    quantize_static, run, same_model)
+from dfkd_lib.deploy.export import (
+    INPUT,
+    OPSET,
+    Deployed,
+    export_onnx,
+    largest_difference,
+    open_session,
+    quantize_dynamic,
+    quantize_static,
+    run,
+    same_model,
+)
 from dfkd_lib.deploy.package import pack
 from dfkd_lib.deploy.tasks import Task, parent_of, task_of
-from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.intervals import accuracy_interval
+from dfkd_lib.metrics.intervals import accuracy_interval
 from dfkd_lib.models import count_flops, count_parameters
 
 BATCH = 64  # images a call where throughput is measured
 THREADS = (1, 2)
 BASELINE = "teacher ONNX fp32"  # what speed is compared with: the same runtime, so that only the model differs
-VARIANTS = {"pytorch": "teacher PyTorch fp32", "teacher": BASELINE, "student": "student ONNX fp32",
-            "dynamic": "student ONNX int8 dynamic", "static": "student ONNX int8 static"}
+VARIANTS = {
+    "pytorch": "teacher PyTorch fp32",
+    "teacher": BASELINE,
+    "student": "student ONNX fp32",
+    "dynamic": "student ONNX int8 dynamic",
+    "static": "student ONNX int8 static",
+}
 INT8 = ("dynamic", "static")
 TEACHERS = ("teacher", "detection-teacher")  # stages of models that no teacher taught
 
@@ -32,19 +46,35 @@ TEACHERS = ("teacher", "detection-teacher")  # stages of models that no teacher 
 def teacher_of(store: Store, student: Artifact) -> Artifact:
     """The teacher that a student learned from; WorkbenchError if the store no longer holds it."""
     if student.stage in TEACHERS:
-        raise WorkbenchError("the student learned without a teacher to compare it with", expected="a distilled student",
-                             got=f"{student.settings['model']}, trained on labels alone", where=student.path,
-                             mend="run the notebook that made it with another arm too, as synthetic")
+        raise WorkbenchError(
+            "the student learned without a teacher to compare it with",
+            expected="a distilled student",
+            got=f"{student.settings['model']}, trained on labels alone",
+            where=student.path,
+            mend="run the notebook that made it with another arm too, as synthetic",
+        )
     teacher = parent_of(store, student, lambda parent: parent.stage in TEACHERS)
     if teacher is None:
-        raise WorkbenchError("the student's teacher is not in the store", expected="a parent of stage teacher",
-                             got=", ".join(student.parents) or "no parents", where=student.path,
-                             mend="run the notebook that made the student again with this store")
+        raise WorkbenchError(
+            "the student's teacher is not in the store",
+            expected="a parent of stage teacher",
+            got=", ".join(student.parents) or "no parents",
+            where=student.path,
+            mend="run the notebook that made the student again with this store",
+        )
     return teacher
 
 
-def deploy_student(store: Store, teacher: Artifact, student: Artifact, test_set: ImageSet | SceneSet, int8: str = "dynamic",
-                   calibration_images: int = 512, parity_images: int = 512, repeats: int = 500) -> Artifact:
+def deploy_student(
+    store: Store,
+    teacher: Artifact,
+    student: Artifact,
+    test_set: ImageSet | SceneSet,
+    int8: str = "dynamic",
+    calibration_images: int = 512,
+    parity_images: int = 512,
+    repeats: int = 500,
+) -> Artifact:
     """Export teacher and student, quantize the student, measure all of them, and pack the int8 student.
 
     Args:
@@ -66,18 +96,36 @@ def deploy_student(store: Store, teacher: Artifact, student: Artifact, test_set:
     """
     task = task_of(test_set)
     if int8 not in INT8:
-        raise WorkbenchError("no such quantization", expected=" or ".join(INT8), got=int8, where="int8",
-                             mend="choose one of them")
+        raise WorkbenchError(
+            "no such quantization",
+            expected=" or ".join(INT8),
+            got=int8,
+            where="int8",
+            mend="choose one of them",
+        )
     classes = task.classes(student) or ["none: it is of another kind"]
     if list(test_set.classes) != classes:
-        raise WorkbenchError("the student was made for other classes than the test images have", where=student.path,
-                             expected=", ".join(classes)[:200], got=", ".join(test_set.classes)[:200],
-                             mend="give the data set it was trained for")
+        raise WorkbenchError(
+            "the student was made for other classes than the test images have",
+            where=student.path,
+            expected=", ".join(classes)[:200],
+            got=", ".join(test_set.classes)[:200],
+            mend="give the data set it was trained for",
+        )
     cpu = provenance()["cpu"]
-    settings = {"test": test_set.fingerprint, "classes": list(test_set.classes), "int8": int8, "opset": OPSET,
-                "threads": list(THREADS),
-                "calibration_images": calibration_images, "parity_images": parity_images, "repeats": repeats,
-                "cpu": cpu, "onnxruntime": version("onnxruntime"), "torch": torch.__version__}
+    settings = {
+        "test": test_set.fingerprint,
+        "classes": list(test_set.classes),
+        "int8": int8,
+        "opset": OPSET,
+        "threads": list(THREADS),
+        "calibration_images": calibration_images,
+        "parity_images": parity_images,
+        "repeats": repeats,
+        "cpu": cpu,
+        "onnxruntime": version("onnxruntime"),
+        "torch": torch.__version__,
+    }
 
     def make(work: Path) -> dict:
         calibration = task.calibration(store, student, calibration_images, test_set)
@@ -85,16 +133,30 @@ def deploy_student(store: Store, teacher: Artifact, student: Artifact, test_set:
         models = {who: task.load(artifact, test_set) for who, artifact in arts.items()}
         pixels = test_set.images
         few = task.prepare(pixels[_chosen(len(pixels), parity_images)])
-        files = {who: export_onnx(model, few[:2], work / f"{who}.onnx") for who, model in models.items()}
-        parity = {who: same_model(who, largest_difference(model, open_session(files[who]), few))
-                  for who, model in models.items()}
+        files = {
+            who: export_onnx(model, few[:2], work / f"{who}.onnx") for who, model in models.items()
+        }
+        parity = {
+            who: same_model(who, largest_difference(model, open_session(files[who]), few))
+            for who, model in models.items()
+        }
         files["dynamic"] = quantize_dynamic(files["student"], work / "student_dynamic.onnx")
-        files["static"] = quantize_static(files["student"], work / "student_static.onnx",
-                                          (task.prepare(batch) for batch in calibration.split(32)))
+        files["static"] = quantize_static(
+            files["student"],
+            work / "student_static.onnx",
+            (task.prepare(batch) for batch in calibration.split(32)),
+        )
         rows = _rows(task, models, files, arts, test_set, repeats)
         pack(work / "package", files[int8], task, test_set)
-        return {"kind": task.kind, "measures": list(task.measures), "rows": rows, "parity": parity, "cpu": cpu,
-                "test_images": len(test_set), **_ratios(rows, int8, task.measures[0])}
+        return {
+            "kind": task.kind,
+            "measures": list(task.measures),
+            "rows": rows,
+            "parity": parity,
+            "cpu": cpu,
+            "test_images": len(test_set),
+            **_ratios(rows, int8, task.measures[0]),
+        }
 
     reads = {} if test_set.split is None else {test_set.split: ledger.EVALUATION}
     return store.get_or_make("deploy", settings, make, [teacher, student], reads)
@@ -104,22 +166,41 @@ def _chosen(count: int, wanted: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:wanted]
 
 
-def _rows(task: Task, models: dict, files: dict, arts: dict, test_set: ImageSet | SceneSet, repeats: int) -> list[dict]:
+def _rows(
+    task: Task, models: dict, files: dict, arts: dict, test_set: ImageSet | SceneSet, repeats: int
+) -> list[dict]:
     """One row a variant: its names, size, scores and times."""
     pixels, rows = test_set.images, []
     sample = task.prepare(pixels[:1])
-    speed = measure_speed(models, files, task.prepare(pixels[torch.arange(BATCH) % len(pixels)]), repeats)
+    speed = measure_speed(
+        models, files, task.prepare(pixels[torch.arange(BATCH) % len(pixels)]), repeats
+    )
     for kind, name in VARIANTS.items():
         owner = "teacher" if kind in ("pytorch", "teacher") else "student"
         artifact, model = arts[owner], models[owner]
         # PyTorch's scores were measured when the model was made, if on these very images.
-        scores = artifact.metrics if kind == "pytorch" and artifact.settings.get("test") == test_set.fingerprint else \
-            task.score(_each(task, model if kind == "pytorch" else open_session(files[kind]), pixels), test_set)
+        scores = (
+            artifact.metrics
+            if kind == "pytorch" and artifact.settings.get("test") == test_set.fingerprint
+            else task.score(
+                _each(task, model if kind == "pytorch" else open_session(files[kind]), pixels),
+                test_set,
+            )
+        )
         path = artifact.path / "model.safetensors" if kind == "pytorch" else files[kind]
-        rows.append({"name": name, "who": owner, "kind": kind, "model": artifact.settings["model"],
-                     **{measure: scores[measure] for measure in task.measures}, "bytes": path.stat().st_size,
-                     "parameters": count_parameters(model), "speed": speed[kind],
-                     "flops": count_flops(model if kind == "pytorch" else Deployed(model), sample)})
+        rows.append(
+            {
+                "name": name,
+                "who": owner,
+                "kind": kind,
+                "model": artifact.settings["model"],
+                **{measure: scores[measure] for measure in task.measures},
+                "bytes": path.stat().st_size,
+                "parameters": count_parameters(model),
+                "speed": speed[kind],
+                "flops": count_flops(model if kind == "pytorch" else Deployed(model), sample),
+            }
+        )
     return rows
 
 
@@ -139,17 +220,27 @@ def measure_speed(models: dict, files: dict, images: Tensor, repeats: int) -> di
     """
     speed = {kind: {} for kind in VARIANTS}
     for threads in THREADS:
-        runners = {"pytorch": models["teacher"], **{kind: open_session(path, threads) for kind, path in files.items()}}
+        runners = {
+            "pytorch": models["teacher"],
+            **{kind: open_session(path, threads) for kind, path in files.items()},
+        }
         turns = repeats if threads == 1 else -(-repeats // 5)
-        one, many = (measure.interleaved({kind: _call(runners[kind], batch) for kind in VARIANTS}, max(3, count), threads)
-                     for batch, count in ((images[:1], turns), (images, turns // 50)))
+        one, many = (
+            measure.interleaved(
+                {kind: _call(runners[kind], batch) for kind in VARIANTS}, max(3, count), threads
+            )
+            for batch, count in ((images[:1], turns), (images, turns // 50))
+        )
         for kind in VARIANTS:
             speed[kind][str(threads)] = {
                 "latency_ms": 1e3 * float(np.median(one[kind])),
-                "latency_quartiles_ms": [1e3 * float(q) for q in np.quantile(one[kind], (0.25, 0.75))],
+                "latency_quartiles_ms": [
+                    1e3 * float(q) for q in np.quantile(one[kind], (0.25, 0.75))
+                ],
                 "times_faster": _ratio(one["teacher"], one[kind]),
                 "images_per_second": len(images) / float(np.median(many[kind])),
-                "times_more_images": _ratio(many["teacher"], many[kind])}
+                "times_more_images": _ratio(many["teacher"], many[kind]),
+            }
     return speed
 
 
@@ -170,11 +261,17 @@ def _call(runner, batch: Tensor):
 def _ratios(rows: list[dict], int8: str, measure_name: str) -> dict:
     """What the packed student gains on its teacher, both as ONNX, on one thread."""
     by_kind = {row["kind"]: row for row in rows}
-    packed, faster = by_kind[int8], {kind: row["speed"]["1"]["times_faster"] for kind, row in by_kind.items()}
-    return {f"int8_{measure_name}": packed[measure_name], f"fp32_{measure_name}": by_kind["student"][measure_name],
-            "int8_times_smaller_than_teacher": by_kind["teacher"]["bytes"] / packed["bytes"],
-            "int8_times_faster_than_teacher": faster[int8],
-            "int8_times_faster_than_fp32": faster[int8] / faster["student"]}
+    packed, faster = (
+        by_kind[int8],
+        {kind: row["speed"]["1"]["times_faster"] for kind, row in by_kind.items()},
+    )
+    return {
+        f"int8_{measure_name}": packed[measure_name],
+        f"fp32_{measure_name}": by_kind["student"][measure_name],
+        "int8_times_smaller_than_teacher": by_kind["teacher"]["bytes"] / packed["bytes"],
+        "int8_times_faster_than_teacher": faster[int8],
+        "int8_times_faster_than_fp32": faster[int8] / faster["student"],
+    }
 
 
 def deployment_table(deployed: Artifact):
@@ -185,10 +282,19 @@ def deployment_table(deployed: Artifact):
     for row in found["rows"]:
         scores = {f"{name} (%)": 100 * row[name] for name in found["measures"]}
         if found["kind"] == "classification":
-            low, high = accuracy_interval(round(row["accuracy"] * found["test_images"]), found["test_images"])
+            low, high = accuracy_interval(
+                round(row["accuracy"] * found["test_images"]), found["test_images"]
+            )
             scores["95 % interval"] = f"{100 * low:.2f} – {100 * high:.2f}"
-        table.append({"variant": row["name"], **scores, "size (kB)": f"{row['bytes'] / 1e3:,.0f}",
-                      "parameters": f"{row['parameters']:,}", "MFLOP": row["flops"] / 1e6})
+        table.append(
+            {
+                "variant": row["name"],
+                **scores,
+                "size (kB)": f"{row['bytes'] / 1e3:,.0f}",
+                "parameters": f"{row['parameters']:,}",
+                "MFLOP": row["flops"] / 1e6,
+            }
+        )
     return pd.DataFrame(table)
 
 
@@ -202,10 +308,17 @@ def speed_table(deployed: Artifact):
         for row in deployed.metrics["rows"]:
             speed = row["speed"][str(threads)]
             first, third = speed["latency_quartiles_ms"]
-            table.append({"variant": row["name"], "threads": threads, "latency (ms)": f"{speed['latency_ms']:.3g}",
-                          "middle half (ms)": f"{first:.3g} – {third:.3g}", "times faster": f"{speed['times_faster']:.2f}",
-                          "images/s": f"{speed['images_per_second']:,.0f}",
-                          "times as many": f"{speed['times_more_images']:.2f}"})
+            table.append(
+                {
+                    "variant": row["name"],
+                    "threads": threads,
+                    "latency (ms)": f"{speed['latency_ms']:.3g}",
+                    "middle half (ms)": f"{first:.3g} – {third:.3g}",
+                    "times faster": f"{speed['times_faster']:.2f}",
+                    "images/s": f"{speed['images_per_second']:,.0f}",
+                    "times as many": f"{speed['times_more_images']:.2f}",
+                }
+            )
     return pd.DataFrame(table)
 
 
@@ -215,8 +328,19 @@ def trade_off_of(deployed: Artifact) -> dict:
     measure_name = found["measures"][0]
     count, spans = found["test_images"], None
     if found["kind"] == "classification":
-        spans = [[100 * end for end in accuracy_interval(round(row["accuracy"] * count), count)] for row in rows]
-    return {"names": [row["name"] for row in rows], "score": [100 * row[measure_name] for row in rows], "intervals": spans,
-            "costs": {"latency of one image (ms), 1 thread": [row["speed"]["1"]["latency_ms"] for row in rows],
-                      "size of the file (kB)": [row["bytes"] / 1e3 for row in rows]},
-            "ylabel": f"test {measure_name} (%)"}
+        spans = [
+            [100 * end for end in accuracy_interval(round(row["accuracy"] * count), count)]
+            for row in rows
+        ]
+    return {
+        "names": [row["name"] for row in rows],
+        "score": [100 * row[measure_name] for row in rows],
+        "intervals": spans,
+        "costs": {
+            "latency of one image (ms), 1 thread": [
+                row["speed"]["1"]["latency_ms"] for row in rows
+            ],
+            "size of the file (kB)": [row["bytes"] / 1e3 for row in rows],
+        },
+        "ylabel": f"test {measure_name} (%)",
+    }

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd_lib.artifacts import Artifact, Store, resolve
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.artifacts import Artifact, Store, resolve
 from dfkd_lib.datasets import ImageSet, to_float
 from dfkd_lib.datasets.frames import FILL
 from dfkd_lib.datasets.scenes import SceneSet
@@ -17,7 +18,6 @@ from dfkd_lib.deploy.export import check_export
 from dfkd_lib.detection import DetectionRecipe, SceneSource, average_precision, load_detector
 from dfkd_lib.distill import load_trained
 from dfkd_lib.distill.runner import check_fit
-from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import create_detector, create_model, detector_names
 from dfkd_lib.profiles import PROFILES
 from dfkd_lib.recipes import ClassificationRecipe
@@ -63,12 +63,17 @@ def check_exportable(name: str, classes: int, shape: tuple[int, int, int] = (3, 
         WorkbenchError: on an unknown name, or if the model cannot be exported as it is; says what stands in the way.
     """
     with torch.random.fork_rng(devices=[]):
-        model = (create_detector(name, classes) if name in detector_names() else
-                 create_model(name, num_classes=classes, img_size=shape[1], in_chans=shape[0]))
+        model = (
+            create_detector(name, classes)
+            if name in detector_names()
+            else create_model(name, num_classes=classes, img_size=shape[1], in_chans=shape[0])
+        )
         return check_export(model, shape)
 
 
-def find_student(store: Store, out_dir: str | Path, profile: str, kind: str = "classification") -> Artifact:
+def find_student(
+    store: Store, out_dir: str | Path, profile: str, kind: str = "classification"
+) -> Artifact:
     """The student of notebook 30's (classification: that on synthetic images) or 40's (detection) report in `out_dir`;
     the profile's own one (made) if none is.
 
@@ -76,8 +81,13 @@ def find_student(store: Store, out_dir: str | Path, profile: str, kind: str = "c
         WorkbenchError: on an unknown profile or kind.
     """
     if kind not in FOUND:
-        raise WorkbenchError("no such kind of student", expected=", ".join(FOUND), got=kind, where="students",
-                             mend="choose one of them")
+        raise WorkbenchError(
+            "no such kind of student",
+            expected=", ".join(FOUND),
+            got=kind,
+            where="students",
+            mend="choose one of them",
+        )
     notebook, metric, make = FOUND[kind]
     report = resolve(out_dir) / "metrics" / f"{notebook}.json"
     if report.is_file():
@@ -85,16 +95,28 @@ def find_student(store: Store, out_dir: str | Path, profile: str, kind: str = "c
         if found is not None:
             return found
     if profile not in PROFILES:
-        raise WorkbenchError("no such profile", expected=", ".join(PROFILES), got=profile, where="profile",
-                             mend="choose one of them")
+        raise WorkbenchError(
+            "no such profile",
+            expected=", ".join(PROFILES),
+            got=profile,
+            where="profile",
+            mend="choose one of them",
+        )
     return make(PROFILES[profile][notebook], store)
 
 
 FOUND = {  # kind: (notebook, its metric that names the student, how the student of its parameters is made)
-    "classification": ("30_classification_kd", "student_synthetic_key",
-                       lambda given, store: ClassificationRecipe.of(given).student(store, "synthetic")),
-    "detection": ("40_detection_kd", "student_key",
-                  lambda given, store: DetectionRecipe.of(given).student(store, "synthetic"))}
+    "classification": (
+        "30_classification_kd",
+        "student_synthetic_key",
+        lambda given, store: ClassificationRecipe.of(given).student(store, "synthetic"),
+    ),
+    "detection": (
+        "40_detection_kd",
+        "student_key",
+        lambda given, store: DetectionRecipe.of(given).student(store, "synthetic"),
+    ),
+}
 
 
 def scenes_of(student: Artifact) -> SceneSet:
@@ -107,12 +129,19 @@ def scenes_of(student: Artifact) -> SceneSet:
     given = {"test": said["count"], **said} if "generated" in said else said
     source = SceneSource(**{f.name: given[f.name] for f in fields(SceneSource) if f.name in given})
     if source.identity("test") != said:
-        raise WorkbenchError("the test scenes have changed since the student was made", expected=said["scenes"],
-                             got=source.identity("test")["scenes"], where=source.data, mend="run notebook 40 again")
+        raise WorkbenchError(
+            "the test scenes have changed since the student was made",
+            expected=said["scenes"],
+            got=source.identity("test")["scenes"],
+            where=source.data,
+            mend="run notebook 40 again",
+        )
     return source.load("test")
 
 
-def parent_of(store: Store, artifact: Artifact, wanted: Callable[[Artifact], bool]) -> Artifact | None:
+def parent_of(
+    store: Store, artifact: Artifact, wanted: Callable[[Artifact], bool]
+) -> Artifact | None:
     """The artifact's first parent of that kind in the store, or None."""
     parents = (store.find(key) for key in artifact.parents)
     return next((parent for parent in parents if parent is not None and wanted(parent)), None)
@@ -121,9 +150,13 @@ def parent_of(store: Store, artifact: Artifact, wanted: Callable[[Artifact], boo
 def _synthetic_images(store: Store, student: Artifact, count: int, test_set: ImageSet) -> Tensor:
     drawn = parent_of(store, student, lambda parent: parent.stage == "synthetic")
     if drawn is None:
-        raise WorkbenchError("there are no synthetic images to calibrate with", where=student.path,
-                             expected="a student made from an artifact of stage synthetic",
-                             got=", ".join(student.parents) or "no parents", mend="give a student of synthetic images")
+        raise WorkbenchError(
+            "there are no synthetic images to calibrate with",
+            where=student.path,
+            expected="a student made from an artifact of stage synthetic",
+            got=", ".join(student.parents) or "no parents",
+            mend="give a student of synthetic images",
+        )
     return _some(open_images(drawn).images, count)
 
 
@@ -135,7 +168,11 @@ def _synthetic_scenes(store: Store, student: Artifact, count: int, test_set: Sce
         pixels = _some(drawn.tensors("scenes.safetensors")["pixels"], count)
     else:
         pixels = SceneSource(size=max(shape), train=count).load("synthetic").images
-    return pixels if pixels.shape[2:] == shape else F.interpolate(pixels.float(), shape, mode="area").to(torch.uint8)
+    return (
+        pixels
+        if pixels.shape[2:] == shape
+        else F.interpolate(pixels.float(), shape, mode="area").to(torch.uint8)
+    )
 
 
 def _some(pixels: Tensor, count: int) -> Tensor:
@@ -157,8 +194,25 @@ def _classifier(artifact: Artifact, test_set: ImageSet) -> nn.Module:
     return model.cpu()
 
 
-CLASSIFICATION = Task("classification", ("accuracy",), lambda artifact: artifact.settings.get("classes"), _classifier,
-                      to_float, _accuracy, _synthetic_images, "predict.py", {"scale": 1 / 127.5, "offset": -1.0})
-DETECTION = Task("detection", ("AP50", "AP"), lambda artifact: artifact.metrics.get("classes"),
-                 lambda artifact, test_set: load_detector(artifact).cpu(), lambda pixels: pixels.float() / 255, _precision,
-                 _synthetic_scenes, "predict_detection.py", {"scale": 1 / 255, "offset": 0.0, "fill": list(FILL)})
+CLASSIFICATION = Task(
+    "classification",
+    ("accuracy",),
+    lambda artifact: artifact.settings.get("classes"),
+    _classifier,
+    to_float,
+    _accuracy,
+    _synthetic_images,
+    "predict.py",
+    {"scale": 1 / 127.5, "offset": -1.0},
+)
+DETECTION = Task(
+    "detection",
+    ("AP50", "AP"),
+    lambda artifact: artifact.metrics.get("classes"),
+    lambda artifact, test_set: load_detector(artifact).cpu(),
+    lambda pixels: pixels.float() / 255,
+    _precision,
+    _synthetic_scenes,
+    "predict_detection.py",
+    {"scale": 1 / 255, "offset": 0.0, "fill": list(FILL)},
+)

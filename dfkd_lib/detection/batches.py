@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfkd_lib.artifacts import Artifact
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.artifacts import Artifact
 from dfkd_lib.datasets.scenes import SceneSet
-from dfkd_lib.errors import WorkbenchError
 
 SCENES = "scenes.safetensors"
 KEEP = 0.5  # share of an object that must stay in view for it to stay a target
@@ -20,9 +20,11 @@ def padded(scenes: SceneSet) -> tuple[Tensor, Tensor]:
     most = max(1, *(len(labels) for labels in scenes.labels))
     labels = torch.full((len(scenes), most), -1)
     boxes = torch.zeros(len(scenes), most, 4)
-    for row, (scene_labels, scene_boxes) in enumerate(zip(scenes.labels, scenes.boxes, strict=True)):
-        labels[row, :len(scene_labels)] = scene_labels
-        boxes[row, :len(scene_labels)] = scene_boxes
+    for row, (scene_labels, scene_boxes) in enumerate(
+        zip(scenes.labels, scenes.boxes, strict=True)
+    ):
+        labels[row, : len(scene_labels)] = scene_labels
+        boxes[row, : len(scene_labels)] = scene_boxes
     return labels, boxes
 
 
@@ -38,11 +40,18 @@ def open_scenes(artifact: Artifact) -> SceneSet:
     """
     kept, classes = artifact.tensors(SCENES), artifact.settings.get("classes")
     if not {"pixels", "labels", "boxes"} <= set(kept) or not classes:
-        raise WorkbenchError("this artifact keeps no scenes", where=artifact.path / SCENES,
-                             expected="pixels, labels and boxes, and classes in its settings", mend="give drawn scenes",
-                             got=f"{', '.join(sorted(kept))}; classes {classes}")
+        raise WorkbenchError(
+            "this artifact keeps no scenes",
+            where=artifact.path / SCENES,
+            expected="pixels, labels and boxes, and classes in its settings",
+            mend="give drawn scenes",
+            got=f"{', '.join(sorted(kept))}; classes {classes}",
+        )
     held = kept["labels"] >= 0
-    boxes, labels = ([rows[there] for rows, there in zip(kept[name], held, strict=True)] for name in ("boxes", "labels"))
+    boxes, labels = (
+        [rows[there] for rows, there in zip(kept[name], held, strict=True)]
+        for name in ("boxes", "labels")
+    )
     return SceneSet(kept["pixels"], boxes, labels, tuple(classes), f"scenes of {artifact.key}")
 
 
@@ -64,13 +73,14 @@ class SceneBatches:
 
     def __call__(self, epoch: int, generator: torch.Generator) -> Iterator[Batch]:
         order = torch.randperm(len(self.images), generator=generator)
-        for rows in order[:len(self) * self.batch_size].split(self.batch_size):
+        for rows in order[: len(self) * self.batch_size].split(self.batch_size):
             batch = self.images[rows].float() / 255, self.labels[rows], self.boxes[rows]
             yield batch if self.augment is None else augmented(*batch, generator, self.augment)
 
 
-def augmented(images: Tensor, labels: Tensor, boxes: Tensor, generator: torch.Generator,
-              strength: float = 1.0) -> Batch:
+def augmented(
+    images: Tensor, labels: Tensor, boxes: Tensor, generator: torch.Generator, strength: float = 1.0
+) -> Batch:
     """Each scene mirrored (1/2) and, at strength 1, scaled by 0.8-1.25, shifted by up to 1/8, its light changed.
 
     Edges are repeated. Objects of which less than half stays in view become -1; boxes are cut at the border. At
@@ -104,6 +114,8 @@ def _moved(labels: Tensor, boxes: Tensor, scale: Tensor, shift: Tensor) -> tuple
     low, high = (centre - size / 2).clamp(0, 1), (centre + size / 2).clamp(0, 1)
     visible = (high - low).prod(-1) >= KEEP * size.prod(-1)
     labels = torch.where(visible & (labels >= 0), labels, -1)
-    boxes = torch.where(labels[..., None] >= 0, torch.cat([(low + high) / 2, high - low], dim=-1), 0.0)
+    boxes = torch.where(
+        labels[..., None] >= 0, torch.cat([(low + high) / 2, high - low], dim=-1), 0.0
+    )
     order = (labels < 0).int().argsort(dim=1, stable=True)
     return labels.gather(1, order), boxes.gather(1, order[..., None].expand(-1, -1, 4))

@@ -34,7 +34,9 @@ class Matches(NamedTuple):
     missed: np.ndarray
 
 
-def precision_recall_curves(scenes: SceneSet, scores: Tensor, boxes: Tensor, iou: float = 0.5) -> dict[str, Curve]:
+def precision_recall_curves(
+    scenes: SceneSet, scores: Tensor, boxes: Tensor, iou: float = 0.5
+) -> dict[str, Curve]:
     """Interpolated precision over recall as COCO's AP is the mean of it, by pycocotools' own accumulation.
 
     Args:
@@ -48,9 +50,15 @@ def precision_recall_curves(scenes: SceneSet, scores: Tensor, boxes: Tensor, iou
     """
     evaluation = coco_evaluation(scenes, scores, boxes, [iou])
     recall = np.asarray(evaluation.params.recThrs)
-    precision, at = evaluation.eval["precision"][0, :, :, 0, 0], evaluation.eval["scores"][0, :, :, 0, 0]
-    curves = {name: Curve(recall, precision[:, k], at[:, k]) for k, name in enumerate(scenes.classes)
-              if precision[0, k] > -1}
+    precision, at = (
+        evaluation.eval["precision"][0, :, :, 0, 0],
+        evaluation.eval["scores"][0, :, :, 0, 0],
+    )
+    curves = {
+        name: Curve(recall, precision[:, k], at[:, k])
+        for k, name in enumerate(scenes.classes)
+        if precision[0, k] > -1
+    }
     if curves:
         mean = np.mean([curve.precision for curve in curves.values()], axis=0)
         curves[MEAN] = Curve(recall, mean, np.full_like(recall, np.nan))
@@ -63,7 +71,12 @@ def matched(found: Tensor, truth: Tensor, iou: float = 0.5) -> Matches:
     Args:
         found: (n, 4) and truth (m, 4), cxcywh. iou: below it nothing is paired.
     """
-    overlap = box_iou(*(box_convert(torch.as_tensor(b).double().view(-1, 4), "cxcywh", "xyxy") for b in (found, truth)))
+    overlap = box_iou(
+        *(
+            box_convert(torch.as_tensor(b).double().view(-1, 4), "cxcywh", "xyxy")
+            for b in (found, truth)
+        )
+    )
     pairs, free = [], ([True] * len(overlap), [True] * overlap.shape[1])
     for place in overlap.flatten().argsort(descending=True, stable=True).tolist():
         detection, thing = divmod(place, overlap.shape[1])
@@ -75,8 +88,9 @@ def matched(found: Tensor, truth: Tensor, iou: float = 0.5) -> Matches:
     return Matches(np.array(pairs, np.int64).reshape(-1, 2), *map(np.flatnonzero, free))
 
 
-def confusion(scenes: SceneSet, scores: Tensor, boxes: Tensor, threshold: float = THRESHOLD,
-              iou: float = 0.5) -> np.ndarray:
+def confusion(
+    scenes: SceneSet, scores: Tensor, boxes: Tensor, threshold: float = THRESHOLD, iou: float = 0.5
+) -> np.ndarray:
     """What each object is taken for: counts (classes + 1, classes + 1), rows true, columns predicted.
 
     Each query says its best class, if its score is at least `threshold`; queries and objects are paired by `matched`.

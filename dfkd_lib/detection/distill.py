@@ -7,17 +7,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dfkd_lib import artifacts, ledger, training
-from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib import training
 from dfkd_lib.attention import capture_attention, patch_grid
+from dfkd_lib.core import WorkbenchError, artifacts, ledger
+from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.detection.batches import SceneBatches, open_scenes
 from dfkd_lib.detection.evaluate import THRESHOLD, average_precision, predict, sure
 from dfkd_lib.detection.matching import PAIRINGS, paired_queries
 from dfkd_lib.detection.source import SceneSource
-from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.losses.detection import (Taught, attention_distillation_loss, box_distillation_loss, detection_losses,
-                                       sureness)
+from dfkd_lib.losses.detection import (
+    Taught,
+    attention_distillation_loss,
+    box_distillation_loss,
+    detection_losses,
+    sureness,
+)
 from dfkd_lib.models.create import count_parameters
 from dfkd_lib.models.detectors import Detections, Detector, create_detector
 
@@ -44,43 +49,85 @@ class DetectionTerms:
     attention_distillation: float = 0.0
 
     def __post_init__(self):
-        weights = (self.classification, self.boxes, self.giou, self.distillation, self.box_distillation,
-                   self.attention_distillation)
-        if min(weights) < 0 or max(weights) == 0 or not self.temperature > 0 or self.pairing not in PAIRINGS:
-            raise WorkbenchError("impossible terms of the detection loss", got=str(self), where="DetectionTerms",
-                                 expected=f"weights >= 0, not all 0; temperature > 0; pairing {' or '.join(PAIRINGS)}",
-                                 mend="correct the value that is out of range")
+        weights = (
+            self.classification,
+            self.boxes,
+            self.giou,
+            self.distillation,
+            self.box_distillation,
+            self.attention_distillation,
+        )
+        if (
+            min(weights) < 0
+            or max(weights) == 0
+            or not self.temperature > 0
+            or self.pairing not in PAIRINGS
+        ):
+            raise WorkbenchError(
+                "impossible terms of the detection loss",
+                got=str(self),
+                where="DetectionTerms",
+                expected=f"weights >= 0, not all 0; temperature > 0; pairing {' or '.join(PAIRINGS)}",
+                mend="correct the value that is out of range",
+            )
 
-    def losses(self, found: Detections, labels: Tensor, target_boxes: Tensor, said: Detections | None = None,
-               maps: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(
+        self,
+        found: Detections,
+        labels: Tensor,
+        target_boxes: Tensor,
+        said: Detections | None = None,
+        maps: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted total over all decoder layers (deep supervision), and the last layer's named losses.
 
         Args:
             found: the student's. labels (B, M), target_boxes (B, M, 4): padded objects. said: the teacher's, or None.
             maps: cross-attention of both in the last layer, (B, Q, h, w), where attention is distilled.
         """
-        logits, boxes = (torch.stack(parts) for parts in zip(*found.earlier, found[:2], strict=True))
+        logits, boxes = (
+            torch.stack(parts) for parts in zip(*found.earlier, found[:2], strict=True)
+        )
         layers, rows = len(logits), (logits.flatten(0, 1), boxes.flatten(0, 1))
-        targets = PAIRINGS[self.pairing](*rows, labels.repeat(layers, 1), target_boxes.repeat(layers, 1, 1))
+        targets = PAIRINGS[self.pairing](
+            *rows, labels.repeat(layers, 1), target_boxes.repeat(layers, 1, 1)
+        )
         taught, more = (None, {}) if said is None else self._taught(logits, boxes, said, maps)
-        named = detection_losses(logits, boxes, *(t.unflatten(0, (layers, -1)) for t in targets), taught, self.temperature)
+        named = detection_losses(
+            logits,
+            boxes,
+            *(t.unflatten(0, (layers, -1)) for t in targets),
+            taught,
+            self.temperature,
+        )
         named |= more
         return sum(getattr(self, name) * value.sum() for name, value in named.items()), {
-            name: value[-1] for name, value in named.items()}
+            name: value[-1] for name, value in named.items()
+        }
 
-    def _taught(self, logits: Tensor, boxes: Tensor, said: Detections, maps: tuple[Tensor, Tensor] | None):
+    def _taught(
+        self, logits: Tensor, boxes: Tensor, said: Detections, maps: tuple[Tensor, Tensor] | None
+    ):
         """What the teacher says to each query of every layer, and the losses beyond the paper's that weigh anything."""
         layers = len(logits)
         every = (part.repeat(layers, 1, 1) for part in said[:2])
-        query = paired_queries(logits.flatten(0, 1), boxes.flatten(0, 1), *every).unflatten(0, (layers, -1))
-        scene, paired, index = torch.arange(query.shape[1], device=query.device)[:, None], query >= 0, query.clamp(min=0)
+        query = paired_queries(logits.flatten(0, 1), boxes.flatten(0, 1), *every).unflatten(
+            0, (layers, -1)
+        )
+        scene, paired, index = (
+            torch.arange(query.shape[1], device=query.device)[:, None],
+            query >= 0,
+            query.clamp(min=0),
+        )
         taught = Taught(said.logits[scene, index], said.boxes[scene, index], paired)
         sure, more = torch.where(paired, sureness(taught.logits), 0.0), {}
         if self.box_distillation:
             more["box_distillation"] = box_distillation_loss(boxes, taught.boxes, sure)
         if self.attention_distillation:
             its = maps[1][scene, index[-1]]
-            more["attention_distillation"] = attention_distillation_loss(maps[0], its, sure[-1])[None]
+            more["attention_distillation"] = attention_distillation_loss(maps[0], its, sure[-1])[
+                None
+            ]
         return taught, more
 
 
@@ -92,8 +139,9 @@ def confident(found: Detections, threshold: float = THRESHOLD) -> tuple[Tensor, 
     return label, found.boxes.gather(1, order[..., None].expand(-1, -1, 4))
 
 
-def detection_step(detector: Detector, terms: DetectionTerms, teacher: Detector | None = None,
-                   truth: bool = True) -> Callable:
+def detection_step(
+    detector: Detector, terms: DetectionTerms, teacher: Detector | None = None, truth: bool = True
+) -> Callable:
     """A step for `training.fit`: every decoder layer answers for the objects (deep supervision), the last is logged.
 
     Args:
@@ -116,21 +164,33 @@ def detection_step(detector: Detector, terms: DetectionTerms, teacher: Detector 
     return step
 
 
-def _looked(detector: Detector, images: Tensor, looking: bool, earlier: bool = False) -> tuple[Detections, Tensor | None]:
+def _looked(
+    detector: Detector, images: Tensor, looking: bool, earlier: bool = False
+) -> tuple[Detections, Tensor | None]:
     """What a detector says and, if wanted, its last cross-attention (B, Q, h, w), heads averaged."""
     if not looking:
         return detector(images, earlier), None
     with capture_attention(detector.network, (-1,), token=None, kind="cross") as maps:
         found = detector(images, earlier)
     seen = maps[-1].mean(1)
-    return found, seen.unflatten(-1, patch_grid(detector.network, seen.shape[-1], *images.shape[-2:]))
+    return found, seen.unflatten(
+        -1, patch_grid(detector.network, seen.shape[-1], *images.shape[-2:])
+    )
 
 
-def train_detector(store: Store, name: str, source: SceneSource, config: training.TrainConfig,
-                   terms: DetectionTerms = DetectionTerms(), teacher: Artifact | None = None,
-                   scenes: str | Artifact = "train", augment: float = 0.0, pretrained: bool = False,
-                   weights: str | Path | Artifact | None = None,
-                   backbone_weights: str | Path | None = None) -> Artifact:
+def train_detector(
+    store: Store,
+    name: str,
+    source: SceneSource,
+    config: training.TrainConfig,
+    terms: DetectionTerms = DetectionTerms(),
+    teacher: Artifact | None = None,
+    scenes: str | Artifact = "train",
+    augment: float = 0.0,
+    pretrained: bool = False,
+    weights: str | Path | Artifact | None = None,
+    backbone_weights: str | Path | None = None,
+) -> Artifact:
     """Train a detector on scenes and keep it with its history, its measures and its detections on the test scenes.
 
     Args:
@@ -152,21 +212,34 @@ def train_detector(store: Store, name: str, source: SceneSource, config: trainin
     """
     labelled, drawn = scenes == "train", isinstance(scenes, Artifact)
     if not labelled and teacher is None:
-        raise WorkbenchError("synthetic scenes carry no labels here", expected="a teacher to label them", got="none",
-                             where=f"detector {name}", mend="give teacher=, or train on scenes='train'")
+        raise WorkbenchError(
+            "synthetic scenes carry no labels here",
+            expected="a teacher to label them",
+            got="none",
+            where=f"detector {name}",
+            mend="give teacher=, or train on scenes='train'",
+        )
     stage = "detection-teacher" if teacher is None else "detection-student"
     test = source.load("test")
     _same_classes(test.classes, source, teacher, scenes)
-    settings = {"model": name, "config": config.as_dict(), "terms": asdict(terms),
-                "scenes": "synthetic" if drawn else scenes, "augment": augment,
-                "train": {"artifact": scenes.key} if drawn else source.identity(scenes),
-                "test": source.identity("test"), "pretrained": pretrained,
-                "weights": _identity(weights)}
+    settings = {
+        "model": name,
+        "config": config.as_dict(),
+        "terms": asdict(terms),
+        "scenes": "synthetic" if drawn else scenes,
+        "augment": augment,
+        "train": {"artifact": scenes.key} if drawn else source.identity(scenes),
+        "test": source.identity("test"),
+        "pretrained": pretrained,
+        "weights": _identity(weights),
+    }
     if backbone_weights is not None:
         settings["backbone_weights"] = _identity(backbone_weights)
     reads = {test.split: ledger.EVALUATION}
     if labelled:
-        reads[source.load("train").split if source.data != "scenes" else "aerial/train"] = "training"
+        reads[source.load("train").split if source.data != "scenes" else "aerial/train"] = (
+            "training"
+        )
 
     def make(work: Path) -> dict:
         torch.manual_seed(config.seed)
@@ -174,19 +247,32 @@ def train_detector(store: Store, name: str, source: SceneSource, config: trainin
         detector = create_detector(name, len(test.classes), pretrained, start, backbone_weights)
         taught = None if teacher is None else load_detector(teacher)
         step = detection_step(detector, terms, taught, truth=labelled)
-        batches = SceneBatches(open_scenes(scenes) if drawn else source.load(scenes), config.batch_size, augment)
+        batches = SceneBatches(
+            open_scenes(scenes) if drawn else source.load(scenes), config.batch_size, augment
+        )
         label = f"{stage} {name} on {'drawn scenes' if drawn else scenes}"
-        history = training.fit({"detector": detector}, step, batches, config, checkpoint=work / "checkpoint",
-                               evaluate=lambda epoch: _measured(detector, test), label=label)
-        return {**keep_detector(work, detector, test, history), "train_scenes": len(batches.images),
-                "images_per_second": history[-1]["images_per_second"]}
+        history = training.fit(
+            {"detector": detector},
+            step,
+            batches,
+            config,
+            checkpoint=work / "checkpoint",
+            evaluate=lambda epoch: _measured(detector, test),
+            label=label,
+        )
+        return {
+            **keep_detector(work, detector, test, history),
+            "train_scenes": len(batches.images),
+            "images_per_second": history[-1]["images_per_second"],
+        }
 
     parents = [a for a in (teacher, scenes, weights) if isinstance(a, Artifact)]
     return store.get_or_make(stage, settings, make, parents, reads)
 
 
-def _same_classes(classes: tuple[str, ...], source: SceneSource, teacher: Artifact | None,
-                  scenes: str | Artifact) -> None:
+def _same_classes(
+    classes: tuple[str, ...], source: SceneSource, teacher: Artifact | None, scenes: str | Artifact
+) -> None:
     """Raise unless all who name classes name those of the test scenes, in their order."""
     said = {"the teacher": teacher.metrics["classes"]} if teacher else {}
     if isinstance(scenes, Artifact):
@@ -195,9 +281,13 @@ def _same_classes(classes: tuple[str, ...], source: SceneSource, teacher: Artifa
         said["the training scenes"] = source.load("train").classes
     for who, names in said.items():
         if tuple(names or ()) != tuple(classes):
-            raise WorkbenchError(f"{who} and the test scenes do not name the same classes", where=source.data,
-                                 expected=", ".join(classes), got=", ".join(names or ()) or "none",
-                                 mend="use scenes of the same classes in the same order, or a teacher trained on these")
+            raise WorkbenchError(
+                f"{who} and the test scenes do not name the same classes",
+                where=source.data,
+                expected=", ".join(classes),
+                got=", ".join(names or ()) or "none",
+                mend="use scenes of the same classes in the same order, or a teacher trained on these",
+            )
 
 
 def _identity(weights: str | Path | Artifact | None) -> str | dict | None:
@@ -207,8 +297,12 @@ def _identity(weights: str | Path | Artifact | None) -> str | dict | None:
     path = Path(weights)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
-        raise WorkbenchError("the weights to start from are missing", where=path,
-                             expected="a .safetensors file, or a folder with one", mend="check the path")
+        raise WorkbenchError(
+            "the weights to start from are missing",
+            where=path,
+            expected="a .safetensors file, or a folder with one",
+            mend="check the path",
+        )
     return " ".join(artifacts.file_hash(file) for file in files)
 
 
@@ -224,14 +318,21 @@ def keep_detector(work: Path, detector: Detector, test: SceneSet, history: list[
     artifacts.save_tensors(work / "model.safetensors", detector.state_dict())
     artifacts.save_tensors(work / PREDICTIONS, {"scores": scores, "boxes": boxes})
     artifacts.save_json(work / "history.json", history)
-    return {**measures, "parameters": count_parameters(detector), "classes": list(test.classes),
-            "test_scenes": len(test)}
+    return {
+        **measures,
+        "parameters": count_parameters(detector),
+        "classes": list(test.classes),
+        "test_scenes": len(test),
+    }
 
 
 def load_detector(artifact: Artifact) -> Detector:
     """The detector of an artifact, frozen, in evaluation mode, on the training device."""
-    detector = create_detector(artifact.settings["model"], len(artifact.metrics["classes"]),
-                               weights=artifact.path / "model.safetensors")
+    detector = create_detector(
+        artifact.settings["model"],
+        len(artifact.metrics["classes"]),
+        weights=artifact.path / "model.safetensors",
+    )
     return detector.eval().requires_grad_(False).to(training.device())
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dfkd_lib import training
+from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets.coco import ground_truth
 from dfkd_lib.datasets.scenes import SceneSet
-from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models.detectors import Detector
 
 PIXELS = 4_000_000  # that are looked at together
@@ -28,13 +28,18 @@ def predict(detector: Detector, images: Tensor) -> tuple[Tensor, Tensor]:
     batch_size = max(1, PIXELS // images[0, 0].numel())
     found = [detector(rows.to(target).float() / 255) for rows in images.split(batch_size)]
     detector.train(was_training)
-    return (torch.cat([d.logits for d in found]).sigmoid()[..., :-1].cpu(), torch.cat([d.boxes for d in found]).cpu())
+    return (
+        torch.cat([d.logits for d in found]).sigmoid()[..., :-1].cpu(),
+        torch.cat([d.boxes for d in found]).cpu(),
+    )
 
 
 def detections(detector: Detector, scenes: SceneSet, threshold: float = THRESHOLD) -> list[dict]:
     """What a detector finds in each scene, as `sure` gives it; WorkbenchError if it has not the scenes' classes."""
     same_classes(detector.num_labels, scenes, "the detector")
-    return [sure(*found, threshold) for found in zip(*predict(detector, scenes.images), strict=True)]
+    return [
+        sure(*found, threshold) for found in zip(*predict(detector, scenes.images), strict=True)
+    ]
 
 
 def sure(scores: Tensor, boxes: Tensor, threshold: float = THRESHOLD) -> dict[str, np.ndarray]:
@@ -46,7 +51,11 @@ def sure(scores: Tensor, boxes: Tensor, threshold: float = THRESHOLD) -> dict[st
     score, label = scores.max(dim=-1)
     keep = score.argsort(descending=True)
     keep = keep[score[keep] >= threshold]
-    return {"boxes": boxes[keep].numpy(), "labels": label[keep].numpy(), "scores": score[keep].numpy()}
+    return {
+        "boxes": boxes[keep].numpy(),
+        "labels": label[keep].numpy(),
+        "scores": score[keep].numpy(),
+    }
 
 
 def evaluate_ap(detector: Detector, scenes: SceneSet) -> dict:
@@ -60,7 +69,9 @@ def evaluate_ap(detector: Detector, scenes: SceneSet) -> dict:
     return average_precision(scenes, scores, boxes, by_size=True)
 
 
-def average_precision(scenes: SceneSet, scores: Tensor, boxes: Tensor, by_size: bool = False) -> dict:
+def average_precision(
+    scenes: SceneSet, scores: Tensor, boxes: Tensor, by_size: bool = False
+) -> dict:
     """COCO's average precision of given scores (N, Q, classes) and boxes (N, Q, 4) cxcywh in [0, 1].
 
     Args:
@@ -76,15 +87,36 @@ def average_precision(scenes: SceneSet, scores: Tensor, boxes: Tensor, by_size: 
     # (IoU thresholds, recall places, classes, sizes), -1 where there is no object
     precision = evaluation.eval["precision"][..., -1]
     whole = precision[..., 0]
-    per_class = {name: {"AP": _mean(whole[:, :, k]), "AP50": _mean(whole[0, :, k]), "AP75": _mean(whole[5, :, k])}
-                 for k, name in enumerate(scenes.classes)}
-    sizes = {f"AP_{size}": _mean(precision[..., 1 + i]) for i, size in enumerate(SIZES)} if by_size else {}
-    return {"AP": _mean(whole) or 0.0, "AP50": _mean(whole[0]) or 0.0, "AP75": _mean(whole[5]) or 0.0, **sizes,
-            **_precision_recall(evaluation, len(scenes)), "per_class": per_class}
+    per_class = {
+        name: {
+            "AP": _mean(whole[:, :, k]),
+            "AP50": _mean(whole[0, :, k]),
+            "AP75": _mean(whole[5, :, k]),
+        }
+        for k, name in enumerate(scenes.classes)
+    }
+    sizes = (
+        {f"AP_{size}": _mean(precision[..., 1 + i]) for i, size in enumerate(SIZES)}
+        if by_size
+        else {}
+    )
+    return {
+        "AP": _mean(whole) or 0.0,
+        "AP50": _mean(whole[0]) or 0.0,
+        "AP75": _mean(whole[5]) or 0.0,
+        **sizes,
+        **_precision_recall(evaluation, len(scenes)),
+        "per_class": per_class,
+    }
 
 
-def coco_evaluation(scenes: SceneSet, scores: Tensor, boxes: Tensor, ious: Sequence[float] | None = None,
-                    by_size: bool = False):
+def coco_evaluation(
+    scenes: SceneSet,
+    scores: Tensor,
+    boxes: Tensor,
+    ious: Sequence[float] | None = None,
+    by_size: bool = False,
+):
     """pycocotools' own COCOeval of these detections, matched and accumulated.
 
     Args:
@@ -118,9 +150,13 @@ def coco_evaluation(scenes: SceneSet, scores: Tensor, boxes: Tensor, ious: Seque
 def same_classes(count: int, scenes: SceneSet, whose: str) -> None:
     """WorkbenchError if `whose` (in words) number of classes is not the scenes'."""
     if count != len(scenes.classes):
-        raise WorkbenchError(f"{whose} and the scenes have different classes", got=f"{count} classes", where=scenes.origin,
-                             expected=f"{len(scenes.classes)} classes: {', '.join(scenes.classes)}",
-                             mend="use a detector that was trained on these classes, or scenes of its own")
+        raise WorkbenchError(
+            f"{whose} and the scenes have different classes",
+            got=f"{count} classes",
+            where=scenes.origin,
+            expected=f"{len(scenes.classes)} classes: {', '.join(scenes.classes)}",
+            mend="use a detector that was trained on these classes, or scenes of its own",
+        )
 
 
 def _mean(precision: np.ndarray) -> float | None:
@@ -131,13 +167,28 @@ def _mean(precision: np.ndarray) -> float | None:
 def _coco_rows(scenes: SceneSet, scores: Tensor, boxes: Tensor) -> list[dict]:
     """Each (query, class) with a score above 0.01 as pycocotools has a detection; boxes in pixels of the original."""
     height, width = scenes.pixels.shape[2:]
-    pixels = boxes.double() * torch.tensor([width, height, width, height]) * scenes.scale.double()[:, None, None]
+    pixels = (
+        boxes.double()
+        * torch.tensor([width, height, width, height])
+        * scenes.scale.double()[:, None, None]
+    )
     pixels[..., :2] -= pixels[..., 2:] / 2
     image, query, label = (scores > 0.01).nonzero(as_tuple=True)
     columns = (image + 1, label + 1, pixels[image, query], scores[image, query, label].double())
-    return [{"id": place, "image_id": one, "category_id": k, "bbox": box, "area": box[2] * box[3], "iscrowd": 0,
-             "score": score}
-            for place, (one, k, box, score) in enumerate(zip(*(c.tolist() for c in columns), strict=True), 1)]
+    return [
+        {
+            "id": place,
+            "image_id": one,
+            "category_id": k,
+            "bbox": box,
+            "area": box[2] * box[3],
+            "iscrowd": 0,
+            "score": score,
+        }
+        for place, (one, k, box, score) in enumerate(
+            zip(*(c.tolist() for c in columns), strict=True), 1
+        )
+    ]
 
 
 def _precision_recall(evaluation, images: int) -> dict[str, float]:
@@ -151,4 +202,7 @@ def _precision_recall(evaluation, images: int) -> dict[str, float]:
         right += int((image["dtMatches"][0][sure] > 0).sum()) if len(sure) else 0
         made += int(sure.sum())
         objects += len(image["gtIds"])
-    return {"precision": right / made if made else 0.0, "recall": right / objects if objects else 0.0}
+    return {
+        "precision": right / made if made else 0.0,
+        "recall": right / objects if objects else 0.0,
+    }

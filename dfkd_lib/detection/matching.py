@@ -10,9 +10,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError
 
-COSTS = {"class": 2.0, "l1": 5.0, "giou": 2.0}  # Carion et al. 2020, with the class cost of Conditional DETR
+COSTS = {
+    "class": 2.0,
+    "l1": 5.0,
+    "giou": 2.0,
+}  # Carion et al. 2020, with the class cost of Conditional DETR
 
 
 def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
@@ -22,7 +26,11 @@ def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     shared = (high - low).clamp(min=0).prod(-1)
     union = (area_a + area_b - shared).clamp(min=1e-9)
-    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1).clamp(min=1e-9)
+    hull = (
+        (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2]))
+        .prod(-1)
+        .clamp(min=1e-9)
+    )
     return shared / union - (hull - union) / hull
 
 
@@ -31,11 +39,16 @@ def matching_cost(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: T
     """Cost (B, Q, M) of giving object m to query q: -probability of its class, L1, -GIoU of boxes, times COSTS."""
     index = labels.clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)
     chance = logits.sigmoid().gather(2, index)
-    return (-COSTS["class"] * chance + COSTS["l1"] * torch.cdist(boxes, target_boxes, p=1)
-            - COSTS["giou"] * pairwise_giou(boxes, target_boxes))
+    return (
+        -COSTS["class"] * chance
+        + COSTS["l1"] * torch.cdist(boxes, target_boxes, p=1)
+        - COSTS["giou"] * pairwise_giou(boxes, target_boxes)
+    )
 
 
-def hungarian_targets(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> tuple[Tensor, Tensor]:
+def hungarian_targets(
+    logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor
+) -> tuple[Tensor, Tensor]:
     """DETR's pairing: each object goes to one query at the least total cost, the other queries get "no object".
 
     Args:
@@ -49,7 +62,9 @@ def hungarian_targets(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxe
     return _expand(chosen, labels, target_boxes, logits.shape[-1] - 1)
 
 
-def expanded_targets(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> tuple[Tensor, Tensor]:
+def expanded_targets(
+    logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor
+) -> tuple[Tensor, Tensor]:
     """The paper's pairing, "expanded targets": a scene's objects are repeated, in their order, to fill all Q queries.
 
     Arguments and results as in `hungarian_targets`. Every query of a scene with an object answers for one, whatever it
@@ -61,14 +76,20 @@ def expanded_targets(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes
     return _expand(torch.where(counts > 0, chosen, -1), labels, target_boxes, logits.shape[-1] - 1)
 
 
-def _expand(chosen: Tensor, labels: Tensor, target_boxes: Tensor, nothing: int) -> tuple[Tensor, Tensor]:
+def _expand(
+    chosen: Tensor, labels: Tensor, target_boxes: Tensor, nothing: int
+) -> tuple[Tensor, Tensor]:
     present, index = chosen >= 0, chosen.clamp(min=0)
     boxes = target_boxes.gather(1, index[..., None].expand(-1, -1, 4))
-    return torch.where(present, labels.gather(1, index), nothing), torch.where(present[..., None], boxes, 0.0)
+    return torch.where(present, labels.gather(1, index), nothing), torch.where(
+        present[..., None], boxes, 0.0
+    )
 
 
 @torch.no_grad()
-def paired_queries(student_logits: Tensor, student_boxes: Tensor, teacher_logits: Tensor, teacher_boxes: Tensor) -> Tensor:
+def paired_queries(
+    student_logits: Tensor, student_boxes: Tensor, teacher_logits: Tensor, teacher_boxes: Tensor
+) -> Tensor:
     """Which of the teacher's queries each of the student's is paired with: int64 (B, Q_student), -1 for none.
 
     Queries of two DETRs have no common order, so they are paired one to one by what they say (class probabilities and
@@ -79,11 +100,17 @@ def paired_queries(student_logits: Tensor, student_boxes: Tensor, teacher_logits
         WorkbenchError: if the teacher has other classes.
     """
     if teacher_logits.shape[2] != student_logits.shape[2]:
-        raise WorkbenchError("teacher and student detector do not fit together", where="query pairing",
-                             expected=f"{teacher_logits.shape[2] - 1} classes, the teacher's",
-                             got=f"{student_logits.shape[2] - 1} of the student", mend="train both on the same classes")
+        raise WorkbenchError(
+            "teacher and student detector do not fit together",
+            where="query pairing",
+            expected=f"{teacher_logits.shape[2] - 1} classes, the teacher's",
+            got=f"{student_logits.shape[2] - 1} of the student",
+            mend="train both on the same classes",
+        )
     student, teacher = student_logits.sigmoid(), teacher_logits.sigmoid()
-    distance = COSTS["l1"] * torch.cdist(student_boxes, teacher_boxes, p=1) + torch.cdist(student, teacher, p=1)
+    distance = COSTS["l1"] * torch.cdist(student_boxes, teacher_boxes, p=1) + torch.cdist(
+        student, teacher, p=1
+    )
     sure = teacher[..., :-1].amax(-1) + 0.01
     return _assigned(sure[:, None] * (distance - 4 * COSTS["l1"] - student.shape[-1]))
 
@@ -100,7 +127,9 @@ def _assigned(cost: Tensor) -> Tensor:
     chosen = np.full(table.shape[:2], -1)
     for row, count in enumerate(counts):
         wanted = table[row, :, :count]
-        if count == len(wanted):  # every column is given, so what is common to one decides nothing, but costs time
+        if count == len(
+            wanted
+        ):  # every column is given, so what is common to one decides nothing, but costs time
             wanted -= wanted.min(0, keepdims=True)
         rows, columns = linear_sum_assignment(wanted)
         chosen[row, rows] = columns

@@ -15,13 +15,20 @@ LOOKS = 10  # times that it is measured on the way
 
 def spread(scenes: SceneSet, count: int) -> SceneSet:
     """`count` scenes with an object, taking the classes in turn by each scene's first object, and far apart in the set."""
-    queues = [[i for i, labels in enumerate(scenes.labels) if len(labels) and int(labels[0]) == k]
-              for k in range(len(scenes.classes))]
+    queues = [
+        [i for i, labels in enumerate(scenes.labels) if len(labels) and int(labels[0]) == k]
+        for k in range(len(scenes.classes))
+    ]
     queues = [queue for queue in queues if queue]
     count = min(count, sum(map(len, queues)))
     wanted = [len(range(k, count, len(queues))) for k in range(len(queues))]
-    return scenes.subset([queue[place * len(queue) // max(1, most)] for queue, most in zip(queues, wanted, strict=True)
-                          for place in range(min(most, len(queue)))])
+    return scenes.subset(
+        [
+            queue[place * len(queue) // max(1, most)]
+            for queue, most in zip(queues, wanted, strict=True)
+            for place in range(min(most, len(queue)))
+        ]
+    )
 
 
 def overfit(name: str, scenes: SceneSet, epochs: int, lr: float = 1e-3, seed: int = 0) -> dict:
@@ -49,7 +56,21 @@ def overfit(name: str, scenes: SceneSet, epochs: int, lr: float = 1e-3, seed: in
         curve.append((epoch * per, evaluate_ap(detector, scenes)["AP50"]))
         return {"AP50": curve[-1][1]}
 
-    config = TrainConfig(-(-epochs // per), len(scenes), lr, weight_decay=1e-4, warmup_epochs=0.2, grad_clip=1.0, seed=seed)
-    training.fit({"detector": detector}, detection_step(detector, DetectionTerms()), Repeated(), config, evaluate=look,
-                 label=f"{name} on {len(scenes)} scenes")
+    config = TrainConfig(
+        -(-epochs // per),
+        len(scenes),
+        lr,
+        weight_decay=1e-4,
+        warmup_epochs=0.2,
+        grad_clip=1.0,
+        seed=seed,
+    )
+    training.fit(
+        {"detector": detector},
+        detection_step(detector, DetectionTerms()),
+        Repeated(),
+        config,
+        evaluate=look,
+        label=f"{name} on {len(scenes)} scenes",
+    )
     return {**evaluate_ap(detector, scenes), "curve": curve}

@@ -13,17 +13,21 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from dfkd_lib.attention import capture_attention, patch_grid
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.processes import shared_count
 from dfkd_lib.detection.matching import matching_cost
-from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models.detectors import Detections, Detector
 from dfkd_lib.models.scene_gan import object_boxes
-from dfkd_lib.processes import shared_count
 
-SIDE = 7      # places of a probe across its frame
-FRAME = 2.0   # sides of the frame over sides of the box: attention gathers at outlines, and beyond them
+SIDE = 7  # places of a probe across its frame
+FRAME = (
+    2.0  # sides of the frame over sides of the box: attention gathers at outlines, and beyond them
+)
 
 
-def object_probes(detector: Detector, images: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Detections]:
+def object_probes(
+    detector: Detector, images: Tensor, labels: Tensor, boxes: Tensor
+) -> tuple[Tensor, Detections]:
     """The attention probe of each object that a layout names, and what the detector says of the images.
 
     An object's query is the one that fits it best by class and box (the cost of Hungarian matching); its cross-attention in
@@ -45,15 +49,21 @@ def object_probes(detector: Detector, images: Tensor, labels: Tensor, boxes: Ten
     height, width = patch_grid(detector, weights.shape[-1], *images.shape[-2:])
     present = labels >= 0
     best = matching_cost(found.logits, found.boxes, labels, boxes).argmin(1)  # (B, M)
-    rows = weights.gather(1, best[..., None].expand(-1, -1, weights.shape[-1]))[present].unflatten(1, (1, height, width))
+    rows = weights.gather(1, best[..., None].expand(-1, -1, weights.shape[-1]))[present].unflatten(
+        1, (1, height, width)
+    )
     frames = object_boxes(boxes, labels, FRAME, height, width)
-    frames = torch.cat([torch.arange(len(rows), device=rows.device)[:, None].to(frames), frames[:, 1:]], 1)
+    frames = torch.cat(
+        [torch.arange(len(rows), device=rows.device)[:, None].to(frames), frames[:, 1:]], 1
+    )
     probes = roi_align(rows.float(), frames, SIDE, sampling_ratio=2, aligned=True).flatten(1)
     return probes / probes.sum(1, keepdim=True).clamp(min=1e-8), found
 
 
 @torch.no_grad()
-def class_object_probes(detector: Detector, batches: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int) -> Tensor:
+def class_object_probes(
+    detector: Detector, batches: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int
+) -> Tensor:
     """The mean probe of the objects of each class (A eq. 2, for objects): (K, SIDE²), each of sum 1.
 
     Args:
@@ -71,9 +81,13 @@ def class_object_probes(detector: Detector, batches: Iterable[tuple[Tensor, Tens
         count += torch.bincount(known, minlength=num_classes)
     if (count == 0).any():
         empty = [k for k in range(num_classes) if not count[k]]
-        raise WorkbenchError("class probes need objects of every class", expected=f"labels 0..{num_classes - 1}, each used",
-                             got=f"no object of class {empty}", where="class probes of objects",
-                             mend="give more scenes, or only the classes that are there")
+        raise WorkbenchError(
+            "class probes need objects of every class",
+            expected=f"labels 0..{num_classes - 1}, each used",
+            got=f"no object of class {empty}",
+            where="class probes of objects",
+            mend="give more scenes, or only the classes that are there",
+        )
     return total / count[:, None]
 
 

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from dfkd_lib import artifacts, ledger, training
-from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib import training
+from dfkd_lib.core import WorkbenchError, artifacts, ledger
+from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.detection.distill import keep_detector
 from dfkd_lib.detection.source import SceneSource
-from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models.detectors import Detector, create_detector
 
 FOLDER = "data/teachers"
@@ -18,17 +18,33 @@ def ship_detector(artifact: Artifact, name: str, command: str, folder: str | Pat
     base = artifacts.resolve(folder) / name
     base.parent.mkdir(parents=True, exist_ok=True)
     # Vectors stay float32: running variances can be smaller than float16 resolves.
-    weights = {key: t.half() if t.is_floating_point() and t.ndim > 1 else t for key, t in artifact.tensors().items()}
+    weights = {
+        key: t.half() if t.is_floating_point() and t.ndim > 1 else t
+        for key, t in artifact.tensors().items()
+    }
     artifacts.save_tensors(base.with_suffix(".safetensors"), weights)
     settings, metrics = artifact.settings, artifact.metrics
-    artifacts.save_json(base.with_suffix(".json"), {
-        "command": command, "model": settings["model"], "seed": settings["config"]["seed"], "settings": settings,
-        "metrics": metrics, "seconds": artifact.seconds, "made": artifact.manifest["made"], "ledger": artifact.ledger,
-        "provenance": artifacts.provenance(), "history": artifact.json("history.json")})
+    artifacts.save_json(
+        base.with_suffix(".json"),
+        {
+            "command": command,
+            "model": settings["model"],
+            "seed": settings["config"]["seed"],
+            "settings": settings,
+            "metrics": metrics,
+            "seconds": artifact.seconds,
+            "made": artifact.manifest["made"],
+            "ledger": artifact.ledger,
+            "provenance": artifacts.provenance(),
+            "history": artifact.json("history.json"),
+        },
+    )
     return base.with_suffix(".safetensors")
 
 
-def shipped_detector(store: Store, name: str, source: SceneSource, folder: str | Path = FOLDER) -> Artifact:
+def shipped_detector(
+    store: Store, name: str, source: SceneSource, folder: str | Path = FOLDER
+) -> Artifact:
     """A shipped detector, measured on the test scenes of `source` and put in the store.
 
     Args:
@@ -41,24 +57,41 @@ def shipped_detector(store: Store, name: str, source: SceneSource, folder: str |
     weights, about = base.with_suffix(".safetensors"), base.with_suffix(".json")
     for path in (weights, about):
         if not path.is_file():
-            raise WorkbenchError("a shipped teacher is missing", expected=path.name, where=path.parent,
-                                 mend="choose teacher='train', or restore the file from the repository")
+            raise WorkbenchError(
+                "a shipped teacher is missing",
+                expected=path.name,
+                where=path.parent,
+                mend="choose teacher='train', or restore the file from the repository",
+            )
     record = json.loads(about.read_text())
     test = source.load("test")
     if list(test.classes) != record["metrics"]["classes"]:
-        raise WorkbenchError("the shipped teacher knows other classes than these scenes have", where=weights,
-                             expected=", ".join(record["metrics"]["classes"]), got=", ".join(test.classes),
-                             mend="train a teacher on these scenes: teacher='train'")
-    settings = {"model": record["model"], "shipped": artifacts.file_hash(weights), "record": record["settings"],
-                "test": source.identity("test")}
+        raise WorkbenchError(
+            "the shipped teacher knows other classes than these scenes have",
+            where=weights,
+            expected=", ".join(record["metrics"]["classes"]),
+            got=", ".join(test.classes),
+            mend="train a teacher on these scenes: teacher='train'",
+        )
+    settings = {
+        "model": record["model"],
+        "shipped": artifacts.file_hash(weights),
+        "record": record["settings"],
+        "test": source.identity("test"),
+    }
 
     def make(work: Path) -> dict:
         detector = create_detector(record["model"], len(test.classes), weights=weights)
         metrics = keep_detector(work, detector, test, record["history"])
         return {**metrics, "train_scenes": record["metrics"]["train_scenes"], "shipped": name}
 
-    return store.get_or_make("detection-teacher", settings, make, reads={test.split: ledger.EVALUATION},
-                             inherited=record["ledger"])
+    return store.get_or_make(
+        "detection-teacher",
+        settings,
+        make,
+        reads={test.split: ledger.EVALUATION},
+        inherited=record["ledger"],
+    )
 
 
 def open_shipped(name: str, folder: str | Path = FOLDER) -> Detector:
@@ -67,7 +100,14 @@ def open_shipped(name: str, folder: str | Path = FOLDER) -> Detector:
     try:
         record = json.loads(base.with_suffix(".json").read_text())
     except (OSError, ValueError) as error:
-        raise WorkbenchError("a shipped teacher is missing", expected=base.with_suffix(".json").name, got=error,
-                             where=base.parent, mend="restore the file from the repository") from None
-    detector = create_detector(record["model"], len(record["metrics"]["classes"]), weights=base.with_suffix(".safetensors"))
+        raise WorkbenchError(
+            "a shipped teacher is missing",
+            expected=base.with_suffix(".json").name,
+            got=error,
+            where=base.parent,
+            mend="restore the file from the repository",
+        ) from None
+    detector = create_detector(
+        record["model"], len(record["metrics"]["classes"]), weights=base.with_suffix(".safetensors")
+    )
     return detector.eval().requires_grad_(False).to(training.device())

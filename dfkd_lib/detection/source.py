@@ -3,10 +3,10 @@
 from dataclasses import asdict, dataclass
 from functools import cache
 
-from dfkd_lib.artifacts import resolve
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.artifacts import resolve
 from dfkd_lib.datasets.coco import load_coco
 from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
-from dfkd_lib.errors import WorkbenchError
 
 PROBE = 16  # scenes that identify a generated set
 
@@ -39,9 +39,13 @@ class SceneSource:
 
     def __post_init__(self):
         if self.shortest and self.crop and self.data != "scenes":
-            raise WorkbenchError("frames cannot be both cut around objects and resized whole", where="SceneSource",
-                                 expected="crop or shortest", got=f"crop {self.crop:g}, shortest {self.shortest}",
-                                 mend="set shortest to 0 for crops, or crop to 0 for whole frames")
+            raise WorkbenchError(
+                "frames cannot be both cut around objects and resized whole",
+                where="SceneSource",
+                expected="crop or shortest",
+                got=f"crop {self.crop:g}, shortest {self.shortest}",
+                mend="set shortest to 0 for crops, or crop to 0 for whole frames",
+            )
 
     def load(self, split: str) -> SceneSet:
         """The scenes of split "train", "test" or "synthetic" (always generated, of split None, as many as `train`)."""
@@ -52,7 +56,12 @@ class SceneSource:
         if self.data == "scenes" or split == "synthetic":
             return ()
         folder = resolve(self.data)
-        files = [path for name in {split, "val"} for path in (folder / f"{name}.json", folder / name) if path.exists()]
+        files = [
+            path
+            for name in {split, "val"}
+            for path in (folder / f"{name}.json", folder / name)
+            if path.exists()
+        ]
         return tuple(sorted((str(path), path.stat().st_mtime_ns) for path in files))
 
     def split(self, split: str) -> str | None:
@@ -70,8 +79,13 @@ class SceneSource:
         if self.data == "scenes" or split == "synthetic":
             count = self.test if split == "test" else self.train
             probe = _load(self, split, min(PROBE, count), ())
-            return {"generated": split, "count": count, "size": self.size, "seed": self.seed,
-                    "scenes": probe.fingerprint}
+            return {
+                "generated": split,
+                "count": count,
+                "size": self.size,
+                "seed": self.seed,
+                "scenes": probe.fingerprint,
+            }
         return {**asdict(self), "scenes": self.load(split).fingerprint}
 
 
@@ -82,7 +96,15 @@ def _load(source: SceneSource, split: str, count: int, stamp: tuple) -> SceneSet
     if source.shortest:
         return load_coco(source.data, split, shortest=source.shortest)
     if split == "train":
-        return load_coco(source.data, split, size=source.size, crop=source.crop or None, seed=source.seed,
-                         crops=source.crops, crop_spread=source.crop_spread, crop_anywhere=source.crop_anywhere)
+        return load_coco(
+            source.data,
+            split,
+            size=source.size,
+            crop=source.crop or None,
+            seed=source.seed,
+            crops=source.crops,
+            crop_spread=source.crop_spread,
+            crop_anywhere=source.crop_anywhere,
+        )
     # Test frames are cut in one fixed way, so that every detector is asked the same question.
     return load_coco(source.data, split, size=source.size, crop=source.crop or None, seed=0)

@@ -4,11 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dfkd_lib.artifacts import Artifact
-from dfkd_lib.intervals import interval_text, paired_difference
+from dfkd_lib.core.artifacts import Artifact
+from dfkd_lib.metrics.intervals import interval_text, paired_difference
 
-MEASURES = {"frechet": "distance of scenes", "frechet_objects": "distance of objects", "found": "objects found (%)",
-            "AP50": "AP50 of what was asked", "attention": "attention loss"}
+MEASURES = {
+    "frechet": "distance of scenes",
+    "frechet_objects": "distance of objects",
+    "found": "objects found (%)",
+    "AP50": "AP50 of what was asked",
+    "attention": "attention loss",
+}
 
 
 def ap_table(detectors: dict[str, Artifact]):
@@ -18,10 +23,18 @@ def ap_table(detectors: dict[str, Artifact]):
     rows = []
     for name, artifact in detectors.items():
         m = artifact.metrics
-        rows.append({"detector": f"{name} ({artifact.settings['model']})", "parameters": m["parameters"],
-                     "AP": m["AP"], "AP50": m["AP50"], "AP75": m["AP75"],
-                     **{f"AP {size}": m.get(f"AP_{size}") for size in ("small", "medium", "large")},
-                     "precision": m["precision"], "recall": m["recall"]})
+        rows.append(
+            {
+                "detector": f"{name} ({artifact.settings['model']})",
+                "parameters": m["parameters"],
+                "AP": m["AP"],
+                "AP50": m["AP50"],
+                "AP75": m["AP75"],
+                **{f"AP {size}": m.get(f"AP_{size}") for size in ("small", "medium", "large")},
+                "precision": m["precision"],
+                "recall": m["recall"],
+            }
+        )
     return pd.DataFrame(rows).replace({None: np.nan})
 
 
@@ -29,9 +42,17 @@ def class_table(detectors: dict[str, Artifact]):
     """AP and AP50 of each detector by class as a pandas table."""
     import pandas as pd
 
-    rows = [{"detector": name, **{f"{c} {measure}": v[measure] for measure in ("AP", "AP50")
-                                  for c, v in artifact.metrics["per_class"].items()}}
-            for name, artifact in detectors.items()]
+    rows = [
+        {
+            "detector": name,
+            **{
+                f"{c} {measure}": v[measure]
+                for measure in ("AP", "AP50")
+                for c, v in artifact.metrics["per_class"].items()
+            },
+        }
+        for name, artifact in detectors.items()
+    ]
     return pd.DataFrame(rows).replace({None: np.nan})
 
 
@@ -42,12 +63,21 @@ def seen_table(detectors: dict[str, Artifact]):
 
     rows = []
     for name, artifact in detectors.items():
-        read = {row["split"]: row["images"] for row in artifact.ledger if row["purpose"] != "evaluation"}
-        rows.append({"detector": name, "started from": _start(artifact.settings),
-                     "scenes it trained on": artifact.metrics["train_scenes"],
-                     "of them from a data set": sum(read.values()), "splits": ", ".join(read) or "none",
-                     "labels": "the teacher's detections" if artifact.settings.get("scenes") == "synthetic" else
-                     "the data set's"})
+        read = {
+            row["split"]: row["images"] for row in artifact.ledger if row["purpose"] != "evaluation"
+        }
+        rows.append(
+            {
+                "detector": name,
+                "started from": _start(artifact.settings),
+                "scenes it trained on": artifact.metrics["train_scenes"],
+                "of them from a data set": sum(read.values()),
+                "splits": ", ".join(read) or "none",
+                "labels": "the teacher's detections"
+                if artifact.settings.get("scenes") == "synthetic"
+                else "the data set's",
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -55,8 +85,13 @@ def _start(settings: dict) -> str:
     weights = settings.get("weights")
     if isinstance(weights, dict):
         return "a detector of the generated scenes"
-    return "weights given" if weights or settings.get("backbone_weights") else \
-        "published weights" if settings.get("pretrained") else "nothing"
+    return (
+        "weights given"
+        if weights or settings.get("backbone_weights")
+        else "published weights"
+        if settings.get("pretrained")
+        else "nothing"
+    )
 
 
 def measures_table(measured: dict[str, Sequence[Artifact]]):
@@ -71,11 +106,15 @@ def measures_table(measured: dict[str, Sequence[Artifact]]):
     for name, found in measured.items():
         row = {"scenes": name, "seeds": len(found)}
         for key, words in MEASURES.items():
-            row[words] = interval_text([(100 if key == "found" else 1) * one.metrics[key] for one in found])
+            row[words] = interval_text(
+                [(100 if key == "found" else 1) * one.metrics[key] for one in found]
+            )
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def arms_difference(measured: dict[str, Sequence[Artifact]], key: str = "frechet") -> dict:
     """`intervals.paired_difference` of a measure, augmented minus vanilla, over pairs of one seed."""
-    return paired_difference(*([one.metrics[key] for one in measured[arm]] for arm in ("vanilla", "synthetic")))
+    return paired_difference(
+        *([one.metrics[key] for one in measured[arm]] for arm in ("vanilla", "synthetic"))
+    )

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
 
+from dfkd_lib.core import WorkbenchError
 from dfkd_lib.detection.evaluate import PIXELS, predict
-from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models.detectors import MEAN, Detector
 
 FILL = [round(255 * mean) for mean in MEAN]
@@ -19,8 +19,15 @@ COVERED = 0.7  # share of a cut box that another one must cover to stand for it
 
 
 @torch.no_grad()
-def predict_tiled(detector: Detector, images: Tensor, tile: int | Sequence[int], size: int, overlap: float = 0.25,
-                  keep: int = 100, iou: float = 0.5) -> tuple[Tensor, Tensor]:
+def predict_tiled(
+    detector: Detector,
+    images: Tensor,
+    tile: int | Sequence[int],
+    size: int,
+    overlap: float = 0.25,
+    keep: int = 100,
+    iou: float = 0.5,
+) -> tuple[Tensor, Tensor]:
     """Detect in whole frames by square windows, each resized to what the detector was trained on.
 
     A box that a border between windows cuts is left out where another window saw more of the same object; then
@@ -46,18 +53,36 @@ def predict_tiled(detector: Detector, images: Tensor, tile: int | Sequence[int],
     for row, image in enumerate(images):
         found = [_in_windows(detector, image, side, size, overlap) for side in tiles]
         kept = _put_together(*(torch.cat(parts) for parts in zip(*found, strict=True)), keep, iou)
-        scores[row, :len(kept[0])], boxes[row, :len(kept[1])] = kept
+        scores[row, : len(kept[0])], boxes[row, : len(kept[1])] = kept
     return scores, box_convert(boxes, "xyxy", "cxcywh")
 
 
-def _check(images: Tensor, tiles: list[int], size: int, overlap: float, keep: int, iou: float) -> None:
+def _check(
+    images: Tensor, tiles: list[int], size: int, overlap: float, keep: int, iou: float
+) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-        raise WorkbenchError("frames have the wrong form", expected="uint8 (N, 3, H, W)", where="predict_tiled",
-                             got=f"{images.dtype} {tuple(images.shape)}", mend="convert them to uint8 RGB")
-    if not tiles or tiles[0] < 8 or size < 8 or not 0 <= overlap < 1 or keep < 1 or not 0 < iou <= 1:
-        raise WorkbenchError("impossible windows", where="predict_tiled", mend="correct the value that is out of range",
-                             expected="tile and size >= 8, 0 <= overlap < 1, keep >= 1, 0 < iou <= 1",
-                             got=f"tile {tiles}, size {size}, overlap {overlap}, keep {keep}, iou {iou}")
+        raise WorkbenchError(
+            "frames have the wrong form",
+            expected="uint8 (N, 3, H, W)",
+            where="predict_tiled",
+            got=f"{images.dtype} {tuple(images.shape)}",
+            mend="convert them to uint8 RGB",
+        )
+    if (
+        not tiles
+        or tiles[0] < 8
+        or size < 8
+        or not 0 <= overlap < 1
+        or keep < 1
+        or not 0 < iou <= 1
+    ):
+        raise WorkbenchError(
+            "impossible windows",
+            where="predict_tiled",
+            mend="correct the value that is out of range",
+            expected="tile and size >= 8, 0 <= overlap < 1, keep >= 1, 0 < iou <= 1",
+            got=f"tile {tiles}, size {size}, overlap {overlap}, keep {keep}, iou {iou}",
+        )
 
 
 def starts(length: int, tile: int, overlap: float) -> list[int]:
@@ -66,10 +91,14 @@ def starts(length: int, tile: int, overlap: float) -> list[int]:
     return [round(i * (length - tile) / steps) for i in range(steps + 1)] if steps else [0]
 
 
-def _in_windows(detector: Detector, image: Tensor, tile: int, size: int, overlap: float) -> tuple[Tensor, Tensor, Tensor]:
+def _in_windows(
+    detector: Detector, image: Tensor, tile: int, size: int, overlap: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """What is found in all windows of one side: scores (n, classes), boxes (n, 4) xyxy in [0, 1], cut (n,) bool."""
     height, width = image.shape[1:]
-    corners = iter([(x, y) for y in starts(height, tile, overlap) for x in starts(width, tile, overlap)])
+    corners = iter(
+        [(x, y) for y in starts(height, tile, overlap) for x in starts(width, tile, overlap)]
+    )
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     while chunk := list(islice(corners, max(1, PIXELS // max(tile, size) ** 2))):
         scores, boxes = predict(detector, torch.stack(list(_windows(image, chunk, tile, size))))
@@ -84,30 +113,38 @@ def _in_windows(detector: Detector, image: Tensor, tile: int, size: int, overlap
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
-def _windows(image: Tensor, corners: list[tuple[int, int]], tile: int, size: int) -> Iterator[Tensor]:
+def _windows(
+    image: Tensor, corners: list[tuple[int, int]], tile: int, size: int
+) -> Iterator[Tensor]:
     for x, y in corners:
-        seen = image[:, y:y + tile, x:x + tile]
+        seen = image[:, y : y + tile, x : x + tile]
         window = torch.tensor(FILL, dtype=torch.uint8).view(3, 1, 1).expand(3, tile, tile)
         if seen.shape[1:] != (tile, tile):
             window = window.clone()
-            window[:, :seen.shape[1], :seen.shape[2]] = seen
+            window[:, : seen.shape[1], : seen.shape[2]] = seen
         else:
             window = seen
         if tile != size:
-            resized = F.interpolate(window[None].float(), (size, size), mode="bilinear", antialias=True)
+            resized = F.interpolate(
+                window[None].float(), (size, size), mode="bilinear", antialias=True
+            )
             window = resized[0].round().clamp(0, 255).to(torch.uint8)
         yield window
 
 
-def _put_together(scores: Tensor, boxes: Tensor, cut: Tensor, keep: int, iou: float) -> tuple[Tensor, Tensor]:
+def _put_together(
+    scores: Tensor, boxes: Tensor, cut: Tensor, keep: int, iou: float
+) -> tuple[Tensor, Tensor]:
     """The detections of all windows of a frame as one list, surest first, `keep` at most."""
     best, label = scores.max(-1)
     # Pairs are compared below: among thousands the faintest are never kept.
-    order = best.argsort(descending=True, stable=True)[:20 * keep]
+    order = best.argsort(descending=True, stable=True)[: 20 * keep]
     scores, boxes, cut, best, label = (x[order] for x in (scores, boxes, cut, best, label))
     area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1)
-    low, high = (f(boxes[:, None, part], boxes[None, :, part]) for f, part in
-                 ((torch.maximum, slice(0, 2)), (torch.minimum, slice(2, 4))))
+    low, high = (
+        f(boxes[:, None, part], boxes[None, :, part])
+        for f, part in ((torch.maximum, slice(0, 2)), (torch.minimum, slice(2, 4)))
+    )
     covered = (high - low).clamp(min=0).prod(-1) >= COVERED * area[:, None]
     # Of two cut boxes the larger may stand for the other; a faint one stands for nothing.
     larger = ~cut[None] | (area[None] > area[:, None])

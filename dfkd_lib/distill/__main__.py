@@ -4,8 +4,8 @@ import argparse
 import shlex
 import sys
 
-from dfkd_lib import processes
-from dfkd_lib.artifacts import Store
+from dfkd_lib.core import processes
+from dfkd_lib.core.artifacts import Store
 from dfkd_lib.datasets import load_images
 from dfkd_lib.distill.classification import train_teacher
 from dfkd_lib.distill.runner import ship_teacher
@@ -16,7 +16,9 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m dfkd_lib.distill")
     parser.add_argument("verb", choices=["train-teacher"])
     parser.add_argument("--model", default="vit_mnist_small")
-    parser.add_argument("--data", default="mnist", help="a data set's name, or a folder of class folders")
+    parser.add_argument(
+        "--data", default="mnist", help="a data set's name, or a folder of class folders"
+    )
     parser.add_argument("--name", default="vit_mnist_small", help="file name in data/teachers")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -24,9 +26,19 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     args = parser.parse_args(argv)
-    config = TrainConfig(args.epochs, args.batch_size, args.lr, weight_decay=0.025, warmup_epochs=1.0, grad_clip=1.0,
-                         precision=args.precision, seed=args.seed)
-    made = train_teacher(Store(), args.model, load_images(args.data, "train"), load_images(args.data, "test"), config)
+    config = TrainConfig(
+        args.epochs,
+        args.batch_size,
+        args.lr,
+        weight_decay=0.025,
+        warmup_epochs=1.0,
+        grad_clip=1.0,
+        precision=args.precision,
+        seed=args.seed,
+    )
+    made = train_teacher(
+        Store(), args.model, load_images(args.data, "train"), load_images(args.data, "test"), config
+    )
     if not processes.is_main():
         return
     path = ship_teacher(made, args.name, f"python -m dfkd_lib.distill {shlex.join(argv)}")

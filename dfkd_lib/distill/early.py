@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.distill.classification import train_student, train_teacher
 from dfkd_lib.distill.mixing import Augmentation
@@ -43,27 +43,77 @@ class EarlyRecipe:
     @classmethod
     def of(cls, parameters: dict) -> "EarlyRecipe":
         """The recipe from a notebook's parameters (`globals()`), taking those it knows by name."""
-        return cls(**{f.name: type(f.default)(parameters[f.name]) for f in fields(cls) if f.name in parameters})
+        return cls(
+            **{
+                f.name: type(f.default)(parameters[f.name])
+                for f in fields(cls)
+                if f.name in parameters
+            }
+        )
 
     def config(self, images: int, part: float, seed: int) -> TrainConfig:
         """So many epochs that a share of `images` is passed over as often as `passes` and `part` ask for."""
         epochs = max(1, round(self.passes * part / images))
-        return TrainConfig(epochs, min(self.batch_size, images), self.lr, weight_decay=self.weight_decay,
-                           warmup_epochs=min(1.0, 0.1 * epochs), grad_clip=1.0, seed=seed)
+        return TrainConfig(
+            epochs,
+            min(self.batch_size, images),
+            self.lr,
+            weight_decay=self.weight_decay,
+            warmup_epochs=min(1.0, 0.1 * epochs),
+            grad_clip=1.0,
+            seed=seed,
+        )
 
-    def run(self, store: Store, arm: str, teacher: Artifact, pool: ImageSet, test_set: ImageSet, share: float,
-            seed: int) -> list[Artifact]:
+    def run(
+        self,
+        store: Store,
+        arm: str,
+        teacher: Artifact,
+        pool: ImageSet,
+        test_set: ImageSet,
+        share: float,
+        seed: int,
+    ) -> list[Artifact]:
         """The stages of one run, the last of which is the result: arm "DearKD" (two) or "plain" (one)."""
         chosen = pool.sample(max(pool.num_classes, round(share * len(pool))), seed)
-        common = {"overrides": {"patch_size": self.patch_size}, "augmentation": Augmentation(self.augmentation)}
+        common = {
+            "overrides": {"patch_size": self.patch_size},
+            "augmentation": Augmentation(self.augmentation),
+        }
         if arm == "plain":
-            return [train_teacher(store, self.baseline, chosen, test_set, self.config(len(chosen), 1.0, seed),
-                                  stage="plain_vit", **common)]
+            return [
+                train_teacher(
+                    store,
+                    self.baseline,
+                    chosen,
+                    test_set,
+                    self.config(len(chosen), 1.0, seed),
+                    stage="plain_vit",
+                    **common,
+                )
+            ]
         weights = KDWeights(kd=0.0, patch=0.0, hard=self.hard_weight, early=self.early_weight)
-        one = train_student(store, "dearkd_stage1", self.student, teacher, chosen, test_set,
-                            self.config(len(chosen), self.first_stage, seed), weights,
-                            early_stage=self.early_stage, **common)
-        two = train_classifier(store, "dearkd_stage2", self.student, chosen, test_set,
-                               self.config(len(chosen), 1 - self.first_stage, seed), lambda model, _: label_step(model),
-                               start=one, **common)
+        one = train_student(
+            store,
+            "dearkd_stage1",
+            self.student,
+            teacher,
+            chosen,
+            test_set,
+            self.config(len(chosen), self.first_stage, seed),
+            weights,
+            early_stage=self.early_stage,
+            **common,
+        )
+        two = train_classifier(
+            store,
+            "dearkd_stage2",
+            self.student,
+            chosen,
+            test_set,
+            self.config(len(chosen), 1 - self.first_stage, seed),
+            lambda model, _: label_step(model),
+            start=one,
+            **common,
+        )
         return [one, two]

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import ImageSet, random_flip, random_shift, to_float
-from dfkd_lib.errors import WorkbenchError
 
 AUGMENTATIONS = ("none", "shift", "autoaugment")
 MIXES = ("none", "cutmix", "mixup")
@@ -37,7 +37,9 @@ def beta_sample(alpha: float, generator: torch.Generator) -> float:
     return float(np.random.default_rng(seed).beta(alpha, alpha))
 
 
-def cutmix(images: Tensor, labels: Tensor, lam: float, generator: torch.Generator) -> tuple[Tensor, ...]:
+def cutmix(
+    images: Tensor, labels: Tensor, lam: float, generator: torch.Generator
+) -> tuple[Tensor, ...]:
     """Paste one rectangle, of a share 1 - lam of the area before clipping, from a shuffled batch into each image.
 
     Args:
@@ -52,15 +54,21 @@ def cutmix(images: Tensor, labels: Tensor, lam: float, generator: torch.Generato
     centre = torch.rand(2, generator=generator).tolist()
     share = (1 - lam) ** 0.5
     (top, bottom), (left, right) = (
-        (max(0, round(at * side - share * side / 2)), min(side, round(at * side + share * side / 2)))
-        for at, side in zip(centre, (height, width), strict=True))
+        (
+            max(0, round(at * side - share * side / 2)),
+            min(side, round(at * side + share * side / 2)),
+        )
+        for at, side in zip(centre, (height, width), strict=True)
+    )
     mixed = images.clone()
     mixed[:, :, top:bottom, left:right] = images[order, :, top:bottom, left:right]
     stays = 1 - (bottom - top) * (right - left) / (height * width)
     return mixed, labels, labels[order], torch.full((batch,), stays, device=images.device)
 
 
-def mixup(images: Tensor, labels: Tensor, lam: float, generator: torch.Generator) -> tuple[Tensor, ...]:
+def mixup(
+    images: Tensor, labels: Tensor, lam: float, generator: torch.Generator
+) -> tuple[Tensor, ...]:
     """lam * image + (1 - lam) * image of a shuffled batch; shapes as in `cutmix` (Zhang et al. 2018)."""
     order = torch.randperm(len(images), generator=generator).to(images.device)
     share = torch.full((len(images),), float(lam), device=images.device)
@@ -96,14 +104,26 @@ class Augmentation:
     alpha: float = 0.5
 
     def __post_init__(self):
-        for name, known, where in ((self.kind, AUGMENTATIONS, "augmentation"), (self.mix, MIXES, "mix")):
+        for name, known, where in (
+            (self.kind, AUGMENTATIONS, "augmentation"),
+            (self.mix, MIXES, "mix"),
+        ):
             if name not in known:
-                raise WorkbenchError("unknown augmentation", expected=", ".join(known), got=name, where=where,
-                                     mend="choose one of them")
+                raise WorkbenchError(
+                    "unknown augmentation",
+                    expected=", ".join(known),
+                    got=name,
+                    where=where,
+                    mend="choose one of them",
+                )
         if self.shift < 0 or not self.alpha > 0:
-            raise WorkbenchError("an augmentation is impossible", expected="shift ≥ 0 pixels, alpha > 0",
-                                 got=f"shift {self.shift}, alpha {self.alpha}", where="Augmentation",
-                                 mend="correct the value out of range")
+            raise WorkbenchError(
+                "an augmentation is impossible",
+                expected="shift ≥ 0 pixels, alpha > 0",
+                got=f"shift {self.shift}, alpha {self.alpha}",
+                where="Augmentation",
+                mend="correct the value out of range",
+            )
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         images = batch.images
@@ -129,6 +149,8 @@ def keeps_images(augmentation: Augmentation, images: ImageSet, batch_size: int =
         for rows in torch.arange(len(images)).split(batch_size):
             given = Batch(images.images[rows], images.labels[rows], rows)
             seen = augmentation(given, generator)
-            if seen.images.shape != given.images.shape or not torch.equal(seen.images, to_float(given.images)):
+            if seen.images.shape != given.images.shape or not torch.equal(
+                seen.images, to_float(given.images)
+            ):
                 return False
     return True

@@ -25,6 +25,7 @@ def label_step(model: nn.Module) -> Callable:
 
     The prediction of a model with two heads is the mean of their logits, the same that is tested.
     """
+
     def step(batch: Batch, progress: float) -> dict[str, Tensor]:
         output, _ = outputs_and_probe(model, batch.images, probe=False)
         ce = label_loss((output[0] + output[1]) / 2 if isinstance(output, tuple) else output, batch)
@@ -33,8 +34,12 @@ def label_step(model: nn.Module) -> Callable:
     return step
 
 
-def distill_step(student: nn.Module, targets: Callable[[Batch], Targets], weights: KDWeights,
-                 aligner: nn.Module | None = None) -> Callable:
+def distill_step(
+    student: nn.Module,
+    targets: Callable[[Batch], Targets],
+    weights: KDWeights,
+    aligner: nn.Module | None = None,
+) -> Callable:
     """The weighted sum of the losses that `weights` uses, against a teacher's targets.
 
     Losses of weight 0 are logged where all they need is at hand. A student without distillation token has no hard and soft.
@@ -52,16 +57,23 @@ def distill_step(student: nn.Module, targets: Callable[[Batch], Targets], weight
     def step(batch: Batch, progress: float) -> dict[str, Tensor]:
         told = targets(batch)
         with early_tokens(student) if aligner is not None else nullcontext() as early:
-            output, probe = outputs_and_probe(student, batch.images, probed and told.probe is not None)
+            output, probe = outputs_and_probe(
+                student, batch.images, probed and told.probe is not None
+            )
         logits, distilled = output if isinstance(output, tuple) else (output, None)
-        losses = {"kd": kd_loss(logits, told.logits, weights.temperature), "ce": label_loss(logits, batch)}
+        losses = {
+            "kd": kd_loss(logits, told.logits, weights.temperature),
+            "ce": label_loss(logits, batch),
+        }
         if probe is not None:
             losses["patch"] = patch_probe_loss(probe, told.probe)
         if distilled is not None:
             losses["hard"] = hard_distillation_loss(distilled, told.logits)
             losses["soft"] = kd_loss(distilled, told.logits, weights.temperature)
         if aligner is not None:
-            losses["early"] = F.mse_loss(aligner(early[0], told.early.shape[2:]).float(), told.early.float())
+            losses["early"] = F.mse_loss(
+                aligner(early[0], told.early.shape[2:]).float(), told.early.float()
+            )
         total = sum(weight * losses[name] for name, weight in weights.at(progress).items())
         return {"loss": total, **losses}
 

@@ -8,14 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib import artifacts
-from dfkd_lib.artifacts import Artifact, Store
 from dfkd_lib.attention import class_token, outputs_and_probe
+from dfkd_lib.core import WorkbenchError, artifacts
+from dfkd_lib.core.artifacts import Artifact, Store
+from dfkd_lib.core.files import whole_files
 from dfkd_lib.datasets import ImageSet, to_float
 from dfkd_lib.distill.mixing import Batch
 from dfkd_lib.distill.runner import load_trained, reads_of
-from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.files import whole_files
 from dfkd_lib.models.cnn import logits_and_early_map
 from dfkd_lib.training import device
 
@@ -39,16 +38,25 @@ def has_probe(model: nn.Module) -> bool:
     return True
 
 
-def teacher_targets(store: Store, teacher: Artifact, train_set: ImageSet,
-                    parents: tuple[Artifact, ...] | list[Artifact] = ()) -> Artifact:
+def teacher_targets(
+    store: Store,
+    teacher: Artifact,
+    train_set: ImageSet,
+    parents: tuple[Artifact, ...] | list[Artifact] = (),
+) -> Artifact:
     """The teacher's logits, and its probes if it has any, on images that never change, computed once.
 
     Float16, in files targets-00000.safetensors, … of 8192 rows in the order of the set; a run that was killed goes on with
     its next file. The ledger counts the images if they are real.
     """
+
     def make(work: Path) -> dict:
         model = load_trained(teacher)
-        probed, where, kept_files = has_probe(model), next(model.parameters()).device, whole_files(work)
+        probed, where, kept_files = (
+            has_probe(model),
+            next(model.parameters()).device,
+            whole_files(work),
+        )
         for number, images in enumerate(train_set.images.split(SHARD)):
             path = work / f"targets-{number:05d}.safetensors"
             if path.name in kept_files:
@@ -62,8 +70,13 @@ def teacher_targets(store: Store, teacher: Artifact, train_set: ImageSet,
             artifacts.note_whole(work, path)
         return {"images": len(train_set), "probes": probed}
 
-    return store.get_or_make("teacher_targets", {"images": train_set.fingerprint, "shard": SHARD, "kept": "float16"}, make,
-                             [teacher, *parents], reads_of((train_set, "teacher targets")))
+    return store.get_or_make(
+        "teacher_targets",
+        {"images": train_set.fingerprint, "shard": SHARD, "kept": "float16"},
+        make,
+        [teacher, *parents],
+        reads_of((train_set, "teacher targets")),
+    )
 
 
 def _say(model: nn.Module, images: Tensor, probed: bool) -> Targets:
@@ -75,7 +88,11 @@ def stored_targets(kept: Artifact) -> Callable[[Batch], Targets]:
     files = sorted(path.name for path in kept.path.glob("targets-*.safetensors"))
     parts = [kept.tensors(name) for name in files]
     logits = torch.cat([part["logits"] for part in parts]).to(device())
-    probes = torch.cat([part["probes"] for part in parts]).to(device()) if kept.metrics["probes"] else None
+    probes = (
+        torch.cat([part["probes"] for part in parts]).to(device())
+        if kept.metrics["probes"]
+        else None
+    )
 
     def targets(batch: Batch) -> Targets:
         rows = batch.rows.to(logits.device)
@@ -84,7 +101,9 @@ def stored_targets(kept: Artifact) -> Callable[[Batch], Targets]:
     return targets
 
 
-def live_targets(teacher: nn.Module, probed: bool = True, early_stage: int | None = None) -> Callable[[Batch], Targets]:
+def live_targets(
+    teacher: nn.Module, probed: bool = True, early_stage: int | None = None
+) -> Callable[[Batch], Targets]:
     """Batch → what the frozen teacher says of just these images: needed where augmentation changes them.
 
     Computed in the arithmetic of the student's training (bf16 where that is asked for); kept targets are made in fp32.
@@ -92,6 +111,7 @@ def live_targets(teacher: nn.Module, probed: bool = True, early_stage: int | Non
     Args:
         probed: also its attention probe. early_stage: also its feature map of that stage (a CNN's).
     """
+
     @torch.no_grad()
     def targets(batch: Batch) -> Targets:
         if early_stage is not None:
@@ -115,11 +135,20 @@ def early_tokens(student: nn.Module):
 
     early, blocks = getattr(student, "early_blocks", None), getattr(student, "blocks", None)
     if not early and not blocks:
-        raise WorkbenchError("this student has no early blocks to align", got=type(student).__name__, where="early weight",
-                             expected="a vision transformer with blocks", mend="set early_weight to 0, or another student")
+        raise WorkbenchError(
+            "this student has no early blocks to align",
+            got=type(student).__name__,
+            where="early weight",
+            expected="a vision transformer with blocks",
+            mend="set early_weight to 0, or another student",
+        )
     caught: list[Tensor] = []
     # DearKD's early blocks hold patches alone; elsewhere class and distillation tokens stand beside them.
-    block, places = (early[-1], slice(None)) if early else (blocks[(len(blocks) - 1) // 2], patch_tokens(student))
+    block, places = (
+        (early[-1], slice(None))
+        if early
+        else (blocks[(len(blocks) - 1) // 2], patch_tokens(student))
+    )
 
     def keep(module, args, output):
         # TNT's blocks give (pixels, tokens).

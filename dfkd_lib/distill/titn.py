@@ -2,31 +2,61 @@
 
 from dataclasses import dataclass, fields
 
-from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.distill.classification import train_student, train_teacher
 from dfkd_lib.distill.mixing import Augmentation
 from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.distill.weights import KDWeights
-from dfkd_lib.intervals import interval_text, mean_interval
+from dfkd_lib.metrics.intervals import interval_text, mean_interval
 from dfkd_lib.training import TrainConfig
 
 # name in the tables -> (model at the quick size, at the paper's, mix)
-ROWS = {"ViT": ("vit_small_28", "vit_tiny_32", "cutmix"), "DeiT": ("deit_small_28", "deit_tiny_32", "cutmix"),
-        "TNT": ("tnt_small", "tnt", "cutmix"), "TITN": ("titn_small", "titn", "cutmix"),
-        "TITN MixUp": ("titn_small", "titn", "mixup"),
-        "TITN large patch": ("titn_small_large_patch", "titn_large_patch", "cutmix")}
+ROWS = {
+    "ViT": ("vit_small_28", "vit_tiny_32", "cutmix"),
+    "DeiT": ("deit_small_28", "deit_tiny_32", "cutmix"),
+    "TNT": ("tnt_small", "tnt", "cutmix"),
+    "TITN": ("titn_small", "titn", "cutmix"),
+    "TITN MixUp": ("titn_small", "titn", "mixup"),
+    "TITN large patch": ("titn_small_large_patch", "titn_large_patch", "cutmix"),
+}
 # C Tables 3-5: top-1 and top-5 in %, for CIFAR-100 also precision, recall and F1 (shares there, % here).
 PAPER = {
-    "cifar100": {"teacher": (79.80, 94.51, 77, 80, 79), "ViT": (70.79, 89.55, 65, 71, 68),
-                 "DeiT": (73.91, 91.91, 71, 74, 73), "TNT": (68.47, 88.44, 61, 68, 64), "TITN": (74.71, 92.28, 72, 75, 74),
-                 "TITN MixUp": (74.40, 92.53, 70, 74, 72), "TITN large patch": (63.63, 85.93, 58, 64, 61)},
-    "cifar10": {"teacher": (95.98, 99.92), "ViT": (86.33, 99.41), "DeiT": (91.64, 99.73), "TNT": (86.91, 99.38),
-                "TITN": (92.03, 99.80), "TITN large patch": (85.39, 99.31)},
-    "mnist": {"teacher": (99.75, 100), "ViT": (99.40, 100), "DeiT": (99.52, 100), "TNT": (99.46, 100), "TITN": (99.56, 100)}}
+    "cifar100": {
+        "teacher": (79.80, 94.51, 77, 80, 79),
+        "ViT": (70.79, 89.55, 65, 71, 68),
+        "DeiT": (73.91, 91.91, 71, 74, 73),
+        "TNT": (68.47, 88.44, 61, 68, 64),
+        "TITN": (74.71, 92.28, 72, 75, 74),
+        "TITN MixUp": (74.40, 92.53, 70, 74, 72),
+        "TITN large patch": (63.63, 85.93, 58, 64, 61),
+    },
+    "cifar10": {
+        "teacher": (95.98, 99.92),
+        "ViT": (86.33, 99.41),
+        "DeiT": (91.64, 99.73),
+        "TNT": (86.91, 99.38),
+        "TITN": (92.03, 99.80),
+        "TITN large patch": (85.39, 99.31),
+    },
+    "mnist": {
+        "teacher": (99.75, 100),
+        "ViT": (99.40, 100),
+        "DeiT": (99.52, 100),
+        "TNT": (99.46, 100),
+        "TITN": (99.56, 100),
+    },
+}
 # C Table 3: G multiply-adds of 1024 images (see the tests), and millions of parameters for 100 classes.
-PAPER_COST = {"teacher": (448.47, 138.36), "ViT": (93.37, 5.39), "DeiT": (98.84, 5.41), "TNT": (105.93, 5.83),
-              "TITN": (111.40, 5.85), "TITN MixUp": (111.40, 5.85), "TITN large patch": (36.09, 5.85)}
+PAPER_COST = {
+    "teacher": (448.47, 138.36),
+    "ViT": (93.37, 5.39),
+    "DeiT": (98.84, 5.41),
+    "TNT": (105.93, 5.83),
+    "TITN": (111.40, 5.85),
+    "TITN MixUp": (111.40, 5.85),
+    "TITN large patch": (36.09, 5.85),
+}
 # C Table 6, CIFAR-10, VGG16-BN to TITN: top-1 in % before and after.
 PAPER_DROP = (95.98, 92.05)
 
@@ -55,15 +85,36 @@ class TitnRecipe:
     @classmethod
     def of(cls, parameters: dict) -> "TitnRecipe":
         """The recipe from a notebook's parameters (`globals()`), taking those it knows by name."""
-        return cls(**{f.name: type(f.default)(parameters[f.name]) for f in fields(cls) if f.name in parameters})
+        return cls(
+            **{
+                f.name: type(f.default)(parameters[f.name])
+                for f in fields(cls)
+                if f.name in parameters
+            }
+        )
 
-    def run(self, store: Store, row: str, teacher: Artifact, train_set: ImageSet, test_set: ImageSet,
-            seed: int) -> Artifact:
+    def run(
+        self,
+        store: Store,
+        row: str,
+        teacher: Artifact,
+        train_set: ImageSet,
+        test_set: ImageSet,
+        seed: int,
+    ) -> Artifact:
         """One model of `ROWS`, trained from the seed."""
         small, large, mix = ROWS[row]
         chosen = train_set.sample(self.images or len(train_set), 4)
-        config = TrainConfig(self.epochs, self.batch_size, self.lr, optimizer=self.optimizer,
-                             weight_decay=self.weight_decay, warmup_epochs=0.2, grad_clip=1.0, seed=seed)
+        config = TrainConfig(
+            self.epochs,
+            self.batch_size,
+            self.lr,
+            optimizer=self.optimizer,
+            weight_decay=self.weight_decay,
+            warmup_epochs=0.2,
+            grad_clip=1.0,
+            seed=seed,
+        )
         name, how = small if self.scale == "small" else large, Augmentation(self.augmentation, mix)
         if row in ("ViT", "TNT"):  # one head, no distillation token, no teacher: L_CM alone
             return train_teacher(store, name, chosen, test_set, config, how, stage="titn")
@@ -75,9 +126,18 @@ def runs_table(runs: dict[str, list[Artifact]]):
     """One line a run, in numbers: model, seed, the scores of C Table 3 (%), parameters."""
     import pandas as pd
 
-    return pd.DataFrame([{"model": name, "seed": run.settings["config"]["seed"],
-                          **{SCORES[key]: 100 * value for key, value in scores(run).items()},
-                          "parameters": run.metrics["parameters"]} for name, artifacts in runs.items() for run in artifacts])
+    return pd.DataFrame(
+        [
+            {
+                "model": name,
+                "seed": run.settings["config"]["seed"],
+                **{SCORES[key]: 100 * value for key, value in scores(run).items()},
+                "parameters": run.metrics["parameters"],
+            }
+            for name, artifacts in runs.items()
+            for run in artifacts
+        ]
+    )
 
 
 def table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
@@ -88,11 +148,19 @@ def table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
     rows = []
     for name, artifacts in ({"teacher": [teacher]} | runs).items():
         each, paper = [scores(a) for a in artifacts], PAPER.get(data, {}).get(name, ())
-        rows.append({"model": name if name in ROWS else artifacts[0].settings["model"],
-                     **{shown: interval_text([100 * s[key] for s in each]) for key, shown in SCORES.items()},
-                     "seeds": len(each), "GMACs": gigaflops(artifacts[0]) / 2,
-                     "parameters": artifacts[0].metrics["parameters"],
-                     "paper": " / ".join(f"{value:g}" for value in paper) or "–"})
+        rows.append(
+            {
+                "model": name if name in ROWS else artifacts[0].settings["model"],
+                **{
+                    shown: interval_text([100 * s[key] for s in each])
+                    for key, shown in SCORES.items()
+                },
+                "seeds": len(each),
+                "GMACs": gigaflops(artifacts[0]) / 2,
+                "parameters": artifacts[0].metrics["parameters"],
+                "paper": " / ".join(f"{value:g}" for value in paper) or "–",
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -103,11 +171,20 @@ def drop_table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
     before, rows = 100 * scores(teacher)["top1"], []
     for name, artifacts in runs.items():
         after = [100 * scores(a)["top1"] for a in artifacts]
-        rows.append({"teacher → student": f"{teacher.settings['model']} → {name}", "before": before,
-                     "after": interval_text(after), "difference": mean_interval(after)[0] - before,
-                     "GMACs": f"{gigaflops(teacher) / 2:.3g} → {gigaflops(artifacts[0]) / 2:.3g}",
-                     "parameters": f"{teacher.metrics['parameters']:,} → {artifacts[0].metrics['parameters']:,}",
-                     "paper's cost": "{:.3g}\u00a0G, {:.2f}\u00a0M".format(PAPER_COST[name][0] / 1024, PAPER_COST[name][1])
-                     if name in PAPER_COST else "–",
-                     "paper": f"{PAPER_DROP[0]} → {PAPER_DROP[1]}" if (data, name) == ("cifar10", "TITN") else "–"})
+        rows.append(
+            {
+                "teacher → student": f"{teacher.settings['model']} → {name}",
+                "before": before,
+                "after": interval_text(after),
+                "difference": mean_interval(after)[0] - before,
+                "GMACs": f"{gigaflops(teacher) / 2:.3g} → {gigaflops(artifacts[0]) / 2:.3g}",
+                "parameters": f"{teacher.metrics['parameters']:,} → {artifacts[0].metrics['parameters']:,}",
+                "paper's cost": f"{PAPER_COST[name][0] / 1024:.3g}\u00a0G, {PAPER_COST[name][1]:.2f}\u00a0M"
+                if name in PAPER_COST
+                else "–",
+                "paper": f"{PAPER_DROP[0]} → {PAPER_DROP[1]}"
+                if (data, name) == ("cifar10", "TITN")
+                else "–",
+            }
+        )
     return pd.DataFrame(rows)

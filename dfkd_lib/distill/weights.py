@@ -3,11 +3,18 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from dfkd_lib.errors import WorkbenchError, is_number
+from dfkd_lib.core import WorkbenchError, is_number
 from dfkd_lib.losses import Schedule, read_schedules
 
 # Field -> its name in tables.
-LOSSES = {"kd": "KD", "ce": "CE", "patch": "patch", "hard": "hard label", "soft": "soft label", "early": "early features"}
+LOSSES = {
+    "kd": "KD",
+    "ce": "CE",
+    "patch": "patch",
+    "hard": "hard label",
+    "soft": "soft label",
+    "early": "early features",
+}
 
 
 @dataclass(frozen=True)
@@ -33,14 +40,25 @@ class KDWeights:
 
     def __post_init__(self):
         weights = {name: getattr(self, name) for name in LOSSES}
-        if not all(is_number(value, 0) for value in weights.values()) or not any(map(self.uses, LOSSES)):
-            raise WorkbenchError("the loss weights are impossible", expected="λ ≥ 0, at least one above 0",
-                                 got=", ".join(f"{LOSSES[name]} {value}" for name, value in weights.items()),
-                                 where="KDWeights", mend="give at least one component a positive weight"
-                                 + (", and a schedule that is not 0 throughout" if self.schedules else ""))
+        if not all(is_number(value, 0) for value in weights.values()) or not any(
+            map(self.uses, LOSSES)
+        ):
+            raise WorkbenchError(
+                "the loss weights are impossible",
+                expected="λ ≥ 0, at least one above 0",
+                got=", ".join(f"{LOSSES[name]} {value}" for name, value in weights.items()),
+                where="KDWeights",
+                mend="give at least one component a positive weight"
+                + (", and a schedule that is not 0 throughout" if self.schedules else ""),
+            )
         if not is_number(self.temperature) or self.temperature <= 0:
-            raise WorkbenchError("the temperature must be positive", expected="T > 0", got=self.temperature,
-                                 where="KDWeights", mend="usual values are 1 to 8")
+            raise WorkbenchError(
+                "the temperature must be positive",
+                expected="T > 0",
+                got=self.temperature,
+                where="KDWeights",
+                mend="usual values are 1 to 8",
+            )
 
     @cached_property
     def _schedules(self) -> dict[str, Schedule]:
@@ -48,12 +66,18 @@ class KDWeights:
 
     def uses(self, name: str) -> bool:
         """Whether that loss ever has a weight above 0."""
-        return getattr(self, name) > 0 and (name not in self._schedules or self._schedules[name].largest > 0)
+        return getattr(self, name) > 0 and (
+            name not in self._schedules or self._schedules[name].largest > 0
+        )
 
     def at(self, progress: float) -> dict[str, float]:
         """The weight of each loss in use at a share of training in [0, 1]."""
-        return {name: getattr(self, name) * (self._schedules[name](progress) if name in self._schedules else 1.0)
-                for name in LOSSES if self.uses(name)}
+        return {
+            name: getattr(self, name)
+            * (self._schedules[name](progress) if name in self._schedules else 1.0)
+            for name in LOSSES
+            if self.uses(name)
+        }
 
 
 def drop_one(weights: KDWeights) -> dict[str, KDWeights]:
@@ -62,4 +86,6 @@ def drop_one(weights: KDWeights) -> dict[str, KDWeights]:
     A loss that is not in use, or that is the only one, has no row.
     """
     used = [name for name in LOSSES if weights.uses(name)]
-    return {"all": weights} | {f"without {LOSSES[name]}": replace(weights, **{name: 0.0}) for name in used if len(used) > 1}
+    return {"all": weights} | {
+        f"without {LOSSES[name]}": replace(weights, **{name: 0.0}) for name in used if len(used) > 1
+    }

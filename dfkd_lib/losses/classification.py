@@ -5,13 +5,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dfkd_lib.attention import resize_probe
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError
 
 
 def same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
     if student.shape != teacher.shape:
-        raise WorkbenchError(f"{what} of student and teacher do not fit", expected=tuple(teacher.shape),
-                             got=tuple(student.shape), mend="give both the same classes and the same batch")
+        raise WorkbenchError(
+            f"{what} of student and teacher do not fit",
+            expected=tuple(teacher.shape),
+            got=tuple(student.shape),
+            mend="give both the same classes and the same batch",
+        )
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -27,8 +31,13 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
         WorkbenchError: on T ≤ 0 or different shapes.
     """
     if not temperature > 0:
-        raise WorkbenchError("the temperature must be positive", expected="T > 0", got=temperature, where="kd_loss",
-                             mend="usual values are 1 to 8")
+        raise WorkbenchError(
+            "the temperature must be positive",
+            expected="T > 0",
+            got=temperature,
+            where="kd_loss",
+            mend="usual values are 1 to 8",
+        )
     same_shape(student_logits, teacher_logits, "logits")
     log_p = F.log_softmax(student_logits.float() / temperature, dim=-1)
     log_q = F.log_softmax(teacher_logits.float() / temperature, dim=-1)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from dfkd_lib.processes import shared_count
+from dfkd_lib.core.processes import shared_count
 
 SMOOTH = 50.0  # Smooth L1 of coordinates in [0, 1] beside one GIoU: the terms' default weights have it so, 100 to 2
 
@@ -38,7 +38,9 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
         (...), ≥ 0, as every loss here.
     """
     # Not one_hot, which looks at every label on the CPU to check it.
-    targets = (labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)).to(logits.dtype)
+    targets = (labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)).to(
+        logits.dtype
+    )
     summed = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum((-3, -2, -1))
     return summed / _count(labels < logits.shape[-1] - 1)
 
@@ -63,8 +65,9 @@ def giou_loss(boxes: Tensor, targets: Tensor, present: Tensor) -> Tensor:
     return _of_pairs(_giou_apart(boxes, targets), present)
 
 
-def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float,
-                      paired: Tensor | None = None) -> Tensor:
+def distillation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float, paired: Tensor | None = None
+) -> Tensor:
     """Eq. 14: KL(teacher ‖ student) of logits (..., B, Q, K) softened by the temperature T, times T², mean over queries.
 
     T² (Hinton et al. 2015; in the paper's eq. 8 but not in its eq. 14) keeps the gradient's size free of T. The paper
@@ -92,7 +95,9 @@ def box_distillation_loss(boxes: Tensor, teacher_boxes: Tensor, weights: Tensor)
         boxes, teacher_boxes: (..., B, Q, 4) cxcywh in [0, 1]. weights: (..., B, Q), the teacher's `sureness`, 0 where a
             query has no pair.
     """
-    apart = SMOOTH * F.smooth_l1_loss(boxes, teacher_boxes, reduction="none").sum(-1) + _giou_apart(boxes, teacher_boxes)
+    apart = SMOOTH * F.smooth_l1_loss(boxes, teacher_boxes, reduction="none").sum(-1) + _giou_apart(
+        boxes, teacher_boxes
+    )
     return _weighted(apart, weights)
 
 
@@ -109,7 +114,9 @@ def attention_distillation_loss(maps: Tensor, teacher_maps: Tensor, weights: Ten
         A scalar in [0, 1].
     """
     teacher_maps = resize_maps(teacher_maps.float(), maps.shape[-2:])
-    return _weighted(1 - F.cosine_similarity(maps.float().flatten(-2), teacher_maps.flatten(-2), dim=-1), weights)
+    return _weighted(
+        1 - F.cosine_similarity(maps.float().flatten(-2), teacher_maps.flatten(-2), dim=-1), weights
+    )
 
 
 def resize_maps(maps: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -117,11 +124,19 @@ def resize_maps(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     if maps.shape[-2:] == tuple(grid):
         return maps
     resized = F.interpolate(maps, tuple(grid), mode="bilinear", align_corners=False)
-    return resized * (maps.sum((-2, -1), keepdim=True) / resized.sum((-2, -1), keepdim=True).clamp(min=1e-12))
+    return resized * (
+        maps.sum((-2, -1), keepdim=True) / resized.sum((-2, -1), keepdim=True).clamp(min=1e-12)
+    )
 
 
-def detection_losses(logits: Tensor, boxes: Tensor, target_labels: Tensor, target_boxes: Tensor,
-                     taught: Taught | None = None, temperature: float = 2.0) -> dict[str, Tensor]:
+def detection_losses(
+    logits: Tensor,
+    boxes: Tensor,
+    target_labels: Tensor,
+    target_boxes: Tensor,
+    taught: Taught | None = None,
+    temperature: float = 2.0,
+) -> dict[str, Tensor]:
     """Every named loss of paired predictions, unweighted (eq. 11-14, and GIoU, which the paper does not use).
 
     Args:
@@ -133,18 +148,27 @@ def detection_losses(logits: Tensor, boxes: Tensor, target_labels: Tensor, targe
         {"classification", "boxes", "giou"} and, with a teacher, "distillation": (...) each.
     """
     present = target_labels < logits.shape[-1] - 1
-    losses = {"classification": classification_loss(logits, target_labels),
-              "boxes": box_loss(boxes, target_boxes, present), "giou": giou_loss(boxes, target_boxes, present)}
+    losses = {
+        "classification": classification_loss(logits, target_labels),
+        "boxes": box_loss(boxes, target_boxes, present),
+        "giou": giou_loss(boxes, target_boxes, present),
+    }
     if taught is not None:
-        losses["distillation"] = distillation_loss(logits, taught.logits, temperature, taught.paired)
+        losses["distillation"] = distillation_loss(
+            logits, taught.logits, temperature, taught.paired
+        )
     return losses
 
 
 def _giou_apart(boxes: Tensor, targets: Tensor) -> Tensor:
     """1 - generalised IoU of boxes (..., 4) cxcywh in pairs: torchvision's loss, which picks out the pairs that overlap and
     so waits for the device at each call."""
-    (low, high), (low_target, high_target) = (box_convert(b, "cxcywh", "xyxy").split(2, -1) for b in (boxes, targets))
-    shared = (torch.minimum(high, high_target) - torch.maximum(low, low_target)).clamp(min=0).prod(-1)
+    (low, high), (low_target, high_target) = (
+        box_convert(b, "cxcywh", "xyxy").split(2, -1) for b in (boxes, targets)
+    )
+    shared = (
+        (torch.minimum(high, high_target) - torch.maximum(low, low_target)).clamp(min=0).prod(-1)
+    )
     union = (high - low).prod(-1) + (high_target - low_target).prod(-1) - shared
     hull = (torch.maximum(high, high_target) - torch.minimum(low, low_target)).prod(-1)
     return 1 - shared / (union + 1e-7) + (hull - union) / (hull + 1e-7)

@@ -3,9 +3,11 @@
 import math
 from dataclasses import dataclass
 
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError
 
-HOW = "value@share points, as in 1@0 0@1 (falls from 1 to 0) or 1@0.6 0@0.6 (1, then 0 from 60 % on)"
+HOW = (
+    "value@share points, as in 1@0 0@1 (falls from 1 to 0) or 1@0.6 0@0.6 (1, then 0 from 60 % on)"
+)
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,19 @@ class Schedule:
         except ValueError:
             points = ()
         shares = [share for share, _ in points]
-        if (not points or shares != sorted(shares) or not 0 <= shares[0] <= shares[-1] <= 1
-                or not all(math.isfinite(value) and value >= 0 for _, value in points)):
-            raise WorkbenchError("a schedule could not be read", expected=HOW, got=text, where="schedules",
-                                 mend="values are ≥ 0, shares lie in 0..1 and never fall")
+        if (
+            not points
+            or shares != sorted(shares)
+            or not 0 <= shares[0] <= shares[-1] <= 1
+            or not all(math.isfinite(value) and value >= 0 for _, value in points)
+        ):
+            raise WorkbenchError(
+                "a schedule could not be read",
+                expected=HOW,
+                got=text,
+                where="schedules",
+                mend="values are ≥ 0, shares lie in 0..1 and never fall",
+            )
         return cls(points)
 
     def __call__(self, progress: float) -> float:
@@ -54,14 +65,24 @@ class Schedule:
 def read_schedules(text: str, names: tuple[str, ...]) -> dict[str, Schedule]:
     """The schedules written as `name: points; name: points`; "" is none. WorkbenchError on an unknown or repeated name."""
     if not isinstance(text, str):
-        raise WorkbenchError("schedules are no text", expected="name: points; ...", got=text, where="schedules",
-                             mend=f"points are {HOW}")
+        raise WorkbenchError(
+            "schedules are no text",
+            expected="name: points; ...",
+            got=text,
+            where="schedules",
+            mend=f"points are {HOW}",
+        )
     found: dict[str, Schedule] = {}
     for part in filter(str.strip, text.split(";")):
         name, colon, points = part.partition(":")
         name = name.strip()
         if not colon or name not in names or name in found:
-            raise WorkbenchError("a schedule names no loss, or one twice", expected="name: points; ... with names of "
-                                 + ", ".join(names), got=part.strip(), where="schedules", mend=f"points are {HOW}")
+            raise WorkbenchError(
+                "a schedule names no loss, or one twice",
+                expected="name: points; ... with names of " + ", ".join(names),
+                got=part.strip(),
+                where="schedules",
+                mend=f"points are {HOW}",
+            )
         found[name] = Schedule.parse(points)
     return found

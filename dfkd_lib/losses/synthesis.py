@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd_lib.attention import attention_sites, patch_tokens
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError
 from dfkd_lib.losses.classification import same_shape
 
 PAIRS = 256  # pairs of patches behind an entropy: more change it little, and cost time and memory
@@ -19,7 +19,10 @@ def total_variation(images: Tensor) -> Tensor:
 
     Source: the smoothness prior of DeepInversion (B), in its absolute form.
     """
-    down, across = images[..., 1:, :] - images[..., :-1, :], images[..., :, 1:] - images[..., :, :-1]
+    down, across = (
+        images[..., 1:, :] - images[..., :-1, :],
+        images[..., :, 1:] - images[..., :, :-1],
+    )
     return down.abs().mean() + across.abs().mean()
 
 
@@ -53,7 +56,10 @@ def disagreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Source: Yin et al., Dreaming to Distill (CVPR 2020), adaptive DeepInversion.
     """
     same_shape(student_logits, teacher_logits, "logits")
-    log_p, log_q = F.log_softmax(student_logits.float(), -1), F.log_softmax(teacher_logits.float(), -1)
+    log_p, log_q = (
+        F.log_softmax(student_logits.float(), -1),
+        F.log_softmax(teacher_logits.float(), -1),
+    )
     middle = torch.logsumexp(torch.stack([log_p, log_q]), 0) - torch.log(torch.tensor(2.0))
     both = (log_p.exp() * (log_p - middle) + log_q.exp() * (log_q - middle)).sum(-1) / 2
     return (both / torch.log(torch.tensor(2.0))).mean().clamp(min=0)
@@ -63,7 +69,9 @@ def logit_distance(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Mean absolute difference of logits (B, K), each row's mean taken off: a scalar ≥ 0, with a gradient also where both
     models are sure, which `disagreement` has not (after Fang et al., Data-Free Adversarial Distillation, 2019)."""
     same_shape(student_logits, teacher_logits, "logits")
-    centred = [x.float() - x.float().mean(-1, keepdim=True) for x in (student_logits, teacher_logits)]
+    centred = [
+        x.float() - x.float().mean(-1, keepdim=True) for x in (student_logits, teacher_logits)
+    ]
     return (centred[0] - centred[1]).abs().mean()
 
 
@@ -71,11 +79,19 @@ class BatchNormStatistics:
     """What the batch norms of a model saw in its last forward pass, against what they remember of the training images."""
 
     def __init__(self, model: nn.Module):
-        self.norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
+        self.norms = [
+            m
+            for m in model.modules()
+            if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None
+        ]
         if not self.norms:
-            raise WorkbenchError("this teacher has no batch-norm statistics to match", got=type(model).__name__,
-                                 expected="a network with BatchNorm2d", mend="use a CNN teacher (vgg16_bn, cnn_small), or "
-                                 "the transformer form of inversion, which uses the entropy of patch similarities")
+            raise WorkbenchError(
+                "this teacher has no batch-norm statistics to match",
+                got=type(model).__name__,
+                expected="a network with BatchNorm2d",
+                mend="use a CNN teacher (vgg16_bn, cnn_small), or "
+                "the transformer form of inversion, which uses the entropy of patch similarities",
+            )
         self.seen: list[Tensor] = []
 
     @contextmanager
@@ -134,17 +150,30 @@ def patch_similarity_entropy(tokens: Tensor, patches: slice = slice(None)) -> Te
     features = F.normalize(tokens[:, patches].float(), dim=-1)
     count = features.shape[1]
     if count < 3:
-        raise WorkbenchError("the entropy of patch similarities needs patches", expected="at least 3", got=count,
-                             where="patch_similarity_entropy", mend="use a model with smaller patches")
+        raise WorkbenchError(
+            "the entropy of patch similarities needs patches",
+            expected="at least 3",
+            got=count,
+            where="patch_similarity_entropy",
+            mend="use a model with smaller patches",
+        )
     first, second = torch.triu_indices(count, count, offset=1, device=tokens.device)
-    chosen = torch.linspace(0, len(first) - 1, min(PAIRS, len(first)), device=tokens.device).round().long()
+    chosen = (
+        torch.linspace(0, len(first) - 1, min(PAIRS, len(first)), device=tokens.device)
+        .round()
+        .long()
+    )
     similarity = (features @ features.mT)[:, first[chosen], second[chosen]]
     spread = similarity.detach().std(1, keepdim=True)
     bandwidth = (1.06 * spread * similarity.shape[1] ** -0.2).clamp(min=0.05)[..., None]
     points = torch.linspace(-1, 1, GRID, device=tokens.device)
     width = 2 / (GRID - 1)
-    density = torch.exp(-0.5 * ((points[:, None] - similarity[:, None, :]) / bandwidth) ** 2).sum(-1)
-    density = density / (density.sum(-1, keepdim=True) * width) + 1e-12  # entropy has no gradient at 0
+    density = torch.exp(-0.5 * ((points[:, None] - similarity[:, None, :]) / bandwidth) ** 2).sum(
+        -1
+    )
+    density = (
+        density / (density.sum(-1, keepdim=True) * width) + 1e-12
+    )  # entropy has no gradient at 0
     return (torch.special.entr(density).sum(-1) * width).mean()
 
 
@@ -154,8 +183,9 @@ def patch_similarity_loss(model: nn.Module, outputs: list[Tensor]) -> Tensor:
     return -torch.stack([patch_similarity_entropy(out, patches) for out in outputs]).mean()
 
 
-def intra_divergence_loss(features: Tensor, logits: Tensor, labels: Tensor, easy: float = 0.5,
-                          margin: float = 0.5) -> Tensor:
+def intra_divergence_loss(
+    features: Tensor, logits: Tensor, labels: Tensor, easy: float = 0.5, margin: float = 0.5
+) -> Tensor:
     """DF-DearKD's boundary-preserving intra-divergence: easy images of a class move apart, hard ones stay where they are.
 
     L = mean over easy images i of max(0, m − d(f_i, f_n(i))), where d = 1 − cos is in [0, 2] and n(i) is i's nearest
@@ -179,7 +209,7 @@ def intra_divergence_loss(features: Tensor, logits: Tensor, labels: Tensor, easy
         own = labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
         asked = logits.float().gather(1, labels[:, None]).squeeze(1)
         confidence = asked - logits.float().masked_fill(own, -torch.inf).logsumexp(1)
-        same = (labels[:, None] == labels[None, :])
+        same = labels[:, None] == labels[None, :]
         better = (same & (confidence[None, :] > confidence[:, None])).sum(1)
         chosen = (better < (easy * same.sum(1)).floor()) & (same.sum(1) > 1)
     unit = F.normalize(features.float(), dim=-1)

@@ -6,6 +6,20 @@ from dfkd_lib.models.gan import Discriminator, FieldGenerator, Generator
 from dfkd_lib.models.load import Loaded, WeightsMissing, check_images, load_model
 from dfkd_lib.models.weights import load_weights
 
-__all__ = ["MODELS", "Discriminator", "FieldGenerator", "Generator", "Loaded", "WeightsMissing", "check_images",
-           "count_flops", "count_parameters", "create_detector", "create_model", "detector_names", "load_model",
-           "load_weights", "model_names"]
+__all__ = [
+    "MODELS",
+    "Discriminator",
+    "FieldGenerator",
+    "Generator",
+    "Loaded",
+    "WeightsMissing",
+    "check_images",
+    "count_flops",
+    "count_parameters",
+    "create_detector",
+    "create_model",
+    "detector_names",
+    "load_model",
+    "load_weights",
+    "model_names",
+]

@@ -8,7 +8,7 @@ import torch
 from timm.models import vgg
 from torch import Tensor, nn
 
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError
 
 
 class SmallCNN(nn.Module):
@@ -25,12 +25,15 @@ class SmallCNN(nn.Module):
         self.num_classes, self.widths = num_classes, tuple(widths)
         inputs = (in_chans, *widths[:-1])
         self.stages = nn.ModuleList(
-            nn.Sequential(_convolution(before, width), _convolution(width, width)) for before, width in
-            zip(inputs, widths, strict=True))
+            nn.Sequential(_convolution(before, width), _convolution(width, width))
+            for before, width in zip(inputs, widths, strict=True)
+        )
         self.pool = nn.MaxPool2d(2)
         self.head = nn.Linear(widths[-1], num_classes)
 
-    def forward_intermediates(self, images: Tensor, indices: list[int]) -> tuple[Tensor, list[Tensor]]:
+    def forward_intermediates(
+        self, images: Tensor, indices: list[int]
+    ) -> tuple[Tensor, list[Tensor]]:
         """Last feature map, and the maps of the stages named, in rising order: (B, widths[i], H / 2**i, W / 2**i)."""
         maps, x = [], images
         for index, stage in enumerate(self.stages):
@@ -47,7 +50,9 @@ class SmallCNN(nn.Module):
 
 
 def _convolution(before: int, after: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+    )
 
 
 def logits_and_early_map(model: nn.Module, images: Tensor, stage: int) -> tuple[Tensor, Tensor]:
@@ -65,7 +70,9 @@ def early_channels(model: nn.Module, stage: int, img_size: int, in_chans: int) -
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        blank = torch.zeros(1, in_chans, img_size, img_size, device=parameter.device, dtype=parameter.dtype)
+        blank = torch.zeros(
+            1, in_chans, img_size, img_size, device=parameter.device, dtype=parameter.dtype
+        )
         channels = logits_and_early_map(model, blank, stage)[1].shape[1]
     model.train(was_training)
     return channels
@@ -78,13 +85,21 @@ def build_vgg16_bn(num_classes: int = 10, img_size: int = 32, in_chans: int = 3)
         WorkbenchError: below 32 pixels, which its five poolings would reduce to nothing.
     """
     if img_size < 32:
-        raise WorkbenchError("the image is too small for VGG16's five poolings", expected="at least 32 pixels",
-                             got=f"{img_size} pixels", mend="pad the images to 32x32, or use 'cnn_small'")
+        raise WorkbenchError(
+            "the image is too small for VGG16's five poolings",
+            expected="at least 32 pixels",
+            got=f"{img_size} pixels",
+            mend="pad the images to 32x32, or use 'cnn_small'",
+        )
     return vgg.vgg16_bn(pretrained=False, num_classes=num_classes, in_chans=in_chans)
 
 
-def build_small_cnn(num_classes: int = 10, img_size: int = 28, in_chans: int = 1,
-                    widths: tuple[int, ...] = (16, 32, 64)) -> SmallCNN:
+def build_small_cnn(
+    num_classes: int = 10,
+    img_size: int = 28,
+    in_chans: int = 1,
+    widths: tuple[int, ...] = (16, 32, 64),
+) -> SmallCNN:
     """The small VGG-like CNN; `img_size` is checked only, the weights do not depend on it.
 
     Raises:
@@ -92,8 +107,12 @@ def build_small_cnn(num_classes: int = 10, img_size: int = 28, in_chans: int = 1
     """
     smallest = 2 ** (len(widths) - 1)
     if img_size < smallest:
-        raise WorkbenchError("the image is too small for the CNN's poolings", expected=f"at least {smallest} pixels",
-                             got=f"{img_size} pixels", mend="use larger images or fewer stages (widths)")
+        raise WorkbenchError(
+            "the image is too small for the CNN's poolings",
+            expected=f"at least {smallest} pixels",
+            got=f"{img_size} pixels",
+            mend="use larger images or fewer stages (widths)",
+        )
     return SmallCNN(num_classes, in_chans, widths)
 
 

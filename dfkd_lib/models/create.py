@@ -6,7 +6,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError
 from dfkd_lib.models.classifiers import VIT_MODELS
 from dfkd_lib.models.cnn import CNN_MODELS
 from dfkd_lib.models.dearkd import DEARKD_MODELS
@@ -37,21 +37,40 @@ def create_model(name: str, **overrides) -> nn.Module:
     """
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1)
-        raise WorkbenchError("no such model", got=name, expected=", ".join(model_names()),
-                             mend=f"did you mean {near[0]}?" if near else "choose one of the expected names")
+        raise WorkbenchError(
+            "no such model",
+            got=name,
+            expected=", ".join(model_names()),
+            mend=f"did you mean {near[0]}?" if near else "choose one of the expected names",
+        )
     builder, defaults = MODELS[name]
     parameters = inspect.signature(builder).parameters
     unknown = set(overrides) - set(parameters)
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        raise WorkbenchError(f"model {name} has no such setting", got=", ".join(sorted(unknown)),
-                             expected=", ".join(parameters), mend="drop it or correct its name")
+        raise WorkbenchError(
+            f"model {name} has no such setting",
+            got=", ".join(sorted(unknown)),
+            expected=", ".join(parameters),
+            mend="drop it or correct its name",
+        )
     try:
         return builder(**{**defaults, **overrides})
     except WorkbenchError:
         raise
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise WorkbenchError(f"model {name} cannot be built so", got=f"{overrides}: {error}",
-                             mend="the image side must be a multiple of the patch, the width of the heads") from None
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise WorkbenchError(
+            f"model {name} cannot be built so",
+            got=f"{overrides}: {error}",
+            mend="the image side must be a multiple of the patch, the width of the heads",
+        ) from None
 
 
 def count_parameters(model: nn.Module, trainable: bool = False) -> int:

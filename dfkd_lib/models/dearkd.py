@@ -12,7 +12,7 @@ from timm.models.convit import Block as ConvolutionalBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError
 from dfkd_lib.models.starts import start_small
 from dfkd_lib.models.titn import build_vit
 
@@ -33,18 +33,33 @@ class DearKD(nn.Module):
 
     num_prefix_tokens = 2
 
-    def __init__(self, num_classes: int, img_size: int, in_chans: int, patch_size: int, width: int, depth: int,
-                 heads: int, early_depth: int, locality: float = 1.0):
+    def __init__(
+        self,
+        num_classes: int,
+        img_size: int,
+        in_chans: int,
+        patch_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        early_depth: int,
+        locality: float = 1.0,
+    ):
         super().__init__()
         self.num_classes, self.embed_dim = num_classes, width
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, width)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches, width))
         self.early_blocks = nn.ModuleList(
-            ConvolutionalBlock(width, heads, use_gpsa=True, locality_strength=locality, norm_layer=nn.LayerNorm)
-            for _ in range(early_depth))
+            ConvolutionalBlock(
+                width, heads, use_gpsa=True, locality_strength=locality, norm_layer=nn.LayerNorm
+            )
+            for _ in range(early_depth)
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True) for _ in range(depth - early_depth))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, qkv_bias=True) for _ in range(depth - early_depth)
+        )
         self.norm = nn.LayerNorm(width)
         self.head, self.head_dist = nn.Linear(width, num_classes), nn.Linear(width, num_classes)
         self._initialise()
@@ -70,7 +85,10 @@ class DearKD(nn.Module):
     def forward_late(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Early patch tokens (B, N, width) to (class_logits, dist_logits), each (B, num_classes)."""
         size = tokens.shape[0]  # len() would fix the batch when the model is exported
-        tokens = torch.cat((self.cls_token.expand(size, -1, -1), self.dist_token.expand(size, -1, -1), tokens), dim=1)
+        tokens = torch.cat(
+            (self.cls_token.expand(size, -1, -1), self.dist_token.expand(size, -1, -1), tokens),
+            dim=1,
+        )
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.norm(tokens)
@@ -93,8 +111,12 @@ class EarlyAligner(nn.Module):
 
     def __init__(self, width: int, channels: int):
         super().__init__()
-        self.mix = nn.Sequential(nn.Conv2d(width, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.GELU(),
-                                 nn.Conv2d(channels, channels, 3, padding=1))
+        self.mix = nn.Sequential(
+            nn.Conv2d(width, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.GELU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens (B, N, width), N a square, to (B, channels, *size)."""
@@ -105,26 +127,51 @@ class EarlyAligner(nn.Module):
         return self.mix(grid)
 
 
-def build_dearkd(num_classes: int = 10, img_size: int = 32, in_chans: int = 3, patch_size: int = 4, width: int = 198,
-                 depth: int = 12, heads: int = 9, early_depth: int = 3, locality: float = 1.0,
-                 small_start: bool = False) -> DearKD:
+def build_dearkd(
+    num_classes: int = 10,
+    img_size: int = 32,
+    in_chans: int = 3,
+    patch_size: int = 4,
+    width: int = 198,
+    depth: int = 12,
+    heads: int = 9,
+    early_depth: int = 3,
+    locality: float = 1.0,
+    small_start: bool = False,
+) -> DearKD:
     """A DearKD student; sizes in pixels. The default has DeiT-Ti's depth and, to the nearest 9 heads, its width.
 
     Raises:
         WorkbenchError: if the patches do not fill the image, the heads do not divide the width or are no square number,
             or the early blocks are more than all blocks.
     """
-    side = round(heads ** 0.5)
-    if img_size % patch_size or width % heads or side * side != heads or not 0 <= early_depth <= depth:
+    side = round(heads**0.5)
+    if (
+        img_size % patch_size
+        or width % heads
+        or side * side != heads
+        or not 0 <= early_depth <= depth
+    ):
         raise WorkbenchError(
             "this DearKD student cannot be built",
             expected="img_size a multiple of patch_size, width a multiple of heads, heads a square, early_depth <= depth",
-            got=f"img_size={img_size} patch_size={patch_size} width={width} heads={heads} early_depth={early_depth}")
-    model = DearKD(num_classes, img_size, in_chans, patch_size, width, depth, heads, early_depth, locality)
+            got=f"img_size={img_size} patch_size={patch_size} width={width} heads={heads} early_depth={early_depth}",
+        )
+    model = DearKD(
+        num_classes, img_size, in_chans, patch_size, width, depth, heads, early_depth, locality
+    )
     return start_small(model) if small_start else model
 
 
-SMALL = {"img_size": 28, "in_chans": 1, "patch_size": 7, "width": 72, "depth": 4, "heads": 9, "small_start": True}
+SMALL = {
+    "img_size": 28,
+    "in_chans": 1,
+    "patch_size": 7,
+    "width": 72,
+    "depth": 4,
+    "heads": 9,
+    "small_start": True,
+}
 
 DEARKD_MODELS = {
     "dearkd_tiny_32": (build_dearkd, {}),

@@ -18,8 +18,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib.artifacts import load_tensors
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.artifacts import load_tensors
 from dfkd_lib.models.load import WeightsMissing, fetch
 from dfkd_lib.models.weights import as_numbers
 
@@ -52,14 +52,28 @@ class _Spec:
 
 
 _SPECS = {
-    "detr_resnet50": _Spec("resnet50", 4, 256, 6, 6, 100, 2048, 8, 0.1, False, hub="facebook/detr-resnet-50"),
+    "detr_resnet50": _Spec(
+        "resnet50", 4, 256, 6, 6, 100, 2048, 8, 0.1, False, hub="facebook/detr-resnet-50"
+    ),
     "detr_resnet18_2x2": _Spec("resnet18", 4, 256, 2, 2, 100, 2048, 8, 0.1, False),
-    "conditional_detr_resnet50": _Spec("resnet50", 4, 256, 6, 6, 300, 2048, 8, 0.1,
-                                       hub="microsoft/conditional-detr-resnet-50"),
+    "conditional_detr_resnet50": _Spec(
+        "resnet50", 4, 256, 6, 6, 300, 2048, 8, 0.1, hub="microsoft/conditional-detr-resnet-50"
+    ),
     "conditional_detr_resnet18_2x2": _Spec("resnet18", 4, 256, 2, 2, 100, 2048, 8, 0.1),
-    "detr_micro": _Spec("resnet18", 3, 112, 1, 3, 16, 224, 4, keywords={"channels": (32, 64, 128, 256)}),
-    "detr_nano": _Spec("resnet10t", 3, 96, 1, 2, 10, 192, 4,
-                       keywords={"channels": (24, 48, 96, 192), "stem_width": 16}),
+    "detr_micro": _Spec(
+        "resnet18", 3, 112, 1, 3, 16, 224, 4, keywords={"channels": (32, 64, 128, 256)}
+    ),
+    "detr_nano": _Spec(
+        "resnet10t",
+        3,
+        96,
+        1,
+        2,
+        10,
+        192,
+        4,
+        keywords={"channels": (24, 48, 96, 192), "stem_width": 16},
+    ),
 }
 
 
@@ -102,8 +116,13 @@ class Detector(nn.Module):
         return Detections(*last, tuple(before))
 
     def _heads(self, state: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor]:
-        logits, boxes = self.network.class_labels_classifier(state).float(), self.network.bbox_predictor(state).float()
-        if reference is not None:  # Conditional DETR predicts centres relative to each query's reference point
+        logits, boxes = (
+            self.network.class_labels_classifier(state).float(),
+            self.network.bbox_predictor(state).float(),
+        )
+        if (
+            reference is not None
+        ):  # Conditional DETR predicts centres relative to each query's reference point
             centre = torch.logit(reference.transpose(0, 1).float(), eps=1e-5)
             boxes = torch.cat([boxes[..., :2] + centre, boxes[..., 2:]], dim=-1)
         return logits, boxes.sigmoid()
@@ -114,8 +133,13 @@ def detector_names() -> list[str]:
     return sorted(_SPECS)
 
 
-def create_detector(name: str, num_labels: int, pretrained: bool = False, weights: str | Path | None = None,
-                    backbone_weights: str | Path | None = None) -> Detector:
+def create_detector(
+    name: str,
+    num_labels: int,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    backbone_weights: str | Path | None = None,
+) -> Detector:
     """A detector by name, randomly initialised from torch's global generator unless weights are asked for.
 
     Args:
@@ -137,48 +161,99 @@ def create_detector(name: str, num_labels: int, pretrained: bool = False, weight
     """
     if name not in _SPECS:
         near = difflib.get_close_matches(name, _SPECS, n=1)
-        raise WorkbenchError("no such detector", got=name, expected=", ".join(detector_names()),
-                             mend=f"did you mean {near[0]}?" if near else "choose one of the expected names")
+        raise WorkbenchError(
+            "no such detector",
+            got=name,
+            expected=", ".join(detector_names()),
+            mend=f"did you mean {near[0]}?" if near else "choose one of the expected names",
+        )
     if num_labels < 1:
-        raise WorkbenchError("a detector needs a class", expected="num_labels >= 1", got=num_labels,
-                             mend="name at least one class")
-    given = [kind for kind, there in (("pretrained", pretrained), ("weights", weights is not None),
-                                      ("backbone_weights", backbone_weights is not None)) if there]
+        raise WorkbenchError(
+            "a detector needs a class",
+            expected="num_labels >= 1",
+            got=num_labels,
+            mend="name at least one class",
+        )
+    given = [
+        kind
+        for kind, there in (
+            ("pretrained", pretrained),
+            ("weights", weights is not None),
+            ("backbone_weights", backbone_weights is not None),
+        )
+        if there
+    ]
     if len(given) > 1:
-        raise WorkbenchError("a detector cannot start from two kinds of weights", where=name,
-                             expected="one of pretrained, weights and backbone_weights", got=" and ".join(given),
-                             mend="leave one of them out")
+        raise WorkbenchError(
+            "a detector cannot start from two kinds of weights",
+            where=name,
+            expected="one of pretrained, weights and backbone_weights",
+            got=" and ".join(given),
+            mend="leave one of them out",
+        )
     spec = _SPECS[name]
     if backbone_weights is not None:
         return _with_backbone(spec, num_labels, backbone_weights)
     if weights is None:
-        return _pretrained(name, spec, num_labels) if pretrained else _channels_last(_fresh(spec, num_labels))
+        return (
+            _pretrained(name, spec, num_labels)
+            if pretrained
+            else _channels_last(_fresh(spec, num_labels))
+        )
     if Path(weights).is_dir():
         return _from_folder(spec, num_labels, weights)
     tensors = load_tensors(weights)
     frozen = "network.model.backbone.model.bn1.weight" in tensors and spec.full
-    detector = _started(_network(spec, num_labels), spec, num_labels) if frozen else _fresh(spec, num_labels)
+    detector = (
+        _started(_network(spec, num_labels), spec, num_labels)
+        if frozen
+        else _fresh(spec, num_labels)
+    )
     _load(detector, tensors, weights)
     return _channels_last(_freeze_stem(detector) if frozen else detector)
 
 
 def _channels_last(detector: Detector) -> Detector:
-    return detector.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast so on a CPU
+    return detector.to(
+        memory_format=torch.channels_last
+    )  # convolutions are up to twice as fast so on a CPU
 
 
 def _network(spec: _Spec, num_labels: int) -> nn.Module:
     """transformers' network of that shape, its backbone's norms frozen, nothing downloaded."""
-    from transformers import (ConditionalDetrConfig, ConditionalDetrForObjectDetection, DetrConfig,
-                              DetrForObjectDetection)
+    from transformers import (
+        ConditionalDetrConfig,
+        ConditionalDetrForObjectDetection,
+        DetrConfig,
+        DetrForObjectDetection,
+    )
 
-    backbone = {"model_type": "timm_backbone", "backbone": spec.backbone, "num_channels": 3, "features_only": True,
-                "use_pretrained_backbone": False, "out_indices": [1, 2, 3, 4]}
-    sizes = {"d_model": spec.width, "encoder_layers": spec.encoder, "decoder_layers": spec.decoder,
-             "encoder_ffn_dim": spec.feed_forward, "decoder_ffn_dim": spec.feed_forward,
-             "encoder_attention_heads": spec.heads, "decoder_attention_heads": spec.heads,
-             "num_queries": spec.queries, "dropout": spec.dropout, "backbone_config": backbone}
-    if spec.conditional:  # it has no "no object" class of its own: give it one, as every detector here has
-        return ConditionalDetrForObjectDetection(ConditionalDetrConfig(num_labels=num_labels + 1, **sizes))
+    backbone = {
+        "model_type": "timm_backbone",
+        "backbone": spec.backbone,
+        "num_channels": 3,
+        "features_only": True,
+        "use_pretrained_backbone": False,
+        "out_indices": [1, 2, 3, 4],
+    }
+    sizes = {
+        "d_model": spec.width,
+        "encoder_layers": spec.encoder,
+        "decoder_layers": spec.decoder,
+        "encoder_ffn_dim": spec.feed_forward,
+        "decoder_ffn_dim": spec.feed_forward,
+        "encoder_attention_heads": spec.heads,
+        "decoder_attention_heads": spec.heads,
+        "num_queries": spec.queries,
+        "dropout": spec.dropout,
+        "backbone_config": backbone,
+    }
+    if (
+        spec.conditional
+    ):  # it has no "no object" class of its own: give it one, as every detector here has
+        return ConditionalDetrForObjectDetection(
+            ConditionalDetrConfig(num_labels=num_labels + 1, **sizes)
+        )
     return DetrForObjectDetection(DetrConfig(num_labels=num_labels, **sizes))
 
 
@@ -186,7 +261,9 @@ def _fresh(spec: _Spec, num_labels: int) -> Detector:
     network = _network(spec, num_labels)
     norm = {"norm_layer": partial(nn.BatchNorm2d, affine=False)} if spec.full else {}
     stages = (1, 2, 3, 4) if spec.full else (spec.stage,)
-    backbone = timm.create_model(spec.backbone, features_only=True, out_indices=stages, **spec.keywords, **norm)
+    backbone = timm.create_model(
+        spec.backbone, features_only=True, out_indices=stages, **spec.keywords, **norm
+    )
     network.model.backbone.model = backbone
     network.model.input_projection = nn.Conv2d(backbone.feature_info.channels()[-1], spec.width, 1)
     return _started(network, spec, num_labels)
@@ -215,32 +292,53 @@ def _spread_references(network: nn.Module, queries: int) -> None:
     grid = (torch.cartesian_prod(torch.arange(side), torch.arange(side))[:queries] + 0.5) / side
     first, last = network.model.decoder.ref_point_head.layers
     hidden = first(network.model.query_position_embeddings.weight).relu()
-    solution = torch.linalg.pinv(torch.cat([hidden, torch.ones(queries, 1)], dim=1)) @ torch.logit(grid)
+    solution = torch.linalg.pinv(torch.cat([hidden, torch.ones(queries, 1)], dim=1)) @ torch.logit(
+        grid
+    )
     last.weight.copy_(solution[:-1].T)
     last.bias.copy_(solution[-1])
 
 
 def _pretrained(name: str, spec: _Spec, num_labels: int) -> Detector:
     if not spec.full:
-        raise WorkbenchError(f"no pretrained weights exist for {name}", got=name, mend="train it (weights=None), or give a "
-                             "file of your own as weights=...",
-                             expected=", ".join(other for other in detector_names() if _SPECS[other].full))
+        raise WorkbenchError(
+            f"no pretrained weights exist for {name}",
+            got=name,
+            mend="train it (weights=None), or give a file of your own as weights=...",
+            expected=", ".join(other for other in detector_names() if _SPECS[other].full),
+        )
     repository = spec.hub or timm.get_pretrained_cfg(spec.backbone).hf_hub_id
     try:
         folder = fetch(repository, False, name)  # on disk already: nothing is asked of the network
     except WeightsMissing:
         folder = fetch(repository, True, name)
-    return (_from_folder(spec, num_labels, folder) if spec.hub else
-            _with_backbone(spec, num_labels, folder / "model.safetensors"))
+    return (
+        _from_folder(spec, num_labels, folder)
+        if spec.hub
+        else _with_backbone(spec, num_labels, folder / "model.safetensors")
+    )
 
 
 def _with_backbone(spec: _Spec, num_labels: int, file: str | Path) -> Detector:
     """A detector whose backbone has timm's weights in that file, a classifier's head left out."""
-    detector = _started(_network(spec, num_labels), spec, num_labels) if spec.full else _fresh(spec, num_labels)
+    detector = (
+        _started(_network(spec, num_labels), spec, num_labels)
+        if spec.full
+        else _fresh(spec, num_labels)
+    )
     backbone = detector.network.model.backbone.model
-    tensors = {key: value for key, value in load_tensors(file).items()
-               if not key.startswith("fc.") and not (spec.full and key.endswith("num_batches_tracked"))}
-    _load(backbone, tensors, file, f"timm's {spec.backbone}", "choose a detector of the backbone it is of")
+    tensors = {
+        key: value
+        for key, value in load_tensors(file).items()
+        if not key.startswith("fc.") and not (spec.full and key.endswith("num_batches_tracked"))
+    }
+    _load(
+        backbone,
+        tensors,
+        file,
+        f"timm's {spec.backbone}",
+        "choose a detector of the backbone it is of",
+    )
     return _channels_last(_freeze_stem(detector) if spec.full else detector)
 
 
@@ -248,17 +346,33 @@ def _from_folder(spec: _Spec, num_labels: int, folder: str | Path) -> Detector:
     """A detector in transformers' format, from a local folder or the hub; a head of other classes is made anew."""
     network = _network(spec, num_labels)
     try:
-        loaded, report = type(network).from_pretrained(str(folder), config=network.config, ignore_mismatched_sizes=True,
-                                                       use_safetensors=True, output_loading_info=True)
+        loaded, report = type(network).from_pretrained(
+            str(folder),
+            config=network.config,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     except (OSError, ValueError, RuntimeError) as error:
-        raise WorkbenchError("a pretrained detector cannot be loaded", got=str(error)[:300], where=folder,
-                             expected="a folder with config.json and model.safetensors of that architecture",
-                             mend="point weights= to such a folder") from None
+        raise WorkbenchError(
+            "a pretrained detector cannot be loaded",
+            got=str(error)[:300],
+            where=folder,
+            expected="a folder with config.json and model.safetensors of that architecture",
+            mend="point weights= to such a folder",
+        ) from None
     fresh = {key.split(".")[0] for key in report["missing_keys"]}
-    fresh |= {(key if isinstance(key, str) else key[0]).split(".")[0] for key in report["mismatched_keys"]}
+    fresh |= {
+        (key if isinstance(key, str) else key[0]).split(".")[0] for key in report["mismatched_keys"]
+    }
     if fresh - {"class_labels_classifier"}:
-        raise WorkbenchError("a pretrained detector does not fit", where=folder, got=f"nothing for {sorted(fresh)}",
-                             expected="weights for everything but the class head", mend="choose the detector it is of")
+        raise WorkbenchError(
+            "a pretrained detector does not fit",
+            where=folder,
+            got=f"nothing for {sorted(fresh)}",
+            expected="weights for everything but the class head",
+            mend="choose the detector it is of",
+        )
     if fresh:
         _start_rare(loaded)
     return _channels_last(_freeze_stem(Detector(loaded, num_labels)))
@@ -270,19 +384,35 @@ def _freeze_stem(detector: Detector) -> Detector:
     return detector
 
 
-def _load(module: nn.Module, tensors: dict, where: object, what: str = "a detector of that name",
-          mend: str = "create the detector that was saved") -> None:
+def _load(
+    module: nn.Module,
+    tensors: dict,
+    where: object,
+    what: str = "a detector of that name",
+    mend: str = "create the detector that was saved",
+) -> None:
     """Load weights of the module's names and shapes; a class head of other classes stays as it is."""
     expected = module.state_dict()
     head = {name: tensors[name] for name in HEAD if name in expected and name in tensors}
-    if len(head) == len(HEAD) and all(t.shape[1:] == expected[name].shape[1:] for name, t in head.items()):
-        tensors = tensors | {name: expected[name] for name, t in head.items() if t.shape != expected[name].shape}
-    unfit = [name for name, t in expected.items() if name not in tensors or tensors[name].shape != t.shape]
+    if len(head) == len(HEAD) and all(
+        t.shape[1:] == expected[name].shape[1:] for name, t in head.items()
+    ):
+        tensors = tensors | {
+            name: expected[name] for name, t in head.items() if t.shape != expected[name].shape
+        }
+    unfit = [
+        name
+        for name, t in expected.items()
+        if name not in tensors or tensors[name].shape != t.shape
+    ]
     extra = sorted(set(tensors) - set(expected))
     if unfit or extra:
-        raise WorkbenchError("detector weights do not fit", where=where,
-                             expected=f"{len(expected)} tensors of its shapes: {what}",
-                             got=f"{len(unfit)} missing or of another shape, {len(extra)} unknown: "
-                             f"{', '.join((unfit + extra)[:3])}",
-                             mend=mend)
+        raise WorkbenchError(
+            "detector weights do not fit",
+            where=where,
+            expected=f"{len(expected)} tensors of its shapes: {what}",
+            got=f"{len(unfit)} missing or of another shape, {len(extra)} unknown: "
+            f"{', '.join((unfit + extra)[:3])}",
+            mend=mend,
+        )
     module.load_state_dict(as_numbers(tensors, expected, where))

@@ -31,10 +31,18 @@ class Generator(nn.Module):
         self.latent = latent
         self.embed = nn.Embedding(num_classes, 5)
         self.layers = nn.Sequential(
-            nn.ConvTranspose2d(latent + 5, width, 4, 2, bias=False), nn.BatchNorm2d(width), nn.ReLU(True),
-            nn.ConvTranspose2d(width, width // 2, 4, 2, 1, bias=False), nn.BatchNorm2d(width // 2), nn.ReLU(True),
-            nn.ConvTranspose2d(width // 2, width // 4, 4, 2, 1, bias=False), nn.BatchNorm2d(width // 4), nn.ReLU(True),
-            nn.ConvTranspose2d(width // 4, channels, 4, 2, 1), nn.Tanh())
+            nn.ConvTranspose2d(latent + 5, width, 4, 2, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(True),
+            nn.ConvTranspose2d(width, width // 2, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(width // 2),
+            nn.ReLU(True),
+            nn.ConvTranspose2d(width // 2, width // 4, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(width // 4),
+            nn.ReLU(True),
+            nn.ConvTranspose2d(width // 4, channels, 4, 2, 1),
+            nn.Tanh(),
+        )
         self.apply(normal_weights)
 
     def noise(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor]:
@@ -58,12 +66,19 @@ class Discriminator(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(num_classes, SIDE * SIDE)
         self.layers = nn.Sequential(
-            nn.Conv2d(channels + 1, width, 4, 2, 1), nn.LeakyReLU(0.2, True), nn.Dropout2d(dropout),
-            nn.Conv2d(width, width * 2, 4, 2, 1, bias=False), nn.BatchNorm2d(width * 2), nn.LeakyReLU(0.2, True),
+            nn.Conv2d(channels + 1, width, 4, 2, 1),
+            nn.LeakyReLU(0.2, True),
             nn.Dropout2d(dropout),
-            nn.Conv2d(width * 2, width * 4, 4, 2, 1, bias=False), nn.BatchNorm2d(width * 4), nn.LeakyReLU(0.2, True),
+            nn.Conv2d(width, width * 2, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(width * 2),
+            nn.LeakyReLU(0.2, True),
             nn.Dropout2d(dropout),
-            nn.Conv2d(width * 4, 1, 4))
+            nn.Conv2d(width * 2, width * 4, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(width * 4),
+            nn.LeakyReLU(0.2, True),
+            nn.Dropout2d(dropout),
+            nn.Conv2d(width * 4, 1, 4),
+        )
         self.apply(normal_weights)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -88,17 +103,37 @@ class FieldGenerator(nn.Module):
 
     BOUND, GAIN, OCTAVES = 2.5, 2.0, (3, 5, 7, 10, 14)
 
-    def __init__(self, num_classes: int, channels: int, side: int, latent: int = 100, width: int = 128,
-                 texture: float = 2.0, bend: float = 1.0):
+    def __init__(
+        self,
+        num_classes: int,
+        channels: int,
+        side: int,
+        latent: int = 100,
+        width: int = 128,
+        texture: float = 2.0,
+        bend: float = 1.0,
+    ):
         super().__init__()
-        self.latent, self.channels, self.side, self.texture, self.bend = latent, channels, side, texture, bend
+        self.latent, self.channels, self.side, self.texture, self.bend = (
+            latent,
+            channels,
+            side,
+            texture,
+            bend,
+        )
         self.embed = nn.Embedding(num_classes, latent)
         layers = [nn.ConvTranspose2d(2 * latent, width, 4)]
         for _ in range(max(0, math.ceil(math.log2(side / 8)))):
             narrower = max(width // 2, 16)
-            layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.ConvTranspose2d(width, narrower, 4, 2, 1)]
+            layers += [
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                nn.ConvTranspose2d(width, narrower, 4, 2, 1),
+            ]
             width = narrower
-        self.layers = nn.Sequential(*layers, nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, channels, 3, 1, 1))
+        self.layers = nn.Sequential(
+            *layers, nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, channels, 3, 1, 1)
+        )
 
     @torch.no_grad()
     def inherit(self, other: "FieldGenerator") -> None:
@@ -109,6 +144,7 @@ class FieldGenerator(nn.Module):
     def noise(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         """What `forward` wants beside labels: latent (n, L), texture (n, C, S, S), where to look (n, S, S, 2), offsets
         (n, 1, 1, 1)."""
+
         def uniform(*shape):
             return 2 * torch.rand(*shape, generator=generator) - 1
 
@@ -116,8 +152,12 @@ class FieldGenerator(nn.Module):
             drawn = torch.randn(count, channels, points, points, generator=generator)
             return F.interpolate(drawn, (self.side, self.side), mode="bicubic", align_corners=False)
 
-        texture = sum(smooth(self.channels, points) * uniform(count, 1, 1, 1).abs() for points in self.OCTAVES)
-        texture = texture / texture.flatten(1).std(1)[:, None, None, None] * uniform(count, 1, 1, 1).abs()
+        texture = sum(
+            smooth(self.channels, points) * uniform(count, 1, 1, 1).abs() for points in self.OCTAVES
+        )
+        texture = (
+            texture / texture.flatten(1).std(1)[:, None, None, None] * uniform(count, 1, 1, 1).abs()
+        )
         turn, shear = 0.2 * self.bend * uniform(count), 0.2 * self.bend * uniform(count)
         wide, high = 1 + 0.2 * self.bend * uniform(count), 1 + 0.2 * self.bend * uniform(count)
         affine = torch.zeros(count, 2, 3)
@@ -128,9 +168,16 @@ class FieldGenerator(nn.Module):
         latent = torch.randn(count, self.latent, generator=generator)
         return latent, texture, grid + moved, 0.7 * uniform(count, 1, 1, 1) - 0.5
 
-    def forward(self, labels: Tensor, latent: Tensor, texture: Tensor, grid: Tensor, offset: Tensor) -> Tensor:
+    def forward(
+        self, labels: Tensor, latent: Tensor, texture: Tensor, grid: Tensor, offset: Tensor
+    ) -> Tensor:
         """Labels int64 (B,) and `noise` → images (B, C, S, S) in [-1, 1]."""
         field = self.layers(torch.cat([latent, self.embed(labels)], 1)[:, :, None, None]).float()
         field = F.interpolate(field, (self.side, self.side), mode="bicubic", align_corners=False)
-        field = F.grid_sample(self.BOUND * torch.tanh(field / self.BOUND), grid, padding_mode="border", align_corners=False)
+        field = F.grid_sample(
+            self.BOUND * torch.tanh(field / self.BOUND),
+            grid,
+            padding_mode="border",
+            align_corners=False,
+        )
         return torch.tanh(self.GAIN * (field + self.texture * texture + offset))

@@ -7,10 +7,10 @@ from torchvision.ops import box_convert, roi_align
 
 from dfkd_lib.models.gan import normal_weights
 
-PATCH = 32      # side in pixels at which an object is drawn and judged
-ROOM = 1.25     # the patch of an object reaches so far beyond its box: outlines are soft
+PATCH = 32  # side in pixels at which an object is drawn and judged
+ROOM = 1.25  # the patch of an object reaches so far beyond its box: outlines are soft
 CONTEXT = 1.25  # an object is judged with so much of what is around it
-SLOPE = 0.2     # of the discriminator's leaky ReLU
+SLOPE = 0.2  # of the discriminator's leaky ReLU
 
 
 def layout_planes(labels: Tensor, boxes: Tensor, num_classes: int, side: int) -> Tensor:
@@ -20,9 +20,14 @@ def layout_planes(labels: Tensor, boxes: Tensor, num_classes: int, side: int) ->
         labels: int64 (B, M), -1 for none. boxes: (B, M, 4), centre x, centre y, width, height in [0, 1].
     """
     edges = torch.arange(side, device=boxes.device) / side
-    low, high = (box[..., None] for box in (boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2))
+    low, high = (
+        box[..., None]
+        for box in (boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2)
+    )
     # The share of each column and row of pixels that a box covers; their product is the share of each pixel.
-    covered = (torch.minimum(high, edges + 1 / side) - torch.maximum(low, edges)).clamp(min=0) * side
+    covered = (torch.minimum(high, edges + 1 / side) - torch.maximum(low, edges)).clamp(
+        min=0
+    ) * side
     masks = covered[:, :, 1, :, None] * covered[:, :, 0, None, :]
     hot = F.one_hot(labels.clamp(min=0), num_classes).to(masks) * (labels >= 0)[..., None]
     return torch.einsum("bmk,bmhw->bkhw", hot, masks).clamp(max=1)
@@ -58,23 +63,48 @@ class SceneGenerator(nn.Module):
         self.num_classes, self.side, self.latent = num_classes, side, latent
         self.embed = nn.Embedding(num_classes, latent)
         start = side // 16
-        self.sky = nn.Sequential(nn.Linear(latent, width * start * start), nn.Unflatten(1, (width, start, start)),
-                                 nn.BatchNorm2d(width), nn.ReLU(True), _up(width, width // 2), _up(width // 2, width // 4),
-                                 _up(width // 4, width // 8))
+        self.sky = nn.Sequential(
+            nn.Linear(latent, width * start * start),
+            nn.Unflatten(1, (width, start, start)),
+            nn.BatchNorm2d(width),
+            nn.ReLU(True),
+            _up(width, width // 2),
+            _up(width // 2, width // 4),
+            _up(width // 4, width // 8),
+        )
         # Colours at half the size, for skies are smooth; what is not comes from texture, whose strength is learned.
-        self.sky_out = nn.Sequential(nn.Conv2d(width // 8, 4, 3, 1, 1, padding_mode="replicate"),
-                                     nn.Upsample(scale_factor=2, mode="bilinear"))
+        self.sky_out = nn.Sequential(
+            nn.Conv2d(width // 8, 4, 3, 1, 1, padding_mode="replicate"),
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+        )
         # Beside class and noise an object knows the shape of its box, the light behind it and how large it is.
-        self.thing = nn.Sequential(nn.Linear(2 * latent + 6, width * 16), nn.Unflatten(1, (width, 4, 4)),
-                                   nn.BatchNorm2d(width), nn.ReLU(True), _up(width, width // 2), _up(width // 2, width // 4),
-                                   nn.Upsample(scale_factor=2), nn.Conv2d(width // 4, 4, 3, 1, 1))
+        self.thing = nn.Sequential(
+            nn.Linear(2 * latent + 6, width * 16),
+            nn.Unflatten(1, (width, 4, 4)),
+            nn.BatchNorm2d(width),
+            nn.ReLU(True),
+            _up(width, width // 2),
+            _up(width // 2, width // 4),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(width // 4, 4, 3, 1, 1),
+        )
 
-    def noise(self, count: int, objects: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def noise(
+        self, count: int, objects: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """What `forward` wants beside a layout: noise of skies (n, L), of objects (n, M, L), of texture (n, 1, S, S)."""
-        return tuple(torch.randn(*shape, generator=generator)
-                     for shape in ((count, self.latent), (count, objects, self.latent), (count, 1, self.side, self.side)))
+        return tuple(
+            torch.randn(*shape, generator=generator)
+            for shape in (
+                (count, self.latent),
+                (count, objects, self.latent),
+                (count, 1, self.side, self.side),
+            )
+        )
 
-    def forward(self, labels: Tensor, boxes: Tensor, sky: Tensor, things: Tensor, texture: Tensor) -> Tensor:
+    def forward(
+        self, labels: Tensor, boxes: Tensor, sky: Tensor, things: Tensor, texture: Tensor
+    ) -> Tensor:
         """Layout (labels int64 (B, M), -1 for none; boxes (B, M, 4)) and `noise` → images (B, 3, S, S) in [0, 1]."""
         seen = self.sky_out(self.sky(sky)).float()
         scene = (seen[:, :3] + 0.1 * seen[:, 3:].exp() * texture).sigmoid()
@@ -83,15 +113,32 @@ class SceneGenerator(nn.Module):
             return scene
         image, place = present.nonzero(as_tuple=True)
         box = boxes[present].float()
-        behind = roi_align(scene, object_boxes(boxes, labels, ROOM, self.side, self.side), 1, aligned=True).flatten(1)
-        shape = torch.cat([box[:, 2:].clamp(min=1e-3).log(), (box[:, 2:3] / box[:, 3:].clamp(min=1e-3)).log(), behind], 1)
-        drawn = self.thing(torch.cat([self.embed(labels[present]), things[present], shape], 1)).float().sigmoid()
+        behind = roi_align(
+            scene, object_boxes(boxes, labels, ROOM, self.side, self.side), 1, aligned=True
+        ).flatten(1)
+        shape = torch.cat(
+            [
+                box[:, 2:].clamp(min=1e-3).log(),
+                (box[:, 2:3] / box[:, 3:].clamp(min=1e-3)).log(),
+                behind,
+            ],
+            1,
+        )
+        drawn = (
+            self.thing(torch.cat([self.embed(labels[present]), things[present], shape], 1))
+            .float()
+            .sigmoid()
+        )
         painted = _placed(drawn, box, self.side)
-        for turn in range(labels.shape[1]):  # a later object lies over an earlier one of the same scene
+        for turn in range(
+            labels.shape[1]
+        ):  # a later object lies over an earlier one of the same scene
             rows = place == turn
             if rows.any():
                 colour, cover = painted[rows, :3], painted[rows, 3:]
-                scene = scene.index_put((image[rows],), scene[image[rows]] * (1 - cover) + colour * cover)
+                scene = scene.index_put(
+                    (image[rows],), scene[image[rows]] * (1 - cover) + colour * cover
+                )
         return scene
 
 
@@ -108,7 +155,12 @@ def _placed(patches: Tensor, boxes: Tensor, side: int) -> Tensor:
 
 def _down(wide: int, narrow: int, dropout: float, first: bool = False) -> list[nn.Module]:
     norm = [] if first else [nn.BatchNorm2d(narrow)]
-    return [nn.Conv2d(wide, narrow, 4, 2, 1), *norm, nn.LeakyReLU(SLOPE, True), nn.Dropout2d(dropout)]
+    return [
+        nn.Conv2d(wide, narrow, 4, 2, 1),
+        *norm,
+        nn.LeakyReLU(SLOPE, True),
+        nn.Dropout2d(dropout),
+    ]
 
 
 class SceneDiscriminator(nn.Module):
@@ -124,8 +176,11 @@ class SceneDiscriminator(nn.Module):
         self.num_classes = num_classes
 
         def layers(channels: int) -> nn.Sequential:
-            return nn.Sequential(*_down(channels, width, dropout, first=True), *_down(width, 2 * width, dropout),
-                                 *_down(2 * width, 4 * width, dropout))
+            return nn.Sequential(
+                *_down(channels, width, dropout, first=True),
+                *_down(width, 2 * width, dropout),
+                *_down(2 * width, 4 * width, dropout),
+            )
 
         self.scene, self.scene_verdict = layers(3 + num_classes), nn.Conv2d(4 * width, 1, 3, 1, 1)
         self.thing, self.verdict = layers(3), nn.Linear(64 * width, 1)
@@ -140,7 +195,9 @@ class SceneDiscriminator(nn.Module):
         parts = self.scene_verdict(self.scene(torch.cat([2 * images - 1, planes], 1)))
         if not (labels >= 0).any():
             return parts, parts.new_zeros(0)
-        crops = roi_align(images.float(), object_boxes(boxes, labels, CONTEXT, height, width), PATCH, aligned=True)
+        crops = roi_align(
+            images.float(), object_boxes(boxes, labels, CONTEXT, height, width), PATCH, aligned=True
+        )
         seen = self.thing(2 * crops - 1).flatten(1)
         # Projection discriminator (Miyato and Koyama 2018): how real by itself, and how like its class.
         return parts, self.verdict(seen).flatten() + (seen * self.embed(labels[labels >= 0])).sum(1)

@@ -12,7 +12,7 @@ from timm.models.tnt import TNT, Block
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError
 from dfkd_lib.models.starts import start_small
 
 
@@ -60,8 +60,13 @@ class TITN(TNT):
         """Images (B, C, H, W) to normalised tokens (B, 1 + N + 1, width): class token, patches, distillation token."""
         size = images.shape[0]  # len() would fix the batch when the model is exported
         pixels = self.pixel_embed(images, self.pixel_pos)
-        patches = self.norm2_proj(self.proj(self.norm1_proj(pixels.reshape(size, self.num_patches, -1))))
-        tokens = torch.cat((self.cls_token.expand(size, -1, -1), patches, self.dist_token.expand(size, -1, -1)), dim=1)
+        patches = self.norm2_proj(
+            self.proj(self.norm1_proj(pixels.reshape(size, self.num_patches, -1)))
+        )
+        tokens = torch.cat(
+            (self.cls_token.expand(size, -1, -1), patches, self.dist_token.expand(size, -1, -1)),
+            dim=1,
+        )
         tokens = self.pos_drop(tokens + self.patch_pos)
         for block in self.blocks:
             pixels, tokens = block(pixels, tokens)
@@ -76,13 +81,28 @@ class TITN(TNT):
 
 def _check_patches(img_size: int, patch_size: int) -> None:
     if img_size % patch_size:
-        raise WorkbenchError("the image cannot be cut into whole patches", expected=f"a multiple of {patch_size} pixels",
-                             got=f"{img_size} pixels", mend="change img_size or patch_size")
+        raise WorkbenchError(
+            "the image cannot be cut into whole patches",
+            expected=f"a multiple of {patch_size} pixels",
+            got=f"{img_size} pixels",
+            mend="change img_size or patch_size",
+        )
 
 
-def build_titn(num_classes: int = 10, img_size: int = 32, in_chans: int = 3, patch_size: int = 8, pixel_size: int = 2,
-               width: int = 192, pixel_width: int = 12, depth: int = 12, heads: int = 3, pixel_heads: int = 2,
-               distilled: bool = True, small_start: bool = False) -> TNT:
+def build_titn(
+    num_classes: int = 10,
+    img_size: int = 32,
+    in_chans: int = 3,
+    patch_size: int = 8,
+    pixel_size: int = 2,
+    width: int = 192,
+    pixel_width: int = 12,
+    depth: int = 12,
+    heads: int = 3,
+    pixel_heads: int = 2,
+    distilled: bool = True,
+    small_start: bool = False,
+) -> TNT:
     """A TITN, or with `distilled=False` a plain TNT, of the given shape (sizes in pixels); see `start_small`.
 
     Raises:
@@ -91,13 +111,31 @@ def build_titn(num_classes: int = 10, img_size: int = 32, in_chans: int = 3, pat
     """
     _check_patches(img_size, patch_size)
     model = (TITN if distilled else TNT)(
-        img_size=img_size, patch_size=patch_size, in_chans=in_chans, num_classes=num_classes, embed_dim=width,
-        inner_dim=pixel_width, depth=depth, num_heads_outer=heads, num_heads_inner=pixel_heads, first_stride=pixel_size)
+        img_size=img_size,
+        patch_size=patch_size,
+        in_chans=in_chans,
+        num_classes=num_classes,
+        embed_dim=width,
+        inner_dim=pixel_width,
+        depth=depth,
+        num_heads_outer=heads,
+        num_heads_inner=pixel_heads,
+        first_stride=pixel_size,
+    )
     return start_small(model) if small_start else model
 
 
-def build_vit(num_classes: int = 10, img_size: int = 32, in_chans: int = 3, patch_size: int = 8, width: int = 192,
-              depth: int = 12, heads: int = 3, distilled: bool = False, small_start: bool = False) -> VisionTransformer:
+def build_vit(
+    num_classes: int = 10,
+    img_size: int = 32,
+    in_chans: int = 3,
+    patch_size: int = 8,
+    width: int = 192,
+    depth: int = 12,
+    heads: int = 3,
+    distilled: bool = False,
+    small_start: bool = False,
+) -> VisionTransformer:
     """A plain ViT, or with `distilled=True` a DeiT with distillation token whose training output is a pair of logits.
 
     Raises:
@@ -106,8 +144,14 @@ def build_vit(num_classes: int = 10, img_size: int = 32, in_chans: int = 3, patc
     """
     _check_patches(img_size, patch_size)
     model = (VisionTransformerDistilled if distilled else VisionTransformer)(
-        img_size=img_size, patch_size=patch_size, in_chans=in_chans, num_classes=num_classes, embed_dim=width,
-        depth=depth, num_heads=heads)
+        img_size=img_size,
+        patch_size=patch_size,
+        in_chans=in_chans,
+        num_classes=num_classes,
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+    )
     if distilled:
         model.set_distilled_training(True)
     return start_small(model) if small_start else model
@@ -115,7 +159,14 @@ def build_vit(num_classes: int = 10, img_size: int = 32, in_chans: int = 3, patc
 
 LARGE_PATCH = {"patch_size": 16, "pixel_size": 4}
 # The quick relatives see 28x28 grey digits: 16 patches of 7x7 (4 of 14x14), each with 4x4 pixel tokens.
-SMALL = {"img_size": 28, "in_chans": 1, "patch_size": 7, "width": 96, "depth": 4, "small_start": True}
+SMALL = {
+    "img_size": 28,
+    "in_chans": 1,
+    "patch_size": 7,
+    "width": 96,
+    "depth": 4,
+    "small_start": True,
+}
 
 TITN_MODELS = {
     "titn": (build_titn, {}),

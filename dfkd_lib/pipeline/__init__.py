@@ -11,4 +11,13 @@ from dfkd_lib.pipeline.plan import Plan, make_plan, notebook_files
 from dfkd_lib.pipeline.run import exit_code, run
 from dfkd_lib.pipeline.train import train
 
-__all__ = ["Parameter", "Plan", "exit_code", "make_plan", "notebook_files", "read_notebook", "run", "train"]
+__all__ = [
+    "Parameter",
+    "Plan",
+    "exit_code",
+    "make_plan",
+    "notebook_files",
+    "read_notebook",
+    "run",
+    "train",
+]

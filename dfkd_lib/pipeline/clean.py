@@ -8,23 +8,146 @@ import bleach
 from bleach.css_sanitizer import CSSSanitizer
 from bs4 import BeautifulSoup
 
-TEXT = {"a", "abbr", "b", "blockquote", "br", "caption", "code", "col", "colgroup", "dd", "del", "details", "div",
-        "dl", "dt", "em", "figcaption", "figure", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "i", "img", "kbd", "li",
-        "mark", "ol", "p", "pre", "s", "samp", "small", "span", "strong", "sub", "summary", "sup", "table", "tbody",
-        "td", "tfoot", "th", "thead", "tr", "ul", "var"}
-MATH = {"math", "menclose", "mfenced", "mfrac", "mi", "mmultiscripts", "mn", "mo", "mover", "mpadded", "mphantom",
-        "mroot", "mrow", "mspace", "msqrt", "mstyle", "msub", "msubsup", "msup", "mtable", "mtd", "mtext", "mtr",
-        "munder", "munderover"}
-PLAIN = {"align", "alt", "class", "colspan", "display", "fence", "height", "id", "linethickness", "lspace",
-         "mathvariant", "columnalign", "columnlines", "columnspacing", "rowspacing", "rowlines", "open", "rowspan",
-         "rspace", "scope", "span", "start", "stretchy", "style", "symmetric", "title", "width", "xmlns", "accent",
-         "accentunder", "form", "separator", "maxsize", "minsize", "movablelimits", "mathsize", "scriptlevel",
-         "displaystyle", "depth", "voffset", "notation"}
-STYLES = CSSSanitizer(allowed_css_properties=[
-    "background-color", "color", "font-style", "font-weight", "max-width", "min-width", "text-align", "vertical-align",
-    "white-space", "width"])
+TEXT = {
+    "a",
+    "abbr",
+    "b",
+    "blockquote",
+    "br",
+    "caption",
+    "code",
+    "col",
+    "colgroup",
+    "dd",
+    "del",
+    "details",
+    "div",
+    "dl",
+    "dt",
+    "em",
+    "figcaption",
+    "figure",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "hr",
+    "i",
+    "img",
+    "kbd",
+    "li",
+    "mark",
+    "ol",
+    "p",
+    "pre",
+    "s",
+    "samp",
+    "small",
+    "span",
+    "strong",
+    "sub",
+    "summary",
+    "sup",
+    "table",
+    "tbody",
+    "td",
+    "tfoot",
+    "th",
+    "thead",
+    "tr",
+    "ul",
+    "var",
+}
+MATH = {
+    "math",
+    "menclose",
+    "mfenced",
+    "mfrac",
+    "mi",
+    "mmultiscripts",
+    "mn",
+    "mo",
+    "mover",
+    "mpadded",
+    "mphantom",
+    "mroot",
+    "mrow",
+    "mspace",
+    "msqrt",
+    "mstyle",
+    "msub",
+    "msubsup",
+    "msup",
+    "mtable",
+    "mtd",
+    "mtext",
+    "mtr",
+    "munder",
+    "munderover",
+}
+PLAIN = {
+    "align",
+    "alt",
+    "class",
+    "colspan",
+    "display",
+    "fence",
+    "height",
+    "id",
+    "linethickness",
+    "lspace",
+    "mathvariant",
+    "columnalign",
+    "columnlines",
+    "columnspacing",
+    "rowspacing",
+    "rowlines",
+    "open",
+    "rowspan",
+    "rspace",
+    "scope",
+    "span",
+    "start",
+    "stretchy",
+    "style",
+    "symmetric",
+    "title",
+    "width",
+    "xmlns",
+    "accent",
+    "accentunder",
+    "form",
+    "separator",
+    "maxsize",
+    "minsize",
+    "movablelimits",
+    "mathsize",
+    "scriptlevel",
+    "displaystyle",
+    "depth",
+    "voffset",
+    "notation",
+}
+STYLES = CSSSanitizer(
+    allowed_css_properties=[
+        "background-color",
+        "color",
+        "font-style",
+        "font-weight",
+        "max-width",
+        "min-width",
+        "text-align",
+        "vertical-align",
+        "white-space",
+        "width",
+    ]
+)
 PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=\s]*")
-LINK = re.compile(r"https?://|mailto:|#|[\w.~%-]+(/[\w.~%-]+)*(#[\w.-]*)?$")  # elsewhere, in this page, or beside it
+LINK = re.compile(
+    r"https?://|mailto:|#|[\w.~%-]+(/[\w.~%-]+)*(#[\w.-]*)?$"
+)  # elsewhere, in this page, or beside it
 SHOWN = ("text/html", "text/markdown", "text/plain", "image/png", "image/jpeg", "image/svg+xml")
 
 
@@ -41,10 +164,18 @@ def clean(text: str) -> str:
     if "<" not in text:
         return text
     soup = BeautifulSoup(text, "html.parser")
-    for tag in soup(["script", "style", "template", "noscript", "iframe", "object", "svg", "title", "textarea"]):
+    for tag in soup(
+        ["script", "style", "template", "noscript", "iframe", "object", "svg", "title", "textarea"]
+    ):
         tag.decompose()  # with what is in it, which is no text to read
-    return bleach.clean(str(soup), tags=TEXT | MATH, attributes=_allowed, css_sanitizer=STYLES, strip=True,
-                        protocols={"http", "https", "mailto", "data"})
+    return bleach.clean(
+        str(soup),
+        tags=TEXT | MATH,
+        attributes=_allowed,
+        css_sanitizer=STYLES,
+        strip=True,
+        protocols={"http", "https", "mailto", "data"},
+    )
 
 
 def clean_output(output: dict) -> None:
@@ -63,10 +194,18 @@ def clean_output(output: dict) -> None:
     if "text/html" in data:
         data["text/html"] = clean("".join(data["text/html"]))
     drawing = data.pop("image/svg+xml", None)
-    if drawing is not None and "text/html" not in data:  # as a picture it can neither run a script nor fetch anything
+    if (
+        drawing is not None and "text/html" not in data
+    ):  # as a picture it can neither run a script nor fetch anything
         code = base64.b64encode("".join(drawing).encode()).decode()
         data["text/html"] = f'<img alt="" src="data:image/svg+xml;base64,{code}">'
     sizes = output.get("metadata", {})
-    output["metadata"] = {kind: {side: value for side, value in sizes[kind].items()
-                                 if side in ("width", "height") and isinstance(value, int)}
-                          for kind in data if isinstance(sizes.get(kind), dict)}
+    output["metadata"] = {
+        kind: {
+            side: value
+            for side, value in sizes[kind].items()
+            if side in ("width", "height") and isinstance(value, int)
+        }
+        for kind in data
+        if isinstance(sizes.get(kind), dict)
+    }

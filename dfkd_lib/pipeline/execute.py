@@ -17,14 +17,18 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import Engine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
-from dfkd_lib.artifacts import REPOSITORY
-from dfkd_lib.files import is_full
+from dfkd_lib.core.artifacts import REPOSITORY
+from dfkd_lib.core.files import is_full
 
 MEGABYTE = 1e6
 POLL_SECONDS = 0.5
-HUNG_MINUTES = 30.0  # without a sign of life: far more than a slow download or a full disk queue takes
+HUNG_MINUTES = (
+    30.0  # without a sign of life: far more than a slow download or a full disk queue takes
+)
 STARTS = 3  # that a kernel may take
-NO_MEMORY = re.compile(r"out of memory|can.t allocate memory|not enough memory|bad_alloc|MemoryError", re.IGNORECASE)
+NO_MEMORY = re.compile(
+    r"out of memory|can.t allocate memory|not enough memory|bad_alloc|MemoryError", re.IGNORECASE
+)
 LESS_MEMORY = "set a smaller batch size or fewer --jobs"
 IDLE_SHARE = 0.01  # of one core: what a kernel that only waits uses stays well below
 SUCCEEDED, FAILED, INTERRUPTED, SKIPPED = "succeeded", "failed", "interrupted", "skipped"
@@ -51,8 +55,9 @@ class Client(PapermillNotebookClient):
     """Papermill's client with kernels of this interpreter."""
 
     def create_kernel_manager(self):
-        self.km = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython(),
-                                     transport_encryption="auto")
+        self.km = AsyncKernelManager(
+            kernel_name="python3", kernel_spec_manager=ThisPython(), transport_encryption="auto"
+        )
         return self.km
 
 
@@ -61,10 +66,22 @@ class WatchedEngine(Engine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, watch=None, environment=None, **_):
-        client = Client(nb_man, kernel_name=kernel_name, timeout=None, startup_timeout=120, coalesce_streams=True,
-                        extra_arguments=["--log-level=50"],  # its own remarks; what notebooks print is passed on
-                        resources={"metadata": {"path": str(REPOSITORY)}}, stdout_file=watch, stderr_file=watch,
-                        on_cell_execute=lambda cell, cell_index: watch.cell(client, cell_index, len(nb_man.nb.cells)))
+        client = Client(
+            nb_man,
+            kernel_name=kernel_name,
+            timeout=None,
+            startup_timeout=120,
+            coalesce_streams=True,
+            extra_arguments=[
+                "--log-level=50"
+            ],  # its own remarks; what notebooks print is passed on
+            resources={"metadata": {"path": str(REPOSITORY)}},
+            stdout_file=watch,
+            stderr_file=watch,
+            on_cell_execute=lambda cell, cell_index: watch.cell(
+                client, cell_index, len(nb_man.nb.cells)
+            ),
+        )
         client.execute(**({"env": environment} if environment else {}))
 
 
@@ -80,8 +97,12 @@ class Watch:
         over: says that nobody waits for this notebook any more: its kernel is ended, and `left` is true.
     """
 
-    def __init__(self, tell: Callable[[dict], None], hung_minutes: float = HUNG_MINUTES,
-                 over: Callable[[], bool] = lambda: False):
+    def __init__(
+        self,
+        tell: Callable[[dict], None],
+        hung_minutes: float = HUNG_MINUTES,
+        over: Callable[[], bool] = lambda: False,
+    ):
         self.tell, self.process, self.started, self.peak, self.held = tell, None, None, 0, 0
         self.index, self.done, self._rest, self._killed, self.no_memory = 0, 0.0, "", False, False
         self.hung_minutes, self.hung, self._quiet, self._used = hung_minutes, False, 0.0, 0.0
@@ -132,7 +153,9 @@ class Watch:
         """Note the bytes that the kernel and its children hold now; returns the processor seconds they have used."""
         now, used = 0, 0.0
         with suppress(psutil.Error):
-            for process in [self.process, *self.process.children(recursive=True)] if self.process else []:
+            for process in (
+                [self.process, *self.process.children(recursive=True)] if self.process else []
+            ):
                 now += process.memory_info().rss
                 used += sum(process.cpu_times()[:4])  # with those of its children that have ended
             self.peak = max(self.peak, now, self._high_water() if now else 0)
@@ -143,7 +166,11 @@ class Watch:
         """The kernel's own peak as Linux counts it, which polling may miss; 0 elsewhere."""
         try:
             status = Path(f"/proc/{self.process.pid}/status").read_text()
-            return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+            return next(
+                int(line.split()[1]) * 1024
+                for line in status.splitlines()
+                if line.startswith("VmHWM")
+            )
         except (OSError, StopIteration):
             return 0
 
@@ -163,8 +190,14 @@ class Watch:
         return -code if code is not None and code < 0 else None
 
 
-def execute(notebook: Path, parameters: dict, output: Path, watch: Watch, stopped: threading.Event,
-            environment: dict[str, str] | None = None) -> Outcome:
+def execute(
+    notebook: Path,
+    parameters: dict,
+    output: Path,
+    watch: Watch,
+    stopped: threading.Event,
+    environment: dict[str, str] | None = None,
+) -> Outcome:
     """Run a notebook with these parameters and save it, executed, at `output`, however it ends.
 
     Args:
@@ -176,17 +209,26 @@ def execute(notebook: Path, parameters: dict, output: Path, watch: Watch, stoppe
     try:
         _start(notebook, parameters, output, watch, stopped, environment)
     except PapermillExecutionError as failure:
-        status, error = FAILED, f"{failure.ename}: {failure.evalue}\n  in cell: {failure.source.strip()[:200]}"
+        status, error = (
+            FAILED,
+            f"{failure.ename}: {failure.evalue}\n  in cell: {failure.source.strip()[:200]}",
+        )
         error += mend(failure.ename, failure.evalue, watch)
     except DeadKernelError:
         status, error = FAILED, dead_kernel(watch)
     except Exception as failure:  # a notebook must never take the others down with it
-        status, error = FAILED, dead_kernel(watch) if _unborn(failure) else f"{type(failure).__name__}: {failure}"
+        status, error = (
+            FAILED,
+            dead_kernel(watch) if _unborn(failure) else f"{type(failure).__name__}: {failure}",
+        )
         error += mend(type(failure).__name__, str(failure), watch)
     finally:
         ended.set()
     if stopped.is_set() and status == FAILED:
-        status, error = INTERRUPTED, "stopped by hand; finished artifacts and the last checkpoint are kept"
+        status, error = (
+            INTERRUPTED,
+            "stopped by hand; finished artifacts and the last checkpoint are kept",
+        )
     return Outcome(status, error, time.perf_counter() - start, watch.peak / MEGABYTE)
 
 
@@ -196,8 +238,17 @@ def _start(notebook, parameters, output, watch, stopped, environment) -> None:
 
     for left in reversed(range(STARTS)):
         try:
-            execute_notebook(notebook, output, parameters=parameters, engine_name="watched", kernel_name="python3",
-                             language="python", progress_bar=False, watch=watch, environment=environment)
+            execute_notebook(
+                notebook,
+                output,
+                parameters=parameters,
+                engine_name="watched",
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                watch=watch,
+                environment=environment,
+            )
             return
         except Exception as failure:
             if not (left and _unborn(failure)) or stopped.is_set():
@@ -215,11 +266,15 @@ def mend(name: str, text: str, watch: Watch) -> str:
     if "mend:" in text:
         return ""
     if is_full(text):
-        return ("\n  mend: the disk takes no more: free room on it, or choose --out and --artifacts on another; then give "
-                "the same command again: finished artifacts and epochs are kept")
+        return (
+            "\n  mend: the disk takes no more: free room on it, or choose --out and --artifacts on another; then give "
+            "the same command again: finished artifacts and epochs are kept"
+        )
     if watch.no_memory or NO_MEMORY.search(f"{name} {text}"):
-        return (f"\n  memory ran out in the notebook's kernel\n  got: at most {watch.peak / MEGABYTE:,.0f} MB in it, of "
-                f"{psutil.virtual_memory().total / MEGABYTE:,.0f} MB\n  mend: {LESS_MEMORY}")
+        return (
+            f"\n  memory ran out in the notebook's kernel\n  got: at most {watch.peak / MEGABYTE:,.0f} MB in it, of "
+            f"{psutil.virtual_memory().total / MEGABYTE:,.0f} MB\n  mend: {LESS_MEMORY}"
+        )
     return ""
 
 
@@ -227,15 +282,21 @@ def dead_kernel(watch: Watch) -> str:
     """What to tell a user whose kernel vanished: how, how much memory it held, what is safe, how to go on."""
     memory = psutil.virtual_memory()
     if watch.hung:
-        return (f"the notebook's kernel hung and was ended: for {watch.hung_minutes:g} min it used no processor time and "
-                "printed nothing\n  safe: every finished artifact, and each training run up to its last finished epoch\n"
-                "  mend: look at the cell where it stopped; if it waits for something slow, allow more with --hung MINUTES")
+        return (
+            f"the notebook's kernel hung and was ended: for {watch.hung_minutes:g} min it used no processor time and "
+            "printed nothing\n  safe: every finished artifact, and each training run up to its last finished epoch\n"
+            "  mend: look at the cell where it stopped; if it waits for something slow, allow more with --hung MINUTES"
+        )
     if watch.process is None:
-        return (f"the notebook's kernel died while it was starting, {STARTS} times; it may have printed why, above\n"
-                f"  mend: give the same command again; if memory was short, {LESS_MEMORY}")
+        return (
+            f"the notebook's kernel died while it was starting, {STARTS} times; it may have printed why, above\n"
+            f"  mend: give the same command again; if memory was short, {LESS_MEMORY}"
+        )
     how = f"killed by signal {watch.signal}" if watch.signal else "gone without a word"
     likely = " (usually the system ran out of memory)" if watch.signal == 9 else ""
-    return (f"the notebook's kernel died: it was {how}{likely}\n"
-            f"  got: at most {watch.peak / MEGABYTE:,.0f} MB in the kernel, of {memory.total / MEGABYTE:,.0f} MB\n"
-            "  safe: every finished artifact, and each training run up to its last finished epoch\n"
-            f"  mend: give the same command again to resume from there; if memory was short, {LESS_MEMORY}")
+    return (
+        f"the notebook's kernel died: it was {how}{likely}\n"
+        f"  got: at most {watch.peak / MEGABYTE:,.0f} MB in the kernel, of {memory.total / MEGABYTE:,.0f} MB\n"
+        "  safe: every finished artifact, and each training run up to its last finished epoch\n"
+        f"  mend: give the same command again to resume from there; if memory was short, {LESS_MEMORY}"
+    )

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.files import NO_LOCKS, file_lock, lock_error
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.files import NO_LOCKS, file_lock, lock_error
 
 
 def prepare_folder(out: Path) -> FileLock:
@@ -19,15 +19,27 @@ def prepare_folder(out: Path) -> FileLock:
             probe.unlink(missing_ok=True)
         lock = file_lock(out / ".lock")
         lock.acquire(timeout=0)
-        for left in [*out.glob("*.tmp"), *out.glob("*/*.tmp"), *out.glob(".probe-*"), *out.glob("*/.probe-*"),
-                     *out.glob(".seen-*")]:  # by a run that was killed
+        for left in [
+            *out.glob("*.tmp"),
+            *out.glob("*/*.tmp"),
+            *out.glob(".probe-*"),
+            *out.glob("*/.probe-*"),
+            *out.glob(".seen-*"),
+        ]:  # by a run that was killed
             left.unlink(missing_ok=True)
         return lock
     except Timeout:
-        raise WorkbenchError("another run is writing to this output folder", where=out,
-                             mend="wait for it, or give another folder with --out") from None
+        raise WorkbenchError(
+            "another run is writing to this output folder",
+            where=out,
+            mend="wait for it, or give another folder with --out",
+        ) from None
     except OSError as error:
         if error.errno in NO_LOCKS:
             raise lock_error(error, out) from None
-        raise WorkbenchError("the output folder cannot be written to", where=out, got=error,
-                             mend="give another folder with --out, or free this one") from None
+        raise WorkbenchError(
+            "the output folder cannot be written to",
+            where=out,
+            got=error,
+            mend="give another folder with --out, or free this one",
+        ) from None

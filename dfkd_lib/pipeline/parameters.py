@@ -26,12 +26,17 @@ import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfkd_lib.errors import WorkbenchError, is_number, printable
+from dfkd_lib.core import WorkbenchError, is_number, printable
 
 NUMBER = r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 RANGE = re.compile(rf"^({NUMBER})?\s*\.\.\s*({NUMBER})?$", re.IGNORECASE)
 # The pipeline sets these itself, the same for every notebook.
-OWN = {"profile": "--profile", "out_dir": "--out", "artifacts_dir": "--artifacts", "interactive": None}
+OWN = {
+    "profile": "--profile",
+    "out_dir": "--out",
+    "artifacts_dir": "--artifacts",
+    "interactive": None,
+}
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,16 @@ class Rule:
         """The rule written as `a..b`, `one of x|y` or `list of ...`; None if the text is none of these."""
         text = text.strip()
         if text.startswith("list of "):
-            inner = None if text.startswith("list of list of ") else cls.parse(text.removeprefix("list of "))
+            inner = (
+                None
+                if text.startswith("list of list of ")
+                else cls.parse(text.removeprefix("list of "))
+            )
             return None if inner is None else cls(inner.low, inner.high, inner.choices, many=True)
         if text.startswith("one of "):
-            return cls(choices=tuple(word.strip() for word in text.removeprefix("one of ").split("|")))
+            return cls(
+                choices=tuple(word.strip() for word in text.removeprefix("one of ").split("|"))
+            )
         if "|" in text and "list" not in text:
             return cls(choices=tuple(word.strip() for word in text.split("|")))
         match = RANGE.match(text)
@@ -63,8 +74,10 @@ class Rule:
         if self.choices:
             text = "one of " + " | ".join(self.choices)
         else:
-            text = "..".join("" if end is None else f"{int(end)}" if end.is_integer() else f"{end:g}"
-                             for end in (self.low, self.high))
+            text = "..".join(
+                "" if end is None else f"{int(end)}" if end.is_integer() else f"{end:g}"
+                for end in (self.low, self.high)
+            )
         return f"a comma-separated list of {text}" if self.many else text
 
     def allows(self, value: object) -> bool:
@@ -78,7 +91,11 @@ class Rule:
             number = float(value)
         except (ValueError, OverflowError):
             return False
-        return is_number(number, -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high)
+        return is_number(
+            number,
+            -math.inf if self.low is None else self.low,
+            math.inf if self.high is None else self.high,
+        )
 
 
 @dataclass(frozen=True)
@@ -132,9 +149,17 @@ class Parameter:
 
     def _refuse(self, what: str, value: object) -> None:
         near = nearest(str(value), self.rule.choices) if self.rule and self.rule.choices else None
-        mend = f"did you mean '{near}'?" if near else f"{self.help or self.name}; its default is {self.default!r}"
-        raise WorkbenchError(f"parameter '{self.name}' of notebook {self.notebook} {what}", expected=self.expected,
-                             got=f"{value!r} ({type(value).__name__})", mend=mend)
+        mend = (
+            f"did you mean '{near}'?"
+            if near
+            else f"{self.help or self.name}; its default is {self.default!r}"
+        )
+        raise WorkbenchError(
+            f"parameter '{self.name}' of notebook {self.notebook} {what}",
+            expected=self.expected,
+            got=f"{value!r} ({type(value).__name__})",
+            mend=mend,
+        )
 
 
 def split_list(value: object) -> list[str]:
@@ -159,13 +184,26 @@ def parse_cell(source: str, notebook: str) -> dict[str, Parameter]:
         WorkbenchError: if a line is not `name = scalar`.
     """
     try:
-        comments = {token.start[0]: token.string.lstrip("# ").strip()
-                    for token in tokenize.generate_tokens(io.StringIO(source).readline)
-                    if token.type == tokenize.COMMENT}
+        comments = {
+            token.start[0]: token.string.lstrip("# ").strip()
+            for token in tokenize.generate_tokens(io.StringIO(source).readline)
+            if token.type == tokenize.COMMENT
+        }
         statements = ast.parse(source).body
-    except (SyntaxError, tokenize.TokenError, ValueError, RecursionError, MemoryError) as error:  # of Python's parser
-        raise WorkbenchError("a parameters cell is not Python", where=notebook, got=error,
-                             expected="`name = value`, one a line", mend="correct the cell in the notebook") from None
+    except (
+        SyntaxError,
+        tokenize.TokenError,
+        ValueError,
+        RecursionError,
+        MemoryError,
+    ) as error:  # of Python's parser
+        raise WorkbenchError(
+            "a parameters cell is not Python",
+            where=notebook,
+            got=error,
+            expected="`name = value`, one a line",
+            mend="correct the cell in the notebook",
+        ) from None
     found = {}
     for statement in statements:
         try:
@@ -173,10 +211,18 @@ def parse_cell(source: str, notebook: str) -> dict[str, Parameter]:
             name, default = target.id, ast.literal_eval(statement.value)
         except (AttributeError, ValueError, TypeError, RecursionError, MemoryError):
             name, default = source.splitlines()[statement.lineno - 1], None
-        if not isinstance(default, (bool, int, float, str)) or isinstance(default, float) and not is_number(default):
-            raise WorkbenchError("a parameters cell holds something else than `name = scalar`", got=name,
-                                 where=notebook, expected="int, float, str or bool; lists as comma-separated strings",
-                                 mend="write one `name = value` a line, and nothing else")
+        if (
+            not isinstance(default, (bool, int, float, str))
+            or isinstance(default, float)
+            and not is_number(default)
+        ):
+            raise WorkbenchError(
+                "a parameters cell holds something else than `name = scalar`",
+                got=name,
+                where=notebook,
+                expected="int, float, str or bool; lists as comma-separated strings",
+                mend="write one `name = value` a line, and nothing else",
+            )
         comment = comments.get(statement.lineno, "")
         text, semicolon, tail = comment.rpartition(";")
         rule = Rule.parse(tail) if semicolon else None
@@ -197,30 +243,42 @@ def read_notebook(path: Path) -> dict[str, Parameter]:
     except ValueError as error:
         if isinstance(error, WorkbenchError):
             raise
-        raise WorkbenchError("a notebook cannot be read", where=path, got=error,
-                             expected="a notebook of format 4 with one cell tagged 'parameters'",
-                             mend="restore the file from the repository") from None
+        raise WorkbenchError(
+            "a notebook cannot be read",
+            where=path,
+            got=error,
+            expected="a notebook of format 4 with one cell tagged 'parameters'",
+            mend="restore the file from the repository",
+        ) from None
 
 
 def find_notebook(word: str, names: list[str]) -> str:
     """The notebook that a word such as `10` or `10_attention` begins; WorkbenchError if none or several."""
-    found = [name for name in names if name == word] or [name for name in names if word and name.startswith(word)]
+    found = [name for name in names if name == word] or [
+        name for name in names if word and name.startswith(word)
+    ]
     if len(found) == 1:
         return found[0]
     near = nearest(word, names) or nearest(word, [name.partition("_")[2] for name in names])
     near = next((name for name in names if near and name.endswith(near)), None)
-    raise WorkbenchError(f"notebook '{word}' is {'not clear' if found else 'unknown'}", got=word,
-                         expected="one of " + ", ".join(found or names),
-                         mend=f"did you mean {near}?" if near else "its first letters or its number are enough")
+    raise WorkbenchError(
+        f"notebook '{word}' is {'not clear' if found else 'unknown'}",
+        got=word,
+        expected="one of " + ", ".join(found or names),
+        mend=f"did you mean {near}?" if near else "its first letters or its number are enough",
+    )
 
 
 def find_parameter(word: str, known: dict[str, Parameter], notebook: str) -> Parameter:
     """The parameter of that name; WorkbenchError with the nearest right name if there is none."""
     if word not in known:
         near = nearest(word, known)
-        raise WorkbenchError(f"notebook {notebook} has no parameter '{word}'", got=word,
-                             expected="one of " + ", ".join(known),
-                             mend=f"did you mean '{near}'?" if near else "python -m dfkd_lib list shows all of them")
+        raise WorkbenchError(
+            f"notebook {notebook} has no parameter '{word}'",
+            got=word,
+            expected="one of " + ", ".join(known),
+            mend=f"did you mean '{near}'?" if near else "python -m dfkd_lib list shows all of them",
+        )
     return known[word]
 
 
@@ -229,20 +287,29 @@ def notebook_of(setting: str, names: list[str]) -> str:
     target, equals, _ = setting.partition("=")
     word, dot, _ = target.strip().partition(".")
     if not (equals and dot):
-        raise WorkbenchError("--set could not be read", expected="notebook.parameter=value, as in 10.seed=1", got=setting,
-                             mend="put quotes around a value with spaces" if dot or not equals else
-                             f"say of which notebook, as in 30.{setting.strip()}")
+        raise WorkbenchError(
+            "--set could not be read",
+            expected="notebook.parameter=value, as in 10.seed=1",
+            got=setting,
+            mend="put quotes around a value with spaces"
+            if dot or not equals
+            else f"say of which notebook, as in 30.{setting.strip()}",
+        )
     return find_notebook(word, names)
 
 
-def resolve(known: dict[str, dict[str, Parameter]], profile: dict[str, dict], settings: list[str]) -> dict[str, dict]:
+def resolve(
+    known: dict[str, dict[str, Parameter]], profile: dict[str, dict], settings: list[str]
+) -> dict[str, dict]:
     """Every notebook's parameters: its own defaults, changed by the profile, changed by `notebook.parameter=value`.
 
     Raises:
         WorkbenchError: on the first unknown notebook or parameter, wrong type or impossible value.
     """
-    values = {notebook: {name: p.default for name, p in declared.items() if name not in OWN}
-              for notebook, declared in known.items()}
+    values = {
+        notebook: {name: p.default for name, p in declared.items() if name not in OWN}
+        for notebook, declared in known.items()
+    }
     for notebook in known:
         for name, value in profile.get(notebook, {}).items():
             values[notebook][name] = find_parameter(name, known[notebook], notebook).check(value)
@@ -251,7 +318,10 @@ def resolve(known: dict[str, dict[str, Parameter]], profile: dict[str, dict], se
         name = target.strip().partition(".")[2]
         parameter = find_parameter(name, known[notebook], notebook)
         if name in OWN:
-            raise WorkbenchError(f"'{name}' is set by the pipeline, the same for every notebook", got=setting,
-                                 mend=f"use {OWN[name]}" if OWN[name] else "leave it out")
+            raise WorkbenchError(
+                f"'{name}' is set by the pipeline, the same for every notebook",
+                got=setting,
+                mend=f"use {OWN[name]}" if OWN[name] else "leave it out",
+            )
         values[notebook][name] = parameter.read(text)
     return values

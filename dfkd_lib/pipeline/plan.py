@@ -5,9 +5,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfkd_lib import fanout
-from dfkd_lib.artifacts import REPOSITORY, home, resolve as resolve_path
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib import jobs as fanout
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.artifacts import REPOSITORY, home
+from dfkd_lib.core.artifacts import resolve as resolve_path
 from dfkd_lib.pipeline import parameters as declared
 from dfkd_lib.pipeline.execute import HUNG_MINUTES
 from dfkd_lib.profiles import PROFILES
@@ -40,15 +41,28 @@ def notebook_files(folder: Path | None = None) -> dict[str, Path]:
     folder = folder or REPOSITORY / "notebooks"
     found = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
     if not found:
-        raise WorkbenchError("there are no notebooks", where=folder, expected="files named NN_name.ipynb",
-                             mend="run from a checkout of the whole repository")
+        raise WorkbenchError(
+            "there are no notebooks",
+            where=folder,
+            expected="files named NN_name.ipynb",
+            mend="run from a checkout of the whole repository",
+        )
     return found
 
 
-def make_plan(profile: str, only: str | None = None, settings: list[str] | tuple[str, ...] = (), out: str | None = None,
-              jobs: int | None = None, artifacts: str = "data/artifacts", notebooks: Path | None = None,
-              scheduler: str | None = None, grid: str | None = None, hung: float = HUNG_MINUTES,
-              threads: int | None = None) -> Plan:
+def make_plan(
+    profile: str,
+    only: str | None = None,
+    settings: list[str] | tuple[str, ...] = (),
+    out: str | None = None,
+    jobs: int | None = None,
+    artifacts: str = "data/artifacts",
+    notebooks: Path | None = None,
+    scheduler: str | None = None,
+    grid: str | None = None,
+    hung: float = HUNG_MINUTES,
+    threads: int | None = None,
+) -> Plan:
     """Check everything that can be checked before a kernel starts.
 
     Args:
@@ -76,8 +90,12 @@ def make_plan(profile: str, only: str | None = None, settings: list[str] | tuple
     if only is not None:
         chosen = {declared.find_notebook(word.strip(), names) for word in only.split(",")}
         if grid is not None and ABLATION not in chosen:
-            raise WorkbenchError("a grid runs in notebook 35", expected=f"--only with {ABLATION}, or none",
-                                 got=f"--only {only}", mend="leave --only out")
+            raise WorkbenchError(
+                "a grid runs in notebook 35",
+                expected=f"--only with {ABLATION}, or none",
+                got=f"--only {only}",
+                mend="leave --only out",
+            )
         names = [name for name in names if name in chosen]
     known = {name: declared.read_notebook(files[name]) for name in files}
     _check_used(settings, list(files), names)
@@ -88,40 +106,87 @@ def make_plan(profile: str, only: str | None = None, settings: list[str] | tuple
         ablation.read_grid(path, ablation.base_of(values[ABLATION]))
     folder = resolve_path(out or f"reports/{profile}")
     for name in names:
-        values[name] |= {"profile": profile, "out_dir": str(folder), "artifacts_dir": str(resolve_path(artifacts)),
-                         "interactive": False}
+        values[name] |= {
+            "profile": profile,
+            "out_dir": str(folder),
+            "artifacts_dir": str(resolve_path(artifacts)),
+            "interactive": False,
+        }
         for own in declared.OWN:
             declared.find_parameter(own, known[name], name)
-    plan = Plan(profile, {name: files[name] for name in names}, {name: values[name] for name in names}, folder, jobs,
-                shlex.join(["python", "-m", "dfkd_lib", *sys.argv[1:]]), hung, scheduler, threads)
+    plan = Plan(
+        profile,
+        {name: files[name] for name in names},
+        {name: values[name] for name in names},
+        folder,
+        jobs,
+        shlex.join(["python", "-m", "dfkd_lib", *sys.argv[1:]]),
+        hung,
+        scheduler,
+        threads,
+    )
     if plan.spread and plan.parameters.get(ABLATION, {}).get("jobs", 0) > 1:
-        raise WorkbenchError("an ablation's students are tasks of this run", where=f"{ABLATION}.jobs",
-                             got=plan.parameters[ABLATION]["jobs"], expected="no value", mend="leave it out: --jobs, or the "
-                             "cluster, says how many run at a time")
+        raise WorkbenchError(
+            "an ablation's students are tasks of this run",
+            where=f"{ABLATION}.jobs",
+            got=plan.parameters[ABLATION]["jobs"],
+            expected="no value",
+            mend="leave it out: --jobs, or the cluster, says how many run at a time",
+        )
     if plan.spread and "jobs" in plan.parameters.get(ABLATION, {}):
-        plan.parameters[ABLATION]["jobs"] = 1  # its students are tasks of their own, and found when it runs
+        plan.parameters[ABLATION]["jobs"] = (
+            1  # its students are tasks of their own, and found when it runs
+        )
     return plan
 
 
 def _check_used(settings: list[str] | tuple[str, ...], known: list[str], chosen: list[str]) -> None:
     for setting in settings:
         if declared.notebook_of(setting, known) not in chosen:
-            raise WorkbenchError("a setting of a notebook that is not to run", got=setting, where="--set", expected="of "
-                                 + ", ".join(chosen), mend="name the notebook in --only too, or leave the setting out")
+            raise WorkbenchError(
+                "a setting of a notebook that is not to run",
+                got=setting,
+                where="--set",
+                expected="of " + ", ".join(chosen),
+                mend="name the notebook in --only too, or leave the setting out",
+            )
 
 
-def _check_options(profile: str, jobs: int | None, hung: float, threads: int | None, scheduler: str | None) -> None:
+def _check_options(
+    profile: str, jobs: int | None, hung: float, threads: int | None, scheduler: str | None
+) -> None:
     if profile not in PROFILES:
         near = declared.nearest(profile, PROFILES)
-        raise WorkbenchError(f"there is no profile '{profile}'", expected="one of " + ", ".join(PROFILES), got=profile,
-                             mend=f"did you mean '{near}'?" if near else "choose one of them")
+        raise WorkbenchError(
+            f"there is no profile '{profile}'",
+            expected="one of " + ", ".join(PROFILES),
+            got=profile,
+            mend=f"did you mean '{near}'?" if near else "choose one of them",
+        )
     if jobs is not None and jobs < 1:
-        raise WorkbenchError("--jobs must be a positive number of tasks", expected="1..", got=jobs, mend="give 1 or more")
+        raise WorkbenchError(
+            "--jobs must be a positive number of tasks",
+            expected="1..",
+            got=jobs,
+            mend="give 1 or more",
+        )
     if threads is not None and threads < 1:
-        raise WorkbenchError("--threads must be a positive number", expected="1..", got=threads, mend="give 1 or more")
+        raise WorkbenchError(
+            "--threads must be a positive number",
+            expected="1..",
+            got=threads,
+            mend="give 1 or more",
+        )
     if scheduler is not None and jobs is not None:
-        raise WorkbenchError("--jobs and --scheduler exclude each other", got=f"--jobs {jobs} --scheduler {scheduler}",
-                             mend="leave --jobs out: a cluster runs as many tasks as its workers have room for")
+        raise WorkbenchError(
+            "--jobs and --scheduler exclude each other",
+            got=f"--jobs {jobs} --scheduler {scheduler}",
+            mend="leave --jobs out: a cluster runs as many tasks as its workers have room for",
+        )
     if not hung >= 0:
-        raise WorkbenchError("--hung must be a number of minutes", expected="minutes, 0: never", got=hung,
-                             mend="give 0 or more")
+        raise WorkbenchError(
+            "--hung must be a number of minutes",
+            expected="minutes, 0: never",
+            got=hung,
+            mend="give 0 or more",
+        )

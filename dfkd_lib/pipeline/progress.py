@@ -18,7 +18,9 @@ class Progress:
         say: gets each line; stderr by default.
     """
 
-    def __init__(self, names: list[str], expected: dict[str, float], say: Callable[[str], None] | None = None):
+    def __init__(
+        self, names: list[str], expected: dict[str, float], say: Callable[[str], None] | None = None
+    ):
         self.names, self.finished, self.running = names, {}, {}
         self.expected = {name: max(expected.get(name) or GUESS_SECONDS, 1.0) for name in names}
         self.guessed = {name for name in names if not expected.get(name)}
@@ -26,15 +28,21 @@ class Progress:
         if say is None and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=sum(self.expected.values()), bar_format="{percentage:3.0f}%|{bar:30}| {desc}",
-                            file=sys.stderr, leave=False)
+            self.bar = tqdm(
+                total=sum(self.expected.values()),
+                bar_format="{percentage:3.0f}%|{bar:30}| {desc}",
+                file=sys.stderr,
+                leave=False,
+            )
             say = tqdm.write
         self.say = say or (lambda line: print(line, file=sys.stderr, flush=True))
 
     def started(self, name: str, told: dict, where: str = "") -> None:
         """A notebook begins; `told` will hold the share of its cells that are done. where: " on HOST", or nothing."""
         self.running[name] = (time.perf_counter(), told)
-        self.say(f"[{len(self.finished) + len(self.running)}/{len(self.names)}] {name} starts{where}")
+        self.say(
+            f"[{len(self.finished) + len(self.running)}/{len(self.names)}] {name} starts{where}"
+        )
 
     def line(self, name: str, text: str) -> None:
         self.say(f"    {name}: {text}")
@@ -57,10 +65,14 @@ class Progress:
         done = sum(self.expected[name] for name in self.finished)
         for name, (start, told) in list(self.running.items()):
             spent = time.perf_counter() - start
-            done += max(min(spent, 0.95 * self.expected[name]), told.get("done", 0) * self.expected[name])
+            done += max(
+                min(spent, 0.95 * self.expected[name]), told.get("done", 0) * self.expected[name]
+            )
         self.bar.n = done
         about = "very roughly" if self.guessed - set(self.finished) else "about"
-        self.bar.set_description_str(f"{', '.join(self.running)} · {about} {duration(self.bar.total - done)} left")
+        self.bar.set_description_str(
+            f"{', '.join(self.running)} · {about} {duration(self.bar.total - done)} left"
+        )
 
     def close(self) -> None:
         if self.bar is not None:

@@ -1,7 +1,6 @@
 """All notebooks of a profile, in the order their results flow, into one folder of reports."""
 
 import json
-import os
 import queue
 import secrets
 import signal
@@ -13,23 +12,37 @@ from pathlib import Path
 
 import psutil
 
-from dfkd_lib import environment, fanout
-from dfkd_lib.artifacts import REPOSITORY, Store, save_json
-from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.files import disk_error
-from dfkd_lib.pipeline.execute import FAILED, INTERRUPTED, MEGABYTE, POLL_SECONDS, SKIPPED, SUCCEEDED, Outcome
+from dfkd_lib import jobs
+from dfkd_lib.core import WorkbenchError, environment
+from dfkd_lib.core.artifacts import REPOSITORY, Store, save_json
+from dfkd_lib.core.files import disk_error
+from dfkd_lib.pipeline.execute import (
+    FAILED,
+    INTERRUPTED,
+    MEGABYTE,
+    POLL_SECONDS,
+    SKIPPED,
+    SUCCEEDED,
+    Outcome,
+)
 from dfkd_lib.pipeline.folder import prepare_folder
 from dfkd_lib.pipeline.plan import ABLATION, Plan
 from dfkd_lib.pipeline.progress import Progress
 from dfkd_lib.pipeline.task import Place, Task, clear, code, run_notebook, shared_parts, train_cell
-from dfkd_lib.summary import headlines
+from dfkd_lib.reporting.summary import headlines
 
 # A notebook waits for those it names; if one of them fails it is skipped. The summary waits for all and always runs.
-NEEDS = {"30_classification_kd": ("20_gan_fid",), "35_ablation": ("20_gan_fid",),
-         "70_deploy": ("30_classification_kd", "40_detection_kd")}
+NEEDS = {
+    "30_classification_kd": ("20_gan_fid",),
+    "35_ablation": ("20_gan_fid",),
+    "70_deploy": ("30_classification_kd", "40_detection_kd"),
+}
 LAST = "90_summary"
 WITHOUT_GPU = ("00_start_here", LAST)
-MEMORY_GB, MEMORY_ROOM = 2.0, 1.2  # of a notebook that has not been run before; over the peak of one that has
+MEMORY_GB, MEMORY_ROOM = (
+    2.0,
+    1.2,
+)  # of a notebook that has not been run before; over the peak of one that has
 STOP_SECONDS = 15.0  # that what runs may take to end when a run is stopped
 
 
@@ -61,16 +74,25 @@ class Run:
         self.plan, self.start = plan, time.perf_counter()
         self.earlier = self._results_in(plan.out)  # kept for the notebooks that are not run now
         self.progress = Progress(list(plan.notebooks), self._expected("seconds"), say)
-        self.tasks: fanout.Inline | fanout.Cluster | None = None
+        self.tasks: jobs.Inline | jobs.Cluster | None = None
         self.place = Place()
         self.units, self.ended = self._units(), queue.SimpleQueue()
         self.running: dict[str, object] = {}
         self.workers: dict[str, dict] = {}  # of a cluster elsewhere
         self.stopped = threading.Event()
         self.peak = 0
-        self.results = {"profile": plan.profile, "notebooks": {}, "peak_memory_mb": 0.0, "provenance": {
-            **environment.describe(), "started": time.strftime("%Y-%m-%d %H:%M:%S %z"), "seconds": 0.0,
-            "seeds": {n: p.get("seeds", p.get("seed")) for n, p in plan.parameters.items()}, "command": plan.command}}
+        self.results = {
+            "profile": plan.profile,
+            "notebooks": {},
+            "peak_memory_mb": 0.0,
+            "provenance": {
+                **environment.describe(),
+                "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+                "seconds": 0.0,
+                "seeds": {n: p.get("seeds", p.get("seed")) for n, p in plan.parameters.items()},
+                "command": plan.command,
+            },
+        }
 
     def _units(self) -> dict[str, Unit]:
         """What is to be done, by name, in order; an ablation's students are added when it is known which are missing."""
@@ -80,7 +102,9 @@ class Run:
             unit = Unit(name, name, run_notebook, (), memory)
             if name == ABLATION and self.plan.spread:
                 shared = f"{ABLATION}-shared"
-                units[shared] = Unit(shared, name, shared_parts, (self.plan.parameters[name],), MEMORY_GB)
+                units[shared] = Unit(
+                    shared, name, shared_parts, (self.plan.parameters[name],), MEMORY_GB
+                )
                 unit.before.append(shared)
             units[name] = unit
         return units
@@ -95,7 +119,10 @@ class Run:
 
     def _expected(self, what: str) -> dict[str, float]:
         published = self._results_in(REPOSITORY / "reports" / "published" / self.plan.profile)
-        return {name: float(result.get(what) or 0) for name, result in (published | self.earlier).items()}
+        return {
+            name: float(result.get(what) or 0)
+            for name, result in (published | self.earlier).items()
+        }
 
     def __call__(self) -> dict:
         """Run all; returns what `results.json` holds. Ctrl-C ends the kernels and keeps what is finished."""
@@ -103,15 +130,20 @@ class Run:
         sampler.start()
         previous = on_stop(interrupt) if in_main_thread() else {}
         try:
-            with fanout.opened(self.plan.jobs, self.plan.scheduler, self._hear, self.progress.note) as self.tasks:
+            with jobs.opened(
+                self.plan.jobs, self.plan.scheduler, self._hear, self.progress.note
+            ) as self.tasks:
                 if previous:  # from here on heard between two results, so that none is half written
                     on_stop(lambda: self.ended.put((None, None)))
                 try:
                     self._begin()
                     self._schedule()
                 except KeyboardInterrupt:
-                    self._stop(INTERRUPTED, "stopped by hand; finished artifacts and the last checkpoint are kept")
-                except fanout.SchedulerLost as error:
+                    self._stop(
+                        INTERRUPTED,
+                        "stopped by hand; finished artifacts and the last checkpoint are kept",
+                    )
+                except jobs.SchedulerLost as error:
                     self._stop(FAILED, str(error))
                 except BaseException:
                     self.tasks.stop()
@@ -130,10 +162,18 @@ class Run:
     def _begin(self) -> None:
         """Say where it runs; leave files by which workers of a cluster elsewhere know the folders."""
         if self.tasks.dashboard:
-            self.progress.note(f"{len(self.tasks.workers())} workers; live state: {self.tasks.dashboard}")
+            self.progress.note(
+                f"{len(self.tasks.workers())} workers; live state: {self.tasks.dashboard}"
+            )
         if self.plan.scheduler:
-            folders = {self.plan.out, *(Path(p["artifacts_dir"]) for p in self.plan.parameters.values())}
-            self.place = Place(tuple(folder / f".seen-{secrets.token_hex(8)}" for folder in sorted(folders)), code())
+            folders = {
+                self.plan.out,
+                *(Path(p["artifacts_dir"]) for p in self.plan.parameters.values()),
+            }
+            self.place = Place(
+                tuple(folder / f".seen-{secrets.token_hex(8)}" for folder in sorted(folders)),
+                code(),
+            )
             for path in self.place.seen:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
@@ -141,8 +181,14 @@ class Run:
     def _note_workers(self) -> None:
         """Keep what the workers have that take part; more may have come."""
         for worker in self.tasks.workers() if self.plan.scheduler else ():
-            self.workers[worker.address] = {"threads": worker.threads, "memory_gb": worker.memory, "gpus": worker.gpus}
-        self.results["provenance"] |= {"workers": list(self.workers.values())} if self.workers else {}
+            self.workers[worker.address] = {
+                "threads": worker.threads,
+                "memory_gb": worker.memory,
+                "gpus": worker.gpus,
+            }
+        self.results["provenance"] |= (
+            {"workers": list(self.workers.values())} if self.workers else {}
+        )
 
     def _schedule(self) -> None:
         while self.units:
@@ -156,10 +202,10 @@ class Run:
                     self._hand_in(unit)
             if self.running:
                 try:
-                    name, future = self.ended.get(timeout=fanout.LOOK_SECONDS)
+                    name, future = self.ended.get(timeout=jobs.LOOK_SECONDS)
                 except queue.Empty:
                     if not self.tasks.answers():
-                        raise fanout.SchedulerLost.now() from None
+                        raise jobs.SchedulerLost.now() from None
                     continue
                 if name is None:
                     raise KeyboardInterrupt
@@ -167,9 +213,11 @@ class Run:
                 del self.running[name]
 
     def _blocked_by(self, unit: Unit) -> str | None:
-        """"wait", or the name of a failed notebook that the unit builds on, or None if it may start."""
+        """ "wait", or the name of a failed notebook that the unit builds on, or None if it may start."""
         name, results = unit.notebook, self.results["notebooks"]
-        before = [n for n in self.plan.notebooks if n != LAST] if name == LAST else NEEDS.get(name, ())
+        before = (
+            [n for n in self.plan.notebooks if n != LAST] if name == LAST else NEEDS.get(name, ())
+        )
         before = [n for n in before if n in self.plan.notebooks]
         if any(n not in results for n in before) or any(n in self.units for n in unit.before):
             return "wait"
@@ -186,7 +234,15 @@ class Run:
     def _hand_in(self, unit: Unit) -> None:
         plan, args = self.plan, unit.args
         if unit.name == unit.notebook:
-            args = (Task(unit.name, plan.notebooks[unit.name], plan.parameters[unit.name], plan.out, plan.hung_minutes),)
+            args = (
+                Task(
+                    unit.name,
+                    plan.notebooks[unit.name],
+                    plan.parameters[unit.name],
+                    plan.out,
+                    plan.hung_minutes,
+                ),
+            )
         needs = self.tasks.needs(unit.memory, unit.notebook not in WITHOUT_GPU, plan.threads)
         future = self.tasks.submit(unit.name, unit.function, self.place, *args, needs=needs)
         self.running[unit.name] = future
@@ -206,49 +262,64 @@ class Run:
     def _begun(self, unit: Unit, where: str | None) -> None:
         """Say that a task runs; on which machine, where there are several."""
         if "started" in unit.told:
-            self.progress.note(f"    {unit.name}: its worker was lost; it runs again on {where}, from its checkpoint")
+            self.progress.note(
+                f"    {unit.name}: its worker was lost; it runs again on {where}, from its checkpoint"
+            )
             return
         unit.began, place = time.perf_counter(), f" on {where}" if self.plan.scheduler else ""
         if unit.name == unit.notebook:
             self.progress.started(unit.name, unit.told, place)
         elif place:
-            self.progress.line(unit.notebook, f"{unit.name.removeprefix(f'{ABLATION}-')} starts{place}")
+            self.progress.line(
+                unit.notebook, f"{unit.name.removeprefix(f'{ABLATION}-')} starts{place}"
+            )
 
     def _end(self, unit: Unit, future) -> None:
         """Take in what a task has answered; it leaves the units only when all is written."""
         try:
             answer = future.result()
         except BaseException as error:
-            answer = fanout.failed(error)
-            if isinstance(answer, fanout.SchedulerLost):
+            answer = jobs.failed(error)
+            if isinstance(answer, jobs.SchedulerLost):
                 raise answer from None
-            if isinstance(answer, fanout.WorkerLost) and "started" not in unit.told:
+            if isinstance(answer, jobs.WorkerLost) and "started" not in unit.told:
                 unit.lost += 1
-                if unit.lost < fanout.LOST_TIMES:  # it may only have waited there
-                    self.progress.note(f"    {unit.name}: its worker was lost before it began; it is handed in again")
+                if unit.lost < jobs.LOST_TIMES:  # it may only have waited there
+                    self.progress.note(
+                        f"    {unit.name}: its worker was lost before it began; it is handed in again"
+                    )
                     return
         failed = isinstance(answer, BaseException)
         self._note_workers()
         if unit.name == unit.notebook:
             if not failed:
-                unit.began = unit.began or time.perf_counter()  # what it told of that may come later
+                unit.began = (
+                    unit.began or time.perf_counter()
+                )  # what it told of that may come later
             elif "threads" not in unit.told:  # it was refused, or never began
                 clear(self.plan.out, unit.name)
             self._record(unit, self._failure(unit, answer) if failed else answer)
         elif unit.function is shared_parts:
             if failed:
                 told = str(answer).split("\n")[0]
-                self.progress.line(ABLATION, f"what its students share could not be made, so it makes all itself: {told}")
+                self.progress.line(
+                    ABLATION,
+                    f"what its students share could not be made, so it makes all itself: {told}",
+                )
             self._add_cells(unit, [] if failed else answer)
         else:
             told = str(answer if failed else answer[1]).split("\n")[0]
             left = self._cells_left() - 1
-            self.progress.line(ABLATION, f"{unit.name.partition('-cell-')[2]}: {told} | {left} left to train")
+            self.progress.line(
+                ABLATION, f"{unit.name.partition('-cell-')[2]}: {told} | {left} left to train"
+            )
         del self.units[unit.name]
 
     @staticmethod
     def _failure(unit: Unit, error: BaseException) -> Outcome:
-        told = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
+        told = (
+            str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
+        )
         now = time.perf_counter()
         return Outcome(FAILED, told, now - (unit.began or now), unit.told.get("held", 0) / MEGABYTE)
 
@@ -272,10 +343,18 @@ class Run:
 
         name = unit.name
         saved = read_metrics(self.plan.out, name) if unit.began else {}
-        result = {"status": outcome.status, "seconds": round(outcome.seconds, 2),
-                  "parameters": self.plan.parameters[name], "metrics": saved.get("metrics", {}),
-                  "peak_memory_mb": round(max(outcome.peak_memory_mb, saved.get("peak_memory_mb") or 0), 1),
-                  "artifacts": [{k: a[k] for k in ("key", "seconds", "cached")} for a in saved.get("artifacts", [])]}
+        result = {
+            "status": outcome.status,
+            "seconds": round(outcome.seconds, 2),
+            "parameters": self.plan.parameters[name],
+            "metrics": saved.get("metrics", {}),
+            "peak_memory_mb": round(
+                max(outcome.peak_memory_mb, saved.get("peak_memory_mb") or 0), 1
+            ),
+            "artifacts": [
+                {k: a[k] for k in ("key", "seconds", "cached")} for a in saved.get("artifacts", [])
+            ],
+        }
         if "threads" in unit.told:
             result["threads"] = unit.told["threads"]
         if "machine" in unit.told:
@@ -295,16 +374,24 @@ class Run:
         from dfkd_lib.pipeline.html import write_index
 
         waiting = self.plan.notebooks if not self.results.get("stopped") else ()
-        kept = {name: result | {"earlier": True} for name, result in self.earlier.items() if name not in waiting}
+        kept = {
+            name: result | {"earlier": True}
+            for name, result in self.earlier.items()
+            if name not in waiting
+        }
         everything = kept | self.results["notebooks"]
         self.results["peak_memory_mb"] = round(self.peak / MEGABYTE, 1)
         self.results["provenance"]["seconds"] = round(time.perf_counter() - self.start, 2)
-        shown = self.results | {"notebooks": {name: everything[name] for name in sorted(everything)}}
+        shown = self.results | {
+            "notebooks": {name: everything[name] for name in sorted(everything)}
+        }
         try:
             save_json(self.plan.out / "results.json", shown)
             write_index(self.plan.out, shown, headlines(shown["notebooks"]))
         except OSError as error:
-            told = disk_error("the results of this run cannot be written to disk", error, self.plan.out)
+            told = disk_error(
+                "the results of this run cannot be written to disk", error, self.plan.out
+            )
             if last:
                 raise told from None
             self.progress.note(str(told))
@@ -326,8 +413,10 @@ class Run:
         """End what runs, and say of every notebook that has no result why; of one not begun an earlier result is kept."""
         self.stopped.set()
         self.results["stopped"] = True
-        self.progress.note("stopping: finished artifacts and the last checkpoints are kept; "
-                           "give the same command again to go on from there")
+        self.progress.note(
+            "stopping: finished artifacts and the last checkpoints are kept; "
+            "give the same command again to go on from there"
+        )
         self.tasks.stop()
         until = time.monotonic() + STOP_SECONDS
         for unit in [unit for unit in self.units.values() if unit.name == unit.notebook]:
@@ -339,14 +428,18 @@ class Run:
             if future and unit.began and (status == INTERRUPTED or future.done()):
                 try:
                     outcome = future.result(timeout=max(0.1, until - time.monotonic()))
-                except BaseException:  # cancelled, or too slow to end: what it is called does not depend on it
+                except (
+                    BaseException
+                ):  # cancelled, or too slow to end: what it is called does not depend on it
                     outcome.seconds = time.perf_counter() - unit.began
             self._record(unit, outcome)
 
 
 def on_stop(stop: Callable[[], None]) -> dict:
     """Have SIGINT and SIGTERM call `stop`, once: a second does not disturb the stopping; returns the handlers so far."""
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    numbers = [
+        n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN
+    ]
 
     def heard(number, frame):
         for each in numbers:
@@ -379,7 +472,9 @@ def run(plan: Plan, say: Callable[[str], None] | None = None) -> dict:
 
 def exit_code(results: dict) -> int:
     """0 if every notebook of this run succeeded, 130 if it was stopped by hand, else 1."""
-    statuses = {result["status"] for result in results["notebooks"].values() if not result.get("earlier")}
+    statuses = {
+        result["status"] for result in results["notebooks"].values() if not result.get("earlier")
+    }
     if INTERRUPTED in statuses or results.get("stopped") and FAILED not in statuses:
         return 130
     return 0 if statuses <= {SUCCEEDED} else 1

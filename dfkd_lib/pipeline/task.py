@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfkd_lib import __version__, environment, fanout
-from dfkd_lib.artifacts import Store
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib import __version__, jobs
+from dfkd_lib.core import WorkbenchError, environment, processes
+from dfkd_lib.core.artifacts import Store
 from dfkd_lib.pipeline.execute import FAILED, Outcome, Watch, execute
 
 
@@ -41,14 +41,14 @@ def code() -> tuple:
     return __version__, environment.code()["commit"]
 
 
-def run_notebook(tell: fanout.Tell, needs: fanout.Needs, place: Place, task: Task) -> Outcome:
+def run_notebook(tell: jobs.Tell, needs: jobs.Needs, place: Place, task: Task) -> Outcome:
     """Run a notebook in a kernel of its own and write its page; tells lines, the share of cells done and the memory held."""
     from dfkd_lib.pipeline import html
 
     start = time.perf_counter()
     check_place(place)
     clear(task.out, task.name)
-    tell({"threads": needs.threads or int(os.environ.get("OMP_NUM_THREADS") or fanout.cores())})
+    tell({"threads": needs.threads or int(os.environ.get("OMP_NUM_THREADS") or processes.cores())})
     if place.seen:
         tell({"machine": environment.hardware()})
     stopped, output = threading.Event(), task.out / f"{task.name}.ipynb"
@@ -58,29 +58,37 @@ def run_notebook(tell: fanout.Tell, needs: fanout.Needs, place: Place, task: Tas
         stopped.set()
         watch.kill()
 
-    with fanout.stopped_by(stop):
-        outcome = execute(task.notebook, task.parameters, output, watch, stopped, kernel_environment(needs))
+    with jobs.stopped_by(stop):
+        outcome = execute(
+            task.notebook, task.parameters, output, watch, stopped, kernel_environment(needs)
+        )
     if watch.left:  # what there is now is another run's
-        raise WorkbenchError("the run of this notebook has ended without it", where=output, mend="start it again")
+        raise WorkbenchError(
+            "the run of this notebook has ended without it", where=output, mend="start it again"
+        )
     try:
         if outcome.error:
             html.mark_failure(output, outcome.error, watch.index)
         html.write_notebook_page(output, output.with_suffix(".html"))
     except Exception as error:  # whatever stops one page from being written must not stop the run
         outcome.status = FAILED
-        outcome.error = "\n".join(filter(None, [outcome.error, f"its page could not be written: {error!r}"]))
+        outcome.error = "\n".join(
+            filter(None, [outcome.error, f"its page could not be written: {error!r}"])
+        )
     outcome.seconds = time.perf_counter() - start
     return outcome
 
 
-def kernel_environment(needs: fanout.Needs) -> dict[str, str]:
+def kernel_environment(needs: jobs.Needs) -> dict[str, str]:
     """The variables of a kernel: lines instead of bars, its threads, and no GPU unless its task asked for one."""
     chosen = {"DFKD_PROGRESS": "lines", "JUPYTER_PLATFORM_DIRS": "1", "PYTHONUNBUFFERED": "1"}
     if needs.threads:
         # All three: torch follows MKL's, which Dask's nannies set to one.
-        chosen |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(needs.threads))
+        chosen |= dict.fromkeys(
+            ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(needs.threads)
+        )
         if not needs.gpu:
-            chosen |= fanout.NO_GPU
+            chosen |= jobs.NO_GPU
     return {**os.environ, **chosen}
 
 
@@ -88,13 +96,21 @@ def check_place(place: Place) -> None:
     """Raise unless this worker sees the folders of the run and has its code: results of two codes are not one result."""
     for path in place.seen:
         if not path.exists():
-            raise WorkbenchError("a worker does not see the folder of this run", expected="one that all machines share",
-                                 got=f"no {path.name} on {environment.host()}", where=path.parent,
-                                 mend="give --out and --artifacts on a shared disk, by the same path on all machines")
+            raise WorkbenchError(
+                "a worker does not see the folder of this run",
+                expected="one that all machines share",
+                got=f"no {path.name} on {environment.host()}",
+                where=path.parent,
+                mend="give --out and --artifacts on a shared disk, by the same path on all machines",
+            )
     if place.code and place.code != code():
-        raise WorkbenchError("a worker has other code than this run", expected="version {}, commit {}".format(*place.code),
-                             got="version {}, commit {}".format(*code()), where=environment.host(),
-                             mend="start workers from the same checkout, and start them again after a change")
+        raise WorkbenchError(
+            "a worker has other code than this run",
+            expected="version {}, commit {}".format(*place.code),
+            got="version {}, commit {}".format(*code()),
+            where=environment.host(),
+            mend="start workers from the same checkout, and start them again after a change",
+        )
 
 
 def over(place: Place) -> bool:
@@ -115,7 +131,7 @@ def clear(out: Path, name: str) -> None:
         (out / path).unlink(missing_ok=True)
 
 
-def shared_parts(tell: fanout.Tell, needs: fanout.Needs, place: Place, parameters: dict) -> list[dict]:
+def shared_parts(tell: jobs.Tell, needs: jobs.Needs, place: Place, parameters: dict) -> list[dict]:
     """Make what the students of an ablation share; returns those that are to be trained."""
     from dfkd_lib import ablation
 
@@ -124,8 +140,9 @@ def shared_parts(tell: fanout.Tell, needs: fanout.Needs, place: Place, parameter
     return ablation.prepare(tell, needs, parameters["artifacts_dir"], cells)
 
 
-def train_cell(tell: fanout.Tell, needs: fanout.Needs, place: Place, artifacts: str,
-               cell: dict) -> tuple[str | None, str]:
+def train_cell(
+    tell: jobs.Tell, needs: jobs.Needs, place: Place, artifacts: str, cell: dict
+) -> tuple[str | None, str]:
     """Train one student of an ablation; its key and how it does, or None and what happened."""
     from dfkd_lib import ablation
 

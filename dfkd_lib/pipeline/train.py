@@ -7,8 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from dfkd_lib import processes
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError, processes
 from dfkd_lib.pipeline.run import LAST, Plan
 
 NOTHING_TO_TRAIN = ("00_start_here", "70_deploy", LAST)
@@ -25,12 +24,19 @@ def train(plan: Plan) -> None:
     """
     names = [name for name in plan.notebooks if name not in NOTHING_TO_TRAIN]
     if not names:
-        raise WorkbenchError("these notebooks train nothing", got=", ".join(plan.notebooks), where="--only",
-                             mend="name others; run then finds what was trained and writes the reports")
+        raise WorkbenchError(
+            "these notebooks train nothing",
+            got=", ".join(plan.notebooks),
+            where="--only",
+            mend="name others; run then finds what was trained and writes the reports",
+        )
     with tempfile.TemporaryDirectory(prefix="dfkd-") as out, _quiet():
         print(f"{processes.count()} process" + "es" * (processes.count() > 1), flush=True)
         for place, name in enumerate(names, 1):
-            start, values = time.perf_counter(), plan.parameters[name] | {"out_dir": out, "interactive": False}
+            start, values = (
+                time.perf_counter(),
+                plan.parameters[name] | {"out_dir": out, "interactive": False},
+            )
             if processes.count() > 1 and "jobs" in values:
                 values["jobs"] = 1  # students one after another, each by all processes
             print(f"[{place}/{len(names)}] {name}", flush=True)
@@ -63,7 +69,10 @@ def _quiet():
     matplotlib.use("Agg")
     before, IPython.display.display = IPython.display.display, _nothing
     try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if processes.is_main() else nowhere):
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(sys.stdout if processes.is_main() else nowhere),
+        ):
             yield
     finally:
         IPython.display.display = before

@@ -1,27 +1,75 @@
 """Arrays in, matplotlib `Figure` out."""
 
-from dfkd_lib.plots.ablation import (ablation_accuracy, ablation_curves, ablation_grid, fidelity_by_class,
-                                     fidelity_scatter)
-from dfkd_lib.plots.attention import (class_probe_grid, image_map_probe, probe_pipeline)
-from dfkd_lib.plots.attention_statistics import (agreement_by_class, attention_profile, class_probe_spread,
-                                                  explanations)
-from dfkd_lib.plots.bench import growth_lines, ratios
+from dfkd_lib.plots.ablation import (
+    ablation_accuracy,
+    ablation_curves,
+    ablation_grid,
+    fidelity_by_class,
+    fidelity_scatter,
+)
+from dfkd_lib.plots.attention import class_probe_grid, image_map_probe, probe_pipeline
+from dfkd_lib.plots.attention_statistics import (
+    agreement_by_class,
+    attention_profile,
+    class_probe_spread,
+    explanations,
+)
 from dfkd_lib.plots.classification import confusion, loss_components
 from dfkd_lib.plots.deploy import trade_off
-from dfkd_lib.plots.detection import (average_precision_bars, detection_confusion, detection_grid, measure_curves,
-                                      precision_recall_plot)
+from dfkd_lib.plots.detection import (
+    average_precision_bars,
+    detection_confusion,
+    detection_grid,
+    measure_curves,
+    precision_recall_plot,
+)
 from dfkd_lib.plots.explorer import attention_panels
 from dfkd_lib.plots.images import image_rows, to_display
 from dfkd_lib.plots.layouts import drawn_scenes
-from dfkd_lib.plots.measures import accuracy_against_distance, distance_by_class, fidelity_diversity, neighbours
+from dfkd_lib.plots.measures import (
+    accuracy_against_distance,
+    distance_by_class,
+    fidelity_diversity,
+    neighbours,
+)
 from dfkd_lib.plots.scenes import detection_compare
-from dfkd_lib.plots.summary import real_images, stage_seconds
 from dfkd_lib.plots.style import COLORS, bars, curves, new_figure
+from dfkd_lib.plots.summary import real_images, stage_seconds
 
-__all__ = ["COLORS", "ablation_accuracy", "ablation_curves", "ablation_grid", "accuracy_against_distance",
-           "agreement_by_class", "attention_panels", "attention_profile", "average_precision_bars", "bars",
-           "class_probe_grid", "class_probe_spread", "confusion", "curves", "detection_compare", "detection_confusion",
-           "detection_grid", "distance_by_class", "drawn_scenes", "explanations", "fidelity_by_class",
-           "fidelity_diversity", "fidelity_scatter", "growth_lines", "image_map_probe", "image_rows", "loss_components",
-           "measure_curves", "neighbours", "new_figure", "precision_recall_plot", "probe_pipeline", "ratios",
-           "real_images", "stage_seconds", "to_display", "trade_off"]
+__all__ = [
+    "COLORS",
+    "ablation_accuracy",
+    "ablation_curves",
+    "ablation_grid",
+    "accuracy_against_distance",
+    "agreement_by_class",
+    "attention_panels",
+    "attention_profile",
+    "average_precision_bars",
+    "bars",
+    "class_probe_grid",
+    "class_probe_spread",
+    "confusion",
+    "curves",
+    "detection_compare",
+    "detection_confusion",
+    "detection_grid",
+    "distance_by_class",
+    "drawn_scenes",
+    "explanations",
+    "fidelity_by_class",
+    "fidelity_diversity",
+    "fidelity_scatter",
+    "image_map_probe",
+    "image_rows",
+    "loss_components",
+    "measure_curves",
+    "neighbours",
+    "new_figure",
+    "precision_recall_plot",
+    "probe_pipeline",
+    "real_images",
+    "stage_seconds",
+    "to_display",
+    "trade_off",
+]

@@ -31,7 +31,9 @@ def overlay(ax, image, probe, title: str = "") -> None:
     """A probe (N,) laid over its uint8 image (C, H, W)."""
     show(ax, image, title)
     height, width = np.asarray(image).shape[1:]
-    ax.imshow(as_grid(probe), cmap="magma", alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+    ax.imshow(
+        as_grid(probe), cmap="magma", alpha=0.6, extent=(-0.5, width - 0.5, height - 0.5, -0.5)
+    )
 
 
 def image_map_probe(images, maps, probes, names: Sequence[str]) -> Figure:
@@ -42,7 +44,9 @@ def image_map_probe(images, maps, probes, names: Sequence[str]) -> Figure:
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = new_figure(len(images), 4, 8.2, 2.05 * len(images) + 0.2, squeeze=False)
-        for row, image, attention, probe, name in zip(axes, images, maps, probes, names, strict=True):
+        for row, image, attention, probe, name in zip(
+            axes, images, maps, probes, names, strict=True
+        ):
             show(row[0], image, f"image: {name}")
             drawn = _heat(row[1], np.asarray(attention, float), "attention map (query × key)")
             figure.colorbar(drawn, ax=row[1], shrink=0.8)
@@ -68,7 +72,9 @@ def probe_pipeline(images, probes, class_probe, name: str) -> Figure:
     return figure
 
 
-def class_probe_grid(class_probes, classes: Sequence[str], mean_images=None, columns: int = 5) -> Figure:
+def class_probe_grid(
+    class_probes, classes: Sequence[str], mean_images=None, columns: int = 5
+) -> Figure:
     """A Figures 3, 4: the class attention probes (K, N) over the patch grid, one colour scale for all classes.
 
     Args:
@@ -81,13 +87,19 @@ def class_probe_grid(class_probes, classes: Sequence[str], mean_images=None, col
         drawn = None
         for ax in axes.flat:
             ax.set_axis_off()
-        for ax, probe, name, i in zip(axes.flat, class_probes, classes, range(len(classes)), strict=False):
+        for ax, probe, name, i in zip(
+            axes.flat, class_probes, classes, range(len(classes)), strict=False
+        ):
             ax.set_axis_on()
             drawn = _heat(ax, as_grid(probe), str(name), top)
             if mean_images is not None:
                 height, width = np.asarray(mean_images[i]).shape[1:]
                 side = as_grid(probe).shape
-                ax.imshow(to_display(mean_images[i]), cmap="gray", alpha=0.3,
-                          extent=(-0.5, side[1] - 0.5, side[0] - 0.5, -0.5))
+                ax.imshow(
+                    to_display(mean_images[i]),
+                    cmap="gray",
+                    alpha=0.3,
+                    extent=(-0.5, side[1] - 0.5, side[0] - 0.5, -0.5),
+                )
         figure.colorbar(drawn, ax=axes, shrink=0.8, label="attention of the class token")
     return figure

@@ -23,7 +23,9 @@ def _tile(ax, values, top: float | None = None, title: str = ""):
 def class_probe_spread(mean, std, classes: Sequence[str]) -> Figure:
     """The class probes' means (K, N) above the standard deviations (K, N) over each class's images, each on one scale."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = new_figure(2, len(classes), max(5.0, 0.92 * len(classes) + 1.4), 2.7, grid=False, squeeze=False)
+        figure, axes = new_figure(
+            2, len(classes), max(5.0, 0.92 * len(classes) + 1.4), 2.7, grid=False, squeeze=False
+        )
         named = ((mean, "mean", classes), (std, "standard\ndeviation", [""] * len(classes)))
         for row, (values, name, titles) in zip(axes, named, strict=True):
             values = np.asarray(values, float)
@@ -38,8 +40,14 @@ def explanations(images, rows: dict[str, np.ndarray], names: Sequence[str]) -> F
     """Images (n, C, H, W) above what each method says of them: {method: (n, N)}, each tile by its own maximum."""
     with matplotlib.rc_context(STYLE):
         count = len(images)
-        figure, axes = new_figure(1 + len(rows), count, 1.35 * count + 1.6, 1.4 * (1 + len(rows)) + 0.2, grid=False,
-                                  squeeze=False)
+        figure, axes = new_figure(
+            1 + len(rows),
+            count,
+            1.35 * count + 1.6,
+            1.4 * (1 + len(rows)) + 0.2,
+            grid=False,
+            squeeze=False,
+        )
         for ax, image, name in zip(axes[0], images, names, strict=True):
             show(ax, image, name)
         for row, (method, values) in zip(axes[1:], rows.items(), strict=True):
@@ -58,15 +66,34 @@ def attention_profile(models: dict) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure, axes = new_figure(1, 3, 9.6, 3.1)
         for color, (name, found) in zip(COLORS, models.items(), strict=False):
-            for ax, values in zip(axes, (found.distance, found.entropy, found.diversity[:, None]), strict=True):
+            for ax, values in zip(
+                axes, (found.distance, found.entropy, found.diversity[:, None]), strict=True
+            ):
                 values = np.asarray(values, float)
                 blocks = np.arange(1, len(values) + 1)
-                ax.plot(blocks, values.mean(1), color=color, label=name, marker="o" if values.shape[1] == 1 else "",
-                        markersize=4)
+                ax.plot(
+                    blocks,
+                    values.mean(1),
+                    color=color,
+                    label=name,
+                    marker="o" if values.shape[1] == 1 else "",
+                    markersize=4,
+                )
                 if values.shape[1] > 1:
-                    ax.scatter(np.repeat(blocks, values.shape[1]), values.ravel(), color=color, s=16, alpha=0.6, lw=0)
+                    ax.scatter(
+                        np.repeat(blocks, values.shape[1]),
+                        values.ravel(),
+                        color=color,
+                        s=16,
+                        alpha=0.6,
+                        lw=0,
+                    )
                 ax.xaxis.get_major_locator().set_params(integer=True)
-        for ax, label in zip(axes, ("attention distance (pixels)", "entropy (nats)", "head diversity (nats)"), strict=True):
+        for ax, label in zip(
+            axes,
+            ("attention distance (pixels)", "entropy (nats)", "head diversity (nats)"),
+            strict=True,
+        ):
             ax.set(xlabel="block", ylabel=label)
             ax.set_ylim(bottom=0)
         if len(models) > 1:
@@ -81,10 +108,16 @@ def agreement_by_class(found, measures: Sequence[str], classes: Sequence[str]) -
         found: `attention.Agreement`. measures: names of its rows. classes: names, K of them.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = new_figure(1, len(measures), 3.2 * len(measures), 0.24 * len(classes) + 1.5, squeeze=False)
+        figure, axes = new_figure(
+            1, len(measures), 3.2 * len(measures), 0.24 * len(classes) + 1.5, squeeze=False
+        )
         places = np.arange(len(classes))
-        for ax, name, mean, half in zip(axes[0], measures, np.asarray(found.mean), np.asarray(found.half), strict=True):
-            ax.errorbar(mean, places, xerr=np.nan_to_num(half), fmt="o", markersize=4, capsize=2.5, lw=1.2)
+        for ax, name, mean, half in zip(
+            axes[0], measures, np.asarray(found.mean), np.asarray(found.half), strict=True
+        ):
+            ax.errorbar(
+                mean, places, xerr=np.nan_to_num(half), fmt="o", markersize=4, capsize=2.5, lw=1.2
+            )
             ax.set_yticks(places, classes)
             ax.invert_yaxis()
             ax.set_xlabel(name)

@@ -30,7 +30,9 @@ def image_rows(rows: dict[str, Sequence], columns: Sequence[str] | None = None) 
     """Rows of uint8 images (n, C, H, W) under each other, each row named at its left, columns named above."""
     with matplotlib.rc_context(STYLE):
         count = max(len(images) for images in rows.values())
-        figure, axes = new_figure(len(rows), count, 0.8 * count + 1.2, 0.85 * len(rows) + 0.3, squeeze=False)
+        figure, axes = new_figure(
+            len(rows), count, 0.8 * count + 1.2, 0.85 * len(rows) + 0.3, squeeze=False
+        )
         for ax_row, (name, images) in zip(axes, rows.items(), strict=True):
             for i, ax in enumerate(ax_row):
                 if i < len(images):

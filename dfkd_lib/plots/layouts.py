@@ -21,13 +21,28 @@ def drawn_scenes(makers: dict[str, dict], classes: Sequence[str]) -> Figure:
     with matplotlib.rc_context(STYLE):
         columns = max(len(rows["images"]) for rows in makers.values())
         size = 0.72 * SIDE
-        figure, axes = new_figure(len(makers), columns, size * columns + 0.5, (size + 0.05) * len(makers) + 0.4, grid=False,
-                                  squeeze=False)
+        figure, axes = new_figure(
+            len(makers),
+            columns,
+            size * columns + 0.5,
+            (size + 0.05) * len(makers) + 0.4,
+            grid=False,
+            squeeze=False,
+        )
         for ax_row, (name, rows) in zip(axes, makers.items(), strict=True):
             ax_row[0].set_ylabel(name)
-            for ax, image, true, found in zip(ax_row, rows["images"], rows["truth"], rows["found"], strict=False):
+            for ax, image, true, found in zip(
+                ax_row, rows["images"], rows["truth"], rows["found"], strict=False
+            ):
                 draw_scene(ax, np.asarray(image), true, found, classes)
-        handles = [Line2D([], [], color=class_color(k), linewidth=2.5, label=name) for k, name in enumerate(classes)]
-        handles += [Line2D([], [], color="gray", linewidth=1.6, linestyle=(0, (1, 1.3)), label="asked for")]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+        handles = [
+            Line2D([], [], color=class_color(k), linewidth=2.5, label=name)
+            for k, name in enumerate(classes)
+        ]
+        handles += [
+            Line2D([], [], color="gray", linewidth=1.6, linestyle=(0, (1, 1.3)), label="asked for")
+        ]
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=len(handles), frameon=False
+        )
     return figure

@@ -15,8 +15,10 @@ def real_images(stages: Sequence[str], itself: Sequence[int], behind: Sequence[i
     with matplotlib.rc_context(STYLE):
         figure, ax = new_figure(width=7.2, height=1.2 + 0.46 * len(stages))
         places = np.arange(len(stages))
-        for offset, counts, color, label in ((-0.2, itself, COLORS[0], "read by the stage itself"),
-                                             (0.2, behind, COLORS[4], "read by what it was made from")):
+        for offset, counts, color, label in (
+            (-0.2, itself, COLORS[0], "read by the stage itself"),
+            (0.2, behind, COLORS[4], "read by what it was made from"),
+        ):
             drawn = ax.barh(places + offset, counts, 0.38, color=color, label=label)
             ax.bar_label(drawn, [f"{count:,}" for count in counts], padding=3, fontsize=9)
         ax.set_yticks(places, stages)

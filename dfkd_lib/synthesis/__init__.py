@@ -1,16 +1,53 @@
 """Makers of training images behind one shape, by what they may see: real images, class probes, or the teacher alone."""
 
-from dfkd_lib.synthesis.canvas import (balanced_labels, crop_middle, generate, kept_epochs, kept_states, latent_walk,
-                                       pad_to_gan)
+from dfkd_lib.synthesis.canvas import (
+    balanced_labels,
+    crop_middle,
+    generate,
+    kept_epochs,
+    kept_states,
+    latent_walk,
+    pad_to_gan,
+)
 from dfkd_lib.synthesis.cgan import CGAN, gan_step
 from dfkd_lib.synthesis.given import Given, class_probes
 from dfkd_lib.synthesis.guided import GuidedGenerator, MemoryBank
 from dfkd_lib.synthesis.inversion import Canvas, Inversion
 from dfkd_lib.synthesis.make import Maker, make_images, open_images
-from dfkd_lib.synthesis.measure import (CURVE_IMAGES, FeatureSpace, distance_curve, fitted, measure_images,
-                                        open_features, real_features)
+from dfkd_lib.synthesis.measure import (
+    CURVE_IMAGES,
+    FeatureSpace,
+    distance_curve,
+    fitted,
+    measure_images,
+    open_features,
+    real_features,
+)
 
-__all__ = ["CURVE_IMAGES", "CGAN", "Canvas", "FeatureSpace", "Given", "GuidedGenerator", "Inversion", "Maker",
-           "MemoryBank", "balanced_labels", "class_probes", "crop_middle", "distance_curve", "fitted", "gan_step",
-           "generate", "kept_epochs", "kept_states", "latent_walk", "make_images", "measure_images", "open_features",
-           "open_images", "pad_to_gan", "real_features"]
+__all__ = [
+    "CURVE_IMAGES",
+    "CGAN",
+    "Canvas",
+    "FeatureSpace",
+    "Given",
+    "GuidedGenerator",
+    "Inversion",
+    "Maker",
+    "MemoryBank",
+    "balanced_labels",
+    "class_probes",
+    "crop_middle",
+    "distance_curve",
+    "fitted",
+    "gan_step",
+    "generate",
+    "kept_epochs",
+    "kept_states",
+    "latent_walk",
+    "make_images",
+    "measure_images",
+    "open_features",
+    "open_images",
+    "pad_to_gan",
+    "real_features",
+]

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd_lib import artifacts, training
-from dfkd_lib.artifacts import Artifact
+from dfkd_lib import training
+from dfkd_lib.core import artifacts
+from dfkd_lib.core.artifacts import Artifact
 from dfkd_lib.datasets import to_uint8
 from dfkd_lib.models.gan import SIDE
 from dfkd_lib.training import DivergedError, TrainConfig
@@ -26,7 +27,7 @@ def pad_to_gan(images: Tensor) -> Tensor:
 def crop_middle(images: Tensor, side: int) -> Tensor:
     """The middle (B, C, side, side) of images (B, C, S, S), S ≥ side; of 32 pixels the inverse of `pad_to_gan`."""
     before = (images.shape[-1] - side) // 2
-    return images[..., before:before + side, before:before + side]
+    return images[..., before : before + side, before : before + side]
 
 
 def balanced_labels(count: int, num_classes: int) -> Tensor:
@@ -46,7 +47,12 @@ class Draws:
     """
 
     def __init__(self, steps: int, batch_size: int, num_classes: int, noise: Callable):
-        self.steps, self.batch_size, self.num_classes, self.noise = steps, batch_size, num_classes, noise
+        self.steps, self.batch_size, self.num_classes, self.noise = (
+            steps,
+            batch_size,
+            num_classes,
+            noise,
+        )
 
     def __len__(self) -> int:
         return self.steps
@@ -68,16 +74,28 @@ def keep_state(work: Path, generator: nn.Module, epoch: int) -> None:
         generator = generator[min(epoch, len(generator)) - 1]
     path = work / f"generator-{epoch:05d}.safetensors"
     artifacts.save_tensors(path, generator.state_dict())
-    artifacts.note_whole(work, path)  # a resumed training will not write those of its finished epochs again
+    artifacts.note_whole(
+        work, path
+    )  # a resumed training will not write those of its finished epochs again
 
 
 def kept_states(trained: Artifact) -> dict[int, str]:
     """{epoch: file name} of the states that a generator's training kept, in order."""
-    return {int(path.stem.split("-")[1]): path.name for path in sorted(trained.path.glob("generator-*.safetensors"))}
+    return {
+        int(path.stem.split("-")[1]): path.name
+        for path in sorted(trained.path.glob("generator-*.safetensors"))
+    }
 
 
-def fit_to_last_good(work: Path, modules: dict[str, nn.Module], step: Callable, batches, config: TrainConfig, label: str,
-                     optimizers: dict[str, list[str]]) -> tuple[list[dict], str]:
+def fit_to_last_good(
+    work: Path,
+    modules: dict[str, nn.Module],
+    step: Callable,
+    batches,
+    config: TrainConfig,
+    label: str,
+    optimizers: dict[str, list[str]],
+) -> tuple[list[dict], str]:
     """`training.fit` for a generator: its states kept in `work`; if it diverges, its last good epoch is taken instead.
 
     Returns:
@@ -87,7 +105,9 @@ def fit_to_last_good(work: Path, modules: dict[str, nn.Module], step: Callable, 
         DivergedError: if it diverged in its first epoch, so that there is no good state.
     """
     generator = modules["generator"]
-    kept = kept_epochs(config.epochs, config.epochs if isinstance(generator, nn.ModuleList) else KEPT)
+    kept = kept_epochs(
+        config.epochs, config.epochs if isinstance(generator, nn.ModuleList) else KEPT
+    )
 
     def keep(epoch: int) -> dict:
         if epoch in kept:
@@ -95,19 +115,31 @@ def fit_to_last_good(work: Path, modules: dict[str, nn.Module], step: Callable, 
         return {}
 
     try:
-        return training.fit(modules, step, batches, config, optimizers, evaluate=keep, checkpoint=work / "checkpoint",
-                            label=label), ""
+        return training.fit(
+            modules,
+            step,
+            batches,
+            config,
+            optimizers,
+            evaluate=keep,
+            checkpoint=work / "checkpoint",
+            label=label,
+        ), ""
     except DivergedError as error:
         history = training.restore(work / "checkpoint", modules)
         if not history:
             raise
-        stopped = f"diverged in epoch {len(history) + 1} of {config.epochs}; epoch {len(history)} is used"
+        stopped = (
+            f"diverged in epoch {len(history) + 1} of {config.epochs}; epoch {len(history)} is used"
+        )
         print(f"{label}: {stopped}\n{error}", flush=True)
         keep_state(work, generator, len(history))
         return history, stopped
 
 
-def generate(generator: nn.Module, labels: Tensor, seed: int, side: int, batch_size: int = 500) -> Tensor:
+def generate(
+    generator: nn.Module, labels: Tensor, seed: int, side: int, batch_size: int = 500
+) -> Tensor:
     """uint8 images (N, C, side, side) of the classes asked for; the noise comes from `seed` alone.
 
     Args:
@@ -134,11 +166,20 @@ def latent_walk(generator: nn.Module, labels: Tensor, steps: int, seed: int, sid
     shorter than any noise that the generator knows.
     """
     device, source = next(generator.parameters()).device, torch.Generator().manual_seed(seed)
-    (first, *rest), (last, *_) = generator.noise(len(labels), source), generator.noise(len(labels), source)
+    (first, *rest), (last, *_) = (
+        generator.noise(len(labels), source),
+        generator.noise(len(labels), source),
+    )
     angle = torch.arccos(F.cosine_similarity(first, last).clamp(-0.999, 0.999))[:, None]
     generator.eval()
     with torch.inference_mode():
         shares = torch.linspace(0, 1, steps)
-        walked = [(torch.sin((1 - t) * angle) * first + torch.sin(t * angle) * last) / torch.sin(angle) for t in shares]
-        made = [generator(labels.to(device), *(n.to(device) for n in (latent, *rest))) for latent in walked]
+        walked = [
+            (torch.sin((1 - t) * angle) * first + torch.sin(t * angle) * last) / torch.sin(angle)
+            for t in shares
+        ]
+        made = [
+            generator(labels.to(device), *(n.to(device) for n in (latent, *rest)))
+            for latent in walked
+        ]
     return torch.stack([to_uint8(crop_middle(images, side)).cpu() for images in made], 1)

@@ -8,24 +8,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd_lib import artifacts, training
-from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib import training
 from dfkd_lib.attention import attention_probe
+from dfkd_lib.core import WorkbenchError, artifacts
+from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import to_float
 from dfkd_lib.distill.runner import check_classes_agree
-from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.losses import attention_consistency_loss
 from dfkd_lib.models import Discriminator, Generator
 from dfkd_lib.models.gan import SIDE
-from dfkd_lib.synthesis.canvas import crop_middle, fit_to_last_good, generate, kept_states, pad_to_gan
+from dfkd_lib.synthesis.canvas import (
+    crop_middle,
+    fit_to_last_good,
+    generate,
+    kept_states,
+    pad_to_gan,
+)
 from dfkd_lib.synthesis.given import Given
 from dfkd_lib.training import TrainConfig
 
-WATCH_EVERY = 8  # steps between looks at the attention loss of a vanilla GAN, which does not learn from it
+WATCH_EVERY = (
+    8  # steps between looks at the attention loss of a vanilla GAN, which does not learn from it
+)
 
 
-def gan_step(generator: Generator, discriminator: Discriminator, teacher: nn.Module, probes: Tensor, lam: float,
-             side: int, steps: int = 1, epochs: int = 1, share: float = 1.0) -> Callable:
+def gan_step(
+    generator: Generator,
+    discriminator: Discriminator,
+    teacher: nn.Module,
+    probes: Tensor,
+    lam: float,
+    side: int,
+    steps: int = 1,
+    epochs: int = 1,
+    share: float = 1.0,
+) -> Callable:
     """The step of the conditional GAN: L_D, then L_G = L_adv + λ L_attention (A eq. 5).
 
     λ = 0 is the vanilla GAN: the attention loss is then measured but has no gradient. Both arms draw the same random
@@ -37,10 +54,13 @@ def gan_step(generator: Generator, discriminator: Discriminator, teacher: nn.Mod
         share: of a batch, (0, 1], that the attention loss is taken on: as the images of a batch are independent, a part of
             them gives the same loss and gradient in the mean, at its share of the teacher's cost.
     """
+
     def attention(fake: Tensor, labels: Tensor) -> Tensor:
         some = max(1, round(share * len(fake)))
         fake, labels = fake[:some], labels[:some]
-        return attention_consistency_loss(attention_probe(teacher, crop_middle(fake, side)), probes[labels])
+        return attention_consistency_loss(
+            attention_probe(teacher, crop_middle(fake, side)), probes[labels]
+        )
 
     @torch.no_grad()
     def watched(fake: Tensor, labels: Tensor, progress: float) -> dict[str, Tensor]:
@@ -54,10 +74,13 @@ def gan_step(generator: Generator, discriminator: Discriminator, teacher: nn.Mod
         wanted = torch.randint(len(probes), (len(real),), device=real.device)
         fake = generator(wanted, noise)
         on_real, on_fake = discriminator(real, labels), discriminator(fake.detach(), wanted)
-        d_loss = (F.binary_cross_entropy_with_logits(on_real.float(), torch.ones_like(on_real.float()))
-                  + F.binary_cross_entropy_with_logits(on_fake.float(), torch.zeros_like(on_fake.float())))
+        d_loss = F.binary_cross_entropy_with_logits(
+            on_real.float(), torch.ones_like(on_real.float())
+        ) + F.binary_cross_entropy_with_logits(on_fake.float(), torch.zeros_like(on_fake.float()))
         yield "discriminator", {"loss": d_loss}
-        discriminator.requires_grad_(False)  # its weights need no gradient while the generator learns
+        discriminator.requires_grad_(
+            False
+        )  # its weights need no gradient while the generator learns
         verdict = discriminator(fake, wanted).float()
         adversarial = F.binary_cross_entropy_with_logits(verdict, torch.ones_like(verdict))
         if lam > 0:
@@ -65,7 +88,14 @@ def gan_step(generator: Generator, discriminator: Discriminator, teacher: nn.Mod
             loss = adversarial + lam * consistency
             yield "generator", {"loss": loss, "adversarial": adversarial, "attention": consistency}
         else:
-            yield "generator", {"loss": adversarial, "adversarial": adversarial, **watched(fake, wanted, progress)}
+            yield (
+                "generator",
+                {
+                    "loss": adversarial,
+                    "adversarial": adversarial,
+                    **watched(fake, wanted, progress),
+                },
+            )
         discriminator.requires_grad_(True)
 
     return step
@@ -93,11 +123,21 @@ class CGAN:
 
     def __post_init__(self):
         if not self.lam >= 0:
-            raise WorkbenchError("the weight of the attention loss is impossible", expected="λ >= 0", got=self.lam,
-                                 where="CGAN.lam", mend="give 0 for the vanilla GAN")
+            raise WorkbenchError(
+                "the weight of the attention loss is impossible",
+                expected="λ >= 0",
+                got=self.lam,
+                where="CGAN.lam",
+                mend="give 0 for the vanilla GAN",
+            )
         if not 0 < self.attention_share <= 1:
-            raise WorkbenchError("the share of a batch is impossible", expected="0 < attention_share <= 1",
-                                 got=self.attention_share, where="CGAN.attention_share", mend="give 1 for whole batches")
+            raise WorkbenchError(
+                "the share of a batch is impossible",
+                expected="0 < attention_share <= 1",
+                got=self.attention_share,
+                where="CGAN.attention_share",
+                mend="give 1 for whole batches",
+            )
 
     def train(self, store: Store, given: Given) -> Artifact:
         """The trained GAN: generator-<epoch>.safetensors and history.json (losses, "attention"); metrics "stopped",
@@ -109,30 +149,70 @@ class CGAN:
         """
         real = given.real
         if real is None:
-            raise WorkbenchError("the conditional GAN needs real images", expected="Given(real=…)", got=None,
-                                 mend="give a training set, or use a maker that reads none")
+            raise WorkbenchError(
+                "the conditional GAN needs real images",
+                expected="Given(real=…)",
+                got=None,
+                mend="give a training set, or use a maker that reads none",
+            )
         if given.shape[1] > SIDE or real.shape != given.shape:
-            raise WorkbenchError("the conditional GAN makes the images it is shown, at most 32 × 32",
-                                 expected=f"{given.shape}, at most {SIDE} pixels", got=real.shape, where=real.name,
-                                 mend="resize the images (size=32)")
+            raise WorkbenchError(
+                "the conditional GAN makes the images it is shown, at most 32 × 32",
+                expected=f"{given.shape}, at most {SIDE} pixels",
+                got=real.shape,
+                where=real.name,
+                mend="resize the images (size=32)",
+            )
         check_classes_agree(given.classes, real.classes, real.name)
-        settings = {"data": real.fingerprint, "classes": list(given.classes), "shape": list(given.shape), **self.settings()}
+        settings = {
+            "data": real.fingerprint,
+            "classes": list(given.classes),
+            "shape": list(given.shape),
+            **self.settings(),
+        }
         parents = [given.teacher, *([given.probes] if given.probes else [])]
-        return store.get_or_make("cgan", settings, lambda work: self._fit(work, given), parents,
-                                 {real.split: "training the discriminator"} if real.real else {})
+        return store.get_or_make(
+            "cgan",
+            settings,
+            lambda work: self._fit(work, given),
+            parents,
+            {real.split: "training the discriminator"} if real.real else {},
+        )
 
     def _fit(self, work: Path, given: Given) -> dict:
         teacher, real, config = given.load_teacher(), given.real, self.config
         probes = given.load_probes(teacher)
         torch.manual_seed(config.seed)
-        modules = {"generator": self._generator(given.classes, given.shape),
-                   "discriminator": Discriminator(len(given.classes), given.shape[0], self.d_width, self.dropout)}
-        batches = training.TensorBatches((real.images, real.labels), config.batch_size,
-                                         lambda batch, _: (pad_to_gan(to_float(batch[0])), batch[1]))
-        step = gan_step(*modules.values(), teacher, probes, self.lam, given.shape[1], len(batches), config.epochs,
-                        self.attention_share)
-        history, stopped = fit_to_last_good(work, modules, step, batches, config, f"cGAN λ={self.lam:g} seed {config.seed}",
-                                            {name: [name] for name in modules})
+        modules = {
+            "generator": self._generator(given.classes, given.shape),
+            "discriminator": Discriminator(
+                len(given.classes), given.shape[0], self.d_width, self.dropout
+            ),
+        }
+        batches = training.TensorBatches(
+            (real.images, real.labels),
+            config.batch_size,
+            lambda batch, _: (pad_to_gan(to_float(batch[0])), batch[1]),
+        )
+        step = gan_step(
+            *modules.values(),
+            teacher,
+            probes,
+            self.lam,
+            given.shape[1],
+            len(batches),
+            config.epochs,
+            self.attention_share,
+        )
+        history, stopped = fit_to_last_good(
+            work,
+            modules,
+            step,
+            batches,
+            config,
+            f"cGAN λ={self.lam:g} seed {config.seed}",
+            {name: [name] for name in modules},
+        )
         artifacts.save_json(work / "history.json", history)
         return {"images_per_second": history[-1]["images_per_second"], "stopped": stopped}
 
@@ -152,7 +232,9 @@ class CGAN:
         model.load_state_dict(trained.tensors(states[epoch or max(states)]))
         return model.eval().to(training.device())
 
-    def drawing(self, trained: Artifact, given: Given, epoch: int | None = None) -> Callable[[Tensor, int], Tensor]:
+    def drawing(
+        self, trained: Artifact, given: Given, epoch: int | None = None
+    ) -> Callable[[Tensor, int], Tensor]:
         """(labels (N,), seed) → uint8 images (N, C, S, S)."""
         model = self.generator(trained, epoch)
         return lambda labels, seed: generate(model, labels, seed, given.shape[1])

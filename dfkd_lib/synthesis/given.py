@@ -6,14 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib import artifacts
-from dfkd_lib.artifacts import Artifact, Store
 from dfkd_lib.attention import class_probe_statistics, in_batches, patch_tokens
 from dfkd_lib.attention.sites import class_token, pick
+from dfkd_lib.core import WorkbenchError, artifacts
+from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.distill import load_trained
 from dfkd_lib.distill.runner import check_fit
-from dfkd_lib.errors import WorkbenchError
 
 
 @dataclass(frozen=True)
@@ -39,15 +38,24 @@ class Given:
     def load_student(self) -> nn.Module:
         """The frozen student of a competition."""
         if self.student is None:
-            raise WorkbenchError("competition with a student needs a student", expected="Given(student=…)", got=None,
-                                 mend="give a trained student, or set the weight of the competition to 0")
+            raise WorkbenchError(
+                "competition with a student needs a student",
+                expected="Given(student=…)",
+                got=None,
+                mend="give a trained student, or set the weight of the competition to 0",
+            )
         return self._load(self.student, "the student")
 
     def _load(self, artifact: Artifact, what: str) -> nn.Module:
         channels, height, width = self.shape
         if height != width:
-            raise WorkbenchError("makers make square images", expected="(C, S, S)", got=self.shape, where="Given.shape",
-                                 mend="resize the images (size=…)")
+            raise WorkbenchError(
+                "makers make square images",
+                expected="(C, S, S)",
+                got=self.shape,
+                where="Given.shape",
+                mend="resize the images (size=…)",
+            )
         model = load_trained(artifact)
         check_fit(model, blank_set(self.classes, self.shape), what)
         return model
@@ -55,33 +63,53 @@ class Given:
     def load_probes(self, teacher: nn.Module) -> Tensor:
         """Class probes (K, N) on the training device; WorkbenchError if they are not of this teacher and these classes."""
         if self.probes is None:
-            raise WorkbenchError("this maker needs class probes", expected="Given(probes=…)", got=None,
-                                 mend="make them with synthesis.class_probes, or set the weight of the attention loss to 0")
+            raise WorkbenchError(
+                "this maker needs class probes",
+                expected="Given(probes=…)",
+                got=None,
+                mend="make them with synthesis.class_probes, or set the weight of the attention loss to 0",
+            )
         class_token(teacher)  # a teacher without one is told here
         if self.teacher.key not in self.probes.parents:
-            raise WorkbenchError("the class probes are of another teacher", expected=self.teacher.key,
-                                 got=", ".join(self.probes.parents), where=self.probes.path,
-                                 mend="make them with synthesis.class_probes and this teacher")
+            raise WorkbenchError(
+                "the class probes are of another teacher",
+                expected=self.teacher.key,
+                got=", ".join(self.probes.parents),
+                where=self.probes.path,
+                mend="make them with synthesis.class_probes and this teacher",
+            )
         probes = self.probes.tensors("probes.safetensors")["probes"]
         sample = torch.zeros(1, *self.shape, device=next(teacher.parameters()).device)
         with torch.inference_mode():
             patches = len(range(teacher.forward_features(sample).shape[1])[patch_tokens(teacher)])
         if probes.shape != (len(self.classes), patches):
-            raise WorkbenchError("class probes do not fit the teacher",
-                                 expected=f"({len(self.classes)}, {patches}): classes and patches of the teacher",
-                                 got=tuple(probes.shape), where=self.probes.path,
-                                 mend="make the probes with this teacher, on images of these classes and this size")
+            raise WorkbenchError(
+                "class probes do not fit the teacher",
+                expected=f"({len(self.classes)}, {patches}): classes and patches of the teacher",
+                got=tuple(probes.shape),
+                where=self.probes.path,
+                mend="make the probes with this teacher, on images of these classes and this size",
+            )
         return probes.to(sample.device)
 
 
 def blank_set(classes: tuple[str, ...], shape: tuple[int, int, int]) -> ImageSet:
     """One black image of the shape that is asked for, of the first class, to try models on."""
-    return ImageSet(torch.zeros(1, *shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.long), classes,
-                    f"images of {shape} that are to be made")
+    return ImageSet(
+        torch.zeros(1, *shape, dtype=torch.uint8),
+        torch.zeros(1, dtype=torch.long),
+        classes,
+        f"images of {shape} that are to be made",
+    )
 
 
-def class_probes(store: Store, teacher: Artifact, images: ImageSet, block: int = -1,
-                 model: nn.Module | None = None) -> Artifact:
+def class_probes(
+    store: Store,
+    teacher: Artifact,
+    images: ImageSet,
+    block: int = -1,
+    model: nn.Module | None = None,
+) -> Artifact:
     """The teacher's class attention probes on a (real) set, kept with their spread.
 
     Args:
@@ -91,13 +119,20 @@ def class_probes(store: Store, teacher: Artifact, images: ImageSet, block: int =
         Artifact with probes.safetensors: "probes" (K, N) float32 of the block that was asked for; "mean" and "std"
         (K, blocks, N) of every block; "count" (K,), images of each class.
     """
+
     def make(work: Path) -> dict:
         looked = load_trained(teacher) if model is None else model
-        found = class_probe_statistics(looked, in_batches(images.images, images.labels), images.num_classes, block=None)
+        found = class_probe_statistics(
+            looked, in_batches(images.images, images.labels), images.num_classes, block=None
+        )
         chosen = found.mean[:, pick(block, found.mean.shape[1], "block")].contiguous()
         artifacts.save_tensors(work / "probes.safetensors", {"probes": chosen, **found._asdict()})
         return {"images": len(images), "patches": chosen.shape[1]}
 
     reads = {images.split: "class attention probes"} if images.real else {}
-    settings = {"images": images.fingerprint, "block": block, "kept": "mean and spread of every block"}
+    settings = {
+        "images": images.fingerprint,
+        "block": block,
+        "kept": "mean and spread of every block",
+    }
     return store.get_or_make("class_probes", settings, make, [teacher], reads)

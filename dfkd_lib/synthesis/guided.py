@@ -13,15 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd_lib import artifacts, processes, training
-from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib import training
 from dfkd_lib.attention import capture_attention, probe_from_rows
 from dfkd_lib.attention.sites import class_token
+from dfkd_lib.core import WorkbenchError, artifacts, processes
+from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import random_shift, to_float
-from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.fid import scores_and_features
-from dfkd_lib.losses import (attention_consistency_loss, diversity_loss, intra_divergence_loss, kd_loss, logit_distance,
-                             total_variation)
+from dfkd_lib.losses import (
+    attention_consistency_loss,
+    diversity_loss,
+    intra_divergence_loss,
+    kd_loss,
+    logit_distance,
+    total_variation,
+)
+from dfkd_lib.metrics import scores_and_features
 from dfkd_lib.models import FieldGenerator, create_model
 from dfkd_lib.synthesis.canvas import Draws, fit_to_last_good, generate, kept_states
 from dfkd_lib.synthesis.given import Given
@@ -50,7 +56,9 @@ class MemoryBank(nn.Module):
     def add(self, images: Tensor, logits: Tensor) -> None:
         """Keep float images (B, C, S, S) in [-1, 1] and logits (B, K), of all processes that part a batch among them."""
         # Bad numbers are for the training loop to tell, which then goes back to a bank without them.
-        pixels = images.float().nan_to_num().clamp(-1, 1).add(1.0).mul(127.5).round().to(torch.uint8)
+        pixels = (
+            images.float().nan_to_num().clamp(-1, 1).add(1.0).mul(127.5).round().to(torch.uint8)
+        )
         pixels, logits = processes.gathered(pixels), processes.gathered(logits.float())
         rows = (self.seen + torch.arange(len(pixels), device=self.seen.device)) % len(self.images)
         self.images[rows], self.logits[rows] = pixels, logits
@@ -120,21 +128,45 @@ class GuidedGenerator:
         names = ("ce", "attention", "tv", "ink", "blank", "diversity", "intra", "adversarial")
         weights = {name: getattr(self, name) for name in names}
         if min(weights.values()) < 0 or max(weights.values()) == 0:
-            raise WorkbenchError("the weights of a generator's losses are impossible", expected="each >= 0, one above 0",
-                                 got=weights, where="GuidedGenerator", mend="give at least one loss a positive weight")
+            raise WorkbenchError(
+                "the weights of a generator's losses are impossible",
+                expected="each >= 0, one above 0",
+                got=weights,
+                where="GuidedGenerator",
+                mend="give at least one loss a positive weight",
+            )
         if self.adversarial and not self.student_model:
-            raise WorkbenchError("an adversarial generator needs a student to disagree with", where="GuidedGenerator",
-                                 expected="student_model, a name for models.create_model", got=self.student_model,
-                                 mend="name a student_model, or set the weight adversarial to 0")
+            raise WorkbenchError(
+                "an adversarial generator needs a student to disagree with",
+                where="GuidedGenerator",
+                expected="student_model, a name for models.create_model",
+                got=self.student_model,
+                mend="name a student_model, or set the weight adversarial to 0",
+            )
         if not -1 <= self.background <= 1:
-            raise WorkbenchError("the background is no pixel value", expected="-1..1", got=self.background,
-                                 where="GuidedGenerator", mend="give -1 for black, 1 for white, 0 where no value is empty")
+            raise WorkbenchError(
+                "the background is no pixel value",
+                expected="-1..1",
+                got=self.background,
+                where="GuidedGenerator",
+                mend="give -1 for black, 1 for white, 0 where no value is empty",
+            )
         if self.steps < 1:
-            raise WorkbenchError("an epoch of a generator has no steps", expected="at least 1", got=self.steps,
-                                 where="GuidedGenerator", mend="give steps")
+            raise WorkbenchError(
+                "an epoch of a generator has no steps",
+                expected="at least 1",
+                got=self.steps,
+                where="GuidedGenerator",
+                mend="give steps",
+            )
         if self.adversarial and self.bank < self.config.batch_size:
-            raise WorkbenchError("the bank is smaller than a batch", expected=f"at least {self.config.batch_size}",
-                                 got=self.bank, where="GuidedGenerator", mend="give a larger bank, or a smaller batch")
+            raise WorkbenchError(
+                "the bank is smaller than a batch",
+                expected=f"at least {self.config.batch_size}",
+                got=self.bank,
+                where="GuidedGenerator",
+                mend="give a larger bank, or a smaller batch",
+            )
 
     @property
     def budget(self) -> str:
@@ -155,27 +187,47 @@ class GuidedGenerator:
         """
         settings = {**self.settings(), "classes": list(given.classes), "shape": list(given.shape)}
         parents = [given.teacher, *([given.probes] if self.attention and given.probes else [])]
-        return store.get_or_make("guided_generator", settings, lambda work: self._fit(work, given), parents)
+        return store.get_or_make(
+            "guided_generator", settings, lambda work: self._fit(work, given), parents
+        )
 
     def _fit(self, work: Path, given: Given) -> dict:
         teacher, config = given.load_teacher(), self.config
         probes = given.load_probes(teacher) if self.attention else None
         torch.manual_seed(config.seed)
-        generator = nn.ModuleList(self._generator(given.classes, given.shape)
-                                  for _ in range(config.epochs if self.restart else 1))
+        generator = nn.ModuleList(
+            self._generator(given.classes, given.shape)
+            for _ in range(config.epochs if self.restart else 1)
+        )
         modules, optimizers = {"generator": generator}, {"generator": ["generator"]}
         if self.adversarial:
-            modules["student"] = create_model(self.student_model, num_classes=len(given.classes), img_size=given.shape[1],
-                                              in_chans=given.shape[0])
-            if isinstance(modules["student"](torch.zeros(2, given.shape[0], *given.shape[1:])), tuple):
-                raise WorkbenchError("the student of an adversarial generator has two outputs in training",
-                                     expected="one: a model without a distillation token", got=self.student_model,
-                                     mend="name another student_model")
+            modules["student"] = create_model(
+                self.student_model,
+                num_classes=len(given.classes),
+                img_size=given.shape[1],
+                in_chans=given.shape[0],
+            )
+            if isinstance(
+                modules["student"](torch.zeros(2, given.shape[0], *given.shape[1:])), tuple
+            ):
+                raise WorkbenchError(
+                    "the student of an adversarial generator has two outputs in training",
+                    expected="one: a model without a distillation token",
+                    got=self.student_model,
+                    mend="name another student_model",
+                )
             modules["bank"] = MemoryBank(self.bank, given.shape, len(given.classes))
             optimizers["student"] = ["student"]
         batches = Draws(self.steps, config.batch_size, len(given.classes), generator[0].noise)
-        history, stopped = fit_to_last_good(work, modules, self._step(modules, teacher, probes), batches, config,
-                                            f"generator, {self.budget}, seed {config.seed}", optimizers)
+        history, stopped = fit_to_last_good(
+            work,
+            modules,
+            self._step(modules, teacher, probes),
+            batches,
+            config,
+            f"generator, {self.budget}, seed {config.seed}",
+            optimizers,
+        )
         artifacts.save_json(work / "history.json", history)
         return {"images_per_second": history[-1]["images_per_second"], "stopped": stopped}
 
@@ -188,7 +240,9 @@ class GuidedGenerator:
             done = round(progress * self.config.epochs * self.steps)
             generator = generators[done // self.steps if self.restart else 0]
             if self.restart and done % self.steps == 0:
-                generators.requires_grad_(False)  # several processes would exchange gradients of all that could have one
+                generators.requires_grad_(
+                    False
+                )  # several processes would exchange gradients of all that could have one
                 generator.requires_grad_(True)
                 if done:
                     generator.inherit(generators[done // self.steps - 1])
@@ -197,25 +251,43 @@ class GuidedGenerator:
             logits, features, probe = _look(teacher, seen, probes is not None)
             ce = F.cross_entropy(logits.float(), labels, reduction="none")
             ink = (images.float() - self.background).square().flatten(1).mean(1) / 4
-            losses = {"ce": F.relu(ce - self.enough).mean(), "tv": total_variation(images), "ink": ink.mean(),
-                      "blank": F.relu(1 - ink / self.least).mean(), "diversity": diversity_loss(images, labels)}
+            losses = {
+                "ce": F.relu(ce - self.enough).mean(),
+                "tv": total_variation(images),
+                "ink": ink.mean(),
+                "blank": F.relu(1 - ink / self.least).mean(),
+                "diversity": diversity_loss(images, labels),
+            }
             if probes is not None:
                 losses["attention"] = attention_consistency_loss(probe, probes[labels])
             if self.intra:
-                losses["intra"] = intra_divergence_loss(features, logits, labels, self.easy, self.margin)
+                losses["intra"] = intra_divergence_loss(
+                    features, logits, labels, self.easy, self.margin
+                )
             if student is not None:
                 losses["adversarial"] = -torch.log1p(logit_distance(_held(student, seen), logits))
-            yield "generator", {"loss": sum(getattr(self, name) * loss for name, loss in losses.items()), **losses}
+            yield (
+                "generator",
+                {
+                    "loss": sum(getattr(self, name) * loss for name, loss in losses.items()),
+                    **losses,
+                },
+            )
             if student is not None:
                 bank.add(seen.detach().clamp(-1, 1), logits.detach())
                 old, answers = bank.draw(self.rehearsal * len(labels))
-                shown, asked = torch.cat([seen.detach().float(), old]), torch.cat([logits.detach().float(), answers])
+                shown, asked = (
+                    torch.cat([seen.detach().float(), old]),
+                    torch.cat([logits.detach().float(), answers]),
+                )
                 yield "student", {"loss": kd_loss(student(shown), asked, self.temperature)}
 
         return step
 
     def _generator(self, classes, shape) -> FieldGenerator:
-        return FieldGenerator(len(classes), shape[0], shape[1], self.latent, self.width, self.texture, self.bend)
+        return FieldGenerator(
+            len(classes), shape[0], shape[1], self.latent, self.width, self.texture, self.bend
+        )
 
     def generators(self, trained: Artifact, epoch: int | None = None) -> list[FieldGenerator]:
         """The generators that images are drawn from: with restarts, all those kept; else the last, or that of `epoch`."""
@@ -228,18 +300,24 @@ class GuidedGenerator:
             made.append(model.eval().to(training.device()))
         return made
 
-    def drawing(self, trained: Artifact, given: Given, epoch: int | None = None) -> Callable[[Tensor, int], Tensor]:
+    def drawing(
+        self, trained: Artifact, given: Given, epoch: int | None = None
+    ) -> Callable[[Tensor, int], Tensor]:
         """(labels (N,), seed) → uint8 images (N, C, S, S), from all generators in turn."""
         models = self.generators(trained, epoch)
 
         def draw(labels: Tensor, seed: int) -> Tensor:
             images = torch.empty(len(labels), *given.shape, dtype=torch.uint8)
             # Which generator makes which image is drawn, so that every class comes from every generator.
-            which = torch.randint(len(models), (len(labels),), generator=torch.Generator().manual_seed(seed))
+            which = torch.randint(
+                len(models), (len(labels),), generator=torch.Generator().manual_seed(seed)
+            )
             for number, model in enumerate(models):
                 rows = (which == number).nonzero().flatten()
                 if len(rows):
-                    images[rows] = generate(model, labels[rows], seed * 1000 + number, given.shape[1])
+                    images[rows] = generate(
+                        model, labels[rows], seed * 1000 + number, given.shape[1]
+                    )
             return images
 
         return draw

@@ -13,12 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd_lib import training
-from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import random_flip, random_shift, to_uint8
-from dfkd_lib.errors import WorkbenchError
-from dfkd_lib.fid import scores_and_features
-from dfkd_lib.losses import (BatchNormStatistics, attention_outputs, disagreement, intra_divergence_loss,
-                             patch_similarity_loss, total_variation)
+from dfkd_lib.losses import (
+    BatchNormStatistics,
+    attention_outputs,
+    disagreement,
+    intra_divergence_loss,
+    patch_similarity_loss,
+    total_variation,
+)
+from dfkd_lib.metrics import scores_and_features
 from dfkd_lib.synthesis.given import Given
 from dfkd_lib.training import TrainConfig
 
@@ -45,7 +51,9 @@ class _Repeat:
     def __len__(self) -> int:
         return self.steps
 
-    def __call__(self, epoch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, torch.Generator]]:
+    def __call__(
+        self, epoch: int, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, torch.Generator]]:
         for _ in range(self.steps):
             yield self.labels, generator
 
@@ -90,14 +98,29 @@ class Inversion:
         names = ("ce", "tv", "l2", "batch_norm", "patch_entropy", "compete", "intra")
         weights = {name: getattr(self, name) for name in names}
         if min(weights.values()) < 0 or max(weights.values()) == 0:
-            raise WorkbenchError("the weights of inversion are impossible", expected="each >= 0, one above 0", got=weights,
-                                 where="Inversion", mend="give at least one loss a positive weight")
+            raise WorkbenchError(
+                "the weights of inversion are impossible",
+                expected="each >= 0, one above 0",
+                got=weights,
+                where="Inversion",
+                mend="give at least one loss a positive weight",
+            )
         if not -1 <= self.background <= 1:
-            raise WorkbenchError("the background is no pixel value", expected="-1..1", got=self.background,
-                                 where="Inversion", mend="give -1 for black, 1 for white, 0 where no value is empty")
+            raise WorkbenchError(
+                "the background is no pixel value",
+                expected="-1..1",
+                got=self.background,
+                where="Inversion",
+                mend="give -1 for black, 1 for white, 0 where no value is empty",
+            )
         if min(self.steps, self.batch_size) < 1:
-            raise WorkbenchError("inversion has no steps, or no images", expected="at least 1 of each", where="Inversion",
-                                 got=f"{self.steps} steps, {self.batch_size} images", mend="give steps and batch_size")
+            raise WorkbenchError(
+                "inversion has no steps, or no images",
+                expected="at least 1 of each",
+                where="Inversion",
+                got=f"{self.steps} steps, {self.batch_size} images",
+                mend="give steps and batch_size",
+            )
 
     @property
     def shard(self) -> int:
@@ -121,16 +144,35 @@ class Inversion:
 
         def draw(labels: Tensor, seed: int) -> Tensor:
             canvas = Canvas(len(labels), given.shape, torch.Generator().manual_seed(seed))
-            config = TrainConfig(1, len(labels), self.lr, optimizer="adam", betas=(0.5, 0.9), precision=self.precision,
-                                 seed=seed)
-            training.fit({"canvas": canvas}, self._step(canvas, teacher, student, norms), _Repeat(labels, self.steps),
-                         config, label=f"inversion of {len(labels)} images, seed {seed}", split=False)
+            config = TrainConfig(
+                1,
+                len(labels),
+                self.lr,
+                optimizer="adam",
+                betas=(0.5, 0.9),
+                precision=self.precision,
+                seed=seed,
+            )
+            training.fit(
+                {"canvas": canvas},
+                self._step(canvas, teacher, student, norms),
+                _Repeat(labels, self.steps),
+                config,
+                label=f"inversion of {len(labels)} images, seed {seed}",
+                split=False,
+            )
             with torch.no_grad():
                 return to_uint8(canvas()).cpu()
 
         return draw
 
-    def _step(self, canvas: Canvas, teacher: nn.Module, student: nn.Module | None, norms: BatchNormStatistics | None):
+    def _step(
+        self,
+        canvas: Canvas,
+        teacher: nn.Module,
+        student: nn.Module | None,
+        norms: BatchNormStatistics | None,
+    ):
         def step(batch, progress: float) -> dict[str, Tensor]:
             labels, generator = batch
             images = canvas()
@@ -139,10 +181,15 @@ class Inversion:
             with ExitStack() as watched:
                 if norms:
                     watched.enter_context(norms.watching())
-                outputs = watched.enter_context(attention_outputs(teacher)) if self.patch_entropy else []
+                outputs = (
+                    watched.enter_context(attention_outputs(teacher)) if self.patch_entropy else []
+                )
                 logits, features = scores_and_features(teacher, seen)
-            losses = {"ce": F.cross_entropy(logits.float(), labels), "tv": total_variation(images),
-                      "l2": (images - self.background).square().mean() / 4}
+            losses = {
+                "ce": F.cross_entropy(logits.float(), labels),
+                "tv": total_variation(images),
+                "l2": (images - self.background).square().mean() / 4,
+            }
             if norms:
                 losses["batch_norm"] = norms.loss
             if self.patch_entropy:
@@ -150,7 +197,12 @@ class Inversion:
             if self.compete:
                 losses["compete"] = 1 - disagreement(student(seen), logits)
             if self.intra:
-                losses["intra"] = intra_divergence_loss(features, logits, labels, self.easy, self.margin)
-            return {"loss": sum(getattr(self, name) * loss for name, loss in losses.items()), **losses}
+                losses["intra"] = intra_divergence_loss(
+                    features, logits, labels, self.easy, self.margin
+                )
+            return {
+                "loss": sum(getattr(self, name) * loss for name, loss in losses.items()),
+                **losses,
+            }
 
         return step

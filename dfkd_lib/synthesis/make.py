@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dfkd_lib import artifacts
-from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib.core import WorkbenchError, artifacts
+from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet
-from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.synthesis.canvas import balanced_labels
 from dfkd_lib.synthesis.given import Given
 
@@ -47,7 +46,9 @@ class Maker(Protocol):
         """What drawing depends on, JSON-able."""
 
 
-def make_images(store: Store, maker: Maker, given: Given, count: int, seed: int = 0) -> tuple[ImageSet, Artifact]:
+def make_images(
+    store: Store, maker: Maker, given: Given, count: int, seed: int = 0
+) -> tuple[ImageSet, Artifact]:
     """`count` synthetic images, even over the classes: (ImageSet, its artifact).
 
     Drawing reads no real image, whatever the maker, and the ledger holds it to that; what the training of the maker has
@@ -63,29 +64,49 @@ def make_images(store: Store, maker: Maker, given: Given, count: int, seed: int 
         WorkbenchError: if count is smaller than the number of classes; whatever the maker raises.
     """
     if count < len(given.classes):
-        raise WorkbenchError("too few images to make", expected=f"at least {len(given.classes)}, one a class", got=count,
-                             where="make_images", mend="ask for more images")
+        raise WorkbenchError(
+            "too few images to make",
+            expected=f"at least {len(given.classes)}, one a class",
+            got=count,
+            where="make_images",
+            mend="ask for more images",
+        )
     trained = maker.train(store, given)
-    settings = {"maker": type(maker).__name__, **maker.settings(), "classes": list(given.classes),
-                "shape": list(given.shape), "count": count, "seed": seed, "shard": maker.shard}
+    settings = {
+        "maker": type(maker).__name__,
+        **maker.settings(),
+        "classes": list(given.classes),
+        "shape": list(given.shape),
+        "count": count,
+        "seed": seed,
+        "shard": maker.shard,
+    }
     parents = [*([trained] if trained else []), *maker.parents(given)]
-    kept = store.get_or_make("synthetic", settings, lambda work: _draw(work, maker, trained, given, count, seed), parents)
+    kept = store.get_or_make(
+        "synthetic", settings, lambda work: _draw(work, maker, trained, given, count, seed), parents
+    )
     return open_images(kept), kept
 
 
-def _draw(work: Path, maker: Maker, trained: Artifact | None, given: Given, count: int, seed: int) -> dict:
+def _draw(
+    work: Path, maker: Maker, trained: Artifact | None, given: Given, count: int, seed: int
+) -> dict:
     draw, labels = maker.drawing(trained, given), balanced_labels(count, len(given.classes))
     done = work / "checkpoint" / "shards.json"
     done.parent.mkdir(exist_ok=True)
     sums, size = _kept_shards(done), maker.shard * int(np.prod(given.shape))
     with open(work / IMAGES, "r+b" if sums else "w+b") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False,
-                                                    "shape": (count, *given.shape)})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|u1", "fortran_order": False, "shape": (count, *given.shape)}
+        )
         begin, whole = file.tell(), 0
         while whole < len(sums) and zlib.crc32(file.read(size)) == sums[whole]:
             whole += 1
         if whole < len(sums):
-            print(f"{work / IMAGES}: damaged in part {whole + 1} of {len(sums)}; drawn anew from there", flush=True)
+            print(
+                f"{work / IMAGES}: damaged in part {whole + 1} of {len(sums)}; drawn anew from there",
+                flush=True,
+            )
         sums = sums[:whole]
         for shard in range(whole, -(-count // maker.shard)):
             rows = slice(shard * maker.shard, min((shard + 1) * maker.shard, count))
@@ -94,7 +115,9 @@ def _draw(work: Path, maker: Maker, trained: Artifact | None, given: Given, coun
             file.seek(begin + shard * size)
             file.write(images)
             file.flush()
-            os.fsync(file.fileno())  # or after a power cut the sums below could tell of images that are not on disk
+            os.fsync(
+                file.fileno()
+            )  # or after a power cut the sums below could tell of images that are not on disk
             sums.append(zlib.crc32(images))
             artifacts.save_json(done, sums)
     return {"images": count, "maker": maker.budget}
@@ -116,8 +139,17 @@ def open_images(kept: Artifact) -> ImageSet:
         WorkbenchError: if the artifact holds no images.
     """
     if not (kept.path / IMAGES).is_file():
-        raise WorkbenchError("this artifact holds no images", expected=IMAGES, got=kept.stage, where=kept.path,
-                             mend="give an artifact that make_images has returned")
-    pixels = np.load(kept.path / IMAGES, mmap_mode="c")  # copy on write: nothing can change the file
+        raise WorkbenchError(
+            "this artifact holds no images",
+            expected=IMAGES,
+            got=kept.stage,
+            where=kept.path,
+            mend="give an artifact that make_images has returned",
+        )
+    pixels = np.load(
+        kept.path / IMAGES, mmap_mode="c"
+    )  # copy on write: nothing can change the file
     labels = balanced_labels(len(pixels), len(kept.settings["classes"]))
-    return ImageSet(torch.from_numpy(pixels), labels, tuple(kept.settings["classes"]), f"synthetic ({kept.key})")
+    return ImageSet(
+        torch.from_numpy(pixels), labels, tuple(kept.settings["classes"]), f"synthetic ({kept.key})"
+    )

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfkd_lib import artifacts, fid, ledger
-from dfkd_lib.artifacts import Artifact, Store
+from dfkd_lib import metrics
+from dfkd_lib.core import WorkbenchError, artifacts, ledger
+from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.distill import load_trained
 from dfkd_lib.distill.runner import reads_of
-from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.synthesis.canvas import balanced_labels, kept_states
 from dfkd_lib.synthesis.given import Given
 
@@ -39,50 +39,76 @@ class FeatureSpace:
 
     @property
     def parents(self) -> list[Artifact]:
-        return [self.judge, *([self.artifact] if self.artifact and self.artifact.key != self.judge.key else [])]
+        return [
+            self.judge,
+            *([self.artifact] if self.artifact and self.artifact.key != self.judge.key else []),
+        ]
 
-    def of(self, images: Tensor, labels: Tensor) -> fid.Features:
+    def of(self, images: Tensor, labels: Tensor) -> metrics.Features:
         """Features and the judge's logits of uint8 images with their labels."""
-        values, logits = fid.features_and_logits(load_trained(self.judge), images)
+        values, logits = metrics.features_and_logits(load_trained(self.judge), images)
         if self.artifact is None or self.artifact.key != self.judge.key:
             values = self.extract(images)
-        return fid.Features(values.float(), labels, logits.float(), self.name)
+        return metrics.Features(values.float(), labels, logits.float(), self.name)
 
 
 def fitted(model: nn.Module, size: int, channels: int, images: Tensor) -> Tensor:
     """uint8 images (N, C, H, W) as a network of other size and channels wants them: resized, grey repeated; uint8."""
     if images.shape[1] != channels:
         if images.shape[1] != 1:
-            raise WorkbenchError("the feature network takes other channels", expected=channels, got=images.shape[1],
-                                 mend="choose a network for colour images")
+            raise WorkbenchError(
+                "the feature network takes other channels",
+                expected=channels,
+                got=images.shape[1],
+                mend="choose a network for colour images",
+            )
         images = images.expand(-1, channels, -1, -1)
     if images.shape[-1] == size:
         return images
-    grown = F.interpolate(images.float(), (size, size), mode="bilinear", align_corners=False, antialias=True)
+    grown = F.interpolate(
+        images.float(), (size, size), mode="bilinear", align_corners=False, antialias=True
+    )
     return grown.round().clamp(0, 255).to(torch.uint8)
 
 
 def real_features(store: Store, images: ImageSet, space: FeatureSpace) -> Artifact:
     """Features of real images, kept: features.safetensors "values" (N, D), "labels", "logits" (N, K)."""
+
     def make(work: Path) -> dict:
         found = space.of(images.images, images.labels)
-        artifacts.save_tensors(work / "features.safetensors",
-                               {"values": found.values, "labels": found.labels, "logits": found.logits})
+        artifacts.save_tensors(
+            work / "features.safetensors",
+            {"values": found.values, "labels": found.labels, "logits": found.logits},
+        )
         return {"images": len(images), "dimensions": found.values.shape[1]}
 
-    return store.get_or_make("real_features", {"images": images.fingerprint, "space": space.name}, make, space.parents,
-                             reads_of((images, ledger.EVALUATION)))
+    return store.get_or_make(
+        "real_features",
+        {"images": images.fingerprint, "space": space.name},
+        make,
+        space.parents,
+        reads_of((images, ledger.EVALUATION)),
+    )
 
 
-def open_features(kept: Artifact) -> fid.Features:
+def open_features(kept: Artifact) -> metrics.Features:
     """The features of a `real_features` artifact."""
     tensors = kept.tensors("features.safetensors")
-    return fid.Features(tensors["values"], tensors["labels"], tensors["logits"], kept.settings["space"])
+    return metrics.Features(
+        tensors["values"], tensors["labels"], tensors["logits"], kept.settings["space"]
+    )
 
 
-def measure_images(store: Store, images: ImageSet, kept: Artifact, reference: Artifact, space: FeatureSpace,
-                   count: int = 10_000, rounds: int = 100) -> Artifact:
-    """All measures of (at most `count` of) the images against the reference: measures.json, for `fid.Measures.from_dict`.
+def measure_images(
+    store: Store,
+    images: ImageSet,
+    kept: Artifact,
+    reference: Artifact,
+    space: FeatureSpace,
+    count: int = 10_000,
+    rounds: int = 100,
+) -> Artifact:
+    """All measures of (at most `count` of) the images against the reference: measures.json, for `metrics.Measures.from_dict`.
 
     Args:
         kept: the artifact of the images. reference: `real_features` in the same space. rounds: bootstrap replicates.
@@ -91,14 +117,35 @@ def measure_images(store: Store, images: ImageSet, kept: Artifact, reference: Ar
         Artifact with metrics "frechet", "low", "high", "kid", "kid_std", "precision", "recall", "density", "coverage",
         "score", "images", "reference_images", "warnings".
     """
+
     def make(work: Path) -> dict:
         chosen = images.sample(count)
-        found = fid.measure(open_features(reference), space.of(chosen.images, chosen.labels), images.num_classes, rounds)
+        found = metrics.measure(
+            open_features(reference),
+            space.of(chosen.images, chosen.labels),
+            images.num_classes,
+            rounds,
+        )
         artifacts.save_json(work / "measures.json", found.as_dict())
         row = found.rows[0]
-        names = ("low", "high", "kid", "kid_std", "precision", "recall", "density", "coverage", "score")
-        return {"frechet": row.distance, **{name: _plain(getattr(row, name)) for name in names}, "images": row.images,
-                "reference_images": row.real_images, "warnings": found.warnings}
+        names = (
+            "low",
+            "high",
+            "kid",
+            "kid_std",
+            "precision",
+            "recall",
+            "density",
+            "coverage",
+            "score",
+        )
+        return {
+            "frechet": row.distance,
+            **{name: _plain(getattr(row, name)) for name in names},
+            "images": row.images,
+            "reference_images": row.real_images,
+            "warnings": found.warnings,
+        }
 
     settings = {"space": space.name, "count": count, "rounds": rounds}
     return store.get_or_make("measures", settings, make, [kept, reference, *space.parents])
@@ -108,19 +155,32 @@ def _plain(value: float) -> float | None:
     return value if value == value else None
 
 
-def distance_curve(store: Store, maker, trained: Artifact, given: Given, reference: Artifact,
-                   space: FeatureSpace) -> Artifact:
+def distance_curve(
+    store: Store, maker, trained: Artifact, given: Given, reference: Artifact, space: FeatureSpace
+) -> Artifact:
     """Fréchet distance of 2,000 images from each state that a generator's training kept: curve.json, [{"epoch",
     "frechet"}]."""
+
     def make(work: Path) -> dict:
         real = open_features(reference).values
-        mu, sigma = fid.statistics(real)
+        mu, sigma = metrics.statistics(real)
         labels, rows = balanced_labels(CURVE_IMAGES, len(given.classes)), []
         for epoch in kept_states(trained):
             images = maker.drawing(trained, given, epoch)(labels, 0)
-            rows.append({"epoch": epoch, "frechet": fid.frechet_distance_to(mu, sigma, space.of(images, labels).values)})
+            rows.append(
+                {
+                    "epoch": epoch,
+                    "frechet": metrics.frechet_distance_to(
+                        mu, sigma, space.of(images, labels).values
+                    ),
+                }
+            )
         artifacts.save_json(work / "curve.json", rows)
         return {"points": len(rows), "images": CURVE_IMAGES}
 
-    return store.get_or_make("distance_curve", {"space": space.name, "images": CURVE_IMAGES}, make,
-                             [trained, reference, *space.parents])
+    return store.get_or_make(
+        "distance_curve",
+        {"space": space.name, "images": CURVE_IMAGES},
+        make,
+        [trained, reference, *space.parents],
+    )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError
 
 
 class TensorBatches:
@@ -16,11 +16,16 @@ class TensorBatches:
             unless it is the only one. transform: (batch tuple, generator) -> batch tuple, applied to each batch.
     """
 
-    def __init__(self, tensors: tuple[Tensor, ...], batch_size: int, transform: Callable | None = None):
+    def __init__(
+        self, tensors: tuple[Tensor, ...], batch_size: int, transform: Callable | None = None
+    ):
         lengths = {len(t) for t in tensors}
         if len(lengths) != 1 or 0 in lengths:
-            raise WorkbenchError("batches need tensors of one, positive length", got=[len(t) for t in tensors],
-                                 mend="give as many labels as images, and at least one of each")
+            raise WorkbenchError(
+                "batches need tensors of one, positive length",
+                got=[len(t) for t in tensors],
+                mend="give as many labels as images, and at least one of each",
+            )
         self.tensors, self.transform = tensors, transform
         self.batch_size = min(batch_size, len(tensors[0]))
 
@@ -37,6 +42,6 @@ class TensorBatches:
 
     def __call__(self, epoch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
         order = torch.randperm(len(self.tensors[0]), generator=generator)
-        for rows in order[:len(self) * self.batch_size].split(self.batch_size):
+        for rows in order[: len(self) * self.batch_size].split(self.batch_size):
             batch = tuple(t[rows.to(t.device)] for t in self.tensors)
             yield self.transform(batch, generator) if self.transform else batch

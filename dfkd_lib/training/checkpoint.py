@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dfkd_lib import processes
-from dfkd_lib.errors import WorkbenchError, is_number
-from dfkd_lib.files import disk_error, file_hash, is_full, replacing
+from dfkd_lib.core import WorkbenchError, is_number, processes
+from dfkd_lib.core.files import disk_error, file_hash, is_full, replacing
 from dfkd_lib.training.parallel import send_modules
 
 DIGEST = 32  # bytes of SHA-256 at the end of a checkpoint, over all before it; torch.load does not mind them
@@ -28,9 +27,12 @@ class Checkpoint:
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        state = {"modules": {n: m.state_dict() for n, m in self.modules.items()},
-                 "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()}, "history": history,
-                 "threads": torch.get_num_threads()}
+        state = {
+            "modules": {n: m.state_dict() for n, m in self.modules.items()},
+            "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()},
+            "history": history,
+            "threads": torch.get_num_threads(),
+        }
         try:
             with replacing(self.file) as temporary:
                 torch.save(state, temporary)
@@ -38,7 +40,9 @@ class Checkpoint:
                     file.write(bytes.fromhex(file_hash(temporary)))
         except (OSError, RuntimeError) as error:
             if is_full(error):
-                raise disk_error("the checkpoint of this epoch cannot be written to disk", error, self.file) from error
+                raise disk_error(
+                    "the checkpoint of this epoch cannot be written to disk", error, self.file
+                ) from error
             raise
 
     @contextmanager
@@ -53,15 +57,24 @@ class Checkpoint:
 
     def _damaged(self) -> bool:
         try:
-            with open(self.file, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            with (
+                open(self.file, "rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            ):
                 with memoryview(data) as bits:
-                    if bits[-22:-18] == ZIP_END or hashlib.sha256(bits[:-DIGEST]).digest() == bits[-DIGEST:]:
+                    if (
+                        bits[-22:-18] == ZIP_END
+                        or hashlib.sha256(bits[:-DIGEST]).digest() == bits[-DIGEST:]
+                    ):
                         return False
         except ValueError:  # an empty file
             pass
         aside = self.file.replace(self.file.with_suffix(".damaged"))
-        print(f"a checkpoint is damaged: this training starts from its first epoch; it is kept as {aside} until that is "
-              "done", flush=True)
+        print(
+            f"a checkpoint is damaged: this training starts from its first epoch; it is kept as {aside} until that is "
+            "done",
+            flush=True,
+        )
         return True
 
     def load(self) -> list:
@@ -85,9 +98,13 @@ class Checkpoint:
         except WorkbenchError:  # the ledger's refusal
             raise
         except Exception as error:  # the reader of a damaged file raises whatever it stumbles over
-            raise WorkbenchError("a checkpoint cannot be resumed", got=str(error)[:500] or type(error).__name__,
-                                 where=self.file, expected="what an earlier epoch of this very training left",
-                                 mend="delete that file; this stage starts from its first epoch") from None
+            raise WorkbenchError(
+                "a checkpoint cannot be resumed",
+                got=str(error)[:500] or type(error).__name__,
+                where=self.file,
+                expected="what an earlier epoch of this very training left",
+                mend="delete that file; this stage starts from its first epoch",
+            ) from None
         self.threads = threads
         return history
 

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from dfkd_lib import processes
-from dfkd_lib.errors import WorkbenchError, is_number
+from dfkd_lib.core import WorkbenchError, is_number, processes
 
 
 class DivergedError(WorkbenchError):
@@ -44,20 +43,33 @@ class TrainConfig:
     compile: bool = False
 
     def __post_init__(self):
-        whole = {name: isinstance(getattr(self, name), int) for name in ("epochs", "batch_size", "seed")}
-        rules = {"epochs": whole["epochs"] and is_number(self.epochs, 1),
-                 "batch_size": whole["batch_size"] and is_number(self.batch_size, 1),
-                 "lr": is_number(self.lr) and self.lr > 0, "seed": whole["seed"] and is_number(self.seed, 0, 2**63),
-                 "betas": isinstance(self.betas, (tuple, list)) and [is_number(b, 0, 1) for b in self.betas] == [True] * 2,
-                 "momentum": is_number(self.momentum, 0, 1), "compile": isinstance(self.compile, bool),
-                 "grad_clip": self.grad_clip is None or is_number(self.grad_clip) and self.grad_clip > 0,
-                 "optimizer": self.optimizer in ("adamw", "adam", "sgd"), "weight_decay": is_number(self.weight_decay, 0),
-                 "schedule": self.schedule in ("cosine", "constant"), "precision": self.precision in ("fp32", "bf16"),
-                 "warmup_epochs": is_number(self.warmup_epochs, 0)}
+        whole = {
+            name: isinstance(getattr(self, name), int) for name in ("epochs", "batch_size", "seed")
+        }
+        rules = {
+            "epochs": whole["epochs"] and is_number(self.epochs, 1),
+            "batch_size": whole["batch_size"] and is_number(self.batch_size, 1),
+            "lr": is_number(self.lr) and self.lr > 0,
+            "seed": whole["seed"] and is_number(self.seed, 0, 2**63),
+            "betas": isinstance(self.betas, (tuple, list))
+            and [is_number(b, 0, 1) for b in self.betas] == [True] * 2,
+            "momentum": is_number(self.momentum, 0, 1),
+            "compile": isinstance(self.compile, bool),
+            "grad_clip": self.grad_clip is None or is_number(self.grad_clip) and self.grad_clip > 0,
+            "optimizer": self.optimizer in ("adamw", "adam", "sgd"),
+            "weight_decay": is_number(self.weight_decay, 0),
+            "schedule": self.schedule in ("cosine", "constant"),
+            "precision": self.precision in ("fp32", "bf16"),
+            "warmup_epochs": is_number(self.warmup_epochs, 0),
+        }
         for name, holds in rules.items():
             if not holds:
-                raise WorkbenchError("a training setting is impossible", where=f"TrainConfig.{name}",
-                                     got=getattr(self, name), mend="see the docstring of TrainConfig for the values")
+                raise WorkbenchError(
+                    "a training setting is impossible",
+                    where=f"TrainConfig.{name}",
+                    got=getattr(self, name),
+                    mend="see the docstring of TrainConfig for the values",
+                )
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -71,13 +83,21 @@ def device() -> torch.device:
 
 def make_optimizer(modules: list[nn.Module], config: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer of `config` over every trainable parameter of `modules`, each once."""
-    parameters = list({id(p): p for m in modules for p in m.parameters() if p.requires_grad}.values())
+    parameters = list(
+        {id(p): p for m in modules for p in m.parameters() if p.requires_grad}.values()
+    )
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.SGD(
+            parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
     if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, config.lr, betas=config.betas, weight_decay=config.weight_decay)
-    groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-              {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+        return torch.optim.Adam(
+            parameters, config.lr, betas=config.betas, weight_decay=config.weight_decay
+        )
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW([g for g in groups if g["params"]], config.lr, betas=config.betas)
 
 

@@ -11,23 +11,40 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib import processes
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError, processes
 from dfkd_lib.training import parallel
 from dfkd_lib.training.batches import TensorBatches
 from dfkd_lib.training.checkpoint import Checkpoint
-from dfkd_lib.training.config import DivergedError, TrainConfig, device, learning_rate, make_optimizer
+from dfkd_lib.training.config import (
+    DivergedError,
+    TrainConfig,
+    device,
+    learning_rate,
+    make_optimizer,
+)
 from dfkd_lib.training.progress import Progress, Totals
 
-NO_COMPILER = re.compile(r"InvalidCxxCompiler|No working C\+\+ compiler|CppCompileError|TritonMissing|working triton")
+NO_COMPILER = re.compile(
+    r"InvalidCxxCompiler|No working C\+\+ compiler|CppCompileError|TritonMissing|working triton"
+)
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-PROCESS_SEEDS = 1_000_000_007  # between the seeds of processes: more than trainings have epochs, and seeds
+PROCESS_SEEDS = (
+    1_000_000_007  # between the seeds of processes: more than trainings have epochs, and seeds
+)
 CHECK_EVERY = 20  # steps between looks at the losses: a look waits for the device
 
 
-def fit(modules: dict[str, nn.Module], step: Callable, batches, config: TrainConfig,
-        optimizers: dict[str, list[str]] | None = None, evaluate: Callable[[int], dict] | None = None,
-        checkpoint: str | Path | None = None, label: str = "training", split: bool = True) -> list[dict]:
+def fit(
+    modules: dict[str, nn.Module],
+    step: Callable,
+    batches,
+    config: TrainConfig,
+    optimizers: dict[str, list[str]] | None = None,
+    evaluate: Callable[[int], dict] | None = None,
+    checkpoint: str | Path | None = None,
+    label: str = "training",
+    split: bool = True,
+) -> list[dict]:
     """Train `modules` in place by a step function and return the history, one dict an epoch.
 
     Under `accelerate launch` or torchrun all processes call this alike. config.batch_size stays that of all together:
@@ -62,8 +79,10 @@ def fit(modules: dict[str, nn.Module], step: Callable, batches, config: TrainCon
         batches.to(where)
     for module in modules.values():
         module.to(where)
-    made = {name: make_optimizer([modules[m] for m in names], config)
-            for name, names in (optimizers or {"main": list(modules)}).items()}
+    made = {
+        name: make_optimizer([modules[m] for m in names], config)
+        for name, names in (optimizers or {"main": list(modules)}).items()
+    }
     saved = Checkpoint(checkpoint, modules, made)
     history = _agreed(saved.load(), saved.file)
     if split:
@@ -90,21 +109,33 @@ def _explained(error: Exception, config: TrainConfig, label: str, done: int) -> 
     """The error as one that a user can mend, where it is of such a kind; else itself."""
     said = f"{type(error).__name__}: {error}"
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or NO_MEMORY.search(str(error)):
-        return WorkbenchError("memory ran out in training", got=str(error).split("\n")[0][:300], where=label,
-                              mend=f"lower batch_size (now {config.batch_size}) or the model's size; finished epochs are "
-                              f"kept and resumed ({done} of {config.epochs})")
+        return WorkbenchError(
+            "memory ran out in training",
+            got=str(error).split("\n")[0][:300],
+            where=label,
+            mend=f"lower batch_size (now {config.batch_size}) or the model's size; finished epochs are "
+            f"kept and resumed ({done} of {config.epochs})",
+        )
     if config.compile and NO_COMPILER.search(said):
-        return WorkbenchError("torch.compile finds no compiler that works", got=said.split("\n")[0][:300], where=label,
-                              expected="g++ or clang (the variable CXX names another); for GPUs Triton too",
-                              mend="install one, or train without compiling")
+        return WorkbenchError(
+            "torch.compile finds no compiler that works",
+            got=said.split("\n")[0][:300],
+            where=label,
+            expected="g++ or clang (the variable CXX names another); for GPUs Triton too",
+            mend="install one, or train without compiling",
+        )
     return error
 
 
 def _agreed(history: list[dict], file: Path | None) -> list[dict]:
     """The history, which must be the main process's."""
     if processes.from_main(lambda: len(history)) != len(history):
-        raise WorkbenchError("this process does not see the checkpoint of the main one", got=f"{len(history)} epochs",
-                             where=file, mend="let all processes see one folder, or give no checkpoint")
+        raise WorkbenchError(
+            "this process does not see the checkpoint of the main one",
+            got=f"{len(history)} epochs",
+            where=file,
+            mend="let all processes see one folder, or give no checkpoint",
+        )
     return history
 
 
@@ -133,7 +164,11 @@ class _Run:
 
     def __post_init__(self):
         self.many = inspect.isgeneratorfunction(self.step)
-        self.norms = parallel.common_norms(self.modules.values(), self.config.compile) if self.split else nullcontext()
+        self.norms = (
+            parallel.common_norms(self.modules.values(), self.config.compile)
+            if self.split
+            else nullcontext()
+        )
         self.unequal = torch.zeros((), dtype=torch.bool, device=self.device)
         if self.config.compile:
             for module in self.modules.values():
@@ -167,7 +202,13 @@ class _Run:
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules.values():
             module.train()
-        totals, steps, images, start, lr = Totals(), len(self.batches), 0, time.perf_counter(), self.config.lr
+        totals, steps, images, start, lr = (
+            Totals(),
+            len(self.batches),
+            0,
+            time.perf_counter(),
+            self.config.lr,
+        )
         for index, batch in enumerate(self.batches(epoch, generator)):
             lr = self._set_lr(epoch + index / steps)
             images += _rows(batch)
@@ -180,8 +221,13 @@ class _Run:
         if self.split:
             totals.share()
         seconds = time.perf_counter() - start
-        return {"epoch": epoch + 1, "lr": lr, "seconds": round(seconds, 3),
-                "images_per_second": round(images / seconds, 1), **totals.means()}
+        return {
+            "epoch": epoch + 1,
+            "lr": lr,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(images / seconds, 1),
+            **totals.means(),
+        }
 
     def _set_lr(self, epoch: float) -> float:
         lr = learning_rate(self.config, epoch)
@@ -214,11 +260,15 @@ class _Run:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        parameters = [
+            p for group in optimizer.param_groups for p in group["params"] if p.requires_grad
+        ]
         if self.split:
             self.unequal |= parallel.average_gradients(parameters)
         if self.config.grad_clip:
-            nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], self.config.grad_clip)
+            nn.utils.clip_grad_norm_(
+                [p for p in parameters if p.grad is not None], self.config.grad_clip
+            )
         optimizer.step()
         prefix = "" if not self.many else f"{name}_"
         totals.add({k if k != "loss" else f"{prefix}loss": v for k, v in losses.items()})
@@ -228,20 +278,32 @@ class _Run:
         for module_name, module in self.modules.items():
             for name, value in module.state_dict().items():
                 if value.is_floating_point() and not torch.isfinite(value).all():
-                    raise DivergedError(f"{self.label}: weights are no longer finite numbers", got=f"{module_name}.{name}",
-                                        where=f"after epoch {epoch + 1}", mend="lower the learning rate (now "
-                                        f"{self.config.lr}) or set grad_clip; the last good epoch is kept")
+                    raise DivergedError(
+                        f"{self.label}: weights are no longer finite numbers",
+                        got=f"{module_name}.{name}",
+                        where=f"after epoch {epoch + 1}",
+                        mend="lower the learning rate (now "
+                        f"{self.config.lr}) or set grad_clip; the last good epoch is kept",
+                    )
 
     def _check(self, totals: Totals, epoch: int, index: int) -> None:
-        if self.split and bool(self.unequal):  # the same in all: each has seen every process's counts
-            raise WorkbenchError("processes have gradients of different parameters", where=self.label,
-                                 mend="let the step use the same parameters whatever the rows of a batch")
+        if self.split and bool(
+            self.unequal
+        ):  # the same in all: each has seen every process's counts
+            raise WorkbenchError(
+                "processes have gradients of different parameters",
+                where=self.label,
+                mend="let the step use the same parameters whatever the rows of a batch",
+            )
         bad = totals.bad(self.split)
         if bad:
-            raise DivergedError(f"{self.label}: a loss is no longer a finite number", got=", ".join(bad),
-                                where=f"epoch {epoch + 1}, by step {index + 1} of {len(self.batches)}",
-                                mend=f"lower the learning rate (now {self.config.lr}) or set grad_clip; check the "
-                                "images for NaN; the last good epoch is kept")
+            raise DivergedError(
+                f"{self.label}: a loss is no longer a finite number",
+                got=", ".join(bad),
+                where=f"epoch {epoch + 1}, by step {index + 1} of {len(self.batches)}",
+                mend=f"lower the learning rate (now {self.config.lr}) or set grad_clip; check the "
+                "images for NaN; the last good epoch is kept",
+            )
 
 
 def _rows(batch) -> int:

@@ -8,16 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dfkd_lib import processes
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError, processes
 
 
 def check_batch_size(rows: int, where: str) -> None:
     """WorkbenchError unless a batch of so many rows can be parted evenly among the processes."""
     if rows % processes.count():
-        raise WorkbenchError("a batch cannot be parted evenly among the processes", where=where,
-                             expected=f"a batch_size that {processes.count()} divides", got=f"{rows} rows",
-                             mend="change batch_size or the number of processes; batch_size is that of all together")
+        raise WorkbenchError(
+            "a batch cannot be parted evenly among the processes",
+            where=where,
+            expected=f"a batch_size that {processes.count()} divides",
+            got=f"{rows} rows",
+            mend="change batch_size or the number of processes; batch_size is that of all together",
+        )
 
 
 def own_rows(batch, where: str = "batch"):
@@ -44,11 +47,23 @@ def average_gradients(parameters: list[Tensor]) -> Tensor:
         kind = torch.promote_types(kind, parameter.dtype)
     device = parameters[0].device
     held = torch.tensor([p.grad is not None for p in parameters], dtype=kind)
-    held = held.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else held.to(device)
-    flat = torch.cat([*((torch.zeros_like(p) if p.grad is None else p.grad).flatten().to(kind) for p in parameters), held])
+    held = (
+        held.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else held.to(device)
+    )
+    flat = torch.cat(
+        [
+            *(
+                (torch.zeros_like(p) if p.grad is None else p.grad).flatten().to(kind)
+                for p in parameters
+            ),
+            held,
+        ]
+    )
     processes.total(flat)
     start, count = 0, processes.count()
-    counts = flat[-len(parameters):]
+    counts = flat[-len(parameters) :]
     unequal = ((counts != 0) & (counts != count)).any()
     flat = flat / count
     for parameter in parameters:
@@ -61,7 +76,9 @@ def average_gradients(parameters: list[Tensor]) -> Tensor:
 
 def send_modules(modules: Iterable[nn.Module]) -> None:
     """Give every process the main one's weights and buffers."""
-    processes.send_from_main(tensor for module in modules for tensor in module.state_dict().values())
+    processes.send_from_main(
+        tensor for module in modules for tensor in module.state_dict().values()
+    )
 
 
 def common_norms(modules: Iterable[nn.Module], compiled: bool = False):
@@ -70,10 +87,17 @@ def common_norms(modules: Iterable[nn.Module], compiled: bool = False):
     Raises:
         WorkbenchError: where such a module is compiled: what its batch norms exchange cannot be part of a graph.
     """
-    normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for module in modules for m in module.modules())
+    normed = any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm)
+        for module in modules
+        for m in module.modules()
+    )
     if normed and compiled:
-        raise WorkbenchError("a network with batch norms cannot be compiled over several processes", where="compile",
-                             mend="train it uncompiled, or in one process")
+        raise WorkbenchError(
+            "a network with batch norms cannot be compiled over several processes",
+            where="compile",
+            mend="train it uncompiled, or in one process",
+        )
     return _CommonNorms() if normed else nullcontext()
 
 
@@ -89,7 +113,9 @@ class _CommonNorms(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+def _batch_norm(
+    x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+):
     if not training:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     values = x if x.dtype == torch.float64 else x.float()
@@ -120,7 +146,10 @@ class _MeanOfAll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        return processes.total(gradient.clone(memory_format=torch.contiguous_format)) / processes.count()
+        return (
+            processes.total(gradient.clone(memory_format=torch.contiguous_format))
+            / processes.count()
+        )
 
 
 _mean_of_all = _MeanOfAll.apply

@@ -9,7 +9,7 @@ import time
 import torch
 from torch import Tensor
 
-from dfkd_lib import processes
+from dfkd_lib.core import processes
 
 WRITE_SECONDS = 0.5
 
@@ -22,7 +22,9 @@ class Totals:
 
     def add(self, losses: dict) -> None:
         for name, value in losses.items():
-            value = value.detach().float() if isinstance(value, Tensor) else torch.tensor(float(value))
+            value = (
+                value.detach().float() if isinstance(value, Tensor) else torch.tensor(float(value))
+            )
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.count[name] = self.count.get(name, 0) + 1
 
@@ -56,8 +58,16 @@ class Progress:
     """
 
     def __init__(self, label: str, epochs: int, steps: int, history: list[dict]):
-        style = os.environ.get("DFKD_PROGRESS") or ("bar" if sys.stderr.isatty() or _in_lab() else "lines")
-        self.style, self.label, self.epochs, self.steps, self.history = style, label, epochs, steps, history
+        style = os.environ.get("DFKD_PROGRESS") or (
+            "bar" if sys.stderr.isatty() or _in_lab() else "lines"
+        )
+        self.style, self.label, self.epochs, self.steps, self.history = (
+            style,
+            label,
+            epochs,
+            steps,
+            history,
+        )
         self.start, self.before, self.step_number = time.perf_counter(), len(history) * steps, 0
         self.file, self.written = os.environ.get("DFKD_PROGRESS_FILE"), 0.0
         if not processes.is_main():
@@ -67,7 +77,9 @@ class Progress:
         if style == "bar":
             from tqdm.auto import tqdm
 
-            self.bar = tqdm(total=epochs * steps, initial=self.before, desc=label, unit="step", leave=False)
+            self.bar = tqdm(
+                total=epochs * steps, initial=self.before, desc=label, unit="step", leave=False
+            )
 
     def step(self, totals: Totals) -> None:
         self.step_number += 1
@@ -79,11 +91,18 @@ class Progress:
 
     def epoch(self, row: dict) -> None:
         self.step_number = 0
-        shown = " ".join(f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float) and k not in ("lr", "seconds"))
+        shown = " ".join(
+            f"{k} {v:.4g}"
+            for k, v in row.items()
+            if isinstance(v, float) and k not in ("lr", "seconds")
+        )
         if self.style == "bar":
             self.bar.set_postfix_str(shown[:80])
         elif self.style == "lines":
-            print(f"{self.label} epoch {row['epoch']}/{self.epochs} {shown} | {self._left() or 0:.0f} s left", flush=True)
+            print(
+                f"{self.label} epoch {row['epoch']}/{self.epochs} {shown} | {self._left() or 0:.0f} s left",
+                flush=True,
+            )
         self._write({})
 
     def close(self) -> None:
@@ -95,15 +114,26 @@ class Progress:
         done = len(self.history) * self.steps + self.step_number
         if done == self.before:
             return None
-        return (time.perf_counter() - self.start) / (done - self.before) * (self.epochs * self.steps - done)
+        return (
+            (time.perf_counter() - self.start)
+            / (done - self.before)
+            * (self.epochs * self.steps - done)
+        )
 
     def _write(self, losses: dict) -> None:
         if not self.file:
             return
         self.written = time.perf_counter()
-        state = {"label": self.label, "epoch": min(len(self.history) + 1, self.epochs), "epochs": self.epochs,
-                 "step": self.step_number, "steps": self.steps, "left": self._left(),
-                 "losses": {k: v for k, v in losses.items() if math.isfinite(v)}, "history": self.history}
+        state = {
+            "label": self.label,
+            "epoch": min(len(self.history) + 1, self.epochs),
+            "epochs": self.epochs,
+            "step": self.step_number,
+            "steps": self.steps,
+            "left": self._left(),
+            "losses": {k: v for k, v in losses.items() if math.isfinite(v)},
+            "history": self.history,
+        }
         temporary = f"{self.file}.tmp"
         with open(temporary, "w") as file:
             json.dump(state, file)
@@ -111,4 +141,6 @@ class Progress:
 
 
 def _in_lab() -> bool:
-    return "ipykernel" in sys.modules and hasattr(sys.modules.get("ipykernel.zmqshell"), "ZMQInteractiveShell")
+    return "ipykernel" in sys.modules and hasattr(
+        sys.modules.get("ipykernel.zmqshell"), "ZMQInteractiveShell"
+    )

@@ -8,11 +8,27 @@ from dfkd_lib.ablation import Jobs, Outcome, tidy
 from dfkd_lib.widgets.browse import Browse, View
 from dfkd_lib.widgets.look import Choice, Looker, Panel, named
 
-__all__ = ["Choice", "Looker", "Panel", "View", "ablation_lab", "attention_explorer", "detection_browser"]
+__all__ = [
+    "Choice",
+    "Looker",
+    "Panel",
+    "View",
+    "ablation_lab",
+    "attention_explorer",
+    "detection_browser",
+]
 
 
-def attention_explorer(models, data, interactive: bool = True, *, class_probes=None, start: Choice | None = None,
-                       out_dir: str | Path = "reports/quick", notebook: str = ""):
+def attention_explorer(
+    models,
+    data,
+    interactive: bool = True,
+    *,
+    class_probes=None,
+    start: Choice | None = None,
+    out_dir: str | Path = "reports/quick",
+    notebook: str = "",
+):
     """See where a vision transformer looks: choose model, image, block, head and token, and compare.
 
     Args:
@@ -39,9 +55,17 @@ def attention_explorer(models, data, interactive: bool = True, *, class_probes=N
     return AttentionExplorer(looker, start, out_dir, notebook)
 
 
-def detection_browser(detectors: dict, scenes, predictions: dict | None = None, interactive: bool = True, *,
-                      threshold: float = 0.5, start: View | None = None, examples: int = 8,
-                      out_dir: str | Path = "reports/quick"):
+def detection_browser(
+    detectors: dict,
+    scenes,
+    predictions: dict | None = None,
+    interactive: bool = True,
+    *,
+    threshold: float = 0.5,
+    start: View | None = None,
+    examples: int = 8,
+    out_dir: str | Path = "reports/quick",
+):
     """Browse what detectors find in scenes beside what is there, at any threshold, and where a detection looks.
 
     A detection is right where it is paired with an object of its class, by `detection.curves.matched` at IoU 0.5.
@@ -65,15 +89,24 @@ def detection_browser(detectors: dict, scenes, predictions: dict | None = None, 
     view = browse.settle(start or View(threshold=threshold))
     if not interactive:
         order = (-browse.disagreement(view.data, view.threshold)).argsort(kind="stable")[:examples]
-        return plots.detection_compare(**browse.scene(view.data, sorted(order.tolist()), view.threshold))
+        return plots.detection_compare(
+            **browse.scene(view.data, sorted(order.tolist()), view.threshold)
+        )
     from dfkd_lib.widgets.detections import DetectionBrowser
 
     return DetectionBrowser(browse, view, out_dir)
 
 
-def ablation_lab(base: dict, store, out_dir: str | Path = "reports/quick", notebook: str = "35_ablation",
-                 shown: Sequence[Outcome] = (), interactive: bool = True, jobs=None,
-                 students: Sequence[str] | None = None):
+def ablation_lab(
+    base: dict,
+    store,
+    out_dir: str | Path = "reports/quick",
+    notebook: str = "35_ablation",
+    shown: Sequence[Outcome] = (),
+    interactive: bool = True,
+    jobs=None,
+    students: Sequence[str] | None = None,
+):
     """Set loss weights, student and images, run students in a process of their own, watch, stop and compare them.
 
     Args:
@@ -94,4 +127,6 @@ def ablation_lab(base: dict, store, out_dir: str | Path = "reports/quick", noteb
     from dfkd_lib.widgets.ablation import AblationLab
     from dfkd_lib.widgets.settings import Settings
 
-    return AblationLab(Settings(base, students), store, jobs or Jobs(store), shown, out_dir, notebook)
+    return AblationLab(
+        Settings(base, students), store, jobs or Jobs(store), shown, out_dir, notebook
+    )

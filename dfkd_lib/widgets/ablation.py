@@ -11,8 +11,8 @@ import traitlets
 
 from dfkd_lib import ablation
 from dfkd_lib.ablation import Cell, Outcome
-from dfkd_lib.artifacts import ArtifactError, resolve
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.artifacts import ArtifactError, resolve
 from dfkd_lib.widgets.rows import Row, compared, distinct, save_figures
 from dfkd_lib.widgets.settings import Settings
 
@@ -38,17 +38,33 @@ class AblationLab(anywidget.AnyWidget):
     error = traitlets.Unicode("").tag(sync=True)
     field = traitlets.Unicode("").tag(sync=True)
 
-    def __init__(self, settings: Settings, store, jobs, shown: Sequence[Outcome], out_dir: str | Path, notebook: str):
+    def __init__(
+        self,
+        settings: Settings,
+        store,
+        jobs,
+        shown: Sequence[Outcome],
+        out_dir: str | Path,
+        notebook: str,
+    ):
         self.settings, self.store, self.jobs = settings, store, jobs
         self.out, self.notebook = resolve(out_dir), notebook
-        self.shown = [Row.of(o.cell, o.artifact, "found" if o.cached else "run") for o in shown if o.artifact is not None]
+        self.shown = [
+            Row.of(o.cell, o.artifact, "found" if o.cached else "run")
+            for o in shown
+            if o.artifact is not None
+        ]
         self.lost = [o for o in shown if o.artifact is None]  # said, not dropped
         self._own: dict[str, Row] = {}  # by key, in the order in which they were first seen
-        self._of_job: dict[str, str] = {}  # id of a finished job -> key of its row, or "" if that is gone
+        self._of_job: dict[
+            str, str
+        ] = {}  # id of a finished job -> key of its row, or "" if that is gone
         self._cells: dict[str, Cell] = {}  # of jobs, by id: to read one asks for its model
         self._overlaid: list[str] = []
         super().__init__()
-        told = [{name: getattr(c, name) for name in c.__dataclass_fields__} for c in settings.controls]
+        told = [
+            {name: getattr(c, name) for name in c.__dataclass_fields__} for c in settings.controls
+        ]
         self.options = {"controls": told, "start": settings.values(), "notebook": notebook}
         self.values = settings.values()
         self.on_msg(self._on_message)
@@ -57,24 +73,40 @@ class AblationLab(anywidget.AnyWidget):
 
     def _on_message(self, _, content: dict, __) -> None:
         asked = content.get("do")
-        acts = {"run": lambda: self._submit(content["values"], first=True),
-                "queue": lambda: self._submit(content["values"], first=False),
-                "stop": lambda: self._stop(content["job"]), "again": lambda: self._again(content["job"]),
-                "clear": lambda: self._clear(content["job"]), "use": lambda: self._use(content["row"]),
-                "reset": self._reset, "compare": self._compare, "alone": self._alone,
-                "figure": self._save_figure, "parameters": lambda: self._save_parameters(content["values"])}
+        acts = {
+            "run": lambda: self._submit(content["values"], first=True),
+            "queue": lambda: self._submit(content["values"], first=False),
+            "stop": lambda: self._stop(content["job"]),
+            "again": lambda: self._again(content["job"]),
+            "clear": lambda: self._clear(content["job"]),
+            "use": lambda: self._use(content["row"]),
+            "reset": self._reset,
+            "compare": self._compare,
+            "alone": self._alone,
+            "figure": self._save_figure,
+            "parameters": lambda: self._save_parameters(content["values"]),
+        }
         if asked in acts:
             if "values" in content:
-                self.values = content["values"]  # however wrong: a page that is loaded again shows them again
+                self.values = content[
+                    "values"
+                ]  # however wrong: a page that is loaded again shows them again
             self._try(acts[asked])
         try:
             state = self.state()
-        except Exception as error:  # a folder of jobs that cannot be read: said, and asked again at the next poll
+        except (
+            Exception
+        ) as error:  # a folder of jobs that cannot be read: said, and asked again at the next poll
             self.error = str(error) or repr(error)
             state = None
         same = asked == "poll" and state is not None and content.get("seen") == state["version"]
-        self.send({"kind": "same" if same or state is None else "state", "id": content.get("id", 0),
-                   **({} if same or state is None else state)})
+        self.send(
+            {
+                "kind": "same" if same or state is None else "state",
+                "id": content.get("id", 0),
+                **({} if same or state is None else state),
+            }
+        )
 
     def _try(self, act) -> None:
         """Act; what is wrong is said in place, nothing else has happened, and the widget stays usable."""
@@ -83,7 +115,9 @@ class AblationLab(anywidget.AnyWidget):
             self.said = act() or ""
         except Exception as error:  # whatever it is: a widget has no other place to say it
             self.error = str(error) or repr(error)
-            self.field = error.where if getattr(error, "where", None) in self.settings.by_name else ""
+            self.field = (
+                error.where if getattr(error, "where", None) in self.settings.by_name else ""
+            )
 
     # -- run, queue, stop ------------------------------------------------------------------------------------------------
 
@@ -115,12 +149,18 @@ class AblationLab(anywidget.AnyWidget):
         for job in jobs:
             if job["state"] in ENDED and self._same(self._cell(job)) in again:
                 self.jobs.forget(job["id"])
-        for cell in reversed(wanted) if first else wanted:  # each before all others: the first seed last
+        for cell in (
+            reversed(wanted) if first else wanted
+        ):  # each before all others: the first seed last
             self.jobs.submit(cell, first=first)
         told = [f"found, nothing was run: {'; '.join(found)}"] if found else []
-        told += [f"{_runs(asked)} {'next' if first else 'queued'}: {asked[0].name}"] if asked else []
+        told += (
+            [f"{_runs(asked)} {'next' if first else 'queued'}: {asked[0].name}"] if asked else []
+        )
         told += [f"{_runs(moved)} moved to the front"] if moved else []
-        told += [f"{_runs(already)} already {already[0][1]['state']}"] if already and not moved else []
+        told += (
+            [f"{_runs(already)} already {already[0][1]['state']}"] if already and not moved else []
+        )
         return ". ".join(told)
 
     def _find(self, cell: Cell) -> Row | None:
@@ -134,7 +174,9 @@ class AblationLab(anywidget.AnyWidget):
 
     def _names(self) -> dict[str, str]:
         """{identity of settings: the name that rows of the notebook have for them}."""
-        return {self.settings.identity(row.cell.settings): row.cell.name for row in reversed(self.shown)}
+        return {
+            self.settings.identity(row.cell.settings): row.cell.name for row in reversed(self.shown)
+        }
 
     def _stop(self, job: str) -> str:
         self._job(job)  # or it is said that it is gone
@@ -161,7 +203,9 @@ class AblationLab(anywidget.AnyWidget):
     def _job(self, name: str) -> dict:
         found = next((job for job in self.jobs.all() if job["id"] == name), None)
         if found is None:
-            raise WorkbenchError("this job is no longer there", got=name, mend="another page may have cleared it")
+            raise WorkbenchError(
+                "this job is no longer there", got=name, mend="another page may have cleared it"
+            )
         return found
 
     # -- the table -------------------------------------------------------------------------------------------------------
@@ -182,7 +226,9 @@ class AblationLab(anywidget.AnyWidget):
                 artifact = None
             self._of_job[job["id"]] = artifact.key if artifact else ""
             if artifact:
-                self._own.setdefault(artifact.key, Row.of(self._cell(job), artifact, "run", job["id"]))
+                self._own.setdefault(
+                    artifact.key, Row.of(self._cell(job), artifact, "run", job["id"])
+                )
         for gone in set(self._of_job) - {job["id"] for job in jobs}:
             self._own.pop(self._of_job.pop(gone), None)
 
@@ -192,7 +238,9 @@ class AblationLab(anywidget.AnyWidget):
             saved = job["cell"]
             try:
                 cell = Cell.of(saved)
-                name = self._names().get(self.settings.identity(cell.settings)) or self.settings.name(cell.settings)
+                name = self._names().get(
+                    self.settings.identity(cell.settings)
+                ) or self.settings.name(cell.settings)
             except WorkbenchError:  # of a version with other settings: shown as it is, and refused if it is to run again
                 cell, name = Cell(**saved), f"{saved['name']} (of another version)"
             self._cells[job["id"]] = Cell(name, cell.settings, cell.seed)
@@ -213,29 +261,51 @@ class AblationLab(anywidget.AnyWidget):
         # What has just finished stays in the charts until something else runs.
         last = next((row for row in rows if row.job), None)
         curves = distinct(overlaid, self.settings) if overlaid else [last] if last else []
-        state = _clean({"jobs": [self._told(job) for job in jobs if job["state"] != "finished"] + self._gone(jobs),
-                        "rows": [row.told(self.settings) for row in rows], "curves": [row.curve() for row in curves],
-                        "overlaid": [row.id for row in overlaid], "compared": compared(overlaid, self.settings),
-                        "lost": [f"{o.cell.name}, seed {o.cell.seed}: {o.error}" for o in self.lost]})
+        state = _clean(
+            {
+                "jobs": [self._told(job) for job in jobs if job["state"] != "finished"]
+                + self._gone(jobs),
+                "rows": [row.told(self.settings) for row in rows],
+                "curves": [row.curve() for row in curves],
+                "overlaid": [row.id for row in overlaid],
+                "compared": compared(overlaid, self.settings),
+                "lost": [f"{o.cell.name}, seed {o.cell.seed}: {o.error}" for o in self.lost],
+            }
+        )
         text = json.dumps(state, sort_keys=True)
         return {**state, "version": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
     def _told(self, job: dict) -> dict:
         cell = self._cell(job)
         progress = job["progress"] if job["state"] in ("running", *ENDED) else None
-        return {"id": job["id"], "name": cell.name, "seed": cell.seed, "state": job["state"], "error": job["error"],
-                "seconds": round(job["seconds"] or 0), "progress": progress}
+        return {
+            "id": job["id"],
+            "name": cell.name,
+            "seed": cell.seed,
+            "state": job["state"],
+            "error": job["error"],
+            "seconds": round(job["seconds"] or 0),
+            "progress": progress,
+        }
 
     def _gone(self, jobs: list[dict]) -> list[dict]:
-        return [{**self._told(job), "state": "failed", "error": "its result is no longer on this disk"}
-                for job in jobs if job["state"] == "finished" and not self._of_job[job["id"]]]
+        return [
+            {**self._told(job), "state": "failed", "error": "its result is no longer on this disk"}
+            for job in jobs
+            if job["state"] == "finished" and not self._of_job[job["id"]]
+        ]
 
     # -- compare, save, take over ----------------------------------------------------------------------------------------
 
     def _compare(self) -> str:
         rows = self._chosen()
         if not rows:
-            raise WorkbenchError("no row is checked", expected="one row or more", got="none", mend="check rows of the table")
+            raise WorkbenchError(
+                "no row is checked",
+                expected="one row or more",
+                got="none",
+                mend="check rows of the table",
+            )
         self._overlaid = [row.id for row in rows]
         return f"{len(rows)} {'run' if len(rows) == 1 else 'runs'} in the charts"
 
@@ -262,16 +332,29 @@ class AblationLab(anywidget.AnyWidget):
     def _save_parameters(self, values: dict) -> str:
         rows = self._chosen()
         if len({self.settings.identity(row.cell.settings) for row in rows}) > 1:
-            raise WorkbenchError("parameters are of one setting", expected="rows that differ in the seed alone, or none "
-                                 "(then of the controls)", got=f"{len(rows)} rows of several", mend="uncheck the others")
-        settings, seeds = (rows[0].cell.settings, sorted({row.cell.seed for row in rows})) if rows else \
-            self.settings.read(values)
+            raise WorkbenchError(
+                "parameters are of one setting",
+                expected="rows that differ in the seed alone, or none (then of the controls)",
+                got=f"{len(rows)} rows of several",
+                mend="uncheck the others",
+            )
+        settings, seeds = (
+            (rows[0].cell.settings, sorted({row.cell.seed for row in rows}))
+            if rows
+            else self.settings.read(values)
+        )
         given, lost = self.settings.parameters(settings, seeds)
         text = json.dumps(given, indent=1) + "\n"
         path = self.out / f"ablation_{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)  # JSON is YAML: papermill reads it with -f, and quoting is never a question
-        note = f" (not in it, since the notebook has no such parameter: {', '.join(lost)})" if lost else ""
+        path.write_text(
+            text
+        )  # JSON is YAML: papermill reads it with -f, and quoting is never a question
+        note = (
+            f" (not in it, since the notebook has no such parameter: {', '.join(lost)})"
+            if lost
+            else ""
+        )
         return f"papermill notebooks/{self.notebook}.ipynb out.ipynb -f {path}{note}"
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from dfkd_lib import attention
 from dfkd_lib.attention import capture_attention
 from dfkd_lib.attention.sites import pick
+from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import ImageSet, SceneSet, to_float
 from dfkd_lib.detection.evaluate import sure
-from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.models import check_images
 from dfkd_lib.models.detectors import Detector
 
@@ -51,7 +51,13 @@ class Choice:
     def of(cls, parameters: dict, prefix: str = "view_") -> "Choice":
         """The choice in a notebook's parameters (`globals()`), those that begin with `prefix`."""
         kinds = {f.name: type(f.default) for f in fields(cls)}
-        return cls(**{name: kind(parameters[prefix + name]) for name, kind in kinds.items() if prefix + name in parameters})
+        return cls(
+            **{
+                name: kind(parameters[prefix + name])
+                for name, kind in kinds.items()
+                if prefix + name in parameters
+            }
+        )
 
     def parameters(self, prefix: str = "view_") -> dict:
         """The same as a notebook's parameters."""
@@ -126,17 +132,28 @@ class Looker:
         class_probes: {name of a model: (K, blocks, N), or (K, N) for its last block}.
     """
 
-    def __init__(self, models: dict[str, nn.Module], data: dict[str, Data], class_probes: dict[str, Tensor] | None = None):
+    def __init__(
+        self,
+        models: dict[str, nn.Module],
+        data: dict[str, Data],
+        class_probes: dict[str, Tensor] | None = None,
+    ):
         if not models or not data:
-            raise WorkbenchError("nothing to explore", expected="at least one model and one set of images",
-                                 got=f"{len(models)} models, {len(data)} sets", where="attention_explorer",
-                                 mend="give attention_explorer(model, images)")
+            raise WorkbenchError(
+                "nothing to explore",
+                expected="at least one model and one set of images",
+                got=f"{len(models)} models, {len(data)} sets",
+                where="attention_explorer",
+                mend="give attention_explorer(model, images)",
+            )
         self.models, self.data, self.class_probes = models, data, class_probes or {}
 
     def settle(self, choice: Choice) -> Choice:
         """The choice with every default filled in and everything checked; WorkbenchError if it cannot be had."""
         model = choice.model or next(iter(self.models))
-        data = choice.data or next((n for n, d in self.data.items() if self._goes(model, d)), next(iter(self.data)))
+        data = choice.data or next(
+            (n for n, d in self.data.items() if self._goes(model, d)), next(iter(self.data))
+        )
         _one_of(model, self.models, "model")
         _one_of(data, self.data, "data")
         _one_of(choice.weights, WEIGHTS, "weights")
@@ -148,8 +165,13 @@ class Looker:
             _one_of(what, ("model", "data"), "compare (before the colon)")
             _one_of(name, self.models if what == "model" else self.data, "compare")
         if not 0 <= choice.image < len(self.data[data]):
-            raise WorkbenchError("no such image", expected=f"0..{len(self.data[data]) - 1}", got=choice.image, where=data,
-                                 mend="choose an image of this data")
+            raise WorkbenchError(
+                "no such image",
+                expected=f"0..{len(self.data[data]) - 1}",
+                got=choice.image,
+                where=data,
+                mend="choose an image of this data",
+            )
         sites = attention.attention_sites(self.models[model], kind)
         block = pick(choice.block, len(sites), "block")
         heads = sites[block].heads
@@ -173,7 +195,10 @@ class Looker:
         first = self._panel(choice, choice.model, choice.data, choice.image)
         what, _, name = choice.compare.partition(":")
         if what == "model":
-            return [first, self._panel(self._for_other(choice, name), name, choice.data, choice.image)]
+            return [
+                first,
+                self._panel(self._for_other(choice, name), name, choice.data, choice.image),
+            ]
         if what == "data":
             return [first, self._panel(choice, choice.model, name, self._partner(choice, name))]
         return [first]
@@ -183,7 +208,11 @@ class Looker:
         kind = choice.kind if choice.kind in self.kinds(name) else self.kinds(name)[0]
         mine = attention.attention_sites(self.models[choice.model], choice.kind)
         other = attention.attention_sites(self.models[name], kind)
-        block = round(choice.block * (len(other) - 1) / max(1, len(mine) - 1)) if len(other) != len(mine) else choice.block
+        block = (
+            round(choice.block * (len(other) - 1) / max(1, len(mine) - 1))
+            if len(other) != len(mine)
+            else choice.block
+        )
         head = choice.head if choice.head < (other[block].heads or 0) else -1
         # Queries are numbered by each detector for itself: of another, its surest is shown.
         token = "" if kind == "cross" else choice.token
@@ -195,27 +224,51 @@ class Looker:
         if wanted is None or not isinstance(other, ImageSet):
             return choice.compare_image % len(other)
         label = self.data[choice.data].classes[wanted]
-        found = (other.labels == other.classes.index(label)).nonzero().flatten() if label in other.classes else ()
+        found = (
+            (other.labels == other.classes.index(label)).nonzero().flatten()
+            if label in other.classes
+            else ()
+        )
         if not len(found):
-            raise WorkbenchError(f"no image of class {label}", expected=f"an image of class {label} to compare with",
-                                 got="0 images", where=name, mend="choose an image of another class, or other data")
+            raise WorkbenchError(
+                f"no image of class {label}",
+                expected=f"an image of class {label} to compare with",
+                got="0 images",
+                where=name,
+                mend="choose an image of another class, or other data",
+            )
         return int(found[choice.compare_image % len(found)])
 
     @torch.inference_mode()
     def _panel(self, choice: Choice, model_name: str, data_name: str, image: int) -> Panel:
         model, data = self.models[model_name], self.data[data_name]
-        pixels = data.images[image:image + 1] if not isinstance(data, ImageSet) else data.subset([image]).images
+        pixels = (
+            data.images[image : image + 1]
+            if not isinstance(data, ImageSet)
+            else data.subset([image]).images
+        )
         title = f"{model_name} · {data_name} {image}"
         if isinstance(model, Detector):
             return _detector_panel(model, pixels, choice, title, data.classes)
         check_images(model, tuple(pixels.shape[1:]), data_name)
         return self._classifier_panel(choice, model, model_name, data, pixels, image, title)
 
-    def _classifier_panel(self, choice: Choice, model, model_name: str, data: Data, pixels: Tensor, image: int,
-                          title: str) -> Panel:
+    def _classifier_panel(
+        self,
+        choice: Choice,
+        model,
+        model_name: str,
+        data: Data,
+        pixels: Tensor,
+        image: int,
+        title: str,
+    ) -> Panel:
         batch = to_float(pixels).to(next(model.parameters()).device)
         layout, row = attention.token_layout(model), _row(model, choice.token)
-        with capture_attention(model, None, row) as rows, capture_attention(model, (choice.block,), None) as maps:
+        with (
+            capture_attention(model, None, row) as rows,
+            capture_attention(model, (choice.block,), None) as maps,
+        ):
             logits = model(batch)
         patches = maps[choice.block][0][..., layout.patches]
         grid = attention.patch_grid(model, patches.shape[-1], *pixels.shape[-2:])
@@ -223,7 +276,11 @@ class Looker:
         weights = patches.mean(0) if choice.head < 0 else patches[choice.head]
         prefix = layout.prefix
         if choice.weights != "attention":
-            explain = attention.attention_rollout if choice.weights == "rollout" else attention.gradient_attention
+            explain = (
+                attention.attention_rollout
+                if choice.weights == "rollout"
+                else attention.gradient_attention
+            )
             token = int(choice.token) if choice.token.isdigit() else choice.token or "class"
             weights, row, prefix, overview = explain(model, batch, token=token), 0, 1, None
         probe, label = self._class_probe(model_name, choice, data, image), class_of(data, image)
@@ -231,14 +288,35 @@ class Looker:
         said = int(logits.argmax())
         told = f"predicted {names[said] if said < len(names) else said}"
         told = f"class {data.classes[label]}, {told}" if label is not None else told
-        return Panel(title, told, pixels[0].numpy(), grid, _array(weights), prefix, row % len(weights), None,
-                     None if overview is None else _array(overview), choice.block, choice.head, len(rows),
-                     probe if probe is not None and probe.shape[-1] == patches.shape[-1] else None,
-                     None, [], [], choice.kind, self.kinds(model_name))
+        return Panel(
+            title,
+            told,
+            pixels[0].numpy(),
+            grid,
+            _array(weights),
+            prefix,
+            row % len(weights),
+            None,
+            None if overview is None else _array(overview),
+            choice.block,
+            choice.head,
+            len(rows),
+            probe if probe is not None and probe.shape[-1] == patches.shape[-1] else None,
+            None,
+            [],
+            [],
+            choice.kind,
+            self.kinds(model_name),
+        )
 
     def _class_probe(self, name: str, choice: Choice, data: Data, image: int) -> np.ndarray | None:
         probes, label = self.class_probes.get(name), class_of(data, image)
-        if probes is None or label is None or choice.token not in ("", "class") or label >= len(probes):
+        if (
+            probes is None
+            or label is None
+            or choice.token not in ("", "class")
+            or label >= len(probes)
+        ):
             return None
         if probes.ndim == 3:
             return _array(probes[label, choice.block])
@@ -252,8 +330,10 @@ class Looker:
         check_images(net, images.shape, data)
         device = next(net.parameters()).device
         with torch.inference_mode():
-            said = [net(to_float(batch).to(device)).argmax(-1).cpu()
-                    for batch in images.subset(range(count)).images.split(64)]
+            said = [
+                net(to_float(batch).to(device)).argmax(-1).cpu()
+                for batch in images.subset(range(count)).images.split(64)
+            ]
         return torch.cat(said).numpy()
 
 
@@ -263,50 +343,105 @@ def _array(values: Tensor) -> np.ndarray:
 
 def _one_of(name: str, known, where: str) -> None:
     if name not in known:
-        raise WorkbenchError(f"no such {where.split()[0]}", expected=", ".join(known), got=name, where=where,
-                             mend="choose one of the expected")
+        raise WorkbenchError(
+            f"no such {where.split()[0]}",
+            expected=", ".join(known),
+            got=name,
+            where=where,
+            mend="choose one of the expected",
+        )
 
 
 def _row(model: nn.Module, token: str) -> int:
     """The row of a token named as in `Choice`; a model without class token is looked at from its first patch."""
     layout = attention.token_layout(model)
     if token in ("", "class", "distillation"):
-        return attention.query_token(model, token or "class") if token or layout.class_token is not None else layout.prefix
+        return (
+            attention.query_token(model, token or "class")
+            if token or layout.class_token is not None
+            else layout.prefix
+        )
     return attention.query_token(model, _number(token))
 
 
 def _number(token: str) -> int:
     if not token.isdigit():
-        raise WorkbenchError("no such token", expected="class, distillation, or the number of a patch or query from 0",
-                             got=token, where="token", mend="choose one of these")
+        raise WorkbenchError(
+            "no such token",
+            expected="class, distillation, or the number of a patch or query from 0",
+            got=token,
+            where="token",
+            mend="choose one of these",
+        )
     return int(token)
 
 
 def _detector_panel(model: Detector, pixels: Tensor, choice: Choice, title: str, classes) -> Panel:
     if pixels.shape[1] != 3:
-        raise WorkbenchError("a detector looks at colour images", expected="3 channels", got=f"{pixels.shape[1]} channels",
-                             where=title, mend="choose other data")
+        raise WorkbenchError(
+            "a detector looks at colour images",
+            expected="3 channels",
+            got=f"{pixels.shape[1]} channels",
+            where=title,
+            mend="choose other data",
+        )
     batch = pixels.to(next(model.parameters()).device).float() / 255
     blocks = len(attention.attention_sites(model, choice.kind))
     with capture_attention(model, None, None, kind=choice.kind) as maps:
         detected = model(batch)
-    found = sure(detected.logits[0].sigmoid()[..., :-1].cpu(), detected.boxes[0].cpu(), choice.threshold)
+    found = sure(
+        detected.logits[0].sigmoid()[..., :-1].cpu(), detected.boxes[0].cpu(), choice.threshold
+    )
     scores = detected.logits[0].sigmoid()[..., :-1].amax(-1)
     order = scores.argsort(descending=True).tolist()
-    shown = order[:len(found["boxes"])]
+    shown = order[: len(found["boxes"])]
     maps = torch.stack([m[0] for m in maps.values()])  # (blocks, heads, T, S)
-    row = _number(choice.token) if choice.token not in ("", "class") else order[0] if choice.kind == "cross" else 0
+    row = (
+        _number(choice.token)
+        if choice.token not in ("", "class")
+        else order[0]
+        if choice.kind == "cross"
+        else 0
+    )
     pick(row, maps.shape[2], "token")
     weights, overview = maps[choice.block], _array(maps[:, :, row])
     weights = weights.mean(0) if choice.head < 0 else weights[choice.head]
     if choice.weights != "attention":
         if choice.weights == "rollout" or choice.kind != "cross":
-            raise WorkbenchError("a detector has no such weights", expected="attention, or gradient of a detection",
-                                 got=f"{choice.weights} for kind {choice.kind}", where="weights", mend="choose one of these")
+            raise WorkbenchError(
+                "a detector has no such weights",
+                expected="attention, or gradient of a detection",
+                got=f"{choice.weights} for kind {choice.kind}",
+                where="weights",
+                mend="choose one of these",
+            )
         weights, overview = attention.detection_relevance(model, batch, row), None
-    labels = [f"{classes[int(k)] if int(k) < len(classes) else int(k)} {score:.2f}"
-              for k, score in zip(found["labels"], found["scores"], strict=True)]
-    told = f"{len(shown)} detections of score ≥ {choice.threshold:g}" if len(shown) != 1 else "1 detection"
-    return Panel(title, told, pixels[0].numpy(), attention.patch_grid(model, maps.shape[-1], *pixels.shape[-2:]),
-                 _array(weights), 0, row % len(weights), row if choice.kind == "cross" else None, overview,
-                 choice.block, choice.head, blocks, None, found["boxes"], shown, labels, choice.kind, ("cross", "encoder"))
+    labels = [
+        f"{classes[int(k)] if int(k) < len(classes) else int(k)} {score:.2f}"
+        for k, score in zip(found["labels"], found["scores"], strict=True)
+    ]
+    told = (
+        f"{len(shown)} detections of score ≥ {choice.threshold:g}"
+        if len(shown) != 1
+        else "1 detection"
+    )
+    return Panel(
+        title,
+        told,
+        pixels[0].numpy(),
+        attention.patch_grid(model, maps.shape[-1], *pixels.shape[-2:]),
+        _array(weights),
+        0,
+        row % len(weights),
+        row if choice.kind == "cross" else None,
+        overview,
+        choice.block,
+        choice.head,
+        blocks,
+        None,
+        found["boxes"],
+        shown,
+        labels,
+        choice.kind,
+        ("cross", "encoder"),
+    )

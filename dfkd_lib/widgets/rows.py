@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dfkd_lib import ablation, intervals, plots
+from dfkd_lib import ablation, plots
 from dfkd_lib.ablation import Cell, Outcome
-from dfkd_lib.artifacts import Artifact
-from dfkd_lib.errors import WorkbenchError
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.artifacts import Artifact
+from dfkd_lib.metrics import intervals
 from dfkd_lib.widgets.settings import Settings
 
 # What a history tells besides losses.
@@ -44,15 +45,31 @@ class Row:
         total = metrics["test_images"]
         low, high = intervals.accuracy_interval(round(self.accuracy * total), total)
         differs = settings.differences(self.cell.settings)
-        return {"id": self.id, "name": self.cell.name, "differs": "" if differs == self.cell.name else differs,
-                "seed": self.cell.seed, "accuracy": 100 * self.accuracy, "low": 100 * low, "high": 100 * high,
-                "test_images": total, "agreement": metrics.get("agreement"), "half": metrics.get("agreement_half"),
-                "loss": self.history[-1].get("loss") if self.history else None, "seconds": metrics.get("seconds"),
-                "epochs": len(self.history), "how": self.how, "job": self.job}
+        return {
+            "id": self.id,
+            "name": self.cell.name,
+            "differs": "" if differs == self.cell.name else differs,
+            "seed": self.cell.seed,
+            "accuracy": 100 * self.accuracy,
+            "low": 100 * low,
+            "high": 100 * high,
+            "test_images": total,
+            "agreement": metrics.get("agreement"),
+            "half": metrics.get("agreement_half"),
+            "loss": self.history[-1].get("loss") if self.history else None,
+            "seconds": metrics.get("seconds"),
+            "epochs": len(self.history),
+            "how": self.how,
+            "job": self.job,
+        }
 
     def curve(self) -> dict:
         """Its history under the name that legends show."""
-        return {"id": self.id, "name": f"{self.cell.name}, seed {self.cell.seed}", "history": self.history}
+        return {
+            "id": self.id,
+            "name": f"{self.cell.name}, seed {self.cell.seed}",
+            "history": self.history,
+        }
 
     def outcome(self) -> Outcome:
         return Outcome(self.cell, self.artifact, "", self.how == "found")
@@ -67,23 +84,38 @@ def compared(rows: Sequence[Row], settings: Settings) -> str:
         mean, half = intervals.mean_interval([100 * row.accuracy for row in rows])
         return f"{rows[0].cell.name}: {mean:.2f} ± {half:.2f} % (95 % t interval over {len(rows)} seeds)."
     if len(groups) != 2:
-        return "" if len(groups) < 2 else f"{len(groups)} settings overlaid; check the rows of two for their difference."
+        return (
+            ""
+            if len(groups) < 2
+            else f"{len(groups)} settings overlaid; check the rows of two for their difference."
+        )
     first, second = groups.values()
     names = f"“{second[0].cell.name}” minus “{first[0].cell.name}”"
     a, b = ({row.cell.seed: 100 * row.accuracy for row in group} for group in (first, second))
     common = sorted(set(a) & set(b))
     if len(common) > 1:
-        found = intervals.paired_difference([a[seed] for seed in common], [b[seed] for seed in common])
+        found = intervals.paired_difference(
+            [a[seed] for seed in common], [b[seed] for seed in common]
+        )
         p = "" if math.isnan(found["p"]) else f", p = {found['p']:.2g}"
-        verdict = ("the interval excludes 0" if found["low"] > 0 or found["high"] < 0 else "no difference can be told")
+        verdict = (
+            "the interval excludes 0"
+            if found["low"] > 0 or found["high"] < 0
+            else "no difference can be told"
+        )
         left = len(a) + len(b) - 2 * len(common)
-        return (f"{names}: {_signed(found['difference'])} points, 95 % interval {_signed(found['low'])} to "
-                f"{_signed(found['high'])}{p} "
-                f"(paired over {len(common)} common seeds): {verdict}."
-                + (f" Left out: {left} without a partner of its seed." if left else ""))
+        return (
+            f"{names}: {_signed(found['difference'])} points, 95 % interval {_signed(found['low'])} to "
+            f"{_signed(found['high'])}{p} "
+            f"(paired over {len(common)} common seeds): {verdict}."
+            + (f" Left out: {left} without a partner of its seed." if left else "")
+        )
     means = [sum(side.values()) / len(side) for side in (a, b)]
-    why = "one seed is no evidence: run both with the same two seeds or more" if len(common) == 1 else \
-        "their seeds differ, so nothing is paired, and one seed is no evidence: run both with the same two seeds or more"
+    why = (
+        "one seed is no evidence: run both with the same two seeds or more"
+        if len(common) == 1
+        else "their seeds differ, so nothing is paired, and one seed is no evidence: run both with the same two seeds or more"
+    )
     return f"{names}: {_signed(means[1] - means[0])} points. Take care: {why}."
 
 
@@ -97,8 +129,10 @@ def figures(rows: Sequence[Row], settings: Settings) -> dict:
     histories: dict[str, list] = {}
     for row in named:
         histories.setdefault(row.cell.name, []).append(row.history)
-    return {"accuracy": plots.ablation_accuracy(ablation.tidy([row.outcome() for row in named])),
-            "curves": plots.ablation_curves(histories)}
+    return {
+        "accuracy": plots.ablation_accuracy(ablation.tidy([row.outcome() for row in named])),
+        "curves": plots.ablation_curves(histories),
+    }
 
 
 def distinct(rows: Sequence[Row], settings: Settings) -> list[Row]:
@@ -117,14 +151,21 @@ def distinct(rows: Sequence[Row], settings: Settings) -> list[Row]:
         while name in taken:
             name += "'"
         first[same] = replace(row.cell, name=name)
-    return [replace(row, cell=replace(first[settings.identity(row.cell.settings)], seed=row.cell.seed)) for row in rows]
+    return [
+        replace(row, cell=replace(first[settings.identity(row.cell.settings)], seed=row.cell.seed))
+        for row in rows
+    ]
 
 
 def save_figures(rows: Sequence[Row], settings: Settings, out: Path) -> list[Path]:
     """Each figure of the rows as svg, pdf and png under `out`/figures; WorkbenchError without rows."""
     if not rows:
-        raise WorkbenchError("there is nothing to draw", expected="at least one finished run", got="none",
-                             mend="run one first")
+        raise WorkbenchError(
+            "there is nothing to draw",
+            expected="at least one finished run",
+            got="none",
+            mend="run one first",
+        )
     # Named by what is drawn, so that another selection does not overwrite it.
     digest = hashlib.sha256(" ".join(sorted(row.id for row in rows)).encode()).hexdigest()[:8]
     folder, saved = out / "figures", []

@@ -11,14 +11,17 @@ import torch
 from dfkd_lib import attention, models
 from dfkd_lib.ablation import SOURCES, Cell, make_cell
 from dfkd_lib.ablation.grid import DEFAULTS
+from dfkd_lib.core import WorkbenchError
 from dfkd_lib.distill.mixing import AUGMENTATIONS, MIXES
-from dfkd_lib.errors import WorkbenchError
 from dfkd_lib.laboratory import MakerRecipe
 from dfkd_lib.recipes import parse_seeds
 
 # The field that says how many images there are, by source.
-COUNTS = {"real": "real_images"} | {name: "inversion_images" if name.startswith("inversion") else "synthetic_images"
-                                    for name in SOURCES if name != "real"}
+COUNTS = {"real": "real_images"} | {
+    name: "inversion_images" if name.startswith("inversion") else "synthetic_images"
+    for name in SOURCES
+    if name != "real"
+}
 
 
 @dataclass(frozen=True)
@@ -48,28 +51,44 @@ class Control:
     def read(self, value) -> object:
         """The value as the recipe wants it; WorkbenchError, with `where` this control's name, if it is none."""
         if self.kind in ("choice", "text"):
-            if not isinstance(value, str) or self.kind == "choice" and value not in (self.choices or {}):
+            if (
+                not isinstance(value, str)
+                or self.kind == "choice"
+                and value not in (self.choices or {})
+            ):
                 near = difflib.get_close_matches(str(value), self.choices or {}, n=1)
-                raise WorkbenchError(f"no such {self.label}", expected=", ".join(self.choices or {}) or "text", got=value,
-                                     where=self.name,
-                                     mend=f"did you mean {near[0]}?" if near else "choose one of the expected")
+                raise WorkbenchError(
+                    f"no such {self.label}",
+                    expected=", ".join(self.choices or {}) or "text",
+                    got=value,
+                    where=self.name,
+                    mend=f"did you mean {near[0]}?" if near else "choose one of the expected",
+                )
             return value
-        number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+        number = (
+            value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+        )
         fits = math.isfinite(number) and (number > self.low if self.open else number >= self.low)
         if not fits or self.kind == "whole" and number != int(number):
-            raise WorkbenchError(f"{self.label} cannot be that", where=self.name, got="nothing" if value is None else value,
-                                 expected=f"a {'whole ' if self.kind == 'whole' else ''}number "
-                                          f"{'above' if self.open else 'from'} {self.low:g}{'' if self.open else ' on'}",
-                                 mend="set the marked control")
+            raise WorkbenchError(
+                f"{self.label} cannot be that",
+                where=self.name,
+                got="nothing" if value is None else value,
+                expected=f"a {'whole ' if self.kind == 'whole' else ''}number "
+                f"{'above' if self.open else 'from'} {self.low:g}{'' if self.open else ' on'}",
+                mend="set the marked control",
+            )
         return int(number) if self.kind == "whole" else float(number)
 
 
-WEIGHTS = {"kd_weight": ("KD", "λ of the distillation loss: the teacher's softened outputs (A eq. 8)"),
-           "ce_weight": ("CE", "λ of the cross entropy to the labels (A eq. 9)"),
-           "patch_weight": ("patch", "λ of the patch probe loss: look where the teacher looks (A eq. 10)"),
-           "hard_weight": ("hard", "λ of the teacher's hard label on the distillation token"),
-           "soft_weight": ("soft", "λ of the teacher's softened outputs on the distillation token"),
-           "early_weight": ("early", "λ of aligned early features of a CNN teacher")}
+WEIGHTS = {
+    "kd_weight": ("KD", "λ of the distillation loss: the teacher's softened outputs (A eq. 8)"),
+    "ce_weight": ("CE", "λ of the cross entropy to the labels (A eq. 9)"),
+    "patch_weight": ("patch", "λ of the patch probe loss: look where the teacher looks (A eq. 10)"),
+    "hard_weight": ("hard", "λ of the teacher's hard label on the distillation token"),
+    "soft_weight": ("soft", "λ of the teacher's softened outputs on the distillation token"),
+    "early_weight": ("early", "λ of aligned early features of a CNN teacher"),
+}
 
 
 def controls(base: dict, students: dict[str, str]) -> list[Control]:
@@ -78,28 +97,99 @@ def controls(base: dict, students: dict[str, str]) -> list[Control]:
     Args:
         base: every field of `MakerRecipe` and "source". students: {model name: what is shown}.
     """
-    found = [Control(name, label, "number", "losses", text, high=max(4.0, base.get(name, 0.0)))
-             for name, (label, text) in WEIGHTS.items()]
+    found = [
+        Control(name, label, "number", "losses", text, high=max(4.0, base.get(name, 0.0)))
+        for name, (label, text) in WEIGHTS.items()
+    ]
     found += [
-        Control("temperature", "temperature", "number", "losses", "T of the softened outputs (A eq. 8)", 0.0, max(10.0,
-                base["temperature"]), 0.25, open=True),
-        Control("schedules", "schedule", "text", "losses", "factors on the weights over training, as in "
-                "kd: 1@0 0@1; patch: 0@0 1@0.5 (value@share of training)"),
-        Control("student_model", "student", "choice", "student", "its architecture", choices=students),
-        Control("source", "images from", "choice", "student", "what it is trained on",
-                choices={name: "real images" if name == "real" else name for name in SOURCES}),
-        *(Control(name, "images", "whole", "student", f"{what} to train on", 10, max(60_000, base[name]), log=True,
-                  only=tuple(source for source, counts in COUNTS.items() if counts == name))
-          for name, what in (("real_images", "real images"), ("synthetic_images", "made images"),
-                             ("inversion_images", "inverted images"))),
-        Control("student_images", "sample (0: all)", "whole", "student", "a random sample of so many of them; 0: all", 0,
-                max(30_000, base.get("student_images", 0)), 500),
-        Control("student_epochs", "epochs", "whole", "student", "passes over its images", 1,
-                max(20, 2 * base["student_epochs"]), 1),
-        Control("student_lr", "learning rate", "number", "student", "AdamW's, at its peak", 0.0, 0.1, open=True, log=True),
-        *(Control(name, name, "choice", "student", text, choices={value: value for value in values})
-          for name, values, text in (("augmentation", AUGMENTATIONS, "what is done to each image"),
-                                     ("mix", MIXES, "what is done to pairs of images"))),
+        Control(
+            "temperature",
+            "temperature",
+            "number",
+            "losses",
+            "T of the softened outputs (A eq. 8)",
+            0.0,
+            max(10.0, base["temperature"]),
+            0.25,
+            open=True,
+        ),
+        Control(
+            "schedules",
+            "schedule",
+            "text",
+            "losses",
+            "factors on the weights over training, as in "
+            "kd: 1@0 0@1; patch: 0@0 1@0.5 (value@share of training)",
+        ),
+        Control(
+            "student_model", "student", "choice", "student", "its architecture", choices=students
+        ),
+        Control(
+            "source",
+            "images from",
+            "choice",
+            "student",
+            "what it is trained on",
+            choices={name: "real images" if name == "real" else name for name in SOURCES},
+        ),
+        *(
+            Control(
+                name,
+                "images",
+                "whole",
+                "student",
+                f"{what} to train on",
+                10,
+                max(60_000, base[name]),
+                log=True,
+                only=tuple(source for source, counts in COUNTS.items() if counts == name),
+            )
+            for name, what in (
+                ("real_images", "real images"),
+                ("synthetic_images", "made images"),
+                ("inversion_images", "inverted images"),
+            )
+        ),
+        Control(
+            "student_images",
+            "sample (0: all)",
+            "whole",
+            "student",
+            "a random sample of so many of them; 0: all",
+            0,
+            max(30_000, base.get("student_images", 0)),
+            500,
+        ),
+        Control(
+            "student_epochs",
+            "epochs",
+            "whole",
+            "student",
+            "passes over its images",
+            1,
+            max(20, 2 * base["student_epochs"]),
+            1,
+        ),
+        Control(
+            "student_lr",
+            "learning rate",
+            "number",
+            "student",
+            "AdamW's, at its peak",
+            0.0,
+            0.1,
+            open=True,
+            log=True,
+        ),
+        *(
+            Control(
+                name, name, "choice", "student", text, choices={value: value for value in values}
+            )
+            for name, values, text in (
+                ("augmentation", AUGMENTATIONS, "what is done to each image"),
+                ("mix", MIXES, "what is done to pairs of images"),
+            )
+        ),
         Control("seeds", "seeds", "text", "student", "one run for each, as in 0,1,2"),
     ]
     return [control for control in found if control.name in base or control.name == "seeds"]
@@ -131,25 +221,39 @@ class Settings:
     def __init__(self, base: dict, students: Sequence[str] | None = None):
         for name in set(base) - set(DEFAULTS) - {"seeds"}:
             near = difflib.get_close_matches(name, [*DEFAULTS, "seeds"], n=1)
-            raise WorkbenchError("no such setting", expected="fields of MakerRecipe, source, seeds", got=name,
-                                 where="ablation_lab", mend=f"did you mean {near[0]}?" if near else "leave it out")
+            raise WorkbenchError(
+                "no such setting",
+                expected="fields of MakerRecipe, source, seeds",
+                got=name,
+                where="ablation_lab",
+                mend=f"did you mean {near[0]}?" if near else "leave it out",
+            )
         self.names, self.seeds = tuple(base), str(base.get("seeds", "0"))
-        self.base = full({name: type(DEFAULTS[name])(value) for name, value in base.items() if name != "seeds"})
+        self.base = full(
+            {name: type(DEFAULTS[name])(value) for name, value in base.items() if name != "seeds"}
+        )
         self.controls = controls(self.base, self._students(students))
         self.by_name = {control.name: control for control in self.controls}
 
     def _students(self, names: Sequence[str] | None) -> dict[str, str]:
         shape = MakerRecipe(**{k: v for k, v in self.base.items() if k != "source"}).test_set.shape
         sizes = student_sizes(shape)
-        chosen = {self.base["student_model"]: None, **dict.fromkeys(sizes if names is None else names)}
+        chosen = {
+            self.base["student_model"]: None,
+            **dict.fromkeys(sizes if names is None else names),
+        }
         counts = {name: sizes.get(name) for name in chosen}
         order = sorted(chosen, key=lambda name: counts[name] or 0) if names is None else chosen
-        return {name: f"{name}  ({_count(counts[name])})" if counts[name] else name for name in order}
+        return {
+            name: f"{name}  ({_count(counts[name])})" if counts[name] else name for name in order
+        }
 
     def values(self, settings: dict | None = None, seeds: str = "") -> dict:
         """What the controls show for a cell's settings; the notebook's own by default."""
         shown = {**self.base, **counted(settings or self.base)}
-        return {name: (seeds or self.seeds) if name == "seeds" else shown[name] for name in self.by_name}
+        return {
+            name: (seeds or self.seeds) if name == "seeds" else shown[name] for name in self.by_name
+        }
 
     def read(self, values: dict) -> tuple[dict, list[int]]:
         """(settings in full, seeds) of what the controls say.
@@ -159,8 +263,13 @@ class Settings:
         """
         unknown = set(values) - set(self.by_name)
         if unknown:
-            raise WorkbenchError("no such control", expected=", ".join(self.by_name), got=", ".join(sorted(unknown)))
-        given = {name: self.by_name[name].read(value) for name, value in {**self.values(), **values}.items()}
+            raise WorkbenchError(
+                "no such control", expected=", ".join(self.by_name), got=", ".join(sorted(unknown))
+            )
+        given = {
+            name: self.by_name[name].read(value)
+            for name, value in {**self.values(), **values}.items()
+        }
         seeds = _seeds(given.pop("seeds"))
         settings = {**self.base, **counted({**self.base, **given})}
         make_cell("", settings, 0)  # refuses what cannot be: all λ 0, a schedule that is none
@@ -183,9 +292,14 @@ class Settings:
     def differences(self, settings: dict) -> str:
         """In words where settings differ from the notebook's: "KD 0, epochs 3"; "" if nowhere."""
         shown = counted(settings)
-        order = [name for name in self.by_name if name in shown] + [name for name in shown if name not in self.by_name]
-        return ", ".join(_told(self.by_name.get(name), name, shown[name]) for name in order
-                         if shown[name] != self.base.get(name))
+        order = [name for name in self.by_name if name in shown] + [
+            name for name in shown if name not in self.by_name
+        ]
+        return ", ".join(
+            _told(self.by_name.get(name), name, shown[name])
+            for name in order
+            if shown[name] != self.base.get(name)
+        )
 
     def name(self, settings: dict) -> str:
         """A row's name where it has no other: what differs."""
@@ -194,8 +308,15 @@ class Settings:
     def parameters(self, settings: dict, seeds: Sequence[int]) -> tuple[dict, list[str]]:
         """(parameters for the notebook, settings it has no parameter for): only what the notebook knows."""
         shown = {**self.base, **counted(settings)}
-        given = {name: ",".join(map(str, seeds)) if name == "seeds" else shown[name] for name in self.names}
-        lost = [name for name, value in shown.items() if name not in self.names and value != self.base[name]]
+        given = {
+            name: ",".join(map(str, seeds)) if name == "seeds" else shown[name]
+            for name in self.names
+        }
+        lost = [
+            name
+            for name, value in shown.items()
+            if name not in self.names and value != self.base[name]
+        ]
         return given, lost
 
 
@@ -207,8 +328,13 @@ def _seeds(text: str) -> list[int]:
     except ValueError:
         seeds = [-1]
     if min(seeds) < 0:
-        raise WorkbenchError("these are no seeds", expected="whole numbers from 0 on, comma-separated: 0,1,2",
-                             got=text or "nothing", where="seeds", mend="one run is made for each")
+        raise WorkbenchError(
+            "these are no seeds",
+            expected="whole numbers from 0 on, comma-separated: 0,1,2",
+            got=text or "nothing",
+            where="seeds",
+            mend="one run is made for each",
+        )
     return seeds
 
 
@@ -217,7 +343,13 @@ def _told(control: Control | None, name: str, value) -> str:
         return "real images" if value == "real" else f"images of {value}"
     large = isinstance(value, int) and value >= 10_000
     shown = f"{value:,}" if large else f"{value:g}" if isinstance(value, float) else value
-    label = "T" if name == "temperature" else control.label.partition(" (")[0] if control else name.replace("_", " ")
+    label = (
+        "T"
+        if name == "temperature"
+        else control.label.partition(" (")[0]
+        if control
+        else name.replace("_", " ")
+    )
     return f"{label} {shown}"
 
 

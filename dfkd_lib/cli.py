@@ -1,0 +1,168 @@
+"""`python -m dfkd_lib`: run the notebooks, list them and their parameters, verify artifacts."""
+
+import argparse
+import os
+import sys
+
+from dfkd_lib.core import WorkbenchError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m dfkd_lib", description=__doc__)
+    verbs = top.add_subparsers(dest="verb", required=True)
+    run = verbs.add_parser("run", help="run notebooks into HTML reports")
+    run.add_argument("--profile", default="quick", help="smoke, quick or paper (default: quick)")
+    run.add_argument("--only", metavar="10,20", help="these notebooks only")
+    run.add_argument(
+        "--grid",
+        metavar="FILE",
+        help="run an ablation: a YAML file of rows and seeds, through notebook 35",
+    )
+    run.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="notebook.parameter=value",
+        help="change one parameter; may be given again",
+    )
+    run.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where reports go (default: reports/<profile>, of a grid reports/grid_<its file>)",
+    )
+    run.add_argument(
+        "--artifacts", metavar="DIR", default="data/artifacts", help="where trained things are kept"
+    )
+    run.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="notebooks, or students of an ablation, at a time, in "
+        "processes of their own (default: 1; of a grid: as many as cores)",
+    )
+    run.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="run on a Dask cluster: its scheduler's address or file",
+    )
+    run.add_argument(
+        "--threads", type=int, metavar="T", help="threads of each task (default: an equal share)"
+    )
+    run.add_argument(
+        "--hung",
+        type=float,
+        default=30.0,
+        metavar="MINUTES",
+        help="end a kernel that for so long used no "
+        "processor time and printed nothing (default: 30; 0: never)",
+    )
+    train = verbs.add_parser(
+        "train", help="train what notebooks train, without reports; for accelerate launch, torchrun"
+    )
+    train.add_argument("--profile", default="quick", help="smoke, quick or paper (default: quick)")
+    train.add_argument("--only", metavar="30,40", help="these notebooks only")
+    train.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="notebook.parameter=value",
+        help="change one parameter; may be given again",
+    )
+    train.add_argument(
+        "--artifacts", metavar="DIR", default="data/artifacts", help="where trained things are kept"
+    )
+    verbs.add_parser("list", help="notebooks and their parameters, with defaults")
+    verify = verbs.add_parser("verify", help="check the checksums of every trained thing")
+    verify.add_argument("--artifacts", metavar="DIR", default="data/artifacts")
+    return top
+
+
+def run(options) -> int:
+    from dfkd_lib import pipeline
+    from dfkd_lib.core import processes
+
+    if processes.count() > 1:
+        raise WorkbenchError(
+            "notebooks run in kernels of their own, each in one process",
+            got=f"{processes.count()} processes",
+            expected="1",
+            mend="give several processes the verb train; then run, started "
+            "alone, finds what they trained and writes the reports",
+        )
+    plan = pipeline.make_plan(
+        options.profile,
+        options.only,
+        options.settings,
+        options.out,
+        options.jobs,
+        options.artifacts,
+        scheduler=options.scheduler,
+        grid=options.grid,
+        hung=options.hung,
+        threads=options.threads,
+    )
+    results = pipeline.run(plan)
+    print(os.path.relpath(plan.out / "index.html"))
+    return pipeline.exit_code(results)
+
+
+def train(options) -> int:
+    from dfkd_lib import pipeline
+
+    pipeline.train(
+        pipeline.make_plan(
+            options.profile, options.only, options.settings, artifacts=options.artifacts
+        )
+    )
+    return 0
+
+
+def list_notebooks(options) -> int:
+    from dfkd_lib import pipeline
+
+    for name, path in pipeline.notebook_files().items():
+        print(name)
+        for parameter in pipeline.read_notebook(path).values():
+            rule = f"  [{parameter.rule}]" if parameter.rule else ""
+            print(f"  {f'{parameter.name} = {parameter.default!r}':<36} {parameter.help}{rule}")
+    return 0
+
+
+def verify(options) -> int:
+    from dfkd_lib.core.artifacts import Store, resolve
+
+    if not resolve(options.artifacts).is_dir():
+        raise WorkbenchError(
+            "there is no such artifact folder",
+            where=resolve(options.artifacts),
+            mend="check --artifacts; the default is made by the first run",
+        )
+    store = Store(options.artifacts)
+    store.tidy()
+    rows = store.verify()
+    for key, problem in rows:
+        print(f"{'damaged' if problem else 'sound':8} {key}" + (f"\n{problem}" if problem else ""))
+    damaged = sum(problem is not None for _, problem in rows)
+    for key in store.unfinished():
+        print(f"begun    {key}: the next run that needs it goes on there")
+    for name in store.set_aside():
+        print(f"aside    .damaged/{name}: no longer used; delete it when you have seen it")
+    print(f"{len(rows)} artifact{'s' * (len(rows) != 1)}, {damaged} damaged")
+    return 1 if damaged else 0
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one verb; an error a user can mend is printed without a traceback, and the exit code is 2."""
+    options = parser().parse_args(words)
+    verbs = {"run": run, "train": train, "list": list_notebooks, "verify": verify}
+    try:
+        return verbs[options.verb](options)
+    except WorkbenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130

@@ -1,0 +1,503 @@
+"""Trained things by content key: made once, atomically, under a lock, checksummed, resumable after a kill.
+
+The key of an artifact is a hash of its stage, its settings and its parents' keys, so a changed parameter makes anew what
+depends on it and nothing else. While it is being made an artifact lives in `<key>.partial` (with its training
+checkpoint); only when all of it is on disk is that folder renamed to `<key>`. What is damaged is never used and never
+deleted: it is moved to `.damaged/<key>` with a note, and made anew.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from filelock import Timeout
+
+from dfkd_lib.core import ledger, processes
+from dfkd_lib.core.errors import WorkbenchError
+from dfkd_lib.core.files import (
+    NO_LOCKS,
+    check_manifest,
+    disk_error,
+    file_hash,
+    file_lock,
+    flush,
+    is_full,
+    load_tensors,
+    lock_error,
+    note_whole,
+    save_json,
+    save_tensors,
+    seal,
+    whole_files,
+)
+
+__all__ = [
+    "Artifact",
+    "ArtifactError",
+    "NotMade",
+    "REPOSITORY",
+    "Store",
+    "content_key",
+    "file_hash",
+    "load_tensors",
+    "note_whole",
+    "provenance",
+    "resolve",
+    "save_json",
+    "save_tensors",
+]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MANIFEST = "manifest.json"
+WAIT_SECONDS = 60.0  # between two remarks that another process is being waited for
+STALE_SECONDS = 3600  # a temporary file that nobody has touched for so long belongs to nobody
+
+
+class ArtifactError(WorkbenchError):
+    """An artifact on disk is not what was written."""
+
+
+def home(path: str | Path) -> Path:
+    """A path with `~` written out; WorkbenchError if no file can have that name."""
+    try:
+        if b"\0" in os.fsencode(path):
+            raise ValueError("a NUL character")
+        return Path(path).expanduser()
+    except (ValueError, RuntimeError, TypeError) as error:  # RuntimeError: `~name` of nobody
+        raise WorkbenchError(
+            "this is no path",
+            expected="a name of a file or a folder",
+            got=f"{path!r}: {error}",
+            mend="correct the path",
+        ) from None
+
+
+def resolve(path: str | Path) -> Path:
+    """An absolute path; relative ones are taken from the repository root, wherever a notebook was opened."""
+    path = home(path)
+    return path if path.is_absolute() else REPOSITORY / path
+
+
+def _seconds(path: Path) -> float:
+    """The number in a small file; 0 where it is missing or was cut off."""
+    try:
+        return float(path.read_text())
+    except (OSError, ValueError):
+        return 0.0
+
+
+def provenance() -> dict:
+    """What made a result: git commit (with "+" if files differ from it), versions, processor, cores, accelerator."""
+    import torch
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in _lines("/proc/cpuinfo")
+            if line.startswith("model name")
+        ),
+        platform.processor() or platform.machine(),
+    )
+    return {
+        "commit": (git("rev-parse", "--short=12", "HEAD") or "unknown") + changed,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if os.path.exists(path) else []
+
+
+def _hash(path: Path) -> str:
+    return file_hash(path) if path.is_file() else "no such file"
+
+
+def content_key(stage: str, settings: dict, parents: Sequence["Artifact"] = ()) -> str:
+    """`<stage>-<16 hex digits>` from the stage, its JSON-able settings and the keys of its parents, in order."""
+    try:
+        text = json.dumps(
+            [stage, settings, [parent.key for parent in parents]], sort_keys=True, allow_nan=False
+        )
+    except (TypeError, ValueError) as error:
+        raise WorkbenchError(
+            f"the settings of stage '{stage}' cannot be a key",
+            got=error,
+            expected="finite numbers, strings, booleans, None, lists and dicts of them",
+            mend="give settings as plain values",
+        ) from None
+    return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact: its key, its folder, its manifest, and whether it was found rather than made just now."""
+
+    key: str
+    path: Path
+    manifest: dict
+    cached: bool
+
+    @property
+    def stage(self) -> str:
+        return self.manifest["stage"]
+
+    @property
+    def settings(self) -> dict:
+        return self.manifest["settings"]
+
+    @property
+    def metrics(self) -> dict:
+        return self.manifest["metrics"]
+
+    @property
+    def ledger(self) -> list[dict]:
+        return self.manifest["ledger"]
+
+    @property
+    def parents(self) -> list[str]:
+        return self.manifest["parents"]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds it took to make, over all its attempts."""
+        return self.manifest["seconds"]
+
+    def tensors(self, name: str = "model.safetensors") -> dict:
+        return load_tensors(self.path / name)
+
+    def json(self, name: str):
+        return json.loads((self.path / name).read_text())
+
+
+class NotMade(WorkbenchError):
+    """An artifact that was only to be looked for is not there."""
+
+
+class Store:
+    """A folder of artifacts that any number of processes may share.
+
+    Args:
+        root: the folder; made when missing. Relative paths are taken from the repository root.
+
+    Raises:
+        WorkbenchError: if the folder cannot be written to.
+    """
+
+    def __init__(self, root: str | Path = "data/artifacts"):
+        self.root = resolve(root)
+        ledger.register_free(self.root)
+        try:
+            (self.root / ".locks").mkdir(parents=True, exist_ok=True)
+            probe = (
+                self.root / f".write-probe-{secrets.token_hex(4)}"
+            )  # processes of two machines may have one number
+            probe.touch()
+            probe.unlink()
+            with (
+                suppress(Timeout),
+                file_lock(self.root / ".locks" / "probe.lock").acquire(timeout=0),
+            ):
+                pass  # somebody else's looking is an answer too
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                raise lock_error(error, self.root) from None
+            raise WorkbenchError(
+                "the artifact folder cannot be written to",
+                got=error,
+                where=self.root,
+                mend="choose another folder (artifacts_dir) or free it",
+            ) from None
+
+    def get_or_make(
+        self,
+        stage: str,
+        settings: dict,
+        make: Callable[[Path], dict | None],
+        parents: Sequence[Artifact] = (),
+        reads: dict[str, str] | None = None,
+        inherited: Sequence[dict] = (),
+    ) -> Artifact:
+        """The artifact of this stage, settings and parents: from disk if it is there, else made by `make(work)`.
+
+        `make` writes its files into the folder `work` and returns JSON-able metrics; it runs inside
+        `ledger.stage(stage, reads)`. `work` outlives a kill, so a checkpoint kept in `work/checkpoint` resumes.
+        `inherited` are ledger rows of work done elsewhere (the training of a checkpoint that is taken in).
+
+        Several processes of one run (`accelerate launch`) call this alike, on a folder that all of them see. `make` then
+        runs in all of them at once; what the main one writes is kept, the others write into a copy that is thrown away.
+        One whose bytes are not those that were written is set aside, with a note, and made anew.
+
+        Raises:
+            WorkbenchError: if the disk takes no more; whatever `make` raises.
+        """
+        key = content_key(stage, settings, parents)
+        if processes.count() > 1:
+            return self._make_together(key, stage, settings, make, parents, reads, inherited)
+        with suppress(ArtifactError):
+            if found := self.find(key):
+                return found
+        with self._lock(key):
+            if found := self._find_sound(key):  # made by another process while we waited
+                return found
+            try:
+                return self._make(key, stage, settings, make, parents, reads, inherited)
+            except Exception as error:
+                if is_full(error) and not isinstance(error, WorkbenchError):
+                    raise disk_error(
+                        f"'{stage}' cannot be written to disk", error, self.root
+                    ) from error
+                raise
+
+    def looking(self) -> "Store":
+        """This store, to look with: what is not there raises `NotMade` instead of being made."""
+        return _Looking(self.root)
+
+    def find(self, key: str) -> Artifact | None:
+        """The finished artifact of that key, its checksums verified, or None."""
+        path = self.root / key
+        if not path.is_dir():
+            return None
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+            files = manifest["files"]
+            check_manifest(key, manifest)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ArtifactError(
+                "an artifact has no readable manifest",
+                got=error,
+                where=path / MANIFEST,
+                mend="run what made it again: it is moved to .damaged and made anew",
+            ) from None
+        for name, expected in files.items():
+            got = _hash(path / name)
+            if got != expected:
+                raise ArtifactError(
+                    "the bytes of an artifact have changed since it was made",
+                    where=path / name,
+                    expected=f"sha256 {expected}",
+                    got=got,
+                    mend="restore the file, or run what made it again: it is moved to .damaged and made "
+                    "anew",
+                )
+        return Artifact(key, path, manifest, cached=True)
+
+    def keys(self) -> list[str]:
+        """The keys of all finished artifacts, sorted."""
+        return sorted(
+            p.name
+            for p in self.root.iterdir()
+            if p.is_dir() and p.name[0] != "." and p.suffix != ".partial"
+        )
+
+    def verify(self) -> list[tuple[str, str | None]]:
+        """(key, None) for each sound artifact and (key, what is wrong) for each damaged one."""
+        rows = []
+        for key in self.keys():
+            try:
+                self.find(key)
+                rows.append((key, None))
+            except ArtifactError as error:
+                rows.append((key, str(error)))
+        return rows
+
+    def unfinished(self) -> list[str]:
+        """The keys of artifacts that were begun: the next run that needs one goes on there."""
+        return sorted(path.stem for path in self.root.glob("*.partial"))
+
+    def set_aside(self) -> list[str]:
+        """The names in `.damaged`: what was not what had been written, kept for whoever wants to look at it."""
+        return sorted(path.name for path in (self.root / ".damaged").glob("*"))
+
+    def tidy(self) -> None:
+        """Remove what killed processes left: temporary files that nobody writes, checkpoints of what is finished."""
+        for path in [*self.root.glob(".write-probe-*"), *self.root.glob(".jobs/*.tmp")]:
+            with suppress(OSError):
+                if abs(time.time() - path.stat().st_mtime) > STALE_SECONDS:
+                    path.unlink()
+        for key in self.keys():
+            self._drop_checkpoint(key)
+
+    def _drop_checkpoint(self, key: str) -> None:
+        shutil.rmtree(self.root / key / "checkpoint", ignore_errors=True)
+        with suppress(OSError):
+            (self.root / key / "seconds.txt").unlink(missing_ok=True)
+
+    def _set_aside(self, path: Path, why: object) -> None:
+        """Move a damaged folder to `.damaged`, with a note."""
+        aside = self.root / ".damaged" / path.name
+        while aside.exists():
+            aside = aside.with_name(aside.name + "+")
+        aside.parent.mkdir(exist_ok=True)
+        os.replace(path, aside)
+        print(f"{path.name} is damaged and made anew; it is kept in {aside}\n  {why}", flush=True)
+
+    @contextmanager
+    def _lock(self, key: str) -> Iterator[None]:
+        lock = file_lock(self.root / ".locks" / f"{key}.lock")
+        wait = 0.0
+        while True:
+            try:
+                lock.acquire(timeout=wait)
+                break
+            except Timeout:  # said again and again: who waits is not to be taken for one that hangs
+                print(f"{key}: another process is making this; waiting for it", flush=True)
+                wait = WAIT_SECONDS
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _make_together(self, key, stage, settings, make, parents, reads, inherited) -> Artifact:
+        """`get_or_make` in each of several processes: the main one in the work folder, the others in copies of it."""
+        work = self.root / f"{key}.partial"
+        with ExitStack() as held:
+
+            def look() -> tuple[str, bool]:
+                with suppress(ArtifactError):
+                    if self.find(key):
+                        return key, True
+                held.enter_context(self._lock(key))
+                found = self._find_sound(key) is not None
+                if not found:
+                    self._work_folder(key)
+                return key, found
+
+            agreed, found = processes.from_main(look)
+            with processes.together(key):
+                if agreed != key:
+                    raise WorkbenchError(
+                        "the processes of this run are not making the same thing",
+                        expected=agreed,
+                        got=key,
+                        mend="give all of them the same parameters and the same data",
+                    )
+                if not (self.root / key if found else work).is_dir():
+                    raise WorkbenchError(
+                        "a process does not see the artifact folder of the main one",
+                        where=self.root,
+                        mend="give a folder that all processes share (artifacts_dir)",
+                    )
+                if found:
+                    return self.find(key)
+                if not processes.is_main():
+                    copy = (
+                        Path(held.enter_context(tempfile.TemporaryDirectory(prefix="dfkd-"))) / key
+                    )
+                    shutil.copytree(work, copy)
+            with processes.together(key):
+                if processes.is_main():
+                    self._make(key, stage, settings, make, parents, reads, inherited)
+                else:
+                    with ledger.stage(stage, reads):
+                        make(copy)
+        with processes.together(key):
+            made = self.find(key)
+            if made is None:
+                raise ArtifactError(
+                    "what the main process made cannot be seen from here",
+                    got=key,
+                    where=self.root,
+                    mend="give a folder that all processes share and see at once (artifacts_dir)",
+                )
+        return replace(made, cached=False)
+
+    def _find_sound(self, key: str) -> Artifact | None:
+        """`find`, but what is damaged is set aside. Under the key's lock."""
+        try:
+            return self.find(key)
+        except ArtifactError as error:
+            self._set_aside(self.root / key, error)
+            return None
+
+    def _work_folder(self, key: str) -> Path:
+        """Where an artifact is made: with what an earlier attempt left, if it is sound. Under the key's lock."""
+        work = self.root / f"{key}.partial"
+        wrong = [
+            name for name, expected in whole_files(work).items() if _hash(work / name) != expected
+        ]
+        if wrong:
+            self._set_aside(
+                work, f"of its unfinished making these are not what was written: {', '.join(wrong)}"
+            )
+        work.mkdir(exist_ok=True)
+        for left in work.rglob("*.tmp"):  # by a process that was killed: we hold the lock
+            left.unlink(missing_ok=True)
+        return work
+
+    def _make(self, key, stage, settings, make, parents, reads, inherited) -> Artifact:
+        work = self._work_folder(key)
+        spent, start = work / "seconds.txt", time.perf_counter()
+        before = _seconds(spent)
+        try:
+            with ledger.stage(stage, reads) as seen:
+                metrics = make(work) or {}
+        finally:
+            with suppress(OSError):  # a full disk must not hide what went wrong before
+                spent.write_text(str(before + time.perf_counter() - start))
+        seconds, passing = _seconds(spent), {MANIFEST, spent.name}
+        names = sorted(
+            str(p.relative_to(work))
+            for p in work.rglob("*")
+            if p.is_file() and p.relative_to(work).parts[0] not in {"checkpoint", *passing}
+        )
+        rows = [*({**row, "inherited": True} for row in inherited), *seen.entries()]
+        manifest = {
+            "stage": stage,
+            "settings": settings,
+            "parents": [parent.key for parent in parents],
+            "metrics": metrics,
+            "ledger": rows,
+            "data_free": all(row["purpose"] == ledger.EVALUATION for row in rows),
+            "seconds": round(seconds, 2),
+            "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "files": {name: file_hash(work / name) for name in names},
+        }
+        manifest["sealed"] = seal(json.loads(json.dumps(manifest)))  # as it will be read
+        for path in {path for name in names for path in (work / name, (work / name).parent)}:
+            flush(path)  # or a power cut could leave the name of a file without its bytes
+        save_json(work / MANIFEST, manifest)
+        try:
+            os.replace(work, self.root / key)
+        except OSError:
+            if (found := self.find(key)) is None:
+                raise
+            shutil.rmtree(
+                work, ignore_errors=True
+            )  # another machine's, which this one's disk has hidden until now
+            return found
+        flush(self.root)
+        # Only now: until the rename a kill or a full disk must find the training's checkpoint where it was.
+        self._drop_checkpoint(key)
+        return Artifact(key, self.root / key, manifest, cached=False)
+
+
+class _Looking(Store):
+    def get_or_make(self, stage, settings, make, parents=(), reads=None, inherited=()) -> Artifact:
+        key = content_key(stage, settings, parents)
+        try:
+            found = self.find(key)
+        except ArtifactError:  # whoever makes it sets it aside
+            found = None
+        if found is None:
+            raise NotMade("this has not been made yet", got=key, where=self.root, mend="run it")
+        return found

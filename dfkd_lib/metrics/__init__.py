@@ -1,0 +1,49 @@
+"""Measures of synthetic images against real ones, taken in the feature space of a network and tied to it."""
+
+from dfkd_lib.metrics.coverage import Nearness, Prdc, memorisation, near_duplicates, nearest, prdc
+from dfkd_lib.metrics.distances import (
+    KernelDistance,
+    frechet_distance,
+    frechet_distance_from_features,
+    frechet_distance_to,
+    kernel_distance,
+    statistics,
+)
+from dfkd_lib.metrics.features import (
+    check_inception,
+    classifier_features,
+    features_and_logits,
+    inception_features,
+    inception_weights,
+    scores_and_features,
+    token_features,
+)
+from dfkd_lib.metrics.score import score
+from dfkd_lib.metrics.summary import Features, Measures, Row, measure
+
+__all__ = [
+    "Features",
+    "KernelDistance",
+    "Measures",
+    "Nearness",
+    "Prdc",
+    "Row",
+    "check_inception",
+    "classifier_features",
+    "features_and_logits",
+    "frechet_distance",
+    "frechet_distance_from_features",
+    "frechet_distance_to",
+    "inception_features",
+    "inception_weights",
+    "kernel_distance",
+    "measure",
+    "memorisation",
+    "near_duplicates",
+    "nearest",
+    "prdc",
+    "score",
+    "scores_and_features",
+    "statistics",
+    "token_features",
+]

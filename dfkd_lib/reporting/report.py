@@ -1,0 +1,385 @@
+"""What a notebook leaves behind: figures (SVG, PDF), tables (CSV, LaTeX), metrics, and the artifacts it used."""
+
+import math
+import re
+import time
+from pathlib import Path
+
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.artifacts import Artifact, resolve, save_json
+from dfkd_lib.distill import KDWeights, test_logits
+from dfkd_lib.distill.scores import SCORES, gigaflops, scores
+from dfkd_lib.metrics.intervals import (
+    accuracy_interval,
+    interval_text,
+    mean_interval,
+    paired_difference,
+)
+
+# The papers' own numbers, to stand beside ours: METHODS.md A, B and C. Shares of 1, but for distances.
+PAPER = {
+    "A Table 2": {
+        ("mnist", "vanilla"): 27.0,
+        ("mnist", "augmented"): 23.0,
+        ("cifar10", "vanilla"): 76.94,
+        ("cifar10", "augmented"): 70.37,
+        ("cifar100", "vanilla"): 83.27,
+        ("cifar100", "augmented"): 77.16,
+    },
+    "A Table 4": {
+        ("mnist", "teacher", "real"): 0.9875,
+        ("mnist", "student", "real"): 0.9775,
+        ("mnist", "teacher", "synthetic"): 0.9732,
+        ("mnist", "student", "synthetic"): 0.9673,
+    },
+    "A Table 5": {
+        ("cifar10", "teacher", "real"): 0.8951,
+        ("cifar10", "student", "real"): 0.8777,
+        ("cifar10", "teacher", "synthetic"): 0.8432,
+        ("cifar10", "student", "synthetic"): 0.8237,
+    },
+}
+
+
+class Report:
+    """Collects a notebook's results and writes them below `out_dir`.
+
+    Args:
+        notebook: its name, "20_gan_fid". out_dir: folder of the report; relative to the repository root.
+        profile: the profile it ran under.
+
+    Raises:
+        WorkbenchError: if the folder cannot be made.
+    """
+
+    def __init__(self, notebook: str, out_dir: str | Path, profile: str = "quick"):
+        self.notebook, self.profile, self.out = notebook, profile, resolve(out_dir)
+        self.start = time.perf_counter()
+        self.data = {"metrics": {}, "figures": [], "tables": [], "artifacts": []}
+        try:
+            for part in ("figures", "tables", "metrics"):
+                (self.out / part).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WorkbenchError(
+                "the report folder cannot be written to",
+                got=error,
+                where=self.out,
+                mend="choose another out_dir",
+            ) from None
+
+    def figure(self, figure, name: str, caption: str, paper: str = "") -> None:
+        """Show a figure and keep it as figures/<name>.svg and .pdf; `paper` names the figure it stands beside."""
+        for kind in ("svg", "pdf"):
+            figure.savefig(
+                self.out / "figures" / f"{_safe(name)}.{kind}",
+                bbox_inches="tight",
+                metadata={"Creator": None},
+            )
+        self.data["figures"].append({"name": _safe(name), "caption": caption, "paper": paper})
+        _show(figure)
+        _say(caption, paper)
+
+    def table(self, table, name: str, caption: str, paper: str = "", digits: int = 4) -> None:
+        """Show a pandas table and keep it as tables/<name>.csv and .tex, floats with `digits` significant digits."""
+        base = self.out / "tables" / _safe(name)
+        table.rename(columns=_not_a_formula).map(_not_a_formula).to_csv(
+            base.with_suffix(".csv"), index=False
+        )
+        shown = table.map(
+            lambda v: (
+                f"{v:.{digits}g}"
+                if isinstance(v, float) and math.isfinite(v)
+                else "–"
+                if isinstance(v, float) or v is None
+                else v
+            )
+        )
+        base.with_suffix(".tex").write_text(
+            shown.to_latex(index=False, escape=True, caption=caption, label=f"tab:{name}")
+        )
+        self.data["tables"].append({"name": _safe(name), "caption": caption, "paper": paper})
+        # A Styler escapes nothing by itself, and class names come from folders that anyone may have named.
+        _show(
+            shown.style.hide(axis="index")
+            .format(escape="html")
+            .format_index(escape="html", axis="columns")
+        )
+        _say(caption, paper)
+
+    def metric(self, name: str, value) -> None:
+        """Keep one number, string, or list of them for results.json; NaN and infinity are kept as None."""
+        self.data["metrics"][name] = _plain(value)
+
+    def artifact(self, *artifacts: Artifact) -> None:
+        """Note artifacts that the notebook made or found, with what they read."""
+        for a in artifacts:
+            if a.key not in [known["key"] for known in self.data["artifacts"]]:
+                self.data["artifacts"].append(
+                    {
+                        "key": a.key,
+                        "stage": a.stage,
+                        "seconds": a.seconds,
+                        "cached": a.cached,
+                        "ledger": a.ledger,
+                        "settings": a.settings,
+                        "parents": a.parents,
+                    }
+                )
+
+    def save(self) -> Path:
+        """Write metrics/<notebook>.json and return its path."""
+        path = self.out / "metrics" / f"{self.notebook}.json"
+        save_json(
+            path,
+            {
+                "notebook": self.notebook,
+                "profile": self.profile,
+                **self.data,
+                "peak_memory_mb": _peak_memory_mb(),
+                "seconds": round(time.perf_counter() - self.start, 2),
+            },
+        )
+        return path
+
+
+def frechet_table(arms: dict[str, list[float]], data: str, features: str, images: int):
+    """A Table 2: Fréchet distance of each arm, mean and 95 % interval over seeds, the paper's FID beside it.
+
+    Args:
+        arms: {"vanilla": [one distance a seed], "augmented": [...]}. features: what space the distances are in.
+        images: generated images behind each distance.
+    """
+    import pandas as pd
+
+    rows = []
+    for arm, values in arms.items():
+        mean, half = mean_interval(values)
+        rows.append(
+            {
+                "generator": arm,
+                "data": data,
+                "Fréchet distance": mean,
+                "± 95 %": half,
+                "seeds": len(values),
+                "images": images,
+                "features": features,
+                "paper's FID (Inception)": PAPER["A Table 2"].get((data, arm), math.nan),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def accuracy_table(rows: list[tuple[str, str, list[Artifact]]], data: str):
+    """A Tables 4, 5: accuracy of teacher and student by what they were trained on, the paper's beside it.
+
+    Args:
+        rows: ("teacher" or "student", "real" or "synthetic", one artifact a seed); a single one has the interval of its test
+            sample instead of that over seeds.
+    """
+    import pandas as pd
+
+    known = PAPER["A Table 4"] | PAPER["A Table 5"]
+    table = []
+    for who, source, artifacts in rows:
+        first = artifacts[0]
+        values = [100 * artifact.metrics["accuracy"] for artifact in artifacts]
+        if len(values) > 1:
+            accuracy = interval_text(values)
+        else:
+            total = len(test_logits(first)[1])
+            low, high = accuracy_interval(round(values[0] * total / 100), total)
+            accuracy = f"{values[0]:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+        table.append(
+            {
+                "model": f"{who} ({first.settings['model']})",
+                "trained on": source,
+                "test accuracy (%)": accuracy,
+                "paper (%)": 100 * known.get((data, who, source), math.nan),
+                "seeds": len(values),
+                "images": first.metrics["train_images"] or "not recorded",
+                "epochs": first.settings["config"].get("epochs") or "not recorded",
+                "parameters": first.metrics["parameters"],
+            }
+        )
+    return pd.DataFrame(table)
+
+
+def scores_table(rows: list[tuple[str, str, list[Artifact]]]):
+    """Top-1, top-5, macro precision, recall and F1 (%) as mean ± 95 % interval over seeds, and what the model costs.
+
+    Args:
+        rows: as for `accuracy_table`.
+    """
+    import pandas as pd
+
+    table = []
+    for who, source, artifacts in rows:
+        each = [scores(artifact) for artifact in artifacts]
+        table.append(
+            {
+                "model": who,
+                "trained on": source,
+                **{
+                    shown: interval_text([100 * one[key] for one in each])
+                    for key, shown in SCORES.items()
+                },
+                "GFLOPs": gigaflops(artifacts[0]),
+                "parameters": artifacts[0].metrics["parameters"],
+            }
+        )
+    return pd.DataFrame(table)
+
+
+def mean_by(table, name: str, value: str) -> tuple[dict[str, float], dict[str, float]]:
+    """({group: mean}, {group: half width of the 95 % interval}) of a column of a table with one line a run."""
+    pairs = {
+        group: mean_interval(part[value].tolist())
+        for group, part in table.groupby(name, sort=False)
+    }
+    return {group: mean for group, (mean, _) in pairs.items()}, {
+        group: half for group, (_, half) in pairs.items()
+    }
+
+
+def accuracy_by_share(runs: dict[str, list[list[list[Artifact]]]], shares: list[float], pool: int):
+    """B's figure: ({arm: mean accuracy (%) a share}, {arm: half widths of 95 %}, the table with paired differences).
+
+    Args:
+        runs: {arm: [share][seed] → stages, the last being the result}; the second arm is the baseline. pool: images.
+    """
+    import pandas as pd
+
+    values = {
+        arm: [[100 * stages[-1].metrics["accuracy"] for stages in share] for share in rows]
+        for arm, rows in runs.items()
+    }
+    pairs = {arm: [mean_interval(v) for v in rows] for arm, rows in values.items()}
+    means = {arm: [mean for mean, _ in rows] for arm, rows in pairs.items()}
+    bands = {arm: [half for _, half in rows] for arm, rows in pairs.items()}
+    (first, a), (second, b) = values.items()
+    table = []
+    for i, share in enumerate(shares):
+        gap = paired_difference(b[i], a[i])
+        table.append(
+            {
+                "share (%)": 100 * share,
+                "images": round(share * pool),
+                f"{first} (%)": means[first][i],
+                f"{second} (%)": means[second][i],
+                "difference": gap["difference"],
+                "low": gap["low"],
+                "high": gap["high"],
+                "seeds": gap["pairs"],
+                "told": f"{first} better"
+                if gap["low"] > 0
+                else f"{second} better"
+                if gap["high"] < 0
+                else "no difference",
+            }
+        )
+    return means, bands, pd.DataFrame(table)
+
+
+def over_seeds(
+    histories: dict[str, list[list[dict]]], key: str, times: float = 1.0
+) -> tuple[dict, dict]:
+    """({arm: mean over seeds per epoch}, {arm: half width of the 95 % interval per epoch}) of one entry, times a factor."""
+    means, halves = {}, {}
+    for arm, runs in histories.items():
+        pairs = [
+            mean_interval([times * row[key] for row in rows]) for rows in zip(*runs, strict=True)
+        ]
+        means[arm], halves[arm] = [mean for mean, _ in pairs], [half for _, half in pairs]
+    return means, halves
+
+
+def loss_names(histories: dict[str, list[list[dict]]], weights: KDWeights) -> dict[str, str]:
+    """{key in a history: title} of the losses that histories hold and that have a weight, for `plots.loss_components`."""
+    titles = {
+        "kd": "distillation (eq. 8)",
+        "ce": "cross entropy (eq. 9)",
+        "patch": "patch probe",
+        "hard": "hard label",
+        "soft": "soft label",
+        "early": "early features",
+    }
+    held = {
+        key for runs in histories.values() for history in runs for row in history for key in row
+    }
+    return {key: title for key, title in titles.items() if key in held and weights.uses(key)}
+
+
+def confusion_counts(logits, labels):
+    """(K, K) counts, rows true, columns predicted, from logits (N, K) and labels (N,)."""
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), labels=range(logits.shape[1]))
+
+
+def verdict(difference: dict, what: str, unit: str = "", lower_is_better: bool = True) -> str:
+    """One honest sentence about a paired difference b − a: its sign, its interval, and whether that excludes 0."""
+    low, high, mean = difference["low"], difference["high"], difference["difference"]
+    if not math.isfinite(low):
+        return f"{what}: difference {mean:+.3g}{unit} from one seed; no interval, so nothing can be concluded."
+    span = (
+        f"{mean:+.3g}{unit}, 95 % interval {low:+.3g} to {high:+.3g}, {difference['pairs']} seeds, "
+        f"p = {difference['p']:.2g}"
+    )
+    if low <= 0 <= high:
+        return f"{what}: no difference can be told from seed to seed noise ({span})."
+    better = (mean < 0) == lower_is_better
+    return f"{what}: {'better' if better else 'worse'} ({span})."
+
+
+def _safe(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
+        raise WorkbenchError(
+            "a figure or table has a name that is no file name",
+            got=name,
+            expected="letters, digits, _ . -",
+            mend="rename it",
+        )
+    return name
+
+
+def _not_a_formula(cell):
+    """A cell, with an apostrophe before what a spreadsheet would compute: names of classes come from anyone's folders."""
+    return (
+        "'" + cell
+        if isinstance(cell, str) and re.match(r"[=@\t\r]|[+-].*[(|!]", cell, re.DOTALL)
+        else cell
+    )
+
+
+def _plain(value):
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _show(thing) -> None:
+    from IPython.display import display
+
+    display(thing)
+
+
+def _say(caption: str, paper: str) -> None:
+    from IPython.display import Markdown, display
+
+    display(Markdown(f"*{caption}*" + (f" (beside {paper})" if paper else "")))
+
+
+def _peak_memory_mb() -> float:
+    import sys
+
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return round(psutil.Process().memory_info().peak_wset / 1e6, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)

@@ -1,0 +1,161 @@
+"""The ablation widget in a real JupyterLab and a real Chromium, with the real queue and a small real training."""
+
+import json
+from contextlib import suppress
+
+import browser
+import psutil
+import pytest
+
+from dfkd_lib.ablation import Jobs
+from dfkd_lib.core.artifacts import REPOSITORY, Store
+
+EPOCHS = 200  # so many that a training cannot end between two looks at it, however busy the machine
+START = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from dfkd_lib import widgets
+from dfkd_lib.core import Store
+base = {{"data": "mnist", "test_images": 200, "source": "real", "real_images": 300, "student_model": "vit_mnist_smoke",
+        "student_epochs": {EPOCHS}, "kd_weight": 1.0, "ce_weight": 1.0, "patch_weight": 1.0, "temperature": 4.0, "seeds": "0"}}
+lab = widgets.ablation_lab(base, Store("STORE"), out_dir="OUT")
+lab
+"""
+LONG = 240_000  # milliseconds that a busy machine may take for the start of a worker, or for a training
+LAB = ".dfkd-lab"
+
+
+@pytest.fixture
+def opened(page, lab, tmp_path):
+    """(page, notebook, store) with the widget drawn; no worker outlives the test."""
+    store = Store(tmp_path / "store")
+    cell = START.replace("STORE", str(store.root)).replace("OUT", str(tmp_path / "out"))
+    notebook = browser.open_notebook(page, lab, [cell])
+    shown(page)
+    yield page, notebook, store
+    jobs = Jobs(store)
+    for job in jobs.all():
+        jobs.stop(job["id"])
+    for pid in {job["pid"] for job in jobs.all() if job.get("pid")}:
+        with suppress(psutil.Error):  # ended meanwhile, or a zombie of the kernel
+            process = psutil.Process(pid)
+            if str(store.root) in process.cmdline():
+                process.kill()
+
+
+def shown(page) -> None:
+    page.wait_for_selector(f"{LAB}[data-version]")
+    page.evaluate(f"() => document.querySelector('{LAB}').scrollIntoView()")
+
+
+def type_in(page, control: str, value: str) -> None:
+    box = page.locator(f"{LAB} .control[data-name={control}] input").last
+    box.fill(value)
+    box.press("Tab")
+
+
+def says(page, words: str, where: str = ".status") -> None:
+    page.wait_for_function(
+        "([where, words]) => document.querySelector(`.dfkd-lab ${where}`).textContent.includes(words)",
+        arg=[where, words],
+    )
+
+
+def picture(page, key: str) -> str:
+    """What a chart shows, as its label says it."""
+    return page.locator(f"{LAB} .charts figure[data-key={key}] svg").get_attribute("aria-label")
+
+
+def test_run_watch_stop_go_on_reload_restart(opened):
+    page, notebook, store = opened
+    jobs = Jobs(store)
+    type_in(page, "kd_weight", "2")
+    type_in(page, "temperature", "3.5")
+    page.locator(f"{LAB} button.run").click()
+    says(page, "KD 2, T 3.5")
+    # The point of the epoch in progress moves, and the line behind it grows.
+    page.wait_for_selector(f"{LAB} .charts figure[data-key=patch]", timeout=LONG)
+    before = picture(page, "loss")
+    page.wait_for_function(
+        "before => document.querySelector('.dfkd-lab figure[data-key=loss] svg').ariaLabel !== before",
+        arg=before,
+    )
+    page.wait_for_function(
+        "() => document.querySelectorAll('.dfkd-lab figure[data-key=test_accuracy] circle').length > 1",
+        timeout=LONG,
+    )
+    assert f" of {EPOCHS}" in picture(page, "loss") and picture(page, "loss") != before
+    page.locator(f"{LAB} .running button.stop").click()
+    says(page, "stopped; its finished epochs are kept")
+    page.wait_for_selector(f"{LAB} .jobs li.stopped")
+    assert [job["state"] for job in jobs.all()] == ["stopped"] and page.locator(
+        f"{LAB} tbody tr"
+    ).count() == 0
+    # The same settings go on; a page that is loaded anew finds them running, or done.
+    page.locator(f"{LAB} button.run").click()
+    says(page, "1 run next")
+    page.evaluate("async () => { await window.jupyterapp.commands.execute('docmanager:save'); }")
+    page.reload()
+    page.wait_for_selector(f"{LAB}[data-version]", timeout=LONG)
+    assert page.locator(f"{LAB} .control[data-name=temperature] input").last.input_value() == "3.5"
+    page.wait_for_selector(f"{LAB}[data-live], {LAB} tbody tr", timeout=LONG)
+    # So does a kernel that has been started anew: the training has a process of its own.
+    page.evaluate(
+        "async () => { await window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); }"
+    )
+    notebook.run()
+    shown(page)
+    assert notebook.eval("lab.values['kd_weight']") == 1.0  # the notebook's own
+    row = page.locator(f"{LAB} tbody tr")
+    row.wait_for(timeout=LONG)
+    (job,) = jobs.all()
+    artifact = store.find(job["key"])
+    assert job["state"] == "finished" and len(artifact.json("history.json")) == EPOCHS
+    assert float(row.get_attribute("data-accuracy")) == pytest.approx(
+        100 * artifact.metrics["accuracy"]
+    )
+    assert (
+        "KD 2, T 3.5" in row.inner_text()
+        and f"{100 * artifact.metrics['accuracy']:.2f}" in row.inner_text()
+    )
+    # What is there answers at once: nothing is queued.
+    row.locator("button.use").click()
+    says(page, "the controls show KD 2")
+    assert page.locator(f"{LAB} .control[data-name=kd_weight] input").last.input_value() == "2"
+    page.locator(f"{LAB} button.run").click()
+    says(page, "nothing was run")
+    assert len(jobs.all()) == 1
+
+
+def test_bad_values_are_said_and_controls_are_used_by_keyboard(opened, tmp_path):
+    page, notebook, store = opened
+    type_in(page, "temperature", "-1")
+    page.locator(f"{LAB} button.run").click()
+    says(page, "temperature cannot be that", ".error")
+    assert page.locator(f"{LAB} [aria-invalid]").count() == 2 and Jobs(store).all() == []
+    slider = page.locator(f"{LAB} .control[data-name=temperature] input[type=range]")
+    slider.focus()
+    page.keyboard.press("ArrowRight")  # to JupyterLab it means another thing
+    notebook.until("lab.values['temperature'] == 0.25")
+    for name in ("kd_weight", "ce_weight", "patch_weight"):
+        type_in(page, name, "0")
+    page.locator(f"{LAB} button.run").focus()
+    page.keyboard.press("b")  # to JupyterLab: a new cell
+    page.keyboard.press("Enter")
+    says(page, "loss weights are impossible", ".error")
+    page.locator(f"{LAB} button.reset").click()
+    says(page, "the notebook's own values")
+    assert (
+        page.locator(f"{LAB} .error").inner_text() == ""
+        and page.locator(f"{LAB} .changed").count() == 0
+    )
+    page.locator(f"{LAB} .control[data-name=source] select").select_option("class probes")
+    assert page.locator(f"{LAB} .control[data-name=real_images]").is_hidden()
+    page.locator(f"{LAB} button.save-parameters").click()
+    says(page, ".yaml")
+    (path,) = (tmp_path / "out").glob("*.yaml")
+    assert json.loads(path.read_text())["source"] == "class probes"
+    assert (
+        page.evaluate("() => window.jupyterapp.shell.currentWidget.content.model.cells.length") == 1
+    )
+    assert not page.problems, page.problems

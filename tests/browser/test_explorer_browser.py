@@ -1,0 +1,205 @@
+"""The attention explorer in a real JupyterLab and a real Chromium: chosen, hovered over, clicked, saved."""
+
+import json
+
+import browser
+import pytest
+import torch
+
+from dfkd_lib import attention, datasets
+from dfkd_lib.core.artifacts import REPOSITORY, Store
+from dfkd_lib.distill import load_trained, shipped_teacher
+
+START = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+import torch
+from dfkd_lib import attention, datasets, models, widgets
+from dfkd_lib.core import Store
+from dfkd_lib.detection import open_shipped
+from dfkd_lib.distill import load_trained, shipped_teacher
+test = datasets.load_images("mnist", "test").sample(200)
+teacher = load_trained(shipped_teacher(Store("STORE"), "vit_mnist_small", test))
+probes = attention.class_probe_statistics(teacher, [(test.images, test.labels)], 10, None).mean
+torch.manual_seed(0)
+fresh = models.create_model("vit_mnist_small").eval()
+"""
+EXPLORE = """
+explorer = widgets.attention_explorer(
+    {"teacher": teacher, "before training": fresh, "detr": open_shipped("detr_micro_scenes")},
+    {"mnist": test, "flipped": test.subset(range(199, -1, -1)), "scenes": datasets.generate_scenes(8, 80, 0, "test")},
+    class_probes={"teacher": probes}, out_dir="OUT", notebook="10_attention_probes")
+explorer
+"""
+PIXELS = """name => { const c = document.querySelector(`.dfkd ${name}`);
+    return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data); }"""
+PICTURE = 205  # side of the drawn image
+
+
+@pytest.fixture
+def explored(page, lab, tmp_path):
+    """(page, notebook) with the explorer drawn."""
+    cells = [
+        START.replace("STORE", str(tmp_path / "store")),
+        EXPLORE.replace("OUT", str(tmp_path / "out")),
+    ]
+    notebook = browser.open_notebook(page, lab, cells)
+    page.wait_for_selector(".dfkd[data-gallery] .picture")
+    page.evaluate("() => document.querySelector('.dfkd').scrollIntoView()")
+    return page, notebook
+
+
+def shown(page) -> int:
+    return int(page.evaluate("() => document.querySelector('.dfkd').dataset.shown"))
+
+
+def acting(page, act) -> None:
+    """Act, and wait until the explorer has drawn its answer."""
+    before = shown(page)
+    act()
+    page.wait_for_function(
+        "before => Number(document.querySelector('.dfkd').dataset.shown) > before", arg=before
+    )
+
+
+def slide(page, value: int) -> None:
+    page.evaluate(
+        """value => { const b = document.querySelector('.dfkd .block'); b.value = value;
+        b.dispatchEvent(new Event('input')); }""",
+        value,
+    )
+
+
+def brightest_patch(page) -> int:
+    """The patch (of 7 x 7) whose tile in the drawn weights is the lightest."""
+    pixels = (
+        torch.tensor(page.evaluate(PIXELS, ".map"), dtype=torch.float32).view(-1, 4)[:, :3].sum(1)
+    )
+    side = round(len(pixels) ** 0.5)
+    middles = (torch.arange(7) * side / 7 + side / 14).long()
+    return int(pixels.view(side, side)[middles][:, middles].argmax())
+
+
+def test_image_block_head_and_patch_are_chosen_and_the_picture_is_theirs(explored, tmp_path):
+    page, notebook = explored
+    first = page.evaluate(PIXELS, ".map")
+    cell = 50  # a thumbnail with its margin
+    acting(
+        page,
+        lambda: page.locator(".dfkd .thumbs").click(position={"x": 2.5 * cell, "y": 1.5 * cell}),
+    )
+    assert notebook.until("explorer.choice['image'] == 7")
+    acting(page, lambda: slide(page, 2))
+    acting(page, lambda: page.locator(".dfkd select.head").select_option(label="4"))
+    acting(
+        page,
+        lambda: page.locator(".dfkd .picture").first.click(
+            position={"x": PICTURE * 3.5 / 7, "y": PICTURE * 2.5 / 7}
+        ),
+    )
+    page.mouse.move(5, 5)
+    choice = notebook.eval("explorer.choice")
+    assert (choice["block"], choice["head"], choice["token"]) == (1, 3, "17")
+    assert page.evaluate(PIXELS, ".map") != first
+    # What is drawn is what the model computes: the lightest tile is where that patch looks most.
+    test = datasets.load_images("mnist", "test").sample(200)
+    teacher = load_trained(shipped_teacher(Store(tmp_path / "check"), "vit_mnist_small", test))
+    row = attention.attention_map(teacher, datasets.to_float(test.images[7:8]), 1)[0, 3, 18, 1:]
+    assert brightest_patch(page) == int(row.argmax())
+    assert "patch (3, 4)" in page.locator(".dfkd .picture + figcaption").first.inner_text()
+    assert not page.problems, page.problems
+
+
+def test_hovering_needs_no_kernel(explored):
+    page, notebook = explored
+    before, drawn = page.evaluate(PIXELS, ".map"), shown(page)
+    page.locator(".dfkd .picture").first.hover(
+        position={"x": PICTURE * 1.5 / 7, "y": PICTURE * 4.5 / 7}
+    )
+    page.wait_for_function("() => document.querySelector('.dfkd').dataset.token === 'patch (5, 2)'")
+    assert page.evaluate(PIXELS, ".map") != before and shown(page) == drawn
+    page.mouse.move(5, 5)
+    page.wait_for_function("() => document.querySelector('.dfkd').dataset.token === 'class token'")
+    assert (
+        page.evaluate(PIXELS, ".map") == before and notebook.eval("explorer.choice['token']") == ""
+    )
+
+
+def test_models_and_images_stand_side_by_side(explored):
+    page, notebook = explored
+    acting(
+        page, lambda: page.locator(".dfkd select.compare").select_option("model:before training")
+    )
+    assert page.locator(".dfkd .panel").count() == 2
+    acting(page, lambda: page.locator(".dfkd select.compare").select_option("data:flipped"))
+    titles = page.locator(".dfkd .panel h4").all_inner_texts()
+    assert "teacher · mnist 0" in titles[0] and "teacher · flipped" in titles[1]
+    assert titles[0].split("class ")[1][0] == titles[1].split("class ")[1][0]
+    acting(page, lambda: page.locator(".dfkd select.compare").select_option(""))
+    acting(page, lambda: page.locator(".dfkd select.weights").select_option("gradient"))
+    assert "gradient-weighted" in page.locator(".dfkd .map + figcaption").inner_text()
+
+
+def test_a_detection_is_clicked(explored):
+    page, notebook = explored
+    acting(page, lambda: page.locator(".dfkd select.model").select_option("detr"))
+    notebook.until("explorer.choice['data'] == 'scenes'")
+    # A scene with two objects: take the second, by its middle.
+    expression = "[(p.boxes.tolist(), p.queries) for p in explorer.looker.look(widgets.Choice(**explorer.choice))][0]"
+    for image in range(8):
+        notebook.eval(f"explorer.choose(image={image})")
+        notebook.until(f"explorer.choice['image'] == {image}")
+        boxes, queries = notebook.eval(expression)
+        if len(boxes) > 1:
+            break
+    page.wait_for_function(
+        "n => document.querySelector('.dfkd h4').textContent.includes(`scenes ${n} `)", arg=image
+    )
+    x, y = boxes[1][:2]
+    acting(
+        page,
+        lambda: page.locator(".dfkd .picture").click(position={"x": PICTURE * x, "y": PICTURE * y}),
+    )
+    assert notebook.eval("explorer.choice['token']") in [str(query) for query in queries]
+    assert "query" in page.locator(".dfkd .picture + figcaption").inner_text()
+
+
+def test_what_cannot_be_shown_is_said_in_place(explored):
+    page, notebook = explored
+    page.locator(".dfkd select.data").select_option("scenes")
+    page.wait_for_function(
+        "() => document.querySelector('.dfkd .error').textContent.includes('expected')"
+    )
+    text = page.locator(".dfkd .error").inner_text()
+    assert "(1, 28, 28)" in text and "(3, 80, 80)" in text
+    assert page.locator(".dfkd select.data").input_value() == "mnist"  # back to what is shown
+    acting(page, lambda: slide(page, 1))
+    assert page.locator(".dfkd .error").inner_text() == ""
+
+
+def test_the_gallery_finds_the_wrongly_classified(explored):
+    page, notebook = explored
+    page.locator(".dfkd input.wrong").check()
+    page.wait_for_function(
+        "() => document.querySelector('.dfkd .note').textContent.includes('wrong among')"
+    )
+    wrong = notebook.eval(
+        "int((explorer.looker.predictions('teacher', 'mnist', 200) != test.labels.numpy()).sum())"
+    )
+    assert page.locator(".dfkd .note").inner_text().startswith(f"{wrong} images")
+
+
+def test_figure_and_parameters_are_saved(explored, tmp_path):
+    page, notebook = explored
+    acting(page, lambda: slide(page, 1))
+    page.locator(".dfkd .save-parameters").click()
+    page.wait_for_function(
+        "() => document.querySelector('.dfkd .saved').textContent.includes('.yaml')"
+    )
+    (path,) = (tmp_path / "out").glob("*.yaml")
+    assert json.loads(path.read_text())["view_block"] == 0
+    page.locator(".dfkd .save-figure").click()
+    page.wait_for_function(
+        "() => document.querySelector('.dfkd .saved').textContent.includes('.svg')"
+    )
+    assert len(list((tmp_path / "out" / "figures").iterdir())) == 3

@@ -1,0 +1,62 @@
+"""Widgets in a real JupyterLab whose classes, models and data sets have names that try to act: shown as text, nothing runs."""
+
+import browser
+
+from dfkd_lib.core.artifacts import REPOSITORY
+
+BAD = "</option></title><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\"><svg onload=alert(1)>"
+START = f"""
+import copy, sys, torch
+sys.path.insert(0, {str(REPOSITORY)!r})
+from dataclasses import replace
+from dfkd_lib import datasets, detection, models, widgets
+from dfkd_lib.core import Store
+BAD = {BAD!r}
+torch.manual_seed(0)
+images = datasets.load_images("mnist", "test").sample(40)
+images = replace(images, classes=tuple(BAD + str(i) for i in range(10)), name=BAD)
+model = models.create_model("vit_mnist_small").eval()
+teacher = detection.open_shipped("detr_micro_scenes")
+scenes = replace(datasets.generate_scenes(8, 80, 0, "test"), classes=tuple(BAD + str(i) for i in range(4)), origin=BAD)
+base = {{"data": "mnist", "test_images": 200, "source": "real", "real_images": 300, "student_model": BAD,
+        "student_epochs": 1, "kd_weight": 1.0, "ce_weight": 1.0, "patch_weight": 1.0, "temperature": 4.0, "seeds": "0"}}
+"""
+WIDGETS = [
+    """widgets.attention_explorer({BAD: model, BAD + "2": copy.deepcopy(model)}, {BAD: images, BAD + "2": images}, out_dir="OUT")""",
+    """widgets.detection_browser({BAD: teacher, BAD + "2": copy.deepcopy(teacher)}, {BAD: scenes}, out_dir="OUT")""",
+    """widgets.ablation_lab(base, Store("STORE"), out_dir="OUT")""",
+]
+
+
+def test_hostile_names_are_text(page, lab, tmp_path):
+    dialogs, elsewhere = [], []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    cells = [
+        START,
+        *(
+            cell.replace("OUT", str(tmp_path / "out")).replace("STORE", str(tmp_path / "store"))
+            for cell in WIDGETS
+        ),
+    ]
+    browser.open_notebook(page, lab, cells)
+    page.on(
+        "request",
+        lambda request: elsewhere.append(request.url) if request.url.endswith("/x") else None,
+    )
+    page.wait_for_selector(".dfkd[data-gallery] .picture")
+    page.wait_for_function("() => document.querySelector('.dfkd-browse')?.dataset.waiting === '0'")
+    page.wait_for_selector(".dfkd-lab[data-version]")
+    # Both sides, a click, a hover, an error and a saved figure show names too.
+    page.locator(".dfkd select.compare").select_option(index=1)
+    page.wait_for_function("() => document.querySelectorAll('.dfkd .panel').length === 2")
+    page.locator(".dfkd .picture").first.click(position={"x": 60, "y": 60})
+    page.locator(".dfkd-browse .picture").first.click(position={"x": 60, "y": 60})
+    page.wait_for_timeout(1500)  # for what waits: onerror
+    for root in (".dfkd", ".dfkd-browse", ".dfkd-lab"):
+        assert page.locator(f"{root} script, {root} img[src=x], {root} svg[onload]").count() == 0, (
+            root
+        )
+        assert "<script>document.title" in page.locator(root).first.evaluate(
+            "box => box.textContent"
+        ), f"{root} shows no name"
+    assert not dialogs and not elsewhere and "pwned" not in page.title()

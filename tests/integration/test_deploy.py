@@ -1,0 +1,545 @@
+"""Deployment: the same model as ONNX, smaller as int8, and a folder that needs no PyTorch."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from dfkd_lib import deploy, distill, profiles
+from dfkd_lib.core import WorkbenchError, artifacts
+from dfkd_lib.core.artifacts import Store
+from dfkd_lib.datasets import load_images, to_float
+from dfkd_lib.datasets.scenes import generate_scenes
+from dfkd_lib.deploy.export import PARITY
+from dfkd_lib.detection import SceneSource, detections, load_detector, train_detector
+from dfkd_lib.distill import Augmentation, KDWeights
+from dfkd_lib.models import count_flops, count_parameters, create_model
+from dfkd_lib.synthesis import open_images
+from dfkd_lib.training import TrainConfig
+
+SIZES = {"calibration_images": 64, "parity_images": 40, "repeats": 3}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """(a ViT with weights that are not near zero, its ONNX file)."""
+    torch.manual_seed(0)
+    model = create_model("vit_mnist_mini_patch7").eval()
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    return model, deploy.export_onnx(model, torch.zeros(2, 1, 28, 28), path)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(70, 1, 28, 28, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_onnx_gives_the_logits_of_pytorch_at_any_batch(tiny, images):
+    model, path = tiny
+    session = deploy.open_session(path)
+    assert deploy.largest_difference(model, session, images) <= PARITY
+    with torch.inference_mode():
+        for count in (1, 3, 70):
+            logits = session.run(None, {"images": images[:count].numpy()})[0]
+            assert logits.shape == (count, 10)
+            np.testing.assert_allclose(logits, model(images[:count]).numpy(), atol=PARITY)
+
+
+def test_the_difference_sees_another_model(tiny, images):
+    torch.manual_seed(1)
+    other = create_model("vit_mnist_mini_patch7").eval()
+    assert deploy.largest_difference(other, deploy.open_session(tiny[1]), images) > PARITY
+
+
+def test_int8_is_smaller_and_close(tiny, images, tmp_path):
+    _, path = tiny
+    exact = deploy.run(deploy.open_session(path), images)[0].numpy()
+    made = [
+        deploy.quantize_dynamic(path, tmp_path / "dynamic.onnx"),
+        deploy.quantize_static(path, tmp_path / "static.onnx", images[:64].split(32)),
+    ]
+    for file in made:
+        logits = deploy.run(deploy.open_session(file), images)[0].numpy()
+        assert 0 < np.abs(logits - exact).max() < 0.2 * np.abs(exact).max(), file.name
+        assert file.stat().st_size < 0.6 * path.stat().st_size, file.name
+
+
+class Eigenvalues(nn.Module):
+    def forward(self, x):
+        return torch.linalg.eigvalsh(x[:, 0])
+
+
+class Branches(nn.Module):
+    """Another function for bright images than for dark ones, which a trace cannot keep."""
+
+    def forward(self, x):
+        return (x if x.sum() > 0 else -2 * x).flatten(1)[:, :10]
+
+
+class Scaled(nn.Module):
+    """Divides by the largest value of its first images, found at export."""
+
+    def forward(self, x):
+        return x.flatten(1) / x.abs().max().item()
+
+
+class Counted(nn.Module):
+    """Keeps the number of images it was exported with."""
+
+    def forward(self, x):
+        return x.reshape(len(x), -1)
+
+
+def test_an_operator_that_onnx_lacks_is_named(tmp_path, capfd):
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Sequential(nn.ReLU(), Eigenvalues()))
+    with pytest.raises(WorkbenchError, match="aten::linalg_eigvalsh") as caught:
+        deploy.export_onnx(model, torch.zeros(2, 1, 4, 4), tmp_path / "model.onnx")
+    assert "module 1.1" in str(caught.value) and "test_deploy.py" in str(
+        caught.value
+    )  # its place in the model, its line
+    assert "write that step with operators ONNX has" in str(caught.value)
+    assert not capfd.readouterr().out  # not the graph, which may have thousands of lines
+
+
+def test_a_model_is_tried_before_it_is_trained():
+    for model, message in (
+        (Eigenvalues(), "aten::linalg_eigvalsh"),
+        (Branches(), "another model"),
+        (Scaled(), "another model"),
+        (Counted(), r"another model(.|\n)*len\(images\)"),
+    ):
+        with pytest.raises(WorkbenchError, match=message):
+            deploy.check_export(model, (1, 4, 4))
+    assert deploy.check_export(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), (1, 4, 4)) <= PARITY
+
+
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("deit_xtiny_patch4_28", (1, 28, 28)),
+        ("titn_small", (1, 28, 28)),
+        ("dearkd_small", (1, 28, 28)),
+        ("detr_nano", (3, 64, 64)),
+        ("detr_micro", (3, 64, 64)),
+    ],
+)
+def test_models_can_be_exported_and_are_asked_without_a_trace_in_the_random_state(name, shape):
+    before = torch.get_rng_state()
+    assert deploy.check_exportable(name, 4, shape) <= PARITY
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_what_cannot_be_exported_says_so():
+    unevenly = nn.Sequential(nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(3)), nn.Flatten())
+    with pytest.raises(
+        WorkbenchError,
+        match="adaptive_avg_pool2d, output size that are not factor(.|\\n)*module 0.1",
+    ):
+        deploy.check_export(unevenly, (1, 4, 4))
+    with pytest.raises(WorkbenchError, match="did you mean vit_mnist_mini"):
+        deploy.check_exportable("vit_mnist_minni", 10, (1, 28, 28))
+
+
+def test_a_lost_branch_shows_as_a_difference(tmp_path):
+    path = deploy.export_onnx(Branches(), torch.ones(2, 1, 4, 4), tmp_path / "model.onnx")
+    assert (
+        deploy.largest_difference(Branches(), deploy.open_session(path), -torch.ones(2, 1, 4, 4))
+        > 1
+    )
+
+
+def test_operations_of_a_product_and_a_transformer():
+    assert count_flops(nn.Linear(8, 5), torch.zeros(3, 8)) == 2 * 8 * 5
+    model = create_model("vit_mnist_mini_patch7").eval()
+    width, depth, tokens, patches, pixels = 64, 3, 17, 16, 49
+    block = (
+        12 * tokens * width**2 + 2 * tokens**2 * width
+    )  # qkv, projection, MLP; q Kᵀ and its product with V
+    expected = 2 * (depth * block + patches * pixels * width + width * 10)
+    assert count_flops(model, torch.zeros(1, 1, 28, 28)) == expected
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """A folder with what the package needs and nothing else: no torch, none of the other installed packages."""
+    folder = tmp_path_factory.mktemp("bare")
+    for name in ("onnxruntime", "numpy", "PIL"):
+        source = Path(find_spec(name).submodule_search_locations[0])
+        for path in (source, source.with_name(f"{'pillow' if name == 'PIL' else name}.libs")):
+            if path.exists():
+                (folder / path.name).symlink_to(path)
+    return folder
+
+
+def run_without_torch(bare, package, *arguments):
+    """A package's predict.py in a Python that sees the standard library and the folder `bare` alone."""
+    start = (
+        "import runpy, sys\nsys.path.append(sys.argv[1])\nsys.argv = sys.argv[2:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    return subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            start,
+            str(bare),
+            str(package / "predict.py"),
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        cwd=package,
+    )
+
+
+def test_torch_is_absent_where_the_packages_run(bare):
+    for name, there in (
+        ("torch", False),
+        ("dfkd_lib", False),
+        ("timm", False),
+        ("onnxruntime", True),
+        ("PIL", True),
+    ):
+        start = f"import sys\nsys.path.append({str(bare)!r})\nimport {name}"
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", start], capture_output=True, text=True, cwd=bare
+        )
+        assert (done.returncode == 0) == there and ("No module named" in done.stderr) != there, (
+            done.stderr
+        )
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory):
+    """(store, teacher, student, test set, deployment) on digits, the student of images that are not real."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    train, test = load_images("digits", "train"), load_images("digits", "test")
+    teacher = distill.train_teacher(
+        store,
+        "vit_mnist_small",
+        train,
+        test,
+        TrainConfig(6, 64, 1e-3, seed=0),
+        Augmentation(),
+        overrides={"patch_size": 2},
+    )
+
+    def draw(work):
+        pixels = torch.randint(
+            0, 256, (200, *train.shape), generator=torch.Generator().manual_seed(0)
+        ).to(torch.uint8)
+        np.save(work / "images.npy", pixels.numpy())
+
+    drawn = store.get_or_make("synthetic", {"noise": 200, "classes": list(test.classes)}, draw)
+    noise = open_images(drawn)
+    student = distill.train_student(
+        store,
+        "student_synthetic",
+        "vit_mnist_smoke",
+        teacher,
+        noise,
+        test,
+        TrainConfig(1, 64, 5e-3, seed=0),
+        KDWeights(1.0, 1.0, 0.0, 4.0),
+        parents=[drawn],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dfkd_lib.deploy.stage.BATCH", 8)
+        return (
+            store,
+            teacher,
+            student,
+            test,
+            deploy.deploy_student(store, teacher, student, test, **SIZES),
+        )
+
+
+def test_every_variant_is_measured(deployed):
+    _, teacher, student, test, found = deployed
+    rows = {row["kind"]: row for row in found.metrics["rows"]}
+    assert list(rows) == ["pytorch", "teacher", "student", "dynamic", "static"]
+    for row in rows.values():
+        assert list(row["speed"]) == ["1", "2"] and row["bytes"] > 0 and row["flops"] > 0
+        for speed in row["speed"].values():
+            assert all(
+                speed[key] > 0 for key in ("latency_ms", "images_per_second", "times_faster")
+            )
+    assert all(speed["times_faster"] == 1 for speed in rows["teacher"]["speed"].values())
+    # Exported, a classifier does no work in its last block that its head does not read.
+    assert rows["teacher"]["flops"] < rows["pytorch"]["flops"]
+    assert rows["teacher"]["accuracy"] == pytest.approx(
+        teacher.metrics["accuracy"], abs=1 / len(test)
+    )
+    assert rows["student"]["accuracy"] == pytest.approx(
+        student.metrics["accuracy"], abs=1 / len(test)
+    )
+    assert rows["dynamic"]["bytes"] < rows["student"]["bytes"] < rows["teacher"]["bytes"]
+    assert rows["teacher"]["parameters"] == count_parameters(distill.load_trained(teacher))
+    assert max(found.metrics["parity"].values()) <= PARITY
+    assert len(deploy.deployment_table(found)) == 5 and len(deploy.speed_table(found)) == 10
+
+
+def test_deploying_reads_real_images_for_evaluation_alone(deployed):
+    _, _, _, test, found = deployed
+    assert [(row["split"], row["purpose"], row["images"]) for row in found.ledger] == [
+        ("digits/test", "evaluation", len(test))
+    ]
+    assert found.manifest["data_free"]
+
+
+def test_a_second_deployment_is_found(deployed):
+    store, teacher, student, test, found = deployed
+    again = deploy.deploy_student(store, teacher, student, test, **SIZES)
+    assert again.cached and again.key == found.key
+
+
+def test_the_package_runs_without_torch(deployed, bare, tmp_path):
+    _, teacher, _, test, found = deployed
+    package = deploy.copy_package(found, tmp_path / "package")
+    # The teacher as the packed model: it has learned something, so that its labels can be right or wrong.
+    (package / "model.onnx").write_bytes((found.path / "teacher.onnx").read_bytes())
+    model, few = distill.load_trained(teacher), test.sample(20, 0)
+    expected = [test.classes[k] for k in distill.predict(model, few.images).argmax(1).tolist()]
+    assert len(set(expected)) > 5
+    for i, image in enumerate(few.images):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
+    done = run_without_torch(bare, package, *[str(tmp_path / f"{i}.png") for i in range(20)])
+    assert [line.split("\t")[1] for line in done.stdout.splitlines()] == expected, done.stderr
+    assert [lines[0][0] for lines in deploy.predict_with(package, few.images)] == expected
+
+
+def test_the_package_sees_what_the_library_sees(deployed, tmp_path):
+    """Its preprocessing is `datasets.to_float`, of an image of the right size."""
+    package = deployed[4].path / "package"
+    sys.path.insert(0, str(package))
+    try:
+        from predict import load
+    finally:
+        sys.path.remove(str(package))
+    image = deployed[3].images[0]
+    Image.fromarray(image[0].numpy()).save(tmp_path / "one.png")
+    del sys.modules["predict"]
+    seen = load(str(tmp_path / "one.png"), json.loads((package / "preprocess.json").read_text()))
+    np.testing.assert_allclose(seen, to_float(image).numpy(), atol=1e-6)
+
+
+def test_odd_images_are_read_and_what_is_no_image_is_said(deployed, detected, bare, tmp_path):
+    rng = np.random.default_rng(0)
+    colours = Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8))
+    odd = {
+        mode: tmp_path / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}"
+        for mode in ("L", "P", "RGBA", "CMYK", "1")
+    }
+    for mode, path in odd.items():
+        colours.convert(mode).save(path)
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "cut.png").write_bytes(odd["L"].read_bytes()[:60])
+    for package, options in (
+        (deployed[4].path / "package", ()),
+        (detected[3].path / "package", ("--threshold", "0")),
+    ):
+        done = run_without_torch(bare, package, *options, *map(str, odd.values()))
+        assert done.returncode == 0, done.stderr
+        assert {line.split("\t")[0] for line in done.stdout.splitlines()} == {
+            str(path) for path in odd.values()
+        }
+        for name in ("text.png", "cut.png", "absent.png"):
+            done = run_without_torch(bare, package, str(tmp_path / name))
+            assert done.returncode == 1 and f"{name} cannot be read as an image" in done.stderr
+            assert "Traceback" not in done.stderr
+        assert run_without_torch(bare, package).returncode == 2  # no image named: the usage
+
+
+def test_a_broken_package_says_so(deployed, tmp_path):
+    package = deploy.copy_package(deployed[4], tmp_path / "package")
+    (package / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(WorkbenchError, match="the package does not run"):
+        deploy.predict_with(package, deployed[3].images[:1])
+
+
+def test_the_student_is_the_reports_or_the_profiles_own(deployed, tmp_path, monkeypatch):
+    store, teacher, student, _, _ = deployed
+    (tmp_path / "metrics").mkdir()
+    report = tmp_path / "metrics" / "30_classification_kd.json"
+    artifacts.save_json(report, {"metrics": {"student_synthetic_key": student.key}})
+    assert deploy.find_student(store, tmp_path, "quick").key == student.key
+    assert deploy.teacher_of(store, student).key == teacher.key
+    asked = []
+    monkeypatch.setattr(
+        "dfkd_lib.recipes.ClassificationRecipe.student",
+        lambda recipe, store, source: asked.append((recipe, source)),
+    )
+    artifacts.save_json(report, {"metrics": {"student_synthetic_key": "student_synthetic-0"}})
+    deploy.find_student(store, tmp_path, "smoke")
+    ((recipe, source),) = asked
+    assert (
+        source == "synthetic"
+        and recipe.student_model == profiles.SMOKE["30_classification_kd"]["student_model"]
+    )
+    with pytest.raises(WorkbenchError, match="no such profile"):
+        deploy.find_student(store, tmp_path / "nothing", "slow")
+    with pytest.raises(WorkbenchError, match="no such kind of student"):
+        deploy.find_student(store, tmp_path, "quick", "segmentation")
+
+
+def test_what_cannot_be_deployed_is_refused(deployed, monkeypatch):
+    store, teacher, student, test, _ = deployed
+    with pytest.raises(WorkbenchError, match="no such quantization"):
+        deploy.deploy_student(store, teacher, student, test, int8="int4")
+    with pytest.raises(WorkbenchError, match="no synthetic images"):
+        deploy.deploy_student(store, teacher, teacher, test)
+    with pytest.raises(WorkbenchError, match="other classes"):
+        deploy.deploy_student(store, teacher, student, replace(test, classes=tuple("abcdefghij")))
+    monkeypatch.setattr(
+        "dfkd_lib.deploy.stage.largest_difference", lambda model, session, images: 2 * PARITY
+    )
+    with pytest.raises(WorkbenchError, match="ONNX form of the teacher is another model"):
+        deploy.deploy_student(store, teacher, student, test, **SIZES | {"repeats": 4})
+    with pytest.raises(WorkbenchError, match="learned without a teacher"):
+        deploy.teacher_of(store, teacher)
+    with pytest.raises(WorkbenchError, match="teacher is not in the store"):
+        deploy.teacher_of(store, replace(student, manifest={**student.manifest, "parents": []}))
+
+
+@pytest.fixture(scope="module")
+def detected(tmp_path_factory):
+    """(store, teacher, student, deployment, test scenes) of a detector."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    source = SceneSource(size=48, train=16, test=12)
+    config = TrainConfig(1, 8, 1e-3, seed=0)
+    teacher = train_detector(store, "detr_nano", source, config)
+    student = train_detector(store, "detr_nano", source, replace(config, seed=1), teacher=teacher)
+    test = deploy.scenes_of(student)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dfkd_lib.deploy.stage.BATCH", 4)
+        found = deploy.deploy_student(
+            store, deploy.teacher_of(store, student), student, test, "static", **SIZES
+        )
+    return store, teacher, student, found, test
+
+
+def test_a_detector_keeps_its_logits_and_boxes(detected):
+    store, teacher, student, found, test = detected
+    assert test.fingerprint == SceneSource(size=48, train=16, test=12).load("test").fingerprint
+    assert max(found.metrics["parity"].values()) <= PARITY and found.metrics["kind"] == "detection"
+    rows = {row["kind"]: row for row in found.metrics["rows"]}
+    assert list(rows) == ["pytorch", "teacher", "student", "dynamic", "static"]
+    assert rows["pytorch"]["AP"] == pytest.approx(teacher.metrics["AP"], abs=1e-6)
+    assert rows["student"]["AP"] == pytest.approx(student.metrics["AP"], abs=0.01)
+    # Dynamic int8 leaves the convolutions in float, static int8 does not.
+    assert rows["static"]["bytes"] < rows["dynamic"]["bytes"] < rows["student"]["bytes"]
+    assert len(deploy.deployment_table(found)) == 5 and "AP50 (%)" in deploy.deployment_table(found)
+    session, images = (
+        deploy.open_session(found.path / "student.onnx"),
+        test.images[:3].float() / 255,
+    )
+    for count in (1, 3):
+        logits, boxes = session.run(None, {"images": images[:count].numpy()})
+        assert logits.shape == (count, 10, 5) and boxes.shape == (count, 10, 4)
+
+
+def test_deploying_a_detector_reads_test_scenes_for_evaluation_alone(detected):
+    found = detected[3]
+    assert [(row["split"], row["purpose"]) for row in found.ledger] == [
+        ("aerial/test", "evaluation")
+    ]
+
+
+def test_scenes_drawn_for_a_student_calibrate_it(detected, tmp_path):
+    from dfkd_lib.deploy.tasks import DETECTION
+
+    store, _, student, _, test = detected
+    pixels = torch.full((5, 3, 48, 48), 7, dtype=torch.uint8)
+    keep = {"pixels": pixels}
+    drawn = store.get_or_make(
+        "drawn", {}, lambda work: artifacts.save_tensors(work / "scenes.safetensors", keep)
+    )
+    of_drawn = replace(student, manifest={**student.manifest, "parents": [drawn.key]})
+    assert torch.equal(DETECTION.calibration(store, of_drawn, 4, test), pixels[:4])
+    generated = DETECTION.calibration(store, student, 4, test)
+    assert generated.shape == (4, 3, 48, 48) and torch.equal(
+        generated, generate_scenes(4, 48, 0, "synthetic").pixels
+    )
+
+
+def test_the_detection_package_finds_what_the_library_finds(detected, tmp_path):
+    _, _, student, found, test = detected
+    package = deploy.copy_package(found, tmp_path / "package")
+    (package / "model.onnx").write_bytes((found.path / "student.onnx").read_bytes())
+    few = test.subset(range(4))
+    expected = detections(load_detector(student).cpu(), few, 0.0)
+    threshold = float(np.median([one["scores"].max() for one in expected]))
+    ours = deploy.objects_found(package, few.pixels, threshold)
+    assert sum(len(one["scores"]) for one in ours) >= 2
+    for one, want in zip(ours, expected, strict=True):
+        keep = want["scores"] >= threshold + 1e-4
+        assert len(one["scores"]) >= keep.sum()
+        np.testing.assert_allclose(one["scores"][: keep.sum()], want["scores"][keep], atol=1e-3)
+        np.testing.assert_allclose(
+            one["boxes"][: keep.sum()], want["boxes"][keep], atol=0.11 / 48
+        )  # 0.1 is printed
+        assert list(one["labels"][: keep.sum()]) == list(want["labels"][keep])
+
+
+def test_boxes_are_in_pixels_of_the_given_image(detected, bare, tmp_path):
+    """An image three times as large, and wider: filled below, its boxes are three times as large."""
+    package = detected[3].path / "package"
+    small = Image.fromarray(detected[4].pixels[0].permute(1, 2, 0).numpy()).crop((0, 0, 48, 30))
+    small.save(tmp_path / "small.png")
+    small.resize((144, 90), Image.Resampling.NEAREST).save(tmp_path / "large.png")
+    (tmp_path / "drawn").mkdir()
+    done = run_without_torch(
+        bare,
+        package,
+        "--threshold",
+        "0",
+        "--draw",
+        str(tmp_path / "drawn"),
+        str(tmp_path / "small.png"),
+        str(tmp_path / "large.png"),
+    )
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    boxes = [
+        np.array([line[3:] for line in lines if name in line[0]], float)
+        for name in ("small", "large")
+    ]
+    assert len(boxes[0]) == 10
+    np.testing.assert_allclose(np.sort(boxes[0], 0) * 3, np.sort(boxes[1], 0), atol=1.0)
+    assert Image.open(tmp_path / "drawn" / "large.png").size == (144, 90)
+
+
+def test_a_detector_and_a_classifier_are_not_mixed_up(deployed, detected):
+    store, teacher, student, test, _ = deployed
+    with pytest.raises(WorkbenchError, match="other classes"):
+        deploy.deploy_student(store, teacher, student, detected[4])
+    with pytest.raises(WorkbenchError, match="other classes"):
+        deploy.deploy_student(detected[0], detected[1], detected[2], test)
+    manifest = detected[2].manifest
+    said = {**manifest["settings"], "test": {**manifest["settings"]["test"], "scenes": "0"}}
+    changed = replace(detected[2], manifest={**manifest, "settings": said})
+    with pytest.raises(WorkbenchError, match="have changed"):
+        deploy.scenes_of(changed)
+
+
+def test_the_bench_measures_an_untrained_pair():
+    from bench.deploy import deployed_sizes_and_speeds
+
+    sizes, speed = deployed_sizes_and_speeds("vit_mnist_small", "vit_mnist_mini_patch7", 3, batch=4)
+    assert sizes["dynamic"] < sizes["student"] < sizes["teacher"] and set(sizes) == set(
+        speed
+    ) == set(deploy.VARIANTS)
+    assert all(
+        row["latency_ms"] > 0 and row["images_per_second"] > 0
+        for rows in speed.values()
+        for row in rows.values()
+    )

@@ -1,0 +1,181 @@
+"""DearKD's stages and TITN's table at tiny size: what is trained from what, what was read, what is reported."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dfkd_lib import distill
+from dfkd_lib.core.artifacts import Store
+from dfkd_lib.datasets import load_images
+from dfkd_lib.distill import Augmentation, Batch, label_step, titn
+from dfkd_lib.distill.early import EarlyRecipe
+from dfkd_lib.distill.scores import gigaflops
+from dfkd_lib.models import create_model
+from dfkd_lib.reporting import report
+from dfkd_lib.training import TrainConfig
+
+EARLY = EarlyRecipe(
+    data="digits", patch_size=2, images=200, passes=400, batch_size=50, augmentation="none"
+)
+TITN = titn.TitnRecipe(data="digits", images=100, epochs=1, batch_size=50, augmentation="none")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Digits enlarged to 28 pixels, which the small models want, still known to the ledger as real."""
+
+    def grown(split):
+        images = load_images("digits", split)
+        pixels = F.interpolate(images.pixels.float(), 28, mode="nearest").to(torch.uint8)
+        return replace(images, pixels=pixels, _fingerprint=None)
+
+    return grown("train"), grown("test")
+
+
+@pytest.fixture(scope="module")
+def cnn(store, digits):
+    return distill.train_teacher(
+        store, "cnn_small", *digits, TrainConfig(3, 64, 3e-3, seed=0), Augmentation()
+    )
+
+
+def test_every_run_gets_as_many_image_passes():
+    for images in (50, 100, 200):
+        whole, one, two = (
+            EARLY.config(images, part, 0).epochs * images for part in (1.0, 0.6, 0.4)
+        )
+        assert whole == 400 and abs(one + two - 400) <= images
+
+
+def test_dearkd_is_two_stages_and_the_second_knows_no_teacher(store, digits, cnn):
+    recipe = replace(EARLY, patch_size=7)
+    one, two = recipe.run(store, "DearKD", cnn, *digits, share=0.5, seed=0)
+    assert two.parents == [one.key] and one.parents == [cnn.key]
+    assert {"ce", "hard", "early"} <= set(one.json("history.json")[0])
+    assert {"hard", "early"}.isdisjoint(two.json("history.json")[0])
+    for stage in (one, two):
+        assert {r["split"]: r["images"] for r in stage.ledger} == {
+            "digits/train": 718,
+            "digits/test": 360,
+        }
+    start, end = one.tensors(), two.tensors()
+    assert start.keys() == end.keys() and any(not torch.equal(start[k], end[k]) for k in start)
+    (plain,) = recipe.run(store, "plain", cnn, *digits, share=0.5, seed=0)
+    assert (
+        plain.parents == []
+        and recipe.run(store, "plain", cnn, *digits, share=0.5, seed=0)[0].cached
+    )
+
+
+def test_label_step_trains_what_is_tested():
+    model = create_model("deit_small_28")
+    images, labels = torch.randn(4, 1, 28, 28), torch.arange(4)
+    model.train()
+    class_logits, dist_logits = model(images)
+    expected = F.cross_entropy((class_logits + dist_logits) / 2, labels)
+    assert label_step(model)(Batch(images, labels, labels), 0.0)["loss"].item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
+
+
+def test_the_share_table_pairs_by_seed():
+    class Run:
+        def __init__(self, accuracy):
+            self.metrics = {"accuracy": accuracy}
+
+    runs = {"DearKD": [[[Run(0.5)], [Run(0.7)]]], "plain": [[[Run(0.4)], [Run(0.5)]]]}
+    means, bands, table = report.accuracy_by_share(runs, [0.25], 400)
+    assert means == {"DearKD": [pytest.approx(60)], "plain": [pytest.approx(45)]}
+    assert table.loc[0, "difference"] == pytest.approx(15) and table.loc[0, "images"] == 100
+    assert table.loc[0, "low"] < 15 < table.loc[0, "high"] and bands["plain"][0] > 0
+    assert table.loc[0, "told"] == "no difference"  # 15 +- 64 with two seeds
+    far = {"DearKD": [[[Run(0.5)], [Run(0.51)]]], "plain": [[[Run(0.4)], [Run(0.4101)]]]}
+    assert report.accuracy_by_share(far, [0.25], 400)[2].loc[0, "told"] == "DearKD better"
+
+
+def test_titn_tables_are_those_of_the_logits(store, digits, cnn):
+    runs = {
+        row: [TITN.run(store, row, cnn, *digits, seed=s) for s in (0, 1)] for row in ("ViT", "TITN")
+    }
+    table, each = titn.table(runs, cnn, "mnist"), titn.runs_table(runs)
+    assert table["model"].tolist() == ["cnn_small", "ViT", "TITN"]
+    assert table["paper"].tolist() == ["99.75 / 100", "99.4 / 100", "99.56 / 100"]
+    logits, labels = distill.test_logits(runs["TITN"][1])
+    said = logits.argmax(1)
+    shown = each[(each["model"] == "TITN") & (each["seed"] == 1)].iloc[0]
+    assert shown["top-1"] == pytest.approx(100 * (said == labels).float().mean().item(), abs=0.3)
+    recall = (
+        sum((said[labels == k] == k).float().mean().item() for k in range(10)) / 10
+    )  # macro, by hand
+    assert (
+        shown["recall"] == pytest.approx(100 * recall, abs=0.3)
+        and shown["top-1"] <= shown["top-5"] <= 100
+    )
+    assert shown["parameters"] == sum(p.numel() for p in create_model("titn_small").parameters())
+    values = each[each["model"] == "TITN"]["top-1"]
+    half = (
+        12.7062 * abs(values.iloc[0] - values.iloc[1]) / 2
+    )  # Student's t of one degree of freedom
+    assert table["top-1"][2] == f"{values.mean():.2f} ± {half:.2f}"
+    drop = titn.drop_table(runs, cnn, "cifar10").set_index("teacher → student")
+    assert drop.loc["cnn_small → TITN", "difference"] == pytest.approx(
+        values.mean() - 100 * cnn.metrics["accuracy"]
+    )
+    assert drop["paper"].tolist() == ["–", "95.98 → 92.05"]
+
+
+def test_a_row_with_one_head_has_no_teacher(store, digits, cnn):
+    vit, deit = (TITN.run(store, row, cnn, *digits, seed=0) for row in ("ViT", "DeiT"))
+    assert vit.parents == [] and deit.parents == [
+        cnn.key
+    ]  # CutMix changes the images: no stored targets
+    assert "hard" not in vit.json("history.json")[0] and deit.settings["weights"]["hard"] == 0.5
+    assert deit.settings["augmentation"]["mix"] == "cutmix"
+
+
+def test_flops_by_hand():
+    """A ViT's projections: 2 · tokens · weights, and attention 4 · tokens² · width, a block."""
+    torch.manual_seed(0)
+
+    class Known:
+        settings = {
+            "model": "vit_mnist_smoke",
+            "overrides": {"img_size": 28, "in_chans": 1, "num_classes": 10},
+        }
+        path = "memory"
+
+        def tensors(self):
+            return create_model("vit_mnist_smoke").state_dict()
+
+    tokens, width, depth = 50, 16, 2
+    block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
+    expected = depth * block + 2 * 49 * 16 * width + 2 * width * 10
+    assert gigaflops(Known()) == pytest.approx(expected / 1e9, rel=0.01)
+
+
+def test_a_folder_is_read_once_for_a_grid_and_again_when_it_changes(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from dfkd_lib import recipes
+
+    def put(split, name, k):
+        path = tmp_path / split / f"class{k}" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 10 * k).save(path)
+
+    [put(split, f"{i}.png", k) for split in ("train", "test") for k in range(2) for i in range(2)]
+    loads, load = [], recipes.load_images
+    monkeypatch.setattr(recipes, "load_images", lambda *a, **o: loads.append(a) or load(*a, **o))
+    make = lambda: recipes.ClassificationRecipe(data=str(tmp_path), size=8)  # noqa: E731
+    assert (
+        len(make().full_train) == 4 and make().full_train is make().full_train and len(loads) == 1
+    )
+    put("train", "new.png", 1)
+    assert len(make().full_train) == 5 and len(loads) == 2

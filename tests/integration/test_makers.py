@@ -1,0 +1,740 @@
+"""Every maker of images through `make_images`: what comes out, what may be read, what survives a kill, what is refused."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dfkd_lib import distill, metrics, synthesis, training
+from dfkd_lib.attention import attention_probe
+from dfkd_lib.core import WorkbenchError, artifacts
+from dfkd_lib.core.artifacts import Store
+from dfkd_lib.core.ledger import LedgerError
+from dfkd_lib.datasets import ImageSet, load_images, to_float, to_uint8
+from dfkd_lib.losses import intra_divergence_loss
+from dfkd_lib.models import FieldGenerator, create_model
+from dfkd_lib.models.load import WeightsMissing
+from dfkd_lib.recipes import ClassificationRecipe
+from dfkd_lib.synthesis import (
+    CGAN,
+    Given,
+    GuidedGenerator,
+    Inversion,
+    MemoryBank,
+    guided,
+    make_images,
+)
+from dfkd_lib.synthesis import make as making
+from dfkd_lib.training import DivergedError, TensorBatches, TrainConfig
+
+CLASSES, SHAPE = tuple("0123456789"), (1, 28, 28)
+CONFIG = TrainConfig(2, 8, 1e-3, optimizer="adam", betas=(0.5, 0.999), schedule="constant")
+GAN = CGAN(CONFIG, 1.0, width=16, d_width=4, latent=8)
+PLAIN = GuidedGenerator(CONFIG, steps=2, width=16, latent=8)
+ATTENTIVE = replace(PLAIN, attention=1.0)
+ADVERSARIAL = replace(PLAIN, adversarial=0.5, student_model="vit_mnist_smoke", bank=24)
+INVERSION = Inversion(steps=2, batch_size=16, tv=0.1)
+# name -> (maker, what it is given)
+MAKERS = {
+    "GAN": (GAN, "vit probes real"),
+    "attention": (ATTENTIVE, "vit probes"),
+    "adversarial": (ADVERSARIAL, "vit"),
+    "one generator": (replace(PLAIN, restart=False, intra=0.5), "vit"),
+    "CNN": (replace(INVERSION, batch_norm=1.0), "cnn"),
+    "ViT": (replace(INVERSION, patch_entropy=0.1), "vit"),
+    "intra": (replace(INVERSION, intra=1.0, flip=True), "vit"),
+    "compete": (replace(INVERSION, compete=1.0), "vit student"),
+}
+
+
+def random_set(count, shape=SHAPE, split=None, classes=CLASSES):
+    pixels = torch.randint(
+        0, 256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(count)
+    )
+    return ImageSet(
+        pixels, torch.arange(count) % len(classes), classes, f"{count} of {shape}", split
+    )
+
+
+def model_artifact(store, name, seed=0, **overrides):
+    """A classifier that was never trained, as an artifact."""
+
+    def make(work):
+        torch.manual_seed(seed)
+        model = create_model(name, **overrides)
+        for p in (
+            model.parameters()
+        ):  # larger weights than a fresh model's, so that its attention is far from even
+            p.data.add_(0.2 * torch.randn_like(p))
+        artifacts.save_tensors(work / "model.safetensors", model.state_dict())
+
+    return store.get_or_make("teacher", {"model": name, "overrides": overrides, "seed": seed}, make)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A store with teachers, class probes of the ViT, a student, and a set that says it is real."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    vit, cnn = (
+        model_artifact(store, "vit_mnist_smoke"),
+        model_artifact(store, "cnn_small", in_chans=1, num_classes=10),
+    )
+    real = random_set(32, split="mnist/train")
+    return SimpleNamespace(
+        store=store,
+        vit=vit,
+        cnn=cnn,
+        real=real,
+        student=model_artifact(store, "vit_mnist_smoke", 1),
+        probes=synthesis.class_probes(store, vit, real),
+    )
+
+
+def given_to(parts, names, **changed):
+    teacher, *others = names.split()
+    return Given(
+        **{
+            "teacher": getattr(parts, teacher),
+            "classes": CLASSES,
+            "shape": SHAPE,
+            **{name: getattr(parts, name) for name in others},
+            **changed,
+        }
+    )
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def finished(store, stage):
+    return [key for key in store.keys() if key.startswith(f"{stage}-")]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_images_of_every_maker(parts, name):
+    maker, names = MAKERS[name]
+    given = given_to(parts, names)
+    images, kept = make_images(parts.store, maker, given, 20, seed=3)
+    assert (
+        images.pixels.shape == (20, *SHAPE)
+        and images.pixels.dtype == torch.uint8
+        and not images.real
+    )
+    assert torch.bincount(images.labels).tolist() == [2] * 10 and images.classes == CLASSES
+    assert len(images.pixels.unique()) > 1
+    assert (
+        kept.ledger == []
+        and kept.manifest["data_free"]
+        and kept.metrics == {"images": 20, "maker": maker.budget}
+    )
+    again, found = make_images(parts.store, maker, given, 20, seed=3)
+    assert found.cached and found.key == kept.key and torch.equal(again.pixels, images.pixels)
+    other, different = make_images(parts.store, maker, given, 20, seed=4)
+    assert different.key != kept.key and not torch.equal(other.pixels, images.pixels)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_one_seed_makes_the_same_images_anew(parts, store, name):
+    maker, names = MAKERS[name]
+    given = given_to(parts, names)
+    images, kept = make_images(parts.store, maker, given, 20, seed=3)
+    anew, made = make_images(store, maker, given, 20, seed=3)
+    assert not made.cached and made.key == kept.key and torch.equal(anew.pixels, images.pixels)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_maker_works_in_bf16(parts, name):
+    maker, names = MAKERS[name]
+    low = (
+        {"config": replace(CONFIG, precision="bf16")}
+        if hasattr(maker, "config")
+        else {"precision": "bf16"}
+    )
+    images, kept = make_images(
+        parts.store, replace(maker, **low), given_to(parts, names), 10, seed=3
+    )
+    assert len(images.pixels.unique()) > 1 and kept.ledger == []
+
+
+def test_colour_images_of_32_pixels(parts):
+    shape = (3, 32, 32)
+    vit = model_artifact(parts.store, "vit_mnist_smoke", img_size=32, in_chans=3)
+    cnn = model_artifact(parts.store, "cnn_small", in_chans=3, num_classes=10)
+    real = random_set(32, shape, "cifar10/train")
+    given = given_to(
+        parts,
+        "vit",
+        teacher=vit,
+        shape=shape,
+        real=real,
+        probes=synthesis.class_probes(parts.store, vit, real),
+    )
+    for name in MAKERS:
+        own = {"CNN": {"teacher": cnn}, "compete": {"student": vit}}.get(name, {})
+        images, _ = make_images(parts.store, MAKERS[name][0], replace(given, **own), 10)
+        assert images.shape == shape and len(images.pixels.unique()) > 1
+
+
+def test_each_image_is_a_function_of_its_settings(parts):
+    """A changed weight, teacher or student gives another key; what a maker does not use gives the same."""
+    keys = {
+        name: make_images(parts.store, maker, given_to(parts, names), 20, 3)[1].key
+        for name, (maker, names) in MAKERS.items()
+    }
+    assert len(set(keys.values())) == len(MAKERS)
+    adversarial, compete = MAKERS["adversarial"][0], MAKERS["compete"][0]
+    found = make_images(
+        parts.store, adversarial, given_to(parts, "vit probes real student"), 20, 3
+    )[1]
+    assert found.key == keys["adversarial"] and found.cached
+    for maker, changed in (
+        (adversarial, {"teacher": parts.student}),
+        (compete, {"student": parts.vit}),
+    ):
+        other = make_images(parts.store, maker, given_to(parts, "vit student", **changed), 20, 3)[1]
+        assert other.key not in keys.values()
+
+
+def test_pixels_stay_on_disk_and_cannot_be_changed(parts, monkeypatch):
+    maker, names = MAKERS["ViT"]
+    _, kept = make_images(parts.store, maker, given_to(parts, names), 20, seed=3)
+    load, loaded = np.load, []
+    monkeypatch.setattr(
+        making.np,
+        "load",
+        lambda *args, **options: loaded.append(load(*args, **options)) or loaded[-1],
+    )
+    images = synthesis.open_images(kept)
+    assert isinstance(loaded[0], np.memmap) and loaded[0].ctypes.data == images.pixels.data_ptr()
+    before = images.pixels.clone()
+    images.pixels.zero_()
+    assert torch.equal(synthesis.open_images(kept).pixels, before) and parts.store.find(kept.key)
+    with pytest.raises(WorkbenchError, match="make_images"):
+        synthesis.open_images(parts.vit)
+
+
+def test_a_student_learns_from_images_on_disk(parts):
+    maker, names = MAKERS["attention"]
+    images, _ = make_images(parts.store, maker, given_to(parts, names), 20, seed=3)
+    batches = TensorBatches((images.images, images.labels), 8)
+    rows = torch.cat([labels for _, labels in batches(0, torch.Generator().manual_seed(0))])
+    assert len(batches) == 2 and len(rows) == 16
+    student = distill.train_student(
+        parts.store,
+        "student_synthetic",
+        "vit_mnist_smoke",
+        parts.vit,
+        images,
+        random_set(20, split="mnist/test"),
+        replace(CONFIG, epochs=1),
+        distill.KDWeights(),
+    )
+    assert student.metrics["train_images"] == 20 and student.manifest["data_free"]
+
+
+# The ledger, by trying.
+
+PEEKS = {
+    "an image set": lambda: random_set(32, split="mnist/train").images,
+    "a file": lambda: open(
+        artifacts.resolve("data/mnist/train-images-idx3-ubyte.gz"), "rb"
+    ).close(),
+}
+
+
+def peeking(monkeypatch, module, name, peek):
+    """From now on that function reads real data on the sly."""
+    honest = getattr(module, name)
+    monkeypatch.setattr(
+        module, name, lambda *args, **options: (peek(), honest(*args, **options))[1]
+    )
+
+
+@pytest.mark.parametrize("peek", PEEKS)
+@pytest.mark.parametrize("name", ["attention", "adversarial"])
+def test_a_generator_may_read_nothing_real_while_it_trains(parts, store, monkeypatch, name, peek):
+    load_images("mnist", "train")  # tells the ledger where the files lie
+    maker, names = MAKERS[name]
+    peeking(monkeypatch, guided, "total_variation", PEEKS[peek])
+    with pytest.raises(LedgerError, match="guided_generator"):
+        make_images(store, maker, given_to(parts, names), 20)
+    assert finished(store, "guided_generator") == finished(store, "synthetic") == []
+    PEEKS[peek]()  # outside a stage everyone may
+
+
+@pytest.mark.parametrize("peek", PEEKS)
+@pytest.mark.parametrize(
+    "name, module, function",
+    [
+        ("GAN", "cgan", "generate"),
+        ("attention", "guided", "generate"),
+        ("CNN", "inversion", "total_variation"),
+        ("ViT", "inversion", "random_shift"),
+        ("compete", "inversion", "disagreement"),
+    ],
+)
+def test_drawing_may_read_nothing_real(parts, store, monkeypatch, name, module, function, peek):
+    load_images("mnist", "train")
+    maker, names = MAKERS[name]
+    peeking(monkeypatch, getattr(synthesis, module), function, PEEKS[peek])
+    with pytest.raises(LedgerError, match="synthetic"):
+        make_images(store, maker, given_to(parts, names), 20)
+    assert finished(store, "synthetic") == []
+
+
+# What survives a kill.
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+def killing(monkeypatch, module, name, at):
+    """The `at`-th call of that function from now on, counted from 1, is never finished; returns the calls so far."""
+    calls, honest = [], getattr(module, name)
+
+    def counted(*args, **options):
+        calls.append(args)
+        if len(calls) == at:
+            raise Killed
+        return honest(*args, **options)
+
+    monkeypatch.setattr(module, name, counted)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "name, module, function",
+    [
+        ("GAN", "cgan", "generate"),
+        ("adversarial", "guided", "generate"),
+        ("ViT", "inversion", "Canvas"),
+    ],
+)
+def test_a_broken_off_drawing_goes_on_with_the_next_shard(
+    parts, store, monkeypatch, name, module, function
+):
+    maker, names = MAKERS[name]
+    given, kind = given_to(parts, names), type(maker)
+    if kind is not Inversion:
+        monkeypatch.setattr(kind, "shard", 16)
+    whole, kept = make_images(Store(store.root / "other"), maker, given, 40, seed=1)
+    calls = killing(
+        monkeypatch, getattr(synthesis, module), function, 4 if kind is GuidedGenerator else 2
+    )
+    with pytest.raises(Killed):
+        make_images(store, maker, given, 40, seed=1)
+    assert finished(store, "synthetic") == []
+    before = len(calls)
+    images, made = make_images(store, maker, given, 40, seed=1)
+    # Two of three shards are left: the first is not drawn again.
+    assert len(calls) - before == (4 if kind is GuidedGenerator else 2)
+    assert made.key == kept.key and torch.equal(images.pixels, whole.pixels)
+    assert (made.path / "images.npy").read_bytes() == (kept.path / "images.npy").read_bytes()
+
+
+def states(trained):
+    return {epoch: trained.tensors(name) for epoch, name in synthesis.kept_states(trained).items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_a_generator_killed_after_an_epoch_resumes_bit_for_bit(parts, store, monkeypatch, restart):
+    maker, given = (
+        replace(ADVERSARIAL, config=replace(CONFIG, epochs=3), restart=restart),
+        given_to(parts, "vit"),
+    )
+    final = {}
+
+    def spied(store):
+        kept = training.Checkpoint.save
+
+        def save(self, history):
+            final.update(
+                {
+                    name: {k: v.clone() for k, v in module.state_dict().items()}
+                    for name, module in self.modules.items()
+                }
+            )
+            kept(self, history)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training.Checkpoint, "save", save)
+            return maker.train(store, given)
+
+    whole = spied(Store(store.root / "other"))
+    unbroken = dict(final)
+    with monkeypatch.context() as patch:
+        killing(patch, guided, "total_variation", 4)  # in the second step of the second epoch
+        with pytest.raises(Killed):
+            maker.train(store, given)
+    final.clear()
+    resumed = spied(store)
+    assert resumed.key == whole.key and set(final) == {"generator", "student", "bank"}
+    assert all(same(final[name], unbroken[name]) for name in final)
+    assert states(resumed).keys() == states(whole).keys() == {1, 2, 3}
+    assert all(same(state, states(whole)[epoch]) for epoch, state in states(resumed).items())
+    ignored = {"seconds", "images_per_second"}
+    histories = [
+        [{k: v for k, v in row.items() if k not in ignored} for row in trained.json("history.json")]
+        for trained in (whole, resumed)
+    ]
+    assert histories[0] == histories[1] and len(histories[0]) == 3
+
+
+def test_with_restarts_each_epoch_trains_its_own_generator_alone(parts, monkeypatch):
+    """It begins with how the one before draws, taken over once."""
+    maker, given = replace(PLAIN, config=replace(CONFIG, epochs=3)), given_to(parts, "vit")
+    teacher = given.load_teacher()
+    torch.manual_seed(0)
+    generators = nn.ModuleList(maker._generator(CLASSES, SHAPE) for _ in range(3))
+    found, heirs, honest = [], [], FieldGenerator.inherit
+
+    def inherit(self, other):
+        heirs.append(
+            [next(i for i, g in enumerate(generators) if g is one) for one in (self, other)]
+        )
+        honest(self, other)
+
+    monkeypatch.setattr(FieldGenerator, "inherit", inherit)
+
+    def keep(epoch):
+        found.append([{k: v.clone() for k, v in g.state_dict().items()} for g in generators])
+        return {}
+
+    keep(0)
+    batches = synthesis.canvas.Draws(maker.steps, 8, 10, generators[0].noise)
+    training.fit(
+        {"generator": generators},
+        maker._step({"generator": generators}, teacher, None),
+        batches,
+        maker.config,
+        {"generator": ["generator"]},
+        evaluate=keep,
+    )
+    for epoch in (1, 2, 3):
+        changed = [not same(a, b) for a, b in zip(found[epoch - 1], found[epoch], strict=True)]
+        assert changed == [number == epoch - 1 for number in range(3)]
+    assert heirs == [[1, 0], [2, 1]]
+
+
+# Divergence.
+
+
+def diverging(monkeypatch, module, name, from_call):
+    """From that call on, counted from 1, the loss is not a number."""
+    calls, honest = [], getattr(module, name)
+
+    def bad(*args, **options):
+        calls.append(1)
+        found = honest(*args, **options)
+        return found * float("nan") if len(calls) >= from_call else found
+
+    monkeypatch.setattr(module, name, bad)
+
+
+@pytest.mark.parametrize(
+    "name, module, function",
+    [
+        ("adversarial", "guided", "total_variation"),
+        ("one generator", "guided", "total_variation"),
+        ("GAN", "cgan", "attention_consistency_loss"),
+    ],
+)
+def test_after_divergence_the_last_good_epoch_is_used(
+    parts, store, monkeypatch, name, module, function
+):
+    maker, names = MAKERS[name]
+    steps = 4 if name == "GAN" else 2
+    # Of 30 epochs the first is not among those kept, so that it must be kept for its own sake.
+    epochs = 4 if name == "adversarial" else 30
+    maker, given = replace(maker, config=replace(CONFIG, epochs=epochs)), given_to(parts, names)
+    short = maker if name == "adversarial" else replace(maker, config=replace(CONFIG, epochs=1))
+    good = short.train(Store(store.root / "other"), given)
+    diverging(monkeypatch, getattr(synthesis, module), function, steps + 1)
+    trained = maker.train(store, given)
+    assert trained.metrics["stopped"] == f"diverged in epoch 2 of {epochs}; epoch 1 is used"
+    assert len(trained.json("history.json")) == 1
+    assert list(states(trained)) == [1] and same(states(trained)[1], states(good)[1])
+    images, _ = make_images(store, maker, given, 10)
+    assert torch.equal(images.pixels, maker.drawing(good, given, 1)(images.labels, 0))
+
+
+@pytest.mark.parametrize(
+    "name, module, function",
+    [
+        ("adversarial", "guided", "total_variation"),
+        ("GAN", "cgan", "attention_consistency_loss"),
+        ("ViT", "inversion", "total_variation"),
+    ],
+)
+def test_divergence_in_the_first_epoch_is_told(parts, store, monkeypatch, name, module, function):
+    maker, names = MAKERS[name]
+    diverging(monkeypatch, getattr(synthesis, module), function, 1)
+    with pytest.raises(DivergedError, match="learning rate"):
+        make_images(store, maker, given_to(parts, names), 10)
+    assert not store.keys()
+
+
+# Bad input, each with its mend.
+
+
+@pytest.mark.parametrize(
+    "name, names, changed, words",
+    [
+        ("attention", "cnn probes", {}, "no attention(.|\n)*use a vision transformer"),
+        ("attention", "vit", {}, "set the weight of the attention loss to 0"),
+        ("GAN", "vit probes", {}, "use a maker that reads none"),
+        ("GAN", "vit real", {}, "synthesis.class_probes"),
+        ("compete", "vit", {}, "set the weight of the competition to 0"),
+        ("CNN", "vit", {"teacher": "vit"}, "use a CNN teacher"),
+        ("ViT", "cnn", {}, "use a vision transformer"),
+        ("ViT", "vit", {"classes": CLASSES[:7]}, "num_classes"),
+        ("CNN", "cnn", {"classes": CLASSES[:7]}, "num_classes"),
+        ("ViT", "vit", {"shape": (1, 32, 32)}, "does not take these images(.|\n)*resize"),
+        ("ViT", "vit", {"shape": (3, 28, 28)}, "in_chans"),
+        (
+            "attention",
+            "vit probes",
+            {"shape": (1, 24, 24)},
+            "does not take these images(.|\n)*resize",
+        ),
+        ("ViT", "vit", {"shape": (1, 28, 32)}, "square images(.|\n)*resize the images"),
+        ("adversarial", "vit", {"shape": (1, 32, 28)}, "square images"),
+        ("GAN", "vit probes real", {"shape": (1, 24, 24)}, "resize the images"),
+        (
+            "GAN",
+            "vit probes",
+            {"shape": (1, 40, 40), "real": random_set(20, (1, 40, 40))},
+            "at most 32(.|\n)*resize the images",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_mend(parts, store, name, names, changed, words):
+    if isinstance(changed.get("teacher"), str):
+        changed = {**changed, "teacher": getattr(parts, changed["teacher"])}
+    with pytest.raises(WorkbenchError, match=words) as error:
+        make_images(store, MAKERS[name][0], given_to(parts, names, **changed), 20)
+    assert error.value.mend and not store.keys()
+
+
+def test_probes_that_are_not_the_teachers_are_refused(parts, store):
+    coarse = model_artifact(parts.store, "vit_mnist_smoke", patch_size=7)
+    seven = model_artifact(parts.store, "vit_mnist_smoke", num_classes=7)
+    larger = model_artifact(parts.store, "vit_mnist_smoke", img_size=32)
+    for teacher, images in (
+        (coarse, parts.real),
+        (seven, random_set(21, classes=CLASSES[:7])),
+        (larger, random_set(20, (1, 32, 32))),
+    ):
+        probes = synthesis.class_probes(parts.store, teacher, images)
+        for name, names in (("attention", "vit"), ("GAN", "vit real")):
+            with pytest.raises(
+                WorkbenchError, match="probes are of another teacher(.|\n)*this teacher"
+            ):
+                make_images(store, MAKERS[name][0], given_to(parts, names, probes=probes), 20)
+    assert not store.keys()
+
+
+def test_a_teacher_with_a_token_after_its_patches_has_fitting_probes(parts, store):
+    titn = model_artifact(parts.store, "titn_small", img_size=28, in_chans=1, num_classes=10)
+    probes = synthesis.class_probes(parts.store, titn, parts.real)
+    given = given_to(parts, "vit", teacher=titn, probes=probes)
+    loaded = given.load_probes(given.load_teacher())
+    assert loaded.shape == probes.tensors("probes.safetensors")["probes"].shape
+
+
+def test_too_few_images(parts, store):
+    with pytest.raises(WorkbenchError, match="at least 10, one a class(.|\n)*ask for more"):
+        make_images(store, MAKERS["ViT"][0], given_to(parts, "vit"), 9)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: replace(PLAIN, adversarial=1.0), "student_model"),
+        (lambda: replace(PLAIN, tv=-1.0), "each >= 0"),
+        (lambda: replace(PLAIN, ce=0.0, tv=0.0, ink=0.0, blank=0.0, diversity=0.0), "one above 0"),
+        (lambda: replace(PLAIN, background=1.5), "-1..1"),
+        (lambda: replace(INVERSION, background=-2.0), "-1..1"),
+        (lambda: replace(INVERSION, intra=-0.1), "each >= 0"),
+        (
+            lambda: Inversion(
+                ce=0.0, tv=0.0, l2=0.0, batch_norm=0.0, patch_entropy=0.0, compete=0.0, intra=0.0
+            ),
+            "one above 0",
+        ),
+        (lambda: replace(PLAIN, steps=0), "steps(.|\n)*at least 1"),
+        (lambda: replace(ADVERSARIAL, bank=7), "bank(.|\n)*at least 8"),
+        (lambda: replace(INVERSION, steps=0), "steps(.|\n)*at least 1"),
+        (lambda: replace(INVERSION, batch_size=0), "steps(.|\n)*at least 1"),
+        (lambda: replace(GAN, lam=-1.0), "λ >= 0"),
+        (lambda: replace(GAN, attention_share=0.0), "share"),
+    ],
+)
+def test_impossible_settings(make, words):
+    with pytest.raises(WorkbenchError, match=words) as error:
+        make()
+    assert error.value.where and error.value.mend
+
+
+def test_feature_networks_without_weights(store, monkeypatch):
+    recipe = ClassificationRecipe(
+        test_images=60, train_images=60, feature_images=100, feature_epochs=1
+    )
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(store.root))
+    monkeypatch.delenv("DFKD_INCEPTION", raising=False)
+    assert metrics.inception_weights() is None
+    with pytest.raises(WorkbenchError, match="download=True"):
+        replace(recipe, features="inception").feature_space(store)
+    monkeypatch.setenv("HF_HUB_CACHE", str(store.root))
+    with pytest.raises(WeightsMissing, match="resnet10t"):
+        replace(recipe, features="resnet10t").feature_space(store)
+    with pytest.raises(WorkbenchError, match="no such|unknown"):
+        replace(recipe, features="no_such_network").feature_space(store)
+
+
+# What makers are built of.
+
+
+def test_one_pass_looks_as_each_look_does(parts):
+    """Logits, features and probe of one pass are those of the model, of `fid` and of `attention_probe`, gradients too."""
+    teacher = given_to(parts, "vit").load_teacher()
+    pixels = random_set(5).pixels
+    images, again = (to_float(pixels).requires_grad_() for _ in range(2))
+    logits, features, probe = guided._look(teacher, images, True)
+    assert torch.allclose(logits, teacher(images), atol=1e-5)
+    assert torch.allclose(features, metrics.classifier_features(teacher, pixels), atol=1e-5)
+    expected = attention_probe(teacher, again)
+    assert torch.allclose(probe, expected, atol=1e-6) and probe.std() > 1e-4
+    probe.square().sum().backward()
+    expected.square().sum().backward()
+    assert torch.allclose(images.grad, again.grad, atol=1e-6) and images.grad.abs().max() > 1e-5
+    assert guided._look(teacher, images, False)[2] is None
+
+
+def test_a_held_student_gives_gradients_to_images_alone_and_goes_on_learning():
+    torch.manual_seed(0)
+    student, images = (
+        create_model("vit_mnist_smoke").train(),
+        torch.randn(2, 1, 28, 28, requires_grad=True),
+    )
+    guided._held(student, images).square().sum().backward()
+    assert images.grad.abs().sum() > 0 and all(p.grad is None for p in student.parameters())
+    assert student.training and all(p.requires_grad for p in student.parameters())
+
+
+def test_the_student_learns_and_the_generator_works_against_it(parts):
+    """The update of either leaves the other as it is."""
+    maker, teacher = replace(ADVERSARIAL, restart=False), given_to(parts, "vit").load_teacher()
+    torch.manual_seed(0)
+    modules = {
+        "generator": nn.ModuleList([maker._generator(CLASSES, SHAPE)]),
+        "student": create_model("vit_mnist_smoke"),
+        "bank": MemoryBank(24, SHAPE, 10),
+    }
+    step, gradients = maker._step(modules, teacher, None), {}
+    batch = (torch.arange(8), *modules["generator"][0].noise(8, torch.Generator().manual_seed(0)))
+    for name, losses in step(batch, 0.0):
+        for module in modules.values():
+            module.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        gradients[name] = {
+            other
+            for other in modules
+            if any(p.grad is not None for p in modules[other].parameters())
+        }
+    assert (
+        gradients == {"generator": {"generator"}, "student": {"student"}}
+        and int(modules["bank"].seen) == 8
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [8, 28, 32, 64])
+def test_a_field_generator_draws_at_every_size(side, channels):
+    torch.manual_seed(0)
+    generator = FieldGenerator(4, channels, side, latent=8, width=32)
+    noise, again, other = (
+        generator.noise(3, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(noise, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(noise, other, strict=True))
+    with torch.no_grad():
+        images = generator(torch.tensor([0, 1, 3]), *noise)
+    assert (
+        images.shape == (3, channels, side, side)
+        and images.abs().max() <= 1
+        and images.std() > 0.05
+    )
+    assert [tuple(n.shape) for n in noise] == [
+        (3, 8),
+        (3, channels, side, side),
+        (3, side, side, 2),
+        (3, 1, 1, 1),
+    ]
+
+
+def test_a_field_generator_without_bend_or_texture_draws_its_field():
+    torch.manual_seed(0)
+    generator = FieldGenerator(4, 1, 28, latent=8, width=16, texture=0.0, bend=0.0).eval()
+    latent, texture, grid, offset = generator.noise(2)
+    straight = torch.nn.functional.affine_grid(
+        torch.eye(2, 3)[None].repeat(2, 1, 1), [2, 1, 28, 28], align_corners=False
+    )
+    assert torch.allclose(grid, straight, atol=1e-6)
+    with torch.no_grad():
+        drawn = [
+            generator(torch.tensor([0, 1]), latent, noise, grid, offset)
+            for noise in (texture, 5 * texture)
+        ]
+    assert torch.equal(*drawn)
+
+
+def test_half_of_a_class_is_easy_also_where_the_teacher_is_sure_of_all():
+    features = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    logits = torch.zeros(6, 10)
+    logits[:, 0] = torch.tensor([41.0, 44.0, 40.0, 45.0, 42.0, 43.0])
+    assert (logits.softmax(1)[:, 0] == 1).all()
+    intra_divergence_loss(features, logits, torch.zeros(6, dtype=torch.long), margin=2.0).backward()
+    assert (features.grad.abs().sum(1) > 0).tolist() == [False, True, False, True, False, True]
+
+
+def test_a_bank_is_a_ring_and_draws_only_what_it_holds():
+    bank = MemoryBank(5, (1, 2, 2), 3)
+
+    def add(*values):
+        bank.add(
+            torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 1, 2, 2),
+            torch.tensor(values)[:, None].expand(-1, 3),
+        )
+
+    add(-1.0, -0.6, -0.2)
+    torch.manual_seed(0)
+    images, logits = bank.draw(60)
+    assert images.shape == (60, 1, 2, 2) and {round(x, 1) for x in logits[:, 0].tolist()} == {
+        -1.0,
+        -0.6,
+        -0.2,
+    }
+    assert torch.allclose(images[:, 0, 0, 0], logits[:, 0], atol=1 / 127)
+    add(0.2, 0.6, 1.0)
+    assert (
+        bank.logits[:, 0].tolist() == pytest.approx([1.0, -0.6, -0.2, 0.2, 0.6])
+        and int(bank.seen) == 6
+    )
+    assert torch.equal(bank.images[0], to_uint8(torch.ones(1, 2, 2)))
+    copy = MemoryBank(5, (1, 2, 2), 3)
+    copy.load_state_dict(bank.state_dict())
+    assert same(copy.state_dict(), bank.state_dict())
+    for one in (bank, copy):
+        one.add(torch.zeros(1, 1, 2, 2), torch.zeros(1, 3))
+    assert same(copy.state_dict(), bank.state_dict()) and copy.logits[1].tolist() == [0, 0, 0]

@@ -1,0 +1,585 @@
+"""The pipeline: every bad input is refused before a kernel starts, and whatever happens in one a report is left."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from bs4 import BeautifulSoup
+from small_notebooks import write_notebooks
+
+from dfkd_lib import pipeline
+from dfkd_lib.cli import main
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.pipeline import html
+from dfkd_lib.pipeline.parameters import Rule, parse_cell
+from dfkd_lib.profiles import PROFILES
+
+HOSTILE = "</td><script>alert(1)</script><img src=x onerror=alert(2)>&\"'"
+SAVE = f"""\
+import csv, json, pathlib
+out = pathlib.Path(out_dir)
+hostile = {HOSTILE!r}
+(out / "figures/f.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 2"><path d="M0 0h9"/></svg>')
+csv.writer(open(out / "tables/t.csv", "w")).writerows([["data set", "ours", "paper"], [hostile, "27.5", "23"]])
+saved = dict(notebook="10_fine", metrics=dict(accuracy=0.97, name=hostile, epochs=epochs, interactive=interactive),
+             figures=[dict(name="f", caption=hostile, paper="A Fig. 1"), dict(name="f", caption="unlisted", paper=None)],
+             tables=[dict(name="t", caption=hostile, paper="A Table 2")], artifacts=[], peak_memory_mb=1, seconds=1)
+json.dump(saved, open(out / "metrics/10_fine.json", "w"))"""
+SHOW = """\
+from IPython.display import HTML, Javascript, display
+import matplotlib.pyplot as plt, pandas as pd
+display(pd.DataFrame({hostile: [hostile]}), Javascript("alert(3)"), plt.plot([1, 2])[0].figure)
+for epoch in range(20): print("epoch", epoch)"""
+NOTEBOOKS = {
+    "10_fine": [SAVE, SHOW],
+    "20_gan_fid": ["before = 1", f"raise ValueError('boom ' + {HOSTILE!r})", "never = 1"],
+    "30_classification_kd": ["1"],
+    "40_killed": ["import os, signal", "os.kill(os.getpid(), signal.SIGKILL)"],
+    "90_summary": ["print('summary')"],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_profile():
+    """The notebooks here borrow real names (their order matters) but not those notebooks' parameters."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PROFILES, "smoke", {})
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_notebooks(tmp_path_factory.mktemp("notebooks"), NOTEBOOKS)
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    """One run of all the notebooks above, two at a time: (output folder, results, lines said)."""
+    out, lines = tmp_path_factory.mktemp("out"), []
+    plan = pipeline.make_plan(
+        "smoke", settings=["10.epochs=7"], out=str(out), jobs=2, notebooks=folder
+    )
+    return out, pipeline.run(plan, lines.append), lines
+
+
+def plan_error(folder, **options) -> str:
+    with pytest.raises(WorkbenchError) as caught:
+        pipeline.make_plan(options.pop("profile", "smoke"), notebooks=folder, **options)
+    return str(caught.value)
+
+
+# ---- a grid of students by one command
+
+
+def test_a_grid_runs_notebook_35_alone_with_that_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: {source: real}\nrows: {hot: {temperature: 8.0}}\n")
+    plan = pipeline.make_plan("quick", grid=str(path), jobs=3)
+    assert (
+        list(plan.notebooks) == ["35_ablation"] and plan.out.name == "grid_mine" and plan.jobs == 3
+    )
+    assert plan.parameters["35_ablation"]["grid"] == str(path)
+    assert (
+        plan.parameters["35_ablation"]["jobs"] == 1
+    )  # the students are tasks of the run; the notebook finds them
+    alone = pipeline.make_plan(
+        "quick", grid=str(path), settings=["35.jobs=2"], jobs=1, out=str(tmp_path / "out")
+    )
+    assert (
+        not alone.spread
+        and alone.parameters["35_ablation"]["jobs"] == 2
+        and alone.out == tmp_path / "out"
+    )
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("rows: {hot: {temprature: 8.0}}", "did you mean 'temperature'"),
+        ("rows: [", "cannot be read"),
+        ("base: {temperature: 0.0}", "temperature must be positive"),
+    ],
+)
+def test_a_bad_grid_is_refused_before_a_kernel_starts(tmp_path, text, words):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(WorkbenchError, match=words):
+        pipeline.make_plan("quick", grid=str(path))
+    with pytest.raises(WorkbenchError, match="cannot be read"):
+        pipeline.make_plan("quick", grid=str(tmp_path / "absent.yaml"))
+    path.write_text("rows: {hot: {temperature: 8.0}}")
+    with pytest.raises(WorkbenchError, match="runs in notebook 35"):
+        pipeline.make_plan("quick", only="30", grid=str(path))
+
+
+# ---- refused before a kernel starts
+
+
+@pytest.mark.parametrize(
+    "setting, words",
+    [
+        ("10.epoch=1", ["10_fine", "'epoch'", "did you mean 'epochs'"]),
+        ("11.epochs=1", ["notebook '11' is unknown", "10_fine"]),
+        ("10_fin3.epochs=1", ["unknown", "did you mean 10_fine"]),
+        (
+            "10.epochs=many",
+            ["10_fine", "'epochs'", "wrong type", "expected: int, 1..100", "'many' (str)"],
+        ),
+        ("10.epochs=2.5", ["wrong type", "2.5 (float)"]),
+        ("10.epochs=0", ["cannot have this value", "expected: int, 1..100", "got: 0"]),
+        ("10.epochs=101", ["cannot have this value"]),
+        ("10.rate=nan", ["finite"]),
+        ("10.rate=1.5", ["expected: float, 0..1"]),
+        ("10.teacher=shiped", ["one of shipped | train", "did you mean 'shipped'"]),
+        ("10.seeds=0,99", ["a comma-separated list of 0..9"]),
+        ("10.seeds=0,,1", ["a comma-separated list of 0..9"]),
+        ("10.seeds=0,1.5", ["whole numbers"]),
+        ("10.quiet=maybe", ["expected: bool"]),
+        ("10.out_dir=x", ["set by the pipeline", "--out"]),
+        ("10.interactive=true", ["set by the pipeline"]),
+        ("epochs=1", ["notebook.parameter=value"]),
+        ("10.epochs", ["notebook.parameter=value"]),
+    ],
+)
+def test_a_bad_setting_is_refused_by_name(folder, setting, words):
+    message = plan_error(folder, settings=[setting])
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (
+            dict(profile="quik"),
+            ["no profile 'quik'", "smoke, quick, paper", "did you mean 'quick'"],
+        ),
+        (dict(only="10,77"), ["notebook '77' is unknown"]),
+        (dict(jobs=0), ["--jobs", "got: 0"]),
+        (dict(threads=0), ["--threads", "got: 0"]),
+        (
+            dict(scheduler="tcp://127.0.0.1:8786", jobs=2),
+            ["--jobs and --scheduler exclude each other"],
+        ),
+    ],
+)
+def test_a_bad_option_is_refused(folder, options, words):
+    message = plan_error(folder, **options)
+    assert all(word in message for word in words), message
+
+
+def test_a_profile_is_checked_like_a_setting(folder, monkeypatch):
+    monkeypatch.setitem(PROFILES["smoke"], "10_fine", {"epochs": 2})
+    assert pipeline.make_plan("smoke", notebooks=folder).parameters["10_fine"]["epochs"] == 2
+    monkeypatch.setitem(PROFILES["smoke"], "10_fine", {"epochs": True})
+    assert "True (bool)" in plan_error(folder)
+
+
+def test_values_get_their_default_types(folder):
+    settings = [
+        "10.rate=1",
+        "10.quiet=TRUE",
+        "10.teacher=train",
+        "10.seeds=3",
+        "40_killed.epochs=1_0",
+    ]
+    values = pipeline.make_plan("smoke", settings=settings, notebooks=folder).parameters
+    chosen = values["10_fine"]
+    assert (chosen["rate"], chosen["quiet"], chosen["teacher"], chosen["seeds"]) == (
+        1.0,
+        True,
+        "train",
+        "3",
+    )
+    assert isinstance(chosen["rate"], float) and values["40_killed"]["epochs"] == 10
+    assert (
+        chosen["interactive"] is False
+        and chosen["profile"] == "smoke"
+        and os.path.isabs(chosen["out_dir"])
+    )
+
+
+@pytest.mark.parametrize("source", ["x = [1, 2]", "x = None", "x = y = 1", "import os", "x += 1"])
+def test_a_parameters_cell_holds_scalars_only(source):
+    with pytest.raises(WorkbenchError, match="name = scalar"):
+        parse_cell(source, "10_fine")
+
+
+def test_a_notebook_needs_the_pipelines_own_parameters(tmp_path):
+    write_notebooks(tmp_path, {"10_bare": ["1"]}, parameters="epochs = 1")
+    assert "no parameter 'profile'" in plan_error(tmp_path)
+
+
+def test_a_damaged_notebook_is_named(tmp_path):
+    (tmp_path / "10_torn.ipynb").write_text('{"cells": [')
+    assert "10_torn.ipynb" in plan_error(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text, allowed, refused",
+    [
+        ("1..3", [1, 3], [0, 4]),
+        ("1..", [1, 1e9], [0]),
+        ("..0.5", [-1, 0.5], [0.6]),
+        ("-2..-1", [-1.5], [0]),
+        ("1e-5..0.1", [7.5e-4], [0]),
+        ("one of a|b", ["a"], ["c", ""]),
+        ("list of one of a|b", ["a,b", "b"], ["a,c", ""]),
+    ],
+)
+def test_rules(text, allowed, refused):
+    rule = Rule.parse(text)
+    assert all(map(rule.allows, allowed)) and not any(map(rule.allows, refused))
+
+
+@pytest.mark.parametrize("text", ["", "..", "a..b", "1-3", "see the paper", "list of things"])
+def test_other_text_is_no_rule(text):
+    assert Rule.parse(text) is None
+
+
+@pytest.mark.parametrize("place", ["below a file", "in /proc"])
+def test_an_unwritable_folder_is_refused_before_a_kernel_starts(folder, tmp_path, place):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "out" if place == "below a file" else Path("/proc/dfkd")
+    if place == "in /proc" and not Path("/proc").is_dir():
+        pytest.skip("no /proc here")
+    lines = []
+    with pytest.raises(WorkbenchError, match="output folder cannot be written to"):
+        pipeline.run(pipeline.make_plan("smoke", out=str(out), notebooks=folder), lines.append)
+    assert not lines
+
+
+def test_the_command_prints_errors_plainly(capsys):
+    assert main(["run", "--profile", "smoke", "--set", "00.nothing=1"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        error.startswith("error: notebook 00_start_here has no parameter 'nothing'")
+        and "Traceback" not in error
+    )
+
+
+# ---- what a run leaves
+
+
+def test_every_notebook_has_its_status(finished):
+    _, results, _ = finished
+    statuses = {name: result["status"] for name, result in results["notebooks"].items()}
+    assert statuses == {
+        "10_fine": "succeeded",
+        "20_gan_fid": "failed",
+        "30_classification_kd": "skipped",
+        "40_killed": "failed",
+        "90_summary": "succeeded",
+    }
+    assert pipeline.exit_code(results) == 1
+
+
+def test_results_hold_what_was_promised(finished):
+    out, results, _ = finished
+    saved = json.loads((out / "results.json").read_text())
+    assert saved["notebooks"] == results["notebooks"] and saved["profile"] == "smoke"
+    fine = saved["notebooks"]["10_fine"]
+    assert fine["parameters"]["epochs"] == fine["metrics"]["epochs"] == 7
+    assert fine["metrics"]["interactive"] is False
+    assert (
+        fine["peak_memory_mb"] > 30
+        and saved["peak_memory_mb"] > fine["peak_memory_mb"]
+        and fine["seconds"] > 0
+    )
+    provenance = saved["provenance"]
+    assert provenance["seeds"]["10_fine"] == "0,1,2" and provenance["versions"]["papermill"]
+    assert {"cpu", "cores", "memory_gib", "gpu"} <= set(
+        provenance["hardware"]
+    ) and "commit" in provenance["git"]
+    assert provenance["started"] and provenance["seconds"] > 0
+
+
+def test_a_failing_notebook_leaves_its_report(finished):
+    out, results, _ = finished
+    error = results["notebooks"]["20_gan_fid"]["error"]
+    assert error.startswith("ValueError: boom ") and "in cell: raise ValueError" in error
+    page = (out / "20_gan_fid.html").read_text()
+    assert 'href="#failing-cell"' in page and 'id="failing-cell"' in page
+    assert page.index('id="failing-cell"') < page.index("boom") < page.index("never")
+    assert 'href="20_gan_fid.html#failing-cell"' in (out / "index.html").read_text()
+    executed = nbformat.read(out / "20_gan_fid.ipynb", as_version=4)
+    assert [o.ename for cell in executed.cells for o in cell.get("outputs", [])] == ["ValueError"]
+
+
+def test_a_killed_kernel_is_told_from_a_failing_cell(finished):
+    out, results, _ = finished
+    error = results["notebooks"]["40_killed"]["error"]
+    assert "killed by signal 9" in error and "safe:" in error and "resume" in error
+    page = (out / "40_killed.html").read_text()
+    assert page.index('id="failing-cell"') < page.rindex("killed by signal 9")
+
+
+def test_what_builds_on_a_failure_is_skipped_and_says_why(finished):
+    _, results, _ = finished
+    assert "builds on 20_gan_fid" in results["notebooks"]["30_classification_kd"]["error"]
+
+
+def test_batch_logs_have_a_line_for_each_start_end_and_epoch(finished):
+    _, _, lines = finished
+    text = "\n".join(lines)
+    assert "10_fine starts" in text and re.search(r"10_fine succeeded after .*peak memory", text)
+    assert all(f"10_fine: epoch {epoch}" in text for epoch in range(20))
+    assert "boom" in text
+
+
+def test_pages_need_neither_network_nor_script(finished):
+    out, _, _ = finished
+    pages = list(out.glob("*.html"))
+    assert {page.name for page in pages} == {
+        "index.html",
+        "10_fine.html",
+        "20_gan_fid.html",
+        "40_killed.html",
+        "90_summary.html",
+    }
+    for page in pages:
+        text = page.read_text()
+        assert "default-src 'none'" in text
+        soup = BeautifulSoup(text, "html.parser")
+        assert not soup.find_all(["script", "link", "iframe", "object", "embed"]), page
+        assert all(tag["src"].startswith("data:") for tag in soup.find_all(src=True)), page
+        assert not soup.find_all(srcset=True) and not soup.find_all(onerror=True)
+        assert not re.search(r"url\(|@import", text)
+    assert "data:image/png;base64," in (out / "10_fine.html").read_text()
+    assert "<math" in (out / "10_fine.html").read_text()
+
+
+def test_hostile_text_is_escaped_in_the_index(finished):
+    out, _, _ = finished
+    page = (out / "index.html").read_text()
+    assert "<script" not in page and "<img src=x" not in page and "&lt;script&gt;alert(1)" in page
+    figures = re.findall(r'<img src="data:image/svg', page)
+    assert len(figures) == 1, "one figure has a place in the paper, the other none"
+    assert "A Table 2" in page and "unlisted" not in page
+
+
+def test_links_of_the_index_lead_somewhere(finished):
+    out, _, _ = finished
+    page = (out / "index.html").read_text()
+    for target in re.findall(r'href="([^"#]+)', page):
+        assert (out / target).exists(), target
+
+
+def test_running_some_again_keeps_the_others_and_marks_them(finished, folder):
+    out, _, _ = finished
+    copy = out.parent / "again"
+    shutil.copytree(out, copy)
+    results = pipeline.run(
+        pipeline.make_plan("smoke", only="90", out=str(copy), notebooks=folder), lambda line: None
+    )
+    assert list(results["notebooks"]) == ["90_summary"] and pipeline.exit_code(results) == 0
+    saved = json.loads((copy / "results.json").read_text())["notebooks"]
+    assert (
+        list(saved) == list(NOTEBOOKS)
+        and saved["10_fine"]["earlier"]
+        and "earlier" not in saved["90_summary"]
+    )
+    assert saved["10_fine"]["metrics"]["accuracy"] == 0.97
+
+
+def test_two_runs_may_not_share_a_folder(folder, tmp_path):
+    from dfkd_lib.pipeline.run import prepare_folder
+
+    lock = prepare_folder(tmp_path)
+    with pytest.raises(WorkbenchError, match="another run is writing"):
+        prepare_folder(tmp_path)
+    lock.release()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_ends_the_kernel_and_keeps_what_is_finished(tmp_path, number):
+    sleepy = [
+        "import os, pathlib, time; pathlib.Path(out_dir, 'pid').write_text(str(os.getpid())); time.sleep(300)"
+    ]
+    folder = write_notebooks(
+        tmp_path / "n", {"10_fine": ["1"], "20_sleepy": sleepy, "90_summary": ["1"]}
+    )
+    out = tmp_path / "out"
+    # A shell's background jobs ignore SIGINT, and pass that on: the run under test must not.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from pathlib import Path; from dfkd_lib import pipeline as p; "
+        f"plan = p.make_plan('smoke', out={str(out)!r}, notebooks=Path({str(folder)!r})); "
+        "sys.exit(p.exit_code(p.run(plan)))"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    deadline = time.monotonic() + 120
+    while (
+        not ((out / "pid").exists() and (out / "pid").read_text()) and time.monotonic() < deadline
+    ):
+        time.sleep(0.1)
+    kernel = int((out / "pid").read_text())
+    run.send_signal(number)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 130 and "give the same command again" in error, error
+    assert not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == psutil.STATUS_ZOMBIE
+    saved = json.loads((out / "results.json").read_text())["notebooks"]
+    assert {name: result["status"] for name, result in saved.items()} == {
+        "10_fine": "succeeded",
+        "20_sleepy": "interrupted",
+        "90_summary": "interrupted",
+    }
+    assert (out / "20_sleepy.html").exists()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [500, 1280])
+@pytest.mark.parametrize("page", ["index", "10_fine", "20_gan_fid"])
+def test_nothing_runs_off_the_edge_of_a_page(finished, tmp_path, width, page):
+    from PIL import Image
+
+    out, _, _ = finished
+    picture = tmp_path / "page.png"
+    subprocess.run(
+        [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--hide-scrollbars",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},2000",
+            f"--screenshot={picture}",
+            (out / f"{page}.html").as_uri(),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    image = Image.open(picture).convert("RGB")
+    edge = image.crop((image.width - 6, 0, image.width, image.height))
+    assert len(edge.getcolors()) == 1, "something is drawn in the margin"
+    assert len(image.getcolors(1 << 24)) > 20, "the page is blank"
+
+
+# ---- small parts
+
+
+@pytest.mark.parametrize(
+    "seconds, text", [(0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (4320, "1 h 12 min")]
+)
+def test_durations_read_well(seconds, text):
+    assert html.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    "tex",
+    [
+        r"\frac{a}{b}",
+        r"\lambda_{KD} \sum_i q_i \log\frac{q_i}{p_i}",
+        r"\text{softmax}(QK^\top/\sqrt{d})",
+    ],
+)
+def test_formulas_become_mathml(tex):
+    assert html.MathRenderer().inline_math(tex).startswith("<math")
+
+
+def test_a_formula_the_converter_cannot_read_is_shown_as_text():
+    assert "<script" not in html.MathRenderer().inline_math(r"\frac{<script>")
+
+
+def test_long_decimals_are_shortened_and_words_are_not():
+    assert [
+        html.shorten(x) for x in ("0.123456789", "97.61", "1234567", "small", "27 ± 0.1234567")
+    ] == ["0.1235", "97.61", "1234567", "small", "27 ± 0.1234567"]
+
+
+@pytest.mark.parametrize(
+    "text, numeric",
+    [
+        ("27.1 ± 0.3", True),
+        ("97.2 – 98.1", True),
+        ("1.5e-3", True),
+        ("12,345", True),
+        ("", True),
+        ("40 %", True),
+        ("none", False),
+        ("no", False),
+        ("e", False),
+        ("ViT-3", False),
+        ("mnist/test 400", False),
+    ],
+)
+def test_numbers_are_told_from_words(text, numeric):
+    assert html.looks_numeric(text) is numeric
+
+
+def test_columns_of_numbers_are_marked():
+    table = html.align_numbers(
+        "<table><thead><tr><th>who</th><th>%</th></tr></thead><tbody><tr><td>a</td><td>1.5</td></tr>"
+        "<tr><td>b</td><td>2</td></tr></tbody></table>"
+    )
+    assert (
+        table.count('class="number"') == 3
+        and '<td class="number">1.5</td>' in table
+        and "<td>a</td>" in table
+    )
+
+
+@pytest.mark.parametrize("deaths, ends", [(2, "succeeded"), (3, "failed")])
+def test_a_kernel_that_dies_while_starting_is_started_again(
+    deaths, ends, folder, tmp_path, monkeypatch
+):
+    """As when another program takes the port that was found free for it."""
+    import papermill
+
+    real, tried = papermill.execute_notebook, []
+
+    def dying(*args, **words):
+        tried.append(1)
+        if len(tried) <= deaths:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return real(*args, **words)
+
+    monkeypatch.setattr(papermill, "execute_notebook", dying)
+    plan = pipeline.make_plan(
+        "smoke",
+        only="10",
+        out=str(tmp_path / "out"),
+        artifacts=str(tmp_path / "store"),
+        notebooks=folder,
+    )
+    lines = []
+    result = pipeline.run(plan, lines.append)["notebooks"]["10_fine"]
+    assert result["status"] == ends and sum("started again" in line for line in lines) == 2
+    assert (
+        ends == "succeeded"
+        or "while it was starting" in result["error"]
+        and "mend" in result["error"]
+    )
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ({"only": ""}, "unknown"),
+        ({"only": "10", "settings": ["20.seed=1"]}, "not to run"),
+        ({"settings": ["seed=1"]}, "30.seed=1"),
+    ],
+)
+def test_choices_that_choose_nothing_are_refused(words, told, folder):
+    with pytest.raises(WorkbenchError, match=told):
+        pipeline.make_plan("smoke", notebooks=folder, **words)

@@ -1,0 +1,607 @@
+"""What may befall a run: whatever it is, finished things stay, the store is sound, and the next run ends as if nothing had been.
+
+FAULTS=full (`make faults`) deals 20 kills and every other fault at more places, and ends with a table; without it a few of
+each are dealt. Every fault strikes a pipeline of real notebooks that train, in a process of its own.
+"""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import faults
+import psutil
+import pytest
+import torch
+from faults import FULL, SEED, Disk, Place, Row, flip, strike
+from small_notebooks import write_notebooks
+
+from dfkd_lib import pipeline, training
+from dfkd_lib.core import (
+    WorkbenchError,
+    artifacts,
+)
+from dfkd_lib.core.artifacts import ArtifactError, Store
+
+ROWS: list[Row] = []
+
+
+@contextmanager
+def told(fault: str):
+    """A row of the table, with the seconds it took; who survives says so himself."""
+    row, start = Row(fault), time.monotonic()
+    ROWS.append(row)
+    yield row
+    row.seconds = time.monotonic() - start
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shown(request):
+    yield
+    with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
+        print("\n" + faults.table(ROWS), flush=True)
+
+
+class Undisturbed(Place):
+    """A run that nothing befell, and how long it took."""
+
+    seconds = 0.0
+
+
+def undisturbed(folder: Path, command: list[str]) -> Undisturbed:
+    place, start = Undisturbed(folder, command), time.monotonic()
+    assert place.run() == 0, place.log
+    place.seconds = time.monotonic() - start
+    assert place.verify()[0] == 0
+    return place
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    return undisturbed(tmp_path_factory.mktemp("undisturbed"), faults.SHORT)
+
+
+@pytest.fixture(scope="module")
+def killed_reference(reference, tmp_path_factory):
+    """What kills are dealt to: in full, several notebooks at a time."""
+    return undisturbed(tmp_path_factory.mktemp("long"), faults.LONG) if FULL else reference
+
+
+@pytest.fixture(scope="module")
+def every_kind(reference, tmp_path_factory):
+    """Artifacts of as many kinds as are looked at: in full, of every notebook that trains."""
+    return undisturbed(tmp_path_factory.mktemp("kinds"), faults.EVERY_KIND) if FULL else reference
+
+
+def copy_of(place: Place, folder: Path) -> Place:
+    for name in ("out", "store"):
+        shutil.copytree(getattr(place, name), folder / name)
+    return Place(folder, place.command)
+
+
+# ---- killed
+
+VICTIMS = ("all", "the pipeline", "a kernel")
+CHANCE = random.Random(SEED)
+KILLS = [
+    (number, VICTIMS[number % 3], CHANCE.uniform(0.03, 0.97)) for number in range(20 if FULL else 2)
+]
+
+
+@pytest.mark.parametrize("number, victim, part", KILLS)
+def test_killed(killed_reference, tmp_path, number, victim, part):
+    def blow(process, processes):
+        chosen = {"all": processes, "the pipeline": processes[:1]}.get(victim) or faults.kernels(
+            processes
+        )
+        faults.kill(chosen or processes[:1])
+
+    place = Place(tmp_path, killed_reference.command)
+    with told(f"SIGKILL {number + 1}: {victim}") as row:
+        row.running, code, _ = strike(place, part * killed_reference.seconds, blow)
+        if victim == "a kernel" and "killed by signal 9" in place.log:
+            assert code == 1 and "mend: give the same command again" in place.log
+        faults.recovers(place, killed_reference, row)
+
+
+@pytest.mark.parametrize(
+    "numbers, part",
+    [((signal.SIGINT, signal.SIGINT), 0.5)]
+    if not FULL
+    else [
+        ((signal.SIGINT,), CHANCE.uniform(0.3, 0.9)),
+        ((signal.SIGINT, signal.SIGINT), CHANCE.uniform(0.3, 0.9)),
+        ((signal.SIGINT, signal.SIGINT, signal.SIGTERM), CHANCE.uniform(0.3, 0.9)),
+        ((signal.SIGTERM,), CHANCE.uniform(0.3, 0.9)),
+    ],
+)
+def test_stopped_by_hand(killed_reference, tmp_path, numbers, part):
+    def blow(process, processes):
+        for signal_number in numbers:
+            process.send_signal(signal_number)
+            time.sleep(CHANCE.uniform(0, 0.3))
+
+    place = Place(tmp_path, killed_reference.command)
+    with told(" ".join(n.name for n in numbers)) as row:
+        row.running, code, _ = strike(place, part * killed_reference.seconds, blow)
+        assert (
+            code == 130
+            and "give the same command again" in place.log
+            and "Traceback" not in place.log
+        ), place.log
+        assert (place.out / "index.html").exists()
+        assert "interrupted" in {
+            r["status"]
+            for r in json.loads((place.out / "results.json").read_text())["notebooks"].values()
+        }
+        faults.recovers(place, killed_reference, row)
+
+
+@pytest.mark.skipif(not FULL, reason="in make faults; test_fanout.py holds the short form")
+@pytest.mark.parametrize("victim", ["the scheduler", "a worker"])
+def test_a_part_of_a_cluster_that_vanishes(reference, tmp_path, victim):
+    place, cluster = (
+        Place(tmp_path / "place", reference.command),
+        faults.Elsewhere(tmp_path / "dask", 2),
+    )
+    command = [word for word in reference.command if word not in ("--jobs", "1")]
+    spread = Place(tmp_path / "place", [*command, "--scheduler", str(cluster.file)])
+
+    def blow(process, processes):
+        faults.kill(
+            faults.tree(
+                (cluster.scheduler if victim == "the scheduler" else cluster.workers[0]).pid
+            )
+        )
+
+    with told(f"{victim} vanishes") as row:
+        try:
+            row.running, code, _ = strike(spread, 0.6 * reference.seconds, blow)
+            assert code == (1 if victim == "the scheduler" else 0), spread.log
+            assert (
+                "scheduler is gone" in spread.log
+                if code
+                else faults.equal(spread, reference) is None
+            ), spread.log
+        finally:
+            left = cluster.end()
+        assert not left
+        faults.recovers(place, reference, row)
+
+
+# ---- disks
+
+
+def limit_files(size: int):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def used(place: Place) -> int:
+    return sum(
+        p.stat().st_blocks * 512
+        for at in (place.out, place.store)
+        for p in at.rglob("*")
+        if p.is_file()
+    )
+
+
+@pytest.mark.parametrize("part", [0.5] if not FULL else [0.05, 0.3, 0.6, 0.8, 0.95])
+def test_a_disk_that_is_full(reference, tmp_path, part):
+    with told(f"disk full at {100 * part:.0f} %") as row:
+        if not faults.can_mount(tmp_path / "try"):
+            pytest.skip("mounting is not allowed here: files that may not grow are tried instead")
+        with Disk(tmp_path / "disk", int(part * used(reference))) as disk:
+            place = Place(tmp_path, reference.command, disk.folder)
+            code = place.run()
+            said = place.log.lower()
+            assert code in (1, 2) and "disk" in said and "mend: " in said and "free" in said, (
+                place.log
+            )
+            row.running = next(
+                line.strip()[:80] for line in place.log.splitlines() if "disk" in line.lower()
+            )
+            disk.again(f"size={20 * used(reference)}")
+            faults.recovers(place, reference, row)
+
+
+@pytest.mark.parametrize("size", [200_000] if not FULL else [30_000, 200_000])
+def test_files_that_may_not_grow(reference, tmp_path, size):
+    """Where nothing may be mounted this stands for a full disk or quota: the system refuses to write on."""
+    with told(f"files end at {size / 1000:.0f} kB") as row:
+        place = Place(tmp_path, reference.command)
+        code = place.run(limit=lambda: limit_files(size))
+        said = place.log.lower()
+        assert code in (1, 2) and "disk" in said and "mend: " in said, place.log
+        row.running = next(
+            line.strip()[:80] for line in place.log.splitlines() if "disk" in line.lower()
+        )
+        faults.recovers(place, reference, row)
+
+
+@pytest.mark.parametrize("which", ["out", "store"])
+def test_read_only(reference, tmp_path, which):
+    with told(f"read-only {which}") as row:
+        if not faults.can_mount(tmp_path / "try") and os.geteuid() == 0:
+            pytest.skip("nothing is read-only to root but a disk, and none may be mounted here")
+        place = copy_of(reference, tmp_path / "place")
+        folder, start = getattr(place, which), time.monotonic()
+        if faults.can_mount(tmp_path / "try"):
+            with Disk(tmp_path / "disk", 1 << 20) as disk:
+                disk.again("ro")
+                code = place.run(
+                    "--out" if which == "out" else "--artifacts", str(disk.folder / "below")
+                )
+        else:
+            folder.chmod(0o555)
+            code = place.run()
+            folder.chmod(0o755)
+        assert code == 2 and "cannot be written to" in place.log and "mend: " in place.log, (
+            place.log
+        )
+        assert "starts" not in place.log, "a kernel was started all the same"
+        row.running = f"refused after {time.monotonic() - start:.0f} s, before a kernel started"
+        faults.recovers(place, reference, row)
+
+
+# ---- time, neighbours
+
+
+def test_a_clock_that_is_put_back(reference, tmp_path):
+    """A year, in the middle of a run that is then killed; the next one finds files of the future."""
+    place, library = Place(tmp_path / "place", reference.command), tmp_path / "clock"
+    library.mkdir()
+    (library / "sitecustomize.py").write_text(faults.CLOCK)
+    options = {
+        "path": [str(library)],
+        "env": {"FAULTS_CLOCK": str(tmp_path / "struck"), "FAULTS_BACK": str(365 * 86400)},
+    }
+
+    def blow(process, processes):
+        (tmp_path / "struck").touch()
+        faults.wait_until(process, 0.3 * reference.seconds)
+        faults.kill(processes)
+
+    with told("clock put back a year") as row:
+        row.running, _, _ = strike(place, 0.4 * reference.seconds, blow, **options)
+        faults.recovers(place, reference, row, **options)
+        saved = json.loads((place.out / "results.json").read_text())
+        assert saved["provenance"]["started"] < time.strftime("%Y-%m-%d"), (
+            "the clock was not put back"
+        )
+        assert all(seconds >= 0 for seconds in all_seconds(saved))
+        for path in [p for p in place.folder.rglob("*") if p.is_file()]:
+            os.utime(path, (time.time() + 1e8, time.time() + 1e8))
+        before = place.finished()
+        assert place.run() == 0, place.log
+        assert place.finished() == before
+        faults.equal(place, reference)
+        manifests = [
+            json.loads((place.store / key / "manifest.json").read_text()) for key in before
+        ]
+        assert all(seconds >= 0 for manifest in manifests for seconds in all_seconds(manifest))
+
+
+def all_seconds(value) -> list[float]:
+    if isinstance(value, dict):
+        return [x for k, v in value.items() for x in ([v] if k == "seconds" else all_seconds(v))]
+    return [x for v in value for x in all_seconds(v)] if isinstance(value, list) else []
+
+
+def test_a_clock_that_is_put_back_does_not_keep_the_queue_from_working(tmp_path, monkeypatch):
+    from dfkd_lib.ablation import Jobs, make_cell
+    from dfkd_lib.ablation import jobs as module
+
+    jobs, started, sleeper = Jobs(Store(tmp_path)), [], psutil.Popen(["sleep", "60"])
+    artifacts.save_json(
+        jobs.folder / "worker.started", {"pid": None, "born": None, "at": time.time() + 1e6}
+    )
+    monkeypatch.setattr(
+        module.subprocess, "Popen", lambda *_, **__: started.append(sleeper) or sleeper
+    )
+    jobs.submit(make_cell("a", {"source": "real", "student_epochs": 1}, 0))
+    assert len(started) == 1
+    record = next(jobs.folder.glob("*-*.json"))
+    artifacts.save_json(
+        record, json.loads(record.read_text()) | {"state": "running", "started": time.time() + 1e6}
+    )
+    assert jobs.all()[0]["seconds"] == 0
+    monkeypatch.setattr(module.psutil, "boot_time", lambda real=psutil.boot_time(): real - 1e6)
+    monkeypatch.setattr(
+        psutil.Process,
+        "create_time",
+        lambda self, real=psutil.Process.create_time: real(self) - 1e6,
+    )
+    saved = json.loads((jobs.folder / "worker.started").read_text())
+    assert module._alive(saved["pid"], saved["born"]), (
+        "a process is another one after the clock was changed"
+    )
+    started[0].kill()
+    started[0].wait()
+
+
+def test_two_pipelines_on_one_store(reference, tmp_path):
+    place, other = Place(tmp_path, reference.command), tmp_path / "other"
+    with told("two pipelines on one store") as row:
+        first = place.start()
+        second = Place(tmp_path / "second", reference.command)
+        second.store = place.store
+        beside = second.start(out=other)
+        until = time.monotonic() + 60
+        while not (place.out / ".lock").exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        third = Place(tmp_path / "third", reference.command)
+        assert (
+            third.run(out=place.out) == 2
+            and "another run is writing to this output folder" in third.log
+        ), third.log
+        codes = place.ended(first), second.ended(beside)
+        assert codes == (0, 0), place.log + second.log
+        epochs = [
+            sorted(re.findall(r"(\S+ \S+ epoch \d+/\d+) ", log))
+            for log in (place.log + second.log, reference.log)
+        ]
+        assert epochs[0] == epochs[1] and epochs[0], "something was trained twice"
+        waited = (place.log + second.log).count("another process is making this")
+        row.running = f"{len(epochs[0])} epochs trained, each once; waited for the other {waited} times; same folder refused"
+        faults.equal(place, reference)
+        assert place.report(other) == reference.report()
+        row.survived = True
+
+
+# ---- bytes
+
+
+def test_a_flipped_bit_in_every_file_of_every_kind_of_artifact(every_kind, tmp_path):
+    with told("a bit flipped in every kind of file") as row:
+        place = copy_of(every_kind, tmp_path)
+        store, chance, kinds, flips = Store(place.store), random.Random(SEED), {}, 0
+        for key in store.keys():
+            kinds.setdefault(key.rsplit("-", 1)[0], key)
+        for key in kinds.values():
+            for path in sorted(p for p in (store.root / key).rglob("*") if p.is_file()):
+                whole = path.read_bytes()
+                for _ in range(3):
+                    where, flips = flip(path, chance), flips + 1
+                    try:
+                        store.find(key)
+                        same = path.name == "manifest.json" and json.loads(
+                            path.read_bytes()
+                        ) == json.loads(whole)
+                        assert same, f"a bit flipped at {where} of {path} went unseen"
+                    except ArtifactError as error:
+                        assert path.name in str(error) and "made anew" in str(error)
+                    path.write_bytes(whole)
+        for key in store.keys():  # one file of each artifact, at random
+            path = chance.choice(
+                sorted(
+                    p
+                    for p in (store.root / key).rglob("*")
+                    if p.is_file() and p.suffix != ".json" or p.name == "manifest.json"
+                )
+            )
+            path.write_bytes(path.read_bytes()[:-1] + b"!")
+        code, said = place.verify()
+        assert code == 1 and said.count("damaged  ") == len(store.keys()) and "made anew" in said, (
+            said
+        )
+        damaged = {key: faults.hashes(store.root / key) for key in store.keys()}
+        row.running = f"{flips} flips in {len(kinds)} kinds seen; then {len(damaged)} artifacts damaged at once"
+        assert place.run() == 0, place.log
+        assert "is damaged and made anew" in place.log
+        faults.equal(place, every_kind)
+        aside = {key: faults.hashes(store.root / ".damaged" / key) for key in store.set_aside()}
+        assert aside == damaged, "what was damaged is kept as it was"
+        row.survived, row.resumed = True, f"{len(damaged)} set aside and made anew"
+
+
+def toy(work: Path, epochs: int):
+    """A small training with a checkpoint; its weights."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(8, 4)
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+    training.fit(
+        {"model": model},
+        lambda batch, progress: {"loss": model(batch[0]).square().mean()},
+        training.TensorBatches((x,), 16),
+        training.TrainConfig(epochs, 16, 1e-2),
+        checkpoint=work / "checkpoint",
+    )
+    return model.weight.detach().clone()
+
+
+def test_a_flipped_bit_in_a_checkpoint(tmp_path, capsys):
+    """Wherever it lies: the training starts anew, or the bit meant nothing; it never goes on with other weights."""
+    with told("a bit flipped in a checkpoint") as row:
+        whole, chance, seen = toy(tmp_path / "whole", 3), random.Random(SEED), 0
+        toy(tmp_path / "broken", 2)
+        kept = (tmp_path / "broken" / "checkpoint" / "checkpoint.pt").read_bytes()
+        for _ in range(200):
+            shutil.rmtree(tmp_path / "broken")
+            path = tmp_path / "broken" / "checkpoint" / "checkpoint.pt"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(kept)
+            flip(path, chance)
+            with suppress(WorkbenchError):
+                assert torch.equal(toy(tmp_path / "broken", 3), whole)
+            seen += "is damaged" in capsys.readouterr().out
+        assert seen > 20
+        row.survived, row.running = (
+            True,
+            f"200 flips, {seen} in places that matter: the training starts anew",
+        )
+
+
+def test_a_flipped_bit_in_the_work_of_a_stage_that_was_broken_off(reference, tmp_path, monkeypatch):
+    """Images and targets that a killed making left are looked at before it goes on."""
+    from dfkd_lib.synthesis import make as drawing
+
+    with told("a bit flipped in unfinished images, targets") as row:
+        image_maker, labels = _Noise(), drawing.balanced_labels(40, 4)
+        work = tmp_path / "work"
+        work.mkdir()
+        with pytest.raises(KeyboardInterrupt):
+            drawing._draw(work, _Noise(stop=3), None, _Given, 40, 0)
+        flip(work / drawing.IMAGES, random.Random(3))
+        drawing._draw(work, image_maker, None, _Given, 40, 0)
+        (tmp_path / "whole").mkdir()
+        drawing._draw(tmp_path / "whole", _Noise(), None, _Given, 40, 0)
+        assert (work / drawing.IMAGES).read_bytes() == (
+            tmp_path / "whole" / drawing.IMAGES
+        ).read_bytes() and len(labels) == 40
+
+        store = Store(tmp_path / "store")
+
+        def make(work, stop=False, files=("a", "b")):
+            for name in files:
+                if name not in artifacts.whole_files(work):
+                    (work / name).write_text(f"content of {name}")
+                    artifacts.note_whole(work, work / name)
+                if stop:
+                    raise KeyboardInterrupt
+            return {}
+
+        with pytest.raises(KeyboardInterrupt):
+            store.get_or_make("parts", {}, lambda work: make(work, stop=True))
+        flip(store.root / f"{store.unfinished()[0]}.partial" / "a", random.Random(SEED))
+        made = store.get_or_make("parts", {}, make)
+        assert (made.path / "a").read_text() == "content of a" and store.verify() == [
+            (made.key, None)
+        ]
+        assert store.set_aside() == [f"{made.key}.partial"]
+        row.survived, row.running = True, "seen, and drawn or made anew from there"
+
+
+class _Given:
+    classes, shape = ("a", "b", "c", "d"), (1, 4, 4)
+
+
+class _Noise:
+    """A maker of images, broken off at its third shard if told to."""
+
+    budget, shard = "nothing", 10
+
+    def __init__(self, stop: int | None = None):
+        self.stop = stop
+
+    def drawing(self, trained, given):
+        def draw(labels, seed):
+            if seed == self.stop:
+                raise KeyboardInterrupt
+            return torch.randint(
+                256, (len(labels), 1, 4, 4), generator=torch.Generator().manual_seed(seed)
+            ).to(torch.uint8)
+
+        return draw
+
+
+# ---- half written
+
+
+def test_a_notebook_that_is_cut_off_is_refused_by_name(tmp_path):
+    with told("half-written notebook, as a source") as row:
+        source = (faults.ROOT / "notebooks" / "35_ablation.ipynb").read_bytes()
+        for number, part in enumerate((0.0, 0.01, 0.3, 0.5, 0.9, 0.999)):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            (folder / "35_ablation.ipynb").write_bytes(source[: int(part * len(source))])
+            with pytest.raises(WorkbenchError, match="35_ablation.ipynb"):
+                pipeline.make_plan("smoke", notebooks=folder)
+        row.survived, row.running = True, "cut off at six places, refused by name"
+
+
+def test_results_that_are_cut_off(reference, tmp_path):
+    with told("half-written reports") as row:
+        place, cut = copy_of(reference, tmp_path), []
+        for path in sorted(p for p in place.out.rglob("*") if p.is_file() and p.name != ".lock"):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+            cut.append(path.name)
+        for left in (
+            "results.json.99999.tmp",
+            "metrics/35_ablation.json.99999.tmp",
+            "index.html.99999.tmp",
+            ".probe-99999",
+        ):
+            (place.out / left).write_text('{"notebooks": {"35')
+        row.running = f"{len(cut)} files cut off: {', '.join(cut)[:80]}"
+        faults.recovers(place, reference, row)
+
+
+# ---- memory, hanging
+
+
+def test_a_kernel_that_runs_out_of_memory(reference, tmp_path):
+    """No more address space for a kernel in the middle of its training, as a limit of a batch system gives."""
+    place = Place(tmp_path, reference.command)
+    last = []
+
+    def blow(process, processes):
+        until = time.monotonic() + 100
+        while not place.begun() and time.monotonic() < until:  # a training, not the start of Python
+            time.sleep(0.05)
+        for kernel in faults.kernels(faults.tree(process.pid)):
+            kernel.rlimit(psutil.RLIMIT_AS, (kernel.memory_info().vms, psutil.RLIM_INFINITY))
+            last.append(kernel.pid)
+
+    with told("out of memory in a kernel") as row:
+        row.running, code, _ = strike(place, 0.2 * reference.seconds, blow)
+        assert last and code == 1 and "mend:" in place.log and "35_ablation failed" in place.log, (
+            place.log
+        )
+        assert "memory" in place.log.partition("35_ablation failed")[2], place.log
+        faults.recovers(place, reference, row)
+
+
+HANGING = {
+    "10_waits": ["import threading; threading.Event().wait()"],
+    "20_stopped": [
+        "import os, signal, subprocess; subprocess.Popen(['sleep', '600'])",
+        "os.kill(os.getpid(), signal.SIGSTOP)",
+    ],
+    "25_full": [
+        "import resource\nspace = 2 * 10**9\nresource.setrlimit(resource.RLIMIT_AS, (space, space))",
+        "many = bytearray(10**10)",
+    ],
+    "30_busy": ["import time\nend = time.monotonic() + 9\nwhile time.monotonic() < end: pass"],
+    "40_talks": ["import time\nfor i in range(9): time.sleep(1); print(i)"],
+}
+
+
+def test_a_kernel_that_hangs_is_ended_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(pipeline.make_plan.__globals__["PROFILES"], "smoke", {})
+    with told("kernels that hang, stop, want memory") as row:
+        notebooks = write_notebooks(tmp_path / "notebooks", HANGING)
+        plan = pipeline.make_plan(
+            "smoke",
+            out=str(tmp_path / "out"),
+            artifacts=str(tmp_path / "store"),
+            notebooks=notebooks,
+            jobs=5,
+            hung=0.1,
+        )
+        results = pipeline.run(plan, lambda line: None)["notebooks"]
+        assert {n: r["status"] for n, r in results.items()} == {
+            "10_waits": "failed",
+            "20_stopped": "failed",
+            "25_full": "failed",
+            "30_busy": "succeeded",
+            "40_talks": "succeeded",
+        }
+        for name in ("10_waits", "20_stopped"):
+            assert (
+                "hung and was ended: for 0.1 min" in results[name]["error"]
+                and "--hung" in results[name]["error"]
+            )
+        assert (
+            results["25_full"]["error"].startswith("MemoryError")
+            and "mend: set a smaller batch" in results["25_full"]["error"]
+        )
+        row.survived, row.running = (
+            True,
+            "ended after 0.1 min without a sign of life; busy and talking ones went on",
+        )

@@ -1,0 +1,1009 @@
+"""What others may have made is data: no file runs code when it is read, no name leads out of its folder, nobody elsewhere is
+listened to, and a page does nothing but show."""
+
+import ast
+import asyncio
+import base64
+import gzip
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import browser
+import nbformat
+import numpy as np
+import psutil
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from dfkd_lib.ablation import jobs, read_grid
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.artifacts import MANIFEST, REPOSITORY, ArtifactError, Store
+from dfkd_lib.datasets import load_coco, load_image, load_images, repair_coco
+from dfkd_lib.datasets.cifar import read_cifar
+from dfkd_lib.models import WeightsMissing, load_model
+from dfkd_lib.pipeline import html
+from dfkd_lib.pipeline.clean import clean
+from dfkd_lib.reporting import report
+from dfkd_lib.training.checkpoint import Checkpoint
+
+LIBRARY = REPOSITORY / "dfkd_lib"
+MODULES = sorted(LIBRARY.rglob("*.py"))
+LOOPBACK = ("127.0.0.1", "::1")
+
+
+# ---- pickles: by reading the code
+
+PICKLERS = (
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "dill",
+    "joblib",
+    "cloudpickle",
+    "shelve",
+    "marshal",
+    "jsonpickle",
+    "pandas.read_pickle",
+)
+MAY_IMPORT = ("datasets/cifar.py",)  # which has an unpickler that can call nothing
+MAY_RUN = {
+    "pipeline/train.py": {"exec", "compile"}
+}  # a notebook of this repository, which is code, in this process
+RUNS = {"eval", "exec", "compile", "__import__"}
+LOADS = {
+    "torch.hub.load",
+    "torch.jit.load",
+    "torch.package.PackageImporter",
+    "torch.export.load",
+    "joblib.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "os.system",
+    "os.popen",
+    "tarfile.open",
+    "shutil.unpack_archive",
+}
+
+
+def calls(tree: ast.AST):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield node, ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+
+
+def unsafe_calls(tree: ast.AST) -> list[str]:
+    """What in a module's calls may run code that lies in a file."""
+    found = []
+    for node, called, given in calls(tree):
+        last = called.split(".")[-1]
+        if called.endswith("torch.load") and given.get("weights_only") != "True":
+            found.append(f"{node.lineno}: torch.load without weights_only=True")
+        if (
+            called in LOADS
+            or called in RUNS
+            or last in ("read_pickle", "extractall", "unpack_archive", "load_state_dict_from_url")
+        ):
+            found.append(f"{node.lineno}: {called}")
+        if given.get("allow_pickle") == "True" or given.get("trust_remote_code", "False") not in (
+            "False",
+            "True and False",
+        ):
+            found.append(f"{node.lineno}: {called} with allow_pickle or trust_remote_code")
+        if called.startswith(("pickle.load", "pickle.Unpickler")):
+            found.append(f"{node.lineno}: {called}")
+        if called == "yaml.load" and (
+            len(node.args) < 2 or ast.unparse(node.args[1]) not in ("Plain", "yaml.SafeLoader")
+        ):
+            found.append(f"{node.lineno}: yaml.load without a safe loader")
+        if (
+            last == "from_pretrained"
+            and "Config" not in called
+            and given.get("use_safetensors") != "True"
+        ):
+            found.append(f"{node.lineno}: from_pretrained without use_safetensors=True")
+        if (
+            last == "create_model"
+            and called.startswith("timm")
+            and given.get("pretrained", "False") != "False"
+        ):
+            found.append(f"{node.lineno}: timm would fetch and unpickle")
+        if any(k == "shell" and v == "True" for k, v in given.items()):
+            found.append(f"{node.lineno}: a shell")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(LIBRARY)))
+def test_no_module_can_run_what_a_file_says(path):
+    tree, name = ast.parse(path.read_text()), str(path.relative_to(LIBRARY))
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    imported |= {
+        node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module
+    }
+    wrong = (
+        [module for module in imported if module.split(".")[0] in PICKLERS]
+        if name not in MAY_IMPORT
+        else []
+    )
+    unsafe = [
+        said for said in unsafe_calls(tree) if said.split(": ")[1] not in MAY_RUN.get(name, ())
+    ]
+    assert not wrong + unsafe, name
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "torch.load(p)",
+        "torch.load(p, weights_only=False)",
+        "np.load(p, allow_pickle=True)",
+        "pd.read_pickle(p)",
+        "pickle.loads(b)",
+        "yaml.load(t, yaml.Loader)",
+        "yaml.load(t)",
+        "AutoModel.from_pretrained(p)",
+        "eval(t)",
+        "tar.extractall(p)",
+        "subprocess.run(t, shell=True)",
+        "timm.create_model(n, pretrained=True)",
+        "AutoConfig.from_pretrained(p, trust_remote_code=True)",
+    ],
+)
+def test_the_check_of_the_code_sees_what_it_is_for(source):
+    assert unsafe_calls(ast.parse(source))
+
+
+# ---- pickles: by offering one at every door
+
+
+class Payload:
+    """Pickled, it makes a file when it is read."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.marker),))
+
+
+@pytest.fixture
+def marker(tmp_path):
+    path = tmp_path / "payload-ran"
+    yield path
+    assert not path.exists(), "a file's code has run"
+
+
+def test_the_payload_works(tmp_path):
+    pickle.loads(pickle.dumps(Payload(tmp_path / "ran")))
+    assert (tmp_path / "ran").is_dir()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda payload, path: torch.save(payload, path),
+        lambda payload, path: torch.save({"modules": payload, "history": []}, path),
+        lambda payload, path: torch.save(payload, path, _use_new_zipfile_serialization=False),
+        lambda payload, path: path.write_bytes(pickle.dumps(payload)),
+    ],
+)
+def test_a_checkpoint_to_resume_runs_nothing(write, marker, tmp_path, capsys):
+    write(Payload(marker), tmp_path / "checkpoint.pt")
+    try:
+        assert Checkpoint(tmp_path, {"model": torch.nn.Linear(1, 1)}, {}).load() == []
+        assert "checkpoint is damaged" in capsys.readouterr().out  # set aside, with a word
+    except WorkbenchError as error:
+        assert error.mend and error.where
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.pth", "model.pt", "pytorch_model.bin", "model.ckpt", "model.safetensors", "model.pkl"],
+)
+def test_weights_run_nothing(name, marker, tmp_path):
+    torch.save(Payload(marker), tmp_path / name)
+    for words in [
+        (str(tmp_path / name),),
+        ("vit_mnist_smoke", tmp_path / name),
+        ("vit_tiny_patch16_224", tmp_path / name),
+    ]:
+        with pytest.raises(WorkbenchError):
+            load_model(*words)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architecture": "vit_tiny_patch16_224"},
+        {"model_type": "vit", "architectures": ["X"]},
+        {
+            "model_type": "mine",
+            "auto_map": {"AutoConfig": "code.C", "AutoModelForImageClassification": "code.M"},
+        },
+    ],
+)
+def test_a_model_folder_runs_nothing(config, marker, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"import os; os.mkdir({str(marker)!r})")
+    torch.save(Payload(marker), folder / "pytorch_model.bin")
+    with pytest.raises(WorkbenchError):
+        load_model(str(folder))
+
+
+def test_arrays_of_objects_are_refused(marker, tmp_path):
+    from dfkd_lib.synthesis.make import open_images
+
+    payload = np.empty((1,), object)
+    payload[0] = Payload(marker)
+
+    def make(work):
+        np.save(work / "images.npy", payload, allow_pickle=True)
+
+    kept = Store(tmp_path / "store").get_or_make("synthetic", {"classes": ["a"]}, make)
+    with pytest.raises((WorkbenchError, ValueError)):
+        open_images(kept)
+
+
+def test_a_matlab_file_runs_nothing(marker, tmp_path):
+    pytest.importorskip("mcos_decoder")
+    from aerial4 import read_labels
+
+    for content in (pickle.dumps(Payload(marker)), gzip.compress(pickle.dumps(Payload(marker)))):
+        (tmp_path / "x_LABELS.mat").write_bytes(content)
+        with pytest.raises(Exception):  # noqa: B017 - any error: the builder skips what cannot be read
+            read_labels(tmp_path / "x_LABELS.mat")
+
+
+class OfPython2(pickle._Pickler):
+    """Pickles as the authors of CIFAR did: bytes as Python 2's strings."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_bytes(self, value):
+        self.write(pickle.BINSTRING + len(value).to_bytes(4, "little") + value)
+        self.memoize(value)
+
+    dispatch[bytes] = save_bytes
+
+
+def cifar_batch(content) -> bytes:
+    file = io.BytesIO()
+    OfPython2(file, 2).dump(content)
+    return file.getvalue().replace(b"cnumpy._core.multiarray", b"cnumpy.core.multiarray")
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """A function that writes a test batch and the class names of CIFAR-10, and makes torchvision know their checksums."""
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / "data" / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+
+    def write(batch: bytes, names: bytes | None = None) -> Path:
+        names = names or cifar_batch({"label_names": [f"class {k}" for k in range(10)]})
+        (folder / "test_batch").write_bytes(batch)
+        (folder / "batches.meta").write_bytes(names)
+        monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", hashlib.md5(batch).hexdigest()]])
+        monkeypatch.setattr(
+            CIFAR10, "meta", {**CIFAR10.meta, "md5": hashlib.md5(names).hexdigest()}
+        )
+        return tmp_path / "data"
+
+    return write
+
+
+def test_cifar_is_read_as_its_authors_wrote_it(cifar):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 3072), dtype=np.uint8)
+    batch = cifar_batch(
+        {"data": pixels, "labels": [3, 1, 4, 1, 5], "batch_label": "testing batch 1 of 1"}
+    )
+    assert b"cnumpy.core.multiarray\n_reconstruct" in batch and b"_codecs" not in batch
+    found = load_images("cifar10", "test", root=cifar(batch))
+    assert torch.equal(found.pixels, torch.from_numpy(pixels).reshape(5, 3, 32, 32))
+    assert (
+        found.labels.tolist() == [3, 1, 4, 1, 5]
+        and found.classes[9] == "class 9"
+        and found.split == "cifar10/test"
+    )
+
+
+def test_cifar_runs_nothing(cifar, marker):
+    """Not even where somebody has made the checksums fit."""
+    evil = pickle.dumps({"data": Payload(marker), "labels": []})
+    with pytest.raises(WorkbenchError, match="which images do not need"):
+        read_cifar("cifar10", cifar(evil), "test", False)
+    with pytest.raises(WorkbenchError, match="which images do not need"):
+        read_cifar(
+            "cifar10",
+            cifar(cifar_batch({"data": np.zeros((1, 3072), np.uint8), "labels": [0]}), evil),
+            "test",
+            False,
+        )
+
+
+def test_cifar_of_others_is_refused(cifar, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    root = cifar(cifar_batch({"data": np.zeros((1, 3072), np.uint8), "labels": [0]}))
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", "0" * 32]])
+    with pytest.raises(WorkbenchError, match="not the file of its authors"):
+        read_cifar("cifar10", root, "test", False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.mkdir ['{}']",
+        "rows: !!python/object/new:os.mkdir ['{}']",
+        "base: !!python/name:os.system",
+    ],
+)
+def test_yaml_runs_nothing(text, marker, tmp_path):
+    (tmp_path / "grid.yaml").write_text(text.format(marker))
+    with pytest.raises(WorkbenchError, match="a grid cannot be read"):
+        read_grid(tmp_path / "grid.yaml")
+    with pytest.raises(yaml.YAMLError):
+        yaml.safe_load(text.format(marker))
+
+
+def test_postscript_in_an_image_file_is_not_run(marker, tmp_path, monkeypatch):
+    """Pillow hands PostScript to Ghostscript, a program that may write files, whatever the file's name says."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\nmkdir {marker}\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "x.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(WorkbenchError, match="cannot be read"):
+        load_image(tmp_path / "x.png")
+    for script in ("predict.py", "predict_detection.py"):
+        source = (LIBRARY / "deploy" / script).read_text()
+        assert "Image.open(path, formats=FORMATS)" in source and '"EPS"' not in source
+
+
+# ---- paths
+
+OUTSIDE = [
+    "../secret.png",
+    "../../secret.png",
+    "a/../../secret.png",
+    "{top}/secret.png",
+    "..\\secret.png",
+    "C:\\secret.png",
+    "//server/secret.png",
+    "a/../../../etc/passwd",
+]
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """A function that writes a COCO folder of two images, one of them under a name of one's choice."""
+    (tmp_path / "set" / "train").mkdir(parents=True)
+    for path in (
+        tmp_path / "secret.png",
+        tmp_path / "set" / "train" / "1.png",
+        tmp_path / "set" / "train" / "2.png",
+    ):
+        Image.new("RGB", (20, 20), (1, 2, 3)).save(path)
+
+    def write(name: str) -> Path:
+        images = [
+            {"id": k, "file_name": n, "width": 20, "height": 20}
+            for k, n in ((1, name), (2, "2.png"))
+        ]
+        notes = [{"id": k, "image_id": k, "category_id": 1, "bbox": [1, 1, 5, 5]} for k in (1, 2)]
+        (tmp_path / "set" / "train.json").write_text(
+            json.dumps(
+                {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "bird"}]}
+            )
+        )
+        return tmp_path / "set"
+
+    return write
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_annotations_cannot_name_files_elsewhere(name, coco, tmp_path):
+    folder = coco(name.format(top=tmp_path))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(WorkbenchError, match="not whole"):
+        load_coco(folder, "train")
+    repair_coco(folder, tmp_path / "out", ("train",))
+    kept = json.loads((tmp_path / "out" / "train.json").read_text())
+    assert [entry["file_name"] for entry in kept["images"]] == ["2.png"]
+    new = {path for path in tmp_path.rglob("*") if path not in before}
+    assert all(path.is_relative_to(tmp_path / "out") for path in new), new
+
+
+def test_annotations_may_name_files_in_folders_below(coco, tmp_path):
+    folder = coco("a/1.png")
+    (folder / "train" / "a").mkdir()
+    shutil.move(folder / "train" / "1.png", folder / "train" / "a" / "1.png")
+    assert len(load_coco(folder, "train")) == 2
+
+
+def test_a_folder_that_is_a_link_is_the_users_own_choice(coco, tmp_path):
+    folder = coco("1.png")
+    (tmp_path / "link").symlink_to(folder)
+    assert len(load_coco(tmp_path / "link", "train")) == 2
+
+
+@pytest.mark.parametrize("split", ["../set/train", "/etc/train", "a/b", "", "..", "a\\..\\b\0"])
+def test_a_split_is_a_name(split, coco, tmp_path):
+    folder = coco("1.png")
+    with pytest.raises(WorkbenchError):
+        repair_coco(folder, tmp_path / "out", (split,))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "/etc/x", "..", "x\0", "a b", "", "<b>"])
+def test_figures_and_tables_stay_in_their_folder(name, tmp_path):
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    kept = report.Report("10_x", tmp_path / "out")
+    figure = plt.figure()
+    with pytest.raises(WorkbenchError, match="no file name"):
+        kept.figure(figure, name, "caption")
+    with pytest.raises(WorkbenchError, match="no file name"):
+        kept.table(pd.DataFrame({"a": [1]}), name, "caption")
+    plt.close(figure)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "cell, kept",
+    [
+        ("=HYPERLINK(1)", False),
+        ("@SUM(1)", False),
+        ("+cmd|' /C calc'!A0", False),
+        ("-2+3+cmd|' /C calc'!A0", False),
+        ("\t=1+1", False),
+        ("-", True),
+        ("-1.5", True),
+        ("+ patch", True),
+        ("car (red)", True),
+        ("±0.1", True),
+    ],
+)
+def test_no_cell_of_a_table_is_a_formula(cell, kept, tmp_path):
+    import pandas as pd
+
+    made = report.Report("10_x", tmp_path)
+    made.table(pd.DataFrame({cell: [cell, "x"], "number": [-1.5, 2.0]}), "cells", "caption")
+    shown = pd.read_csv(tmp_path / "tables" / "cells.csv", dtype=str)
+    assert list(shown["number"]) == ["-1.5", "2.0"]
+    assert (shown.columns[0], shown.iloc[0, 0]) == (
+        (cell, cell) if kept else ("'" + cell, "'" + cell)
+    )
+
+
+def page_of(out: Path, saved: dict, name: str = "10_x", **result) -> str:
+    """The text of the index of a run with one notebook, whose report saved this."""
+    (out / "metrics").mkdir(parents=True, exist_ok=True)
+    (out / "metrics" / f"{name}.json").write_text(json.dumps(saved))
+    about = {
+        "git": {"commit": "x", "dirty": False},
+        "hardware": {"cpu": "c", "cores": 1, "memory_gib": 1, "system": "s", "gpu": None},
+        "versions": {},
+        "seeds": {},
+        "command": "c",
+        "started": "now",
+        "seconds": 1.0,
+    }
+    entry = {
+        "status": "succeeded",
+        "seconds": 1.0,
+        "parameters": {},
+        "metrics": {},
+        "peak_memory_mb": 1,
+        **result,
+    }
+    page = html.write_index(
+        out, {"profile": "p", "provenance": about, "notebooks": {name: entry}}, []
+    )
+    return page.read_text()
+
+
+@pytest.mark.parametrize("name", ["../secret", "../../secret", "{top}/secret", 5, None, ["a"]])
+def test_a_page_shows_nothing_from_elsewhere(name, tmp_path):
+    (tmp_path / "secret.csv").write_text("a\ntop secret")
+    (tmp_path / "secret.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg' id='topsecret'/>")
+    name = name.format(top=tmp_path) if isinstance(name, str) else name
+    entry = {"name": name, "caption": "c", "paper": "A Fig. 1"}
+    for part in ("figures", "tables"):
+        (tmp_path / "out" / part).mkdir(parents=True)
+    text = page_of(tmp_path / "out", {"figures": [entry], "tables": [entry], "artifacts": []})
+    assert "top secret" not in text and base64.b64encode(b"<svg xmlns").decode()[:10] not in text
+
+
+def test_markdown_embeds_no_other_file(tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"\x89PNG top secret")
+    cell = nbformat.v4.new_markdown_cell(
+        "![x](secret.png) ![y](../../etc/passwd) <img src='secret.png'>"
+    )
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "n.ipynb")
+    html.write_notebook_page(tmp_path / "n.ipynb", tmp_path / "n.html")
+    assert (
+        base64.b64encode(b"\x89PNG top secret").decode()[:12]
+        not in (tmp_path / "n.html").read_text()
+    )
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret"])
+def test_a_manifest_cannot_vouch_for_files_elsewhere(name, tmp_path):
+    store = Store(tmp_path / "store")
+    made = store.get_or_make("thing", {}, lambda work: (work / "a").write_text("x") and None)
+    (tmp_path / "secret").write_text("x")
+    manifest = {**made.manifest, "files": {name: "0" * 64}}
+    (made.path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError):
+        store.find(made.key)
+
+
+@pytest.mark.parametrize("job", ["../x", "/etc/passwd", "..", "", "*", "a/b"])
+def test_jobs_are_found_by_their_ids_alone(job, tmp_path):
+    queue = jobs.Jobs(Store(tmp_path / "store"))
+    (tmp_path / "store" / "x.json").write_text('{"state": "queued"}')
+    with pytest.raises(WorkbenchError, match="no such job"):
+        queue.stop(job)
+    with pytest.raises(WorkbenchError, match="no such job"):
+        queue.forget(job)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "owner/../../x", "owner/na me", "owner/name@../x", "a/b/c", "owner/.."]
+)
+def test_names_of_the_hub_are_names(name):
+    with pytest.raises((WorkbenchError, WeightsMissing)):
+        load_model(name)
+
+
+# ---- pages
+
+BAD = "</td></pre><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\"><svg onload=alert(1)>"
+EVIL = [
+    BAD,
+    "<iframe src='https://example.org/frame'></iframe><iframe srcdoc='<script>parent.document.title=1</script>'></iframe>",
+    "<meta http-equiv=refresh content='0;url=https://example.org/refresh'>",
+    "<base href='https://example.org/base/'>",
+    "<form action='https://example.org/form'><button autofocus formaction='javascript:document.title=1'>b</button></form>",
+    "<a id=go href='javascript:document.title=`pwned`'>click</a><a href='data:text/html,<script>alert(1)</script>'>d</a>",
+    "<a href=' java\tscript:document.title=`pwned`'>click</a><a href='//example.org/plain'>p</a>",
+    "<link rel=stylesheet href='https://example.org/link.css'><style>@import 'https://example.org/import.css';</style>",
+    "<div style=\"background:url('https://example.org/url.png')\">u</div><style>body{background:url(https://example.org/s)}</style>",
+    "<img src='https://example.org/pixel.png' srcset='https://example.org/set.png 2x'><video poster='https://example.org/p'>",
+    "<math><mtext><table><mglyph><style><!--</style><img title='--&gt;&lt;img src=x onerror=alert(1)&gt;'>",
+    "<details open ontoggle=\"document.title='pwned'\"><summary>s</summary></details><object data='https://example.org/o'></object>",
+    "<noscript><p title='</noscript><img src=x onerror=alert(1)>'></noscript><template><script>alert(1)</script></template>",
+    "<svg><script>document.title='pwned'</script><a xlink:href='javascript:alert(1)'><text>x</text></a></svg>",
+    "<input autofocus onfocus=\"document.title='pwned'\"><body onload=\"document.title='pwned'\">",
+    "[click](javascript:document.title='pwned') ![x](https://example.org/md.png) [e](data:text/html;base64,PHNjcmlwdD4=)",
+]
+SVG = (
+    "<svg xmlns='http://www.w3.org/2000/svg' onload=\"document.title='pwned'\" width='20' height='20'><script>document.title='pwned'"
+    "</script><image href='https://example.org/svg.png'/><foreignObject><meta http-equiv='refresh' "
+    "content='0;url=https://example.org/f'/></foreignObject><rect width='9' height='9'/></svg>"
+)
+
+
+def hostile_notebook(path: Path) -> None:
+    """An executed notebook whose outputs try everything."""
+    output = nbformat.v4.new_output
+    cells = [
+        nbformat.v4.new_markdown_cell(
+            f"# Title {BAD}\n\n"
+            + "\n\n".join(EVIL)
+            + "\n\n$\\frac{a}{b}$ $\\href{javascript:alert(1)}{x}$"
+            "\n\n![a](attachment:x.png)",
+            attachments={"x.png": {"image/png\" onerror=\"document.title='pwned'": "AAAA"}},
+        ),
+        nbformat.v4.new_code_cell(
+            f"print({BAD!r})", metadata={"tags": ["x\"><script>document.title='pwned'</script>"]}
+        ),
+    ]
+    cells[1].outputs = [
+        *(output("display_data", {"text/html": text, "text/plain": BAD}) for text in EVIL),
+        *(output("display_data", {"text/markdown": text}) for text in EVIL),
+        output(
+            "display_data", {"application/javascript": "document.title='pwned'", "text/plain": "js"}
+        ),
+        output("display_data", {"image/svg+xml": SVG}),
+        output("display_data", {"text/latex": f"$x$ {BAD}", "text/plain": "latex"}),
+        output(
+            "display_data",
+            {"image/png": "AAAA\" onerror=\"document.title='pwned'"},
+            metadata={
+                "image/png": {
+                    "width": "9\" onerror=\"document.title='pwned'",
+                    "alt": "\" onerror=\"document.title='pwned'",
+                }
+            },
+        ),
+        output(
+            "display_data",
+            {"application/vnd.jupyter.widget-view+json": {"model_id": BAD}, "text/plain": BAD},
+        ),
+        output("display_data", {"application/json": {BAD: BAD}, "text/plain": "json"}),
+        output(
+            "display_data",
+            {
+                "text/html": "<table><thead><tr><th>class</th></tr></thead><tbody><tr><td>"
+                + BAD
+                + "</td></tr></tbody></table>"
+            },
+        ),
+        output("stream", name="stdout", text=BAD + "\x1b]8;;javascript:alert(1)\x1b\\x\x1b[31mred"),
+        output("error", ename=BAD, evalue=BAD, traceback=[BAD, "\x1b[31m" + BAD]),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"title": BAD}), path)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """A run folder with a hostile notebook's page, and an index full of hostile names."""
+    out = tmp_path_factory.mktemp("run")
+    for part in ("figures", "tables"):
+        (out / part).mkdir()
+    name = "10_x"
+    hostile_notebook(out / f"{name}.ipynb")
+    html.mark_failure(out / f"{name}.ipynb", BAD, 1)
+    html.write_notebook_page(out / f"{name}.ipynb", out / f"{name}.html")
+    (out / "figures" / "f.svg").write_text(SVG)
+    (out / "tables" / "t.csv").write_text(
+        "class,ours\n" + json.dumps(BAD).replace('\\"', '""') + ",5\n"
+    )
+    entries = [{"name": "f", "caption": BAD, "paper": BAD}]
+    page_of(
+        out,
+        {"figures": entries, "tables": [{**entries[0], "name": "t"}], "artifacts": []},
+        name,
+        error=BAD,
+        metrics={BAD: BAD},
+        parameters={BAD: BAD, "data": BAD},
+        status="failed",
+    )
+    return out
+
+
+@pytest.mark.parametrize("page", ["index", "10_x"])
+def test_a_hostile_page_holds_nothing_that_acts(pages, page):
+    from bs4 import BeautifulSoup
+
+    soup = BeautifulSoup((pages / f"{page}.html").read_text(), "html.parser")
+    policy = soup.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"]
+    for rule in ("default-src 'none'", "img-src data:", "base-uri 'none'", "form-action 'none'"):
+        assert rule in policy
+    assert "script-src" not in policy, (
+        "there is no script of ours: default-src 'none' forbids every script"
+    )
+    acts = [
+        "script",
+        "iframe",
+        "object",
+        "embed",
+        "form",
+        "base",
+        "link",
+        "input",
+        "button",
+        "video",
+        "audio",
+        "svg",
+        "template",
+    ]
+    assert (
+        not soup.find_all(acts)
+        and len(soup.find_all("style")) == 1
+        and "import" not in soup.style.get_text()
+    )
+    assert {meta.get("http-equiv") for meta in soup.find_all("meta")} == {
+        None,
+        "Content-Security-Policy",
+    }
+    for tag in soup.find_all(True):
+        assert not [
+            name
+            for name in tag.attrs
+            if name.startswith("on") or name in ("srcset", "srcdoc", "formaction", "xlink:href")
+        ], tag
+        assert not tag.get("src") or tag["src"].startswith("data:image/"), tag
+        href = tag.get("href") or ""
+        assert not href or not re.match(r"\s*([a-z\s]*script|data|//)", href, re.IGNORECASE), tag
+        assert "url(" not in (tag.get("style") or ""), tag
+
+
+def test_what_is_harmless_stays():
+    text = (
+        '<table class="dataframe"><thead><tr><th colspan="2">a</th></tr></thead><tbody><tr><td style="color: red;">&lt;b&gt;</td>'
+        '</tr></tbody></table><p><a href="https://example.org/x">x</a> <a href="10_x.html#failing-cell">y</a></p>'
+    )
+    assert clean(text) == text
+    formula = '<math display="inline" xmlns="http://www.w3.org/1998/Math/MathML"><mrow><mfrac><mi>a</mi><mi>b</mi></mfrac></mrow></math>'
+    assert clean(formula) == formula
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="Chromium is not installed")
+def test_a_hostile_page_does_nothing_in_a_browser(pages):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=browser.CHROMIUM, args=browser.CHROMIUM_ARGS
+        )
+        for name in ("index", "10_x"):
+            page, asked, dialogs, address = (
+                chromium.new_page(),
+                [],
+                [],
+                (pages / f"{name}.html").as_uri(),
+            )
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            page.on(
+                "dialog",
+                lambda dialog, dialogs=dialogs: (dialogs.append(dialog.message), dialog.dismiss()),
+            )
+            page.goto(address)
+            title = page.title()
+            page.wait_for_timeout(1500)  # for what waits: onerror, refresh
+            for index in range(page.locator("summary").count()):
+                page.locator("summary").nth(index).click(timeout=2000)
+            inside = page.locator(
+                "main a:not([href^=http]):not([href$='.ipynb']):not([href*=figures]):not([href*=tables])"
+            )
+            for index in range(inside.count()):
+                if (href := inside.nth(index).get_attribute("href")) is None or href.startswith(
+                    "#"
+                ):
+                    inside.nth(index).click(timeout=2000, force=True)
+            page.wait_for_timeout(300)
+            elsewhere = [url for url in asked if not url.startswith(("data:image/", address))]
+            assert not elsewhere and not dialogs, (elsewhere, dialogs)
+            assert (
+                page.url.split("#")[0] == address
+                and page.title() == title
+                and "pwned" not in title.split("<")[0]
+            )
+            assert (
+                page.locator("h1, h2").first.is_visible() and page.locator("table:visible").count()
+            )
+            page.close()
+        chromium.close()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((LIBRARY / "widgets").glob("*.js")), ids=lambda path: path.name
+)
+def test_widgets_write_text_and_no_html(path):
+    source = path.read_text()
+    for word in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "createContextualFragment",
+        "DOMParser",
+        "eval(",
+        "new Function",
+        "setHTML",
+        "javascript:",
+        "importScripts",
+        "fetch(",
+        "XMLHttpRequest",
+        "WebSocket",
+    ):
+        assert word not in source, word
+    for word in re.findall(r"https?://[^\s\"'`]+", source):
+        assert word.startswith("http://www.w3.org/"), (
+            word
+        )  # names of SVG's vocabulary, never fetched
+
+
+def test_widgets_of_python_show_no_html():
+    for path in sorted((LIBRARY / "widgets").glob("*.py")):
+        used = {called.split(".")[-1] for _, called, _ in calls(ast.parse(path.read_text()))}
+        assert not used & {"HTML", "HTMLMath", "Javascript", "publish_display_data"}, path
+
+
+def test_error_messages_cannot_steer_a_terminal():
+    text = str(
+        WorkbenchError(
+            "what",
+            got="\x1b]0;owned\x07\x1b[2J\rfake: all is well\ud800",
+            where=Path("a\x9bb"),
+            mend="m",
+        )
+    )
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text) and "\\x1b" in text
+    text.encode()
+
+
+# ---- listening
+
+
+def listening(process: psutil.Process) -> list[tuple[int, str, int]]:
+    """(process, address, port) of all that a process and its children listen to."""
+    found = []
+    for one in [process, *process.children(recursive=True)]:
+        for connection in one.net_connections(kind="inet"):
+            if (
+                connection.status == psutil.CONN_LISTEN or connection.type == 2 and connection.laddr
+            ):  # 2: UDP
+                found.append((one.pid, connection.laddr.ip, connection.laddr.port))
+    return found
+
+
+def lab_command() -> list[str]:
+    """The very words of `make lab`, with this interpreter."""
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("make is not installed")
+    env = {
+        name: value for name, value in os.environ.items() if not name.startswith("MAKE")
+    }  # in `make test` this make is not its child
+    said = subprocess.run(
+        [make, "-n", "-o", ".venv/installed", "RUN=PYTHON", "lab"],
+        cwd=REPOSITORY,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    words = shlex.split(said.stdout.replace("\\\n", " "))
+    assert words[:3] == ["PYTHON", "-m", "jupyterlab"], said
+    return [sys.executable, *words[1:]]
+
+
+def test_the_lab_listens_to_this_machine_and_asks_for_its_token(tmp_path):
+    own = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "IPYTHONDIR": "ipython",
+    }
+    env = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "IPYTHON"))},
+        **{k: str(tmp_path / v) for k, v in own.items()},
+    }
+    command = [*lab_command(), "--no-browser", "--port=0", f"--ServerApp.root_dir={tmp_path}"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=env, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        deadline, info = time.monotonic() + 90, {}
+        while not info:
+            assert process.poll() is None and time.monotonic() < deadline, (
+                tmp_path / "log"
+            ).read_text()
+            for path in (tmp_path / "runtime").glob("jpserver-*.json"):
+                info = json.loads(path.read_text() or "{}")
+            time.sleep(0.1)
+        url, token = f"http://127.0.0.1:{info['port']}", info["token"]
+        assert len(token) >= 32
+
+        def ask(path: str, method: str = "GET", **headers) -> int:
+            try:
+                with urllib.request.urlopen(
+                    urllib.request.Request(f"{url}/{path}", method=method, headers=headers),
+                    timeout=30,
+                ) as reply:
+                    return json.loads(reply.read() or "null") if headers else reply.status
+            except urllib.error.HTTPError as error:
+                return error.code
+
+        while isinstance(ask("api/status", Authorization=f"token {token}"), int):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        kernel = ask("api/kernels", "POST", Authorization=f"token {token}")["id"]
+        for path in (
+            "api/status",
+            "api/contents",
+            "api/kernels",
+            f"api/kernels/{kernel}/channels",
+            "api/sessions",
+            "api/terminals",
+        ):
+            assert ask(path) in (403, 401), path
+            assert ask(path, Authorization="token " + "0" * 48) in (403, 401), path
+        time.sleep(1)  # the kernel binds its ports
+        found = listening(psutil.Process(process.pid))
+        assert len({pid for pid, *_ in found}) > 1, "the kernel listens too"
+        assert {address for _, address, _ in found} <= set(LOOPBACK), found
+    finally:
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+            one.kill()
+        process.wait()
+
+
+def test_a_kernel_of_the_pipeline_needs_its_key():
+    import zmq
+    import zmq.asyncio
+    from jupyter_client.session import Session
+    from papermill.engines import NotebookExecutionManager
+
+    from dfkd_lib.pipeline.execute import Client
+
+    async def look() -> None:
+        client = Client(NotebookExecutionManager(nbformat.v4.new_notebook()))
+        manager = client.create_kernel_manager()
+        await manager.start_kernel()
+        try:
+            channel = manager.client()
+            channel.start_channels()
+            await channel.wait_for_ready(timeout=60)
+            found = listening(psutil.Process(manager.provisioner.process.pid))
+            assert found and {address for _, address, _ in found} <= set(LOOPBACK), found
+            said = manager.get_connection_info()
+            assert (
+                len(said["key"]) >= 32
+                and said["signature_scheme"] == "hmac-sha256"
+                and said["ip"] in LOOPBACK
+            )
+            reply = await channel.execute_interactive("open_door = 1", timeout=30)
+            assert reply["content"]["status"] == "ok"
+            context = zmq.asyncio.Context()
+            for key in (b"", b"0" * 36):
+                socket = context.socket(zmq.DEALER)
+                socket.connect(f"tcp://{said['ip']}:{said['shell_port']}")
+                stranger = Session(key=key)
+                message = stranger.msg(
+                    "execute_request",
+                    {
+                        "code": "open_door = 2",
+                        "silent": True,
+                        "store_history": False,
+                        "user_expressions": {},
+                        "allow_stdin": False,
+                    },
+                )
+                await socket.send_multipart(stranger.serialize(message))
+                assert not await socket.poll(2000), "the kernel answers somebody without its key"
+                socket.close(0)
+            context.destroy(0)
+            reply = await channel.execute_interactive("assert open_door == 1", timeout=30)
+            assert reply["content"]["status"] == "ok"
+            channel.stop_channels()
+        finally:
+            await manager.shutdown_kernel(now=True)
+
+    for last in (
+        False,
+        True,
+    ):  # a message of zmq's may be lost on a busy machine, and is waited for without end
+        try:
+            return asyncio.run(asyncio.wait_for(look(), 120))
+        except TimeoutError:
+            if last:
+                raise
+
+
+def test_connection_files_are_their_owners_alone():
+    from jupyter_client.connect import write_connection_file
+
+    path, _ = write_connection_file()
+    try:
+        assert os.name == "nt" or Path(path).stat().st_mode & 0o077 == 0
+    finally:
+        Path(path).unlink()

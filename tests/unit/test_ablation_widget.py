@@ -1,0 +1,524 @@
+"""The ablation widget without its browser: messages in, state out, against a small queue that trains nothing."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dfkd_lib import ablation, widgets
+from dfkd_lib.ablation import Cell, Outcome
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.laboratory import MakerRecipe
+from dfkd_lib.pipeline.parameters import read_notebook
+from dfkd_lib.plots import ablation_accuracy
+from dfkd_lib.widgets.settings import Settings
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+# As notebook 30 has them: its own names, one of them its own alone.
+BASE = {
+    "data": "mnist",
+    "student_model": "vit_mnist_smoke",
+    "student_epochs": 3,
+    "student_lr": 0.003,
+    "real_images": 300,
+    "synthetic_images": 6000,
+    "kd_weight": 1.0,
+    "ce_weight": 1.0,
+    "patch_weight": 1.0,
+    "temperature": 4.0,
+    "source": "augmented GAN",
+    "seeds": "0",
+}
+# What of it differs from the defaults: a cell's settings.
+BASE_CELL = {
+    name: BASE[name]
+    for name in ("student_model", "student_epochs", "real_images", "synthetic_images")
+}
+
+
+class Queue:
+    """`Jobs` in one file: nothing runs but what a test says has run."""
+
+    def __init__(self, folder):
+        self.file, self.woken = folder / "jobs.json", 0
+        if not self.file.exists():
+            self._write([], 0)
+
+    def all(self):
+        return json.loads(self.file.read_text())["jobs"]
+
+    def _write(self, jobs, made=None):
+        made = json.loads(self.file.read_text())["made"] if made is None else made
+        self.file.write_text(json.dumps({"jobs": jobs, "made": made}))
+
+    def submit(self, cell, first=False):
+        jobs = self.all()
+        count = json.loads(self.file.read_text())["made"] + 1
+        made = {
+            "id": f"job{count}",
+            "cell": cell.as_dict(),
+            "state": "queued",
+            "error": "",
+            "key": None,
+            "seconds": 0.0,
+            "progress": None,
+        }
+        place = (
+            next((i for i, job in enumerate(jobs) if job["state"] == "queued"), len(jobs))
+            if first
+            else len(jobs)
+        )
+        self._write([*jobs[:place], made, *jobs[place:]], count)
+        return made["id"]
+
+    def set(self, job, **what):
+        self._write([{**one, **what} if one["id"] == job else one for one in self.all()])
+
+    def stop(self, job):
+        was = next(one["state"] for one in self.all() if one["id"] == job)
+        if was in ("queued", "running"):
+            self.set(job, state="stopped")
+        return was
+
+    def forget(self, job):
+        self._write([one for one in self.all() if one["id"] != job])
+
+    def wake(self):
+        self.woken += 1
+
+
+def history(*accuracies):
+    return [
+        {
+            "epoch": i + 1,
+            "lr": 0.1,
+            "seconds": 1.0,
+            "images_per_second": 9.0,
+            "loss": 2.0 / (i + 1),
+            "kd": 1.0 / (i + 1),
+            "ce": 0.5,
+            "patch": 0.1,
+            "test_accuracy": a,
+        }
+        for i, a in enumerate(accuracies)
+    ]
+
+
+class Shelf(dict):
+    """A store of artifacts that were never trained: key -> artifact, and the key that a cell finds."""
+
+    def put(self, key, accuracy, cell=None):
+        rows = history(accuracy / 2, accuracy)
+        metrics = {
+            "accuracy": accuracy,
+            "top5": 1.0,
+            "precision": accuracy,
+            "recall": accuracy,
+            "f1": accuracy,
+            "test_images": 10_000,
+            "agreement": 0.8,
+            "agreement_half": 0.01,
+            "train_images": 6000,
+            "parameters": 7834,
+            "seconds": 12.0,
+            "student": "s",
+        }
+        agreement = {
+            "classes": list("01"),
+            "cosine": [0.8, 0.8],
+            "half": [0.01, 0.01],
+            "count": [5, 5],
+        }
+        files = {"history.json": rows, "agreement.json": agreement}
+        self[key] = SimpleNamespace(
+            key=key, metrics=metrics, json=files.__getitem__, cell=cell, seconds=12.0, settings={}
+        )
+        return self[key]
+
+    def find(self, key):
+        return self.get(key)
+
+
+@pytest.fixture
+def shelf():
+    return Shelf()
+
+
+@pytest.fixture
+def lab(tmp_path, shelf, monkeypatch):
+    """make(**more) -> a widget on the one queue of this test, with the messages it has sent in `sent`."""
+    monkeypatch.setattr(
+        ablation,
+        "find",
+        lambda store, cell: next((a for a in store.values() if a.cell == cell), None),
+    )
+
+    def make(base=BASE, **more):
+        box = widgets.ablation_lab(
+            base,
+            shelf,
+            tmp_path / "out",
+            jobs=Queue(tmp_path),
+            students=["vit_mnist_smoke", "deit_small_28"],
+            **more,
+        )
+        box.sent = []
+        box.send = lambda content, buffers=None: box.sent.append(
+            json.loads(json.dumps(content, allow_nan=False))
+        )
+        return box
+
+    return make
+
+
+def ask(box, do, **content):
+    """The state (or "same") that the widget answers with."""
+    box.sent.clear()
+    box._on_message(box, {"id": 1, "do": do, "values": dict(box.values), **content}, [])
+    (answer,) = box.sent
+    return answer
+
+
+def finish(box, job, key, accuracy, shelf):
+    shelf.put(key, accuracy)
+    box.jobs.set(job, state="finished", key=key, seconds=12.0)
+
+
+def outcome(name, settings, seed, key, accuracy, shelf):
+    cell = Cell(name, settings, seed)
+    return Outcome(cell, shelf.put(key, accuracy, cell), "", True)
+
+
+def test_run_goes_before_all_that_wait_and_queue_behind_them(lab):
+    box = lab()
+    ask(box, "queue", values={**box.values, "kd_weight": 2, "seeds": "0,1"})
+    state = ask(box, "run", values={**box.values, "kd_weight": 3, "seeds": "4,5"})
+    assert [(job["name"], job["seed"]) for job in state["jobs"]] == [
+        ("KD 3", 4),
+        ("KD 3", 5),
+        ("KD 2", 0),
+        ("KD 2", 1),
+    ]
+    assert box.said == "2 runs next: KD 3" and box.error == "" and box.values["kd_weight"] == 3
+    cell = Cell.of(box.jobs.all()[0]["cell"])
+    expected = {**BASE_CELL, "kd_weight": 3.0}
+    assert (
+        cell == Cell("KD 3", expected, 4)
+        and cell.recipe().weights.kd == 3
+        and cell.recipe().student_epochs == 3
+    )
+    assert "already queued" in (ask(box, "queue"), box.said)[1] and len(box.jobs.all()) == 4
+    assert (
+        "moved to the front"
+        in (ask(box, "run", values={**box.values, "kd_weight": 2, "seeds": "1"}), box.said)[1]
+    )
+    assert [job["cell"]["seed"] for job in box.jobs.all()] == [1, 4, 5, 0]
+
+
+@pytest.mark.parametrize(
+    "values, words, field",
+    [
+        ({"kd_weight": 0, "ce_weight": 0, "patch_weight": 0}, "loss weights are impossible", ""),
+        ({"temperature": 0}, "temperature cannot be that", "temperature"),
+        ({"temperature": -1}, "temperature cannot be that", "temperature"),
+        ({"kd_weight": None}, "KD cannot be that", "kd_weight"),
+        ({"ce_weight": -0.5}, "CE cannot be that", "ce_weight"),
+        ({"student_epochs": 0}, "epochs cannot be that", "student_epochs"),
+        ({"student_epochs": 2.5}, "epochs cannot be that", "student_epochs"),
+        ({"synthetic_images": 0}, "images cannot be that", "synthetic_images"),
+        ({"student_lr": 0}, "learning rate cannot be that", "student_lr"),
+        ({"student_lr": True}, "cannot be that", "student_lr"),
+        ({"seeds": "0,1,1"}, "a seed is repeated", "seeds"),
+        ({"seeds": ""}, "no seeds", "seeds"),
+        ({"seeds": "a"}, "no seeds", "seeds"),
+        ({"seeds": "-1"}, "no seeds", "seeds"),
+        ({"student_model": "vit_mnist_smok"}, "vit_mnist_smoke", "student_model"),
+        ({"source": "thin air"}, "no such", "source"),
+        ({"colour": 1}, "no such control", ""),
+    ],
+)
+def test_bad_values_are_said_in_place_and_nothing_is_submitted(lab, values, words, field):
+    box = lab()
+    state = ask(box, "run", values={**box.values, **values})
+    assert (
+        words in box.error
+        and "expected" in box.error
+        and box.field == field
+        and state["jobs"] == []
+        and box.said == ""
+    )
+    ask(box, "run", values=box.settings.values())
+    assert box.error == "" and box.field == "" and len(box.jobs.all()) == 1  # still usable
+
+
+def test_what_ran_before_answers_at_once(lab, shelf):
+    box = lab()
+    (cell,) = box.settings.cells({**box.values, "kd_weight": 2.0})
+    shelf.put("ablation_cell-1", 0.9712, cell)
+    state = ask(box, "run", values={**box.values, "kd_weight": 2})
+    (row,) = state["rows"]
+    assert state["jobs"] == [] and "97.12 %" in box.said and "nothing was run" in box.said
+    assert (row["name"], row["how"], row["seed"], row["agreement"]) == ("KD 2", "found", 0, 0.8)
+    assert row["accuracy"] == pytest.approx(97.12) and row["low"] == pytest.approx(96.77, abs=0.02)
+    assert row["high"] == pytest.approx(97.43, abs=0.02) and row["loss"] == 1.0
+
+
+def test_the_state_is_sent_only_if_it_has_changed(lab, shelf):
+    box = lab()
+    state = ask(box, "run")
+    assert ask(box, "poll", seen=state["version"])["kind"] == "same" and box.jobs.woken == 2
+    progress = {
+        "label": "student",
+        "epoch": 2,
+        "epochs": 3,
+        "step": 4,
+        "steps": 9,
+        "left": 3.0,
+        "losses": {"loss": float("nan"), "kd": 1},
+        "history": history(0.5),
+    }
+    box.jobs.set("job1", state="running", progress=progress)
+    running = ask(box, "poll", seen=state["version"])
+    assert running["kind"] == "state" and running["jobs"][0]["progress"]["losses"] == {
+        "loss": None,
+        "kd": 1,
+    }
+    assert ask(box, "ready")["kind"] == "state"
+    finish(box, "job1", "ablation_cell-2", 0.9, shelf)
+    done = ask(box, "poll", seen=running["version"])
+    assert done["jobs"] == [] and [row["how"] for row in done["rows"]] == ["run"]
+    assert done["curves"][0]["history"] == history(0.45, 0.9)  # stays in the charts
+
+
+def test_another_widget_on_the_same_jobs_finds_everything_again(lab, shelf):
+    box = lab()
+    for weight in (1, 2, 3, 4):
+        ask(box, "queue", values={**box.values, "kd_weight": weight})
+    finish(box, "job1", "ablation_cell-1", 0.91, shelf)
+    box.jobs.set("job2", state="running", progress=None)
+    box.jobs.set("job3", state="failed", error="diverged: loss is nan at epoch 2")
+    before, again = ask(box, "ready"), lab()
+    state = ask(again, "ready")
+    assert state == before and [job["state"] for job in state["jobs"]] == [
+        "running",
+        "failed",
+        "queued",
+    ]
+    assert (
+        "nan at epoch 2" in state["jobs"][1]["error"]
+        and state["rows"][0]["name"] == "as the notebook"
+    )
+    # Seen from a notebook with other values the same cell is another row.
+    other = lab({**BASE, "kd_weight": 2.0})
+    assert ask(other, "ready")["rows"][0]["name"] == "KD 1" and other.values["kd_weight"] == 2.0
+
+
+def test_stop_go_on_and_clear(lab, shelf):
+    box = lab()
+    ask(box, "queue", values={**box.values, "seeds": "0,1"})
+    assert [job["id"] for job in ask(box, "stop", job="job2")["jobs"]] == [
+        "job1"
+    ] and "taken out" in box.said
+    box.jobs.set("job1", state="running")
+    assert (
+        ask(box, "stop", job="job1")["jobs"][0]["state"] == "stopped"
+        and "go on from there" in box.said
+    )
+    state = ask(box, "again", job="job1")
+    assert [(job["state"], job["seed"]) for job in state["jobs"]] == [("queued", 0)]
+    finish(box, state["jobs"][0]["id"], "ablation_cell-1", 0.9, shelf)
+    (row,) = ask(box, "poll")["rows"]
+    assert (
+        ask(box, "clear", job=row["job"])["rows"] == []
+        and box.jobs.all() == []
+        and "ablation_cell-1" in shelf
+    )
+    # Two pages: what has ended since this one looked is not said to have been stopped.
+    ask(box, "queue", values=box.values)
+    box.jobs.set(box.jobs.all()[0]["id"], state="failed")
+    assert (
+        ask(box, "stop", job=box.jobs.all()[0]["id"])["jobs"][0]["state"] == "failed"
+        and "failed already" in box.said
+    )
+    ask(box, "stop", job="job77")
+    assert "no longer there" in box.error
+
+
+def test_running_again_takes_the_place_of_the_stopped_record(lab):
+    box = lab()
+    ask(box, "run")
+    box.jobs.set("job1", state="stopped")
+    assert [job["state"] for job in ask(box, "run")["jobs"]] == ["queued"]
+
+
+def test_two_settings_are_compared_by_pairs_of_seeds(lab, shelf):
+    shown = [
+        outcome("all", BASE_CELL, seed, f"ablation_cell-a{seed}", 0.90 + seed / 100, shelf)
+        for seed in (0, 1, 2)
+    ]
+    shown += [
+        outcome(
+            "without KD",
+            {**BASE_CELL, "kd_weight": 0.0},
+            seed,
+            f"ablation_cell-b{seed}",
+            0.92 + seed / 100 + extra,
+            shelf,
+        )
+        for seed, extra in ((0, 0.0), (1, 0.001), (2, -0.001))
+    ]
+    box = lab(shown=shown)
+    rows = ask(box, "ready")["rows"]
+    assert [(row["name"], row["seed"]) for row in rows][:4] == [
+        ("all", 0),
+        ("all", 1),
+        ("all", 2),
+        ("without KD", 0),
+    ]
+    assert rows[3]["differs"] == "KD 0"
+    box.checked = [row["id"] for row in rows]
+    state = ask(box, "compare")
+    assert (
+        "“without KD” minus “all”: +2.00 points" in state["compared"]
+        and "3 common seeds" in state["compared"]
+    )
+    assert (
+        "+1.75 to +2.25" in state["compared"]
+        and len(state["curves"]) == 6
+        and "excludes 0" in state["compared"]
+    )
+    box.checked = [rows[0]["id"], rows[3]["id"]]
+    assert "one seed is no evidence" in ask(box, "compare")["compared"]
+    box.checked = [rows[0]["id"], rows[4]["id"]]
+    assert "seeds differ" in ask(box, "compare")["compared"]
+    assert ask(box, "alone")["overlaid"] == []
+    box.checked = []
+    ask(box, "compare")
+    assert "no row is checked" in box.error
+
+
+def test_a_row_of_the_notebook_keeps_its_name_and_stands_once(lab, shelf):
+    box = lab(shown=[outcome("all", BASE_CELL, 0, "ablation_cell-a0", 0.9, shelf)])
+    ask(box, "run")
+    assert "found" in box.said and len(ask(box, "poll")["rows"]) == 1 and box.jobs.all() == []
+    state = ask(box, "run", values={**box.values, "seeds": "1"})
+    assert state["jobs"][0]["name"] == "all"  # the same settings, another seed: the same row
+    # The number of real images is no setting of a student on made ones.
+    ask(box, "run", values={**box.values, "real_images": 77, "seeds": "0"})
+    assert "found" in box.said and "all, seed 0" in box.said
+
+
+def test_the_parameters_file_is_what_the_notebook_takes(lab, shelf, tmp_path):
+    longer = {**BASE_CELL, "student_epochs": 9, "mix": "cutmix"}
+    box = lab(
+        shown=[
+            outcome("longer", longer, seed, f"ablation_cell-{seed}", 0.9, shelf) for seed in (2, 5)
+        ]
+    )
+    ask(box, "parameters", values={**box.values, "kd_weight": 2.5, "seeds": "0,1"})
+    (path,) = (tmp_path / "out").glob("*.yaml")
+    assert json.loads(path.read_text()) == {**BASE, "kd_weight": 2.5, "seeds": "0,1"}
+    assert box.said == f"papermill notebooks/35_ablation.ipynb out.ipynb -f {path}"
+    path.unlink()
+    rows = ask(box, "ready")["rows"]
+    box.checked = [row["id"] for row in rows]
+    ask(box, "parameters")
+    (path,) = (tmp_path / "out").glob("*.yaml")
+    assert json.loads(path.read_text()) == {**BASE, "student_epochs": 9, "seeds": "2,5"}
+    assert "no such parameter: mix" in box.said
+    ask(box, "use", row=rows[1]["id"])
+    assert (
+        box.values["student_epochs"] == 9
+        and box.values["mix"] == "cutmix"
+        and box.values["seeds"] == "5"
+    )
+    ask(box, "reset")
+    assert box.values == box.settings.values() and box.values["seeds"] == "0"
+
+
+def test_notebook_35_takes_what_is_saved_from_it(lab, tmp_path):
+    declared = read_notebook(NOTEBOOKS / "35_ablation.ipynb")
+    base = ablation.base_of({name: parameter.default for name, parameter in declared.items()})
+    box = lab({**base, "seeds": declared["seeds"].default}, notebook="35_ablation")
+    ask(
+        box,
+        "parameters",
+        values={**box.values, "source": "class probes", "kd_weight": 2, "schedules": "kd: 1@0 0@1"},
+    )
+    (path,) = (tmp_path / "out").glob("*.yaml")
+    saved = json.loads(path.read_text())
+    assert (
+        box.error == ""
+        and saved["seeds"] == "0,1,2"
+        and saved["kd_weight"] == 2.0
+        and saved["source"] == "class probes"
+    )
+    for name, value in saved.items():
+        declared[name].check(
+            value
+        )  # of its type and in its range; KeyError where it has no such parameter
+
+
+def test_figures_are_saved_of_the_checked_rows(lab, shelf, tmp_path):
+    # Two settings under one name, as two notebooks may leave them in one store.
+    shown = [
+        outcome("all", BASE_CELL, 0, "ablation_cell-a", 0.9, shelf),
+        outcome("all", {**BASE_CELL, "student_epochs": 9}, 0, "ablation_cell-b", 0.8, shelf),
+    ]
+    box = lab(shown=shown)
+    ask(box, "figure")
+    assert box.error == ""
+    names = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
+    assert len(names) == 6 and {name.split("_")[1] for name in names} == {"accuracy", "curves"}
+    assert box.said.startswith("saved")
+
+
+def test_without_anything_finished_there_is_no_figure(lab):
+    box = lab()
+    ask(box, "figure")
+    assert "nothing to draw" in box.error
+
+
+def test_what_failed_in_the_notebook_is_said_and_what_is_damaged_does_not_stop_the_widget(
+    lab, shelf
+):
+    box = lab(shown=[Outcome(Cell("all", BASE_CELL, 0), None, "diverged: loss is inf", False)])
+    ask(box, "run", values={**box.values, "kd_weight": 2})
+    box.jobs.set("job1", state="finished", key="ablation_cell-gone")
+    state = ask(box, "poll")
+    assert state["lost"] == ["all, seed 0: diverged: loss is inf"]
+    assert (
+        state["jobs"][0]["state"] == "failed"
+        and "no longer on this disk" in state["jobs"][0]["error"]
+    )
+
+
+def test_the_controls_are_those_of_the_recipe(lab):
+    box = lab()
+    names = [control["name"] for control in box.options["controls"]]
+    assert names[:3] == ["kd_weight", "ce_weight", "patch_weight"] and names[-1] == "seeds"
+    fields = asdict(MakerRecipe())
+    assert {"hard_weight", "soft_weight", "early_weight", "schedules"} & set(fields) <= set(names)
+    assert set(names) - {"source", "seeds"} <= set(fields) and set(names) == set(box.values)
+    with pytest.raises(WorkbenchError, match="temperature"):
+        Settings({"temperatur": 3.0})
+
+
+def test_students_are_the_transformers_that_take_the_images():
+    choices = Settings(BASE).by_name["student_model"].choices
+    assert list(choices)[0] == "vit_mnist_smoke" and "7.83 k" in choices["vit_mnist_smoke"]
+    assert "vit_mnist_mini_patch7" in choices and not {"cnn_small", "vgg16_bn", "titn"} & set(
+        choices
+    )
+
+
+def test_not_interactive_it_is_the_figure_of_what_is_shown(shelf):
+    shown = [
+        outcome("all", BASE_CELL, seed, f"ablation_cell-{seed}", 0.9, shelf) for seed in (0, 1)
+    ]
+    figure = widgets.ablation_lab(BASE, shelf, shown=shown, interactive=False)
+    assert figure._repr_png_()[:4] == b"\x89PNG" and type(figure) is type(
+        ablation_accuracy(ablation.tidy(shown))
+    )

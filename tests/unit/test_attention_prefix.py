@@ -1,0 +1,117 @@
+"""The short last block gives what the whole one gives: outputs, probes and gradients, in every plain ViT and DeiT."""
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from dfkd_lib.attention import logits_and_probe, outputs_and_probe, prefix
+from dfkd_lib.attention.prefix import is_plain
+from dfkd_lib.models import create_model
+
+SMALL = {
+    "img_size": 28,
+    "patch_size": 7,
+    "in_chans": 1,
+    "num_classes": 10,
+    "embed_dim": 32,
+    "depth": 3,
+    "num_heads": 2,
+}
+
+
+def models():
+    torch.manual_seed(0)
+    yield "library's", create_model("vit_mnist_smoke")
+    yield "distilled", create_model("deit_small_28")
+    for name, more in (
+        ("plain", {}),
+        ("qk norm, layer scale", {"qk_norm": True, "init_values": 0.5}),
+        ("no bias, no_embed_class", {"qkv_bias": False, "no_embed_class": True}),
+        ("registers", {"reg_tokens": 2}),
+        ("scale norms", {"scale_attn_norm": True, "scale_mlp_norm": True}),
+        ("one block", {"depth": 1}),
+    ):
+        yield name, VisionTransformer(**{**SMALL, **more})
+
+
+def flat(output):
+    return torch.cat(output) if isinstance(output, tuple) else output
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name, model", models(), ids=lambda v: v if isinstance(v, str) else "")
+def test_outputs_probe_and_gradients_are_those_of_the_whole_block(name, model, training):
+    model.train(training)
+    images = torch.randn(5, 1, 28, 28)
+    found = []
+    for of in (logits_and_probe, outputs_and_probe):
+        model.zero_grad()
+        output, probe = of(model, images)
+        (flat(output).square().sum() + (probe * torch.arange(probe.shape[1])).sum()).backward()
+        found.append((flat(output), probe, [p.grad.clone() for p in model.parameters()]))
+    assert is_plain(model)
+    torch.testing.assert_close(found[1][0], found[0][0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[1][1], found[0][1], atol=1e-6, rtol=1e-5)
+    for mine, whole in zip(found[1][2], found[0][2], strict=True):
+        torch.testing.assert_close(mine, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_without_a_probe_there_is_none():
+    model, images = create_model("vit_mnist_smoke").eval(), torch.randn(2, 1, 28, 28)
+    output, probe = outputs_and_probe(model, images, probe=False)
+    assert probe is None
+    torch.testing.assert_close(output, model(images))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: VisionTransformer(**SMALL, global_pool="avg"),
+        lambda: VisionTransformer(**SMALL, global_pool="map"),
+        lambda: create_model("titn_small"),
+        lambda: create_model("cnn_small"),
+        lambda: create_model("dearkd_small"),
+    ],
+)
+def test_other_models_go_their_own_way(make):
+    torch.manual_seed(0)
+    model, images = make().eval(), torch.randn(2, 1, 28, 28)
+    assert not is_plain(model)
+    torch.testing.assert_close(outputs_and_probe(model, images, probe=False)[0], model(images))
+
+
+def test_a_watched_block_is_run_whole():
+    model, images, seen = create_model("vit_mnist_smoke").eval(), torch.randn(2, 1, 28, 28), []
+    handle = model.blocks[-1].register_forward_hook(
+        lambda module, args, output: seen.append(output.shape)
+    )
+    outputs_and_probe(model, images)
+    handle.remove()
+    assert seen == [(2, 50, 16)] and is_plain(model)
+
+
+def test_mixed_precision_gives_float32_probes():
+    model = create_model("vit_mnist_smoke")
+    with torch.autocast("cpu", torch.bfloat16):
+        output, probe = outputs_and_probe(model, torch.randn(2, 1, 28, 28))
+    assert (
+        probe.dtype == torch.float32
+        and output.dtype == torch.bfloat16
+        and torch.isfinite(probe).all()
+    )
+
+
+def test_short_attention_in_bf16_is_two_products_and_equal_but_for_rounding(monkeypatch):
+    torch.manual_seed(0)
+    model, images, seen = VisionTransformer(**SMALL), torch.randn(4, 1, 28, 28), []
+    for block in model.blocks[:-1]:
+        block.register_forward_pre_hook(lambda block, _: seen.append(block.attn.fused_attn))
+    exact = outputs_and_probe(model, images)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = outputs_and_probe(model, images)[0]
+        monkeypatch.setattr(prefix, "SHORT", 0)
+        fused = outputs_and_probe(model, images)[0]
+    assert seen == [True, True, False, False, True, True] and all(
+        block.attn.fused_attn for block in model.blocks
+    )
+    assert (found - exact).abs().max() < 2 * (fused - exact).abs().max() + 0.01 * exact.abs().max()

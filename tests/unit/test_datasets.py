@@ -1,0 +1,339 @@
+"""Data as it lies on disk, and as it should not."""
+
+import gzip
+import shutil
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dfkd_lib.core import WorkbenchError, ledger
+from dfkd_lib.core.artifacts import REPOSITORY
+from dfkd_lib.core.ledger import LedgerError
+from dfkd_lib.datasets import (
+    ImageSet,
+    load_image,
+    load_images,
+    random_flip,
+    random_shift,
+    to_float,
+    to_uint8,
+)
+from dfkd_lib.datasets.sources import MNIST_FILES, read_idx
+
+
+@pytest.fixture
+def images_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "pets" / split / name
+            folder.mkdir(parents=True)
+            for i in range(3):
+                Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{i}.png")
+    return tmp_path / "pets"
+
+
+def idx_bytes(shape, body):
+    return b"\x00\x00\x08" + bytes([len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + body
+
+
+def small_mnist(root, images=None, labels=None):
+    folder = root / "mnist"
+    folder.mkdir(parents=True)
+    for image_file, label_file in MNIST_FILES.values():
+        (folder / image_file).write_bytes(
+            gzip.compress(images if images is not None else idx_bytes((4, 28, 28), bytes(4 * 784)))
+        )
+        (folder / label_file).write_bytes(
+            gzip.compress(labels if labels is not None else idx_bytes((4,), bytes([0, 1, 2, 3])))
+        )
+    return folder
+
+
+def test_mnist_is_mnist():
+    train, test = load_images("mnist", "train"), load_images("mnist", "test")
+    assert (len(train), len(test), train.shape) == (60_000, 10_000, (1, 28, 28))
+    assert train.labels[:6].tolist() == [5, 0, 4, 1, 9, 2]
+    assert torch.bincount(train.labels).tolist() == [
+        5923,
+        6742,
+        5958,
+        6131,
+        5842,
+        5421,
+        5918,
+        6265,
+        5851,
+        5949,
+    ]
+    assert train.pixels.float().mean().item() == pytest.approx(0.1307 * 255, rel=1e-3)
+    assert train.split == "mnist/train"
+
+
+def test_digits():
+    train, test = load_images("digits", "train"), load_images("digits", "test")
+    assert len(train) + len(test) == 1797 and train.shape == (1, 8, 8) and train.pixels.max() == 255
+    test.check_classes()
+
+
+def test_image_folder(images_folder):
+    found = load_images(str(images_folder), "train")
+    assert (
+        found.classes == ("cat", "dog")
+        and found.shape == (3, 8, 8)
+        and found.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    )
+    expected = np.asarray(Image.open(images_folder / "train" / "dog" / "2.png"))
+    assert np.array_equal(found.pixels[5].permute(1, 2, 0).numpy(), expected)
+    assert load_images(str(images_folder), "test", channels=1, size=16).shape == (1, 16, 16)
+
+
+def test_cifar_is_not_fetched_unasked(tmp_path):
+    with pytest.raises(WorkbenchError, match="download=True"):
+        load_images("cifar10", "train", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, split, words",
+    [("mnits", "train", "no such data set"), ("mnist", "valid", "no such split")],
+)
+def test_unknown_names(name, split, words):
+    with pytest.raises(WorkbenchError, match=words):
+        load_images(name, split)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(WorkbenchError, match="missing"):
+        load_images("mnist", "train", root=tmp_path)
+
+
+def test_truncated_gzip(tmp_path):
+    folder = small_mnist(tmp_path)
+    for name in MNIST_FILES["train"]:
+        shutil.copy(REPOSITORY / "data" / "mnist" / name, folder / name)
+    path = folder / MNIST_FILES["train"][0]
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(WorkbenchError, match="truncated") as caught:
+        load_images("mnist", "train", root=tmp_path)
+    assert "train-images" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "images, labels, words",
+    [
+        (idx_bytes((4, 28, 28), bytes(100)), None, "wrong size"),
+        (b"\x89PNG....", None, "not an IDX"),
+        (b"", None, "not an IDX"),
+        (None, idx_bytes((3,), bytes(3)), "do not belong together"),
+        (None, idx_bytes((4,), bytes([0, 1, 2, 77])), "label is out of range"),
+    ],
+)
+def test_wrong_idx_files(tmp_path, images, labels, words):
+    small_mnist(tmp_path, images, labels)
+    with pytest.raises(WorkbenchError, match=words):
+        load_images("mnist", "train", root=tmp_path)
+
+
+def test_read_idx_of_other_dimensions(tmp_path):
+    (tmp_path / "x.gz").write_bytes(gzip.compress(idx_bytes((2, 3), bytes(range(6)))))
+    assert read_idx(tmp_path / "x.gz").tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_empty_class(images_folder):
+    (images_folder / "train" / "bird").mkdir()
+    with pytest.raises(WorkbenchError, match="class has no image"):
+        load_images(str(images_folder), "train")
+
+
+def test_damaged_and_odd_images(images_folder):
+    odd = images_folder / "train" / "cat" / "9.png"
+    Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(odd)
+    with pytest.raises(WorkbenchError, match="another size") as caught:
+        load_images(str(images_folder), "train")
+    assert "9.png" in str(caught.value)
+    odd.write_bytes((images_folder / "train" / "cat" / "0.png").read_bytes()[:40])
+    with pytest.raises(WorkbenchError, match="cannot be read"):
+        load_images(str(images_folder), "train")
+
+
+def test_a_folder_without_classes(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(WorkbenchError, match="no classes"):
+        load_images(str(tmp_path), "train")
+
+
+def sample_set(count=20, classes=4):
+    pixels = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 3, 3).clone()
+    return ImageSet(pixels, torch.arange(count) % classes, tuple("abcd"[:classes]))
+
+
+def test_sample_is_even_and_seeded():
+    chosen = sample_set().sample(8, seed=1)
+    assert torch.bincount(chosen.labels).tolist() == [2, 2, 2, 2]
+    assert torch.equal(chosen.pixels, sample_set().sample(8, seed=1).pixels)
+    assert not torch.equal(chosen.pixels, sample_set().sample(8, seed=2).pixels)
+    assert len(set(chosen.pixels[:, 0, 0, 0].tolist())) == 8
+
+
+def test_fingerprint_knows_pixels_and_labels():
+    a, b = sample_set(), sample_set()
+    assert a.fingerprint == b.fingerprint
+    b.pixels[0, 0, 0, 0] = 9
+    assert a.fingerprint != ImageSet(b.pixels, b.labels, b.classes).fingerprint
+    assert a.fingerprint != ImageSet(a.pixels, a.labels.flip(0), a.classes).fingerprint
+
+
+@pytest.mark.parametrize(
+    "pixels, labels, words",
+    [
+        (torch.zeros(2, 1, 3, 3), torch.zeros(2).long(), "wrong form"),
+        (torch.zeros(2, 3, 3, dtype=torch.uint8), torch.zeros(2).long(), "wrong form"),
+        (torch.zeros(0, 1, 3, 3, dtype=torch.uint8), torch.zeros(0).long(), "empty"),
+        (torch.zeros(2, 1, 3, 3, dtype=torch.uint8), torch.zeros(3).long(), "do not fit"),
+        (torch.zeros(2, 1, 3, 3, dtype=torch.uint8), torch.tensor([0, -1]), "out of range"),
+    ],
+)
+def test_bad_image_sets(pixels, labels, words):
+    with pytest.raises(WorkbenchError, match=words):
+        ImageSet(pixels, labels, ("a", "b"))
+
+
+def test_nan_images_are_refused():
+    with pytest.raises(WorkbenchError, match="NaN"):
+        to_uint8(torch.tensor([[[[float("nan")]]]]))
+
+
+def test_float_and_back():
+    every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    values = to_float(every)
+    assert values.min() == -1 and values.max() == 1
+    assert torch.equal(to_uint8(values), every)
+
+
+def test_shift_moves_and_keeps_the_rest():
+    x = torch.arange(2 * 25, dtype=torch.float32).view(2, 1, 5, 5)
+    moved = random_shift(x, 1, torch.Generator().manual_seed(0))
+    for before, after in zip(x[:, 0], moved[:, 0], strict=True):
+        middles = [before[1 + i : 4 + i, 1 + j : 4 + j] for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        assert any(torch.equal(after[1:4, 1:4], m) for m in middles)
+    assert torch.equal(random_shift(x, 0, torch.Generator()), x)
+
+
+def test_flip_mirrors_about_half():
+    x = torch.arange(400.0).view(100, 1, 2, 2)
+    flipped = random_flip(x, torch.Generator().manual_seed(0))
+    mirrored = (flipped == x.flip(-1)).flatten(1).all(1)
+    assert 30 < int(mirrored.sum()) < 70 and torch.equal(flipped[~mirrored], x[~mirrored])
+
+
+def _write(path, size=(8, 8), mode="RGB", value=128):
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(
+        mode, size, value if mode in ("L", "I;16") else (value,) * len(mode.split(";")[0])
+    ).save(path)
+
+
+def test_a_folder_without_splits(tmp_path):
+    for name, count in (("cat", 5), ("dog", 3)):
+        for i in range(count):
+            _write(tmp_path / "pets" / name / f"{i}.png", (8, 8), value=10 * i)
+    images = load_images(str(tmp_path / "pets"), "all")
+    assert images.classes == ("cat", "dog") and images.split == "pets/all" and len(images) == 8
+    few = load_images(str(tmp_path / "pets"), "all", max_images=4)
+    assert few.labels.tolist() == [0, 0, 1, 1]
+    assert torch.equal(
+        few.pixels, load_images(str(tmp_path / "pets"), "all", max_images=4).pixels
+    )  # always the same
+    with ledger.stage("free"), pytest.raises(LedgerError):
+        load_images(str(tmp_path / "pets"), "all")
+
+
+def test_images_lying_in_a_folder_are_one_class(tmp_path):
+    for i, size in enumerate([(12, 8), (8, 16), (8, 8)]):
+        _write(tmp_path / "holiday" / f"{i}.jpg", size)
+    images = load_images(str(tmp_path / "holiday"), "all", size=8)
+    assert images.classes == ("holiday",) and images.pixels.shape == (3, 3, 8, 8)
+
+
+def test_the_middle_of_an_oblong_image_is_kept(tmp_path):
+    from PIL import Image
+
+    row = np.concatenate([np.zeros((8, 4)), np.full((8, 8), 255), np.zeros((8, 4))], axis=1).astype(
+        np.uint8
+    )
+    (tmp_path / "one").mkdir()
+    Image.fromarray(row).save(tmp_path / "one" / "a.png")
+    assert (load_images(str(tmp_path / "one"), "all", size=8, channels=1).pixels == 255).all()
+
+
+@pytest.mark.parametrize(
+    "mode, suffix",
+    [("L", "png"), ("RGB", "png"), ("RGBA", "png"), ("CMYK", "jpg"), ("I;16", "png")],
+)
+def test_every_kind_of_image_becomes_colour(tmp_path, mode, suffix):
+    _write(
+        tmp_path / "kinds" / f"a.{suffix}", mode=mode, value=200 if mode != "I;16" else 200 * 256
+    )
+    pixel = load_images(str(tmp_path / "kinds"), "all").pixels[0, :, 4, 4].tolist()
+    expected = {"RGBA": 157, "CMYK": 12}.get(
+        mode, 200
+    )  # 200 of 255 opaque over black; 200 of ink, twice
+    assert pixel == pytest.approx([expected] * 3, abs=4)
+
+
+@pytest.mark.parametrize(
+    "name, split, words",
+    [
+        ("mnist", "all", "no such split"),
+        ("FOLDER", "all", "has splits"),
+        ("EMPTY", "all", "no classes"),
+    ],
+)
+def test_all_of_what_cannot_be_had_whole(tmp_path, name, split, words):
+    _write(tmp_path / "split" / "train" / "a" / "0.png")
+    (tmp_path / "empty").mkdir()
+    place = {"FOLDER": str(tmp_path / "split"), "EMPTY": str(tmp_path / "empty")}.get(name, name)
+    with pytest.raises(WorkbenchError, match=words):
+        load_images(place, split)
+
+
+def test_hidden_files_are_no_classes(tmp_path):
+    _write(tmp_path / "pets" / "a.png")
+    _write(tmp_path / "pets" / "._a.png")
+    (tmp_path / "pets" / ".ipynb_checkpoints").mkdir()
+    assert len(load_images(str(tmp_path / "pets"), "all")) == 1
+    with pytest.raises(WorkbenchError, match="no such number of images"):
+        load_images(str(tmp_path / "pets"), "all", max_images=-1)
+
+
+def test_one_image(tmp_path):
+    row = np.concatenate([np.zeros((8, 4)), np.full((8, 8), 255), np.zeros((8, 4))], axis=1).astype(
+        np.uint8
+    )
+    Image.fromarray(row).save(tmp_path / "a.png")
+    assert load_image(tmp_path / "a.png").shape == (3, 8, 16)
+    middle = load_image(tmp_path / "a.png", size=8, channels=1)
+    assert middle.shape == (1, 8, 8) and middle.dtype == torch.uint8 and (middle == 255).all()
+    assert torch.equal(middle, load_images(str(tmp_path), "all", size=8, channels=1).pixels[0])
+    with pytest.raises(WorkbenchError, match="cannot be read"):
+        load_image(tmp_path / "b.png")
+    with pytest.raises(WorkbenchError, match="number of channels"):
+        load_image(tmp_path / "a.png", channels=2)
+
+
+def test_a_photograph_stands_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter
+    Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    assert load_image(tmp_path / "a.jpg").shape == (3, 16, 8)
+
+
+def test_pixels_without_a_known_range_are_refused(tmp_path):
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(WorkbenchError, match="floating-point"):
+        load_image(tmp_path / "a.tif")

@@ -1,0 +1,233 @@
+"""Students, teachers and their weights."""
+
+import math
+
+import pytest
+import torch
+
+from dfkd_lib import distill
+from dfkd_lib.core import WorkbenchError, artifacts
+from dfkd_lib.core.artifacts import Store
+from dfkd_lib.datasets import ImageSet, load_images
+from dfkd_lib.distill import (
+    Augmentation,
+    Batch,
+    KDWeights,
+    distill_step,
+    live_targets,
+    stored_targets,
+    teacher_targets,
+)
+from dfkd_lib.distill.runner import load_weights, ship_teacher
+from dfkd_lib.models import create_model
+from dfkd_lib.training import DivergedError, TrainConfig
+
+CONFIG = TrainConfig(2, 64, 5e-3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_images("digits", "train"), load_images("digits", "test")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def teacher(store, digits):
+    return distill.train_teacher(
+        store,
+        "vit_mnist_smoke",
+        *digits,
+        TrainConfig(30, 64, 5e-3, seed=0),
+        Augmentation(),
+        overrides={"patch_size": 2},
+    )
+
+
+def test_a_teacher_learns_digits(teacher):
+    assert teacher.metrics["accuracy"] > 0.8
+    logits, labels = distill.test_logits(teacher)
+    assert (logits.argmax(1) == labels).float().mean().item() == pytest.approx(
+        teacher.metrics["accuracy"], abs=0.01
+    )
+
+
+def test_a_student_learns_from_the_teacher_alone(store, digits, teacher):
+    """Unlabelled (all labels 0) images and KD only: what the student knows, it has from the teacher."""
+    train, test = digits
+    blind = ImageSet(
+        train.pixels, torch.zeros_like(train.labels), train.classes, "digits without labels"
+    )
+    student = distill.train_student(
+        store,
+        "student",
+        "vit_mnist_smoke",
+        teacher,
+        blind,
+        test,
+        TrainConfig(30, 64, 5e-3, seed=2),
+        KDWeights(1, 0, 0),
+        overrides={"patch_size": 2},
+    )
+    assert student.metrics["accuracy"] > 0.6
+    history = student.json("history.json")
+    assert history[-1]["kd"] < history[0]["kd"] / 2
+
+
+def test_each_weight_pulls_its_own_loss(store, digits, teacher):
+    images = digits[0].subset(range(64))
+    targets = stored_targets(teacher_targets(store, teacher, images))
+    batch = Batch(images.pixels.float() / 127.5 - 1, images.labels, torch.arange(64))
+    for weights in (
+        KDWeights(1, 0, 0),
+        KDWeights(0, 1, 0),
+        KDWeights(0, 0, 1),
+        KDWeights(0.5, 2, 3, 2.0),
+    ):
+        torch.manual_seed(0)
+        student = create_model("vit_mnist_smoke", img_size=8, patch_size=2)
+        found = distill_step(student, targets, weights)(batch, 0.0)
+        by_hand = (
+            weights.kd * found["kd"] + weights.ce * found["ce"] + weights.patch * found["patch"]
+        )
+        assert found["loss"].item() == pytest.approx(by_hand.item(), rel=1e-5)
+        assert found["loss"].requires_grad
+
+
+def test_stored_targets_equal_live_ones(store, digits, teacher):
+    images = digits[0].subset(range(50))
+    x = images.pixels.float() / 127.5 - 1
+    rows = torch.tensor([3, 1, 40])
+    kept = teacher_targets(store, teacher, images)
+    batch = Batch(x[rows], images.labels[rows], rows)
+    stored, live = stored_targets(kept)(batch), live_targets(distill.load_trained(teacher))(batch)
+    assert teacher_targets(store, teacher, images).cached and kept.ledger[0]["images"] == 50
+    assert torch.allclose(stored.logits, live.logits, atol=1e-2) and torch.allclose(
+        stored.probe, live.probe, atol=1e-4
+    )
+
+
+def test_same_seed_same_bits(tmp_path, digits, teacher):
+    weights = []
+    for name in ("a", "b"):
+        small = digits[0].sample(200, 0)
+        made = distill.train_student(
+            Store(tmp_path / name),
+            "student",
+            "vit_mnist_smoke",
+            teacher,
+            small,
+            digits[1],
+            CONFIG,
+            overrides={"patch_size": 2},
+        )
+        weights.append((made.path / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"kd": 0, "ce": 0, "patch": 0}, {"kd": -1}, {"temperature": 0}, {"temperature": math.nan}],
+)
+def test_impossible_weights(bad):
+    with pytest.raises(WorkbenchError, match="weights|temperature"):
+        KDWeights(**bad)
+
+
+def test_drop_one_zeroes_one():
+    rows = distill.drop_one(KDWeights(1, 2, 3, 4))
+    assert list(rows) == ["all", "without KD", "without CE", "without patch"]
+    assert [(r.kd, r.ce, r.patch, r.temperature) for r in rows.values()] == [
+        (1, 2, 3, 4),
+        (0, 2, 3, 4),
+        (1, 0, 3, 4),
+        (1, 2, 0, 4),
+    ]
+
+
+def test_drop_one_of_fewer_losses():
+    assert list(distill.drop_one(KDWeights(1, 0, 0))) == ["all"]
+    assert list(distill.drop_one(KDWeights(1, 0, 2))) == ["all", "without KD", "without patch"]
+
+
+def test_splits_with_other_classes_are_refused(store, digits):
+    train, test = digits
+    renamed = ImageSet(test.pixels, test.labels, tuple("abcdefghij"))
+    with pytest.raises(WorkbenchError, match="class names differ"):
+        distill.train_teacher(store, "vit_mnist_smoke", train, renamed, CONFIG)
+
+
+def test_teacher_and_images_that_do_not_fit(store, digits, teacher):
+    big = ImageSet(
+        torch.zeros(10, 1, 12, 12, dtype=torch.uint8), torch.arange(10), digits[0].classes
+    )
+    with pytest.raises(WorkbenchError, match="does not take these images"):
+        distill.train_student(store, "student", "vit_mnist_smoke", teacher, big, digits[1], CONFIG)
+    fewer = ImageSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4), tuple("0123"))
+    with pytest.raises(WorkbenchError, match="different classes"):
+        distill.train_student(
+            store, "student", "vit_mnist_smoke", teacher, fewer, digits[1], CONFIG
+        )
+
+
+def test_divergence_is_reported_and_leaves_no_artifact(store, digits):
+    before = store.keys()
+    with pytest.raises(DivergedError, match="no longer a finite number"):
+        distill.train_teacher(
+            store,
+            "vit_mnist_smoke",
+            *digits,
+            TrainConfig(3, 64, 1e30, optimizer="sgd"),
+            overrides={"patch_size": 2},
+        )
+    assert store.keys() == before
+
+
+def test_a_class_without_images_is_refused(store, digits):
+    with pytest.raises(WorkbenchError, match="class has no image"):
+        distill.train_teacher(
+            store, "vit_mnist_smoke", digits[0].subset(digits[0].labels != 3), digits[1], CONFIG
+        )
+
+
+def test_a_shipped_teacher_comes_back_with_what_it_has_seen(tmp_path, digits, teacher):
+    ship_teacher(teacher, "mine", "a command", tmp_path)
+    back = distill.shipped_teacher(Store(tmp_path / "store"), "mine", digits[1], tmp_path)
+    assert back.metrics["accuracy"] == pytest.approx(
+        teacher.metrics["accuracy"], abs=0.01
+    )  # kept in float16
+    assert {"split": "digits/train", "images": 1437} in [
+        {k: r[k] for k in ("split", "images")} for r in back.ledger
+    ]
+    with pytest.raises(WorkbenchError, match="missing"):
+        distill.shipped_teacher(Store(tmp_path / "store"), "other", digits[1], tmp_path)
+
+
+def test_a_checkpoint_that_does_not_fit_names_the_first_weight():
+    model = create_model("vit_mnist_smoke")
+    weights = create_model("vit_mnist_smoke", num_classes=3).state_dict()
+    with pytest.raises(WorkbenchError, match="head.weight"):
+        load_weights(model, weights, "file.safetensors")
+
+
+def test_the_teacher_that_ships_is_as_good_as_it_says(store):
+    test_set = load_images("mnist", "test")
+    shipped = distill.shipped_teacher(store, "vit_mnist_small", test_set)
+    said = artifacts.resolve("data/teachers/vit_mnist_small.json").read_text()
+    assert shipped.metrics["accuracy"] >= 0.97
+    assert f"{shipped.metrics['accuracy']:.3f}"[:4] in said
+
+
+def test_a_checkpoint_of_ones_own_needs_only_its_models_name(tmp_path, digits, teacher):
+    ship_teacher(teacher, "mine", "a command", tmp_path)
+    settings = {"model": teacher.settings["model"], "overrides": teacher.settings["overrides"]}
+    artifacts.save_json(tmp_path / "mine.json", settings)
+    back = distill.shipped_teacher(Store(tmp_path / "store"), str(tmp_path / "mine"), digits[1])
+    assert back.metrics["accuracy"] > 0.8 and back.ledger[0]["split"] == "not recorded"
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "mine.json").write_text(text)
+        with pytest.raises(WorkbenchError, match="record beside a checkpoint"):
+            distill.shipped_teacher(Store(tmp_path / "store"), str(tmp_path / "mine"), digits[1])

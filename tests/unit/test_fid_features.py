@@ -1,0 +1,88 @@
+"""Features are what a network's head is given, or its tokens, whatever the batches."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from dfkd_lib import metrics, models
+from dfkd_lib.core import WorkbenchError
+
+IMAGES = torch.randint(
+    0, 256, (7, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+
+
+def tiny_vit(**options):
+    torch.manual_seed(0)
+    return timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=28,
+        patch_size=7,
+        in_chans=1,
+        embed_dim=24,
+        depth=2,
+        num_heads=3,
+        num_classes=5,
+        **options,
+    ).eval()
+
+
+def test_classifier_features_are_the_last_layers_input():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    images = torch.randint(0, 256, (7, 1, 4, 4), dtype=torch.uint8)
+    expected = model[:3](images.float() / 127.5 - 1)
+    assert torch.allclose(
+        metrics.classifier_features(model, images, batch_size=3), expected, atol=1e-6
+    )
+
+
+def test_absent_inception_weights_say_the_mend(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.delenv("DFKD_INCEPTION", raising=False)
+    with pytest.raises(WorkbenchError, match="download=True"):
+        metrics.inception_features(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+
+
+def test_features_and_logits_in_one_pass():
+    model, calls = tiny_vit(), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    features, logits = metrics.features_and_logits(model, IMAGES, batch_size=3)
+    assert len(calls) == 3 and features.shape == (7, 24) and logits.shape == (7, 5)
+    with torch.inference_mode():
+        assert torch.allclose(model.head(features), logits, atol=1e-6)
+        assert torch.allclose(
+            model.forward_features(IMAGES.float() / 127.5 - 1)[:, 0], features, atol=1e-5
+        )
+
+
+@torch.no_grad()
+def test_token_features_are_class_token_and_mean_of_patches():
+    model = tiny_vit()
+    tokens = model.forward_features(IMAGES.float() / 127.5 - 1)
+    expected = torch.cat((tokens[:, 0], tokens[:, 1:].mean(1)), dim=1)
+    assert torch.allclose(metrics.token_features(model, IMAGES, batch_size=2), expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_token_features_without_a_class_token_and_with_one_at_the_end():
+    model = tiny_vit(class_token=False, global_pool="avg")
+    expected = model.forward_features(IMAGES.float() / 127.5 - 1).mean(1)
+    assert torch.allclose(metrics.token_features(model, IMAGES), expected, atol=1e-5)
+    titn = models.create_model("titn_small", img_size=28, in_chans=1).eval()
+    tokens = titn.forward_features(IMAGES.float() / 127.5 - 1)
+    expected = torch.cat((tokens[:, 0], tokens[:, 1:-1].mean(1)), dim=1)
+    assert torch.allclose(metrics.token_features(titn, IMAGES), expected, atol=1e-5)
+
+
+def test_models_without_tokens_or_head_say_the_mend():
+    cnn = nn.Sequential(nn.Flatten(), nn.Linear(784, 5))
+    with pytest.raises(WorkbenchError, match="classifier_features"):
+        metrics.token_features(cnn, IMAGES)
+    resnet = timm.create_model("resnet10t", in_chans=1, num_classes=3).eval()
+    with pytest.raises(WorkbenchError, match="no tokens"):
+        metrics.token_features(resnet, IMAGES.repeat(1, 1, 2, 2))
+    with pytest.raises(WorkbenchError, match="linear"):
+        metrics.classifier_features(nn.Conv2d(1, 2, 3), IMAGES)
+    with pytest.raises(WorkbenchError, match="no image"):
+        metrics.classifier_features(cnn, IMAGES[:0])

@@ -1,0 +1,85 @@
+"""What generators inherit, how a walk between two noises goes, and what a share of the attention loss is."""
+
+import pytest
+import torch
+
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.models import Discriminator, FieldGenerator, Generator, create_model
+from dfkd_lib.synthesis import CGAN, crop_middle, gan_step, kept_epochs, latent_walk
+from dfkd_lib.training import TrainConfig
+
+
+def test_a_generator_inherits_how_to_draw_but_not_what():
+    first, second = FieldGenerator(3, 1, 28, 8, 32), FieldGenerator(3, 1, 28, 8, 32)
+    first(torch.arange(3), *first.noise(3))  # moves the statistics of its norms
+    second.inherit(first)
+    shared = [
+        torch.equal(a, b)
+        for a, b in zip(
+            first.layers[1:].state_dict().values(),
+            second.layers[1:].state_dict().values(),
+            strict=True,
+        )
+    ]
+    assert all(shared) and len(shared) > 10
+    assert not torch.equal(first.layers[0].weight, second.layers[0].weight)
+    assert not torch.equal(first.embed.weight, second.embed.weight)
+    assert first.layers[3].weight.data_ptr() != second.layers[3].weight.data_ptr()
+
+
+@pytest.mark.parametrize(
+    "generator", [Generator(3, 1, latent=8, width=16), FieldGenerator(3, 1, 28, 8, 32)]
+)
+def test_a_walk_starts_and_ends_where_its_noises_are_and_moves_between(generator):
+    labels = torch.tensor([0, 2])
+    with torch.no_grad():
+        for _ in range(
+            30
+        ):  # an untrained generator's norms know nothing yet, and its images are flat
+            generator.train()(labels.repeat(8), *generator.noise(16))
+    walk = latent_walk(generator, labels, 5, seed=3, side=28)
+    assert walk.shape == (2, 5, 1, 28, 28) and walk.dtype == torch.uint8
+    assert torch.equal(walk, latent_walk(generator, labels, 5, seed=3, side=28))
+    source = torch.Generator().manual_seed(3)
+    noise = generator.noise(2, source)
+    with torch.no_grad():
+        start = crop_middle(generator.eval()(labels, *noise), 28)
+    assert (walk[:, 0].float() / 127.5 - 1 - start).abs().max() < 0.02
+    assert not torch.equal(walk[:, 0], walk[:, 4])
+
+
+def test_kept_epochs_are_few_even_and_hold_the_last():
+    assert kept_epochs(4) == [1, 2, 3, 4]
+    assert kept_epochs(1) == [1]
+    many = kept_epochs(137)
+    assert len(many) == 10 and many[-1] == 137 and many == sorted(set(many)) and many[0] > 0
+
+
+def attention_of(share: float, seed: int) -> float:
+    torch.manual_seed(0)
+    generator, discriminator = Generator(10, 1, width=16), Discriminator(10, 1, 4)
+    teacher = create_model("vit_mnist_smoke").eval().requires_grad_(False)
+    for p in teacher.parameters():
+        p.data.add_(torch.randn_like(p) * 0.2)
+    probes = torch.rand(10, 49)
+    torch.manual_seed(seed)
+    step = gan_step(generator, discriminator, teacher, probes, 1.0, 28, share=share)
+    losses = dict(step((torch.rand(16, 1, 32, 32), torch.arange(16) % 10), 0.0))
+    return losses["generator"]["attention"].item()
+
+
+def test_a_share_of_the_batch_gives_the_same_attention_loss_in_the_mean():
+    whole = torch.tensor([attention_of(1.0, seed) for seed in range(12)])
+    part = torch.tensor([attention_of(0.25, seed) for seed in range(12)])
+    assert not torch.equal(whole, part)
+    error = part.std() / 12**0.5
+    assert (whole.mean() - part.mean()).abs() < 4 * error
+
+
+def test_a_share_is_another_key():
+    config = TrainConfig(1, 8, 1e-3)
+    assert [
+        CGAN(config, attention_share=share).settings()["attention_share"] for share in (1.0, 0.5)
+    ] == [1.0, 0.5]
+    with pytest.raises(WorkbenchError, match="share of a batch"):
+        CGAN(config, attention_share=0.0)

@@ -1,0 +1,304 @@
+"""What happens between two looks at the losses: nothing waits for the device, images stay uint8; and torch.compile."""
+
+import os
+import shutil
+import sys
+from collections import Counter
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dfkd_lib import training
+from dfkd_lib.attention import outputs_and_probe
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.datasets import generate_scenes, load_images, to_float
+from dfkd_lib.detection import DetectionTerms, detection_step
+from dfkd_lib.detection.batches import SceneBatches
+from dfkd_lib.distill import Augmentation, Batch, KDWeights, distill_step, live_targets
+from dfkd_lib.models import Discriminator, Generator, create_model
+from dfkd_lib.models.detectors import create_detector
+from dfkd_lib.synthesis.canvas import pad_to_gan
+from dfkd_lib.synthesis.cgan import gan_step
+from dfkd_lib.training import TensorBatches, TrainConfig, loop
+
+# What makes the host wait for a GPU: numbers read off, sizes that hang on values, copies to the host.
+WAITS = (
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "unique",
+    "equal",
+    "is_nonzero",
+    "bincount",
+    "repeat_interleave",
+)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that would wait for a device; not those of an optimizer, whose step counts lie on the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.quiet = Counter(), False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.__name__.split(".")[0]
+        masked = name in ("index", "index_put", "index_put_") and any(
+            isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+        )
+        if not self.quiet and (
+            masked or any(name.lstrip("_").startswith(wait.lstrip("_")) for wait in WAITS)
+        ):
+            self.seen["transformers" if _asked_by_transformers() else name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _asked_by_transformers() -> bool:
+    """Whether that library's own code, the nearest that is not torch's, made the call."""
+    frame = sys._getframe(2)
+    while frame and f"{os.sep}torch{os.sep}" in frame.f_code.co_filename:
+        frame = frame.f_back
+    return f"{os.sep}transformers{os.sep}" in frame.f_code.co_filename
+
+
+@contextmanager
+def counted(monkeypatch):
+    """The waits inside the loop's steps (step function, backward, clipping, sums), between its looks."""
+    waits, step = Waits(), loop._Run._step
+
+    def watched(*args):
+        with waits:
+            return step(*args)
+
+    monkeypatch.setattr(loop._Run, "_step", watched)
+    hooks = [
+        register_optimizer_step_pre_hook(lambda *_: setattr(waits, "quiet", True)),
+        register_optimizer_step_post_hook(lambda *_: setattr(waits, "quiet", False)),
+    ]
+    yield waits.seen
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_images("mnist", "train").sample(64, 0)
+
+
+def batches_of(images, augmentation=Augmentation("shift"), seen=None):
+    def transform(batch, generator):
+        if seen is not None:
+            seen.append(batch[0].dtype)
+        return augmentation(Batch(*batch), generator)
+
+    return TensorBatches((images.images, images.labels, torch.arange(len(images))), 16, transform)
+
+
+def frozen_teacher():
+    torch.manual_seed(1)
+    return create_model("vit_mnist_smoke").eval().requires_grad_(False)
+
+
+def test_the_counter_counts(monkeypatch):
+    model = nn.Linear(4, 1)
+
+    def step(batch, progress):
+        loss = model(batch[0]).square().mean()
+        return {"loss": loss, "seen": loss.item() + float(batch[0][batch[0] > 0].sum())}
+
+    with counted(monkeypatch) as seen:
+        training.fit(
+            {"m": model}, step, TensorBatches((torch.randn(16, 4),), 8), TrainConfig(1, 8, 0.1)
+        )
+    assert seen["_local_scalar_dense"] == 4 and seen["index"] == 2
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation("shift"), Augmentation("shift", "cutmix")])
+def test_no_wait_in_the_step_of_a_student(images, monkeypatch, augmentation):
+    student = create_model("vit_mnist_smoke")
+    step = distill_step(student, live_targets(frozen_teacher()), KDWeights())
+    with counted(monkeypatch) as seen:
+        training.fit(
+            {"m": student},
+            step,
+            batches_of(images, augmentation),
+            TrainConfig(1, 16, 1e-3, grad_clip=1.0, precision="bf16"),
+        )
+    assert not seen
+
+
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+def test_no_wait_in_the_step_of_the_gan(images, monkeypatch, lam):
+    modules = {
+        "generator": Generator(10, 1, width=32),
+        "discriminator": Discriminator(10, 1, 8, 0.1),
+    }
+    step = gan_step(*modules.values(), frozen_teacher(), torch.full((10, 49), 1 / 49), lam, 28, 4)
+    batches = TensorBatches(
+        (images.images, images.labels), 16, lambda b, _: (pad_to_gan(to_float(b[0])), b[1])
+    )
+    with counted(monkeypatch) as seen:
+        training.fit(
+            modules,
+            step,
+            batches,
+            TrainConfig(1, 16, 1e-3, optimizer="adam", grad_clip=5.0),
+            {name: [name] for name in modules},
+        )
+    assert not seen
+
+
+def test_the_step_of_a_detector_waits_for_its_pairing_alone(monkeypatch):
+    """Hungarian matching is done on the host: one copy of the costs there a pairing (objects; teacher's queries).
+
+    Of a DETR, transformers itself asks: whether a mask masks (encoder, decoder), and in training after each encoder layer
+    whether its output is finite.
+    """
+    scenes = generate_scenes(8, 48, 0, "train")
+    teacher, student = (create_detector("detr_nano", len(scenes.classes)) for _ in range(2))
+    step = detection_step(
+        student,
+        DetectionTerms(box_distillation=1.0, attention_distillation=1.0),
+        teacher.eval().requires_grad_(False),
+    )
+    copies = []
+    monkeypatch.setattr(
+        "dfkd_lib.detection.matching._assigned",
+        lambda cost: (
+            copies.append(1) or torch.arange(cost.shape[1]).expand(cost.shape[:2]) % cost.shape[2]
+        ),
+    )
+    with counted(monkeypatch) as seen:
+        training.fit(
+            {"d": student}, step, SceneBatches(scenes, 4), TrainConfig(1, 4, 1e-4, grad_clip=1.0)
+        )
+    layers = len(student.network.model.encoder.layers)
+    assert len(copies) == 4 and set(seen) == {"transformers"}
+    assert seen["transformers"] <= 2 * (
+        2 * 2 * 2 + layers
+    )  # 2 steps of 2 networks: a mask's look is two operations
+
+
+def test_images_stay_uint8_until_they_are_augmented(images):
+    seen = []
+    batches = batches_of(images, seen=seen)
+    batches.to(torch.device("cpu"))
+    (first, *_) = batches(0, torch.Generator().manual_seed(0))
+    assert (
+        set(seen) == {torch.uint8}
+        and batches.tensors[0].dtype == torch.uint8
+        and first.images.dtype == torch.float32
+    )
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """torch.compile without its C++: the graphs are taken and run as they are. Counts those of whole modules."""
+    count, whole = Counter(), torch.compile
+
+    def graphs(model, **_):
+        def backend(graph, inputs):
+            count["graphs"] += 1
+            return graph.forward
+
+        return whole(model, backend=backend)
+
+    def compile_module(module):
+        module._compiled_call_impl = graphs(module._call_impl)
+
+    from dfkd_lib.attention import prefix
+
+    monkeypatch.setattr(nn.Module, "compile", compile_module)
+    monkeypatch.setattr(torch, "compile", graphs)
+    prefix._compiled.cache_clear()
+    yield count
+    prefix._compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", ["vit_mnist_smoke", "titn_small"])
+def test_compiled_students_learn_as_others(images, traced, tmp_path, name):
+    """Every loss, the patch loss of captured attention too; the checkpoint goes on uncompiled, keys unchanged."""
+    found = {}
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        student = create_model(name)
+        names = list(student.state_dict())
+        step = distill_step(student, live_targets(frozen_teacher()), KDWeights())
+        config = TrainConfig(1, 16, 1e-3, compile=compiled)
+        found[compiled] = training.fit(
+            {"m": student}, step, batches_of(images), config, checkpoint=tmp_path / str(compiled)
+        )
+        assert list(student.state_dict()) == names and student._compiled_call_impl is None
+    for loss in ("loss", "kd", "ce", "patch"):
+        assert found[True][0][loss] == pytest.approx(found[False][0][loss], rel=1e-4)
+    assert traced["graphs"] >= 1
+    fresh = create_model(name)
+    assert training.restore(tmp_path / "True", {"m": fresh}) == found[True]
+    with torch.no_grad():
+        assert outputs_and_probe(fresh.eval(), torch.zeros(2, 1, 28, 28))[1].shape[0] == 2
+
+
+def test_several_modules_are_compiled(images, traced):
+    modules = {
+        "generator": Generator(10, 1, width=32),
+        "discriminator": Discriminator(10, 1, 8, 0.1),
+    }
+    step = gan_step(*modules.values(), frozen_teacher(), torch.full((10, 49), 1 / 49), 1.0, 28, 4)
+    batches = TensorBatches(
+        (images.images, images.labels), 16, lambda b, _: (pad_to_gan(to_float(b[0])), b[1])
+    )
+    history = training.fit(
+        modules,
+        step,
+        batches,
+        TrainConfig(1, 16, 1e-3, compile=True),
+        {name: [name] for name in modules},
+    )
+    assert traced["graphs"] >= 2 and torch.isfinite(torch.tensor(history[0]["generator_loss"]))
+
+
+def square(model):
+    return lambda batch, progress: {"loss": model(batch[0]).square().mean()}
+
+
+def test_without_a_compiler_the_error_says_so():
+    from torch._inductor import config as inductor
+    from torch._inductor import cpp_builder
+
+    cpp_builder.cpp_compiler_search.cache_clear()
+    model = nn.Sequential(nn.Linear(5, 3), nn.GELU())
+    no_compiler = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
+    with inductor.patch(no_compiler), pytest.raises(WorkbenchError, match="no compiler that works"):
+        training.fit(
+            {"m": model},
+            square(model),
+            TensorBatches((torch.randn(8, 5),), 4),
+            TrainConfig(1, 4, 0.1, compile=True),
+        )
+    torch._dynamo.reset()
+    cpp_builder.cpp_compiler_search.cache_clear()
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler here"
+)
+def test_a_module_compiled_in_earnest_learns_as_another():
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+        config = TrainConfig(2, 8, 0.1, compile=compiled)
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+        found.append(
+            training.fit({"m": model}, square(model), TensorBatches((x,), 8), config)[-1]["loss"]
+        )
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    torch._dynamo.reset()

@@ -1,0 +1,137 @@
+"""The ledger counts real images and refuses undeclared reads, through the library or round it."""
+
+import gzip
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from dfkd_lib.core import ledger
+from dfkd_lib.core.ledger import LedgerError
+from dfkd_lib.datasets import ImageSet, load_images
+
+
+def real_set(count=6, split="toy/train"):
+    return ImageSet(
+        torch.zeros(count, 1, 4, 4, dtype=torch.uint8),
+        torch.arange(count) % 2,
+        ("a", "b"),
+        split,
+        split,
+    )
+
+
+def test_distinct_images_are_counted_once():
+    images = real_set()
+    with ledger.stage("s", {"toy/train": "training"}) as seen:
+        images.subset([0, 1, 2]).images
+        images.subset([2, 3]).images
+        images.subset([2, 3]).images
+    assert seen.entries() == [
+        {"stage": "s", "split": "toy/train", "purpose": "training", "images": 4}
+    ]
+
+
+def test_declared_but_unread_split_counts_zero():
+    with ledger.stage("s", {"toy/test": ledger.EVALUATION}) as seen:
+        pass
+    assert seen.entries()[0]["images"] == 0
+    assert seen.data_free
+
+
+def test_a_training_read_is_not_data_free():
+    assert not ledger.Stage("s", {"toy/train": "training"}).data_free
+
+
+def test_undeclared_images_raise():
+    with (
+        pytest.raises(LedgerError, match="toy/train"),
+        ledger.stage("data-free", {"toy/test": ledger.EVALUATION}),
+    ):
+        real_set().images
+
+
+def test_synthetic_images_are_free():
+    free = ImageSet(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b"))
+    with ledger.stage("data-free"):
+        assert len(free.images) == 2
+
+
+@pytest.mark.parametrize(
+    "opener",
+    [open, gzip.open, os.open, np.fromfile],
+    ids=["open", "gzip.open", "os.open", "numpy.fromfile"],
+)
+def test_reading_round_the_library_raises(opener, tmp_path):
+    secret = tmp_path / "train" / "0.bin"
+    secret.parent.mkdir()
+    secret.write_bytes(b"pixels")
+    ledger.register_files({secret.parent: "secret/train"})
+    arguments = (
+        (secret, os.O_RDONLY)
+        if opener is os.open
+        else (secret, np.uint8)
+        if opener is np.fromfile
+        else (secret,)
+    )
+    with pytest.raises(LedgerError, match="secret/train"), ledger.stage("data-free"):
+        opener(*arguments)
+
+
+def test_mnist_files_cannot_be_opened_in_a_data_free_stage():
+    load_images("mnist", "test")
+    with (
+        pytest.raises(LedgerError, match="mnist/train"),
+        ledger.stage("data-free", {"mnist/test": ledger.EVALUATION}),
+    ):
+        load_images("mnist", "train")
+
+
+def test_unregistered_files_of_the_data_folder_are_refused(tmp_path):
+    (tmp_path / "artifacts").mkdir()
+    for name in ("unknown.bin", "artifacts/known.bin"):
+        (tmp_path / name).write_bytes(b"x")
+    ledger.register_root(tmp_path, free=("artifacts",))
+    with ledger.stage("data-free"):
+        assert (tmp_path / "artifacts/known.bin").read_bytes() == b"x"
+        with pytest.raises(LedgerError, match="unknown.bin"):
+            (tmp_path / "unknown.bin").read_bytes()
+
+
+def test_stages_do_not_nest_and_end_after_an_error():
+    with pytest.raises(LedgerError, match="inside"), ledger.stage("outer"), ledger.stage("inner"):
+        pass
+    assert ledger.active() is None
+
+
+def test_links_and_update_modes_do_not_hide_a_read(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "0.bin").write_bytes(b"pixels")
+    (tmp_path / "link").symlink_to(tmp_path / "train")
+    ledger.register_files({tmp_path / "link": "linked/train"})
+    for path, mode in (
+        (tmp_path / "train" / "0.bin", "rb"),
+        (tmp_path / "link" / "0.bin", "rb"),
+        (tmp_path / "train" / "0.bin", "ab+"),
+    ):
+        with pytest.raises(LedgerError, match="linked/train"), ledger.stage("data-free"):
+            open(path, mode)
+
+
+def test_bundled_digits_are_real_images_too():
+    import sklearn.datasets
+
+    load_images("digits", "test")
+    with pytest.raises(LedgerError, match="digits"), ledger.stage("data-free"):
+        sklearn.datasets.load_digits()
+
+
+def test_a_store_inside_the_data_folder_is_free(tmp_path):
+    from dfkd_lib.core.artifacts import Store
+
+    ledger.register_root(tmp_path)
+    store = Store(tmp_path / "elsewhere")
+    store.get_or_make("stage", {}, lambda work: (work / "a.txt").write_text("a") and None)
+    with ledger.stage("data-free"):
+        assert next(store.root.glob("stage-*/a.txt")).read_text() == "a"

@@ -1,0 +1,144 @@
+"""The classification losses against hand-computed values and torch's own."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dfkd_lib import losses
+from dfkd_lib.attention import resize_probe
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.losses import detection
+
+
+def test_kd_loss_by_hand():
+    # One image, two classes, T = 2: q = softmax([2, 0]/2), p = softmax([0, 0]/2) = (1/2, 1/2).
+    q = math.e / (1 + math.e)
+    by_hand = 4 * (q * math.log(q / 0.5) + (1 - q) * math.log((1 - q) / 0.5))
+    found = losses.kd_loss(torch.zeros(1, 2), torch.tensor([[2.0, 0.0]]), 2.0)
+    assert found.item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_kd_loss_is_zero_only_in_agreement_and_teacher_comes_first():
+    a, b = torch.randn(5, 7), torch.randn(5, 7)
+    assert losses.kd_loss(a, a + 3.0, 4.0).item() == pytest.approx(0, abs=1e-6)
+    assert losses.kd_loss(a, b, 4.0) > 0
+    assert losses.kd_loss(a, b, 4.0).item() != pytest.approx(
+        losses.kd_loss(b, a, 4.0).item(), rel=1e-4
+    )
+
+
+def test_kd_loss_keeps_its_gradient_scale_over_temperature():
+    # T² is there so that the gradient does not vanish as 1/T² (Hinton et al. 2015).
+    student, teacher = torch.randn(64, 10), torch.randn(64, 10)
+    norms = []
+    for temperature in (20.0, 40.0):
+        s = student.clone().requires_grad_()
+        losses.kd_loss(s, teacher, temperature).backward()
+        norms.append(s.grad.norm().item())
+    assert norms[1] / norms[0] == pytest.approx(1.0, rel=0.1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+def test_impossible_temperatures(temperature):
+    with pytest.raises(WorkbenchError, match="temperature"):
+        losses.kd_loss(torch.zeros(1, 2), torch.zeros(1, 2), temperature)
+
+
+def test_different_classes():
+    with pytest.raises(WorkbenchError, match="do not fit"):
+        losses.kd_loss(torch.zeros(1, 2), torch.zeros(1, 3), 1.0)
+
+
+def test_attention_consistency_by_hand():
+    probe, wanted = torch.tensor([[1.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 1.0], [3.0, 4.0]])
+    assert losses.attention_consistency_loss(probe, wanted).item() == pytest.approx(0.5)
+    assert losses.attention_consistency_loss(probe, probe * 7).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_patch_probe_loss_over_different_grids():
+    teacher = torch.rand(3, 49)
+    same = resize_probe(teacher, 16)
+    assert same.shape == (3, 16) and torch.allclose(same.sum(1), teacher.sum(1))
+    assert losses.patch_probe_loss(same, teacher).item() == pytest.approx(0, abs=1e-6)
+    assert torch.allclose(resize_probe(torch.ones(1, 4), 9), torch.full((1, 9), 4 / 9))
+    with pytest.raises(WorkbenchError, match="not square"):
+        losses.patch_probe_loss(torch.rand(1, 15), teacher[:1])
+
+
+def test_cutmix_loss_against_soft_targets():
+    logits, a, b = torch.randn(6, 5), torch.randint(5, (6,)), torch.randint(5, (6,))
+    soft = 0.3 * F.one_hot(a, 5).float() + 0.7 * F.one_hot(b, 5).float()
+    assert losses.cutmix_loss(logits, a, b, 0.3).item() == pytest.approx(
+        F.cross_entropy(logits, soft).item(), rel=1e-5
+    )
+    each = torch.rand(6)
+    expected = (
+        sum(
+            each[i] * F.cross_entropy(logits[i], a[i])
+            + (1 - each[i]) * F.cross_entropy(logits[i], b[i])
+            for i in range(6)
+        )
+        / 6
+    )
+    assert losses.cutmix_loss(logits, a, b, each).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_hard_distillation_takes_the_teachers_word():
+    logits, teacher = torch.randn(4, 3), torch.randn(4, 3)
+    expected = F.cross_entropy(logits, teacher.argmax(1))
+    assert losses.hard_distillation_loss(logits, teacher).item() == pytest.approx(expected.item())
+
+
+def test_boxes_are_distilled_where_the_teacher_is_sure():
+    # Half of each box is shared: IoU 1/3 without waste; two coordinates would differ by 0.2 and 0 elsewhere.
+    boxes = torch.tensor([[[0.4, 0.5, 0.4, 0.4], [0.1, 0.1, 0.1, 0.1]]], requires_grad=True)
+    teacher, weights = (
+        torch.tensor([[[0.6, 0.5, 0.4, 0.4], [0.9, 0.9, 0.1, 0.1]]]),
+        torch.tensor([[1.0, 0.0]]),
+    )
+    found = detection.box_distillation_loss(boxes, teacher, weights)
+    assert found.item() == pytest.approx(detection.SMOOTH * 0.2**2 / 2 + 2 / 3, rel=1e-4)
+    found.backward()
+    assert boxes.grad[0, 0].abs().sum() > 0 and boxes.grad[0, 1].abs().sum() == 0
+    assert detection.box_distillation_loss(
+        teacher, teacher, torch.ones(1, 2)
+    ).item() == pytest.approx(0, abs=1e-5)
+    twice = (
+        torch.cat([boxes, boxes], 1),
+        torch.cat([teacher, teacher], 1),
+        torch.cat([weights, weights], 1),
+    )
+    assert detection.box_distillation_loss(*twice).item() == pytest.approx(
+        found.item(), rel=1e-5
+    )  # per object
+
+
+def test_attention_is_distilled_by_cosine_on_the_students_grid():
+    maps = torch.zeros(1, 2, 2, 2)
+    maps[0, :, 0, 0] = 1.0
+    teacher = torch.zeros(1, 2, 4, 4)
+    teacher[0, 0, :2, :2], teacher[0, 1, 2:, 2:] = (
+        0.25,
+        0.25,
+    )  # the same corner, and the opposite one
+    for weights, expected in (
+        ([[1.0, 0.0]], 0.0),
+        ([[0.0, 1.0]], 1.0),
+        ([[1.0, 1.0]], 0.5),
+        ([[0.0, 0.0]], 0.0),
+    ):
+        found = detection.attention_distillation_loss(maps, teacher, torch.tensor(weights))
+        assert found.item() == pytest.approx(expected, abs=1e-6)
+    resized = detection.resize_maps(torch.rand(2, 3, 5, 7), (4, 6))
+    assert resized.shape == (2, 3, 4, 6)
+    assert torch.allclose(detection.resize_maps(teacher, (3, 3)).sum((-2, -1)), torch.ones(1, 2))
+
+
+def test_a_query_without_an_object_counts_for_nothing():
+    logits = torch.tensor(
+        [[4.0, -4.0, -4.0], [-4.0, -4.0, 4.0], [4.0, -4.0, 4.0]]
+    )  # a bird, nothing, both at once
+    sure = detection.sureness(logits)
+    assert sure[0] > 0.95 and sure[1] < 1e-3 and sure[2] < 0.02

@@ -1,0 +1,81 @@
+"""Models by name, with the papers' parameter counts."""
+
+import pytest
+import torch
+
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.models import Discriminator, Generator, count_parameters, create_model, model_names
+
+
+@pytest.mark.parametrize(
+    "name, count",
+    [
+        ("vit_mnist_teacher", 9_498_122),
+        ("deit_xtiny_patch4_28", 2_389_514),
+        ("deit_base_patch4_32", 21_342_346),
+        ("vit_cifar_student", 12_025_450),
+        ("vit_cifar_student_128", 2_395_530),
+    ],
+)
+def test_parameter_counts_of_the_paper(name, count):
+    assert count_parameters(create_model(name)) == count
+
+
+@pytest.mark.parametrize("name", [n for n in model_names() if n.startswith("vit_mnist")])
+def test_logits_of_any_classes(name):
+    model = create_model(name, num_classes=7, img_size=28, in_chans=3).eval()
+    assert model(torch.zeros(2, 3, 28, 28)).shape == (2, 7)
+
+
+def test_same_seed_same_weights():
+    torch.manual_seed(3)
+    first = create_model("vit_mnist_smoke").state_dict()
+    torch.manual_seed(3)
+    assert all(
+        torch.equal(v, first[k]) for k, v in create_model("vit_mnist_smoke").state_dict().items()
+    )
+
+
+@pytest.mark.parametrize(
+    "name, overrides, words",
+    [
+        ("vit_mnist_teachr", {}, "did you mean vit_mnist_teacher"),
+        ("vit_mnist_small", {"patchsize": 4}, "no such setting"),
+        ("vit_mnist_small", {"heads": 3}, "cannot be built"),
+        ("vit_mnist_small", {"img_size": 30}, "cannot be built"),
+    ],
+)
+def test_bad_requests(name, overrides, words):
+    with pytest.raises(WorkbenchError, match=words):
+        create_model(name, **overrides)
+
+
+def test_gan_layers_of_the_paper():
+    generator, discriminator = Generator(10, 3), Discriminator(10, 3)
+    convolutions = [m for m in generator.layers if isinstance(m, torch.nn.ConvTranspose2d)]
+    assert [c.out_channels for c in convolutions] == [512, 256, 128, 3]
+    assert convolutions[0].kernel_size == (4, 4) and convolutions[0].stride == (2, 2)
+    assert generator.embed.embedding_dim == 5 and discriminator.embed.embedding_dim == 1024
+    assert [m.out_channels for m in discriminator.layers if isinstance(m, torch.nn.Conv2d)] == [
+        64,
+        128,
+        256,
+        1,
+    ]
+    labels = torch.tensor([0, 9])
+    images = generator(labels, torch.randn(2, 100))
+    assert images.shape == (2, 3, 32, 32) and images.abs().max() <= 1
+    assert discriminator(images, labels).shape == (2,)
+
+
+def test_the_class_reaches_image_and_verdict():
+    generator, discriminator = (
+        Generator(10, 1, width=32).eval(),
+        Discriminator(10, 1, width=8).eval(),
+    )
+    noise = torch.randn(1, 100)
+    a, b = (generator(torch.tensor([k]), noise) for k in (0, 1))
+    assert not torch.allclose(a, b)
+    assert not torch.allclose(
+        discriminator(a, torch.tensor([0])), discriminator(a, torch.tensor([1]))
+    )

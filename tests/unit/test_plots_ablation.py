@@ -1,0 +1,294 @@
+"""Figures of ablations: what the tables say is what is drawn, whatever is missing, and nothing is cut off or left open."""
+
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
+from matplotlib.colors import same_color
+from matplotlib.container import ErrorbarContainer
+
+from dfkd_lib import plots
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.plots import ablation
+
+LONG = "source=inversion (ViT), student_model=vit_mnist_mini_patch7, costing $5 and $6"
+
+
+def tidy(rows, **settings):
+    """A table of cells from {row: [accuracy of each seed, None: diverged]}; settings: {name: [value of each row]}."""
+    lines = [
+        {
+            "row": row,
+            "seed": seed,
+            **{name: values[i] for name, values in settings.items()},
+            "accuracy (%)": math.nan if value is None else value,
+            "low": math.nan if value is None else value - 0.5,
+            "high": math.nan if value is None else value + 0.5,
+            "agreement": math.nan if value is None else value / 100 + 0.01 * seed,
+            "state": "diverged" if value is None else "finished",
+        }
+        for i, (row, values) in enumerate(rows.items())
+        for seed, value in enumerate(values)
+    ]
+    columns = ["row", "seed", *settings, "accuracy (%)", "low", "high", "agreement", "state"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def inside(figure):
+    """Whether everything that is drawn, text above all, lies within the figure, and no pyplot figure was opened for it."""
+    FigureCanvasAgg(figure).draw()
+    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert not plt.get_fignums()
+    return (
+        drawn.x0 > -0.03
+        and drawn.y0 > -0.03
+        and drawn.x1 < width + 0.03
+        and drawn.y1 < height + 0.03
+    )
+
+
+def apart(labels):
+    """Whether no two of these texts overlap."""
+    boxes = [label.get_window_extent() for label in labels if label.get_text()]
+    return not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def means_of(ax):
+    return [c for c in ax.containers if isinstance(c, ErrorbarContainer)]
+
+
+def test_accuracy_draws_points_means_and_intervals():
+    figure = plots.ablation_accuracy(
+        tidy({"all": [90, 91, 92], "worse": [80, 81.2, 81.9], "near": [89, 92, 91.5]})
+    )
+    ax = figure.axes[0]
+    points = np.concatenate(
+        [c.get_offsets() for c in ax.collections if isinstance(c, PathCollection)]
+    )
+    assert sorted(points[:, 0].tolist()) == [80, 81.2, 81.9, 89, 90, 91, 91.5, 92, 92]
+    assert [c[0].get_xdata()[0] for c in means_of(ax)] == pytest.approx([91, 81.03333, 90.83333])
+    left, right = means_of(ax)[0][2][0].get_segments()[0][:, 0]
+    assert right - 91 == pytest.approx(
+        4.3027 / math.sqrt(3), abs=1e-3
+    ) and 91 - left == pytest.approx(right - 91)
+    filled = [not same_color(c[0].get_markerfacecolor(), "white") for c in means_of(ax)]
+    assert filled == [True, True, False]  # the baseline; told; not told
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["all", "worse", "near"]
+    beside = [t.get_text() for t in ax.texts]
+    assert (
+        beside[:3] == ["baseline", "-9.97 [-10.35, -9.59]", "-0.17 [-2.75, +2.42]"]
+        and "± 0.5 by" in ax.get_xlabel()
+    )
+    assert inside(figure)
+
+
+def test_accuracy_says_what_did_not_finish():
+    frame = tidy({"all": [90, None, 92], "none": [None] * 3, "one": [91, None, None]})
+    figure = plots.ablation_accuracy(frame, baseline="one")
+    texts = [t.get_text() for t in figure.axes[0].texts]
+    assert texts[:3] == [
+        "-1.00\n2 of 3 seeds\n(1 diverged)",
+        "0 of 3 seeds\n(3 diverged)",
+        "baseline\n1 of 3 seeds\n(2 diverged)",
+    ]
+    assert len(means_of(figure.axes[0])) == 2 and inside(figure)
+
+
+@pytest.mark.parametrize("rows, seeds", [(1, 1), (2, 1), (5, 2), (24, 10)])
+def test_accuracy_holds_few_and_many_rows_with_long_names(rows, seeds):
+    rng = np.random.default_rng(0)
+    frame = tidy({f"{LONG} {i}": list(rng.normal(90, 1, seeds)) for i in range(rows)})
+    figure = plots.ablation_accuracy(frame)
+    assert inside(figure) and apart(figure.axes[0].get_yticklabels())
+    labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+    assert len(labels) == rows and max(len(line) for line in labels[0].split("\n")) <= 33
+
+
+def history(epochs=3, offset=0.0, **losses):
+    return [
+        {
+            "epoch": e,
+            "lr": 0.1,
+            "seconds": 1.0,
+            "images_per_second": 9.0,
+            "test_accuracy": (50 + 10 * e + offset) / 100,
+        }
+        | {name: value / e for name, value in losses.items()}
+        for e in range(1, epochs + 1)
+    ]
+
+
+def test_curves_are_means_with_a_band_of_all_seeds():
+    figure = plots.ablation_curves(
+        {
+            "all": [history(offset=-2, kd=1, ce=2), history(offset=4, kd=3, ce=2)],
+            "without KD": [history(ce=5)],
+        }
+    )
+    panels = {ax.get_title(): ax for ax in figure.axes if ax.get_title()}
+    assert list(panels) == ["test accuracy (%)", "KD loss", "cross entropy"]
+    lines = {
+        name: [line.get_ydata().tolist() for line in ax.lines if len(line.get_ydata())]
+        for name, ax in panels.items()
+    }
+    assert np.allclose(lines["test accuracy (%)"], [[61, 71, 81], [60, 70, 80]])
+    assert np.allclose(lines["KD loss"], [[2, 1, 2 / 3]]) and np.allclose(
+        lines["cross entropy"][1], [5, 2.5, 5 / 3]
+    )
+    band = panels["test accuracy (%)"].collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((58, 84))
+    said = [
+        t.get_text() for t in figure.findobj(lambda a: type(a).__name__ == "Legend")[0].get_texts()
+    ]
+    assert said == ["all", "without KD"] and inside(figure)
+
+
+def test_curves_of_one_epoch_are_points_and_missing_losses_no_panel():
+    figure = plots.ablation_curves({"all": [history(1, loss=2.0)], "b": [history(4, loss=1.0)]})
+    ax = figure.axes[1]
+    assert ax.get_title() == "loss, all parts"
+    assert [(2.0, "o")] == [
+        (line.get_ydata()[0], line.get_marker()) for line in ax.lines if line.get_marker() == "o"
+    ]
+    assert inside(figure)
+
+
+def test_curves_tell_24_long_rows_apart():
+    names = [f"{LONG} {i}" for i in range(24)]
+    colors, dashes, marks = ablation._styles(names)
+    assert (
+        len({(colors[n], dashes[n]) for n in names})
+        == len({(colors[n], marks[n]) for n in names})
+        == 24
+    )
+    figure = plots.ablation_curves({name: [history(kd=1 + i)] for i, name in enumerate(names)})
+    assert [line.get_color() for line in figure.legends[0].get_lines()] == list(
+        colors.values()
+    ) and inside(figure)
+    assert inside(plots.ablation_curves({}))
+
+
+def test_a_grid_of_two_parameters():
+    frame = tidy(
+        {"a": [90, 92], "b": [80, None], "c": [None, None]},
+        temperature=[4.0, 1.0, 10.0],
+        kd_weight=[0.5, 0.5, 2],
+    )
+    figure = plots.ablation_grid(frame, "temperature", "kd_weight")
+    ax, bar = figure.axes
+    assert [t.get_text() for t in ax.get_xticklabels()] == [
+        "1",
+        "4",
+        "10",
+    ]  # as numbers, not as text
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["2", "0.5"]  # up is more
+    drawn = np.ma.filled(ax.collections[0].get_array().reshape(2, 3), np.nan)
+    assert np.allclose(drawn, [[np.nan] * 3, [80, 91, np.nan]], equal_nan=True)
+    texts = {
+        (round(t.get_position()[0] - 0.5), round(t.get_position()[1] - 0.5)): t.get_text()
+        for t in ax.texts
+    }
+    assert texts == {
+        (0, 1): "80.0\n1 of 2",
+        (1, 1): "91.0\n± 12.7",
+        (2, 0): "0 of 2\ndiverged",
+        (0, 0): "–",
+        (1, 0): "–",
+        (2, 1): "–",
+    }
+    assert (ax.get_xlabel(), ax.get_ylabel(), bar.get_ylabel()) == (
+        "temperature",
+        "kd_weight",
+        "test accuracy (%)",
+    )
+    assert inside(figure)
+
+
+def test_a_grid_averages_no_different_rows():
+    frame = tidy({"a": [90], "b": [80]}, x=[1, 1], y=[2, 2], z=[1, 2])
+    with pytest.raises(WorkbenchError, match="several rows"):
+        plots.ablation_grid(frame, "x", "y")
+    with pytest.raises(WorkbenchError, match="no such column"):
+        plots.ablation_grid(frame, "x", "nothing")
+    assert inside(plots.ablation_grid(tidy({}, x=[], y=[]), "x", "y"))
+
+
+@pytest.mark.parametrize("rows", [1, 4, 10, 24])
+def test_fidelity_is_one_point_a_cell(rows):
+    frame = tidy({f"{LONG} {i}": [80 + i, None, 81 + i] for i in range(rows)})
+    found = {
+        "pearson": 0.8,
+        "low": 0.25,
+        "high": 0.95,
+        "spearman": 0.7,
+        "p": 0.012,
+        "cells": 2 * rows,
+        "rows": rows,
+    }
+    figure = plots.fidelity_scatter(frame, found)
+    ax = figure.axes[0]
+    points = np.concatenate([c.get_offsets() for c in ax.collections])
+    told = frame.dropna()
+    assert np.allclose(
+        np.sort(points, axis=0), np.sort(told[["agreement", "accuracy (%)"]].to_numpy(), axis=0)
+    )
+    assert ax.get_title("left").startswith("Pearson 0.80 [0.25, 0.95], Spearman 0.70, p = 0.012\n")
+    marks = {(line.get_marker(), line.get_color()) for line in figure.legends[0].get_lines()}
+    assert len(marks) == rows and inside(figure)
+
+
+def test_fidelity_of_too_little_says_so():
+    found = dict.fromkeys(("pearson", "low", "high", "spearman", "p"), math.nan) | {
+        "cells": 1,
+        "rows": 1,
+    }
+    figure = plots.fidelity_scatter(tidy({"a": [90]}), found)
+    assert figure.axes[0].get_title("left") == "no correlation can be told: 1 student in 1 row"
+    assert inside(plots.fidelity_scatter(tidy({"a": [None]}), found | {"cells": 0, "rows": 0}))
+
+
+@pytest.mark.parametrize("rows, classes", [(1, 2), (4, 10), (24, 100)])
+def test_agreement_by_class_is_the_mean_over_seeds(rows, classes):
+    names = [f"{LONG} {i}" for i in range(rows)]
+    lines = [
+        (name, seed, f"class {c}", 0.5 + 0.004 * c + 0.1 * seed, 0.01, 9)
+        for name in names
+        for seed in (0, 1)
+        for c in range(classes)
+    ]
+    frame = pd.DataFrame(lines, columns=["row", "seed", "class", "agreement", "half", "count"])
+    frame.loc[frame["class"] == "class 1", "agreement"] = np.nan
+    figure = plots.fidelity_by_class(frame)
+    ax = figure.axes[0]
+    drawn = np.ma.filled(ax.collections[0].get_array().reshape(rows, classes), np.nan)
+    expected = np.tile(0.55 + 0.004 * np.arange(classes), (rows, 1))
+    expected[:, 1] = np.nan
+    assert np.allclose(drawn, expected, equal_nan=True)
+    assert len(ax.texts) == (rows * classes if classes <= 12 else 0)
+    assert (
+        inside(figure)
+        and apart(ax.get_yticklabels())
+        and figure.axes[1].get_ylabel() == "mean cosine\nof probes"
+    )
+
+
+def test_agreement_of_nobody():
+    assert inside(
+        plots.fidelity_by_class(
+            pd.DataFrame(columns=["row", "seed", "class", "agreement", "half", "count"])
+        )
+    )
+
+
+def test_names_are_wrapped_where_they_may_be():
+    assert ablation._wrap("all") == "all"
+    assert (
+        ablation._wrap("temperature=2, kd_weight=0.5, x", 16) == "temperature=2,\nkd_weight=0.5, x"
+    )
+    assert ablation._wrap("student_model=vit_mnist", 16) == "student_model=\nvit_mnist"
+    assert ablation._wrap("a" * 40, 16, 2) == "a" * 16 + "\n" + "a" * 15 + "…"
+    assert ablation._wrap("$x$") == r"\$x\$"

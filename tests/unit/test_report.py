@@ -1,0 +1,82 @@
+"""What a notebook leaves behind: files of every kind, JSON that can be read back, text that stays text."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dfkd_lib import plots
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.artifacts import Store
+from dfkd_lib.reporting.report import Report
+
+HOSTILE = "<script>alert(1)</script>&\"'_%$#"
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    things = []
+    monkeypatch.setattr("IPython.display.display", things.append)
+    return things
+
+
+def test_a_report_leaves_figures_tables_and_metrics(tmp_path, shown):
+    rep = Report("10_x", tmp_path, profile="smoke")
+    figure, ax = plots.new_figure()
+    ax.plot([1, 2])
+    rep.figure(figure, "fig01", "a caption", paper="A Fig. 1")
+    rep.table(
+        pd.DataFrame({"name": ["a", HOSTILE], "value": [0.123456789, math.nan]}),
+        "table01",
+        "numbers",
+    )
+    rep.metric("accuracy", np.float32(0.5))
+    rep.metric("list", [np.int64(1), 2.0, math.inf])
+    art = Store(tmp_path / "artifacts").get_or_make("stage", {"a": 1}, lambda work: {"m": 1})
+    rep.artifact(art, art)
+    saved = json.loads(rep.save().read_text())
+    assert (
+        saved["metrics"] == {"accuracy": 0.5, "list": [1, 2.0, None]}
+        and saved["profile"] == "smoke"
+    )
+    assert saved["figures"] == [{"name": "fig01", "caption": "a caption", "paper": "A Fig. 1"}]
+    assert [a["key"] for a in saved["artifacts"]] == [art.key] and saved["artifacts"][0][
+        "cached"
+    ] is False
+    assert saved["seconds"] >= 0 and saved["peak_memory_mb"] > 10
+    for path in (
+        "figures/fig01.svg",
+        "figures/fig01.pdf",
+        "tables/table01.csv",
+        "tables/table01.tex",
+    ):
+        assert (tmp_path / path).stat().st_size > 0
+    assert pd.read_csv(tmp_path / "tables" / "table01.csv")["name"][1] == HOSTILE
+
+
+def test_text_of_a_table_stays_text(tmp_path, shown):
+    rep = Report("10_x", tmp_path)
+    rep.table(pd.DataFrame({HOSTILE: [HOSTILE, 1.5, None]}), "table", "caption")
+    html = next(thing for thing in shown if hasattr(thing, "to_html")).to_html()
+    assert "<script>alert" not in html and html.count("&lt;script&gt;") == 2 and "1.5" in html
+    tex = (tmp_path / "tables" / "table.tex").read_text()
+    assert r"\_\%\$\#" in tex
+
+
+@pytest.mark.parametrize("name", ["../outside", "a b", "", "a/b"])
+def test_a_name_that_is_no_file_name_is_refused(tmp_path, name, shown):
+    with pytest.raises(WorkbenchError, match="no file name"):
+        Report("10_x", tmp_path).table(pd.DataFrame({"a": [1]}), name, "caption")
+
+
+def test_an_unwritable_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkbenchError, match="report folder cannot be written to"):
+        Report("10_x", tmp_path / "file" / "out")
+
+
+def test_a_figure_is_shown_as_a_picture():
+    figure, _ = plots.new_figure()
+    assert figure._repr_png_().startswith(b"\x89PNG")

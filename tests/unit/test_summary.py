@@ -1,0 +1,117 @@
+"""The summary counts real images through everything that a stage was made from."""
+
+from dfkd_lib.core.artifacts import Store
+from dfkd_lib.reporting import summary
+
+
+def record(stage, parents=(), *reads, seconds=1.0):
+    ledger = [
+        {"stage": stage, "split": split, "purpose": purpose, "images": n}
+        for split, purpose, n in reads
+    ]
+    return {"stage": stage, "seconds": seconds, "ledger": ledger, "parents": list(parents)}
+
+
+CHAIN = {
+    "teacher": record(
+        "teacher", [], ("mnist/train", "training", 60000), ("mnist/test", "evaluation", 10000)
+    ),
+    "gan": record("cgan", ["teacher"], ("mnist/train", "training the discriminator", 6000)),
+    "images": record("synthesize", ["gan"]),
+    "student 0": record("student", ["teacher", "images"], ("mnist/test", "evaluation", 10000)),
+    "student 1": record(
+        "student", ["teacher", "images"], ("mnist/test", "evaluation", 10000), seconds=3.0
+    ),
+}
+
+
+def test_images_are_counted_through_ancestors():
+    assert summary.ancestors("student 0", CHAIN) == {"teacher", "images", "gan"}
+    table = summary.ledger_table(CHAIN).set_index("stage")
+    student = table.loc["student"]
+    assert (student["artifacts"], student["seconds"]) == (2, 4.0)
+    assert student["data-free"] == "yes" and student["images itself"] == 0
+    assert student["images behind"] == 60000, (
+        "the GAN's 6,000 are among the teacher's 60,000 of the same split"
+    )
+    assert "mnist/train 60,000 (training)" in student["made from reads"]
+    assert "mnist/train 6,000 (training the discriminator)" in student["made from reads"]
+    assert student["reads itself"] == "mnist/test 10,000 (evaluation)"
+    assert table.loc["synthesize"]["reads itself"] == "none"
+    assert table.loc["teacher"]["data-free"] == "no" and table.loc["teacher"]["images behind"] == 0
+
+
+def test_a_checkpoint_brings_the_reads_of_its_training():
+    shipped = record("teacher", [], ("mnist/test", "evaluation", 10000))
+    shipped["ledger"].append(
+        {
+            "stage": "training elsewhere",
+            "split": "mnist/train",
+            "purpose": "training",
+            "images": 60000,
+            "inherited": True,
+        }
+    )
+    row = summary.ledger_table({"shipped": shipped}).iloc[0]
+    assert row["data-free"] == "no" and row["images itself"] == 0 and row["images behind"] == 60000
+
+
+def test_splits_add_up_and_purposes_do_not():
+    counts = {
+        ("a", "training"): 5,
+        ("a", "class attention probes"): 3,
+        ("b", "training"): 2,
+        ("a", "evaluation"): 100,
+    }
+    assert summary.learned_from(counts) == 7
+
+
+def test_parents_are_found_in_the_store(tmp_path):
+    store = Store(tmp_path)
+    parent = store.get_or_make("first", {"a": 1}, lambda work: {})
+    child = store.get_or_make("second", {"b": 2}, lambda work: {}, [parent])
+    reports = {
+        "10_x": {
+            "artifacts": [
+                {
+                    "key": child.key,
+                    "stage": "second",
+                    "seconds": 1.0,
+                    "cached": False,
+                    "ledger": [],
+                    "parents": child.parents,
+                }
+            ]
+        }
+    }
+    assert set(summary.artifacts_behind(reports, store)) == {parent.key, child.key}
+
+
+def test_a_parent_that_is_gone_is_left_out(tmp_path):
+    reports = {"10_x": {"artifacts": [record("second", ["first-0123456789abcdef"]) | {"key": "k"}]}}
+    assert set(summary.artifacts_behind(reports, Store(tmp_path))) == {"k"}
+    assert len(summary.ledger_table(summary.artifacts_behind(reports, Store(tmp_path)))) == 1
+
+
+def test_nothing_run_yet_is_an_empty_summary(tmp_path):
+    reports = summary.read_reports(tmp_path)
+    assert (
+        reports == {}
+        and summary.headline_table(reports).empty
+        and summary.time_table(reports).empty
+    )
+    assert summary.ledger_table({}).empty
+
+
+def test_headlines_are_written_as_their_kind(monkeypatch):
+    monkeypatch.setattr(
+        summary,
+        "HEADLINES",
+        (
+            summary.Headline("10_x", "accuracy", "teacher", "98.75 %", "A Table 4", percent=True),
+            summary.Headline("10_x", "images", "images"),
+            summary.Headline("20_y", "missing", "not measured"),
+        ),
+    )
+    rows = summary.headlines({"10_x": {"metrics": {"accuracy": 0.97653, "images": 50000}}})
+    assert [row["value"] for row in rows] == ["97.65 %", "50,000"]

@@ -1,0 +1,202 @@
+"""The conditional GAN and its recipe: two arms that differ in λ alone, images by seed, a ledger that tells them apart."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dfkd_lib import synthesis
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.artifacts import Store
+from dfkd_lib.datasets import to_float
+from dfkd_lib.models import Discriminator, Generator, create_model
+from dfkd_lib.recipes import ClassificationRecipe, parse_seeds
+from dfkd_lib.synthesis import cgan
+
+TINY = ClassificationRecipe(
+    teacher="train",
+    teacher_model="vit_mnist_smoke",
+    teacher_epochs=1,
+    teacher_images=300,
+    test_images=100,
+    train_images=96,
+    gan_epochs=2,
+    gan_width=16,
+    d_width=4,
+    feature_images=200,
+    feature_epochs=1,
+    fid_images=60,
+    student_model="vit_mnist_smoke",
+    student_epochs=1,
+    real_images=64,
+    synthetic_images=64,
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+def test_padding_and_cropping_are_inverse():
+    images = torch.rand(2, 1, 28, 28) * 2 - 1
+    padded = synthesis.pad_to_gan(images)
+    assert padded.shape == (2, 1, 32, 32) and padded[0, 0, 0, 0] == -1
+    assert torch.equal(synthesis.crop_middle(padded, 28), images)
+
+
+def run_step(lam, share=1.0):
+    torch.manual_seed(0)
+    generator, discriminator = Generator(10, 1, width=16), Discriminator(10, 1, 4)
+    teacher = create_model("vit_mnist_smoke").eval().requires_grad_(False)
+    for p in teacher.parameters():
+        p.data.add_(torch.randn_like(p) * 0.2)
+    torch.manual_seed(1)
+    batch, probes, kept = (torch.rand(8, 1, 32, 32), torch.arange(8)), torch.rand(10, 49), {}
+    for name, losses in synthesis.gan_step(
+        generator, discriminator, teacher, probes, lam, 28, share=share
+    )(batch, 0.0):
+        losses["loss"].backward()
+        kept[name] = losses
+    return kept, [p.grad.clone() for p in generator.parameters()]
+
+
+def test_the_arms_differ_in_the_attention_term_alone():
+    (vanilla, plain_gradients), (augmented, gradients) = run_step(0.0), run_step(2.0)
+    for name, key in (
+        ("discriminator", "loss"),
+        ("generator", "adversarial"),
+        ("generator", "attention"),
+    ):
+        assert vanilla[name][key].item() == augmented[name][key].item()
+    total = augmented["generator"]["adversarial"] + 2.0 * augmented["generator"]["attention"]
+    assert augmented["generator"]["loss"].item() == pytest.approx(total.item())
+    assert any(not torch.equal(a, b) for a, b in zip(plain_gradients, gradients, strict=True))
+
+
+def test_a_share_of_the_batch_stands_for_the_attention_loss(monkeypatch):
+    """On a quarter the teacher looks at two of eight images, and nothing else of the step changes."""
+    honest, looked = cgan.attention_probe, []
+    monkeypatch.setattr(
+        cgan,
+        "attention_probe",
+        lambda teacher, images: looked.append(images) or honest(teacher, images),
+    )
+    (whole, _), (part, _) = run_step(2.0), run_step(2.0, share=0.25)
+    assert [len(images) for images in looked] == [8, 2] and torch.equal(looked[1], looked[0][:2])
+    assert part["generator"]["adversarial"].item() == whole["generator"]["adversarial"].item()
+    assert part["generator"]["attention"].item() != whole["generator"]["attention"].item()
+    assert run_step(2.0, share=0.01)[0]["generator"]["attention"].item() > 0
+
+
+def test_both_arms_train_from_one_seed_and_are_kept(store):
+    vanilla, augmented = TINY.gan(store, 0.0), TINY.gan(store, 5.0)
+    assert vanilla.key != augmented.key
+    history = vanilla.json("history.json")
+    assert len(history) == 2 and {"adversarial", "attention", "discriminator_loss"} <= set(
+        history[0]
+    )
+    assert TINY.gan(store, 0.0).cached and vanilla.metrics["stopped"] == ""
+    assert synthesis.kept_states(vanilla) == {
+        1: "generator-00001.safetensors",
+        2: "generator-00002.safetensors",
+    }
+    first = (
+        vanilla.tensors("generator-00001.safetensors"),
+        augmented.tensors("generator-00001.safetensors"),
+    )
+    assert any(not torch.equal(first[0][k], first[1][k]) for k in first[0])
+    assert [(row["split"], row["purpose"], row["images"]) for row in vanilla.ledger] == [
+        ("mnist/train", "training the discriminator", 96)
+    ]
+
+
+def test_images_come_from_the_seed_and_read_nothing_real(store):
+    maker, given = TINY.gan_maker(), TINY.given(store)
+    images, kept = synthesis.make_images(store, maker, given, 50, seed=1)
+    model = maker.generator(TINY.gan(store))
+    again, other = (
+        synthesis.generate(model, images.labels, seed, 28) for seed in (1 * 100_003, 2 * 100_003)
+    )
+    assert torch.equal(images.pixels, again) and not torch.equal(again, other)
+    assert (
+        not images.real
+        and images.shape == (1, 28, 28)
+        and torch.bincount(images.labels).tolist() == [5] * 10
+    )
+    assert kept.ledger == [] and kept.manifest["data_free"]
+
+
+def test_an_earlier_state_draws_other_images(store):
+    maker, given, gan = TINY.gan_maker(), TINY.given(store), TINY.gan(store)
+    first, last, default = (
+        maker.drawing(gan, given, epoch)(torch.arange(10), 0) for epoch in (1, 2, None)
+    )
+    assert torch.equal(last, default) and not torch.equal(first, last)
+
+
+def test_ledger_of_the_students(store):
+    real, synthetic = TINY.student(store, "real"), TINY.student(store, "synthetic")
+    assert {(r["split"], r["purpose"]): r["images"] for r in real.ledger} == {
+        ("mnist/train", "training"): 64,
+        ("mnist/test", "evaluation"): 100,
+    }
+    assert {(r["split"], r["purpose"]): r["images"] for r in synthetic.ledger} == {
+        ("mnist/test", "evaluation"): 100
+    }
+    assert synthetic.manifest["data_free"] and not real.manifest["data_free"]
+
+
+def test_a_changed_parameter_makes_anew_only_what_depends_on_it(store):
+    changed = replace(TINY, temperature=2.0)
+    for name in ("gan", "teacher_artifact", "feature_artifact"):
+        assert getattr(TINY, name)(store).key == getattr(changed, name)(store).key
+    assert TINY.student(store, "synthetic").key != changed.student(store, "synthetic").key
+    assert changed.gan(store).cached and TINY.student(store, "synthetic").cached
+    assert TINY.gan(store).key != replace(TINY, lam=2.0).gan(store).key
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"lam": -1.0}, "'lam' is impossible"),
+        ({"lam": float("nan")}, "'lam' is impossible"),
+        ({"attention_share": 0.0}, "share"),
+        ({"attention_share": 1.1}, "share"),
+        ({"teacher": "mine"}, "no such way"),
+        ({"shipped": "none", "teacher": "shipped"}, "missing"),
+    ],
+)
+def test_impossible_recipes(store, change, words):
+    with pytest.raises(WorkbenchError, match=words):
+        replace(TINY, **change).gan(store)
+
+
+def test_repeated_seeds_are_no_evidence():
+    assert parse_seeds("0, 1,5") == [0, 1, 5]
+    with pytest.raises(WorkbenchError, match="repeated"):
+        parse_seeds("0,0,1")
+
+
+def test_every_epoch_of_a_short_training_watches_attention(store):
+    gan = replace(TINY, gan_batch=48, gan_epochs=3).gan(store, 0.0)  # 2 steps an epoch
+    assert all("attention" in row for row in gan.json("history.json"))
+
+
+def test_a_student_that_cannot_take_the_images_fails_before_a_teacher_is_trained(store):
+    with pytest.raises(WorkbenchError, match="multiple of the patch 7"):
+        replace(
+            TINY, data="digits", student_model="vit_mnist_mini_patch7", teacher_epochs=99
+        ).student(store, "real")
+
+
+def test_a_generator_of_bad_numbers_is_refused():
+    generator = Generator(10, 1, width=16)
+    with torch.no_grad():
+        generator.layers[0].weight.fill_(float("nan"))
+    with pytest.raises(WorkbenchError, match="diverged"):
+        synthesis.generate(generator, torch.arange(4), 0, 28)
+
+
+def test_shape_of_gan_input_is_the_classifiers_scale():
+    assert to_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]

@@ -1,0 +1,231 @@
+"""TITN and its comparison: the paper's sizes, two heads, CutMix and the losses of eq. 9 and 10."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.datasets import to_float
+from dfkd_lib.distill import Augmentation, Batch, KDWeights, distill_step, label_step, live_targets
+from dfkd_lib.distill.mixing import auto_augment, beta_sample, cutmix, mixup
+from dfkd_lib.models import count_flops, count_parameters, create_model
+
+# Table 1, 10 classes; a distillation token, its place and its head add 192 + 192 + 1930 = 2314 to TNT and ViT.
+PAPER_COUNTS = {
+    "tnt": 5_850_778,
+    "titn": 5_850_778 + 2314,
+    "titn_large_patch": 5_848_474 + 2314,
+    "vit_tiny_32": 5_381_194,
+    "deit_tiny_32": 5_381_194 + 2314,
+    "vgg16_bn": 134_309_962,
+}
+
+
+@pytest.mark.parametrize("name", PAPER_COUNTS)
+def test_paper_parameter_counts(name):
+    with torch.device("meta"):
+        assert count_parameters(create_model(name)) == PAPER_COUNTS[name]
+
+
+def test_small_cnn_is_small():
+    assert count_parameters(create_model("cnn_small")) <= 300_000
+
+
+@pytest.mark.parametrize("name", ["titn_small", "titn_small_large_patch", "deit_small_28"])
+def test_two_heads_in_training_and_their_mean_in_evaluation(name):
+    torch.manual_seed(0)
+    model, images = create_model(name), torch.randn(2, 1, 28, 28)
+    class_logits, dist_logits = model.train()(images)
+    assert class_logits.shape == dist_logits.shape == (2, 10) and not torch.equal(
+        class_logits, dist_logits
+    )
+    torch.testing.assert_close(model.eval()(images), (class_logits + dist_logits) / 2)
+
+
+def test_titn_gives_both_heads_when_asked():
+    model = create_model("titn_small").eval()
+    assert len(model(torch.randn(2, 1, 28, 28), both=True)) == 2
+
+
+def test_inner_attention_stays_within_its_patch():
+    """With the outer blocks' mixing switched off, a pixel reaches its own patch token only."""
+    torch.manual_seed(0)
+    model = create_model("titn_small").eval()
+    for block in model.blocks:
+        for last in (block.attn_out.proj, block.mlp.fc2):
+            torch.nn.init.zeros_(last.weight)
+            torch.nn.init.zeros_(last.bias)
+    images = torch.zeros(1, 1, 28, 28)
+    changed = images.clone()
+    changed[0, 0, 8, 15] = 1.0  # row 1, column 2 of the 4x4 patches
+    moved = (model.forward_features(changed) - model.forward_features(images)).abs().sum(-1)[
+        0
+    ] > 1e-6
+    assert moved.nonzero().flatten().tolist() == [1 + 1 * 4 + 2]  # token 0 is the class token
+
+
+def test_images_that_do_not_fit_are_refused():
+    for name, bad in (
+        ("titn", {"img_size": 30}),
+        ("vit_tiny_32", {"img_size": 30}),
+        ("vgg16_bn", {"img_size": 28}),
+        ("cnn_small", {"img_size": 2}),
+    ):
+        with pytest.raises(WorkbenchError):
+            create_model(name, **bad)
+
+
+@pytest.mark.parametrize("name", ["titn_small", "tnt_small", "deit_small_28", "vit_small_28"])
+def test_the_loss_reaches_every_parameter(name):
+    torch.manual_seed(0)
+    model, teacher = create_model(name).train(), create_model("cnn_small").eval()
+    batch = cutmix(
+        torch.randn(4, 1, 28, 28), torch.arange(4), 0.5, torch.Generator().manual_seed(0)
+    )
+    step = titn_step(model, teacher) if isinstance(model(batch[0]), tuple) else label_step(model)
+    step(mixed(*batch), 0.0)["loss"].backward()
+    assert not [
+        n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
+
+
+def mixed(images, labels, others, share):
+    return Batch(images, labels, torch.arange(len(images)), others, share)
+
+
+def titn_step(student, teacher, alpha=0.5):
+    """Eq. 10 as weights of the one step."""
+    weights = KDWeights(kd=0, ce=alpha, patch=0, hard=1 - alpha)
+    return distill_step(student, live_targets(teacher, probed=False), weights)
+
+
+class TwoHeads(nn.Module):
+    """Logits given beforehand, as a model with a class and a distillation token gives them in training."""
+
+    def __init__(self, class_logits, dist_logits):
+        super().__init__()
+        self.pair = class_logits, dist_logits
+
+    def forward(self, images):
+        return self.pair
+
+
+def test_equations_9_and_10_by_hand():
+    """Two classes, logits 0 and log 3: probabilities 1/4 and 3/4."""
+    logits = torch.tensor([[0.0, math.log(3)]])
+    teacher = lambda images: torch.tensor([[5.0, 1.0]])  # noqa: E731 - arg max is class 0
+    batch = torch.zeros(1, 1, 2, 2), torch.tensor([1]), torch.tensor([0]), torch.tensor([0.75])
+    losses = titn_step(TwoHeads(logits, logits), teacher, alpha=0.3)(mixed(*batch), 0.0)
+    mix = -0.75 * math.log(3 / 4) - 0.25 * math.log(1 / 4)
+    hard = -math.log(1 / 4)
+    assert losses["ce"].item() == pytest.approx(mix, rel=1e-5)
+    assert losses["hard"].item() == pytest.approx(hard, rel=1e-5)
+    assert losses["loss"].item() == pytest.approx(0.3 * mix + 0.7 * hard, rel=1e-5)
+
+
+def test_the_teacher_sees_the_mixed_images_and_learns_nothing():
+    seen = []
+    images = torch.randn(2, 1, 28, 28)
+
+    class Teacher(nn.Linear):
+        def forward(self, x):
+            seen.append(x)
+            return super().forward(x.flatten(1))
+
+    teacher, model = Teacher(784, 10), create_model("deit_small_28").train()
+    batch = mixup(images, torch.arange(2), 0.6, torch.Generator().manual_seed(0))
+    titn_step(model, teacher)(mixed(*batch), 0.0)["loss"].backward()
+    assert torch.equal(seen[0], batch[0]) and teacher.weight.grad is None
+
+
+def test_cutmix_pastes_one_rectangle_and_counts_it():
+    batch = torch.arange(16.0)[:, None, None, None].expand(16, 1, 20, 20)
+    for seed in range(20):
+        mixed, labels, others, lam = cutmix(
+            batch, torch.arange(16), 0.7, torch.Generator().manual_seed(seed)
+        )
+        assert torch.equal(labels, torch.arange(16)) and lam.shape == (16,)
+        for i in range(16):
+            assert set(mixed[i].unique().tolist()) <= {float(i), float(others[i])}
+            stays = (mixed[i] == i).float().mean().item()
+            assert others[i] == i or stays == pytest.approx(lam[i].item(), abs=1e-6)
+        assert (
+            lam[0] >= 0.7 - 0.06
+        )  # clipping at the border and whole pixels, never a much larger rectangle
+    whole = cutmix(batch, torch.arange(16), 1.0, torch.Generator().manual_seed(0))
+    assert torch.equal(whole[0], batch) and whole[3].eq(1).all()
+
+
+def test_mixup_is_the_weighted_sum():
+    images = torch.randn(5, 1, 4, 4)
+    mixed, labels, others, lam = mixup(
+        images, torch.arange(5), 0.25, torch.Generator().manual_seed(1)
+    )
+    torch.testing.assert_close(mixed, 0.25 * images + 0.75 * images[others])
+    assert lam.eq(0.25).all() and torch.equal(labels, torch.arange(5))
+
+
+def test_lambda_follows_its_beta_distribution():
+    """Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1))."""
+    generator = torch.Generator().manual_seed(0)
+    for alpha in (0.5, 2.0):
+        draws = torch.tensor([beta_sample(alpha, generator) for _ in range(3000)])
+        assert draws.mean().item() == pytest.approx(0.5, abs=0.03)
+        assert draws.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), abs=0.01)
+
+
+def test_an_augmentation_depends_on_its_generator_alone():
+    images, labels = torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8), torch.arange(8)
+    batch, augment = Batch(images, labels, labels), Augmentation("shift", "cutmix")
+    first, again, other = (augment(batch, torch.Generator().manual_seed(s)) for s in (3, 3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)) and not torch.equal(
+        first[0], other[0]
+    )
+    plain = Augmentation()(batch, torch.Generator())
+    assert (
+        torch.equal(plain.images, to_float(images))
+        and plain.others is None
+        and torch.equal(plain.rows, labels)
+    )
+    for bad in ({"kind": "shfit"}, {"mix": "cutmax"}, {"shift": -1}, {"alpha": 0.0}):
+        with pytest.raises(WorkbenchError, match="augmentation"):
+            Augmentation(**bad)
+
+
+def test_auto_augment_draws_a_policy_for_each_image():
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8).expand(12, -1, -1, -1)
+    torch.manual_seed(0)
+    changed = auto_augment(images)
+    assert changed.shape == images.shape and changed.dtype == torch.uint8
+    assert len({image.numpy().tobytes() for image in changed}) > 3
+
+
+def test_the_papers_gflops_are_multiply_adds_of_1024_images():
+    """Table 3: 111.40 for TITN, 93.37 for ViT, 36.09 for large patches; at most 3 % away when read so."""
+    for name, paper in (
+        ("titn", 111.40),
+        ("tnt", 105.93),
+        ("vit_tiny_32", 93.37),
+        ("titn_large_patch", 36.09),
+    ):
+        operations = count_flops(
+            create_model(name, num_classes=100).eval(), torch.zeros(1, 3, 32, 32)
+        )
+        assert operations / 2 * 1024 / 1e9 == pytest.approx(paper, rel=0.03), name
+
+
+def test_small_models_see_places_from_the_start():
+    """Two images of the same patches in another order: a start that hides the places could not tell them apart."""
+    torch.manual_seed(0)
+    image = torch.randn(1, 1, 28, 28)
+    patches = F.unfold(image, 7, stride=7)
+    other = F.fold(patches[:, :, torch.randperm(16)], (28, 28), 7, stride=7)
+    for name in ("vit_small_28", "tnt_small"):
+        apart = [
+            (m(image) - m(other)).norm() / m(image).norm()
+            for m in (create_model(name, small_start=start).eval() for start in (True, False))
+        ]
+        assert apart[0] > 5 * apart[1], name

@@ -1,0 +1,396 @@
+"""Widgets: the static figure in batch, and controls that change the picture."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dfkd_lib import attention, detection, widgets
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.datasets import ImageSet, generate_scenes, to_float
+from dfkd_lib.models import create_detector, create_model
+from dfkd_lib.pipeline.parameters import read_notebook
+from dfkd_lib.widgets.browse import FAINT
+from dfkd_lib.widgets.detections import partner
+
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "10_attention_probes.ipynb"
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return create_model("vit_mnist_smoke").eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    pixels = torch.randint(
+        0, 256, (6, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    return ImageSet(pixels, torch.tensor([0, 1, 2, 0, 1, 2]), tuple("0123456789"))
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return generate_scenes(4, 48, split="test")
+
+
+@pytest.fixture(scope="module")
+def detector():
+    torch.manual_seed(0)
+    return create_detector("detr_nano", 4).eval()
+
+
+@pytest.fixture
+def explorer(model, images):
+    """An explorer of two models and two sets, and the messages it has sent."""
+    other = create_model("vit_mnist_small").eval()
+    probes = attention.class_probe_statistics(
+        model, [(images.images, images.labels % 3)], 3, None
+    ).mean
+    box = widgets.attention_explorer(
+        {"model": model, "other": other},
+        {"some": images, "more": images.subset([3, 4, 5])},
+        class_probes={"model": probes},
+        notebook="10_attention_probes",
+    )
+    sent = []
+    box.send = lambda content, buffers=(): sent.append((content, [bytes(b) for b in buffers or ()]))
+    return box, sent
+
+
+def ask(box, sent, **content):
+    sent.clear()
+    box._on_message(box, {"id": 1, **content}, [])
+    return {message["kind"]: (message, buffers) for message, buffers in sent}
+
+
+def test_static_figures(model, images):
+    assert (
+        widgets.attention_explorer(model, images, interactive=False)._repr_png_()[:4] == b"\x89PNG"
+    )
+
+
+def test_what_is_sent_is_the_attention_of_the_choice(explorer, model, images):
+    box, sent = explorer
+    message, buffers = ask(
+        box, sent, do="choose", changes={"image": 4, "block": 0, "head": 1, "token": "10"}
+    )["view"]
+    (meta,), (pixels, weights, tops, overview, _) = message["panels"], buffers
+    batch = to_float(images.images[4:5])
+    expected = attention.attention_map(model, batch, 0)[0, 1, :, 1:].detach().numpy()
+    got = (
+        np.frombuffer(weights, np.uint16).reshape(50, 49)
+        / 65535
+        * np.frombuffer(tops, np.float32)[:, None]
+    )
+    assert np.abs(got - expected).max() < 1e-5 and meta["row"] == 11 and meta["grid"] == [7, 7]
+    assert np.array_equal(
+        np.frombuffer(pixels, np.uint8).reshape(28, 28, 3)[..., 0], images.pixels[4, 0].numpy()
+    )
+    every = np.frombuffer(overview, np.float32).reshape(2, 2, 49)
+    assert np.abs(every[0, 1] - expected[11]).max() < 1e-6
+    assert message["choice"] == box.choice and box.choice["image"] == 4
+
+
+def test_the_probe_stands_beside_its_class_probe(explorer, model, images):
+    box, sent = explorer
+    message, buffers = ask(box, sent, do="choose", changes={"image": 2})["view"]
+    probe = attention.attention_probe(model, to_float(images.images[2:3])).detach().numpy()[0]
+    class_probe = np.frombuffer(buffers[4], np.float32)
+    cosine = probe @ class_probe / np.linalg.norm(probe) / np.linalg.norm(class_probe)
+    assert message["panels"][0]["agreement"] == pytest.approx(cosine, abs=1e-5)
+    message, _ = ask(box, sent, do="choose", changes={"token": "3"})["view"]
+    assert not message["panels"][0]["class_probe"]  # of a patch there is none
+
+
+def test_two_models_and_two_images_side_by_side(explorer):
+    box, sent = explorer
+    message, buffers = ask(box, sent, do="choose", changes={"compare": "model:other", "block": 1})[
+        "view"
+    ]
+    first, second = message["panels"]
+    assert (
+        (first["blocks"], second["blocks"]) == (2, 3)
+        and second["block"] == 2
+        and len(buffers) == 10
+    )
+    message, _ = ask(
+        box, sent, do="choose", changes={"image": 1, "compare": "data:more", "compare_image": 5}
+    )["view"]
+    assert (
+        message["panels"][1]["title"].endswith("more 1")
+        and "class 1" in message["panels"][1]["said"]
+    )
+
+
+@pytest.mark.parametrize("weights", ["rollout", "gradient"])
+def test_explanations_are_shown_too(explorer, weights):
+    box, sent = explorer
+    message, buffers = ask(box, sent, do="choose", changes={"weights": weights})["view"]
+    assert message["panels"][0]["rows"] == 1 and message["panels"][0]["overview"] is None
+    assert np.frombuffer(buffers[1], np.uint16).max() == 65535
+
+
+def test_the_gallery_filters_by_class_and_by_error(explorer, model, images):
+    box, sent = explorer
+    message, buffers = ask(box, sent, do="gallery", changes={"label": 2})["gallery"]
+    assert message["indices"] == [2, 5] and len(buffers[0]) == 2 * 44 * 44 * 3
+    said = model(to_float(images.images)).argmax(1)
+    message, _ = ask(box, sent, do="gallery", changes={"label": -1, "wrong": True})["gallery"]
+    assert (
+        message["indices"] == (said != images.labels).nonzero().flatten().tolist()
+        and "wrong among all 6" in message["note"]
+    )
+    message, buffers = ask(box, sent, do="gallery", changes={"label": 9})["gallery"]
+    assert message["indices"] == [] and "no such image of class 9" in message["note"]
+    assert ask(box, sent, do="choose", changes={"image": 1})["view"]  # still usable
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"block": 7}, "no such block"),
+        ({"head": 5}, "no such head"),
+        ({"token": "49"}, "no such token"),
+        ({"token": "nose"}, "no such token"),
+        ({"token": "distillation"}, "no distillation token"),
+        ({"image": 6}, "no such image"),
+        ({"model": "third"}, "no such model"),
+        ({"data": "third"}, "no such data"),
+        ({"compare": "model:third"}, "no such compare"),
+        ({"weights": "heavy"}, "no such weights"),
+        ({"data": "more", "compare": "data:some", "image": 9}, "no such image"),
+    ],
+)
+def test_bad_choices_are_said_in_place(explorer, changes, words):
+    box, sent = explorer
+    before = dict(box.choice)
+    message, _ = ask(box, sent, do="choose", changes=changes)["error"]
+    assert words in message["text"] and "expected" in message["text"] and words in box.error
+    assert box.choice == before
+    assert ask(box, sent, do="choose", changes={"image": 3})["view"] and box.error == ""
+
+
+def test_images_that_do_not_fit_are_said_in_place(model, images):
+    large = ImageSet(
+        torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1]), tuple("0123456789")
+    )
+    box = widgets.attention_explorer(model, {"good": images, "large": large})
+    box.choose(data="large")
+    assert (
+        "(1, 28, 28)" in box.error and "(3, 32, 32)" in box.error and box.choice["data"] == "good"
+    )
+    with pytest.raises(WorkbenchError, match="28"):
+        widgets.attention_explorer(model, large, interactive=False)
+
+
+def test_a_model_without_attention_is_said_in_place(images, model):
+    cnn = create_model("cnn_small").eval()
+    box = widgets.attention_explorer({"cnn": cnn, "vit": model}, images)
+    assert "no attention" in box.error
+    box.choose(model="vit")
+    assert box.error == "" and box.choice["model"] == "vit"
+
+
+def test_a_detection_is_looked_at_through_its_query(detector, scenes):
+    box = widgets.attention_explorer({"detector": detector}, {"scenes": scenes})
+    sent = []
+    box.send = lambda content, buffers=(): sent.append((content, [bytes(b) for b in buffers or ()]))
+    message, buffers = ask(box, sent, do="choose", changes={"image": 1, "threshold": 0.01})["view"]
+    (meta,) = message["panels"]
+    assert len(meta["boxes"]) == len(meta["queries"]) == len(meta["labels"]) > 0
+    query = meta["queries"][-1]
+    message, buffers = ask(box, sent, do="choose", changes={"token": str(query)})["view"]
+    batch = scenes.images[1:2].float() / 255
+    with attention.capture_attention(detector, (-1,), query, kind="cross") as rows, torch.no_grad():
+        detector(batch)
+    got = (
+        np.frombuffer(buffers[1], np.uint16).reshape(10, -1)
+        / 65535
+        * np.frombuffer(buffers[2], np.float32)[:, None]
+    )
+    assert np.abs(got[query] - rows[-1][0].mean(0).numpy()).max() < 1e-5
+    message, _ = ask(box, sent, do="choose", changes={"kind": "encoder"})["view"]
+    assert message["panels"][0]["kind"] == "encoder" and box.error == ""
+
+
+def test_a_choice_is_saved_as_figure_and_as_parameters(explorer, tmp_path, model, images):
+    box, sent = explorer
+    box.out = tmp_path
+    box.choose(image=3, block=0, head=1, token="7")
+    ask(box, sent, do="save", what="figure")
+    assert sorted(p.suffix for p in (tmp_path / "figures").iterdir()) == [".pdf", ".png", ".svg"]
+    ask(box, sent, do="save", what="parameters")
+    (path,) = tmp_path.glob("*.yaml")
+    again = widgets.Choice.of(json.loads(path.read_text()))
+    assert asdict(again) == box.choice and str(path) in box.saved
+    assert set(json.loads(path.read_text())) <= set(
+        read_notebook(NOTEBOOK)
+    )  # the notebook takes them all
+
+
+def test_what_a_detection_rests_on_is_shown_too(detector, scenes):
+    box = widgets.attention_explorer({"detector": detector}, {"scenes": scenes})
+    box.choose(weights="gradient", token="3")
+    (panel,) = box.looker.look(widgets.Choice(**box.choice))
+    expected = attention.detection_relevance(detector, scenes.images[:1].float() / 255, 3)[0]
+    assert (
+        box.error == ""
+        and np.allclose(panel.probe, expected.numpy(), atol=1e-6)
+        and panel.query == 3
+    )
+    box.choose(weights="rollout")
+    assert "no such weights" in box.error
+
+
+# The detection browser
+
+
+@pytest.fixture
+def browsed(scenes, tmp_path):
+    """A browser of two detectors whose predictions are given, and the messages it has sent."""
+    torch.manual_seed(0)
+    detectors = {
+        "teacher": create_detector("detr_nano", 4).eval(),
+        "student": create_detector("detr_micro", 4).eval(),
+    }
+    found = {name: detection.predict(d, scenes.images) for name, d in detectors.items()}
+    box = widgets.detection_browser(detectors, scenes, found, threshold=0.08, out_dir=tmp_path)
+    sent = []
+    box.send = lambda content, buffers=(): sent.append((content, [bytes(b) for b in buffers or ()]))
+    return box, sent, found
+
+
+def test_the_browser_is_sent_what_was_detected(browsed, scenes):
+    box, sent, found = browsed
+    message, buffers = ask(box, sent, do="ready")["scenes"]
+    assert (
+        message["count"] == 4
+        and message["classes"] == list(scenes.classes)
+        and len(buffers) == 3 + 2 * 5
+    )
+    starts = np.frombuffer(buffers[0], np.int32)
+    assert np.diff(starts).tolist() == [len(b) for b in scenes.boxes]
+    assert np.array_equal(np.frombuffer(buffers[2], np.int32), torch.cat(scenes.labels))
+    scores, boxes = found["student"]
+    starts, queries = np.frombuffer(buffers[8], np.int32), np.frombuffer(buffers[12], np.int32)
+    for i in range(4):
+        mine = slice(starts[i], starts[i + 1])
+        got = np.frombuffer(buffers[11], np.float32)[mine]
+        assert len(got) == int((scores[i].amax(-1) >= FAINT).sum()) and (np.diff(got) <= 0).all()
+        assert np.array_equal(got, scores[i].amax(-1)[queries[mine].tolist()])
+        assert np.array_equal(
+            np.frombuffer(buffers[9], np.float32).reshape(-1, 4)[mine],
+            boxes[i, queries[mine].tolist()],
+        )
+    message, (pixels,) = ask(box, sent, do="images", data="scenes", rows=[2])["images"]
+    assert pixels == scenes.pixels[2].permute(1, 2, 0).numpy().tobytes() and box.error == ""
+
+
+def test_every_query_looks_where_its_detector_says(browsed, scenes):
+    box, sent, found = browsed
+    message, buffers = ask(box, sent, do="look", data="scenes", scene=3, block=-3, head=1)["look"]
+    teacher, student = message["looks"]  # two blocks and three
+    assert (teacher["blocks"], teacher["block"], student["blocks"], student["block"]) == (
+        2,
+        0,
+        3,
+        0,
+    )
+    assert student["head"] == 1
+    detector = box.browse.detectors["student"]
+    with (
+        torch.inference_mode(),
+        attention.capture_attention(detector, (0,), None, kind="cross") as maps,
+    ):
+        detector(scenes.pixels[3:4].float() / 255)
+    got = np.frombuffer(buffers[1], np.float32).reshape(16, -1)
+    assert (
+        got.shape[1] == np.prod(student["grid"])
+        and np.abs(got - maps[0][0, 1].numpy()).max() < 1e-6
+    )
+
+
+def test_detections_of_tiles_have_no_query_to_look_at(scenes, detector, tmp_path):
+    scores, boxes = detection.predict(detector, scenes.images)
+    browse = widgets.detection_browser(
+        {"tiled": detector, "kept": None},
+        scenes,
+        {"tiled": (scores, boxes.roll(1, 1)), "kept": (scores, boxes)},
+    ).browse
+    tiled, kept = browse.looks("scenes", 0, -1, -1).values()
+    assert (
+        "not its own" in tiled.why and "only its predictions" in kept.why and not tiled.weights.size
+    )
+
+
+def test_the_browser_says_what_it_cannot_show(browsed, scenes, detector, images):
+    box, sent, found = browsed
+    for changes, words in (
+        ({"scene": 4}, "no such scene"),
+        ({"threshold": 1.5}, "no such threshold"),
+        ({"label": 4}, "class"),
+        ({"outcome": "odd"}, "no such outcome"),
+        ({"of": "nobody"}, "no such detector"),
+    ):
+        before = box.view
+        box.choose(**changes)
+        assert words in box.error and "expected" in box.error and box.view == before
+    box.choose(scene=2)
+    assert box.error == "" and box.view["scene"] == 2
+    with pytest.raises(WorkbenchError, match="different classes"):
+        widgets.detection_browser({"other": create_detector("detr_nano", 3)}, scenes)
+    with pytest.raises(WorkbenchError, match=r"scores \(4, Q, classes\)"):
+        widgets.detection_browser(
+            {"teacher": detector}, scenes, {"teacher": (torch.zeros(3, 5, 4), torch.zeros(3, 5, 4))}
+        )
+    with pytest.raises(WorkbenchError, match="nothing to browse"):
+        widgets.detection_browser({}, scenes)
+    with pytest.raises(WorkbenchError, match="a detector, or its predictions"):
+        widgets.detection_browser({"teacher": None}, scenes, interactive=False)
+
+
+def test_the_browser_saves_what_it_shows(browsed, tmp_path):
+    box, sent, found = browsed
+    scores, _ = found["teacher"]
+    query = int(scores[1].amax(-1).argmax())
+    ask(box, sent, do="save", view={**box.view, "scene": 1, "chosen": "teacher", "query": query})
+    assert (
+        box.error == ""
+        and len(list((tmp_path / "figures").iterdir())) == 3
+        and box.view["query"] == query
+    )
+    assert len(box.figure().axes[0].images) == 2  # the scene, and where the query looks
+
+
+def test_the_static_browser_begins_with_what_detectors_disagree_on(scenes):
+    truth = torch.zeros(4, 4, 4), torch.full((4, 4, 4), 0.5)
+    for i, (boxes, labels) in enumerate(zip(scenes.boxes, scenes.labels, strict=True)):
+        truth[1][i, : len(boxes)] = boxes
+        truth[0][i, range(len(boxes)), labels] = 0.9
+    nothing = torch.zeros_like(truth[0]), truth[1]
+    counts = torch.tensor([len(boxes) for boxes in scenes.boxes])
+    detectors, found = {"teacher": None, "student": None}, {"teacher": truth, "student": nothing}
+    browse = widgets.detection_browser(detectors, scenes, found).browse
+    assert (
+        browse.disagreement("scenes", 0.5).tolist() == (2 * counts).tolist()
+    )  # right under one, missed under the other
+    figure = widgets.detection_browser(detectors, scenes, found, interactive=False, examples=1)
+    assert len(figure.axes) == 2 and len(figure.axes[0].texts) == counts.max()
+
+
+def test_partners_overlap_enough_and_are_sure_enough():
+    scores = torch.tensor([[0.9, 0], [0.6, 0], [0.95, 0]])
+    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.52, 0.5, 0.2, 0.2], [0.9, 0.9, 0.1, 0.1]])
+    assert (
+        partner(scores, boxes, [0.52, 0.5, 0.2, 0.2], 0.5) == 1
+        and partner(scores, boxes, [0.52, 0.5, 0.2, 0.2], 0.7) == 0
+    )
+    assert (
+        partner(scores, boxes, [0.1, 0.1, 0.1, 0.1], 0.5) is None
+        and partner(scores, boxes, [0.5, 0.5, 0.2, 0.2], 0.99) is None
+    )
