@@ -16,6 +16,7 @@ import torch
 
 from bench.memory import MODEL, last_line_apart, peak_growth
 from bench.output import number, provenance
+from bench.picture import growth_lines
 from dfkd_lib import ablation, attention, datasets, metrics, training
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import resolve, save_json
