@@ -95,7 +95,7 @@ def build_aerial4(
             "impossible frames or split",
             expected="every from 0, val_share between 0 and 1",
             got=f"every {every}, val_share {val_share}",
-            mend="correct the value out of range",
+            fix="correct the value out of range",
         )
     made = Aerial4()
     with new_folder(out) as work:
@@ -121,7 +121,7 @@ def build_aerial4(
                     got=made.text() or "no video",
                     where=clone,
                     expected="two labelled videos or more of a class",
-                    mend="fetch the data set again",
+                    fix="fetch the data set again",
                 )
             (work / f"{split}.json").write_text(json.dumps({"info": about, **content}))
         with open(work / SKIPPED, "w", newline="") as file:
@@ -147,7 +147,7 @@ def read_labels(path: str | Path) -> list[np.ndarray]:
             "a label file keeps no MATLAB object",
             expected="a groundTruth object",
             where=path,
-            mend="fetch the file again",
+            fix="fetch the file again",
         )
     found, todo = {}, list(_extra("mcos_decoder").MatStream(workspace.tobytes()).walk())
     while todo:
@@ -163,7 +163,7 @@ def read_labels(path: str | Path) -> list[np.ndarray]:
             expected=1,
             got=len(found),
             where=path,
-            mend="fetch the file again",
+            fix="fetch the file again",
         )
     return next(iter(found.values()))
 
@@ -197,7 +197,7 @@ def _extra(module: str):
         raise WorkbenchError(
             "building aerial4 needs an optional extra that is not installed",
             expected=f"{module} (package {EXTRA[module]})",
-            mend='pip install -e ".[aerial4]"',
+            fix='pip install -e ".[aerial4]"',
         ) from None
 
 
@@ -213,7 +213,7 @@ def _paths(clone: Path) -> list[Path]:
         "no visible-light video is there",
         expected="Data/Video_V/V_AIRPLANE_001.mp4 and the like",
         where=clone,
-        mend=f"git clone {SOURCE}",
+        fix=f"git clone {SOURCE}",
     )
 
 

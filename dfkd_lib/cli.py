@@ -89,7 +89,7 @@ def run(options) -> int:
             "notebooks run in kernels of their own, each in one process",
             got=f"{processes.count()} processes",
             expected="1",
-            mend="give several processes the verb train; then run, started "
+            fix="give several processes the verb train; then run, started "
             "alone, finds what they trained and writes the reports",
         )
     plan = pipeline.make_plan(
@@ -138,7 +138,7 @@ def verify(options) -> int:
         raise WorkbenchError(
             "there is no such artifact folder",
             where=resolve(options.artifacts),
-            mend="check --artifacts; the default is made by the first run",
+            fix="check --artifacts; the default is made by the first run",
         )
     store = Store(options.artifacts)
     store.tidy()
@@ -155,7 +155,7 @@ def verify(options) -> int:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one verb; an error a user can mend is printed without a traceback, and the exit code is 2."""
+    """Run one verb; an error a user can fix is printed without a traceback, and the exit code is 2."""
     options = parser().parse_args(words)
     verbs = {"run": run, "train": train, "list": list_notebooks, "verify": verify}
     try:

@@ -100,7 +100,7 @@ class MakerRecipe(ClassificationRecipe):
                 expected=", ".join(MAKERS),
                 got=", ".join(unknown) or "none",
                 where="makers",
-                mend="name makers from the list, comma-separated",
+                fix="name makers from the list, comma-separated",
             )
         return [name for name in MAKERS if name in asked]
 
@@ -434,7 +434,7 @@ def _setting(word: str) -> tuple[str, object]:
             "no such setting",
             expected="name=value with a name of " + ", ".join(kinds),
             got=word,
-            mend="correct the name; python -m dfkd_lib.laboratory --help",
+            fix="correct the name; python -m dfkd_lib.laboratory --help",
         )
     try:
         return name, {"true": True, "false": False}[text.lower()] if kinds[name] is bool else kinds[
@@ -445,7 +445,7 @@ def _setting(word: str) -> tuple[str, object]:
             f"the setting '{name}' has the wrong type",
             expected=kinds[name].__name__,
             got=text,
-            mend=f"give {name} a value of that kind",
+            fix=f"give {name} a value of that kind",
         ) from None
 
 
@@ -507,5 +507,5 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except (
         WorkbenchError
-    ) as error:  # it says what to mend; where in the library it arose helps nobody
+    ) as error:  # it says what to fix; where in the library it arose helps nobody
         sys.exit(str(error))

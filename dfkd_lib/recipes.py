@@ -30,7 +30,7 @@ def parse_seeds(text: str) -> list[int]:
             expected="different seeds",
             got=text,
             where="seeds",
-            mend="equal seeds give equal runs, which are no independent evidence: name each once",
+            fix="equal seeds give equal runs, which are no independent evidence: name each once",
         )
     return seeds
 
@@ -157,7 +157,7 @@ class ClassificationRecipe:
                     expected=expected,
                     got=value,
                     where=type(self).__name__,
-                    mend=f"its default is {field.default!r}",
+                    fix=f"its default is {field.default!r}",
                 )
 
     @classmethod
@@ -364,7 +364,7 @@ class ClassificationRecipe:
             expected="real or synthetic",
             got=source,
             where="source",
-            mend="choose one of them",
+            fix="choose one of them",
         )
 
     def distilled(

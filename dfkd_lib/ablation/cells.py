@@ -163,7 +163,7 @@ def run(
             "none of the students could be trained",
             got=outcomes[0].error,
             where=store.root,
-            mend="see what happened to the first; what is finished is kept",
+            fix="see what happened to the first; what is finished is kept",
         )
     return [outcomes[place] for place in range(len(cells))]
 
@@ -185,7 +185,7 @@ def _collect(cells, count, store, answers, outcomes, say) -> None:
                 "a student cannot be written to disk, and no other could",
                 got=error,
                 where=store.root,
-                mend="free room on that disk, or choose another; then run it again: what is finished "
+                fix="free room on that disk, or choose another; then run it again: what is finished "
                 "is kept",
             )
         told = f"{100 * made.metrics['accuracy']:.2f} %" if made else error.split("\n")[0]

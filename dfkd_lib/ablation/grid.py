@@ -106,7 +106,7 @@ def _seed(seed) -> int:
             expected="a whole number from 0, below 2**32",
             got=plain(seed),
             where="seeds",
-            mend="list seeds as in [0, 1, 2]",
+            fix="list seeds as in [0, 1, 2]",
         )
     return seed
 
@@ -118,7 +118,7 @@ def _refuse(what: str, got: str, known: Sequence[str]) -> None:
         expected=", ".join(known),
         got=got,
         where="grid",
-        mend=f"did you mean '{near[0]}'?" if near else "choose one of the expected names",
+        fix=f"did you mean '{near[0]}'?" if near else "choose one of the expected names",
     )
 
 
@@ -136,7 +136,7 @@ def _typed(name: str, value):
             expected=kind.__name__,
             got=f"{plain(value)} ({type(value).__name__})",
             where="grid",
-            mend="write 1.0 for a number with a fraction, 1 for a whole one, quotes around text",
+            fix="write 1.0 for a number with a fraction, 1 for a whole one, quotes around text",
         )
     if kind is int and value < 0:
         raise WorkbenchError(
@@ -144,7 +144,7 @@ def _typed(name: str, value):
             expected="0 or more",
             got=value,
             where="grid",
-            mend="give it a value from 0 on",
+            fix="give it a value from 0 on",
         )
     return value
 
@@ -197,7 +197,7 @@ def read_grid(
             expected=f"a mapping of {', '.join(PARTS)}, or a list of rows",
             got=type(grid).__name__,
             where="grid",
-            mend="see the README for an example",
+            fix="see the README for an example",
         )
     for name in set(grid) - set(PARTS):
         _refuse("part", str(name), PARTS)
@@ -210,7 +210,7 @@ def read_grid(
                 expected="names with values",
                 got=grid[part],
                 where="grid",
-                mend=f"write {part}: {{name: value}}",
+                fix=f"write {part}: {{name: value}}",
             )
     common = {**(base or {}), **(grid.get("base") or {})}
     # The generator that looks for disagreement with a student makes the same images for every row.
@@ -262,7 +262,7 @@ def _read_file(path: Path):
             where=path,
             got=str(error)[:300],
             expected="a YAML file",
-            mend="check the path; the README has an example of what is in it",
+            fix="check the path; the README has an example of what is in it",
         ) from None
 
 
@@ -275,7 +275,7 @@ def _named(rows: list) -> dict[str, dict]:
                 expected="settings by name",
                 got=repr(row)[:200],
                 where="grid",
-                mend="write a row as {name: ..., setting: value}",
+                fix="write a row as {name: ..., setting: value}",
             )
         settings = {key: value for key, value in row.items() if key != "name"}
         name = str(
@@ -285,7 +285,7 @@ def _named(rows: list) -> dict[str, dict]:
         )
         if name in found:
             raise WorkbenchError(
-                "two rows of a grid have one name", got=name, where="grid", mend="name each once"
+                "two rows of a grid have one name", got=name, where="grid", fix="name each once"
             )
         found[name] = settings
     return found
@@ -306,7 +306,7 @@ def _rows(grid: dict, common: dict) -> dict[str, dict]:
                 expected="a list of values",
                 got=repr(values),
                 where="grid",
-                mend=f"write {name}: [{values}]",
+                fix=f"write {name}: [{values}]",
             )
     count = math.prod(map(len, crossed.values())) * max(len(rows), 1)
     if count > MOST_ROWS:
@@ -315,7 +315,7 @@ def _rows(grid: dict, common: dict) -> dict[str, dict]:
             expected=f"at most {MOST_ROWS} rows",
             got=f"{count} rows",
             where="grid",
-            mend="cross fewer settings with one another",
+            fix="cross fewer settings with one another",
         )
     found = {}
     for row, settings in (rows or {"": {}}).items():
@@ -325,7 +325,7 @@ def _rows(grid: dict, common: dict) -> dict[str, dict]:
                 expected="settings by name",
                 got=settings,
                 where="grid",
-                mend="write a row as name: {setting: value}",
+                fix="write a row as name: {setting: value}",
             )
         for values in itertools.product(*crossed.values()):
             chosen = dict(zip(crossed, values, strict=True))
@@ -340,7 +340,7 @@ def _rows(grid: dict, common: dict) -> dict[str, dict]:
                     "two rows of a grid have one name",
                     got=name,
                     where="grid",
-                    mend="give each value once",
+                    fix="give each value once",
                 )
             found[name] = {**(settings or {}), **chosen}
     return found
@@ -356,7 +356,7 @@ def _seeds(seeds) -> list[int]:
             expected="at least one, each once",
             got=seeds,
             where="seeds",
-            mend="equal seeds give equal runs, which are no independent evidence",
+            fix="equal seeds give equal runs, which are no independent evidence",
         )
     return seeds
 
@@ -371,5 +371,5 @@ def _check_different(cells: list[Cell]) -> None:
                 got=f"'{same}' and '{cell.name}'",
                 expected="rows that differ in a setting",
                 where="grid",
-                mend="leave one out",
+                fix="leave one out",
             )

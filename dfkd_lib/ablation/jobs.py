@@ -241,7 +241,7 @@ class Jobs:
                 "there is no such job",
                 got=job_id,
                 where=self.folder,
-                mend="look at the queue again",
+                fix="look at the queue again",
             )
         return job
 

@@ -77,7 +77,7 @@ def _once(outcomes: Iterable[Outcome]) -> list[Outcome]:
                 got=f"'{cell.name}', seed {cell.seed}",
                 expected="rows that differ in the seed alone",
                 where="tidy",
-                mend="name the rows apart",
+                fix="name the rows apart",
             )
         if known.setdefault((cell.name, cell.seed), outcome).artifact is None:
             known[cell.name, cell.seed] = outcome
@@ -209,7 +209,7 @@ def _named(name: str, known: Sequence[str], where: str) -> str:
             expected=", ".join(known) or "nothing: there are no rows",
             got=name,
             where=where,
-            mend=f"did you mean '{near[0]}'?" if near else f"name a {where} that is there",
+            fix=f"did you mean '{near[0]}'?" if near else f"name a {where} that is there",
         )
     return name
 

@@ -265,6 +265,6 @@ def _check(model: nn.Module, missed: list[Site]) -> None:
             got=f"{type(model).__name__}: nothing in {', '.join(s.name for s in missed[:3])}",
             expected="a call of scaled_dot_product_attention, or a softmax of (B, heads, T, S), in each attention module "
             "while the model runs",
-            mend="run the model inside the with statement, uncompiled; an attention without "
+            fix="run the model inside the with statement, uncompiled; an attention without "
             "such weights (linear, cross-covariance) has no map to show",
         )

@@ -31,7 +31,7 @@ def query_token(model: nn.Module, token: str | int) -> int:
                 "this model has no distillation token",
                 got=type(model).__name__,
                 expected="a distilled model (DeiT, TITN)",
-                mend="ask for the class token or a patch",
+                fix="ask for the class token or a patch",
             )
         return layout.distillation
     if not isinstance(token, int) or token < 0:
@@ -113,7 +113,7 @@ def resize_probe(probe: Tensor, patches: int) -> Tensor:
             expected="square numbers of patches",
             got=f"{probe.shape[-1]} and {patches}",
             where="resize_probe",
-            mend="use models with square inputs",
+            fix="use models with square inputs",
         )
     grid = F.interpolate(
         probe.view(-1, 1, old, old), (new, new), mode="bilinear", align_corners=False
@@ -160,7 +160,7 @@ def class_probe_statistics(
                 expected=f"0..{num_classes - 1}",
                 where="class probes",
                 got=f"{int(labels.min())}..{int(labels.max())}",
-                mend="give the right number of classes",
+                fix="give the right number of classes",
             )
         probe = _probes(model, images.to(device), block, head).cpu()
         for k in labels.unique().tolist():
@@ -172,7 +172,7 @@ def class_probe_statistics(
             expected=f"labels 0..{num_classes - 1}, each used",
             got=f"no image of class {empty}",
             where="class probes",
-            mend="give more images, or the right number of classes",
+            fix="give more images, or the right number of classes",
         )
     return ClassProbes(
         torch.stack([m.mean for m in moments]).float(),

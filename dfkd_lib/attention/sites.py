@@ -87,7 +87,7 @@ def _find_sites(model: nn.Module) -> list[Site]:
             got=_name(model),
             expected="modules whose class is named ...Attention or ...Attn, as in timm's and transformers' "
             "vision transformers",
-            mend="use a vision transformer or a DETR",
+            fix="use a vision transformer or a DETR",
         )
     return sites
 
@@ -105,7 +105,7 @@ def attention_sites(model: nn.Module, kind: str = "encoder") -> list[Site]:
             f"this model has no {kind} attention",
             got=_name(model),
             expected=f"one of {', '.join(sorted({site.kind for site in sites}))}",
-            mend="choose a kind that it has",
+            fix="choose a kind that it has",
         )
     return found
 
@@ -122,7 +122,7 @@ def pick(index: int, count: int, what: str) -> int:
             expected=f"{-count}..{count - 1}",
             got=index,
             where=f"attention {what}",
-            mend=f"the model has {count}",
+            fix=f"the model has {count}",
         )
     return index % count
 
@@ -193,7 +193,7 @@ def class_token(model: nn.Module) -> int:
             "this model has no class token, so it has no attention probe",
             got=_name(model),
             expected="a model with cls_token",
-            mend="use attention_map, name a token, or use a model with a class token",
+            fix="use attention_map, name a token, or use a model with a class token",
         )
     return layout.class_token
 
@@ -227,6 +227,6 @@ def patch_grid(model: nn.Module, patches: int, height: int, width: int) -> tuple
             got=f"{patches} patches",
             expected=f"rows x columns in the ratio {height} : {width}",
             where=_name(model),
-            mend="give images of the shape the model was made for",
+            fix="give images of the shape the model was made for",
         )
     return rows, patches // rows

@@ -65,7 +65,7 @@ def attention_statistics(
             "attention statistics need an image",
             got="no batch",
             where="attention_statistics",
-            mend="give at least one batch of images",
+            fix="give at least one batch of images",
         )
     return AttentionStatistics(
         *(m.mean.float() for m in moments), *(m.std.float() for m in moments), moments[0].count
@@ -176,7 +176,7 @@ def probe_agreement(
             got=f"no image of class {empty}",
             expected=f"labels 0..{num_classes - 1}, each used",
             where="probe_agreement",
-            mend="give more images, or the right number of classes",
+            fix="give more images, or the right number of classes",
         )
     halves = [m.std * float(stats.t.ppf(0.975, m.count - 1)) / m.count**0.5 for m in moments]
     return Agreement(

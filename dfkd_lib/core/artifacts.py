@@ -78,7 +78,7 @@ def home(path: str | Path) -> Path:
             "this is no path",
             expected="a name of a file or a folder",
             got=f"{path!r}: {error}",
-            mend="correct the path",
+            fix="correct the path",
         ) from None
 
 
@@ -143,7 +143,7 @@ def content_key(stage: str, settings: dict, parents: Sequence["Artifact"] = ()) 
             f"the settings of stage '{stage}' cannot be a key",
             got=error,
             expected="finite numbers, strings, booleans, None, lists and dicts of them",
-            mend="give settings as plain values",
+            fix="give settings as plain values",
         ) from None
     return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
@@ -225,7 +225,7 @@ class Store:
                 "the artifact folder cannot be written to",
                 got=error,
                 where=self.root,
-                mend="choose another folder (artifacts_dir) or free it",
+                fix="choose another folder (artifacts_dir) or free it",
             ) from None
 
     def get_or_make(
@@ -286,7 +286,7 @@ class Store:
                 "an artifact has no readable manifest",
                 got=error,
                 where=path / MANIFEST,
-                mend="run what made it again: it is moved to .damaged and made anew",
+                fix="run what made it again: it is moved to .damaged and made anew",
             ) from None
         for name, expected in files.items():
             got = _hash(path / name)
@@ -296,7 +296,7 @@ class Store:
                     where=path / name,
                     expected=f"sha256 {expected}",
                     got=got,
-                    mend="restore the file, or run what made it again: it is moved to .damaged and made "
+                    fix="restore the file, or run what made it again: it is moved to .damaged and made "
                     "anew",
                 )
         return Artifact(key, path, manifest, cached=True)
@@ -389,13 +389,13 @@ class Store:
                         "the processes of this run are not making the same thing",
                         expected=agreed,
                         got=key,
-                        mend="give all of them the same parameters and the same data",
+                        fix="give all of them the same parameters and the same data",
                     )
                 if not (self.root / key if found else work).is_dir():
                     raise WorkbenchError(
                         "a process does not see the artifact folder of the main one",
                         where=self.root,
-                        mend="give a folder that all processes share (artifacts_dir)",
+                        fix="give a folder that all processes share (artifacts_dir)",
                     )
                 if found:
                     return self.find(key)
@@ -417,7 +417,7 @@ class Store:
                     "what the main process made cannot be seen from here",
                     got=key,
                     where=self.root,
-                    mend="give a folder that all processes share and see at once (artifacts_dir)",
+                    fix="give a folder that all processes share and see at once (artifacts_dir)",
                 )
         return replace(made, cached=False)
 
@@ -499,5 +499,5 @@ class _Looking(Store):
         except ArtifactError:  # whoever makes it sets it aside
             found = None
         if found is None:
-            raise NotMade("this has not been made yet", got=key, where=self.root, mend="run it")
+            raise NotMade("this has not been made yet", got=key, where=self.root, fix="run it")
         return found

@@ -1,4 +1,4 @@
-"""The one error a user is meant to read: what happened, what was expected, what was found, where, and the mend."""
+"""The one error a user is meant to read: what happened, what was expected, what was found, where, and the fix."""
 
 import math
 import unicodedata
@@ -31,13 +31,13 @@ def plain(value: object) -> str:
 
 
 class WorkbenchError(ValueError):
-    """A problem that the user can mend, said in full.
+    """A problem that the user can fix, said in full.
 
     Args:
         what: one sentence, what went wrong.
         expected, got: what was needed and what was found, in the same units.
         where: file, notebook, parameter or training step.
-        mend: what to do about it.
+        fix: what to do about it.
     """
 
     def __init__(
@@ -47,17 +47,17 @@ class WorkbenchError(ValueError):
         expected: object = None,
         got: object = None,
         where: object = None,
-        mend: str | None = None,
+        fix: str | None = None,
     ):
-        self.what, self.expected, self.got, self.where, self.mend = what, expected, got, where, mend
-        parts = [("expected", expected), ("got", got), ("where", where), ("mend", mend)]
+        self.what, self.expected, self.got, self.where, self.fix = what, expected, got, where, fix
+        parts = [("expected", expected), ("got", got), ("where", where), ("fix", fix)]
         said = [f"{name}: {plain(value)}" for name, value in parts if value is not None]
         super().__init__("\n  ".join([plain(what), *said]))
 
     def __reduce__(self):
         # Errors cross process borders (papermill kernels, worker pools): keep the named parts.
-        return (_rebuild, (type(self), self.what, self.expected, self.got, self.where, self.mend))
+        return (_rebuild, (type(self), self.what, self.expected, self.got, self.where, self.fix))
 
 
-def _rebuild(cls, what, expected, got, where, mend):
-    return cls(what, expected=expected, got=got, where=where, mend=mend)
+def _rebuild(cls, what, expected, got, where, fix):
+    return cls(what, expected=expected, got=got, where=where, fix=fix)

@@ -89,7 +89,7 @@ def is_full(error: object) -> bool:
 
 
 def disk_error(what: str, error: object, where: Path) -> WorkbenchError:
-    """The error for a disk that takes no more: which, how much is left on it, how to mend it."""
+    """The error for a disk that takes no more: which, how much is left on it, how to fix it."""
     free = "unknown"
     with suppress(OSError):
         free = f"{shutil.disk_usage(next(p for p in [where, *where.parents] if p.exists())).free / 1e6:,.0f} MB"
@@ -97,7 +97,7 @@ def disk_error(what: str, error: object, where: Path) -> WorkbenchError:
         what,
         got=f"{str(error).splitlines()[0][:300]} ({free} free on this disk)",
         where=where,
-        mend="free room on that disk (or make it writable), or choose folders on another one; then give "
+        fix="free room on that disk (or make it writable), or choose folders on another one; then give "
         "the same command again: finished artifacts and epochs are kept",
     )
 
@@ -118,7 +118,7 @@ def lock_error(error: OSError, where: Path) -> WorkbenchError:
         got=error,
         where=where,
         expected="a disk that supports flock",
-        mend="choose a folder on another disk, or have this one mounted with locks "
+        fix="choose a folder on another disk, or have this one mounted with locks "
         "(Lustre: the option flock; NFS: version 4)",
     )
 
@@ -152,7 +152,7 @@ def load_tensors(path: str | Path) -> dict:
             "a checkpoint is missing",
             expected="a safetensors file",
             where=path,
-            mend="check the path, or train it anew",
+            fix="check the path, or train it anew",
         ) from None
     except WorkbenchError:  # the ledger's refusal
         raise
@@ -169,7 +169,7 @@ def load_tensors(path: str | Path) -> dict:
             expected="a whole safetensors file",
             got=error,
             where=path,
-            mend="fetch or train it again; the file is damaged or of another format",
+            fix="fetch or train it again; the file is damaged or of another format",
         ) from None
 
 

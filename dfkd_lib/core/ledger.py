@@ -56,7 +56,7 @@ class Stage:
             expected=f"it declared: {declared}",
             got=split,
             where=where,
-            mend="declare the split in reads={...} if the method really needs it, and the "
+            fix="declare the split in reads={...} if the method really needs it, and the "
             "summary will count it; otherwise give this stage synthetic images",
         )
 
@@ -85,7 +85,7 @@ def stage(name: str, reads: dict[str, str] | None = None):
         raise LedgerError(
             f"stage '{name}' was started inside stage '{_active.name}'",
             expected="one stage at a time",
-            mend="make what this stage needs before it starts and pass it in",
+            fix="make what this stage needs before it starts and pass it in",
         )
     _active = Stage(name, dict(reads or {}))
     try:

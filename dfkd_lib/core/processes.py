@@ -67,7 +67,7 @@ def state():
             expected=f"{count()} processes",
             got=found.num_processes,
             where="WORLD_SIZE",
-            mend="start with accelerate launch "
+            fix="start with accelerate launch "
             "--multi_gpu --num_processes N (without GPUs too) or torchrun --nproc-per-node N",
         )
     if count() > 1:
@@ -89,7 +89,7 @@ def _still_together() -> None:
         raise WorkbenchError(
             "this process has left the others and cannot go on",
             got=_parted,
-            mend="mend that error and start again; finished epochs are kept",
+            fix="fix that error and start again; finished epochs are kept",
         )
 
 
@@ -145,7 +145,7 @@ def together(what: str):
         raise
     failed = [answer for answer in _answers("", LONGEST) or [] if answer]
     if failed:
-        raise WorkbenchError(f"{what}: another process failed", got=failed[0], mend="see its error")
+        raise WorkbenchError(f"{what}: another process failed", got=failed[0], fix="see its error")
 
 
 def _answers(own: str, patience: timedelta) -> list[str] | None:
@@ -163,7 +163,7 @@ def _answers(own: str, patience: timedelta) -> list[str] | None:
         if own:
             return None
         raise WorkbenchError(
-            "another process of this run is gone", got=str(error)[:300], mend="see its error"
+            "another process of this run is gone", got=str(error)[:300], fix="see its error"
         ) from None
 
 

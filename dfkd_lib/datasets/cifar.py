@@ -60,7 +60,7 @@ def read_cifar(
             f"{name} is not here, or damaged",
             expected=f"torchvision's files in {folder}",
             got=error,
-            mend=f"load_images('{name}', '{split}', download=True) fetches it, or name a "
+            fix=f"load_images('{name}', '{split}', download=True) fetches it, or name a "
             "folder of class folders instead",
         ) from None
     labels = [

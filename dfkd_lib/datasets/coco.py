@@ -49,7 +49,7 @@ def load_coco(
 
     Raises:
         WorkbenchError: on all that `check_coco` calls fatal (but what only its thorough look finds): one error with the
-            first few places of each kind, what was expected and found there, and how to mend it. On impossible crops.
+            first few places of each kind, what was expected and found there, and how to fix it. On impossible crops.
     """
     _check_crops(size, crop, crops, crop_spread, crop_anywhere)
     folder = resolve(folder)
@@ -121,21 +121,21 @@ def _check_crops(size, crop, crops, spread, anywhere) -> None:
             expected=f"1..{LARGEST_SIDE} pixels",
             got=size,
             where="size",
-            mend="give another size, or none",
+            fix="give another size, or none",
         )
     if not crop and (crops != 1 or spread != 1 or anywhere):
         raise WorkbenchError(
             "crops of frames that are not cut",
             expected="crop=..., the crop's side in object sides",
             got=f"crops {crops}, crop_spread {spread}, crop_anywhere {anywhere}",
-            mend="give crop=4.0",
+            fix="give crop=4.0",
         )
     if crop and not (size and crops >= 1 and crop >= spread >= 1 and 0 <= anywhere <= 1):
         raise WorkbenchError(
             "impossible crops",
             got=f"size {size}, crop {crop}, crops {crops}, crop_spread {spread}, "
             f"crop_anywhere {anywhere}",
-            mend="correct the value out of range",
+            fix="correct the value out of range",
             expected="a size, crops and crop_spread from 1, crop >= crop_spread, crop_anywhere 0..1",
         )
 
@@ -149,7 +149,7 @@ def _check_sizes(images: list[np.ndarray], file: Path) -> None:
             expected="one size",
             got=few,
             where=file,
-            mend="give size=... (square scenes) or shortest=... (DETR's resizing)",
+            fix="give size=... (square scenes) or shortest=... (DETR's resizing)",
         )
 
 

@@ -46,7 +46,7 @@ def check_coco(folder: str | Path, split: str = "train", thorough: bool = True) 
             expected="a name, as in train: train.json beside train/",
             got=split,
             where=folder,
-            mend="name the split alone, and its folder as the folder",
+            fix="name the split alone, and its folder as the folder",
         )
     ledger.register_files(
         {

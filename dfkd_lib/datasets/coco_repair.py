@@ -23,7 +23,7 @@ def new_folder(path: str | Path):
             "the folder to write is there already",
             expected="a new folder",
             got=path,
-            mend="name another, or remove it",
+            fix="name another, or remove it",
         )
     work = path.with_name(f".{path.name}.{os.getpid()}.part")
     shutil.rmtree(work, ignore_errors=True)
@@ -85,7 +85,7 @@ def _repaired(report: CocoReport) -> tuple[dict, list[dict]]:
             expected="images, categories with an id each, annotations",
             got=names[0].found if names else report.error().got,
             where=report.file,
-            mend="write it again",
+            fix="write it again",
         )
     gone, done = _faulty(report)
     kept = {
@@ -124,7 +124,7 @@ def _repaired(report: CocoReport) -> tuple[dict, list[dict]]:
         done.append(row)
     if not kept["annotations"]:
         raise WorkbenchError(
-            "nothing would be left of a COCO file", where=report.file, mend="write it again"
+            "nothing would be left of a COCO file", where=report.file, fix="write it again"
         )
     return {**report.content, **kept}, done
 

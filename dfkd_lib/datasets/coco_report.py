@@ -18,7 +18,7 @@ class Kind(NamedTuple):
 
     fatal: bool
     what: str
-    mend: str
+    fix: str
 
 
 KINDS = {
@@ -166,10 +166,10 @@ class CocoReport:
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
 
     def problems(self) -> "pd.DataFrame":
-        """A row for each fault: whether it is fatal, what, place, image, expected, found, mend."""
+        """A row for each fault: whether it is fatal, what, place, image, expected, found, fix."""
         import pandas as pd
 
-        columns = ["fatal", "what", "place", "image", "expected", "found", "mend"]
+        columns = ["fatal", "what", "place", "image", "expected", "found", "fix"]
         return pd.DataFrame(
             [
                 (
@@ -179,7 +179,7 @@ class CocoReport:
                     f.image,
                     f.expected,
                     f.found,
-                    KINDS[f.kind].mend,
+                    KINDS[f.kind].fix,
                 )
                 for found in self.grouped().values()
                 for f in found
@@ -210,18 +210,18 @@ class CocoReport:
             what,
             got="\n" + "\n".join(listed(fatal, 3)),
             where=self.file,
-            mend=f"python -m dfkd_lib.datasets check {self.folder} shows all of it, and with --repair OUT "
+            fix=f"python -m dfkd_lib.datasets check {self.folder} shows all of it, and with --repair OUT "
             "writes a copy without it",
         )
 
 
 def listed(groups: dict[str, list[Fault]], most: int) -> list[str]:
-    """Lines on grouped faults: a heading for each kind with its count and mend, then its first `most` (0: all)."""
+    """Lines on grouped faults: a heading for each kind with its count and fix, then its first `most` (0: all)."""
     lines = []
     for kind, found in groups.items():
         lines.append(
             f"  {'FATAL' if KINDS[kind].fatal else 'warning'}: {KINDS[kind].what}, {len(found)} x "
-            f"(mend: {KINDS[kind].mend})"
+            f"(fix: {KINDS[kind].fix})"
         )
         for fault in found[: most or None]:
             image = (

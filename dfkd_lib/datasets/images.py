@@ -19,7 +19,7 @@ def check_names(classes: tuple[str, ...], where: str) -> None:
             expected="text without control characters",
             where=where,
             got=repr(bad[0]) if bad else "no classes",
-            mend="rename it",
+            fix="rename it",
         )
 
 
@@ -57,13 +57,13 @@ class ImageSet:
                 expected="uint8 (N, C, H, W)",
                 got=got,
                 where=self.name,
-                mend="convert float images in [-1, 1] with datasets.to_uint8, which refuses NaN",
+                fix="convert float images in [-1, 1] with datasets.to_uint8, which refuses NaN",
             )
         if self.pixels.numel() == 0:
             raise WorkbenchError(
                 "a set of images is empty",
                 where=self.name,
-                mend="give at least one image with pixels",
+                fix="give at least one image with pixels",
                 got=tuple(self.pixels.shape),
             )
         check_names(self.classes, self.name)
@@ -73,7 +73,7 @@ class ImageSet:
                 expected=f"int64 ({len(self.pixels)},)",
                 where=self.name,
                 got=f"{self.labels.dtype} {tuple(self.labels.shape)}",
-                mend="give one label an image",
+                fix="give one label an image",
             )
         bad = ((self.labels < 0) | (self.labels >= len(self.classes))).nonzero()
         if len(bad):
@@ -83,7 +83,7 @@ class ImageSet:
                 expected=f"0..{len(self.classes) - 1}",
                 got=int(self.labels[first]),
                 where=f"{self.name}, image {first}",
-                mend="check the labels file, or name all classes",
+                fix="check the labels file, or name all classes",
             )
         if self.places is None:
             self.places = np.arange(len(self.pixels))
@@ -148,7 +148,7 @@ class ImageSet:
                 expected="1 or more",
                 got=count,
                 where=self.name,
-                mend="ask for at least one",
+                fix="ask for at least one",
             )
         if count >= len(self):
             return self
@@ -172,7 +172,7 @@ class ImageSet:
                 expected="at least one image in each class",
                 got=f"none for {', '.join(empty)}",
                 where=self.name,
-                mend="add images of that class, or leave it out of the class names",
+                fix="add images of that class, or leave it out of the class names",
             )
 
 
@@ -188,7 +188,7 @@ def to_uint8(images: Tensor) -> Tensor:
             "images hold values that are not numbers",
             expected="finite values in [-1, 1]",
             got=f"{int((~torch.isfinite(images)).sum())} NaN or infinite pixels",
-            mend="the generator has diverged: lower its learning rate, or use its last good checkpoint",
+            fix="the generator has diverged: lower its learning rate, or use its last good checkpoint",
         )
     return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 

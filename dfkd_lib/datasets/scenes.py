@@ -47,7 +47,7 @@ class SceneSet:
                 expected=f"boxes and labels for {len(self.pixels)} images",
                 got=f"{len(self.boxes)} and {len(self.labels)}",
                 where=self.origin,
-                mend="give one tensor of boxes and one of labels for each image",
+                fix="give one tensor of boxes and one of labels for each image",
             )
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4 or not len(self.pixels):
             raise WorkbenchError(
@@ -55,7 +55,7 @@ class SceneSet:
                 expected="uint8 (N, 3, H, W), N >= 1",
                 where=self.origin,
                 got=f"{self.pixels.dtype} {tuple(self.pixels.shape)}",
-                mend="convert them to uint8",
+                fix="convert them to uint8",
             )
         check_names(self.classes, self.origin)
         if self.rows is None:
@@ -68,7 +68,7 @@ class SceneSet:
                 expected=f"float32 ({len(self.pixels)},), above 0",
                 got=f"{tuple(self.scale.shape)}",
                 where=self.origin,
-                mend="give one for each image",
+                fix="give one for each image",
             )
 
     def __len__(self) -> int:
@@ -143,14 +143,14 @@ def generate_scenes(
             "unknown split of the generated scenes",
             expected=", ".join(STREAMS),
             got=split,
-            mend="choose one of them",
+            fix="choose one of them",
         )
     if count < 1 or size < 32 or not 0 < scale[0] <= scale[1] <= 1:
         raise WorkbenchError(
             "impossible generated scenes",
             expected="count >= 1, size >= 32, 0 < scale <= 1",
             got=f"count {count}, size {size}, scale {scale}",
-            mend="correct the value out of range",
+            fix="correct the value out of range",
         )
     images, boxes, labels = np.empty((count, size, size, 3), np.uint8), [], []
     for index in range(count):

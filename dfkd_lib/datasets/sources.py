@@ -64,7 +64,7 @@ def load_images(
             expected=" or ".join(SPLITS) + ("" if named else ", or all of a folder"),
             got=split,
             where=name_or_path,
-            mend="choose one of them",
+            fix="choose one of them",
         )
     if max_images < 0:
         raise WorkbenchError(
@@ -72,7 +72,7 @@ def load_images(
             expected="0 (all) or more",
             got=max_images,
             where="max_images",
-            mend="give a number from 0 on",
+            fix="give a number from 0 on",
         )
     root = resolve(root)
     ledger.register_root(root, free=("artifacts", "teachers"))
@@ -96,7 +96,7 @@ def load_images(
             got=name_or_path,
             where=folder,
             expected="mnist, digits, cifar10, cifar100, or a folder with train/<class>/*.png",
-            mend="check the name or the path",
+            fix="check the name or the path",
         )
     return _folder(folder, split, size, channels, max_images)
 
@@ -104,7 +104,7 @@ def load_images(
 def read_idx(path: str | Path) -> np.ndarray:
     """The uint8 array of a gzipped IDX file (LeCun's MNIST format); WorkbenchError if missing, damaged or truncated."""
     path = Path(path)
-    mend = "fetch the file again; the four MNIST files belong in data/mnist/"
+    fix = "fetch the file again; the four MNIST files belong in data/mnist/"
     try:
         with gzip.open(path) as file:
             head = file.read(4)
@@ -120,7 +120,7 @@ def read_idx(path: str | Path) -> np.ndarray:
             body = file.read(count + 1) if shape and count <= LARGEST_IDX else b""
     except FileNotFoundError:
         raise WorkbenchError(
-            "a data file is missing", expected=path.name, where=path.parent, mend=mend
+            "a data file is missing", expected=path.name, where=path.parent, fix=fix
         ) from None
     except ledger.LedgerError:
         raise
@@ -130,7 +130,7 @@ def read_idx(path: str | Path) -> np.ndarray:
             expected="a whole gzip file",
             got=error,
             where=path,
-            mend=mend,
+            fix=fix,
         ) from None
     if not shape:
         raise WorkbenchError(
@@ -138,7 +138,7 @@ def read_idx(path: str | Path) -> np.ndarray:
             expected="it begins 00 00 08 <dimensions, 1 to 4>",
             got=head.hex(" "),
             where=path,
-            mend=mend,
+            fix=fix,
         )
     if len(body) != count:
         got = f"{len(body)} bytes" if count > len(body) else f"{count} bytes and more"
@@ -147,7 +147,7 @@ def read_idx(path: str | Path) -> np.ndarray:
             expected=f"{shape} = {count} bytes of values, at most {LARGEST_IDX}",
             got=got,
             where=path,
-            mend=mend,
+            fix=fix,
         )
     return np.frombuffer(body, np.uint8).reshape(shape).copy()
 
@@ -164,7 +164,7 @@ def _mnist(folder: Path, split: str) -> ImageSet:
             where=folder,
             expected="(N, height, width) images and (N,) labels",
             got=f"{images.shape} and {labels.shape}",
-            mend="fetch both files of this split again",
+            fix="fetch both files of this split again",
         )
     return ImageSet(
         torch.from_numpy(images)[:, None],
@@ -207,7 +207,7 @@ def _class_files(folder: Path, split: str) -> dict[str, list[Path]]:
             expected="a folder of class folders, or of images",
             got="train, test or val in it",
             where=base,
-            mend="load its splits, or name one of them as the folder",
+            fix="load its splits, or name one of them as the folder",
         )
     classes = (
         sorted(p.name for p in base.iterdir() if p.is_dir() and p.name[0] != ".")
@@ -222,7 +222,7 @@ def _class_files(folder: Path, split: str) -> dict[str, list[Path]]:
             "a folder of images has no classes",
             expected=f"{base}/<class>/*.png or *.jpg",
             where=base,
-            mend="put each class's images into a folder of its name",
+            fix="put each class's images into a folder of its name",
         )
     for name, found in files.items():
         if not found:
@@ -231,7 +231,7 @@ def _class_files(folder: Path, split: str) -> dict[str, list[Path]]:
                 got="0 images",
                 expected=f"{', '.join(IMAGE_SUFFIXES)} files",
                 where=base / name,
-                mend="add images, or remove the empty folder",
+                fix="add images, or remove the empty folder",
             )
     return files
 
@@ -278,7 +278,7 @@ def _folder(
             expected="square images, or a size to resize them to",
             got=f"{first.shape[1]} x {first.shape[0]}",
             where=every[0],
-            mend="give size=...",
+            fix="give size=...",
         )
     pixels = np.stack(
         [read_image(f, mode, side, resize=size is not None, crop=split == "all") for f in every]
@@ -302,7 +302,7 @@ def _mode(channels: int | None, size: int | None, where: Path) -> str:
             expected=f"1..{LARGEST_SIDE} pixels",
             got=size,
             where=where,
-            mend="give another size",
+            fix="give another size",
         )
     mode = {None: "RGB", 3: "RGB", 1: "L"}.get(channels)
     if mode is None:
@@ -311,7 +311,7 @@ def _mode(channels: int | None, size: int | None, where: Path) -> str:
             expected="1 or 3",
             got=channels,
             where=where,
-            mend="leave it out for colour, or give 1 for grey",
+            fix="leave it out for colour, or give 1 for grey",
         )
     return mode
 
@@ -385,7 +385,7 @@ def read_image(
             expected="a whole image file",
             got=str(error) or type(error).__name__,
             where=path,
-            mend="replace or remove the file",
+            fix="replace or remove the file",
         ) from None
     if resize:
         image = (
@@ -399,6 +399,6 @@ def read_image(
             expected=f"{side} x {side} pixels",
             got=f"{image.width} x {image.height}",
             where=path,
-            mend="give size=... to resize them all",
+            fix="give size=... to resize them all",
         )
     return np.asarray(image)

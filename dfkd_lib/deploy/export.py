@@ -77,7 +77,7 @@ def export_onnx(model: nn.Module, sample: Tensor, path: str | Path) -> Path:
                 expected=f"operators of ONNX opset {OPSET}",
                 got=str(error)[:200],
                 where=_place(model, sample, named.group(1) if named else ""),
-                mend="write that step with operators ONNX has (matmul, softmax, where, gather, ...)",
+                fix="write that step with operators ONNX has (matmul, softmax, where, gather, ...)",
             ) from None
     return Path(path)
 
@@ -144,7 +144,7 @@ def check_export(model: nn.Module, shape: tuple[int, int, int]) -> float:
                 got=str(error)[-300:],
                 expected="a batch of any size",
                 where=type(model).__name__,
-                mend="take the size of the batch from images.shape[0]: a number or len(images) is "
+                fix="take the size of the batch from images.shape[0]: a number or len(images) is "
                 "fixed at export",
             ) from None
     return same_model(type(model).__name__, difference)
@@ -157,7 +157,7 @@ def same_model(who: str, difference: float) -> float:
             f"the ONNX form of the {who} is another model",
             got=f"a difference of {difference:.3g}",
             expected=f"outputs within {PARITY:g} of PyTorch's",
-            mend="look for steps that depend on the values or the number of their images (if, for, "
+            fix="look for steps that depend on the values or the number of their images (if, for, "
             ".item(), len(images)): the export keeps only what its sample took",
         )
     return difference

@@ -76,7 +76,7 @@ def predict_with(package: str | Path, images: Tensor, *options: str) -> list[lis
             "the package does not run",
             got=done.stderr[-400:],
             where=package,
-            mend="install onnxruntime, numpy and pillow",
+            fix="install onnxruntime, numpy and pillow",
         )
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     return [[rest for name, *rest in lines if name == path] for path in paths]

@@ -51,7 +51,7 @@ def teacher_of(store: Store, student: Artifact) -> Artifact:
             expected="a distilled student",
             got=f"{student.settings['model']}, trained on labels alone",
             where=student.path,
-            mend="run the notebook that made it with another arm too, as synthetic",
+            fix="run the notebook that made it with another arm too, as synthetic",
         )
     teacher = parent_of(store, student, lambda parent: parent.stage in TEACHERS)
     if teacher is None:
@@ -60,7 +60,7 @@ def teacher_of(store: Store, student: Artifact) -> Artifact:
             expected="a parent of stage teacher",
             got=", ".join(student.parents) or "no parents",
             where=student.path,
-            mend="run the notebook that made the student again with this store",
+            fix="run the notebook that made the student again with this store",
         )
     return teacher
 
@@ -101,7 +101,7 @@ def deploy_student(
             expected=" or ".join(INT8),
             got=int8,
             where="int8",
-            mend="choose one of them",
+            fix="choose one of them",
         )
     classes = task.classes(student) or ["none: it is of another kind"]
     if list(test_set.classes) != classes:
@@ -110,7 +110,7 @@ def deploy_student(
             where=student.path,
             expected=", ".join(classes)[:200],
             got=", ".join(test_set.classes)[:200],
-            mend="give the data set it was trained for",
+            fix="give the data set it was trained for",
         )
     cpu = provenance()["cpu"]
     settings = {

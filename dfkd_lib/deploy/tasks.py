@@ -86,7 +86,7 @@ def find_student(
             expected=", ".join(FOUND),
             got=kind,
             where="students",
-            mend="choose one of them",
+            fix="choose one of them",
         )
     notebook, metric, make = FOUND[kind]
     report = resolve(out_dir) / "metrics" / f"{notebook}.json"
@@ -100,7 +100,7 @@ def find_student(
             expected=", ".join(PROFILES),
             got=profile,
             where="profile",
-            mend="choose one of them",
+            fix="choose one of them",
         )
     return make(PROFILES[profile][notebook], store)
 
@@ -134,7 +134,7 @@ def scenes_of(student: Artifact) -> SceneSet:
             expected=said["scenes"],
             got=source.identity("test")["scenes"],
             where=source.data,
-            mend="run notebook 40 again",
+            fix="run notebook 40 again",
         )
     return source.load("test")
 
@@ -155,7 +155,7 @@ def _synthetic_images(store: Store, student: Artifact, count: int, test_set: Ima
             where=student.path,
             expected="a student made from an artifact of stage synthetic",
             got=", ".join(student.parents) or "no parents",
-            mend="give a student of synthetic images",
+            fix="give a student of synthetic images",
         )
     return _some(open_images(drawn).images, count)
 

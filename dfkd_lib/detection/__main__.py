@@ -109,5 +109,5 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except (
         WorkbenchError
-    ) as error:  # it says what to mend; where in the library it arose helps nobody
+    ) as error:  # it says what to fix; where in the library it arose helps nobody
         sys.exit(str(error))

@@ -44,7 +44,7 @@ def open_scenes(artifact: Artifact) -> SceneSet:
             "this artifact keeps no scenes",
             where=artifact.path / SCENES,
             expected="pixels, labels and boxes, and classes in its settings",
-            mend="give drawn scenes",
+            fix="give drawn scenes",
             got=f"{', '.join(sorted(kept))}; classes {classes}",
         )
     held = kept["labels"] >= 0

@@ -68,7 +68,7 @@ class DetectionTerms:
                 got=str(self),
                 where="DetectionTerms",
                 expected=f"weights >= 0, not all 0; temperature > 0; pairing {' or '.join(PAIRINGS)}",
-                mend="correct the value that is out of range",
+                fix="correct the value that is out of range",
             )
 
     def losses(
@@ -217,7 +217,7 @@ def train_detector(
             expected="a teacher to label them",
             got="none",
             where=f"detector {name}",
-            mend="give teacher=, or train on scenes='train'",
+            fix="give teacher=, or train on scenes='train'",
         )
     stage = "detection-teacher" if teacher is None else "detection-student"
     test = source.load("test")
@@ -286,7 +286,7 @@ def _same_classes(
                 where=source.data,
                 expected=", ".join(classes),
                 got=", ".join(names or ()) or "none",
-                mend="use scenes of the same classes in the same order, or a teacher trained on these",
+                fix="use scenes of the same classes in the same order, or a teacher trained on these",
             )
 
 
@@ -301,7 +301,7 @@ def _identity(weights: str | Path | Artifact | None) -> str | dict | None:
             "the weights to start from are missing",
             where=path,
             expected="a .safetensors file, or a folder with one",
-            mend="check the path",
+            fix="check the path",
         )
     return " ".join(artifacts.file_hash(file) for file in files)
 

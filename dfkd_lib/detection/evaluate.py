@@ -155,7 +155,7 @@ def same_classes(count: int, scenes: SceneSet, whose: str) -> None:
             got=f"{count} classes",
             where=scenes.origin,
             expected=f"{len(scenes.classes)} classes: {', '.join(scenes.classes)}",
-            mend="use a detector that was trained on these classes, or scenes of its own",
+            fix="use a detector that was trained on these classes, or scenes of its own",
         )
 
 

@@ -105,7 +105,7 @@ def paired_queries(
             where="query pairing",
             expected=f"{teacher_logits.shape[2] - 1} classes, the teacher's",
             got=f"{student_logits.shape[2] - 1} of the student",
-            mend="train both on the same classes",
+            fix="train both on the same classes",
         )
     student, teacher = student_logits.sigmoid(), teacher_logits.sigmoid()
     distance = COSTS["l1"] * torch.cdist(student_boxes, teacher_boxes, p=1) + torch.cdist(

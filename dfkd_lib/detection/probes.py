@@ -86,7 +86,7 @@ def class_object_probes(
             expected=f"labels 0..{num_classes - 1}, each used",
             got=f"no object of class {empty}",
             where="class probes of objects",
-            mend="give more scenes, or only the classes that are there",
+            fix="give more scenes, or only the classes that are there",
         )
     return total / count[:, None]
 

@@ -172,7 +172,7 @@ class DetectionRecipe:
                 expected="at least one of each class",
                 got=f"none of {', '.join(empty)}",
                 where=self.data,
-                mend="leave it out of 'categories' in all splits, add objects, or cut more crops a frame",
+                fix="leave it out of 'categories' in all splits, add objects, or cut more crops a frame",
             )
 
     def teacher_artifact(self, store: Store) -> Artifact:
@@ -185,7 +185,7 @@ class DetectionRecipe:
                 expected="shipped or train",
                 got=self.teacher,
                 where="teacher",
-                mend="choose one of them",
+                fix="choose one of them",
             )
         config = self._config(self.teacher_epochs, self.teacher_lr)
         weights = resolve(self.weights) if self.weights else None
@@ -197,7 +197,7 @@ class DetectionRecipe:
                     expected=weights.settings["model"],
                     got=self.teacher_model,
                     where="teacher_model",
-                    mend=f"give teacher_model='{weights.settings['model']}', or start='nothing'",
+                    fix=f"give teacher_model='{weights.settings['model']}', or start='nothing'",
                 )
         return train_detector(
             store,
@@ -219,7 +219,7 @@ class DetectionRecipe:
                 expected=" or ".join(STARTS),
                 got=self.start,
                 where="start",
-                mend="choose one of them",
+                fix="choose one of them",
             )
         if self.start != "generated" or self.data == "scenes":
             return False
@@ -240,7 +240,7 @@ class DetectionRecipe:
                 expected="start='generated' alone",
                 got=f"start='generated' and {', '.join(others)}",
                 where="start",
-                mend="leave these out, or give start='nothing'",
+                fix="leave these out, or give start='nothing'",
             )
         return True
 
@@ -276,7 +276,7 @@ class DetectionRecipe:
                 expected=", ".join(GANS),
                 got=arm,
                 where="arm",
-                mend="choose one of them",
+                fix="choose one of them",
             )
         config = TrainConfig(
             self.gan_epochs,
@@ -330,7 +330,7 @@ class DetectionRecipe:
                 expected=", ".join(ARMS),
                 got=arm,
                 where="arms",
-                mend="name arms separated by commas",
+                fix="name arms separated by commas",
             )
         teacher = None if arm == "plain" else self.teacher_artifact(store)
         config = replace(

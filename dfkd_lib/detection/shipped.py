@@ -61,7 +61,7 @@ def shipped_detector(
                 "a shipped teacher is missing",
                 expected=path.name,
                 where=path.parent,
-                mend="choose teacher='train', or restore the file from the repository",
+                fix="choose teacher='train', or restore the file from the repository",
             )
     record = json.loads(about.read_text())
     test = source.load("test")
@@ -71,7 +71,7 @@ def shipped_detector(
             where=weights,
             expected=", ".join(record["metrics"]["classes"]),
             got=", ".join(test.classes),
-            mend="train a teacher on these scenes: teacher='train'",
+            fix="train a teacher on these scenes: teacher='train'",
         )
     settings = {
         "model": record["model"],
@@ -105,7 +105,7 @@ def open_shipped(name: str, folder: str | Path = FOLDER) -> Detector:
             expected=base.with_suffix(".json").name,
             got=error,
             where=base.parent,
-            mend="restore the file from the repository",
+            fix="restore the file from the repository",
         ) from None
     detector = create_detector(
         record["model"], len(record["metrics"]["classes"]), weights=base.with_suffix(".safetensors")

@@ -44,7 +44,7 @@ class SceneSource:
                 where="SceneSource",
                 expected="crop or shortest",
                 got=f"crop {self.crop:g}, shortest {self.shortest}",
-                mend="set shortest to 0 for crops, or crop to 0 for whole frames",
+                fix="set shortest to 0 for crops, or crop to 0 for whole frames",
             )
 
     def load(self, split: str) -> SceneSet:

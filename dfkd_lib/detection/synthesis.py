@@ -51,7 +51,7 @@ class SceneGAN:
                 expected="λ >= 0",
                 got=self.lam,
                 where="SceneGAN.lam",
-                mend="give 0 for the vanilla GAN",
+                fix="give 0 for the vanilla GAN",
             )
         if not 0 < self.attention_share <= 1:
             raise WorkbenchError(
@@ -59,7 +59,7 @@ class SceneGAN:
                 expected="0 < attention_share <= 1",
                 got=self.attention_share,
                 where="SceneGAN",
-                mend="give 1 for whole batches",
+                fix="give 1 for whole batches",
             )
 
     def settings(self) -> dict:
@@ -139,7 +139,7 @@ def check_sides(source: SceneSource) -> None:
             expected="size = 64, 80, 96, ...",
             got=f"shortest {source.shortest}" if source.shortest else f"size {source.size}",
             where="SceneGAN",
-            mend="set size to such a number, and shortest to 0",
+            fix="set size to such a number, and shortest to 0",
         )
 
 

@@ -66,7 +66,7 @@ def _check(
             expected="uint8 (N, 3, H, W)",
             where="predict_tiled",
             got=f"{images.dtype} {tuple(images.shape)}",
-            mend="convert them to uint8 RGB",
+            fix="convert them to uint8 RGB",
         )
     if (
         not tiles
@@ -79,7 +79,7 @@ def _check(
         raise WorkbenchError(
             "impossible windows",
             where="predict_tiled",
-            mend="correct the value that is out of range",
+            fix="correct the value that is out of range",
             expected="tile and size >= 8, 0 <= overlap < 1, keep >= 1, 0 < iou <= 1",
             got=f"tile {tiles}, size {size}, overlap {overlap}, keep {keep}, iou {iou}",
         )

@@ -79,7 +79,7 @@ def obtain_teacher(
             expected="shipped or train",
             got=how,
             where="teacher",
-            mend="choose one of them",
+            fix="choose one of them",
         )
     return shipped_teacher(store, shipped, test_set)
 
@@ -198,7 +198,7 @@ def check_losses(
             expected=needs,
             got=type(model).__name__,
             where=f"{name}_weight",
-            mend=f"set {name}_weight to 0, or choose another {who}",
+            fix=f"set {name}_weight to 0, or choose another {who}",
         )
 
     if weights.uses("patch"):
@@ -235,7 +235,7 @@ def check_losses(
                 got=f"{early_stage}: {error}",
                 where="early_stage",
                 expected="a stage of the CNN, from 0",
-                mend="cnn_small has 0..2, vgg16_bn 0..5",
+                fix="cnn_small has 0..2, vgg16_bn 0..5",
             ) from None
         if not hasattr(student, "embed_dim"):
             refuse("early", "student", student, "a vision transformer with blocks")

@@ -114,7 +114,7 @@ class Augmentation:
                     expected=", ".join(known),
                     got=name,
                     where=where,
-                    mend="choose one of them",
+                    fix="choose one of them",
                 )
         if self.shift < 0 or not self.alpha > 0:
             raise WorkbenchError(
@@ -122,7 +122,7 @@ class Augmentation:
                 expected="shift ≥ 0 pixels, alpha > 0",
                 got=f"shift {self.shift}, alpha {self.alpha}",
                 where="Augmentation",
-                mend="correct the value out of range",
+                fix="correct the value out of range",
             )
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:

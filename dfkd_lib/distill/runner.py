@@ -52,7 +52,7 @@ def check_fit(model: nn.Module, images: ImageSet, what: str) -> None:
             f"{what} does not take these images",
             expected="images of the size it was made for",
             got=f"{images.shape} (C, H, W) of {images.name}: {str(error)[:200]}",
-            mend="build it with img_size and in_chans of the images, or resize them",
+            fix="build it with img_size and in_chans of the images, or resize them",
         ) from None
     if outputs.shape[-1] != images.num_classes:
         raise WorkbenchError(
@@ -60,7 +60,7 @@ def check_fit(model: nn.Module, images: ImageSet, what: str) -> None:
             expected=f"{images.num_classes} classes",
             got=f"{outputs.shape[-1]} outputs",
             where=images.name,
-            mend="give num_classes to the model",
+            fix="give num_classes to the model",
         )
 
 
@@ -72,7 +72,7 @@ def check_classes_agree(expected: Sequence[str], got: Sequence[str], where: str)
             expected=", ".join(expected),
             got=", ".join(got),
             where=where,
-            mend="give every split a folder for each class, of one "
+            fix="give every split a folder for each class, of one "
             "name; if a teacher has other classes, train one on these images (teacher=train) "
             "or give your own (shipped=/path)",
         )
@@ -226,7 +226,7 @@ def shipped_teacher(
                 "a shipped teacher is missing",
                 expected=path.name,
                 where=path.parent,
-                mend="choose teacher='train', or restore the file from the repository",
+                fix="choose teacher='train', or restore the file from the repository",
             )
     record = _read_record(about)
     settings = {
@@ -289,7 +289,7 @@ def _read_record(about: Path) -> dict:
             where=about,
             got=repr(error)[:200],
             expected='JSON with at least {"model": "name for create_model", "overrides": {}}',
-            mend="write that file",
+            fix="write that file",
         ) from None
     return record
 

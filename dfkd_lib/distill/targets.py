@@ -140,7 +140,7 @@ def early_tokens(student: nn.Module):
             got=type(student).__name__,
             where="early weight",
             expected="a vision transformer with blocks",
-            mend="set early_weight to 0, or another student",
+            fix="set early_weight to 0, or another student",
         )
     caught: list[Tensor] = []
     # DearKD's early blocks hold patches alone; elsewhere class and distillation tokens stand beside them.

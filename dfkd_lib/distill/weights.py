@@ -48,7 +48,7 @@ class KDWeights:
                 expected="λ ≥ 0, at least one above 0",
                 got=", ".join(f"{LOSSES[name]} {value}" for name, value in weights.items()),
                 where="KDWeights",
-                mend="give at least one component a positive weight"
+                fix="give at least one component a positive weight"
                 + (", and a schedule that is not 0 throughout" if self.schedules else ""),
             )
         if not is_number(self.temperature) or self.temperature <= 0:
@@ -57,7 +57,7 @@ class KDWeights:
                 expected="T > 0",
                 got=self.temperature,
                 where="KDWeights",
-                mend="usual values are 1 to 8",
+                fix="usual values are 1 to 8",
             )
 
     @cached_property

@@ -63,7 +63,7 @@ class SchedulerLost(WorkbenchError):
         return cls(
             "the Dask scheduler is gone, and with it what ran on its workers",
             got=got,
-            mend="start it again and "
+            fix="start it again and "
             "give the same command: finished artifacts and the last checkpoints are kept",
         )
 
@@ -177,7 +177,7 @@ class Cluster:
                     where=self.client.scheduler.address,
                     expected="one at least",
                     got=f"none after {WORKER_SECONDS} s",
-                    mend="start workers: dask worker ADDRESS, or "
+                    fix="start workers: dask worker ADDRESS, or "
                     "cluster.scale(n) with dask-jobqueue",
                 )
             time.sleep(0.2)
@@ -208,7 +208,7 @@ class Cluster:
                 expected=f"at most {most:g}",
                 got=threads,
                 where="--threads",
-                mend="ask for fewer, or start workers with more",
+                fix="ask for fewer, or start workers with more",
             )
         most = max(worker.memory for worker in able if worker.threads >= threads)
         self._asked = Needs(threads, min(memory, most), gpu)
@@ -234,7 +234,7 @@ class Cluster:
                     expected="one worker for each GPU",
                     got="{}, GPU {}".format(*card),
                     where=f"{users[card]}, {worker.address}",
-                    mend="start each with CUDA_VISIBLE_DEVICES set to a GPU of its own, as dask-cuda does",
+                    fix="start each with CUDA_VISIBLE_DEVICES set to a GPU of its own, as dask-cuda does",
                 )
 
     def free(self, running: int) -> bool:
@@ -312,7 +312,7 @@ def failed(error: BaseException) -> BaseException:
             "the worker of this task died, more than once",
             got=str(error).split("\n")[0][:300],
             expected="a worker that lives",
-            mend="most likely memory ran out: give fewer --jobs, a smaller "
+            fix="most likely memory ran out: give fewer --jobs, a smaller "
             "batch_size, or workers with more memory; finished epochs are kept and resumed",
         )
     if isinstance(error, (FutureCancelledError, CancelledError)):
@@ -327,7 +327,7 @@ def failed(error: BaseException) -> BaseException:
             "a worker or the scheduler cannot run this library",
             got=error.__cause__ or error,
             expected="one installation for all machines",
-            mend="start scheduler and workers with the "
+            fix="start scheduler and workers with the "
             "interpreter of this .venv, from this repository",
         )
     return error
@@ -388,7 +388,7 @@ def _connected(address: str, say: Callable[[str], None]):
             where=address,
             got=f"{type(error).__name__}: {error}"[:300],
             expected="an address such as tcp://host:8786, or a scheduler file",
-            mend="start one (dask scheduler), or use --jobs N on this machine",
+            fix="start one (dask scheduler), or use --jobs N on this machine",
         ) from None
     try:
         if (
@@ -523,5 +523,5 @@ def _check_offers(workers: list[Worker]) -> None:
                 expected="one worker for each GPU",
                 got=f"GPU={worker.gpus:g}",
                 where=worker.address,
-                mend="start one worker for each, with CUDA_VISIBLE_DEVICES set (or dask-cuda), and GPU=1",
+                fix="start one worker for each, with CUDA_VISIBLE_DEVICES set (or dask-cuda), and GPU=1",
             )

@@ -192,5 +192,5 @@ def on_worker(run: str, name: str, function: Callable, needs: Needs, args: tuple
         return with_stop(run, function, tell, needs, args)
     except KeyboardInterrupt:
         raise WorkbenchError(
-            "stopped by hand", mend="give the same command again to go on"
+            "stopped by hand", fix="give the same command again to go on"
         ) from None

@@ -14,7 +14,7 @@ def same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
             f"{what} of student and teacher do not fit",
             expected=tuple(teacher.shape),
             got=tuple(student.shape),
-            mend="give both the same classes and the same batch",
+            fix="give both the same classes and the same batch",
         )
 
 
@@ -36,7 +36,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
             expected="T > 0",
             got=temperature,
             where="kd_loss",
-            mend="usual values are 1 to 8",
+            fix="usual values are 1 to 8",
         )
     same_shape(student_logits, teacher_logits, "logits")
     log_p = F.log_softmax(student_logits.float() / temperature, dim=-1)

@@ -40,7 +40,7 @@ class Schedule:
                 expected=HOW,
                 got=text,
                 where="schedules",
-                mend="values are ≥ 0, shares lie in 0..1 and never fall",
+                fix="values are ≥ 0, shares lie in 0..1 and never fall",
             )
         return cls(points)
 
@@ -70,7 +70,7 @@ def read_schedules(text: str, names: tuple[str, ...]) -> dict[str, Schedule]:
             expected="name: points; ...",
             got=text,
             where="schedules",
-            mend=f"points are {HOW}",
+            fix=f"points are {HOW}",
         )
     found: dict[str, Schedule] = {}
     for part in filter(str.strip, text.split(";")):
@@ -82,7 +82,7 @@ def read_schedules(text: str, names: tuple[str, ...]) -> dict[str, Schedule]:
                 expected="name: points; ... with names of " + ", ".join(names),
                 got=part.strip(),
                 where="schedules",
-                mend=f"points are {HOW}",
+                fix=f"points are {HOW}",
             )
         found[name] = Schedule.parse(points)
     return found

@@ -89,7 +89,7 @@ class BatchNormStatistics:
                 "this teacher has no batch-norm statistics to match",
                 got=type(model).__name__,
                 expected="a network with BatchNorm2d",
-                mend="use a CNN teacher (vgg16_bn, cnn_small), or "
+                fix="use a CNN teacher (vgg16_bn, cnn_small), or "
                 "the transformer form of inversion, which uses the entropy of patch similarities",
             )
         self.seen: list[Tensor] = []
@@ -155,7 +155,7 @@ def patch_similarity_entropy(tokens: Tensor, patches: slice = slice(None)) -> Te
             expected="at least 3",
             got=count,
             where="patch_similarity_entropy",
-            mend="use a model with smaller patches",
+            fix="use a model with smaller patches",
         )
     first, second = torch.triu_indices(count, count, offset=1, device=tokens.device)
     chosen = (

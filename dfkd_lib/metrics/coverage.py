@@ -56,7 +56,7 @@ def nearest(
             "too few images for that many neighbours",
             expected=f"more than {k - 1 + leave_one_out} images",
             got=len(pool),
-            mend="give more images or a smaller k",
+            fix="give more images or a smaller k",
         )
     found = []
     for start, squares in _blocks(made, pool, chunk):

@@ -38,7 +38,7 @@ def check_features(features: Tensor, where: str | None = None) -> None:
             expected="(N >= 2, D)",
             got=tuple(features.shape),
             where=where,
-            mend="give more images",
+            fix="give more images",
         )
     if not torch.isfinite(features).all():
         raise WorkbenchError(
@@ -46,7 +46,7 @@ def check_features(features: Tensor, where: str | None = None) -> None:
             got="NaN or infinity",
             expected="finite values",
             where=where,
-            mend="check the images and the feature network",
+            fix="check the images and the feature network",
         )
 
 
@@ -63,7 +63,7 @@ def check_pair(a: Tensor, b: Tensor) -> None:
             "features of different networks cannot be compared",
             expected=f"(N, {a.shape[1]})",
             got=tuple(b.shape),
-            mend="take both sides with the same feature network",
+            fix="take both sides with the same feature network",
         )
 
 
@@ -74,7 +74,7 @@ def _check_statistics(*parts: Tensor) -> None:
             "statistics hold values that are not numbers",
             got="NaN or infinity",
             expected="finite values",
-            mend="check the images and the feature network",
+            fix="check the images and the feature network",
         )
 
 
@@ -128,7 +128,7 @@ def frechet_distance(mu_a: Tensor, sigma_a: Tensor, mu_b: Tensor, sigma_b: Tenso
             "statistics of different features cannot be compared",
             expected=f"({size},), ({size}, {size})",
             got=f"{tuple(mu_b.shape)}, {tuple(sigma_a.shape)}, {tuple(sigma_b.shape)}",
-            mend="take both sides with the same feature network",
+            fix="take both sides with the same feature network",
         )
     _check_statistics(mu_a, sigma_a, mu_b, sigma_b)
     fixed = (mu_a - mu_b).square().sum() + sigma_a.trace() + sigma_b.trace()
@@ -217,7 +217,7 @@ def kernel_distance(
             "a kernel distance needs subsets of several images",
             expected="subsets >= 1, subset_size >= 2",
             got=f"{subsets}, {subset_size}",
-            mend="give larger numbers",
+            fix="give larger numbers",
         )
     if size == len(a) == len(b):
         return KernelDistance(float(poly_mmd(a.double(), b.double())), float("nan"), 1, size)

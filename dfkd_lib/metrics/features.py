@@ -47,7 +47,7 @@ def scores_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
         raise WorkbenchError(
             "this model has no linear layer to take features before",
             got=type(model).__name__,
-            mend="give a classifier with a linear head",
+            fix="give a classifier with a linear head",
         )
     given: list[Tensor] = []
     handle = heads[-1].register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
@@ -88,7 +88,7 @@ def token_features(model: nn.Module, images: Tensor, batch_size: int = 500) -> T
             "this model gives no tokens",
             got=type(model).__name__,
             expected="timm's forward_features",
-            mend="take classifier_features, which needs a linear head only",
+            fix="take classifier_features, which needs a linear head only",
         )
     kept = []
     for batch in _batches(model, images, batch_size):
@@ -101,7 +101,7 @@ def token_features(model: nn.Module, images: Tensor, batch_size: int = 500) -> T
                 got=tuple(tokens.shape),
                 expected="(B, tokens, D)",
                 where=type(vit).__name__,
-                mend="take classifier_features instead",
+                fix="take classifier_features instead",
             )
         first = getattr(vit, "num_prefix_tokens", 1)
         # TITN's distillation token comes after the patches.
@@ -112,9 +112,7 @@ def token_features(model: nn.Module, images: Tensor, batch_size: int = 500) -> T
 
 def _batches(model: nn.Module, images: Tensor, size: int) -> Iterator[Tensor]:
     if not len(images):
-        raise WorkbenchError(
-            "there is no image to take features of", mend="give at least one image"
-        )
+        raise WorkbenchError("there is no image to take features of", fix="give at least one image")
     device = next(model.parameters()).device
     return (to_float(batch).to(device) for batch in images.split(size))
 
@@ -137,7 +135,7 @@ def check_inception(download: bool = False) -> Path | None:
             "the Inception weights are not on this disk",
             where=Path(torch.hub.get_dir()) / "checkpoints",
             expected="pt_inception-2015-12-05-6726825d.pth (torch-fidelity's)",
-            mend="pass download=True once, set DFKD_INCEPTION to the file, or use features='classifier'",
+            fix="pass download=True once, set DFKD_INCEPTION to the file, or use features='classifier'",
         )
     return weights
 

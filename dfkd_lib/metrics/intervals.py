@@ -126,7 +126,7 @@ def correlation(
             expected="as many finite x as y, each with its cluster",
             got=f"{len(x)} x, {len(y)} y, {len(names)} clusters",
             where="correlation",
-            mend="leave out pairs of which a value is missing",
+            fix="leave out pairs of which a value is missing",
         )
     order = {name: i for i, name in enumerate(dict.fromkeys(names))}
     found = dict.fromkeys(("pearson", "low", "high", "spearman", "p"), math.nan)

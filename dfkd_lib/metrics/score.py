@@ -17,7 +17,7 @@ def log_shares(logits: Tensor) -> Tensor:
             "a score needs finite logits",
             expected="(N >= 1, K), finite",
             got=tuple(logits.shape),
-            mend="check the images and the classifier",
+            fix="check the images and the classifier",
         )
     return logits.double().log_softmax(1)
 

@@ -132,7 +132,7 @@ class Measures:
                 "these are no saved measures",
                 expected=", ".join(f.name for f in fields(cls)),
                 got=error,
-                mend="measure again",
+                fix="measure again",
             ) from error
 
 
@@ -265,7 +265,7 @@ def _check(real: Features, made: Features, seen: Features | None, num_classes: i
                 where=name,
                 expected=f"{made.space}, (N, {made.values.shape[-1]})",
                 got=f"{side.space}, {tuple(side.values.shape)}",
-                mend="take every side with the same feature network",
+                fix="take every side with the same feature network",
             )
         check_features(side.values, name)
         _check_labels(name, side, num_classes)
@@ -275,7 +275,7 @@ def _check(real: Features, made: Features, seen: Features | None, num_classes: i
                 expected=f"more than k = {k}",
                 got=len(side.values),
                 where=name,
-                mend="give more images or a smaller k",
+                fix="give more images or a smaller k",
             )
 
 
@@ -290,7 +290,7 @@ def _check_labels(name: str, side: Features, num_classes: int) -> None:
             expected=f"({count},), 0..{num_classes - 1}",
             where=name,
             got=f"{tuple(side.labels.shape)}, {side.labels.unique().tolist()[:20]}",
-            mend="give one label an image, and the number of classes",
+            fix="give one label an image, and the number of classes",
         )
     if side.logits is not None and (
         side.logits.shape != (count, num_classes) or not side.logits.isfinite().all()
@@ -300,5 +300,5 @@ def _check_labels(name: str, side: Features, num_classes: int) -> None:
             expected=f"finite, ({count}, {num_classes})",
             where=name,
             got=tuple(side.logits.shape),
-            mend="take them with a classifier of these classes, or give None",
+            fix="take them with a classifier of these classes, or give None",
         )

@@ -89,7 +89,7 @@ def build_vgg16_bn(num_classes: int = 10, img_size: int = 32, in_chans: int = 3)
             "the image is too small for VGG16's five poolings",
             expected="at least 32 pixels",
             got=f"{img_size} pixels",
-            mend="pad the images to 32x32, or use 'cnn_small'",
+            fix="pad the images to 32x32, or use 'cnn_small'",
         )
     return vgg.vgg16_bn(pretrained=False, num_classes=num_classes, in_chans=in_chans)
 
@@ -111,7 +111,7 @@ def build_small_cnn(
             "the image is too small for the CNN's poolings",
             expected=f"at least {smallest} pixels",
             got=f"{img_size} pixels",
-            mend="use larger images or fewer stages (widths)",
+            fix="use larger images or fewer stages (widths)",
         )
     return SmallCNN(num_classes, in_chans, widths)
 

@@ -41,7 +41,7 @@ def create_model(name: str, **overrides) -> nn.Module:
             "no such model",
             got=name,
             expected=", ".join(model_names()),
-            mend=f"did you mean {near[0]}?" if near else "choose one of the expected names",
+            fix=f"did you mean {near[0]}?" if near else "choose one of the expected names",
         )
     builder, defaults = MODELS[name]
     parameters = inspect.signature(builder).parameters
@@ -51,7 +51,7 @@ def create_model(name: str, **overrides) -> nn.Module:
             f"model {name} has no such setting",
             got=", ".join(sorted(unknown)),
             expected=", ".join(parameters),
-            mend="drop it or correct its name",
+            fix="drop it or correct its name",
         )
     try:
         return builder(**{**defaults, **overrides})
@@ -69,7 +69,7 @@ def create_model(name: str, **overrides) -> nn.Module:
         raise WorkbenchError(
             f"model {name} cannot be built so",
             got=f"{overrides}: {error}",
-            mend="the image side must be a multiple of the patch, the width of the heads",
+            fix="the image side must be a multiple of the patch, the width of the heads",
         ) from None
 
 

@@ -165,14 +165,14 @@ def create_detector(
             "no such detector",
             got=name,
             expected=", ".join(detector_names()),
-            mend=f"did you mean {near[0]}?" if near else "choose one of the expected names",
+            fix=f"did you mean {near[0]}?" if near else "choose one of the expected names",
         )
     if num_labels < 1:
         raise WorkbenchError(
             "a detector needs a class",
             expected="num_labels >= 1",
             got=num_labels,
-            mend="name at least one class",
+            fix="name at least one class",
         )
     given = [
         kind
@@ -189,7 +189,7 @@ def create_detector(
             where=name,
             expected="one of pretrained, weights and backbone_weights",
             got=" and ".join(given),
-            mend="leave one of them out",
+            fix="leave one of them out",
         )
     spec = _SPECS[name]
     if backbone_weights is not None:
@@ -304,7 +304,7 @@ def _pretrained(name: str, spec: _Spec, num_labels: int) -> Detector:
         raise WorkbenchError(
             f"no pretrained weights exist for {name}",
             got=name,
-            mend="train it (weights=None), or give a file of your own as weights=...",
+            fix="train it (weights=None), or give a file of your own as weights=...",
             expected=", ".join(other for other in detector_names() if _SPECS[other].full),
         )
     repository = spec.hub or timm.get_pretrained_cfg(spec.backbone).hf_hub_id
@@ -359,7 +359,7 @@ def _from_folder(spec: _Spec, num_labels: int, folder: str | Path) -> Detector:
             got=str(error)[:300],
             where=folder,
             expected="a folder with config.json and model.safetensors of that architecture",
-            mend="point weights= to such a folder",
+            fix="point weights= to such a folder",
         ) from None
     fresh = {key.split(".")[0] for key in report["missing_keys"]}
     fresh |= {
@@ -371,7 +371,7 @@ def _from_folder(spec: _Spec, num_labels: int, folder: str | Path) -> Detector:
             where=folder,
             got=f"nothing for {sorted(fresh)}",
             expected="weights for everything but the class head",
-            mend="choose the detector it is of",
+            fix="choose the detector it is of",
         )
     if fresh:
         _start_rare(loaded)
@@ -389,7 +389,7 @@ def _load(
     tensors: dict,
     where: object,
     what: str = "a detector of that name",
-    mend: str = "create the detector that was saved",
+    fix: str = "create the detector that was saved",
 ) -> None:
     """Load weights of the module's names and shapes; a class head of other classes stays as it is."""
     expected = module.state_dict()
@@ -413,6 +413,6 @@ def _load(
             expected=f"{len(expected)} tensors of its shapes: {what}",
             got=f"{len(unfit)} missing or of another shape, {len(extra)} unknown: "
             f"{', '.join((unfit + extra)[:3])}",
-            mend=mend,
+            fix=fix,
         )
     module.load_state_dict(as_numbers(tensors, expected, where))

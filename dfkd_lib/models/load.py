@@ -80,7 +80,7 @@ class Loaded(nn.Module):
                 expected="finite means, deviations above 0",
                 got=f"mean {mean}, std {std}",
                 where=source,
-                mend="correct its configuration",
+                fix="correct its configuration",
             )
         # Weights made for colour that were adapted to grey want the mean of the channels.
         mean, std = (
@@ -136,7 +136,7 @@ def load_model(
             "checkpoints are read as safetensors only, since others may run code",
             got=weights or name,
             expected="a .safetensors file",
-            mend="convert it where you trust it: safetensors.torch."
+            fix="convert it where you trust it: safetensors.torch."
             "save_file(torch.load(path, weights_only=True), 'model.safetensors')",
         )
     return _open(str(name), weights, sizes, download).eval().requires_grad_(False)
@@ -156,7 +156,7 @@ def _open(name: str, weights: str | Path, sizes: dict, download: bool) -> Loaded
             got=f"weights {weights}",
             where=name,
             expected="weights only with a name of the workbench or of timm",
-            mend="leave one of them out",
+            fix="leave one of them out",
         )
     if name.endswith(".safetensors"):
         in_folder = path.name == "model.safetensors" and (path.parent / "config.json").is_file()
@@ -174,7 +174,7 @@ def _open(name: str, weights: str | Path, sizes: dict, download: bool) -> Loaded
             f"model {name} has no pretrained weights",
             expected="weights=... a .safetensors file",
             got="none",
-            mend="name a file, or train it: python -m dfkd_lib.distill train-teacher",
+            fix="name a file, or train it: python -m dfkd_lib.distill train-teacher",
         )
     return _pretrained(name, sizes, download)
 
@@ -190,7 +190,7 @@ def _told(read: Callable, path: Path, sizes: dict, *name: str) -> Loaded:
             "a model cannot be built from what its file and its record say",
             where=path,
             got=f"{type(error).__name__}: {str(error)[:200]}",
-            mend="fetch both again",
+            fix="fetch both again",
             expected="a checkpoint with its own record",
         ) from None
     outputs = getattr(loaded.model, "num_classes", None)
@@ -200,7 +200,7 @@ def _told(read: Callable, path: Path, sizes: dict, *name: str) -> Loaded:
             expected=f"{outputs} names",
             where=path,
             got=f"{len(loaded.classes)} names",
-            mend="correct the record",
+            fix="correct the record",
         )
     return loaded
 
@@ -239,7 +239,7 @@ def _about(file: Path, needed: bool) -> dict:
                     "the record beside a checkpoint cannot be used",
                     where=record,
                     got=repr(error)[:200],
-                    mend="write that file",
+                    fix="write that file",
                     expected='JSON with at least {"model": name, "overrides": {}}',
                 ) from None
     with safe_open(file, "pt") as opened:
@@ -253,7 +253,7 @@ def _about(file: Path, needed: bool) -> dict:
             "nothing says which architecture a checkpoint is of",
             where=file,
             expected=f'{record.name} beside it with {{"model": name, "overrides": {{}}}}',
-            mend=f"write that file, or give the name as the model and {file.name} as its weights",
+            fix=f"write that file, or give the name as the model and {file.name} as its weights",
         )
     return {"model": said[0]} if said else {}
 
@@ -291,7 +291,7 @@ def _config(name: str):
         got=name,
         expected="a name of the workbench or of timm, a .safetensors file, "
         "a folder in transformers' format, or owner/name on the hub",
-        mend=f"did you mean {', '.join(near)}?" if near else "see timm.list_models('*vit*')",
+        fix=f"did you mean {', '.join(near)}?" if near else "see timm.list_models('*vit*')",
     )
 
 
@@ -303,7 +303,7 @@ def _pretrained(name: str, sizes: dict, download: bool) -> Loaded:
             f"timm has no pretrained weights for {name} on the hub",
             got="none",
             expected="weights=... a .safetensors file",
-            mend="name a file, or another model",
+            fix="name a file, or another model",
         )
     file = fetch(config.hf_hub_id, download, name) / "model.safetensors"
     made = _build(
@@ -350,7 +350,7 @@ def _build(name: str, config, tensors: dict, file, sizes: dict, source: str) -> 
         raise WorkbenchError(
             f"model {name} cannot be built so",
             got=f"{sizes}: {str(error)[:200]}",
-            mend="the image side must be a multiple of the patch",
+            fix="the image side must be a multiple of the patch",
         ) from None
     clean = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
@@ -411,7 +411,7 @@ def fetch(repository: str, download: bool, name: str) -> Path:
             got=name,
             expected="a name, a file, a folder, or owner/name on the hub",
             where=str(error)[:200],
-            mend="check the path or the name",
+            fix="check the path or the name",
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         _not_there(
@@ -433,12 +433,12 @@ def fetch(repository: str, download: bool, name: str) -> Path:
 
 
 def _not_there(repository: str, name: str, download: bool, why: str) -> None:
-    mend = "check name and network" if download else "allow the download (download=True)"
+    fix = "check name and network" if download else "allow the download (download=True)"
     raise WeightsMissing(
         f"pretrained weights of {name} are not on this disk",
         got=why,
         expected=f"model.safetensors of hub repository {repository}",
-        mend=f"{mend}, or give a .safetensors file as weights",
+        fix=f"{fix}, or give a .safetensors file as weights",
     ) from None
 
 
@@ -453,7 +453,7 @@ def _json(path: Path) -> dict:
             got=str(error)[:200],
             where=path.parent,
             expected="config.json and model.safetensors",
-            mend="name a folder that has both",
+            fix="name a folder that has both",
         ) from None
 
 
@@ -502,7 +502,7 @@ def _transformers(folder: Path, sizes: dict) -> Loaded:
             got=str(error)[:300],
             where=folder,
             expected="an image classifier's config.json and model.safetensors",
-            mend="check that it is an image classifier, saved as safetensors",
+            fix="check that it is an image classifier, saved as safetensors",
         ) from None
     as_numbers(model.state_dict(), model.state_dict(), folder)
     missing = sorted(str(key) for key in report["missing_keys"])
@@ -512,7 +512,7 @@ def _transformers(folder: Path, sizes: dict) -> Loaded:
             expected=f"{missing[0]} (and {len(missing) - 1} more)",
             got="no such weight",
             where=folder,
-            mend="choose a checkpoint of an image classifier",
+            fix="choose a checkpoint of an image classifier",
         )
     side = getattr(config, "image_size", None) or 224
     own = {
@@ -526,7 +526,7 @@ def _transformers(folder: Path, sizes: dict) -> Loaded:
             expected=own,
             got=sizes,
             where=folder,
-            mend="leave them out, or use timm's form of this model",
+            fix="leave them out, or use timm's form of this model",
         )
     source, prepare = f"transformers' {config.model_type} from {folder}", {}
     if (folder / "preprocessor_config.json").is_file():
@@ -584,7 +584,7 @@ def check_images(model: nn.Module, shape: tuple[int, int, int], where: str = "im
             expected=expected,
             where=where,
             got=f"{shape}: {problem}",
-            mend="give a folder's images another size (size=...) or number of "
+            fix="give a folder's images another size (size=...) or number of "
             "channels, or choose a model made for these",
         )
     _tried[model].add(shape)

@@ -85,7 +85,7 @@ def _check_patches(img_size: int, patch_size: int) -> None:
             "the image cannot be cut into whole patches",
             expected=f"a multiple of {patch_size} pixels",
             got=f"{img_size} pixels",
-            mend="change img_size or patch_size",
+            fix="change img_size or patch_size",
         )
 
 

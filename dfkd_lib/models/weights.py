@@ -36,7 +36,7 @@ def load_weights(model: nn.Module, tensors: dict, where) -> None:
             where=where,
             got=f"{got or 'more'} ({len(unfit)} of {len(state)} weights do not fit, {missing} of them "
             f"missing{unknown})",
-            mend="build the model the checkpoint was trained with",
+            fix="build the model the checkpoint was trained with",
         )
     model.load_state_dict(as_numbers(tensors, state, where))
 
@@ -56,7 +56,7 @@ def as_numbers(tensors: dict, state: dict, where) -> dict:
                 where=where,
                 expected=f"finite values of {state[name].dtype}",
                 got=f"{name}: {'NaN or infinity' if value.is_floating_point() else value.dtype}",
-                mend="fetch it again, or take the last good one: its training has diverged",
+                fix="fetch it again, or take the last good one: its training has diverged",
             )
     return made
 
@@ -85,7 +85,7 @@ def check_sizes(sizes: dict, tensors: dict, where: Path) -> None:
                 expected=f"{key} up to {most}, or text",
                 got=value,
                 where=where,
-                mend="correct that file",
+                fix="correct that file",
             )
 
 
@@ -106,7 +106,7 @@ def check_fits(build: Callable[[], nn.Module], tensors: dict, where: Path) -> No
             expected=f"about {count} weights",
             got=f"{there} weights",
             where=where,
-            mend="build the model the checkpoint was trained with",
+            fix="build the model the checkpoint was trained with",
         )
 
 

@@ -213,7 +213,7 @@ def execute(
             FAILED,
             f"{failure.ename}: {failure.evalue}\n  in cell: {failure.source.strip()[:200]}",
         )
-        error += mend(failure.ename, failure.evalue, watch)
+        error += fix(failure.ename, failure.evalue, watch)
     except DeadKernelError:
         status, error = FAILED, dead_kernel(watch)
     except Exception as failure:  # a notebook must never take the others down with it
@@ -221,7 +221,7 @@ def execute(
             FAILED,
             dead_kernel(watch) if _unborn(failure) else f"{type(failure).__name__}: {failure}",
         )
-        error += mend(type(failure).__name__, str(failure), watch)
+        error += fix(type(failure).__name__, str(failure), watch)
     finally:
         ended.set()
     if stopped.is_set() and status == FAILED:
@@ -261,19 +261,19 @@ def _unborn(failure: Exception) -> bool:
     return "Kernel died" in str(failure) and not isinstance(failure, DeadKernelError)
 
 
-def mend(name: str, text: str, watch: Watch) -> str:
+def fix(name: str, text: str, watch: Watch) -> str:
     """What to do about an error of the machine, not of the notebook, that no part of the library has put into words."""
-    if "mend:" in text:
+    if "fix:" in text:
         return ""
     if is_full(text):
         return (
-            "\n  mend: the disk takes no more: free room on it, or choose --out and --artifacts on another; then give "
+            "\n  fix: the disk takes no more: free room on it, or choose --out and --artifacts on another; then give "
             "the same command again: finished artifacts and epochs are kept"
         )
     if watch.no_memory or NO_MEMORY.search(f"{name} {text}"):
         return (
             f"\n  memory ran out in the notebook's kernel\n  got: at most {watch.peak / MEGABYTE:,.0f} MB in it, of "
-            f"{psutil.virtual_memory().total / MEGABYTE:,.0f} MB\n  mend: {LESS_MEMORY}"
+            f"{psutil.virtual_memory().total / MEGABYTE:,.0f} MB\n  fix: {LESS_MEMORY}"
         )
     return ""
 
@@ -285,12 +285,12 @@ def dead_kernel(watch: Watch) -> str:
         return (
             f"the notebook's kernel hung and was ended: for {watch.hung_minutes:g} min it used no processor time and "
             "printed nothing\n  safe: every finished artifact, and each training run up to its last finished epoch\n"
-            "  mend: look at the cell where it stopped; if it waits for something slow, allow more with --hung MINUTES"
+            "  fix: look at the cell where it stopped; if it waits for something slow, allow more with --hung MINUTES"
         )
     if watch.process is None:
         return (
             f"the notebook's kernel died while it was starting, {STARTS} times; it may have printed why, above\n"
-            f"  mend: give the same command again; if memory was short, {LESS_MEMORY}"
+            f"  fix: give the same command again; if memory was short, {LESS_MEMORY}"
         )
     how = f"killed by signal {watch.signal}" if watch.signal else "gone without a word"
     likely = " (usually the system ran out of memory)" if watch.signal == 9 else ""
@@ -298,5 +298,5 @@ def dead_kernel(watch: Watch) -> str:
         f"the notebook's kernel died: it was {how}{likely}\n"
         f"  got: at most {watch.peak / MEGABYTE:,.0f} MB in the kernel, of {memory.total / MEGABYTE:,.0f} MB\n"
         "  safe: every finished artifact, and each training run up to its last finished epoch\n"
-        f"  mend: give the same command again to resume from there; if memory was short, {LESS_MEMORY}"
+        f"  fix: give the same command again to resume from there; if memory was short, {LESS_MEMORY}"
     )

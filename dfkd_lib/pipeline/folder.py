@@ -32,7 +32,7 @@ def prepare_folder(out: Path) -> FileLock:
         raise WorkbenchError(
             "another run is writing to this output folder",
             where=out,
-            mend="wait for it, or give another folder with --out",
+            fix="wait for it, or give another folder with --out",
         ) from None
     except OSError as error:
         if error.errno in NO_LOCKS:
@@ -41,5 +41,5 @@ def prepare_folder(out: Path) -> FileLock:
             "the output folder cannot be written to",
             where=out,
             got=error,
-            mend="give another folder with --out, or free this one",
+            fix="give another folder with --out, or free this one",
         ) from None

@@ -149,7 +149,7 @@ class Parameter:
 
     def _refuse(self, what: str, value: object) -> None:
         near = nearest(str(value), self.rule.choices) if self.rule and self.rule.choices else None
-        mend = (
+        fix = (
             f"did you mean '{near}'?"
             if near
             else f"{self.help or self.name}; its default is {self.default!r}"
@@ -158,7 +158,7 @@ class Parameter:
             f"parameter '{self.name}' of notebook {self.notebook} {what}",
             expected=self.expected,
             got=f"{value!r} ({type(value).__name__})",
-            mend=mend,
+            fix=fix,
         )
 
 
@@ -202,7 +202,7 @@ def parse_cell(source: str, notebook: str) -> dict[str, Parameter]:
             where=notebook,
             got=error,
             expected="`name = value`, one a line",
-            mend="correct the cell in the notebook",
+            fix="correct the cell in the notebook",
         ) from None
     found = {}
     for statement in statements:
@@ -221,7 +221,7 @@ def parse_cell(source: str, notebook: str) -> dict[str, Parameter]:
                 got=name,
                 where=notebook,
                 expected="int, float, str or bool; lists as comma-separated strings",
-                mend="write one `name = value` a line, and nothing else",
+                fix="write one `name = value` a line, and nothing else",
             )
         comment = comments.get(statement.lineno, "")
         text, semicolon, tail = comment.rpartition(";")
@@ -248,7 +248,7 @@ def read_notebook(path: Path) -> dict[str, Parameter]:
             where=path,
             got=error,
             expected="a notebook of format 4 with one cell tagged 'parameters'",
-            mend="restore the file from the repository",
+            fix="restore the file from the repository",
         ) from None
 
 
@@ -265,7 +265,7 @@ def find_notebook(word: str, names: list[str]) -> str:
         f"notebook '{word}' is {'not clear' if found else 'unknown'}",
         got=word,
         expected="one of " + ", ".join(found or names),
-        mend=f"did you mean {near}?" if near else "its first letters or its number are enough",
+        fix=f"did you mean {near}?" if near else "its first letters or its number are enough",
     )
 
 
@@ -277,7 +277,7 @@ def find_parameter(word: str, known: dict[str, Parameter], notebook: str) -> Par
             f"notebook {notebook} has no parameter '{word}'",
             got=word,
             expected="one of " + ", ".join(known),
-            mend=f"did you mean '{near}'?" if near else "python -m dfkd_lib list shows all of them",
+            fix=f"did you mean '{near}'?" if near else "python -m dfkd_lib list shows all of them",
         )
     return known[word]
 
@@ -291,7 +291,7 @@ def notebook_of(setting: str, names: list[str]) -> str:
             "--set could not be read",
             expected="notebook.parameter=value, as in 10.seed=1",
             got=setting,
-            mend="put quotes around a value with spaces"
+            fix="put quotes around a value with spaces"
             if dot or not equals
             else f"say of which notebook, as in 30.{setting.strip()}",
         )
@@ -321,7 +321,7 @@ def resolve(
             raise WorkbenchError(
                 f"'{name}' is set by the pipeline, the same for every notebook",
                 got=setting,
-                mend=f"use {OWN[name]}" if OWN[name] else "leave it out",
+                fix=f"use {OWN[name]}" if OWN[name] else "leave it out",
             )
         values[notebook][name] = parameter.read(text)
     return values

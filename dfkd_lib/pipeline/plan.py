@@ -45,7 +45,7 @@ def notebook_files(folder: Path | None = None) -> dict[str, Path]:
             "there are no notebooks",
             where=folder,
             expected="files named NN_name.ipynb",
-            mend="run from a checkout of the whole repository",
+            fix="run from a checkout of the whole repository",
         )
     return found
 
@@ -94,7 +94,7 @@ def make_plan(
                 "a grid runs in notebook 35",
                 expected=f"--only with {ABLATION}, or none",
                 got=f"--only {only}",
-                mend="leave --only out",
+                fix="leave --only out",
             )
         names = [name for name in names if name in chosen]
     known = {name: declared.read_notebook(files[name]) for name in files}
@@ -131,7 +131,7 @@ def make_plan(
             where=f"{ABLATION}.jobs",
             got=plan.parameters[ABLATION]["jobs"],
             expected="no value",
-            mend="leave it out: --jobs, or the cluster, says how many run at a time",
+            fix="leave it out: --jobs, or the cluster, says how many run at a time",
         )
     if plan.spread and "jobs" in plan.parameters.get(ABLATION, {}):
         plan.parameters[ABLATION]["jobs"] = (
@@ -148,7 +148,7 @@ def _check_used(settings: list[str] | tuple[str, ...], known: list[str], chosen:
                 got=setting,
                 where="--set",
                 expected="of " + ", ".join(chosen),
-                mend="name the notebook in --only too, or leave the setting out",
+                fix="name the notebook in --only too, or leave the setting out",
             )
 
 
@@ -161,32 +161,32 @@ def _check_options(
             f"there is no profile '{profile}'",
             expected="one of " + ", ".join(PROFILES),
             got=profile,
-            mend=f"did you mean '{near}'?" if near else "choose one of them",
+            fix=f"did you mean '{near}'?" if near else "choose one of them",
         )
     if jobs is not None and jobs < 1:
         raise WorkbenchError(
             "--jobs must be a positive number of tasks",
             expected="1..",
             got=jobs,
-            mend="give 1 or more",
+            fix="give 1 or more",
         )
     if threads is not None and threads < 1:
         raise WorkbenchError(
             "--threads must be a positive number",
             expected="1..",
             got=threads,
-            mend="give 1 or more",
+            fix="give 1 or more",
         )
     if scheduler is not None and jobs is not None:
         raise WorkbenchError(
             "--jobs and --scheduler exclude each other",
             got=f"--jobs {jobs} --scheduler {scheduler}",
-            mend="leave --jobs out: a cluster runs as many tasks as its workers have room for",
+            fix="leave --jobs out: a cluster runs as many tasks as its workers have room for",
         )
     if not hung >= 0:
         raise WorkbenchError(
             "--hung must be a number of minutes",
             expected="minutes, 0: never",
             got=hung,
-            mend="give 0 or more",
+            fix="give 0 or more",
         )

@@ -64,7 +64,7 @@ def run_notebook(tell: jobs.Tell, needs: jobs.Needs, place: Place, task: Task) -
         )
     if watch.left:  # what there is now is another run's
         raise WorkbenchError(
-            "the run of this notebook has ended without it", where=output, mend="start it again"
+            "the run of this notebook has ended without it", where=output, fix="start it again"
         )
     try:
         if outcome.error:
@@ -101,7 +101,7 @@ def check_place(place: Place) -> None:
                 expected="one that all machines share",
                 got=f"no {path.name} on {environment.host()}",
                 where=path.parent,
-                mend="give --out and --artifacts on a shared disk, by the same path on all machines",
+                fix="give --out and --artifacts on a shared disk, by the same path on all machines",
             )
     if place.code and place.code != code():
         raise WorkbenchError(
@@ -109,7 +109,7 @@ def check_place(place: Place) -> None:
             expected="version {}, commit {}".format(*place.code),
             got="version {}, commit {}".format(*code()),
             where=environment.host(),
-            mend="start workers from the same checkout, and start them again after a change",
+            fix="start workers from the same checkout, and start them again after a change",
         )
 
 

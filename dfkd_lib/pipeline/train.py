@@ -28,7 +28,7 @@ def train(plan: Plan) -> None:
             "these notebooks train nothing",
             got=", ".join(plan.notebooks),
             where="--only",
-            mend="name others; run then finds what was trained and writes the reports",
+            fix="name others; run then finds what was trained and writes the reports",
         )
     with tempfile.TemporaryDirectory(prefix="dfkd-") as out, _quiet():
         print(f"{processes.count()} process" + "es" * (processes.count() > 1), flush=True)

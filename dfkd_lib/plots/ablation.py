@@ -376,7 +376,7 @@ def ablation_grid(tidy, x: str, y: str, measure: str = ACCURACY) -> Figure:
                 expected=", ".join(tidy.columns),
                 got=name,
                 where="ablation_grid",
-                mend="choose settings in which the cells differ",
+                fix="choose settings in which the cells differ",
             )
     across, down = _steps(tidy[x]), _steps(tidy[y])[::-1]
     means, texts = (
@@ -391,7 +391,7 @@ def ablation_grid(tidy, x: str, y: str, measure: str = ACCURACY) -> Figure:
                 got=", ".join(_rows(cells)),
                 where="ablation_grid",
                 expected=f"rows that differ in {x} and {y} alone",
-                mend="draw a part of the table",
+                fix="draw a part of the table",
             )
         means[i, j], texts[i, j] = _square(cells, measure)
     with matplotlib.rc_context(STYLE):

@@ -64,7 +64,7 @@ class Report:
                 "the report folder cannot be written to",
                 got=error,
                 where=self.out,
-                mend="choose another out_dir",
+                fix="choose another out_dir",
             ) from None
 
     def figure(self, figure, name: str, caption: str, paper: str = "") -> None:
@@ -337,7 +337,7 @@ def _safe(name: str) -> str:
             "a figure or table has a name that is no file name",
             got=name,
             expected="letters, digits, _ . -",
-            mend="rename it",
+            fix="rename it",
         )
     return name
 

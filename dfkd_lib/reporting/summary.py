@@ -172,7 +172,7 @@ def read_reports(out_dir: str | Path) -> dict[str, dict]:
                 "what a notebook saved cannot be read",
                 got=error,
                 where=path,
-                mend=f"run notebook {path.stem} again",
+                fix=f"run notebook {path.stem} again",
             ) from None
     return reports
 

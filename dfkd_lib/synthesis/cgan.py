@@ -128,7 +128,7 @@ class CGAN:
                 expected="λ >= 0",
                 got=self.lam,
                 where="CGAN.lam",
-                mend="give 0 for the vanilla GAN",
+                fix="give 0 for the vanilla GAN",
             )
         if not 0 < self.attention_share <= 1:
             raise WorkbenchError(
@@ -136,7 +136,7 @@ class CGAN:
                 expected="0 < attention_share <= 1",
                 got=self.attention_share,
                 where="CGAN.attention_share",
-                mend="give 1 for whole batches",
+                fix="give 1 for whole batches",
             )
 
     def train(self, store: Store, given: Given) -> Artifact:
@@ -153,7 +153,7 @@ class CGAN:
                 "the conditional GAN needs real images",
                 expected="Given(real=…)",
                 got=None,
-                mend="give a training set, or use a maker that reads none",
+                fix="give a training set, or use a maker that reads none",
             )
         if given.shape[1] > SIDE or real.shape != given.shape:
             raise WorkbenchError(
@@ -161,7 +161,7 @@ class CGAN:
                 expected=f"{given.shape}, at most {SIDE} pixels",
                 got=real.shape,
                 where=real.name,
-                mend="resize the images (size=32)",
+                fix="resize the images (size=32)",
             )
         check_classes_agree(given.classes, real.classes, real.name)
         settings = {

@@ -42,7 +42,7 @@ class Given:
                 "competition with a student needs a student",
                 expected="Given(student=…)",
                 got=None,
-                mend="give a trained student, or set the weight of the competition to 0",
+                fix="give a trained student, or set the weight of the competition to 0",
             )
         return self._load(self.student, "the student")
 
@@ -54,7 +54,7 @@ class Given:
                 expected="(C, S, S)",
                 got=self.shape,
                 where="Given.shape",
-                mend="resize the images (size=…)",
+                fix="resize the images (size=…)",
             )
         model = load_trained(artifact)
         check_fit(model, blank_set(self.classes, self.shape), what)
@@ -67,7 +67,7 @@ class Given:
                 "this maker needs class probes",
                 expected="Given(probes=…)",
                 got=None,
-                mend="make them with synthesis.class_probes, or set the weight of the attention loss to 0",
+                fix="make them with synthesis.class_probes, or set the weight of the attention loss to 0",
             )
         class_token(teacher)  # a teacher without one is told here
         if self.teacher.key not in self.probes.parents:
@@ -76,7 +76,7 @@ class Given:
                 expected=self.teacher.key,
                 got=", ".join(self.probes.parents),
                 where=self.probes.path,
-                mend="make them with synthesis.class_probes and this teacher",
+                fix="make them with synthesis.class_probes and this teacher",
             )
         probes = self.probes.tensors("probes.safetensors")["probes"]
         sample = torch.zeros(1, *self.shape, device=next(teacher.parameters()).device)
@@ -88,7 +88,7 @@ class Given:
                 expected=f"({len(self.classes)}, {patches}): classes and patches of the teacher",
                 got=tuple(probes.shape),
                 where=self.probes.path,
-                mend="make the probes with this teacher, on images of these classes and this size",
+                fix="make the probes with this teacher, on images of these classes and this size",
             )
         return probes.to(sample.device)
 

@@ -133,7 +133,7 @@ class GuidedGenerator:
                 expected="each >= 0, one above 0",
                 got=weights,
                 where="GuidedGenerator",
-                mend="give at least one loss a positive weight",
+                fix="give at least one loss a positive weight",
             )
         if self.adversarial and not self.student_model:
             raise WorkbenchError(
@@ -141,7 +141,7 @@ class GuidedGenerator:
                 where="GuidedGenerator",
                 expected="student_model, a name for models.create_model",
                 got=self.student_model,
-                mend="name a student_model, or set the weight adversarial to 0",
+                fix="name a student_model, or set the weight adversarial to 0",
             )
         if not -1 <= self.background <= 1:
             raise WorkbenchError(
@@ -149,7 +149,7 @@ class GuidedGenerator:
                 expected="-1..1",
                 got=self.background,
                 where="GuidedGenerator",
-                mend="give -1 for black, 1 for white, 0 where no value is empty",
+                fix="give -1 for black, 1 for white, 0 where no value is empty",
             )
         if self.steps < 1:
             raise WorkbenchError(
@@ -157,7 +157,7 @@ class GuidedGenerator:
                 expected="at least 1",
                 got=self.steps,
                 where="GuidedGenerator",
-                mend="give steps",
+                fix="give steps",
             )
         if self.adversarial and self.bank < self.config.batch_size:
             raise WorkbenchError(
@@ -165,7 +165,7 @@ class GuidedGenerator:
                 expected=f"at least {self.config.batch_size}",
                 got=self.bank,
                 where="GuidedGenerator",
-                mend="give a larger bank, or a smaller batch",
+                fix="give a larger bank, or a smaller batch",
             )
 
     @property
@@ -214,7 +214,7 @@ class GuidedGenerator:
                     "the student of an adversarial generator has two outputs in training",
                     expected="one: a model without a distillation token",
                     got=self.student_model,
-                    mend="name another student_model",
+                    fix="name another student_model",
                 )
             modules["bank"] = MemoryBank(self.bank, given.shape, len(given.classes))
             optimizers["student"] = ["student"]

@@ -103,7 +103,7 @@ class Inversion:
                 expected="each >= 0, one above 0",
                 got=weights,
                 where="Inversion",
-                mend="give at least one loss a positive weight",
+                fix="give at least one loss a positive weight",
             )
         if not -1 <= self.background <= 1:
             raise WorkbenchError(
@@ -111,7 +111,7 @@ class Inversion:
                 expected="-1..1",
                 got=self.background,
                 where="Inversion",
-                mend="give -1 for black, 1 for white, 0 where no value is empty",
+                fix="give -1 for black, 1 for white, 0 where no value is empty",
             )
         if min(self.steps, self.batch_size) < 1:
             raise WorkbenchError(
@@ -119,7 +119,7 @@ class Inversion:
                 expected="at least 1 of each",
                 where="Inversion",
                 got=f"{self.steps} steps, {self.batch_size} images",
-                mend="give steps and batch_size",
+                fix="give steps and batch_size",
             )
 
     @property

@@ -69,7 +69,7 @@ def make_images(
             expected=f"at least {len(given.classes)}, one a class",
             got=count,
             where="make_images",
-            mend="ask for more images",
+            fix="ask for more images",
         )
     trained = maker.train(store, given)
     settings = {
@@ -144,7 +144,7 @@ def open_images(kept: Artifact) -> ImageSet:
             expected=IMAGES,
             got=kept.stage,
             where=kept.path,
-            mend="give an artifact that make_images has returned",
+            fix="give an artifact that make_images has returned",
         )
     pixels = np.load(
         kept.path / IMAGES, mmap_mode="c"

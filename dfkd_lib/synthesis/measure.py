@@ -60,7 +60,7 @@ def fitted(model: nn.Module, size: int, channels: int, images: Tensor) -> Tensor
                 "the feature network takes other channels",
                 expected=channels,
                 got=images.shape[1],
-                mend="choose a network for colour images",
+                fix="choose a network for colour images",
             )
         images = images.expand(-1, channels, -1, -1)
     if images.shape[-1] == size:

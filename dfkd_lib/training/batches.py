@@ -24,7 +24,7 @@ class TensorBatches:
             raise WorkbenchError(
                 "batches need tensors of one, positive length",
                 got=[len(t) for t in tensors],
-                mend="give as many labels as images, and at least one of each",
+                fix="give as many labels as images, and at least one of each",
             )
         self.tensors, self.transform = tensors, transform
         self.batch_size = min(batch_size, len(tensors[0]))

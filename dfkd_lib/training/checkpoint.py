@@ -103,7 +103,7 @@ class Checkpoint:
                 got=str(error)[:500] or type(error).__name__,
                 where=self.file,
                 expected="what an earlier epoch of this very training left",
-                mend="delete that file; this stage starts from its first epoch",
+                fix="delete that file; this stage starts from its first epoch",
             ) from None
         self.threads = threads
         return history

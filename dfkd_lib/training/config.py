@@ -68,7 +68,7 @@ class TrainConfig:
                     "a training setting is impossible",
                     where=f"TrainConfig.{name}",
                     got=getattr(self, name),
-                    mend="see the docstring of TrainConfig for the values",
+                    fix="see the docstring of TrainConfig for the values",
                 )
 
     def as_dict(self) -> dict:

@@ -106,14 +106,14 @@ def fit(
 
 
 def _explained(error: Exception, config: TrainConfig, label: str, done: int) -> Exception:
-    """The error as one that a user can mend, where it is of such a kind; else itself."""
+    """The error as one that a user can fix, where it is of such a kind; else itself."""
     said = f"{type(error).__name__}: {error}"
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or NO_MEMORY.search(str(error)):
         return WorkbenchError(
             "memory ran out in training",
             got=str(error).split("\n")[0][:300],
             where=label,
-            mend=f"lower batch_size (now {config.batch_size}) or the model's size; finished epochs are "
+            fix=f"lower batch_size (now {config.batch_size}) or the model's size; finished epochs are "
             f"kept and resumed ({done} of {config.epochs})",
         )
     if config.compile and NO_COMPILER.search(said):
@@ -122,7 +122,7 @@ def _explained(error: Exception, config: TrainConfig, label: str, done: int) -> 
             got=said.split("\n")[0][:300],
             where=label,
             expected="g++ or clang (the variable CXX names another); for GPUs Triton too",
-            mend="install one, or train without compiling",
+            fix="install one, or train without compiling",
         )
     return error
 
@@ -134,7 +134,7 @@ def _agreed(history: list[dict], file: Path | None) -> list[dict]:
             "this process does not see the checkpoint of the main one",
             got=f"{len(history)} epochs",
             where=file,
-            mend="let all processes see one folder, or give no checkpoint",
+            fix="let all processes see one folder, or give no checkpoint",
         )
     return history
 
@@ -282,7 +282,7 @@ class _Run:
                         f"{self.label}: weights are no longer finite numbers",
                         got=f"{module_name}.{name}",
                         where=f"after epoch {epoch + 1}",
-                        mend="lower the learning rate (now "
+                        fix="lower the learning rate (now "
                         f"{self.config.lr}) or set grad_clip; the last good epoch is kept",
                     )
 
@@ -293,7 +293,7 @@ class _Run:
             raise WorkbenchError(
                 "processes have gradients of different parameters",
                 where=self.label,
-                mend="let the step use the same parameters whatever the rows of a batch",
+                fix="let the step use the same parameters whatever the rows of a batch",
             )
         bad = totals.bad(self.split)
         if bad:
@@ -301,7 +301,7 @@ class _Run:
                 f"{self.label}: a loss is no longer a finite number",
                 got=", ".join(bad),
                 where=f"epoch {epoch + 1}, by step {index + 1} of {len(self.batches)}",
-                mend=f"lower the learning rate (now {self.config.lr}) or set grad_clip; check the "
+                fix=f"lower the learning rate (now {self.config.lr}) or set grad_clip; check the "
                 "images for NaN; the last good epoch is kept",
             )
 

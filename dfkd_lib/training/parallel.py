@@ -19,7 +19,7 @@ def check_batch_size(rows: int, where: str) -> None:
             where=where,
             expected=f"a batch_size that {processes.count()} divides",
             got=f"{rows} rows",
-            mend="change batch_size or the number of processes; batch_size is that of all together",
+            fix="change batch_size or the number of processes; batch_size is that of all together",
         )
 
 
@@ -96,7 +96,7 @@ def common_norms(modules: Iterable[nn.Module], compiled: bool = False):
         raise WorkbenchError(
             "a network with batch norms cannot be compiled over several processes",
             where="compile",
-            mend="train it uncompiled, or in one process",
+            fix="train it uncompiled, or in one process",
         )
     return _CommonNorms() if normed else nullcontext()
 

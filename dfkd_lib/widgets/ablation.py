@@ -204,7 +204,7 @@ class AblationLab(anywidget.AnyWidget):
         found = next((job for job in self.jobs.all() if job["id"] == name), None)
         if found is None:
             raise WorkbenchError(
-                "this job is no longer there", got=name, mend="another page may have cleared it"
+                "this job is no longer there", got=name, fix="another page may have cleared it"
             )
         return found
 
@@ -304,7 +304,7 @@ class AblationLab(anywidget.AnyWidget):
                 "no row is checked",
                 expected="one row or more",
                 got="none",
-                mend="check rows of the table",
+                fix="check rows of the table",
             )
         self._overlaid = [row.id for row in rows]
         return f"{len(rows)} {'run' if len(rows) == 1 else 'runs'} in the charts"
@@ -336,7 +336,7 @@ class AblationLab(anywidget.AnyWidget):
                 "parameters are of one setting",
                 expected="rows that differ in the seed alone, or none (then of the controls)",
                 got=f"{len(rows)} rows of several",
-                mend="uncheck the others",
+                fix="uncheck the others",
             )
         settings, seeds = (
             (rows[0].cell.settings, sorted({row.cell.seed for row in rows}))

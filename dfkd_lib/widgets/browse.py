@@ -87,7 +87,7 @@ class Browse:
                 expected="at least one detector and one set of scenes",
                 got=f"{len(detectors)} detectors, {len(data)} sets",
                 where="detection_browser",
-                mend="give detection_browser({name: detector}, scenes)",
+                fix="give detection_browser({name: detector}, scenes)",
             )
         for name, detector in detectors.items():
             for scenes in data.values():
@@ -115,7 +115,7 @@ class Browse:
                     f"no such {what}",
                     expected=", ".join(filter(None, known)),
                     got=value,
-                    mend="choose one of the expected",
+                    fix="choose one of the expected",
                 )
         scenes = self.data[data]
         for what, value, low, high in (
@@ -129,7 +129,7 @@ class Browse:
                     expected=f"{low}..{high}",
                     got=value,
                     where=data,
-                    mend="choose one within these bounds",
+                    fix="choose one within these bounds",
                 )
         return replace(view, data=data)
 
@@ -144,7 +144,7 @@ class Browse:
                         expected="a detector, or its predictions",
                         got="neither",
                         where=f"{name} on {data}",
-                        mend="give predictions=",
+                        fix="give predictions=",
                     )
                 kept[name] = predict(detector, self.data[data].images)
         return {name: kept[name] for name in self.detectors}
@@ -236,7 +236,7 @@ def _check(scenes: SceneSet, scores: Tensor, boxes: Tensor, where: str) -> None:
             where=where,
             expected=f"scores ({len(scenes)}, Q, classes), boxes ({len(scenes)}, Q, 4)",
             got=f"{tuple(scores.shape)}, {tuple(boxes.shape)}",
-            mend="give those of these scenes",
+            fix="give those of these scenes",
         )
 
 

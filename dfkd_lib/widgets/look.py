@@ -144,7 +144,7 @@ class Looker:
                 expected="at least one model and one set of images",
                 got=f"{len(models)} models, {len(data)} sets",
                 where="attention_explorer",
-                mend="give attention_explorer(model, images)",
+                fix="give attention_explorer(model, images)",
             )
         self.models, self.data, self.class_probes = models, data, class_probes or {}
 
@@ -170,7 +170,7 @@ class Looker:
                 expected=f"0..{len(self.data[data]) - 1}",
                 got=choice.image,
                 where=data,
-                mend="choose an image of this data",
+                fix="choose an image of this data",
             )
         sites = attention.attention_sites(self.models[model], kind)
         block = pick(choice.block, len(sites), "block")
@@ -235,7 +235,7 @@ class Looker:
                 expected=f"an image of class {label} to compare with",
                 got="0 images",
                 where=name,
-                mend="choose an image of another class, or other data",
+                fix="choose an image of another class, or other data",
             )
         return int(found[choice.compare_image % len(found)])
 
@@ -348,7 +348,7 @@ def _one_of(name: str, known, where: str) -> None:
             expected=", ".join(known),
             got=name,
             where=where,
-            mend="choose one of the expected",
+            fix="choose one of the expected",
         )
 
 
@@ -371,7 +371,7 @@ def _number(token: str) -> int:
             expected="class, distillation, or the number of a patch or query from 0",
             got=token,
             where="token",
-            mend="choose one of these",
+            fix="choose one of these",
         )
     return int(token)
 
@@ -383,7 +383,7 @@ def _detector_panel(model: Detector, pixels: Tensor, choice: Choice, title: str,
             expected="3 channels",
             got=f"{pixels.shape[1]} channels",
             where=title,
-            mend="choose other data",
+            fix="choose other data",
         )
     batch = pixels.to(next(model.parameters()).device).float() / 255
     blocks = len(attention.attention_sites(model, choice.kind))
@@ -413,7 +413,7 @@ def _detector_panel(model: Detector, pixels: Tensor, choice: Choice, title: str,
                 expected="attention, or gradient of a detection",
                 got=f"{choice.weights} for kind {choice.kind}",
                 where="weights",
-                mend="choose one of these",
+                fix="choose one of these",
             )
         weights, overview = attention.detection_relevance(model, batch, row), None
     labels = [

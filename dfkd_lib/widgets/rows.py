@@ -164,7 +164,7 @@ def save_figures(rows: Sequence[Row], settings: Settings, out: Path) -> list[Pat
             "there is nothing to draw",
             expected="at least one finished run",
             got="none",
-            mend="run one first",
+            fix="run one first",
         )
     # Named by what is drawn, so that another selection does not overwrite it.
     digest = hashlib.sha256(" ".join(sorted(row.id for row in rows)).encode()).hexdigest()[:8]

@@ -62,7 +62,7 @@ class Control:
                     expected=", ".join(self.choices or {}) or "text",
                     got=value,
                     where=self.name,
-                    mend=f"did you mean {near[0]}?" if near else "choose one of the expected",
+                    fix=f"did you mean {near[0]}?" if near else "choose one of the expected",
                 )
             return value
         number = (
@@ -76,7 +76,7 @@ class Control:
                 got="nothing" if value is None else value,
                 expected=f"a {'whole ' if self.kind == 'whole' else ''}number "
                 f"{'above' if self.open else 'from'} {self.low:g}{'' if self.open else ' on'}",
-                mend="set the marked control",
+                fix="set the marked control",
             )
         return int(number) if self.kind == "whole" else float(number)
 
@@ -226,7 +226,7 @@ class Settings:
                 expected="fields of MakerRecipe, source, seeds",
                 got=name,
                 where="ablation_lab",
-                mend=f"did you mean {near[0]}?" if near else "leave it out",
+                fix=f"did you mean {near[0]}?" if near else "leave it out",
             )
         self.names, self.seeds = tuple(base), str(base.get("seeds", "0"))
         self.base = full(
@@ -333,7 +333,7 @@ def _seeds(text: str) -> list[int]:
             expected="whole numbers from 0 on, comma-separated: 0,1,2",
             got=text or "nothing",
             where="seeds",
-            mend="one run is made for each",
+            fix="one run is made for each",
         )
     return seeds
 

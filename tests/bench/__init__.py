@@ -38,7 +38,7 @@ def chosen(only: str | None) -> list[str]:
                 f"there is no bench '{name}'",
                 expected="some of " + ", ".join(BENCHES),
                 got=only,
-                mend="separate them by commas",
+                fix="separate them by commas",
             )
     return names
 

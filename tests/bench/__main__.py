@@ -42,7 +42,7 @@ def main(words: list[str] | None = None) -> int:
         if options.costs:
             if options.only or options.quick:
                 raise WorkbenchError(
-                    "--costs is computed, all of it", got="--only or --quick", mend="leave them out"
+                    "--costs is computed, all of it", got="--only or --quick", fix="leave them out"
                 )
             print(costs.tables())
             return 0

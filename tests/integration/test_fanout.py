@@ -539,7 +539,7 @@ def test_a_task_that_kills_its_worker_as_it_comes_is_given_up(plan, tmp_path, mo
     assert (
         ended["status"] == "failed"
         and "worker of this task died" in ended["error"]
-        and "mend" in ended["error"]
+        and "fix" in ended["error"]
     )
     assert (
         handed_in.count("10_quick") == 3
@@ -584,7 +584,7 @@ def test_a_machine_without_the_library_is_told_so(error):
     assert (
         isinstance(told, WorkbenchError)
         and "cannot run this library" in str(told)
-        and "mend" in str(told)
+        and "fix" in str(told)
     )
 
 

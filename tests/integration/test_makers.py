@@ -484,7 +484,7 @@ def test_divergence_in_the_first_epoch_is_told(parts, store, monkeypatch, name, 
     assert not store.keys()
 
 
-# Bad input, each with its mend.
+# Bad input, each with its fix.
 
 
 @pytest.mark.parametrize(
@@ -523,7 +523,7 @@ def test_what_does_not_fit_is_refused_with_its_mend(parts, store, name, names, c
         changed = {**changed, "teacher": getattr(parts, changed["teacher"])}
     with pytest.raises(WorkbenchError, match=words) as error:
         make_images(store, MAKERS[name][0], given_to(parts, names, **changed), 20)
-    assert error.value.mend and not store.keys()
+    assert error.value.fix and not store.keys()
 
 
 def test_probes_that_are_not_the_teachers_are_refused(parts, store):
@@ -583,7 +583,7 @@ def test_too_few_images(parts, store):
 def test_impossible_settings(make, words):
     with pytest.raises(WorkbenchError, match=words) as error:
         make()
-    assert error.value.where and error.value.mend
+    assert error.value.where and error.value.fix
 
 
 def test_feature_networks_without_weights(store, monkeypatch):

@@ -568,7 +568,7 @@ def test_a_kernel_that_dies_while_starting_is_started_again(
     assert (
         ends == "succeeded"
         or "while it was starting" in result["error"]
-        and "mend" in result["error"]
+        and "fix" in result["error"]
     )
 
 

@@ -106,7 +106,7 @@ def test_killed(killed_reference, tmp_path, number, victim, part):
     with told(f"SIGKILL {number + 1}: {victim}") as row:
         row.running, code, _ = strike(place, part * killed_reference.seconds, blow)
         if victim == "a kernel" and "killed by signal 9" in place.log:
-            assert code == 1 and "mend: give the same command again" in place.log
+            assert code == 1 and "fix: give the same command again" in place.log
         faults.recovers(place, killed_reference, row)
 
 
@@ -200,7 +200,7 @@ def test_a_disk_that_is_full(reference, tmp_path, part):
             place = Place(tmp_path, reference.command, disk.folder)
             code = place.run()
             said = place.log.lower()
-            assert code in (1, 2) and "disk" in said and "mend: " in said and "free" in said, (
+            assert code in (1, 2) and "disk" in said and "fix: " in said and "free" in said, (
                 place.log
             )
             row.running = next(
@@ -217,7 +217,7 @@ def test_files_that_may_not_grow(reference, tmp_path, size):
         place = Place(tmp_path, reference.command)
         code = place.run(limit=lambda: limit_files(size))
         said = place.log.lower()
-        assert code in (1, 2) and "disk" in said and "mend: " in said, place.log
+        assert code in (1, 2) and "disk" in said and "fix: " in said, place.log
         row.running = next(
             line.strip()[:80] for line in place.log.splitlines() if "disk" in line.lower()
         )
@@ -241,9 +241,7 @@ def test_read_only(reference, tmp_path, which):
             folder.chmod(0o555)
             code = place.run()
             folder.chmod(0o755)
-        assert code == 2 and "cannot be written to" in place.log and "mend: " in place.log, (
-            place.log
-        )
+        assert code == 2 and "cannot be written to" in place.log and "fix: " in place.log, place.log
         assert "starts" not in place.log, "a kernel was started all the same"
         row.running = f"refused after {time.monotonic() - start:.0f} s, before a kernel started"
         faults.recovers(place, reference, row)
@@ -550,7 +548,7 @@ def test_a_kernel_that_runs_out_of_memory(reference, tmp_path):
 
     with told("out of memory in a kernel") as row:
         row.running, code, _ = strike(place, 0.2 * reference.seconds, blow)
-        assert last and code == 1 and "mend:" in place.log and "35_ablation failed" in place.log, (
+        assert last and code == 1 and "fix:" in place.log and "35_ablation failed" in place.log, (
             place.log
         )
         assert "memory" in place.log.partition("35_ablation failed")[2], place.log
@@ -599,7 +597,7 @@ def test_a_kernel_that_hangs_is_ended_and_the_others_go_on(tmp_path, monkeypatch
             )
         assert (
             results["25_full"]["error"].startswith("MemoryError")
-            and "mend: set a smaller batch" in results["25_full"]["error"]
+            and "fix: set a smaller batch" in results["25_full"]["error"]
         )
         row.survived, row.running = (
             True,

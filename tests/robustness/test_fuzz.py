@@ -1,4 +1,4 @@
-"""Bad input, fuzzed: what is accepted is right, what is not is refused with a word on what, where and how to mend it.
+"""Bad input, fuzzed: what is accepted is right, what is not is refused with a word on what, where and how to fix it.
 
 No other kind of error, no hang, no memory blown up, nothing wrong taken in silently; at least 2,000 inputs by default.
 """

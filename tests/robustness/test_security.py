@@ -211,7 +211,7 @@ def test_a_checkpoint_to_resume_runs_nothing(write, marker, tmp_path, capsys):
         assert Checkpoint(tmp_path, {"model": torch.nn.Linear(1, 1)}, {}).load() == []
         assert "checkpoint is damaged" in capsys.readouterr().out  # set aside, with a word
     except WorkbenchError as error:
-        assert error.mend and error.where
+        assert error.fix and error.where
 
 
 @pytest.mark.parametrize(
@@ -833,7 +833,7 @@ def test_error_messages_cannot_steer_a_terminal():
             "what",
             got="\x1b]0;owned\x07\x1b[2J\rfake: all is well\ud800",
             where=Path("a\x9bb"),
-            mend="m",
+            fix="m",
         )
     )
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text) and "\\x1b" in text

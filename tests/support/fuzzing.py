@@ -73,13 +73,13 @@ def attempt(test: str, call, *words, **settings):
 
 
 def check_clear(error: WorkbenchError) -> None:
-    """A refusal says what happened, where or what was found, and the mend, in text that any terminal can show."""
+    """A refusal says what happened, where or what was found, and the fix, in text that any terminal can show."""
     text = str(error)
     assert error.what and error.what[0] not in " \n", text
     assert any(part is not None for part in (error.where, error.got, error.expected)), (
         f"nothing but: {text}"
     )
-    assert error.mend, f"no mend: {text}"
+    assert error.fix, f"no fix: {text}"
     check_printable(text)
     assert len(text) < 60_000, f"{len(text)} characters"
 

@@ -206,7 +206,7 @@ def test_a_disk_without_locks_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", absent)
     with pytest.raises(WorkbenchError, match="no file locks") as told:
         Store(tmp_path)
-    assert "flock" in str(told.value) and "mend" in str(told.value)
+    assert "flock" in str(told.value) and "fix" in str(told.value)
     with pytest.raises(WorkbenchError, match="no file locks"):
         prepare_folder(tmp_path / "out")
 

@@ -1,4 +1,4 @@
-"""COCO folders: written and read back, resized, cropped, and every bad input refused with its place and its mend."""
+"""COCO folders: written and read back, resized, cropped, and every bad input refused with its place and its fix."""
 
 import csv
 import json
@@ -213,7 +213,7 @@ def test_frames_are_decoded_once_and_counted_once(wide, monkeypatch):
 def test_impossible_crops_are_refused(wide, settings):
     with pytest.raises(WorkbenchError, match="crops") as caught:
         load_coco(wide, "train", **settings)
-    assert "mend" in str(caught.value)
+    assert "fix" in str(caught.value)
 
 
 def test_the_ledger_knows_the_folder(folder):
@@ -251,7 +251,7 @@ def test_bad_boxes(folder, box, words):
     assert (
         "annotation 110" in str(caught.value)
         and "train.json" in str(caught.value)
-        and "mend" in str(caught.value)
+        and "fix" in str(caught.value)
     )
 
 

@@ -7,13 +7,13 @@ from dfkd_lib.training import DivergedError
 
 
 def test_every_part_is_said():
-    text = str(WorkbenchError("it broke", expected=3, got=0, where="here", mend="mend it"))
+    text = str(WorkbenchError("it broke", expected=3, got=0, where="here", fix="fix it"))
     assert text.splitlines() == [
         "it broke",
         "  expected: 3",
         "  got: 0",
         "  where: here",
-        "  mend: mend it",
+        "  fix: fix it",
     ]
 
 
