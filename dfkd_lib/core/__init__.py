@@ -17,13 +17,18 @@ from dfkd_lib.core.artifacts import (
     save_json,
     save_tensors,
 )
+from dfkd_lib.core.config import Config, Seed, Seeds, Setting
 from dfkd_lib.core.errors import WorkbenchError, is_number, plain, printable
 
 __all__ = [
     "REPOSITORY",
     "Artifact",
     "ArtifactError",
+    "Config",
     "NotMade",
+    "Seed",
+    "Seeds",
+    "Setting",
     "Store",
     "WorkbenchError",
     "content_key",

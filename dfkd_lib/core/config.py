@@ -1,0 +1,349 @@
+"""The base of every configuration: typed, frozen, validated; names, ranges and help read from it by every door.
+
+A configuration is a pydantic class beside the method it configures. Its fields carry the range (`ge=`, `le=`, `Literal`),
+the help (`description=`) and the label; nested configurations make a tree whose leaves have dotted names
+(`student.epochs`). Presets, notebooks, the command line, grids and widgets read that tree and nothing else.
+"""
+
+import difflib
+import shlex
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
+from pydantic_core import PydanticUndefined
+
+from dfkd_lib.core.errors import WorkbenchError, plain, printable
+
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def parse_list(value: object) -> object:
+    """The whole numbers of "0,1,2", 3 or [0, 1]; anything else as it is, for pydantic to refuse."""
+    if isinstance(value, str):
+        words = [word.strip() for word in value.split(",")]
+        return tuple(_number(word, int) for word in words)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    """The values, none of which may be repeated: equal seeds give equal runs, which are no independent evidence."""
+    if not values or len(set(values)) < len(values):
+        raise ValueError(
+            "different whole numbers, at least one: equal seeds are no independent runs"
+        )
+    return values
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(parse_list), AfterValidator(distinct)]
+
+
+def _number(word: str, kind: type) -> object:
+    """A word as a number of that kind, or the word itself where it is none."""
+    try:
+        return kind(word)
+    except ValueError:
+        return word
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One leaf of a configuration, as widgets, tables and `dfkd list` show it.
+
+    Args:
+        name: dotted, from the root. kind: int, float, bool, str or tuple. default: its value in the tree at hand.
+        help: one phrase. low, high: the range, None where open. choices: the words allowed, () for any.
+        label: for axes and tables; the last part of the name where no other is given.
+    """
+
+    name: str
+    kind: type
+    default: object
+    help: str = ""
+    low: float | None = None
+    high: float | None = None
+    choices: tuple = ()
+    label: str = ""
+
+    @property
+    def rule(self) -> str:
+        """The values allowed, in words: `1..1000`, `one of a|b`, `comma-separated whole numbers`."""
+        if self.choices:
+            return "one of " + "|".join(map(str, self.choices))
+        if self.low is not None or self.high is not None:
+            ends = ("" if end is None else f"{end:g}" for end in (self.low, self.high))
+            return ("comma-separated " if self.kind is tuple else "") + "..".join(ends)
+        return "comma-separated whole numbers" if self.kind is tuple else ""
+
+
+class Config(BaseModel):
+    """The base class: frozen, unknown names refused with the nearest right one, finite numbers, printable text.
+
+    Text is read as the field's type wherever it comes from (`"3"`, `"false"`, `"0,1,2"`); a value that would have to be
+    changed to fit (2.9 epochs, True images) is refused.
+
+    Raises:
+        WorkbenchError: naming the setting, what was expected, what was found and the nearest right name.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _explained(type(self), error) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read(cls, value: object, info: Any) -> object:
+        return read(cls.model_fields[info.field_name].annotation, value)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _printable(cls, value: object) -> object:
+        if isinstance(value, str) and not printable(value):
+            raise ValueError("text in one line, without control characters")
+        return value
+
+    def keys(self) -> Iterable[str]:
+        """The names of the fields, so that `Maker(**config)` works."""
+        return type(self).model_fields.keys()
+
+    def __getitem__(self, name: str) -> object:
+        return getattr(self, name)
+
+    def replace(self, **changes: object) -> Self:
+        """A copy with these fields changed, validated anew."""
+        return type(self)(**{**dict(self), **changes})
+
+    def override(self, changes: str | Mapping[str, object]) -> Self:
+        """A copy with settings changed by name: `"student.epochs=10 gan.lam=0"`, or a mapping of such names.
+
+        A name is the dotted one, its last part where only one setting ends so, or the dotted one written with
+        underscores (`student_epochs`).
+
+        Raises:
+            WorkbenchError: on a name that none or several settings have, and on impossible values.
+        """
+        pairs = parse_overrides(changes) if isinstance(changes, str) else dict(changes)
+        tree: dict = {}
+        for name, value in pairs.items():
+            *parents, leaf = self.resolve(name).split(".")
+            place = tree
+            for part in parents:
+                place = place.setdefault(part, {})
+            place[leaf] = value
+        return self._changed(tree)
+
+    def _changed(self, tree: dict) -> Self:
+        changes = {
+            name: getattr(self, name)._changed(value)
+            if isinstance(getattr(self, name), Config) and isinstance(value, dict)
+            else value
+            for name, value in tree.items()
+        }
+        return self.replace(**changes) if changes else self
+
+    def resolve(self, name: str) -> str:
+        """The dotted name of the setting that a word stands for; WorkbenchError if none or several."""
+        return resolve_name(name, list(self.settings()), type(self).__name__)
+
+    def settings(self) -> dict[str, Setting]:
+        """Every leaf of the tree by its dotted name, with its value here as the default."""
+        found: dict[str, Setting] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Config):
+                for inner in value.settings().values():
+                    dotted = f"{name}.{inner.name}"
+                    found[dotted] = Setting(**{**inner.__dict__, "name": dotted})
+            else:
+                found[name] = _setting(name, field, value)
+        return found
+
+    def flat(self) -> dict[str, object]:
+        """{dotted name: value} of every leaf."""
+        return {name: setting.default for name, setting in self.settings().items()}
+
+    def as_dict(self) -> dict:
+        """The tree as JSON-able values, for keys and manifests."""
+        return self.model_dump(mode="json")
+
+    def differences(self, other: "Config") -> dict[str, tuple[object, object]]:
+        """{dotted name: (value here, value there)} where two configurations of one class differ."""
+        there = other.flat()
+        return {k: (v, there.get(k)) for k, v in self.flat().items() if v != there.get(k)}
+
+
+def parse_overrides(text: str) -> dict[str, str]:
+    """{name: text of the value} of `"student.epochs=10 gan.lam=0"`; quotes keep spaces inside a value.
+
+    Raises:
+        WorkbenchError: on a word that is not name=value, and on a name given twice.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise WorkbenchError(
+            "overrides could not be read",
+            got=text,
+            expected="name=value name=value",
+            fix=f"close the quotes ({error})",
+        ) from None
+    pairs: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name or name in pairs:
+            raise WorkbenchError(
+                "overrides could not be read",
+                expected="name=value name=value, each name once",
+                got=word,
+                fix="write them as in student.epochs=10, without spaces round the =",
+            )
+        pairs[name] = value
+    return pairs
+
+
+def resolve_name(name: str, names: list[str], where: str) -> str:
+    """The dotted name that a word stands for: itself, the only one that ends so, or the one written with underscores."""
+    if name in names:
+        return name
+    ends = [full for full in names if full.endswith(f".{name}")]
+    ends = ends or [full for full in names if full.replace(".", "_") == name]
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise WorkbenchError(
+            f"the setting '{name}' is not clear",
+            expected="one of " + ", ".join(ends),
+            got=name,
+            where=where,
+            fix="write the part before the dot too",
+        )
+    near = nearest(name, names)
+    raise WorkbenchError(
+        f"there is no setting '{name}'",
+        got=name,
+        where=where,
+        expected="one of " + ", ".join(names),
+        fix=f"did you mean '{near}'?" if near else "dfkd list shows all of them",
+    )
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The most similar of the right names, compared as a whole and by their last part; None if none is close."""
+    ends: dict[str, str] = {}
+    for full in names:
+        for shape in (full, full.replace(".", "_"), full.rpartition(".")[2]):
+            ends.setdefault(shape, full)
+    close = difflib.get_close_matches(name, list(ends), n=1, cutoff=0.5)
+    return ends[close[0]] if close else None
+
+
+def read(annotation: object, value: object) -> object:
+    """Text as the type that an annotation asks for; whatever is no text, or cannot be read so, as it is."""
+    if not isinstance(value, str):
+        return value
+    for kind in _kinds(annotation):
+        if kind is bool and value.strip().lower() in BOOLEANS:
+            return BOOLEANS[value.strip().lower()]
+        if kind in (int, float):
+            number = _number(value.strip(), kind)
+            if number is not value and not isinstance(number, str):
+                return number
+        if kind is type(None) and value.strip().lower() in ("none", ""):
+            return None
+    return value
+
+
+def _kinds(annotation: object) -> list[type]:
+    """The plain types inside an annotation, in order."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _kinds(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [kind for part in typing.get_args(annotation) for kind in _kinds(part)]
+    if origin is Literal:
+        return list(dict.fromkeys(type(choice) for choice in typing.get_args(annotation)))
+    if origin is not None:
+        return [origin]
+    return [annotation] if isinstance(annotation, type) else []
+
+
+def _setting(name: str, field: Any, value: object) -> Setting:
+    limits: dict[str, float] = {}
+    for constraint in field.metadata:
+        for bound, end in (("ge", "low"), ("gt", "low"), ("le", "high"), ("lt", "high")):
+            if getattr(constraint, bound, None) is not None:
+                limits[end] = getattr(constraint, bound)
+    choices = next(
+        (
+            typing.get_args(part)
+            for part in (field.annotation, *typing.get_args(field.annotation))
+            if typing.get_origin(part) is Literal
+        ),
+        (),
+    )
+    kind = type(value) if value is not None else next(iter(_kinds(field.annotation)), str)
+    return Setting(
+        name,
+        kind,
+        value,
+        field.description or "",
+        limits.get("low"),
+        limits.get("high"),
+        choices,
+        field.title or name,
+    )
+
+
+def _explained(kind: type[Config], error: ValidationError) -> WorkbenchError:
+    """The first fault that pydantic found, as the workbench's own error."""
+    fault = error.errors(include_url=False)[0]
+    path = [part for part in fault["loc"] if isinstance(part, str)]
+    name, got = ".".join(path) or kind.__name__, fault["input"]
+    if fault["type"] == "extra_forbidden":
+        known = [n for n in kind.model_fields if len(path) == 1] or list(kind.model_fields)
+        near = nearest(path[-1], known)
+        return WorkbenchError(
+            f"there is no setting '{name}'",
+            expected="one of " + ", ".join(known),
+            got=path[-1],
+            where=kind.__name__,
+            fix=f"did you mean '{near}'?" if near else "dfkd list shows all of them",
+        )
+    field = kind.model_fields.get(path[0]) if path else None
+    default = None if field is None or field.default is PydanticUndefined else field.default
+    setting = _setting(path[0], field, default) if field is not None else None
+    expected = fault["msg"].removeprefix("Value error, ")
+    if setting is not None and not isinstance(default, Config):
+        words = " ".join(w for w in (setting.kind.__name__, setting.rule) if w)
+        expected = f"{words} ({expected})"
+    near = nearest(str(got), map(str, setting.choices)) if setting and setting.choices else None
+    about = (
+        f"{setting.help or name}; its default is {default!r}" if setting else "correct the value"
+    )
+    return WorkbenchError(
+        f"the setting '{name}' is impossible" if path else "these settings do not go together",
+        expected=expected,
+        got=f"{got!r} ({type(got).__name__})" if path else plain(got)[:300],
+        where=kind.__name__,
+        fix=f"did you mean '{near}'?" if near else about,
+    )
