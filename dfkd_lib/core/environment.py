@@ -2,9 +2,7 @@
 
 import gzip
 import hashlib
-import json
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -144,22 +142,6 @@ def data_table(root: str | Path = "data") -> pd.DataFrame:
     for path in sorted((resolve(root) / "teachers").glob("*.safetensors")):
         rows.append((f"teachers/{path.name}", path.stat().st_size, "shipped teacher"))
     return pd.DataFrame(rows, columns=["file", "bytes", "state"])
-
-
-def notebook_map(folder: str | Path = "notebooks") -> pd.DataFrame:
-    """The notebooks in order, with the first heading and the first sentence of each."""
-    rows = []
-    for path in sorted(resolve(folder).glob("[0-9][0-9]_*.ipynb")):
-        heading, _, rest = "".join(json.loads(path.read_text())["cells"][0]["source"]).partition(
-            "\n"
-        )
-        words = (
-            rest.strip().partition("\n\n")[0].replace("\n", " ").replace("*", "").replace("`", "")
-        )
-        rows.append(
-            (path.stem, heading.lstrip("# "), re.split(r"\. (?=[A-Z])", words)[0].rstrip("."))
-        )
-    return pd.DataFrame(rows, columns=["notebook", "title", "what it shows"])
 
 
 def describe() -> dict:

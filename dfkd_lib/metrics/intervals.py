@@ -10,6 +10,7 @@ from dfkd_lib.core import WorkbenchError
 
 # Differences of equal shares, times 100, differ by rounding: a spread this small beside the values is none.
 ROUNDING = 1e-9
+FEWEST = 3  # values behind an interval that is shown: of two, Student's t is 12.7 standard errors
 EXACT_CLUSTERS = 7  # up to 7! = 5,040 orders are all tried, beyond that as many as asked are drawn
 
 
@@ -34,10 +35,17 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return mean, float(t.ppf(0.5 + confidence / 2, count - 1)) * spread / math.sqrt(count)
 
 
-def interval_text(values: Sequence[float]) -> str:
-    """ "mean ± half width of the 95 % interval" with two digits after the point; the value alone if it is one."""
+def interval_text(values: Sequence[float], spec: str = ".2f", unit: str = "") -> str:
+    """ "mean ± half width of the 95 % interval"; with fewer than three values, too few for one, these and their number.
+
+    Args:
+        values: one or more. spec: how a value is written. unit: written once, at the end.
+    """
+    if len(values) < FEWEST:
+        texts = ", ".join(f"{v:{spec}}" for v in values)
+        return texts + unit + (f" (n = {len(values)})" if len(values) > 1 else "")
     mean, half = mean_interval(values)
-    return f"{mean:.2f} ± {half:.2f}" if len(values) > 1 else f"{mean:.2f}"
+    return f"{mean:{spec}} ± {half:{spec}}{unit}"
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> dict:

@@ -29,16 +29,8 @@ from dfkd_lib.pipeline.folder import prepare_folder
 from dfkd_lib.pipeline.plan import ABLATION, Plan
 from dfkd_lib.pipeline.progress import Progress
 from dfkd_lib.pipeline.task import Place, Task, clear, code, run_notebook, shared_parts, train_cell
-from dfkd_lib.reporting.summary import headlines
+from dfkd_lib.reporting.notebooks import headlines, read_notebooks
 
-# A notebook waits for those it names; if one of them fails it is skipped. The summary waits for all and always runs.
-NEEDS = {
-    "30_classification_kd": ("20_gan_fid",),
-    "35_ablation": ("20_gan_fid",),
-    "70_deploy": ("30_classification_kd", "40_detection_kd"),
-}
-LAST = "90_summary"
-WITHOUT_GPU = ("00_start_here", LAST)
 MEMORY_GB, MEMORY_ROOM = (
     2.0,
     1.2,
@@ -72,6 +64,7 @@ class Run:
 
     def __init__(self, plan: Plan, say: Callable[[str], None] | None = None):
         self.plan, self.start = plan, time.perf_counter()
+        self.about = read_notebooks(next(iter(plan.notebooks.values())).parent)
         self.earlier = self._results_in(plan.out)  # kept for the notebooks that are not run now
         self.progress = Progress(list(plan.notebooks), self._expected("seconds"), say)
         self.tasks: jobs.Inline | jobs.Cluster | None = None
@@ -214,15 +207,17 @@ class Run:
 
     def _blocked_by(self, unit: Unit) -> str | None:
         """ "wait", or the name of a failed notebook that the unit builds on, or None if it may start."""
-        name, results = unit.notebook, self.results["notebooks"]
-        before = (
-            [n for n in self.plan.notebooks if n != LAST] if name == LAST else NEEDS.get(name, ())
+        name, results, needs = (
+            unit.notebook,
+            self.results["notebooks"],
+            self.about[unit.notebook].needs,
         )
-        before = [n for n in before if n in self.plan.notebooks]
+        every = "*" in needs  # it waits for all others, and runs however they end
+        before = [n for n in self.plan.notebooks if n in needs or every and n != name]
         if any(n not in results for n in before) or any(n in self.units for n in unit.before):
             return "wait"
         bad = [n for n in before if results[n]["status"] != SUCCEEDED]
-        return bad[0] if bad and name != LAST else None
+        return bad[0] if bad and not every else None
 
     def _skip(self, unit: Unit, blocked: str) -> None:
         del self.units[unit.name]
@@ -243,7 +238,7 @@ class Run:
                     plan.hung_minutes,
                 ),
             )
-        needs = self.tasks.needs(unit.memory, unit.notebook not in WITHOUT_GPU, plan.threads)
+        needs = self.tasks.needs(unit.memory, self.about[unit.notebook].gpu, plan.threads)
         future = self.tasks.submit(unit.name, unit.function, self.place, *args, needs=needs)
         self.running[unit.name] = future
         future.add_done_callback(lambda future: self.ended.put((unit.name, future)))
@@ -387,7 +382,7 @@ class Run:
         }
         try:
             save_json(self.plan.out / "results.json", shown)
-            write_index(self.plan.out, shown, headlines(shown["notebooks"]))
+            write_index(self.plan.out, shown, headlines(shown["notebooks"], self.about))
         except OSError as error:
             told = disk_error(
                 "the results of this run cannot be written to disk", error, self.plan.out

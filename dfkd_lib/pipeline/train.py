@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 
 from dfkd_lib.core import WorkbenchError, processes
-from dfkd_lib.pipeline.run import LAST, Plan
-
-NOTHING_TO_TRAIN = ("00_start_here", "70_deploy", LAST)
+from dfkd_lib.pipeline.run import Plan
+from dfkd_lib.reporting.notebooks import read_notebook
 
 
 def train(plan: Plan) -> None:
@@ -22,7 +21,7 @@ def train(plan: Plan) -> None:
     Raises:
         WorkbenchError: if a notebook that trains nothing was asked for by name. What a cell raises.
     """
-    names = [name for name in plan.notebooks if name not in NOTHING_TO_TRAIN]
+    names = [name for name, path in plan.notebooks.items() if read_notebook(path).trains]
     if not names:
         raise WorkbenchError(
             "these notebooks train nothing",

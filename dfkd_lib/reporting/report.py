@@ -41,12 +41,16 @@ PAPER = {
 }
 
 
+ARTIFACT = ("key", "stage", "seconds", "cached", "ledger", "settings", "parents")
+
+
 class Report:
     """Collects a notebook's results and writes them below `out_dir`.
 
     Args:
-        notebook: its name, "20_gan_fid". out_dir: folder of the report; relative to the repository root.
-        profile: the profile it ran under.
+        notebook: its name, "20_gan_fid".
+        out_dir: folder of the report; relative to the repository root.
+        profile: the preset it ran under.
 
     Raises:
         WorkbenchError: if the folder cannot be made.
@@ -55,7 +59,7 @@ class Report:
     def __init__(self, notebook: str, out_dir: str | Path, profile: str = "quick"):
         self.notebook, self.profile, self.out = notebook, profile, resolve(out_dir)
         self.start = time.perf_counter()
-        self.data = {"metrics": {}, "figures": [], "tables": [], "artifacts": []}
+        self.data = {"metrics": {}, "settings": {}, "figures": [], "tables": [], "artifacts": []}
         try:
             for part in ("figures", "tables", "metrics"):
                 (self.out / part).mkdir(parents=True, exist_ok=True)
@@ -67,78 +71,85 @@ class Report:
                 fix="choose another out_dir",
             ) from None
 
-    def figure(self, figure, name: str, caption: str, paper: str = "") -> None:
-        """Show a figure and keep it as figures/<name>.svg and .pdf; `paper` names the figure it stands beside."""
-        for kind in ("svg", "pdf"):
-            figure.savefig(
-                self.out / "figures" / f"{_safe(name)}.{kind}",
-                bbox_inches="tight",
-                metadata={"Creator": None},
-            )
-        self.data["figures"].append({"name": _safe(name), "caption": caption, "paper": paper})
-        _show(figure)
-        _say(caption, paper)
+    def figure(self, figure, name: str, caption: str, paper: str = "", artifacts=None) -> None:
+        """Show a figure and save it as figures/<name>.svg and .pdf.
 
-    def table(self, table, name: str, caption: str, paper: str = "", digits: int = 4) -> None:
-        """Show a pandas table and keep it as tables/<name>.csv and .tex, floats with `digits` significant digits."""
+        Args:
+            name: of the files.
+            caption: one phrase, with sizes and seeds.
+            paper: the paper's figure it stands beside, "A Figure 10".
+            artifacts: those it shows; by default all that were reported before it.
+        """
+        for kind in ("svg", "pdf"):
+            path = self.out / "figures" / f"{_safe(name)}.{kind}"
+            figure.savefig(path, bbox_inches="tight", metadata={"Creator": None})
+        self._show(figure, "figures", name, caption, paper, artifacts)
+
+    def table(
+        self, table, name: str, caption: str, paper: str = "", digits: int = 4, artifacts=None
+    ) -> None:
+        """Show a pandas table and save it as tables/<name>.csv and .tex, floats with `digits` significant digits.
+
+        Args:
+            name, caption, paper, artifacts: as for `figure`.
+        """
         base = self.out / "tables" / _safe(name)
         table.rename(columns=_not_a_formula).map(_not_a_formula).to_csv(
             base.with_suffix(".csv"), index=False
         )
-        shown = table.map(
-            lambda v: (
-                f"{v:.{digits}g}"
-                if isinstance(v, float) and math.isfinite(v)
-                else "–"
-                if isinstance(v, float) or v is None
-                else v
-            )
-        )
+        shown = table.map(lambda value: _cell(value, digits))
         base.with_suffix(".tex").write_text(
             shown.to_latex(index=False, escape=True, caption=caption, label=f"tab:{name}")
         )
-        self.data["tables"].append({"name": _safe(name), "caption": caption, "paper": paper})
         # A Styler escapes nothing by itself, and class names come from folders that anyone may have named.
-        _show(
-            shown.style.hide(axis="index")
-            .format(escape="html")
-            .format_index(escape="html", axis="columns")
-        )
-        _say(caption, paper)
+        styled = shown.style.hide(axis="index").format(escape="html")
+        styled = styled.format_index(escape="html", axis="columns")
+        self._show(styled, "tables", name, caption, paper, artifacts)
+
+    def _show(self, thing, kind: str, name: str, caption: str, paper: str, artifacts) -> None:
+        """Note and display a figure or table; its metadata lets the page give it a number, a caption and its keys."""
+        from IPython.display import Markdown, display
+
+        if artifacts is None:
+            keys = [known["key"] for known in self.data["artifacts"]]
+        else:
+            keys = [artifact.key for artifact in artifacts]
+        entry = {"name": name, "caption": caption, "paper": paper, "keys": keys}
+        self.data[kind].append(entry)
+        display(thing, metadata={"dfkd": {"kind": kind, **entry}})
+        beside = f" (beside {paper})" if paper else ""
+        display(Markdown(f"*{caption}*{beside}"), metadata={"dfkd": {"kind": "caption"}})
 
     def metric(self, name: str, value) -> None:
-        """Keep one number, string, or list of them for results.json; NaN and infinity are kept as None."""
+        """Note one number, string, or list of them for results.json; NaN and infinity become None."""
         self.data["metrics"][name] = _plain(value)
+
+    def settings(self, config, preset=None) -> None:
+        """Note a typed configuration, for the page's table of what differs from its preset.
+
+        Args:
+            config: a `Config`. preset: the one it is compared with; None: the defaults of its class.
+        """
+        before = (type(config)() if preset is None else preset).settings()
+        for name, setting in config.settings().items():
+            default = before[name].default if name in before else None
+            self.data["settings"][name] = _plain([setting.default, default, setting.help])
 
     def artifact(self, *artifacts: Artifact) -> None:
         """Note artifacts that the notebook made or found, with what they read."""
         for a in artifacts:
             if a.key not in [known["key"] for known in self.data["artifacts"]]:
-                self.data["artifacts"].append(
-                    {
-                        "key": a.key,
-                        "stage": a.stage,
-                        "seconds": a.seconds,
-                        "cached": a.cached,
-                        "ledger": a.ledger,
-                        "settings": a.settings,
-                        "parents": a.parents,
-                    }
-                )
+                record = {name: getattr(a, name) for name in ARTIFACT}
+                self.data["artifacts"].append({**record, "code": a.manifest.get("code", {})})
 
     def save(self) -> Path:
         """Write metrics/<notebook>.json and return its path."""
         path = self.out / "metrics" / f"{self.notebook}.json"
-        save_json(
-            path,
-            {
-                "notebook": self.notebook,
-                "profile": self.profile,
-                **self.data,
-                "peak_memory_mb": _peak_memory_mb(),
-                "seconds": round(time.perf_counter() - self.start, 2),
-            },
-        )
+        ended = {
+            "peak_memory_mb": _peak_memory_mb(),
+            "seconds": round(time.perf_counter() - self.start, 2),
+        }
+        save_json(path, {"notebook": self.notebook, "profile": self.profile, **self.data, **ended})
         return path
 
 
@@ -360,16 +371,11 @@ def _plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _show(thing) -> None:
-    from IPython.display import display
-
-    display(thing)
-
-
-def _say(caption: str, paper: str) -> None:
-    from IPython.display import Markdown, display
-
-    display(Markdown(f"*{caption}*" + (f" (beside {paper})" if paper else "")))
+def _cell(value, digits: int):
+    """A cell as it is shown: floats shortened, what is no number a dash."""
+    if isinstance(value, float):
+        return f"{value:.{digits}g}" if math.isfinite(value) else "–"
+    return "–" if value is None else value
 
 
 def _peak_memory_mb() -> float:

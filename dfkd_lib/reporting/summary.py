@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -10,154 +9,7 @@ import pandas as pd
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Store, resolve
 from dfkd_lib.core.ledger import EVALUATION
-from dfkd_lib.metrics.intervals import mean_interval
-
-
-@dataclass(frozen=True)
-class Headline:
-    """A result to read first: where it is measured, how it is written, and what the paper gives for it."""
-
-    notebook: str
-    metric: str
-    label: str
-    paper: str = ""
-    reference: str = ""
-    percent: bool = False
-
-    def text(self, value: object) -> str:
-        """The measured value as a person reads it: a percentage where `percent` says so, a list as mean ± interval."""
-        if (
-            isinstance(value, list)
-            and value
-            and all(isinstance(one, (int, float)) for one in value)
-        ):
-            mean, half = mean_interval(value)
-            interval = f" ± {half * (100 if self.percent else 1):.2g}" if len(value) > 1 else ""
-            return f"{self.text(mean).removesuffix(' %')}{interval}{' %' if self.percent else ''}"
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return str(value)
-        return (
-            f"{100 * value:.2f} %"
-            if self.percent
-            else f"{value:,}"
-            if isinstance(value, int)
-            else f"{value:.3g}"
-        )
-
-
-HEADLINES: tuple[Headline, ...] = (
-    Headline(
-        "30_classification_kd",
-        "teacher_real_accuracy",
-        "teacher, trained on real images",
-        "98.75 %",
-        "A Table 4",
-        percent=True,
-    ),
-    Headline(
-        "30_classification_kd",
-        "student_real_accuracy",
-        "student, real images",
-        "97.75 %",
-        "A Table 4",
-        percent=True,
-    ),
-    Headline(
-        "30_classification_kd",
-        "student_synthetic_accuracy",
-        "student, synthetic images only",
-        "96.73 %",
-        "A Table 4",
-        percent=True,
-    ),
-    Headline(
-        "20_gan_fid",
-        "frechet_vanilla",
-        "Fréchet distance, vanilla GAN",
-        "27 (Inception)",
-        "A Table 2",
-    ),
-    Headline(
-        "20_gan_fid",
-        "frechet_augmented",
-        "Fréchet distance, augmented GAN",
-        "23 (Inception)",
-        "A Table 2",
-    ),
-    Headline(
-        "20_gan_fid",
-        "student of class probes",
-        "student, images made from class probes only",
-        percent=True,
-    ),
-    Headline(
-        "20_gan_fid",
-        "student of adversarial",
-        "student, images made from the teacher only",
-        percent=True,
-    ),
-    Headline(
-        "40_detection_kd",
-        "teacher_AP50",
-        "detection teacher, AP50",
-        "",
-        "A Figure 17",
-        percent=True,
-    ),
-    Headline(
-        "40_detection_kd",
-        "student_train_AP50",
-        "detection student, AP50",
-        "",
-        "A Figure 19",
-        percent=True,
-    ),
-    Headline(
-        "40_detection_kd",
-        "student_synthetic_AP50",
-        "detection student, synthetic scenes only, AP50",
-        "",
-        "A Figure 19",
-        percent=True,
-    ),
-    Headline("60_titn", "titn_top1", "TITN, top-1", "99.56 %", "C Tables 3-6", percent=True),
-    Headline(
-        "70_deploy", "student_int8_accuracy", "student as int8 ONNX", "", "A §4", percent=True
-    ),
-    Headline(
-        "70_deploy",
-        "int8_times_smaller_than_teacher",
-        "times smaller than the teacher, int8",
-        "",
-        "A §4",
-    ),
-)
-
-
-def headlines(notebooks: dict[str, dict]) -> list[dict]:
-    """The results to read first, those of `HEADLINES` that were measured.
-
-    Args:
-        notebooks: {name: {"metrics": {…}, …}}, as in results.json.
-
-    Returns:
-        rows {label, value, paper, reference}, all strings.
-    """
-    rows = []
-    for wanted in HEADLINES:
-        value = notebooks.get(wanted.notebook, {}).get("metrics", {}).get(wanted.metric)
-        if value is not None:
-            # The papers' figures named here are MNIST's: beside other data they would mislead.
-            same = notebooks[wanted.notebook]["metrics"].get("data", "mnist") == "mnist"
-            rows.append(
-                {
-                    "label": wanted.label,
-                    "value": wanted.text(value),
-                    "paper": wanted.paper if same else "",
-                    "reference": wanted.reference,
-                }
-            )
-    return rows
+from dfkd_lib.reporting.notebooks import headlines, read_notebooks
 
 
 def read_reports(out_dir: str | Path) -> dict[str, dict]:
@@ -178,11 +30,11 @@ def read_reports(out_dir: str | Path) -> dict[str, dict]:
 
 
 def headline_table(reports: dict[str, dict]) -> pd.DataFrame:
-    """The headline results as a table: result, ours, paper, reference."""
-    rows = [
-        (row["label"], row["value"], row["paper"], row["reference"]) for row in headlines(reports)
-    ]
-    return pd.DataFrame(rows, columns=["result", "ours", "paper", "where in the paper"])
+    """The headline results beside the papers' as a table, of the notebooks of this repository."""
+    names = {"label": "result", "value": "ours", "reference": "where in the paper"}
+    columns = ["label", "value", "seeds", "size", "paper", "reference"]
+    rows = headlines(reports, read_notebooks())
+    return pd.DataFrame(rows, columns=columns).rename(columns=names)
 
 
 def artifacts_behind(reports: dict[str, dict], store: Store) -> dict[str, dict]:
@@ -304,31 +156,12 @@ def time_table(reports: dict[str, dict]) -> pd.DataFrame:
     """Where the time went: for each notebook its seconds, what it made and found, and its peak memory in MB."""
     rows = []
     for name, report in reports.items():
-        made = [record for record in report.get("artifacts", []) if not record["cached"]]
-        found = [record for record in report.get("artifacts", []) if record["cached"]]
-        spent, saved = (
-            round(sum(record["seconds"] for record in kind), 1) for kind in (made, found)
-        )
-        rows.append(
-            (
-                name,
-                round(report["seconds"], 1),
-                len(made),
-                spent,
-                len(found),
-                saved,
-                round(report["peak_memory_mb"]),
-            )
-        )
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "notebook",
-            "seconds",
-            "made",
-            "seconds making",
-            "found",
-            "seconds saved",
-            "peak memory (MB)",
-        ],
-    )
+        row = {"notebook": name, "seconds": round(report["seconds"], 1)}
+        for cached, made, spent in (
+            (False, "made", "seconds making"),
+            (True, "found", "seconds saved"),
+        ):
+            seconds = [a["seconds"] for a in report.get("artifacts", []) if a["cached"] is cached]
+            row |= {made: len(seconds), spent: round(sum(seconds), 1)}
+        rows.append(row | {"peak memory (MB)": round(report["peak_memory_mb"])})
+    return pd.DataFrame(rows)

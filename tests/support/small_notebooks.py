@@ -17,6 +17,9 @@ seeds = "0,1,2"  # seeds of the repeats; list of 0..9
 quiet = False  # say less"""
 
 
+NEEDS = {"30_classification_kd": ["20_gan_fid"], "90_summary": ["*"]}
+
+
 def write_notebooks(
     folder: Path, notebooks: dict[str, list[str]], parameters: str = PARAMETERS
 ) -> Path:
@@ -27,5 +30,7 @@ def write_notebooks(
             nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
             *map(nbformat.v4.new_code_cell, sources),
         ]
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
+        about = {"title": f"About {name}", "needs": NEEDS.get(name, []), "headline": []}
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"dfkd": about})
+        nbformat.write(notebook, folder / f"{name}.ipynb")
     return folder

@@ -29,11 +29,3 @@ def test_a_machine_without_git_or_graphics_card_is_described_too(monkeypatch):
     known = environment.describe()
     assert known["git"] == {"commit": None, "dirty": None} and known["hardware"]["gpu"] is None
     assert known["hardware"]["cpu"] and known["hardware"]["cores"] >= 1
-
-
-def test_the_map_names_every_notebook():
-    table = environment.notebook_map()
-    assert list(table["notebook"]) == [
-        p.stem for p in sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-    ]
-    assert table["title"].str.len().min() > 3

@@ -6,10 +6,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import Field
 
 from dfkd_lib import plots
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Store
+from dfkd_lib.core.config import Config
 from dfkd_lib.reporting.report import Report
 
 HOSTILE = "<script>alert(1)</script>&\"'_%$#"
@@ -18,7 +20,7 @@ HOSTILE = "<script>alert(1)</script>&\"'_%$#"
 @pytest.fixture
 def shown(monkeypatch):
     things = []
-    monkeypatch.setattr("IPython.display.display", things.append)
+    monkeypatch.setattr("IPython.display.display", lambda thing, metadata: things.append(thing))
     return things
 
 
@@ -36,12 +38,17 @@ def test_a_report_leaves_figures_tables_and_metrics(tmp_path, shown):
     rep.metric("list", [np.int64(1), 2.0, math.inf])
     art = Store(tmp_path / "artifacts").get_or_make("stage", {"a": 1}, lambda work: {"m": 1})
     rep.artifact(art, art)
+    rep.figure(figure, "fig02", "of all that was reported before")
+    rep.figure(figure, "fig03", "of none", artifacts=[])
     saved = json.loads(rep.save().read_text())
     assert (
         saved["metrics"] == {"accuracy": 0.5, "list": [1, 2.0, None]}
         and saved["profile"] == "smoke"
     )
-    assert saved["figures"] == [{"name": "fig01", "caption": "a caption", "paper": "A Fig. 1"}]
+    assert [entry["keys"] for entry in saved["figures"]] == [[], [art.key], []]
+    assert saved["figures"][:1] == [
+        {"name": "fig01", "caption": "a caption", "paper": "A Fig. 1", "keys": []}
+    ]
     assert [a["key"] for a in saved["artifacts"]] == [art.key] and saved["artifacts"][0][
         "cached"
     ] is False
@@ -54,6 +61,19 @@ def test_a_report_leaves_figures_tables_and_metrics(tmp_path, shown):
     ):
         assert (tmp_path / path).stat().st_size > 0
     assert pd.read_csv(tmp_path / "tables" / "table01.csv")["name"][1] == HOSTILE
+
+
+def test_a_configuration_is_noted_beside_its_preset(tmp_path):
+    class Small(Config):
+        epochs: int = Field(5, description="passes over the images")
+        rate: float = Field(0.1, description="learning rate")
+
+    rep = Report("10_x", tmp_path)
+    rep.settings(Small(epochs=7), preset=Small(rate=0.2))
+    assert json.loads(rep.save().read_text())["settings"] == {
+        "epochs": [7, 5, "passes over the images"],
+        "rate": [0.1, 0.2, "learning rate"],
+    }
 
 
 def test_text_of_a_table_stays_text(tmp_path, shown):

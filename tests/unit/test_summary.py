@@ -101,17 +101,3 @@ def test_nothing_run_yet_is_an_empty_summary(tmp_path):
         and summary.time_table(reports).empty
     )
     assert summary.ledger_table({}).empty
-
-
-def test_headlines_are_written_as_their_kind(monkeypatch):
-    monkeypatch.setattr(
-        summary,
-        "HEADLINES",
-        (
-            summary.Headline("10_x", "accuracy", "teacher", "98.75 %", "A Table 4", percent=True),
-            summary.Headline("10_x", "images", "images"),
-            summary.Headline("20_y", "missing", "not measured"),
-        ),
-    )
-    rows = summary.headlines({"10_x": {"metrics": {"accuracy": 0.97653, "images": 50000}}})
-    assert [row["value"] for row in rows] == ["97.65 %", "50,000"]

@@ -1,0 +1,90 @@
+"""What a notebook says of itself: headlines that name size and seeds, what it needs; bad metadata harms nothing."""
+
+import json
+
+import pytest
+
+from dfkd_lib.core.artifacts import REPOSITORY
+from dfkd_lib.reporting.notebooks import (
+    Headline,
+    Notebook,
+    headlines,
+    headlines_of,
+    notebook_table,
+    read_notebook,
+    read_notebooks,
+)
+
+SHARE = Headline("acc", "student", "98.75 %", "A Table 4", percent=True)
+
+
+@pytest.mark.parametrize(
+    "headline, value, text",
+    [
+        (SHARE, 0.97653, "97.65 %"),
+        (SHARE, [0.97, 0.98], "97.00, 98.00 % (n = 2)"),
+        (SHARE, [0.97, 0.98, 0.99], "98.00 ± 2.48 %"),
+        (SHARE, [0.97], "97.00 %"),
+        (Headline("n", "images"), 50000, "50,000"),
+        (Headline("n", "distance"), 0.12345, "0.123"),
+        (Headline("n", "features"), "cnn", "cnn"),
+        (Headline("n", "flag"), True, "True"),
+        (Headline("n", "nested"), [[1], [2]], "[[1], [2]]"),
+    ],
+)
+def test_a_value_is_written_as_its_kind_and_its_seeds_allow(headline, value, text):
+    """Of two seeds the values themselves: 98 ± 2.48 is 4.303 x 1/sqrt(3)."""
+    assert headline.text(value) == text
+
+
+def test_a_headline_names_size_and_seeds():
+    wanted = Headline(
+        "acc", "student", percent=True, size="{model}, {gan.images} images, {absent} x"
+    )
+    result = {
+        "metrics": {"acc": [0.5, 0.6]},
+        "parameters": {"model": "vit"},
+        "settings": {"gan.images": [30000, 1, "help"]},
+    }
+    row = wanted.row(result)
+    assert (row["size"], row["seeds"]) == ("vit, 30,000 images", "2 seeds")
+    assert wanted.row({"metrics": {}}) is None
+
+
+def test_the_papers_figure_stands_beside_its_own_data_alone():
+    about = {"10_x": Notebook("10_x", "title", headline=(SHARE,))}
+    for data, paper in (("mnist", "98.75 %"), ("cifar10", "")):
+        (row,) = headlines({"10_x": {"metrics": {"acc": 0.5, "data": data}}}, about)
+        assert row["paper"] == paper and row["notebook"] == "10_x"
+    assert headlines({}, about) == []
+
+
+def test_every_notebook_of_the_repository_says_what_it_is_about():
+    known = read_notebooks()
+    assert list(known) == [p.stem for p in sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))]
+    for name, notebook in known.items():
+        assert notebook.title != name and notebook.shows
+        assert set(notebook.needs) <= {"*", *known}
+    assert list(notebook_table()["notebook"]) == list(known)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [None, {}, {"headline": [{"label": "no metric"}]}, {"headline": ["x"]}, {"headline": 5}, "x"],
+)
+def test_metadata_without_headlines_has_none(about):
+    assert headlines_of({"dfkd": about}) == ()
+
+
+def test_a_headline_of_other_types_is_text():
+    (row,) = headlines_of({"dfkd": {"headline": [{"metric": 5, "label": None, "new": 1}]}})
+    assert (row.metric, row.label) == ("5", "None")
+
+
+def test_a_notebook_that_cannot_be_read_has_its_name(tmp_path):
+    path = tmp_path / "10_x.ipynb"
+    assert read_notebook(path) == Notebook("10_x", "10_x")
+    path.write_text("{")
+    assert read_notebook(path) == Notebook("10_x", "10_x")
+    path.write_text(json.dumps({"cells": [], "metadata": {}}))
+    assert read_notebook(path) == Notebook("10_x", "10_x")
