@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 
 from dfkd_lib.core import WorkbenchError
@@ -75,6 +76,10 @@ def parser() -> argparse.ArgumentParser:
         "--artifacts", metavar="DIR", default="data/artifacts", help="where trained things are kept"
     )
     verbs.add_parser("list", help="notebooks and their parameters, with defaults")
+    compare = verbs.add_parser("compare", help="one page of what differs between two runs")
+    compare.add_argument("a", metavar="DIR_A", help="folder of a run")
+    compare.add_argument("b", metavar="DIR_B", help="folder of another")
+    compare.add_argument("--out", metavar="DIR", help="where compare.html goes (default: DIR_B)")
     verify = verbs.add_parser("verify", help="check the checksums of every trained thing")
     verify.add_argument("--artifacts", metavar="DIR", default="data/artifacts")
     return top
@@ -131,6 +136,16 @@ def list_notebooks(options) -> int:
     return 0
 
 
+def compare(options) -> int:
+    from dfkd_lib.pipeline.compare import write_comparison
+
+    words = ["python", "-m", "dfkd_lib", "compare", options.a, options.b]
+    words += ["--out", options.out] if options.out else []
+    page = write_comparison(options.a, options.b, options.out, shlex.join(words))
+    print(os.path.relpath(page))
+    return 0
+
+
 def verify(options) -> int:
     from dfkd_lib.core.artifacts import Store, resolve
 
@@ -157,7 +172,13 @@ def verify(options) -> int:
 def main(words: list[str] | None = None) -> int:
     """Run one verb; an error a user can fix is printed without a traceback, and the exit code is 2."""
     options = parser().parse_args(words)
-    verbs = {"run": run, "train": train, "list": list_notebooks, "verify": verify}
+    verbs = {
+        "run": run,
+        "train": train,
+        "list": list_notebooks,
+        "compare": compare,
+        "verify": verify,
+    }
     try:
         return verbs[options.verb](options)
     except WorkbenchError as error:

@@ -35,6 +35,12 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return mean, float(t.ppf(0.5 + confidence / 2, count - 1)) * spread / math.sqrt(count)
 
 
+def shown_interval(values: Sequence[float]) -> tuple[float, float]:
+    """(mean, half width of the 95 % interval) to be shown: the half width is NaN with fewer than three values."""
+    mean, half = mean_interval(values)
+    return mean, half if len(values) >= FEWEST else math.nan
+
+
 def interval_text(values: Sequence[float], spec: str = ".2f", unit: str = "") -> str:
     """ "mean ± half width of the 95 % interval"; with fewer than three values, too few for one, these and their number.
 

@@ -1,9 +1,12 @@
-"""Executed notebooks and the index of a run as pages that need neither network nor script."""
+"""Executed notebooks as pages that need neither network nor script, and what all pages are made of."""
 
 import base64
 import csv
 import json
 import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,28 +19,38 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from papermill.execute import ERROR_MARKER_TAG
 
+from dfkd_lib.core import WorkbenchError, environment
 from dfkd_lib.core.files import replacing
 from dfkd_lib.pipeline.clean import clean, clean_output
+from dfkd_lib.pipeline.parameters import OWN, parse_cell
+from dfkd_lib.profiles import PROFILES
+from dfkd_lib.reporting.notebooks import headlines_of
 
 TEMPLATES = Path(__file__).parent / "templates"
-NAME = re.compile(
-    r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
-)  # of a figure or table, as `report` writes them: never a path
-# From this width (points), this width/height, or this many columns or letters in a row an entry takes the whole row.
-WIDE_POINTS, WIDE_ASPECT, WIDE_COLUMNS, WIDE_LETTERS = 540, 1.9, 6, 48
-NUMBERS = re.compile(r"(?:[-–—−+±%.,→()\[\]\s\d]|(?<=\d)e[-+]?\d+|nan|to)*")
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # of a figure or table: never a path
+NUMBERS = re.compile(r"(?:[-–—−+±%.,→()\[\]\s\d]|n = \d|(?<=\d)e[-+]?\d+|nan|to)*")
 LARGEST_SVG = 3_000_000  # bytes; a larger figure is linked but not embedded
+LARGER = 1.6  # times its own size that a figure may be drawn at, so that its letters stay letters
+PARAMETERS, INJECTED = "parameters", "injected-parameters"  # tags of papermill
 
 
 class MathRenderer(IPythonRenderer):
-    """Markdown whose TeX becomes MathML, which browsers draw themselves."""
+    """Markdown whose TeX becomes MathML, which browsers draw themselves, and whose headings are noted."""
+
+    def __init__(self, headings: list[tuple[int, str, str]] | None = None, **options):
+        super().__init__(**options)
+        self.headings = [] if headings is None else headings
+
+    def heading(self, text: str, level: int, **attributes) -> str:
+        anchor = f"s{len(self.headings) + 1}"
+        plain = BeautifulSoup(text, "html.parser").get_text()
+        self.headings.append((level, anchor, plain))
+        return f'<h{level} id="{anchor}">{text}</h{level}>'
 
     def _math(self, tex: str, display: str) -> str:
         try:
             return tex_to_mathml(tex, display=display)
-        except (
-            Exception
-        ):  # the converter has no error class of its own; TeX it cannot read is shown as it is
+        except Exception:  # the converter has no error class of its own; its TeX is shown as it is
             return f"<code>{self.escape_html(tex)}</code>"
 
     def block_math(self, body: str) -> str:
@@ -50,33 +63,52 @@ class MathRenderer(IPythonRenderer):
         return self._math(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
 
 
-class PageExporter(HTMLExporter):
-    """nbconvert's HTML exporter with this package's template and no scripts; Markdown may embed no other file."""
+class CellExporter(HTMLExporter):
+    """nbconvert's HTML exporter for the cells alone, without scripts; Markdown may embed no other file."""
 
     def __init__(self, **options):
+        self.headings: list[tuple[int, str, str]] = []
         super().__init__(
-            template_name="report",
-            extra_template_basedirs=[str(TEMPLATES)],
-            exclude_anchor_links=True,
-            **options,
+            template_name="report", extra_template_basedirs=[str(TEMPLATES)], **options
         )
 
-    def markdown2html(self, context, source):
-        path = context.get("resources", {}).get("metadata", {}).get("path", "")
-        renderer = MathRenderer(
-            escape=False,
-            attachments=context.get("cell", {}).get("attachments", {}),
-            path=path,
-            exclude_anchor_links=True,
-        )
+    def markdown(self, source: str, attachments: dict | None = None) -> str:
+        """Markdown as clean HTML."""
+        renderer = MathRenderer(self.headings, escape=False, attachments=attachments or {}, path="")
         return clean(MarkdownWithMath(renderer=renderer).render(source))
+
+    def markdown2html(self, context, source):
+        return self.markdown(source, context.get("cell", {}).get("attachments", {}))
 
     def default_filters(self):
         yield from super().default_filters()
-        yield (
-            "markdown2html",
-            jinja2.pass_context(lambda context, source: self.markdown2html(context, source)),
-        )
+        convert = jinja2.pass_context(lambda context, text: self.markdown2html(context, text))
+        yield "markdown2html", convert
+
+
+@cache
+def templates() -> jinja2.Environment:
+    """The pages' templates; all text from data is escaped."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    made.filters |= {"duration": duration, "memory": memory, "value": value}
+    made.filters["aligned"] = lambda text: Markup(align_numbers(str(text)))
+    made.globals["css"] = Markup((TEMPLATES / "style.css").read_text())
+    made.globals["parts"] = made.get_template("parts.html.j2").module
+    return made
+
+
+def write_page(path: Path, template: str, **words) -> Path:
+    """Render a template into a file; returns the path."""
+    text = templates().get_template(template).render(**words)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
 
 
 def mark_failure(notebook: Path, error: str, index: int) -> None:
@@ -113,19 +145,189 @@ def mark_failure(notebook: Path, error: str, index: int) -> None:
 def write_notebook_page(notebook: Path, page: Path) -> None:
     """Render an executed notebook as one self-contained HTML file."""
     node = nbformat.read(notebook, as_version=4)
+    saved = read_metrics(notebook.parent, notebook.stem)
+    exporter = CellExporter()
+    title, lead, failure = take_head(node, notebook.stem)
+    preset, parameters, own = take_parameters(node, saved)
+    place_outputs(node, notebook.parent)
+    resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}}
+    lead, failure = exporter.markdown(lead), exporter.markdown(failure)
+    body, _ = exporter.from_notebook_node(node, resources)
+    result = {**saved, "parameters": {name: entry[0] for name, entry in parameters.items()}}
+    changed = {name: entry for name, entry in parameters.items() if entry[0] != entry[1]}
+    rest = {name: entry for name, entry in parameters.items() if name not in changed}
+    settings = [(2, "settings", "Settings")] if preset else []
+    write_page(
+        page,
+        "notebook.html.j2",
+        title=title,
+        name=notebook.stem,
+        failure=Markup(failure),
+        lead=Markup(lead),
+        headlines=[row for h in headlines_of(node.metadata) if (row := h.row(result))],
+        preset=preset,
+        changed=[(name, *entry) for name, entry in changed.items()],
+        rest=[(name, entry[0], entry[2]) for name, entry in rest.items()],
+        body=Markup(body),
+        contents=settings + [row for row in exporter.headings if row[0] in (2, 3)],
+        command=command(notebook.stem, preset, changed, own) if preset else None,
+        provenance=[("code", commit(environment.code()))],
+    )
+
+
+def take_head(node: nbformat.NotebookNode, name: str) -> tuple[str, str, str]:
+    """(title, first paragraph, note of failure) of a notebook, as Markdown, taken out of its cells."""
+    failure = ""
+    if node.cells and ERROR_MARKER_TAG in node.cells[0].metadata.get("tags", []):
+        failure = node.cells.pop(0).source
+    if not node.cells or node.cells[0].cell_type != "markdown":
+        return name, "", failure
+    heading, _, rest = node.cells[0].source.partition("\n")
+    if not heading.startswith("# "):
+        return name, "", failure
+    lead, _, node.cells[0].source = rest.strip().partition("\n\n")
+    return heading.removeprefix("# "), lead, failure
+
+
+def take_parameters(node: nbformat.NotebookNode, saved: dict) -> tuple[str, dict, dict]:
+    """(preset, {name: (value, the preset's, help)}, the pipeline's own parameters), taken out of the cells.
+
+    Args:
+        saved: what the report saved; its `settings`, of a typed configuration, come first.
+    """
+    declared, values = {}, node.metadata.get("papermill", {}).get("parameters", {})
+    for cell in list(node.cells):
+        tags = cell.metadata.get("tags", [])
+        if cell.cell_type != "code" or not {PARAMETERS, INJECTED} & set(tags):
+            continue
+        if PARAMETERS in tags:
+            try:
+                declared = parse_cell(cell.source, "")
+            except WorkbenchError:
+                continue
+        if not any(output.output_type == "error" for output in cell.outputs):
+            node.cells.remove(cell)
+    own = {name: values.get(name, p.default) for name, p in declared.items() if name in OWN}
+    preset = str(own.get("preset") or own.get("profile") or "")
+    notebook = str(saved.get("notebook"))
+    defaults = PROFILES.get(preset, {}).get(notebook, {})
+    parameters = {
+        name: (values.get(name, p.default), defaults.get(name, p.default), p.help)
+        for name, p in declared.items()
+        if name not in OWN
+    }
+    settings = {name: tuple(entry) for name, entry in saved.get("settings", {}).items()}
+    return preset, settings or parameters, own
+
+
+def command(name: str, preset: str, changed: dict, own: dict) -> str:
+    """The command that makes the page of a notebook again."""
+    words = ["python", "-m", "dfkd_lib", "run", "--profile", preset, "--only", name[:2]]
+    for parameter, (value_, *_) in changed.items():
+        text = ",".join(map(str, value_)) if isinstance(value_, list) else str(value_)
+        words += ["--set", f"{name[:2]}.{parameter}={text}"]
+    for own_name, option in (("out_dir", "--out"), ("artifacts_dir", "--artifacts")):
+        words += [option, str(own[own_name])] if own_name in own else []
+    return shlex.join(words)
+
+
+def place_outputs(node: nbformat.NotebookNode, folder: Path) -> None:
+    """Leave in all outputs only what can do no harm; give the report's figures and tables numbers and captions."""
+    count = {"figures": 0, "tables": 0}
     for cell in node.cells:
-        for output in cell.get("outputs", []):
+        for output in list(cell.get("outputs", [])):
+            note = output.get("metadata", {}).get("dfkd")
+            kind = note.get("kind") if isinstance(note, dict) else None
             clean_output(output)
             data = output.get("data", {})
             if "<table" in data.get("text/html", ""):
                 data["text/html"] = align_numbers(data["text/html"])
-    resources = {
-        "metadata": {"name": notebook.stem, "path": str(notebook.parent)},
-        "report_css": (TEMPLATES / "style.css").read_text(),
+            if kind == "caption":
+                cell.outputs.remove(output)
+            elif kind in count and (entry := read_entry(note)):
+                count[kind] += 1
+                entry["label"] = f"{kind.removesuffix('s').capitalize()} {count[kind]}."
+                if kind == "figures":
+                    entry = place_figure(folder, entry) or entry
+                    if not entry["source"] and "image/png" in data:
+                        entry["source"] = f"data:image/png;base64,{data['image/png']}"
+                entry["html"] = Markup(data.get("text/html", ""))
+                output.data = {"text/html": templates().globals["parts"].figure(entry)}
+
+
+def read_entry(note: dict) -> dict | None:
+    """What a report noted of a figure or table, all text; None if its name is no file name."""
+    name = note.get("name")
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        return None
+    keys = note.get("keys")
+    return {
+        "name": name,
+        "caption": str(note.get("caption") or ""),
+        "paper": str(note.get("paper") or ""),
+        "keys": [str(key) for key in keys] if isinstance(keys, list) else [],
+        **{"source": None, "width": None, "html": "", "links": []},
     }
-    html, _ = PageExporter().from_notebook_node(node, resources)
-    with replacing(page) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+
+
+def place_figure(folder: Path, entry: dict) -> dict | None:
+    """A figure's entry with its picture as a data address, its width and its files; None if there is none to show."""
+    links = files_of(folder, "figures", entry["name"], ("svg", "png", "pdf"))
+    for kind, mime in (("svg", "image/svg+xml"), ("png", "image/png")):
+        path = folder / "figures" / f"{entry['name']}.{kind}"
+        if path.exists() and path.stat().st_size <= LARGEST_SVG:
+            data = path.read_bytes()
+            source = f"data:{mime};base64,{base64.b64encode(data).decode()}"
+            return {**entry, "source": source, "links": links, "width": svg_width(data)}
+    return None
+
+
+def svg_width(svg: bytes) -> int | None:
+    """The most pixels that an SVG is to be wide, by its viewBox (in points as matplotlib writes it)."""
+    head = svg[:4000].decode(errors="replace")
+    try:
+        return round(LARGER * 4 / 3 * float(head.partition('viewBox="')[2].split()[2]))
+    except (ValueError, IndexError):
+        return None
+
+
+def place_table(folder: Path, entry: dict) -> dict | None:
+    """A table's entry with its rows, read from its CSV file; None if there is none."""
+    path = folder / "tables" / f"{entry['name']}.csv"
+    if not path.exists():
+        return None
+    with open(path, newline="", encoding="utf-8") as file:
+        head, *rows = list(csv.reader(file)) or [[]]
+    html = templates().globals["parts"].rows(head, [map(shorten, row) for row in rows])
+    return {
+        **entry,
+        "html": html,
+        "links": files_of(folder, "tables", entry["name"], ("csv", "tex")),
+    }
+
+
+def files_of(folder: Path, part: str, name: str, kinds: tuple[str, ...]) -> list[tuple[str, str]]:
+    """(kind, relative link) of the files of a figure or table that exist."""
+    names = ((kind.upper(), f"{name}.{kind}") for kind in kinds)
+    return [(kind, link(part, file)) for kind, file in names if (folder / part / file).exists()]
+
+
+def entries(folder: Path, saved: dict, prefix: str = "") -> Iterator[tuple[str, dict]]:
+    """(kind, entry) of every figure and table that a report saved, numbered as on its page, with what it shows."""
+    for kind, place in (("figures", place_figure), ("tables", place_table)):
+        for number, note in enumerate(saved.get(kind, []), 1):
+            entry = read_entry(note) if isinstance(note, dict) else None
+            if entry and (placed := place(folder, entry)):
+                yield kind, {**placed, "label": f"{kind[:-1].capitalize()} {prefix}{number}."}
+
+
+def read_metrics(out: Path, name: str) -> dict:
+    """What the notebook's report saved, or {}."""
+    try:
+        saved = json.loads((out / "metrics" / f"{name}.json").read_text())
+        return saved if isinstance(saved, dict) else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def align_numbers(text: str) -> str:
@@ -143,6 +345,20 @@ def align_numbers(text: str) -> str:
                     if i < len(row):
                         row[i]["class"] = [*row[i].get("class", []), "number"]
     return str(soup)
+
+
+def looks_numeric(text: str) -> bool:
+    """Whether a table cell reads as numbers (also with signs, percent, an interval) or as nothing."""
+    return NUMBERS.fullmatch(text) is not None
+
+
+def shorten(text: str) -> str:
+    """A long decimal to four digits; anything else as it is."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return f"{number:.4g}" if "." in text and len(text) > 7 and abs(number) < 1e4 else text
 
 
 def duration(seconds: float | None) -> str:
@@ -177,182 +393,12 @@ def value(x: object) -> str:
 
 
 def link(*parts: str) -> str:
-    """A relative link to a file beside the index."""
+    """A relative link to a file beside the page."""
     return "/".join(quote(part) for part in parts)
 
 
-def figure_entry(out: Path, entry: dict) -> dict | None:
-    """A figure of the gallery: the image as a data address, its caption, its place in the paper and its files."""
-    files = {kind: out / "figures" / f"{entry['name']}.{kind}" for kind in ("svg", "png", "pdf")}
-    links = [
-        (kind.upper(), link("figures", path.name)) for kind, path in files.items() if path.exists()
-    ]
-    for kind, mime in (("svg", "image/svg+xml"), ("png", "image/png")):
-        if files[kind].exists() and files[kind].stat().st_size <= LARGEST_SVG:
-            data = files[kind].read_bytes()
-            source = f"data:{mime};base64,{base64.b64encode(data).decode()}"
-            return {
-                **entry,
-                "source": source,
-                "links": links,
-                "wide": kind == "svg" and is_wide(data),
-            }
-    return None
-
-
-def is_wide(svg: bytes) -> bool:
-    """Whether an SVG (by its viewBox, in points as matplotlib writes it) would be too small in half a row."""
-    head = svg[:4000].decode(errors="replace")
-    try:
-        _, _, width, height = map(float, head.partition('viewBox="')[2].partition('"')[0].split())
-        return width > WIDE_POINTS or width >= WIDE_ASPECT * height
-    except ValueError:
-        return False
-
-
-def table_entry(out: Path, entry: dict) -> dict | None:
-    """A table of the gallery, read from its CSV file: head, rows, which columns hold numbers, and its files."""
-    files = {kind: out / "tables" / f"{entry['name']}.{kind}" for kind in ("csv", "tex")}
-    if not files["csv"].exists():
-        return None
-    with open(files["csv"], newline="", encoding="utf-8") as file:
-        head, *rows = list(csv.reader(file)) or [[]]
-    links = [
-        (kind.upper(), link("tables", path.name)) for kind, path in files.items() if path.exists()
-    ]
-    numeric = [
-        any(row[i] for row in rows) and all(looks_numeric(row[i]) for row in rows)
-        for i in range(len(head))
-    ]
-    rows = [[shorten(cell) for cell in row] for row in rows]
-    letters = sum(max(map(len, column)) for column in zip(head, *rows, strict=False))
-    return {
-        **entry,
-        "head": head,
-        "rows": rows,
-        "numeric": numeric,
-        "links": links,
-        "wide": len(head) >= WIDE_COLUMNS or letters >= WIDE_LETTERS,
-    }
-
-
-def looks_numeric(text: str) -> bool:
-    """Whether a table cell reads as numbers (also with signs, percent, an interval) or as nothing."""
-    return NUMBERS.fullmatch(text) is not None
-
-
-def shorten(text: str) -> str:
-    """A long decimal to four digits; anything else as it is."""
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return f"{number:.4g}" if "." in text and len(text) > 7 and abs(number) < 1e4 else text
-
-
-def notebook_entry(out: Path, name: str, result: dict) -> dict:
-    """Everything the index shows of one notebook."""
-    saved = read_metrics(out, name) if result["status"] != "skipped" else {}
-    shown = {
-        kind: [
-            e
-            for e in (
-                make(out, entry)
-                for entry in saved.get(kind, [])
-                if entry.get("paper") and NAME.fullmatch(str(entry.get("name")))
-            )
-            if e
-        ]
-        for kind, make in (("figures", figure_entry), ("tables", table_entry))
-    }
-    cached = [artifact.get("cached", False) for artifact in saved.get("artifacts", [])]
-    parameters = result.get("parameters", {})
-    return {
-        "error": None,
-        "earlier": False,
-        "name": name,
-        "title": title(out, name),
-        **result,
-        **shown,
-        "made": cached.count(False),
-        "found": cached.count(True),
-        "seeds": parameters.get("seeds", parameters.get("seed", "")),
-        "html": link(f"{name}.html") if (out / f"{name}.html").exists() else None,
-        "ipynb": link(f"{name}.ipynb") if (out / f"{name}.ipynb").exists() else None,
-    }
-
-
-def title(out: Path, name: str) -> str:
-    """The number of a notebook and its first heading, or its name if it was not run."""
-    try:
-        cells = json.loads((out / f"{name}.ipynb").read_text())["cells"]
-        text = "\n".join(
-            "".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"
-        )
-        heading = next(line for line in text.splitlines() if line.startswith("# "))
-        return f"{name[:2]} · {heading.removeprefix('# ')}"
-    except (OSError, ValueError, KeyError, StopIteration):
-        return name
-
-
-def read_metrics(out: Path, name: str) -> dict:
-    """What the notebook's report saved, or {}."""
-    try:
-        saved = json.loads((out / "metrics" / f"{name}.json").read_text())
-        return saved if isinstance(saved, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def provenance_rows(provenance: dict) -> list[tuple[str, str]]:
-    """Provenance as rows of name and text."""
-    git, hardware = provenance["git"], provenance["hardware"]
-    commit = (git["commit"] or "unknown") + {
-        True: ", with uncommitted changes",
-        False: "",
-        None: "",
-    }[git["dirty"]]
-    machine = f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB, {hardware['system']}"
-    return [
-        ("code", commit),
-        ("machine", machine),
-        ("graphics card", hardware["gpu"] or "none"),
-        (
-            "versions",
-            ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
-        ),
-        (
-            "seeds",
-            ", ".join(f"{name}: {seed}" for name, seed in provenance["seeds"].items()) or "none",
-        ),
-        ("command", provenance["command"]),
-    ]
-
-
-def write_index(out: Path, results: dict, headlines: list[dict]) -> Path:
-    """Write `index.html` of a run folder from its results; returns the path. All text from data is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+def commit(git: dict) -> str:
+    """The commit, and whether files differed from it."""
+    return (git.get("commit") or "unknown") + (
+        ", with uncommitted changes" if git.get("dirty") else ""
     )
-    environment.filters |= {"duration": duration, "memory": memory, "value": value}
-    notebooks = [notebook_entry(out, name, result) for name, result in results["notebooks"].items()]
-    statuses = ["from earlier runs" if n["earlier"] else n["status"] for n in notebooks]
-    provenance = results["provenance"]
-    page = environment.get_template("index.html.j2").render(
-        profile=results["profile"],
-        started=provenance["started"],
-        seconds=provenance["seconds"],
-        counts=[(status, statuses.count(status)) for status in dict.fromkeys(statuses)],
-        notebooks=notebooks,
-        peak=results.get("peak_memory_mb"),
-        headlines=headlines,
-        provenance=provenance_rows(provenance),
-        css=Markup((TEMPLATES / "style.css").read_text()),
-    )
-    with replacing(out / "index.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return out / "index.html"

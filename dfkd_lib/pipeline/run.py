@@ -29,7 +29,7 @@ from dfkd_lib.pipeline.folder import prepare_folder
 from dfkd_lib.pipeline.plan import ABLATION, Plan
 from dfkd_lib.pipeline.progress import Progress
 from dfkd_lib.pipeline.task import Place, Task, clear, code, run_notebook, shared_parts, train_cell
-from dfkd_lib.reporting.notebooks import headlines, read_notebooks
+from dfkd_lib.reporting.notebooks import read_notebooks
 
 MEMORY_GB, MEMORY_ROOM = (
     2.0,
@@ -366,7 +366,7 @@ class Run:
         Raises:
             WorkbenchError: at the last time, if they cannot be written; before, the other notebooks are to go on.
         """
-        from dfkd_lib.pipeline.html import write_index
+        from dfkd_lib.pipeline.index import write_index
 
         waiting = self.plan.notebooks if not self.results.get("stopped") else ()
         kept = {
@@ -382,7 +382,7 @@ class Run:
         }
         try:
             save_json(self.plan.out / "results.json", shown)
-            write_index(self.plan.out, shown, headlines(shown["notebooks"], self.about))
+            write_index(self.plan.out, shown, self.about)
         except OSError as error:
             told = disk_error(
                 "the results of this run cannot be written to disk", error, self.plan.out

@@ -43,7 +43,8 @@ class Headline:
         if len(values) == 1 and isinstance(values[0], int) and not self.percent:
             return f"{values[0]:,}"
         times, spec, unit = (100, ".2f", " %") if self.percent else (1, ".3g", "")
-        return interval_text([times * v for v in values], spec, unit)
+        text = interval_text([times * v for v in values], spec, unit)
+        return text.partition(" (n = ")[0]  # which stands beside it
 
     def row(self, result: Mapping) -> dict[str, str] | None:
         """{label, value, seeds, size, paper, reference}, all text, of a notebook's result; None if it was not measured.
@@ -58,12 +59,12 @@ class Headline:
         settings = {name: entry[0] for name, entry in result.get("settings", {}).items()}
         known = {**settings, **result.get("parameters", {}), **metrics}
         sizes = [part for part in self.size.split(", ") if set(FIELD.findall(part)) <= set(known)]
-        seeds = len(value) if isinstance(value, list) else 1
+        size = ", ".join(FIELD.sub(lambda m: _short(known[m[1]]), part) for part in sizes)
         return {
             "label": self.label,
             "value": self.text(value),
-            "seeds": f"{seeds} seed" + "s" * (seeds > 1),
-            "size": ", ".join(FIELD.sub(lambda m: _short(known[m[1]]), part) for part in sizes),
+            "seeds": str(len(value)) if isinstance(value, list) else "1",
+            "size": re.sub(r"\b1 (\w+)s\b", r"1 \1", size),
             # The papers' figures named here are MNIST's: beside other data they would mislead.
             "paper": self.paper if metrics.get("data", "mnist") == "mnist" else "",
             "reference": self.reference,

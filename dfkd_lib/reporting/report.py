@@ -10,10 +10,11 @@ from dfkd_lib.core.artifacts import Artifact, resolve, save_json
 from dfkd_lib.distill import KDWeights, test_logits
 from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.metrics.intervals import (
+    FEWEST,
     accuracy_interval,
     interval_text,
-    mean_interval,
     paired_difference,
+    shown_interval,
 )
 
 # The papers' own numbers, to stand beside ours: METHODS.md A, B and C. Shares of 1, but for distances.
@@ -164,7 +165,7 @@ def frechet_table(arms: dict[str, list[float]], data: str, features: str, images
 
     rows = []
     for arm, values in arms.items():
-        mean, half = mean_interval(values)
+        mean, half = shown_interval(values)
         rows.append(
             {
                 "generator": arm,
@@ -244,7 +245,7 @@ def scores_table(rows: list[tuple[str, str, list[Artifact]]]):
 def mean_by(table, name: str, value: str) -> tuple[dict[str, float], dict[str, float]]:
     """({group: mean}, {group: half width of the 95 % interval}) of a column of a table with one line a run."""
     pairs = {
-        group: mean_interval(part[value].tolist())
+        group: shown_interval(part[value].tolist())
         for group, part in table.groupby(name, sort=False)
     }
     return {group: mean for group, (mean, _) in pairs.items()}, {
@@ -264,13 +265,15 @@ def accuracy_by_share(runs: dict[str, list[list[list[Artifact]]]], shares: list[
         arm: [[100 * stages[-1].metrics["accuracy"] for stages in share] for share in rows]
         for arm, rows in runs.items()
     }
-    pairs = {arm: [mean_interval(v) for v in rows] for arm, rows in values.items()}
+    pairs = {arm: [shown_interval(v) for v in rows] for arm, rows in values.items()}
     means = {arm: [mean for mean, _ in rows] for arm, rows in pairs.items()}
     bands = {arm: [half for _, half in rows] for arm, rows in pairs.items()}
     (first, a), (second, b) = values.items()
     table = []
     for i, share in enumerate(shares):
         gap = paired_difference(b[i], a[i])
+        if gap["pairs"] < FEWEST:
+            gap |= dict.fromkeys(("low", "high"), math.nan)
         table.append(
             {
                 "share (%)": 100 * share,
@@ -281,14 +284,22 @@ def accuracy_by_share(runs: dict[str, list[list[list[Artifact]]]], shares: list[
                 "low": gap["low"],
                 "high": gap["high"],
                 "seeds": gap["pairs"],
-                "told": f"{first} better"
-                if gap["low"] > 0
-                else f"{second} better"
-                if gap["high"] < 0
-                else "no difference",
+                "result": _better(gap, first, second),
             }
         )
     return means, bands, pd.DataFrame(table)
+
+
+def _better(gap: dict, first: str, second: str) -> str:
+    if gap["pairs"] < FEWEST:
+        return f"n = {gap['pairs']}"
+    return (
+        f"{first} better"
+        if gap["low"] > 0
+        else f"{second} better"
+        if gap["high"] < 0
+        else "no difference"
+    )
 
 
 def over_seeds(
@@ -298,7 +309,7 @@ def over_seeds(
     means, halves = {}, {}
     for arm, runs in histories.items():
         pairs = [
-            mean_interval([times * row[key] for row in rows]) for rows in zip(*runs, strict=True)
+            shown_interval([times * row[key] for row in rows]) for rows in zip(*runs, strict=True)
         ]
         means[arm], halves[arm] = [mean for mean, _ in pairs], [half for _, half in pairs]
     return means, halves
@@ -330,14 +341,14 @@ def confusion_counts(logits, labels):
 def verdict(difference: dict, what: str, unit: str = "", lower_is_better: bool = True) -> str:
     """One honest sentence about a paired difference b − a: its sign, its interval, and whether that excludes 0."""
     low, high, mean = difference["low"], difference["high"], difference["difference"]
-    if not math.isfinite(low):
-        return f"{what}: difference {mean:+.3g}{unit} from one seed; no interval, so nothing can be concluded."
+    if difference["pairs"] < FEWEST:
+        return f"{what}: difference {mean:+.3g}{unit}, n = {difference['pairs']}: too few seeds to conclude anything."
     span = (
         f"{mean:+.3g}{unit}, 95 % interval {low:+.3g} to {high:+.3g}, {difference['pairs']} seeds, "
         f"p = {difference['p']:.2g}"
     )
     if low <= 0 <= high:
-        return f"{what}: no difference can be told from seed to seed noise ({span})."
+        return f"{what}: no significant difference ({span})."
     better = (mean < 0) == lower_is_better
     return f"{what}: {'better' if better else 'worse'} ({span})."
 

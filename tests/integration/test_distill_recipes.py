@@ -1,5 +1,6 @@
 """DearKD's stages and TITN's table at tiny size: what is trained from what, what was read, what is reported."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -90,14 +91,21 @@ def test_the_share_table_pairs_by_seed():
         def __init__(self, accuracy):
             self.metrics = {"accuracy": accuracy}
 
-    runs = {"DearKD": [[[Run(0.5)], [Run(0.7)]]], "plain": [[[Run(0.4)], [Run(0.5)]]]}
-    means, bands, table = report.accuracy_by_share(runs, [0.25], 400)
-    assert means == {"DearKD": [pytest.approx(60)], "plain": [pytest.approx(45)]}
-    assert table.loc[0, "difference"] == pytest.approx(15) and table.loc[0, "images"] == 100
-    assert table.loc[0, "low"] < 15 < table.loc[0, "high"] and bands["plain"][0] > 0
-    assert table.loc[0, "told"] == "no difference"  # 15 +- 64 with two seeds
-    far = {"DearKD": [[[Run(0.5)], [Run(0.51)]]], "plain": [[[Run(0.4)], [Run(0.4101)]]]}
-    assert report.accuracy_by_share(far, [0.25], 400)[2].loc[0, "told"] == "DearKD better"
+    def table_of(ours, baseline):
+        runs = {"DearKD": [[[Run(x)] for x in ours]], "plain": [[[Run(x)] for x in baseline]]}
+        return report.accuracy_by_share(runs, [0.25], 400)
+
+    means, bands, table = table_of([0.5, 0.7, 0.6], [0.4, 0.5, 0.6])
+    assert means == {"DearKD": [pytest.approx(60)], "plain": [pytest.approx(50)]}
+    assert table.loc[0, "difference"] == pytest.approx(10) and table.loc[0, "images"] == 100
+    half = 4.3027 * 10 / 3**0.5  # Student's t of two degrees of freedom, differences 10, 20, 0
+    assert table.loc[0, "low"] == pytest.approx(10 - half, abs=1e-2)
+    assert bands["plain"][0] == pytest.approx(half, abs=1e-2)
+    assert table.loc[0, "result"] == "no difference"
+    assert table_of([0.5, 0.6, 0.7], [0.4, 0.501, 0.6])[2].loc[0, "result"] == "DearKD better"
+    assert table_of([0.4, 0.501, 0.6], [0.5, 0.6, 0.7])[2].loc[0, "result"] == "plain better"
+    _, bands, two = table_of([0.5, 0.7], [0.4, 0.5])  # two seeds have no interval
+    assert two.loc[0, "result"] == "n = 2" and math.isnan(two.loc[0, "low"] + bands["plain"][0])
 
 
 def test_titn_tables_are_those_of_the_logits(store, digits, cnn):

@@ -35,7 +35,7 @@ from dfkd_lib.core.artifacts import MANIFEST, REPOSITORY, ArtifactError, Store
 from dfkd_lib.datasets import load_coco, load_image, load_images, repair_coco
 from dfkd_lib.datasets.cifar import read_cifar
 from dfkd_lib.models import WeightsMissing, load_model
-from dfkd_lib.pipeline import html
+from dfkd_lib.pipeline import html, index
 from dfkd_lib.pipeline.clean import clean
 from dfkd_lib.reporting import report
 from dfkd_lib.training.checkpoint import Checkpoint
@@ -521,8 +521,8 @@ def page_of(out: Path, saved: dict, name: str = "10_x", **result) -> str:
         "peak_memory_mb": 1,
         **result,
     }
-    page = html.write_index(
-        out, {"profile": "p", "provenance": about, "notebooks": {name: entry}}, []
+    page = index.write_index(
+        out, {"profile": "p", "provenance": about, "notebooks": {name: entry}}, {}
     )
     return page.read_text()
 

@@ -22,7 +22,7 @@ SHARE = Headline("acc", "student", "98.75 %", "A Table 4", percent=True)
     "headline, value, text",
     [
         (SHARE, 0.97653, "97.65 %"),
-        (SHARE, [0.97, 0.98], "97.00, 98.00 % (n = 2)"),
+        (SHARE, [0.97, 0.98], "97.00, 98.00 %"),
         (SHARE, [0.97, 0.98, 0.99], "98.00 ± 2.48 %"),
         (SHARE, [0.97], "97.00 %"),
         (Headline("n", "images"), 50000, "50,000"),
@@ -39,15 +39,18 @@ def test_a_value_is_written_as_its_kind_and_its_seeds_allow(headline, value, tex
 
 def test_a_headline_names_size_and_seeds():
     wanted = Headline(
-        "acc", "student", percent=True, size="{model}, {gan.images} images, {absent} x"
+        "acc",
+        "student",
+        percent=True,
+        size="{model}, {gan.images} images, {epochs} epochs, {absent} x",
     )
     result = {
         "metrics": {"acc": [0.5, 0.6]},
-        "parameters": {"model": "vit"},
+        "parameters": {"model": "vit", "epochs": 1},
         "settings": {"gan.images": [30000, 1, "help"]},
     }
     row = wanted.row(result)
-    assert (row["size"], row["seeds"]) == ("vit, 30,000 images", "2 seeds")
+    assert (row["size"], row["seeds"]) == ("vit, 30,000 images, 1 epoch", "2")
     assert wanted.row({"metrics": {}}) is None
 
 

@@ -1,0 +1,83 @@
+"""The index of a run: headline results with size and seeds, the notebooks, the papers' figures beside ours."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dfkd_lib.pipeline.html import commit, entries, link, read_metrics, write_page
+from dfkd_lib.reporting.notebooks import Notebook, headlines
+
+
+def notebook_entry(out: Path, name: str, title: str, result: dict) -> dict:
+    """Everything the index shows of one notebook; of figures and tables those with a place in a paper."""
+    saved = read_metrics(out, name) if result["status"] != "skipped" else {}
+    cached = [artifact.get("cached", False) for artifact in saved.get("artifacts", [])]
+    parameters = result.get("parameters", {})
+    files = {kind: f"{name}.{kind}" for kind in ("html", "ipynb")}
+    return {
+        "error": None,
+        "earlier": False,
+        "name": name,
+        "title": title if title == name else f"{name[:2]} · {title}",
+        **result,
+        "figures": [entry for _, entry in entries(out, saved, f"{name[:2]}.") if entry["paper"]],
+        "made": cached.count(False),
+        "found": cached.count(True),
+        "seeds": parameters.get("seeds", parameters.get("seed", "")),
+        **{kind: link(file) if (out / file).exists() else None for kind, file in files.items()},
+    }
+
+
+def provenance_rows(provenance: dict) -> list[tuple[str, str]]:
+    """Provenance as rows of name and text."""
+    hardware = provenance["hardware"]
+    machine = "{cpu}, {cores} cores, {memory_gib} GiB, {system}".format(**hardware)
+    pairs = {name: provenance[name].items() for name in ("versions", "seeds")}
+    return [
+        ("code", commit(provenance["git"])),
+        ("machine", machine),
+        ("graphics card", hardware["gpu"] or "none"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in pairs["versions"])),
+        ("seeds", ", ".join(f"{name}: {seed}" for name, seed in pairs["seeds"]) or "none"),
+    ]
+
+
+def write_index(out: Path, results: dict, about: Mapping[str, Notebook]) -> Path:
+    """Write `index.html` of a run folder from its results; returns the path.
+
+    Args:
+        results: what results.json holds.
+        about: what the notebooks are about, by name.
+    """
+    notebooks = [
+        notebook_entry(out, name, about[name].title if name in about else name, result)
+        for name, result in results["notebooks"].items()
+    ]
+    statuses = ["from earlier runs" if n["earlier"] else n["status"] for n in notebooks]
+    provenance = results["provenance"]
+    saved = {
+        name: {**result, "settings": read_metrics(out, name).get("settings", {})}
+        for name, result in results["notebooks"].items()
+    }
+    found = headlines(saved, about)
+    columns = ("label", "value", "seeds", "size", "paper", "reference")
+    beside = [tuple(row[c] for c in columns) for row in found if row["paper"]]
+    contents = [
+        (2, "notebooks", "Notebooks"),
+        *([(2, "papers", "Beside the papers")] * bool(beside)),
+    ]
+    return write_page(
+        out / "index.html",
+        "index.html.j2",
+        title="Data-free knowledge distillation of vision transformers",
+        profile=results["profile"],
+        started=provenance["started"],
+        seconds=provenance["seconds"],
+        counts=[(status, statuses.count(status)) for status in dict.fromkeys(statuses)],
+        notebooks=notebooks,
+        peak=results.get("peak_memory_mb"),
+        headlines=found,
+        beside=beside,
+        contents=contents + [(2, n["name"], n["title"]) for n in notebooks],
+        command=provenance["command"],
+        provenance=provenance_rows(provenance),
+    )

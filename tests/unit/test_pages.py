@@ -1,0 +1,250 @@
+"""Pages of notebooks and of two runs: what a reader sees first, what is folded, and how a page is made again."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+
+from dfkd_lib.cli import main
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.pipeline import html
+from dfkd_lib.pipeline.compare import metrics_of, write_comparison
+from dfkd_lib.profiles import PROFILES
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 90 20"><path d="M0 0h9"/></svg>'
+CELL = 'profile = "quick"  # preset\nout_dir = "r"  # reports\nepochs = 3  # passes; 1..9\nlr = 0.1  # rate'
+EVIL = "<script>alert(1)</script>"
+
+
+def figure(name: str, caption: str, kind: str = "figures") -> list:
+    """The two outputs that `Report.figure` and `Report.table` leave in a cell."""
+    data = (
+        {"image/png": "AAAA"}
+        if kind == "figures"
+        else {"text/html": "<table><tr><td>1</td></tr></table>"}
+    )
+    note = {
+        "kind": kind,
+        "name": name,
+        "caption": caption,
+        "paper": "A Figure 1",
+        "keys": ["gan-1", "student-2"],
+    }
+    shown = [(data, note), ({"text/markdown": f"*{caption}*"}, {"kind": "caption"})]
+    return [
+        nbformat.v4.new_output("display_data", data, metadata={"dfkd": about})
+        for data, about in shown
+    ]
+
+
+@pytest.fixture
+def make_page(tmp_path, monkeypatch):
+    """A function that writes an executed notebook and its report, and returns its page."""
+    monkeypatch.setitem(PROFILES, "smoke", {"10_x": {"epochs": 2}})
+
+    def make(values: dict, saved: dict | None = None, cells: list | None = None) -> BeautifulSoup:
+        code = nbformat.v4.new_code_cell
+        shown = code("rep.figure(f)", metadata={})
+        shown.outputs = (
+            figure("f", "first") + figure("t", "numbers", "tables") + figure("g", "second")
+        )
+        made = [
+            nbformat.v4.new_markdown_cell("# A title\n\nOne paragraph.\n\n**Reads** all."),
+            code(CELL, metadata={"tags": ["parameters"]}),
+            code("epochs = 5", metadata={"tags": ["injected-parameters"]}),
+            nbformat.v4.new_markdown_cell("## Students & teachers"),
+            shown,
+            code("# edit me\ndef step(): ..."),
+        ]
+        headline = {"metric": "acc", "label": "student", "percent": True, "size": "{epochs} epochs"}
+        metadata = {"papermill": {"parameters": values}, "dfkd": {"headline": [headline]}}
+        (tmp_path / "metrics").mkdir(exist_ok=True)
+        (tmp_path / "figures").mkdir(exist_ok=True)
+        (tmp_path / "figures" / "f.svg").write_text(SVG)
+        report = {"notebook": "10_x", "metrics": {"acc": [0.5, 0.6, 0.7]}, **(saved or {})}
+        (tmp_path / "metrics" / "10_x.json").write_text(json.dumps(report))
+        notebook = nbformat.v4.new_notebook(cells=cells or made, metadata=metadata)
+        nbformat.write(notebook, tmp_path / "10_x.ipynb")
+        html.write_notebook_page(tmp_path / "10_x.ipynb", tmp_path / "10_x.html")
+        return BeautifulSoup((tmp_path / "10_x.html").read_text(), "html.parser")
+
+    return make
+
+
+def test_a_page_opens_with_title_paragraph_and_headlines(make_page):
+    page = make_page({"profile": "smoke", "epochs": 5})
+    assert page.h1.get_text() == "A title" and page.title.get_text() == "A title"
+    assert page.select_one(".summary").get_text(strip=True) == "One paragraph."
+    card = page.select_one(".card").get_text(" ", strip=True)
+    assert card == "student 60.00 ± 24.84 % n = 3 · 5 epochs"  # 4.303 x 10 / sqrt(3)
+    links = {a["href"]: a.get_text() for a in page.select(".contents a")}
+    assert list(links.values()) == ["Settings", "Students & teachers"]
+    assert all(page.find(id=target.removeprefix("#")) for target in links)
+
+
+def test_settings_are_what_differs_from_the_preset(make_page):
+    page = make_page({"profile": "smoke", "epochs": 5, "out_dir": "r"})
+    tables = page.select("article > .scroll > table")
+    assert [cell.get_text() for cell in tables[0].tbody.find_all("td")] == [
+        "epochs",
+        "5",
+        "2",
+        "passes",
+    ]
+    folded = page.select_one("article > details")
+    assert "lr" in folded.get_text() and "open" not in folded.attrs
+    assert "epochs = 3" not in page.get_text() and "epochs = 5" not in page.get_text()
+    assert page.select_one(".command").get_text() == (
+        "python -m dfkd_lib run --profile smoke --only 10 --set 10.epochs=5 --out r"
+    )
+
+
+def test_settings_of_a_typed_configuration_come_first(make_page):
+    settings = {"gan.width": [256, 128, "channels"], "seeds": [[0, 1], [0, 1], ""]}
+    page = make_page({"profile": "smoke"}, {"settings": settings})
+    cells = [cell.get_text() for cell in page.select_one("article table").tbody.find_all("td")]
+    assert cells == ["gan.width", "256", "128", "channels"]
+    assert "--set 10.gan.width=256" in page.select_one(".command").get_text()
+
+
+def test_nothing_changed_is_said(make_page):
+    assert "unchanged" in make_page({"profile": "smoke", "epochs": 2}).article.get_text()
+
+
+def test_figures_have_numbers_captions_and_keys(make_page):
+    page = make_page({})
+    captions = [c.b.get_text() for c in page.select("figcaption")]
+    assert captions == ["Figure 1.", "Table 1.", "Figure 2."]
+    assert [c.details.get_text(" ", strip=True) for c in page.select("figcaption")] == [
+        "2 artifacts gan-1 student-2"
+    ] * 3
+    svg, png = page.select("figure.figure img")
+    assert (
+        svg["src"].startswith("data:image/svg+xml") and png["src"] == "data:image/png;base64,AAAA"
+    )
+    assert page.get_text().count("first") == 1, "the caption below a figure is not repeated"
+
+
+def test_code_is_folded_unless_it_is_to_be_edited(make_page):
+    folds = make_page({}).select("details.code")
+    assert ["open" in fold.attrs for fold in folds] == [False, True]
+
+
+def test_hostile_notes_harm_nothing(make_page):
+    cell = nbformat.v4.new_code_cell("1")
+    notes = [
+        {"kind": "figures", "name": "../secret", "caption": EVIL},
+        {"kind": "figures", "name": "f", "caption": EVIL, "paper": [EVIL], "keys": EVIL},
+        {"kind": "tables", "name": "t", "caption": 5, "keys": [EVIL, 7]},
+        {"kind": EVIL},
+        EVIL,
+    ]
+    cell.outputs = [
+        nbformat.v4.new_output("display_data", {"text/html": EVIL}, metadata={"dfkd": note})
+        for note in notes
+    ]
+    settings = {EVIL: [EVIL, "x", EVIL]}
+    page = make_page({"profile": EVIL}, {"settings": settings}, [cell])
+    assert not page.find("script") and len(page.select("figure")) == 2
+
+
+def run_folder(folder: Path, metrics: dict, parameters: dict, artifacts: list) -> Path:
+    """A run's folder with one notebook, one figure and these results."""
+    for part in ("metrics", "figures"):
+        (folder / part).mkdir(parents=True)
+    (folder / "figures" / "f.svg").write_text(SVG)
+    result = {"status": "succeeded", "seconds": 1, "parameters": parameters, "metrics": metrics}
+    provenance = {
+        "git": {"commit": folder.name, "dirty": True},
+        "versions": {"torch": folder.name, "timm": "1"},
+    }
+    results = {"profile": "smoke", "notebooks": {"10_x": result}, "provenance": provenance}
+    (folder / "results.json").write_text(json.dumps(results))
+    saved = {"figures": [{"name": "f", "caption": EVIL}], "artifacts": artifacts}
+    (folder / "metrics" / "10_x.json").write_text(json.dumps(saved))
+    return folder
+
+
+def artifact(key: str, **functions: str) -> dict:
+    return {"key": key, "stage": key.rpartition("-")[0], "code": {"functions": functions}}
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    a = run_folder(
+        tmp_path / "a",
+        {
+            "acc": [1.0, 2.0, 3.0],
+            "same": 1,
+            "two": [1.0, 2.0],
+            "deep": {"x": [[1, 2], [3, 4]]},
+            "word": "old",
+        },
+        {"lr": 0.1, "epochs": 3, "out_dir": "a", EVIL: EVIL},
+        [artifact("teacher-1", fit="1"), artifact("student-1", kd_loss="1", fit="1")],
+    )
+    b = run_folder(
+        tmp_path / "b",
+        {
+            "acc": [2.0, 4.0, 3.0],
+            "same": 1,
+            "two": [2.0, 3.0],
+            "deep": {"x": [[1, 2], [3, 5]]},
+            "word": "new",
+        },
+        {"lr": 0.2, "epochs": 3, "out_dir": "b"},
+        [artifact("teacher-1", fit="1"), artifact("student-2", kd_loss="2", fit="1")],
+    )
+    return a, b
+
+
+def test_two_runs_are_compared_on_one_page(two_runs, tmp_path, capsys):
+    a, b = two_runs
+    assert main(["compare", str(a), str(b), "--out", str(tmp_path / "out")]) == 0
+    page = BeautifulSoup((tmp_path / "out" / "compare.html").read_text(), "html.parser")
+    rows = [[cell.get_text() for cell in row.find_all("td")] for row in page.select("tbody tr")]
+    assert ["version of torch", "a", "b"] in rows and "version of timm" not in page.get_text()
+    assert ["10_x", "lr", "0.1", "0.2"] in rows and ["10_x", EVIL, EVIL, "–"] in rows
+    assert not [row for row in rows if row[1:2] in (["epochs"], ["out_dir"], ["same"])]
+    assert ["10_x", "student", "0", "student-1", "student-2", "kd_loss"] in rows
+    # Paired: differences 1, 2, 0: mean 1, half width 4.303 / sqrt(3), t = sqrt(3), p of two degrees of freedom.
+    assert ["10_x", "acc", "2 ± 2.484", "3 ± 2.484", "+1 [-1.48, +3.48]", "0.23"] in rows
+    assert ["10_x", "two", "1, 2 (n = 2)", "2, 3 (n = 2)", "+1", ""] in rows
+    assert ["10_x", "deep.x[1]", "3, 4 (n = 2)", "3, 5 (n = 2)", "+0.5", ""] in rows
+    assert [
+        "10_x",
+        "word",
+        "old",
+        "new",
+        "",
+        "",
+    ] in rows and "2 metrics are equal" in page.get_text()
+    assert len(page.select(".pair figure")) == 2 and not page.find("script")
+    assert "--out" in page.select_one(".command").get_text()
+
+
+def test_equal_runs_differ_in_nothing(two_runs):
+    page = write_comparison(two_runs[0], two_runs[0], None, "").read_text()
+    assert (
+        "No parameter differs" in page and "same artifacts" in page and "No metric differs" in page
+    )
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", '{"notebooks": []}', '{"notebooks": {"10_x": 5}}']
+)
+def test_what_is_no_run_is_refused(two_runs, content, capsys):
+    path = two_runs[1] / "results.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(WorkbenchError, match="no folder of a run"):
+        write_comparison(*two_runs, None, "")
+    assert main(["compare", *map(str, two_runs)]) == 2 and "fix" in capsys.readouterr().err
+
+
+def test_lists_that_are_no_repeats_are_text():
+    found = dict(metrics_of({"seeds": [0, 1], "acc": [0.5, None], "flag": True, "n": 3}))
+    assert found == {"seeds": "0, 1", "acc": "0.5, None", "flag": "True", "n": [3.0]}
