@@ -112,9 +112,9 @@ class MakerRecipe(ClassificationRecipe):
     def cnn_teacher(self, store: Store) -> Artifact:
         """The CNN that "inversion (CNN)" inverts: not the one that judges, which would flatter it."""
         config = TrainConfig(
-            self.feature_epochs,
-            128,
-            2e-3,
+            epochs=self.feature_epochs,
+            batch_size=128,
+            lr=2e-3,
             weight_decay=0.01,
             warmup_epochs=0.2,
             precision="bf16",
@@ -139,9 +139,9 @@ class MakerRecipe(ClassificationRecipe):
                 else {"patch_entropy": self.entropy_weight}
             )
             return Inversion(
-                self.inversion_steps,
-                self.inversion_batch,
-                self.inversion_lr,
+                steps=self.inversion_steps,
+                batch_size=self.inversion_batch,
+                lr=self.inversion_lr,
                 tv=self.inversion_tv,
                 l2=self.inversion_l2,
                 background=self.background,
@@ -149,9 +149,9 @@ class MakerRecipe(ClassificationRecipe):
                 **weights,
             )
         config = TrainConfig(
-            self.generators,
-            self.maker_batch,
-            self.maker_lr,
+            epochs=self.generators,
+            batch_size=self.maker_batch,
+            lr=self.maker_lr,
             optimizer="adam",
             betas=(0.5, 0.999),
             schedule="constant",
@@ -168,8 +168,8 @@ class MakerRecipe(ClassificationRecipe):
             }
         )
         return GuidedGenerator(
-            config,
-            self.maker_steps,
+            config=config,
+            steps=self.maker_steps,
             tv=self.tv_weight,
             ink=self.ink_weight,
             diversity=self.diversity_weight,

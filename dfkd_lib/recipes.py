@@ -190,22 +190,22 @@ class ClassificationRecipe:
     @property
     def weights(self) -> KDWeights:
         return KDWeights(
-            self.kd_weight,
-            self.ce_weight,
-            self.patch_weight,
-            self.temperature,
-            self.hard_weight,
-            self.soft_weight,
-            self.early_weight,
-            self.schedules,
+            kd=self.kd_weight,
+            ce=self.ce_weight,
+            patch=self.patch_weight,
+            temperature=self.temperature,
+            hard=self.hard_weight,
+            soft=self.soft_weight,
+            early=self.early_weight,
+            schedules=self.schedules,
         )
 
     def teacher_artifact(self, store: Store) -> Artifact:
         """The teacher: shipped, or trained on all real training images."""
         config = TrainConfig(
-            self.teacher_epochs,
-            TEACHER_BATCH,
-            self.teacher_lr,
+            epochs=self.teacher_epochs,
+            batch_size=TEACHER_BATCH,
+            lr=self.teacher_lr,
             weight_decay=0.025,
             warmup_epochs=1.0,
             grad_clip=1.0,
@@ -225,9 +225,9 @@ class ClassificationRecipe:
     def feature_artifact(self, store: Store) -> Artifact:
         """The data set's own classifier: what makes features, and judges which classes images look like."""
         config = TrainConfig(
-            self.feature_epochs,
-            128,
-            2e-3,
+            epochs=self.feature_epochs,
+            batch_size=128,
+            lr=2e-3,
             weight_decay=0.01,
             warmup_epochs=0.2,
             precision="bf16",
@@ -301,9 +301,9 @@ class ClassificationRecipe:
     def gan_maker(self, lam: float | None = None, seed: int | None = None) -> CGAN:
         """The cGAN with that λ (0: vanilla) and seed; the recipe's own by default."""
         config = TrainConfig(
-            self.gan_epochs,
-            self.gan_batch,
-            self.gan_lr,
+            epochs=self.gan_epochs,
+            batch_size=self.gan_batch,
+            lr=self.gan_lr,
             optimizer="adam",
             betas=(0.5, 0.999),
             weight_decay=2e-5,
@@ -312,10 +312,10 @@ class ClassificationRecipe:
             seed=self.seed if seed is None else seed,
         )
         return CGAN(
-            config,
-            self.lam if lam is None else lam,
-            self.gan_width,
-            self.d_width,
+            config=config,
+            lam=self.lam if lam is None else lam,
+            width=self.gan_width,
+            d_width=self.d_width,
             dropout=self.dropout,
             attention_share=self.attention_share,
         )
@@ -336,9 +336,9 @@ class ClassificationRecipe:
 
     def student_config(self, seed: int | None = None, epochs: int | None = None) -> TrainConfig:
         return TrainConfig(
-            epochs or self.student_epochs,
-            self.batch_size,
-            self.student_lr,
+            epochs=epochs or self.student_epochs,
+            batch_size=self.batch_size,
+            lr=self.student_lr,
             betas=(0.5, 0.999),
             weight_decay=0.025,
             warmup_epochs=0.5,
@@ -381,7 +381,7 @@ class ClassificationRecipe:
             self.test_set,
             config,
             self.weights,
-            Augmentation(self.augmentation, self.mix),
+            Augmentation(kind=self.augmentation, mix=self.mix),
             parents=parents,
             early_stage=self.early_stage,
         )
@@ -395,7 +395,7 @@ class ClassificationRecipe:
             self.teacher_artifact(store),
             chosen,
             self.weights,
-            Augmentation(self.augmentation, self.mix),
+            Augmentation(kind=self.augmentation, mix=self.mix),
             parents,
         )
 
@@ -419,9 +419,9 @@ class ClassificationRecipe:
         """The teacher's architecture trained on synthetic images and their labels alone (a cell of A Table 4)."""
         images, kept = self.synthetic(store)
         config = TrainConfig(
-            epochs,
-            TEACHER_BATCH,
-            self.teacher_lr,
+            epochs=epochs,
+            batch_size=TEACHER_BATCH,
+            lr=self.teacher_lr,
             weight_decay=0.025,
             warmup_epochs=0.2,
             grad_clip=1.0,

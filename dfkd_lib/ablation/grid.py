@@ -94,7 +94,7 @@ def make_cell(name: str, settings: dict, seed: int) -> Cell:
     (
         recipe.weights,
         recipe.student_config(cell.seed),
-        Augmentation(recipe.augmentation, recipe.mix),
+        Augmentation(kind=recipe.augmentation, mix=recipe.mix),
     )  # each checks itself
     return cell
 

@@ -67,7 +67,7 @@ class Setting:
     Args:
         name: dotted, from the root. kind: int, float, bool, str or tuple. default: its value in the tree at hand.
         help: one phrase. low, high: the range, None where open. choices: the words allowed, () for any.
-        label: for axes and tables; the last part of the name where no other is given.
+        label: for axes and tables; the last part of the name where no other is given. also: another name it goes by.
     """
 
     name: str
@@ -78,6 +78,7 @@ class Setting:
     high: float | None = None
     choices: tuple = ()
     label: str = ""
+    also: str = ""
 
     @property
     def rule(self) -> str:
@@ -163,7 +164,9 @@ class Config(BaseModel):
 
     def resolve(self, name: str) -> str:
         """The dotted name of the setting that a word stands for; WorkbenchError if none or several."""
-        return resolve_name(name, list(self.settings()), type(self).__name__)
+        known = self.settings()
+        also = [full for full, setting in known.items() if name and setting.also == name]
+        return also[0] if also else resolve_name(name, list(known), type(self).__name__)
 
     def settings(self) -> dict[str, Setting]:
         """Every leaf of the tree by its dotted name, with its value here as the default."""
@@ -311,6 +314,7 @@ def _setting(name: str, field: Any, value: object) -> Setting:
         limits.get("high"),
         choices,
         field.title or name,
+        (field.json_schema_extra or {}).get("also", ""),
     )
 
 

@@ -58,9 +58,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     args = parser.parse_args(argv)
     config = TrainConfig(
-        args.epochs,
-        args.batch_size,
-        args.lr,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        lr=args.lr,
         weight_decay=1e-4,
         warmup_epochs=0.5,
         grad_clip=1.0,

@@ -57,9 +57,9 @@ def overfit(name: str, scenes: SceneSet, epochs: int, lr: float = 1e-3, seed: in
         return {"AP50": curve[-1][1]}
 
     config = TrainConfig(
-        -(-epochs // per),
-        len(scenes),
-        lr,
+        epochs=-(-epochs // per),
+        batch_size=len(scenes),
+        lr=lr,
         weight_decay=1e-4,
         warmup_epochs=0.2,
         grad_clip=1.0,

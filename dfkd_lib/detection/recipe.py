@@ -144,9 +144,9 @@ class DetectionRecipe:
 
     def _config(self, epochs: int, lr: float) -> TrainConfig:
         return TrainConfig(
-            epochs,
-            self.batch_size,
-            lr,
+            epochs=epochs,
+            batch_size=self.batch_size,
+            lr=lr,
             weight_decay=1e-4,
             warmup_epochs=0.5,
             grad_clip=1.0,
@@ -279,11 +279,11 @@ class DetectionRecipe:
                 fix="choose one of them",
             )
         config = TrainConfig(
-            self.gan_epochs,
-            self.gan_batch,
-            self.gan_lr,
-            "adam",
-            (0.5, 0.999),
+            epochs=self.gan_epochs,
+            batch_size=self.gan_batch,
+            lr=self.gan_lr,
+            optimizer="adam",
+            betas=(0.5, 0.999),
             schedule="constant",
             precision=self.precision,
             seed=parse_seeds(self.gan_seeds)[0] if seed is None else seed,

@@ -1,7 +1,6 @@
 """Teachers, and students distilled from them: probe-guided KD (A), early features (B), a distillation token (C)."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import torch
 from torch import nn
@@ -32,7 +31,7 @@ def train_teacher(
     train_set: ImageSet,
     test_set: ImageSet,
     config: TrainConfig,
-    augmentation: Augmentation = Augmentation("shift"),
+    augmentation: Augmentation = Augmentation(kind="shift"),
     overrides: dict | None = None,
     stage: str = "teacher",
     parents: Sequence[Artifact] = (),
@@ -153,7 +152,7 @@ def train_student(
         )
         return distill_step(model, targets, weights, aligner), {"aligner": aligner}
 
-    settings = {"weights": asdict(weights), **({} if early is None else {"early_stage": early})}
+    settings = {"weights": weights.as_dict(), **({} if early is None else {"early_stage": early})}
     return train_classifier(
         store,
         stage,

@@ -55,9 +55,9 @@ class EarlyRecipe:
         """So many epochs that a share of `images` is passed over as often as `passes` and `part` ask for."""
         epochs = max(1, round(self.passes * part / images))
         return TrainConfig(
-            epochs,
-            min(self.batch_size, images),
-            self.lr,
+            epochs=epochs,
+            batch_size=min(self.batch_size, images),
+            lr=self.lr,
             weight_decay=self.weight_decay,
             warmup_epochs=min(1.0, 0.1 * epochs),
             grad_clip=1.0,
@@ -78,7 +78,7 @@ class EarlyRecipe:
         chosen = pool.sample(max(pool.num_classes, round(share * len(pool))), seed)
         common = {
             "overrides": {"patch_size": self.patch_size},
-            "augmentation": Augmentation(self.augmentation),
+            "augmentation": Augmentation(kind=self.augmentation),
         }
         if arm == "plain":
             return [

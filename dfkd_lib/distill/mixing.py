@@ -1,17 +1,14 @@
 """What is done to a batch of images before a student sees it: shifts or AutoAugment, then CutMix or MixUp."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core import Config
 from dfkd_lib.datasets import ImageSet, random_flip, random_shift, to_float
-
-AUGMENTATIONS = ("none", "shift", "autoaugment")
-MIXES = ("none", "cutmix", "mixup")
 
 
 class Batch(NamedTuple):
@@ -86,44 +83,21 @@ def auto_augment(images: Tensor) -> Tensor:
     return torch.stack([policy(image) for image in images])
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """What is done to each batch; called with (Batch of uint8 images, generator) it gives the batch that a step receives.
+class Augmentation(Config):
+    """What is done to each batch; called with (Batch of uint8 images, generator) it gives the batch of a step.
 
-    Args:
-        kind: "none"; "shift", by up to `shift` pixels; "autoaugment": shift by up to 4, flip, AutoAugment (for colour
-            photographs). mix: "none", "cutmix" or "mixup". alpha: > 0, of Beta(alpha, alpha), from which lam is drawn.
-
-    Raises:
-        WorkbenchError: on an unknown name or an impossible number.
+    "shift" moves by up to `shift` pixels; "autoaugment" shifts by up to 4, flips and applies AutoAugment (for colour
+    photographs). Mixing draws its share from Beta(alpha, alpha).
     """
 
-    kind: str = "none"
-    mix: str = "none"
-    shift: int = 2
-    alpha: float = 0.5
-
-    def __post_init__(self):
-        for name, known, where in (
-            (self.kind, AUGMENTATIONS, "augmentation"),
-            (self.mix, MIXES, "mix"),
-        ):
-            if name not in known:
-                raise WorkbenchError(
-                    "unknown augmentation",
-                    expected=", ".join(known),
-                    got=name,
-                    where=where,
-                    fix="choose one of them",
-                )
-        if self.shift < 0 or not self.alpha > 0:
-            raise WorkbenchError(
-                "an augmentation is impossible",
-                expected="shift ≥ 0 pixels, alpha > 0",
-                got=f"shift {self.shift}, alpha {self.alpha}",
-                where="Augmentation",
-                fix="correct the value out of range",
-            )
+    kind: Literal["none", "shift", "autoaugment"] = Field(
+        "none",
+        description="what is done to each image",
+        json_schema_extra={"also": "augmentation"},
+    )
+    mix: Literal["none", "cutmix", "mixup"] = Field("none", description="how images are mixed")
+    shift: int = Field(2, ge=0, description="pixels of the random shift")
+    alpha: float = Field(0.5, gt=0, description="of Beta(alpha, alpha), the share of a mix")
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         images = batch.images

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -138,7 +137,7 @@ def train_classifier(
         "test": test_set.fingerprint,
         "classes": list(train_set.classes),
         "train_name": train_set.name,
-        "augmentation": asdict(augmentation),
+        "augmentation": augmentation.as_dict(),
         **(settings or {}),
     }
 

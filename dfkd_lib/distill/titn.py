@@ -106,16 +106,19 @@ class TitnRecipe:
         small, large, mix = ROWS[row]
         chosen = train_set.sample(self.images or len(train_set), 4)
         config = TrainConfig(
-            self.epochs,
-            self.batch_size,
-            self.lr,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
             optimizer=self.optimizer,
             weight_decay=self.weight_decay,
             warmup_epochs=0.2,
             grad_clip=1.0,
             seed=seed,
         )
-        name, how = small if self.scale == "small" else large, Augmentation(self.augmentation, mix)
+        name, how = (
+            small if self.scale == "small" else large,
+            Augmentation(kind=self.augmentation, mix=mix),
+        )
         if row in ("ViT", "TNT"):  # one head, no distillation token, no teacher: L_CM alone
             return train_teacher(store, name, chosen, test_set, config, how, stage="titn")
         weights = KDWeights(kd=0.0, ce=self.alpha, patch=0.0, hard=1 - self.alpha)

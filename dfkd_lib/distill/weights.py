@@ -1,9 +1,11 @@
 """What a student is taught by: the weight of each loss, and how it changes over training."""
 
-from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, Self
 
-from dfkd_lib.core import WorkbenchError, is_number
+from pydantic import Field, model_validator
+
+from dfkd_lib.core import Config
 from dfkd_lib.losses import Schedule, read_schedules
 
 # Field -> its name in tables.
@@ -17,48 +19,40 @@ LOSSES = {
 }
 
 
-@dataclass(frozen=True)
-class KDWeights:
+def _weight(default: float, name: str, help: str) -> Any:
+    return Field(
+        default,
+        ge=0,
+        description=f"λ of {help}",
+        title=LOSSES[name],
+        json_schema_extra={"also": f"{name}_weight"},
+    )
+
+
+class KDWeights(Config):
     """λ of each loss (≥ 0, not all 0), the temperature T (> 0), and factors on the weights over training.
 
-    Args:
-        kd: softened teacher outputs on the class token (A eq. 8). ce: cross entropy to the labels, mixed ones under CutMix
-            or MixUp (A eq. 9; C eq. 9). patch: attention probes (A eq. 10).
-        hard, soft: the teacher's arg-max label (C eq. 10; DeiT), or its softened outputs, on the distillation token.
-        early: mean squared error of aligned early features to a CNN teacher's (B stage 1).
-        schedules: "" or factors over training as `read_schedules` takes them: "kd: 1@0 0@1; patch: 0@0 1@0.5".
+    `schedules` is "" or factors over training as `read_schedules` takes them: "kd: 1@0 0@1; patch: 0@0 1@0.5".
+    Source: A eq. 8-10; C eq. 9, 10 and DeiT (distillation token); B stage 1 (early features).
     """
 
-    kd: float = 1.0
-    ce: float = 1.0
-    patch: float = 1.0
-    temperature: float = 4.0
-    hard: float = 0.0
-    soft: float = 0.0
-    early: float = 0.0
-    schedules: str = ""
+    kd: float = _weight(1.0, "kd", "the distillation loss (A eq. 8)")
+    ce: float = _weight(1.0, "ce", "the cross entropy (A eq. 9)")
+    patch: float = _weight(1.0, "patch", "the patch probe loss (A eq. 10)")
+    temperature: float = Field(4.0, gt=0, le=1000, description="T of the distillation loss")
+    hard: float = _weight(0.0, "hard", "the teacher's label on a distillation token (C eq. 10)")
+    soft: float = _weight(0.0, "soft", "the teacher's softened output on a distillation token")
+    early: float = _weight(0.0, "early", "early features of a CNN teacher (B stage 1)")
+    schedules: str = Field("", description="factors on the weights over training: kd: 1@0 0@1; …")
 
-    def __post_init__(self):
-        weights = {name: getattr(self, name) for name in LOSSES}
-        if not all(is_number(value, 0) for value in weights.values()) or not any(
-            map(self.uses, LOSSES)
-        ):
-            raise WorkbenchError(
-                "the loss weights are impossible",
-                expected="λ ≥ 0, at least one above 0",
-                got=", ".join(f"{LOSSES[name]} {value}" for name, value in weights.items()),
-                where="KDWeights",
-                fix="give at least one component a positive weight"
-                + (", and a schedule that is not 0 throughout" if self.schedules else ""),
+    @model_validator(mode="after")
+    def _some_loss(self) -> Self:
+        if not any(map(self.uses, LOSSES)):
+            raise ValueError(
+                "λ ≥ 0 for each loss, at least one above 0"
+                + (" and a schedule that is not 0 throughout" if self.schedules else "")
             )
-        if not is_number(self.temperature) or self.temperature <= 0:
-            raise WorkbenchError(
-                "the temperature must be positive",
-                expected="T > 0",
-                got=self.temperature,
-                where="KDWeights",
-                fix="usual values are 1 to 8",
-            )
+        return self
 
     @cached_property
     def _schedules(self) -> dict[str, Schedule]:
@@ -87,5 +81,5 @@ def drop_one(weights: KDWeights) -> dict[str, KDWeights]:
     """
     used = [name for name in LOSSES if weights.uses(name)]
     return {"all": weights} | {
-        f"without {LOSSES[name]}": replace(weights, **{name: 0.0}) for name in used if len(used) > 1
+        f"without {LOSSES[name]}": weights.replace(**{name: 0.0}) for name in used if len(used) > 1
     }

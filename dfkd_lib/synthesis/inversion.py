@@ -145,9 +145,9 @@ class Inversion:
         def draw(labels: Tensor, seed: int) -> Tensor:
             canvas = Canvas(len(labels), given.shape, torch.Generator().manual_seed(seed))
             config = TrainConfig(
-                1,
-                len(labels),
-                self.lr,
+                epochs=1,
+                batch_size=len(labels),
+                lr=self.lr,
                 optimizer="adam",
                 betas=(0.5, 0.9),
                 precision=self.precision,

@@ -1,78 +1,45 @@
 """Settings of a training run, its device, its optimizer and its learning rate."""
 
 import math
-from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from dfkd_lib.core import WorkbenchError, is_number, processes
+from dfkd_lib.core import Config, WorkbenchError, processes
+
+Precision = Literal["fp32", "bf16"]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class DivergedError(WorkbenchError):
     """A loss became infinite or not a number; the checkpoint of the last good epoch is kept."""
 
 
-@dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Config):
     """Settings of one training run; part of the artifact's key.
 
-    Args:
-        epochs: passes over the batches. batch_size: images a step. lr: peak learning rate.
-        optimizer: "adamw", "adam" or "sgd"; betas for the first two, momentum for the last.
-        weight_decay: not applied to biases and norms under adamw.
-        schedule: "cosine" to 0, or "constant"; warmup_epochs of linear warm-up before either.
-        grad_clip: largest gradient norm, or None. precision: "fp32" or "bf16" (autocast).
-        seed: of initial weights (where a caller seeds them from it), data order, augmentation and dropout.
-        compile: by torch.compile, which takes a minute and a C++ compiler before the first step, and pays in long
-            trainings. A network that a loss looks into is compiled round the place it looks at, but for timm's plain ViT.
+    `compile` runs torch.compile, which takes a minute and a C++ compiler before the first step and pays in long
+    trainings; a network that a loss looks into is compiled round the place it looks at, but for timm's plain ViT.
+    Weight decay is not applied to biases and norms under AdamW.
     """
 
-    epochs: int
-    batch_size: int
-    lr: float
-    optimizer: str = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    momentum: float = 0.9
-    schedule: str = "cosine"
-    warmup_epochs: float = 0.0
-    grad_clip: float | None = None
-    precision: str = "fp32"
-    seed: int = 0
-    compile: bool = False
-
-    def __post_init__(self):
-        whole = {
-            name: isinstance(getattr(self, name), int) for name in ("epochs", "batch_size", "seed")
-        }
-        rules = {
-            "epochs": whole["epochs"] and is_number(self.epochs, 1),
-            "batch_size": whole["batch_size"] and is_number(self.batch_size, 1),
-            "lr": is_number(self.lr) and self.lr > 0,
-            "seed": whole["seed"] and is_number(self.seed, 0, 2**63),
-            "betas": isinstance(self.betas, (tuple, list))
-            and [is_number(b, 0, 1) for b in self.betas] == [True] * 2,
-            "momentum": is_number(self.momentum, 0, 1),
-            "compile": isinstance(self.compile, bool),
-            "grad_clip": self.grad_clip is None or is_number(self.grad_clip) and self.grad_clip > 0,
-            "optimizer": self.optimizer in ("adamw", "adam", "sgd"),
-            "weight_decay": is_number(self.weight_decay, 0),
-            "schedule": self.schedule in ("cosine", "constant"),
-            "precision": self.precision in ("fp32", "bf16"),
-            "warmup_epochs": is_number(self.warmup_epochs, 0),
-        }
-        for name, holds in rules.items():
-            if not holds:
-                raise WorkbenchError(
-                    "a training setting is impossible",
-                    where=f"TrainConfig.{name}",
-                    got=getattr(self, name),
-                    fix="see the docstring of TrainConfig for the values",
-                )
-
-    def as_dict(self) -> dict:
-        return asdict(self)
+    epochs: int = Field(ge=1, description="passes over the batches")
+    batch_size: int = Field(ge=1, description="images a step, of all processes together")
+    lr: float = Field(gt=0, description="peak learning rate")
+    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="optimizer")
+    betas: tuple[Share, Share] = Field((0.9, 0.999), description="of AdamW and Adam")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay")
+    momentum: float = Field(0.9, ge=0, le=1, description="of SGD")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate")
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up")
+    grad_clip: float | None = Field(None, gt=0, description="largest gradient norm, or none")
+    precision: Precision = Field("fp32", description="arithmetic: fp32, or bf16 by autocast")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="of initial weights, data order, augmentation and dropout"
+    )
+    compile: bool = Field(False, description="by torch.compile: slow to start, then faster")
 
 
 def device() -> torch.device:

@@ -95,7 +95,9 @@ def theirs(
 
 def trainer(module: nn.Module, loss: Callable[[], Tensor], precision: str) -> Callable[[], None]:
     """One training step: loss, backward, AdamW."""
-    optimizer = training.make_optimizer([module], training.TrainConfig(1, 1, LR))
+    optimizer = training.make_optimizer(
+        [module], training.TrainConfig(epochs=1, batch_size=1, lr=LR)
+    )
 
     def step() -> None:
         with torch.autocast(training.device().type, torch.bfloat16, precision == "bf16"):

@@ -35,7 +35,9 @@ def ours(modules: dict, images: Tensor, labels: Tensor, precision: str) -> Epoch
     mine, guide = copy.deepcopy(modules), frozen(create_model(TEACHER))
     probes = torch.full((CLASSES, 49), 1 / 49, device=training.device())
     step = gan_step(*mine.values(), guide, probes, 0.0, synthesis.SIDE, STEPS)
-    config = training.TrainConfig(1, BATCH, 1e-4, precision=precision, **CONFIG)
+    config = training.TrainConfig(
+        epochs=1, batch_size=BATCH, lr=1e-4, precision=precision, **CONFIG
+    )
 
     def epoch() -> list[float]:
         batches = training.TensorBatches((images, labels), BATCH)

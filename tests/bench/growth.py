@@ -59,7 +59,7 @@ def images_epoch(count: int) -> Callable:
         student, lambda batch: Targets(logits[batch.rows], None), KDWeights(patch=0.0)
     )
     return lambda: training.fit(
-        {"student": student}, step, batches, training.TrainConfig(1, 64, 1e-3)
+        {"student": student}, step, batches, training.TrainConfig(epochs=1, batch_size=64, lr=1e-3)
     )
 
 

@@ -137,7 +137,11 @@ def ours(given: Setting, targets: Callable, patch: bool = False) -> Way:
             step,
             batches,
             training.TrainConfig(
-                epochs, given.batch, LR, schedule="constant", precision=given.precision
+                epochs=epochs,
+                batch_size=given.batch,
+                lr=LR,
+                schedule="constant",
+                precision=given.precision,
             ),
         )
 

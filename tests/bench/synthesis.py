@@ -76,7 +76,7 @@ def gan_steps(share: float = 1.0) -> Ratio:
         modules,
         step,
         training.TensorBatches((images, torch.arange(len(images)) % CLASSES), BATCH),
-        TrainConfig(2, BATCH, 1e-4, precision="bf16"),
+        TrainConfig(epochs=2, batch_size=BATCH, lr=1e-4, precision="bf16"),
         {name: [name] for name in modules},
     )
     # The first epoch warms up.
@@ -111,7 +111,9 @@ def memory_of(count: int) -> dict[str, float]:
         found["before"] = psutil.Process().memory_info().rss / 2**20
 
         def make():
-            kept["images"] = make_images(store, Untrained(TrainConfig(1, 1, 1e-4)), given, count)[0]
+            kept["images"] = make_images(
+                store, Untrained(TrainConfig(epochs=1, batch_size=1, lr=1e-4)), given, count
+            )[0]
 
         def learn():
             images = kept["images"]
@@ -127,7 +129,7 @@ def memory_of(count: int) -> dict[str, float]:
                 {"student": student},
                 lambda batch, _: {"loss": F.cross_entropy(student(batch[0]), batch[1])},
                 batches,
-                TrainConfig(1, BATCH, 1e-3),
+                TrainConfig(epochs=1, batch_size=BATCH, lr=1e-3),
             )
 
         for name, work in (("making", make), ("learning", learn)):

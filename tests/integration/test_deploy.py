@@ -229,7 +229,7 @@ def deployed(tmp_path_factory):
         "vit_mnist_small",
         train,
         test,
-        TrainConfig(6, 64, 1e-3, seed=0),
+        TrainConfig(epochs=6, batch_size=64, lr=1e-3, seed=0),
         Augmentation(),
         overrides={"patch_size": 2},
     )
@@ -249,8 +249,8 @@ def deployed(tmp_path_factory):
         teacher,
         noise,
         test,
-        TrainConfig(1, 64, 5e-3, seed=0),
-        KDWeights(1.0, 1.0, 0.0, 4.0),
+        TrainConfig(epochs=1, batch_size=64, lr=5e-3, seed=0),
+        KDWeights(kd=1.0, ce=1.0, patch=0.0, temperature=4.0),
         parents=[drawn],
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -416,7 +416,7 @@ def detected(tmp_path_factory):
     """(store, teacher, student, deployment, test scenes) of a detector."""
     store = Store(tmp_path_factory.mktemp("store"))
     source = SceneSource(size=48, train=16, test=12)
-    config = TrainConfig(1, 8, 1e-3, seed=0)
+    config = TrainConfig(epochs=1, batch_size=8, lr=1e-3, seed=0)
     teacher = train_detector(store, "detr_nano", source, config)
     student = train_detector(store, "detr_nano", source, replace(config, seed=1), teacher=teacher)
     test = deploy.scenes_of(student)

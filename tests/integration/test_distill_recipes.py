@@ -43,7 +43,11 @@ def digits():
 @pytest.fixture(scope="module")
 def cnn(store, digits):
     return distill.train_teacher(
-        store, "cnn_small", *digits, TrainConfig(3, 64, 3e-3, seed=0), Augmentation()
+        store,
+        "cnn_small",
+        *digits,
+        TrainConfig(epochs=3, batch_size=64, lr=3e-3, seed=0),
+        Augmentation(),
     )
 
 

@@ -31,9 +31,11 @@ from dfkd_lib.synthesis import make as making
 from dfkd_lib.training import DivergedError, TensorBatches, TrainConfig
 
 CLASSES, SHAPE = tuple("0123456789"), (1, 28, 28)
-CONFIG = TrainConfig(2, 8, 1e-3, optimizer="adam", betas=(0.5, 0.999), schedule="constant")
-GAN = CGAN(CONFIG, 1.0, width=16, d_width=4, latent=8)
-PLAIN = GuidedGenerator(CONFIG, steps=2, width=16, latent=8)
+CONFIG = TrainConfig(
+    epochs=2, batch_size=8, lr=1e-3, optimizer="adam", betas=(0.5, 0.999), schedule="constant"
+)
+GAN = CGAN(config=CONFIG, lam=1.0, width=16, d_width=4, latent=8)
+PLAIN = GuidedGenerator(config=CONFIG, steps=2, width=16, latent=8)
 ATTENTIVE = replace(PLAIN, attention=1.0)
 ADVERSARIAL = replace(PLAIN, adversarial=0.5, student_model="vit_mnist_smoke", bank=24)
 INVERSION = Inversion(steps=2, batch_size=16, tv=0.1)

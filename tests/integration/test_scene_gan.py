@@ -285,9 +285,9 @@ def test_whole_frames_by_tiles(made, tmp_path):
 def test_impossible_gans_are_refused(made):
     store, recipe = made
     with pytest.raises(WorkbenchError, match="λ >= 0"):
-        SceneGAN(TrainConfig(1, 4, 1e-3), lam=-1.0)
+        SceneGAN(TrainConfig(epochs=1, batch_size=4, lr=1e-3), lam=-1.0)
     with pytest.raises(WorkbenchError, match="0 < attention_share <= 1"):
-        SceneGAN(TrainConfig(1, 4, 1e-3), attention_share=0.0)
+        SceneGAN(TrainConfig(epochs=1, batch_size=4, lr=1e-3), attention_share=0.0)
     with pytest.raises(WorkbenchError, match="no such GAN"):
         recipe.gan("plain")
     with pytest.raises(WorkbenchError, match="16 divides"):

@@ -407,7 +407,7 @@ def toy(work: Path, epochs: int):
         {"model": model},
         lambda batch, progress: {"loss": model(batch[0]).square().mean()},
         training.TensorBatches((x,), 16),
-        training.TrainConfig(epochs, 16, 1e-2),
+        training.TrainConfig(epochs=epochs, batch_size=16, lr=1e-2),
         checkpoint=work / "checkpoint",
     )
     return model.weight.detach().clone()

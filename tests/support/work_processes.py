@@ -48,9 +48,9 @@ def students(store: Store) -> dict:
     teacher, found = shipped_teacher(store, "vit_mnist_small", test), {}
     for name, epochs, precision in (("fp32", 3, "fp32"), ("bf16", 2, "bf16")):
         config = TrainConfig(
-            epochs,
-            32,
-            5e-3,
+            epochs=epochs,
+            batch_size=32,
+            lr=5e-3,
             warmup_epochs=0.5,
             grad_clip=1.0,
             weight_decay=0.01,
@@ -65,7 +65,7 @@ def students(store: Store) -> dict:
             test,
             config,
             KDWeights(),
-            Augmentation("shift"),
+            Augmentation(kind="shift"),
         )
         found[name] = {
             "key": art.key,
@@ -93,7 +93,7 @@ def detector() -> dict:
         {"detector": student},
         detection_step(student, terms, teacher),
         SceneBatches(scenes, 6),
-        TrainConfig(2, 6, 1e-3, optimizer="sgd", grad_clip=1.0),
+        TrainConfig(epochs=2, batch_size=6, lr=1e-3, optimizer="sgd", grad_clip=1.0),
     )
     return {"history": history, "digest": digest([student])}
 
@@ -128,7 +128,9 @@ def normed() -> dict:
     def step(batch, progress):
         return {"loss": nn.functional.cross_entropy(model(batch[0]), batch[1])}
 
-    history = training.fit({"m": model}, step, batches, TrainConfig(2, 24, 0.1, optimizer="sgd"))
+    history = training.fit(
+        {"m": model}, step, batches, TrainConfig(epochs=2, batch_size=24, lr=0.1, optimizer="sgd")
+    )
     return {
         "history": history,
         "digest": digest([model]),
@@ -150,7 +152,7 @@ def refusals(store: Store) -> dict:
     """What goes wrong in one process goes wrong in all, and afterwards they still work together."""
     model, mine = nn.Linear(4, 1), processes.rank() == processes.count() - 1
     batches = TensorBatches((torch.randn(24, 4, generator=torch.Generator().manual_seed(0)),), 6)
-    other, config = nn.Linear(4, 1), TrainConfig(1, 6, 0.1)
+    other, config = nn.Linear(4, 1), TrainConfig(epochs=1, batch_size=6, lr=0.1)
 
     def fine(batch, progress):
         return {"loss": model(batch[0]).square().mean()}
@@ -173,7 +175,9 @@ def refusals(store: Store) -> dict:
     good = {"m": model}
     return {
         "measuring": said(lambda: training.fit(good, fine, batches, config, evaluate=measured)),
-        "odd": said(lambda: training.fit(good, bad, batches, TrainConfig(1, 7, 0.1))),
+        "odd": said(
+            lambda: training.fit(good, bad, batches, TrainConfig(epochs=1, batch_size=7, lr=0.1))
+        ),
         "diverged": said(lambda: training.fit(good, bad, batches, config)),
         "unlike": said(lambda: training.fit({"m": model, "o": other}, unlike, batches, config)),
         "one": said(lambda: store.get_or_make("refused", {}, fails)),
@@ -203,7 +207,13 @@ def killed(folder: Path, store: Store) -> dict:
         return counted
 
     art = train_classifier(
-        store, "student", "vit_mnist_smoke", train, test, TrainConfig(3, 32, 1e-3), make_step
+        store,
+        "student",
+        "vit_mnist_smoke",
+        train,
+        test,
+        TrainConfig(epochs=3, batch_size=32, lr=1e-3),
+        make_step,
     )
     return {
         "history": art.json("history.json"),

@@ -781,7 +781,7 @@ def test_unknown_arms_and_teachers_are_refused(trained):
     with pytest.raises(WorkbenchError, match="no such teacher"):
         replace(recipe, teacher="none").teacher_artifact(store)
     with pytest.raises(WorkbenchError, match="expected: a teacher"):
-        config = training.TrainConfig(1, 4, 1e-3)
+        config = training.TrainConfig(epochs=1, batch_size=4, lr=1e-3)
         detection.train_detector(store, "detr_nano", recipe.source, config, scenes="synthetic")
 
 
@@ -805,7 +805,11 @@ def test_a_coco_folder_trains_like_scenes(trained, tmp_path):
     write_coco(generate_scenes(6, size=48, split="test"), tmp_path / "mine", "val")
     source = SceneSource(data=str(tmp_path / "mine"), size=48)
     made = detection.train_detector(
-        store, "detr_nano", source, training.TrainConfig(1, 6, 1e-3), augment=1.0
+        store,
+        "detr_nano",
+        source,
+        training.TrainConfig(epochs=1, batch_size=6, lr=1e-3),
+        augment=1.0,
     )
     assert {row["split"]: row["images"] for row in made.ledger} == {"mine/train": 12, "mine/val": 6}
     backbone = detection.load_detector(made).network.model.backbone.model.state_dict()
@@ -814,7 +818,7 @@ def test_a_coco_folder_trains_like_scenes(trained, tmp_path):
         store,
         "detr_nano",
         source,
-        training.TrainConfig(1, 6, 1e-3),
+        training.TrainConfig(epochs=1, batch_size=6, lr=1e-3),
         augment=1.0,
         backbone_weights=tmp_path / "backbone.safetensors",
     )
@@ -844,7 +848,7 @@ def test_scenes_of_an_artifact_come_back_as_they_were(trained):
 def test_a_student_of_drawn_scenes_reads_no_data_set(trained):
     store, recipe, made = trained
     _, kept = drawn(store)
-    config = training.TrainConfig(1, 4, 1e-3)
+    config = training.TrainConfig(epochs=1, batch_size=4, lr=1e-3)
     student = detection.train_detector(
         store, "detr_nano", recipe.source, config, teacher=made["teacher"], scenes=kept
     )
@@ -861,7 +865,10 @@ def test_other_classes_are_refused_before_training(trained, tmp_path):
     from dataclasses import replace
 
     store, recipe, made = trained
-    others, config = ("bird", "drone", "helicopter", "plane"), training.TrainConfig(1, 4, 1e-3)
+    others, config = (
+        ("bird", "drone", "helicopter", "plane"),
+        training.TrainConfig(epochs=1, batch_size=4, lr=1e-3),
+    )
 
     def refused(who, source=recipe.source, **given):
         with pytest.raises(

@@ -22,7 +22,7 @@ from dfkd_lib.distill.runner import load_weights, ship_teacher
 from dfkd_lib.models import create_model
 from dfkd_lib.training import DivergedError, TrainConfig
 
-CONFIG = TrainConfig(2, 64, 5e-3, seed=1)
+CONFIG = TrainConfig(epochs=2, batch_size=64, lr=5e-3, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def teacher(store, digits):
         store,
         "vit_mnist_smoke",
         *digits,
-        TrainConfig(30, 64, 5e-3, seed=0),
+        TrainConfig(epochs=30, batch_size=64, lr=5e-3, seed=0),
         Augmentation(),
         overrides={"patch_size": 2},
     )
@@ -68,8 +68,8 @@ def test_a_student_learns_from_the_teacher_alone(store, digits, teacher):
         teacher,
         blind,
         test,
-        TrainConfig(30, 64, 5e-3, seed=2),
-        KDWeights(1, 0, 0),
+        TrainConfig(epochs=30, batch_size=64, lr=5e-3, seed=2),
+        KDWeights(kd=1, ce=0, patch=0),
         overrides={"patch_size": 2},
     )
     assert student.metrics["accuracy"] > 0.6
@@ -82,10 +82,10 @@ def test_each_weight_pulls_its_own_loss(store, digits, teacher):
     targets = stored_targets(teacher_targets(store, teacher, images))
     batch = Batch(images.pixels.float() / 127.5 - 1, images.labels, torch.arange(64))
     for weights in (
-        KDWeights(1, 0, 0),
-        KDWeights(0, 1, 0),
-        KDWeights(0, 0, 1),
-        KDWeights(0.5, 2, 3, 2.0),
+        KDWeights(kd=1, ce=0, patch=0),
+        KDWeights(kd=0, ce=1, patch=0),
+        KDWeights(kd=0, ce=0, patch=1),
+        KDWeights(kd=0.5, ce=2, patch=3, temperature=2.0),
     ):
         torch.manual_seed(0)
         student = create_model("vit_mnist_smoke", img_size=8, patch_size=2)
@@ -138,7 +138,7 @@ def test_impossible_weights(bad):
 
 
 def test_drop_one_zeroes_one():
-    rows = distill.drop_one(KDWeights(1, 2, 3, 4))
+    rows = distill.drop_one(KDWeights(kd=1, ce=2, patch=3, temperature=4))
     assert list(rows) == ["all", "without KD", "without CE", "without patch"]
     assert [(r.kd, r.ce, r.patch, r.temperature) for r in rows.values()] == [
         (1, 2, 3, 4),
@@ -149,8 +149,12 @@ def test_drop_one_zeroes_one():
 
 
 def test_drop_one_of_fewer_losses():
-    assert list(distill.drop_one(KDWeights(1, 0, 0))) == ["all"]
-    assert list(distill.drop_one(KDWeights(1, 0, 2))) == ["all", "without KD", "without patch"]
+    assert list(distill.drop_one(KDWeights(kd=1, ce=0, patch=0))) == ["all"]
+    assert list(distill.drop_one(KDWeights(kd=1, ce=0, patch=2))) == [
+        "all",
+        "without KD",
+        "without patch",
+    ]
 
 
 def test_splits_with_other_classes_are_refused(store, digits):
@@ -180,7 +184,7 @@ def test_divergence_is_reported_and_leaves_no_artifact(store, digits):
             store,
             "vit_mnist_smoke",
             *digits,
-            TrainConfig(3, 64, 1e30, optimizer="sgd"),
+            TrainConfig(epochs=3, batch_size=64, lr=1e30, optimizer="sgd"),
             overrides={"patch_size": 2},
         )
     assert store.keys() == before

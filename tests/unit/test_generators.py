@@ -77,9 +77,10 @@ def test_a_share_of_the_batch_gives_the_same_attention_loss_in_the_mean():
 
 
 def test_a_share_is_another_key():
-    config = TrainConfig(1, 8, 1e-3)
+    config = TrainConfig(epochs=1, batch_size=8, lr=1e-3)
     assert [
-        CGAN(config, attention_share=share).settings()["attention_share"] for share in (1.0, 0.5)
+        CGAN(config=config, attention_share=share).settings()["attention_share"]
+        for share in (1.0, 0.5)
     ] == [1.0, 0.5]
     with pytest.raises(WorkbenchError, match="share of a batch"):
-        CGAN(config, attention_share=0.0)
+        CGAN(config=config, attention_share=0.0)

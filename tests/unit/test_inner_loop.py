@@ -92,7 +92,7 @@ def images():
     return load_images("mnist", "train").sample(64, 0)
 
 
-def batches_of(images, augmentation=Augmentation("shift"), seen=None):
+def batches_of(images, augmentation=Augmentation(kind="shift"), seen=None):
     def transform(batch, generator):
         if seen is not None:
             seen.append(batch[0].dtype)
@@ -115,12 +115,17 @@ def test_the_counter_counts(monkeypatch):
 
     with counted(monkeypatch) as seen:
         training.fit(
-            {"m": model}, step, TensorBatches((torch.randn(16, 4),), 8), TrainConfig(1, 8, 0.1)
+            {"m": model},
+            step,
+            TensorBatches((torch.randn(16, 4),), 8),
+            TrainConfig(epochs=1, batch_size=8, lr=0.1),
         )
     assert seen["_local_scalar_dense"] == 4 and seen["index"] == 2
 
 
-@pytest.mark.parametrize("augmentation", [Augmentation("shift"), Augmentation("shift", "cutmix")])
+@pytest.mark.parametrize(
+    "augmentation", [Augmentation(kind="shift"), Augmentation(kind="shift", mix="cutmix")]
+)
 def test_no_wait_in_the_step_of_a_student(images, monkeypatch, augmentation):
     student = create_model("vit_mnist_smoke")
     step = distill_step(student, live_targets(frozen_teacher()), KDWeights())
@@ -129,7 +134,7 @@ def test_no_wait_in_the_step_of_a_student(images, monkeypatch, augmentation):
             {"m": student},
             step,
             batches_of(images, augmentation),
-            TrainConfig(1, 16, 1e-3, grad_clip=1.0, precision="bf16"),
+            TrainConfig(epochs=1, batch_size=16, lr=1e-3, grad_clip=1.0, precision="bf16"),
         )
     assert not seen
 
@@ -149,7 +154,7 @@ def test_no_wait_in_the_step_of_the_gan(images, monkeypatch, lam):
             modules,
             step,
             batches,
-            TrainConfig(1, 16, 1e-3, optimizer="adam", grad_clip=5.0),
+            TrainConfig(epochs=1, batch_size=16, lr=1e-3, optimizer="adam", grad_clip=5.0),
             {name: [name] for name in modules},
         )
     assert not seen
@@ -177,7 +182,10 @@ def test_the_step_of_a_detector_waits_for_its_pairing_alone(monkeypatch):
     )
     with counted(monkeypatch) as seen:
         training.fit(
-            {"d": student}, step, SceneBatches(scenes, 4), TrainConfig(1, 4, 1e-4, grad_clip=1.0)
+            {"d": student},
+            step,
+            SceneBatches(scenes, 4),
+            TrainConfig(epochs=1, batch_size=4, lr=1e-4, grad_clip=1.0),
         )
     layers = len(student.network.model.encoder.layers)
     assert len(copies) == 4 and set(seen) == {"transformers"}
@@ -232,7 +240,7 @@ def test_compiled_students_learn_as_others(images, traced, tmp_path, name):
         student = create_model(name)
         names = list(student.state_dict())
         step = distill_step(student, live_targets(frozen_teacher()), KDWeights())
-        config = TrainConfig(1, 16, 1e-3, compile=compiled)
+        config = TrainConfig(epochs=1, batch_size=16, lr=1e-3, compile=compiled)
         found[compiled] = training.fit(
             {"m": student}, step, batches_of(images), config, checkpoint=tmp_path / str(compiled)
         )
@@ -259,7 +267,7 @@ def test_several_modules_are_compiled(images, traced):
         modules,
         step,
         batches,
-        TrainConfig(1, 16, 1e-3, compile=True),
+        TrainConfig(epochs=1, batch_size=16, lr=1e-3, compile=True),
         {name: [name] for name in modules},
     )
     assert traced["graphs"] >= 2 and torch.isfinite(torch.tensor(history[0]["generator_loss"]))
@@ -281,7 +289,7 @@ def test_without_a_compiler_the_error_says_so():
             {"m": model},
             square(model),
             TensorBatches((torch.randn(8, 5),), 4),
-            TrainConfig(1, 4, 0.1, compile=True),
+            TrainConfig(epochs=1, batch_size=4, lr=0.1, compile=True),
         )
     torch._dynamo.reset()
     cpp_builder.cpp_compiler_search.cache_clear()
@@ -295,7 +303,7 @@ def test_a_module_compiled_in_earnest_learns_as_another():
     for compiled in (False, True):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
-        config = TrainConfig(2, 8, 0.1, compile=compiled)
+        config = TrainConfig(epochs=2, batch_size=8, lr=0.1, compile=compiled)
         x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
         found.append(
             training.fit({"m": model}, square(model), TensorBatches((x,), 8), config)[-1]["loss"]

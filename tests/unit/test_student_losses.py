@@ -211,8 +211,8 @@ def test_an_early_map_that_is_not_there_is_said(images):
     "augmentation, stays",
     [
         (Augmentation(), True),
-        (Augmentation("shift", shift=0), True),
-        (Augmentation("shift"), False),
+        (Augmentation(kind="shift", shift=0), True),
+        (Augmentation(kind="shift"), False),
         (Augmentation(mix="cutmix"), False),
         (Augmentation(mix="mixup"), False),
     ],
@@ -244,7 +244,7 @@ def digits():
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory, digits):
     store = Store(tmp_path_factory.mktemp("store"))
-    config = TrainConfig(1, 64, 5e-3)
+    config = TrainConfig(epochs=1, batch_size=64, lr=5e-3)
     return store, [
         distill.train_teacher(store, name, *digits, config, Augmentation(), overrides=more)
         for name, more in (("vit_mnist_smoke", {"patch_size": 2}), ("cnn_small", {}))
@@ -303,7 +303,7 @@ def test_broken_off_targets_go_on_with_their_next_file(tmp_path, teachers, digit
 
 def test_students_share_targets_unless_their_images_change(teachers, digits):
     store, (vit, _) = teachers
-    config, common = TrainConfig(1, 64, 5e-3), {"overrides": {"patch_size": 2}}
+    config, common = TrainConfig(epochs=1, batch_size=64, lr=5e-3), {"overrides": {"patch_size": 2}}
     one, two = (
         distill.train_student(
             store, "student", "vit_mnist_smoke", vit, *digits, config, KDWeights(kd=w), **common
@@ -320,7 +320,7 @@ def test_students_share_targets_unless_their_images_change(teachers, digits):
         *digits,
         config,
         KDWeights(),
-        Augmentation("shift", shift=1),
+        Augmentation(kind="shift", shift=1),
         **common,
     )
     assert not [key for key in moved.parents if key.startswith("teacher_targets")]
@@ -334,7 +334,7 @@ def test_a_cnn_teaches_by_logits_early_features_and_labels(teachers, digits):
         "dearkd_small",
         cnn,
         *digits,
-        TrainConfig(1, 64, 1e-3),
+        TrainConfig(epochs=1, batch_size=64, lr=1e-3),
         KDWeights(kd=1, patch=0, hard=1, early=1, schedules="early: 1@0 0@1"),
         overrides={"patch_size": 2},
     )
@@ -353,7 +353,7 @@ def test_a_loss_that_diverges_leaves_no_student(teachers, digits):
             "vit_mnist_smoke",
             vit,
             *digits,
-            TrainConfig(2, 64, 1e30, optimizer="sgd"),
+            TrainConfig(epochs=2, batch_size=64, lr=1e30, optimizer="sgd"),
             KDWeights(),
             overrides={"patch_size": 2},
         )

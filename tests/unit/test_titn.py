@@ -179,7 +179,7 @@ def test_lambda_follows_its_beta_distribution():
 
 def test_an_augmentation_depends_on_its_generator_alone():
     images, labels = torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8), torch.arange(8)
-    batch, augment = Batch(images, labels, labels), Augmentation("shift", "cutmix")
+    batch, augment = Batch(images, labels, labels), Augmentation(kind="shift", mix="cutmix")
     first, again, other = (augment(batch, torch.Generator().manual_seed(s)) for s in (3, 3, 4))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)) and not torch.equal(
         first[0], other[0]

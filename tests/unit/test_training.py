@@ -28,7 +28,14 @@ def squared(model):
 def test_same_weights_as_a_plain_loop():
     model, plain = linear(), linear()
     config = TrainConfig(
-        3, 8, 0.05, optimizer="sgd", momentum=0.5, weight_decay=0.1, schedule="constant", seed=7
+        epochs=3,
+        batch_size=8,
+        lr=0.05,
+        optimizer="sgd",
+        momentum=0.5,
+        weight_decay=0.1,
+        schedule="constant",
+        seed=7,
     )
     history = training.fit({"m": model}, squared(model), TensorBatches((X, Y), 8), config)
     optimizer = torch.optim.SGD(plain.parameters(), 0.05, momentum=0.5, weight_decay=0.1)
@@ -44,12 +51,17 @@ def test_same_weights_as_a_plain_loop():
 
 
 def test_learning_rate_by_hand():
-    config = TrainConfig(10, 1, 1.0, warmup_epochs=2.0)
+    config = TrainConfig(epochs=10, batch_size=1, lr=1.0, warmup_epochs=2.0)
     assert training.learning_rate(config, 1.0) == pytest.approx(0.5, abs=1e-3)
     assert training.learning_rate(config, 2.0) == pytest.approx(1.0)
     assert training.learning_rate(config, 6.0) == pytest.approx(0.5)
     assert training.learning_rate(config, 10.0) == pytest.approx(0.0)
-    assert training.learning_rate(TrainConfig(10, 1, 0.3, schedule="constant"), 9.0) == 0.3
+    assert (
+        training.learning_rate(
+            TrainConfig(epochs=10, batch_size=1, lr=0.3, schedule="constant"), 9.0
+        )
+        == 0.3
+    )
 
 
 def test_several_optimizers_update_only_their_own():
@@ -62,7 +74,7 @@ def test_several_optimizers_update_only_their_own():
         seen.append(torch.equal(before, b.weight))
         yield "second", {"loss": b(batch[0]).square().mean(), "extra": torch.tensor(2.0)}
 
-    config = TrainConfig(1, 8, 0.1, optimizer="sgd")
+    config = TrainConfig(epochs=1, batch_size=8, lr=0.1, optimizer="sgd")
     history = training.fit(
         {"a": a, "b": b}, step, TensorBatches((X,), 8), config, {"first": ["a"], "second": ["b"]}
     )
@@ -81,7 +93,11 @@ def test_a_bad_number_stops_and_keeps_the_last_good_epoch(tmp_path):
 
     with pytest.raises(DivergedError, match="epoch 3"):
         training.fit(
-            {"m": model}, step, TensorBatches((X,), 8), TrainConfig(5, 8, 0.01), checkpoint=tmp_path
+            {"m": model},
+            step,
+            TensorBatches((X,), 8),
+            TrainConfig(epochs=5, batch_size=8, lr=0.01),
+            checkpoint=tmp_path,
         )
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert len(kept["history"]) == 2 and torch.isfinite(kept["modules"]["m"]["weight"]).all()
@@ -96,7 +112,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_training_starts_anew(tmp_path
             {"m": model},
             squared(model),
             TensorBatches((X, Y), 8),
-            TrainConfig(1, 8, 0.1),
+            TrainConfig(epochs=1, batch_size=8, lr=0.1),
             checkpoint=tmp_path,
         )
 
@@ -116,7 +132,9 @@ def test_running_out_of_memory_is_one_clear_error():
         return {"loss": model(batch[0]).sum() + torch.empty(2**50).sum()}
 
     with pytest.raises(WorkbenchError, match="lower batch_size"):
-        training.fit({"m": model}, step, TensorBatches((X,), 8), TrainConfig(1, 8, 0.1))
+        training.fit(
+            {"m": model}, step, TensorBatches((X,), 8), TrainConfig(epochs=1, batch_size=8, lr=0.1)
+        )
 
 
 def test_the_global_generator_is_left_alone():
@@ -124,7 +142,12 @@ def test_the_global_generator_is_left_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    training.fit({"m": model}, squared(model), TensorBatches((X, Y), 8), TrainConfig(1, 8, 0.1))
+    training.fit(
+        {"m": model},
+        squared(model),
+        TensorBatches((X, Y), 8),
+        TrainConfig(epochs=1, batch_size=8, lr=0.1),
+    )
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -132,7 +155,12 @@ def test_frozen_parameters_stay():
     model = linear()
     model.bias.requires_grad_(False)
     before = model.bias.clone()
-    training.fit({"m": model}, squared(model), TensorBatches((X, Y), 8), TrainConfig(2, 8, 0.1))
+    training.fit(
+        {"m": model},
+        squared(model),
+        TensorBatches((X, Y), 8),
+        TrainConfig(epochs=2, batch_size=8, lr=0.1),
+    )
     assert torch.equal(model.bias, before)
 
 
@@ -171,7 +199,7 @@ def test_weights_gone_bad_in_the_last_step_are_no_result(tmp_path):
             {"m": model},
             step,
             TensorBatches((X,), 32),
-            TrainConfig(1, 32, 0.01),
+            TrainConfig(epochs=1, batch_size=32, lr=0.01),
             checkpoint=tmp_path,
         )
     assert not (tmp_path / "checkpoint.pt").exists()
@@ -184,7 +212,9 @@ def test_other_memory_words_are_not_taken_for_too_little():
         raise RuntimeError("an illegal memory access was encountered")
 
     with pytest.raises(RuntimeError, match="illegal") as caught:
-        training.fit({"m": model}, step, TensorBatches((X,), 8), TrainConfig(1, 8, 0.1))
+        training.fit(
+            {"m": model}, step, TensorBatches((X,), 8), TrainConfig(epochs=1, batch_size=8, lr=0.1)
+        )
     assert not isinstance(caught.value, WorkbenchError)
 
 
@@ -211,7 +241,7 @@ def test_a_resumed_training_has_the_threads_it_began_with(tmp_path):
                 {"m": model},
                 step,
                 TensorBatches((X, Y), 8),
-                TrainConfig(4, 8, 0.05),
+                TrainConfig(epochs=4, batch_size=8, lr=0.05),
                 checkpoint=tmp_path,
             )
         except Broken:
@@ -240,7 +270,11 @@ def test_a_progress_file_tells_where_a_training_is(tmp_path, monkeypatch):
 
     with pytest.raises(DivergedError):
         training.fit(
-            {"m": model}, step, TensorBatches((X, Y), 8), TrainConfig(2, 8, 0.05), label="toy"
+            {"m": model},
+            step,
+            TensorBatches((X, Y), 8),
+            TrainConfig(epochs=2, batch_size=8, lr=0.05),
+            label="toy",
         )
     assert [(t["epoch"], t["step"]) for t in told[:6]] == [
         (1, 0),
