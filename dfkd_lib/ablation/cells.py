@@ -17,11 +17,8 @@ from dfkd_lib.attention import in_batches, probe_agreement
 from dfkd_lib.core import WorkbenchError, artifacts, ledger, processes
 from dfkd_lib.core.artifacts import Artifact, NotMade, Store
 from dfkd_lib.core.files import is_full
-from dfkd_lib.distill import load_trained
-from dfkd_lib.distill.runner import reads_of
-from dfkd_lib.distill.scores import scores
-from dfkd_lib.distill.targets import has_probe
-from dfkd_lib.training import DivergedError
+from dfkd_lib.distill import has_probe, scores
+from dfkd_lib.training import DivergedError, load_trained, reads_of
 
 LOST = (
     "its worker process died, more than once, most likely for want of memory; lower the number of processes (jobs) or "
@@ -53,9 +50,9 @@ def run_cell(store: Store, cell: Cell) -> Artifact:
     Raises:
         WorkbenchError: whatever stands in the way of its teacher, images or training.
     """
-    recipe = cell.recipe()
-    teacher, student = recipe.teacher_artifact(store), recipe.student(store, cell.source, cell.seed)
-    looked = recipe.test_set.sample(AGREEMENT_IMAGES, 0)
+    study = cell.study(store)
+    teacher, student = study.teacher, study.student(cell.source, cell.seed)
+    looked = study.test_set.sample(AGREEMENT_IMAGES, 0)
 
     def make(work: Path) -> dict:
         reached, agreement = scores(student), _agreement(student, teacher, looked)
@@ -72,7 +69,7 @@ def run_cell(store: Store, cell: Cell) -> Artifact:
             "accuracy": reached.pop("top1"),
             **reached,
             **told,
-            "test_images": len(recipe.test_set),
+            "test_images": len(study.test_set),
             "train_images": student.metrics["train_images"],
             "parameters": student.metrics["parameters"],
             "seconds": student.seconds,
@@ -302,7 +299,7 @@ def prepare(tell: jobs.Tell, needs: jobs.Needs, root: str, cells: list[dict]) ->
     with jobs.alone_in_process(needs.threads):
         for cell in missing:
             try:
-                cell.recipe().shared(store, cell.source)
+                cell.study(store).prepare(cell.source)
             except Exception:  # its own task will say so
                 continue
     return [cell.as_dict() for cell in missing]

@@ -1,32 +1,21 @@
 """A grid of students: rows of settings times seeds, from a YAML file or a list, checked before anything is trained."""
 
-import difflib
 import itertools
 import math
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dfkd_lib.core import WorkbenchError, artifacts, plain
-from dfkd_lib.distill import Augmentation, KDWeights, drop_one
-from dfkd_lib.laboratory import MAKERS, MakerRecipe
+from dfkd_lib.core.config import nearest
+from dfkd_lib.distill import MAKERS, ClassificationConfig, Study, drop_one
 from dfkd_lib.models import model_names
-from dfkd_lib.recipes import parse_seeds
 
 SOURCES = ("real", *MAKERS)
-DEFAULTS = {**{f.name: f.default for f in fields(MakerRecipe)}, "source": "augmented GAN"}
+BASE = ClassificationConfig()
+DEFAULTS = {**BASE.flat(), "source": "augmented GAN"}
 MOST_ROWS = 10_000  # the product of a few long lists would fill the memory
 PARTS = ("base", "rows", "grid", "drop_one", "seeds")
-# Names that a loss has in tables -> the recipe's.
-WEIGHTS = {
-    "kd": "kd_weight",
-    "ce": "ce_weight",
-    "patch": "patch_weight",
-    "hard": "hard_weight",
-    "soft": "soft_weight",
-    "early": "early_weight",
-}
 
 
 @dataclass(frozen=True)
@@ -34,9 +23,9 @@ class Cell:
     """One student of an ablation.
 
     Args:
-        name: the row it belongs to; cells of one row differ in the seed alone.
-        settings: fields of `laboratory.MakerRecipe` that differ from its defaults, and "source": "real" or one of `MAKERS`
-            (default: "augmented GAN").
+        name: the setting it belongs to; cells of one name differ in the seed alone.
+        settings: {dotted name in `ClassificationConfig`: value} that differ from its defaults, and "source": "real" or one of
+            `MAKERS` (default: "augmented GAN").
         seed: of the student's weights, order and dropout; the images are the same for every seed.
     """
 
@@ -48,19 +37,13 @@ class Cell:
     def source(self) -> str:
         return self.settings.get("source", DEFAULTS["source"])
 
-    def recipe(self) -> MakerRecipe:
-        """The recipe of these settings, new at each call: it holds images once it is used, and cells are many."""
-        return MakerRecipe(
-            **{name: value for name, value in self.settings.items() if name != "source"}
-        )
+    def config(self) -> ClassificationConfig:
+        """The configuration of these settings."""
+        return BASE.override({k: v for k, v in self.settings.items() if k != "source"})
 
-    @property
-    def label(self) -> str:
-        """What differs from the defaults, in short: "temperature=2, source=real"; "defaults" if nothing does."""
-        return (
-            ", ".join(f"{name}={show(value)}" for name, value in sorted(self.settings.items()))
-            or "defaults"
-        )
+    def study(self, store) -> Study:
+        """The study of these settings, new at each call: it holds images once it is used, and cells are many."""
+        return Study(store, self.config())
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -76,27 +59,49 @@ def show(value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def resolve(name: str) -> str:
+    """The dotted name of a setting, or "source"; WorkbenchError with the nearest right name."""
+    try:
+        return name if name == "source" else BASE.resolve(name)
+    except WorkbenchError as error:
+        error.where = "grid"
+        raise WorkbenchError(
+            f"the grid names an unknown setting: {error.what}",
+            expected=error.expected,
+            got=name,
+            where="grid",
+            fix=error.fix,
+        ) from None
+
+
 def make_cell(name: str, settings: dict, seed: int) -> Cell:
     """A cell whose settings are checked: names, types and values; those equal to a default are left out.
 
     Raises:
         WorkbenchError: with the nearest right name, or what was expected.
     """
-    known = {key: _typed(key, value) for key, value in settings.items()}
-    cell = Cell(
-        name, {key: value for key, value in known.items() if value != DEFAULTS[key]}, _seed(seed)
+    named = {resolve(key): value for key, value in settings.items()}
+    source = named.pop("source", DEFAULTS["source"])
+    if source not in SOURCES:
+        _refuse("source", source, SOURCES)
+    try:
+        config = BASE.override(named)
+    except WorkbenchError as error:
+        raise WorkbenchError(
+            f"the grid cannot be run: {error.what}",
+            expected=error.expected,
+            got=error.got,
+            where="grid",
+            fix=error.fix,
+        ) from None
+    if config.student.model not in model_names():
+        _refuse("student_model", config.student.model, model_names())
+    found = {**config.flat(), "source": source}
+    return Cell(
+        name,
+        {k: list(v) if isinstance(v, tuple) else v for k, v in found.items() if v != DEFAULTS[k]},
+        _seed(seed),
     )
-    recipe = cell.recipe()
-    if cell.source not in SOURCES:
-        _refuse("source", cell.source, SOURCES)
-    if recipe.student_model not in model_names():
-        _refuse("student_model", recipe.student_model, model_names())
-    (
-        recipe.weights,
-        recipe.student_config(cell.seed),
-        Augmentation(kind=recipe.augmentation, mix=recipe.mix),
-    )  # each checks itself
-    return cell
 
 
 def _seed(seed) -> int:
@@ -111,64 +116,37 @@ def _seed(seed) -> int:
     return seed
 
 
-def _refuse(what: str, got: str, known: Sequence[str]) -> None:
-    near = difflib.get_close_matches(str(got), list(known), n=1)
+def _refuse(what: str, got: object, known: Sequence[str]) -> None:
+    near = nearest(str(got), known)
     raise WorkbenchError(
         f"the grid names an unknown {what}",
         expected=", ".join(known),
-        got=got,
+        got=plain(got),
         where="grid",
-        fix=f"did you mean '{near[0]}'?" if near else "choose one of the expected names",
+        fix=f"did you mean '{near}'?" if near else "choose one of the expected names",
     )
 
 
-def _typed(name: str, value):
-    """The value of a setting in its own type; WorkbenchError on an unknown name, a wrong type, or no finite number."""
-    if name not in DEFAULTS:
-        _refuse("setting", name, sorted(DEFAULTS))
-    kind = type(DEFAULTS[name])
-    if kind is float and type(value) in (int, str):
-        with suppress(ValueError, OverflowError):
-            value = float(value)  # YAML takes 1e-3 for text
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise WorkbenchError(
-            f"the grid's setting '{name}' has the wrong type",
-            expected=kind.__name__,
-            got=f"{plain(value)} ({type(value).__name__})",
-            where="grid",
-            fix="write 1.0 for a number with a fraction, 1 for a whole one, quotes around text",
-        )
-    if kind is int and value < 0:
-        raise WorkbenchError(
-            f"the grid's setting '{name}' is impossible",
-            expected="0 or more",
-            got=value,
-            where="grid",
-            fix="give it a value from 0 on",
-        )
-    return value
+def base_of(config: ClassificationConfig, source: str = "augmented GAN") -> dict:
+    """The settings of a notebook's configuration, as `read_grid` takes them for its base."""
+    differing = {k: v for k, v in config.flat().items() if v != DEFAULTS[k]}
+    return {**differing, "source": source}
 
 
-def base_of(parameters: dict) -> dict:
-    """The settings that a notebook's parameters (`globals()`) name, as `read_grid` takes them for its base."""
+def cells_of(
+    config: ClassificationConfig, grid: str = "", source: str = "augmented GAN"
+) -> list[Cell]:
+    """The cells of a grid file on top of a configuration, or one loss left out at a time where no file is named."""
+    chosen = artifacts.resolve(grid) if grid else {"drop_one": True}
+    return read_grid(chosen, base_of(config, source), config.seeds)
+
+
+def rows_without(config: ClassificationConfig) -> dict[str, dict]:
+    """The settings of the one-loss-out ablation: {"all": {}, "without KD": {"weights.kd": 0.0}, …}."""
+    flat = config.weights.flat()
     return {
-        name: type(default)(parameters[name])
-        for name, default in DEFAULTS.items()
-        if name in parameters
-    }
-
-
-def cells_of(parameters: dict) -> list[Cell]:
-    """The cells that notebook 35's parameters ask for: those of its grid, or one loss left out at a time."""
-    grid = artifacts.resolve(parameters["grid"]) if parameters["grid"] else {"drop_one": True}
-    return read_grid(grid, base_of(parameters), parse_seeds(parameters["seeds"]))
-
-
-def rows_without(weights: KDWeights) -> dict[str, dict]:
-    """The rows of the one-loss-out ablation as settings: {"all": {}, "without KD": {"kd_weight": 0.0}, …}."""
-    return {
-        name: {WEIGHTS[key]: 0.0 for key in WEIGHTS if getattr(left, key) != getattr(weights, key)}
-        for name, left in drop_one(weights).items()
+        name: {f"weights.{key}": value for key, value in left.flat().items() if value != flat[key]}
+        for name, left in drop_one(config.weights).items()
     }
 
 
@@ -213,15 +191,20 @@ def read_grid(
                 fix=f"write {part}: {{name: value}}",
             )
     common = {**(base or {}), **(grid.get("base") or {})}
-    # The generator that looks for disagreement with a student makes the same images for every row.
-    common = {"rival_model": common.get("student_model", DEFAULTS["student_model"]), **common}
+    common = {resolve(name): value for name, value in common.items()}
+    # The generator that looks for disagreement with a student makes the same images for every setting.
+    common = {"rival_model": common.get("student.model", DEFAULTS["student.model"]), **common}
     cells = [
-        make_cell(name, _without_rival({**common, **settings}), seed)
+        make_cell(name, _without_rival({**common, **_resolved(settings)}), seed)
         for name, settings in _rows(grid, common).items()
         for seed in _seeds(grid.get("seeds", seeds if seeds is not None else [0]))
     ]
     _check_different(cells)
     return cells
+
+
+def _resolved(settings: dict) -> dict:
+    return {resolve(str(name)): value for name, value in settings.items()}
 
 
 def _without_rival(settings: dict) -> dict:
@@ -295,11 +278,10 @@ def _rows(grid: dict, common: dict) -> dict[str, dict]:
     """Every row's own settings, the product of rows and grid."""
     rows = dict(grid.get("rows") or {})
     if grid.get("drop_one"):
-        rows = {**rows_without(make_cell("base", common, 0).recipe().weights), **rows}
+        rows = {**rows_without(make_cell("base", common, 0).config()), **rows}
     crossed = grid.get("grid") or {}
     for name, values in crossed.items():
-        if name not in DEFAULTS:
-            _refuse("setting", str(name), sorted(DEFAULTS))
+        resolve(str(name))
         if not isinstance(values, list) or not values:
             raise WorkbenchError(
                 f"the grid's values of '{name}' have the wrong form",

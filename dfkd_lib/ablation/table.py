@@ -406,7 +406,7 @@ def sizes(outcomes: Iterable[Outcome]) -> str:
         list(outcomes),
         [o.artifact.metrics for o in outcomes if o.artifact is not None],
     )
-    recipes = [outcome.cell.recipe() for outcome in told]
+    configs = [outcome.cell.config() for outcome in told]
 
     def span(values) -> str:
         low, high = min(values, default=0), max(values, default=0)
@@ -414,11 +414,11 @@ def sizes(outcomes: Iterable[Outcome]) -> str:
 
     models, sources = (
         " and ".join(sorted(names))
-        for names in ({r.student_model for r in recipes}, {o.cell.source for o in told})
+        for names in ({c.student.model for c in configs}, {o.cell.source for o in told})
     )
     return (
         f"{models}, {span([m['train_images'] for m in finished])} images of {sources}, "
-        f"{span([r.student_epochs for r in recipes])} epochs, "
+        f"{span([c.student.epochs for c in configs])} epochs, "
         f"{span([m['test_images'] for m in finished])} test images"
     )
 

@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -46,6 +46,20 @@ def distinct(values: tuple[int, ...]) -> tuple[int, ...]:
             "different whole numbers, at least one: equal seeds are no independent runs"
         )
     return values
+
+
+def parse_seeds(text: object) -> list[int]:
+    """The seeds of a comma-separated list; WorkbenchError if it is none, or one is repeated."""
+    try:
+        return list(distinct(parse_list(text)))
+    except ValueError as error:
+        raise WorkbenchError(
+            "these are no seeds",
+            expected=error,
+            got=text,
+            where="seeds",
+            fix="name each seed once, as in 0,1,2",
+        ) from None
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -100,6 +114,10 @@ class Config(BaseModel):
     Raises:
         WorkbenchError: naming the setting, what was expected, what was found and the nearest right name.
     """
+
+    main: ClassVar[str] = (
+        ""  # the field that is meant where a nested configuration is set by its own name
+    )
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False
@@ -165,8 +183,12 @@ class Config(BaseModel):
     def resolve(self, name: str) -> str:
         """The dotted name of the setting that a word stands for; WorkbenchError if none or several."""
         known = self.settings()
-        also = [full for full, setting in known.items() if name and setting.also == name]
-        return also[0] if also else resolve_name(name, list(known), type(self).__name__)
+        also = {setting.also: full for full, setting in reversed(known.items()) if setting.also}
+        if isinstance(getattr(self, name, None), Config) and getattr(self, name).main:
+            return f"{name}.{getattr(self, name).main}"
+        if name in also and name not in known:
+            return also[name]
+        return resolve_name(name, list(known), type(self).__name__)
 
     def settings(self) -> dict[str, Setting]:
         """Every leaf of the tree by its dotted name, with its value here as the default."""
@@ -175,6 +197,8 @@ class Config(BaseModel):
             value = getattr(self, name)
             if isinstance(value, Config):
                 for inner in value.settings().values():
+                    if inner.name == "seed" and "seed" in type(self).model_fields:
+                        continue  # one seed for the tree: whoever uses a part of it sets the part's own
                     dotted = f"{name}.{inner.name}"
                     found[dotted] = Setting(**{**inner.__dict__, "name": dotted})
             else:

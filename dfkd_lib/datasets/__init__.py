@@ -4,12 +4,14 @@ from dfkd_lib.datasets.coco import ground_truth, load_coco, write_coco
 from dfkd_lib.datasets.coco_check import check_coco
 from dfkd_lib.datasets.coco_repair import repair_coco
 from dfkd_lib.datasets.coco_report import CocoReport
+from dfkd_lib.datasets.config import DataConfig, load_splits
 from dfkd_lib.datasets.images import ImageSet, random_flip, random_shift, to_float, to_uint8
 from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
 from dfkd_lib.datasets.sources import load_image, load_images
 
 __all__ = [
     "CocoReport",
+    "DataConfig",
     "ImageSet",
     "SceneSet",
     "check_coco",
@@ -18,6 +20,7 @@ __all__ = [
     "load_coco",
     "load_image",
     "load_images",
+    "load_splits",
     "random_flip",
     "random_shift",
     "repair_coco",

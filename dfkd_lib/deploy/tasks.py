@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dfkd_lib import presets
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Artifact, Store, resolve
 from dfkd_lib.datasets import ImageSet, to_float
@@ -16,12 +17,11 @@ from dfkd_lib.datasets.frames import FILL
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.deploy.export import check_export
 from dfkd_lib.detection import DetectionRecipe, SceneSource, average_precision, load_detector
-from dfkd_lib.distill import load_trained
-from dfkd_lib.distill.runner import check_fit
+from dfkd_lib.distill import Study
 from dfkd_lib.models import create_detector, create_model, detector_names
 from dfkd_lib.profiles import PROFILES
-from dfkd_lib.recipes import ClassificationRecipe
 from dfkd_lib.synthesis import open_images
+from dfkd_lib.training import check_fit, load_trained
 
 
 @dataclass(frozen=True)
@@ -102,19 +102,23 @@ def find_student(
             where="profile",
             fix="choose one of them",
         )
-    return make(PROFILES[profile][notebook], store)
+    return make(profile, store)
 
 
 FOUND = {  # kind: (notebook, its metric that names the student, how the student of its parameters is made)
     "classification": (
         "30_classification_kd",
         "student_synthetic_key",
-        lambda given, store: ClassificationRecipe.of(given).student(store, "synthetic"),
+        lambda preset, store: Study(store, presets.load("classification", preset)).student(
+            "synthetic"
+        ),
     ),
     "detection": (
         "40_detection_kd",
         "student_key",
-        lambda given, store: DetectionRecipe.of(given).student(store, "synthetic"),
+        lambda preset, store: DetectionRecipe.of(PROFILES[preset]["40_detection_kd"]).student(
+            store, "synthetic"
+        ),
     ),
 }
 

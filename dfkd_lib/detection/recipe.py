@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dfkd_lib.core import WorkbenchError, ledger
 from dfkd_lib.core.artifacts import Artifact, Store, resolve, save_tensors
+from dfkd_lib.core.config import parse_seeds
 from dfkd_lib.datasets.coco import load_coco
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.detection.batches import open_scenes
@@ -23,7 +24,6 @@ from dfkd_lib.detection.shipped import shipped_detector
 from dfkd_lib.detection.source import SceneSource
 from dfkd_lib.detection.synthesis import SceneGAN, check_sides, draw_scenes, object_probe_artifact
 from dfkd_lib.detection.tiles import predict_tiled
-from dfkd_lib.recipes import parse_seeds
 from dfkd_lib.training import TrainConfig
 
 ARMS = {
@@ -333,9 +333,8 @@ class DetectionRecipe:
                 fix="name arms separated by commas",
             )
         teacher = None if arm == "plain" else self.teacher_artifact(store)
-        config = replace(
-            self._config(self.student_epochs, self.student_lr), compile=self.student_compile
-        )
+        config = self._config(self.student_epochs, self.student_lr)
+        config = config.replace(compile=self.student_compile)
         scenes = (
             self.drawn(store, arm)
             if arm in GANS

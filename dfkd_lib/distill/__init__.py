@@ -1,44 +1,45 @@
-"""Teachers and students of classification: KD + CE + patch probes, early features, distillation token, CutMix and MixUp."""
+"""Students: KD with patch probes (A), early features (B), a distillation token (C); makers compared by their students."""
 
-from dfkd_lib.distill.classification import (
-    kept_targets,
-    obtain_teacher,
-    train_student,
-    train_teacher,
-)
-from dfkd_lib.distill.mixing import Augmentation, Batch
-from dfkd_lib.distill.runner import (
-    evaluate,
-    frozen,
-    load_trained,
-    predict,
-    shipped_teacher,
-    test_logits,
-    train_classifier,
-)
-from dfkd_lib.distill.step import distill_step, label_step
-from dfkd_lib.distill.targets import live_targets, stored_targets, teacher_targets
+from dfkd_lib.distill import comparison, early, titn
+from dfkd_lib.distill.classification import StudentConfig, check_losses, train, train_student
+from dfkd_lib.distill.comparison import chosen_makers, compare_makers, equal_epochs, may_see
+from dfkd_lib.distill.early import EarlyConfig
+from dfkd_lib.distill.scores import scores
+from dfkd_lib.distill.step import kd_step
+from dfkd_lib.distill.study import MAKERS, SOURCES, AttentionConfig, ClassificationConfig, Study
+from dfkd_lib.distill.subject import Subject, open_subject
+from dfkd_lib.distill.targets import LiveTeacher, StoredTeacher, Targets, has_probe, teacher_targets
+from dfkd_lib.distill.titn import TitnConfig
 from dfkd_lib.distill.weights import KDWeights, drop_one
 
 __all__ = [
-    "Augmentation",
-    "Batch",
+    "MAKERS",
+    "SOURCES",
+    "AttentionConfig",
+    "ClassificationConfig",
+    "EarlyConfig",
     "KDWeights",
-    "distill_step",
+    "LiveTeacher",
+    "StoredTeacher",
+    "StudentConfig",
+    "Study",
+    "Subject",
+    "Targets",
+    "TitnConfig",
+    "check_losses",
+    "chosen_makers",
+    "compare_makers",
+    "comparison",
     "drop_one",
-    "evaluate",
-    "frozen",
-    "kept_targets",
-    "label_step",
-    "live_targets",
-    "load_trained",
-    "obtain_teacher",
-    "predict",
-    "shipped_teacher",
-    "stored_targets",
+    "early",
+    "equal_epochs",
+    "has_probe",
+    "kd_step",
+    "may_see",
+    "open_subject",
+    "scores",
     "teacher_targets",
-    "test_logits",
-    "train_classifier",
+    "titn",
+    "train",
     "train_student",
-    "train_teacher",
 ]

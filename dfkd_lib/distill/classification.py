@@ -1,185 +1,233 @@
-"""Teachers, and students distilled from them: probe-guided KD (A), early features (B), a distillation token (C)."""
+"""Students of classification: any step of named losses against a frozen teacher (A Algorithm 1, B stage 1, C)."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
-from torch import nn
+from pydantic import Field
+from torch import Tensor, nn
 
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.artifacts import Artifact, Store
+from dfkd_lib.core import Artifact, Store, WorkbenchError
 from dfkd_lib.datasets import ImageSet
-from dfkd_lib.distill.mixing import Augmentation, keeps_images
-from dfkd_lib.distill.runner import (
-    check_classes_agree,
-    check_fit,
-    load_trained,
-    shipped_teacher,
-    train_classifier,
+from dfkd_lib.distill.step import kd_step
+from dfkd_lib.distill.targets import (
+    LiveTeacher,
+    StoredTeacher,
+    has_probe,
+    teacher_targets,
 )
-from dfkd_lib.distill.step import distill_step, label_step
-from dfkd_lib.distill.targets import has_probe, live_targets, stored_targets, teacher_targets
 from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.models import create_model
 from dfkd_lib.models.cnn import early_channels
 from dfkd_lib.models.dearkd import EarlyAligner
-from dfkd_lib.training import TrainConfig
+from dfkd_lib.training import (
+    Augmentation,
+    Precision,
+    TrainConfig,
+    check_classes_agree,
+    check_fit,
+    check_step,
+    keeps_images,
+    load_trained,
+    train_classifier,
+)
+from dfkd_lib.training.config import Share
+
+Step = Callable[..., dict[str, Tensor]]
+GIVEN = (
+    "student",
+    "batch",
+    "teacher",
+    "progress",
+)  # what a step may ask for by name, beside its own modules
 
 
-def train_teacher(
-    store: Store,
-    model_name: str,
-    train_set: ImageSet,
-    test_set: ImageSet,
-    config: TrainConfig,
-    augmentation: Augmentation = Augmentation(kind="shift"),
-    overrides: dict | None = None,
-    stage: str = "teacher",
-    parents: Sequence[Artifact] = (),
-) -> Artifact:
-    """A classifier trained by cross entropy alone; see `train_classifier`.
+class StudentConfig(TrainConfig):
+    """A student and its training; the defaults are paper A's (Table 3; the paper names neither epochs nor batch)."""
 
-    Raises:
-        WorkbenchError: if a class has no image.
-    """
-    train_set.check_classes()
-    return train_classifier(
-        store,
-        stage,
-        model_name,
-        train_set,
-        test_set,
-        config,
-        lambda model, _: label_step(model),
-        overrides=overrides,
-        augmentation=augmentation,
-        parents=parents,
+    model: str = Field("deit_xtiny_patch4_28", description="the student's name")
+    images: int = Field(0, ge=0, description="a sample of so many of its images, 0: all")
+    epochs: int = Field(50, ge=1, le=100_000, description="passes over its images")
+    batch_size: int = Field(
+        128, ge=1, le=65_536, description="images a step", json_schema_extra={"also": "batch_size"}
+    )
+    lr: float = Field(7.5e-4, gt=0, le=1, description="peak learning rate of AdamW")
+    betas: tuple[Share, Share] = Field((0.5, 0.999), description="of AdamW")
+    weight_decay: float = Field(0.025, ge=0, description="weight decay")
+    warmup_epochs: float = Field(0.5, ge=0, description="epochs of linear warm-up")
+    grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm, or none")
+    precision: Precision = Field("bf16", description="arithmetic: fp32, or bf16 by autocast")
+    augmentation: Literal["none", "shift", "autoaugment"] = Field(
+        "none", description="what is done to each of its images"
+    )
+    mix: Literal["none", "cutmix", "mixup"] = Field("none", description="how its images are mixed")
+    early_stage: int = Field(
+        1, ge=0, le=5, description="early map of a CNN teacher that early features are aligned to"
     )
 
 
-def obtain_teacher(
+def train(
     store: Store,
-    how: str,
-    shipped: str,
-    model_name: str,
-    train_set: ImageSet,
+    config: StudentConfig,
+    step: Step,
+    images: ImageSet,
     test_set: ImageSet,
-    config: TrainConfig,
-) -> Artifact:
-    """The shipped teacher of that name (how="shipped"), or `model_name` trained here on real images (how="train").
-
-    Raises:
-        WorkbenchError: if `how` is neither, or the shipped teacher knows other classes than the images.
-    """
-    if how == "train":
-        return train_teacher(store, model_name, train_set, test_set, config)
-    if how != "shipped":
-        raise WorkbenchError(
-            "no such way to a teacher",
-            expected="shipped or train",
-            got=how,
-            where="teacher",
-            fix="choose one of them",
-        )
-    return shipped_teacher(store, shipped, test_set)
-
-
-def train_student(
-    store: Store,
-    stage: str,
-    model_name: str,
     teacher: Artifact,
-    train_set: ImageSet,
-    test_set: ImageSet,
-    config: TrainConfig,
-    weights: KDWeights = KDWeights(),
-    augmentation: Augmentation = Augmentation(),
-    overrides: dict | None = None,
+    *,
+    seed: int | None = None,
+    stage: str = "",
     parents: Sequence[Artifact] = (),
-    early_stage: int = 1,
+    overrides: dict | None = None,
+    modules: Callable[[nn.Module], dict[str, nn.Module]] | None = None,
+    settings: dict | None = None,
 ) -> Artifact:
-    """A student distilled from a frozen teacher on real or synthetic images; see `train_classifier`.
+    """A student distilled from a frozen teacher by a step of the caller's.
 
-    Where the augmentation leaves every image as it is, which is looked at and not assumed, the teacher is asked once and
-    its answers are kept for all epochs, students and ablations; else it sees each batch anew.
+    Where the augmentation leaves every image as it is, which is tested and not assumed, the teacher's targets are computed
+    once and serve all epochs and students; else it sees each batch anew.
 
     Args:
-        train_set: if synthetic, no real image is read but for evaluation, and the ledger holds the stage to it.
-        weights: which losses teach; see `KDWeights`. parents: what made the synthetic images.
-        early_stage: which early map of a CNN teacher is aligned, from 0, where the early loss is used.
+        step: `step(student, batch, teacher)` → {"loss": scalar to minimise, other names: scalars to log}. `batch` is a
+            `training.Batch`; `teacher(batch)` gives `Targets`. It may ask for `progress`, the share of training done in
+            [0, 1), and for modules of `modules`, by name. Its code is part of the student's key.
+        images: what it learns from; if synthetic, the ledger refuses any real image but for evaluation.
+        test_set: real images for evaluation alone. teacher: the frozen teacher's artifact.
+        seed: of weights, order and dropout; config.seed by default. stage: name in keys and ledger.
+        parents: what made the synthetic images. overrides: for `create_model`.
+        modules: the student → modules trained beside it. settings: more of what the step depends on, for the record.
+
+    Returns:
+        The student's artifact, see `training.train_classifier`.
 
     Raises:
-        WorkbenchError: if teacher and images differ in classes or size; if a loss in use needs what teacher or student
-            lack (attention, a distillation token, early maps).
+        WorkbenchError: if teacher and images differ in classes or size; if the step returns no loss, no scalars or a loss
+            without gradient, changes its batch, or asks for what is not there.
     """
+    names = [
+        name
+        for name, one in inspect.signature(step).parameters.items()
+        if name not in GIVEN and one.default is one.empty
+    ]
+    if names and modules is None:
+        raise WorkbenchError(
+            "the step asks for what nobody gives it",
+            expected=", ".join(GIVEN),
+            got=", ".join(names),
+            where="step",
+            fix="correct its parameters, or give modules=…",
+        )
+    images = images.sample(config.images or len(images), 1)
     frozen_teacher = load_trained(teacher)
-    check_fit(frozen_teacher, train_set, "the teacher")
-    check_classes_agree(
-        teacher.settings.get("classes", train_set.classes),
-        train_set.classes,
-        f"teacher and {train_set.name}",
-    )
-    shape = {
-        "num_classes": train_set.num_classes,
-        "img_size": train_set.shape[1],
-        "in_chans": train_set.shape[0],
-    }
-    with torch.random.fork_rng(devices=[]):
-        check_losses(
-            weights,
-            create_model(model_name, **{**shape, **(overrides or {})}),
-            frozen_teacher,
-            train_set,
-            early_stage,
-        )
-    early = early_stage if weights.uses("early") else None
-    kept = kept_targets(store, teacher, train_set, weights, augmentation, parents)
-    made_from = [teacher, *parents, *([kept] if kept else [])]
+    check_fit(frozen_teacher, images, "the teacher")
+    known = teacher.settings.get("classes", images.classes)
+    check_classes_agree(known, images.classes, f"teacher and {images.name}")
+    augmentation = Augmentation(kind=config.augmentation, mix=config.mix)
+    weights = getattr(step, "weights", None)
+    early = config.early_stage if weights is not None and weights.uses("early") else None
+    targets = None
+    if early is None and keeps_images(augmentation, images):
+        targets = teacher_targets(store, teacher, images, parents)
 
-    def make_step(model, _):
-        # Live, a probe that no loss asks for is not worth its time; kept, it is there anyway.
-        targets = (
-            stored_targets(kept)
-            if kept
-            else live_targets(
-                frozen_teacher, weights.uses("patch") and has_probe(frozen_teacher), early
-            )
-        )
-        if early is None:
-            return distill_step(model, targets, weights)
-        aligner = EarlyAligner(
-            model.embed_dim,
-            early_channels(frozen_teacher, early, shape["img_size"], shape["in_chans"]),
-        )
-        return distill_step(model, targets, weights, aligner), {"aligner": aligner}
+    def make_step(student: nn.Module, _: ImageSet) -> tuple[Callable, dict[str, nn.Module]]:
+        # A probe that no loss asks for is not worth its time.
+        probed = has_probe(frozen_teacher) and (weights is None or weights.uses("patch"))
+        answers = StoredTeacher(targets) if targets else LiveTeacher(frozen_teacher, probed, early)
+        beside = modules(student) if modules else {}
+        return bound(step, student, answers, beside), beside
 
-    settings = {"weights": weights.as_dict(), **({} if early is None else {"early_stage": early})}
     return train_classifier(
         store,
-        stage,
-        model_name,
-        train_set,
+        stage or f"student_{'real' if images.real else 'synthetic'}",
+        config.model,
+        images,
         test_set,
-        config,
+        config.training(**({} if seed is None else {"seed": seed})),
         make_step,
         overrides=overrides,
         settings=settings,
         augmentation=augmentation,
-        parents=made_from,
+        parents=[teacher, *parents, *([targets] if targets else [])],
     )
 
 
-def kept_targets(
+def bound(step: Step, student: nn.Module, teacher: Callable, modules: dict) -> Callable:
+    """The step as the training loop calls it, (batch, progress) → losses; checked at its first batch."""
+    wanted = inspect.signature(step).parameters
+    first = True
+
+    def run(batch, progress: float) -> dict[str, Tensor]:
+        nonlocal first
+        given = {
+            "student": student,
+            "batch": batch,
+            "teacher": teacher,
+            "progress": progress,
+            **modules,
+        }
+        arguments = {name: given[name] for name in wanted if name in given}
+        if first:
+            first = False
+            return check_step(step, lambda: step(**arguments), batch)
+        return step(**arguments)
+
+    return run
+
+
+def train_student(
     store: Store,
+    config: StudentConfig,
+    images: ImageSet,
+    test_set: ImageSet,
     teacher: Artifact,
-    train_set: ImageSet,
-    weights: KDWeights,
-    augmentation: Augmentation = Augmentation(),
+    weights: KDWeights = KDWeights(),
+    *,
+    seed: int | None = None,
+    stage: str = "",
     parents: Sequence[Artifact] = (),
-) -> Artifact | None:
-    """The teacher's answers that are kept for all epochs and students, or None where it must see each batch anew."""
-    if weights.uses("early") or not keeps_images(augmentation, train_set):
-        return None
-    return teacher_targets(store, teacher, train_set, parents)
+    overrides: dict | None = None,
+) -> Artifact:
+    """A student by the library's own step, `kd_step`, with a weight for each loss; see `train`.
+
+    Raises:
+        WorkbenchError: if a loss in use needs what teacher or student lack (attention, a distillation token, early maps).
+    """
+    shape = {
+        "num_classes": images.num_classes,
+        "img_size": images.shape[1],
+        "in_chans": images.shape[0],
+        **(overrides or {}),
+    }
+    frozen_teacher = load_trained(teacher)
+    check_fit(frozen_teacher, images, "the teacher")
+    with torch.random.fork_rng(devices=[]):
+        student = create_model(config.model, **shape)
+        check_losses(weights, student, frozen_teacher, images, config.early_stage)
+    modules = None
+    settings: dict = {"weights": weights.as_dict()}
+    if weights.uses("early"):
+        settings["early_stage"] = config.early_stage
+        channels = early_channels(
+            frozen_teacher, config.early_stage, shape["img_size"], shape["in_chans"]
+        )
+
+        def modules(student: nn.Module) -> dict[str, nn.Module]:
+            return {"aligner": EarlyAligner(student.embed_dim, channels)}
+
+    return train(
+        store,
+        config,
+        kd_step(weights),
+        images,
+        test_set,
+        teacher,
+        seed=seed,
+        stage=stage,
+        parents=parents,
+        overrides=overrides,
+        modules=modules,
+        settings=settings,
+    )
 
 
 def check_losses(

@@ -1,57 +1,53 @@
 """DearKD: stage 1 distils a CNN's early features and labels into a transformer; stage 2 trains it without any teacher."""
 
-from dataclasses import dataclass, fields
+from typing import Literal
 
-from dfkd_lib.core.artifacts import Artifact, Store
-from dfkd_lib.datasets import ImageSet
-from dfkd_lib.distill.classification import train_student, train_teacher
-from dfkd_lib.distill.mixing import Augmentation
-from dfkd_lib.distill.runner import train_classifier
-from dfkd_lib.distill.step import label_step
+from pydantic import Field
+
+from dfkd_lib.core import Artifact, Config, Seeds, Store
+from dfkd_lib.datasets import DataConfig, ImageSet
+from dfkd_lib.distill.classification import StudentConfig, train_student
 from dfkd_lib.distill.weights import KDWeights
-from dfkd_lib.training import TrainConfig
+from dfkd_lib.synthesis import FeatureConfig, train_judge
+from dfkd_lib.training import Augmentation, TrainConfig, label_step, train_classifier, train_teacher
 
 
-@dataclass(frozen=True)
-class EarlyRecipe:
+class EarlyConfig(Config):
     """DearKD against a plain ViT of its size at shares of the training data, every run with as many image passes.
 
-    Args:
-        images: size of the whole pool, which the shares are taken from. passes: images seen in training, in all.
-        first_stage: part of them in stage 1. early_stage: which early map of the CNN is distilled. hard_weight,
-            early_weight: of the two distillation losses beside CE; the source at hand gives none, so 1.
-        patch_size: pixels; student, baseline: names for `create_model`.
+    The source at hand gives no weight of the two distillation losses beside CE, so 1.
     """
 
-    data: str = "mnist"
-    size: int = 0
-    test_images: int = 0
-    student: str = "dearkd_small"
-    baseline: str = "dearkd_baseline_small"
-    patch_size: int = 7
-    images: int = 6000
-    passes: int = 24_000
-    first_stage: float = 0.6
-    early_stage: int = 1
-    hard_weight: float = 1.0
-    early_weight: float = 1.0
-    batch_size: int = 64
-    lr: float = 2e-3
-    weight_decay: float = 0.05
-    augmentation: str = "shift"
+    data: DataConfig = DataConfig()
+    seeds: Seeds = Field((0, 1, 2), description="seeds of the repeats, comma-separated")
+    shares: str = Field("0.1,0.25,0.5,1", description="shares of the images, comma-separated")
+    student: str = Field("dearkd_tiny_32", description="name of DearKD's student")
+    baseline: str = Field("dearkd_baseline_32", description="name of the plain ViT")
+    patch_size: int = Field(4, ge=1, le=64, description="pixels of a patch of both")
+    images: int = Field(60_000, ge=10, description="real images the shares are taken from")
+    passes: int = Field(6_000_000, ge=1, description="images seen in training, in all")
+    first_stage: float = Field(0.6, gt=0, lt=1, description="part of the passes in stage 1")
+    early_stage: int = Field(1, ge=0, le=5, description="early map of the CNN that is distilled")
+    hard_weight: float = Field(1.0, ge=0, description="λ of the CNN's label")
+    early_weight: float = Field(1.0, ge=0, description="λ of its early features")
+    batch_size: int = Field(512, ge=1, description="images a step")
+    lr: float = Field(1e-3, gt=0, le=1, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.05, ge=0, description="weight decay")
+    augmentation: Literal["none", "shift", "autoaugment"] = Field(
+        "shift", description="what is done to each image"
+    )
+    feature_model: str = Field("cnn_small", description="the CNN teacher")
+    feature_images: int = Field(60_000, ge=10, description="real images it is trained on")
+    feature_epochs: int = Field(10, ge=1, description="passes over them")
 
-    @classmethod
-    def of(cls, parameters: dict) -> "EarlyRecipe":
-        """The recipe from a notebook's parameters (`globals()`), taking those it knows by name."""
-        return cls(
-            **{
-                f.name: type(f.default)(parameters[f.name])
-                for f in fields(cls)
-                if f.name in parameters
-            }
+    def teacher(self, store: Store, train_set: ImageSet, test_set: ImageSet) -> Artifact:
+        """The CNN teacher, trained on real images by cross entropy."""
+        config = FeatureConfig(
+            model=self.feature_model, images=self.feature_images, epochs=self.feature_epochs
         )
+        return train_judge(store, config, train_set, test_set)
 
-    def config(self, images: int, part: float, seed: int) -> TrainConfig:
+    def training(self, images: int, part: float, seed: int) -> TrainConfig:
         """So many epochs that a share of `images` is passed over as often as `passes` and `part` ask for."""
         epochs = max(1, round(self.passes * part / images))
         return TrainConfig(
@@ -67,43 +63,40 @@ class EarlyRecipe:
     def run(
         self,
         store: Store,
-        arm: str,
+        variant: str,
         teacher: Artifact,
         pool: ImageSet,
         test_set: ImageSet,
         share: float,
         seed: int,
     ) -> list[Artifact]:
-        """The stages of one run, the last of which is the result: arm "DearKD" (two) or "plain" (one)."""
+        """The stages of one run, the last of which is the result: "DearKD" (two stages) or "plain" (one)."""
         chosen = pool.sample(max(pool.num_classes, round(share * len(pool))), seed)
-        common = {
-            "overrides": {"patch_size": self.patch_size},
-            "augmentation": Augmentation(kind=self.augmentation),
-        }
-        if arm == "plain":
+        overrides = {"patch_size": self.patch_size}
+        common = {"overrides": overrides, "augmentation": Augmentation(kind=self.augmentation)}
+        if variant == "plain":
+            config = self.training(len(chosen), 1.0, seed)
             return [
                 train_teacher(
-                    store,
-                    self.baseline,
-                    chosen,
-                    test_set,
-                    self.config(len(chosen), 1.0, seed),
-                    stage="plain_vit",
-                    **common,
+                    store, self.baseline, chosen, test_set, config, stage="plain_vit", **common
                 )
             ]
+        first = StudentConfig(
+            **self.training(len(chosen), self.first_stage, seed),
+            model=self.student,
+            augmentation=self.augmentation,
+            early_stage=self.early_stage,
+        )
         weights = KDWeights(kd=0.0, patch=0.0, hard=self.hard_weight, early=self.early_weight)
         one = train_student(
             store,
-            "dearkd_stage1",
-            self.student,
-            teacher,
+            first,
             chosen,
             test_set,
-            self.config(len(chosen), self.first_stage, seed),
+            teacher,
             weights,
-            early_stage=self.early_stage,
-            **common,
+            stage="dearkd_stage1",
+            overrides=overrides,
         )
         two = train_classifier(
             store,
@@ -111,7 +104,7 @@ class EarlyRecipe:
             self.student,
             chosen,
             test_set,
-            self.config(len(chosen), 1 - self.first_stage, seed),
+            self.training(len(chosen), 1 - self.first_stage, seed),
             lambda model, _: label_step(model),
             start=one,
             **common,

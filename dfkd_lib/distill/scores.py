@@ -3,8 +3,8 @@
 import torch
 
 from dfkd_lib.core.artifacts import Artifact
-from dfkd_lib.distill.runner import load_trained, test_logits
 from dfkd_lib.models import count_flops
+from dfkd_lib.training import load_trained, test_logits
 
 # Keys of `scores` -> their names in tables.
 SCORES = {

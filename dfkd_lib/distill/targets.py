@@ -1,6 +1,5 @@
-"""What a frozen teacher says of images: computed once and kept where the images never change, else at every batch."""
+"""Teacher targets: computed once and stored where the images never change, else at every batch."""
 
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -13,16 +12,14 @@ from dfkd_lib.core import WorkbenchError, artifacts
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.core.files import whole_files
 from dfkd_lib.datasets import ImageSet, to_float
-from dfkd_lib.distill.mixing import Batch
-from dfkd_lib.distill.runner import load_trained, reads_of
 from dfkd_lib.models.cnn import logits_and_early_map
-from dfkd_lib.training import device
+from dfkd_lib.training import Batch, device, load_trained, reads_of
 
 SHARD = 8192  # images a file
 
 
 class Targets(NamedTuple):
-    """A teacher's word on a batch: logits (B, K), attention probe (B, M) or None, early feature map (B, C, h, w) or None."""
+    """Teacher targets of a batch: logits (B, K), attention probe (B, M) or None, early feature map (B, C, h, w) or None."""
 
     logits: Tensor
     probe: Tensor | None = None
@@ -62,10 +59,13 @@ def teacher_targets(
             if path.name in kept_files:
                 continue
             with torch.inference_mode():
-                said = [_say(model, to_float(part).to(where), probed) for part in images.split(512)]
-            kept = {"logits": torch.cat([s.logits for s in said]).half()}
+                found = [
+                    Targets(*outputs_and_probe(model, to_float(part).to(where), probed))
+                    for part in images.split(512)
+                ]
+            kept = {"logits": torch.cat([part.logits for part in found]).half()}
             if probed:
-                kept["probes"] = torch.cat([s.probe for s in said]).half()
+                kept["probes"] = torch.cat([part.probe for part in found]).half()
             artifacts.save_tensors(path, kept)
             artifacts.note_whole(work, path)
         return {"images": len(train_set), "probes": probed}
@@ -79,47 +79,45 @@ def teacher_targets(
     )
 
 
-def _say(model: nn.Module, images: Tensor, probed: bool) -> Targets:
-    return Targets(*outputs_and_probe(model, images, probed))
-
-
-def stored_targets(kept: Artifact) -> Callable[[Batch], Targets]:
-    """Batch → the kept logits and probes of its rows, float32."""
-    files = sorted(path.name for path in kept.path.glob("targets-*.safetensors"))
-    parts = [kept.tensors(name) for name in files]
-    logits = torch.cat([part["logits"] for part in parts]).to(device())
-    probes = (
-        torch.cat([part["probes"] for part in parts]).to(device())
-        if kept.metrics["probes"]
-        else None
-    )
-
-    def targets(batch: Batch) -> Targets:
-        rows = batch.rows.to(logits.device)
-        return Targets(logits[rows].float(), None if probes is None else probes[rows].float())
-
-    return targets
-
-
-def live_targets(
-    teacher: nn.Module, probed: bool = True, early_stage: int | None = None
-) -> Callable[[Batch], Targets]:
-    """Batch → what the frozen teacher says of just these images: needed where augmentation changes them.
-
-    Computed in the arithmetic of the student's training (bf16 where that is asked for); kept targets are made in fp32.
+class StoredTeacher:
+    """Batch → the stored targets of its rows, float32; `.logits` (N, K) and `.probes` (N, M) or None hold all of them.
 
     Args:
-        probed: also its attention probe. early_stage: also its feature map of that stage (a CNN's).
+        artifact: of `teacher_targets`.
     """
 
-    @torch.no_grad()
-    def targets(batch: Batch) -> Targets:
-        if early_stage is not None:
-            logits, early = logits_and_early_map(teacher, batch.images, early_stage)
-            return Targets(logits, None, early)
-        return _say(teacher, batch.images, probed)
+    def __init__(self, artifact: Artifact):
+        files = sorted(path.name for path in artifact.path.glob("targets-*.safetensors"))
+        parts = [artifact.tensors(name) for name in files]
+        self.logits = torch.cat([part["logits"] for part in parts]).to(device())
+        self.probes = None
+        if artifact.metrics["probes"]:
+            self.probes = torch.cat([part["probes"] for part in parts]).to(device())
 
-    return targets
+    def __call__(self, batch: Batch) -> Targets:
+        rows = batch.rows.to(self.logits.device)
+        probe = None if self.probes is None else self.probes[rows].float()
+        return Targets(self.logits[rows].float(), probe)
+
+
+class LiveTeacher:
+    """Batch → targets of just these images: needed where augmentation changes them.
+
+    Computed in the arithmetic of the student's training (bf16 where that is asked for); stored targets are made in fp32.
+
+    Args:
+        teacher: frozen. probed: also its attention probe. early_stage: also its feature map of that stage (a CNN's).
+    """
+
+    def __init__(self, teacher: nn.Module, probed: bool = True, early_stage: int | None = None):
+        self.teacher, self.probed, self.early_stage = teacher, probed, early_stage
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Targets:
+        if self.early_stage is not None:
+            logits, early = logits_and_early_map(self.teacher, batch.images, self.early_stage)
+            return Targets(logits, None, early)
+        return Targets(*outputs_and_probe(self.teacher, batch.images, self.probed))
 
 
 @contextmanager

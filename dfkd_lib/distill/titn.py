@@ -1,15 +1,17 @@
 """TITN's training: CutMix or MixUp on the class token, the teacher's arg-max label on the distillation token."""
 
-from dataclasses import dataclass, fields
+from typing import Literal
 
-from dfkd_lib.core.artifacts import Artifact, Store
-from dfkd_lib.datasets import ImageSet
-from dfkd_lib.distill.classification import train_student, train_teacher
-from dfkd_lib.distill.mixing import Augmentation
+from pydantic import Field
+
+from dfkd_lib.core import Artifact, Config, Seeds, Store
+from dfkd_lib.datasets import DataConfig, ImageSet
+from dfkd_lib.distill.classification import StudentConfig, train_student
 from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.metrics.intervals import interval_text, mean_interval
-from dfkd_lib.training import TrainConfig
+from dfkd_lib.synthesis import FeatureConfig, train_judge
+from dfkd_lib.training import Augmentation, TrainConfig, train_teacher
 
 # name in the tables -> (model at the quick size, at the paper's, mix)
 ROWS = {
@@ -61,51 +63,46 @@ PAPER_COST = {
 PAPER_DROP = (95.98, 92.05)
 
 
-@dataclass(frozen=True)
-class TitnRecipe:
-    """TITN beside ViT, DeiT and TNT: same images, epochs, optimizer and mixing (C Tables 3-6).
+class TitnConfig(Config):
+    """TITN beside ViT, DeiT and TNT: same images, epochs, optimizer and mixing (C Tables 3-6); defaults are paper C's."""
 
-    Args:
-        scale: "small" (quick sizes) or "paper". alpha: weight of the class token's loss. images: real images, 0: all.
-    """
+    data: DataConfig = DataConfig(name="cifar10", background=0.0)
+    seeds: Seeds = Field((0, 1, 2), description="seeds of the repeats, comma-separated")
+    scale: Literal["small", "paper"] = Field("paper", description="sizes of the models")
+    images: int = Field(0, ge=0, description="real images they are trained on, 0: all")
+    epochs: int = Field(300, ge=1, description="passes over them")
+    batch_size: int = Field(1024, ge=1, description="images a step")
+    optimizer: Literal["adamw", "adam", "sgd"] = Field("sgd", description="optimizer")
+    lr: float = Field(0.1, gt=0, le=1, description="peak learning rate")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay")
+    augmentation: Literal["none", "shift", "autoaugment"] = Field(
+        "autoaugment", description="what is done to each image"
+    )
+    alpha: float = Field(0.5, ge=0, le=1, description="weight of the class token's loss (C eq. 10)")
+    feature_model: str = Field("vgg16_bn", description="the CNN teacher")
+    feature_images: int = Field(50_000, ge=10, description="real images it is trained on")
+    feature_epochs: int = Field(100, ge=1, description="passes over them")
 
-    data: str = "mnist"
-    size: int = 0
-    test_images: int = 0
-    scale: str = "small"
-    images: int = 6000
-    epochs: int = 4
-    batch_size: int = 64
-    optimizer: str = "adamw"
-    lr: float = 2e-3
-    weight_decay: float = 0.05
-    augmentation: str = "shift"
-    alpha: float = 0.5
-
-    @classmethod
-    def of(cls, parameters: dict) -> "TitnRecipe":
-        """The recipe from a notebook's parameters (`globals()`), taking those it knows by name."""
-        return cls(
-            **{
-                f.name: type(f.default)(parameters[f.name])
-                for f in fields(cls)
-                if f.name in parameters
-            }
+    def teacher(self, store: Store, train_set: ImageSet, test_set: ImageSet) -> Artifact:
+        """The CNN teacher, trained on real images by cross entropy."""
+        config = FeatureConfig(
+            model=self.feature_model, images=self.feature_images, epochs=self.feature_epochs
         )
+        return train_judge(store, config, train_set, test_set)
 
     def run(
         self,
         store: Store,
-        row: str,
+        name: str,
         teacher: Artifact,
         train_set: ImageSet,
         test_set: ImageSet,
         seed: int,
     ) -> Artifact:
         """One model of `ROWS`, trained from the seed."""
-        small, large, mix = ROWS[row]
+        small, large, mix = ROWS[name]
         chosen = train_set.sample(self.images or len(train_set), 4)
-        config = TrainConfig(
+        training = TrainConfig(
             epochs=self.epochs,
             batch_size=self.batch_size,
             lr=self.lr,
@@ -115,14 +112,16 @@ class TitnRecipe:
             grad_clip=1.0,
             seed=seed,
         )
-        name, how = (
-            small if self.scale == "small" else large,
-            Augmentation(kind=self.augmentation, mix=mix),
-        )
-        if row in ("ViT", "TNT"):  # one head, no distillation token, no teacher: L_CM alone
-            return train_teacher(store, name, chosen, test_set, config, how, stage="titn")
+        model = small if self.scale == "small" else large
+        if name in (
+            "ViT",
+            "TNT",
+        ):  # one head, no distillation token, no teacher: the class token's loss alone
+            how = Augmentation(kind=self.augmentation, mix=mix)
+            return train_teacher(store, model, chosen, test_set, training, how, stage="titn")
+        student = StudentConfig(**training, model=model, augmentation=self.augmentation, mix=mix)
         weights = KDWeights(kd=0.0, ce=self.alpha, patch=0.0, hard=1 - self.alpha)
-        return train_student(store, "titn", name, teacher, chosen, test_set, config, weights, how)
+        return train_student(store, student, chosen, test_set, teacher, weights, stage="titn")
 
 
 def runs_table(runs: dict[str, list[Artifact]]):

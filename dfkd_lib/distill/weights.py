@@ -39,7 +39,14 @@ class KDWeights(Config):
     kd: float = _weight(1.0, "kd", "the distillation loss (A eq. 8)")
     ce: float = _weight(1.0, "ce", "the cross entropy (A eq. 9)")
     patch: float = _weight(1.0, "patch", "the patch probe loss (A eq. 10)")
-    temperature: float = Field(4.0, gt=0, le=1000, description="T of the distillation loss")
+    temperature: float = Field(
+        4.0,
+        gt=0,
+        le=1000,
+        title="T",
+        description="T of the distillation loss",
+        json_schema_extra={"also": "temperature"},
+    )
     hard: float = _weight(0.0, "hard", "the teacher's label on a distillation token (C eq. 10)")
     soft: float = _weight(0.0, "soft", "the teacher's softened output on a distillation token")
     early: float = _weight(0.0, "early", "early features of a CNN teacher (B stage 1)")

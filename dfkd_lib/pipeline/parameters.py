@@ -22,6 +22,7 @@ import difflib
 import io
 import math
 import re
+import shlex
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ RANGE = re.compile(rf"^({NUMBER})?\s*\.\.\s*({NUMBER})?$", re.IGNORECASE)
 # The pipeline sets these itself, the same for every notebook.
 OWN = {
     "profile": "--profile",
+    "preset": "--profile",
     "out_dir": "--out",
     "artifacts_dir": "--artifacts",
     "interactive": None,
@@ -316,6 +318,9 @@ def resolve(
     for setting in settings:
         notebook, (target, _, text) = notebook_of(setting, list(known)), setting.partition("=")
         name = target.strip().partition(".")[2]
+        if name not in known[notebook] and "overrides" in known[notebook]:
+            values[notebook]["overrides"] += f" {shlex.quote(f'{name}={text}')}"
+            continue
         parameter = find_parameter(name, known[notebook], notebook)
         if name in OWN:
             raise WorkbenchError(

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfkd_lib import jobs as fanout
+from dfkd_lib import presets
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import REPOSITORY, home
 from dfkd_lib.core.artifacts import resolve as resolve_path
 from dfkd_lib.pipeline import parameters as declared
 from dfkd_lib.pipeline.execute import HUNG_MINUTES
-from dfkd_lib.profiles import PROFILES
+from dfkd_lib.presets import PRESETS
+from dfkd_lib.profiles import METHOD_OF, PROFILES
 
 ABLATION = "35_ablation"
 
@@ -99,21 +101,24 @@ def make_plan(
         names = [name for name in names if name in chosen]
     known = {name: declared.read_notebook(files[name]) for name in files}
     _check_used(settings, list(files), names)
-    values = declared.resolve(known, PROFILES[profile], list(settings))
+    values = declared.resolve(known, PROFILES.get(profile, {}), list(settings))
     if grid is not None:
         from dfkd_lib import ablation  # imports torch: only where it is needed
 
-        ablation.read_grid(path, ablation.base_of(values[ABLATION]))
+        config = presets.load("ablation", profile, values[ABLATION]["overrides"])
+        ablation.cells_of(config, str(path), values[ABLATION]["source"])
     folder = resolve_path(out or f"reports/{profile}")
     for name in names:
         values[name] |= {
-            "profile": profile,
+            "preset" if "preset" in known[name] else "profile": profile,
             "out_dir": str(folder),
             "artifacts_dir": str(resolve_path(artifacts)),
             "interactive": False,
         }
-        for own in declared.OWN:
+        for own in ("out_dir", "artifacts_dir", "interactive"):
             declared.find_parameter(own, known[name], name)
+        if method := METHOD_OF.get(name):
+            presets.load(method, profile, values[name]["overrides"])
     plan = Plan(
         profile,
         {name: files[name] for name in names},
@@ -155,11 +160,11 @@ def _check_used(settings: list[str] | tuple[str, ...], known: list[str], chosen:
 def _check_options(
     profile: str, jobs: int | None, hung: float, threads: int | None, scheduler: str | None
 ) -> None:
-    if profile not in PROFILES:
-        near = declared.nearest(profile, PROFILES)
+    if profile not in PRESETS:
+        near = declared.nearest(profile, PRESETS)
         raise WorkbenchError(
             f"there is no profile '{profile}'",
-            expected="one of " + ", ".join(PROFILES),
+            expected="one of " + ", ".join(PRESETS),
             got=profile,
             fix=f"did you mean '{near}'?" if near else "choose one of them",
         )

@@ -133,10 +133,13 @@ def clear(out: Path, name: str) -> None:
 
 def shared_parts(tell: jobs.Tell, needs: jobs.Needs, place: Place, parameters: dict) -> list[dict]:
     """Make what the students of an ablation share; returns those that are to be trained."""
-    from dfkd_lib import ablation
+    from dfkd_lib import ablation, presets
 
     check_place(place)
-    cells = [cell.as_dict() for cell in ablation.cells_of(parameters)]
+    own = {name: parameters[name] for name in ("data", "seeds")}
+    config = presets.load("ablation", parameters["preset"], parameters["overrides"], **own)
+    asked = ablation.cells_of(config, parameters["grid"], parameters["source"])
+    cells = [cell.as_dict() for cell in asked]
     return ablation.prepare(tell, needs, parameters["artifacts_dir"], cells)
 
 

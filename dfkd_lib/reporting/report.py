@@ -7,7 +7,6 @@ from pathlib import Path
 
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Artifact, resolve, save_json
-from dfkd_lib.distill import KDWeights, test_logits
 from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.metrics.intervals import (
     FEWEST,
@@ -16,6 +15,7 @@ from dfkd_lib.metrics.intervals import (
     paired_difference,
     shown_interval,
 )
+from dfkd_lib.training import test_logits
 
 # The papers' own numbers, to stand beside ours: METHODS.md A, B and C. Shares of 1, but for distances.
 PAPER = {
@@ -315,8 +315,9 @@ def over_seeds(
     return means, halves
 
 
-def loss_names(histories: dict[str, list[list[dict]]], weights: KDWeights) -> dict[str, str]:
-    """{key in a history: title} of the losses that histories hold and that have a weight, for `plots.loss_components`."""
+def loss_names(histories: dict[str, list[list[dict]]]) -> dict[str, str]:
+    """{key in a history: title} of every loss that histories hold, for `plots.loss_components`; a loss of the user's own
+    has its name for a title."""
     titles = {
         "kd": "distillation (eq. 8)",
         "ce": "cross entropy (eq. 9)",
@@ -325,10 +326,13 @@ def loss_names(histories: dict[str, list[list[dict]]], weights: KDWeights) -> di
         "soft": "soft label",
         "early": "early features",
     }
-    held = {
-        key for runs in histories.values() for history in runs for row in history for key in row
+    other = {"epoch", "lr", "seconds", "images_per_second", "loss", "test_accuracy"}
+    rows = [row for runs in histories.values() for history in runs for row in history]
+    return {
+        key: titles.get(key, key)
+        for key in dict.fromkeys(k for row in rows for k in row)
+        if key not in other
     }
-    return {key: title for key, title in titles.items() if key in held and weights.uses(key)}
 
 
 def confusion_counts(logits, labels):

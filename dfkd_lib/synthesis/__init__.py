@@ -9,35 +9,41 @@ from dfkd_lib.synthesis.canvas import (
     latent_walk,
     pad_to_gan,
 )
-from dfkd_lib.synthesis.cgan import CGAN, gan_step
+from dfkd_lib.synthesis.cgan import CGAN, Networks, gan_step
 from dfkd_lib.synthesis.given import Given, class_probes
 from dfkd_lib.synthesis.guided import GuidedGenerator, MemoryBank
 from dfkd_lib.synthesis.inversion import Canvas, Inversion
 from dfkd_lib.synthesis.make import Maker, make_images, open_images
 from dfkd_lib.synthesis.measure import (
     CURVE_IMAGES,
+    FeatureConfig,
     FeatureSpace,
     distance_curve,
+    feature_space,
     fitted,
     measure_images,
     open_features,
     real_features,
+    train_judge,
 )
 
 __all__ = [
     "CURVE_IMAGES",
     "CGAN",
     "Canvas",
+    "FeatureConfig",
     "FeatureSpace",
     "Given",
     "GuidedGenerator",
     "Inversion",
     "Maker",
     "MemoryBank",
+    "Networks",
     "balanced_labels",
     "class_probes",
     "crop_middle",
     "distance_curve",
+    "feature_space",
     "fitted",
     "gan_step",
     "generate",
@@ -50,4 +56,5 @@ __all__ = [
     "open_images",
     "pad_to_gan",
     "real_features",
+    "train_judge",
 ]

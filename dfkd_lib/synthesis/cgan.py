@@ -1,19 +1,21 @@
 """Maker 1: the conditional GAN on real images, vanilla and transformer-augmented (METHODS A2)."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
+from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from dfkd_lib import training
 from dfkd_lib.attention import attention_probe
 from dfkd_lib.core import WorkbenchError, artifacts
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import to_float
-from dfkd_lib.distill.runner import check_classes_agree
 from dfkd_lib.losses import attention_consistency_loss
 from dfkd_lib.models import Discriminator, Generator
 from dfkd_lib.models.gan import SIDE
@@ -25,119 +27,128 @@ from dfkd_lib.synthesis.canvas import (
     pad_to_gan,
 )
 from dfkd_lib.synthesis.given import Given
-from dfkd_lib.training import TrainConfig
+from dfkd_lib.training import Precision, TrainConfig, check_classes_agree
+from dfkd_lib.training.config import Share
 
-WATCH_EVERY = (
-    8  # steps between looks at the attention loss of a vanilla GAN, which does not learn from it
-)
+WATCH_EVERY = 8  # steps between measurements of the attention loss of a vanilla GAN, which does not learn from it
+
+
+@dataclass
+class Networks:
+    """What the step of the conditional GAN works on.
+
+    Args:
+        generator, discriminator: trained. teacher: frozen ViT with a class token for side × side images.
+        probes: its class probes (K, N). side: pixels of the images that the teacher takes.
+        attention_share: of a batch, (0, 1], that the attention loss is taken on: as the images of a batch are independent,
+            a part of them gives the same loss and gradient in the mean, at its share of the teacher's cost.
+        watching: whether the attention loss is measured in this step though λ is 0.
+    """
+
+    generator: Generator
+    discriminator: Discriminator
+    teacher: nn.Module
+    probes: Tensor
+    side: int
+    attention_share: float = 1.0
+    watching: bool = True
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Noise (count, latent) and class labels (count,) at random."""
+        device = self.probes.device
+        noise = torch.randn(count, self.generator.latent, device=device)
+        return noise, torch.randint(len(self.probes), (count,), device=device)
+
+    def part(self, images: Tensor) -> slice:
+        """The part of a batch that the attention loss is taken on."""
+        return slice(max(1, round(self.attention_share * len(images))))
+
+    def crop(self, images: Tensor) -> Tensor:
+        """The middle of the GAN's 32 × 32 plane, at the size the teacher takes."""
+        return crop_middle(images, self.side)
+
+    @contextmanager
+    def judging(self) -> Iterator[nn.Module]:
+        """The discriminator while the generator learns from it: its weights need no gradient then."""
+        self.discriminator.requires_grad_(False)
+        yield self.discriminator
+        self.discriminator.requires_grad_(True)
 
 
 def gan_step(
-    generator: Generator,
-    discriminator: Discriminator,
-    teacher: nn.Module,
-    probes: Tensor,
-    lam: float,
-    side: int,
-    steps: int = 1,
-    epochs: int = 1,
-    share: float = 1.0,
-) -> Callable:
+    nets: Networks, real: Tensor, labels: Tensor, lam: float
+) -> Iterator[tuple[str, dict]]:
     """The step of the conditional GAN: L_D, then L_G = L_adv + λ L_attention (A eq. 5).
 
-    λ = 0 is the vanilla GAN: the attention loss is then measured but has no gradient. Both arms draw the same random
-    numbers in the same order, so from one seed they differ in λ alone.
+    λ = 0 is the vanilla GAN: the attention loss is then measured now and then but has no gradient. Both variants draw the
+    same random numbers in the same order, so from one seed they differ in λ alone.
 
     Args:
-        teacher: frozen ViT with a class token for side × side images. probes: its class probes (K, N). lam: λ ≥ 0.
-        steps, epochs: of the training, for knowing the place of a step in its epoch.
-        share: of a batch, (0, 1], that the attention loss is taken on: as the images of a batch are independent, a part of
-            them gives the same loss and gradient in the mean, at its share of the teacher's cost.
+        real: float (B, C, 32, 32) in [-1, 1]. labels: int64 (B,). lam: λ ≥ 0.
+
+    Yields:
+        (optimizer's name, named losses with "loss").
     """
-
-    def attention(fake: Tensor, labels: Tensor) -> Tensor:
-        some = max(1, round(share * len(fake)))
-        fake, labels = fake[:some], labels[:some]
-        return attention_consistency_loss(
-            attention_probe(teacher, crop_middle(fake, side)), probes[labels]
-        )
-
-    @torch.no_grad()
-    def watched(fake: Tensor, labels: Tensor, progress: float) -> dict[str, Tensor]:
-        # The vanilla arm does not learn from it, so a look now and then is enough for its curve.
-        place = round(progress * epochs * steps) % steps
-        return {"attention": attention(fake, labels)} if place % WATCH_EVERY == 0 else {}
-
-    def step(batch, progress: float) -> Iterator[tuple[str, dict]]:
-        real, labels = batch[:2]
-        noise = torch.randn(len(real), generator.latent, device=real.device)
-        wanted = torch.randint(len(probes), (len(real),), device=real.device)
-        fake = generator(wanted, noise)
-        on_real, on_fake = discriminator(real, labels), discriminator(fake.detach(), wanted)
-        d_loss = F.binary_cross_entropy_with_logits(
-            on_real.float(), torch.ones_like(on_real.float())
-        ) + F.binary_cross_entropy_with_logits(on_fake.float(), torch.zeros_like(on_fake.float()))
-        yield "discriminator", {"loss": d_loss}
-        discriminator.requires_grad_(
-            False
-        )  # its weights need no gradient while the generator learns
-        verdict = discriminator(fake, wanted).float()
-        adversarial = F.binary_cross_entropy_with_logits(verdict, torch.ones_like(verdict))
-        if lam > 0:
-            consistency = attention(fake, wanted)
-            loss = adversarial + lam * consistency
-            yield "generator", {"loss": loss, "adversarial": adversarial, "attention": consistency}
-        else:
-            yield (
-                "generator",
-                {
-                    "loss": adversarial,
-                    "adversarial": adversarial,
-                    **watched(fake, wanted, progress),
-                },
-            )
-        discriminator.requires_grad_(True)
-
-    return step
+    noise, wanted = nets.draw(len(real))
+    fake = nets.generator(wanted, noise)
+    on_real = nets.discriminator(real, labels).float()
+    on_fake = nets.discriminator(fake.detach(), wanted).float()
+    d_loss = bce(on_real, torch.ones_like(on_real)) + bce(on_fake, torch.zeros_like(on_fake))
+    yield "discriminator", {"loss": d_loss}
+    with nets.judging() as discriminator:
+        score = discriminator(fake, wanted).float()
+        losses = {"adversarial": bce(score, torch.ones_like(score))}
+        total = losses["adversarial"]
+        if lam > 0 or nets.watching:
+            part = nets.part(fake)
+            with torch.set_grad_enabled(lam > 0):
+                probe = attention_probe(nets.teacher, nets.crop(fake[part]))
+                attention = attention_consistency_loss(probe, nets.probes[wanted[part]])
+            losses["attention"], total = attention, total + lam * attention
+        yield "generator", {"loss": total, **losses}
 
 
-@dataclass(frozen=True)
-class CGAN:
+class CGAN(TrainConfig):
     """The conditional GAN: reads real images, and class probes for its attention loss; λ = 0 is the vanilla one.
 
-    Args:
-        config: of the training (the paper: Adam, lr 1e-4, betas (0.5, 0.999), weight decay 2e-5).
-        lam: λ ≥ 0 of the attention loss (A eq. 5). attention_share: of each batch, (0, 1], that it is taken on.
-        width, d_width, latent, dropout: of generator and discriminator.
+    The defaults are the paper's (A Table 1 and §A2); it names neither epochs nor λ.
     """
 
-    config: TrainConfig
-    lam: float = 1.0
-    width: int = 512
-    d_width: int = 64
-    latent: int = 100
-    dropout: float = 0.25
-    attention_share: float = 1.0
-    budget = "real images and class probes"
-    shard = 2048
+    sees: ClassVar[tuple[str, ...]] = ("real images", "class probes")
+    shard: ClassVar[int] = 2048
 
-    def __post_init__(self):
-        if not self.lam >= 0:
-            raise WorkbenchError(
-                "the weight of the attention loss is impossible",
-                expected="λ >= 0",
-                got=self.lam,
-                where="CGAN.lam",
-                fix="give 0 for the vanilla GAN",
-            )
-        if not 0 < self.attention_share <= 1:
-            raise WorkbenchError(
-                "the share of a batch is impossible",
-                expected="0 < attention_share <= 1",
-                got=self.attention_share,
-                where="CGAN.attention_share",
-                fix="give 1 for whole batches",
-            )
+    epochs: int = Field(50, ge=1, description="passes over the real images")
+    batch_size: int = Field(
+        128, ge=2, description="images a step", json_schema_extra={"also": "gan_batch"}
+    )
+    lr: float = Field(1e-4, gt=0, le=1, description="learning rate of Adam")
+    optimizer: Literal["adam"] = Field("adam", description="optimizer")
+    betas: tuple[Share, Share] = Field((0.5, 0.999), description="of Adam")
+    weight_decay: float = Field(2e-5, ge=0, description="weight decay")
+    schedule: Literal["cosine", "constant"] = Field("constant", description="of the learning rate")
+    precision: Precision = Field("bf16", description="arithmetic: fp32, or bf16 by autocast")
+    lam: float = Field(
+        1.0,
+        ge=0,
+        le=1000,
+        title="λ",
+        description="weight of the attention loss (A eq. 5), 0: vanilla",
+    )
+    attention_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of each batch the attention loss is taken on, less is faster",
+    )
+    width: int = Field(512, ge=8, le=4096, description="channels after the generator's first layer")
+    d_width: int = Field(64, ge=4, le=1024, description="channels after the discriminator's first")
+    latent: int = Field(100, ge=1, description="dimensions of the noise")
+    dropout: float = Field(0.25, ge=0, le=0.9, description="of the discriminator")
+    _step: Callable | None = PrivateAttr(None)
+
+    @property
+    def budget(self) -> str:
+        return "real images and class probes" if self.lam else "real images"
 
     def train(self, store: Store, given: Given) -> Artifact:
         """The trained GAN: generator-<epoch>.safetensors and history.json (losses, "attention"); metrics "stopped",
@@ -168,7 +179,7 @@ class CGAN:
             "data": real.fingerprint,
             "classes": list(given.classes),
             "shape": list(given.shape),
-            **self.settings(),
+            **self.as_dict(),
         }
         parents = [given.teacher, *([given.probes] if given.probes else [])]
         return store.get_or_make(
@@ -180,30 +191,29 @@ class CGAN:
         )
 
     def _fit(self, work: Path, given: Given) -> dict:
-        teacher, real, config = given.load_teacher(), given.real, self.config
+        teacher, real, config = given.load_teacher(), given.real, self.training()
         probes = given.load_probes(teacher)
         torch.manual_seed(config.seed)
-        modules = {
-            "generator": self._generator(given.classes, given.shape),
-            "discriminator": Discriminator(
-                len(given.classes), given.shape[0], self.d_width, self.dropout
-            ),
-        }
+        modules = self.networks(given)
         batches = training.TensorBatches(
             (real.images, real.labels),
             config.batch_size,
             lambda batch, _: (pad_to_gan(to_float(batch[0])), batch[1]),
         )
-        step = gan_step(
-            *modules.values(),
-            teacher,
-            probes,
-            self.lam,
-            given.shape[1],
-            len(batches),
-            config.epochs,
-            self.attention_share,
+        nets = Networks(
+            **modules,
+            teacher=teacher,
+            probes=probes,
+            side=given.shape[1],
+            attention_share=self.attention_share,
         )
+        steps, chosen = len(batches), self._step or gan_step
+
+        def step(batch: tuple, progress: float) -> Iterator[tuple[str, dict]]:
+            place = round(progress * config.epochs * steps) % steps
+            nets.watching = place % WATCH_EVERY == 0
+            yield from chosen(nets, *batch[:2], self.lam)
+
         history, stopped = fit_to_last_good(
             work,
             modules,
@@ -216,8 +226,24 @@ class CGAN:
         artifacts.save_json(work / "history.json", history)
         return {"images_per_second": history[-1]["images_per_second"], "stopped": stopped}
 
-    def settings(self) -> dict:
-        return {**asdict(self), "config": self.config.as_dict()}
+    def networks(self, given: Given) -> dict[str, nn.Module]:
+        """A new generator and discriminator for such images, untrained."""
+        generator = self._generator(given.classes, given.shape)
+        channels = given.shape[0]
+        judge = Discriminator(len(given.classes), channels, self.d_width, self.dropout)
+        return {"generator": generator, "discriminator": judge}
+
+    def with_step(self, step: Callable) -> "CGAN":
+        """This maker trained by a step of the caller's, in place of `gan_step`; its code is part of the key."""
+        changed = self.replace()
+        changed._step = step
+        return changed
+
+    def replace(self, **changes: object) -> "CGAN":
+        """A copy with these settings changed, of the same step."""
+        changed = super().replace(**changes)
+        changed._step = self._step
+        return changed
 
     def parents(self, given: Given) -> list[Artifact]:
         return []

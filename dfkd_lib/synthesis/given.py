@@ -11,8 +11,7 @@ from dfkd_lib.attention.sites import class_token, pick
 from dfkd_lib.core import WorkbenchError, artifacts
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet
-from dfkd_lib.distill import load_trained
-from dfkd_lib.distill.runner import check_fit
+from dfkd_lib.training import check_fit, load_trained
 
 
 @dataclass(frozen=True)

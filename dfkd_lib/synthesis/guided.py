@@ -6,11 +6,12 @@ keeps what it learnt before from being forgotten.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from dfkd_lib import training
@@ -31,7 +32,8 @@ from dfkd_lib.metrics import scores_and_features
 from dfkd_lib.models import FieldGenerator, create_model
 from dfkd_lib.synthesis.canvas import Draws, fit_to_last_good, generate, kept_states
 from dfkd_lib.synthesis.given import Given
-from dfkd_lib.training import TrainConfig
+from dfkd_lib.training import Precision, TrainConfig
+from dfkd_lib.training.config import Share
 
 
 class MemoryBank(nn.Module):
@@ -71,109 +73,115 @@ class MemoryBank(nn.Module):
         return to_float(self.images[rows]), self.logits[rows]
 
 
-@dataclass(frozen=True)
-class GuidedGenerator:
+class GuidedGenerator(TrainConfig):
     """A generator that learns from the frozen teacher alone, or from its class probes too.
 
-    Args:
-        config: of the training; an epoch has `steps` steps. restart: each epoch trains a new generator, which inherits
-            from the one before how to draw but not what, so that the images come from as many as there are epochs; else
-            one is trained throughout.
-        width, latent, texture, bend: of the `FieldGenerator`.
-        ce: weight of the cross entropy to the asked class, less `enough` nats, from where on it asks for no more.
-        attention: weight of the attention consistency with the class probes (A eq. 4; maker 2).
-        tv, ink, diversity: weights of total variation, of an image's ink, the mean of (x − background)² / 4, and of
-            `diversity_loss`. blank: weight of what an image's ink falls short of `least`, in parts of it: an empty image
-            is often told as some class, and teaches nothing about it.
-        background: the value, -1..1, of an empty pixel; the one thing said about the images from outside.
-        intra: weight of the intra-divergence loss (DF-DearKD), with `easy` and `margin`.
-        adversarial: weight of log(1 + logit distance) between teacher and student, to be large (maker 3c).
-        student_model: the student of maker 3c, trained by KD at `temperature` and the generator's learning rate.
-        bank: images it remembers.
-        rehearsal: remembered images a step, as a multiple of the batch.
-        jitter: pixels of the random shift before the teacher looks.
+    An epoch has `steps` steps. With `restart` each epoch trains a new generator, which inherits from the one before how to
+    draw but not what, so that the images come from as many as there are epochs; else one is trained throughout. No source
+    gives sizes: the defaults are ours.
 
     Source: the losses' own; a generator against a student: Fang et al., Data-Free Adversarial Distillation (2019);
         memory: Binici et al., Preventing Catastrophic Forgetting in Data-Free KD (WACV 2022).
     """
 
-    config: TrainConfig
-    steps: int = 150
-    restart: bool = True
-    width: int = 128
-    latent: int = 100
-    texture: float = 1.0
-    bend: float = 1.0
-    ce: float = 1.0
-    enough: float = 0.1
-    attention: float = 0.0
-    tv: float = 0.0
-    ink: float = 3.0
-    blank: float = 3.0
-    least: float = 0.05
-    diversity: float = 1.0
-    background: float = -1.0
-    intra: float = 0.0
-    easy: float = 0.5
-    margin: float = 0.5
-    adversarial: float = 0.0
-    student_model: str = ""
-    temperature: float = 4.0
-    bank: int = 20_000
-    rehearsal: int = 1
-    jitter: int = 2
-    shard = 2048
+    shard: ClassVar[int] = 2048
 
-    def __post_init__(self):
-        names = ("ce", "attention", "tv", "ink", "blank", "diversity", "intra", "adversarial")
-        weights = {name: getattr(self, name) for name in names}
-        if min(weights.values()) < 0 or max(weights.values()) == 0:
-            raise WorkbenchError(
-                "the weights of a generator's losses are impossible",
-                expected="each >= 0, one above 0",
-                got=weights,
-                where="GuidedGenerator",
-                fix="give at least one loss a positive weight",
-            )
+    epochs: int = Field(
+        96,
+        ge=1,
+        le=10_000,
+        description="generators trained one after another",
+        json_schema_extra={"also": "generators"},
+    )
+    steps: int = Field(
+        100, ge=1, description="steps of each", json_schema_extra={"also": "maker_steps"}
+    )
+    batch_size: int = Field(
+        128, ge=2, le=4096, description="images a step", json_schema_extra={"also": "maker_batch"}
+    )
+    lr: float = Field(
+        3e-3,
+        gt=0,
+        le=1,
+        description="learning rate of Adam",
+        json_schema_extra={"also": "maker_lr"},
+    )
+    optimizer: Literal["adam", "adamw"] = Field("adam", description="optimizer")
+    betas: tuple[Share, Share] = Field((0.5, 0.999), description="of Adam")
+    schedule: Literal["cosine", "constant"] = Field("constant", description="of the learning rate")
+    grad_clip: float | None = Field(5.0, gt=0, description="largest gradient norm, or none")
+    precision: Precision = Field(
+        "bf16", description="arithmetic", json_schema_extra={"also": "maker_precision"}
+    )
+    restart: bool = Field(True, description="whether each epoch trains a new generator")
+    width: int = Field(128, ge=4, description="of the generator")
+    latent: int = Field(100, ge=1, description="dimensions of the noise")
+    texture: float = Field(1.0, ge=0, le=100, description="strength of the random texture")
+    bend: float = Field(1.0, ge=0, description="how far shapes are bent")
+    ce: float = Field(1.0, ge=0, description="weight of the cross entropy to the class asked for")
+    enough: float = Field(0.1, ge=0, description="nats of it from where on it asks for no more")
+    attention: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="weight of the attention consistency with class probes (A eq. 4; maker 2)",
+    )
+    tv: float = Field(
+        0.0, ge=0, description="weight of total variation", json_schema_extra={"also": "tv_weight"}
+    )
+    ink: float = Field(
+        2.0,
+        ge=0,
+        description="weight of an image's ink, the mean of (x − background)² / 4",
+        json_schema_extra={"also": "ink_weight"},
+    )
+    blank: float = Field(3.0, ge=0, description="weight of what the ink falls short of `least`")
+    least: float = Field(0.05, gt=0, description="ink that an image has at least")
+    diversity: float = Field(
+        1.0,
+        ge=0,
+        description="weight of how alike images of a class are",
+        json_schema_extra={"also": "diversity_weight"},
+    )
+    background: float = Field(-1.0, ge=-1, le=1, description="value of an empty pixel")
+    intra: float = Field(
+        0.0,
+        ge=0,
+        description="weight of DF-DearKD's intra-divergence",
+        json_schema_extra={"also": "intra_weight"},
+    )
+    easy: float = Field(0.5, ge=0, le=1, description="share of easy images in it")
+    margin: float = Field(0.5, ge=0, description="margin of it")
+    adversarial: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="weight of the disagreement of teacher and student (maker 3c)",
+    )
+    student_model: str = Field("", description="the student to disagree with")
+    temperature: float = Field(4.0, gt=0, description="of that student's distillation")
+    bank: int = Field(20_000, ge=1, description="images its memory holds")
+    rehearsal: int = Field(1, ge=0, description="remembered images a step, in batches")
+    jitter: int = Field(2, ge=0, description="pixels of the random shift before the teacher")
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        weights = ("ce", "attention", "tv", "ink", "blank", "diversity", "intra", "adversarial")
+        if not any(getattr(self, name) for name in weights):
+            raise ValueError("the weight of at least one loss above 0")
         if self.adversarial and not self.student_model:
-            raise WorkbenchError(
-                "an adversarial generator needs a student to disagree with",
-                where="GuidedGenerator",
-                expected="student_model, a name for models.create_model",
-                got=self.student_model,
-                fix="name a student_model, or set the weight adversarial to 0",
-            )
-        if not -1 <= self.background <= 1:
-            raise WorkbenchError(
-                "the background is no pixel value",
-                expected="-1..1",
-                got=self.background,
-                where="GuidedGenerator",
-                fix="give -1 for black, 1 for white, 0 where no value is empty",
-            )
-        if self.steps < 1:
-            raise WorkbenchError(
-                "an epoch of a generator has no steps",
-                expected="at least 1",
-                got=self.steps,
-                where="GuidedGenerator",
-                fix="give steps",
-            )
-        if self.adversarial and self.bank < self.config.batch_size:
-            raise WorkbenchError(
-                "the bank is smaller than a batch",
-                expected=f"at least {self.config.batch_size}",
-                got=self.bank,
-                where="GuidedGenerator",
-                fix="give a larger bank, or a smaller batch",
-            )
+            raise ValueError("student_model, a name for models.create_model, where adversarial > 0")
+        if self.adversarial and self.bank < self.batch_size:
+            raise ValueError(f"a bank of at least a batch, {self.batch_size}")
+        return self
+
+    @property
+    def sees(self) -> tuple[str, ...]:
+        return ("class probes",) if self.attention else ()
 
     @property
     def budget(self) -> str:
         return "class probes" if self.attention else "nothing but the teacher"
-
-    def settings(self) -> dict:
-        return {**asdict(self), "config": self.config.as_dict()}
 
     def parents(self, given: Given) -> list[Artifact]:
         return []
@@ -185,14 +193,14 @@ class GuidedGenerator:
             WorkbenchError: if teacher, probes and images do not fit, or a probe is asked of a teacher without class token.
             DivergedError: if it diverges before any epoch is done. LedgerError: if anything real is read.
         """
-        settings = {**self.settings(), "classes": list(given.classes), "shape": list(given.shape)}
+        settings = {**self.as_dict(), "classes": list(given.classes), "shape": list(given.shape)}
         parents = [given.teacher, *([given.probes] if self.attention and given.probes else [])]
         return store.get_or_make(
             "guided_generator", settings, lambda work: self._fit(work, given), parents
         )
 
     def _fit(self, work: Path, given: Given) -> dict:
-        teacher, config = given.load_teacher(), self.config
+        teacher, config = given.load_teacher(), self.training()
         probes = given.load_probes(teacher) if self.attention else None
         torch.manual_seed(config.seed)
         generator = nn.ModuleList(
@@ -237,7 +245,7 @@ class GuidedGenerator:
         def step(batch, progress: float) -> Iterator[tuple[str, dict]]:
             labels, *noise = batch
             # Those of other epochs get no gradient, so that the optimizer leaves them and their moments alone.
-            done = round(progress * self.config.epochs * self.steps)
+            done = round(progress * self.epochs * self.steps)
             generator = generators[done // self.steps if self.restart else 0]
             if self.restart and done % self.steps == 0:
                 generators.requires_grad_(

@@ -6,14 +6,15 @@ entropy of the similarities between patches, as natural images have it and noise
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from dfkd_lib import training
-from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core import Config
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import random_flip, random_shift, to_uint8
 from dfkd_lib.losses import (
@@ -26,7 +27,7 @@ from dfkd_lib.losses import (
 )
 from dfkd_lib.metrics import scores_and_features
 from dfkd_lib.synthesis.given import Given
-from dfkd_lib.training import TrainConfig
+from dfkd_lib.training import Precision, TrainConfig
 
 
 class Canvas(nn.Module):
@@ -58,69 +59,50 @@ class _Repeat:
             yield self.labels, generator
 
 
-@dataclass(frozen=True)
-class Inversion:
+class Inversion(Config):
     """Inversion of the teacher alone: CE to the asked class, priors on the image, statistics of the teacher.
 
-    Args:
-        steps: of Adam for each batch. batch_size: images optimised together (statistics are theirs). lr: Adam's.
-        ce, tv, l2: weights of cross entropy, total variation and mean (x − background)² / 4.
-        background: the value, -1..1, that an empty pixel has (black for digits, 0 where there is none); the one thing
-            said about the images from outside.
-        batch_norm: weight of the batch-norm statistics (3a: a CNN). patch_entropy: weight of the patch-similarity
-            entropy (3b: a vision transformer).
-        compete: weight of 1 − disagreement with `Given.student` (adaptive DeepInversion). intra: weight of the
-            intra-divergence loss (DF-DearKD), with its share `easy` and `margin`.
-        jitter: pixels of the random shift before each look. flip: mirror at random (not for digits).
-
+    `batch_norm` matches the batch-norm statistics of a CNN (3a), `patch_entropy` asks a vision transformer for a high
+    entropy of patch similarities (3b), `compete` is adaptive DeepInversion against `Given.student`.
     Source: Yin et al. (CVPR 2020) for 3a; Li et al. (ECCV 2022) for 3b; METHODS B.
     """
 
-    steps: int = 200
-    batch_size: int = 128
-    lr: float = 0.1
-    ce: float = 1.0
-    tv: float = 0.1
-    l2: float = 0.1
-    background: float = -1.0
-    batch_norm: float = 0.0
-    patch_entropy: float = 0.0
-    compete: float = 0.0
-    intra: float = 0.0
-    easy: float = 0.5
-    margin: float = 0.5
-    jitter: int = 2
-    flip: bool = False
-    precision: str = "fp32"
-    budget = "nothing but the teacher"
+    sees: ClassVar[tuple[str, ...]] = ()
 
-    def __post_init__(self):
-        names = ("ce", "tv", "l2", "batch_norm", "patch_entropy", "compete", "intra")
-        weights = {name: getattr(self, name) for name in names}
-        if min(weights.values()) < 0 or max(weights.values()) == 0:
-            raise WorkbenchError(
-                "the weights of inversion are impossible",
-                expected="each >= 0, one above 0",
-                got=weights,
-                where="Inversion",
-                fix="give at least one loss a positive weight",
-            )
-        if not -1 <= self.background <= 1:
-            raise WorkbenchError(
-                "the background is no pixel value",
-                expected="-1..1",
-                got=self.background,
-                where="Inversion",
-                fix="give -1 for black, 1 for white, 0 where no value is empty",
-            )
-        if min(self.steps, self.batch_size) < 1:
-            raise WorkbenchError(
-                "inversion has no steps, or no images",
-                expected="at least 1 of each",
-                where="Inversion",
-                got=f"{self.steps} steps, {self.batch_size} images",
-                fix="give steps and batch_size",
-            )
+    steps: int = Field(1000, ge=1, description="steps of Adam for each batch")
+    batch_size: int = Field(
+        128,
+        ge=1,
+        description="images optimised together",
+        json_schema_extra={"also": "inversion_batch"},
+    )
+    lr: float = Field(0.05, gt=0, le=10, description="learning rate of Adam on pixels")
+    ce: float = Field(1.0, ge=0, description="weight of the cross entropy to the class asked for")
+    tv: float = Field(1.0, ge=0, description="weight of total variation")
+    l2: float = Field(0.5, ge=0, description="weight of the mean (x − background)² / 4")
+    background: float = Field(-1.0, ge=-1, le=1, description="value of an empty pixel")
+    batch_norm: float = Field(0.0, ge=0, description="weight of the batch-norm statistics (3a)")
+    patch_entropy: float = Field(
+        0.0, ge=0, description="weight of the patch-similarity entropy (3b)"
+    )
+    compete: float = Field(0.0, ge=0, description="weight of 1 − disagreement with a student")
+    intra: float = Field(0.0, ge=0, description="weight of DF-DearKD's intra-divergence")
+    easy: float = Field(0.5, ge=0, le=1, description="share of easy images in it")
+    margin: float = Field(0.5, ge=0, description="margin of it")
+    jitter: int = Field(2, ge=0, description="pixels of the random shift before the teacher")
+    flip: bool = Field(False, description="mirror at random (not for digits)")
+    precision: Precision = Field("fp32", description="arithmetic: fp32, or bf16 by autocast")
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Self:
+        weights = ("ce", "tv", "l2", "batch_norm", "patch_entropy", "compete", "intra")
+        if not any(getattr(self, name) for name in weights):
+            raise ValueError("the weight of at least one loss above 0")
+        return self
+
+    @property
+    def budget(self) -> str:
+        return f"nothing but {'a CNN' if self.batch_norm else 'the'} teacher"
 
     @property
     def shard(self) -> int:
@@ -132,9 +114,6 @@ class Inversion:
 
     def parents(self, given: Given) -> list[Artifact]:
         return [given.teacher, *([given.student] if self.compete and given.student else [])]
-
-    def settings(self) -> dict:
-        return asdict(self)
 
     def drawing(self, trained: None, given: Given) -> Callable[[Tensor, int], Tensor]:
         """(labels (N,), seed) → uint8 images (N, C, S, S), N optimised together."""

@@ -27,9 +27,11 @@ IMAGES = "images.npy"
 class Maker(Protocol):
     """A frozen dataclass of settings that can make images.
 
-    budget: what it may see of the real data, in words. shard: images that are drawn, and kept, at a time.
+    sees: what it may see of the real data, out of "real images" and "class probes". budget: the same in words. shard: images
+    drawn, and written, at a time.
     """
 
+    sees: tuple[str, ...]
     budget: str
     shard: int
 
@@ -42,7 +44,7 @@ class Maker(Protocol):
     def parents(self, given: Given) -> list[Artifact]:
         """The artifacts that drawing uses beside `trained`."""
 
-    def settings(self) -> dict:
+    def as_dict(self) -> dict:
         """What drawing depends on, JSON-able."""
 
 
@@ -74,7 +76,7 @@ def make_images(
     trained = maker.train(store, given)
     settings = {
         "maker": type(maker).__name__,
-        **maker.settings(),
+        **maker.as_dict(),
         "classes": list(given.classes),
         "shape": list(given.shape),
         "count": count,

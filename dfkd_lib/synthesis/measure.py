@@ -5,20 +5,30 @@ Measuring is a stage of its own, so that what reads real images to measure is ne
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from dfkd_lib import metrics
-from dfkd_lib.core import WorkbenchError, artifacts, ledger
+from dfkd_lib.core import Config, WorkbenchError, artifacts, ledger
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet
-from dfkd_lib.distill import load_trained
-from dfkd_lib.distill.runner import reads_of
+from dfkd_lib.models import load_model
 from dfkd_lib.synthesis.canvas import balanced_labels, kept_states
 from dfkd_lib.synthesis.given import Given
+from dfkd_lib.training import (
+    TrainConfig,
+    frozen,
+    load_trained,
+    open_model,
+    reads_of,
+    train_teacher,
+)
 
 CURVE_IMAGES = 2000  # images behind each point of a distance over epochs
 
@@ -69,6 +79,84 @@ def fitted(model: nn.Module, size: int, channels: int, images: Tensor) -> Tensor
         images.float(), (size, size), mode="bilinear", align_corners=False, antialias=True
     )
     return grown.round().clamp(0, 255).to(torch.uint8)
+
+
+class FeatureConfig(Config):
+    """The space that distances are taken in, and the data set's own classifier, which judges classes there."""
+
+    main: ClassVar[str] = "space"
+
+    space: str = Field(
+        "classifier",
+        description="classifier, teacher, inception, a timm name or a safetensors file",
+        json_schema_extra={"also": "features"},
+    )
+    model: str = Field("cnn_small", description="the data set's own classifier")
+    images: int = Field(60_000, ge=10, description="real images it is trained on")
+    epochs: int = Field(5, ge=1, le=1000, description="passes over them")
+    fid_images: int = Field(
+        10_000, ge=50, description="made images, and at most as many real ones, behind a distance"
+    )
+    download: bool = Field(False, description="whether pretrained weights may be fetched")
+
+
+def train_judge(
+    store: Store, config: FeatureConfig, train_set: ImageSet, test_set: ImageSet, seed: int = 0
+) -> Artifact:
+    """The data set's own classifier: what makes features and judges which classes images look like."""
+    training = TrainConfig(
+        epochs=config.epochs,
+        batch_size=128,
+        lr=2e-3,
+        weight_decay=0.01,
+        warmup_epochs=0.2,
+        precision="bf16",
+        seed=seed,
+    )
+    chosen = train_set.sample(config.images, 3 + seed)
+    return train_teacher(store, config.model, chosen, test_set, training)
+
+
+def feature_space(
+    store: Store,
+    config: FeatureConfig,
+    train_set: ImageSet,
+    test_set: ImageSet,
+    teacher: Callable[[], Artifact],
+) -> FeatureSpace:
+    """The space that a configuration names.
+
+    Args:
+        teacher: gives the teacher, called where the space is that of its tokens.
+
+    Raises:
+        WorkbenchError: if the network's weights are absent.
+    """
+    if config.space == "inception":
+        metrics.check_inception(config.download)  # before anything is trained
+    judge = train_judge(store, config, train_set, test_set)
+    if config.space == "classifier":
+        name = f"{judge.settings['model']} on {train_set.name.split('/')[0]}"
+        return FeatureSpace(name, judge, lambda images: images, judge)
+    if config.space == "teacher":
+        artifact = teacher()
+        return FeatureSpace(
+            f"tokens of the teacher {artifact.settings['model']}",
+            artifact,
+            lambda images: metrics.token_features(load_trained(artifact), images),
+            judge,
+        )
+    if config.space == "inception":
+        extract = partial(metrics.inception_features, download=config.download)
+        return FeatureSpace("Inception", None, extract, judge)
+    model = frozen(load_model(config.space, download=config.download))
+    opened = open_model(store, config.space, model)
+
+    def extract(images: Tensor) -> Tensor:
+        parts = (fitted(model, model.img_size, model.in_chans, part) for part in images.split(256))
+        return torch.cat([metrics.classifier_features(model, part) for part in parts])
+
+    return FeatureSpace(f"{config.space} {opened.key[-8:]}", opened, extract, judge)
 
 
 def real_features(store: Store, images: ImageSet, space: FeatureSpace) -> Artifact:

@@ -1,24 +1,71 @@
-"""The one training loop, and what it is told: configuration, batches, checkpoints, progress."""
+"""The one training loop, its configuration, batches and checkpoints; classifiers and teachers trained by it."""
 
 from dfkd_lib.training.batches import TensorBatches
+from dfkd_lib.training.check import check_step, place_of
 from dfkd_lib.training.checkpoint import Checkpoint, restore
+from dfkd_lib.training.classifier import (
+    check_classes_agree,
+    check_fit,
+    evaluate,
+    frozen,
+    load_trained,
+    predict,
+    reads_of,
+    test_logits,
+    train_classifier,
+)
 from dfkd_lib.training.config import (
     DivergedError,
+    Precision,
     TrainConfig,
     device,
     learning_rate,
     make_optimizer,
 )
 from dfkd_lib.training.loop import fit
+from dfkd_lib.training.mixing import Augmentation, Batch, keeps_images
+from dfkd_lib.training.teachers import (
+    TeacherConfig,
+    label_loss,
+    label_step,
+    open_model,
+    open_teacher,
+    ship_teacher,
+    shipped_teacher,
+    train_teacher,
+)
 
 __all__ = [
+    "Augmentation",
+    "Batch",
     "Checkpoint",
     "DivergedError",
+    "Precision",
+    "TeacherConfig",
     "TensorBatches",
     "TrainConfig",
+    "check_classes_agree",
+    "check_fit",
+    "check_step",
     "device",
+    "evaluate",
     "fit",
+    "frozen",
+    "keeps_images",
+    "label_loss",
+    "label_step",
     "learning_rate",
+    "load_trained",
     "make_optimizer",
+    "open_model",
+    "open_teacher",
+    "place_of",
+    "predict",
+    "reads_of",
     "restore",
+    "ship_teacher",
+    "shipped_teacher",
+    "test_logits",
+    "train_classifier",
+    "train_teacher",
 ]

@@ -41,6 +41,11 @@ class TrainConfig(Config):
     )
     compile: bool = Field(False, description="by torch.compile: slow to start, then faster")
 
+    def training(self, **changes: object) -> "TrainConfig":
+        """The settings of the training alone, of a configuration that has others beside them."""
+        names = TrainConfig.model_fields
+        return TrainConfig(**{**{name: getattr(self, name) for name in names}, **changes})
+
 
 def device() -> torch.device:
     """The device this process trains on: CUDA or MPS where there is one, else the CPU."""

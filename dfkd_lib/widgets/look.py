@@ -1,5 +1,6 @@
 """What the attention explorer shows for a choice: from models, images and a choice to panels of arrays, no widget in it."""
 
+import shlex
 from dataclasses import asdict, dataclass, fields, replace
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from dfkd_lib import attention
 from dfkd_lib.attention import capture_attention
 from dfkd_lib.attention.sites import pick
 from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.config import parse_overrides
 from dfkd_lib.datasets import ImageSet, SceneSet, to_float
 from dfkd_lib.detection.evaluate import sure
 from dfkd_lib.models import check_images
@@ -21,7 +23,7 @@ WEIGHTS = ("attention", "rollout", "gradient")
 
 @dataclass(frozen=True)
 class Choice:
-    """What is looked at, as plain scalars: the explorer's state, and notebook 10's parameters `view_*`.
+    """What is looked at, as plain scalars: the explorer's state, and notebook 10's parameter `view`.
 
     Args:
         model, data: names among those given to the explorer; "" is the first. image: its place in the data.
@@ -48,20 +50,33 @@ class Choice:
     threshold: float = 0.5
 
     @classmethod
-    def of(cls, parameters: dict, prefix: str = "view_") -> "Choice":
-        """The choice in a notebook's parameters (`globals()`), those that begin with `prefix`."""
-        kinds = {f.name: type(f.default) for f in fields(cls)}
-        return cls(
-            **{
-                name: kind(parameters[prefix + name])
-                for name, kind in kinds.items()
-                if prefix + name in parameters
-            }
-        )
+    def read(cls, text: str) -> "Choice":
+        """The choice that `text` wrote, as notebook 10's parameter `view`: "image=3 head=1"; "" is the default one.
 
-    def parameters(self, prefix: str = "view_") -> dict:
-        """The same as a notebook's parameters."""
-        return {prefix + name: value for name, value in asdict(self).items()}
+        Raises:
+            WorkbenchError: on a name that is none of these, or a value of another type.
+        """
+        pairs, kinds = parse_overrides(text), {f.name: type(f.default) for f in fields(cls)}
+        try:
+            return cls(**{name: kinds[name](value) for name, value in pairs.items()})
+        except (KeyError, ValueError) as error:
+            raise WorkbenchError(
+                "a view cannot be read",
+                expected="name=value with a name of " + ", ".join(kinds),
+                got=text,
+                where="view",
+                fix=f"correct {error}",
+            ) from None
+
+    def text(self) -> str:
+        """What differs from the default choice, as `read` takes it."""
+        start = Choice()
+        pairs = [(k, v) for k, v in asdict(self).items() if v != getattr(start, k)]
+        return " ".join(shlex.quote(f"{name}={value}") for name, value in pairs)
+
+    def parameters(self) -> dict:
+        """The same as parameters of notebook 10."""
+        return {"view": self.text()}
 
 
 class Panel(NamedTuple):

@@ -10,11 +10,8 @@ import torch
 
 from dfkd_lib import attention, models
 from dfkd_lib.ablation import SOURCES, Cell, make_cell
-from dfkd_lib.ablation.grid import DEFAULTS
+from dfkd_lib.ablation.grid import BASE, DEFAULTS, resolve
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.distill.mixing import AUGMENTATIONS, MIXES
-from dfkd_lib.laboratory import MakerRecipe
-from dfkd_lib.recipes import parse_seeds
 
 # The field that says how many images there are, by source.
 COUNTS = {"real": "real_images"} | {
@@ -29,7 +26,7 @@ class Control:
     """One control of the widget.
 
     Args:
-        name: a field of `MakerRecipe`, "source" or "seeds". label: short, for the eye and for names of rows.
+        name: a field of `ClassificationConfig`, "source" or "seeds". label: short, for the eye and for names of rows.
         kind: "number", "whole", "choice" or "text". group: heading it stands under. help: what it means.
         low, high, step: of the slider; the number box beside it takes any value from `low` on, or above it if `open`.
         log: the slider moves by factors. choices: {value: what is shown}. only: sources for which it counts; (): all.
@@ -82,12 +79,15 @@ class Control:
 
 
 WEIGHTS = {
-    "kd_weight": ("KD", "λ of the distillation loss: the teacher's softened outputs (A eq. 8)"),
-    "ce_weight": ("CE", "λ of the cross entropy to the labels (A eq. 9)"),
-    "patch_weight": ("patch", "λ of the patch probe loss: look where the teacher looks (A eq. 10)"),
-    "hard_weight": ("hard", "λ of the teacher's hard label on the distillation token"),
-    "soft_weight": ("soft", "λ of the teacher's softened outputs on the distillation token"),
-    "early_weight": ("early", "λ of aligned early features of a CNN teacher"),
+    "weights.kd": ("KD", "λ of the distillation loss: the teacher's softened outputs (A eq. 8)"),
+    "weights.ce": ("CE", "λ of the cross entropy to the labels (A eq. 9)"),
+    "weights.patch": (
+        "patch",
+        "λ of the patch probe loss: look where the teacher looks (A eq. 10)",
+    ),
+    "weights.hard": ("hard", "λ of the teacher's hard label on the distillation token"),
+    "weights.soft": ("soft", "λ of the teacher's softened outputs on the distillation token"),
+    "weights.early": ("early", "λ of aligned early features of a CNN teacher"),
 }
 
 
@@ -95,7 +95,7 @@ def controls(base: dict, students: dict[str, str]) -> list[Control]:
     """The controls for the fields that the recipe has; sliders reach at least to the notebook's own values.
 
     Args:
-        base: every field of `MakerRecipe` and "source". students: {model name: what is shown}.
+        base: every field of `ClassificationConfig` and "source". students: {model name: what is shown}.
     """
     found = [
         Control(name, label, "number", "losses", text, high=max(4.0, base.get(name, 0.0)))
@@ -103,18 +103,18 @@ def controls(base: dict, students: dict[str, str]) -> list[Control]:
     ]
     found += [
         Control(
-            "temperature",
-            "temperature",
+            "weights.temperature",
+            "weights.temperature",
             "number",
             "losses",
             "T of the softened outputs (A eq. 8)",
             0.0,
-            max(10.0, base["temperature"]),
+            max(10.0, base["weights.temperature"]),
             0.25,
             open=True,
         ),
         Control(
-            "schedules",
+            "weights.schedules",
             "schedule",
             "text",
             "losses",
@@ -122,7 +122,7 @@ def controls(base: dict, students: dict[str, str]) -> list[Control]:
             "kd: 1@0 0@1; patch: 0@0 1@0.5 (value@share of training)",
         ),
         Control(
-            "student_model", "student", "choice", "student", "its architecture", choices=students
+            "student.model", "student", "choice", "student", "its architecture", choices=students
         ),
         Control(
             "source",
@@ -151,27 +151,27 @@ def controls(base: dict, students: dict[str, str]) -> list[Control]:
             )
         ),
         Control(
-            "student_images",
+            "student.images",
             "sample (0: all)",
             "whole",
             "student",
             "a random sample of so many of them; 0: all",
             0,
-            max(30_000, base.get("student_images", 0)),
+            max(30_000, base.get("student.images", 0)),
             500,
         ),
         Control(
-            "student_epochs",
+            "student.epochs",
             "epochs",
             "whole",
             "student",
             "passes over its images",
             1,
-            max(20, 2 * base["student_epochs"]),
+            max(20, 2 * base["student.epochs"]),
             1,
         ),
         Control(
-            "student_lr",
+            "student.lr",
             "learning rate",
             "number",
             "student",
@@ -183,11 +183,16 @@ def controls(base: dict, students: dict[str, str]) -> list[Control]:
         ),
         *(
             Control(
-                name, name, "choice", "student", text, choices={value: value for value in values}
+                f"student.{name}",
+                name,
+                "choice",
+                "student",
+                text,
+                choices={value: value for value in BASE.settings()[f"student.{name}"].choices},
             )
-            for name, values, text in (
-                ("augmentation", AUGMENTATIONS, "what is done to each image"),
-                ("mix", MIXES, "what is done to pairs of images"),
+            for name, text in (
+                ("augmentation", "what is done to each image"),
+                ("mix", "what is done to pairs of images"),
             )
         ),
         Control("seeds", "seeds", "text", "student", "one run for each, as in 0,1,2"),
@@ -196,7 +201,7 @@ def controls(base: dict, students: dict[str, str]) -> list[Control]:
 
 
 def full(settings: dict) -> dict:
-    """Every field of `MakerRecipe` and "source": those named by `settings`, defaults for the others."""
+    """Every field of `ClassificationConfig` and "source": those named by `settings`, defaults for the others."""
     return {**DEFAULTS, **settings}
 
 
@@ -211,7 +216,7 @@ class Settings:
     """A notebook's settings, and others beside them.
 
     Args:
-        base: the notebook's own: fields of `MakerRecipe`, "source", and "seeds" if it has them.
+        base: the notebook's own: fields of `ClassificationConfig`, "source", and "seeds" if it has them.
         students: names of models to choose from; default: the transformers that take the images, smallest first.
 
     Raises:
@@ -219,27 +224,17 @@ class Settings:
     """
 
     def __init__(self, base: dict, students: Sequence[str] | None = None):
-        for name in set(base) - set(DEFAULTS) - {"seeds"}:
-            near = difflib.get_close_matches(name, [*DEFAULTS, "seeds"], n=1)
-            raise WorkbenchError(
-                "no such setting",
-                expected="fields of MakerRecipe, source, seeds",
-                got=name,
-                where="ablation_lab",
-                fix=f"did you mean {near[0]}?" if near else "leave it out",
-            )
+        base = {name if name == "seeds" else resolve(name): value for name, value in base.items()}
         self.names, self.seeds = tuple(base), str(base.get("seeds", "0"))
-        self.base = full(
-            {name: type(DEFAULTS[name])(value) for name, value in base.items() if name != "seeds"}
-        )
+        self.base = full(make_cell("", {k: v for k, v in base.items() if k != "seeds"}, 0).settings)
         self.controls = controls(self.base, self._students(students))
         self.by_name = {control.name: control for control in self.controls}
 
     def _students(self, names: Sequence[str] | None) -> dict[str, str]:
-        shape = MakerRecipe(**{k: v for k, v in self.base.items() if k != "source"}).test_set.shape
+        shape = make_cell("", self.base, 0).study(None).test_set.shape
         sizes = student_sizes(shape)
         chosen = {
-            self.base["student_model"]: None,
+            self.base["student.model"]: None,
             **dict.fromkeys(sizes if names is None else names),
         }
         counts = {name: sizes.get(name) for name in chosen}
@@ -322,20 +317,15 @@ class Settings:
 
 def _seeds(text: str) -> list[int]:
     try:
-        seeds = parse_seeds(text)
+        return list(BASE.replace(seeds=text).seeds)
     except WorkbenchError:
-        raise
-    except ValueError:
-        seeds = [-1]
-    if min(seeds) < 0:
         raise WorkbenchError(
             "these are no seeds",
             expected="whole numbers from 0 on, comma-separated: 0,1,2",
             got=text or "nothing",
             where="seeds",
             fix="one run is made for each",
-        )
-    return seeds
+        ) from None
 
 
 def _told(control: Control | None, name: str, value) -> str:
@@ -345,10 +335,10 @@ def _told(control: Control | None, name: str, value) -> str:
     shown = f"{value:,}" if large else f"{value:g}" if isinstance(value, float) else value
     label = (
         "T"
-        if name == "temperature"
+        if name == "weights.temperature"
         else control.label.partition(" (")[0]
         if control
-        else name.replace("_", " ")
+        else name.replace("_", " ").replace(".", " ")
     )
     return f"{label} {shown}"
 

@@ -15,9 +15,9 @@ from bench.rows import Effort, Row, compared, take_turns
 from bench.students import PRECISIONS, TEACHER
 from dfkd_lib import training
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.distill import frozen
 from dfkd_lib.models import Discriminator, Generator, create_model
 from dfkd_lib.synthesis import gan_step
+from dfkd_lib.training import frozen
 
 BATCH, STEPS = (
     128,

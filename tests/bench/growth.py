@@ -21,9 +21,9 @@ from dfkd_lib import ablation, attention, datasets, metrics, training
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import resolve, save_json
 from dfkd_lib.distill import KDWeights, distill_step
-from dfkd_lib.distill.mixing import Batch
 from dfkd_lib.distill.targets import Targets
 from dfkd_lib.models import create_model
+from dfkd_lib.training import Batch
 
 TIMES = (1, 4, 16)
 STUDENT, DIMENSIONS = "vit_mnist_mini_patch7", 128

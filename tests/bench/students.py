@@ -26,17 +26,9 @@ from dfkd_lib import training
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Store, save_tensors
 from dfkd_lib.datasets import ImageSet, load_images
-from dfkd_lib.distill import (
-    Augmentation,
-    Batch,
-    KDWeights,
-    distill_step,
-    frozen,
-    live_targets,
-    stored_targets,
-    teacher_targets,
-)
+from dfkd_lib.distill import KDWeights, distill_step, live_targets, stored_targets, teacher_targets
 from dfkd_lib.models import create_model
+from dfkd_lib.training import Augmentation, Batch, frozen
 
 TEACHER, STUDENT, BATCH = "vit_mnist_teacher", "deit_xtiny_patch4_28", 128  # the paper's
 BATCHES, EPOCHS = 2, 5  # of an epoch here; epochs over which the making of kept targets is spread

@@ -18,11 +18,10 @@ from bench.students import TEACHER
 from dfkd_lib import training
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet, to_float
-from dfkd_lib.distill import frozen
 from dfkd_lib.models import Discriminator, Generator, create_model
 from dfkd_lib.synthesis import CGAN, Given, gan_step, make_images
 from dfkd_lib.synthesis.canvas import keep_state
-from dfkd_lib.training import TrainConfig
+from dfkd_lib.training import TrainConfig, frozen
 
 CLASSES, SIDE = 10, 28
 BATCH, PAIRS = 128, 8  # images a step; steps of each arm

@@ -8,7 +8,7 @@ import torch
 
 from dfkd_lib import attention, datasets
 from dfkd_lib.core.artifacts import REPOSITORY, Store
-from dfkd_lib.distill import load_trained, shipped_teacher
+from dfkd_lib.training import load_trained, shipped_teacher
 
 START = f"""
 import sys
@@ -17,7 +17,7 @@ import torch
 from dfkd_lib import attention, datasets, models, widgets
 from dfkd_lib.core import Store
 from dfkd_lib.detection import open_shipped
-from dfkd_lib.distill import load_trained, shipped_teacher
+from dfkd_lib.training import load_trained, shipped_teacher
 test = datasets.load_images("mnist", "test").sample(200)
 teacher = load_trained(shipped_teacher(Store("STORE"), "vit_mnist_small", test))
 probes = attention.class_probe_statistics(teacher, [(test.images, test.labels)], 10, None).mean
@@ -197,7 +197,7 @@ def test_figure_and_parameters_are_saved(explored, tmp_path):
         "() => document.querySelector('.dfkd .saved').textContent.includes('.yaml')"
     )
     (path,) = (tmp_path / "out").glob("*.yaml")
-    assert json.loads(path.read_text())["view_block"] == 0
+    assert json.loads(path.read_text())["view"].count("block=0") == 1
     page.locator(".dfkd .save-figure").click()
     page.wait_for_function(
         "() => document.querySelector('.dfkd .saved').textContent.includes('.svg')"

@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dfkd_lib import deploy, distill, profiles
+from dfkd_lib import deploy, distill, profiles, training
 from dfkd_lib.core import WorkbenchError, artifacts
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.datasets import load_images, to_float
 from dfkd_lib.datasets.scenes import generate_scenes
 from dfkd_lib.deploy.export import PARITY
 from dfkd_lib.detection import SceneSource, detections, load_detector, train_detector
-from dfkd_lib.distill import Augmentation, KDWeights
+from dfkd_lib.distill import KDWeights
 from dfkd_lib.models import count_flops, count_parameters, create_model
 from dfkd_lib.synthesis import open_images
-from dfkd_lib.training import TrainConfig
+from dfkd_lib.training import Augmentation, TrainConfig
 
 SIZES = {"calibration_images": 64, "parity_images": 40, "repeats": 3}
 
@@ -224,7 +224,7 @@ def deployed(tmp_path_factory):
     """(store, teacher, student, test set, deployment) on digits, the student of images that are not real."""
     store = Store(tmp_path_factory.mktemp("store"))
     train, test = load_images("digits", "train"), load_images("digits", "test")
-    teacher = distill.train_teacher(
+    teacher = training.train_teacher(
         store,
         "vit_mnist_small",
         train,
@@ -284,7 +284,7 @@ def test_every_variant_is_measured(deployed):
         student.metrics["accuracy"], abs=1 / len(test)
     )
     assert rows["dynamic"]["bytes"] < rows["student"]["bytes"] < rows["teacher"]["bytes"]
-    assert rows["teacher"]["parameters"] == count_parameters(distill.load_trained(teacher))
+    assert rows["teacher"]["parameters"] == count_parameters(training.load_trained(teacher))
     assert max(found.metrics["parity"].values()) <= PARITY
     assert len(deploy.deployment_table(found)) == 5 and len(deploy.speed_table(found)) == 10
 
@@ -308,8 +308,8 @@ def test_the_package_runs_without_torch(deployed, bare, tmp_path):
     package = deploy.copy_package(found, tmp_path / "package")
     # The teacher as the packed model: it has learned something, so that its labels can be right or wrong.
     (package / "model.onnx").write_bytes((found.path / "teacher.onnx").read_bytes())
-    model, few = distill.load_trained(teacher), test.sample(20, 0)
-    expected = [test.classes[k] for k in distill.predict(model, few.images).argmax(1).tolist()]
+    model, few = training.load_trained(teacher), test.sample(20, 0)
+    expected = [test.classes[k] for k in training.predict(model, few.images).argmax(1).tolist()]
     assert len(set(expected)) > 5
     for i, image in enumerate(few.images):
         Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
@@ -376,7 +376,7 @@ def test_the_student_is_the_reports_or_the_profiles_own(deployed, tmp_path, monk
     assert deploy.teacher_of(store, student).key == teacher.key
     asked = []
     monkeypatch.setattr(
-        "dfkd_lib.recipes.ClassificationRecipe.student",
+        "dfkd_lib.distill.study.ClassificationRecipe.student",
         lambda recipe, store, source: asked.append((recipe, source)),
     )
     artifacts.save_json(report, {"metrics": {"student_synthetic_key": "student_synthetic-0"}})

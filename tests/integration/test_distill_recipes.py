@@ -7,15 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dfkd_lib import distill
+from dfkd_lib import training
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.datasets import load_images
-from dfkd_lib.distill import Augmentation, Batch, label_step, titn
+from dfkd_lib.distill import titn
 from dfkd_lib.distill.early import EarlyRecipe
 from dfkd_lib.distill.scores import gigaflops
 from dfkd_lib.models import create_model
 from dfkd_lib.reporting import report
-from dfkd_lib.training import TrainConfig
+from dfkd_lib.training import Augmentation, Batch, TrainConfig, label_step
 
 EARLY = EarlyRecipe(
     data="digits", patch_size=2, images=200, passes=400, batch_size=50, augmentation="none"
@@ -42,7 +42,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def cnn(store, digits):
-    return distill.train_teacher(
+    return training.train_teacher(
         store,
         "cnn_small",
         *digits,
@@ -119,7 +119,7 @@ def test_titn_tables_are_those_of_the_logits(store, digits, cnn):
     table, each = titn.table(runs, cnn, "mnist"), titn.runs_table(runs)
     assert table["model"].tolist() == ["cnn_small", "ViT", "TITN"]
     assert table["paper"].tolist() == ["99.75 / 100", "99.4 / 100", "99.56 / 100"]
-    logits, labels = distill.test_logits(runs["TITN"][1])
+    logits, labels = training.test_logits(runs["TITN"][1])
     said = logits.argmax(1)
     shown = each[(each["model"] == "TITN") & (each["seed"] == 1)].iloc[0]
     assert shown["top-1"] == pytest.approx(100 * (said == labels).float().mean().item(), abs=0.3)
@@ -173,7 +173,7 @@ def test_flops_by_hand():
 def test_a_folder_is_read_once_for_a_grid_and_again_when_it_changes(tmp_path, monkeypatch):
     from PIL import Image
 
-    from dfkd_lib import recipes
+    from dfkd_lib.distill import study as recipes
 
     def put(split, name, k):
         path = tmp_path / split / f"class{k}" / name

@@ -6,10 +6,11 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from dfkd_lib import laboratory, synthesis
+from dfkd_lib import synthesis
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Store
-from dfkd_lib.laboratory import MAKERS, MakerRecipe
+from dfkd_lib.distill import comparison as laboratory
+from dfkd_lib.distill.comparison import MAKERS, MakerRecipe
 from dfkd_lib.synthesis import guided, measure
 
 TINY = MakerRecipe(

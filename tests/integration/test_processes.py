@@ -248,7 +248,7 @@ def test_rows_are_parted_through_every_kind_of_batch(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     rows, generator = torch.arange(6), torch.Generator()
-    from dfkd_lib.distill import Batch
+    from dfkd_lib.training import Batch
 
     parted = parallel.own_rows(
         (Batch(rows, rows, rows, None, rows / 6), {"a": [rows]}, generator, torch.tensor(3))

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from dfkd_lib import pipeline
-from dfkd_lib.laboratory import MAKERS
+from dfkd_lib.distill.comparison import MAKERS
 from dfkd_lib.profiles import NOTEBOOKS, SMOKE
 
 SHARE = (0.0, 1.0)

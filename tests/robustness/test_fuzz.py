@@ -37,7 +37,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dfkd_lib import laboratory
 from dfkd_lib.ablation import read_grid
 from dfkd_lib.core.artifacts import (
     MANIFEST,
@@ -51,7 +50,8 @@ from dfkd_lib.datasets import check_coco, load_coco, load_images, repair_coco
 from dfkd_lib.datasets.__main__ import main as datasets_main
 from dfkd_lib.datasets.sources import load_image, read_idx
 from dfkd_lib.distill import KDWeights
-from dfkd_lib.laboratory import MakerRecipe
+from dfkd_lib.distill import comparison as laboratory
+from dfkd_lib.distill.comparison import MakerRecipe
 from dfkd_lib.losses import Schedule, read_schedules
 from dfkd_lib.models import create_model, load_model, load_weights
 from dfkd_lib.pipeline import make_plan, parameters, read_notebook

@@ -18,15 +18,15 @@ from dfkd_lib.core.artifacts import Store, file_hash
 from dfkd_lib.datasets import generate_scenes, load_images
 from dfkd_lib.detection import DetectionTerms, detection_step, open_shipped
 from dfkd_lib.detection.batches import SceneBatches
-from dfkd_lib.distill import (
+from dfkd_lib.distill import KDWeights, train_student
+from dfkd_lib.training import (
     Augmentation,
-    KDWeights,
+    TensorBatches,
+    TrainConfig,
     label_step,
     shipped_teacher,
     train_classifier,
-    train_student,
 )
-from dfkd_lib.training import TensorBatches, TrainConfig
 
 
 def digest(modules) -> float:

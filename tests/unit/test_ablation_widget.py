@@ -10,7 +10,7 @@ import pytest
 from dfkd_lib import ablation, widgets
 from dfkd_lib.ablation import Cell, Outcome
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.laboratory import MakerRecipe
+from dfkd_lib.distill.comparison import MakerRecipe
 from dfkd_lib.pipeline.parameters import read_notebook
 from dfkd_lib.plots import ablation_accuracy
 from dfkd_lib.widgets.settings import Settings

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from timm.models.convit import GPSA
 
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.distill import Batch, KDWeights, distill_step, live_targets
+from dfkd_lib.distill import KDWeights, distill_step, live_targets
 from dfkd_lib.models import count_parameters, create_model
 from dfkd_lib.models.cnn import early_channels, logits_and_early_map
 from dfkd_lib.models.dearkd import EarlyAligner
+from dfkd_lib.training import Batch
 
 
 @pytest.fixture

@@ -5,22 +5,14 @@ import math
 import pytest
 import torch
 
-from dfkd_lib import distill
+from dfkd_lib import distill, training
 from dfkd_lib.core import WorkbenchError, artifacts
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.datasets import ImageSet, load_images
-from dfkd_lib.distill import (
-    Augmentation,
-    Batch,
-    KDWeights,
-    distill_step,
-    live_targets,
-    stored_targets,
-    teacher_targets,
-)
-from dfkd_lib.distill.runner import load_weights, ship_teacher
+from dfkd_lib.distill import KDWeights, distill_step, live_targets, stored_targets, teacher_targets
 from dfkd_lib.models import create_model
-from dfkd_lib.training import DivergedError, TrainConfig
+from dfkd_lib.training import Augmentation, Batch, DivergedError, TrainConfig
+from dfkd_lib.training.classifier import load_weights, ship_teacher
 
 CONFIG = TrainConfig(epochs=2, batch_size=64, lr=5e-3, seed=1)
 
@@ -37,7 +29,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(store, digits):
-    return distill.train_teacher(
+    return training.train_teacher(
         store,
         "vit_mnist_smoke",
         *digits,
@@ -49,7 +41,7 @@ def teacher(store, digits):
 
 def test_a_teacher_learns_digits(teacher):
     assert teacher.metrics["accuracy"] > 0.8
-    logits, labels = distill.test_logits(teacher)
+    logits, labels = training.test_logits(teacher)
     assert (logits.argmax(1) == labels).float().mean().item() == pytest.approx(
         teacher.metrics["accuracy"], abs=0.01
     )
@@ -103,7 +95,7 @@ def test_stored_targets_equal_live_ones(store, digits, teacher):
     rows = torch.tensor([3, 1, 40])
     kept = teacher_targets(store, teacher, images)
     batch = Batch(x[rows], images.labels[rows], rows)
-    stored, live = stored_targets(kept)(batch), live_targets(distill.load_trained(teacher))(batch)
+    stored, live = stored_targets(kept)(batch), live_targets(training.load_trained(teacher))(batch)
     assert teacher_targets(store, teacher, images).cached and kept.ledger[0]["images"] == 50
     assert torch.allclose(stored.logits, live.logits, atol=1e-2) and torch.allclose(
         stored.probe, live.probe, atol=1e-4
@@ -161,7 +153,7 @@ def test_splits_with_other_classes_are_refused(store, digits):
     train, test = digits
     renamed = ImageSet(test.pixels, test.labels, tuple("abcdefghij"))
     with pytest.raises(WorkbenchError, match="class names differ"):
-        distill.train_teacher(store, "vit_mnist_smoke", train, renamed, CONFIG)
+        training.train_teacher(store, "vit_mnist_smoke", train, renamed, CONFIG)
 
 
 def test_teacher_and_images_that_do_not_fit(store, digits, teacher):
@@ -180,7 +172,7 @@ def test_teacher_and_images_that_do_not_fit(store, digits, teacher):
 def test_divergence_is_reported_and_leaves_no_artifact(store, digits):
     before = store.keys()
     with pytest.raises(DivergedError, match="no longer a finite number"):
-        distill.train_teacher(
+        training.train_teacher(
             store,
             "vit_mnist_smoke",
             *digits,
@@ -192,14 +184,14 @@ def test_divergence_is_reported_and_leaves_no_artifact(store, digits):
 
 def test_a_class_without_images_is_refused(store, digits):
     with pytest.raises(WorkbenchError, match="class has no image"):
-        distill.train_teacher(
+        training.train_teacher(
             store, "vit_mnist_smoke", digits[0].subset(digits[0].labels != 3), digits[1], CONFIG
         )
 
 
 def test_a_shipped_teacher_comes_back_with_what_it_has_seen(tmp_path, digits, teacher):
     ship_teacher(teacher, "mine", "a command", tmp_path)
-    back = distill.shipped_teacher(Store(tmp_path / "store"), "mine", digits[1], tmp_path)
+    back = training.shipped_teacher(Store(tmp_path / "store"), "mine", digits[1], tmp_path)
     assert back.metrics["accuracy"] == pytest.approx(
         teacher.metrics["accuracy"], abs=0.01
     )  # kept in float16
@@ -207,7 +199,7 @@ def test_a_shipped_teacher_comes_back_with_what_it_has_seen(tmp_path, digits, te
         {k: r[k] for k in ("split", "images")} for r in back.ledger
     ]
     with pytest.raises(WorkbenchError, match="missing"):
-        distill.shipped_teacher(Store(tmp_path / "store"), "other", digits[1], tmp_path)
+        training.shipped_teacher(Store(tmp_path / "store"), "other", digits[1], tmp_path)
 
 
 def test_a_checkpoint_that_does_not_fit_names_the_first_weight():
@@ -219,7 +211,7 @@ def test_a_checkpoint_that_does_not_fit_names_the_first_weight():
 
 def test_the_teacher_that_ships_is_as_good_as_it_says(store):
     test_set = load_images("mnist", "test")
-    shipped = distill.shipped_teacher(store, "vit_mnist_small", test_set)
+    shipped = training.shipped_teacher(store, "vit_mnist_small", test_set)
     said = artifacts.resolve("data/teachers/vit_mnist_small.json").read_text()
     assert shipped.metrics["accuracy"] >= 0.97
     assert f"{shipped.metrics['accuracy']:.3f}"[:4] in said
@@ -229,9 +221,9 @@ def test_a_checkpoint_of_ones_own_needs_only_its_models_name(tmp_path, digits, t
     ship_teacher(teacher, "mine", "a command", tmp_path)
     settings = {"model": teacher.settings["model"], "overrides": teacher.settings["overrides"]}
     artifacts.save_json(tmp_path / "mine.json", settings)
-    back = distill.shipped_teacher(Store(tmp_path / "store"), str(tmp_path / "mine"), digits[1])
+    back = training.shipped_teacher(Store(tmp_path / "store"), str(tmp_path / "mine"), digits[1])
     assert back.metrics["accuracy"] > 0.8 and back.ledger[0]["split"] == "not recorded"
     for text in ("{", "[]", "{}"):
         (tmp_path / "mine.json").write_text(text)
         with pytest.raises(WorkbenchError, match="record beside a checkpoint"):
-            distill.shipped_teacher(Store(tmp_path / "store"), str(tmp_path / "mine"), digits[1])
+            training.shipped_teacher(Store(tmp_path / "store"), str(tmp_path / "mine"), digits[1])

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from dfkd_lib import metrics
+from dfkd_lib import metrics, training
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.metrics import bootstrap
 
@@ -248,11 +248,11 @@ def test_what_cannot_be_measured_says_so(change, said):
 @pytest.fixture(scope="module")
 def digits():
     """Features of 2,400 MNIST test images through the shipped teacher."""
-    from dfkd_lib import datasets, distill
+    from dfkd_lib import datasets
     from dfkd_lib.core.artifacts import Store
 
     test = datasets.load_images("mnist", "test")
-    teacher = distill.load_trained(distill.shipped_teacher(Store(), "vit_mnist_small", test))
+    teacher = training.load_trained(training.shipped_teacher(Store(), "vit_mnist_small", test))
     values, logits = metrics.features_and_logits(teacher, test.images[:2400])
     return metrics.Features(values, test.labels[:2400], logits, "teacher")
 

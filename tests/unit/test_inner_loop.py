@@ -21,12 +21,12 @@ from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import generate_scenes, load_images, to_float
 from dfkd_lib.detection import DetectionTerms, detection_step
 from dfkd_lib.detection.batches import SceneBatches
-from dfkd_lib.distill import Augmentation, Batch, KDWeights, distill_step, live_targets
+from dfkd_lib.distill import KDWeights, distill_step, live_targets
 from dfkd_lib.models import Discriminator, Generator, create_model
 from dfkd_lib.models.detectors import create_detector
 from dfkd_lib.synthesis.canvas import pad_to_gan
 from dfkd_lib.synthesis.cgan import gan_step
-from dfkd_lib.training import TensorBatches, TrainConfig, loop
+from dfkd_lib.training import Augmentation, Batch, TensorBatches, TrainConfig, loop
 
 # What makes the host wait for a GPU: numbers read off, sizes that hang on values, copies to the host.
 WAITS = (

@@ -6,19 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dfkd_lib import distill
+from dfkd_lib import distill, training
 from dfkd_lib.attention import logits_and_probe
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.datasets import ImageSet, load_images
-from dfkd_lib.distill import Augmentation, Batch, KDWeights, distill_step
+from dfkd_lib.distill import KDWeights, distill_step
 from dfkd_lib.distill.classification import check_losses
-from dfkd_lib.distill.mixing import keeps_images
 from dfkd_lib.distill.targets import Targets, early_tokens, stored_targets, teacher_targets
 from dfkd_lib.losses import Schedule, kd_loss, patch_probe_loss, read_schedules
 from dfkd_lib.models import create_model
 from dfkd_lib.models.dearkd import EarlyAligner
-from dfkd_lib.training import TrainConfig
+from dfkd_lib.training import Augmentation, Batch, TrainConfig, keeps_images
 
 
 @pytest.fixture
@@ -246,7 +245,7 @@ def teachers(tmp_path_factory, digits):
     store = Store(tmp_path_factory.mktemp("store"))
     config = TrainConfig(epochs=1, batch_size=64, lr=5e-3)
     return store, [
-        distill.train_teacher(store, name, *digits, config, Augmentation(), overrides=more)
+        training.train_teacher(store, name, *digits, config, Augmentation(), overrides=more)
         for name, more in (("vit_mnist_smoke", {"patch_size": 2}), ("cnn_small", {}))
     ]
 
@@ -264,7 +263,7 @@ def test_targets_are_kept_in_float16_files_and_made_once(teachers, digits, monke
     assert all(t.dtype == torch.float16 for name in files for t in kept.tensors(name).values())
     rows = torch.tensor([299, 0, 130])
     found = stored_targets(kept)(Batch(None, None, rows))
-    model = distill.load_trained(vit)
+    model = training.load_trained(vit)
     logits, probe = logits_and_probe(model, digits[0].pixels[rows].float() / 127.5 - 1)
     assert torch.allclose(found.logits, logits, atol=1e-2) and torch.allclose(
         found.probe, probe, atol=1e-3

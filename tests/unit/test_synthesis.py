@@ -9,8 +9,8 @@ from dfkd_lib import synthesis
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.datasets import to_float
+from dfkd_lib.distill.study import ClassificationRecipe, parse_seeds
 from dfkd_lib.models import Discriminator, Generator, create_model
-from dfkd_lib.recipes import ClassificationRecipe, parse_seeds
 from dfkd_lib.synthesis import cgan
 
 TINY = ClassificationRecipe(

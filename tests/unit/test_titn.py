@@ -9,9 +9,10 @@ from torch import nn
 
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import to_float
-from dfkd_lib.distill import Augmentation, Batch, KDWeights, distill_step, label_step, live_targets
-from dfkd_lib.distill.mixing import auto_augment, beta_sample, cutmix, mixup
+from dfkd_lib.distill import KDWeights, distill_step, live_targets
 from dfkd_lib.models import count_flops, count_parameters, create_model
+from dfkd_lib.training import Augmentation, Batch, label_step
+from dfkd_lib.training.mixing import auto_augment, beta_sample, cutmix, mixup
 
 # Table 1, 10 classes; a distillation token, its place and its head add 192 + 192 + 1930 = 2314 to TNT and ViT.
 PAPER_COUNTS = {

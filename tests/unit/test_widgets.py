@@ -226,7 +226,7 @@ def test_a_choice_is_saved_as_figure_and_as_parameters(explorer, tmp_path, model
     assert sorted(p.suffix for p in (tmp_path / "figures").iterdir()) == [".pdf", ".png", ".svg"]
     ask(box, sent, do="save", what="parameters")
     (path,) = tmp_path.glob("*.yaml")
-    again = widgets.Choice.of(json.loads(path.read_text()))
+    again = widgets.Choice.read(json.loads(path.read_text())["view"])
     assert asdict(again) == box.choice and str(path) in box.saved
     assert set(json.loads(path.read_text())) <= set(
         read_notebook(NOTEBOOK)

@@ -1,35 +1,36 @@
 """From a step function to a classifier in the store: build, train by the one loop, test, save."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib import training
 from dfkd_lib.core import WorkbenchError, artifacts, ledger
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet, to_float
-from dfkd_lib.distill.mixing import Augmentation, Batch
 from dfkd_lib.models import MODELS, count_parameters, create_model, load_weights
+from dfkd_lib.training.batches import TensorBatches
+from dfkd_lib.training.config import TrainConfig, device
+from dfkd_lib.training.loop import fit
+from dfkd_lib.training.mixing import Augmentation, Batch
 
 CURVE_IMAGES = 2000  # test images behind the accuracy-per-epoch curve; the final figure always uses all of them
 
 
 def frozen(model: nn.Module) -> nn.Module:
     """The model in evaluation mode, without gradients, on the training device."""
-    return model.eval().requires_grad_(False).to(training.device())
+    return model.eval().requires_grad_(False).to(device())
 
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
     """Logits (N, K) float32 on the CPU of uint8 images (N, C, H, W), in evaluation mode."""
-    device = next(model.parameters()).device
+    where = next(model.parameters()).device
     was_training = model.training
     model.eval()
     with torch.inference_mode():
         logits = torch.cat(
-            [model(to_float(batch).to(device)).float().cpu() for batch in images.split(batch_size)]
+            [model(to_float(batch).to(where)).float().cpu() for batch in images.split(batch_size)]
         )
     model.train(was_training)
     return logits
@@ -45,7 +46,7 @@ def check_fit(model: nn.Module, images: ImageSet, what: str) -> None:
     """Raise unless the model takes these images and has one output for each of their classes."""
     try:
         with torch.inference_mode():
-            outputs = frozen(model)(torch.zeros(1, *images.shape, device=training.device()))
+            outputs = frozen(model)(torch.zeros(1, *images.shape, device=device()))
     except (AssertionError, RuntimeError) as error:
         raise WorkbenchError(
             f"{what} does not take these images",
@@ -94,7 +95,7 @@ def train_classifier(
     model_name: str,
     train_set: ImageSet,
     test_set: ImageSet,
-    config: training.TrainConfig,
+    config: TrainConfig,
     make_step: Callable,
     *,
     settings: dict | None = None,
@@ -150,13 +151,13 @@ def train_classifier(
             model.load_state_dict(start.tensors())
         made = make_step(model, train_set)
         step, beside = made if isinstance(made, tuple) else (made, {})
-        batches = training.TensorBatches(
+        batches = TensorBatches(
             (train_set.images, train_set.labels, torch.arange(len(train_set))),
             config.batch_size,
             lambda batch, generator: augmentation(Batch(*batch), generator),
         )
         curve = test_set.sample(CURVE_IMAGES, seed=0)
-        history = training.fit(
+        history = fit(
             {"model": model, **beside},
             step,
             batches,
@@ -202,120 +203,3 @@ def test_logits(artifact: Artifact) -> tuple[Tensor, Tensor]:
 
 
 test_logits.__test__ = False  # a name that pytest would take for a test
-
-
-def shipped_teacher(
-    store: Store, name: str, test_set: ImageSet, folder: str | Path = "data/teachers"
-) -> Artifact:
-    """A teacher that comes with the workbench (or any safetensors file with its .json), tested and put in the store.
-
-    Args:
-        name: `<folder>/<name>.safetensors` (or an absolute path without suffix) beside `<name>.json`, which says
-            "model" and "overrides" for `create_model`, and, where known, "config", "train_images", "history" and
-            "ledger" (the real images it was trained on; if absent the summary says that nobody recorded them).
-
-    Raises:
-        WorkbenchError: if a file is missing, damaged, or does not fit the model it names.
-    """
-    base = artifacts.resolve(folder) / name
-    weights, about = (base.with_name(f"{base.name}.{kind}") for kind in ("safetensors", "json"))
-    for path in (weights, about):
-        if not path.is_file():
-            raise WorkbenchError(
-                "a shipped teacher is missing",
-                expected=path.name,
-                where=path.parent,
-                fix="choose teacher='train', or restore the file from the repository",
-            )
-    record = _read_record(about)
-    settings = {
-        "model": record["model"],
-        "overrides": record["overrides"],
-        "shipped": artifacts.file_hash(weights),
-        "config": record["config"],
-        "test": test_set.fingerprint,
-        "ledger": record["ledger"],
-    }
-    check_classes_agree(
-        record.get("classes", test_set.classes),
-        test_set.classes,
-        f"teacher {name} and {test_set.name}",
-    )
-
-    def make(work: Path) -> dict:
-        model = create_model(record["model"], **record["overrides"])
-        load_weights(model, artifacts.load_tensors(weights), weights)
-        check_fit(model, test_set, f"teacher {name}")
-        accuracy, logits = evaluate(model, test_set)
-        artifacts.save_tensors(work / "model.safetensors", model.state_dict())
-        artifacts.save_tensors(
-            work / "test_logits.safetensors", {"logits": logits.half(), "labels": test_set.labels}
-        )
-        artifacts.save_json(work / "history.json", record["history"])
-        return {
-            "accuracy": accuracy,
-            "parameters": count_parameters(model),
-            "train_images": record["train_images"],
-            "shipped": True,
-        }
-
-    return store.get_or_make(
-        "teacher",
-        settings,
-        make,
-        reads=reads_of((test_set, ledger.EVALUATION)),
-        inherited=record["ledger"],
-    )
-
-
-def _read_record(about: Path) -> dict:
-    """What is known of a checkpoint, with a place for everything that is not."""
-    try:
-        record = {
-            "overrides": {},
-            "config": {},
-            "train_images": None,
-            "history": [],
-            "ledger": [
-                {"stage": "teacher", "split": "not recorded", "purpose": "training", "images": 0}
-            ],
-            **json.loads(about.read_text()),
-        }
-        record["model"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise WorkbenchError(
-            "the record beside a checkpoint cannot be used",
-            where=about,
-            got=repr(error)[:200],
-            expected='JSON with at least {"model": "name for create_model", "overrides": {}}',
-            fix="write that file",
-        ) from None
-    return record
-
-
-def ship_teacher(
-    artifact: Artifact, name: str, command: str, folder: str | Path = "data/teachers"
-) -> Path:
-    """Write an artifact's weights (float16) and their record where `shipped_teacher` finds them; returns the path."""
-    base = artifacts.resolve(folder) / name
-    base.parent.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.half() if v.is_floating_point() else v for k, v in artifact.tensors().items()}
-    artifacts.save_tensors(base.with_name(f"{base.name}.safetensors"), weights)
-    keep = {key: artifact.settings[key] for key in ("model", "overrides", "config", "classes")}
-    artifacts.save_json(
-        base.with_name(f"{base.name}.json"),
-        {
-            "command": command,
-            **keep,
-            "seed": keep["config"]["seed"],
-            "test_accuracy": artifact.metrics["accuracy"],
-            "parameters": artifact.metrics["parameters"],
-            "train_images": artifact.metrics["train_images"],
-            "seconds": artifact.seconds,
-            "made": artifact.manifest["made"],
-            "ledger": artifact.ledger,
-            "provenance": artifacts.provenance(),
-            "history": artifact.json("history.json"),
-        },
-    )
-    return base.with_name(f"{base.name}.safetensors")

@@ -1,0 +1,64 @@
+"""Which images: a named set or a folder, at which size, and how many of them measure."""
+
+from functools import lru_cache
+from typing import ClassVar
+
+from pydantic import Field
+
+from dfkd_lib.core import Config, resolve
+from dfkd_lib.datasets.images import ImageSet
+from dfkd_lib.datasets.sources import load_images
+
+NAMED = ("mnist", "digits", "cifar10", "cifar100")
+
+
+class DataConfig(Config):
+    """Images of a data set for training and testing."""
+
+    main: ClassVar[str] = "name"
+
+    name: str = Field(
+        "mnist", description="mnist, digits, cifar10, cifar100 or a folder with train/<class>/*.png"
+    )
+    size: int = Field(
+        0, ge=0, le=1024, description="pixels a folder's images are resized to, 0: as they are"
+    )
+    test_images: int = Field(0, ge=0, description="real test images that measure, 0: all")
+    background: float = Field(
+        -1.0,
+        ge=-1,
+        le=1,
+        description="value of an empty pixel: -1 for digits, 0 for photographs",
+        json_schema_extra={"also": "background"},
+    )
+
+    @property
+    def named(self) -> bool:
+        """Whether the images are those of a named set rather than a folder's."""
+        return self.name in NAMED
+
+
+def load_splits(config: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """All real training images, and the (sample of) test images that measure every model.
+
+    Raises:
+        WorkbenchError: see `load_images`.
+    """
+    test = _known_images(config.name, "test", config.size or None, _stamp(config))
+    train = _known_images(config.name, "train", config.size or None, _stamp(config))
+    return train, test.sample(config.test_images or len(test), 0)
+
+
+@lru_cache(maxsize=6)
+def _known_images(data: str, split: str, size: int | None, stamp: tuple) -> ImageSet:
+    """Images of a split, read once however many students of a grid want them; `stamp` makes a changed folder new."""
+    return load_images(data, split, size=size)
+
+
+def _stamp(config: DataConfig) -> tuple:
+    """When the folders of a data folder were last changed by adding or removing files; () for a named set."""
+    folder = resolve(config.name)
+    if config.named or not folder.is_dir():
+        return ()
+    folders = [folder, *folder.glob("*/"), *folder.glob("*/*/")]
+    return tuple(sorted((str(path), path.stat().st_mtime_ns) for path in folders))

@@ -1,0 +1,261 @@
+"""Makers of images compared: each by what it may see, the same measures, the same student (METHODS D)."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from dfkd_lib import metrics, synthesis
+from dfkd_lib.core import Artifact, Store, WorkbenchError, ledger
+from dfkd_lib.datasets import ImageSet
+from dfkd_lib.distill.study import Study
+from dfkd_lib.metrics import intervals
+from dfkd_lib.synthesis import Inversion, Maker
+from dfkd_lib.training import DivergedError
+
+# Of the table of makers, also where every maker has diverged.
+COLUMNS = [
+    "maker",
+    "may see",
+    "real images read",
+    "images made",
+    "images measured",
+    "Fréchet distance",
+    "low",
+    "high",
+    "KID",
+    "KID std",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "score",
+    "student (%)",
+    "95 % interval",
+    "seconds",
+]
+MOST_EPOCHS = (
+    100  # of a student: more passes over the few images of an inversion only teach it these
+)
+
+
+def may_see(maker: Maker) -> str:
+    """What a maker may see of the real data, after the number that METHODS D gives it."""
+    number = "1" if "real images" in maker.sees else "2" if "class probes" in maker.sees else "3"
+    return f"{number}: {maker.budget}"
+
+
+def chosen_makers(study: Study) -> dict[str, Maker]:
+    """The makers that the configuration names, in the order of every table; WorkbenchError on a name that is none."""
+    makers = study.config.maker_settings()
+    asked = [name.strip() for name in study.config.makers.split(",") if name.strip()] or list(
+        makers
+    )
+    unknown = sorted(set(asked) - set(makers))
+    if unknown:
+        raise WorkbenchError(
+            "no such maker of images",
+            expected=", ".join(makers),
+            got=", ".join(unknown),
+            where="makers",
+            fix="name makers from the list, comma-separated",
+        )
+    return {name: maker for name, maker in makers.items() if name in asked}
+
+
+def compare_makers(study: Study, makers: dict[str, Maker]) -> dict[str, dict]:
+    """Every maker's "maker", "images", "artifact", "measures", "student", "trained" and "diverged" ("" or what happened).
+
+    A maker that diverges before it has a good state, or whose student does, is left out but for "diverged": the others are
+    not lost. Each student is trained on one maker's images alone, for as many steps whatever their number, but for at most
+    100 epochs.
+    """
+    found: dict[str, dict] = {}
+    for name, maker in makers.items():
+        try:
+            found[name] = {"maker": maker, **_compared(study, maker)}
+        except DivergedError as error:
+            found[name] = {"maker": maker, "diverged": str(error)}
+    return found
+
+
+def _compared(study: Study, maker: Maker) -> dict:
+    config = study.config
+    count = config.inversion_images if isinstance(maker, Inversion) else config.maker_images
+    images, artifact = study.made(maker, count)
+    trained = maker.train(study.store, study.inputs(maker))
+    few = min(config.student.images or len(images), len(images))
+    epochs = max(1, round(config.student.epochs * config.maker_images / few))
+    epochs = min(epochs, max(MOST_EPOCHS, config.student.epochs))
+    student = config.student.replace(epochs=epochs, seed=config.seed)
+    return {
+        "images": images,
+        "artifact": artifact,
+        "measures": study.measures(images, artifact),
+        "student": study.student_on(images, [artifact], student),
+        "trained": trained,
+        "diverged": trained.metrics["stopped"] if trained else "",
+    }
+
+
+def equal_epochs(
+    study: Study, seeds: Sequence[int], gan: synthesis.CGAN | None = None
+) -> dict[str, list[dict]]:
+    """Table 2's claim: both GANs from each seed, {name: [{"trained", "measures", "curve"} for each seed]}.
+
+    Args:
+        gan: the augmented one; the configuration's by default.
+    """
+    gan, found = gan or study.config.gan, {}
+    for name, lam in (("vanilla", 0.0), ("augmented", gan.lam)):
+        found[name] = [_one_gan(study, gan.replace(lam=lam, seed=seed)) for seed in seeds]
+    return found
+
+
+def _one_gan(study: Study, maker: synthesis.CGAN) -> dict:
+    given = dataclasses.replace(study.inputs(maker), real=study.claim_set)
+    trained = maker.train(study.store, given)
+    count = study.config.feature.fid_images
+    images, artifact = synthesis.make_images(study.store, maker, given, count, maker.seed + 1000)
+    return {
+        "trained": trained,
+        "measures": study.measures(images, artifact, rounds=0),
+        "curve": synthesis.distance_curve(
+            study.store, maker, trained, given, study.reference, study.space
+        ),
+    }
+
+
+def real_images_read(store: Store, kept: Artifact, teacher: str) -> dict[str, int]:
+    """Real images behind made ones, by purpose: the most that one stage read, evaluation and the teacher's own left out.
+
+    Args:
+        kept: the artifact of the images. teacher: key of the teacher, whose training images are another account.
+    """
+    counts: dict[str, int] = {}
+    waiting, known = [kept.key], {teacher}
+    while waiting:
+        key = waiting.pop()
+        if key in known:
+            continue
+        known.add(key)
+        found = store.find(key)
+        waiting += found.parents
+        for row in found.ledger:
+            if row["purpose"] != ledger.EVALUATION:
+                counts[row["purpose"]] = max(counts.get(row["purpose"], 0), row["images"])
+    return counts
+
+
+def makers_table(study: Study, found: dict[str, dict]):
+    """The table that matters: maker × real images seen × distance × accuracy of a student trained on its images alone.
+
+    Args:
+        found: of `compare_makers`.
+
+    Returns:
+        A DataFrame; intervals are those of the samples: 95 %, images resampled, test images by Wilson.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, part in found.items():
+        row = {"maker": name, "may see": may_see(part["maker"])}
+        if "artifact" not in part:
+            rows.append(row | {"real images read": "diverged"})
+            continue
+        teacher = study.inputs(part["maker"]).teacher.key
+        read = real_images_read(study.store, part["artifact"], teacher)
+        measured, student, total = part["measures"].metrics, part["student"], len(study.test_set)
+        low, high = intervals.accuracy_interval(round(student.metrics["accuracy"] * total), total)
+        rows.append(
+            row
+            | {
+                "real images read": "; ".join(
+                    f"{count:,} ({purpose})" for purpose, count in read.items()
+                )
+                or "0",
+                "images made": part["artifact"].metrics["images"],
+                "images measured": measured["images"],
+                "Fréchet distance": measured["frechet"],
+                "low": measured["low"],
+                "high": measured["high"],
+                "KID": measured["kid"],
+                "KID std": measured["kid_std"],
+                "precision": measured["precision"],
+                "recall": measured["recall"],
+                "density": measured["density"],
+                "coverage": measured["coverage"],
+                "score": measured["score"],
+                "student (%)": 100 * student.metrics["accuracy"],
+                "95 % interval": f"{100 * low:.2f} – {100 * high:.2f}",
+                "seconds": round(
+                    part["artifact"].seconds + (part["trained"].seconds if part["trained"] else 0),
+                    1,
+                ),
+            }
+        )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def short_table(table):
+    """The columns of a table of makers to read first, narrow enough for a page: what was seen, the distance, the student."""
+    import pandas as pd
+
+    def measured(row) -> str:
+        return (
+            "–"
+            if pd.isna(row["Fréchet distance"])
+            else f"{row['Fréchet distance']:.4g} [{row['low']:.4g}, {row['high']:.4g}]"
+        )
+
+    short = table[["maker", "may see", "real images read"]].assign(
+        images=table["images made"].astype("Int64"),
+        **{"Fréchet distance [95 %]": table.apply(measured, axis=1)},
+    )
+    students = table["student (%)"].map("{:.2f}".format, na_action="ignore")
+    return (
+        short.assign(**{"student (%)": students, "[95 %]": table["95 % interval"]})
+        .astype(object)
+        .fillna("–")
+    )
+
+
+def warnings_table(found: dict[str, dict]):
+    """What makes a maker's row doubtful: a DataFrame of maker and warning, divergence first; empty if nothing does."""
+    import pandas as pd
+
+    said = [
+        (name, text)
+        for name, part in found.items()
+        for text in [
+            *([part["diverged"]] if part["diverged"] else []),
+            *(part["measures"].metrics["warnings"] if "measures" in part else []),
+        ]
+    ]
+    return pd.DataFrame(said, columns=["maker", "take care"])
+
+
+def accuracy_points(table):
+    """A table of makers as `plots.accuracy_against_distance` takes it; makers that diverged are left out."""
+    points = table.dropna(subset=["Fréchet distance"]).rename(columns={"student (%)": "accuracy"})
+    ends = (
+        points["95 % interval"]
+        .astype(str)
+        .str.split(" – ", expand=True)
+        .reindex(columns=[0, 1])
+        .astype(float)
+    )
+    return points.assign(**{"accuracy low": ends[0], "accuracy high": ends[1]})
+
+
+def nearest_real(study: Study, images: ImageSet, count: int = 6, neighbours: int = 5):
+    """The first `count` made images with their nearest real training images, to see whether they are copies.
+
+    Returns:
+        (uint8 (count, C, S, S), uint8 (count, neighbours, C, S, S), distances (count, neighbours)).
+    """
+    chosen = images.subset(range(count))
+    mine = study.space.of(chosen.images, chosen.labels).values
+    reference = synthesis.open_features(study.reference).values
+    distances, places = metrics.nearest(mine, reference, neighbours)
+    real = study.train_set.sample(study.config.feature.fid_images)
+    return chosen.images, real.images[places.flatten()].unflatten(0, places.shape), distances

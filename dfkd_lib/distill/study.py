@@ -1,0 +1,279 @@
+"""Probe-guided classification from one configuration: teacher, class probes, makers' images and students, by key.
+
+Notebooks 10, 20, 30, 35 and 70 share it, so that each of them runs alone and still finds what another has made.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from pydantic import Field
+
+from dfkd_lib import datasets, synthesis, training
+from dfkd_lib.core import Artifact, Config, Seed, Seeds, Store, WorkbenchError
+from dfkd_lib.datasets import DataConfig, ImageSet
+from dfkd_lib.distill.classification import Step, StudentConfig, train, train_student
+from dfkd_lib.distill.targets import teacher_targets
+from dfkd_lib.distill.weights import KDWeights
+from dfkd_lib.models import create_model
+from dfkd_lib.synthesis import CGAN, FeatureConfig, FeatureSpace, Given, GuidedGenerator, Inversion
+from dfkd_lib.training import Augmentation, TeacherConfig, TrainConfig, keeps_images
+
+
+class ClassificationConfig(Config):
+    """Every setting of METHODS A2 and A3 and of the makers that see less; the defaults are the paper's where it names one."""
+
+    data: DataConfig = DataConfig()
+    seed: Seed = Field(0, description="of everything random that has no seed of its own")
+    seeds: Seeds = Field((0, 1, 2, 3, 4), description="seeds of the repeats, comma-separated")
+    teacher: TeacherConfig = TeacherConfig()
+    train_images: int = Field(60_000, ge=10, description="real images for class probes and GAN")
+    gan: CGAN = CGAN()
+    student: StudentConfig = StudentConfig()
+    weights: KDWeights = KDWeights()
+    real_images: int = Field(
+        60_000, ge=10, description="real images for the student that may see them"
+    )
+    synthetic_images: int = Field(
+        50_000, ge=10, description="synthetic images for the one that may not"
+    )
+    teacher_synthetic_epochs: int = Field(
+        20, ge=0, description="passes of the teacher trained on synthetic images, 0: leave it out"
+    )
+    feature: FeatureConfig = FeatureConfig()
+    makers: str = Field("", description="makers to compare, comma-separated; all by default")
+    maker_images: int = Field(
+        50_000, ge=10, description="images each maker makes for its student (inversions: fewer)"
+    )
+    inversion_images: int = Field(10_000, ge=10, description="images of each inversion")
+    claim_images: int = Field(
+        0, ge=0, description="real images of the equal-epoch comparison, 0: train_images"
+    )
+    guided: GuidedGenerator = GuidedGenerator()
+    probe_weight: float = Field(
+        1.0, ge=0, le=1000, description="weight of the consistency with class probes (maker 2)"
+    )
+    adversarial_weight: float = Field(
+        0.2, ge=0, le=1000, description="weight of the disagreement with a student (maker 3c)"
+    )
+    rival_model: str = Field("", description="that student, '': the student's own architecture")
+    inversion: Inversion = Inversion()
+    batch_norm_weight: float = Field(
+        1.0, ge=0, le=1000, description="weight of the batch-norm statistics (maker 3a)"
+    )
+    entropy_weight: float = Field(
+        0.1, ge=0, le=1000, description="weight of the patch-similarity entropy (maker 3b)"
+    )
+
+    def maker_settings(self) -> dict[str, synthesis.Maker]:
+        """The makers of the comparison by name, each with the settings of this tree, in the order of every table."""
+        gan = self.gan.replace(seed=self.seed)
+        shared = {"background": self.data.background}
+        guided = self.guided.replace(seed=self.seed, **shared)
+        inversion = self.inversion.replace(**shared)
+        rival = self.rival_model or self.student.model
+        return {
+            "vanilla GAN": gan.replace(lam=0.0),
+            "augmented GAN": gan,
+            "class probes": guided.replace(attention=self.probe_weight),
+            "inversion (CNN)": inversion.replace(batch_norm=self.batch_norm_weight),
+            "inversion (ViT)": inversion.replace(patch_entropy=self.entropy_weight),
+            "adversarial": guided.replace(adversarial=self.adversarial_weight, student_model=rival),
+        }
+
+
+MAKERS = tuple(ClassificationConfig().maker_settings())
+SOURCES = ("real", "synthetic", *MAKERS)
+
+
+class AttentionConfig(ClassificationConfig):
+    """`ClassificationConfig`, and what notebook 10 looks at beside its teacher."""
+
+    examples: int = Field(3, ge=1, le=12, description="images in Figure 1")
+    statistics_images: int = Field(5000, ge=10, description="test images behind statistics")
+    scenes: int = Field(100, ge=1, le=10_000, description="generated scenes for the detector")
+    download: bool = Field(False, description="fetch pretrained weights that are not on this disk")
+
+
+class Study:
+    """What a configuration asks for, each part made or found by its key when it is first used.
+
+    Args:
+        store: where everything is kept. config: the settings.
+    """
+
+    def __init__(self, store: Store, config: ClassificationConfig):
+        self.store, self.config = store, config
+
+    @cached_property
+    def _splits(self) -> tuple[ImageSet, ImageSet]:
+        return datasets.load_splits(self.config.data)
+
+    @property
+    def full_train(self) -> ImageSet:
+        """All real training images."""
+        return self._splits[0]
+
+    @property
+    def test_set(self) -> ImageSet:
+        """The real test images that measure every model."""
+        return self._splits[1]
+
+    @cached_property
+    def train_set(self) -> ImageSet:
+        """The real images that class probes and GAN see."""
+        return self.full_train.sample(self.config.train_images, 0)
+
+    @cached_property
+    def claim_set(self) -> ImageSet:
+        """The real images that both GANs of the equal-epoch comparison see."""
+        return self.train_set.sample(self.config.claim_images or len(self.train_set))
+
+    @cached_property
+    def teacher(self) -> Artifact:
+        """The teacher: shipped, or trained on real training images."""
+        config = self.config
+        return training.open_teacher(
+            self.store, config.teacher, self.full_train, self.test_set, config.seed
+        )
+
+    @cached_property
+    def cnn_teacher(self) -> Artifact:
+        """The CNN that an inversion by batch-norm statistics inverts: not the one that judges, which would flatter it."""
+        return synthesis.train_judge(
+            self.store, self.config.feature, self.full_train, self.test_set, seed=1
+        )
+
+    @cached_property
+    def probes(self) -> Artifact:
+        """The teacher's class probes on the images of `train_set`."""
+        return synthesis.class_probes(self.store, self.teacher, self.train_set)
+
+    def inputs(self, maker: synthesis.Maker) -> Given:
+        """What a maker may use, and no more: what its `sees` names, and a CNN teacher if it inverts batch norms."""
+        teacher = self.cnn_teacher if getattr(maker, "batch_norm", 0) else self.teacher
+        return Given(
+            teacher,
+            self.test_set.classes,
+            self.test_set.shape,
+            self.probes if "class probes" in maker.sees else None,
+            self.train_set if "real images" in maker.sees else None,
+        )
+
+    def made(
+        self, maker: synthesis.Maker, count: int, seed: int | None = None
+    ) -> tuple[ImageSet, Artifact]:
+        """`count` images of a maker, and their artifact."""
+        seed = self.config.seed if seed is None else seed
+        return synthesis.make_images(self.store, maker, self.inputs(maker), count, seed=seed + 1000)
+
+    def images(self, source: str) -> tuple[ImageSet, list[Artifact]]:
+        """What a student of that source is trained on, and what made it.
+
+        Args:
+            source: "real", "synthetic" (the augmented GAN's) or the name of a maker.
+
+        Raises:
+            WorkbenchError: if there is no such source.
+        """
+        config = self.config
+        if source == "real":
+            return self.full_train.sample(config.real_images, 1), []
+        makers = config.maker_settings()
+        maker = makers.get("augmented GAN" if source == "synthetic" else source)
+        if maker is None:
+            raise WorkbenchError(
+                "no such source of images",
+                expected=", ".join(SOURCES),
+                got=source,
+                where="source",
+                fix="choose one of them",
+            )
+        slow = isinstance(maker, Inversion)
+        count = config.inversion_images if slow else config.synthetic_images
+        images, artifact = self.made(maker, count)
+        return images, [artifact]
+
+    def student(self, source: str, seed: int | None = None, step: Step | None = None) -> Artifact:
+        """A student on the images of a source, by the library's step or one of the caller's; see `train`."""
+        self._check_student()
+        images, parents = self.images(source)
+        return self.student_on(images, parents, self._seeded(seed), step)
+
+    def student_on(
+        self,
+        images: ImageSet,
+        parents: Sequence[Artifact],
+        config: StudentConfig,
+        step: Step | None = None,
+    ) -> Artifact:
+        """A student of the configuration's kind on these images."""
+        how = {"parents": parents}
+        if step is not None:
+            return train(self.store, config, step, images, self.test_set, self.teacher, **how)
+        return train_student(
+            self.store, config, images, self.test_set, self.teacher, self.config.weights, **how
+        )
+
+    def prepare(self, source: str) -> None:
+        """Make what all students on a source share: the teacher, the images, and teacher targets if they are stored."""
+        config = self.config.student
+        images, parents = self.images(source)
+        chosen = images.sample(config.images or len(images), 1)
+        augmentation = Augmentation(kind=config.augmentation, mix=config.mix)
+        if not self.config.weights.uses("early") and keeps_images(augmentation, chosen):
+            teacher_targets(self.store, self.teacher, chosen, parents)
+
+    def _seeded(self, seed: int | None) -> StudentConfig:
+        return self.config.student.replace(seed=self.config.seed if seed is None else seed)
+
+    def _check_student(self) -> None:
+        # The student must fit the images, known before a teacher is trained.
+        channels, size, _ = self.test_set.shape
+        with torch.random.fork_rng(devices=[]):
+            create_model(
+                self.config.student.model,
+                num_classes=self.test_set.num_classes,
+                img_size=size,
+                in_chans=channels,
+            )
+
+    def teacher_on_synthetic(self) -> Artifact:
+        """The teacher's architecture trained on synthetic images and their labels alone (a cell of A Table 4)."""
+        images, parents = self.images("synthetic")
+        config: TrainConfig = self.config.teacher.training(
+            epochs=self.config.teacher_synthetic_epochs, warmup_epochs=0.2, seed=self.config.seed
+        )
+        return training.train_teacher(
+            self.store,
+            self.teacher.settings["model"],
+            images,
+            self.test_set,
+            config,
+            stage="teacher_synthetic",
+            parents=parents,
+        )
+
+    @cached_property
+    def space(self) -> FeatureSpace:
+        """The space that distances are taken in; WorkbenchError if its network's weights are absent."""
+        return synthesis.feature_space(
+            self.store,
+            self.config.feature,
+            self.full_train,
+            self.test_set,
+            lambda: self.teacher,
+        )
+
+    @cached_property
+    def reference(self) -> Artifact:
+        """Features of the real images that distances are taken to: at most `fid_images` of `train_set`."""
+        few = self.train_set.sample(self.config.feature.fid_images)
+        return synthesis.real_features(self.store, few, self.space)
+
+    def measures(self, images: ImageSet, artifact: Artifact, rounds: int = 100) -> Artifact:
+        """All measures of made images, see `synthesis.measure_images`."""
+        count = self.config.feature.fid_images
+        return synthesis.measure_images(
+            self.store, images, artifact, self.reference, self.space, count, rounds
+        )

@@ -1,0 +1,115 @@
+"""A model to look into, with images that fit it: the study's own, or anybody's."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from dfkd_lib.core import Artifact, Store, resolve
+from dfkd_lib.datasets import DataConfig, ImageSet, load_images
+from dfkd_lib.distill.study import Study
+from dfkd_lib.models import (
+    WeightsMissing,
+    check_images,
+    count_parameters,
+    create_model,
+    load_model,
+)
+from dfkd_lib.training import TeacherConfig, frozen, load_trained, open_model
+
+
+class Subject(NamedTuple):
+    """A model to look into, with images that fit it.
+
+    Args:
+        name: short, for titles. model: frozen. artifact: what it was made from, for keys. about: where it comes from.
+        train_set, test_set: images behind class probes, and images to look at; the same if the data has no splits.
+    """
+
+    name: str
+    model: nn.Module
+    artifact: Artifact
+    about: str
+    train_set: ImageSet
+    test_set: ImageSet
+
+
+def open_subject(
+    study: Study, name: str = "", weights: str = "", download: bool = False
+) -> Subject:
+    """The model that a name stands for.
+
+    Args:
+        name: "" for the teacher, "untrained" for its architecture before training, "student" for the student on real
+            images; else as for `models.load_model`: a timm name, a safetensors file, a folder in transformers' format.
+        weights, download: as for `models.load_model`. Where pretrained weights are neither on disk nor to be downloaded,
+            the teacher takes the model's place, and `about` says so.
+
+    Raises:
+        WorkbenchError: if it cannot be had, or does not take the images.
+    """
+    if name == "untrained":
+        settings = study.teacher.settings
+        torch.manual_seed(study.config.seed)
+        model = frozen(create_model(settings["model"], **settings["overrides"]))
+        about = f"{settings['model']}, weights drawn from seed {study.config.seed}"
+        sets = study.train_set, study.test_set
+        return _opened(study.store, "before training", model, about, *sets)
+    if name in ("", "student"):
+        artifact = study.student("real") if name else study.teacher
+        about = (
+            f"{name or 'teacher'} {artifact.settings['model']}: "
+            f"{artifact.metrics['parameters']:,} parameters, test accuracy "
+            f"{artifact.metrics['accuracy']:.4f} on {len(study.test_set):,} images"
+        )
+        model, sets = load_trained(artifact), (study.train_set, study.test_set)
+        return Subject(name or "teacher", model, artifact, about, *sets)
+    try:
+        model = frozen(load_model(name, weights, download=download))
+    except WeightsMissing as missing:
+        return _own_instead(study, missing)
+    sets = _sets_for(study, model)
+    for images in sets:
+        check_images(model, images.shape, images.name)
+    short = name.rstrip("/").split("/")[-1].removesuffix(".safetensors")
+    return _opened(study.store, short, model, model.source, *sets)
+
+
+def _own_instead(study: Study, missing: WeightsMissing) -> Subject:
+    data = study.config.data
+    if not data.named and not resolve(data.name).is_dir():
+        load_images(data.name, "test")  # raises, and says what is expected there
+    own = study
+    if (
+        data.name != "mnist"
+    ):  # the shipped teacher knows MNIST, whatever the missing model was to see
+        shipped = TeacherConfig(source="shipped")
+        own = Study(study.store, study.config.replace(data=DataConfig(), teacher=shipped))
+    found = open_subject(own)
+    return found._replace(
+        about=f"{missing}\nSo the workbench's own teacher is looked into instead, with its own "
+        f"images, {found.test_set.name}: {found.about}"
+    )
+
+
+def _sets_for(study: Study, model: nn.Module) -> tuple[ImageSet, ImageSet]:
+    """Training and test images at the size a loaded model takes; of a folder without splits, all images for both."""
+    config, folder = study.config, resolve(study.config.data.name)
+    if config.data.named or not folder.is_dir():
+        return study.train_set, study.test_set
+    how = {"size": config.data.size or model.img_size, "channels": model.in_chans}
+    if not any((folder / split).is_dir() for split in ("train", "test", "val")):
+        every = load_images(str(folder), "all", **how, max_images=config.train_images)
+        return every, every
+    return (
+        load_images(str(folder), "train", **how, max_images=config.train_images),
+        load_images(str(folder), "test", **how, max_images=config.data.test_images),
+    )
+
+
+def _opened(
+    store: Store, name: str, model: nn.Module, about: str, train: ImageSet, test: ImageSet
+) -> Subject:
+    artifact = open_model(store, name, model)
+    about = f"{about}; {count_parameters(model):,} parameters"
+    return Subject(name, model, artifact, about, train, test)

@@ -1,0 +1,202 @@
+"""Named sets of settings: what `smoke`, `quick`, `night` and `paper` change of each method's defaults.
+
+A method's defaults are its paper's settings wherever the paper gives one, so `paper` says next to nothing here. `quick` is a
+laptop's, `smoke` the tests', `night` the papers' sizes as far as two cores get in one night.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import cast
+
+from dfkd_lib.core.config import Config, nearest
+from dfkd_lib.core.errors import WorkbenchError
+
+# Method -> its configuration, "module:class"; imported when it is asked for, so that a typo is refused at once.
+METHODS = {
+    "attention": "dfkd_lib.distill:AttentionConfig",
+    "synthesis": "dfkd_lib.distill:ClassificationConfig",
+    "classification": "dfkd_lib.distill:ClassificationConfig",
+    "ablation": "dfkd_lib.distill:ClassificationConfig",
+    "early": "dfkd_lib.distill:EarlyConfig",
+    "titn": "dfkd_lib.distill:TitnConfig",
+}
+PRESETS = ("smoke", "quick", "night", "paper")
+
+_SMALL_GAN = {
+    "gan.epochs": 4,
+    "gan.batch_size": 32,
+    "gan.lr": 1e-3,
+    "gan.width": 128,
+    "gan.d_width": 32,
+    "gan.dropout": 0.1,
+}
+_QUICK = {
+    "teacher.source": "shipped",
+    "teacher.model": "vit_mnist_small",
+    "teacher.epochs": 10,
+    "train_images": 10_000,
+    **_SMALL_GAN,
+    "feature.images": 20_000,
+    "feature.epochs": 2,
+    "student.model": "vit_mnist_mini_patch7",
+    "student.epochs": 5,
+    "student.lr": 3e-3,
+    "student.batch_size": 64,
+    "student.precision": "fp32",
+    "real_images": 30_000,
+    "synthetic_images": 30_000,
+    "teacher_synthetic_epochs": 1,
+    "maker_images": 30_000,
+    "claim_images": 4000,
+    "guided.epochs": 48,
+    "guided.steps": 40,
+    "guided.batch_size": 64,
+    "guided.precision": "fp32",
+    "inversion_images": 256,
+    "inversion.steps": 150,
+    "seeds": "0,1,2",
+}
+_SMOKE = {
+    **_QUICK,
+    "teacher.source": "train",
+    "teacher.model": "vit_mnist_smoke",
+    "teacher.epochs": 4,
+    "teacher.lr": 5e-3,
+    "teacher.images": 2000,
+    "data.test_images": 500,
+    "train_images": 300,
+    "gan.epochs": 2,
+    "gan.width": 32,
+    "gan.d_width": 8,
+    "feature.images": 1000,
+    "feature.fid_images": 200,
+    "student.model": "vit_mnist_smoke",
+    "student.epochs": 2,
+    "student.batch_size": 32,
+    "real_images": 400,
+    "synthetic_images": 400,
+    "maker_images": 200,
+    "guided.epochs": 2,
+    "guided.steps": 4,
+    "guided.batch_size": 20,
+    "inversion_images": 40,
+    "inversion.steps": 4,
+    "inversion.batch_size": 20,
+    "seeds": "0,1",
+}
+# MNIST at the paper's sizes with the shipped teacher, as far as two cores get in one night.
+_NIGHT = {
+    **_QUICK,
+    "gan.epochs": 10,
+    "train_images": 60_000,
+    "real_images": 60_000,
+    "synthetic_images": 50_000,
+    "seeds": "0,1,2,3,4",
+}
+_EARLY_QUICK = {
+    "student": "dearkd_small",
+    "baseline": "dearkd_baseline_small",
+    "patch_size": 7,
+    "images": 6000,
+    "passes": 24_000,
+    "shares": "0.1,0.25,1",
+    "batch_size": 64,
+    "lr": 2e-3,
+    "feature_images": 20_000,
+    "feature_epochs": 2,
+}
+_TITN_QUICK = {
+    "data.name": "mnist",
+    "data.background": -1.0,
+    "scale": "small",
+    "images": 6000,
+    "epochs": 4,
+    "batch_size": 64,
+    "optimizer": "adamw",
+    "lr": 2e-3,
+    "weight_decay": 0.05,
+    "augmentation": "shift",
+    "feature_model": "cnn_small",
+    "feature_images": 20_000,
+    "feature_epochs": 2,
+}
+DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
+    "smoke": {
+        "attention": {**_SMOKE, "statistics_images": 40, "scenes": 4},
+        "synthesis": {**_SMOKE, "student.epochs": 1},
+        "classification": _SMOKE,
+        "ablation": {**_SMOKE, "student.epochs": 1, "student.images": 200},
+        "early": {
+            **_EARLY_QUICK,
+            "images": 400,
+            "data.test_images": 500,
+            "passes": 1200,
+            "shares": "0.5,1",
+            "feature_images": 1000,
+            "seeds": "0,1",
+        },
+        "titn": {
+            **_TITN_QUICK,
+            "images": 300,
+            "data.test_images": 500,
+            "epochs": 1,
+            "feature_images": 1000,
+            "seeds": "0,1",
+        },
+    },
+    "quick": {
+        "attention": {**_QUICK, "statistics_images": 1000},
+        "synthesis": {**_QUICK, "seeds": "0,1,2,3,4"},
+        "classification": _QUICK,
+        "ablation": {**_QUICK, "student.epochs": 3, "student.images": 6000},
+        "early": _EARLY_QUICK,
+        "titn": _TITN_QUICK,
+    },
+    "night": {
+        "attention": _NIGHT,
+        "synthesis": _NIGHT,
+        "classification": {**_NIGHT, "student.epochs": 10},
+        "ablation": {**_NIGHT, "student.epochs": 10},
+        "early": {**_EARLY_QUICK, "images": 60_000, "passes": 240_000},
+        "titn": {**_TITN_QUICK, "images": 20_000, "epochs": 10},
+    },
+    "paper": {"ablation": {"student.epochs": 10}},
+}
+
+
+def config_class(method: str) -> type[Config]:
+    """The configuration class of a method; WorkbenchError on a name that is none."""
+    if method not in METHODS:
+        near = nearest(method, METHODS)
+        raise WorkbenchError(
+            f"there is no method '{method}'",
+            expected="one of " + ", ".join(METHODS),
+            got=method,
+            fix=f"did you mean '{near}'?" if near else "choose one of them",
+        )
+    module, _, name = METHODS[method].partition(":")
+    return cast(type[Config], getattr(importlib.import_module(module), name))
+
+
+def load(method: str, preset: str = "quick", overrides: str = "", **given: object) -> Config:
+    """The configuration of a method: its defaults, changed by the preset, by what is given, and by overrides.
+
+    Args:
+        preset: smoke, quick, night or paper. overrides: "student.epochs=10 gan.lam=0", as for `Config.override`.
+        given: settings by name; "" and None mean what the preset says.
+
+    Raises:
+        WorkbenchError: on unknown names, with the nearest right one, and on impossible values.
+    """
+    if preset not in PRESETS:
+        near = nearest(preset, PRESETS)
+        raise WorkbenchError(
+            f"there is no preset '{preset}'",
+            expected="one of " + ", ".join(PRESETS),
+            got=preset,
+            fix=f"did you mean '{near}'?" if near else "choose one of them",
+        )
+    config = config_class(method)()
+    config = config.override(cast(Mapping, DIFFERENCES[preset].get(method, {})))
+    config = config.override({k: v for k, v in given.items() if v not in ("", None)})
+    return config.override(overrides)

@@ -1,0 +1,82 @@
+"""A step written by a user is checked at its first batch: what it returns, and that it leaves the batch as it was."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfkd_lib.core import WorkbenchError
+
+
+def place_of(function: Callable) -> str:
+    """Where a function is written: the cell and line of a notebook, or file and line."""
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return repr(function)[:200]
+    shell = getattr(__import__("sys").modules.get("IPython"), "get_ipython", lambda: None)()
+    for number, source in enumerate(shell.user_ns.get("In", []) if shell else []):
+        if f"def {function.__name__}" in source and shell.compile.get_code_name(
+            source, source, number
+        ) == (code.co_filename):
+            return f"cell [{number}], line {code.co_firstlineno}"
+    return f"{code.co_filename}, line {code.co_firstlineno}"
+
+
+def check_step(step: Callable, run: Callable[[], Any], batch: Any) -> dict[str, Tensor]:
+    """What a step returns for its first batch, once it is what the training loop can use.
+
+    Args:
+        step: the function as its author wrote it, for the place in the error. run: calls it on the batch.
+        batch: tensors in a named tuple, which the step may read but not change.
+
+    Raises:
+        WorkbenchError: if it returns no dict with "loss", something that is no scalar tensor, a loss without gradient or
+            names that are no text; if it changes the batch.
+    """
+    before = [part.clone() if isinstance(part, Tensor) else part for part in batch]
+    returned = run()
+    where = place_of(step)
+
+    def refuse(what: str, expected: str, got: object, fix: str) -> None:
+        raise WorkbenchError(f"the step {what}", expected=expected, got=got, where=where, fix=fix)
+
+    if not isinstance(returned, dict) or "loss" not in returned:
+        got = (
+            ", ".join(map(str, returned)) if isinstance(returned, dict) else type(returned).__name__
+        )
+        refuse(
+            "returns no loss",
+            'a dict of named losses with "loss", the one to minimise',
+            got,
+            'end it with return {"loss": total, "kd": kd, …}',
+        )
+    for name, value in returned.items():
+        if not isinstance(value, Tensor) or value.numel() != 1 or not isinstance(name, str):
+            got = f"{name!r}: {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
+            refuse(
+                "returns something else than a number",
+                "scalar tensors by name",
+                got,
+                "take its .mean()",
+            )
+    if not returned["loss"].requires_grad:
+        refuse(
+            "returns a loss without gradient",
+            "a loss computed from the student's output",
+            "a constant",
+            "no .detach(), .item() or torch.no_grad() between the student and the loss",
+        )
+    for name, was, part in zip(
+        getattr(batch, "_fields", range(len(before))), before, batch, strict=True
+    ):
+        if isinstance(was, Tensor) and not torch.equal(was, part):
+            refuse(
+                "changes its batch",
+                f"batch.{name} as it was",
+                "other values",
+                "work on a copy: images = batch.images.clone()",
+            )
+    return returned

@@ -1,0 +1,241 @@
+"""Teachers: trained here by cross entropy, or a checkpoint that comes with the workbench."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from dfkd_lib.attention import outputs_and_probe
+from dfkd_lib.core import WorkbenchError, artifacts, ledger
+from dfkd_lib.core.artifacts import Artifact, Store
+from dfkd_lib.datasets import ImageSet
+from dfkd_lib.losses import cutmix_loss
+from dfkd_lib.models import count_parameters, create_model, load_weights
+from dfkd_lib.training.classifier import (
+    check_classes_agree,
+    check_fit,
+    evaluate,
+    reads_of,
+    train_classifier,
+)
+from dfkd_lib.training.config import Precision, TrainConfig
+from dfkd_lib.training.mixing import Augmentation, Batch
+
+
+class TeacherConfig(TrainConfig):
+    """The teacher: one that comes with the workbench, or one trained on real images by cross entropy (A Table 3)."""
+
+    main: ClassVar[str] = "source"
+
+    source: Literal["shipped", "train"] = Field("train", description="where the teacher is from")
+    shipped: str = Field("vit_mnist_small", description="name of the shipped one in data/teachers")
+    model: str = Field("vit_mnist_teacher", description="architecture of the one trained here")
+    images: int = Field(0, ge=0, description="real images it is trained on, 0: all")
+    epochs: int = Field(50, ge=1, description="passes over them")
+    batch_size: int = Field(128, ge=1, description="images a step")
+    lr: float = Field(1e-3, gt=0, le=1, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.025, ge=0, description="weight decay")
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
+    grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm, or none")
+    precision: Precision = Field("bf16", description="arithmetic: fp32, or bf16 by autocast")
+
+
+def label_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross entropy of logits (B, K) to the batch's labels, mixed ones where images are mixed (A eq. 9; C eq. 9)."""
+    if batch.others is None:
+        return F.cross_entropy(logits.float(), batch.labels)
+    return cutmix_loss(logits, batch.labels, batch.others, batch.share)
+
+
+def label_step(model: nn.Module) -> Callable:
+    """Cross entropy alone, no teacher: how teachers, baselines and DearKD's stage 2 are trained.
+
+    The prediction of a model with two heads is the mean of their logits, the same that is tested.
+    """
+
+    def step(batch: Batch, progress: float) -> dict[str, Tensor]:
+        output, _ = outputs_and_probe(model, batch.images, probe=False)
+        ce = label_loss((output[0] + output[1]) / 2 if isinstance(output, tuple) else output, batch)
+        return {"loss": ce, "ce": ce}
+
+    return step
+
+
+def train_teacher(
+    store: Store,
+    model_name: str,
+    train_set: ImageSet,
+    test_set: ImageSet,
+    config: TrainConfig,
+    augmentation: Augmentation = Augmentation(kind="shift"),
+    overrides: dict | None = None,
+    stage: str = "teacher",
+    parents: Sequence[Artifact] = (),
+) -> Artifact:
+    """A classifier trained by cross entropy alone; see `train_classifier`.
+
+    Raises:
+        WorkbenchError: if a class has no image.
+    """
+    train_set.check_classes()
+    return train_classifier(
+        store,
+        stage,
+        model_name,
+        train_set,
+        test_set,
+        config,
+        lambda model, _: label_step(model),
+        overrides=overrides,
+        augmentation=augmentation,
+        parents=parents,
+    )
+
+
+def open_teacher(
+    store: Store, config: TeacherConfig, train_set: ImageSet, test_set: ImageSet, seed: int = 0
+) -> Artifact:
+    """The teacher that a configuration names: shipped, or trained now on (a sample of) real images.
+
+    Raises:
+        WorkbenchError: if the shipped teacher knows other classes than the images.
+    """
+    if config.source == "shipped":
+        return shipped_teacher(store, config.shipped, test_set)
+    chosen = train_set.sample(config.images or len(train_set), 2)
+    return train_teacher(store, config.model, chosen, test_set, config.training(seed=seed))
+
+
+def open_model(store: Store, name: str, model: nn.Module) -> Artifact:
+    """A model from elsewhere under a key of its weights, so that what is made from it is found again."""
+    digest = hashlib.sha256()
+    for key, value in model.state_dict().items():
+        content = value.detach().float().cpu().numpy().tobytes()
+        digest.update(f"{key} {tuple(value.shape)}".encode() + content)
+    return store.get_or_make(
+        "opened_model",
+        {"name": name, "weights": digest.hexdigest()[:16]},
+        lambda work: {"parameters": count_parameters(model)},
+    )
+
+
+def shipped_teacher(
+    store: Store, name: str, test_set: ImageSet, folder: str | Path = "data/teachers"
+) -> Artifact:
+    """A teacher that comes with the workbench (or any safetensors file with its .json), tested and put in the store.
+
+    Args:
+        name: `<folder>/<name>.safetensors` (or an absolute path without suffix) beside `<name>.json`, which says
+            "model" and "overrides" for `create_model`, and, where known, "config", "train_images", "history" and
+            "ledger" (the real images it was trained on; if absent the summary says that nobody recorded them).
+
+    Raises:
+        WorkbenchError: if a file is missing, damaged, or does not fit the model it names.
+    """
+    base = artifacts.resolve(folder) / name
+    weights, about = (base.with_name(f"{base.name}.{kind}") for kind in ("safetensors", "json"))
+    for path in (weights, about):
+        if not path.is_file():
+            raise WorkbenchError(
+                "a shipped teacher is missing",
+                expected=path.name,
+                where=path.parent,
+                fix="choose teacher='train', or restore the file from the repository",
+            )
+    record = _read_record(about)
+    settings = {
+        "model": record["model"],
+        "overrides": record["overrides"],
+        "shipped": artifacts.file_hash(weights),
+        "config": record["config"],
+        "test": test_set.fingerprint,
+        "ledger": record["ledger"],
+    }
+    check_classes_agree(
+        record.get("classes", test_set.classes),
+        test_set.classes,
+        f"teacher {name} and {test_set.name}",
+    )
+
+    def make(work: Path) -> dict:
+        model = create_model(record["model"], **record["overrides"])
+        load_weights(model, artifacts.load_tensors(weights), weights)
+        check_fit(model, test_set, f"teacher {name}")
+        accuracy, logits = evaluate(model, test_set)
+        artifacts.save_tensors(work / "model.safetensors", model.state_dict())
+        artifacts.save_tensors(
+            work / "test_logits.safetensors", {"logits": logits.half(), "labels": test_set.labels}
+        )
+        artifacts.save_json(work / "history.json", record["history"])
+        return {
+            "accuracy": accuracy,
+            "parameters": count_parameters(model),
+            "train_images": record["train_images"],
+            "shipped": True,
+        }
+
+    return store.get_or_make(
+        "teacher",
+        settings,
+        make,
+        reads=reads_of((test_set, ledger.EVALUATION)),
+        inherited=record["ledger"],
+    )
+
+
+def _read_record(about: Path) -> dict:
+    """What is known of a checkpoint, with a place for everything that is not."""
+    try:
+        record = {
+            "overrides": {},
+            "config": {},
+            "train_images": None,
+            "history": [],
+            "ledger": [
+                {"stage": "teacher", "split": "not recorded", "purpose": "training", "images": 0}
+            ],
+            **json.loads(about.read_text()),
+        }
+        record["model"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise WorkbenchError(
+            "the record beside a checkpoint cannot be used",
+            where=about,
+            got=repr(error)[:200],
+            expected='JSON with at least {"model": "name for create_model", "overrides": {}}',
+            fix="write that file",
+        ) from None
+    return record
+
+
+def ship_teacher(
+    artifact: Artifact, name: str, command: str, folder: str | Path = "data/teachers"
+) -> Path:
+    """Write an artifact's weights (float16) and their record where `shipped_teacher` finds them; returns the path."""
+    base = artifacts.resolve(folder) / name
+    base.parent.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in artifact.tensors().items()}
+    artifacts.save_tensors(base.with_name(f"{base.name}.safetensors"), weights)
+    keep = {key: artifact.settings[key] for key in ("model", "overrides", "config", "classes")}
+    artifacts.save_json(
+        base.with_name(f"{base.name}.json"),
+        {
+            "command": command,
+            **keep,
+            "seed": keep["config"]["seed"],
+            "test_accuracy": artifact.metrics["accuracy"],
+            "parameters": artifact.metrics["parameters"],
+            "train_images": artifact.metrics["train_images"],
+            "seconds": artifact.seconds,
+            "made": artifact.manifest["made"],
+            "ledger": artifact.ledger,
+            "provenance": artifacts.provenance(),
+            "history": artifact.json("history.json"),
+        },
+    )
+    return base.with_name(f"{base.name}.safetensors")
