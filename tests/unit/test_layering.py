@@ -7,8 +7,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dfkd_lib.pipeline.parameters import OWN, parse_cell, read_notebook
-from dfkd_lib.profiles import NOTEBOOKS, PROFILES
+from dfkd_lib.pipeline.parameters import parse_cell
+from dfkd_lib.presets import PRESETS
+from dfkd_lib.profiles import NOTEBOOKS
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "dfkd_lib"
@@ -16,6 +17,7 @@ LIBRARY = ROOT / "dfkd_lib"
 ROOMS = (
     "profiles",
     "core",
+    "presets",
     "jobs",
     "datasets",
     "models",
@@ -23,10 +25,8 @@ ROOMS = (
     "losses",
     "metrics",
     "training",
-    "distill",
     "synthesis",
-    "recipes",
-    "laboratory",
+    "distill",
     "ablation",
     "detection",
     "deploy",
@@ -118,11 +118,10 @@ LONG_FILES = {
     "dfkd_lib/core/artifacts.py",
     "dfkd_lib/detection/recipe.py",
     "dfkd_lib/jobs/cluster.py",
-    "dfkd_lib/laboratory.py",
     "dfkd_lib/models/load.py",
     "dfkd_lib/pipeline/run.py",
     "dfkd_lib/plots/ablation.py",
-    "dfkd_lib/recipes.py",
+    "dfkd_lib/widgets/look.py",
 }
 LONG_FUNCTIONS = {
     "parser",
@@ -131,7 +130,7 @@ LONG_FUNCTIONS = {
     "deploy_student",
     "main",
     "train_detector",
-    "train_student",
+    "train",
     "train_classifier",
     "shipped_teacher",
     "create_detector",
@@ -142,8 +141,6 @@ LONG_FUNCTIONS = {
     "ablation_grid",
     "fidelity_scatter",
     "detection_compare",
-    "subject",
-    "gan_step",
     "fit",
     "_detector_panel",
     "controls",
@@ -188,14 +185,8 @@ def test_no_file_names_a_folder_of_one_machine():
     ]
 
 
-def test_profiles_and_notebooks_name_each_other():
-    names = [path.stem for path in NOTEBOOK_FILES]
-    assert names == list(NOTEBOOKS)
-    assert all(list(profile) == names for profile in PROFILES.values()) and set(PROFILES) == {
-        "smoke",
-        "quick",
-        "paper",
-    }
+def test_the_notebooks_are_those_that_the_pipeline_knows():
+    assert [path.stem for path in NOTEBOOK_FILES] == list(NOTEBOOKS)
 
 
 @pytest.fixture(params=NOTEBOOK_FILES, ids=lambda path: path.stem)
@@ -215,30 +206,33 @@ def test_a_notebook_opens_with_what_it_is(notebook):
     assert node.cells[0].cell_type == "markdown" and node.cells[0].source.startswith("# ")
 
 
-def test_cells_and_their_functions_are_short(notebook):
+def test_cells_are_short(notebook):
+    """A cell is short enough to read; one that defines a step may have 30 lines."""
     _, node = notebook
     for cell in (c for c in node.cells if c.cell_type == "code"):
-        # The parameters are a list, one a line, as long as there are parameters.
-        assert (
-            "parameters" in cell.metadata.get("tags", []) or len(cell.source.splitlines()) <= 15
-        ), cell.source
-        for function in ast.walk(ast.parse(cell.source)):
-            if isinstance(function, ast.FunctionDef):
-                assert function.end_lineno - function.lineno < 5, function.name
+        longest = 30 if "edit-me" in cell.metadata.get("tags", []) else 18
+        lines = len(cell.source.splitlines())
+        assert "parameters" in cell.metadata.get("tags", []) or lines <= longest, cell.source
 
 
-def test_the_first_cell_after_the_parameters_imports_the_library(notebook):
-    _, node = notebook
-    code = [c for c in node.cells if c.cell_type == "code"]
-    assert "parameters" in code[0].metadata.get("tags", [])
-    assert code[1].source.startswith("from dfkd_lib")
+def test_a_notebook_takes_nothing_from_globals(notebook):
+    path, node = notebook
+    converted = node.metadata.get("dfkd", {}).get("method")
+    assert not converted or all("globals()" not in cell.source for cell in node.cells)
+
+
+def test_a_notebook_of_a_method_has_few_parameters(notebook):
+    path, node = notebook
+    (cell,) = [c for c in node.cells if "parameters" in c.metadata.get("tags", [])]
+    if node.metadata.get("dfkd", {}).get("method"):
+        assert len(parse_cell(cell.source, path.stem)) <= 12
 
 
 def test_parameters_are_scalars_with_help_and_range(notebook):
     path, node = notebook
     (cell,) = [c for c in node.cells if "parameters" in c.metadata.get("tags", [])]
     declared = parse_cell(cell.source, path.stem)
-    assert {*OWN, "seed"} <= set(declared)
+    assert {"out_dir", "artifacts_dir", "interactive"} <= set(declared)
     for parameter in declared.values():
         assert parameter.help, f"{parameter.name} needs a help text"
         numeric = type(parameter.default) in (int, float)
@@ -252,22 +246,9 @@ def test_parameters_are_scalars_with_help_and_range(notebook):
             parameter.check(parameter.default)
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_every_profile_obeys_the_notebooks(profile):
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_obeys_the_configurations(preset):
     from dfkd_lib.pipeline import make_plan
 
-    plan = make_plan(profile)
+    plan = make_plan(preset)
     assert list(plan.notebooks) == list(NOTEBOOKS)
-
-
-def test_a_notebook_alone_has_the_quick_values():
-    """Its own defaults are the quick ones, so opening it in JupyterLab shows what `make report` ran."""
-    for path in NOTEBOOK_FILES:
-        declared = read_notebook(path)
-        assert (
-            declared["profile"].default == "quick"
-            and declared["out_dir"].default == "reports/quick"
-        )
-        assert all(
-            value == declared[name].default for name, value in PROFILES["quick"][path.stem].items()
-        )
