@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("a", metavar="DIR_A", help="folder of a run")
     compare.add_argument("b", metavar="DIR_B", help="folder of another")
     compare.add_argument("--out", metavar="DIR", help="where compare.html goes (default: DIR_B)")
+    verbs.add_parser("published", help="write reports/published/README.md from its results files")
     verify = verbs.add_parser("verify", help="check the checksums of every trained thing")
     verify.add_argument("--artifacts", metavar="DIR", default="data/artifacts")
     return top
@@ -146,6 +147,13 @@ def compare(options) -> int:
     return 0
 
 
+def published(options) -> int:
+    from dfkd_lib.reporting.published import write_published
+
+    print(os.path.relpath(write_published()))
+    return 0
+
+
 def verify(options) -> int:
     from dfkd_lib.core.artifacts import Store, resolve
 
@@ -177,6 +185,7 @@ def main(words: list[str] | None = None) -> int:
         "train": train,
         "list": list_notebooks,
         "compare": compare,
+        "published": published,
         "verify": verify,
     }
     try:

@@ -1,6 +1,5 @@
 """Two runs beside each other: one page of what differs between them."""
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,31 +7,9 @@ from pathlib import Path
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import resolve
 from dfkd_lib.metrics.intervals import FEWEST, interval_text, paired_difference
-from dfkd_lib.pipeline.html import commit, duration, entries, read_metrics, value, write_page
+from dfkd_lib.pipeline.html import duration, entries, read_metrics, write_page
 from dfkd_lib.pipeline.parameters import OWN
-
-NOT_REPEATS = ("seeds", "shares")  # metrics that are lists of something else than one value a seed
-
-
-def read_results(folder: Path) -> dict:
-    """What results.json of a run folder holds.
-
-    Raises:
-        WorkbenchError: if there is none, or it is damaged.
-    """
-    path = folder / "results.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        notebooks = {name: dict(result) for name, result in results["notebooks"].items()}
-        return {"profile": "", "provenance": {}, **results, "notebooks": notebooks}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise WorkbenchError(
-            "this is no folder of a run",
-            expected="results.json, as `run` writes it",
-            got=error,
-            where=folder,
-            fix="give the --out of a run",
-        ) from None
+from dfkd_lib.reporting.results import commit_text, metrics_of, read_results, value_text
 
 
 def run_rows(a: dict, b: dict) -> list[tuple[str, str, str]]:
@@ -43,7 +20,7 @@ def run_rows(a: dict, b: dict) -> list[tuple[str, str, str]]:
         machine = known.get("hardware", {})
         return {
             "profile": str(results["profile"]),
-            "code": commit(known.get("git", {})),
+            "code": commit_text(known.get("git", {})),
             "started": str(known.get("started", "")),
             "time": duration(known.get("seconds")),
             "machine": ", ".join(str(machine[k]) for k in ("cpu", "cores", "gpu") if k in machine),
@@ -64,24 +41,6 @@ def parameters_of(result: dict, saved: dict) -> dict[str, object]:
     """{name: value} of a notebook's parameters and typed settings, without the pipeline's own."""
     settings = {name: entry[0] for name, entry in saved.get("settings", {}).items()}
     return {k: v for k, v in (result.get("parameters", {}) | settings).items() if k not in OWN}
-
-
-def metrics_of(metrics: object, name: str = "") -> Iterator[tuple[str, list[float] | str]]:
-    """(name, one value a repeat, or text) of every metric; names of nested ones are joined by dots."""
-    if isinstance(metrics, dict):
-        for key, inner in metrics.items():
-            yield from metrics_of(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(metrics, list) and any(isinstance(one, (list, dict)) for one in metrics):
-        for place, inner in enumerate(metrics):
-            yield from metrics_of(inner, f"{name}[{place}]")
-    else:
-        values = metrics if isinstance(metrics, list) else [metrics]
-        numbers = all(is_number(one) for one in values) and name not in NOT_REPEATS
-        yield name, list(map(float, values)) if values and numbers else value(metrics)
-
-
-def is_number(x: object) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
 
 
 def metric_row(a: list[float] | str | None, b: list[float] | str | None) -> tuple[str, ...]:
@@ -149,7 +108,7 @@ def write_comparison(a: str | Path, b: str | Path, out: str | Path | None, comma
         saved = [read_metrics(folder, name) for folder in folders]
         first, second = (parameters_of(r, s) for r, s in zip(both, saved, strict=True))
         parameters += [
-            (name, key, value(first.get(key, "–")), value(second.get(key, "–")))
+            (name, key, value_text(first.get(key, "–")), value_text(second.get(key, "–")))
             for key in first | second
             if first.get(key) != second.get(key)
         ]

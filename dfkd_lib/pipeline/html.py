@@ -25,6 +25,7 @@ from dfkd_lib.pipeline.clean import clean, clean_output
 from dfkd_lib.pipeline.parameters import OWN, parse_cell
 from dfkd_lib.profiles import PROFILES
 from dfkd_lib.reporting.notebooks import headlines_of
+from dfkd_lib.reporting.results import commit_text, value_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # of a figure or table: never a path
@@ -96,7 +97,7 @@ def templates() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    made.filters |= {"duration": duration, "memory": memory, "value": value}
+    made.filters |= {"duration": duration, "memory": memory, "value": value_text}
     made.filters["aligned"] = lambda text: Markup(align_numbers(str(text)))
     made.globals["css"] = Markup((TEMPLATES / "style.css").read_text())
     made.globals["parts"] = made.get_template("parts.html.j2").module
@@ -171,7 +172,7 @@ def write_notebook_page(notebook: Path, page: Path) -> None:
         body=Markup(body),
         contents=settings + [row for row in exporter.headings if row[0] in (2, 3)],
         command=command(notebook.stem, preset, changed, own) if preset else None,
-        provenance=[("code", commit(environment.code()))],
+        provenance=[("code", commit_text(environment.code()))],
     )
 
 
@@ -223,8 +224,8 @@ def take_parameters(node: nbformat.NotebookNode, saved: dict) -> tuple[str, dict
 def command(name: str, preset: str, changed: dict, own: dict) -> str:
     """The command that makes the page of a notebook again."""
     words = ["python", "-m", "dfkd_lib", "run", "--profile", preset, "--only", name[:2]]
-    for parameter, (value_, *_) in changed.items():
-        text = ",".join(map(str, value_)) if isinstance(value_, list) else str(value_)
+    for parameter, (value, *_) in changed.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         words += ["--set", f"{name[:2]}.{parameter}={text}"]
     for own_name, option in (("out_dir", "--out"), ("artifacts_dir", "--artifacts")):
         words += [option, str(own[own_name])] if own_name in own else []
@@ -383,22 +384,6 @@ def memory(megabytes: float | None) -> str:
     return f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"
 
 
-def value(x: object) -> str:
-    """A metric as text, floats to four digits."""
-    if isinstance(x, float):
-        return f"{x:.4g}"
-    if isinstance(x, dict):
-        return ", ".join(f"{name}: {value(one)}" for name, one in x.items())
-    return ", ".join(map(value, x)) if isinstance(x, list) else str(x)
-
-
 def link(*parts: str) -> str:
     """A relative link to a file beside the page."""
     return "/".join(quote(part) for part in parts)
-
-
-def commit(git: dict) -> str:
-    """The commit, and whether files differed from it."""
-    return (git.get("commit") or "unknown") + (
-        ", with uncommitted changes" if git.get("dirty") else ""
-    )

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from dfkd_lib.pipeline.html import commit, entries, link, read_metrics, write_page
+from dfkd_lib.pipeline.html import entries, link, read_metrics, write_page
 from dfkd_lib.reporting.notebooks import Notebook, headlines
+from dfkd_lib.reporting.results import commit_text
 
 
 def notebook_entry(out: Path, name: str, title: str, result: dict) -> dict:
@@ -33,7 +34,7 @@ def provenance_rows(provenance: dict) -> list[tuple[str, str]]:
     machine = "{cpu}, {cores} cores, {memory_gib} GiB, {system}".format(**hardware)
     pairs = {name: provenance[name].items() for name in ("versions", "seeds")}
     return [
-        ("code", commit(provenance["git"])),
+        ("code", commit_text(provenance["git"])),
         ("machine", machine),
         ("graphics card", hardware["gpu"] or "none"),
         ("versions", ", ".join(f"{name} {version}" for name, version in pairs["versions"])),

@@ -14,7 +14,7 @@ import psutil
 
 from dfkd_lib import jobs
 from dfkd_lib.core import WorkbenchError, environment
-from dfkd_lib.core.artifacts import REPOSITORY, Store, save_json
+from dfkd_lib.core.artifacts import Store, save_json
 from dfkd_lib.core.files import disk_error
 from dfkd_lib.pipeline.execute import (
     FAILED,
@@ -30,6 +30,7 @@ from dfkd_lib.pipeline.plan import ABLATION, Plan
 from dfkd_lib.pipeline.progress import Progress
 from dfkd_lib.pipeline.task import Place, Task, clear, code, run_notebook, shared_parts, train_cell
 from dfkd_lib.reporting.notebooks import read_notebooks
+from dfkd_lib.reporting.published import read_published
 
 MEMORY_GB, MEMORY_ROOM = (
     2.0,
@@ -111,11 +112,11 @@ class Run:
             return {}
 
     def _expected(self, what: str) -> dict[str, float]:
-        published = self._results_in(REPOSITORY / "reports" / "published" / self.plan.profile)
-        return {
-            name: float(result.get(what) or 0)
-            for name, result in (published | self.earlier).items()
-        }
+        """{notebook: seconds or megabytes} as published for this profile, or as of the last run into this folder."""
+        known: dict[str, dict] = {}
+        for file in sorted(read_published(), key=lambda file: file.started):
+            known |= file.notebooks if file.content.get("profile") == self.plan.profile else {}
+        return {name: float(one.get(what) or 0) for name, one in (known | self.earlier).items()}
 
     def __call__(self) -> dict:
         """Run all; returns what `results.json` holds. Ctrl-C ends the kernels and keeps what is finished."""

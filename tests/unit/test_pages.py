@@ -10,8 +10,9 @@ from bs4 import BeautifulSoup
 from dfkd_lib.cli import main
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.pipeline import html
-from dfkd_lib.pipeline.compare import metrics_of, write_comparison
+from dfkd_lib.pipeline.compare import write_comparison
 from dfkd_lib.profiles import PROFILES
+from dfkd_lib.reporting.results import metrics_of
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 90 20"><path d="M0 0h9"/></svg>'
 CELL = 'profile = "quick"  # preset\nout_dir = "r"  # reports\nepochs = 3  # passes; 1..9\nlr = 0.1  # rate'

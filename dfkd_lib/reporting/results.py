@@ -1,0 +1,63 @@
+"""Results files read back: `results.json` of a run, and every metric in it as values or text."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from dfkd_lib.core import WorkbenchError
+
+NOT_REPEATS = ("seeds", "shares")  # metrics that are lists of something else than one value a seed
+
+
+def read_results(folder: Path) -> dict:
+    """What results.json of a run folder holds.
+
+    Raises:
+        WorkbenchError: if there is none, or it is damaged.
+    """
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        notebooks = {name: dict(result) for name, result in results["notebooks"].items()}
+        return {"profile": "", "provenance": {}, **results, "notebooks": notebooks}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise WorkbenchError(
+            "this is no folder of a run",
+            expected="results.json, as `run` writes it",
+            got=error,
+            where=folder,
+            fix="give the --out of a run",
+        ) from None
+
+
+def metrics_of(metrics: object, name: str = "") -> Iterator[tuple[str, list[float] | str]]:
+    """(name, one value a repeat, or text) of every metric; names of nested ones are joined by dots."""
+    if isinstance(metrics, dict):
+        for key, inner in metrics.items():
+            yield from metrics_of(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(metrics, list) and any(isinstance(one, (list, dict)) for one in metrics):
+        for place, inner in enumerate(metrics):
+            yield from metrics_of(inner, f"{name}[{place}]")
+    else:
+        values = metrics if isinstance(metrics, list) else [metrics]
+        numbers = all(_is_number(one) for one in values) and name not in NOT_REPEATS
+        yield name, list(map(float, values)) if values and numbers else value_text(metrics)
+
+
+def _is_number(x: object) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+
+
+def value_text(x: object) -> str:
+    """A metric as text, floats to four digits."""
+    if isinstance(x, float):
+        return f"{x:.4g}"
+    if isinstance(x, dict):
+        return ", ".join(f"{name}: {value_text(one)}" for name, one in x.items())
+    return ", ".join(map(value_text, x)) if isinstance(x, (list, tuple)) else str(x)
+
+
+def commit_text(git: dict) -> str:
+    """The commit, and whether files differed from it."""
+    changes = ", with uncommitted changes" if git.get("dirty") else ""
+    return (git.get("commit") or "unknown") + changes
