@@ -149,14 +149,13 @@ def write_notebook_page(notebook: Path, page: Path) -> None:
     saved = read_metrics(notebook.parent, notebook.stem)
     exporter = CellExporter()
     title, lead, failure = take_head(node, notebook.stem)
-    preset, parameters, own = take_parameters(node, saved)
+    preset, parameters, own = take_parameters(node, notebook.stem)
+    changed, rest = settings_table(parameters, saved.get("settings", {}))
     place_outputs(node, notebook.parent)
     resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}}
     lead, failure = exporter.markdown(lead), exporter.markdown(failure)
     body, _ = exporter.from_notebook_node(node, resources)
     result = {**saved, "parameters": {name: entry[0] for name, entry in parameters.items()}}
-    changed = {name: entry for name, entry in parameters.items() if entry[0] != entry[1]}
-    rest = {name: entry for name, entry in parameters.items() if name not in changed}
     settings = [(2, "settings", "Settings")] if preset else []
     write_page(
         page,
@@ -167,11 +166,11 @@ def write_notebook_page(notebook: Path, page: Path) -> None:
         lead=Markup(lead),
         headlines=[row for h in headlines_of(node.metadata) if (row := h.row(result))],
         preset=preset,
-        changed=[(name, *entry) for name, entry in changed.items()],
-        rest=[(name, entry[0], entry[2]) for name, entry in rest.items()],
+        changed=changed,
+        rest=rest,
         body=Markup(body),
         contents=settings + [row for row in exporter.headings if row[0] in (2, 3)],
-        command=command(notebook.stem, preset, changed, own) if preset else None,
+        command=command(notebook.stem, preset, parameters, own) if preset else None,
         provenance=[("code", commit_text(environment.code()))],
     )
 
@@ -190,11 +189,11 @@ def take_head(node: nbformat.NotebookNode, name: str) -> tuple[str, str, str]:
     return heading.removeprefix("# "), lead, failure
 
 
-def take_parameters(node: nbformat.NotebookNode, saved: dict) -> tuple[str, dict, dict]:
-    """(preset, {name: (value, the preset's, help)}, the pipeline's own parameters), taken out of the cells.
+def take_parameters(node: nbformat.NotebookNode, name: str) -> tuple[str, dict, dict]:
+    """(preset, {name: (value, default, help)}, the pipeline's own parameters) of a notebook, taken out of its cells.
 
     Args:
-        saved: what the report saved; its `settings`, of a typed configuration, come first.
+        name: of the notebook, whose defaults a preset may change.
     """
     declared, values = {}, node.metadata.get("papermill", {}).get("parameters", {})
     for cell in list(node.cells):
@@ -203,30 +202,53 @@ def take_parameters(node: nbformat.NotebookNode, saved: dict) -> tuple[str, dict
             continue
         if PARAMETERS in tags:
             try:
-                declared = parse_cell(cell.source, "")
+                declared = parse_cell(cell.source, name)
             except WorkbenchError:
                 continue
         if not any(output.output_type == "error" for output in cell.outputs):
             node.cells.remove(cell)
-    own = {name: values.get(name, p.default) for name, p in declared.items() if name in OWN}
+    own = {word: values.get(word, p.default) for word, p in declared.items() if word in OWN}
     preset = str(own.get("preset") or own.get("profile") or "")
-    notebook = str(saved.get("notebook"))
-    defaults = PROFILES.get(preset, {}).get(notebook, {})
+    defaults = PROFILES.get(preset, {}).get(name, {})
     parameters = {
-        name: (values.get(name, p.default), defaults.get(name, p.default), p.help)
-        for name, p in declared.items()
-        if name not in OWN
+        word: (values.get(word, p.default), defaults.get(word, p.default), p.help)
+        for word, p in declared.items()
+        if word not in OWN
     }
-    settings = {name: tuple(entry) for name, entry in saved.get("settings", {}).items()}
-    return preset, settings or parameters, own
+    return preset, parameters, own
 
 
-def command(name: str, preset: str, changed: dict, own: dict) -> str:
+def settings_table(parameters: dict, settings: dict) -> tuple[list[tuple], list[tuple]]:
+    """Rows (setting, value, the preset's, help) of what differs from the preset, and (setting, value, help) of the rest.
+
+    Args:
+        parameters: {name: (value, default, help)} of the notebook; one that a setting took over is not repeated.
+        settings: the same of its typed configuration, by dotted names; {} if it has none.
+    """
+    taken: dict[
+        str, set[str]
+    ] = {}  # {name of a parameter: the values of the settings that it may stand for}
+    for name, entry in settings.items():
+        for part in {name.partition(".")[0], name.rpartition(".")[2]}:
+            taken.setdefault(part, set()).add(value_text(entry[0]).replace(" ", ""))
+    alone = {
+        name: entry
+        for name, entry in parameters.items()
+        if name != "overrides"
+        and (name not in taken or entry[0] != entry[1])
+        and value_text(entry[0]).replace(" ", "") not in taken.get(name, ())
+    }
+    own = {name: entry for name, entry in settings.items() if name.rpartition(".")[2] not in alone}
+    known = {name: tuple(map(value_text, entry)) for name, entry in (alone | own).items()}
+    changed = [(name, *entry) for name, entry in known.items() if entry[0] != entry[1]]
+    return changed, [(name, e[0], e[2]) for name, e in known.items() if e[0] == e[1]]
+
+
+def command(name: str, preset: str, parameters: dict, own: dict) -> str:
     """The command that makes the page of a notebook again."""
     words = ["python", "-m", "dfkd_lib", "run", "--profile", preset, "--only", name[:2]]
-    for parameter, (value, *_) in changed.items():
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        words += ["--set", f"{name[:2]}.{parameter}={text}"]
+    for parameter, (value, default, _) in parameters.items():
+        words += ["--set", f"{name[:2]}.{parameter}={value}"] if value != default else []
     for own_name, option in (("out_dir", "--out"), ("artifacts_dir", "--artifacts")):
         words += [option, str(own[own_name])] if own_name in own else []
     return shlex.join(words)

@@ -58,8 +58,8 @@ class Headline:
             return None
         settings = {name: entry[0] for name, entry in result.get("settings", {}).items()}
         known = {**settings, **result.get("parameters", {}), **metrics}
-        sizes = [part for part in self.size.split(", ") if set(FIELD.findall(part)) <= set(known)]
-        size = ", ".join(FIELD.sub(lambda m: _short(known[m[1]]), part) for part in sizes)
+        parts = (_filled(part, known) for part in self.size.split(", "))
+        size = ", ".join(part for part in parts if part)
         return {
             "label": self.label,
             "value": self.text(value),
@@ -78,6 +78,7 @@ class Notebook:
     Args:
         name: "20_gan_fid". title: its first heading. shows: the first sentence below it.
         needs: the notebooks it builds on; "*": all others. gpu: whether it wants one. trains: whether it trains anything.
+        method: whose configuration it loads, as `presets.load` names it; "" for none.
         headline: its results to read first.
     """
 
@@ -87,6 +88,7 @@ class Notebook:
     needs: tuple[str, ...] = ()
     gpu: bool = True
     trains: bool = True
+    method: str = ""
     headline: tuple[Headline, ...] = ()
 
 
@@ -122,6 +124,7 @@ def read_notebook(path: Path) -> Notebook:
         tuple(about.get("needs", ())),
         about.get("gpu", True),
         about.get("trains", True),
+        about.get("method", ""),
         headlines_of(content["metadata"]),
     )
 
@@ -159,5 +162,13 @@ def notebook_table(folder: str | Path = "notebooks"):
     return pd.DataFrame(rows, columns=["notebook", "title", "what it shows"])
 
 
-def _short(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+def _filled(part: str, known: Mapping[str, object]) -> str:
+    """A part of a size with its `{name}`s replaced, "" if one is not known: `{gan.lr}` is `gan.lr`, `gan_lr` or `lr`."""
+    for name in FIELD.findall(part):
+        names = (name, name.replace(".", "_"), name.rpartition(".")[2])
+        value = next((known[one] for one in names if known.get(one) not in (None, "")), None)
+        if value is None:
+            return ""
+        number = isinstance(value, int) and not isinstance(value, bool)
+        part = part.replace(f"{{{name}}}", f"{value:,}" if number else str(value))
+    return part

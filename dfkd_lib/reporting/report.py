@@ -3,10 +3,13 @@
 import math
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from dfkd_lib import presets
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Artifact, resolve, save_json
+from dfkd_lib.core.config import Config
 from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.metrics.intervals import (
     FEWEST,
@@ -15,6 +18,7 @@ from dfkd_lib.metrics.intervals import (
     paired_difference,
     shown_interval,
 )
+from dfkd_lib.reporting.notebooks import Notebook, read_notebooks
 from dfkd_lib.training import test_logits
 
 # The papers' own numbers, to stand beside ours: METHODS.md A, B and C. Shares of 1, but for distances.
@@ -52,12 +56,19 @@ class Report:
         notebook: its name, "20_gan_fid".
         out_dir: folder of the report; relative to the repository root.
         profile: the preset it ran under.
+        config: the typed configuration in use; the page shows what differs from the notebook's method under that preset.
 
     Raises:
         WorkbenchError: if the folder cannot be made.
     """
 
-    def __init__(self, notebook: str, out_dir: str | Path, profile: str = "quick"):
+    def __init__(
+        self,
+        notebook: str,
+        out_dir: str | Path,
+        profile: str = "quick",
+        config: Config | None = None,
+    ):
         self.notebook, self.profile, self.out = notebook, profile, resolve(out_dir)
         self.start = time.perf_counter()
         self.data = {"metrics": {}, "settings": {}, "figures": [], "tables": [], "artifacts": []}
@@ -71,6 +82,16 @@ class Report:
                 where=self.out,
                 fix="choose another out_dir",
             ) from None
+        if config is not None:
+            self._note_settings(config)
+
+    def _note_settings(self, config: Config) -> None:
+        method = read_notebooks().get(self.notebook, Notebook("", "")).method
+        preset = presets.load(method, self.profile) if method else type(config)()
+        before = preset.settings()
+        for name, setting in config.settings().items():
+            entry = [setting.default, before[name].default, setting.help]
+            self.data["settings"][name] = _plain(entry)
 
     def figure(self, figure, name: str, caption: str, paper: str = "", artifacts=None) -> None:
         """Show a figure and save it as figures/<name>.svg and .pdf.
@@ -124,17 +145,6 @@ class Report:
     def metric(self, name: str, value) -> None:
         """Note one number, string, or list of them for results.json; NaN and infinity become None."""
         self.data["metrics"][name] = _plain(value)
-
-    def settings(self, config, preset=None) -> None:
-        """Note a typed configuration, for the page's table of what differs from its preset.
-
-        Args:
-            config: a `Config`. preset: the one it is compared with; None: the defaults of its class.
-        """
-        before = (type(config)() if preset is None else preset).settings()
-        for name, setting in config.settings().items():
-            default = before[name].default if name in before else None
-            self.data["settings"][name] = _plain([setting.default, default, setting.help])
 
     def artifact(self, *artifacts: Artifact) -> None:
         """Note artifacts that the notebook made or found, with what they read."""
@@ -305,14 +315,26 @@ def _better(gap: dict, first: str, second: str) -> str:
 def over_seeds(
     histories: dict[str, list[list[dict]]], key: str, times: float = 1.0
 ) -> tuple[dict, dict]:
-    """({arm: mean over seeds per epoch}, {arm: half width of the 95 % interval per epoch}) of one entry, times a factor."""
+    """({arm: mean over seeds per epoch}, {arm: half width of the 95 % interval per epoch}) of one entry, times a factor.
+
+    With fewer than three seeds an arm has no half widths.
+    """
     means, halves = {}, {}
     for arm, runs in histories.items():
         pairs = [
             shown_interval([times * row[key] for row in rows]) for rows in zip(*runs, strict=True)
         ]
-        means[arm], halves[arm] = [mean for mean, _ in pairs], [half for _, half in pairs]
+        means[arm] = [mean for mean, _ in pairs]
+        halves |= {arm: [half for _, half in pairs]} if len(runs) >= FEWEST else {}
     return means, halves
+
+
+def over(seeds: Sequence[int]) -> str:
+    """What a caption says of seeds: `mean and 95 % interval over seeds 0,1,2`, of fewer than three the mean alone."""
+    what = "mean and 95 % interval" if len(seeds) >= FEWEST else "mean"
+    return (
+        f"{what} over seeds {','.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    )
 
 
 def loss_names(histories: dict[str, list[list[dict]]]) -> dict[str, str]:

@@ -57,7 +57,7 @@ def make_page(tmp_path, monkeypatch):
             code("epochs = 5", metadata={"tags": ["injected-parameters"]}),
             nbformat.v4.new_markdown_cell("## Students & teachers"),
             shown,
-            code("# edit me\ndef step(): ..."),
+            code("def step(): ...", metadata={"tags": ["edit-me"]}),
         ]
         headline = {"metric": "acc", "label": "student", "percent": True, "size": "{epochs} epochs"}
         metadata = {"papermill": {"parameters": values}, "dfkd": {"headline": [headline]}}
@@ -102,12 +102,15 @@ def test_settings_are_what_differs_from_the_preset(make_page):
     )
 
 
-def test_settings_of_a_typed_configuration_come_first(make_page):
-    settings = {"gan.width": [256, 128, "channels"], "seeds": [[0, 1], [0, 1], ""]}
-    page = make_page({"profile": "smoke"}, {"settings": settings})
+def test_settings_of_a_typed_configuration_stand_for_the_parameters_that_choose_them(make_page):
+    settings = {"gan.lr": [0.2, 0.1, "rate"], "seeds": [[0, 1], [0, 1], ""], "epochs": [9, 9, ""]}
+    page = make_page({"profile": "smoke", "epochs": 2, "lr": 0.2}, {"settings": settings})
     cells = [cell.get_text() for cell in page.select_one("article table").tbody.find_all("td")]
-    assert cells == ["gan.width", "256", "128", "channels"]
-    assert "--set 10.gan.width=256" in page.select_one(".command").get_text()
+    assert cells == ["gan.lr", "0.2", "0.1", "rate"]
+    page = make_page({"profile": "smoke", "epochs": 2, "lr": 0.3}, {"settings": settings})
+    cells = [cell.get_text() for cell in page.select_one("article table").tbody.find_all("td")]
+    assert cells == ["lr", "0.3", "0.1", "rate"], "a value that no setting took over"
+    assert "--set 10.lr=0.2" in page.select_one(".command").get_text()
 
 
 def test_nothing_changed_is_said(make_page):

@@ -6,13 +6,11 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from pydantic import Field
 
-from dfkd_lib import plots
+from dfkd_lib import plots, presets
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Store
-from dfkd_lib.core.config import Config
-from dfkd_lib.reporting.report import Report
+from dfkd_lib.reporting.report import Report, over, over_seeds
 
 HOSTILE = "<script>alert(1)</script>&\"'_%$#"
 
@@ -64,16 +62,28 @@ def test_a_report_leaves_figures_tables_and_metrics(tmp_path, shown):
 
 
 def test_a_configuration_is_noted_beside_its_preset(tmp_path):
-    class Small(Config):
-        epochs: int = Field(5, description="passes over the images")
-        rate: float = Field(0.1, description="learning rate")
+    """Notebook 50's method is known, so its preset stands beside it; another's is beside its class's defaults."""
+    config = presets.load("early", "smoke", "passes=7")
+    saved = json.loads(Report("50_early_kd", tmp_path, "smoke", config).save().read_text())
+    assert saved["settings"]["passes"][:2] == [7, presets.load("early", "smoke")["passes"]]
+    assert saved["settings"]["images"][:2] == [400, 400] and saved["settings"]["images"][2]
+    alone = json.loads(Report("99_mine", tmp_path, "smoke", config).save().read_text())
+    assert alone["settings"]["images"][:2] == [400, type(config)()["images"]]
+    assert json.loads(Report("10_x", tmp_path).save().read_text())["settings"] == {}
 
-    rep = Report("10_x", tmp_path)
-    rep.settings(Small(epochs=7), preset=Small(rate=0.2))
-    assert json.loads(rep.save().read_text())["settings"] == {
-        "epochs": [7, 5, "passes over the images"],
-        "rate": [0.1, 0.2, "learning rate"],
-    }
+
+@pytest.mark.parametrize(
+    "seeds, text",
+    [
+        ((3,), "seed 3"),
+        ((0, 1), "mean over seeds 0,1"),
+        ((0, 1, 2), "mean and 95 % interval over seeds 0,1,2"),
+    ],
+)
+def test_a_caption_promises_no_interval_of_two_seeds(seeds, text):
+    runs = [[{"epoch": 1, "acc": 0.1 * seed}] for seed in seeds]
+    means, halves = over_seeds({"a": runs}, "acc", 100)
+    assert over(seeds) == text and ("a" in halves) == ("interval" in text) and len(means["a"]) == 1
 
 
 def test_text_of_a_table_stays_text(tmp_path, shown):
