@@ -110,7 +110,7 @@ def test_settings_of_a_typed_configuration_stand_for_the_parameters_that_choose_
     page = make_page({"profile": "smoke", "epochs": 2, "lr": 0.3}, {"settings": settings})
     cells = [cell.get_text() for cell in page.select_one("article table").tbody.find_all("td")]
     assert cells == ["lr", "0.3", "0.1", "rate"], "a value that no setting took over"
-    assert "--set 10.lr=0.2" in page.select_one(".command").get_text()
+    assert "--set 10.lr=0.3" in page.select_one(".command").get_text()
 
 
 def test_nothing_changed_is_said(make_page):
