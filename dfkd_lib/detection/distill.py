@@ -17,11 +17,11 @@ from dfkd_lib.detection.evaluate import THRESHOLD, average_precision, predict, s
 from dfkd_lib.detection.matching import PAIRINGS, paired_queries
 from dfkd_lib.detection.source import SceneSource
 from dfkd_lib.losses.detection import (
-    Taught,
+    TeacherTargets,
     attention_distillation_loss,
     box_distillation_loss,
     detection_losses,
-    sureness,
+    objectness,
 )
 from dfkd_lib.models.create import count_parameters
 from dfkd_lib.models.detectors import Detections, Detector, create_detector
@@ -119,8 +119,8 @@ class DetectionTerms:
             query >= 0,
             query.clamp(min=0),
         )
-        taught = Taught(said.logits[scene, index], said.boxes[scene, index], paired)
-        sure, more = torch.where(paired, sureness(taught.logits), 0.0), {}
+        taught = TeacherTargets(said.logits[scene, index], said.boxes[scene, index], paired)
+        sure, more = torch.where(paired, objectness(taught.logits), 0.0), {}
         if self.box_distillation:
             more["box_distillation"] = box_distillation_loss(boxes, taught.boxes, sure)
         if self.attention_distillation:

@@ -93,7 +93,7 @@ def paired_queries(
     """Which of the teacher's queries each of the student's is paired with: int64 (B, Q_student), -1 for none.
 
     Queries of two DETRs have no common order, so they are paired one to one by what they say (class probabilities and
-    boxes), those of which the teacher is sure first: the assignment maximises sureness times closeness. A student with
+    boxes), those of which the teacher is sure first: the assignment maximises objectness times closeness. A student with
     more queries than the teacher keeps some to itself.
 
     Raises:

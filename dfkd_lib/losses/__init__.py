@@ -1,17 +1,30 @@
-"""One pure function for each equation of the papers."""
+"""One pure function for each equation of the papers, and the table of every named loss."""
 
 from dfkd_lib.losses.classification import (
     attention_consistency_loss,
     cutmix_loss,
     hard_distillation_loss,
     kd_loss,
+    label_loss,
     patch_probe_loss,
 )
-from dfkd_lib.losses.detection import detection_losses
+from dfkd_lib.losses.detection import (
+    TeacherTargets,
+    attention_distillation_loss,
+    box_distillation_loss,
+    box_loss,
+    classification_loss,
+    detection_losses,
+    distillation_loss,
+    giou_loss,
+    objectness,
+    resize_maps,
+)
 from dfkd_lib.losses.schedule import Schedule, read_schedules
 from dfkd_lib.losses.synthesis import (
     BatchNormStatistics,
     attention_outputs,
+    batch_norm_loss,
     disagreement,
     diversity_loss,
     intra_divergence_loss,
@@ -20,23 +33,48 @@ from dfkd_lib.losses.synthesis import (
     patch_similarity_loss,
     total_variation,
 )
+from dfkd_lib.losses.table import (
+    DETECTION_LOSSES,
+    LOSSES,
+    MAKER_LOSSES,
+    NEEDS,
+    Loss,
+    StudentOutputs,
+)
 
 __all__ = [
+    "DETECTION_LOSSES",
+    "LOSSES",
+    "MAKER_LOSSES",
+    "NEEDS",
     "BatchNormStatistics",
+    "Loss",
     "Schedule",
+    "StudentOutputs",
+    "TeacherTargets",
     "attention_consistency_loss",
+    "attention_distillation_loss",
     "attention_outputs",
+    "batch_norm_loss",
+    "box_distillation_loss",
+    "box_loss",
+    "classification_loss",
     "cutmix_loss",
     "detection_losses",
     "disagreement",
+    "distillation_loss",
     "diversity_loss",
+    "giou_loss",
     "hard_distillation_loss",
     "intra_divergence_loss",
     "kd_loss",
+    "label_loss",
     "logit_distance",
+    "objectness",
     "patch_probe_loss",
     "patch_similarity_entropy",
     "patch_similarity_loss",
     "read_schedules",
+    "resize_maps",
     "total_variation",
 ]

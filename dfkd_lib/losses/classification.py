@@ -9,6 +9,7 @@ from dfkd_lib.core import WorkbenchError
 
 
 def same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
+    """WorkbenchError unless what student and teacher give has one shape."""
     if student.shape != teacher.shape:
         raise WorkbenchError(
             f"{what} of student and teacher do not fit",
@@ -19,16 +20,20 @@ def same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Distillation loss T²/N ΣΣ q log(q/p) of softened outputs (A eq. 8; Hinton et al. 2015).
+    """Distillation loss T²/N ΣΣ q log(q/p) of softened outputs.
 
     Args:
-        student_logits, teacher_logits: (N, K). temperature: T > 0.
+        student_logits: (N, K).
+        teacher_logits: (N, K).
+        temperature: T > 0.
 
     Returns:
         A scalar, 0 if and only if the softened outputs agree.
 
     Raises:
         WorkbenchError: on T ≤ 0 or different shapes.
+
+    Source: A eq. 8; Hinton et al. 2015.
     """
     if not temperature > 0:
         raise WorkbenchError(
@@ -45,13 +50,16 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
 
 
 def patch_probe_loss(student_probe: Tensor, teacher_probe: Tensor) -> Tensor:
-    """Mean of 1 − cos(student's probe, teacher's probe) on the same images (A eq. 10's L_patch).
+    """Mean of 1 − cos(student's probe, teacher's probe) on the same images.
 
     Args:
-        student_probe: (B, N). teacher_probe: (B, M); resized to the student's grid where M ≠ N. Both ≥ 0.
+        student_probe: (B, N) ≥ 0.
+        teacher_probe: (B, M) ≥ 0, resized to the student's grid where M ≠ N.
 
     Returns:
         A scalar in [0, 1].
+
+    Source: A eq. 10, L_patch.
     """
     target = resize_probe(teacher_probe.float(), student_probe.shape[-1])
     same_shape(student_probe, target, "probes")
@@ -59,26 +67,52 @@ def patch_probe_loss(student_probe: Tensor, teacher_probe: Tensor) -> Tensor:
 
 
 def attention_consistency_loss(probe: Tensor, class_probe: Tensor) -> Tensor:
-    """Mean of 1 − cos(probe of a generated image, class probe of the class asked for) (A eq. 3, 4).
+    """Mean of 1 − cos(probe of a generated image, class probe of the class asked for).
 
     Args:
-        probe, class_probe: (B, N), row i of `class_probe` being the probe of image i's class. All ≥ 0.
+        probe: (B, N) ≥ 0.
+        class_probe: (B, N) ≥ 0, row i being the probe of image i's class.
 
     Returns:
         A scalar in [0, 1].
+
+    Source: A eq. 3, 4.
     """
     same_shape(probe, class_probe, "probes")
     return (1 - F.cosine_similarity(probe.float(), class_probe.float(), dim=-1)).mean()
 
 
-def cutmix_loss(logits: Tensor, labels_a: Tensor, labels_b: Tensor, lam: float | Tensor) -> Tensor:
-    """λ CE(logits, a) + (1 − λ) CE(logits, b) for images mixed of a (share λ) and b (C eq. 9; Yun et al. 2019).
+def label_loss(logits: Tensor, batch) -> Tensor:
+    """Cross entropy to the labels of a batch, mixed ones where its images are mixed.
 
     Args:
-        logits: (B, K). labels_a, labels_b: int64 (B,). lam: λ in [0, 1], one number or one an image (B,).
+        logits: (B, K).
+        batch: a `training.Batch`: `labels` int64 (B,), and `others` int64 (B,) with `share` (B,), or None where nothing is
+            mixed.
 
     Returns:
         A scalar.
+
+    Source: A eq. 9; C eq. 9.
+    """
+    if batch.others is None:
+        return F.cross_entropy(logits.float(), batch.labels)
+    return cutmix_loss(logits, batch.labels, batch.others, batch.share)
+
+
+def cutmix_loss(logits: Tensor, labels_a: Tensor, labels_b: Tensor, lam: float | Tensor) -> Tensor:
+    """λ CE(logits, a) + (1 − λ) CE(logits, b) for images mixed of a (share λ) and b.
+
+    Args:
+        logits: (B, K).
+        labels_a: int64 (B,).
+        labels_b: int64 (B,).
+        lam: λ in [0, 1], one number or one an image (B,).
+
+    Returns:
+        A scalar.
+
+    Source: C eq. 9; Yun et al. 2019.
     """
     lam = torch.as_tensor(lam, dtype=torch.float32, device=logits.device)
     a = F.cross_entropy(logits.float(), labels_a, reduction="none")
@@ -87,10 +121,16 @@ def cutmix_loss(logits: Tensor, labels_a: Tensor, labels_b: Tensor, lam: float |
 
 
 def hard_distillation_loss(distillation_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Cross entropy of the distillation token's logits to the teacher's arg-max label (B stage 1, C eq. 10; DeiT).
+    """Cross entropy of the distillation token's logits to the teacher's arg-max label.
 
     Args:
-        distillation_logits, teacher_logits: (B, K).
+        distillation_logits: (B, K).
+        teacher_logits: (B, K).
+
+    Returns:
+        A scalar.
+
+    Source: C eq. 10; B stage 1; DeiT.
     """
     same_shape(distillation_logits, teacher_logits, "logits")
     return F.cross_entropy(distillation_logits.float(), teacher_logits.argmax(-1))

@@ -1,6 +1,6 @@
 """Detection losses of the data-free KD paper (section 9, eq. 11-14), on predictions already paired with their targets.
 
-Beside them stand the distillation of boxes and of cross-attention, which count where the teacher is sure of an object.
+Beside them stand the distillation of boxes and of cross-attention, which count by the teacher's objectness.
 
 N, over which the paper takes the mean, is the number of objects here, as in DETR: weights then mean the same for any
 number of queries. Dimensions before the batch, such as a decoder's layers, are kept: each has a loss of its own. Where
@@ -19,9 +19,14 @@ from dfkd_lib.core.processes import shared_count
 SMOOTH = 50.0  # Smooth L1 of coordinates in [0, 1] beside one GIoU: the terms' default weights have it so, 100 to 2
 
 
-class Taught(NamedTuple):
-    """What the teacher's query says that each student's query is paired with: logits (..., B, Q, K), boxes (..., B, Q, 4)
-    in [0, 1], and whether there is one: bool (..., B, Q)."""
+class TeacherTargets(NamedTuple):
+    """The teacher's query that each student's query is paired with.
+
+    Args:
+        logits: (..., B, Q, K).
+        boxes: (..., B, Q, 4) cxcywh in [0, 1].
+        paired: bool (..., B, Q), whether there is one.
+    """
 
     logits: Tensor
     boxes: Tensor
@@ -29,13 +34,16 @@ class Taught(NamedTuple):
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Eq. 11: binary cross entropy with logits against the expanded, one-hot targets, summed, per object.
+    """Binary cross entropy with logits against the expanded, one-hot targets, summed, per object.
 
     Args:
-        logits: (..., B, Q, K), K classes of which the last is "no object". labels: int64 (..., B, Q) in 0..K-1.
+        logits: (..., B, Q, K), K classes of which the last is "no object".
+        labels: int64 (..., B, Q) in 0..K-1.
 
     Returns:
         (...), ≥ 0, as every loss here.
+
+    Source: A eq. 11.
     """
     # Not one_hot, which looks at every label on the CPU to check it.
     targets = (labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)).to(
@@ -46,21 +54,35 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def box_loss(boxes: Tensor, targets: Tensor, present: Tensor) -> Tensor:
-    """Eq. 12, 13: Smooth L1 (transition at 1) of the pairs that hold an object, per object; 0 where there is none.
+    """Smooth L1 (transition at 1) of the pairs that hold an object, per object; 0 where there is none.
 
     Args:
-        boxes, targets: (..., B, Q, 4) in [0, 1]. present: bool (..., B, Q), True where the pair holds an object.
+        boxes: (..., B, Q, 4) cxcywh in [0, 1].
+        targets: (..., B, Q, 4) cxcywh in [0, 1].
+        present: bool (..., B, Q), True where the pair holds an object.
+
+    Returns:
+        (...), ≥ 0.
+
+    Source: A eq. 12, 13.
     """
     return _of_pairs(F.smooth_l1_loss(boxes, targets, reduction="none").sum(-1), present)
 
 
 def giou_loss(boxes: Tensor, targets: Tensor, present: Tensor) -> Tensor:
-    """1 - generalised IoU of the pairs that hold an object, per object (Rezatofighi et al. 2019); not in the paper.
+    """1 - generalised IoU of the pairs that hold an object, per object.
 
     DETR adds it to a box loss because coordinates alone say little about how well boxes overlap.
 
     Args:
-        boxes, targets: (..., B, Q, 4), centre x, centre y, width, height in [0, 1]. present: bool (..., B, Q).
+        boxes: (..., B, Q, 4) cxcywh in [0, 1].
+        targets: (..., B, Q, 4) cxcywh in [0, 1].
+        present: bool (..., B, Q), True where the pair holds an object.
+
+    Returns:
+        (...), in [0, 2].
+
+    Source: Rezatofighi et al. 2019; not in the papers.
     """
     return _of_pairs(_giou_apart(boxes, targets), present)
 
@@ -68,13 +90,21 @@ def giou_loss(boxes: Tensor, targets: Tensor, present: Tensor) -> Tensor:
 def distillation_loss(
     student_logits: Tensor, teacher_logits: Tensor, temperature: float, paired: Tensor | None = None
 ) -> Tensor:
-    """Eq. 14: KL(teacher ‖ student) of logits (..., B, Q, K) softened by the temperature T, times T², mean over queries.
+    """KL(teacher ‖ student) of logits (..., B, Q, K) softened by the temperature T, times T², mean over queries.
 
     T² (Hinton et al. 2015; in the paper's eq. 8 but not in its eq. 14) keeps the gradient's size free of T. The paper
     names student and teacher P and Q the other way round in its expansion, but calls KLDivLoss(log student, teacher).
 
     Args:
+        student_logits: (..., B, Q, K).
+        teacher_logits: (..., B, Q, K).
+        temperature: T > 0.
         paired: bool (..., B, Q), the queries that have a teacher's; None for all.
+
+    Returns:
+        (...), ≥ 0.
+
+    Source: A eq. 14; Hinton et al. 2015.
     """
     log_student = F.log_softmax(student_logits / temperature, dim=-1)
     log_teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
@@ -82,8 +112,15 @@ def distillation_loss(
     return temperature**2 * (apart.mean((-2, -1)) if paired is None else _of_pairs(apart, paired))
 
 
-def sureness(logits: Tensor) -> Tensor:
-    """How sure queries of logits (..., K) are of an object: chance of its class, times that of no "no object": [0, 1]."""
+def objectness(logits: Tensor) -> Tensor:
+    """Objectness of queries: probability of the best class times that of not being "no object".
+
+    Args:
+        logits: (..., K), the last of K "no object".
+
+    Returns:
+        (...), in [0, 1].
+    """
     chance = logits.sigmoid()
     return chance[..., :-1].amax(-1) * (1 - chance[..., -1])
 
@@ -92,8 +129,12 @@ def box_distillation_loss(boxes: Tensor, teacher_boxes: Tensor, weights: Tensor)
     """SMOOTH · Smooth L1 + (1 - generalised IoU) towards the paired teacher query's box, per object of the teacher's.
 
     Args:
-        boxes, teacher_boxes: (..., B, Q, 4) cxcywh in [0, 1]. weights: (..., B, Q), the teacher's `sureness`, 0 where a
-            query has no pair.
+        boxes: (..., B, Q, 4) cxcywh in [0, 1].
+        teacher_boxes: (..., B, Q, 4) cxcywh in [0, 1].
+        weights: (..., B, Q), the teacher's `objectness`, 0 where a query has no pair.
+
+    Returns:
+        (...), ≥ 0.
     """
     apart = SMOOTH * F.smooth_l1_loss(boxes, teacher_boxes, reduction="none").sum(-1) + _giou_apart(
         boxes, teacher_boxes
@@ -107,8 +148,9 @@ def attention_distillation_loss(maps: Tensor, teacher_maps: Tensor, weights: Ten
     The classification students' patch loss (A eq. 10), for each object query instead of the class token.
 
     Args:
-        maps: (B, Q, h, w) ≥ 0, a query's attention over the encoder's tokens. teacher_maps: (B, Q, h', w'), brought to
-            the student's grid. weights: as in `box_distillation_loss`, (B, Q).
+        maps: (B, Q, h, w) ≥ 0, a query's attention over the encoder's tokens.
+        teacher_maps: (B, Q, h', w') ≥ 0, brought to the student's grid.
+        weights: (B, Q), as in `box_distillation_loss`.
 
     Returns:
         A scalar in [0, 1].
@@ -134,15 +176,18 @@ def detection_losses(
     boxes: Tensor,
     target_labels: Tensor,
     target_boxes: Tensor,
-    taught: Taught | None = None,
+    teacher: TeacherTargets | None = None,
     temperature: float = 2.0,
 ) -> dict[str, Tensor]:
     """Every named loss of paired predictions, unweighted (eq. 11-14, and GIoU, which the paper does not use).
 
     Args:
-        logits: (..., B, Q, K), the last of K "no object". boxes: (..., B, Q, 4) cxcywh in [0, 1].
-        target_labels: int64 (..., B, Q) in 0..K-1. target_boxes: (..., B, Q, 4), read only where there is an object.
-        taught: what the teacher says, or None.
+        logits: (..., B, Q, K), the last of K "no object".
+        boxes: (..., B, Q, 4) cxcywh in [0, 1].
+        target_labels: int64 (..., B, Q) in 0..K-1.
+        target_boxes: (..., B, Q, 4) cxcywh, read only where there is an object.
+        teacher: its paired queries, or None.
+        temperature: T > 0 of the distillation.
 
     Returns:
         {"classification", "boxes", "giou"} and, with a teacher, "distillation": (...) each.
@@ -153,9 +198,9 @@ def detection_losses(
         "boxes": box_loss(boxes, target_boxes, present),
         "giou": giou_loss(boxes, target_boxes, present),
     }
-    if taught is not None:
+    if teacher is not None:
         losses["distillation"] = distillation_loss(
-            logits, taught.logits, temperature, taught.paired
+            logits, teacher.logits, temperature, teacher.paired
         )
     return losses
 

@@ -15,7 +15,13 @@ GRID = 64  # points at which a density of cosine similarities is taken over [-1,
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """Mean absolute difference of neighbouring pixels, down and across, of images (B, C, H, W): a scalar ≥ 0.
+    """Mean absolute difference of neighbouring pixels, down and across.
+
+    Args:
+        images: (B, C, H, W).
+
+    Returns:
+        A scalar ≥ 0.
 
     Source: the smoothness prior of DeepInversion (B), in its absolute form.
     """
@@ -32,7 +38,8 @@ def diversity_loss(images: Tensor, labels: Tensor) -> Tensor:
     Raw pixel distances are easily satisfied by brightness alone; a correlation of 2 × 2 means asks for other shapes.
 
     Args:
-        images: (B, C, H, W). labels: int64 (B,).
+        images: (B, C, H, W).
+        labels: int64 (B,).
 
     Returns:
         A scalar in [0, 1]; 0 where no class has two images.
@@ -46,13 +53,18 @@ def diversity_loss(images: Tensor, labels: Tensor) -> Tensor:
 
 
 def disagreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of two models' outputs over ln 2, mean over images: a scalar in [0, 1].
+    """Jensen-Shannon divergence of two models' outputs over ln 2, mean over images.
 
     1 − it is the competition loss of DeepInversion's adaptive form, and of an adversarial generator: bounded, so that the
     generator cannot win by pushing logits to infinity.
 
     Args:
-        student_logits, teacher_logits: (B, K).
+        student_logits: (B, K).
+        teacher_logits: (B, K).
+
+    Returns:
+        A scalar in [0, 1].
+
     Source: Yin et al., Dreaming to Distill (CVPR 2020), adaptive DeepInversion.
     """
     same_shape(student_logits, teacher_logits, "logits")
@@ -66,8 +78,19 @@ def disagreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def logit_distance(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Mean absolute difference of logits (B, K), each row's mean taken off: a scalar ≥ 0, with a gradient also where both
-    models are sure, which `disagreement` has not (after Fang et al., Data-Free Adversarial Distillation, 2019)."""
+    """Mean absolute difference of logits, each row's mean taken off.
+
+    Unlike `disagreement` it has a gradient also where both models are confident.
+
+    Args:
+        student_logits: (B, K).
+        teacher_logits: (B, K).
+
+    Returns:
+        A scalar ≥ 0.
+
+    Source: after Fang et al., Data-Free Adversarial Distillation (2019).
+    """
     same_shape(student_logits, teacher_logits, "logits")
     centred = [
         x.float() - x.float().mean(-1, keepdim=True) for x in (student_logits, teacher_logits)
@@ -75,8 +98,32 @@ def logit_distance(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return (centred[0] - centred[1]).abs().mean()
 
 
+def batch_norm_loss(features: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
+    """‖mean − running mean‖ + ‖variance − running variance‖ of one layer (DeepInversion's R_feature).
+
+    Args:
+        features: (B, C, h, w), the input of a batch norm.
+        running_mean: (C,), its mean over the training images.
+        running_var: (C,), its variance over the training images.
+
+    Returns:
+        A scalar ≥ 0.
+
+    Source: Yin et al., Dreaming to Distill (CVPR 2020), eq. 4 (B).
+    """
+    variance, mean = torch.var_mean(features.float(), (0, 2, 3), unbiased=False)
+    return (mean - running_mean).norm() + (variance - running_var).norm()
+
+
 class BatchNormStatistics:
-    """What the batch norms of a model saw in its last forward pass, against what they remember of the training images."""
+    """`batch_norm_loss` of every batch norm of a model, taken during its forward passes.
+
+    Args:
+        model: a network with BatchNorm2d, in evaluation.
+
+    Raises:
+        WorkbenchError: if it has none that tracks statistics.
+    """
 
     def __init__(self, model: nn.Module):
         self.norms = [
@@ -106,13 +153,11 @@ class BatchNormStatistics:
                 handle.remove()
 
     def _note(self, norm: nn.BatchNorm2d, inputs: tuple, _) -> None:
-        x = inputs[0].float()
-        variance, mean = torch.var_mean(x, (0, 2, 3), unbiased=False)
-        self.seen.append((mean - norm.running_mean).norm() + (variance - norm.running_var).norm())
+        self.seen.append(batch_norm_loss(inputs[0], norm.running_mean, norm.running_var))
 
     @property
     def loss(self) -> Tensor:
-        """Σ over layers of ‖mean − running mean‖ + ‖variance − running variance‖ (DeepInversion's R_feature; B)."""
+        """Σ of `batch_norm_loss` over layers: a scalar ≥ 0."""
         return torch.stack(self.seen).sum()
 
 
@@ -140,10 +185,15 @@ def patch_similarity_entropy(tokens: Tensor, patches: slice = slice(None)) -> Te
     [-1, 1], made to integrate to 1 there; of more than 256 pairs a fixed, even choice is used.
 
     Args:
-        tokens: (B, T, D), a layer's attention output. patches: which of the T tokens are patches.
+        tokens: (B, T, D), a layer's attention output.
+        patches: which of the T tokens are patches.
+
+    Returns:
+        A scalar ≤ ln 2.
 
     Raises:
         WorkbenchError: with fewer than three patches.
+
     Source: Li et al., Patch Similarity Aware Data-Free Quantization for Vision Transformers (ECCV 2022), eq. 4-7; the
         bandwidth and the grid are ours.
     """
@@ -178,7 +228,15 @@ def patch_similarity_entropy(tokens: Tensor, patches: slice = slice(None)) -> Te
 
 
 def patch_similarity_loss(model: nn.Module, outputs: list[Tensor]) -> Tensor:
-    """Minus the mean over layers of `patch_similarity_entropy`, of what `attention_outputs` has collected."""
+    """Minus the mean over layers of `patch_similarity_entropy`.
+
+    Args:
+        model: a vision transformer.
+        outputs: of `attention_outputs`, (B, T, D) each.
+
+    Returns:
+        A scalar ≥ −ln 2.
+    """
     patches = patch_tokens(model)
     return -torch.stack([patch_similarity_entropy(out, patches) for out in outputs]).mean()
 
@@ -197,11 +255,15 @@ def intra_divergence_loss(
     features to the two ends of a line; a hinge, because distances that are large enough need no more.
 
     Args:
-        features: (B, D). logits: (B, K) of the teacher. labels: int64 (B,), the classes asked for.
-        easy: share of each class that counts as easy, 0..1. margin: m in 0..2.
+        features: (B, D), what the teacher's classifier reads.
+        logits: (B, K), of the teacher.
+        labels: int64 (B,), the classes asked for.
+        easy: share of each class that counts as easy, 0..1.
+        margin: m in 0..2.
 
     Returns:
         A scalar in [0, m]; 0 where no class has two images or nothing is easy.
+
     Source: DearKD (CVPR 2022), the data-free case (B).
     """
     with torch.no_grad():

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -14,7 +13,7 @@ from dfkd_lib.attention import outputs_and_probe
 from dfkd_lib.core import WorkbenchError, artifacts, ledger
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet
-from dfkd_lib.losses import cutmix_loss
+from dfkd_lib.losses import label_loss
 from dfkd_lib.models import count_parameters, create_model, load_weights
 from dfkd_lib.training.classifier import (
     check_classes_agree,
@@ -43,13 +42,6 @@ class TeacherConfig(TrainConfig):
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
     grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm, or none")
     precision: Precision = Field("bf16", description="arithmetic: fp32, or bf16 by autocast")
-
-
-def label_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """Cross entropy of logits (B, K) to the batch's labels, mixed ones where images are mixed (A eq. 9; C eq. 9)."""
-    if batch.others is None:
-        return F.cross_entropy(logits.float(), batch.labels)
-    return cutmix_loss(logits, batch.labels, batch.others, batch.share)
 
 
 def label_step(model: nn.Module) -> Callable:

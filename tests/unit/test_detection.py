@@ -25,7 +25,7 @@ from dfkd_lib.detection.matching import (
 )
 from dfkd_lib.detection.overfit import overfit, spread
 from dfkd_lib.losses import detection_losses
-from dfkd_lib.losses.detection import Taught
+from dfkd_lib.losses.detection import TeacherTargets
 from dfkd_lib.models import WeightsMissing, count_parameters, create_detector, detector_names
 from dfkd_lib.models.detectors import Detections
 
@@ -86,12 +86,12 @@ def test_distillation_is_kl_of_softened_logits():
     labels = torch.full((3, 5), 4)
     every = torch.ones(3, 5, dtype=torch.bool)
     got = detection_losses(
-        student, boxes, labels, boxes, Taught(teacher, boxes, every), temperature=3.0
+        student, boxes, labels, boxes, TeacherTargets(teacher, boxes, every), temperature=3.0
     )["distillation"]
     p, q = torch.softmax(teacher / 3, -1), torch.softmax(student / 3, -1)
     assert got.item() == pytest.approx((9 * (p * (p / q).log()).sum(-1).mean()).item(), rel=1e-5)
     same = detection_losses(
-        student, boxes, labels, boxes, Taught(student, boxes, every), temperature=3.0
+        student, boxes, labels, boxes, TeacherTargets(student, boxes, every), temperature=3.0
     )["distillation"]
     assert same.item() == pytest.approx(0, abs=1e-6)
 

@@ -10,6 +10,7 @@ from dfkd_lib import losses
 from dfkd_lib.attention import resize_probe
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.losses import detection
+from dfkd_lib.training import Batch
 
 
 def test_kd_loss_by_hand():
@@ -140,5 +141,48 @@ def test_a_query_without_an_object_counts_for_nothing():
     logits = torch.tensor(
         [[4.0, -4.0, -4.0], [-4.0, -4.0, 4.0], [4.0, -4.0, 4.0]]
     )  # a bird, nothing, both at once
-    sure = detection.sureness(logits)
+    sure = detection.objectness(logits)
     assert sure[0] > 0.95 and sure[1] < 1e-3 and sure[2] < 0.02
+
+
+def outputs(classes=5, grid=9, batch=4, **more):
+    return losses.StudentOutputs(
+        torch.randn(batch, classes), torch.rand(batch, grid), torch.randn(batch, classes), **more
+    )
+
+
+def test_the_table_computes_what_its_functions_compute():
+    early = torch.randn(4, 3, 2, 2)
+    student, teacher = outputs(early=early), outputs(grid=16, early=early + 2)
+    batch = Batch(torch.zeros(4, 1, 2, 2), torch.arange(4), torch.arange(4))
+    found = {
+        name: loss.compute(student, teacher, batch, 3.0).item()
+        for name, loss in losses.LOSSES.items()
+    }
+    assert found == pytest.approx(
+        {
+            "kd": losses.kd_loss(student.logits, teacher.logits, 3.0).item(),
+            "ce": F.cross_entropy(student.logits, batch.labels).item(),
+            "patch": losses.patch_probe_loss(student.probe, teacher.probe).item(),
+            "hard": F.cross_entropy(student.distilled, teacher.logits.argmax(1)).item(),
+            "soft": losses.kd_loss(student.distilled, teacher.logits, 3.0).item(),
+            "early": 4.0,
+        }
+    )
+
+
+def test_the_table_mixes_labels_where_images_are_mixed():
+    student, a, b = outputs(), torch.arange(4), torch.arange(1, 5)
+    share = torch.tensor([0.1, 0.5, 0.9, 1.0])
+    batch = Batch(torch.zeros(4, 1, 2, 2), a, a, b, share)
+    found = losses.LOSSES["ce"].compute(student, None, batch, 1.0)
+    assert found == losses.cutmix_loss(student.logits, a, b, share)
+
+
+def test_a_loss_names_what_it_lacks():
+    patch = losses.LOSSES["patch"]
+    assert patch.missing({"teacher", "probe"}) == ""
+    assert patch.missing({"teacher", "labels"}) == losses.NEEDS["probe"]
+    tables = (losses.LOSSES, losses.DETECTION_LOSSES, losses.MAKER_LOSSES)
+    for loss in (loss for table in tables for loss in table.values()):
+        assert loss.needs <= set(losses.NEEDS) and loss.label and loss.help and loss.equation
