@@ -8,142 +8,34 @@ import bleach
 from bleach.css_sanitizer import CSSSanitizer
 from bs4 import BeautifulSoup
 
-TEXT = {
-    "a",
-    "abbr",
-    "b",
-    "blockquote",
-    "br",
-    "caption",
-    "code",
-    "col",
-    "colgroup",
-    "dd",
-    "del",
-    "details",
-    "div",
-    "dl",
-    "dt",
-    "em",
-    "figcaption",
-    "figure",
-    "h1",
-    "h2",
-    "h3",
-    "h4",
-    "h5",
-    "h6",
-    "hr",
-    "i",
-    "img",
-    "kbd",
-    "li",
-    "mark",
-    "ol",
-    "p",
-    "pre",
-    "s",
-    "samp",
-    "small",
-    "span",
-    "strong",
-    "sub",
-    "summary",
-    "sup",
-    "table",
-    "tbody",
-    "td",
-    "tfoot",
-    "th",
-    "thead",
-    "tr",
-    "ul",
-    "var",
-}
-MATH = {
-    "math",
-    "menclose",
-    "mfenced",
-    "mfrac",
-    "mi",
-    "mmultiscripts",
-    "mn",
-    "mo",
-    "mover",
-    "mpadded",
-    "mphantom",
-    "mroot",
-    "mrow",
-    "mspace",
-    "msqrt",
-    "mstyle",
-    "msub",
-    "msubsup",
-    "msup",
-    "mtable",
-    "mtd",
-    "mtext",
-    "mtr",
-    "munder",
-    "munderover",
-}
-PLAIN = {
-    "align",
-    "alt",
-    "class",
-    "colspan",
-    "display",
-    "fence",
-    "height",
-    "id",
-    "linethickness",
-    "lspace",
-    "mathvariant",
-    "columnalign",
-    "columnlines",
-    "columnspacing",
-    "rowspacing",
-    "rowlines",
-    "open",
-    "rowspan",
-    "rspace",
-    "scope",
-    "span",
-    "start",
-    "stretchy",
-    "style",
-    "symmetric",
-    "title",
-    "width",
-    "xmlns",
-    "accent",
-    "accentunder",
-    "form",
-    "separator",
-    "maxsize",
-    "minsize",
-    "movablelimits",
-    "mathsize",
-    "scriptlevel",
-    "displaystyle",
-    "depth",
-    "voffset",
-    "notation",
-}
-STYLES = CSSSanitizer(
-    allowed_css_properties=[
-        "background-color",
-        "color",
-        "font-style",
-        "font-weight",
-        "max-width",
-        "min-width",
-        "text-align",
-        "vertical-align",
-        "white-space",
-        "width",
-    ]
+TEXT = set(
+    """
+    a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption
+    figure h1 h2 h3 h4 h5 h6 hr i img kbd li mark ol p pre s samp small span strong sub summary
+    sup table tbody td tfoot th thead tr ul var
+    """.split()
 )
+MATH = set(
+    """
+    math menclose mfenced mfrac mi mmultiscripts mn mo mover mpadded mphantom mroot mrow mspace
+    msqrt mstyle msub msubsup msup mtable mtd mtext mtr munder munderover
+    """.split()
+)
+PLAIN = set(
+    """
+    align alt class colspan display fence height id linethickness lspace mathvariant columnalign
+    columnlines columnspacing rowspacing rowlines open rowspan rspace scope span start stretchy
+    style symmetric title width xmlns accent accentunder form separator maxsize minsize
+    movablelimits mathsize scriptlevel displaystyle depth voffset notation
+    """.split()
+)
+PROPERTIES = set(
+    """
+    background-color color font-style font-weight max-width min-width text-align vertical-align
+    white-space width
+    """.split()
+)
+STYLES = CSSSanitizer(allowed_css_properties=PROPERTIES)
 PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=\s]*")
 LINK = re.compile(
     r"https?://|mailto:|#|[\w.~%-]+(/[\w.~%-]+)*(#[\w.-]*)?$"

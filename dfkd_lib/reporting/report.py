@@ -164,30 +164,30 @@ class Report:
         return path
 
 
-def frechet_table(arms: dict[str, list[float]], data: str, features: str, images: int):
-    """A Table 2: Fréchet distance of each arm, mean and 95 % interval over seeds, the paper's FID beside it.
+def frechet_table(variants: dict[str, list[float]], data: str, features: str, images: int):
+    """A Table 2: Fréchet distance of each variant, mean and 95 % interval over seeds, the paper's FID beside it.
 
     Args:
-        arms: {"vanilla": [one distance a seed], "augmented": [...]}. features: what space the distances are in.
+        variants: {"vanilla": [one distance a seed], "augmented": [...]}.
+        features: what space the distances are in.
         images: generated images behind each distance.
     """
     import pandas as pd
 
-    rows = []
-    for arm, values in arms.items():
-        mean, half = shown_interval(values)
-        rows.append(
-            {
-                "generator": arm,
-                "data": data,
-                "Fréchet distance": mean,
-                "± 95 %": half,
-                "seeds": len(values),
-                "images": images,
-                "features": features,
-                "paper's FID (Inception)": PAPER["A Table 2"].get((data, arm), math.nan),
-            }
-        )
+    means, halves = mean_and_half({name: [values] for name, values in variants.items()})
+    rows = [
+        {
+            "generator": name,
+            "data": data,
+            "Fréchet distance": means[name][0],
+            "± 95 %": halves.get(name, [math.nan])[0],
+            "seeds": len(values),
+            "images": images,
+            "features": features,
+            "paper's FID (Inception)": PAPER["A Table 2"].get((data, name), math.nan),
+        }
+        for name, values in variants.items()
+    ]
     return pd.DataFrame(rows)
 
 
@@ -195,22 +195,20 @@ def accuracy_table(rows: list[tuple[str, str, list[Artifact]]], data: str):
     """A Tables 4, 5: accuracy of teacher and student by what they were trained on, the paper's beside it.
 
     Args:
-        rows: ("teacher" or "student", "real" or "synthetic", one artifact a seed); a single one has the interval of its test
-            sample instead of that over seeds.
+        rows: ("teacher" or "student", "real" or "synthetic", one artifact a seed); a single one has the interval of its
+            test sample instead of that over seeds.
     """
     import pandas as pd
 
-    known = PAPER["A Table 4"] | PAPER["A Table 5"]
-    table = []
+    known, table = PAPER["A Table 4"] | PAPER["A Table 5"], []
     for who, source, artifacts in rows:
         first = artifacts[0]
         values = [100 * artifact.metrics["accuracy"] for artifact in artifacts]
-        if len(values) > 1:
-            accuracy = interval_text(values)
-        else:
+        accuracy = interval_text(values)
+        if len(values) == 1:
             total = len(test_logits(first)[1])
             low, high = accuracy_interval(round(values[0] * total / 100), total)
-            accuracy = f"{values[0]:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+            accuracy += f" [{100 * low:.2f}, {100 * high:.2f}]"
         table.append(
             {
                 "model": f"{who} ({first.settings['model']})",
@@ -237,53 +235,56 @@ def scores_table(rows: list[tuple[str, str, list[Artifact]]]):
     table = []
     for who, source, artifacts in rows:
         each = [scores(artifact) for artifact in artifacts]
-        table.append(
-            {
-                "model": who,
-                "trained on": source,
-                **{
-                    shown: interval_text([100 * one[key] for one in each])
-                    for key, shown in SCORES.items()
-                },
-                "GFLOPs": gigaflops(artifacts[0]),
-                "parameters": artifacts[0].metrics["parameters"],
-            }
-        )
+        texts = {
+            shown: interval_text([100 * one[key] for one in each]) for key, shown in SCORES.items()
+        }
+        cost = {"GFLOPs": gigaflops(artifacts[0]), "parameters": artifacts[0].metrics["parameters"]}
+        table.append({"model": who, "trained on": source, **texts, **cost})
     return pd.DataFrame(table)
+
+
+def mean_and_half(values: dict[str, list[list[float]]]) -> tuple[dict, dict]:
+    """({variant: means}, {variant: half widths of the 95 % interval}) of [place][seed] values.
+
+    With fewer than three seeds a variant has no half widths.
+    """
+    pairs = {name: [shown_interval(one) for one in rows] for name, rows in values.items()}
+    return {name: [mean for mean, _ in rows] for name, rows in pairs.items()}, {
+        name: [half for _, half in rows]
+        for name, rows in pairs.items()
+        if all(math.isfinite(half) for _, half in rows)
+    }
 
 
 def mean_by(table, name: str, value: str) -> tuple[dict[str, float], dict[str, float]]:
     """({group: mean}, {group: half width of the 95 % interval}) of a column of a table with one line a run."""
-    pairs = {
-        group: shown_interval(part[value].tolist())
-        for group, part in table.groupby(name, sort=False)
-    }
-    return {group: mean for group, (mean, _) in pairs.items()}, {
-        group: half for group, (_, half) in pairs.items()
-    }
+    groups = table.groupby(name, sort=False)[value]
+    pairs = {group: shown_interval(values.tolist()) for group, values in groups}
+    means, halves = ({group: pair[i] for group, pair in pairs.items()} for i in (0, 1))
+    return means, halves
 
 
 def accuracy_by_share(runs: dict[str, list[list[list[Artifact]]]], shares: list[float], pool: int):
-    """B's figure: ({arm: mean accuracy (%) a share}, {arm: half widths of 95 %}, the table with paired differences).
+    """B's figure: ({variant: mean accuracy (%) a share}, {variant: half widths}, the table with paired differences).
 
     Args:
-        runs: {arm: [share][seed] → stages, the last being the result}; the second arm is the baseline. pool: images.
+        runs: {variant: [share][seed] → stages, the last being the result}; the second variant is the baseline.
+        shares: of the pool, 0..1. pool: images.
     """
     import pandas as pd
 
     values = {
-        arm: [[100 * stages[-1].metrics["accuracy"] for stages in share] for share in rows]
-        for arm, rows in runs.items()
+        name: [[100 * stages[-1].metrics["accuracy"] for stages in share] for share in rows]
+        for name, rows in runs.items()
     }
-    pairs = {arm: [shown_interval(v) for v in rows] for arm, rows in values.items()}
-    means = {arm: [mean for mean, _ in rows] for arm, rows in pairs.items()}
-    bands = {arm: [half for _, half in rows] for arm, rows in pairs.items()}
+    means, halves = mean_and_half(values)
     (first, a), (second, b) = values.items()
     table = []
     for i, share in enumerate(shares):
         gap = paired_difference(b[i], a[i])
-        if gap["pairs"] < FEWEST:
-            gap |= dict.fromkeys(("low", "high"), math.nan)
+        few, low, high = gap["pairs"] < FEWEST, gap["low"], gap["high"]
+        better = first if low > 0 else second if high < 0 else ""
+        result = f"n = {gap['pairs']}" if few else f"{better} better" if better else "no difference"
         table.append(
             {
                 "share (%)": 100 * share,
@@ -291,42 +292,25 @@ def accuracy_by_share(runs: dict[str, list[list[list[Artifact]]]], shares: list[
                 f"{first} (%)": means[first][i],
                 f"{second} (%)": means[second][i],
                 "difference": gap["difference"],
-                "low": gap["low"],
-                "high": gap["high"],
+                "low": math.nan if few else low,
+                "high": math.nan if few else high,
                 "seeds": gap["pairs"],
-                "result": _better(gap, first, second),
+                "result": result,
             }
         )
-    return means, bands, pd.DataFrame(table)
-
-
-def _better(gap: dict, first: str, second: str) -> str:
-    if gap["pairs"] < FEWEST:
-        return f"n = {gap['pairs']}"
-    return (
-        f"{first} better"
-        if gap["low"] > 0
-        else f"{second} better"
-        if gap["high"] < 0
-        else "no difference"
-    )
+    return means, halves, pd.DataFrame(table)
 
 
 def over_seeds(
     histories: dict[str, list[list[dict]]], key: str, times: float = 1.0
 ) -> tuple[dict, dict]:
-    """({arm: mean over seeds per epoch}, {arm: half width of the 95 % interval per epoch}) of one entry, times a factor.
-
-    With fewer than three seeds an arm has no half widths.
-    """
-    means, halves = {}, {}
-    for arm, runs in histories.items():
-        pairs = [
-            shown_interval([times * row[key] for row in rows]) for rows in zip(*runs, strict=True)
-        ]
-        means[arm] = [mean for mean, _ in pairs]
-        halves |= {arm: [half for _, half in pairs]} if len(runs) >= FEWEST else {}
-    return means, halves
+    """({variant: mean over seeds per epoch}, {variant: half widths per epoch}) of one entry of histories, times a factor."""
+    return mean_and_half(
+        {
+            name: [[times * row[key] for row in rows] for rows in zip(*runs, strict=True)]
+            for name, runs in histories.items()
+        }
+    )
 
 
 def over(seeds: Sequence[int]) -> str:
@@ -349,12 +333,8 @@ def loss_names(histories: dict[str, list[list[dict]]]) -> dict[str, str]:
         "early": "early features",
     }
     other = {"epoch", "lr", "seconds", "images_per_second", "loss", "test_accuracy"}
-    rows = [row for runs in histories.values() for history in runs for row in history]
-    return {
-        key: titles.get(key, key)
-        for key in dict.fromkeys(k for row in rows for k in row)
-        if key not in other
-    }
+    keys = (key for runs in histories.values() for rows in runs for row in rows for key in row)
+    return {key: titles.get(key, key) for key in dict.fromkeys(keys) if key not in other}
 
 
 def confusion_counts(logits, labels):
@@ -392,11 +372,8 @@ def _safe(name: str) -> str:
 
 def _not_a_formula(cell):
     """A cell, with an apostrophe before what a spreadsheet would compute: names of classes come from anyone's folders."""
-    return (
-        "'" + cell
-        if isinstance(cell, str) and re.match(r"[=@\t\r]|[+-].*[(|!]", cell, re.DOTALL)
-        else cell
-    )
+    formula = isinstance(cell, str) and re.match(r"[=@\t\r]|[+-].*[(|!]", cell, re.DOTALL)
+    return f"'{cell}" if formula else cell
 
 
 def _plain(value):

@@ -1,6 +1,5 @@
 """DearKD's stages and TITN's table at tiny size: what is trained from what, what was read, what is reported."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,6 @@ from dfkd_lib.distill import titn
 from dfkd_lib.distill.early import EarlyRecipe
 from dfkd_lib.distill.scores import gigaflops
 from dfkd_lib.models import create_model
-from dfkd_lib.reporting import report
 from dfkd_lib.training import Augmentation, Batch, TrainConfig, label_step
 
 EARLY = EarlyRecipe(
@@ -88,28 +86,6 @@ def test_label_step_trains_what_is_tested():
     assert label_step(model)(Batch(images, labels, labels), 0.0)["loss"].item() == pytest.approx(
         expected.item(), rel=1e-5
     )
-
-
-def test_the_share_table_pairs_by_seed():
-    class Run:
-        def __init__(self, accuracy):
-            self.metrics = {"accuracy": accuracy}
-
-    def table_of(ours, baseline):
-        runs = {"DearKD": [[[Run(x)] for x in ours]], "plain": [[[Run(x)] for x in baseline]]}
-        return report.accuracy_by_share(runs, [0.25], 400)
-
-    means, bands, table = table_of([0.5, 0.7, 0.6], [0.4, 0.5, 0.6])
-    assert means == {"DearKD": [pytest.approx(60)], "plain": [pytest.approx(50)]}
-    assert table.loc[0, "difference"] == pytest.approx(10) and table.loc[0, "images"] == 100
-    half = 4.3027 * 10 / 3**0.5  # Student's t of two degrees of freedom, differences 10, 20, 0
-    assert table.loc[0, "low"] == pytest.approx(10 - half, abs=1e-2)
-    assert bands["plain"][0] == pytest.approx(half, abs=1e-2)
-    assert table.loc[0, "result"] == "no difference"
-    assert table_of([0.5, 0.6, 0.7], [0.4, 0.501, 0.6])[2].loc[0, "result"] == "DearKD better"
-    assert table_of([0.4, 0.501, 0.6], [0.5, 0.6, 0.7])[2].loc[0, "result"] == "plain better"
-    _, bands, two = table_of([0.5, 0.7], [0.4, 0.5])  # two seeds have no interval
-    assert two.loc[0, "result"] == "n = 2" and math.isnan(two.loc[0, "low"] + bands["plain"][0])
 
 
 def test_titn_tables_are_those_of_the_logits(store, digits, cnn):

@@ -10,7 +10,7 @@ import pytest
 from dfkd_lib import plots, presets
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Store
-from dfkd_lib.reporting.report import Report, over, over_seeds
+from dfkd_lib.reporting.report import Report, accuracy_by_share, over, over_seeds
 
 HOSTILE = "<script>alert(1)</script>&\"'_%$#"
 
@@ -110,3 +110,25 @@ def test_an_unwritable_folder_is_refused(tmp_path):
 def test_a_figure_is_shown_as_a_picture():
     figure, _ = plots.new_figure()
     assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_the_share_table_pairs_by_seed():
+    class Run:
+        def __init__(self, accuracy):
+            self.metrics = {"accuracy": accuracy}
+
+    def table_of(ours, baseline):
+        runs = {"DearKD": [[[Run(x)] for x in ours]], "plain": [[[Run(x)] for x in baseline]]}
+        return accuracy_by_share(runs, [0.25], 400)
+
+    means, bands, table = table_of([0.5, 0.7, 0.6], [0.4, 0.5, 0.6])
+    assert means == {"DearKD": [pytest.approx(60)], "plain": [pytest.approx(50)]}
+    assert table.loc[0, "difference"] == pytest.approx(10) and table.loc[0, "images"] == 100
+    half = 4.3027 * 10 / 3**0.5  # Student's t of two degrees of freedom, differences 10, 20, 0
+    assert table.loc[0, "low"] == pytest.approx(10 - half, abs=1e-2)
+    assert bands["plain"][0] == pytest.approx(half, abs=1e-2)
+    assert table.loc[0, "result"] == "no difference"
+    assert table_of([0.5, 0.6, 0.7], [0.4, 0.501, 0.6])[2].loc[0, "result"] == "DearKD better"
+    assert table_of([0.4, 0.501, 0.6], [0.5, 0.6, 0.7])[2].loc[0, "result"] == "plain better"
+    _, bands, two = table_of([0.5, 0.7], [0.4, 0.5])  # two seeds have no interval
+    assert two.loc[0, "result"] == "n = 2" and math.isnan(two.loc[0, "low"]) and not bands
