@@ -24,6 +24,7 @@ from dfkd_lib.attention.sites import (
     class_token,
     patch_grid,
     patch_tokens,
+    pick,
     prefix_tokens,
     token_layout,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "outputs_and_probe",
     "patch_grid",
     "patch_tokens",
+    "pick",
     "prefix_tokens",
     "probe_agreement",
     "probe_from_rows",

@@ -5,11 +5,13 @@ from dfkd_lib.datasets.coco_check import check_coco
 from dfkd_lib.datasets.coco_repair import repair_coco
 from dfkd_lib.datasets.coco_report import CocoReport
 from dfkd_lib.datasets.config import DataConfig, load_splits
+from dfkd_lib.datasets.frames import FILL
 from dfkd_lib.datasets.images import ImageSet, random_flip, random_shift, to_float, to_uint8
 from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
 from dfkd_lib.datasets.sources import load_image, load_images
 
 __all__ = [
+    "FILL",
     "CocoReport",
     "DataConfig",
     "ImageSet",

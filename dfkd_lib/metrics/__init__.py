@@ -1,5 +1,6 @@
 """Measures of synthetic images against real ones, taken in the feature space of a network and tied to it."""
 
+from dfkd_lib.metrics import intervals
 from dfkd_lib.metrics.coverage import Nearness, Prdc, memorisation, near_duplicates, nearest, prdc
 from dfkd_lib.metrics.distances import (
     KernelDistance,
@@ -36,6 +37,7 @@ __all__ = [
     "frechet_distance_to",
     "inception_features",
     "inception_weights",
+    "intervals",
     "kernel_distance",
     "measure",
     "memorisation",

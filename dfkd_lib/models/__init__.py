@@ -1,17 +1,26 @@
 """Teachers, students, GANs and detectors by name, with the papers' parameter counts."""
 
+from dfkd_lib.models import detectors, gan, scene_gan
+from dfkd_lib.models.cnn import early_channels, logits_and_early_map
 from dfkd_lib.models.create import MODELS, count_flops, count_parameters, create_model, model_names
-from dfkd_lib.models.detectors import create_detector, detector_names
+from dfkd_lib.models.dearkd import EarlyAligner
+from dfkd_lib.models.detectors import Detections, Detector, create_detector, detector_names
 from dfkd_lib.models.gan import Discriminator, FieldGenerator, Generator
 from dfkd_lib.models.load import Loaded, WeightsMissing, check_images, load_model
+from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneGenerator
 from dfkd_lib.models.weights import load_weights
 
 __all__ = [
     "MODELS",
+    "Detections",
+    "Detector",
     "Discriminator",
+    "EarlyAligner",
     "FieldGenerator",
     "Generator",
     "Loaded",
+    "SceneDiscriminator",
+    "SceneGenerator",
     "WeightsMissing",
     "check_images",
     "count_flops",
@@ -19,7 +28,12 @@ __all__ = [
     "create_detector",
     "create_model",
     "detector_names",
+    "detectors",
+    "early_channels",
+    "gan",
     "load_model",
     "load_weights",
+    "logits_and_early_map",
     "model_names",
+    "scene_gan",
 ]
