@@ -8,6 +8,7 @@ from dfkd_lib.models.detectors import Detections, Detector, create_detector, det
 from dfkd_lib.models.gan import Discriminator, FieldGenerator, Generator
 from dfkd_lib.models.load import Loaded, WeightsMissing, check_images, load_model
 from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneGenerator
+from dfkd_lib.models.shapes import layer_shapes
 from dfkd_lib.models.weights import load_weights
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "detectors",
     "early_channels",
     "gan",
+    "layer_shapes",
     "load_model",
     "load_weights",
     "logits_and_early_map",

@@ -14,30 +14,35 @@ from dfkd_lib.plots.attention_statistics import (
     class_probe_spread,
     explanations,
 )
-from dfkd_lib.plots.classification import confusion, loss_components
-from dfkd_lib.plots.deploy import trade_off
-from dfkd_lib.plots.detection import (
-    average_precision_bars,
+from dfkd_lib.plots.classification import (
+    confusion,
     detection_confusion,
-    detection_grid,
+    loss_components,
     measure_curves,
-    precision_recall_plot,
+)
+from dfkd_lib.plots.detection import average_precision_bars, precision_recall_plot
+from dfkd_lib.plots.diagrams import (
+    Box,
+    block_diagram,
+    distillation_diagram,
+    gan_diagram,
+    titn_diagram,
 )
 from dfkd_lib.plots.explorer import attention_panels
-from dfkd_lib.plots.images import image_rows, to_display
-from dfkd_lib.plots.layouts import drawn_scenes
+from dfkd_lib.plots.images import image_rows, neighbours, to_display
 from dfkd_lib.plots.measures import (
     accuracy_against_distance,
     distance_by_class,
     fidelity_diversity,
-    neighbours,
+    trade_off,
 )
-from dfkd_lib.plots.scenes import detection_compare
+from dfkd_lib.plots.scenes import detection_compare, detection_grid, drawn_scenes
 from dfkd_lib.plots.style import COLORS, bars, curves, new_figure
-from dfkd_lib.plots.summary import real_images, stage_seconds
+from dfkd_lib.plots.summary import class_counts, real_images, stage_seconds
 
 __all__ = [
     "COLORS",
+    "Box",
     "ablation_accuracy",
     "ablation_curves",
     "ablation_grid",
@@ -47,6 +52,8 @@ __all__ = [
     "attention_profile",
     "average_precision_bars",
     "bars",
+    "block_diagram",
+    "class_counts",
     "class_probe_grid",
     "class_probe_spread",
     "confusion",
@@ -55,11 +62,13 @@ __all__ = [
     "detection_confusion",
     "detection_grid",
     "distance_by_class",
+    "distillation_diagram",
     "drawn_scenes",
     "explanations",
     "fidelity_by_class",
     "fidelity_diversity",
     "fidelity_scatter",
+    "gan_diagram",
     "image_map_probe",
     "image_rows",
     "loss_components",
@@ -70,6 +79,7 @@ __all__ = [
     "probe_pipeline",
     "real_images",
     "stage_seconds",
+    "titn_diagram",
     "to_display",
     "trade_off",
 ]

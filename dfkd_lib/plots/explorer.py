@@ -2,157 +2,84 @@
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dfkd_lib.plots.images import show
-from dfkd_lib.plots.style import COLORS, STYLE, new_figure
+from dfkd_lib.plots.images import HEAT, heat, overlay, show
+from dfkd_lib.plots.scenes import corners
+from dfkd_lib.plots.style import COLORS, new_figure, plain, styled
 
 
-def _heat(figure, ax, values: np.ndarray, title: str) -> None:
-    drawn = ax.imshow(values, cmap="magma", vmin=0, interpolation="nearest")
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-    ax.set_title(title, fontsize=9)
-    figure.colorbar(drawn, ax=ax, shrink=0.8)
+def _frame(ax, x: float, y: float, w: float, h: float, edge: str = COLORS[5], lw: float = 1.8):
+    ax.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=edge, lw=lw))
 
 
 def _image(ax, panel) -> None:
     """The image with the weights laid over it, the token's patch or the detections outlined."""
     height, width = panel.image.shape[1:]
-    show(ax, panel.image)
-    ax.imshow(
-        panel.probe.reshape(panel.grid),
-        cmap="magma",
-        vmin=0,
-        alpha=0.55,
-        interpolation="nearest",
-        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-    )
-    patch = panel.row - panel.prefix
-    if panel.boxes is None and patch >= 0:
-        rows, columns = panel.grid
-        x, y = patch % columns * width / columns, patch // columns * height / rows
-        ax.add_patch(
-            Rectangle(
-                (x - 0.5, y - 0.5),
-                width / columns,
-                height / rows,
-                fill=False,
-                edgecolor=COLORS[5],
-                lw=1.8,
-            )
-        )
-    for box, query, label in zip(
-        panel.boxes if panel.boxes is not None else (), panel.queries, panel.labels, strict=True
-    ):
-        x, y, w, h = (box * (width, height, width, height)).tolist()
+    show(ax, panel.image, f"{panel.title}\n{panel.prediction}")
+    overlay(ax, panel.probe.reshape(panel.grid), (height, width), 0.55)
+    if panel.boxes is None:
+        patch, (rows, columns) = panel.row - panel.prefix, panel.grid
+        w, h = width / columns, height / rows
+        if patch >= 0:
+            _frame(ax, patch % columns * w - 0.5, patch // columns * h - 0.5, w, h)
+        return
+    for box, query, label in zip(panel.boxes, panel.queries, panel.labels, strict=True):
+        x, y, w, h = corners(box, (height, width))
         chosen = query == panel.query
-        ax.add_patch(
-            Rectangle(
-                (x - w / 2 - 0.5, y - h / 2 - 0.5),
-                w,
-                h,
-                fill=False,
-                lw=2.2 if chosen else 1.1,
-                edgecolor=COLORS[5] if chosen else "white",
-            )
-        )
+        _frame(ax, x, y, w, h, COLORS[5] if chosen else "white", 2.2 if chosen else 1.1)
         if chosen:
-            ax.annotate(
-                label,
-                (max(x - w / 2, 0), max(y - h / 2, 0)),
-                xytext=(1, 2),
-                textcoords="offset points",
-                fontsize=8,
-                color="white",
-                bbox={"facecolor": COLORS[0], "edgecolor": "none", "pad": 1},
-            )
-    ax.set_title(f"{panel.title}\n{panel.said}", fontsize=9)
+            place = (max(x, 0), max(y, 0))
+            offset = {"xytext": (1, 2), "textcoords": "offset points"}
+            text = ax.annotate(label, place, fontsize=8, color="white", **offset)
+            text.set_bbox({"facecolor": COLORS[0], "edgecolor": "none", "pad": 1})
 
 
-def _overview(figure, ax, panel) -> None:
+def _overview(ax, panel) -> None:
     """The token's attention in every block (row) and head (column), each map by its own maximum."""
     blocks, heads, _ = panel.overview.shape
-    rows, columns = panel.grid
+    tall, wide = panel.grid[0] + 1, panel.grid[1] + 1  # of a tile, with a gap
     tiles = panel.overview / np.maximum(panel.overview.max(-1, keepdims=True), 1e-12)
-    tiles = np.pad(
-        tiles.reshape(blocks, heads, rows, columns),
-        ((0, 0), (0, 0), (0, 1), (0, 1)),
-        constant_values=np.nan,
-    )
-    ax.imshow(
-        tiles.transpose(0, 2, 1, 3).reshape(blocks * (rows + 1), heads * (columns + 1)),
-        cmap="magma",
-        vmin=0,
-        vmax=1,
-        interpolation="nearest",
-    )
+    tiles = tiles.reshape(blocks, heads, *panel.grid)
+    tiles = np.pad(tiles, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
+    ax.imshow(tiles.transpose(0, 2, 1, 3).reshape(blocks * tall, heads * wide), vmax=1, **HEAT)
+    plain(ax, "every block and head")
     ax.set(xlabel="head", ylabel="block")
-    ax.set_xticks(
-        np.arange(heads) * (columns + 1) + columns / 2 - 0.5, range(1, heads + 1), fontsize=8
-    )
-    ax.set_yticks(np.arange(blocks) * (rows + 1) + rows / 2 - 0.5, range(1, blocks + 1), fontsize=8)
+    ax.set_xticks(np.arange(heads) * wide + wide / 2 - 1, range(1, heads + 1), fontsize=8)
+    ax.set_yticks(np.arange(blocks) * tall + tall / 2 - 1, range(1, blocks + 1), fontsize=8)
     ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    ax.set_title("every block and head", fontsize=9)
-    first, wide = (panel.head, 1) if panel.head >= 0 else (0, heads)
-    ax.add_patch(
-        Rectangle(
-            (first * (columns + 1) - 0.5, panel.block * (rows + 1) - 0.5),
-            wide * (columns + 1) - 1,
-            rows,
-            fill=False,
-            edgecolor=COLORS[5],
-            lw=1.6,
-        )
-    )
+    first, count = (panel.head, 1) if panel.head >= 0 else (0, heads)
+    _frame(ax, first * wide - 0.5, panel.block * tall - 0.5, count * wide - 1, tall - 1, lw=1.6)
 
 
+@styled
 def attention_panels(panels: Sequence) -> Figure:
     """The attention explorer's view: each panel's image and weights, class probe, and every block and head.
 
     Args:
         panels: `dfkd_lib.widgets.Panel`s, each one image under one model.
     """
-    columns = (
-        2
-        + any(p.class_probe is not None for p in panels)
-        + any(p.overview is not None for p in panels)
-    )
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_figure(
-            len(panels), columns, 2.7 * columns, 2.9 * len(panels), grid=False, squeeze=False
-        )
-        for ax_row, panel in zip(axes, panels, strict=True):
-            for ax in ax_row:
-                ax.set_axis_off()
-            places = iter(ax_row)
-
-            def place(places=places):
-                ax = next(places)
-                ax.set_axis_on()
-                return ax
-
-            _image(place(), panel)
-            what = f"block {panel.block + 1} of {panel.blocks}, " + (
-                f"head {panel.head + 1}" if panel.head >= 0 else "mean of heads"
-            )
-            _heat(
-                figure,
-                place(),
-                panel.probe.reshape(panel.grid),
-                what if panel.overview is not None else "all blocks",
-            )
-            if panel.class_probe is not None:
-                _heat(
-                    figure,
-                    place(),
-                    panel.class_probe.reshape(panel.grid),
-                    f"class probe, cosine {panel.agreement:.3f}",
-                )
-            if panel.overview is not None:
-                _overview(figure, place(), panel)
+    extra = [
+        any(getattr(panel, part) is not None for panel in panels)
+        for part in ("class_probe", "overview")
+    ]
+    columns = 2 + sum(extra)
+    size = 2.7 * columns, 2.9 * len(panels)
+    figure, axes = new_figure(len(panels), columns, *size, grid=False, squeeze=False)
+    for ax_row, panel in zip(axes, panels, strict=True):
+        places = list(ax_row)
+        _image(places.pop(0), panel)
+        head = f"head {panel.head + 1}" if panel.head >= 0 else "mean of heads"
+        title = f"block {panel.block + 1} of {panel.blocks}, {head}"
+        title = title if panel.overview is not None else "all blocks"
+        heat(places.pop(0), panel.probe.reshape(panel.grid), title, bar=True)
+        if panel.class_probe is not None:
+            title = f"class probe, cosine {panel.agreement:.3f}"
+            heat(places.pop(0), panel.class_probe.reshape(panel.grid), title, bar=True)
+        if panel.overview is not None:
+            _overview(places.pop(0), panel)
+        for ax in places:
+            ax.set_axis_off()
     return figure

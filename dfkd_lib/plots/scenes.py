@@ -1,9 +1,8 @@
-"""The same scenes under several detectors (A Figure 18): boxes with names and scores, where a detection looks."""
+"""Scenes with boxes and names: one detector or several, real or drawn (A Figure 18), where a detection looks."""
 
 import textwrap
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.colors import to_rgb
@@ -13,42 +12,34 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 
-from dfkd_lib.plots.images import show
-from dfkd_lib.plots.style import COLORS, STYLE, new_figure
+from dfkd_lib.plots.images import overlay, show
+from dfkd_lib.plots.style import color, legend_below, new_figure, styled
 
 SIDE = 2.5  # of a scene, in inches
 FONT = 8
+DOTTED = {"linestyle": (0, (1, 1.3)), "linewidth": 1.6}
 
 
-def class_color(label: int) -> str:
-    """The colour of a class, the same in every figure."""
-    return COLORS[int(label) % len(COLORS)]
-
-
-def ink(color: str) -> str:
+def ink(shade: str) -> str:
     """Black or white, whichever is read on this colour."""
-    return "black" if np.dot(to_rgb(color), (0.299, 0.587, 0.114)) > 0.55 else "white"
+    return "black" if np.dot(to_rgb(shade), (0.299, 0.587, 0.114)) > 0.55 else "white"
 
 
-def _corners(box: np.ndarray, shape: tuple[int, int]) -> tuple[float, float, float, float]:
+def corners(box: np.ndarray, shape: tuple[int, int]) -> tuple[float, float, float, float]:
     """Left, top, width, height in pixels of a box cxcywh in [0, 1]."""
     height, width = shape
     x, y, w, h = (np.asarray(box, float) * (width, height, width, height)).tolist()
     return x - w / 2 - 0.5, y - h / 2 - 0.5, w, h
 
 
-def _outline(ax, box: np.ndarray, shape: tuple[int, int], color: str, **style) -> None:
-    x, y, w, h = _corners(box, shape)
+def _outline(ax, box: np.ndarray, shape: tuple[int, int], edge: str, linewidth: float, **style):
+    x, y, w, h = corners(box, shape)
     # A small box is not drowned by its own line.
-    style["linewidth"] = min(style["linewidth"], max(0.8, min(w, h) * 72 * SIDE / max(shape) / 9))
-    halo = [
-        withStroke(
-            linewidth=style["linewidth"] + min(1.4, style["linewidth"]),
-            foreground="white",
-            alpha=0.75,
-        )
-    ]
-    ax.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=color, path_effects=halo, **style))
+    thick = min(linewidth, max(0.8, min(w, h) * 72 * SIDE / max(shape) / 9))
+    halo = withStroke(linewidth=thick + min(1.4, thick), foreground="white", alpha=0.75)
+    drawn = Rectangle((x, y), w, h, fill=False, edgecolor=edge, linewidth=thick, **style)
+    drawn.set_path_effects([halo])
+    ax.add_patch(drawn)
 
 
 def _place(
@@ -60,32 +51,47 @@ def _place(
         unit: pixels of the scene to a point of print. taken: (left, top, right, bottom, weight) to stay off; gets the label.
     """
     wide, high = (TextPath((0, 0), text, FONT).get_extents().x1 + 3) * unit, (FONT + 4) * unit
-    x, y, w, h = _corners(box, shape)
-    gap = 2 * unit
-    tried = [
-        (x + dx, top)
-        for dx in (0, w - wide)
-        for top in (y - high - gap, y + h + gap, y, y + h - high)
-    ]
-    tried += [(left, top) for top in (y, y + h - high) for left in (x + w + gap, x - wide - gap)]
-    inside = [
-        (min(max(left, -0.5), shape[1] - 0.5 - wide), min(max(top, -0.5), shape[0] - 0.5 - high))
-        for left, top in tried
-    ]
+    x, y, w, h = corners(box, shape)
+    above, below, inner = y - high - 2 * unit, y + h + 2 * unit, (y, y + h - high)
+    lefts, beside = (x, x + w - wide), (x + w + 2 * unit, x - wide - 2 * unit)
+    tried = [(left, top) for left in lefts for top in (above, below, *inner)]
+    tried += [(left, top) for top in inner for left in beside]
+    limit = np.array([shape[1] - 0.5 - wide, shape[0] - 0.5 - high])
+    inside = np.minimum(np.maximum(tried, -0.5), limit).tolist()
 
     def cost(place: int) -> float:
         # What it would hide, other names above all; the first places are the likeliest to be looked at.
         left, top = inside[place]
-        return 0.02 * place * wide * high + sum(
+        hidden = (
             weight
             * max(0, min(left + wide, right) - max(left, x))
             * max(0, min(top + high, bottom) - max(top, y))
             for x, y, right, bottom, weight in taken
         )
+        return 0.02 * place * wide * high + sum(hidden)
 
     left, top = inside[min(range(len(inside)), key=cost)]
     taken.append((left, top, left + wide, top + high, 3.0))
     return left, top
+
+
+class _Names(Artist):
+    """Names beside their boxes, placed as the axes are drawn: only then is the size of a letter known."""
+
+    def __init__(self, boxes: Sequence, others: Sequence, texts: Sequence, shape: tuple[int, int]):
+        super().__init__()
+        self.boxes, self.others, self.texts, self.shape = boxes, others, texts, shape
+        self.set_in_layout(False)
+        self.set_zorder(-1)  # before the names themselves
+
+    def draw(self, renderer) -> None:
+        points = 72 * self.axes.get_window_extent(renderer).width / self.axes.figure.dpi
+        unit = self.shape[1] / points
+        every = [corners(box, self.shape) for box in [*self.boxes, *self.others]]
+        taken = [(x, y, x + w, y + h, 0.3) for x, y, w, h in every]
+        for box, text in zip(self.boxes, self.texts, strict=True):
+            left, top = _place(box, text.get_text(), self.shape, unit, taken)
+            text.set_position((left + 1.5 * unit, top + 2 * unit))
 
 
 def draw_scene(
@@ -99,86 +105,94 @@ def draw_scene(
     """Draw one scene: dotted what is there (or was asked for), solid and named what is found, over it where it looks.
 
     Args:
-        image: uint8 (3, H, W). true, found: dicts of boxes (n, 4) cxcywh in [0, 1] and labels (n,), found with scores too.
-        look: (weights (rows, columns), box (4,) of the detection that looks there).
+        image: uint8 (3, H, W). true, found: dicts of boxes (n, 4) cxcywh in [0, 1] and labels (n,), found with scores
+            too unless it is the truth itself, which is drawn solid then. look: (weights (rows, columns), box (4,) of
+            the detection that looks there).
     """
     shape = image.shape[1:]
     show(ax, image)
     if look is not None:
-        weights, _ = look
-        ax.imshow(
-            weights,
-            cmap="magma",
-            vmin=0,
-            alpha=0.6,
-            interpolation="nearest",
-            extent=(-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5),
-        )
-    for box, label in zip(true["boxes"], true["labels"], strict=True):
-        _outline(ax, box, shape, class_color(label), linestyle=(0, (1, 1.3)), linewidth=1.6)
-    for box, label in zip(found["boxes"], found["labels"], strict=True):
-        chosen = look is not None and np.allclose(look[1], box)
-        _outline(ax, box, shape, class_color(label), linewidth=3.0 if chosen else 1.8)
-    _name(ax, found, true, classes, shape)
-    ax.set(xticks=[], yticks=[], xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))
-    ax.spines[:].set_visible(False)
-
-
-class _Names(Artist):
-    """Names beside their boxes, placed as the axes are drawn: only then is the size of a letter known."""
-
-    def __init__(self, boxes: Sequence, others: Sequence, texts: Sequence, shape: tuple[int, int]):
-        super().__init__()
-        self.boxes, self.others, self.texts, self.shape = boxes, others, texts, shape
-        self.set_in_layout(False)
-        self.set_zorder(-1)  # before the names themselves
-
-    def draw(self, renderer) -> None:
-        unit = (
-            self.shape[1]
-            * self.axes.figure.dpi
-            / (72 * self.axes.get_window_extent(renderer).width)
-        )
-        corners = [_corners(box, self.shape) for box in [*self.boxes, *self.others]]
-        taken = [(x, y, x + w, y + h, 0.3) for x, y, w, h in corners]
-        for box, text in zip(self.boxes, self.texts, strict=True):
-            left, top = _place(box, text.get_text(), self.shape, unit, taken)
-            text.set_position((left + 1.5 * unit, top + 2 * unit))
-
-
-def _name(ax, found: dict, true: dict, classes: Sequence[str], shape: tuple[int, int]) -> None:
-    """The name and score of each detection."""
+        overlay(ax, look[0], shape)
+    if found is not true:
+        for box, label in zip(true["boxes"], true["labels"], strict=True):
+            _outline(ax, box, shape, color(label), **DOTTED)
     texts, scores = [], found.get("scores", [None] * len(found["boxes"]))
-    for label, score in zip(found["labels"], scores, strict=True):
-        color, name = (
-            class_color(label),
-            classes[int(label)] if int(label) < len(classes) else str(int(label)),
-        )
-        texts.append(
-            ax.text(
-                0,
-                0,
-                name if score is None else f"{name} {score:.2f}",
-                fontsize=FONT,
-                ha="left",
-                va="top",
-                color=ink(color),
-                in_layout=False,
-                bbox={"facecolor": color, "edgecolor": "none", "pad": 1.0, "alpha": 0.92},
-            )
-        )
-    ax.add_artist(_Names(found["boxes"], true["boxes"], texts, shape))
+    for box, label, score in zip(found["boxes"], found["labels"], scores, strict=True):
+        chosen, shade = look is not None and np.allclose(look[1], box), color(label)
+        _outline(ax, box, shape, shade, 3.0 if chosen else 1.8)
+        if score is not None:
+            name = classes[int(label)] if int(label) < len(classes) else str(int(label))
+            text = ax.text(0, 0, f"{name} {score:.2f}", fontsize=FONT, va="top", color=ink(shade))
+            text.set_bbox({"facecolor": shade, "edgecolor": "none", "pad": 1.0, "alpha": 0.92})
+            text.set_in_layout(False)
+            texts.append(text)
+    if texts:
+        ax.add_artist(_Names(found["boxes"], true["boxes"], texts, shape))
+    ax.set(xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))
 
 
-def _said(true: dict, classes: Sequence[str]) -> str:
+def _legend(figure: Figure, classes: Sequence[str], ncols: int, dotted: str = "") -> None:
+    solid = [Line2D([], [], color=color(k), lw=2.5, label=name) for k, name in enumerate(classes)]
+    line = [Line2D([], [], color="gray", label=dotted, **DOTTED)] if dotted else []
+    legend_below(figure, min(ncols, len(solid + line)), solid + line)
+
+
+def _grid(
+    rows: dict[str, tuple], classes: Sequence[str], side: float, dotted: str, label: int = 18
+) -> Figure:
+    """One row of scenes a name: {name: (images, truth, found)}."""
+    columns = max(len(images) for images, _, _ in rows.values())
+    size = side * columns + 0.5, (side + 0.05) * len(rows) + 0.4
+    figure, axes = new_figure(len(rows), columns, *size, grid=False, squeeze=False)
+    for ax_row, (name, scenes) in zip(axes, rows.items(), strict=True):
+        ax_row[0].set_ylabel(textwrap.fill(name, label))
+        for ax, image, true, found in zip(ax_row, *scenes, strict=False):
+            draw_scene(ax, np.asarray(image), true, found, classes)
+        for ax in ax_row[len(scenes[0]) :]:
+            ax.set_axis_off()
+    _legend(figure, classes, len(classes) + 1, dotted)
+    return figure
+
+
+@styled
+def detection_grid(
+    images: np.ndarray,
+    truth: Sequence[dict],
+    found: dict[str, Sequence[dict]],
+    classes: Sequence[str],
+) -> Figure:
+    """A Figure 18: one column a scene, one row a detector; detections solid with names, true boxes dotted.
+
+    Args:
+        images: uint8 (N, 3, H, W). truth: N dicts with "boxes" (n, 4) cxcywh in [0, 1] and "labels" (n,).
+        found: {detector: N such dicts, with "scores" (n,) unless they are true boxes}. classes: names.
+    """
+    scored = any("scores" in scene for scenes in found.values() for scene in scenes)
+    rows = {name: (images, truth if scored else scenes, scenes) for name, scenes in found.items()}
+    return _grid(rows, classes, 1.7, "true box" if scored else "")
+
+
+@styled
+def drawn_scenes(makers: dict[str, dict], classes: Sequence[str]) -> Figure:
+    """One row a maker, one column a layout: dotted what was asked for, solid what the teacher finds.
+
+    Args:
+        makers: {maker: {"images": uint8 (n, 3, H, W), "truth": n dicts of boxes (m, 4) and labels (m,), "found": n dicts of
+            boxes, labels and scores}}. classes: names.
+    """
+    rows = {name: (m["images"], m["truth"], m["found"]) for name, m in makers.items()}
+    return _grid(rows, classes, 0.72 * SIDE, "asked for")
+
+
+def _listed(true: dict, classes: Sequence[str]) -> str:
+    """The objects of a scene in words: "2 × bird, plane"."""
     names = [classes[int(label)] for label in true["labels"]]
-    counted = [
-        f"{names.count(name)} × {name}" if names.count(name) > 1 else name
-        for name in dict.fromkeys(names)
-    ]
-    return ", ".join(counted) or "no object"
+    counts = {name: names.count(name) for name in names}
+    each = [f"{count} × {name}" if count > 1 else name for name, count in counts.items()]
+    return ", ".join(each) or "no object"
 
 
+@styled
 def detection_compare(
     images: np.ndarray,
     truth: Sequence[dict],
@@ -199,47 +213,26 @@ def detection_compare(
     names, one = list(found), len(images) == 1
     columns = min(columns, len(names) if one else len(images))
     rows = -(-len(names) // columns) if one else -(-len(images) // columns) * len(names)
-    ratio = images.shape[2] / images.shape[3]
-    titles = titles or [_said(true, classes) for true in truth]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = new_figure(
-            rows,
-            columns,
-            SIDE * columns + 0.5,
-            (SIDE * ratio + 0.3) * rows + 0.6,
-            grid=False,
-            squeeze=False,
-        )
-        for ax in axes.flat:
-            ax.set_axis_off()
-        for i, j in np.ndindex(len(images), len(names)):
-            # One scene: detectors beside each other. Several: below each other, scenes beside each other.
-            row, column = (
-                divmod(j, columns) if one else (i // columns * len(names) + j, i % columns)
-            )
-            ax, name = axes[row, column], names[j]
-            ax.set_axis_on()
-            look = looks[name][i] if looks and looks.get(name) else None
-            draw_scene(ax, np.asarray(images[i]), truth[i], found[name][i], classes, look)
-            if one:
-                ax.set_title(textwrap.fill(name, 34), fontsize=9)
-            elif column == 0:
-                ax.set_ylabel(textwrap.fill(name, 24))
-            if not one and j == 0:
-                ax.set_title(textwrap.shorten(titles[i], 42, placeholder="…"), fontsize=9)
+    tall = SIDE * images.shape[2] / images.shape[3] + 0.3
+    size = SIDE * columns + 0.5, tall * rows + 0.6
+    figure, axes = new_figure(rows, columns, *size, grid=False, squeeze=False)
+    titles = titles or [_listed(true, classes) for true in truth]
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for i, j in np.ndindex(len(images), len(names)):
+        # One scene: detectors beside each other. Several: below each other, scenes beside each other.
+        down, across = divmod(j, columns) if one else divmod(i, columns)
+        ax, name = axes[down if one else down * len(names) + j, across], names[j]
+        ax.set_axis_on()
+        look = looks[name][i] if looks and looks.get(name) else None
+        draw_scene(ax, np.asarray(images[i]), truth[i], found[name][i], classes, look)
         if one:
-            figure.suptitle(titles[0], fontsize=10)
-        handles = [
-            Line2D([], [], color=class_color(k), linewidth=2.5, label=name)
-            for k, name in enumerate(classes)
-        ]
-        handles += [
-            Line2D([], [], color="gray", linewidth=1.6, linestyle=(0, (1, 1.3)), label="true box")
-        ]
-        figure.legend(
-            handles=handles,
-            loc="outside lower center",
-            ncols=min(len(handles), 2 * columns + 1),
-            frameon=False,
-        )
+            ax.set_title(textwrap.fill(name, 34), fontsize=9)
+        elif across == 0:
+            ax.set_ylabel(textwrap.fill(name, 24))
+        if not one and j == 0:
+            ax.set_title(textwrap.shorten(titles[i], 42, placeholder="…"), fontsize=9)
+    if one:
+        figure.suptitle(titles[0], fontsize=10)
+    _legend(figure, classes, 2 * columns + 1, "true box")
     return figure

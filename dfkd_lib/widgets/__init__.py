@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dfkd_lib import plots
-from dfkd_lib.ablation import Jobs, Outcome, tidy
+from dfkd_lib.ablation import Jobs, Outcome, summary, tidy
 from dfkd_lib.widgets.browse import Browse, View
 from dfkd_lib.widgets.look import Choice, Looker, Panel, named
 
@@ -123,7 +123,8 @@ def ablation_lab(
         WorkbenchError: on a name in `base` that is none of these.
     """
     if not interactive:
-        return plots.ablation_accuracy(tidy(shown))
+        cells = tidy(shown)
+        return plots.ablation_accuracy(cells, summary(cells))
     from dfkd_lib.widgets.ablation import AblationLab
     from dfkd_lib.widgets.settings import Settings
 

@@ -275,7 +275,7 @@ def _pack(panel: Panel) -> tuple[dict, list[bytes]]:
     overview = nothing if panel.overview is None else panel.overview.astype(np.float32)
     meta = {
         "title": panel.title,
-        "said": panel.said,
+        "said": panel.prediction,
         "width": panel.image.shape[2],
         "height": panel.image.shape[1],
         "grid": list(panel.grid),

@@ -83,7 +83,7 @@ class Panel(NamedTuple):
     """One image under one model.
 
     Args:
-        title, said: what it is, and what the model says of it. image: uint8 (C, H, W). grid: (rows, columns) of patches.
+        title, prediction: what it is, and what the model predicts of it. image: uint8 (C, H, W). grid: (rows, columns) of patches.
         weights: float32 (R, N), the attention of each of R tokens on N patches, at the chosen block and head; (1, N) of
             the chosen token alone for rollout and gradient-weighted attention.
         prefix: tokens before the patches among the rows. row: the chosen token's row. query: the chosen detection's.
@@ -94,7 +94,7 @@ class Panel(NamedTuple):
     """
 
     title: str
-    said: str
+    prediction: str
     image: np.ndarray
     grid: tuple[int, int]
     weights: np.ndarray

@@ -129,8 +129,9 @@ def figures(rows: Sequence[Row], settings: Settings) -> dict:
     histories: dict[str, list] = {}
     for row in named:
         histories.setdefault(row.cell.name, []).append(row.history)
+    cells = ablation.tidy([row.outcome() for row in named])
     return {
-        "accuracy": plots.ablation_accuracy(ablation.tidy([row.outcome() for row in named])),
+        "accuracy": plots.ablation_accuracy(cells, ablation.summary(cells)),
         "curves": plots.ablation_curves(histories),
     }
 

@@ -12,7 +12,7 @@ from matplotlib.colors import same_color
 from matplotlib.container import ErrorbarContainer
 
 from dfkd_lib import plots
-from dfkd_lib.core import WorkbenchError
+from dfkd_lib.ablation import summary
 from dfkd_lib.plots import ablation
 
 LONG = "source=inversion (ViT), student_model=vit_mnist_mini_patch7, costing $5 and $6"
@@ -36,6 +36,10 @@ def tidy(rows, **settings):
     ]
     columns = ["row", "seed", *settings, "accuracy (%)", "low", "high", "agreement", "state"]
     return pd.DataFrame(lines, columns=columns)
+
+
+def accuracy(frame, baseline=None):
+    return plots.ablation_accuracy(frame, summary(frame, baseline))
 
 
 def inside(figure):
@@ -62,7 +66,7 @@ def means_of(ax):
 
 
 def test_accuracy_draws_points_means_and_intervals():
-    figure = plots.ablation_accuracy(
+    figure = accuracy(
         tidy({"all": [90, 91, 92], "worse": [80, 81.2, 81.9], "near": [89, 92, 91.5]})
     )
     ax = figure.axes[0]
@@ -88,7 +92,7 @@ def test_accuracy_draws_points_means_and_intervals():
 
 def test_accuracy_says_what_did_not_finish():
     frame = tidy({"all": [90, None, 92], "none": [None] * 3, "one": [91, None, None]})
-    figure = plots.ablation_accuracy(frame, baseline="one")
+    figure = accuracy(frame, "one")
     texts = [t.get_text() for t in figure.axes[0].texts]
     assert texts[:3] == [
         "-1.00\n2 of 3 seeds\n(1 diverged)",
@@ -102,7 +106,7 @@ def test_accuracy_says_what_did_not_finish():
 def test_accuracy_holds_few_and_many_rows_with_long_names(rows, seeds):
     rng = np.random.default_rng(0)
     frame = tidy({f"{LONG} {i}": list(rng.normal(90, 1, seeds)) for i in range(rows)})
-    figure = plots.ablation_accuracy(frame)
+    figure = accuracy(frame)
     assert inside(figure) and apart(figure.axes[0].get_yticklabels())
     labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
     assert len(labels) == rows and max(len(line) for line in labels[0].split("\n")) <= 33
@@ -159,16 +163,12 @@ def test_curves_of_one_epoch_are_points_and_missing_losses_no_panel():
 
 def test_curves_tell_24_long_rows_apart():
     names = [f"{LONG} {i}" for i in range(24)]
-    colors, dashes, marks = ablation._styles(names)
-    assert (
-        len({(colors[n], dashes[n]) for n in names})
-        == len({(colors[n], marks[n]) for n in names})
-        == 24
-    )
+    series = ablation.styles(24)
+    for other in ("linestyle", "marker"):
+        assert len({(style["color"], style[other]) for style in series}) == 24
     figure = plots.ablation_curves({name: [history(kd=1 + i)] for i, name in enumerate(names)})
-    assert [line.get_color() for line in figure.legends[0].get_lines()] == list(
-        colors.values()
-    ) and inside(figure)
+    drawn = [line.get_color() for line in figure.legends[0].get_lines()]
+    assert drawn == [style["color"] for style in series] and inside(figure)
     assert inside(plots.ablation_curves({}))
 
 
@@ -186,12 +186,9 @@ def test_a_grid_of_two_parameters():
         "10",
     ]  # as numbers, not as text
     assert [t.get_text() for t in ax.get_yticklabels()] == ["2", "0.5"]  # up is more
-    drawn = np.ma.filled(ax.collections[0].get_array().reshape(2, 3), np.nan)
+    drawn = np.ma.filled(ax.images[0].get_array(), np.nan)
     assert np.allclose(drawn, [[np.nan] * 3, [80, 91, np.nan]], equal_nan=True)
-    texts = {
-        (round(t.get_position()[0] - 0.5), round(t.get_position()[1] - 0.5)): t.get_text()
-        for t in ax.texts
-    }
+    texts = {t.get_position(): t.get_text() for t in ax.texts}
     assert texts == {
         (0, 1): "80.0\n1 of 2",
         (1, 1): "91.0\n± 12.7",
@@ -210,9 +207,9 @@ def test_a_grid_of_two_parameters():
 
 def test_a_grid_averages_no_different_rows():
     frame = tidy({"a": [90], "b": [80]}, x=[1, 1], y=[2, 2], z=[1, 2])
-    with pytest.raises(WorkbenchError, match="several rows"):
+    with pytest.raises(ValueError, match="several settings"):
         plots.ablation_grid(frame, "x", "y")
-    with pytest.raises(WorkbenchError, match="no such column"):
+    with pytest.raises(ValueError, match="no such column"):
         plots.ablation_grid(frame, "x", "nothing")
     assert inside(plots.ablation_grid(tidy({}, x=[], y=[]), "x", "y"))
 
@@ -231,7 +228,7 @@ def test_fidelity_is_one_point_a_cell(rows):
     }
     figure = plots.fidelity_scatter(frame, found)
     ax = figure.axes[0]
-    points = np.concatenate([c.get_offsets() for c in ax.collections])
+    points = np.concatenate([line.get_xydata() for line in ax.lines])
     told = frame.dropna()
     assert np.allclose(
         np.sort(points, axis=0), np.sort(told[["agreement", "accuracy (%)"]].to_numpy(), axis=0)
@@ -247,7 +244,7 @@ def test_fidelity_of_too_little_says_so():
         "rows": 1,
     }
     figure = plots.fidelity_scatter(tidy({"a": [90]}), found)
-    assert figure.axes[0].get_title("left") == "no correlation can be told: 1 student in 1 row"
+    assert figure.axes[0].get_title("left") == "too few for a correlation: 1 student of 1 setting"
     assert inside(plots.fidelity_scatter(tidy({"a": [None]}), found | {"cells": 0, "rows": 0}))
 
 
@@ -264,7 +261,7 @@ def test_agreement_by_class_is_the_mean_over_seeds(rows, classes):
     frame.loc[frame["class"] == "class 1", "agreement"] = np.nan
     figure = plots.fidelity_by_class(frame)
     ax = figure.axes[0]
-    drawn = np.ma.filled(ax.collections[0].get_array().reshape(rows, classes), np.nan)
+    drawn = np.ma.filled(ax.images[0].get_array(), np.nan)
     expected = np.tile(0.55 + 0.004 * np.arange(classes), (rows, 1))
     expected[:, 1] = np.nan
     assert np.allclose(drawn, expected, equal_nan=True)
@@ -285,10 +282,10 @@ def test_agreement_of_nobody():
 
 
 def test_names_are_wrapped_where_they_may_be():
-    assert ablation._wrap("all") == "all"
+    assert ablation.wrap("all") == "all"
     assert (
-        ablation._wrap("temperature=2, kd_weight=0.5, x", 16) == "temperature=2,\nkd_weight=0.5, x"
+        ablation.wrap("temperature=2, kd_weight=0.5, x", 16) == "temperature=2,\nkd_weight=0.5, x"
     )
-    assert ablation._wrap("student_model=vit_mnist", 16) == "student_model=\nvit_mnist"
-    assert ablation._wrap("a" * 40, 16, 2) == "a" * 16 + "\n" + "a" * 15 + "…"
-    assert ablation._wrap("$x$") == r"\$x\$"
+    assert ablation.wrap("student_model=vit_mnist", 16) == "student_model=\nvit_mnist"
+    assert ablation.wrap("a" * 40, 16, 2) == "a" * 16 + "\n" + "a" * 15 + "…"
+    assert ablation.wrap("$x$") == r"\$x\$"
