@@ -13,7 +13,9 @@ from dfkd_lib.models import model_names
 
 SOURCES = ("real", *MAKERS)
 BASE = ClassificationConfig()
-DEFAULTS = {**BASE.flat(), "source": "augmented GAN"}
+# A cell has one seed of its own, so the list of them is no setting of it.
+DEFAULTS = {k: v for k, v in BASE.flat().items() if k != "seeds"} | {"source": "augmented GAN"}
+SETTINGS = BASE.settings()
 MOST_ROWS = 10_000  # the product of a few long lists would fill the memory
 PARTS = ("base", "rows", "grid", "drop_one", "seeds")
 
@@ -74,6 +76,11 @@ def resolve(name: str) -> str:
         ) from None
 
 
+def short_name(name: str) -> str:
+    """The other name that a setting goes by, where it has one ("temperature"), else its dotted one."""
+    return (SETTINGS[name].also if name in SETTINGS else "") or name
+
+
 def make_cell(name: str, settings: dict, seed: int) -> Cell:
     """A cell whose settings are checked: names, types and values; those equal to a default are left out.
 
@@ -96,7 +103,7 @@ def make_cell(name: str, settings: dict, seed: int) -> Cell:
         ) from None
     if config.student.model not in model_names():
         _refuse("student_model", config.student.model, model_names())
-    found = {**config.flat(), "source": source}
+    found = {k: v for k, v in config.flat().items() if k != "seeds"} | {"source": source}
     return Cell(
         name,
         {k: list(v) if isinstance(v, tuple) else v for k, v in found.items() if v != DEFAULTS[k]},
@@ -129,7 +136,7 @@ def _refuse(what: str, got: object, known: Sequence[str]) -> None:
 
 def base_of(config: ClassificationConfig, source: str = "augmented GAN") -> dict:
     """The settings of a notebook's configuration, as `read_grid` takes them for its base."""
-    differing = {k: v for k, v in config.flat().items() if v != DEFAULTS[k]}
+    differing = {k: v for k, v in config.flat().items() if v != DEFAULTS.get(k, v)}
     return {**differing, "source": source}
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from dfkd_lib.ablation.grid import DEFAULTS
+from dfkd_lib.ablation.grid import DEFAULTS, short_name
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.metrics import intervals
 
@@ -90,7 +90,7 @@ def _differing(settings: Sequence[dict]) -> dict[str, list]:
     found = {name: [one.get(name, DEFAULTS.get(name)) for one in settings] for name in names}
     # The recipe's seed is that of the images, not the student's, which has the column of that name.
     return {
-        "images' seed" if name == "seed" else name: values
+        "images' seed" if name == "seed" else short_name(name): values
         for name, values in found.items()
         if any(value != values[0] for value in values)
     }

@@ -269,9 +269,17 @@ def resolve_name(name: str, names: list[str], where: str) -> str:
         f"there is no setting '{name}'",
         got=name,
         where=where,
-        expected="one of " + ", ".join(names),
+        expected="one of " + _some(name, names),
         fix=f"did you mean '{near}'?" if near else "dfkd list shows all of them",
     )
+
+
+def _some(name: str, names: list[str], most: int = 12) -> str:
+    """The names, or the most similar of many."""
+    if len(names) <= most:
+        return ", ".join(names)
+    close = difflib.get_close_matches(name, names, n=most, cutoff=0.3)
+    return ", ".join(close + [""]) + f"… ({len(names)} settings)"
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

@@ -46,7 +46,11 @@ GIVEN = (
 class StudentConfig(TrainConfig):
     """A student and its training; the defaults are paper A's (Table 3; the paper names neither epochs nor batch)."""
 
-    model: str = Field("deit_xtiny_patch4_28", description="the student's name")
+    model: str = Field(
+        "deit_xtiny_patch4_28",
+        description="the student's name",
+        json_schema_extra={"also": "student_model"},
+    )
     images: int = Field(0, ge=0, description="a sample of so many of its images, 0: all")
     epochs: int = Field(50, ge=1, le=100_000, description="passes over its images")
     batch_size: int = Field(

@@ -8,18 +8,19 @@ import psutil
 import pytest
 import torch
 
+from dfkd_lib import ablation, presets
 from dfkd_lib.ablation import Jobs, find, make_cell, run_cell
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Store
 
-TINY = {
-    "source": "real",
-    "student_model": "vit_mnist_smoke",
-    "student_images": 60,
-    "real_images": 60,
-    "student_epochs": 1,
-    "test_images": 100,
-}
+TINY = ablation.base_of(
+    presets.load(
+        "ablation",
+        "quick",
+        "student.model=vit_mnist_smoke student.images=60 real_images=60 student.epochs=1 test_images=100",
+    ),
+    "real",
+)
 LONG = {**TINY, "student_images": 800, "real_images": 800, "student_epochs": 10, "batch_size": 4}
 
 
@@ -76,7 +77,7 @@ class _Made:
 
 
 def test_a_job_that_fails_says_why_and_the_next_runs(jobs):
-    jobs.submit(make_cell("diverges", {**TINY, "student_lr": 1e30, "student_epochs": 4}, 0))
+    jobs.submit(make_cell("diverges", {**TINY, "kd_weight": 1e300, "student_epochs": 4}, 0))
     jobs.submit(make_cell("no token", {**TINY, "hard_weight": 1.0}, 0))
     jobs.submit(make_cell("fine", TINY, 0))
     jobs.work(linger=0.3)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from steps import train_student
 from torch import nn
 
-from dfkd_lib import deploy, distill, profiles, training
+from dfkd_lib import deploy, presets, training
 from dfkd_lib.core import WorkbenchError, artifacts
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.datasets import load_images, to_float
@@ -242,7 +243,7 @@ def deployed(tmp_path_factory):
 
     drawn = store.get_or_make("synthetic", {"noise": 200, "classes": list(test.classes)}, draw)
     noise = open_images(drawn)
-    student = distill.train_student(
+    student = train_student(
         store,
         "student_synthetic",
         "vit_mnist_smoke",
@@ -376,16 +377,13 @@ def test_the_student_is_the_reports_or_the_profiles_own(deployed, tmp_path, monk
     assert deploy.teacher_of(store, student).key == teacher.key
     asked = []
     monkeypatch.setattr(
-        "dfkd_lib.distill.study.ClassificationRecipe.student",
-        lambda recipe, store, source: asked.append((recipe, source)),
+        "dfkd_lib.distill.study.Study.student",
+        lambda study, source: asked.append((study.config, source)),
     )
     artifacts.save_json(report, {"metrics": {"student_synthetic_key": "student_synthetic-0"}})
     deploy.find_student(store, tmp_path, "smoke")
-    ((recipe, source),) = asked
-    assert (
-        source == "synthetic"
-        and recipe.student_model == profiles.SMOKE["30_classification_kd"]["student_model"]
-    )
+    ((config, source),) = asked
+    assert source == "synthetic" and config == presets.load("classification", "smoke")
     with pytest.raises(WorkbenchError, match="no such profile"):
         deploy.find_student(store, tmp_path / "nothing", "slow")
     with pytest.raises(WorkbenchError, match="no such kind of student"):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from steps import train_student
 from torch import nn
 
 from dfkd_lib import distill, metrics, synthesis, training
@@ -14,7 +15,7 @@ from dfkd_lib.core import WorkbenchError, artifacts
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.core.ledger import LedgerError
 from dfkd_lib.datasets import ImageSet, load_images, to_float, to_uint8
-from dfkd_lib.distill.study import ClassificationRecipe
+from dfkd_lib.distill import ClassificationConfig, Study
 from dfkd_lib.losses import intra_divergence_loss
 from dfkd_lib.models import FieldGenerator, create_model
 from dfkd_lib.models.load import WeightsMissing
@@ -34,21 +35,21 @@ CLASSES, SHAPE = tuple("0123456789"), (1, 28, 28)
 CONFIG = TrainConfig(
     epochs=2, batch_size=8, lr=1e-3, optimizer="adam", betas=(0.5, 0.999), schedule="constant"
 )
-GAN = CGAN(config=CONFIG, lam=1.0, width=16, d_width=4, latent=8)
-PLAIN = GuidedGenerator(config=CONFIG, steps=2, width=16, latent=8)
-ATTENTIVE = replace(PLAIN, attention=1.0)
-ADVERSARIAL = replace(PLAIN, adversarial=0.5, student_model="vit_mnist_smoke", bank=24)
+GAN = CGAN(**CONFIG, lam=1.0, width=16, d_width=4, latent=8)
+PLAIN = GuidedGenerator(**CONFIG, steps=2, width=16, latent=8)
+ATTENTIVE = PLAIN.replace(attention=1.0)
+ADVERSARIAL = PLAIN.replace(adversarial=0.5, student_model="vit_mnist_smoke", bank=24)
 INVERSION = Inversion(steps=2, batch_size=16, tv=0.1)
 # name -> (maker, what it is given)
 MAKERS = {
     "GAN": (GAN, "vit probes real"),
     "attention": (ATTENTIVE, "vit probes"),
     "adversarial": (ADVERSARIAL, "vit"),
-    "one generator": (replace(PLAIN, restart=False, intra=0.5), "vit"),
-    "CNN": (replace(INVERSION, batch_norm=1.0), "cnn"),
-    "ViT": (replace(INVERSION, patch_entropy=0.1), "vit"),
-    "intra": (replace(INVERSION, intra=1.0, flip=True), "vit"),
-    "compete": (replace(INVERSION, compete=1.0), "vit student"),
+    "one generator": (PLAIN.replace(restart=False, intra=0.5), "vit"),
+    "CNN": (INVERSION.replace(batch_norm=1.0), "cnn"),
+    "ViT": (INVERSION.replace(patch_entropy=0.1), "vit"),
+    "intra": (INVERSION.replace(intra=1.0, flip=True), "vit"),
+    "compete": (INVERSION.replace(compete=1.0), "vit student"),
 }
 
 
@@ -152,13 +153,9 @@ def test_one_seed_makes_the_same_images_anew(parts, store, name):
 @pytest.mark.parametrize("name", MAKERS)
 def test_every_maker_works_in_bf16(parts, name):
     maker, names = MAKERS[name]
-    low = (
-        {"config": replace(CONFIG, precision="bf16")}
-        if hasattr(maker, "config")
-        else {"precision": "bf16"}
-    )
+    low = {"precision": "bf16"} if hasattr(maker, "config") else {"precision": "bf16"}
     images, kept = make_images(
-        parts.store, replace(maker, **low), given_to(parts, names), 10, seed=3
+        parts.store, maker.replace(**low), given_to(parts, names), 10, seed=3
     )
     assert len(images.pixels.unique()) > 1 and kept.ledger == []
 
@@ -226,14 +223,14 @@ def test_a_student_learns_from_images_on_disk(parts):
     batches = TensorBatches((images.images, images.labels), 8)
     rows = torch.cat([labels for _, labels in batches(0, torch.Generator().manual_seed(0))])
     assert len(batches) == 2 and len(rows) == 16
-    student = distill.train_student(
+    student = train_student(
         parts.store,
         "student_synthetic",
         "vit_mnist_smoke",
         parts.vit,
         images,
         random_set(20, split="mnist/test"),
-        replace(CONFIG, epochs=1),
+        CONFIG.replace(epochs=1),
         distill.KDWeights(),
     )
     assert student.metrics["train_images"] == 20 and student.manifest["data_free"]
@@ -351,7 +348,7 @@ def same(one, other):
 @pytest.mark.parametrize("restart", [True, False])
 def test_a_generator_killed_after_an_epoch_resumes_bit_for_bit(parts, store, monkeypatch, restart):
     maker, given = (
-        replace(ADVERSARIAL, config=replace(CONFIG, epochs=3), restart=restart),
+        ADVERSARIAL.replace(epochs=3, restart=restart),
         given_to(parts, "vit"),
     )
     final = {}
@@ -394,7 +391,7 @@ def test_a_generator_killed_after_an_epoch_resumes_bit_for_bit(parts, store, mon
 
 def test_with_restarts_each_epoch_trains_its_own_generator_alone(parts, monkeypatch):
     """It begins with how the one before draws, taken over once."""
-    maker, given = replace(PLAIN, config=replace(CONFIG, epochs=3)), given_to(parts, "vit")
+    maker, given = PLAIN.replace(epochs=3), given_to(parts, "vit")
     teacher = given.load_teacher()
     torch.manual_seed(0)
     generators = nn.ModuleList(maker._generator(CLASSES, SHAPE) for _ in range(3))
@@ -418,7 +415,7 @@ def test_with_restarts_each_epoch_trains_its_own_generator_alone(parts, monkeypa
         {"generator": generators},
         maker._step({"generator": generators}, teacher, None),
         batches,
-        maker.config,
+        maker.training(),
         {"generator": ["generator"]},
         evaluate=keep,
     )
@@ -458,8 +455,8 @@ def test_after_divergence_the_last_good_epoch_is_used(
     steps = 4 if name == "GAN" else 2
     # Of 30 epochs the first is not among those kept, so that it must be kept for its own sake.
     epochs = 4 if name == "adversarial" else 30
-    maker, given = replace(maker, config=replace(CONFIG, epochs=epochs)), given_to(parts, names)
-    short = maker if name == "adversarial" else replace(maker, config=replace(CONFIG, epochs=1))
+    maker, given = maker.replace(epochs=epochs), given_to(parts, names)
+    short = maker if name == "adversarial" else maker.replace(epochs=1)
     good = short.train(Store(store.root / "other"), given)
     diverging(monkeypatch, getattr(synthesis, module), function, steps + 1)
     trained = maker.train(store, given)
@@ -562,24 +559,24 @@ def test_too_few_images(parts, store):
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: replace(PLAIN, adversarial=1.0), "student_model"),
-        (lambda: replace(PLAIN, tv=-1.0), "each >= 0"),
-        (lambda: replace(PLAIN, ce=0.0, tv=0.0, ink=0.0, blank=0.0, diversity=0.0), "one above 0"),
-        (lambda: replace(PLAIN, background=1.5), "-1..1"),
-        (lambda: replace(INVERSION, background=-2.0), "-1..1"),
-        (lambda: replace(INVERSION, intra=-0.1), "each >= 0"),
+        (lambda: PLAIN.replace(adversarial=1.0), "student_model"),
+        (lambda: PLAIN.replace(tv=-1.0), "'tv'"),
+        (lambda: PLAIN.replace(ce=0.0, tv=0.0, ink=0.0, blank=0.0, diversity=0.0), "above 0"),
+        (lambda: PLAIN.replace(background=1.5), "-1..1"),
+        (lambda: INVERSION.replace(background=-2.0), "-1..1"),
+        (lambda: INVERSION.replace(intra=-0.1), "'intra'"),
         (
             lambda: Inversion(
                 ce=0.0, tv=0.0, l2=0.0, batch_norm=0.0, patch_entropy=0.0, compete=0.0, intra=0.0
             ),
-            "one above 0",
+            "above 0",
         ),
-        (lambda: replace(PLAIN, steps=0), "steps(.|\n)*at least 1"),
-        (lambda: replace(ADVERSARIAL, bank=7), "bank(.|\n)*at least 8"),
-        (lambda: replace(INVERSION, steps=0), "steps(.|\n)*at least 1"),
-        (lambda: replace(INVERSION, batch_size=0), "steps(.|\n)*at least 1"),
-        (lambda: replace(GAN, lam=-1.0), "λ >= 0"),
-        (lambda: replace(GAN, attention_share=0.0), "share"),
+        (lambda: PLAIN.replace(steps=0), "'(steps|batch_size)' is impossible(.|\n)*1"),
+        (lambda: ADVERSARIAL.replace(bank=7), "bank(.|\n)*8"),
+        (lambda: INVERSION.replace(steps=0), "'(steps|batch_size)' is impossible(.|\n)*1"),
+        (lambda: INVERSION.replace(batch_size=0), "'(steps|batch_size)' is impossible(.|\n)*1"),
+        (lambda: GAN.replace(lam=-1.0), "'lam'"),
+        (lambda: GAN.replace(attention_share=0.0), "attention_share"),
     ],
 )
 def test_impossible_settings(make, words):
@@ -589,19 +586,19 @@ def test_impossible_settings(make, words):
 
 
 def test_feature_networks_without_weights(store, monkeypatch):
-    recipe = ClassificationRecipe(
-        test_images=60, train_images=60, feature_images=100, feature_epochs=1
+    config = ClassificationConfig().override(
+        "test_images=60 train_images=60 feature.images=100 feature.epochs=1"
     )
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(store.root))
     monkeypatch.delenv("DFKD_INCEPTION", raising=False)
     assert metrics.inception_weights() is None
     with pytest.raises(WorkbenchError, match="download=True"):
-        replace(recipe, features="inception").feature_space(store)
+        Study(store, config.override("features=inception")).space
     monkeypatch.setenv("HF_HUB_CACHE", str(store.root))
     with pytest.raises(WeightsMissing, match="resnet10t"):
-        replace(recipe, features="resnet10t").feature_space(store)
+        Study(store, config.override("features=resnet10t")).space
     with pytest.raises(WorkbenchError, match="no such|unknown"):
-        replace(recipe, features="no_such_network").feature_space(store)
+        Study(store, config.override("features=no_such_network")).space
 
 
 # What makers are built of.
@@ -636,7 +633,7 @@ def test_a_held_student_gives_gradients_to_images_alone_and_goes_on_learning():
 
 def test_the_student_learns_and_the_generator_works_against_it(parts):
     """The update of either leaves the other as it is."""
-    maker, teacher = replace(ADVERSARIAL, restart=False), given_to(parts, "vit").load_teacher()
+    maker, teacher = ADVERSARIAL.replace(restart=False), given_to(parts, "vit").load_teacher()
     torch.manual_seed(0)
     modules = {
         "generator": nn.ModuleList([maker._generator(CLASSES, SHAPE)]),

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from steps import train_student
 from torch import nn
 
 from dfkd_lib import training
@@ -18,7 +19,7 @@ from dfkd_lib.core.artifacts import Store, file_hash
 from dfkd_lib.datasets import generate_scenes, load_images
 from dfkd_lib.detection import DetectionTerms, detection_step, open_shipped
 from dfkd_lib.detection.batches import SceneBatches
-from dfkd_lib.distill import KDWeights, train_student
+from dfkd_lib.distill import KDWeights
 from dfkd_lib.training import (
     Augmentation,
     TensorBatches,

@@ -107,7 +107,10 @@ def test_cells_as_the_grid_makes_them():
 
 def test_a_setting_that_a_cell_does_not_name_has_its_default():
     frame = table.tidy(
-        [outcome("all", 0, 90.0), outcome("T", 0, 91.0, temperature=2.0, kd_weight=1.0)]
+        [
+            outcome("all", 0, 90.0),
+            outcome("T", 0, 91.0, **{"weights.temperature": 2.0, "weights.kd": 1.0}),
+        ]
     )
     assert list(frame["temperature"]) == [4.0, 2.0] and "kd_weight" not in frame
 
@@ -377,9 +380,9 @@ def test_sizes_tell_a_range_where_cells_differ_and_a_product_of_two_is_seen():
     outcomes = [Outcome(cell, told, "", False) for cell in cells]
     assert (
         sizes(outcomes)
-        == "vit_mnist_mini_patch7, 600 images of real, 1 to 3 epochs, 100 test images"
+        == "deit_xtiny_patch4_28, 600 images of real, 1 to 3 epochs, 100 test images"
     )
-    assert crossed(tidy(outcomes)) == [("student_epochs", "temperature")] or crossed(
+    assert crossed(tidy(outcomes)) == [("student.epochs", "temperature")] or crossed(
         tidy(outcomes)
-    ) == [("temperature", "student_epochs")]
+    ) == [("temperature", "student.epochs")]
     assert crossed(tidy(outcomes[:3])) == [] and crossed(tidy(outcomes[:2])) == []

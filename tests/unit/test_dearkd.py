@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from steps import distill_step
 from timm.models.convit import GPSA
 
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.distill import KDWeights, distill_step, live_targets
+from dfkd_lib.distill import KDWeights, LiveTeacher
 from dfkd_lib.models import count_parameters, create_model
 from dfkd_lib.models.cnn import early_channels, logits_and_early_map
 from dfkd_lib.models.dearkd import EarlyAligner
@@ -24,7 +25,7 @@ def small():
 
 def early_step(student, aligner, teacher, hard=1.0, early=1.0):
     weights = KDWeights(kd=0, patch=0, hard=hard, early=early)
-    return distill_step(student, live_targets(teacher, early_stage=1), weights, aligner)
+    return distill_step(student, LiveTeacher(teacher, early_stage=1), weights, aligner)
 
 
 def test_parameter_counts():

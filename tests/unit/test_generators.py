@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from steps import gan_step
 
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.models import Discriminator, FieldGenerator, Generator, create_model
-from dfkd_lib.synthesis import CGAN, crop_middle, gan_step, kept_epochs, latent_walk
-from dfkd_lib.training import TrainConfig
+from dfkd_lib.synthesis import CGAN, crop_middle, kept_epochs, latent_walk
 
 
 def test_a_generator_inherits_how_to_draw_but_not_what():
@@ -77,10 +77,9 @@ def test_a_share_of_the_batch_gives_the_same_attention_loss_in_the_mean():
 
 
 def test_a_share_is_another_key():
-    config = TrainConfig(epochs=1, batch_size=8, lr=1e-3)
-    assert [
-        CGAN(config=config, attention_share=share).settings()["attention_share"]
-        for share in (1.0, 0.5)
-    ] == [1.0, 0.5]
-    with pytest.raises(WorkbenchError, match="share of a batch"):
-        CGAN(config=config, attention_share=0.0)
+    assert [CGAN(attention_share=share).as_dict()["attention_share"] for share in (1.0, 0.5)] == [
+        1.0,
+        0.5,
+    ]
+    with pytest.raises(WorkbenchError, match="attention_share"):
+        CGAN(attention_share=0.0)

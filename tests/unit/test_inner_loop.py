@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from steps import distill_step, gan_step
 from torch import nn
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -21,11 +22,10 @@ from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import generate_scenes, load_images, to_float
 from dfkd_lib.detection import DetectionTerms, detection_step
 from dfkd_lib.detection.batches import SceneBatches
-from dfkd_lib.distill import KDWeights, distill_step, live_targets
+from dfkd_lib.distill import KDWeights, LiveTeacher
 from dfkd_lib.models import Discriminator, Generator, create_model
 from dfkd_lib.models.detectors import create_detector
 from dfkd_lib.synthesis.canvas import pad_to_gan
-from dfkd_lib.synthesis.cgan import gan_step
 from dfkd_lib.training import Augmentation, Batch, TensorBatches, TrainConfig, loop
 
 # What makes the host wait for a GPU: numbers read off, sizes that hang on values, copies to the host.
@@ -128,7 +128,7 @@ def test_the_counter_counts(monkeypatch):
 )
 def test_no_wait_in_the_step_of_a_student(images, monkeypatch, augmentation):
     student = create_model("vit_mnist_smoke")
-    step = distill_step(student, live_targets(frozen_teacher()), KDWeights())
+    step = distill_step(student, LiveTeacher(frozen_teacher()), KDWeights())
     with counted(monkeypatch) as seen:
         training.fit(
             {"m": student},
@@ -239,7 +239,7 @@ def test_compiled_students_learn_as_others(images, traced, tmp_path, name):
         torch.manual_seed(0)
         student = create_model(name)
         names = list(student.state_dict())
-        step = distill_step(student, live_targets(frozen_teacher()), KDWeights())
+        step = distill_step(student, LiveTeacher(frozen_teacher()), KDWeights())
         config = TrainConfig(epochs=1, batch_size=16, lr=1e-3, compile=compiled)
         found[compiled] = training.fit(
             {"m": student}, step, batches_of(images), config, checkpoint=tmp_path / str(compiled)

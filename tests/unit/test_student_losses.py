@@ -5,15 +5,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from steps import distill_step, train_student
 
 from dfkd_lib import distill, training
 from dfkd_lib.attention import logits_and_probe
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.datasets import ImageSet, load_images
-from dfkd_lib.distill import KDWeights, distill_step
+from dfkd_lib.distill import KDWeights
 from dfkd_lib.distill.classification import check_losses
-from dfkd_lib.distill.targets import Targets, early_tokens, stored_targets, teacher_targets
+from dfkd_lib.distill.targets import StoredTeacher, Targets, early_tokens, teacher_targets
 from dfkd_lib.losses import Schedule, kd_loss, patch_probe_loss, read_schedules
 from dfkd_lib.models import create_model
 from dfkd_lib.models.dearkd import EarlyAligner
@@ -262,7 +263,7 @@ def test_targets_are_kept_in_float16_files_and_made_once(teachers, digits, monke
     ]
     assert all(t.dtype == torch.float16 for name in files for t in kept.tensors(name).values())
     rows = torch.tensor([299, 0, 130])
-    found = stored_targets(kept)(Batch(None, None, rows))
+    found = StoredTeacher(kept)(Batch(None, None, rows))
     model = training.load_trained(vit)
     logits, probe = logits_and_probe(model, digits[0].pixels[rows].float() / 127.5 - 1)
     assert torch.allclose(found.logits, logits, atol=1e-2) and torch.allclose(
@@ -270,7 +271,7 @@ def test_targets_are_kept_in_float16_files_and_made_once(teachers, digits, monke
     )
     assert found.logits.dtype == torch.float32 and teacher_targets(store, vit, digits[0]).cached
     without = teacher_targets(store, cnn, digits[0])
-    assert stored_targets(without)(Batch(None, None, rows)).probe is None
+    assert StoredTeacher(without)(Batch(None, None, rows)).probe is None
 
 
 def test_broken_off_targets_go_on_with_their_next_file(tmp_path, teachers, digits, monkeypatch):
@@ -278,7 +279,7 @@ def test_broken_off_targets_go_on_with_their_next_file(tmp_path, teachers, digit
     monkeypatch.setattr("dfkd_lib.distill.targets.SHARD", 100)
     from dfkd_lib.distill import targets
 
-    asked, whole = [], targets._say
+    asked, whole = [], targets.outputs_and_probe
 
     def broken(model, images, probed):
         asked.append(len(images))
@@ -286,17 +287,17 @@ def test_broken_off_targets_go_on_with_their_next_file(tmp_path, teachers, digit
             raise KeyboardInterrupt
         return whole(model, images, probed)
 
-    monkeypatch.setattr(targets, "_say", broken)
+    monkeypatch.setattr(targets, "outputs_and_probe", broken)
     store = Store(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         teacher_targets(store, vit, digits[0])
     kept = teacher_targets(store, vit, digits[0])
     assert asked == [100, 100, 100, 100]  # the first file was not asked for again
-    reference = stored_targets(teacher_targets(teachers[0], vit, digits[0]))(
+    reference = StoredTeacher(teacher_targets(teachers[0], vit, digits[0]))(
         Batch(None, None, torch.arange(300))
     )
     assert torch.equal(
-        stored_targets(kept)(Batch(None, None, torch.arange(300))).logits, reference.logits
+        StoredTeacher(kept)(Batch(None, None, torch.arange(300))).logits, reference.logits
     )
 
 
@@ -304,14 +305,14 @@ def test_students_share_targets_unless_their_images_change(teachers, digits):
     store, (vit, _) = teachers
     config, common = TrainConfig(epochs=1, batch_size=64, lr=5e-3), {"overrides": {"patch_size": 2}}
     one, two = (
-        distill.train_student(
+        train_student(
             store, "student", "vit_mnist_smoke", vit, *digits, config, KDWeights(kd=w), **common
         )
         for w in (1.0, 2.0)
     )
     kept = [key for key in one.parents if key.startswith("teacher_targets")]
     assert len(kept) == 1 and kept[0] in two.parents
-    moved = distill.train_student(
+    moved = train_student(
         store,
         "student",
         "vit_mnist_smoke",
@@ -327,7 +328,7 @@ def test_students_share_targets_unless_their_images_change(teachers, digits):
 
 def test_a_cnn_teaches_by_logits_early_features_and_labels(teachers, digits):
     store, (_, cnn) = teachers
-    made = distill.train_student(
+    made = train_student(
         store,
         "student",
         "dearkd_small",
@@ -346,14 +347,14 @@ def test_a_loss_that_diverges_leaves_no_student(teachers, digits):
     store, (vit, _) = teachers
     before = store.keys()
     with pytest.raises(WorkbenchError, match="no longer"):
-        distill.train_student(
+        train_student(
             store,
             "student",
             "vit_mnist_smoke",
             vit,
             *digits,
-            TrainConfig(epochs=2, batch_size=64, lr=1e30, optimizer="sgd"),
-            KDWeights(),
+            TrainConfig(epochs=2, batch_size=64, lr=1.0),
+            KDWeights(kd=1e300),
             overrides={"patch_size": 2},
         )
     assert store.keys() in (

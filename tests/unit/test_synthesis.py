@@ -1,36 +1,31 @@
 """The conditional GAN and its recipe: two arms that differ in λ alone, images by seed, a ledger that tells them apart."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from steps import gan_step
 
 from dfkd_lib import synthesis
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Store
+from dfkd_lib.core.config import parse_seeds
 from dfkd_lib.datasets import to_float
-from dfkd_lib.distill.study import ClassificationRecipe, parse_seeds
+from dfkd_lib.distill import ClassificationConfig, Study
 from dfkd_lib.models import Discriminator, Generator, create_model
 from dfkd_lib.synthesis import cgan
 
-TINY = ClassificationRecipe(
-    teacher="train",
-    teacher_model="vit_mnist_smoke",
-    teacher_epochs=1,
-    teacher_images=300,
-    test_images=100,
-    train_images=96,
-    gan_epochs=2,
-    gan_width=16,
-    d_width=4,
-    feature_images=200,
-    feature_epochs=1,
-    fid_images=60,
-    student_model="vit_mnist_smoke",
-    student_epochs=1,
-    real_images=64,
-    synthetic_images=64,
+TINY = ClassificationConfig().override(
+    "teacher=train teacher.model=vit_mnist_smoke teacher.epochs=1 teacher.images=300 test_images=100 train_images=96 "
+    "gan.epochs=2 gan.width=16 gan.d_width=4 gan.batch_size=32 gan.lr=1e-3 feature.images=200 feature.epochs=1 fid_images=60 "
+    "student.model=vit_mnist_smoke student.epochs=1 student.batch_size=64 student.precision=fp32 real_images=64 "
+    "synthetic_images=64"
 )
+
+
+def gan(store, config=TINY, **changes):
+    """The trained GAN of a configuration."""
+    study = Study(store, config)
+    maker = config.gan.replace(**changes)
+    return maker.train(store, study.inputs(maker))
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +48,9 @@ def run_step(lam, share=1.0):
         p.data.add_(torch.randn_like(p) * 0.2)
     torch.manual_seed(1)
     batch, probes, kept = (torch.rand(8, 1, 32, 32), torch.arange(8)), torch.rand(10, 49), {}
-    for name, losses in synthesis.gan_step(
-        generator, discriminator, teacher, probes, lam, 28, share=share
-    )(batch, 0.0):
+    for name, losses in gan_step(generator, discriminator, teacher, probes, lam, 28, share=share)(
+        batch, 0.0
+    ):
         losses["loss"].backward()
         kept[name] = losses
     return kept, [p.grad.clone() for p in generator.parameters()]
@@ -90,13 +85,13 @@ def test_a_share_of_the_batch_stands_for_the_attention_loss(monkeypatch):
 
 
 def test_both_arms_train_from_one_seed_and_are_kept(store):
-    vanilla, augmented = TINY.gan(store, 0.0), TINY.gan(store, 5.0)
+    vanilla, augmented = gan(store, lam=0.0), gan(store, lam=5.0)
     assert vanilla.key != augmented.key
     history = vanilla.json("history.json")
     assert len(history) == 2 and {"adversarial", "attention", "discriminator_loss"} <= set(
         history[0]
     )
-    assert TINY.gan(store, 0.0).cached and vanilla.metrics["stopped"] == ""
+    assert gan(store, lam=0.0).cached and vanilla.metrics["stopped"] == ""
     assert synthesis.kept_states(vanilla) == {
         1: "generator-00001.safetensors",
         2: "generator-00002.safetensors",
@@ -112,9 +107,9 @@ def test_both_arms_train_from_one_seed_and_are_kept(store):
 
 
 def test_images_come_from_the_seed_and_read_nothing_real(store):
-    maker, given = TINY.gan_maker(), TINY.given(store)
+    maker, given = TINY.gan, Study(store, TINY).inputs(TINY.gan)
     images, kept = synthesis.make_images(store, maker, given, 50, seed=1)
-    model = maker.generator(TINY.gan(store))
+    model = maker.generator(gan(store))
     again, other = (
         synthesis.generate(model, images.labels, seed, 28) for seed in (1 * 100_003, 2 * 100_003)
     )
@@ -128,15 +123,15 @@ def test_images_come_from_the_seed_and_read_nothing_real(store):
 
 
 def test_an_earlier_state_draws_other_images(store):
-    maker, given, gan = TINY.gan_maker(), TINY.given(store), TINY.gan(store)
+    maker, given, trained = TINY.gan, Study(store, TINY).inputs(TINY.gan), gan(store)
     first, last, default = (
-        maker.drawing(gan, given, epoch)(torch.arange(10), 0) for epoch in (1, 2, None)
+        maker.drawing(trained, given, epoch)(torch.arange(10), 0) for epoch in (1, 2, None)
     )
     assert torch.equal(last, default) and not torch.equal(first, last)
 
 
 def test_ledger_of_the_students(store):
-    real, synthetic = TINY.student(store, "real"), TINY.student(store, "synthetic")
+    real, synthetic = Study(store, TINY).student("real"), Study(store, TINY).student("synthetic")
     assert {(r["split"], r["purpose"]): r["images"] for r in real.ledger} == {
         ("mnist/train", "training"): 64,
         ("mnist/test", "evaluation"): 100,
@@ -148,46 +143,46 @@ def test_ledger_of_the_students(store):
 
 
 def test_a_changed_parameter_makes_anew_only_what_depends_on_it(store):
-    changed = replace(TINY, temperature=2.0)
-    for name in ("gan", "teacher_artifact", "feature_artifact"):
-        assert getattr(TINY, name)(store).key == getattr(changed, name)(store).key
-    assert TINY.student(store, "synthetic").key != changed.student(store, "synthetic").key
-    assert changed.gan(store).cached and TINY.student(store, "synthetic").cached
-    assert TINY.gan(store).key != replace(TINY, lam=2.0).gan(store).key
+    changed = TINY.override("temperature=2")
+    one, other = Study(store, TINY), Study(store, changed)
+    assert one.teacher.key == other.teacher.key and one.space.judge.key == other.space.judge.key
+    assert gan(store).key == gan(store, changed).key
+    assert one.student("synthetic").key != other.student("synthetic").key
+    assert gan(store, changed).cached and one.student("synthetic").cached
+    assert gan(store).key != gan(store, lam=2.0).key
 
 
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"lam": -1.0}, "'lam' is impossible"),
-        ({"lam": float("nan")}, "'lam' is impossible"),
-        ({"attention_share": 0.0}, "share"),
-        ({"attention_share": 1.1}, "share"),
-        ({"teacher": "mine"}, "no such way"),
-        ({"shipped": "none", "teacher": "shipped"}, "missing"),
+        ("lam=-1", "'lam' is impossible"),
+        ("lam=nan", "'lam' is impossible"),
+        ("attention_share=0", "'attention_share' is impossible"),
+        ("attention_share=1.1", "'attention_share' is impossible"),
+        ("teacher=mine", "'source' is impossible"),
+        ("shipped=none teacher=shipped", "missing"),
     ],
 )
-def test_impossible_recipes(store, change, words):
+def test_impossible_settings(store, change, words):
     with pytest.raises(WorkbenchError, match=words):
-        replace(TINY, **change).gan(store)
+        gan(store, TINY.override(change))
 
 
 def test_repeated_seeds_are_no_evidence():
     assert parse_seeds("0, 1,5") == [0, 1, 5]
-    with pytest.raises(WorkbenchError, match="repeated"):
+    with pytest.raises(WorkbenchError, match="different"):
         parse_seeds("0,0,1")
 
 
 def test_every_epoch_of_a_short_training_watches_attention(store):
-    gan = replace(TINY, gan_batch=48, gan_epochs=3).gan(store, 0.0)  # 2 steps an epoch
-    assert all("attention" in row for row in gan.json("history.json"))
+    trained = gan(store, batch_size=48, epochs=3, lam=0.0)  # 2 steps an epoch
+    assert all("attention" in row for row in trained.json("history.json"))
 
 
 def test_a_student_that_cannot_take_the_images_fails_before_a_teacher_is_trained(store):
     with pytest.raises(WorkbenchError, match="multiple of the patch 7"):
-        replace(
-            TINY, data="digits", student_model="vit_mnist_mini_patch7", teacher_epochs=99
-        ).student(store, "real")
+        config = TINY.override("data=digits student.model=vit_mnist_mini_patch7 teacher.epochs=99")
+        Study(store, config).student("real")
 
 
 def test_a_generator_of_bad_numbers_is_refused():

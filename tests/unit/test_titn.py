@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from steps import distill_step
 from torch import nn
 
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import to_float
-from dfkd_lib.distill import KDWeights, distill_step, live_targets
+from dfkd_lib.distill import KDWeights, LiveTeacher
 from dfkd_lib.models import count_flops, count_parameters, create_model
 from dfkd_lib.training import Augmentation, Batch, label_step
 from dfkd_lib.training.mixing import auto_augment, beta_sample, cutmix, mixup
@@ -100,7 +101,7 @@ def mixed(images, labels, others, share):
 def titn_step(student, teacher, alpha=0.5):
     """Eq. 10 as weights of the one step."""
     weights = KDWeights(kd=0, ce=alpha, patch=0, hard=1 - alpha)
-    return distill_step(student, live_targets(teacher, probed=False), weights)
+    return distill_step(student, LiveTeacher(teacher, probed=False), weights)
 
 
 class TwoHeads(nn.Module):
@@ -192,7 +193,7 @@ def test_an_augmentation_depends_on_its_generator_alone():
         and torch.equal(plain.rows, labels)
     )
     for bad in ({"kind": "shfit"}, {"mix": "cutmax"}, {"shift": -1}, {"alpha": 0.0}):
-        with pytest.raises(WorkbenchError, match="augmentation"):
+        with pytest.raises(WorkbenchError, match="Augmentation"):
             Augmentation(**bad)
 
 

@@ -6,19 +6,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dfkd_lib import training
+from dfkd_lib import presets, training
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.datasets import load_images
 from dfkd_lib.distill import titn
-from dfkd_lib.distill.early import EarlyRecipe
 from dfkd_lib.distill.scores import gigaflops
 from dfkd_lib.models import create_model
 from dfkd_lib.training import Augmentation, Batch, TrainConfig, label_step
 
-EARLY = EarlyRecipe(
-    data="digits", patch_size=2, images=200, passes=400, batch_size=50, augmentation="none"
+EARLY = presets.load(
+    "early",
+    "quick",
+    "data=digits patch_size=2 images=200 passes=400 batch_size=50 augmentation=none",
 )
-TITN = titn.TitnRecipe(data="digits", images=100, epochs=1, batch_size=50, augmentation="none")
+TITN = presets.load(
+    "titn", "quick", "data=digits images=100 epochs=1 batch_size=50 augmentation=none"
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +55,14 @@ def cnn(store, digits):
 def test_every_run_gets_as_many_image_passes():
     for images in (50, 100, 200):
         whole, one, two = (
-            EARLY.config(images, part, 0).epochs * images for part in (1.0, 0.6, 0.4)
+            EARLY.training(images, part, 0).epochs * images for part in (1.0, 0.6, 0.4)
         )
         assert whole == 400 and abs(one + two - 400) <= images
 
 
 def test_dearkd_is_two_stages_and_the_second_knows_no_teacher(store, digits, cnn):
-    recipe = replace(EARLY, patch_size=7)
-    one, two = recipe.run(store, "DearKD", cnn, *digits, share=0.5, seed=0)
+    config = EARLY.replace(patch_size=7)
+    one, two = config.run(store, "DearKD", cnn, *digits, share=0.5, seed=0)
     assert two.parents == [one.key] and one.parents == [cnn.key]
     assert {"ce", "hard", "early"} <= set(one.json("history.json")[0])
     assert {"hard", "early"}.isdisjoint(two.json("history.json")[0])
@@ -70,10 +73,10 @@ def test_dearkd_is_two_stages_and_the_second_knows_no_teacher(store, digits, cnn
         }
     start, end = one.tensors(), two.tensors()
     assert start.keys() == end.keys() and any(not torch.equal(start[k], end[k]) for k in start)
-    (plain,) = recipe.run(store, "plain", cnn, *digits, share=0.5, seed=0)
+    (plain,) = config.run(store, "plain", cnn, *digits, share=0.5, seed=0)
     assert (
         plain.parents == []
-        and recipe.run(store, "plain", cnn, *digits, share=0.5, seed=0)[0].cached
+        and config.run(store, "plain", cnn, *digits, share=0.5, seed=0)[0].cached
     )
 
 
@@ -149,7 +152,8 @@ def test_flops_by_hand():
 def test_a_folder_is_read_once_for_a_grid_and_again_when_it_changes(tmp_path, monkeypatch):
     from PIL import Image
 
-    from dfkd_lib.distill import study as recipes
+    from dfkd_lib.datasets import DataConfig, load_splits
+    from dfkd_lib.datasets import config as module
 
     def put(split, name, k):
         path = tmp_path / split / f"class{k}" / name
@@ -157,11 +161,12 @@ def test_a_folder_is_read_once_for_a_grid_and_again_when_it_changes(tmp_path, mo
         Image.new("L", (8, 8), 10 * k).save(path)
 
     [put(split, f"{i}.png", k) for split in ("train", "test") for k in range(2) for i in range(2)]
-    loads, load = [], recipes.load_images
-    monkeypatch.setattr(recipes, "load_images", lambda *a, **o: loads.append(a) or load(*a, **o))
-    make = lambda: recipes.ClassificationRecipe(data=str(tmp_path), size=8)  # noqa: E731
-    assert (
-        len(make().full_train) == 4 and make().full_train is make().full_train and len(loads) == 1
-    )
+    loads, load = [], module.load_images
+    monkeypatch.setattr(module, "load_images", lambda *a, **o: loads.append(a) or load(*a, **o))
+
+    def train():
+        return load_splits(DataConfig(name=str(tmp_path), size=8))[0]
+
+    assert len(train()) == 4 and train() is train() and len(loads) == 2  # the two splits
     put("train", "new.png", 1)
-    assert len(make().full_train) == 5 and len(loads) == 2
+    assert len(train()) == 5 and len(loads) == 4

@@ -1,0 +1,50 @@
+"""The library's steps bound to their networks, as the training loop calls them, and a student in one call."""
+
+from dfkd_lib import distill, synthesis
+from dfkd_lib.distill import KDWeights, StudentConfig
+from dfkd_lib.training import Augmentation
+
+
+def distill_step(student, teacher, weights, aligner=None):
+    """`kd_step` of these weights as (batch, progress) → losses."""
+    step = distill.kd_step(weights)
+    return lambda batch, progress: step(student, batch, teacher, progress, aligner)
+
+
+def gan_step(
+    generator, discriminator, teacher, probes, lam, side, steps=1, epochs=1, share=1.0, every=8
+):
+    """`synthesis.gan_step` as (batch, progress) → updates; the attention loss of λ = 0 is measured every eighth step."""
+    nets = synthesis.Networks(generator, discriminator, teacher, probes, side, share)
+
+    def step(batch, progress):
+        nets.watching = round(progress * epochs * steps) % steps % every == 0
+        yield from synthesis.gan_step(nets, *batch[:2], lam)
+
+    return step
+
+
+def train_student(
+    store,
+    stage,
+    model,
+    teacher,
+    images,
+    test_set,
+    config,
+    weights=KDWeights(),
+    augmentation=Augmentation(),
+    early_stage=1,
+    **more,
+):
+    """`distill.train_student` of a model's name and a `TrainConfig`."""
+    student = StudentConfig(
+        **config,
+        model=model,
+        augmentation=augmentation.kind,
+        mix=augmentation.mix,
+        early_stage=early_stage,
+    )
+    return distill.train_student(
+        store, student, images, test_set, teacher, weights, stage=stage, **more
+    )
