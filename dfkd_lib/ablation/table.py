@@ -139,7 +139,7 @@ def summary(
         tidy: of `tidy`. baseline: the row to compare with; None: the first. measure: a key of `MEASURES`.
 
     Returns:
-        columns row, the measure's mean, "± 95 %" (half of its t interval over seeds, NaN for one seed), "± test" (half of
+        columns row, the measure's mean, "± 95 %" (half of its t interval over seeds, NaN for fewer than three), "± test" (half of
         the test sample's interval of one accuracy, mean over seeds; accuracy only), seeds (finished), of (asked),
         unfinished (text), against (the baseline; "" in its own line), difference (row minus baseline), low, high (its t
         interval, not corrected), pairs (seeds behind it), p (paired t), "p (Holm)" (corrected over all lines that have a p).
@@ -157,7 +157,7 @@ def summary(
     for row, of_seed in values.items():
         cells = tidy[tidy["row"] == row]
         mean, half = (
-            intervals.mean_interval(list(of_seed.values())) if of_seed else (math.nan, math.nan)
+            intervals.shown_interval(list(of_seed.values())) if of_seed else (math.nan, math.nan)
         )
         line = {"row": row, measure: mean, "± 95 %": half}
         if measure == ACCURACY:

@@ -11,6 +11,7 @@ from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Artifact, resolve, save_json
 from dfkd_lib.core.config import Config
 from dfkd_lib.distill.scores import SCORES, gigaflops, scores
+from dfkd_lib.losses import LOSSES
 from dfkd_lib.metrics.intervals import (
     FEWEST,
     accuracy_interval,
@@ -324,14 +325,7 @@ def over(seeds: Sequence[int]) -> str:
 def loss_names(histories: dict[str, list[list[dict]]]) -> dict[str, str]:
     """{key in a history: title} of every loss that histories hold, for `plots.loss_components`; a loss of the user's own
     has its name for a title."""
-    titles = {
-        "kd": "distillation (eq. 8)",
-        "ce": "cross entropy (eq. 9)",
-        "patch": "patch probe",
-        "hard": "hard label",
-        "soft": "soft label",
-        "early": "early features",
-    }
+    titles = {k: f"{loss.label} ({loss.equation.partition(';')[0]})" for k, loss in LOSSES.items()}
     other = {"epoch", "lr", "seconds", "images_per_second", "loss", "test_accuracy"}
     keys = (key for runs in histories.values() for rows in runs for row in rows for key in row)
     return {key: titles.get(key, key) for key in dict.fromkeys(keys) if key not in other}

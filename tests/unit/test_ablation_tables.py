@@ -280,7 +280,7 @@ def test_the_short_table_and_the_report_print_no_objects(tmp_path, capsys):
     frame = grid({"all": [90, 91], "b_1": [80, None], "c": [None, None]})
     short = table.short_table(table.summary(frame))
     assert short.values.tolist() == [
-        ["all", "90.50 ± 6.35", "2", "baseline", "–"],
+        ["all", "90.50", "2", "baseline", "–"],
         ["b_1", "80.00", "1 of 2 (1 diverged)", "-10.00", "–"],
         ["c", "–", "0 of 2 (2 diverged)", "–", "–"],
     ]
