@@ -1,4 +1,4 @@
-"""Notebooks, the method of each, and what profiles change of notebooks whose settings are parameters of their own."""
+"""Notebooks, and what profiles change of notebooks whose settings are parameters of their own."""
 
 NOTEBOOKS = (
     "00_start_here",
@@ -12,14 +12,6 @@ NOTEBOOKS = (
     "70_deploy",
     "90_summary",
 )
-METHOD_OF = {
-    "10_attention_probes": "attention",
-    "20_gan_fid": "synthesis",
-    "30_classification_kd": "classification",
-    "35_ablation": "ablation",
-    "50_early_kd": "early",
-    "60_titn": "titn",
-}
 PROFILES: dict[str, dict[str, dict]] = {
     "smoke": {
         "00_start_here": {"test_images": 400},

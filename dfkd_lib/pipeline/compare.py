@@ -37,9 +37,9 @@ def run_rows(a: dict, b: dict) -> list[tuple[str, str, str]]:
     ]
 
 
-def parameters_of(result: dict, saved: dict) -> dict[str, object]:
+def parameters_of(result: dict) -> dict[str, object]:
     """{name: value} of a notebook's parameters and typed settings, without the pipeline's own."""
-    settings = {name: entry[0] for name, entry in saved.get("settings", {}).items()}
+    settings = {name: entry[0] for name, entry in result.get("settings", {}).items()}
     return {k: v for k, v in (result.get("parameters", {}) | settings).items() if k not in OWN}
 
 
@@ -106,7 +106,7 @@ def write_comparison(a: str | Path, b: str | Path, out: str | Path | None, comma
     for name in sorted(results[0]["notebooks"].keys() & results[1]["notebooks"].keys()):
         both = [one["notebooks"][name] for one in results]
         saved = [read_metrics(folder, name) for folder in folders]
-        first, second = (parameters_of(r, s) for r, s in zip(both, saved, strict=True))
+        first, second = map(parameters_of, both)
         parameters += [
             (name, key, value_text(first.get(key, "–")), value_text(second.get(key, "–")))
             for key in first | second

@@ -55,11 +55,7 @@ def write_index(out: Path, results: dict, about: Mapping[str, Notebook]) -> Path
     ]
     statuses = ["from earlier runs" if n["earlier"] else n["status"] for n in notebooks]
     provenance = results["provenance"]
-    saved = {
-        name: {**result, "settings": read_metrics(out, name).get("settings", {})}
-        for name, result in results["notebooks"].items()
-    }
-    found = headlines(saved, about)
+    found = headlines(results["notebooks"], about)
     columns = ("label", "value", "seeds", "size", "paper", "reference")
     beside = [tuple(row[c] for c in columns) for row in found if row["paper"]]
     contents = [

@@ -13,7 +13,8 @@ from dfkd_lib.core.artifacts import resolve as resolve_path
 from dfkd_lib.pipeline import parameters as declared
 from dfkd_lib.pipeline.execute import HUNG_MINUTES
 from dfkd_lib.presets import PRESETS
-from dfkd_lib.profiles import METHOD_OF, PROFILES
+from dfkd_lib.profiles import PROFILES
+from dfkd_lib.reporting import notebooks as about
 
 ABLATION = "35_ablation"
 
@@ -117,7 +118,7 @@ def make_plan(
         }
         for own in ("out_dir", "artifacts_dir", "interactive"):
             declared.find_parameter(own, known[name], name)
-        if method := METHOD_OF.get(name):
+        if method := about.read_notebook(files[name]).method:
             presets.load(method, profile, values[name]["overrides"])
     plan = Plan(
         profile,

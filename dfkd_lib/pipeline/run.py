@@ -343,6 +343,7 @@ class Run:
             "status": outcome.status,
             "seconds": round(outcome.seconds, 2),
             "parameters": self.plan.parameters[name],
+            "settings": {k: entry[:2] for k, entry in saved.get("settings", {}).items()},
             "metrics": saved.get("metrics", {}),
             "peak_memory_mb": round(
                 max(outcome.peak_memory_mb, saved.get("peak_memory_mb") or 0), 1

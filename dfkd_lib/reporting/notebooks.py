@@ -50,7 +50,7 @@ class Headline:
         """{label, value, seeds, size, paper, reference}, all text, of a notebook's result; None if it was not measured.
 
         Args:
-            result: {"metrics": {…}, "parameters": {…}, "settings": {name: [value, default, help]}}.
+            result: {"metrics": {…}, "parameters": {…}, "settings": {name: [value, …]}}.
         """
         metrics = result.get("metrics", {})
         value = metrics.get(self.metric)

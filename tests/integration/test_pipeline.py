@@ -32,7 +32,8 @@ hostile = {HOSTILE!r}
 csv.writer(open(out / "tables/t.csv", "w")).writerows([["data set", "ours", "paper"], [hostile, "27.5", "23"]])
 saved = dict(notebook="10_fine", metrics=dict(accuracy=0.97, name=hostile, epochs=epochs, interactive=interactive),
              figures=[dict(name="f", caption=hostile, paper="A Fig. 1"), dict(name="f", caption="unlisted", paper=None)],
-             tables=[dict(name="t", caption=hostile, paper="A Table 2")], artifacts=[], peak_memory_mb=1, seconds=1)
+             tables=[dict(name="t", caption=hostile, paper="A Table 2")], artifacts=[], peak_memory_mb=1, seconds=1,
+             settings={{"student.epochs": [7, 3, "passes"]}})
 json.dump(saved, open(out / "metrics/10_fine.json", "w"))"""
 SHOW = """\
 from IPython.display import HTML, Javascript, display
@@ -288,7 +289,9 @@ def test_results_hold_what_was_promised(finished):
     assert saved["notebooks"] == results["notebooks"] and saved["profile"] == "smoke"
     fine = saved["notebooks"]["10_fine"]
     assert fine["parameters"]["epochs"] == fine["metrics"]["epochs"] == 7
-    assert fine["metrics"]["interactive"] is False
+    assert fine["metrics"]["interactive"] is False and fine["settings"] == {
+        "student.epochs": [7, 3]
+    }
     assert (
         fine["peak_memory_mb"] > 30
         and saved["peak_memory_mb"] > fine["peak_memory_mb"]
