@@ -12,6 +12,7 @@ from dfkd_lib.pipeline.run import exit_code, run
 from dfkd_lib.pipeline.train import train
 
 __all__ = [
+    "compare",
     "Parameter",
     "Plan",
     "exit_code",

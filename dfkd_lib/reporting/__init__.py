@@ -1,1 +1,10 @@
-"""What a notebook leaves behind: its report, the papers' tables, the summary over all notebooks."""
+"""What a notebook leaves behind: its report, the papers' tables, the summary over all notebooks, what is published.
+
+- `report`: `Report`, tables over seeds, the papers' numbers.
+- `notebooks`: what a notebook says of itself, and headline results.
+- `results`: results files read back.
+- `summary`: real images behind every stage, time.
+- `published`: the README of published results.
+"""
+
+__all__ = ["notebooks", "published", "report", "results", "summary"]
