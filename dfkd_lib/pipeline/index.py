@@ -5,14 +5,13 @@ from pathlib import Path
 
 from dfkd_lib.pipeline.html import entries, link, read_metrics, write_page
 from dfkd_lib.reporting.notebooks import Notebook, headlines
-from dfkd_lib.reporting.results import commit_text
+from dfkd_lib.reporting.results import commit_text, seeds_text
 
 
 def notebook_entry(out: Path, name: str, title: str, result: dict) -> dict:
     """Everything the index shows of one notebook; of figures and tables those with a place in a paper."""
     saved = read_metrics(out, name) if result["status"] != "skipped" else {}
     cached = [artifact.get("cached", False) for artifact in saved.get("artifacts", [])]
-    parameters = result.get("parameters", {})
     files = {kind: f"{name}.{kind}" for kind in ("html", "ipynb")}
     return {
         "error": None,
@@ -23,7 +22,7 @@ def notebook_entry(out: Path, name: str, title: str, result: dict) -> dict:
         "figures": [entry for _, entry in entries(out, saved, f"{name[:2]}.") if entry["paper"]],
         "made": cached.count(False),
         "found": cached.count(True),
-        "seeds": parameters.get("seeds", parameters.get("seed", "")),
+        "seeds": seeds_text(result),
         **{kind: link(file) if (out / file).exists() else None for kind, file in files.items()},
     }
 
@@ -49,12 +48,12 @@ def write_index(out: Path, results: dict, about: Mapping[str, Notebook]) -> Path
         results: what results.json holds.
         about: what the notebooks are about, by name.
     """
+    provenance = results["provenance"]
     notebooks = [
-        notebook_entry(out, name, about[name].title if name in about else name, result)
+        notebook_entry(out, name, about.get(name, Notebook(name, name)).title, result)
         for name, result in results["notebooks"].items()
     ]
     statuses = ["from earlier runs" if n["earlier"] else n["status"] for n in notebooks]
-    provenance = results["provenance"]
     found = headlines(results["notebooks"], about)
     columns = ("label", "value", "seeds", "size", "paper", "reference")
     beside = [tuple(row[c] for c in columns) for row in found if row["paper"]]

@@ -31,6 +31,7 @@ from dfkd_lib.pipeline.progress import Progress
 from dfkd_lib.pipeline.task import Place, Task, clear, code, run_notebook, shared_parts, train_cell
 from dfkd_lib.reporting.notebooks import read_notebooks
 from dfkd_lib.reporting.published import read_published
+from dfkd_lib.reporting.results import seeds_text
 
 MEMORY_GB, MEMORY_ROOM = (
     2.0,
@@ -358,6 +359,7 @@ class Run:
             result["machine"] = {"host": unit.told.get("where"), **unit.told["machine"]}
         if outcome.error:
             result["error"] = outcome.error
+        self.results["provenance"]["seeds"][name] = seeds_text(result)
         self.results["notebooks"][name] = result
         self.progress.ended(name, outcome)
         self._write()

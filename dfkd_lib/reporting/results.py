@@ -57,6 +57,15 @@ def value_text(x: object) -> str:
     return ", ".join(map(value_text, x)) if isinstance(x, (list, tuple)) else str(x)
 
 
+def seeds_text(result: dict) -> str:
+    """The seeds of a notebook's result, of its settings where it has them: an empty parameter means the preset's."""
+    parameters = result.get("parameters", {})
+    seeds = result.get("settings", {}).get("seeds", [None])[0]
+    if seeds is None:
+        seeds = parameters.get("seeds", parameters.get("seed", ""))
+    return ",".join(map(str, seeds)) if isinstance(seeds, list) else str(seeds)
+
+
 def commit_text(git: dict) -> str:
     """The commit, and whether files differed from it."""
     changes = ", with uncommitted changes" if git.get("dirty") else ""
