@@ -1,11 +1,12 @@
-"""`python -m dfkd_lib`: run the notebooks, list them and their parameters, verify artifacts."""
+"""`python -m dfkd_lib`: run the notebooks, list them and their parameters, explain and verify artifacts."""
 
 import argparse
 import os
 import shlex
 import sys
+from pathlib import Path
 
-from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core import Store, WorkbenchError, resolve
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,6 +82,12 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("b", metavar="DIR_B", help="folder of another")
     compare.add_argument("--out", metavar="DIR", help="where compare.html goes (default: DIR_B)")
     verbs.add_parser("published", help="write reports/published/README.md from its results files")
+    explain = verbs.add_parser(
+        "explain", help="what an artifact was made from, or what differs between two"
+    )
+    explain.add_argument("key", metavar="KEY", help="its key, or the beginning of it")
+    explain.add_argument("other", metavar="KEY2", nargs="?", help="another, to compare it with")
+    explain.add_argument("--artifacts", metavar="DIR", default="data/artifacts")
     verify = verbs.add_parser("verify", help="check the checksums of every trained thing")
     verify.add_argument("--artifacts", metavar="DIR", default="data/artifacts")
     return top
@@ -154,16 +161,31 @@ def published(options) -> int:
     return 0
 
 
-def verify(options) -> int:
-    from dfkd_lib.core.artifacts import Store, resolve
-
-    if not resolve(options.artifacts).is_dir():
+def existing(folder: str) -> Path:
+    """The artifact folder of that name, which must exist."""
+    path = resolve(folder)
+    if not path.is_dir():
         raise WorkbenchError(
             "there is no such artifact folder",
-            where=resolve(options.artifacts),
+            where=path,
             fix="check --artifacts; the default is made by the first run",
         )
-    store = Store(options.artifacts)
+    return path
+
+
+def explain_artifact(options) -> int:
+    from dfkd_lib.core import explain
+
+    root = existing(options.artifacts)
+    other = options.other
+    print(
+        explain.compare(root, options.key, other) if other else explain.explain(root, options.key)
+    )
+    return 0
+
+
+def verify(options) -> int:
+    store = Store(existing(options.artifacts))
     store.tidy()
     rows = store.verify()
     for key, problem in rows:
@@ -186,6 +208,7 @@ def main(words: list[str] | None = None) -> int:
         "list": list_notebooks,
         "compare": compare,
         "published": published,
+        "explain": explain_artifact,
         "verify": verify,
     }
     try:

@@ -104,7 +104,7 @@ def _agreement(student: Artifact, teacher: Artifact, images) -> dict | None:
 def find(store: Store, cell: Cell) -> Artifact | None:
     """The cell's artifact if all of it has been made before, else None; trains nothing."""
     try:
-        return run_cell(store.looking(), cell)
+        return run_cell(store.find_only(), cell)
     except NotMade:
         return None
 

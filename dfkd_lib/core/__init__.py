@@ -1,6 +1,6 @@
 """The ground floor: errors, the artifact store, the ledger of real images, atomic files, processes, provenance."""
 
-from dfkd_lib.core import ledger, processes
+from dfkd_lib.core import explain, ledger, processes
 from dfkd_lib.core.artifacts import (
     REPOSITORY,
     Artifact,
@@ -17,22 +17,30 @@ from dfkd_lib.core.artifacts import (
     save_json,
     save_tensors,
 )
+from dfkd_lib.core.carry import from_source, source_of
+from dfkd_lib.core.code import Fingerprint, Registry, fingerprint
 from dfkd_lib.core.config import Config, Seed, Seeds, Setting
 from dfkd_lib.core.errors import WorkbenchError, is_number, plain, printable
+from dfkd_lib.core.source import remember
 
 __all__ = [
     "REPOSITORY",
     "Artifact",
     "ArtifactError",
     "Config",
+    "Fingerprint",
     "NotMade",
+    "Registry",
     "Seed",
     "Seeds",
     "Setting",
     "Store",
     "WorkbenchError",
     "content_key",
+    "explain",
     "file_hash",
+    "fingerprint",
+    "from_source",
     "home",
     "is_number",
     "ledger",
@@ -42,7 +50,9 @@ __all__ = [
     "printable",
     "processes",
     "provenance",
+    "remember",
     "resolve",
     "save_json",
     "save_tensors",
+    "source_of",
 ]

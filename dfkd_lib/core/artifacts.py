@@ -1,29 +1,28 @@
 """Trained things by content key: made once, atomically, under a lock, checksummed, resumable after a kill.
 
-The key of an artifact is a hash of its stage, its settings and its parents' keys, so a changed parameter makes anew what
-depends on it and nothing else. While it is being made an artifact lives in `<key>.partial` (with its training
+The key of an artifact is a hash of its stage, its settings, its parents' keys and the code that makes it, so a changed
+parameter or function makes anew what depends on it and nothing else. While it is being made an artifact lives in `<key>.partial` (with its training
 checkpoint); only when all of it is on disk is that folder renamed to `<key>`. What is damaged is never used and never
 deleted: it is moved to `.damaged/<key>` with a note, and made anew.
 """
 
-import hashlib
 import json
 import os
-import platform
 import secrets
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import Timeout
 
 from dfkd_lib.core import ledger, processes
+from dfkd_lib.core.code import stage_fingerprint
 from dfkd_lib.core.errors import WorkbenchError
+from dfkd_lib.core.explain import made_anew, report_versions
 from dfkd_lib.core.files import (
     NO_LOCKS,
     check_manifest,
@@ -40,6 +39,18 @@ from dfkd_lib.core.files import (
     seal,
     whole_files,
 )
+from dfkd_lib.core.manifest import (
+    MANIFEST,
+    REPOSITORY,
+    Artifact,
+    ArtifactError,
+    commit,
+    content_key,
+    home,
+    provenance,
+    resolve,
+    versions,
+)
 
 __all__ = [
     "Artifact",
@@ -49,6 +60,7 @@ __all__ = [
     "Store",
     "content_key",
     "file_hash",
+    "home",
     "load_tensors",
     "note_whole",
     "provenance",
@@ -57,35 +69,8 @@ __all__ = [
     "save_tensors",
 ]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-MANIFEST = "manifest.json"
 WAIT_SECONDS = 60.0  # between two remarks that another process is being waited for
 STALE_SECONDS = 3600  # a temporary file that nobody has touched for so long belongs to nobody
-
-
-class ArtifactError(WorkbenchError):
-    """An artifact on disk is not what was written."""
-
-
-def home(path: str | Path) -> Path:
-    """A path with `~` written out; WorkbenchError if no file can have that name."""
-    try:
-        if b"\0" in os.fsencode(path):
-            raise ValueError("a NUL character")
-        return Path(path).expanduser()
-    except (ValueError, RuntimeError, TypeError) as error:  # RuntimeError: `~name` of nobody
-        raise WorkbenchError(
-            "this is no path",
-            expected="a name of a file or a folder",
-            got=f"{path!r}: {error}",
-            fix="correct the path",
-        ) from None
-
-
-def resolve(path: str | Path) -> Path:
-    """An absolute path; relative ones are taken from the repository root, wherever a notebook was opened."""
-    path = home(path)
-    return path if path.is_absolute() else REPOSITORY / path
 
 
 def _seconds(path: Path) -> float:
@@ -96,101 +81,12 @@ def _seconds(path: Path) -> float:
         return 0.0
 
 
-def provenance() -> dict:
-    """What made a result: git commit (with "+" if files differ from it), versions, processor, cores, accelerator."""
-    import torch
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in _lines("/proc/cpuinfo")
-            if line.startswith("model name")
-        ),
-        platform.processor() or platform.machine(),
-    )
-    return {
-        "commit": (git("rev-parse", "--short=12", "HEAD") or "unknown") + changed,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if os.path.exists(path) else []
-
-
 def _hash(path: Path) -> str:
     return file_hash(path) if path.is_file() else "no such file"
 
 
-def content_key(stage: str, settings: dict, parents: Sequence["Artifact"] = ()) -> str:
-    """`<stage>-<16 hex digits>` from the stage, its JSON-able settings and the keys of its parents, in order."""
-    try:
-        text = json.dumps(
-            [stage, settings, [parent.key for parent in parents]], sort_keys=True, allow_nan=False
-        )
-    except (TypeError, ValueError) as error:
-        raise WorkbenchError(
-            f"the settings of stage '{stage}' cannot be a key",
-            got=error,
-            expected="finite numbers, strings, booleans, None, lists and dicts of them",
-            fix="give settings as plain values",
-        ) from None
-    return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A finished artifact: its key, its folder, its manifest, and whether it was found rather than made just now."""
-
-    key: str
-    path: Path
-    manifest: dict
-    cached: bool
-
-    @property
-    def stage(self) -> str:
-        return self.manifest["stage"]
-
-    @property
-    def settings(self) -> dict:
-        return self.manifest["settings"]
-
-    @property
-    def metrics(self) -> dict:
-        return self.manifest["metrics"]
-
-    @property
-    def ledger(self) -> list[dict]:
-        return self.manifest["ledger"]
-
-    @property
-    def parents(self) -> list[str]:
-        return self.manifest["parents"]
-
-    @property
-    def seconds(self) -> float:
-        """Seconds it took to make, over all its attempts."""
-        return self.manifest["seconds"]
-
-    def tensors(self, name: str = "model.safetensors") -> dict:
-        return load_tensors(self.path / name)
-
-    def json(self, name: str):
-        return json.loads((self.path / name).read_text())
-
-
 class NotMade(WorkbenchError):
-    """An artifact that was only to be looked for is not there."""
+    """An artifact that was only to be found is not there."""
 
 
 class Store:
@@ -236,12 +132,16 @@ class Store:
         parents: Sequence[Artifact] = (),
         reads: dict[str, str] | None = None,
         inherited: Sequence[dict] = (),
+        code: Sequence[object] = (),
     ) -> Artifact:
-        """The artifact of this stage, settings and parents: from disk if it is there, else made by `make(work)`.
+        """The artifact of this stage, settings, parents and code: from disk if it is there, else made by `make(work)`.
 
         `make` writes its files into the folder `work` and returns JSON-able metrics; it runs inside
         `ledger.stage(stage, reads)`. `work` outlives a kill, so a checkpoint kept in `work/checkpoint` resumes.
         `inherited` are ledger rows of work done elsewhere (the training of a checkpoint that is taken in).
+
+        The code is that of `make`, followed through all it reaches by name, and of `code`: entries of tables that `make`
+        looks up by a setting (`MODELS[name]`). The values in the closure of `make` are those of settings and parents.
 
         Several processes of one run (`accelerate launch`) call this alike, on a folder that all of them see. `make` then
         runs in all of them at once; what the main one writes is kept, the others write into a copy that is thrown away.
@@ -250,17 +150,20 @@ class Store:
         Raises:
             WorkbenchError: if the disk takes no more; whatever `make` raises.
         """
-        key = content_key(stage, settings, parents)
+        known = stage_fingerprint(make, code)
+        key = content_key(stage, settings, parents, known)
+        given = (key, stage, settings, make, parents, reads, inherited, known)
         if processes.count() > 1:
-            return self._make_together(key, stage, settings, make, parents, reads, inherited)
+            return self._make_together(*given)
         with suppress(ArtifactError):
             if found := self.find(key):
+                report_versions(found)
                 return found
         with self._lock(key):
             if found := self._find_sound(key):  # made by another process while we waited
                 return found
             try:
-                return self._make(key, stage, settings, make, parents, reads, inherited)
+                return self._make(*given)
             except Exception as error:
                 if is_full(error) and not isinstance(error, WorkbenchError):
                     raise disk_error(
@@ -268,9 +171,9 @@ class Store:
                     ) from error
                 raise
 
-    def looking(self) -> "Store":
-        """This store, to look with: what is not there raises `NotMade` instead of being made."""
-        return _Looking(self.root)
+    def find_only(self) -> "Store":
+        """This store, to find things in: what is not there raises `NotMade` instead of being made."""
+        return _FindOnly(self.root)
 
     def find(self, key: str) -> Artifact | None:
         """The finished artifact of that key, its checksums verified, or None."""
@@ -367,7 +270,9 @@ class Store:
         finally:
             lock.release()
 
-    def _make_together(self, key, stage, settings, make, parents, reads, inherited) -> Artifact:
+    def _make_together(
+        self, key, stage, settings, make, parents, reads, inherited, code
+    ) -> Artifact:
         """`get_or_make` in each of several processes: the main one in the work folder, the others in copies of it."""
         work = self.root / f"{key}.partial"
         with ExitStack() as held:
@@ -406,7 +311,7 @@ class Store:
                     shutil.copytree(work, copy)
             with processes.together(key):
                 if processes.is_main():
-                    self._make(key, stage, settings, make, parents, reads, inherited)
+                    self._make(key, stage, settings, make, parents, reads, inherited, code)
                 else:
                     with ledger.stage(stage, reads):
                         make(copy)
@@ -444,7 +349,9 @@ class Store:
             left.unlink(missing_ok=True)
         return work
 
-    def _make(self, key, stage, settings, make, parents, reads, inherited) -> Artifact:
+    def _make(self, key, stage, settings, make, parents, reads, inherited, code) -> Artifact:
+        if line := made_anew(self.root, key, stage, settings, parents, code):
+            print(line, flush=True)
         work = self._work_folder(key)
         spent, start = work / "seconds.txt", time.perf_counter()
         before = _seconds(spent)
@@ -471,6 +378,9 @@ class Store:
             "seconds": round(seconds, 2),
             "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "files": {name: file_hash(work / name) for name in names},
+            "code": {"digest": code.digest, "functions": code.table},
+            "versions": versions(),
+            "commit": commit(),
         }
         manifest["sealed"] = seal(json.loads(json.dumps(manifest)))  # as it will be read
         for path in {path for name in names for path in (work / name, (work / name).parent)}:
@@ -491,9 +401,11 @@ class Store:
         return Artifact(key, self.root / key, manifest, cached=False)
 
 
-class _Looking(Store):
-    def get_or_make(self, stage, settings, make, parents=(), reads=None, inherited=()) -> Artifact:
-        key = content_key(stage, settings, parents)
+class _FindOnly(Store):
+    def get_or_make(
+        self, stage, settings, make, parents=(), reads=None, inherited=(), code=()
+    ) -> Artifact:
+        key = content_key(stage, settings, parents, stage_fingerprint(make, code))
         try:
             found = self.find(key)
         except ArtifactError:  # whoever makes it sets it aside

@@ -24,7 +24,7 @@ from dfkd_lib.losses.detection import (
     objectness,
 )
 from dfkd_lib.models.create import count_parameters
-from dfkd_lib.models.detectors import Detections, Detector, create_detector
+from dfkd_lib.models.detectors import SPECS, Detections, Detector, create_detector
 
 PREDICTIONS = "predictions.safetensors"
 
@@ -267,7 +267,8 @@ def train_detector(
         }
 
     parents = [a for a in (teacher, scenes, weights) if isinstance(a, Artifact)]
-    return store.get_or_make(stage, settings, make, parents, reads)
+    code = [SPECS.get(name), PAIRINGS[terms.pairing]]
+    return store.get_or_make(stage, settings, make, parents, reads, code=code)
 
 
 def _same_classes(

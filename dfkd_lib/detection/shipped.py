@@ -8,7 +8,7 @@ from dfkd_lib.core import WorkbenchError, artifacts, ledger
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.detection.distill import keep_detector
 from dfkd_lib.detection.source import SceneSource
-from dfkd_lib.models.detectors import Detector, create_detector
+from dfkd_lib.models.detectors import SPECS, Detector, create_detector
 
 FOLDER = "data/teachers"
 
@@ -91,6 +91,7 @@ def shipped_detector(
         make,
         reads={test.split: ledger.EVALUATION},
         inherited=record["ledger"],
+        code=[SPECS.get(record["model"])],
     )
 
 

@@ -6,14 +6,14 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core import Registry, WorkbenchError
 from dfkd_lib.models.classifiers import VIT_MODELS
 from dfkd_lib.models.cnn import CNN_MODELS
 from dfkd_lib.models.dearkd import DEARKD_MODELS
 from dfkd_lib.models.titn import TITN_MODELS
 
 # name -> (builder, its keywords)
-MODELS = {**VIT_MODELS, **CNN_MODELS, **TITN_MODELS, **DEARKD_MODELS}
+MODELS = Registry({**VIT_MODELS, **CNN_MODELS, **TITN_MODELS, **DEARKD_MODELS})
 
 
 def model_names() -> list[str]:

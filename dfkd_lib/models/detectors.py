@@ -18,7 +18,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core import Registry, WorkbenchError
 from dfkd_lib.core.artifacts import load_tensors
 from dfkd_lib.models.load import WeightsMissing, fetch
 from dfkd_lib.models.weights import as_numbers
@@ -51,30 +51,32 @@ class _Spec:
         return not self.keywords
 
 
-_SPECS = {
-    "detr_resnet50": _Spec(
-        "resnet50", 4, 256, 6, 6, 100, 2048, 8, 0.1, False, hub="facebook/detr-resnet-50"
-    ),
-    "detr_resnet18_2x2": _Spec("resnet18", 4, 256, 2, 2, 100, 2048, 8, 0.1, False),
-    "conditional_detr_resnet50": _Spec(
-        "resnet50", 4, 256, 6, 6, 300, 2048, 8, 0.1, hub="microsoft/conditional-detr-resnet-50"
-    ),
-    "conditional_detr_resnet18_2x2": _Spec("resnet18", 4, 256, 2, 2, 100, 2048, 8, 0.1),
-    "detr_micro": _Spec(
-        "resnet18", 3, 112, 1, 3, 16, 224, 4, keywords={"channels": (32, 64, 128, 256)}
-    ),
-    "detr_nano": _Spec(
-        "resnet10t",
-        3,
-        96,
-        1,
-        2,
-        10,
-        192,
-        4,
-        keywords={"channels": (24, 48, 96, 192), "stem_width": 16},
-    ),
-}
+SPECS = Registry(
+    {
+        "detr_resnet50": _Spec(
+            "resnet50", 4, 256, 6, 6, 100, 2048, 8, 0.1, False, hub="facebook/detr-resnet-50"
+        ),
+        "detr_resnet18_2x2": _Spec("resnet18", 4, 256, 2, 2, 100, 2048, 8, 0.1, False),
+        "conditional_detr_resnet50": _Spec(
+            "resnet50", 4, 256, 6, 6, 300, 2048, 8, 0.1, hub="microsoft/conditional-detr-resnet-50"
+        ),
+        "conditional_detr_resnet18_2x2": _Spec("resnet18", 4, 256, 2, 2, 100, 2048, 8, 0.1),
+        "detr_micro": _Spec(
+            "resnet18", 3, 112, 1, 3, 16, 224, 4, keywords={"channels": (32, 64, 128, 256)}
+        ),
+        "detr_nano": _Spec(
+            "resnet10t",
+            3,
+            96,
+            1,
+            2,
+            10,
+            192,
+            4,
+            keywords={"channels": (24, 48, 96, 192), "stem_width": 16},
+        ),
+    }
+)
 
 
 class Detections(NamedTuple):
@@ -130,7 +132,7 @@ class Detector(nn.Module):
 
 def detector_names() -> list[str]:
     """Every name `create_detector` knows, sorted."""
-    return sorted(_SPECS)
+    return sorted(SPECS)
 
 
 def create_detector(
@@ -159,8 +161,8 @@ def create_detector(
         WorkbenchError: on an unknown name, impossible labels, missing or unfit weights, or two kinds of them.
         WeightsMissing: if published weights are neither on disk nor can be downloaded.
     """
-    if name not in _SPECS:
-        near = difflib.get_close_matches(name, _SPECS, n=1)
+    if name not in SPECS:
+        near = difflib.get_close_matches(name, SPECS, n=1)
         raise WorkbenchError(
             "no such detector",
             got=name,
@@ -191,7 +193,7 @@ def create_detector(
             got=" and ".join(given),
             fix="leave one of them out",
         )
-    spec = _SPECS[name]
+    spec = SPECS[name]
     if backbone_weights is not None:
         return _with_backbone(spec, num_labels, backbone_weights)
     if weights is None:
@@ -305,7 +307,7 @@ def _pretrained(name: str, spec: _Spec, num_labels: int) -> Detector:
             f"no pretrained weights exist for {name}",
             got=name,
             fix="train it (weights=None), or give a file of your own as weights=...",
-            expected=", ".join(other for other in detector_names() if _SPECS[other].full),
+            expected=", ".join(other for other in detector_names() if SPECS[other].full),
         )
     repository = spec.hub or timm.get_pretrained_cfg(spec.backbone).hf_hub_id
     try:

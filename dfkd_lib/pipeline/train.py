@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from dfkd_lib.core import WorkbenchError, processes
+from dfkd_lib.core import WorkbenchError, processes, remember
 from dfkd_lib.pipeline.run import Plan
 from dfkd_lib.reporting.notebooks import read_notebook
 
@@ -50,7 +50,8 @@ def execute_here(notebook: Path, values: dict) -> None:
     space = {"__name__": "__main__", "display": _nothing}
     for number, cell in enumerate(nbformat.read(notebook, as_version=4).cells):
         if cell.cell_type == "code":
-            exec(compile(cell.source, f"{notebook.name}, cell {number}", "exec"), space)
+            place = remember(f"{notebook.name}, cell {number}", cell.source)
+            exec(compile(cell.source, place, "exec"), space)
             if "parameters" in cell.metadata.get("tags", []):
                 space |= values
 

@@ -29,7 +29,7 @@ from dfkd_lib.losses import (
     total_variation,
 )
 from dfkd_lib.metrics import scores_and_features
-from dfkd_lib.models import FieldGenerator, create_model
+from dfkd_lib.models import MODELS, FieldGenerator, create_model
 from dfkd_lib.synthesis.canvas import Draws, fit_to_last_good, generate, kept_states
 from dfkd_lib.synthesis.given import Given
 from dfkd_lib.training import Precision, TrainConfig
@@ -196,7 +196,11 @@ class GuidedGenerator(TrainConfig):
         settings = {**self.as_dict(), "classes": list(given.classes), "shape": list(given.shape)}
         parents = [given.teacher, *([given.probes] if self.attention and given.probes else [])]
         return store.get_or_make(
-            "guided_generator", settings, lambda work: self._fit(work, given), parents
+            "guided_generator",
+            settings,
+            lambda work: self._fit(work, given),
+            parents,
+            code=[MODELS.get(self.student_model)] if self.adversarial else [],
         )
 
     def _fit(self, work: Path, given: Given) -> dict:

@@ -186,6 +186,7 @@ def train_classifier(
         make,
         ancestors,
         reads_of((train_set, "training"), (test_set, ledger.EVALUATION)),
+        code=[MODELS.get(model_name)],
     )
 
 

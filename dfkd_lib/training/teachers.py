@@ -14,7 +14,7 @@ from dfkd_lib.core import WorkbenchError, artifacts, ledger
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.losses import label_loss
-from dfkd_lib.models import count_parameters, create_model, load_weights
+from dfkd_lib.models import MODELS, count_parameters, create_model, load_weights
 from dfkd_lib.training.classifier import (
     check_classes_agree,
     check_fit,
@@ -113,6 +113,7 @@ def open_model(store: Store, name: str, model: nn.Module) -> Artifact:
         "opened_model",
         {"name": name, "weights": digest.hexdigest()[:16]},
         lambda work: {"parameters": count_parameters(model)},
+        code=[type(model)],
     )
 
 
@@ -177,6 +178,7 @@ def shipped_teacher(
         make,
         reads=reads_of((test_set, ledger.EVALUATION)),
         inherited=record["ledger"],
+        code=[MODELS.get(record["model"])],
     )
 
 

@@ -219,7 +219,7 @@ def test_what_ran_is_found_and_what_did_not_is_not(ran, store):
         and store.keys() == before
     )
     with pytest.raises(NotMade):
-        store.looking().get_or_make("stage", {}, lambda work: pytest.fail("made"))
+        store.find_only().get_or_make("stage", {}, lambda work: pytest.fail("made"))
 
 
 def test_cells_of_one_row_differ_in_their_weights_only_by_seed(ran, store):

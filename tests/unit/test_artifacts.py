@@ -31,7 +31,7 @@ def write(value):
 
 def test_second_request_makes_nothing(store):
     first = store.get_or_make("stage", {"a": 1}, write(1))
-    again = store.get_or_make("stage", {"a": 1}, lambda work: pytest.fail("made again"))
+    again = store.get_or_make("stage", {"a": 1}, write(2))
     assert not first.cached and again.cached
     assert again.metrics == {"value": 1} and (again.path / "value.txt").read_text() == "1"
 
@@ -80,7 +80,7 @@ def test_changed_bytes_are_named_set_aside_and_made_anew(store, capsys):
         store.find(made.key)
     assert "made anew" in str(caught.value)
     with pytest.raises(NotMade):
-        store.looking().get_or_make("stage", {}, write(1))
+        store.find_only().get_or_make("stage", {}, write(1))
     assert [bad is not None for _, bad in store.verify()] == [True]
     again = store.get_or_make("stage", {}, write(1))
     assert (
@@ -150,7 +150,7 @@ TRAIN = """
             time.sleep(float(sys.argv[2]))
             return {}
 
-        config = training.TrainConfig(12, 32, 1e-2, weight_decay=0.01, seed=3)
+        config = training.TrainConfig(epochs=12, batch_size=32, lr=1e-2, weight_decay=0.01, seed=3)
         training.fit({"model": model}, step, training.TensorBatches((x, y), 32), config, evaluate=after,
                      checkpoint=work / "checkpoint")
         artifacts.save_tensors(work / "model.safetensors", model.state_dict())

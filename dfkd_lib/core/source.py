@@ -1,0 +1,374 @@
+"""Functions as normalised text: what of their source can change a result, and the names from outside that they use.
+
+A function's text is its syntax tree without comments, docstrings, annotations, positions, layout, texts of errors and
+printed messages. Names that it does not bind itself are taken out of it and listed, to be resolved where it is used.
+Records of the library's files are cached on disk, beside Python's own caches, and hold as long as the file is unchanged.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import json
+import linecache
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import CodeType
+from typing import NamedTuple
+
+from dfkd_lib.core.errors import WorkbenchError
+
+LIBRARY = Path(__file__).resolve().parents[1]
+CACHE = Path(importlib.util.cache_from_source(__file__)).with_suffix(".json")
+DROPPED = ("annotation", "returns", "type_comment", "kind", "type_params", "ctx", "type_ignores")
+MESSAGES = ("print", "warn")  # a call of these as a statement shows something and returns nothing
+FIELD = ("default", "default_factory")  # of pydantic's Field: help and ranges change no value
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+class Record(NamedTuple):
+    """A function, normalised.
+
+    Args:
+        text: digest of its normalised source. names: each outer name with the attributes that follow it, as
+            ["", "losses", "kd_loss"]; of a name imported inside, the first is "module:name".
+        own: attributes used of its first parameter. whole: whether that parameter is used in any other way.
+        signature: checksum of its bytecode. line: its first line.
+    """
+
+    text: str
+    names: list[list[str]]
+    own: list[str]
+    whole: bool
+    signature: int
+    line: int
+
+
+def digest(text: str) -> str:
+    """The first 12 hex digits of a text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Normaliser:
+    """The normalised text of one function, and the outer names it uses, in order of appearance.
+
+    Args:
+        function: its syntax tree.
+    """
+
+    def __init__(self, function: ast.AST):
+        self.scopes: list[tuple[bool, dict]] = []
+        self.names: list[list[str]] = []
+        self.own: list[str] = []
+        self.whole = False
+        arguments = function.args
+        first = [*arguments.posonlyargs, *arguments.args][:1]
+        self.first = first[0].arg if first else None
+        decorators = self.write(getattr(function, "decorator_list", []))
+        self.text = decorators + self._function(function)
+
+    def write(self, node: object) -> str:
+        """A node, or a list of nodes, as text; "" for what is dropped."""
+        if isinstance(node, list):
+            return "[" + ",".join(filter(None, map(self.write, node))) + "]"
+        if not isinstance(node, ast.AST):
+            return repr(node)
+        written = getattr(self, f"_{type(node).__name__}", self._plain)
+        return written(node)
+
+    def _plain(self, node: ast.AST) -> str:
+        parts = (
+            f"{name}={self.write(value)}"
+            for name, value in ast.iter_fields(node)
+            if name not in DROPPED and value is not None and value != []
+        )
+        return f"{type(node).__name__}({','.join(parts)})"
+
+    def _Expr(self, node: ast.Expr) -> str:
+        value = node.value
+        shows = isinstance(value, ast.Call) and last_name(value.func) in MESSAGES
+        return "" if shows or isinstance(value, ast.Constant) else self._plain(node)
+
+    def _AnnAssign(self, node: ast.AnnAssign) -> str:
+        if node.value is None:
+            return ""
+        return f"Assign(targets={self.write([node.target])},value={self.write(node.value)})"
+
+    def _Raise(self, node: ast.Raise) -> str:
+        raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+        return f"Raise({'' if raised is None else last_name(raised)})"
+
+    def _Assert(self, node: ast.Assert) -> str:
+        return f"Assert({self.write(node.test)})"
+
+    def _Call(self, node: ast.Call) -> str:
+        name = last_name(node.func)
+        if name.endswith("Error"):
+            return f"Call({name})"
+        if name != "Field":
+            return self._plain(node)
+        chosen = [keyword for keyword in node.keywords if keyword.arg in FIELD]
+        return f"Call({self.write(node.func)},{self.write(node.args)},{self.write(chosen)})"
+
+    def _Import(self, node: ast.AST) -> str:
+        return ""  # the names it binds are resolved where they are used
+
+    _ImportFrom = _Import
+
+    def _Name(self, node: ast.Name) -> str:
+        return self._chain(node.id, [], node)
+
+    def _Attribute(self, node: ast.Attribute) -> str:
+        attributes, root = [node.attr], node.value
+        while isinstance(root, ast.Attribute):
+            attributes.insert(0, root.attr)
+            root = root.value
+        if not isinstance(root, ast.Name):
+            return self._plain(node)
+        return self._chain(root.id, attributes, node)
+
+    def _chain(self, name: str, attributes: list[str], node: ast.AST) -> str:
+        place, imported = self._find(name)
+        if place is None or imported:
+            if place is None and isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                return name
+            chain = [imported, *attributes] if imported else ["", name, *attributes]
+            if chain not in self.names:
+                self.names.append(chain)
+            return f"<{self.names.index(chain)}>"
+        if place == 0 and name == self.first:
+            self.whole |= not attributes
+            self.own += [attributes[0]] if attributes and attributes[0] not in self.own else []
+        return ".".join([name, *attributes])
+
+    def _find(self, name: str) -> tuple[int | None, str | None]:
+        """The scope that binds a name, None if it comes from outside; and what is imported under it there."""
+        for place in reversed(range(len(self.scopes))):
+            of_class, names = self.scopes[place]
+            if name in names and not (of_class and place < len(self.scopes) - 1):
+                return place, names[name]
+        return None, None
+
+    def _FunctionDef(self, node: ast.AST) -> str:
+        inputs = [*node.args.defaults, *filter(None, node.args.kw_defaults)]
+        outer = self.write([*getattr(node, "decorator_list", []), *inputs])
+        return f"{getattr(node, 'name', '')}{outer}{self._function(node)}"
+
+    _AsyncFunctionDef = _Lambda = _FunctionDef
+
+    def _function(self, node: ast.AST) -> str:
+        arguments = node.args
+        kinds = {
+            "/": arguments.posonlyargs,
+            "": arguments.args,
+            "*": [arguments.vararg] if arguments.vararg else [],
+            "=": arguments.kwonlyargs,
+            "**": [arguments.kwarg] if arguments.kwarg else [],
+        }
+        heads = [f"{kind}{argument.arg}" for kind, many in kinds.items() for argument in many]
+        body = node.body if isinstance(node.body, list) else [node.body]
+        names = dict.fromkeys(argument.arg for many in kinds.values() for argument in many)
+        self.scopes.append((False, {**names, **bound(body)}))
+        written = self.write(body)
+        self.scopes.pop()
+        kind = "Async" if isinstance(node, ast.AsyncFunctionDef) else "Function"
+        return f"{kind}({','.join(heads)}){written}"
+
+    def _ClassDef(self, node: ast.ClassDef) -> str:
+        outer = self.write([*node.decorator_list, *node.bases, *node.keywords])
+        self.scopes.append((True, bound(node.body)))
+        body = self.write(node.body)
+        self.scopes.pop()
+        return f"Class({node.name},{outer},{body})"
+
+    def _comprehension(self, node: ast.AST) -> str:
+        outer = self.write(node.generators[0].iter)  # evaluated outside
+        targets = [generator.target for generator in node.generators]
+        self.scopes.append((False, bound(targets)))
+        parts = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
+        written = self.write(parts)
+        for place, generator in enumerate(node.generators):
+            source = self.write(generator.iter) if place else ""
+            written += f"{self.write(generator.target)}{source}{self.write(generator.ifs)}"
+        self.scopes.pop()
+        return f"{type(node).__name__}({outer}{written})"
+
+    _ListComp = _SetComp = _DictComp = _GeneratorExp = _comprehension
+
+
+def last_name(node: ast.AST) -> str:
+    """`f` of the expressions `f` and `a.b.f`; "" of any other."""
+    return getattr(node, "attr", getattr(node, "id", ""))
+
+
+def bound(nodes: list) -> dict[str, str | None]:
+    """The names that statements bind in their own scope, with what is imported under them ("module:name"), if anything."""
+    found: dict[str, str | None] = {}
+    outer: set[str] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        match node:
+            case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
+                found.setdefault(name)
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                found.setdefault(node.name)
+                continue
+            case ast.Lambda():
+                continue
+            case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
+                inner = (n.target for n in ast.walk(node) if isinstance(n, ast.NamedExpr))
+                found.update(dict.fromkeys(target.id for target in inner))
+                continue
+            case ast.Import(names=aliases):
+                for alias in aliases:
+                    name = alias.asname or alias.name.partition(".")[0]
+                    found[name] = f"{alias.name if alias.asname else name}:"
+            case ast.ImportFrom(module=module, names=aliases):
+                for alias in aliases:
+                    found[alias.asname or alias.name] = f"{module}:{alias.name}"
+            case ast.Global(names=names) | ast.Nonlocal(names=names):
+                outer.update(names)
+            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)):
+                found.setdefault(name)
+            case ast.MatchStar(name=str(name)) | ast.MatchMapping(rest=str(name)):
+                found.setdefault(name)
+        waiting.extend(ast.iter_child_nodes(node))
+    return {name: imported for name, imported in found.items() if name not in outer}
+
+
+def signature(code: CodeType) -> int:
+    """A checksum of what a function does, whatever its docstring and its lines."""
+    documented = code.co_name != "<lambda>" and code.co_consts and type(code.co_consts[0]) is str
+    total = zlib.crc32(repr((code.co_names, code.co_varnames)).encode(), zlib.crc32(code.co_code))
+    for constant in code.co_consts[1 if documented else 0 :]:
+        if isinstance(constant, CodeType):
+            total = zlib.crc32(str(signature(constant)).encode(), total)
+        else:
+            parts = sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant
+            total = zlib.crc32(repr(parts).encode(), total)
+    return total
+
+
+def code_objects(code: CodeType) -> Iterator[CodeType]:
+    """A code object and all those inside it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from code_objects(constant)
+
+
+def read_text(text: str) -> dict[str, list[Record]]:
+    """{qualified name: records} of every function of a source text; SyntaxError if it is none."""
+    tree = ast.parse(text)
+    # As a notebook's cell is compiled, which may await at its top.
+    whole = compile(text, "", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    places: dict[tuple[int, str], list[CodeType]] = {}
+    for code in code_objects(whole):
+        places.setdefault((code.co_firstlineno, code.co_name), []).append(code)
+    found: dict[str, list[Record]] = {}
+    for node in ast.walk(tree):
+        if not isinstance(node, FUNCTIONS):
+            continue
+        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+        for code in places.get((first, getattr(node, "name", "<lambda>")), []):
+            if isinstance(node, ast.Lambda) and not _is_of(code, node.body):
+                continue
+            read = Normaliser(node)
+            record = Record(
+                digest(read.text), read.names, read.own, read.whole, signature(code), first
+            )
+            found.setdefault(code.co_qualname, []).append(record)
+    return found
+
+
+def _is_of(code: CodeType, body: ast.AST) -> bool:
+    """Whether a lambda's code is that of this body: several may stand in one line."""
+    place = (body.lineno, body.end_lineno, body.col_offset, body.end_col_offset)
+    return place in code.co_positions()
+
+
+def remember(name: str, text: str) -> str:
+    """Register the source of a notebook's cell, as a kernel does, so that its functions have one; returns `name`."""
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    return name
+
+
+class Sources:
+    """Records of functions by their code, read from files, notebook cells and a cache on disk; one for each process."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, tuple[list, dict]] = {}
+        self._cached: dict | None = None
+
+    def record(self, code: CodeType, loader: object = None) -> Record | None:
+        """The record of a function's code; None if its source is nowhere to be found.
+
+        Args:
+            loader: of its module; where it is not Python's own (pytest rewrites asserts), bytecode is not compared.
+
+        Raises:
+            WorkbenchError: if the source has changed since the function was loaded.
+        """
+        records = self._read(code.co_filename)
+        if records is None:
+            return None
+        known = [Record(*one) for one in records.get(code.co_qualname, [])]
+        wanted = signature(code)
+        for record in known:
+            if record.signature == wanted:
+                return record
+        if loader is not None and type(loader).__name__ not in ("SourceFileLoader", "zipimporter"):
+            return next((one for one in known if one.line == code.co_firstlineno), None)
+        raise WorkbenchError(
+            "code has changed since it was loaded, so that what it makes would get a wrong key",
+            got=code.co_qualname,
+            where=code.co_filename,
+            fix="restart the kernel (or the process), which loads it as it is now",
+        )
+
+    def _read(self, name: str) -> dict | None:
+        try:
+            found = os.stat(name)
+            state = [found.st_mtime_ns, found.st_size]
+        except OSError:  # a notebook's cell
+            entry = linecache.cache.get(name)
+            if entry is None or len(entry) < 3:
+                return None
+            state = [hash("".join(entry[2]))]
+        if name in self._files and self._files[name][0] == state:
+            return self._files[name][1]
+        path = Path(name)
+        inside = str(path.relative_to(LIBRARY)) if path.is_relative_to(LIBRARY) else ""
+        saved = self._disk()["files"].get(inside) if inside else None
+        if saved is None or saved[0] != state:
+            try:
+                text = path.read_text() if len(state) > 1 else "".join(linecache.cache[name][2])
+                saved = [state, read_text(text)]
+            except (OSError, SyntaxError, ValueError):
+                return None
+            if inside:
+                self._disk()["files"][inside] = saved
+                self._save()
+        self._files[name] = (state, saved[1])
+        return saved[1]
+
+    def _disk(self) -> dict:
+        if self._cached is None:
+            own = os.stat(__file__)
+            self._cached = {"by": [own.st_mtime_ns, own.st_size], "files": {}}
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                saved = json.loads(CACHE.read_text())
+                if saved["by"] == self._cached["by"]:
+                    self._cached = saved
+        return self._cached
+
+    def _save(self) -> None:
+        """Write the cache, whole or not at all; whoever cannot write it does without."""
+        temporary = CACHE.with_name(f"{CACHE.name}.{os.getpid()}.tmp")
+        with suppress(OSError):
+            temporary.write_text(json.dumps(self._cached))
+            os.replace(temporary, CACHE)

@@ -1,0 +1,289 @@
+"""A result belongs to its code: what changes a fingerprint, what does not, and what is made anew by it."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfkd_lib.core import Registry, Store, WorkbenchError, fingerprint, remember
+from dfkd_lib.core.code import differences
+from dfkd_lib.losses import kd_loss
+
+ROOT = Path(__file__).resolve().parents[2]
+STEP = """
+    import torch.nn.functional as F
+    from dfkd_lib import losses
+
+    temperature = 4.0
+
+    def step(student, batch, teacher):
+        kd = losses.kd_loss(student(batch.images), teacher.logits, temperature)
+        return {"loss": kd, "ce": F.cross_entropy(student(batch.images), batch.labels)}
+"""
+cells = 0
+
+
+def cell(text: str, names: dict | None = None) -> dict:
+    """Run a cell as a notebook's kernel does: compiled under a name of its own that `linecache` knows."""
+    global cells
+    cells += 1
+    text, name = textwrap.dedent(text), remember(f"<cell {cells}>", textwrap.dedent(text))
+    names = {"__name__": "__main__"} if names is None else names
+    exec(compile(text, name, "exec"), names)
+    return names
+
+
+def step_of(text: str) -> str:
+    return fingerprint(cell(text)["step"]).digest
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("        kd = ", "        # the distillation\n        kd = "),
+        ("teacher):\n", 'teacher):\n        """What it does."""\n'),
+        (
+            "student, batch, teacher)",
+            "student: object, batch: dict, teacher=None) -> dict".replace("=None", ""),
+        ),
+        (
+            "teacher.logits, temperature)",
+            "\n            teacher.logits,\n            temperature,\n        )",
+        ),
+        ("losses.kd_loss", "kd_loss"),
+        ("temperature = 4.0", "temperature = 4.0\n    epochs = 3"),
+        ("        kd = ", "        print('here')\n        kd = "),
+    ],
+    ids=["comment", "docstring", "annotation", "format", "import", "another name", "print"],
+)
+def test_what_changes_no_result_changes_no_fingerprint(old, new):
+    changed = STEP.replace(old, new).replace(
+        "import losses", "import losses; from dfkd_lib.losses import kd_loss"
+    )
+    assert changed != STEP and step_of(changed) == step_of(STEP)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("temperature = 4.0", "temperature = 3.0"),
+        ("student(batch.images), teacher", "2 * student(batch.images), teacher"),
+        ("losses.kd_loss", "losses.hard_distillation_loss"),
+        ("F.cross_entropy", "F.nll_loss"),
+        ('"ce"', '"CE"'),
+    ],
+)
+def test_what_changes_a_result_changes_the_fingerprint(old, new):
+    assert old in STEP and step_of(STEP.replace(old, new)) != step_of(STEP)
+
+
+def test_a_step_that_is_edited_is_made_anew_and_undone_is_found(tmp_path, capsys):
+    store, made = Store(tmp_path), []
+
+    def student(step):
+        def make(work):
+            made.append(len(step.__name__))
+
+        return store.get_or_make("student", {"model": "vit"}, make)
+
+    names = cell(STEP)
+    first = student(names["step"])
+    assert student(cell(STEP)["step"]).key == first.key and len(made) == 1
+    cell("temperature = 2.0", names)
+    second = student(names["step"])
+    assert second.key != first.key and len(made) == 2
+    line = capsys.readouterr().out.strip()
+    assert line == f"{second.key}: made anew: step: temperature 4.0 → 2.0, since {first.key}"
+    cell("temperature = 4.0", names)
+    assert student(names["step"]).key == first.key and len(made) == 2
+
+
+def test_a_value_in_a_closure_counts():
+    def with_temperature(temperature):
+        def step(logits, others):
+            return kd_loss(logits, others, temperature)
+
+        return step
+
+    one, other = (fingerprint(with_temperature(value)) for value in (4.0, 3.0))
+    assert one == fingerprint(with_temperature(4.0)) != other
+    (line,) = differences(one.table, other.table)
+    assert line.endswith("step: temperature 4.0 → 3.0")
+
+
+def double(x):
+    return 2 * x
+
+
+class Scale:
+    """A callable object with a method and a state."""
+
+    limit = 10
+
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, x):
+        return self.times(x)
+
+    def times(self, x):
+        return double(x) * self.by
+
+
+@pytest.mark.parametrize(
+    "thing, same, other",
+    [
+        (lambda x: 2 * x, lambda y: 2 * y, lambda x: 3 * x),
+        (partial(double, 1), partial(double, 1), partial(double, 2)),
+        (Scale(2).times, Scale(2).times, Scale(3).times),
+        (Scale(2), Scale(2), Scale(3)),
+        (torch.nn.Linear(2, 2).eval(), None, torch.nn.Linear(2, 2).eval()),
+        (lambda x: x + torch.ones(2), None, lambda x: x + torch.zeros(2)),
+    ],
+    ids=["lambda", "partial", "bound method", "callable object", "model", "tensors"],
+)
+def test_every_kind_of_function_has_a_fingerprint(thing, same, other):
+    found = fingerprint(thing).digest
+    assert found == fingerprint(thing).digest != fingerprint(other).digest
+    if isinstance(thing, partial | Scale) or hasattr(thing, "__self__"):
+        assert found == fingerprint(same).digest
+
+
+def test_two_lambdas_of_one_line_are_told_apart():
+    plus, minus = (lambda x: x + 1), (lambda x: x - 1)
+    assert fingerprint(plus).digest != fingerprint(minus).digest
+
+
+def test_a_class_counts_with_its_bases_and_methods():
+    text = """
+        class Base:
+            def scale(self): return 2
+
+        class Model(Base):
+            layers: int = 3
+            def forward(self, x): return self.scale() * x
+
+        def step(x): return Model().forward(x)
+    """
+    assert step_of(text) == step_of(text.replace("layers: int", "layers: float"))
+    for old, new in (("return 2", "return 3"), ("= 3", "= 4"), ("* x", "+ x"), ("(Base)", "")):
+        assert step_of(text) != step_of(text.replace(old, new))
+
+
+def test_what_cannot_be_compared_is_refused_with_a_fix(tmp_path):
+    names = cell("def step(x): return file.read()", None)
+    with open(tmp_path / "f", "w") as file:
+        names["file"] = (line for line in file)
+        with pytest.raises(WorkbenchError, match="cannot be part of a key") as caught:
+            fingerprint(names["step"])
+    assert "step: file" in str(caught.value) and "as an argument" in str(caught.value)
+
+
+def test_a_table_of_models_is_not_followed_but_for_the_entry_in_use():
+    text = "def make(work): return {'model': table['a']()}"
+    table = Registry(a=lambda: 1, b=lambda: 2)
+
+    def key(entry):
+        names = {"__name__": "__main__", "table": Registry(table)}
+        return fingerprint(cell(text, names)["make"], table[entry]).digest
+
+    before = key("a")
+    table["b"] = lambda: 3
+    assert key("a") == before != key("b")
+    table["a"] = lambda: 4
+    assert key("a") != before
+
+
+def loaded(path: Path, text: str):
+    path.write_text(textwrap.dedent(text))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_function_that_moves_stays_the_same_and_one_that_changes_on_disk_is_refused(tmp_path):
+    text = "WEIGHT = 2.0\n\ndef loss(x):\n    return WEIGHT * x\n"
+    one = loaded(tmp_path / "first_place.py", text)
+    other = loaded(tmp_path / "second_place.py", "import math\n\n\ndef more(): pass\n\n" + text)
+    assert fingerprint(one.loss) == fingerprint(other.loss)
+    before = fingerprint(one.loss)
+    (tmp_path / "first_place.py").write_text("# a comment above\n" + text)
+    assert fingerprint(one.loss) == before
+    (tmp_path / "first_place.py").write_text(text.replace("* x", "+ x"))
+    with pytest.raises(WorkbenchError, match="changed since it was loaded") as caught:
+        fingerprint(one.loss)
+    assert "restart the kernel" in str(caught.value)
+
+
+LIBRARY_RUN = """
+    import sys, torch
+    from dfkd_lib import distill, synthesis, training
+    from dfkd_lib.core import Store
+    from dfkd_lib.datasets import ImageSet
+
+    def images(split, count):
+        generator = torch.Generator().manual_seed(count)
+        pixels = torch.randint(0, 255, (count, 1, 28, 28), generator=generator, dtype=torch.uint8)
+        return ImageSet(pixels, torch.arange(count) % 2, ("a", "b"), split, split)
+
+    store, train, test = Store(sys.argv[1]), images("x/train", 16), images("x/test", 8)
+    small = {"width": 16, "depth": 1, "heads": 2}
+    config = training.TrainConfig(epochs=1, batch_size=8, lr=1e-3)
+    teacher = training.train_teacher(store, "vit_mnist_small", train, test, config, overrides=small)
+    probes = synthesis.class_probes(store, teacher, train)
+    given = synthesis.Given(teacher, train.classes, train.shape, probes, train)
+    gan = synthesis.CGAN(epochs=1, batch_size=8, width=8, d_width=4)
+    drawn, made = synthesis.make_images(store, gan, given, 8)
+    student = distill.StudentConfig(model="vit_mnist_small", epochs=1, batch_size=8)
+    kept = distill.train_student(store, student, drawn, test, teacher, parents=[made], overrides=small)
+    for artifact in (teacher, probes, gan.train(store, given), made, kept):
+        print("key", artifact.stage, artifact.key, artifact.cached)
+"""
+
+
+def run_library(folder: Path, store: Path, seed: str) -> tuple[dict, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(LIBRARY_RUN), str(store)],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(folder),
+            "PYTHONHASHSEED": seed,
+            "DFKD_PROGRESS": "none",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("key ")]
+    return {stage: (key, found == "True") for stage, key, found in rows}, done.stdout
+
+
+def test_a_changed_loss_makes_its_students_anew_and_nothing_else(tmp_path):
+    """One meaningful character of `kd_loss`, in a copy of the library: teacher, probes, GAN and images are found."""
+    shutil.copytree(ROOT / "dfkd_lib", tmp_path / "dfkd_lib")
+    source = tmp_path / "dfkd_lib" / "losses" / "classification.py"
+    text = source.read_text()
+    first, _ = run_library(tmp_path, tmp_path / "store", "1")
+    source.write_text("# a comment\n" + text)
+    assert "temperature**2" in text
+    again, _ = run_library(tmp_path, tmp_path / "store", "2")
+    assert {stage: key for stage, (key, _) in again.items()} == {
+        s: k for s, (k, _) in first.items()
+    }
+    assert all(found for _, found in again.values())
+    source.write_text(text.replace("temperature**2", "temperature**3"))
+    changed, printed = run_library(tmp_path, tmp_path / "store", "3")
+    (student,) = (stage for stage, (_, found) in changed.items() if not found)
+    assert student == "student_synthetic"
+    line = f"{changed[student][0]}: made anew: kd_loss changed, since {first[student][0]}"
+    assert line in printed.splitlines()
