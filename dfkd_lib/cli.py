@@ -76,7 +76,10 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--artifacts", metavar="DIR", default="data/artifacts", help="where trained things are kept"
     )
-    verbs.add_parser("list", help="notebooks and their parameters, with defaults")
+    listed = verbs.add_parser("list", help="notebooks and their parameters; of one, every setting")
+    listed.add_argument(
+        "notebook", nargs="?", help="its number or name: all settings of its method"
+    )
     compare = verbs.add_parser("compare", help="one page of what differs between two runs")
     compare.add_argument("a", metavar="DIR_A", help="folder of a run")
     compare.add_argument("b", metavar="DIR_B", help="folder of another")
@@ -134,13 +137,33 @@ def train(options) -> int:
 
 
 def list_notebooks(options) -> int:
-    from dfkd_lib import pipeline
+    """Print each notebook's parameters and the settings of its method: default, each preset's value, range and help."""
+    from dfkd_lib import pipeline, presets
+    from dfkd_lib.pipeline.parameters import find_notebook
+    from dfkd_lib.reporting.notebooks import read_notebook as about
 
-    for name, path in pipeline.notebook_files().items():
-        print(name)
-        for parameter in pipeline.read_notebook(path).values():
-            rule = f"  [{parameter.rule}]" if parameter.rule else ""
-            print(f"  {f'{parameter.name} = {parameter.default!r}':<36} {parameter.help}{rule}")
+    files = pipeline.notebook_files()
+    wanted = [find_notebook(options.notebook, list(files))] if options.notebook else list(files)
+    for name in wanted:
+        declared, method = pipeline.read_notebook(files[name]), about(files[name]).method
+        print(f"{name}" + (f" ({method})" if method else ""))
+        for parameter in declared.values():
+            print(f"  {f'{parameter.name} = {parameter.default!r}':<40} {parameter.help}")
+        if not method or not options.notebook:
+            continue
+        trees = {preset: presets.of_preset(method, preset).settings() for preset in presets.PRESETS}
+        print(
+            "  settings, as --set or in overrides: paper (and what other presets have), range, help"
+        )
+        for full, setting in trees["paper"].items():
+            others = [
+                f"{preset} {tree[full].default!r}"
+                for preset, tree in trees.items()
+                if tree[full].default != setting.default
+            ]
+            value = f"{full} = {setting.default!r}" + (f" ({', '.join(others)})" if others else "")
+            rule = f" [{setting.rule}]" if setting.rule else ""
+            print(f"    {value:<60} {setting.help}{rule}")
     return 0
 
 

@@ -4,8 +4,11 @@ A method's defaults are its paper's settings wherever the paper gives one, so `p
 laptop's, `smoke` the tests', `night` the papers' sizes as far as two cores get in one night.
 """
 
+import ast
 import importlib
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import cast
 
 from dfkd_lib.core.config import Config, nearest
@@ -13,14 +16,19 @@ from dfkd_lib.core.errors import WorkbenchError
 
 # Method -> its configuration, "module:class"; imported when it is asked for, so that a typo is refused at once.
 METHODS = {
+    "start": "dfkd_lib.datasets:DataConfig",
     "attention": "dfkd_lib.distill:AttentionConfig",
     "synthesis": "dfkd_lib.distill:ClassificationConfig",
     "classification": "dfkd_lib.distill:ClassificationConfig",
-    "ablation": "dfkd_lib.distill:ClassificationConfig",
+    "ablation": "dfkd_lib.distill:AblationConfig",
     "early": "dfkd_lib.distill:EarlyConfig",
     "titn": "dfkd_lib.distill:TitnConfig",
+    "deploy": "dfkd_lib.deploy:DeployConfig",
+    "summary": "dfkd_lib.core:Config",
 }
 PRESETS = ("smoke", "quick", "night", "paper")
+# Parameters of notebooks that are no settings of their method.
+NOT_SETTINGS = ("preset", "profile", "overrides", "out_dir", "artifacts_dir", "interactive")
 
 _SMALL_GAN = {
     "gan.epochs": 4,
@@ -120,8 +128,16 @@ _TITN_QUICK = {
     "feature_images": 20_000,
     "feature_epochs": 2,
 }
+_DEPLOY_QUICK = {"calibration_images": 512, "parity_images": 512, "repeats": 200}
 DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
     "smoke": {
+        "start": {"test_images": 400},
+        "deploy": {
+            "data.test_images": 500,
+            "calibration_images": 64,
+            "parity_images": 64,
+            "repeats": 20,
+        },
         "attention": {**_SMOKE, "statistics_images": 40, "scenes": 4},
         "synthesis": {**_SMOKE, "student.epochs": 1},
         "classification": _SMOKE,
@@ -145,6 +161,7 @@ DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
         },
     },
     "quick": {
+        "deploy": _DEPLOY_QUICK,
         "attention": {**_QUICK, "statistics_images": 1000},
         "synthesis": {**_QUICK, "seeds": "0,1,2,3,4"},
         "classification": _QUICK,
@@ -153,6 +170,7 @@ DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
         "titn": _TITN_QUICK,
     },
     "night": {
+        "deploy": _DEPLOY_QUICK,
         "attention": _NIGHT,
         "synthesis": _NIGHT,
         "classification": {**_NIGHT, "student.epochs": 10},
@@ -181,6 +199,8 @@ def config_class(method: str) -> type[Config]:
 def load(method: str, preset: str = "quick", overrides: str = "", **given: object) -> Config:
     """The configuration of a method: its defaults, changed by the preset, by what is given, and by overrides.
 
+    In a notebook that papermill runs, parameters that it was given and that the notebook does not declare count as overrides.
+
     Args:
         preset: smoke, quick, night or paper. overrides: "student.epochs=10 gan.lam=0", as for `Config.override`.
         given: settings by name; "" and None mean what the preset says.
@@ -188,6 +208,13 @@ def load(method: str, preset: str = "quick", overrides: str = "", **given: objec
     Raises:
         WorkbenchError: on unknown names, with the nearest right one, and on impossible values.
     """
+    config = of_preset(method, preset)
+    config = config.override({k: v for k, v in given.items() if not (v is None or v == "")})
+    return config.override(overrides).override(_injected())
+
+
+def of_preset(method: str, preset: str) -> Config:
+    """The configuration of a method as a preset has it; WorkbenchError if there is no such method or preset."""
     if preset not in PRESETS:
         near = nearest(preset, PRESETS)
         raise WorkbenchError(
@@ -196,7 +223,42 @@ def load(method: str, preset: str = "quick", overrides: str = "", **given: objec
             got=preset,
             fix=f"did you mean '{near}'?" if near else "choose one of them",
         )
-    config = config_class(method)()
-    config = config.override(cast(Mapping, DIFFERENCES[preset].get(method, {})))
-    config = config.override({k: v for k, v in given.items() if v not in ("", None)})
-    return config.override(overrides)
+    differences = DIFFERENCES[preset].get(method, {})
+    return config_class(method)().override(cast(Mapping, differences))
+
+
+def of_parameters(method: str, parameters: Mapping[str, object]) -> Config:
+    """The configuration that a notebook with these parameters loads: those that are settings of its method are given."""
+    preset = str(parameters.get("preset", "quick"))
+    known = config_class(method)()
+    own = {k: v for k, v in parameters.items() if k not in NOT_SETTINGS and known.has(k)}
+    return load(method, preset, str(parameters.get("overrides", "")), **own)
+
+
+def _injected() -> dict[str, object]:
+    """What papermill set beyond the parameters that the running notebook declares, {} elsewhere."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    cells = shell.user_ns.get("In", []) if shell else []
+    declared: set[str] = set()
+    found: dict[str, object] = {}
+    for source in cells:
+        values = _literals(source)
+        if source.startswith("# Parameters"):
+            found |= {name: value for name, value in values.items() if name not in declared}
+        declared |= set(values)
+    return {name: value for name, value in found.items() if name not in NOT_SETTINGS}
+
+
+def _literals(source: str) -> dict[str, object]:
+    """{name: value} of the `name = literal` lines of a cell."""
+    try:
+        statements = ast.parse(source).body
+    except (SyntaxError, ValueError):  # of IPython's own magic
+        return {}
+    values = {}
+    for statement in statements:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            with suppress(ValueError):
+                values[statement.targets[0].id] = ast.literal_eval(statement.value)
+    return values

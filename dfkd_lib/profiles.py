@@ -14,7 +14,6 @@ NOTEBOOKS = (
 )
 PROFILES: dict[str, dict[str, dict]] = {
     "smoke": {
-        "00_start_here": {"test_images": 400},
         "40_detection_kd": {
             "size": 48,
             "train_scenes": 64,
@@ -30,18 +29,10 @@ PROFILES: dict[str, dict[str, dict]] = {
             "arms": "train,plain,synthetic",
             "examples": 4,
             "threshold": 0.1,
-        },
-        "70_deploy": {
-            "test_images": 500,
-            "calibration_images": 64,
-            "parity_images": 64,
-            "repeats": 20,
-        },
-        "90_summary": {},
+        }
     },
-    "quick": {"00_start_here": {}, "40_detection_kd": {}, "70_deploy": {}, "90_summary": {}},
+    "quick": {},
     "paper": {
-        "00_start_here": {},
         "40_detection_kd": {
             "size": 512,
             "shortest": 800,
@@ -64,8 +55,6 @@ PROFILES: dict[str, dict[str, dict]] = {
             "gan_width": 512,
             "gan_d_width": 64,
             "gan_seeds": "0,1,2",
-        },
-        "70_deploy": {"calibration_images": 1024, "parity_images": 2048, "repeats": 1000},
-        "90_summary": {},
+        }
     },
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dfkd_lib.core import WorkbenchError, artifacts, plain
 from dfkd_lib.core.config import nearest
-from dfkd_lib.distill import MAKERS, ClassificationConfig, Study, drop_one
+from dfkd_lib.distill import MAKERS, AblationConfig, ClassificationConfig, Study, drop_one
 from dfkd_lib.models import model_names
 
 SOURCES = ("real", *MAKERS)
@@ -136,16 +136,16 @@ def _refuse(what: str, got: object, known: Sequence[str]) -> None:
 
 def base_of(config: ClassificationConfig, source: str = "augmented GAN") -> dict:
     """The settings of a notebook's configuration, as `read_grid` takes them for its base."""
-    differing = {k: v for k, v in config.flat().items() if v != DEFAULTS.get(k, v)}
+    differing = {
+        k: v for k, v in config.flat().items() if v != DEFAULTS.get(k, v) and k != "source"
+    }
     return {**differing, "source": source}
 
 
-def cells_of(
-    config: ClassificationConfig, grid: str = "", source: str = "augmented GAN"
-) -> list[Cell]:
-    """The cells of a grid file on top of a configuration, or one loss left out at a time where no file is named."""
-    chosen = artifacts.resolve(grid) if grid else {"drop_one": True}
-    return read_grid(chosen, base_of(config, source), config.seeds)
+def cells_of(config: AblationConfig) -> list[Cell]:
+    """The cells of the grid file that a configuration names, or one loss left out at a time where it names none."""
+    grid = artifacts.resolve(config.grid) if config.grid else {"drop_one": True}
+    return read_grid(grid, base_of(config, config.source), config.seeds)
 
 
 def rows_without(config: ClassificationConfig) -> dict[str, dict]:

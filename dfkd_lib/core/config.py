@@ -190,6 +190,14 @@ class Config(BaseModel):
             return also[name]
         return resolve_name(name, list(known), type(self).__name__)
 
+    def has(self, name: str) -> bool:
+        """Whether a word stands for a setting."""
+        try:
+            self.resolve(name)
+        except WorkbenchError:
+            return False
+        return True
+
     def settings(self) -> dict[str, Setting]:
         """Every leaf of the tree by its dotted name, with its value here as the default."""
         found: dict[str, Setting] = {}

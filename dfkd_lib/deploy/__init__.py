@@ -1,5 +1,6 @@
 """The student as ONNX and int8: parity, size, latency, and a folder that runs without PyTorch (METHODS A5)."""
 
+from dfkd_lib.deploy.config import DeployConfig
 from dfkd_lib.deploy.export import (
     check_export,
     export_onnx,
@@ -24,6 +25,7 @@ from dfkd_lib.deploy.tasks import check_exportable, find_student, scenes_of
 
 __all__ = [
     "VARIANTS",
+    "DeployConfig",
     "check_export",
     "check_exportable",
     "copy_package",

@@ -94,14 +94,6 @@ def find_student(
         found = store.find(json.loads(report.read_text())["metrics"].get(metric) or "none")
         if found is not None:
             return found
-    if profile not in PROFILES:
-        raise WorkbenchError(
-            "no such profile",
-            expected=", ".join(PROFILES),
-            got=profile,
-            where="profile",
-            fix="choose one of them",
-        )
     return make(profile, store)
 
 
@@ -109,16 +101,16 @@ FOUND = {  # kind: (notebook, its metric that names the student, how the student
     "classification": (
         "30_classification_kd",
         "student_synthetic_key",
-        lambda preset, store: Study(store, presets.load("classification", preset)).student(
+        lambda preset, store: Study(store, presets.of_preset("classification", preset)).student(
             "synthetic"
         ),
     ),
     "detection": (
         "40_detection_kd",
         "student_key",
-        lambda preset, store: DetectionRecipe.of(PROFILES[preset]["40_detection_kd"]).student(
-            store, "synthetic"
-        ),
+        lambda preset, store: DetectionRecipe.of(
+            PROFILES[preset].get("40_detection_kd", {})
+        ).student(store, "synthetic"),
     ),
 }
 

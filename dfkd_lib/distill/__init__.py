@@ -6,7 +6,14 @@ from dfkd_lib.distill.comparison import chosen_makers, compare_makers, equal_epo
 from dfkd_lib.distill.early import EarlyConfig
 from dfkd_lib.distill.scores import scores
 from dfkd_lib.distill.step import kd_step
-from dfkd_lib.distill.study import MAKERS, SOURCES, AttentionConfig, ClassificationConfig, Study
+from dfkd_lib.distill.study import (
+    MAKERS,
+    SOURCES,
+    AblationConfig,
+    AttentionConfig,
+    ClassificationConfig,
+    Study,
+)
 from dfkd_lib.distill.subject import Subject, open_subject
 from dfkd_lib.distill.targets import LiveTeacher, StoredTeacher, Targets, has_probe, teacher_targets
 from dfkd_lib.distill.titn import TitnConfig
@@ -15,6 +22,7 @@ from dfkd_lib.distill.weights import KDWeights, drop_one
 __all__ = [
     "MAKERS",
     "SOURCES",
+    "AblationConfig",
     "AttentionConfig",
     "ClassificationConfig",
     "EarlyConfig",

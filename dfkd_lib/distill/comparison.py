@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from dfkd_lib import metrics, synthesis
-from dfkd_lib.core import Artifact, Store, WorkbenchError, ledger
+from dfkd_lib.core import Artifact, Store, ledger
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.distill.study import Study
 from dfkd_lib.metrics import intervals
@@ -44,21 +44,9 @@ def may_see(maker: Maker) -> str:
 
 
 def chosen_makers(study: Study) -> dict[str, Maker]:
-    """The makers that the configuration names, in the order of every table; WorkbenchError on a name that is none."""
+    """The makers that the configuration names, in the order of every table."""
     makers = study.config.maker_settings()
-    asked = [name.strip() for name in study.config.makers.split(",") if name.strip()] or list(
-        makers
-    )
-    unknown = sorted(set(asked) - set(makers))
-    if unknown:
-        raise WorkbenchError(
-            "no such maker of images",
-            expected=", ".join(makers),
-            got=", ".join(unknown),
-            where="makers",
-            fix="name makers from the list, comma-separated",
-        )
-    return {name: maker for name, maker in makers.items() if name in asked}
+    return {name: makers[name] for name in study.config.maker_names()}
 
 
 def compare_makers(study: Study, makers: dict[str, Maker]) -> dict[str, dict]:

@@ -5,9 +5,10 @@ Notebooks 10, 20, 30, 35 and 70 share it, so that each of them runs alone and st
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dfkd_lib import datasets, synthesis, training
 from dfkd_lib.core import Artifact, Config, Seed, Seeds, Store, WorkbenchError
@@ -18,6 +19,15 @@ from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.models import create_model
 from dfkd_lib.synthesis import CGAN, FeatureConfig, FeatureSpace, Given, GuidedGenerator, Inversion
 from dfkd_lib.training import Augmentation, TeacherConfig, TrainConfig, keeps_images
+
+MAKERS = (
+    "vanilla GAN",
+    "augmented GAN",
+    "class probes",
+    "inversion (CNN)",
+    "inversion (ViT)",
+    "adversarial",
+)
 
 
 class ClassificationConfig(Config):
@@ -65,6 +75,18 @@ class ClassificationConfig(Config):
         0.1, ge=0, le=1000, description="weight of the patch-similarity entropy (maker 3b)"
     )
 
+    @model_validator(mode="after")
+    def _known_makers(self) -> Self:
+        unknown = set(self.maker_names()) - set(MAKERS)
+        if unknown:
+            raise ValueError(f"makers out of {', '.join(MAKERS)}; unknown: {', '.join(unknown)}")
+        return self
+
+    def maker_names(self) -> list[str]:
+        """The makers to compare, in the order of every table."""
+        asked = [name.strip() for name in self.makers.split(",") if name.strip()]
+        return sorted(asked, key=lambda name: (*MAKERS, name).index(name)) or list(MAKERS)
+
     def maker_settings(self) -> dict[str, synthesis.Maker]:
         """The makers of the comparison by name, each with the settings of this tree, in the order of every table."""
         gan = self.gan.replace(seed=self.seed)
@@ -82,17 +104,39 @@ class ClassificationConfig(Config):
         }
 
 
-MAKERS = tuple(ClassificationConfig().maker_settings())
 SOURCES = ("real", "synthetic", *MAKERS)
 
 
 class AttentionConfig(ClassificationConfig):
     """`ClassificationConfig`, and what notebook 10 looks at beside its teacher."""
 
+    model: str = Field(
+        "", description="a timm name, owner/name on the hub, a file or a folder, empty: the teacher"
+    )
+    checkpoint: str = Field(
+        "", description="a .safetensors file for that timm name, empty: its pretrained weights"
+    )
+    second: str = Field(
+        "auto", description="the model beside it: student, untrained, none, or as for model"
+    )
+    block: int = Field(-1, ge=-100, le=99, description="block, from the end if negative")
+    detector: str = Field("detr_micro_scenes", description="a shipped detector, empty: none")
+    view: str = Field("", description="the explorer's start, as its Save parameters writes it")
     examples: int = Field(3, ge=1, le=12, description="images in Figure 1")
     statistics_images: int = Field(5000, ge=10, description="test images behind statistics")
     scenes: int = Field(100, ge=1, le=10_000, description="generated scenes for the detector")
     download: bool = Field(False, description="fetch pretrained weights that are not on this disk")
+
+
+class AblationConfig(ClassificationConfig):
+    """`ClassificationConfig`, and the grid that notebook 35 runs on top of it."""
+
+    grid: str = Field(
+        "", description="a YAML file of settings and seeds, empty: one loss left out at a time"
+    )
+    baseline: str = Field("", description="the setting others are compared with, empty: the first")
+    source: Literal["real", *MAKERS] = Field("augmented GAN", description="images")
+    jobs: int = Field(0, ge=0, le=1024, description="students at a time, 0: as many as threads")
 
 
 class Study:

@@ -23,7 +23,6 @@ from dfkd_lib.core import WorkbenchError, environment
 from dfkd_lib.core.files import replacing
 from dfkd_lib.pipeline.clean import clean, clean_output
 from dfkd_lib.pipeline.parameters import OWN, parse_cell
-from dfkd_lib.profiles import PROFILES
 from dfkd_lib.reporting.notebooks import headlines_of
 from dfkd_lib.reporting.results import commit_text, value_text
 
@@ -209,9 +208,8 @@ def take_parameters(node: nbformat.NotebookNode, name: str) -> tuple[str, dict, 
             node.cells.remove(cell)
     own = {word: values.get(word, p.default) for word, p in declared.items() if word in OWN}
     preset = str(own.get("preset") or own.get("profile") or "")
-    defaults = PROFILES.get(preset, {}).get(name, {})
     parameters = {
-        word: (values.get(word, p.default), defaults.get(word, p.default), p.help)
+        word: (values.get(word, p.default), p.default, p.help)
         for word, p in declared.items()
         if word not in OWN
     }

@@ -27,7 +27,9 @@ import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 
+from dfkd_lib import presets
 from dfkd_lib.core import WorkbenchError, is_number, printable
+from dfkd_lib.profiles import PROFILES
 
 NUMBER = r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 RANGE = re.compile(rf"^({NUMBER})?\s*\.\.\s*({NUMBER})?$", re.IGNORECASE)
@@ -301,32 +303,83 @@ def notebook_of(setting: str, names: list[str]) -> str:
 
 
 def resolve(
-    known: dict[str, dict[str, Parameter]], profile: dict[str, dict], settings: list[str]
+    known: dict[str, dict[str, Parameter]],
+    methods: dict[str, str],
+    preset: str,
+    settings: list[str],
 ) -> dict[str, dict]:
-    """Every notebook's parameters: its own defaults, changed by the profile, changed by `notebook.parameter=value`.
+    """Every notebook's parameters: its own defaults, changed by `notebook.name=value`; settings it has no parameter for join
+    its `overrides`. Each notebook's configuration is made once, which checks all of it.
+
+    Args:
+        known: each notebook's declared parameters. methods: the method of each that has one.
 
     Raises:
-        WorkbenchError: on the first unknown notebook or parameter, wrong type or impossible value.
+        WorkbenchError: on the first unknown notebook or name, wrong type or impossible value.
     """
     values = {
         notebook: {name: p.default for name, p in declared.items() if name not in OWN}
         for notebook, declared in known.items()
     }
-    for notebook in known:
-        for name, value in profile.get(notebook, {}).items():
+    for notebook, changed in PROFILES.get(preset, {}).items():
+        for name, value in changed.items() if notebook in known else ():
             values[notebook][name] = find_parameter(name, known[notebook], notebook).check(value)
     for setting in settings:
         notebook, (target, _, text) = notebook_of(setting, list(known)), setting.partition("=")
-        name = target.strip().partition(".")[2]
-        if name not in known[notebook] and "overrides" in known[notebook]:
-            values[notebook]["overrides"] += f" {shlex.quote(f'{name}={text}')}"
-            continue
-        parameter = find_parameter(name, known[notebook], notebook)
+        name, declared = target.strip().partition(".")[2], known[notebook]
         if name in OWN:
             raise WorkbenchError(
                 f"'{name}' is set by the pipeline, the same for every notebook",
                 got=setting,
                 fix=f"use {OWN[name]}" if OWN[name] else "leave it out",
             )
-        values[notebook][name] = parameter.read(text)
+        if notebook in methods and name != "overrides":
+            name = _declared_as(name, declared, methods[notebook], notebook)
+        if name in declared:
+            values[notebook][name] = declared[name].read(text)
+        elif notebook in methods:
+            values[notebook]["overrides"] += f" {shlex.quote(f'{name}={text}')}"
+        else:
+            find_parameter(name, declared, notebook)
+    for notebook, method in methods.items():
+        _configured(notebook, method, {"preset": preset, **values[notebook]})
     return values
+
+
+def _declared_as(name: str, declared: dict[str, Parameter], method: str, notebook: str) -> str:
+    """The declared parameter that stands for a setting, else the setting's dotted name; WorkbenchError if it is neither."""
+    if name in declared:
+        return name
+    tree = presets.config_class(method)()
+    try:
+        full = tree.resolve(name)
+    except WorkbenchError as error:
+        words = [*declared, *tree.settings()]
+        near = nearest(name, declared) or presets.nearest(name, words)
+        raise WorkbenchError(
+            f"notebook {notebook} has no parameter or setting '{name}'",
+            got=name,
+            expected=f"one of {', '.join(declared)}, or a setting: {error.expected}",
+            fix=f"did you mean '{near}'?"
+            if near
+            else f"dfkd list {notebook[:2]} shows all of them",
+        ) from None
+    same = [
+        word
+        for word in declared
+        if word not in OWN and tree.has(word) and tree.resolve(word) == full
+    ]
+    return same[0] if same else full
+
+
+def _configured(notebook: str, method: str, values: dict) -> None:
+    try:
+        presets.of_parameters(method, values)
+    except WorkbenchError as error:
+        raise WorkbenchError(
+            f"notebook {notebook}: {error.what}",
+            expected=error.expected,
+            got=error.got,
+            where=error.where,
+            fix=error.fix,
+        ) from None

@@ -13,8 +13,7 @@ from dfkd_lib.core.artifacts import resolve as resolve_path
 from dfkd_lib.pipeline import parameters as declared
 from dfkd_lib.pipeline.execute import HUNG_MINUTES
 from dfkd_lib.presets import PRESETS
-from dfkd_lib.profiles import PROFILES
-from dfkd_lib.reporting import notebooks as about
+from dfkd_lib.reporting.notebooks import read_notebook as read_about
 
 ABLATION = "35_ablation"
 
@@ -100,14 +99,18 @@ def make_plan(
                 fix="leave --only out",
             )
         names = [name for name in names if name in chosen]
-    known = {name: declared.read_notebook(files[name]) for name in files}
+    settings = list(settings)
     _check_used(settings, list(files), names)
-    values = declared.resolve(known, PROFILES.get(profile, {}), list(settings))
+    known = {name: declared.read_notebook(files[name]) for name in files}
+    methods = {name: read_about(path).method for name, path in files.items()}
+    methods = {name: method for name, method in methods.items() if method and name in names}
+    values = declared.resolve({name: known[name] for name in names}, methods, profile, settings)
     if grid is not None:
         from dfkd_lib import ablation  # imports torch: only where it is needed
 
-        config = presets.load("ablation", profile, values[ABLATION]["overrides"])
-        ablation.cells_of(config, str(path), values[ABLATION]["source"])
+        ablation.cells_of(
+            presets.of_parameters("ablation", {"preset": profile, **values[ABLATION]})
+        )
     folder = resolve_path(out or f"reports/{profile}")
     for name in names:
         values[name] |= {
@@ -118,8 +121,6 @@ def make_plan(
         }
         for own in ("out_dir", "artifacts_dir", "interactive"):
             declared.find_parameter(own, known[name], name)
-        if method := about.read_notebook(files[name]).method:
-            presets.load(method, profile, values[name]["overrides"])
     plan = Plan(
         profile,
         {name: files[name] for name in names},

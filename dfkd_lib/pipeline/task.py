@@ -136,10 +136,8 @@ def shared_parts(tell: jobs.Tell, needs: jobs.Needs, place: Place, parameters: d
     from dfkd_lib import ablation, presets
 
     check_place(place)
-    own = {name: parameters[name] for name in ("data", "seeds")}
-    config = presets.load("ablation", parameters["preset"], parameters["overrides"], **own)
-    asked = ablation.cells_of(config, parameters["grid"], parameters["source"])
-    cells = [cell.as_dict() for cell in asked]
+    config = presets.of_parameters("ablation", parameters)
+    cells = [cell.as_dict() for cell in ablation.cells_of(config)]
     return ablation.prepare(tell, needs, parameters["artifacts_dir"], cells)
 
 

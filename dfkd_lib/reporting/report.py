@@ -88,7 +88,7 @@ class Report:
 
     def _note_settings(self, config: Config) -> None:
         method = read_notebooks().get(self.notebook, Notebook("", "")).method
-        preset = presets.load(method, self.profile) if method else type(config)()
+        preset = presets.of_preset(method, self.profile) if method else type(config)()
         before = preset.settings()
         for name, setting in config.settings().items():
             entry = [setting.default, before[name].default, setting.help]

@@ -230,9 +230,9 @@ def test_nearest_real_images_are_in_order_of_distance(study, found):
 
 
 @pytest.mark.parametrize("makers", ["diffusion", "augmented GAN, diffusion"])
-def test_unknown_makers_are_refused(store, makers):
-    with pytest.raises(WorkbenchError, match="class probes(.|\n)*name makers from the list"):
-        chosen_makers(Study(store, TINY.replace(makers=makers)))
+def test_unknown_makers_are_refused(makers):
+    with pytest.raises(WorkbenchError, match="class probes(.|\n)*unknown: diffusion"):
+        TINY.replace(makers=makers)
 
 
 def test_makers_come_in_the_order_of_the_table(store):

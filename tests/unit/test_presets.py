@@ -1,0 +1,178 @@
+"""Presets and the doors to a configuration: each reads the same words, and refuses the same with a fix."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dfkd_lib import ablation, pipeline, presets
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.config import Config
+from dfkd_lib.pipeline.parameters import read_notebook
+from dfkd_lib.reporting.notebooks import read_notebook as about
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("method", presets.METHODS)
+@pytest.mark.parametrize("preset", presets.PRESETS)
+def test_every_preset_of_every_method_is_possible(method, preset):
+    assert isinstance(presets.of_preset(method, preset), presets.config_class(method))
+
+
+@pytest.mark.parametrize("method", set(presets.METHODS) - {"start", "summary"})
+def test_no_method_runs_at_its_papers_sizes_unasked(method):
+    for preset in ("smoke", "quick", "night"):
+        assert presets.DIFFERENCES[preset].get(method), f"{preset} has no {method}"
+
+
+def test_the_papers_settings_are_the_defaults():
+    """METHODS A, Tables 1 and 3; C, section 4."""
+    paper = presets.of_preset("classification", "paper")
+    assert (paper.gan.optimizer, paper.gan.lr, paper.gan.betas) == ("adam", 1e-4, (0.5, 0.999))
+    assert paper.gan.weight_decay == 2e-5 and (paper.gan.width, paper.gan.d_width) == (512, 64)
+    student = paper.student
+    assert (student.optimizer, student.lr, student.betas) == ("adamw", 7.5e-4, (0.5, 0.999))
+    assert student.weight_decay == 0.025 and student.model == "deit_xtiny_patch4_28"
+    assert paper.teacher.model == "vit_mnist_teacher" and paper.synthetic_images == 50_000
+    titn = presets.of_preset("titn", "paper")
+    assert (titn.optimizer, titn.lr, titn.weight_decay) == ("sgd", 0.1, 1e-4)
+    assert (titn.batch_size, titn.alpha, titn.augmentation) == (1024, 0.5, "autoaugment")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_parameter_of_a_notebook_is_listed_once(path):
+    """One that is a setting of its method leaves the value to the preset, or has the value that every preset has."""
+    method = about(path).method
+    for name, parameter in read_notebook(path).items() if method else ():
+        if name in presets.NOT_SETTINGS:
+            continue
+        full = presets.config_class(method)().resolve(name)
+        values = {presets.of_preset(method, p).settings()[full].default for p in presets.PRESETS}
+        assert parameter.default in ("", None) or values == {parameter.default}, name
+
+
+def test_given_is_over_the_preset_and_overrides_are_over_both():
+    config = presets.load("classification", "quick", "student.epochs=9 lam=0", data="", seeds="4,2")
+    quick = presets.of_preset("classification", "quick")
+    assert config.seeds == (4, 2) and config.student.epochs == 9 and config.gan.lam == 0
+    assert config.data == quick.data and set(config.differences(quick)) == {
+        "seeds",
+        "student.epochs",
+        "gan.lam",
+    }
+
+
+# What is meant, and what is refused, through every door alike.
+MEANT = {
+    "student.epochs=3": 3,
+    "student_epochs=3": 3,
+    "temperature=2": 2.0,
+    "seeds=3": (3,),
+    "student.compile=false": False,
+    "gan.width=256": 256,
+    "teacher=train": "train",
+    "kd_weight=0.5": 0.5,
+}
+REFUSED = [
+    "student.epochs=2.9",
+    "student.epoch=3",
+    "temprature=2",
+    "temperature=0",
+    "seeds=1,1",
+    "student.compile=perhaps",
+    "gan.lam=nan",
+    "student.precision=fp16",
+    "makers=diffusion",
+]
+
+
+def plan_of(setting: str):
+    return pipeline.make_plan("smoke", only="30", settings=[f"30.{setting}"])
+
+
+@pytest.mark.parametrize("word, value", MEANT.items())
+def test_what_is_meant_is_taken_through_every_door(word, value, tmp_path):
+    name, _, text = word.partition("=")
+    parameters = plan_of(word).parameters["30_classification_kd"]
+    for config in (
+        presets.load("classification", "smoke", word),
+        presets.load("classification", "smoke", **{name: text}),
+        presets.of_parameters("classification", {"preset": "smoke", **parameters}),
+    ):
+        assert config.settings()[config.resolve(name)].default == value
+    if name != "seeds":
+        (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"base": {name: value}}))
+        (cell,) = ablation.read_grid(tmp_path / "grid.yaml")
+        assert cell.config().settings()[cell.config().resolve(name)].default == value
+
+
+@pytest.mark.parametrize("word", REFUSED)
+def test_what_cannot_be_meant_is_refused_at_every_door(word):
+    name, _, text = word.partition("=")
+    doors = {
+        "python": lambda: presets.load("classification", "smoke", **{name: text}),
+        "overrides": lambda: presets.load("classification", "smoke", word),
+        "set": lambda: plan_of(word),
+    }
+    if name not in ("seeds", "makers"):
+        doors["grid"] = lambda: ablation.read_grid({"base": {name: text}})
+    for door, go in doors.items():
+        with pytest.raises(WorkbenchError) as caught:
+            go()
+        assert caught.value.fix and caught.value.expected, door
+
+
+def test_a_parameter_that_stands_for_the_setting_takes_it():
+    parameters = plan_of("weights.temperature=2").parameters["30_classification_kd"]
+    assert parameters["temperature"] == 2.0 and parameters["overrides"] == ""
+
+
+def test_what_papermill_injects_beyond_the_declared_counts(tmp_path):
+    """`papermill -p student_epochs 3` of a notebook that declares no such parameter; a typo is refused in the notebook."""
+    import nbformat
+
+    cells = [
+        nbformat.v4.new_code_cell(
+            'preset = "smoke"\nseeds = ""', metadata={"tags": ["parameters"]}
+        ),
+        nbformat.v4.new_code_cell(
+            "from dfkd_lib import presets\n"
+            'config = presets.load("classification", preset, seeds=seeds)\n'
+            "print(config.student.epochs, config.seeds, config.student.compile)"
+        ),
+    ]
+    source, out = tmp_path / "a.ipynb", tmp_path / "b.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), source)
+
+    def papermill(*words):
+        command = [
+            sys.executable,
+            "-m",
+            "papermill",
+            str(source),
+            str(out),
+            "-k",
+            "python3",
+            *words,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        found = json.loads(out.read_text())["cells"][-1]["outputs"]
+        return done.returncode, "".join(text for o in found for text in o.get("text", []))
+
+    words = ("-p", "student_epochs", "3", "-p", "seeds", "5", "-p", "student.compile", "false")
+    code, text = papermill(*words[:6])
+    assert code == 0 and text.split() == ["3", "(5,)", "False"]
+    assert papermill("-p", "student_epoch", "3")[0] != 0
+    assert papermill("-p", "seeds", "2.5")[0] != 0
+
+
+def test_an_unknown_preset_or_method_is_refused_with_the_nearest():
+    with pytest.raises(WorkbenchError, match="did you mean 'quick'"):
+        presets.load("classification", "quik")
+    with pytest.raises(WorkbenchError, match="did you mean 'classification'"):
+        presets.load("clasification")
+    assert issubclass(presets.config_class("summary"), Config)
