@@ -139,11 +139,12 @@ def train(options) -> int:
 def list_notebooks(options) -> int:
     """Print each notebook's parameters and the settings of its method: default, each preset's value, range and help."""
     from dfkd_lib import pipeline, presets
-    from dfkd_lib.pipeline.parameters import find_notebook
     from dfkd_lib.reporting.notebooks import read_notebook as about
 
     files = pipeline.notebook_files()
-    wanted = [find_notebook(options.notebook, list(files))] if options.notebook else list(files)
+    wanted = (
+        [pipeline.find_notebook(options.notebook, list(files))] if options.notebook else list(files)
+    )
     for name in wanted:
         declared, method = pipeline.read_notebook(files[name]), about(files[name]).method
         print(f"{name}" + (f" ({method})" if method else ""))

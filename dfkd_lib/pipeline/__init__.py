@@ -6,7 +6,7 @@
 How a notebook declares its parameters, and how they are checked, is told in `pipeline.parameters`.
 """
 
-from dfkd_lib.pipeline.parameters import Parameter, read_notebook
+from dfkd_lib.pipeline.parameters import Parameter, find_notebook, read_notebook
 from dfkd_lib.pipeline.plan import Plan, make_plan, notebook_files
 from dfkd_lib.pipeline.run import exit_code, run
 from dfkd_lib.pipeline.train import train
@@ -16,6 +16,7 @@ __all__ = [
     "Parameter",
     "Plan",
     "exit_code",
+    "find_notebook",
     "make_plan",
     "notebook_files",
     "read_notebook",
