@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,10 +16,9 @@ from dfkd_lib.datasets import ImageSet, to_float
 from dfkd_lib.datasets.frames import FILL
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.deploy.export import check_export
-from dfkd_lib.detection import DetectionRecipe, SceneSource, average_precision, load_detector
+from dfkd_lib.detection import DetectionStudy, SceneConfig, average_precision, load_detector
 from dfkd_lib.distill import Study
 from dfkd_lib.models import create_detector, create_model, detector_names
-from dfkd_lib.profiles import PROFILES
 from dfkd_lib.synthesis import open_images
 from dfkd_lib.training import check_fit, load_trained
 
@@ -108,9 +107,9 @@ FOUND = {  # kind: (notebook, its metric that names the student, how the student
     "detection": (
         "40_detection_kd",
         "student_key",
-        lambda preset, store: DetectionRecipe.of(
-            PROFILES[preset].get("40_detection_kd", {})
-        ).student(store, "synthetic"),
+        lambda preset, store: DetectionStudy(store, presets.of_preset("detection", preset)).student(
+            "synthetic"
+        ),
     ),
 }
 
@@ -121,18 +120,21 @@ def scenes_of(student: Artifact) -> SceneSet:
     Raises:
         WorkbenchError: if they are no longer the same, or no longer there.
     """
-    said = student.settings["test"]
-    given = {"test": said["count"], **said} if "generated" in said else said
-    source = SceneSource(**{f.name: given[f.name] for f in fields(SceneSource) if f.name in given})
-    if source.identity("test") != said:
+    recorded = student.settings["test"]
+    if "generated" in recorded:
+        own = {"test_scenes": recorded["count"], "size": recorded["size"], "seed": recorded["seed"]}
+    else:
+        own = {name: value for name, value in recorded.items() if name != "scenes"}
+    test = SceneConfig(**own).scenes("test")
+    if test.identity != recorded:
         raise WorkbenchError(
             "the test scenes have changed since the student was made",
-            expected=said["scenes"],
-            got=source.identity("test")["scenes"],
-            where=source.data,
+            expected=recorded["scenes"],
+            got=test.identity["scenes"],
+            where=own.get("name", "generated scenes"),
             fix="run notebook 40 again",
         )
-    return source.load("test")
+    return test.load()
 
 
 def parent_of(
@@ -163,7 +165,7 @@ def _synthetic_scenes(store: Store, student: Artifact, count: int, test_set: Sce
     if drawn is not None:
         pixels = _some(drawn.tensors("scenes.safetensors")["pixels"], count)
     else:
-        pixels = SceneSource(size=max(shape), train=count).load("synthetic").images
+        pixels = SceneConfig(size=max(shape), train_scenes=count).scenes("synthetic").load().images
     return (
         pixels
         if pixels.shape[2:] == shape

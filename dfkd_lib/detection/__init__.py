@@ -1,56 +1,87 @@
 """DETR teacher and student: scenes in, matching, losses, training, COCO AP (data-free KD paper, section 7-9)."""
 
-from dfkd_lib.detection.batches import open_scenes
-from dfkd_lib.detection.curves import confusion, precision_recall_curves
-from dfkd_lib.detection.distill import (
-    DetectionTerms,
-    detection_step,
-    load_detector,
-    predictions,
-    shown,
-    train_detector,
+from dfkd_lib.detection.batches import Batch, SceneBatches, padded
+from dfkd_lib.detection.config import VARIANTS, DetectionConfig, DetectionStudent, DetectionTeacher
+from dfkd_lib.detection.curves import confusion, matched, precision_recall_curves
+from dfkd_lib.detection.detector import DetectorConfig, load_detector, predictions, train
+from dfkd_lib.detection.evaluate import (
+    THRESHOLD,
+    average_precision,
+    detections,
+    evaluate_ap,
+    predict,
+    same_classes,
+    sure,
 )
-from dfkd_lib.detection.evaluate import average_precision, detections, evaluate_ap, predict
-from dfkd_lib.detection.recipe import ARMS, GANS, DetectionRecipe
+from dfkd_lib.detection.examples import compared, pairs, truth, with_objects
+from dfkd_lib.detection.probes import object_consistency_loss, object_probes
+from dfkd_lib.detection.scene_gan import SceneGAN, SceneNetworks, real_loss, scene_gan_step
 from dfkd_lib.detection.shipped import open_shipped, ship_detector, shipped_detector
-from dfkd_lib.detection.source import SceneSource
-from dfkd_lib.detection.synthesis import SceneGAN, draw_scenes
-from dfkd_lib.detection.tables import (
-    ap_table,
-    arms_difference,
-    class_table,
-    measures_table,
-    seen_table,
+from dfkd_lib.detection.source import SceneConfig, Scenes, open_scenes
+from dfkd_lib.detection.step import (
+    DetectionWeights,
+    Queries,
+    answers,
+    detection_step,
+    objects,
+    pair_objects,
+    pair_teacher,
+    queries,
 )
+from dfkd_lib.detection.study import DetectionStudy
+from dfkd_lib.detection.tables import ap_table, class_table, measures_table, seen_table
 from dfkd_lib.detection.tiles import predict_tiled
 
 __all__ = [
-    "ARMS",
-    "GANS",
-    "DetectionRecipe",
-    "DetectionTerms",
+    "THRESHOLD",
+    "VARIANTS",
+    "Batch",
+    "DetectionConfig",
+    "DetectionStudent",
+    "DetectionStudy",
+    "DetectionTeacher",
+    "DetectionWeights",
+    "DetectorConfig",
+    "Queries",
+    "SceneBatches",
+    "SceneConfig",
     "SceneGAN",
-    "SceneSource",
+    "SceneNetworks",
+    "Scenes",
+    "answers",
     "ap_table",
-    "arms_difference",
     "average_precision",
     "class_table",
+    "compared",
     "confusion",
     "detection_step",
     "detections",
-    "draw_scenes",
     "evaluate_ap",
     "load_detector",
+    "matched",
     "measures_table",
+    "object_consistency_loss",
+    "object_probes",
+    "objects",
     "open_scenes",
     "open_shipped",
+    "padded",
+    "pair_objects",
+    "pair_teacher",
+    "pairs",
     "precision_recall_curves",
     "predict",
-    "predictions",
     "predict_tiled",
+    "predictions",
+    "queries",
+    "real_loss",
+    "same_classes",
+    "scene_gan_step",
     "seen_table",
     "ship_detector",
     "shipped_detector",
-    "shown",
-    "train_detector",
+    "sure",
+    "train",
+    "truth",
+    "with_objects",
 ]

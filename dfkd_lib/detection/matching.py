@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from dfkd_lib.core import Registry, WorkbenchError
+from dfkd_lib.core import WorkbenchError
 
 COSTS = {
     "class": 2.0,
@@ -136,4 +136,4 @@ def _assigned(cost: Tensor) -> Tensor:
     return torch.from_numpy(chosen).to(cost.device)
 
 
-PAIRINGS = Registry({"hungarian": hungarian_targets, "expanded": expanded_targets})
+PAIRINGS = {"hungarian": hungarian_targets, "expanded": expanded_targets}

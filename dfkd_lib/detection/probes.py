@@ -15,27 +15,29 @@ from torchvision.ops import roi_align
 from dfkd_lib.attention import capture_attention, patch_grid
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.processes import shared_count
+from dfkd_lib.detection.batches import Batch
 from dfkd_lib.detection.matching import matching_cost
 from dfkd_lib.models.detectors import Detections, Detector
 from dfkd_lib.models.scene_gan import object_boxes
 
 SIDE = 7  # places of a probe across its frame
-FRAME = (
-    2.0  # sides of the frame over sides of the box: attention gathers at outlines, and beyond them
-)
+FRAME = 2.0  # sides of the frame over sides of the box: attention gathers at outlines, and beyond
 
 
 def object_probes(
     detector: Detector, images: Tensor, labels: Tensor, boxes: Tensor
 ) -> tuple[Tensor, Detections]:
-    """The attention probe of each object that a layout names, and what the detector says of the images.
+    """The attention probe of each object that a layout names, and the detections.
 
     An object's query is the one that fits it best by class and box (the cost of Hungarian matching); its cross-attention in
-    the last decoder layer, mean over heads, is read about the object's box by bilinear interpolation.
+    the last decoder layer, mean over heads, is read about the object's box by bilinear interpolation, in float32: bf16 has
+    too few digits for the small differences between probes.
 
     Args:
-        detector: any; its gradient reaches the images. images: float (B, 3, H, W) in [0, 1].
-        labels: int64 (B, M), -1 for none. boxes: (B, M, 4), centre x, centre y, width, height in [0, 1].
+        detector: any; its gradient reaches the images.
+        images: float (B, 3, H, W) in [0, 1].
+        labels: int64 (B, M), -1 for none.
+        boxes: (B, M, 4), cxcywh in [0, 1].
 
     Returns:
         Probes (n, SIDE²), each of sum 1, of the n objects in the order of `labels[labels >= 0]`; the detections.
@@ -43,40 +45,32 @@ def object_probes(
     Raises:
         WorkbenchError: for a detector without cross-attention, or whose tokens form no grid over the images.
     """
-    with capture_attention(detector, (-1,), None, kind="cross") as maps:
-        found = detector(images)
-    weights = maps[-1].mean(1)  # (B, Q, T)
-    height, width = patch_grid(detector, weights.shape[-1], *images.shape[-2:])
-    present = labels >= 0
-    best = matching_cost(found.logits, found.boxes, labels, boxes).argmin(1)  # (B, M)
-    rows = weights.gather(1, best[..., None].expand(-1, -1, weights.shape[-1]))[present].unflatten(
-        1, (1, height, width)
-    )
-    frames = object_boxes(boxes, labels, FRAME, height, width)
-    frames = torch.cat(
-        [torch.arange(len(rows), device=rows.device)[:, None].to(frames), frames[:, 1:]], 1
-    )
-    probes = roi_align(rows.float(), frames, SIDE, sampling_ratio=2, aligned=True).flatten(1)
+    with torch.autocast(images.device.type, enabled=False):
+        with capture_attention(detector, (-1,), None, kind="cross") as maps:
+            found = detector(images.float())
+        weights = maps[-1].mean(1)  # (B, Q, T)
+        height, width = patch_grid(detector, weights.shape[-1], *images.shape[-2:])
+        best = matching_cost(found.logits, found.boxes, labels, boxes).argmin(1)  # (B, M)
+        rows = weights.gather(1, best[..., None].expand(-1, -1, weights.shape[-1]))[labels >= 0]
+        frames = object_boxes(boxes, labels, FRAME, height, width)
+        frames[:, 0] = torch.arange(len(rows), device=rows.device)  # a map of its own for each
+        grids = rows.unflatten(1, (1, height, width)).float()
+        probes = roi_align(grids, frames, SIDE, sampling_ratio=2, aligned=True).flatten(1)
     return probes / probes.sum(1, keepdim=True).clamp(min=1e-8), found
 
 
 @torch.no_grad()
-def class_object_probes(
-    detector: Detector, batches: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int
-) -> Tensor:
-    """The mean probe of the objects of each class (A eq. 2, for objects): (K, SIDE²), each of sum 1.
-
-    Args:
-        batches: (images float in [0, 1], labels, boxes) as in `object_probes`. num_classes: K.
+def class_object_probes(detector: Detector, batches: Iterable[Batch], num_classes: int) -> Tensor:
+    """The mean probe of the objects of each of K classes (A eq. 2, for objects): (K, SIDE²), each of sum 1.
 
     Raises:
         WorkbenchError: if a class has no object.
     """
     total, count = torch.zeros(num_classes, SIDE * SIDE), torch.zeros(num_classes)
     device = next(detector.parameters()).device
-    for images, labels, boxes in batches:
-        probes, _ = object_probes(detector, images.to(device), labels.to(device), boxes.to(device))
-        known = labels[labels >= 0]
+    for batch in batches:
+        probes, _ = object_probes(detector, *batch.to(device))
+        known = batch.labels[batch.labels >= 0]
         total.index_add_(0, known, probes.cpu())
         count += torch.bincount(known, minlength=num_classes)
     if (count == 0).any():
@@ -92,10 +86,14 @@ def class_object_probes(
 
 
 def object_consistency_loss(probes: Tensor, class_probes: Tensor, labels: Tensor) -> Tensor:
-    """1 - cos of each object's probe with the probe of its class, mean over objects (A eq. 4, for objects): in [0, 1].
+    """1 - cos of each object's probe with the probe of its class, mean over objects: in [0, 1].
 
     Args:
-        probes: (n, D) as of `object_probes`. class_probes: (K, D). labels: int64 (n,).
+        probes: (n, D) as of `object_probes`.
+        class_probes: (K, D).
+        labels: int64 (n,).
+
+    Source: A eq. 4, for objects.
     """
     apart = 1 - F.cosine_similarity(probes, class_probes.to(probes)[labels], dim=1)
     return apart.sum() / shared_count(len(labels), probes)

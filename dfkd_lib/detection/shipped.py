@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 from dfkd_lib import training
-from dfkd_lib.core import WorkbenchError, artifacts, ledger
-from dfkd_lib.core.artifacts import Artifact, Store
-from dfkd_lib.detection.distill import keep_detector
-from dfkd_lib.detection.source import SceneSource
-from dfkd_lib.models.detectors import SPECS, Detector, create_detector
+from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger
+from dfkd_lib.detection.detector import save_detector
+from dfkd_lib.detection.source import Scenes
+from dfkd_lib.models import create_detector
+from dfkd_lib.models.detectors import SPECS, Detector
 
 FOLDER = "data/teachers"
 
@@ -23,29 +23,45 @@ def ship_detector(artifact: Artifact, name: str, command: str, folder: str | Pat
         for key, t in artifact.tensors().items()
     }
     artifacts.save_tensors(base.with_suffix(".safetensors"), weights)
-    settings, metrics = artifact.settings, artifact.metrics
-    artifacts.save_json(
-        base.with_suffix(".json"),
-        {
-            "command": command,
-            "model": settings["model"],
-            "seed": settings["config"]["seed"],
-            "settings": settings,
-            "metrics": metrics,
-            "seconds": artifact.seconds,
-            "made": artifact.manifest["made"],
-            "ledger": artifact.ledger,
-            "provenance": artifacts.provenance(),
-            "history": artifact.json("history.json"),
-        },
-    )
+    record = {
+        "command": command,
+        "model": artifact.settings["model"],
+        "seed": artifact.settings["config"]["seed"],
+        "settings": artifact.settings,
+        "metrics": artifact.metrics,
+        "seconds": artifact.seconds,
+        "made": artifact.manifest["made"],
+        "ledger": artifact.ledger,
+        "provenance": artifacts.provenance(),
+        "history": artifact.json("history.json"),
+    }
+    artifacts.save_json(base.with_suffix(".json"), record)
     return base.with_suffix(".safetensors")
 
 
+def _found(name: str, folder: str | Path) -> tuple[Path, dict]:
+    """The weights' path and the record of a shipped detector; WorkbenchError if a file is missing or damaged."""
+    weights = (artifacts.resolve(folder) / name).with_suffix(".safetensors")
+    about = weights.with_suffix(".json")
+    try:
+        if weights.is_file():
+            return weights, json.loads(about.read_text())
+        missing = weights.name
+    except (OSError, ValueError) as error:
+        missing = f"{about.name}: {error}"
+    raise WorkbenchError(
+        "a shipped teacher is missing",
+        expected=f"{weights.name} and {about.name}",
+        got=missing,
+        where=weights.parent,
+        fix="choose teacher=train, or restore the files from the repository",
+    )
+
+
 def shipped_detector(
-    store: Store, name: str, source: SceneSource, folder: str | Path = FOLDER
+    store: Store, name: str, test: Scenes, folder: str | Path = FOLDER
 ) -> Artifact:
-    """A shipped detector, measured on the test scenes of `source` and put in the store.
+    """A shipped detector, measured on test scenes and put in the store.
 
     Args:
         name: `<folder>/<name>.safetensors` beside `<name>.json`, as `ship_detector` writes them.
@@ -53,62 +69,35 @@ def shipped_detector(
     Raises:
         WorkbenchError: if a file is missing or damaged, or the detector knows other classes than the scenes have.
     """
-    base = artifacts.resolve(folder) / name
-    weights, about = base.with_suffix(".safetensors"), base.with_suffix(".json")
-    for path in (weights, about):
-        if not path.is_file():
-            raise WorkbenchError(
-                "a shipped teacher is missing",
-                expected=path.name,
-                where=path.parent,
-                fix="choose teacher='train', or restore the file from the repository",
-            )
-    record = json.loads(about.read_text())
-    test = source.load("test")
-    if list(test.classes) != record["metrics"]["classes"]:
+    weights, record = _found(name, folder)
+    known = record["metrics"]["classes"]
+    if list(test.classes) != known:
         raise WorkbenchError(
             "the shipped teacher knows other classes than these scenes have",
             where=weights,
-            expected=", ".join(record["metrics"]["classes"]),
+            expected=", ".join(known),
             got=", ".join(test.classes),
-            fix="train a teacher on these scenes: teacher='train'",
+            fix="train a teacher on these scenes: teacher=train",
         )
     settings = {
         "model": record["model"],
         "shipped": artifacts.file_hash(weights),
         "record": record["settings"],
-        "test": source.identity("test"),
+        "test": test.identity,
     }
 
     def make(work: Path) -> dict:
-        detector = create_detector(record["model"], len(test.classes), weights=weights)
-        metrics = keep_detector(work, detector, test, record["history"])
+        detector = create_detector(record["model"], len(known), weights=weights)
+        metrics = save_detector(work, detector, test.load(), record["history"])
         return {**metrics, "train_scenes": record["metrics"]["train_scenes"], "shipped": name}
 
-    return store.get_or_make(
-        "detection-teacher",
-        settings,
-        make,
-        reads={test.split: ledger.EVALUATION},
-        inherited=record["ledger"],
-        code=[SPECS.get(record["model"])],
-    )
+    reads = {test.split: ledger.EVALUATION}
+    more = {"inherited": record["ledger"], "code": [SPECS.get(record["model"])]}
+    return store.get_or_make("detection-teacher", settings, make, reads=reads, **more)
 
 
 def open_shipped(name: str, folder: str | Path = FOLDER) -> Detector:
-    """A shipped detector to look into, frozen, on the training device; it is neither measured nor put in a store."""
-    base = artifacts.resolve(folder) / name
-    try:
-        record = json.loads(base.with_suffix(".json").read_text())
-    except (OSError, ValueError) as error:
-        raise WorkbenchError(
-            "a shipped teacher is missing",
-            expected=base.with_suffix(".json").name,
-            got=error,
-            where=base.parent,
-            fix="restore the file from the repository",
-        ) from None
-    detector = create_detector(
-        record["model"], len(record["metrics"]["classes"]), weights=base.with_suffix(".safetensors")
-    )
-    return detector.eval().requires_grad_(False).to(training.device())
+    """A shipped detector by itself, frozen, on the training device; it is neither measured nor put in a store."""
+    weights, record = _found(name, folder)
+    classes = len(record["metrics"]["classes"])
+    return training.frozen(create_detector(record["model"], classes, weights=weights))

@@ -1,110 +1,151 @@
 """Where the scenes of an experiment come from, named before they are drawn or read."""
 
-from dataclasses import asdict, dataclass
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import ClassVar, Self
 
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.artifacts import resolve
-from dfkd_lib.datasets.coco import load_coco
-from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
+from pydantic import Field, model_validator
 
+from dfkd_lib.core import Config, Seed, WorkbenchError
+from dfkd_lib.core.artifacts import Artifact, resolve
+from dfkd_lib.datasets import SceneSet, generate_scenes, load_coco
+
+GENERATED = "scenes"  # the name of the generated aerial scenes, which stand for a real data set
 PROBE = 16  # scenes that identify a generated set
+SCENES = "scenes.safetensors"
 
 
 @dataclass(frozen=True)
-class SceneSource:
-    """The train, test and synthetic scenes of an experiment; drawn or read when asked for, once.
+class Scenes:
+    """Scenes by name; drawn or read when they are loaded.
 
     Args:
-        data: "scenes", the generated aerial scenes, or a COCO folder. size: side of square scenes in pixels.
-        train, test: number of generated scenes; a folder has its own. seed: of the generated scenes and crops.
-        crop, crops, crop_spread, crop_anywhere: of a COCO folder's training frames, see `load_coco`; crop 0 for whole
-            ones. Test frames are cut once each, at `crop`. shortest: DETR's resizing of a folder's whole frames instead of
-            square scenes; 0 for square ones.
-
-    Raises:
-        WorkbenchError: if a folder's frames are to be both cut and resized as whole ones.
+        load: gives them.
+        identity: what tells them from others, for an artifact's settings.
+        classes: names, in the order of the labels.
+        split: name in the ledger; None for scenes of no data set, whose labels are not read.
+        parent: the artifact that holds them, if one does.
     """
 
-    data: str = "scenes"
-    size: int = 80
-    train: int = 4000
-    test: int = 300
-    seed: int = 0
-    crop: float = 0.0
-    shortest: int = 0
-    crops: int = 1
-    crop_spread: float = 1.0
-    crop_anywhere: float = 0.0
+    load: Callable[[], SceneSet]
+    identity: dict
+    classes: tuple[str, ...]
+    split: str | None = None
+    parent: Artifact | None = None
 
-    def __post_init__(self):
-        if self.shortest and self.crop and self.data != "scenes":
-            raise WorkbenchError(
-                "frames cannot be both cut around objects and resized whole",
-                where="SceneSource",
-                expected="crop or shortest",
-                got=f"crop {self.crop:g}, shortest {self.shortest}",
-                fix="set shortest to 0 for crops, or crop to 0 for whole frames",
+    @classmethod
+    def of(cls, scenes: "Scenes | SceneSet | Artifact") -> "Scenes":
+        """Scenes in memory, or those that an artifact of a generator holds."""
+        if isinstance(scenes, SceneSet):
+            identity = {"scenes": scenes.fingerprint}
+            return cls(lambda: scenes, identity, scenes.classes, scenes.split)
+        if isinstance(scenes, Artifact):
+            classes = tuple(scenes.settings.get("classes") or ())
+            load = partial(open_scenes, scenes)
+            return cls(load, {"artifact": scenes.key}, classes, None, scenes)
+        return scenes
+
+
+class SceneConfig(Config):
+    """Scenes for training and testing: generated ones, or a COCO folder; the defaults are A §8's sizes."""
+
+    main: ClassVar[str] = "name"
+
+    name: str = Field(
+        GENERATED,
+        description="scenes (generated), or a COCO folder with train/, train.json, val/, val.json",
+    )
+    size: int = Field(512, ge=32, le=2048, description="side of the square scenes in pixels")
+    shortest: int = Field(
+        800, ge=0, le=2048, description="shortest side of a folder's whole frames, 0: squares"
+    )
+    crop: float = Field(
+        0.0, ge=0, le=100, description="cut frames to this many times an object's size, 0: whole"
+    )
+    crops: int = Field(1, ge=1, le=1000, description="such crops of each training frame")
+    crop_spread: float = Field(
+        1.0, ge=1, le=10, description="multi-scale: crops from crop / this to crop * this"
+    )
+    crop_anywhere: float = Field(
+        0.0, ge=0, le=1, description="share of crops that lie anywhere: empty sky"
+    )
+    train_scenes: int = Field(5000, ge=1, le=10**7, description="generated training scenes")
+    test_scenes: int = Field(1000, ge=1, le=10**6, description="generated scenes that measure")
+    seed: Seed = Field(0, description="of the generated scenes and of the crops")
+
+    @model_validator(mode="after")
+    def _cut_or_whole(self) -> Self:
+        if self.shortest and self.crop and self.name != GENERATED:
+            raise ValueError(
+                "frames cannot be both cut around objects and resized whole: set crop or shortest to 0"
             )
+        return self
 
-    def load(self, split: str) -> SceneSet:
-        """The scenes of split "train", "test" or "synthetic" (always generated, of split None, as many as `train`)."""
-        return _load(self, split, self.test if split == "test" else self.train, self._stamp(split))
-
-    def _stamp(self, split: str) -> tuple:
-        """When a folder's annotations and images last changed, so that an open kernel sees it."""
-        if self.data == "scenes" or split == "synthetic":
-            return ()
-        folder = resolve(self.data)
-        files = [
-            path
-            for name in {split, "val"}
-            for path in (folder / f"{name}.json", folder / name)
-            if path.exists()
-        ]
-        return tuple(sorted((str(path), path.stat().st_mtime_ns) for path in files))
-
-    def split(self, split: str) -> str | None:
-        """The name of a split in the ledger, without drawing generated scenes; None for scenes of no data set."""
-        if split == "synthetic":
-            return None
-        return f"aerial/{split}" if self.data == "scenes" else self.load(split).split
-
-    def identity(self, split: str) -> dict:
-        """What tells these scenes from others, for an artifact's settings.
+    def scenes(self, split: str) -> Scenes:
+        """The scenes of split "train", "test" or "synthetic" (always generated, of no data set, as many as "train").
 
         Scene i of a generated set depends on seed and i alone, so its first scenes stand for the program that drew it:
         thousands need not be drawn to find an artifact that was made from them.
         """
-        if self.data == "scenes" or split == "synthetic":
-            count = self.test if split == "test" else self.train
-            probe = _load(self, split, min(PROBE, count), ())
-            return {
-                "generated": split,
-                "count": count,
-                "size": self.size,
-                "seed": self.seed,
-                "scenes": probe.fingerprint,
-            }
-        return {**asdict(self), "scenes": self.load(split).fingerprint}
+        load = partial(_load, self, split, _stamp(self, split))
+        if self.name != GENERATED and split != "synthetic":
+            found = load()
+            identity = {**self.as_dict(), "scenes": found.fingerprint}
+            return Scenes(load, identity, found.classes, found.split)
+        count = self.test_scenes if split == "test" else self.train_scenes
+        first = generate_scenes(min(PROBE, count), self.size, self.seed, split)
+        identity = {"generated": split, "count": count, "size": self.size, "seed": self.seed}
+        return Scenes(load, {**identity, "scenes": first.fingerprint}, first.classes, first.split)
+
+
+def _stamp(config: SceneConfig, split: str) -> tuple:
+    """When a folder's annotations and images last changed, so that an open kernel sees it."""
+    if config.name == GENERATED or split == "synthetic":
+        return ()
+    places = [
+        resolve(config.name) / name for one in {split, "val"} for name in (f"{one}.json", one)
+    ]
+    return tuple(sorted((str(p), p.stat().st_mtime_ns) for p in places if p.exists()))
 
 
 @cache
-def _load(source: SceneSource, split: str, count: int, stamp: tuple) -> SceneSet:
-    if source.data == "scenes" or split == "synthetic":
-        return generate_scenes(count, source.size, source.seed, split)
-    if source.shortest:
-        return load_coco(source.data, split, shortest=source.shortest)
+def _load(config: SceneConfig, split: str, stamp: tuple) -> SceneSet:
+    if config.name == GENERATED or split == "synthetic":
+        count = config.test_scenes if split == "test" else config.train_scenes
+        return generate_scenes(count, config.size, config.seed, split)
+    if config.shortest:
+        return load_coco(config.name, split, shortest=config.shortest)
+    cut = {"size": config.size, "crop": config.crop or None}
     if split == "train":
-        return load_coco(
-            source.data,
-            split,
-            size=source.size,
-            crop=source.crop or None,
-            seed=source.seed,
-            crops=source.crops,
-            crop_spread=source.crop_spread,
-            crop_anywhere=source.crop_anywhere,
+        names = ("seed", "crops", "crop_spread", "crop_anywhere")
+        cut |= {name: getattr(config, name) for name in names}
+    # Test frames are cut in one fixed way (seed 0), so that every detector is asked the same question.
+    return load_coco(config.name, split, **cut)
+
+
+def open_scenes(artifact: Artifact) -> SceneSet:
+    """Scenes that an artifact holds, of split None: drawn by a generator, they belong to no data set.
+
+    Args:
+        artifact: its file scenes.safetensors holds pixels uint8 (N, 3, H, W) and, padded as by `batches.padded`, labels and
+            boxes (the layout that was asked for); its settings name the "classes".
+
+    Raises:
+        WorkbenchError: if the artifact holds no such scenes.
+    """
+    tensors, classes = artifact.tensors(SCENES), artifact.settings.get("classes")
+    if not {"pixels", "labels", "boxes"} <= set(tensors) or not classes:
+        raise WorkbenchError(
+            "this artifact holds no scenes",
+            where=artifact.path / SCENES,
+            expected="pixels, labels and boxes, and classes in its settings",
+            fix="give drawn scenes",
+            got=f"{', '.join(sorted(tensors))}; classes {classes}",
         )
-    # Test frames are cut in one fixed way, so that every detector is asked the same question.
-    return load_coco(source.data, split, size=source.size, crop=source.crop or None, seed=0)
+    present = tensors["labels"] >= 0
+    boxes, labels = (
+        [rows[there] for rows, there in zip(tensors[name], present, strict=True)]
+        for name in ("boxes", "labels")
+    )
+    return SceneSet(tensors["pixels"], boxes, labels, tuple(classes), f"scenes of {artifact.key}")

@@ -1,11 +1,15 @@
 """Detectors and drawn scenes as tables: COCO's measures, what each has read, and how good its scenes are."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dfkd_lib.core.artifacts import Artifact
-from dfkd_lib.metrics.intervals import interval_text, paired_difference
+from dfkd_lib.core import Artifact
+from dfkd_lib.metrics import intervals
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MEASURES = {
     "frechet": "distance of scenes",
@@ -16,56 +20,48 @@ MEASURES = {
 }
 
 
-def ap_table(detectors: dict[str, Artifact]):
-    """COCO measures of each detector as a pandas table: parameters, AP, AP50, AP75, AP by size, precision, recall."""
+def _table(rows: list[dict]) -> "pd.DataFrame":
     import pandas as pd
 
-    rows = []
-    for name, artifact in detectors.items():
-        m = artifact.metrics
-        rows.append(
-            {
-                "detector": f"{name} ({artifact.settings['model']})",
-                "parameters": m["parameters"],
-                "AP": m["AP"],
-                "AP50": m["AP50"],
-                "AP75": m["AP75"],
-                **{f"AP {size}": m.get(f"AP_{size}") for size in ("small", "medium", "large")},
-                "precision": m["precision"],
-                "recall": m["recall"],
-            }
-        )
     return pd.DataFrame(rows).replace({None: np.nan})
 
 
-def class_table(detectors: dict[str, Artifact]):
-    """AP and AP50 of each detector by class as a pandas table."""
-    import pandas as pd
+def ap_table(detectors: dict[str, Artifact]) -> "pd.DataFrame":
+    """COCO measures of each detector: parameters, AP, AP50, AP75, AP by size, precision, recall."""
+    columns = {name: name for name in ("parameters", "AP", "AP50", "AP75")}
+    columns |= {f"AP {size}": f"AP_{size}" for size in ("small", "medium", "large")}
+    columns |= {name: name for name in ("precision", "recall")}
+    return _table(
+        [
+            {"detector": f"{name} ({artifact.settings['model']})"}
+            | {column: artifact.metrics.get(measure) for column, measure in columns.items()}
+            for name, artifact in detectors.items()
+        ]
+    )
 
-    rows = [
-        {
-            "detector": name,
-            **{
-                f"{c} {measure}": v[measure]
+
+def class_table(detectors: dict[str, Artifact]) -> "pd.DataFrame":
+    """AP and AP50 of each detector by class."""
+    return _table(
+        [
+            {"detector": name}
+            | {
+                f"{label} {measure}": values[measure]
                 for measure in ("AP", "AP50")
-                for c, v in artifact.metrics["per_class"].items()
-            },
-        }
-        for name, artifact in detectors.items()
-    ]
-    return pd.DataFrame(rows).replace({None: np.nan})
+                for label, values in artifact.metrics["per_class"].items()
+            }
+            for name, artifact in detectors.items()
+        ]
+    )
 
 
-def seen_table(detectors: dict[str, Artifact]):
+def seen_table(detectors: dict[str, Artifact]) -> "pd.DataFrame":
     """What each detector was made from: where it started, and scenes of data sets that its own training read, by the
     ledger; what stands behind the detector that it started from is not among them."""
-    import pandas as pd
-
     rows = []
     for name, artifact in detectors.items():
-        read = {
-            row["split"]: row["images"] for row in artifact.ledger if row["purpose"] != "evaluation"
-        }
+        entries = [entry for entry in artifact.ledger if entry["purpose"] != "evaluation"]
+        read = {entry["split"]: entry["images"] for entry in entries}
         rows.append(
             {
                 "detector": name,
@@ -73,48 +69,37 @@ def seen_table(detectors: dict[str, Artifact]):
                 "scenes it trained on": artifact.metrics["train_scenes"],
                 "of them from a data set": sum(read.values()),
                 "splits": ", ".join(read) or "none",
-                "labels": "the teacher's detections"
-                if artifact.settings.get("scenes") == "synthetic"
-                else "the data set's",
+                "labels": "the data set's"
+                if artifact.settings.get("labelled", True)
+                else "the teacher's detections",
             }
         )
-    return pd.DataFrame(rows)
+    return _table(rows)
 
 
 def _start(settings: dict) -> str:
-    weights = settings.get("weights")
-    if isinstance(weights, dict):
+    if isinstance(settings.get("weights"), dict):
         return "a detector of the generated scenes"
-    return (
-        "weights given"
-        if weights or settings.get("backbone_weights")
-        else "published weights"
-        if settings.get("pretrained")
-        else "nothing"
-    )
+    if settings.get("weights") or settings.get("backbone_weights"):
+        return "a file of weights"
+    return "published weights" if settings.get("pretrained") else "nothing"
 
 
-def measures_table(measured: dict[str, Sequence[Artifact]]):
+def measures_table(measured: dict[str, Sequence[Artifact]]) -> "pd.DataFrame":
     """What was measured of drawn scenes, one row a maker: mean and 95 % interval over its seeds.
 
     Args:
-        measured: {maker: `measure.measure_scenes` of each seed}.
+        measured: {maker: `measure_scenes` of each seed}.
     """
-    import pandas as pd
-
-    rows = []
-    for name, found in measured.items():
-        row = {"scenes": name, "seeds": len(found)}
-        for key, words in MEASURES.items():
-            row[words] = interval_text(
-                [(100 if key == "found" else 1) * one.metrics[key] for one in found]
-            )
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def arms_difference(measured: dict[str, Sequence[Artifact]], key: str = "frechet") -> dict:
-    """`intervals.paired_difference` of a measure, augmented minus vanilla, over pairs of one seed."""
-    return paired_difference(
-        *([one.metrics[key] for one in measured[arm]] for arm in ("vanilla", "synthetic"))
+    return _table(
+        [
+            {"scenes": name, "seeds": len(found)}
+            | {
+                words: intervals.interval_text(
+                    [(100 if key == "found" else 1) * one.metrics[key] for one in found]
+                )
+                for key, words in MEASURES.items()
+            }
+            for name, found in measured.items()
+        ]
     )

@@ -25,9 +25,9 @@ from dfkd_lib.training import (
     Augmentation,
     Precision,
     TrainConfig,
+    bound,
     check_classes_agree,
     check_fit,
-    check_step,
     keeps_images,
     load_trained,
     train_classifier,
@@ -153,29 +153,6 @@ def train(
         augmentation=augmentation,
         parents=[teacher, *parents, *([targets] if targets else [])],
     )
-
-
-def bound(step: Step, student: nn.Module, teacher: Callable, modules: dict) -> Callable:
-    """The step as the training loop calls it, (batch, progress) → losses; checked at its first batch."""
-    wanted = inspect.signature(step).parameters
-    first = True
-
-    def run(batch, progress: float) -> dict[str, Tensor]:
-        nonlocal first
-        given = {
-            "student": student,
-            "batch": batch,
-            "teacher": teacher,
-            "progress": progress,
-            **modules,
-        }
-        arguments = {name: given[name] for name in wanted if name in given}
-        if first:
-            first = False
-            return check_step(step, lambda: step(**arguments), batch)
-        return step(**arguments)
-
-    return run
 
 
 def train_student(

@@ -26,11 +26,15 @@ class TeacherTargets(NamedTuple):
         logits: (..., B, Q, K).
         boxes: (..., B, Q, 4) cxcywh in [0, 1].
         paired: bool (..., B, Q), whether there is one.
+        objectness: (..., B, Q) in [0, 1], 0 where there is none; None where no loss counts by it.
+        maps: its cross-attention (B, Q, h, w) for the last decoder layer; None where it is not distilled.
     """
 
     logits: Tensor
     boxes: Tensor
     paired: Tensor
+    objectness: Tensor | None = None
+    maps: Tensor | None = None
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dfkd_lib.synthesis.canvas import (
     latent_walk,
     pad_to_gan,
 )
-from dfkd_lib.synthesis.cgan import CGAN, Networks, gan_step
+from dfkd_lib.synthesis.cgan import CGAN, WATCH_EVERY, Networks, gan_step
 from dfkd_lib.synthesis.given import Given, class_probes
 from dfkd_lib.synthesis.guided import GuidedGenerator, MemoryBank
 from dfkd_lib.synthesis.inversion import Canvas, Inversion
@@ -29,6 +29,7 @@ from dfkd_lib.synthesis.measure import (
 
 __all__ = [
     "CURVE_IMAGES",
+    "WATCH_EVERY",
     "CGAN",
     "Canvas",
     "FeatureConfig",

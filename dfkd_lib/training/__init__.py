@@ -1,7 +1,7 @@
 """The one training loop, its configuration, batches and checkpoints; classifiers and teachers trained by it."""
 
 from dfkd_lib.training.batches import TensorBatches
-from dfkd_lib.training.check import check_step, place_of
+from dfkd_lib.training.check import bound, check_step, place_of
 from dfkd_lib.training.checkpoint import Checkpoint, restore
 from dfkd_lib.training.classifier import (
     check_classes_agree,
@@ -44,6 +44,7 @@ __all__ = [
     "TeacherConfig",
     "TensorBatches",
     "TrainConfig",
+    "bound",
     "check_classes_agree",
     "check_fit",
     "check_step",

@@ -80,3 +80,28 @@ def check_step(step: Callable, run: Callable[[], Any], batch: Any) -> dict[str, 
                 "work on a copy: images = batch.images.clone()",
             )
     return returned
+
+
+def bound(
+    step: Callable, student: Any, teacher: Callable | None, modules: dict | None = None
+) -> Callable:
+    """The step as the training loop calls it, (batch, progress) → losses; checked at its first batch."""
+    wanted = inspect.signature(step).parameters
+    first = True
+
+    def run(batch, progress: float) -> dict[str, Tensor]:
+        nonlocal first
+        given = {
+            "student": student,
+            "batch": batch,
+            "teacher": teacher,
+            "progress": progress,
+            **(modules or {}),
+        }
+        arguments = {name: given[name] for name in wanted if name in given}
+        if first:
+            first = False
+            return check_step(step, lambda: step(**arguments), batch)
+        return step(**arguments)
+
+    return run

@@ -10,8 +10,7 @@ from torch import Tensor
 from dfkd_lib.attention.sites import attention_sites
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets.scenes import SceneSet
-from dfkd_lib.detection.curves import matched
-from dfkd_lib.detection.evaluate import predict, same_classes, sure
+from dfkd_lib.detection import matched, predict, same_classes, sure
 from dfkd_lib.models.detectors import Detector
 from dfkd_lib.widgets.look import Choice, Looker
 

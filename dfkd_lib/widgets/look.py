@@ -14,7 +14,7 @@ from dfkd_lib.attention.sites import pick
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.config import parse_overrides
 from dfkd_lib.datasets import ImageSet, SceneSet, to_float
-from dfkd_lib.detection.evaluate import sure
+from dfkd_lib.detection import sure
 from dfkd_lib.models import check_images
 from dfkd_lib.models.detectors import Detector
 

@@ -17,8 +17,7 @@ from bench.students import PRECISIONS
 from dfkd_lib import training
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import generate_scenes
-from dfkd_lib.detection import DetectionTerms, detection_step
-from dfkd_lib.detection.batches import Batch, SceneBatches
+from dfkd_lib.detection import Batch, DetectionWeights, SceneBatches, answers, detection_step
 from dfkd_lib.models import create_detector
 from dfkd_lib.models.detectors import Detector
 
@@ -66,10 +65,10 @@ def _pixels(detector: Detector, images: Tensor) -> Tensor:
 def ours(
     student: Detector, teacher: Detector, batch: Batch
 ) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """A copy of the student and its step's loss: `detection_step`, every term on that is on by default."""
+    """A copy of the student and its step's loss: `detection_step`, the paper's losses and DETR's GIoU."""
     mine = copy.deepcopy(student).train()
-    step = detection_step(mine, DetectionTerms(), teacher)
-    return mine, lambda: step(batch, 0.0)["loss"]
+    step, frozen = detection_step(DetectionWeights(giou=2.0)), answers(teacher)
+    return mine, lambda: step(mine, batch, frozen)["loss"]
 
 
 def theirs(

@@ -14,13 +14,13 @@ from PIL import Image
 from steps import train_student
 from torch import nn
 
-from dfkd_lib import deploy, presets, training
+from dfkd_lib import deploy, detection, presets, training
 from dfkd_lib.core import WorkbenchError, artifacts
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.datasets import load_images, to_float
 from dfkd_lib.datasets.scenes import generate_scenes
 from dfkd_lib.deploy.export import PARITY
-from dfkd_lib.detection import SceneSource, detections, load_detector, train_detector
+from dfkd_lib.detection import DetectorConfig, SceneConfig, detections, load_detector
 from dfkd_lib.distill import KDWeights
 from dfkd_lib.models import count_flops, count_parameters, create_model
 from dfkd_lib.synthesis import open_images
@@ -413,10 +413,12 @@ def test_what_cannot_be_deployed_is_refused(deployed, monkeypatch):
 def detected(tmp_path_factory):
     """(store, teacher, student, deployment, test scenes) of a detector."""
     store = Store(tmp_path_factory.mktemp("store"))
-    source = SceneSource(size=48, train=16, test=12)
-    config = TrainConfig(epochs=1, batch_size=8, lr=1e-3, seed=0)
-    teacher = train_detector(store, "detr_nano", source, config)
-    student = train_detector(store, "detr_nano", source, replace(config, seed=1), teacher=teacher)
+    source = SceneConfig(size=48, train_scenes=16, test_scenes=12)
+    train, test = source.scenes("train"), source.scenes("test")
+    config = DetectorConfig(model="detr_nano", epochs=1, batch_size=8, lr=1e-3, augment=0.0)
+    step = detection.detection_step(detection.DetectionWeights(giou=2.0))
+    teacher = detection.train(store, config, step, train, test)
+    student = detection.train(store, config, step, train, test, teacher, seed=1)
     test = deploy.scenes_of(student)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dfkd_lib.deploy.stage.BATCH", 4)
@@ -428,7 +430,9 @@ def detected(tmp_path_factory):
 
 def test_a_detector_keeps_its_logits_and_boxes(detected):
     store, teacher, student, found, test = detected
-    assert test.fingerprint == SceneSource(size=48, train=16, test=12).load("test").fingerprint
+    assert (
+        test.fingerprint == SceneConfig(size=48, test_scenes=12).scenes("test").load().fingerprint
+    )
     assert max(found.metrics["parity"].values()) <= PARITY and found.metrics["kind"] == "detection"
     rows = {row["kind"]: row for row in found.metrics["rows"]}
     assert list(rows) == ["pytorch", "teacher", "student", "dynamic", "static"]

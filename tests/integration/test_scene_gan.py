@@ -1,17 +1,28 @@
-"""Scenes drawn for a layout: they hold what was asked for, the two arms differ in λ alone, and all is kept and counted."""
+"""Scenes drawn for a layout: they hold what was asked for, the two variants differ in λ alone, and all is kept and counted."""
 
 import json
 import math
 from dataclasses import replace
 
+import nbformat
 import pytest
 import torch
 from PIL import Image
 
-from dfkd_lib.core import WorkbenchError, artifacts
+from dfkd_lib import detection, losses, presets
+from dfkd_lib.core import REPOSITORY, WorkbenchError, artifacts
 from dfkd_lib.datasets import SceneSet, generate_scenes, write_coco
-from dfkd_lib.detection import DetectionRecipe, SceneSource, measures_table, seen_table
-from dfkd_lib.detection.batches import SceneBatches, open_scenes
+from dfkd_lib.detection import (
+    DetectionStudy,
+    SceneBatches,
+    SceneConfig,
+    SceneGAN,
+    SceneNetworks,
+    measures_table,
+    open_scenes,
+    scene_gan_step,
+    seen_table,
+)
 from dfkd_lib.detection.measure import consistency, scene_features
 from dfkd_lib.detection.probes import (
     SIDE,
@@ -19,7 +30,7 @@ from dfkd_lib.detection.probes import (
     object_consistency_loss,
     object_probes,
 )
-from dfkd_lib.detection.synthesis import SceneGAN, moved_layouts, scene_gan_step
+from dfkd_lib.detection.scene_gan import moved_layouts
 from dfkd_lib.models.detectors import create_detector
 from dfkd_lib.models.scene_gan import (
     SceneDiscriminator,
@@ -27,7 +38,6 @@ from dfkd_lib.models.scene_gan import (
     layout_planes,
     object_boxes,
 )
-from dfkd_lib.training import TrainConfig
 
 LABELS = torch.tensor([[1, 0], [2, -1], [-1, -1]])
 BOXES = torch.tensor(
@@ -105,7 +115,7 @@ def test_probes_are_shares_read_in_the_frame_of_the_box(detector):
     probes, found = object_probes(detector, images, LABELS, BOXES)
     assert probes.shape == (3, SIDE * SIDE) and found.logits.shape[0] == 3
     torch.testing.assert_close(probes.sum(1), torch.ones(3))
-    classes = class_object_probes(detector, [(images.detach(), LABELS, BOXES)], 3)
+    classes = class_object_probes(detector, [detection.Batch(images.detach(), LABELS, BOXES)], 3)
     torch.testing.assert_close(classes[1], probes[0].detach())  # the one object of class 1
     assert object_consistency_loss(probes, classes, LABELS[LABELS >= 0]).item() == pytest.approx(
         0, abs=1e-6
@@ -118,7 +128,7 @@ def test_probes_are_shares_read_in_the_frame_of_the_box(detector):
 
 def test_class_probes_need_objects_of_every_class(detector):
     with pytest.raises(WorkbenchError, match=r"no object of class \[3\]"):
-        class_object_probes(detector, [(torch.rand(3, 3, 48, 48), LABELS, BOXES)], 4)
+        class_object_probes(detector, [detection.Batch(torch.rand(3, 3, 48, 48), LABELS, BOXES)], 4)
 
 
 def test_moved_layouts_stay_in_their_scene_and_keep_their_classes():
@@ -132,22 +142,23 @@ def test_moved_layouts_stay_in_their_scene_and_keep_their_classes():
     assert moved_layouts(LABELS[2:], BOXES[2:], torch.Generator())[1].eq(0).all()
 
 
-def test_the_arms_differ_in_lambda_alone(detector):
+def test_the_variants_differ_in_lambda_alone(detector):
     """From one seed a GAN without weight on attention takes the very steps of one that never looks."""
     scenes = generate_scenes(8, 48)
     probes = torch.rand(4, SIDE * SIDE)
 
     def trained(lam):
         torch.manual_seed(0)
-        modules = SceneGenerator(4, 48, width=16), SceneDiscriminator(4, 8)
-        step = scene_gan_step(*modules, detector, probes, lam, 8)
+        nets = SceneNetworks(
+            SceneGenerator(4, 48, width=16), SceneDiscriminator(4, 8), detector, probes
+        )
         torch.manual_seed(1)
-        losses = {}
+        found = {}
         for batch in SceneBatches(scenes, 4, 0.0)(0, torch.Generator().manual_seed(0)):
-            for name, said in step(batch, 0.0):
-                losses |= {f"{name} {key}": value.item() for key, value in said.items()}
-                said["loss"].backward()
-        return losses, modules[0].embed.weight.grad
+            for name, named in scene_gan_step(nets, batch, lam):
+                found |= {f"{name} {key}": value.item() for key, value in named.items()}
+                named["loss"].backward()
+        return found, nets.generator.embed.weight.grad
 
     (vanilla, plain), (augmented, guided), (again, twice) = trained(0.0), trained(1.0), trained(0.0)
     assert vanilla == again and torch.equal(plain, twice)
@@ -167,57 +178,101 @@ def test_features_are_of_scenes_and_of_objects(detector):
     assert 0 <= consistency(detector, scenes, torch.rand(4, SIDE * SIDE)) <= 1
 
 
+def edited_cell(name, **namespace):
+    """What a cell of notebook 40 that defines `name` leaves behind."""
+    notebook = nbformat.read(REPOSITORY / "notebooks" / "40_detection_kd.ipynb", as_version=4)
+    (cell,) = [
+        cell
+        for cell in notebook.cells
+        if "edit-me" in cell.metadata.get("tags", []) and f"def {name}(" in cell.source
+    ]
+    namespace |= {"detection": detection, "losses": losses, "torch": torch}
+    exec(cell.source, namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("overrides", ["", "box_distillation=0 attention_distillation=0 giou=0"])
+def test_the_notebooks_step_is_the_librarys(detector, overrides):
+    """Equal losses and gradients on a batch, with labels, without a teacher, and with the teacher's finds as objects."""
+    cfg = presets.load("detection", "quick", overrides)
+    step, same = edited_cell("step", cfg=cfg)["step"], detection.detection_step(cfg.losses)
+    batch = SceneBatches(generate_scenes(4, 48), 4).rows(torch.arange(4))
+    teacher = detection.answers(detector)
+    cases = (batch, teacher), (batch, None), (detection.Batch(batch.images, None, None), teacher)
+    for given, its_teacher in cases:
+        values, gradients = [], []
+        for one in (step, same):
+            torch.manual_seed(3)
+            student = create_detector("detr_nano", 4)
+            found = one(student, given, its_teacher)
+            found["loss"].backward()
+            values.append({name: value.item() for name, value in found.items()})
+            gradients.append([p.grad for p in student.parameters() if p.grad is not None])
+        assert values[0] == values[1] and list(values[0]) == list(values[1])
+        assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+def test_the_notebooks_gan_step_is_the_librarys(detector, lam):
+    cfg = presets.load("detection", "quick", gan_batch=4)
+    step = edited_cell("gan_step", cfg=cfg)["gan_step"]
+    batch = SceneBatches(generate_scenes(4, 48), 4).rows(torch.arange(4))
+    values = []
+    for one in (step, scene_gan_step):
+        torch.manual_seed(0)
+        networks = SceneGAN(width=16, d_width=8).networks(4, 48).values()
+        nets = SceneNetworks(*networks, detector, torch.ones(4, SIDE * SIDE))
+        updates = [(name, dict(named)) for name, named in one(nets, batch, lam)]
+        values.append(
+            {(name, key): v.item() for name, named in updates for key, v in named.items()}
+        )
+    assert values[0] == values[1] and ("generator", "attention") in values[0]
+
+
+SMALL = (
+    "data.size=48 train_scenes=24 test_scenes=8 teacher=train teacher.model=detr_nano teacher.epochs=1 "
+    "student.epochs=1 teacher.batch_size=8 batch_size=8 gan.epochs=1 gan.width=16 gan.d_width=8 "
+    "gan_scenes=12 gan.precision=fp32 precision=fp32 teacher.precision=fp32"
+)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    recipe = DetectionRecipe(
-        size=48,
-        train_scenes=24,
-        test_scenes=8,
-        teacher="train",
-        teacher_model="detr_nano",
-        teacher_epochs=1,
-        student_epochs=1,
-        batch_size=8,
-        gan_epochs=1,
-        gan_width=16,
-        gan_d_width=8,
-        gan_scenes=12,
-        precision="fp32",
+    return DetectionStudy(
+        artifacts.Store(tmp_path_factory.mktemp("store")), presets.load("detection", "quick", SMALL)
     )
-    return artifacts.Store(tmp_path_factory.mktemp("store")), recipe
+
+
+def changed(study, overrides):
+    return DetectionStudy(study.store, study.config.override(overrides))
 
 
 def test_a_student_of_drawn_scenes_is_data_free_and_what_is_behind_it_is_told(made):
-    store, recipe = made
-    student = recipe.student(store, "synthetic")
-    drawn, gan = recipe.drawn(store, "synthetic"), recipe.trained_gan(store, "synthetic")
+    student, augmented = made.student("synthetic"), made.config.gan
+    drawn, gan = made.drawn(augmented), made.gan(augmented)
     assert drawn.key in student.parents and gan.key in drawn.parents
-    assert [row["split"] for row in gan.ledger] == ["aerial/train"] and gan.ledger[0][
-        "images"
-    ] == 24
+    assert [row["split"] for row in gan.ledger] == ["aerial/train"]
+    assert gan.ledger[0]["images"] == 24
     assert drawn.ledger == [] and {row["purpose"] for row in student.ledger} == {"evaluation"}
     scenes = open_scenes(drawn)
     assert len(scenes) == 12 and scenes.split is None and isinstance(scenes, SceneSet)
     history = gan.json("history.json")[0]
-    assert {"discriminator_loss", "adversarial", "attention"} <= set(history) and math.isfinite(
-        history["attention"]
-    )
-    assert recipe.drawn(store, "synthetic").cached and recipe.student(store, "synthetic").cached
-    gan, vanilla = (
-        store.find(recipe.trained_gan(store, arm).key) for arm in ("synthetic", "vanilla")
-    )
+    assert {"discriminator_loss", "adversarial", "attention"} <= set(history)
+    assert math.isfinite(history["attention"])
+    assert made.drawn(augmented).cached and made.student("synthetic").cached
+    vanilla = made.gan(augmented.replace(lam=0.0))
     assert {k for k in gan.settings if gan.settings[k] != vanilla.settings[k]} == {"lam"}
 
 
 def test_measures_of_drawn_and_of_real_scenes(made):
-    store, recipe = made
-    found = recipe.measured(store, "vanilla")
+    judge = made.student("plain")
+    found = made.measured(made.drawn(made.config.gan.replace(lam=0.0)), judge)
     assert (
         found.metrics["scenes"] == 12
         and found.metrics["frechet"] > 0
         and 0 <= found.metrics["found"] <= 1
     )
-    real = recipe.measured(store, None)
+    real = made.measured(None, judge)
     assert {row["split"] for row in real.ledger} == {
         "aerial/train",
         "aerial/test",
@@ -231,49 +286,43 @@ def test_measures_of_drawn_and_of_real_scenes(made):
 
 
 def test_detectors_of_a_folder_start_from_generated_scenes(made, tmp_path):
-    store, recipe = made
+    store = made.store
     for split, count in (("train", 12), ("val", 6)):
         write_coco(generate_scenes(count, 96, seed=5), tmp_path / "mine", split)
-    mine = replace(
-        recipe,
-        data=str(tmp_path / "mine"),
-        crop=3.0,
-        crops=2,
-        crop_spread=1.5,
-        start="generated",
-        augment=1.0,
-        teacher_model="detr_micro",
+    mine = changed(
+        made,
+        f"data={tmp_path / 'mine'} crop=3 crops=2 crop_spread=1.5 start=generated augment=1 "
+        "teacher.augment=1 teacher.model=detr_micro",
     )
-    teacher, student = mine.teacher_artifact(store), mine.student(store, "plain")
+    teacher, student = mine.teacher, mine.student("plain")
     assert teacher.metrics["train_scenes"] == 24 and {
         r["split"]: r["images"] for r in teacher.ledger
     } == {"mine/train": 12, "mine/val": 6}
     assert store.find(teacher.parents[0]).metrics["shipped"] == "detr_micro_scenes"
-    assert store.find(student.parents[0]).settings["train"]["count"] == 24, (
-        "of the generated scenes"
-    )
-    assert store.find(student.parents[0]).stage == "detection-teacher", "plain never has a teacher"
-    assert mine.student_start(store, "synthetic").stage == "detection-student"
-    assert list(
-        seen_table({"student": student, "teacher": recipe.teacher_artifact(store)})["started from"]
-    ) == ["a detector of the generated scenes", "nothing"]
-    assert replace(mine, start="nothing").student(store, "plain").key != student.key
-    assert replace(recipe, start="generated").student_start(store, "train") is None, (
-        "those are the generated scenes"
-    )
-    with pytest.raises(WorkbenchError, match="nothing or generated"):
-        replace(recipe, start="there").student(store, "plain")
+    first = store.find(student.parents[0])
+    assert first.settings["train"]["count"] == 24, "of the generated scenes"
+    assert first.stage == "detection-teacher", "plain never has a teacher"
+    step = detection.detection_step(mine.config.losses)
+    assert mine.start(teacher, step).stage == "detection-student"
+    assert list(seen_table({"student": student, "teacher": made.teacher})["started from"]) == [
+        "a detector of the generated scenes",
+        "nothing",
+    ]
+    assert changed(mine, "start=nothing").student("plain").key != student.key
+    own = changed(made, "start=generated")
+    assert own.start(made.teacher, step) is None, "those are the generated scenes"
+    with pytest.raises(WorkbenchError, match="nothing|generated"):
+        changed(mine, "start=there")
 
 
 def test_whole_frames_by_tiles(made, tmp_path):
-    store, recipe = made
     write_coco(generate_scenes(3, 96, seed=6), tmp_path / "mine", "val")
-    mine = replace(recipe, data=str(tmp_path / "mine"))
+    mine = changed(made, f"data={tmp_path / 'mine'} tile=48")
     entry = json.loads((tmp_path / "mine" / "val.json").read_text())
     entry["images"][0]["width"] = 120  # frames of two sizes
     (tmp_path / "mine" / "val.json").write_text(json.dumps(entry))
     Image.new("RGB", (120, 96)).save(tmp_path / "mine" / "val" / entry["images"][0]["file_name"])
-    found = mine.tiled(store, recipe.teacher_artifact(store), 48)
+    found = mine.tiled(made.teacher)
     assert (
         found.metrics["test_scenes"] == 3
         and 0 <= found.metrics["AP50"] <= 1
@@ -283,60 +332,60 @@ def test_whole_frames_by_tiles(made, tmp_path):
 
 
 def test_impossible_gans_are_refused(made):
-    store, recipe = made
-    with pytest.raises(WorkbenchError, match="λ >= 0"):
-        SceneGAN(TrainConfig(epochs=1, batch_size=4, lr=1e-3), lam=-1.0)
-    with pytest.raises(WorkbenchError, match="0 < attention_share <= 1"):
-        SceneGAN(TrainConfig(epochs=1, batch_size=4, lr=1e-3), attention_share=0.0)
-    with pytest.raises(WorkbenchError, match="no such GAN"):
-        recipe.gan("plain")
+    for wrong in ({"lam": -1.0}, {"attention_share": 0.0}, {"batch_size": 1}):
+        with pytest.raises(WorkbenchError, match="is impossible"):
+            SceneGAN(**wrong)
     with pytest.raises(WorkbenchError, match="16 divides"):
-        replace(recipe, size=56).trained_gan(store, "vanilla")
+        changed(made, "data.size=56").gan(made.config.gan)
 
 
-def test_the_first_of_the_gans_seeds_teaches_students(made):
-    store, recipe = made
-    other = replace(recipe, seed=3, gan_seeds="5,0")
-    assert other.gan("synthetic").config.seed == 5 and other.gan("vanilla", 0).config.seed == 0
-    assert replace(recipe, seed=3).gan("vanilla") == recipe.gan("vanilla"), (
-        "the detectors' seed is another matter"
-    )
+def test_the_first_of_the_gans_seeds_teaches_students(made, monkeypatch):
+    asked = []
+    monkeypatch.setattr(SceneGAN, "train", lambda gan, *_: asked.append(gan.seed))
+    other = changed(made, "seed=3 gan_seeds=5,0")
+    other.gan(other.config.gan)
+    other.gan(other.config.gan, 0)
+    assert asked == [5, 0]
 
 
-def test_what_would_stop_the_notebook_later_is_said_first(made, tmp_path):
-    store, recipe = made
+def test_a_gan_with_a_step_keeps_it_when_its_settings_change():
+    def step(nets, batch, lam):
+        yield from scene_gan_step(nets, batch, lam)
+
+    gan = SceneGAN().with_step(step).replace(lam=0.0)
+    assert gan._step is step and gan.lam == 0.0 and SceneGAN()._step is None
+
+
+def test_what_would_stop_the_notebook_later_is_refused_first(made, tmp_path):
     for split, count in (("train", 12), ("val", 6)):
         write_coco(generate_scenes(count, 96, seed=5), tmp_path / "mine", split)
-    mine = replace(recipe, data=str(tmp_path / "mine"), crop=3.0)
+    mine = changed(made, f"data={tmp_path / 'mine'} crop=3")
     mine.check()
     with pytest.raises(WorkbenchError, match="16 divides"):
-        replace(mine, size=56).check()
+        changed(mine, "data.size=56").check()
     for split in ("train", "val"):
         file = tmp_path / "mine" / f"{split}.json"
         content = json.loads(file.read_text())
-        file.write_text(
-            json.dumps(
-                {**content, "categories": [*content["categories"], {"id": 9, "name": "kite"}]}
-            )
-        )
+        categories = [*content["categories"], {"id": 9, "name": "kite"}]
+        file.write_text(json.dumps({**content, "categories": categories}))
     with pytest.raises(WorkbenchError, match="none of kite"):
-        replace(mine, seed=1).check()  # another seed: folders are read once
+        mine.check()
     with pytest.raises(WorkbenchError, match="both cut around objects and resized whole"):
-        replace(mine, shortest=64).check()
-    start = replace(mine, start="generated")
-    with pytest.raises(WorkbenchError, match="teacher_model='detr_micro'"):
-        start.teacher_artifact(store)
-    with pytest.raises(WorkbenchError, match="start='generated' and pretrained, student_backbone"):
-        replace(start, pretrained=True, student_backbone="x.safetensors").student(store, "plain")
+        changed(mine, "shortest=64")
+    start = changed(mine, "start=generated")
+    with pytest.raises(WorkbenchError, match="teacher.model=detr_micro"):
+        start.teacher
+    with pytest.raises(WorkbenchError, match="start=generated and teacher.pretrained, student.b"):
+        changed(start, "pretrained=true student_backbone=x.safetensors")
 
 
 def test_a_folder_that_changes_is_read_again(tmp_path):
-    source = SceneSource(str(tmp_path / "mine"), 48)
+    source = SceneConfig(name=str(tmp_path / "mine"), size=48, shortest=0)
     before = None
     for seed in (0, 1):
         write_coco(generate_scenes(2, 96, seed=seed), tmp_path / "mine", "train")
-        loaded = source.load("train")
-        assert source.load("train") is loaded, "and only then"
+        loaded = source.scenes("train").load()
+        assert source.scenes("train").load() is loaded, "and only then"
         if seed:
             assert loaded.fingerprint != before
         before = loaded.fingerprint

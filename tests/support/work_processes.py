@@ -17,8 +17,13 @@ from dfkd_lib import training
 from dfkd_lib.core import WorkbenchError, processes
 from dfkd_lib.core.artifacts import Store, file_hash
 from dfkd_lib.datasets import generate_scenes, load_images
-from dfkd_lib.detection import DetectionTerms, detection_step, open_shipped
-from dfkd_lib.detection.batches import SceneBatches
+from dfkd_lib.detection import (
+    DetectionWeights,
+    SceneBatches,
+    answers,
+    detection_step,
+    open_shipped,
+)
 from dfkd_lib.distill import KDWeights
 from dfkd_lib.training import (
     Augmentation,
@@ -89,10 +94,10 @@ def detector() -> dict:
     teacher = open_shipped("detr_micro_scenes")
     student = open_shipped("detr_micro_scenes").requires_grad_(True)
     without_chance(student)
-    terms = DetectionTerms(box_distillation=1.0, attention_distillation=1.0)
+    weights = DetectionWeights(giou=2.0, box_distillation=1.0, attention_distillation=1.0)
     history = training.fit(
         {"detector": student},
-        detection_step(student, terms, teacher),
+        training.bound(detection_step(weights), student, answers(teacher)),
         SceneBatches(scenes, 6),
         TrainConfig(epochs=2, batch_size=6, lr=1e-3, optimizer="sgd", grad_clip=1.0),
     )

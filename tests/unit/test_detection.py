@@ -9,12 +9,24 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import generalized_box_iou
 
-from dfkd_lib import detection, training
-from dfkd_lib.core import WorkbenchError, artifacts, ledger
+from dfkd_lib import detection, presets
+from dfkd_lib.core import NotMade, WorkbenchError, artifacts, ledger
 from dfkd_lib.datasets import SceneSet, generate_scenes, write_coco
-from dfkd_lib.detection import DetectionRecipe, DetectionTerms, SceneSource
-from dfkd_lib.detection.batches import SCENES, SceneBatches, augmented, open_scenes, padded
-from dfkd_lib.detection.distill import confident
+from dfkd_lib.detection import (
+    VARIANTS,
+    Batch,
+    DetectionStudy,
+    DetectionWeights,
+    DetectorConfig,
+    Queries,
+    SceneBatches,
+    SceneConfig,
+    answers,
+    detection_step,
+    open_scenes,
+    padded,
+)
+from dfkd_lib.detection.batches import augmented
 from dfkd_lib.detection.matching import (
     PAIRINGS,
     expanded_targets,
@@ -24,8 +36,9 @@ from dfkd_lib.detection.matching import (
     pairwise_giou,
 )
 from dfkd_lib.detection.overfit import overfit, spread
-from dfkd_lib.losses import detection_losses
-from dfkd_lib.losses.detection import TeacherTargets
+from dfkd_lib.detection.source import SCENES
+from dfkd_lib.detection.step import confident
+from dfkd_lib.losses import TeacherTargets, detection_losses, distillation_loss
 from dfkd_lib.models import WeightsMissing, count_parameters, create_detector, detector_names
 from dfkd_lib.models.detectors import Detections
 
@@ -183,10 +196,9 @@ def test_a_student_with_more_queries_keeps_some_to_itself():
         places[0, 0],
     )
     assert paired_queries(student, boxes, teacher, places).tolist() == [[-1, 1, 0, -1]]
-    found, said = Detections(student.requires_grad_(), boxes), Detections(1.5 * teacher, places)
-    nothing = torch.full((1, 1), -1), torch.zeros(1, 1, 4)
-    named = DetectionTerms().losses(found, *nothing, said)[1]
-    named["distillation"].backward()
+    found = Queries(student.requires_grad_()[None], boxes[None])
+    like = detection.pair_teacher(found, Queries(1.5 * teacher[None], places[None]))
+    distillation_loss(found.logits, like.logits, 2.0, like.paired).sum().backward()
     assert (student.grad[0].abs().sum(-1) > 0).tolist() == [False, True, True, False]
 
 
@@ -195,7 +207,24 @@ def test_a_teacher_of_other_classes_is_refused():
         paired_queries(*random_predictions(), *random_predictions(classes=4))
 
 
-def plain_losses(logits, boxes, labels, objects, said, temperature=2.0):
+class Predicted(torch.nn.Module):
+    """A detector whose predictions, in every decoder layer, are given."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, images, earlier=False):
+        return Detections(*self.layers[-1], tuple(self.layers[:-1]) if earlier else ())
+
+
+def losses_of(layers, labels, objects, taught, weights):
+    """What the library's step makes of a student's and a teacher's predictions."""
+    batch = Batch(torch.zeros(len(labels), 3, 8, 8), labels, objects)
+    return detection_step(weights)(Predicted(layers), batch, answers(Predicted([taught])))
+
+
+def plain_losses(logits, boxes, labels, objects, taught, temperature=2.0):
     """The losses of one decoder layer, scene by scene and pair by pair."""
     from scipy.optimize import linear_sum_assignment
     from torchvision.ops import box_convert
@@ -224,15 +253,15 @@ def plain_losses(logits, boxes, labels, objects, said, temperature=2.0):
         sums["classification"] += F.binary_cross_entropy_with_logits(
             logits[row], F.one_hot(wanted, nothing + 1).float(), reduction="sum"
         )
-        t = said.logits[row].sigmoid()
-        near = 25 - 5 * torch.cdist(boxes[row], said.boxes[row], p=1) - torch.cdist(p, t, p=1)
+        t = taught[0][row].sigmoid()
+        near = 25 - 5 * torch.cdist(boxes[row], taught[1][row], p=1) - torch.cdist(p, t, p=1)
         for mine, its in zip(
             *linear_sum_assignment(((t[:, :-1].amax(1) + 0.01) * near).detach(), maximize=True),
             strict=True,
         ):
             q, p = (
                 torch.log_softmax(x / temperature, 0)
-                for x in (logits[row][mine], said.logits[row][its])
+                for x in (logits[row][mine], taught[0][row][its])
             )
             sums["distillation"] += (
                 temperature**2
@@ -245,19 +274,20 @@ def plain_losses(logits, boxes, labels, objects, said, temperature=2.0):
     }
 
 
-@pytest.mark.parametrize("queries, taught", [(5, 5), (5, 8), (8, 5)])
-def test_all_layers_together_have_the_losses_of_each_by_itself(queries, taught):
+@pytest.mark.parametrize("queries, others", [(5, 5), (5, 8), (8, 5)])
+def test_all_layers_together_have_the_losses_of_each_by_itself(queries, others):
     layers = [random_predictions(seed, queries=queries) for seed in range(3)]
     inputs = [part.requires_grad_() for layer in layers for part in layer]
-    said = Detections(*random_predictions(7, queries=taught))
+    taught = random_predictions(7, queries=others)
     labels, objects = (
         torch.tensor([[0, 3, 1], [2, -1, -1], [-1, -1, -1]]),
         random_predictions(8, queries=3)[1],
     )
-    terms = DetectionTerms()
-    total, named = terms.losses(Detections(*layers[-1], tuple(layers[:-1])), labels, objects, said)
-    plain = [plain_losses(*layer, labels, objects, said) for layer in layers]
-    whole = sum(getattr(terms, name) * value for each in plain for name, value in each.items())
+    weights = DetectionWeights(giou=2.0)
+    named = losses_of(layers, labels, objects, taught, weights)
+    total = named.pop("loss")
+    plain = [plain_losses(*layer, labels, objects, taught) for layer in layers]
+    whole = sum(weights[name] * value for each in plain for name, value in each.items())
     assert total.item() == pytest.approx(whole.item(), rel=1e-6)
     assert {name: value.item() for name, value in named.items()} == pytest.approx(
         {name: value.item() for name, value in plain[-1].items()}, rel=1e-6
@@ -285,9 +315,8 @@ def test_augmented_boxes_follow_their_objects():
     boxes[:, 0] = torch.tensor([28 / 64, 28 / 64, 32 / 64, 16 / 64])
     labels = torch.tensor([[2, -1]]).repeat(40, 1)
     for strength in (0.0, 1.0):
-        moved, kept, where = augmented(
-            images, labels, boxes, torch.Generator().manual_seed(0), strength
-        )
+        batch = Batch(images, labels, boxes)
+        moved, kept, where = augmented(batch, torch.Generator().manual_seed(0), strength)
         assert (kept == labels).all()
         for image, box in zip(moved, where[:, 0] * 64, strict=True):
             rows, columns = (image.mean(0) > 0.5).nonzero(as_tuple=True)
@@ -299,13 +328,8 @@ def test_augmented_boxes_follow_their_objects():
 
 def test_an_object_moved_out_of_view_is_dropped():
     boxes = torch.tensor([[[0.02, 0.5, 0.04, 0.1], [0.5, 0.5, 0.2, 0.2]]]).repeat(64, 1, 1)
-    _, labels, where = augmented(
-        torch.zeros(64, 3, 32, 32),
-        torch.tensor([[1, 3]]).repeat(64, 1),
-        boxes,
-        torch.Generator().manual_seed(0),
-        strength=1.0,
-    )
+    batch = Batch(torch.zeros(64, 3, 32, 32), torch.tensor([[1, 3]]).repeat(64, 1), boxes)
+    _, labels, where = augmented(batch, torch.Generator().manual_seed(0))
     gone = labels[:, 1] < 0
     assert gone.any() and not gone.all()
     assert (labels[gone, 0] == 3).all() and (where[gone, 1] == 0).all()
@@ -623,7 +647,7 @@ def test_scenes_without_objects():
 def test_confident_detections_become_objects():
     logits = torch.full((1, 3, 5), -4.0)
     logits[0, 1, 2], logits[0, 2, 0], logits[0, 0, 4] = 3.0, 4.0, 9.0
-    labels, boxes = confident(Detections(logits, torch.arange(12.0).view(1, 3, 4)))
+    labels, boxes = confident(Queries(logits[None], torch.arange(12.0).view(1, 1, 3, 4)))
     assert labels.tolist() == [[0, 2, -1]] and boxes[0, 0].tolist() == [8, 9, 10, 11]
 
 
@@ -648,8 +672,8 @@ def test_ten_scenes_can_be_learned_by_heart():
 def test_a_step_names_its_losses(pairing):
     detector, teacher = create_detector("detr_nano", 4), create_detector("detr_micro", 4).eval()
     batch = next(SceneBatches(generate_scenes(4, size=64), 4)(0, torch.Generator()))
-    terms = DetectionTerms(classification=1.5, boxes=10.0, distillation=0.5, pairing=pairing)
-    losses = detection.detection_step(detector, terms, teacher)(batch, 0.0)
+    weights = DetectionWeights(classification=1.5, boxes=10.0, distillation=0.5, pairing=pairing)
+    losses = detection_step(weights)(detector, batch, answers(teacher))
     assert set(losses) == {"loss", "classification", "boxes", "giou", "distillation"}
     assert (
         losses["loss"]
@@ -671,12 +695,9 @@ def test_boxes_and_cross_attention_are_distilled_too(students, size):
         )
     batch = next(SceneBatches(generate_scenes(2, size=size), 2)(0, torch.Generator()))
     more = {"box_distillation": 0.5, "attention_distillation": 3.0}
-    plain, with_both = (DetectionTerms(**weights) for weights in ({}, more))
+    plain, with_both = (detection_step(DetectionWeights(**weights)) for weights in ({}, more))
     detector.eval()  # so that both see the same student
-    before, losses = (
-        detection.detection_step(detector, terms, teacher)(batch, 0.0)
-        for terms in (plain, with_both)
-    )
+    before, losses = (step(detector, batch, answers(teacher)) for step in (plain, with_both))
     assert set(losses) - set(before) == set(more) and all(losses[name] > 0 for name in more)
     assert losses["loss"] > before["loss"] + 3 * losses["attention_distillation"]
     losses["attention_distillation"].backward()
@@ -688,43 +709,42 @@ def test_boxes_and_cross_attention_are_distilled_too(students, size):
     )
     same = create_detector("detr_micro", 4).eval()
     same.load_state_dict(teacher.state_dict())
-    for name, weight in detection.detection_step(same, with_both, teacher)(batch, 0.0).items():
+    for name, weight in with_both(same, batch, answers(teacher)).items():
         assert name not in (*more, "distillation") or weight.item() == pytest.approx(0, abs=1e-4), (
             name
         )
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "wrong, message",
     [
-        {"boxes": -1.0},
-        {"attention_distillation": -0.1},
-        {"temperature": 0.0},
-        {"pairing": "greedy"},
-        {"classification": 0.0, "boxes": 0.0, "giou": 0.0, "distillation": 0.0},
+        ({"boxes": -1.0}, "'boxes' is impossible"),
+        ({"attention_distillation": -0.1}, "impossible"),
+        ({"temperature": 0.0}, "impossible"),
+        ({"pairing": "greedy"}, "hungarian"),
+        ({"classification": 0, "boxes": 0, "giou": 0, "distillation": 0}, "do not go together"),
     ],
 )
-def test_impossible_terms_are_refused(wrong):
-    with pytest.raises(WorkbenchError, match="impossible terms"):
-        DetectionTerms(**wrong)
+def test_impossible_weights_are_refused(wrong, message):
+    with pytest.raises(WorkbenchError, match=message):
+        DetectionWeights(**wrong)
+
+
+SMALL = (
+    "data.size=48 train_scenes=12 test_scenes=6 teacher=train teacher.model=detr_nano student.epochs=1 "
+    "teacher.epochs=2 teacher.batch_size=6 batch_size=6 gan.epochs=1 gan.width=16 gan.d_width=8"
+)
+ONE_EPOCH = DetectorConfig(model="detr_nano", epochs=1, batch_size=4, lr=1e-3, augment=0.0)
+STEP = detection_step(DetectionWeights(giou=2.0))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A tiny teacher and its students, in a store of their own."""
     store = artifacts.Store(tmp_path_factory.mktemp("store"))
-    recipe = DetectionRecipe(
-        size=48,
-        train_scenes=12,
-        test_scenes=6,
-        teacher="train",
-        teacher_model="detr_nano",
-        teacher_epochs=2,
-        student_epochs=1,
-        batch_size=6,
-    )
-    students = {arm: recipe.student(store, arm) for arm in detection.ARMS}
-    return store, recipe, {"teacher": recipe.teacher_artifact(store), **students}
+    study = DetectionStudy(store, presets.load("detection", "quick", SMALL))
+    students = {variant: study.student(variant) for variant in VARIANTS}
+    return store, study, {"teacher": study.teacher, **students}
 
 
 def test_what_each_detector_has_read(trained):
@@ -749,79 +769,70 @@ def test_what_each_detector_has_read(trained):
 
 
 def test_artifacts_hold_curves_measures_and_detections(trained):
-    store, recipe, made = trained
+    store, study, made = trained
     history = made["train"].json("history.json")
     assert {"AP", "AP50", "precision", "classification", "boxes", "distillation"} <= set(history[0])
     assert "distillation" not in made["teacher"].json("history.json")[0]
-    detector, test = detection.load_detector(made["train"]), recipe.source.load("test")
+    detector, test = detection.load_detector(made["train"]), study.scenes("test").load()
     assert detection.evaluate_ap(detector, test)["AP"] == pytest.approx(made["train"].metrics["AP"])
-    examples = recipe.examples({"student": made["train"]}, 3)
+    examples = detection.compared({"student": made["train"]}, test, 3, 0.5)
     assert examples["images"].shape == (3, 3, 48, 48) and len(examples["found"]["student"]) == 3
-    assert recipe.student(store, "train").cached
+    assert study.student("train").cached
     assert list(detection.ap_table(made)["detector"])[0] == "teacher (detr_nano)"
 
 
-def test_a_changed_scene_or_weight_makes_a_new_student(trained):
-    from dataclasses import replace
+@pytest.mark.parametrize(
+    "change", ["seed=1", "train_scenes=13", "student.lr=0.01", "augment=0.5", "box_weight=5"]
+)
+def test_a_changed_setting_makes_a_new_student(trained, change):
+    store, study, made = trained
+    again = DetectionStudy(store.find_only(), study.config)
+    assert again.student("plain").key == made["plain"].key
+    other = DetectionStudy(store.find_only(), study.config.override(change))
+    with pytest.raises(NotMade):
+        other.student("plain")
 
-    store, recipe, made = trained
-    for change in ({"seed": 1}, {"train_scenes": 13}, {"box_weight": 5.0}):
-        assert (
-            replace(recipe, **change).source.identity("train") != recipe.source.identity("train")
-            or replace(recipe, **change).terms != recipe.terms
-        )
 
-
-def test_unknown_arms_and_teachers_are_refused(trained):
-    from dataclasses import replace
-
-    store, recipe, _ = trained
-    with pytest.raises(WorkbenchError, match="no such arm"):
-        recipe.student(store, "fake")
-    with pytest.raises(WorkbenchError, match="no such teacher"):
-        replace(recipe, teacher="none").teacher_artifact(store)
+def test_unknown_students_and_teachers_are_refused(trained):
+    store, study, _ = trained
+    with pytest.raises(WorkbenchError, match="no such student"):
+        study.student("fake")
+    with pytest.raises(WorkbenchError, match="there is no fake"):
+        study.config.override("arms=train,fake")
+    with pytest.raises(WorkbenchError, match="shipped|train"):
+        study.config.override("teacher=none")
     with pytest.raises(WorkbenchError, match="expected: a teacher"):
-        config = training.TrainConfig(epochs=1, batch_size=4, lr=1e-3)
-        detection.train_detector(store, "detr_nano", recipe.source, config, scenes="synthetic")
+        synthetic, test = study.scenes("synthetic"), study.scenes("test")
+        detection.train(store, ONE_EPOCH, STEP, synthetic, test)
 
 
 def test_a_shipped_teacher_comes_back_as_it_was(trained, tmp_path):
-    store, recipe, made = trained
+    store, study, made = trained
     path = detection.ship_detector(made["teacher"], "tiny", "the command", folder=tmp_path)
-    back = detection.shipped_detector(store, "tiny", recipe.source, folder=tmp_path)
+    back = detection.shipped_detector(store, "tiny", study.scenes("test"), folder=tmp_path)
     assert back.metrics["AP"] == pytest.approx(made["teacher"].metrics["AP"], abs=0.02)
     learned = [(row["split"], row["images"]) for row in back.ledger if row["purpose"] == "training"]
     assert learned == [("aerial/train", 12)]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(WorkbenchError, match="cannot be read"):
-        detection.shipped_detector(store, "tiny", recipe.source, folder=tmp_path)
+        detection.shipped_detector(store, "tiny", study.scenes("test"), folder=tmp_path)
     with pytest.raises(WorkbenchError, match="missing"):
-        detection.shipped_detector(store, "none", recipe.source, folder=tmp_path)
+        detection.shipped_detector(store, "none", study.scenes("test"), folder=tmp_path)
 
 
 def test_a_coco_folder_trains_like_scenes(trained, tmp_path):
-    store, recipe, _ = trained
+    store, study, _ = trained
     write_coco(generate_scenes(12, size=48), tmp_path / "mine", "train")
     write_coco(generate_scenes(6, size=48, split="test"), tmp_path / "mine", "val")
-    source = SceneSource(data=str(tmp_path / "mine"), size=48)
-    made = detection.train_detector(
-        store,
-        "detr_nano",
-        source,
-        training.TrainConfig(epochs=1, batch_size=6, lr=1e-3),
-        augment=1.0,
-    )
+    source = SceneConfig(name=str(tmp_path / "mine"), size=48, shortest=0)
+    scenes, test = source.scenes("train"), source.scenes("test")
+    config = ONE_EPOCH.replace(batch_size=6, augment=1.0)
+    made = detection.train(store, config, STEP, scenes, test)
     assert {row["split"]: row["images"] for row in made.ledger} == {"mine/train": 12, "mine/val": 6}
     backbone = detection.load_detector(made).network.model.backbone.model.state_dict()
     artifacts.save_tensors(tmp_path / "backbone.safetensors", backbone)
-    again = detection.train_detector(
-        store,
-        "detr_nano",
-        source,
-        training.TrainConfig(epochs=1, batch_size=6, lr=1e-3),
-        augment=1.0,
-        backbone_weights=tmp_path / "backbone.safetensors",
-    )
+    config = config.replace(backbone_weights=str(tmp_path / "backbone.safetensors"))
+    again = detection.train(store, config, STEP, scenes, test)
     assert again.key != made.key and len(again.settings["backbone_weights"]) == 64
 
 
@@ -841,42 +852,70 @@ def test_scenes_of_an_artifact_come_back_as_they_were(trained):
     scenes, kept = drawn(trained[0])
     back = open_scenes(kept)
     assert back.fingerprint == scenes.fingerprint and back.split is None and back.classes == CLASSES
-    with pytest.raises(WorkbenchError, match="keeps no scenes"):
+    with pytest.raises(WorkbenchError, match="holds no scenes"):
         open_scenes(drawn(trained[0], pixels=scenes.pixels)[1])
 
 
 def test_a_student_of_drawn_scenes_reads_no_data_set(trained):
-    store, recipe, made = trained
+    store, study, made = trained
     _, kept = drawn(store)
-    config = training.TrainConfig(epochs=1, batch_size=4, lr=1e-3)
-    student = detection.train_detector(
-        store, "detr_nano", recipe.source, config, teacher=made["teacher"], scenes=kept
-    )
+    test = study.scenes("test")
+    student = detection.train(store, ONE_EPOCH, STEP, kept, test, made["teacher"])
     assert student.parents == [made["teacher"].key, kept.key] and student.settings["train"] == {
         "artifact": kept.key
     }
     assert student.manifest["data_free"] and student.metrics["train_scenes"] == 8
     assert {row["split"] for row in student.ledger} == {"aerial/test"}
     with pytest.raises(WorkbenchError, match="expected: a teacher"):
-        detection.train_detector(store, "detr_nano", recipe.source, config, scenes=kept)
+        detection.train(store, ONE_EPOCH, STEP, kept, test)
+
+
+def test_scenes_in_memory_train_too(trained):
+    store, study, made = trained
+    few = study.scenes("train").load().subset(range(4))
+    student = detection.train(store, ONE_EPOCH, STEP, few, study.scenes("test"), made["teacher"])
+    assert {row["split"]: row["images"] for row in student.ledger} == {
+        "aerial/train": 4,
+        "aerial/test": 6,
+    }
+
+
+def test_a_step_that_cannot_be_trained_is_refused_with_its_place(trained):
+    store, study, made = trained
+
+    def no_gradient(student, batch, teacher):
+        return {"loss": STEP(student, batch, teacher)["loss"].detach()}
+
+    def changes_batch(student, batch, teacher):
+        batch.images.zero_()
+        return STEP(student, batch, teacher)
+
+    def reads_labels(student, batch, teacher):
+        assert batch.labels is None and batch.boxes is None
+        return {"kd": 1.0}
+
+    scenes, test = study.scenes("train"), study.scenes("test")
+    for step, words in ((no_gradient, "without gradient"), (changes_batch, "changes its batch")):
+        with pytest.raises(WorkbenchError, match=f"(?s){words}.*test_detection.py, line"):
+            detection.train(store, ONE_EPOCH, step, scenes, test, made["teacher"])
+    with pytest.raises(WorkbenchError, match="returns no loss"):
+        drawn_scenes = study.scenes("synthetic")
+        detection.train(store, ONE_EPOCH, reads_labels, drawn_scenes, test, made["teacher"])
 
 
 def test_other_classes_are_refused_before_training(trained, tmp_path):
     from dataclasses import replace
 
-    store, recipe, made = trained
-    others, config = (
-        ("bird", "drone", "helicopter", "plane"),
-        training.TrainConfig(epochs=1, batch_size=4, lr=1e-3),
-    )
+    store, study, made = trained
+    others = ("bird", "drone", "helicopter", "plane")
 
-    def refused(who, source=recipe.source, **given):
+    def refused(who, scenes, test=study.scenes("test"), teacher=None):
         with pytest.raises(
             WorkbenchError, match=f"{who} and the test scenes do not name the same classes"
         ):
-            detection.train_detector(store, "detr_nano", source, config, **given)
+            detection.train(store, ONE_EPOCH, STEP, scenes, test, teacher)
 
-    refused("the drawn scenes", teacher=made["teacher"], scenes=drawn(store, others)[1])
+    refused("the drawn scenes", drawn(store, others)[1], teacher=made["teacher"])
     for split, names in (("train", others), ("val", CLASSES[:3])):
         scenes = generate_scenes(4, size=48)
         write_coco(
@@ -884,9 +923,10 @@ def test_other_classes_are_refused_before_training(trained, tmp_path):
             tmp_path,
             split,
         )
-    source = SceneSource(data=str(tmp_path), size=48)
-    refused("the training scenes", source)
-    refused("the teacher", source, teacher=made["teacher"], scenes="synthetic")
+    source = SceneConfig(name=str(tmp_path), size=48, shortest=0)
+    refused("the training scenes", source.scenes("train"), source.scenes("test"))
+    same = source.scenes("test").load()
+    refused("the teacher", same, source.scenes("test"), teacher=made["teacher"])
 
 
 def test_the_shipped_teacher_is_what_its_record_says():

@@ -20,8 +20,7 @@ from dfkd_lib import training
 from dfkd_lib.attention import outputs_and_probe
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import generate_scenes, load_images, to_float
-from dfkd_lib.detection import DetectionTerms, detection_step
-from dfkd_lib.detection.batches import SceneBatches
+from dfkd_lib.detection import DetectionWeights, SceneBatches, answers, detection_step
 from dfkd_lib.distill import KDWeights, LiveTeacher
 from dfkd_lib.models import Discriminator, Generator, create_model
 from dfkd_lib.models.detectors import create_detector
@@ -168,11 +167,9 @@ def test_the_step_of_a_detector_waits_for_its_pairing_alone(monkeypatch):
     """
     scenes = generate_scenes(8, 48, 0, "train")
     teacher, student = (create_detector("detr_nano", len(scenes.classes)) for _ in range(2))
-    step = detection_step(
-        student,
-        DetectionTerms(box_distillation=1.0, attention_distillation=1.0),
-        teacher.eval().requires_grad_(False),
-    )
+    weights = DetectionWeights(giou=2.0, box_distillation=1.0, attention_distillation=1.0)
+    frozen = answers(teacher.eval().requires_grad_(False))
+    step = detection_step(weights)
     copies = []
     monkeypatch.setattr(
         "dfkd_lib.detection.matching._assigned",
@@ -183,7 +180,7 @@ def test_the_step_of_a_detector_waits_for_its_pairing_alone(monkeypatch):
     with counted(monkeypatch) as seen:
         training.fit(
             {"d": student},
-            step,
+            lambda batch, _: step(student, batch, frozen),
             SceneBatches(scenes, 4),
             TrainConfig(epochs=1, batch_size=4, lr=1e-4, grad_clip=1.0),
         )

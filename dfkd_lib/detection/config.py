@@ -1,0 +1,139 @@
+"""Every setting of detection distillation as one typed tree."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dfkd_lib.core import Config, Seed, Seeds
+from dfkd_lib.detection.detector import DetectorConfig
+from dfkd_lib.detection.evaluate import THRESHOLD
+from dfkd_lib.detection.scene_gan import SceneGAN
+from dfkd_lib.detection.source import GENERATED, SceneConfig
+from dfkd_lib.detection.step import DetectionWeights
+
+
+def _also(name: str) -> dict:
+    return {"also": name}
+
+
+class DetectionTeacher(DetectorConfig):
+    """The teacher: one that comes with the workbench, or one trained on the labelled training scenes (A §8)."""
+
+    main: ClassVar[str] = "source"
+
+    source: Literal["shipped", "train"] = Field("train", description="where the teacher is from")
+    shipped: str = Field("detr_micro_scenes", description="the shipped one's name in data/teachers")
+    epochs: int = Field(300, ge=1, le=100_000, description="passes over its scenes")
+    pretrained: bool = Field(
+        False, description="start from published weights", json_schema_extra=_also("pretrained")
+    )
+    weights: str = Field(
+        "",
+        description="start from this .safetensors file or folder in transformers' format",
+        json_schema_extra=_also("weights"),
+    )
+    backbone_weights: str = Field(
+        "",
+        description="start the backbone from timm's .safetensors file",
+        json_schema_extra=_also("backbone_weights"),
+    )
+
+
+class DetectionStudent(DetectorConfig):
+    """A student; the default is the paper's ResNet-18 (METHODS A4 on its count)."""
+
+    model: str = Field("detr_resnet18_2x2", description="its name for models.create_detector")
+    epochs: int = Field(150, ge=1, le=100_000, description="passes over its scenes")
+    batch_size: int = Field(
+        16, ge=1, le=65_536, description="scenes a step", json_schema_extra=_also("batch_size")
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "bf16", description="arithmetic of training", json_schema_extra=_also("precision")
+    )
+    augment: float = Field(
+        1.0,
+        ge=0,
+        le=2,
+        description="strength of scaling, shifting, change of light; 0: mirroring",
+        json_schema_extra=_also("augment"),
+    )
+    backbone_weights: str = Field(
+        "",
+        description="start the backbone from timm's .safetensors file",
+        json_schema_extra=_also("student_backbone"),
+    )
+
+
+class DetectionConfig(Config):
+    """Every setting of METHODS A4; the defaults are the paper's where it names one."""
+
+    data: SceneConfig = SceneConfig()
+    seed: Seed = Field(0, description="of scenes, teacher and students")
+    teacher: DetectionTeacher = DetectionTeacher()
+    start: Literal["nothing", "generated"] = Field(
+        "nothing", description="start a folder's detectors from ones of the generated scenes"
+    )
+    student: DetectionStudent = DetectionStudent()
+    losses: DetectionWeights = DetectionWeights()
+    gan: SceneGAN = SceneGAN()
+    gan_scenes: int = Field(
+        0, ge=0, le=10**7, description="scenes a GAN draws for a student, 0: as many as it saw"
+    )
+    seeds: Seeds = Field(
+        (0, 1, 2),
+        description="seeds of both GANs, the first one's teach students",
+        json_schema_extra=_also("gan_seeds"),
+    )
+    students: str = Field(
+        "",
+        description="students, comma-separated, of train, plain, synthetic, vanilla, generated; all",
+        json_schema_extra=_also("arms"),
+    )
+    tile: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="detect in whole frames too, in tiles of so many pixels, 0: no",
+    )
+    examples: int = Field(8, ge=1, le=64, description="scenes that are shown")
+    threshold: float = Field(
+        THRESHOLD, ge=0, le=1, description="score from which a detection is shown"
+    )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        others = [
+            f"{who}.{name}"
+            for who in ("teacher", "student")
+            for name in ("pretrained", "weights", "backbone_weights")
+            if self[who][name]
+        ]
+        if self.from_generated and others:
+            raise ValueError(
+                f"a detector cannot start from two kinds of weights: start=generated and {', '.join(others)}"
+            )
+        unknown = set(self.variants) - set(VARIANTS)
+        if unknown:
+            raise ValueError(f"students of {', '.join(VARIANTS)}: there is no {', '.join(unknown)}")
+        return self
+
+    @property
+    def from_generated(self) -> bool:
+        """Whether detectors start from ones of the generated scenes."""
+        return self.start == "generated" and self.data.name != GENERATED
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The students asked for, by their short names."""
+        words = tuple(word.strip() for word in self.students.split(",") if word.strip())
+        return words or tuple(VARIANTS)
+
+
+# Short name of a student, as in metrics -> what it learns from.
+VARIANTS = {
+    "train": "labels + teacher",
+    "plain": "labels alone",
+    "synthetic": "attention GAN's scenes",
+    "vanilla": "vanilla GAN's scenes",
+    "generated": "generated scenes",
+}

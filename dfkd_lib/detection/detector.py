@@ -1,0 +1,199 @@
+"""Detectors in the store: trained by a step on scenes, measured on test scenes, opened again (METHODS A4)."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dfkd_lib import training
+from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger, resolve
+from dfkd_lib.datasets import SceneSet
+from dfkd_lib.detection.batches import Batch, SceneBatches
+from dfkd_lib.detection.evaluate import average_precision, predict
+from dfkd_lib.detection.source import Scenes
+from dfkd_lib.detection.step import answers
+from dfkd_lib.models import count_parameters, create_detector
+from dfkd_lib.models.detectors import SPECS, Detector
+from dfkd_lib.training import Precision, TrainConfig
+
+PREDICTIONS = "predictions.safetensors"
+
+
+class DetectorConfig(TrainConfig):
+    """A detector and its training; the defaults are DETR's where paper A names none."""
+
+    model: str = Field("detr_resnet50", description="its name for models.create_detector")
+    batch_size: int = Field(16, ge=1, le=65_536, description="scenes a step")
+    lr: float = Field(1e-4, gt=0, le=1, description="peak learning rate of AdamW")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay")
+    warmup_epochs: float = Field(0.5, ge=0, description="epochs of linear warm-up")
+    grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm, or none")
+    precision: Precision = Field("bf16", description="arithmetic: fp32, or bf16 by autocast")
+    augment: float = Field(
+        1.0, ge=0, le=2, description="strength of scaling, shifting, change of light; 0: mirroring"
+    )
+    pretrained: bool = Field(
+        False, description="start from published weights, downloaded if need be"
+    )
+    weights: str = Field(
+        "", description="start from this .safetensors file or folder in transformers' format"
+    )
+    backbone_weights: str = Field(
+        "", description="start the backbone from timm's .safetensors file"
+    )
+
+
+def train(
+    store: Store,
+    config: DetectorConfig,
+    step: Callable[..., dict[str, Tensor]],
+    scenes: Scenes | SceneSet | Artifact,
+    test: Scenes,
+    teacher: Artifact | None = None,
+    seed: int | None = None,
+    start: Artifact | None = None,
+) -> Artifact:
+    """A detector trained by a step on scenes, measured after every epoch on test scenes that choose nothing.
+
+    Args:
+        step: `step(student, batch, teacher)` → {"loss": scalar to minimise, other names: scalars to log}. `batch` is a
+            `Batch`, its labels None where scenes belong to no data set: the ledger then refuses any training split.
+            `teacher(batch, attention)` gives the frozen teacher's `Queries`; it is None without a teacher. It may ask for
+            `progress`, the share of training done. Its code is part of the detector's key.
+        scenes: what it learns from, named, in memory, or drawn by a generator.
+        test: scenes for evaluation alone.
+        teacher: a detector's artifact to distil from; without it the detector is a teacher itself.
+        seed: of weights, order, augmentation and dropout; config.seed by default.
+        start: an artifact of such a detector, whose weights are the first.
+
+    Returns:
+        Artifact with model.safetensors, history.json, predictions.safetensors; metrics as of `evaluate_ap` (last epoch),
+        "parameters", "images_per_second", "train_scenes", "classes".
+
+    Raises:
+        WorkbenchError: before training, if teacher and scenes name other classes than the test scenes, or nobody labels
+            the scenes; if the step returns no loss, no scalars or a loss without gradient, or changes its batch.
+    """
+    scenes, role = Scenes.of(scenes), "teacher" if teacher is None else "student"
+    labelled, run = scenes.split is not None, config.training()
+    run = run if seed is None else run.replace(seed=seed)
+    if not labelled and teacher is None:
+        raise WorkbenchError(
+            "scenes of no data set carry no labels",
+            expected="a teacher to label them",
+            got="none",
+            where=f"detector {config.model}",
+            fix="give teacher=, or train on labelled scenes",
+        )
+    _same_classes(test.classes, teacher, scenes)
+    weights, backbone = (
+        resolve(w) if w else None for w in (config.weights, config.backbone_weights)
+    )
+    settings = {
+        "model": config.model,
+        "config": run.as_dict(),
+        "augment": config.augment,
+        "labelled": labelled,
+        "train": scenes.identity,
+        "test": test.identity,
+        "pretrained": config.pretrained,
+        "weights": {"artifact": start.key} if start else _identity(weights),
+        "backbone_weights": _identity(backbone),
+    }
+    reads = {test.split: ledger.EVALUATION, **({scenes.split: "training"} if labelled else {})}
+    first = start.path / "model.safetensors" if start else weights
+
+    def make(work: Path) -> dict:
+        torch.manual_seed(run.seed)
+        shown = test.load()
+        pretrained = config.pretrained
+        detector = create_detector(config.model, len(test.classes), pretrained, first, backbone)
+        answer = None if teacher is None else answers(load_detector(teacher))
+        bound, chosen = training.bound(step, detector, answer), scenes.load()
+
+        def train_step(batch: Batch, progress: float) -> dict[str, Tensor]:
+            return bound(batch if labelled else Batch(batch.images, None, None), progress)
+
+        batches = SceneBatches(chosen, run.batch_size, config.augment)
+        history = training.fit(
+            {"detector": detector},
+            train_step,
+            batches,
+            run,
+            checkpoint=work / "checkpoint",
+            evaluate=lambda epoch: _measured(detector, shown),
+            label=f"detection {role} {config.model}",
+        )
+        metrics = save_detector(work, detector, shown, history)
+        speed = history[-1]["images_per_second"]
+        return {**metrics, "train_scenes": len(batches.images), "images_per_second": speed}
+
+    parents = [artifact for artifact in (teacher, scenes.parent, start) if artifact is not None]
+    code = [SPECS.get(config.model)]
+    return store.get_or_make(f"detection-{role}", settings, make, parents, reads, code=code)
+
+
+def _same_classes(classes: tuple[str, ...], teacher: Artifact | None, scenes: Scenes) -> None:
+    """Raise unless teacher and training scenes name the classes of the test scenes, in their order."""
+    whose = "the drawn scenes" if scenes.parent else "the training scenes"
+    named = {
+        whose: scenes.classes,
+        **({"the teacher": teacher.metrics["classes"]} if teacher else {}),
+    }
+    for who, names in named.items():
+        if tuple(names) != tuple(classes):
+            raise WorkbenchError(
+                f"{who} and the test scenes do not name the same classes",
+                expected=", ".join(classes),
+                got=", ".join(names) or "none",
+                fix="use scenes of the same classes in the same order, or a teacher trained on these",
+            )
+
+
+def _identity(path: Path | None) -> str | None:
+    """A hash of a weights file, or of the weights in a folder of transformers' format."""
+    if path is None:
+        return None
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise WorkbenchError(
+            "the weights to start from are missing",
+            where=path,
+            expected="a .safetensors file, or a folder with one",
+            fix="check the path",
+        )
+    return " ".join(artifacts.file_hash(file) for file in files)
+
+
+def _measured(detector: Detector, test: SceneSet) -> dict[str, float]:
+    measures = average_precision(test, *predict(detector, test.images))
+    return {name: value for name, value in measures.items() if name != "per_class"}
+
+
+def save_detector(work: Path, detector: Detector, test: SceneSet, history: list[dict]) -> dict:
+    """Measure a finished detector, write its files into `work`, return its metrics."""
+    scores, boxes = predict(detector, test.images)
+    artifacts.save_tensors(work / "model.safetensors", detector.state_dict())
+    artifacts.save_tensors(work / PREDICTIONS, {"scores": scores, "boxes": boxes})
+    artifacts.save_json(work / "history.json", history)
+    return {
+        **average_precision(test, scores, boxes, by_size=True),
+        "parameters": count_parameters(detector),
+        "classes": list(test.classes),
+        "test_scenes": len(test),
+    }
+
+
+def load_detector(artifact: Artifact) -> Detector:
+    """The detector of an artifact, frozen, in evaluation mode, on the training device."""
+    weights = artifact.path / "model.safetensors"
+    classes = len(artifact.metrics["classes"])
+    return training.frozen(create_detector(artifact.settings["model"], classes, weights=weights))
+
+
+def predictions(artifact: Artifact) -> tuple[Tensor, Tensor]:
+    """The artifact's predictions on the test scenes, from disk: scores (N, Q, classes), boxes (N, Q, 4)."""
+    saved = artifact.tensors(PREDICTIONS)
+    return saved["scores"], saved["boxes"]

@@ -1,0 +1,283 @@
+"""Scenes from a GAN conditioned on a layout, with and without the frozen teacher's attention (METHODS A4)."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PrivateAttr
+from torch import Tensor
+
+from dfkd_lib import training
+from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts
+from dfkd_lib.core.processes import shared_count
+from dfkd_lib.detection.batches import Batch, SceneBatches
+from dfkd_lib.detection.detector import load_detector
+from dfkd_lib.detection.probes import class_object_probes, object_consistency_loss, object_probes
+from dfkd_lib.detection.source import SCENES, Scenes
+from dfkd_lib.models.detectors import Detector
+from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneGenerator
+from dfkd_lib.synthesis import WATCH_EVERY
+from dfkd_lib.training import Precision, TrainConfig
+
+TOGETHER = 128  # scenes drawn at a time
+SHIFT, STRETCH = 0.06, 0.15  # by which a layout that is drawn anew moves, and changes in size (log)
+PROBES = "probes.safetensors"
+
+
+@dataclass
+class SceneNetworks:
+    """What the step of the GAN of scenes works on.
+
+    Args:
+        generator, discriminator: trained.
+        teacher: frozen detector.
+        probes: class probes of its objects (K, D).
+        attention_share: of a batch, (0, 1], that the attention loss is taken on: scenes are independent, so a part gives
+            the same loss and gradient in the mean, at its share of the cost.
+        watching: whether the attention loss is measured in this step though λ is 0.
+    """
+
+    generator: SceneGenerator
+    discriminator: SceneDiscriminator
+    teacher: Detector
+    probes: Tensor
+    attention_share: float = 1.0
+    watching: bool = True
+
+    def draw(self, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Layouts of other scenes of the batch, labels (B, M) and boxes (B, M, 4), and noise for the generator."""
+        order = torch.randperm(len(batch.labels))
+        noise = self.generator.noise(*batch.labels.shape)
+        device = batch.images.device
+        return batch.labels[order], batch.boxes[order], tuple(n.to(device) for n in noise)
+
+    def part(self, images: Tensor) -> slice:
+        """The part of a batch that the attention loss is taken on."""
+        return slice(max(1, round(self.attention_share * len(images))))
+
+    @contextmanager
+    def judging(self) -> Iterator[SceneDiscriminator]:
+        """The discriminator while the generator learns from it: its weights need no gradient then."""
+        self.discriminator.requires_grad_(False)
+        yield self.discriminator
+        self.discriminator.requires_grad_(True)
+
+
+def real_loss(scores: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross entropy of the discriminator's logits with "real": mean over parts of scenes, plus mean over objects.
+
+    Args:
+        scores: of parts (B, 1, H, W) and of objects (n,); n may be 0.
+    """
+    return sum(F.softplus(-s.float()).sum() / shared_count(s.numel(), s) for s in scores)
+
+
+def scene_gan_step(nets: SceneNetworks, batch: Batch, lam: float) -> Iterator[tuple[str, dict]]:
+    """The step of the GAN of scenes: L_D of parts and of objects, then L_G = L_adv + λ L_attention (A eq. 5).
+
+    λ = 0 is the vanilla GAN: the attention loss is then measured now and then but has no gradient. Both variants draw the
+    same random numbers in the same order, so from one seed they differ in λ alone.
+
+    Yields:
+        (optimizer's name, named losses with "loss").
+    """
+    labels, boxes, noise = nets.draw(batch)
+    fake = nets.generator(labels, boxes, *noise)
+    on_real, on_fake = nets.discriminator(*batch), nets.discriminator(fake.detach(), labels, boxes)
+    yield "discriminator", {"loss": real_loss(on_real) + real_loss([-score for score in on_fake])}
+    with nets.judging() as discriminator:
+        adversarial = real_loss(discriminator(fake, labels, boxes))
+        named, total = {"adversarial": adversarial}, adversarial
+        if lam > 0 or nets.watching:
+            part = nets.part(fake)
+            with torch.set_grad_enabled(lam > 0):
+                probes, _ = object_probes(nets.teacher, fake[part], labels[part], boxes[part])
+                known = labels[part][labels[part] >= 0]
+                attention = object_consistency_loss(probes, nets.probes, known)
+            named["attention"], total = attention, total + lam * attention
+        yield "generator", {"loss": total, **named}
+
+
+class SceneGAN(TrainConfig):
+    """The GAN of scenes: reads real scenes with their layouts, and class probes for its attention loss; λ = 0 is vanilla."""
+
+    epochs: int = Field(100, ge=1, le=100_000, description="passes over the training scenes")
+    batch_size: int = Field(
+        32, ge=2, le=4096, description="scenes a step", json_schema_extra={"also": "gan_batch"}
+    )
+    lr: float = Field(4e-4, gt=0, le=1, description="learning rate of Adam")
+    optimizer: Literal["adam"] = Field("adam", description="optimizer")
+    betas: tuple[float, float] = Field((0.5, 0.999), description="of Adam")
+    schedule: Literal["cosine", "constant"] = Field("constant", description="of the learning rate")
+    precision: Precision = Field("bf16", description="arithmetic: fp32, or bf16 by autocast")
+    lam: float = Field(
+        1.0, ge=0, le=1000, title="λ", description="weight of the attention loss (A eq. 5)"
+    )
+    attention_share: float = Field(
+        1.0, gt=0, le=1, description="share of each batch the attention loss is taken on"
+    )
+    width: int = Field(512, ge=16, le=4096, description="channels of the generator's first layers")
+    d_width: int = Field(64, ge=4, le=1024, description="of the discriminator's first layer")
+    latent: int = Field(32, ge=1, description="length of each noise vector")
+    _step: Callable | None = PrivateAttr(None)
+
+    def with_step(self, step: Callable) -> "SceneGAN":
+        """This GAN trained by a step of the caller's, in place of `scene_gan_step`; its code is part of the key."""
+        changed = self.replace()
+        changed._step = step
+        return changed
+
+    def replace(self, **changes: object) -> "SceneGAN":
+        """A copy with these settings changed, of the same step."""
+        changed = super().replace(**changes)
+        changed._step = self._step
+        return changed
+
+    def networks(self, classes: int, side: int) -> dict[str, torch.nn.Module]:
+        """A new generator and discriminator of square scenes of that side, untrained."""
+        generator = SceneGenerator(classes, side, self.latent, self.width)
+        return {"generator": generator, "discriminator": SceneDiscriminator(classes, self.d_width)}
+
+    def train(self, store: Store, scenes: Scenes, teacher: Artifact, probes: Artifact) -> Artifact:
+        """The trained GAN: generator.safetensors, layouts.safetensors (those of its training scenes), history.json.
+
+        Args:
+            scenes: labelled, square and of a side that 16 divides.
+            teacher: a detector of these classes.
+            probes: `object_probe_artifact` of both.
+
+        Raises:
+            WorkbenchError: if the scenes are of another size. DivergedError: if it diverges.
+        """
+        settings = {
+            **self.as_dict(),
+            "train": scenes.identity,
+            "classes": teacher.metrics["classes"],
+        }
+        return store.get_or_make(
+            "scene_gan",
+            settings,
+            lambda work: self._fit(work, scenes.load(), teacher, probes),
+            [teacher, probes],
+            {scenes.split: "training the discriminator"},
+        )
+
+    def _fit(self, work: Path, scenes, teacher: Artifact, probes: Artifact) -> dict:
+        check_side(*scenes.pixels.shape[2:])
+        torch.manual_seed(self.seed)
+        side, config = scenes.pixels.shape[-1], self.training()
+        modules = self.networks(len(teacher.metrics["classes"]), side)
+        batches = SceneBatches(scenes, self.batch_size)
+        frozen, class_probes = load_detector(teacher), probes.tensors(PROBES)["probes"]
+        class_probes = class_probes.to(training.device())
+        nets = SceneNetworks(
+            **modules, teacher=frozen, probes=class_probes, attention_share=self.attention_share
+        )
+        steps, chosen = len(batches) * self.epochs, self._step or scene_gan_step
+
+        def step(batch: Batch, progress: float) -> Iterator[tuple[str, dict]]:
+            nets.watching = round(progress * steps) % WATCH_EVERY == 0
+            yield from chosen(nets, batch, self.lam)
+
+        history = training.fit(
+            modules,
+            step,
+            batches,
+            config,
+            {name: [name] for name in modules},
+            checkpoint=work / "checkpoint",
+            label=f"scene GAN λ={self.lam:g} seed {self.seed}",
+        )
+        artifacts.save_tensors(work / "generator.safetensors", modules["generator"].state_dict())
+        layouts = {"labels": batches.labels, "boxes": batches.boxes}
+        artifacts.save_tensors(work / "layouts.safetensors", layouts)
+        artifacts.save_json(work / "history.json", history)
+        speed = history[-1]["images_per_second"]
+        return {"images_per_second": speed, "train_scenes": len(batches.images), "side": side}
+
+    def draw(self, store: Store, trained: Artifact, count: int, seed: int = 0) -> Artifact:
+        """`count` scenes of the trained GAN, of its layouts moved a little: scenes.safetensors "pixels", "labels", "boxes".
+
+        Drawing reads no real image; that the layouts, and the GAN, come from real scenes stands in the ledger of its parent.
+
+        Returns:
+            Artifact for `open_scenes`: pixels uint8 (N, 3, S, S), labels int64 (N, M), -1 for none, boxes (N, M, 4): what
+            was asked for, which a detector may or may not find.
+        """
+        classes = trained.settings["classes"]
+
+        def make(work: Path) -> dict:
+            model = self.networks(len(classes), trained.metrics["side"])["generator"]
+            model.load_state_dict(trained.tensors("generator.safetensors"))
+            training.frozen(model)
+            layouts = trained.tensors("layouts.safetensors")
+            random = torch.Generator().manual_seed(seed)
+            chosen = torch.randint(len(layouts["labels"]), (count,), generator=random)
+            labels, boxes = moved_layouts(
+                layouts["labels"][chosen], layouts["boxes"][chosen], random
+            )
+            pixels = []
+            with torch.inference_mode():
+                for rows in torch.arange(count).split(TOGETHER):
+                    noise = model.noise(len(rows), labels.shape[1], random)
+                    inputs = (labels[rows], boxes[rows], *noise)
+                    drawn = model(*(t.to(training.device()) for t in inputs))
+                    pixels.append((255 * drawn).round().clamp(0, 255).to(torch.uint8).cpu())
+            drawn = {"pixels": torch.cat(pixels), "labels": labels, "boxes": boxes}
+            artifacts.save_tensors(work / SCENES, drawn)
+            return {"scenes": count}
+
+        settings = {"gan": trained.key, "classes": classes, "count": count, "seed": seed}
+        return store.get_or_make("synthetic_scenes", settings, make, [trained])
+
+
+def check_side(height: int, width: int) -> None:
+    """WorkbenchError unless a GAN can draw scenes of this size: square, of a side that 16 divides."""
+    if height != width or height % 16:
+        raise WorkbenchError(
+            "the GAN draws square scenes whose side 16 divides",
+            expected="size = 64, 80, 96, ...",
+            got=f"{height} × {width}",
+            where="SceneGAN",
+            fix="set size to such a number, and shortest to 0",
+        )
+
+
+def object_probe_artifact(store: Store, scenes: Scenes, teacher: Artifact) -> Artifact:
+    """The class probes of a teacher's objects in labelled scenes: probes.safetensors "probes" (K, SIDE²)."""
+
+    def make(work: Path) -> dict:
+        batches = SceneBatches(scenes.load(), TOGETHER, augment=None)
+        rows = torch.arange(len(batches.images)).split(TOGETHER)
+        detector, classes = load_detector(teacher), len(scenes.classes)
+        probes = class_object_probes(detector, map(batches.rows, rows), classes)
+        artifacts.save_tensors(work / PROBES, {"probes": probes})
+        return {"scenes": len(batches.images)}
+
+    reads = {scenes.split: "class probes"}
+    return store.get_or_make("object_probes", {"train": scenes.identity}, make, [teacher], reads)
+
+
+def moved_layouts(labels: Tensor, boxes: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Layouts mirrored (1/2), each object moved and stretched by a little chance and kept inside its scene.
+
+    Args:
+        labels: int64 (N, M), -1 for none.
+        boxes: (N, M, 4), cxcywh in [0, 1].
+    """
+    count, most = labels.shape
+
+    def uniform(*shape: int) -> Tensor:
+        return 2 * torch.rand(*shape, generator=random) - 1
+
+    mirror = torch.rand(count, generator=random) < 0.5
+    size = boxes[..., 2:] * torch.exp(STRETCH * uniform(count, most, 1))
+    centre, size = boxes[..., :2].clone(), size.clamp(max=1)
+    centre[mirror, :, 0] = 1 - centre[mirror, :, 0]
+    moved = torch.minimum(centre + SHIFT * uniform(count, most, 2), 1 - size / 2)
+    moved = torch.cat([torch.maximum(moved, size / 2), size], -1)
+    return labels, torch.where(labels[..., None] >= 0, moved, 0.0)

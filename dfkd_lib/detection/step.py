@@ -1,0 +1,193 @@
+"""The step of a detector: queries paired with objects and with the teacher's queries, named losses, weighted and summed."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from dfkd_lib.attention import capture_attention, patch_grid
+from dfkd_lib.core import Config
+from dfkd_lib.detection.batches import Batch
+from dfkd_lib.detection.evaluate import THRESHOLD
+from dfkd_lib.detection.matching import PAIRINGS, paired_queries
+from dfkd_lib.losses import (
+    TeacherTargets,
+    attention_distillation_loss,
+    box_distillation_loss,
+    detection_losses,
+    objectness,
+)
+from dfkd_lib.models.detectors import Detector
+
+
+def _weight(default: float, description: str, also: str = "") -> float:
+    extra = {"also": also} if also else {}
+    return Field(default, ge=0, le=100_000, description=description, json_schema_extra=extra)
+
+
+class DetectionWeights(Config):
+    """Weights of a detector's losses by their names in `losses.DETECTION_LOSSES`; the defaults are paper A's terms alone.
+
+    Smooth L1 of coordinates in [0, 1] is quadratic and small, which is why its weight is large.
+    """
+
+    classification: float = _weight(2.0, "of the classification loss (eq. 11)", "class_weight")
+    boxes: float = _weight(100.0, "of Smooth L1 (eq. 12, 13)", "box_weight")
+    giou: float = _weight(0.0, "of DETR's GIoU loss, which the paper does not use", "giou_weight")
+    distillation: float = _weight(
+        1.0, "of the teacher's softened logits (eq. 14)", "distillation_weight"
+    )
+    box_distillation: float = _weight(0.0, "of the teacher's boxes, which are not the paper's")
+    attention_distillation: float = _weight(0.0, "of its cross-attention, likewise")
+    temperature: float = Field(2.0, ge=0.01, le=1000, title="T", description="T of eq. 14")
+    pairing: Literal["hungarian", "expanded"] = Field(
+        "hungarian", description="of predictions and objects: DETR's own, or the paper's"
+    )
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not any(self[name] for name in self.keys() if name not in ("temperature", "pairing")):
+            raise ValueError("a weight above 0: at least one loss must count")
+        return self
+
+    def total(self, named: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a step returns: "loss", weighted and summed over decoder layers, and the last layer's named losses.
+
+        Args:
+            named: losses by name, (L,) each, or (1,) for those of the last decoder layer alone.
+        """
+        loss = sum(self[name] * value.sum() for name, value in named.items())
+        return {"loss": loss, **{name: value[-1] for name, value in named.items()}}
+
+
+class Queries(NamedTuple):
+    """What a detector predicts at each of its L decoder layers.
+
+    Args:
+        logits: (L, B, Q, K), the last of K classes "no object".
+        boxes: (L, B, Q, 4), cxcywh in [0, 1].
+        maps: the last layer's cross-attention (B, Q, h, w), mean over heads; None where it was not asked for.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    maps: Tensor | None = None
+
+
+class ObjectTargets(NamedTuple):
+    """The object that each query answers for.
+
+    Args:
+        labels: int64 (L, B, Q); the last class, "no object", where there is none.
+        boxes: (L, B, Q, 4), cxcywh in [0, 1], 0 where there is none.
+        present: bool (L, B, Q).
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    present: Tensor
+
+
+def queries(
+    detector: Detector, images: Tensor, attention: bool = False, every_layer: bool = True
+) -> Queries:
+    """The predictions of every decoder layer (deep supervision), or of the last alone.
+
+    Args:
+        images: float (B, 3, H, W) in [0, 1].
+        attention: whether to read the last layer's cross-attention too.
+    """
+    maps = None
+    if attention:
+        with capture_attention(detector.network, (-1,), token=None, kind="cross") as blocks:
+            found = detector(images, every_layer)
+        seen = blocks[-1].mean(1)
+        grid = patch_grid(detector.network, seen.shape[-1], *images.shape[-2:])
+        maps = seen.unflatten(-1, grid)
+    else:
+        found = detector(images, every_layer)
+    layers = (*found.earlier, found[:2])
+    logits, boxes = (torch.stack(parts) for parts in zip(*layers, strict=True))
+    return Queries(logits, boxes, maps)
+
+
+def objects(batch: Batch, answer: Queries | None) -> tuple[Tensor, Tensor]:
+    """The objects to find, padded: the batch's labels (B, M) and boxes, or, where these are not read, the teacher's finds."""
+    return (batch.labels, batch.boxes) if batch.labels is not None else confident(answer)
+
+
+def confident(found: Queries, threshold: float = THRESHOLD) -> tuple[Tensor, Tensor]:
+    """A detector's own detections as padded objects, best first: labels (B, Q), -1 for none, boxes (B, Q, 4)."""
+    score, label = found.logits[-1].sigmoid()[..., :-1].max(dim=-1)
+    order = score.argsort(dim=1, descending=True)
+    label = torch.where(score >= threshold, label, -1).gather(1, order)
+    return label, found.boxes[-1].gather(1, order[..., None].expand(-1, -1, 4))
+
+
+def pair_objects(
+    found: Queries, labels: Tensor, boxes: Tensor, pairing: str = "hungarian"
+) -> ObjectTargets:
+    """The object that each query of each decoder layer answers for.
+
+    Args:
+        labels: int64 (B, M), -1 where there is no object.
+        boxes: (B, M, 4), cxcywh in [0, 1].
+        pairing: a name in `matching.PAIRINGS`.
+    """
+    layers, _, _, classes = found.logits.shape
+    predicted = found.logits.flatten(0, 1), found.boxes.flatten(0, 1)
+    targets = PAIRINGS[pairing](*predicted, labels.repeat(layers, 1), boxes.repeat(layers, 1, 1))
+    target_labels, target_boxes = (part.unflatten(0, (layers, -1)) for part in targets)
+    return ObjectTargets(target_labels, target_boxes, target_labels < classes - 1)
+
+
+def pair_teacher(found: Queries, answer: Queries) -> TeacherTargets:
+    """The teacher's query that is nearest to each of the student's, in every decoder layer of the student."""
+    layers = len(found.logits)
+    predicted = found.logits.flatten(0, 1), found.boxes.flatten(0, 1)
+    logits, boxes = answer.logits[-1], answer.boxes[-1]
+    index = paired_queries(*predicted, logits.repeat(layers, 1, 1), boxes.repeat(layers, 1, 1))
+    index = index.unflatten(0, (layers, -1))
+    paired, index = index >= 0, index.clamp(min=0)
+    scene = torch.arange(len(logits), device=logits.device)[:, None]
+    chosen = logits[scene, index]
+    certain = torch.where(paired, objectness(chosen), 0.0)
+    maps = None if answer.maps is None else answer.maps[scene, index[-1]]
+    return TeacherTargets(chosen, boxes[scene, index], paired, certain, maps)
+
+
+def answers(teacher: Detector) -> Callable[..., Queries]:
+    """A frozen teacher as a step asks it: `teacher(batch, attention)` → `Queries` of its last decoder layer."""
+
+    def answer(batch: Batch, attention: bool = False) -> Queries:
+        with torch.no_grad():
+            return queries(teacher, batch.images, attention, every_layer=False)
+
+    return answer
+
+
+def detection_step(weights: DetectionWeights) -> Callable:
+    """The weighted losses of objects (A eq. 11-13) and, with a teacher, of distillation (eq. 14), as a step for `train`.
+
+    Every decoder layer of the student answers for the objects (deep supervision); the last one's losses are logged.
+    """
+    cross = weights.attention_distillation > 0
+
+    def step(student: Detector, batch: Batch, teacher: Callable | None) -> dict[str, Tensor]:
+        answer = None if teacher is None else teacher(batch, cross)
+        found = queries(student, batch.images, cross and answer is not None)
+        target = pair_objects(found, *objects(batch, answer), weights.pairing)
+        like = None if answer is None else pair_teacher(found, answer)
+        named = detection_losses(*found[:2], target.labels, target.boxes, like, weights.temperature)
+        if like is not None and weights.box_distillation:
+            named["box_distillation"] = box_distillation_loss(
+                found.boxes, like.boxes, like.objectness
+            )
+        if like is not None and cross:
+            attention = attention_distillation_loss(found.maps, like.maps, like.objectness[-1])
+            named["attention_distillation"] = attention[None]
+        return weights.total(named)
+
+    return step
