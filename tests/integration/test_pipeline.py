@@ -105,9 +105,9 @@ def test_a_grid_runs_notebook_35_alone_with_that_file(tmp_path):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("rows: {hot: {temprature: 8.0}}", "did you mean 'temperature'"),
+        ("rows: {hot: {temprature: 8.0}}", "did you mean 'weights.temperature'"),
         ("rows: [", "cannot be read"),
-        ("base: {temperature: 0.0}", "temperature must be positive"),
+        ("base: {temperature: 0.0}", "'temperature' is impossible"),
     ],
 )
 def test_a_bad_grid_is_refused_before_a_kernel_starts(tmp_path, text, words):
@@ -161,7 +161,7 @@ def test_a_bad_setting_is_refused_by_name(folder, setting, words):
     [
         (
             dict(profile="quik"),
-            ["no profile 'quik'", "smoke, quick, paper", "did you mean 'quick'"],
+            ["no profile 'quik'", "smoke, quick, night, paper", "did you mean 'quick'"],
         ),
         (dict(only="10,77"), ["notebook '77' is unknown"]),
         (dict(jobs=0), ["--jobs", "got: 0"]),
@@ -216,7 +216,7 @@ def test_a_parameters_cell_holds_scalars_only(source):
 
 def test_a_notebook_needs_the_pipelines_own_parameters(tmp_path):
     write_notebooks(tmp_path, {"10_bare": ["1"]}, parameters="epochs = 1")
-    assert "no parameter 'profile'" in plan_error(tmp_path)
+    assert "no parameter 'out_dir'" in plan_error(tmp_path)
 
 
 def test_a_damaged_notebook_is_named(tmp_path):
@@ -262,7 +262,7 @@ def test_the_command_prints_errors_plainly(capsys):
     assert main(["run", "--profile", "smoke", "--set", "00.nothing=1"]) == 2
     error = capsys.readouterr().err
     assert (
-        error.startswith("error: notebook 00_start_here has no parameter 'nothing'")
+        error.startswith("error: notebook 00_start_here has no parameter or setting 'nothing'")
         and "Traceback" not in error
     )
 

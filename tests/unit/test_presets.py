@@ -146,7 +146,8 @@ def test_what_papermill_injects_beyond_the_declared_counts(tmp_path):
         ),
     ]
     source, out = tmp_path / "a.ipynb", tmp_path / "b.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), source)
+    metadata = {"language_info": {"name": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), source)
 
     def papermill(*words):
         command = [
