@@ -1,6 +1,6 @@
 """The ground floor: errors, the artifact store, the ledger of real images, atomic files, processes, provenance."""
 
-from dfkd_lib.core import explain, ledger, processes
+from dfkd_lib.core import explain, ledger, memory, processes
 from dfkd_lib.core.artifacts import (
     REPOSITORY,
     Artifact,
@@ -45,6 +45,7 @@ __all__ = [
     "is_number",
     "ledger",
     "load_tensors",
+    "memory",
     "note_whole",
     "plain",
     "printable",

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from dfkd_lib.core import ledger, processes
+from dfkd_lib.core import ledger, memory, processes
 from dfkd_lib.core.code import stage_fingerprint
 from dfkd_lib.core.errors import WorkbenchError
 from dfkd_lib.core.explain import made_anew, report_versions
@@ -358,6 +358,7 @@ class Store:
         try:
             with ledger.stage(stage, reads) as seen:
                 metrics = make(work) or {}
+            memory.check(key)
         finally:
             with suppress(OSError):  # a full disk must not hide what went wrong before
                 spent.write_text(str(before + time.perf_counter() - start))

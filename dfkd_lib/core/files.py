@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from dfkd_lib.core import memory
 from dfkd_lib.core.errors import WorkbenchError
 
 FIELDS = {
@@ -125,6 +126,7 @@ def lock_error(error: OSError, where: Path) -> WorkbenchError:
 
 def note_whole(work: Path, path: Path) -> None:
     """Note that a file in a folder of work is whole: a resumed run may use it, and is told if it has changed since."""
+    memory.check(path)
     whole = work / WHOLE
     whole.parent.mkdir(exist_ok=True)
     save_json(whole, {**whole_files(work), str(path.relative_to(work)): file_hash(path)})

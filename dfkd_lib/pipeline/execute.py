@@ -1,6 +1,5 @@
 """One notebook in one kernel of this interpreter, by papermill, watched from outside: its memory, and that it goes on."""
 
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from dfkd_lib.core.artifacts import REPOSITORY
 from dfkd_lib.core.files import is_full
+from dfkd_lib.core.memory import RAN_OUT
 
 MEGABYTE = 1e6
 POLL_SECONDS = 0.5
@@ -26,9 +26,6 @@ HUNG_MINUTES = (
     30.0  # without a sign of life: far more than a slow download or a full disk queue takes
 )
 STARTS = 3  # that a kernel may take
-NO_MEMORY = re.compile(
-    r"out of memory|can.t allocate memory|not enough memory|bad_alloc|MemoryError", re.IGNORECASE
-)
 LESS_MEMORY = "set a smaller batch size or fewer --jobs"
 IDLE_SHARE = 0.01  # of one core: what a kernel that only waits uses stays well below
 SUCCEEDED, FAILED, INTERRUPTED, SKIPPED = "succeeded", "failed", "interrupted", "skipped"
@@ -124,7 +121,7 @@ class Watch:
         for line in lines:
             line = line.rstrip("\r").rpartition("\r")[2]
             # With no memory left a kernel may not even be able to say so in its answer, but it prints it.
-            self.no_memory |= NO_MEMORY.search(line) is not None
+            self.no_memory |= RAN_OUT.search(line) is not None
             if line.strip():
                 self.tell({"line": line})
 
@@ -270,7 +267,7 @@ def fix(name: str, text: str, watch: Watch) -> str:
             "\n  fix: the disk takes no more: free room on it, or choose --out and --artifacts on another; then give "
             "the same command again: finished artifacts and epochs are kept"
         )
-    if watch.no_memory or NO_MEMORY.search(f"{name} {text}"):
+    if watch.no_memory or RAN_OUT.search(f"{name} {text}"):
         return (
             f"\n  memory ran out in the notebook's kernel\n  got: at most {watch.peak / MEGABYTE:,.0f} MB in it, of "
             f"{psutil.virtual_memory().total / MEGABYTE:,.0f} MB\n  fix: {LESS_MEMORY}"

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib.core import WorkbenchError, processes
+from dfkd_lib.core import WorkbenchError, memory, processes
 from dfkd_lib.training import parallel
 from dfkd_lib.training.batches import TensorBatches
 from dfkd_lib.training.checkpoint import Checkpoint
@@ -27,7 +27,6 @@ from dfkd_lib.training.progress import Progress, Totals
 NO_COMPILER = re.compile(
     r"InvalidCxxCompiler|No working C\+\+ compiler|CppCompileError|TritonMissing|working triton"
 )
-NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 PROCESS_SEEDS = (
     1_000_000_007  # between the seeds of processes: more than trainings have epochs, and seeds
 )
@@ -108,7 +107,9 @@ def fit(
 def _explained(error: Exception, config: TrainConfig, label: str, done: int) -> Exception:
     """The error as one that a user can fix, where it is of such a kind; else itself."""
     said = f"{type(error).__name__}: {error}"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or NO_MEMORY.search(str(error)):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or memory.RAN_OUT.search(
+        str(error)
+    ):
         return WorkbenchError(
             "memory ran out in training",
             got=str(error).split("\n")[0][:300],
@@ -182,6 +183,7 @@ class _Run:
             def ended(epoch: int = epoch, row: dict = row) -> dict:
                 self.check_weights(epoch)
                 done = row | _evaluated(self.modules, evaluate, epoch + 1)
+                memory.check(self.label)
                 saved.save([*history, done])
                 return done
 
@@ -220,6 +222,7 @@ class _Run:
             self.progress.step(totals)
         if self.split:
             totals.share()
+        memory.check(self.label)
         seconds = time.perf_counter() - start
         return {
             "epoch": epoch + 1,
