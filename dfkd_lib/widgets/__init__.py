@@ -6,13 +6,13 @@ from pathlib import Path
 from dfkd_lib import plots
 from dfkd_lib.ablation import Jobs, Outcome, summary, tidy
 from dfkd_lib.widgets.browse import Browse, View
-from dfkd_lib.widgets.look import Choice, Looker, Panel, named
+from dfkd_lib.widgets.viewer import Choice, Panel, Viewer, named
 
 __all__ = [
     "Choice",
-    "Looker",
     "Panel",
     "View",
+    "Viewer",
     "ablation_lab",
     "attention_explorer",
     "detection_browser",
@@ -29,30 +29,30 @@ def attention_explorer(
     out_dir: str | Path = "reports/quick",
     notebook: str = "",
 ):
-    """See where a vision transformer looks: choose model, image, block, head and token, and compare.
+    """The attention of a vision transformer: choose model, image, block, head and token, and compare.
 
     Args:
         models: a model, or {name: model}: classifiers of any kind `attention.capture_attention` can read, for images in
             [-1, 1], and detectors of `models.create_detector`. data: an ImageSet, a SceneSet, or {name: set of either kind}.
         class_probes: {name of a model: (K, blocks, N) or, of its last block, (K, N)}; for one model just the tensor.
         start: what is shown first. out_dir: where "save" puts figures, and parameters for `notebook` (its name) if one has
-            `Choice`'s as view_*.
+            the parameter `view`.
 
     Returns:
         An ipywidget, or the static figure of `start` if not interactive.
 
     Raises:
-        WorkbenchError: not interactive: for whatever the widget would say in place.
+        WorkbenchError: not interactive: for whatever the widget would report in place.
     """
     models, data = named(models, "model"), named(data, getattr(data, "name", "images"))
     if class_probes is not None:
         class_probes = named(class_probes, next(iter(models)))
-    looker, start = Looker(models, data, class_probes), start or Choice()
+    viewer, start = Viewer(models, data, class_probes), start or Choice()
     if not interactive:
-        return plots.attention_panels(looker.look(start))
+        return plots.attention_panels(viewer.panels(start))
     from dfkd_lib.widgets.explorer import AttentionExplorer
 
-    return AttentionExplorer(looker, start, out_dir, notebook)
+    return AttentionExplorer(viewer, start, out_dir, notebook)
 
 
 def detection_browser(
@@ -66,7 +66,7 @@ def detection_browser(
     examples: int = 8,
     out_dir: str | Path = "reports/quick",
 ):
-    """Browse what detectors find in scenes beside what is there, at any threshold, and where a detection looks.
+    """Browse what detectors find in scenes beside what is there, at any threshold, and the attention of a detection.
 
     A detection is right where it is paired with an object of its class, by `detection.curves.matched` at IoU 0.5.
 
@@ -84,8 +84,8 @@ def detection_browser(
     Raises:
         WorkbenchError: if detectors, predictions and scenes have different classes or sizes.
     """
-    data, given = named(scenes, "scenes"), predictions or {}
-    browse = Browse(detectors, data, given if isinstance(scenes, dict) else {"scenes": given})
+    data, found = named(scenes, "scenes"), predictions or {}
+    browse = Browse(detectors, data, found if isinstance(scenes, dict) else {"scenes": found})
     view = browse.settle(start or View(threshold=threshold))
     if not interactive:
         order = (-browse.disagreement(view.data, view.threshold)).argsort(kind="stable")[:examples]
@@ -110,9 +110,9 @@ def ablation_lab(
     """Set loss weights, student and images, run students in a process of their own, watch, stop and compare them.
 
     Args:
-        base: the notebook's own values: fields of `laboratory.MakerRecipe`, "source" ("real" or a maker's name) and, if it
-            has them, "seeds". store: where runs are found and kept. out_dir: where figures and parameter files are saved.
-        notebook: whose parameters the names in `base` are. shown: cells to begin the table with.
+        base: the notebook's own values: settings of `ClassificationConfig`, "source" ("real" or a maker's name) and, if it
+            has them, "seeds". store: where runs are found and stored. out_dir: where figures and parameter files go.
+        notebook: that parameter files are for. shown: cells to begin the table with.
         jobs: the queue to use; default: the store's own. students: names of models to choose from; default: the
             transformers that take the images, and `base`'s own.
 

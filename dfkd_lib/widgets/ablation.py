@@ -1,4 +1,4 @@
-"""The ablation widget: set, run, watch, stop and compare students; its front end (ablation.js) draws what `Jobs` tells."""
+"""The ablation widget: set, run, watch, stop and compare students; its front end (ablation.js) draws what `Jobs` knows."""
 
 import hashlib
 import json
@@ -6,36 +6,32 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import anywidget
 import traitlets
 
 from dfkd_lib import ablation
 from dfkd_lib.ablation import Cell, Outcome
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.artifacts import ArtifactError, resolve
-from dfkd_lib.widgets.rows import Row, compared, distinct, save_figures
+from dfkd_lib.core.artifacts import ArtifactError
+from dfkd_lib.widgets.base import Widget, front_end
+from dfkd_lib.widgets.rows import Line, compared, distinct, save_figures
 from dfkd_lib.widgets.settings import Settings
 
-HERE = Path(__file__).parent
 WAITS, ENDED = ("queued", "running"), ("failed", "stopped")
 
 
-class AblationLab(anywidget.AnyWidget):
+class AblationLab(Widget):
     """Set the weights, run students, watch them, compare; made by `widgets.ablation_lab`.
 
-    The training runs in a process of its own, which `jobs` tells of: nothing is lost with the page or this kernel.
+    The training runs in a process of its own, which `jobs` knows: nothing is lost with the page or this kernel.
 
-    Traits: `values`, what the controls show; `checked`, ids of the rows that are; `said`, what the last button did; `error`,
-    what was wrong with it, in full, or ""; `field`, the control to blame, or "".
+    Traits: `values`, what the controls show; `checked`, ids of the lines that are; `status`, what the last button did;
+    `error`, what was wrong with it, in full, or ""; `field`, the control to blame, or "".
     """
 
-    _esm = HERE / "ablation.js"
-    _css = HERE / "ablation.css"
-    options = traitlets.Dict().tag(sync=True)
+    _esm = front_end("ablation")
     values = traitlets.Dict().tag(sync=True)
     checked = traitlets.List().tag(sync=True)
-    said = traitlets.Unicode("").tag(sync=True)
-    error = traitlets.Unicode("").tag(sync=True)
+    status = traitlets.Unicode("").tag(sync=True)
     field = traitlets.Unicode("").tag(sync=True)
 
     def __init__(
@@ -47,77 +43,45 @@ class AblationLab(anywidget.AnyWidget):
         out_dir: str | Path,
         notebook: str,
     ):
-        self.settings, self.store, self.jobs = settings, store, jobs
-        self.out, self.notebook = resolve(out_dir), notebook
+        self.settings, self.store, self.jobs, self.notebook = settings, store, jobs, notebook
         self.shown = [
-            Row.of(o.cell, o.artifact, "found" if o.cached else "run")
+            Line.of(o.cell, o.artifact, "found" if o.cached else "run")
             for o in shown
             if o.artifact is not None
         ]
-        self.lost = [o for o in shown if o.artifact is None]  # said, not dropped
-        self._own: dict[str, Row] = {}  # by key, in the order in which they were first seen
-        self._of_job: dict[
-            str, str
-        ] = {}  # id of a finished job -> key of its row, or "" if that is gone
-        self._cells: dict[str, Cell] = {}  # of jobs, by id: to read one asks for its model
+        self.lost = [o for o in shown if o.artifact is None]  # shown with their errors, not dropped
+        self._own: dict[str, Line] = {}  # by key, in the order in which they were first seen
+        self._of_job: dict[str, str] = {}  # finished job -> key of its line, "" if that is gone
+        self._cells: dict[str, Cell] = {}  # of jobs, by id
         self._overlaid: list[str] = []
-        super().__init__()
-        told = [
-            {name: getattr(c, name) for name in c.__dataclass_fields__} for c in settings.controls
-        ]
-        self.options = {"controls": told, "start": settings.values(), "notebook": notebook}
-        self.values = settings.values()
-        self.on_msg(self._on_message)
+        start = settings.values()
+        super().__init__(out_dir, controls=settings.controls, start=start, notebook=notebook)
+        self.values = start
 
-    # -- what the front end asks -----------------------------------------------------------------------------------------
+    def _on_message(self, _, content: dict, buffers) -> None:
+        if "values" in content:  # however wrong: a page that is loaded again shows them again
+            self.values = content["values"]
+        super()._on_message(_, content, buffers)
 
-    def _on_message(self, _, content: dict, __) -> None:
-        asked = content.get("do")
-        acts = {
-            "run": lambda: self._submit(content["values"], first=True),
-            "queue": lambda: self._submit(content["values"], first=False),
-            "stop": lambda: self._stop(content["job"]),
-            "again": lambda: self._again(content["job"]),
-            "clear": lambda: self._clear(content["job"]),
-            "use": lambda: self._use(content["row"]),
-            "reset": self._reset,
-            "compare": self._compare,
-            "alone": self._alone,
-            "figure": self._save_figure,
-            "parameters": lambda: self._save_parameters(content["values"]),
-        }
-        if asked in acts:
-            if "values" in content:
-                self.values = content[
-                    "values"
-                ]  # however wrong: a page that is loaded again shows them again
-            self._try(acts[asked])
+    def _answer(self, content: dict) -> None:
+        """Send the state if it is another than the page has seen."""
         try:
             state = self.state()
-        except (
-            Exception
-        ) as error:  # a folder of jobs that cannot be read: said, and asked again at the next poll
-            self.error = str(error) or repr(error)
-            state = None
-        same = asked == "poll" and state is not None and content.get("seen") == state["version"]
-        self.send(
-            {
-                "kind": "same" if same or state is None else "state",
-                "id": content.get("id", 0),
-                **({} if same or state is None else state),
-            }
-        )
+        except Exception as error:  # jobs that cannot be read: reported, and asked at the next poll
+            self.error, state = str(error) or repr(error), None
+        same = content.get("do") == "poll" and state and content.get("seen") == state["version"]
+        more = {"kind": "same"} if same or state is None else {"kind": "state", **state}
+        self.send({"id": content.get("id", 0), **more})
 
     def _try(self, act) -> None:
-        """Act; what is wrong is said in place, nothing else has happened, and the widget stays usable."""
-        self.said, self.error, self.field = "", "", ""
+        """Act, and show in `status` what was done, or in `error` and `field` what was wrong."""
+        self.status, self.error, self.field = "", "", ""
         try:
-            self.said = act() or ""
-        except Exception as error:  # whatever it is: a widget has no other place to say it
+            self.status = act() or ""
+        except Exception as error:  # whatever it is: a widget has no other place to report it
             self.error = str(error) or repr(error)
-            self.field = (
-                error.where if getattr(error, "where", None) in self.settings.by_name else ""
-            )
+            where = getattr(error, "where", None)
+            self.field = where if where in self.settings.by_name else ""
 
     # -- run, queue, stop ------------------------------------------------------------------------------------------------
 
@@ -126,97 +90,100 @@ class AblationLab(anywidget.AnyWidget):
         self.values = {**self.values, **values}
         self._try(lambda: self._submit(self.values, first=True))
 
-    def _submit(self, values: dict, first: bool) -> str:
-        cells = self.settings.cells(values, self._names())
-        jobs = self.jobs.all()
-        waiting = {self._same(self._cell(job)): job for job in jobs if job["state"] in WAITS}
-        known = {self._same(row.cell): row for row in self._rows()}
-        found, asked, already = [], [], []
-        for cell in cells:
-            row = known.get(self._same(cell)) or self._find(cell)
-            if row is not None:
-                found.append(f"{row.cell.name}, seed {row.cell.seed}: {100 * row.accuracy:.2f} %")
-            elif self._same(cell) in waiting:
-                already.append((cell, waiting[self._same(cell)]))
-            else:
-                asked.append(cell)
-        moved = [(cell, job) for cell, job in already if first and job["state"] == "queued"]
-        for _, job in moved:
-            self.jobs.stop(job["id"])
-            self.jobs.forget(job["id"])
-        wanted = [cell for cell in cells if cell in asked or cell in [c for c, _ in moved]]
-        again = {self._same(cell) for cell in wanted}
-        for job in jobs:
-            if job["state"] in ENDED and self._same(self._cell(job)) in again:
-                self.jobs.forget(job["id"])
-        for cell in (
-            reversed(wanted) if first else wanted
-        ):  # each before all others: the first seed last
-            self.jobs.submit(cell, first=first)
-        told = [f"found, nothing was run: {'; '.join(found)}"] if found else []
-        told += (
-            [f"{_runs(asked)} {'next' if first else 'queued'}: {asked[0].name}"] if asked else []
-        )
-        told += [f"{_runs(moved)} moved to the front"] if moved else []
-        told += (
-            [f"{_runs(already)} already {already[0][1]['state']}"] if already and not moved else []
-        )
-        return ". ".join(told)
+    def do_run(self, content: dict) -> str:
+        return self._submit(content["values"], first=True)
 
-    def _find(self, cell: Cell) -> Row | None:
+    def do_queue(self, content: dict) -> str:
+        return self._submit(content["values"], first=False)
+
+    def _submit(self, values: dict, first: bool) -> str:
+        cells = {self._same(cell): cell for cell in self.settings.cells(values, self._names())}
+        jobs = {
+            self._same(self._cell(job)): job for job in self.jobs.all() if job["state"] in WAITS
+        }
+        known = {self._same(line.cell): line for line in self._lines()}
+        found = {same: known.get(same) or self._find(cell) for same, cell in cells.items()}
+        lines = [line for line in found.values() if line]
+        missing = [same for same, line in found.items() if not line]
+        already = [same for same in missing if same in jobs]
+        asked = [same for same in missing if same not in jobs]
+        moved = [same for same in already if first and jobs[same]["state"] == "queued"]
+        for same in moved:
+            self.jobs.stop(jobs[same]["id"])
+            self.jobs.forget(jobs[same]["id"])
+        wanted = [same for same in cells if same in (*asked, *moved)]
+        for job in self.jobs.all():
+            if job["state"] in ENDED and self._same(self._cell(job)) in wanted:
+                self.jobs.forget(job["id"])
+        for same in (
+            reversed(wanted) if first else wanted
+        ):  # each before all others: first seed last
+            self.jobs.submit(cells[same], first=first)
+        shown = "; ".join(f"{line.title}: {line.accuracy:.2f} %" for line in lines)
+        next_ = f"{_runs(asked)} {'next' if first else 'queued'}: "
+        parts = [f"found, nothing was run: {shown}"] if lines else []
+        parts += [next_ + cells[asked[0]].name] if asked else []
+        parts += [f"{_runs(moved)} moved to the front"] if moved else []
+        if already and not moved:
+            parts.append(f"{_runs(already)} already {jobs[already[0]]['state']}")
+        return ". ".join(parts)
+
+    def _find(self, cell: Cell) -> Line | None:
         artifact = ablation.find(self.store, cell)
         if artifact is None:
             return None
-        return self._own.setdefault(artifact.key, Row.of(cell, artifact, "found"))
+        return self._own.setdefault(artifact.key, Line.of(cell, artifact, "found"))
 
     def _same(self, cell: Cell) -> tuple[str, int]:
         return self.settings.identity(cell.settings), cell.seed
 
     def _names(self) -> dict[str, str]:
-        """{identity of settings: the name that rows of the notebook have for them}."""
-        return {
-            self.settings.identity(row.cell.settings): row.cell.name for row in reversed(self.shown)
-        }
+        """{identity of settings: the name that the notebook has for them}."""
+        cells = [line.cell for line in reversed(self.shown)]
+        return {self.settings.identity(cell.settings): cell.name for cell in cells}
 
-    def _stop(self, job: str) -> str:
-        self._job(job)  # or it is said that it is gone
+    def do_stop(self, content: dict) -> str:
+        job = self._job(content)["id"]
         was = self.jobs.stop(job)
-        if was not in WAITS:
-            return f"it had {was} already"
         if was == "queued":
             self.jobs.forget(job)
             return "taken out of the queue"
-        return "stopped; its finished epochs are kept, and the same settings go on from there"
+        if was == "running":
+            return "stopped; its finished epochs stay, and the same settings go on from there"
+        return f"it had {was} already"
 
-    def _again(self, job: str) -> str:
-        cell = Cell.of(self._job(job)["cell"])
+    def do_again(self, content: dict) -> str:
+        job = self._job(content)
+        cell = Cell.of(job["cell"])
         self.jobs.submit(cell, first=True)
-        self.jobs.forget(job)
+        self.jobs.forget(job["id"])
         return f"goes on next: {cell.name}, seed {cell.seed}"
 
-    def _clear(self, job: str) -> str:
-        self._job(job)
+    def do_clear(self, content: dict) -> str:
+        job = self._job(content)["id"]
         self.jobs.forget(job)
         self._own.pop(self._of_job.pop(job, ""), None)
-        return "cleared here; what was trained is kept"
+        return "cleared here; what was trained stays in the store"
 
-    def _job(self, name: str) -> dict:
-        found = next((job for job in self.jobs.all() if job["id"] == name), None)
+    def _job(self, content: dict) -> dict:
+        found = next((job for job in self.jobs.all() if job["id"] == content["job"]), None)
         if found is None:
             raise WorkbenchError(
-                "this job is no longer there", got=name, fix="another page may have cleared it"
+                "this job is no longer there",
+                got=content["job"],
+                fix="another page may have cleared it",
             )
         return found
 
     # -- the table -------------------------------------------------------------------------------------------------------
 
-    def _rows(self) -> list[Row]:
+    def _lines(self) -> list[Line]:
         """Every finished cell once: own ones, the latest first, then the notebook's."""
-        shown = {row.id for row in self.shown}
-        return [row for row in reversed(self._own.values()) if row.id not in shown] + self.shown
+        shown = {line.id for line in self.shown}
+        return [line for line in reversed(self._own.values()) if line.id not in shown] + self.shown
 
     def _take_in(self, jobs: list[dict]) -> None:
-        """Rows of jobs that have finished since the last look, and none of those another page has cleared."""
+        """Lines of jobs that have finished meanwhile, and none of those another page has cleared."""
         for job in jobs:
             if job["state"] != "finished" or job["id"] in self._of_job:
                 continue
@@ -226,9 +193,8 @@ class AblationLab(anywidget.AnyWidget):
                 artifact = None
             self._of_job[job["id"]] = artifact.key if artifact else ""
             if artifact:
-                self._own.setdefault(
-                    artifact.key, Row.of(self._cell(job), artifact, "run", job["id"])
-                )
+                line = Line.of(self._cell(job), artifact, "run", job["id"])
+                self._own.setdefault(artifact.key, line)
         for gone in set(self._of_job) - {job["id"] for job in jobs}:
             self._own.pop(self._of_job.pop(gone), None)
 
@@ -238,36 +204,36 @@ class AblationLab(anywidget.AnyWidget):
             saved = job["cell"]
             try:
                 cell = Cell.of(saved)
-                name = self._names().get(
-                    self.settings.identity(cell.settings)
-                ) or self.settings.name(cell.settings)
-            except WorkbenchError:  # of a version with other settings: shown as it is, and refused if it is to run again
+                known = self._names().get(self.settings.identity(cell.settings))
+                name = known or self.settings.name(cell.settings)
+            except (
+                WorkbenchError
+            ):  # of a version with other settings: shown, and refused if it is to run again
                 cell, name = Cell(**saved), f"{saved['name']} (of another version)"
             self._cells[job["id"]] = Cell(name, cell.settings, cell.seed)
         return self._cells[job["id"]]
 
-    def _chosen(self) -> list[Row]:
-        """The checked rows, the notebook's first: what is compared is the new against the known."""
-        return [row for row in [*self.shown, *self._own.values()] if row.id in self.checked]
+    def _chosen(self) -> list[Line]:
+        """The checked lines, the notebook's first: what is compared is the new against the known."""
+        return [line for line in [*self.shown, *self._own.values()] if line.id in self.checked]
 
     def state(self) -> dict:
         """Everything the front end shows, as JSON, with a `version` that changes if anything does."""
         self.jobs.wake()
         jobs = self.jobs.all()
         self._take_in(jobs)
-        rows = self._rows()
-        by_id = {row.id: row for row in rows}
+        lines = self._lines()
+        by_id = {line.id: line for line in lines}
         overlaid = [by_id[name] for name in self._overlaid if name in by_id]
         # What has just finished stays in the charts until something else runs.
-        last = next((row for row in rows if row.job), None)
-        curves = distinct(overlaid, self.settings) if overlaid else [last] if last else []
+        latest = [line for line in lines if line.job][:1]
+        curves = distinct(overlaid or latest, self.settings)
         state = _clean(
             {
-                "jobs": [self._told(job) for job in jobs if job["state"] != "finished"]
-                + self._gone(jobs),
-                "rows": [row.told(self.settings) for row in rows],
-                "curves": [row.curve() for row in curves],
-                "overlaid": [row.id for row in overlaid],
+                "jobs": [job for job in map(self._job_shown, jobs) if job],
+                "rows": [line.as_dict(self.settings) for line in lines],
+                "curves": [{"id": c.id, "name": c.title, "history": c.history} for c in curves],
+                "overlaid": [line.id for line in overlaid],
                 "compared": compared(overlaid, self.settings),
                 "lost": [f"{o.cell.name}, seed {o.cell.seed}: {o.error}" for o in self.lost],
             }
@@ -275,87 +241,75 @@ class AblationLab(anywidget.AnyWidget):
         text = json.dumps(state, sort_keys=True)
         return {**state, "version": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
-    def _told(self, job: dict) -> dict:
-        cell = self._cell(job)
-        progress = job["progress"] if job["state"] in ("running", *ENDED) else None
+    def _job_shown(self, job: dict) -> dict | None:
+        """What is shown of a job; None of one that has finished and has its line in the table."""
+        cell, state, error = self._cell(job), job["state"], job["error"]
+        if state == "finished":
+            if self._of_job[job["id"]]:
+                return None
+            state, error = "failed", "its result is no longer on this disk"
         return {
             "id": job["id"],
             "name": cell.name,
             "seed": cell.seed,
-            "state": job["state"],
-            "error": job["error"],
+            "state": state,
+            "error": error,
             "seconds": round(job["seconds"] or 0),
-            "progress": progress,
+            "progress": job["progress"] if job["state"] in ("running", *ENDED) else None,
         }
-
-    def _gone(self, jobs: list[dict]) -> list[dict]:
-        return [
-            {**self._told(job), "state": "failed", "error": "its result is no longer on this disk"}
-            for job in jobs
-            if job["state"] == "finished" and not self._of_job[job["id"]]
-        ]
 
     # -- compare, save, take over ----------------------------------------------------------------------------------------
 
-    def _compare(self) -> str:
-        rows = self._chosen()
-        if not rows:
+    def do_compare(self, _: dict) -> str:
+        lines = self._chosen()
+        if not lines:
             raise WorkbenchError(
-                "no row is checked",
-                expected="one row or more",
+                "no line is checked",
+                expected="one line or more",
                 got="none",
-                fix="check rows of the table",
+                fix="check lines of the table",
             )
-        self._overlaid = [row.id for row in rows]
-        return f"{len(rows)} {'run' if len(rows) == 1 else 'runs'} in the charts"
+        self._overlaid = [line.id for line in lines]
+        return f"{_runs(lines)} in the charts"
 
-    def _alone(self) -> str:
+    def do_alone(self, _: dict) -> str:
         self._overlaid = []
         return "the charts show what runs"
 
-    def _use(self, row: str) -> str:
-        found = next((r for r in self._rows() if r.id == row), None)
+    def do_use(self, content: dict) -> str:
+        found = next((line for line in self._lines() if line.id == content["row"]), None)
         if found is None:
-            raise WorkbenchError("this row is no longer there", got=row)
+            raise WorkbenchError(
+                "this line is no longer there", got=content["row"], fix="choose another"
+            )
         self.values = self.settings.values(found.cell.settings, str(found.cell.seed))
-        return f"the controls show {found.cell.name}, seed {found.cell.seed}"
+        return f"the controls show {found.title}"
 
-    def _reset(self) -> str:
+    def do_reset(self, _: dict) -> str:
         self.values = self.settings.values()
         return "the controls show the notebook's own values"
 
-    def _save_figure(self) -> str:
-        saved = save_figures(self._chosen() or self._rows(), self.settings, self.out)
-        stems = dict.fromkeys(path.with_suffix("") for path in saved)
-        return f"saved as svg, pdf, png: {', '.join(map(str, stems))}"
+    def do_figure(self, _: dict) -> str:
+        return save_figures(self._chosen() or self._lines(), self.settings, self.out)
 
-    def _save_parameters(self, values: dict) -> str:
-        rows = self._chosen()
-        if len({self.settings.identity(row.cell.settings) for row in rows}) > 1:
+    def do_parameters(self, content: dict) -> str:
+        cells = [line.cell for line in self._chosen()]
+        if len({self.settings.identity(cell.settings) for cell in cells}) > 1:
             raise WorkbenchError(
                 "parameters are of one setting",
-                expected="rows that differ in the seed alone, or none (then of the controls)",
-                got=f"{len(rows)} rows of several",
+                expected="lines that differ in the seed alone, or none (then of the controls)",
+                got=f"{len(cells)} lines of several",
                 fix="uncheck the others",
             )
-        settings, seeds = (
-            (rows[0].cell.settings, sorted({row.cell.seed for row in rows}))
-            if rows
-            else self.settings.read(values)
-        )
-        given, lost = self.settings.parameters(settings, seeds)
-        text = json.dumps(given, indent=1) + "\n"
+        if cells:
+            settings, seeds = cells[0].settings, sorted({cell.seed for cell in cells})
+        else:
+            settings, seeds = self.settings.read(content["values"])
+        text = json.dumps(self.settings.parameters(settings, seeds), indent=1) + "\n"
         path = self.out / f"ablation_{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            text
-        )  # JSON is YAML: papermill reads it with -f, and quoting is never a question
-        note = (
-            f" (not in it, since the notebook has no such parameter: {', '.join(lost)})"
-            if lost
-            else ""
-        )
-        return f"papermill notebooks/{self.notebook}.ipynb out.ipynb -f {path}{note}"
+        path.write_text(text)  # JSON is YAML: papermill reads it with -f, quoting is no question
+        return f"papermill notebooks/{self.notebook}.ipynb out.ipynb -f {path}"
 
 
 def _runs(some: Sequence) -> str:

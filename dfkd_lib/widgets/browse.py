@@ -1,61 +1,55 @@
 """What the detection browser shows: detections and true boxes of every scene, what became of each, no widget in it."""
 
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
+from torchvision.ops import box_convert, box_iou
 
 from dfkd_lib.attention.sites import attention_sites
 from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.config import Config
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.detection import matched, predict, same_classes, sure
 from dfkd_lib.models.detectors import Detector
-from dfkd_lib.widgets.look import Choice, Looker
+from dfkd_lib.widgets.viewer import Choice, Viewer, one_of, within
 
 FAINT = 0.05  # score below which a detection is never shown
-SAME = 0.02  # how far a box may be from what its detector says of the scene now
+SAME = 0.02  # how far a box may be from what its detector predicts for the scene now
 Found = tuple[Tensor, Tensor]  # scores (N, Q, classes), boxes (N, Q, 4)
 
 
-@dataclass(frozen=True)
-class View:
-    """What is looked at, as plain scalars.
+class View(Config):
+    """What the browser shows, as plain scalars."""
 
-    Args:
-        data: name of the set of scenes; "" is the first. scene: its place there.
-        threshold: score from which a detection counts, 0..1; what is below 0.05 is not shown.
-        outcome: "" for every scene, or those with "missed" objects, "false" detections, a "wrong" class, and "right" for
-            those with none of these. of: the detector whose outcome is meant; "" is any of them.
-        label: scenes with this class alone, -1: all. chosen: detector whose detection's attention is shown, "" for none;
-            query: that detection's. block: of the decoder, from the last (-1) backwards. head: -1 is the mean.
-    """
-
-    data: str = ""
-    scene: int = 0
-    threshold: float = 0.5
-    outcome: str = ""
-    of: str = ""
-    label: int = -1
-    chosen: str = ""
-    query: int = 0
-    block: int = -1
-    head: int = -1
+    data: str = Field("", description="name of the set of scenes; '' is the first")
+    scene: int = Field(0, description="its place there")
+    threshold: float = Field(
+        0.5, ge=0, le=1, description="score from which a detection counts; below 0.05 none is shown"
+    )
+    outcome: Literal["", "missed", "false", "wrong", "right"] = Field(
+        "",
+        description="scenes with missed objects, false detections, a wrong class, or none of these; '' is all of them",
+    )
+    of: str = Field("", description="the detector whose outcome is meant; '' is any")
+    label: int = Field(-1, description="scenes with this class alone, -1: all")
+    chosen: str = Field("", description="detector of the detection whose attention is shown")
+    query: int = Field(0, ge=0, description="that detection's query")
+    block: int = Field(-1, description="of the decoder, from the last (-1) backwards")
+    head: int = Field(-1, description="-1 is the mean")
 
 
-OUTCOMES = ("", "missed", "false", "wrong", "right")
-
-
-class Look(NamedTuple):
-    """Where a detector's queries look in one scene.
+class QueryAttention(NamedTuple):
+    """The attention of a detector's queries in one scene.
 
     Args:
         weights: float32 (Q, rows · columns). grid: (rows, columns). block, head: from 0, head -1 for the mean. blocks: how
             many there are. why: in words, why there is no attention to show; weights are empty then.
     """
 
-    weights: np.ndarray
+    weights: np.ndarray = np.zeros((0, 0), np.float32)
     grid: tuple[int, int] = (0, 0)
     block: int = 0
     head: int = -1
@@ -88,55 +82,33 @@ class Browse:
                 where="detection_browser",
                 fix="give detection_browser({name: detector}, scenes)",
             )
-        for name, detector in detectors.items():
+        models = {name: detector for name, detector in detectors.items() if detector is not None}
+        for name, detector in models.items():
             for scenes in data.values():
-                if detector is not None:
-                    same_classes(detector.num_labels, scenes, name)
+                same_classes(detector.num_labels, scenes, name)
         self.detectors, self.data = detectors, data
         self._found = {name: dict(predictions.get(name, {})) for name in data}
         for name, scenes in data.items():
             for whose, (scores, boxes) in self._found[name].items():
                 _check(scenes, scores, boxes, f"predictions of {whose} on {name}")
-        models = {name: detector for name, detector in detectors.items() if detector is not None}
-        self.looker = Looker(models, data) if models else None
+        self.viewer = Viewer(models, data) if models else None
 
     def settle(self, view: View) -> View:
         """The view with its defaults filled in and everything checked; WorkbenchError if it cannot be had."""
         data = view.data or next(iter(self.data))
-        for what, value, known in (
-            ("set of scenes", data, self.data),
-            ("outcome", view.outcome, OUTCOMES),
-            ("detector", view.of, ("", *self.detectors)),
-            ("detector", view.chosen, ("", *self.detectors)),
-        ):
-            if value not in known:
-                raise WorkbenchError(
-                    f"no such {what}",
-                    expected=", ".join(filter(None, known)),
-                    got=value,
-                    fix="choose one of the expected",
-                )
+        one_of(data, self.data, "set of scenes")
+        for name in (view.of, view.chosen):
+            one_of(name, ("", *self.detectors), "detector")
         scenes = self.data[data]
-        for what, value, low, high in (
-            ("scene", view.scene, 0, len(scenes) - 1),
-            ("threshold", view.threshold, 0, 1),
-            ("class", view.label, -1, len(scenes.classes) - 1),
-        ):
-            if not low <= value <= high:
-                raise WorkbenchError(
-                    f"no such {what}",
-                    expected=f"{low}..{high}",
-                    got=value,
-                    where=data,
-                    fix="choose one within these bounds",
-                )
-        return replace(view, data=data)
+        within(view.scene, 0, len(scenes) - 1, "scene", data)
+        within(view.label, -1, len(scenes.classes) - 1, "class", data)
+        return view.replace(data=data)
 
     def found(self, data: str) -> dict[str, Found]:
         """{detector: (scores, boxes)} of a set of scenes, detected now where they were not given."""
-        kept = self._found[data]
+        known = self._found[data]
         for name, detector in self.detectors.items():
-            if name not in kept:
+            if name not in known:
                 if detector is None:
                     raise WorkbenchError(
                         "there is nothing to show of a detector",
@@ -145,20 +117,19 @@ class Browse:
                         where=f"{name} on {data}",
                         fix="give predictions=",
                     )
-                kept[name] = predict(detector, self.data[data].images)
-        return {name: kept[name] for name in self.detectors}
+                known[name] = predict(detector, self.data[data].images)
+        return {name: known[name] for name in self.detectors}
 
     def scene(self, data: str, rows: list[int], threshold: float) -> dict:
         """Arguments of `plots.detection_compare` for some scenes."""
         scenes = self.data[data]
-        found = {
-            name: [sure(scores[i], boxes[i], threshold) for i in rows]
-            for name, (scores, boxes) in self.found(data).items()
-        }
         return {
             "images": scenes.pixels[rows].numpy(),
             "classes": scenes.classes,
-            "found": found,
+            "found": {
+                name: [sure(scores[i], boxes[i], threshold) for i in rows]
+                for name, (scores, boxes) in self.found(data).items()
+            },
             "truth": [
                 {"boxes": scenes.boxes[i].numpy(), "labels": scenes.labels[i].numpy()} for i in rows
             ],
@@ -170,10 +141,10 @@ class Browse:
         each = np.array(
             [
                 [
-                    self._outcomes(data, scores[i], boxes[i], i, threshold)
-                    for i in range(len(scores))
+                    self._outcomes(data, *one, i, threshold)
+                    for i, one in enumerate(zip(*found, strict=True))
                 ]
-                for scores, boxes in self.found(data).values()
+                for found in self.found(data).values()
             ]
         )
         return np.ptp(each, axis=0).sum(-1) if len(each) > 1 else each[0, :, 1:].sum(-1)
@@ -182,49 +153,67 @@ class Browse:
         self, data: str, scores: Tensor, boxes: Tensor, scene: int, threshold: float
     ) -> tuple[int, ...]:
         """Numbers of right, wrong, false detections and missed objects of one scene."""
-        found, truth = sure(scores, boxes, threshold), self.data[data].labels[scene].numpy()
-        pairs, false, missed = matched(
-            torch.from_numpy(found["boxes"]), self.data[data].boxes[scene]
-        )
+        found, scenes = sure(scores, boxes, threshold), self.data[data]
+        pairs, false, missed = matched(torch.from_numpy(found["boxes"]), scenes.boxes[scene])
+        truth = scenes.labels[scene].numpy()
         right = int((found["labels"][pairs[:, 0]] == truth[pairs[:, 1]]).sum())
         return right, len(pairs) - right, len(false), len(missed)
 
-    def looks(self, data: str, scene: int, block: int, head: int) -> dict[str, Look]:
-        """Where each detector's queries look; a detector with fewer blocks or heads shows its first block, its mean."""
-        return {name: self._look(name, data, scene, block, head) for name in self.detectors}
+    def attention(self, data: str, scene: int, block: int, head: int) -> dict[str, QueryAttention]:
+        """The attention of each detector's queries; one with fewer blocks or heads shows its first block, its mean."""
+        return {name: self._attention(name, data, scene, block, head) for name in self.detectors}
 
-    def _look(self, name: str, data: str, scene: int, block: int, head: int) -> Look:
+    def _attention(self, name: str, data: str, scene: int, block: int, head: int) -> QueryAttention:
         detector, (scores, boxes) = self.detectors[name], self.found(data)[name]
         if detector is None:
-            return Look(
-                np.zeros((0, 0), np.float32), why="only its predictions are here, not the detector"
-            )
+            return QueryAttention(why="only its predictions are here, not the detector")
         sites = attention_sites(detector, "cross")
         block = max(-len(sites), block)
         head = head if head < (sites[block].heads or 0) else -1
-        choice = Choice(name, data, scene, block, head, "0", "cross", threshold=0.0)
-        (panel,) = self.looker.look(choice)
+        asked = {"model": name, "data": data, "image": scene, "block": block, "head": head}
+        (panel,) = self.viewer.panels(Choice(**asked, token="0", kind="cross", threshold=0.0))
         if scores.shape[1] != len(panel.queries) or not _same(panel, scores[scene], boxes[scene]):
-            return Look(
-                np.zeros((0, 0), np.float32),
-                why="these are not its own detections in the whole scene (tiles or "
-                "another model made them), so no query's attention belongs to them",
+            return QueryAttention(
+                why="these are not its own detections in the whole scene (tiles or another model made them), "
+                "so no query's attention belongs to them"
             )
-        return Look(panel.weights, panel.grid, panel.block, panel.head, panel.blocks)
+        return QueryAttention(panel.weights, panel.grid, panel.block, panel.head, panel.blocks)
+
+    def shown_attention(self, view: View) -> dict[str, list] | None:
+        """{detector: [(weights over the grid, box) of the chosen detection, or of its partner]}; None if none is chosen."""
+        if not view.chosen:
+            return None
+        found, shown = self.found(view.data), {}
+        box = found[view.chosen][1][view.scene, view.query]
+        for name, look in self.attention(view.data, view.scene, view.block, view.head).items():
+            scores, boxes = (t[view.scene] for t in found[name])
+            own = name == view.chosen
+            query = view.query if own else partner(scores, boxes, box, view.threshold)
+            if query is not None and len(look.weights):
+                shown[name] = [(look.weights[query].reshape(look.grid), boxes[query].numpy())]
+        return shown
 
     def heads(self) -> tuple[int, int]:
         """The most decoder blocks and heads that a detector has."""
         sites = [attention_sites(d, "cross") for d in self.detectors.values() if d is not None]
-        return max((len(s) for s in sites), default=0), max(
-            (s[-1].heads or 0 for s in sites), default=0
-        )
+        return max(map(len, sites), default=0), max((s[-1].heads or 0 for s in sites), default=0)
+
+
+def partner(scores, boxes, box, threshold: float, iou: float = 0.5) -> int | None:
+    """The query of another detector that answers for the same object: of those above the threshold the one that overlaps most."""
+    above = (scores.amax(-1) >= threshold).nonzero().flatten()
+    if not len(above):
+        return None
+    corners = (box_convert(b, "cxcywh", "xyxy") for b in (boxes[above], torch.as_tensor(box)[None]))
+    overlap = box_iou(*corners)
+    return int(above[overlap.argmax()]) if float(overlap.max()) >= iou else None
 
 
 def _same(panel, scores: Tensor, boxes: Tensor) -> bool:
-    """Whether the boxes that are shown are those that the queries say now."""
+    """Whether the boxes that are shown are those that the queries give now."""
     shown = [i for i, q in enumerate(panel.queries) if scores[q].max() >= FAINT]
-    kept = boxes[[panel.queries[i] for i in shown]].numpy()
-    return not len(shown) or float(np.abs(panel.boxes[shown] - kept).max()) <= SAME
+    given = boxes[[panel.queries[i] for i in shown]].numpy()
+    return not len(shown) or float(np.abs(panel.boxes[shown] - given).max()) <= SAME
 
 
 def _check(scenes: SceneSet, scores: Tensor, boxes: Tensor, where: str) -> None:
@@ -241,30 +230,22 @@ def _check(scenes: SceneSet, scores: Tensor, boxes: Tensor, where: str) -> None:
 
 def pack_truth(scenes: SceneSet) -> list[bytes]:
     """Where each scene's boxes begin int32 (N + 1,), boxes float32 (n, 4), labels int32 (n,), as bytes."""
-    return _packed(
-        [len(b) for b in scenes.boxes], torch.cat(scenes.boxes), torch.cat(scenes.labels)
-    )
+    counts = [len(boxes) for boxes in scenes.boxes]
+    return _packed(counts, torch.cat(scenes.boxes), torch.cat(scenes.labels))
 
 
 def pack_found(scores: Tensor, boxes: Tensor) -> list[bytes]:
     """As `pack_truth` for detections that may be shown, each scene's best first, with scores float32 and queries int32."""
     best, label = scores.max(-1)
-    order = best.argsort(dim=1, descending=True)
-    best = best.gather(1, order)
+    best, queries = best.sort(dim=1, descending=True)
     keep = best >= FAINT
-    rows = torch.arange(len(scores))[:, None].expand_as(order)[keep]
-    queries = order[keep]
-    return [
-        *_packed(keep.sum(1).tolist(), boxes[rows, queries], label[rows, queries]),
-        best[keep].float().numpy().tobytes(),
-        queries.to(torch.int32).numpy().tobytes(),
-    ]
+    rows = torch.arange(len(scores))[:, None].expand_as(queries)[keep]
+    counts, queries = keep.sum(1).tolist(), queries[keep]
+    packed = _packed(counts, boxes[rows, queries], label[rows, queries])
+    return [*packed, best[keep].float().numpy().tobytes(), queries.int().numpy().tobytes()]
 
 
 def _packed(counts: list[int], boxes: Tensor, labels: Tensor) -> list[bytes]:
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    return [
-        starts.tobytes(),
-        boxes.float().contiguous().numpy().tobytes(),
-        labels.to(torch.int32).numpy().tobytes(),
-    ]
+    flat = boxes.float().contiguous().numpy()
+    return [starts.tobytes(), flat.tobytes(), labels.int().numpy().tobytes()]

@@ -1,9 +1,7 @@
-"""What the ablation widget lets one set: its controls, what is said of settings in words, the cells they ask for."""
+"""The controls of the ablation widget, read from the configuration, and the cells that they ask for."""
 
-import difflib
-import math
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -12,246 +10,109 @@ from dfkd_lib import attention, models
 from dfkd_lib.ablation import SOURCES, Cell, make_cell
 from dfkd_lib.ablation.grid import BASE, DEFAULTS, resolve
 from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.config import Setting, nearest
+from dfkd_lib.presets import PRESETS, load
 
-# The field that says how many images there are, by source.
+# The field that gives the number of images, by source.
 COUNTS = {"real": "real_images"} | {
     name: "inversion_images" if name.startswith("inversion") else "synthetic_images"
     for name in SOURCES
     if name != "real"
 }
-
-
-@dataclass(frozen=True)
-class Control:
-    """One control of the widget.
-
-    Args:
-        name: a field of `ClassificationConfig`, "source" or "seeds". label: short, for the eye and for names of rows.
-        kind: "number", "whole", "choice" or "text". group: heading it stands under. help: what it means.
-        low, high, step: of the slider; the number box beside it takes any value from `low` on, or above it if `open`.
-        log: the slider moves by factors. choices: {value: what is shown}. only: sources for which it counts; (): all.
-    """
-
-    name: str
-    label: str
-    kind: str
-    group: str
-    help: str = ""
-    low: float = 0.0
-    high: float = 4.0
-    step: float = 0.05
-    open: bool = False
-    log: bool = False
-    choices: dict | None = None
-    only: tuple = ()
-
-    def read(self, value) -> object:
-        """The value as the recipe wants it; WorkbenchError, with `where` this control's name, if it is none."""
-        if self.kind in ("choice", "text"):
-            if (
-                not isinstance(value, str)
-                or self.kind == "choice"
-                and value not in (self.choices or {})
-            ):
-                near = difflib.get_close_matches(str(value), self.choices or {}, n=1)
-                raise WorkbenchError(
-                    f"no such {self.label}",
-                    expected=", ".join(self.choices or {}) or "text",
-                    got=value,
-                    where=self.name,
-                    fix=f"did you mean {near[0]}?" if near else "choose one of the expected",
-                )
-            return value
-        number = (
-            value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-        )
-        fits = math.isfinite(number) and (number > self.low if self.open else number >= self.low)
-        if not fits or self.kind == "whole" and number != int(number):
-            raise WorkbenchError(
-                f"{self.label} cannot be that",
-                where=self.name,
-                got="nothing" if value is None else value,
-                expected=f"a {'whole ' if self.kind == 'whole' else ''}number "
-                f"{'above' if self.open else 'from'} {self.low:g}{'' if self.open else ' on'}",
-                fix="set the marked control",
-            )
-        return int(number) if self.kind == "whole" else float(number)
-
-
-WEIGHTS = {
-    "weights.kd": ("KD", "λ of the distillation loss: the teacher's softened outputs (A eq. 8)"),
-    "weights.ce": ("CE", "λ of the cross entropy to the labels (A eq. 9)"),
-    "weights.patch": (
-        "patch",
-        "λ of the patch probe loss: look where the teacher looks (A eq. 10)",
-    ),
-    "weights.hard": ("hard", "λ of the teacher's hard label on the distillation token"),
-    "weights.soft": ("soft", "λ of the teacher's softened outputs on the distillation token"),
-    "weights.early": ("early", "λ of aligned early features of a CNN teacher"),
+# What the widget offers, in its order, by heading; every other setting keeps the notebook's value.
+OFFERED = {
+    "losses": [name for name in BASE.settings() if name.startswith("weights.")],
+    "student": [
+        *("student.model", "source", *dict.fromkeys(COUNTS.values()), "student.images"),
+        *("student.epochs", "student.lr", "student.augmentation", "student.mix", "seeds"),
+    ],
+}
+# Short enough for a control, where the configuration's own is not clear by itself.
+LABELS = {
+    **dict.fromkeys(COUNTS.values(), "images"),
+    "source": "images from",
+    "student.images": "sample (0: all)",
+    "student.lr": "learning rate",
+    "student.model": "student",
+}
+# What is no setting of `ClassificationConfig`, or one of text that a notebook and its widget narrow down.
+OWN = {
+    "source": Setting("source", str, "", "what the student is trained on", choices=SOURCES),
+    "seeds": Setting("seeds", str, "", "one run for each, as in 0,1,2"),
 }
 
 
-def controls(base: dict, students: dict[str, str]) -> list[Control]:
-    """The controls for the fields that the recipe has; sliders reach at least to the notebook's own values.
+def control(name: str, group: str, value: object, choices: Sequence[tuple[str, str]]) -> dict:
+    """What the front end draws a control from.
 
     Args:
-        base: every field of `ClassificationConfig` and "source". students: {model name: what is shown}.
+        value: the notebook's own. choices: (value, text) of each, for a list; (): those of the setting, if it has any.
+
+    Returns:
+        name, label, kind (int, float, bool or str), group, help, choices, only (sources for which it counts; []: all), and
+        of numbers the slider's low, reach and step; the box beside it takes any value, and the configuration checks it.
     """
-    found = [
-        Control(name, label, "number", "losses", text, high=max(4.0, base.get(name, 0.0)))
-        for name, (label, text) in WEIGHTS.items()
-    ]
-    found += [
-        Control(
-            "weights.temperature",
-            "weights.temperature",
-            "number",
-            "losses",
-            "T of the softened outputs (A eq. 8)",
-            0.0,
-            max(10.0, base["weights.temperature"]),
-            0.25,
-            open=True,
-        ),
-        Control(
-            "weights.schedules",
-            "schedule",
-            "text",
-            "losses",
-            "factors on the weights over training, as in "
-            "kd: 1@0 0@1; patch: 0@0 1@0.5 (value@share of training)",
-        ),
-        Control(
-            "student.model", "student", "choice", "student", "its architecture", choices=students
-        ),
-        Control(
-            "source",
-            "images from",
-            "choice",
-            "student",
-            "what it is trained on",
-            choices={name: "real images" if name == "real" else name for name in SOURCES},
-        ),
-        *(
-            Control(
-                name,
-                "images",
-                "whole",
-                "student",
-                f"{what} to train on",
-                10,
-                max(60_000, base[name]),
-                log=True,
-                only=tuple(source for source, counts in COUNTS.items() if counts == name),
-            )
-            for name, what in (
-                ("real_images", "real images"),
-                ("synthetic_images", "made images"),
-                ("inversion_images", "inverted images"),
-            )
-        ),
-        Control(
-            "student.images",
-            "sample (0: all)",
-            "whole",
-            "student",
-            "a random sample of so many of them; 0: all",
-            0,
-            max(30_000, base.get("student.images", 0)),
-            500,
-        ),
-        Control(
-            "student.epochs",
-            "epochs",
-            "whole",
-            "student",
-            "passes over its images",
-            1,
-            max(20, 2 * base["student.epochs"]),
-            1,
-        ),
-        Control(
-            "student.lr",
-            "learning rate",
-            "number",
-            "student",
-            "AdamW's, at its peak",
-            0.0,
-            0.1,
-            open=True,
-            log=True,
-        ),
-        *(
-            Control(
-                f"student.{name}",
-                name,
-                "choice",
-                "student",
-                text,
-                choices={value: value for value in BASE.settings()[f"student.{name}"].choices},
-            )
-            for name, text in (
-                ("augmentation", "what is done to each image"),
-                ("mix", "what is done to pairs of images"),
-            )
-        ),
-        Control("seeds", "seeds", "text", "student", "one run for each, as in 0,1,2"),
-    ]
-    return [control for control in found if control.name in base or control.name == "seeds"]
+    setting = OWN.get(name) or BASE.settings()[name]
+    made = {
+        "name": name,
+        "label": LABELS.get(name) or setting.label or setting.name,
+        "kind": setting.kind.__name__,
+        "group": group,
+        "help": f"{setting.help} ({setting.rule})" if setting.rule else setting.help,
+        "choices": list(choices or ((c, c) for c in setting.choices)),
+        "only": [source for source, count in COUNTS.items() if count == name],
+    }
+    if setting.kind in (int, float):
+        # Where a range is open or far wider than what is in use, the slider reaches four times the notebook's value.
+        wide = 4 * max(float(value), float(setting.default)) or 4.0
+        reach = wide if setting.high is None else min(setting.high, wide)
+        step = max(1, round(reach / 100)) if setting.kind is int else reach / 80
+        made |= {"low": setting.low or 0, "reach": reach, "step": step}
+    return made
 
 
-def full(settings: dict) -> dict:
-    """Every field of `ClassificationConfig` and "source": those named by `settings`, defaults for the others."""
-    return {**DEFAULTS, **settings}
-
-
-def counted(settings: dict) -> dict:
-    """As `full`, without the numbers of images that its source does not ask for: they make no other experiment."""
-    shown = full(settings)
-    off = set(COUNTS.values()) - {COUNTS.get(shown["source"])}
-    return {name: value for name, value in shown.items() if name not in off}
+def without_idle(settings: dict) -> dict:
+    """Every setting of `ClassificationConfig` and "source", but the numbers of images that this source does not use."""
+    shown = {**DEFAULTS, **settings}
+    idle = set(COUNTS.values()) - {COUNTS.get(shown["source"])}
+    return {name: value for name, value in shown.items() if name not in idle}
 
 
 class Settings:
     """A notebook's settings, and others beside them.
 
     Args:
-        base: the notebook's own: fields of `ClassificationConfig`, "source", and "seeds" if it has them.
+        base: the notebook's own: settings of `ClassificationConfig`, "source", and "seeds" if it has them.
         students: names of models to choose from; default: the transformers that take the images, smallest first.
 
     Raises:
-        WorkbenchError: on a name that is none of these.
+        WorkbenchError: on a name that is none of these, or an impossible value.
     """
 
     def __init__(self, base: dict, students: Sequence[str] | None = None):
         base = {name if name == "seeds" else resolve(name): value for name, value in base.items()}
-        self.names, self.seeds = tuple(base), str(base.get("seeds", "0"))
-        self.base = full(make_cell("", {k: v for k, v in base.items() if k != "seeds"}, 0).settings)
-        self.controls = controls(self.base, self._students(students))
-        self.by_name = {control.name: control for control in self.controls}
+        self.seeds = str(base.pop("seeds", "0"))
+        self.base = {**DEFAULTS, **make_cell("", base, 0).settings}
+        self.controls = []
+        for group, names in OFFERED.items():
+            for name in names:
+                choices = self._students(students) if name == "student.model" else ()
+                self.controls.append(control(name, group, self.base.get(name), choices))
+        self.by_name = {made["name"]: made for made in self.controls}
 
-    def _students(self, names: Sequence[str] | None) -> dict[str, str]:
-        shape = make_cell("", self.base, 0).study(None).test_set.shape
-        sizes = student_sizes(shape)
-        chosen = {
-            self.base["student.model"]: None,
-            **dict.fromkeys(sizes if names is None else names),
-        }
-        counts = {name: sizes.get(name) for name in chosen}
-        order = sorted(chosen, key=lambda name: counts[name] or 0) if names is None else chosen
-        return {
-            name: f"{name}  ({_count(counts[name])})" if counts[name] else name for name in order
-        }
+    def _students(self, names: Sequence[str] | None) -> list[tuple[str, str]]:
+        sizes = student_sizes(make_cell("", self.base, 0).study(None).test_set.shape)
+        chosen = dict.fromkeys([self.base["student.model"], *(sizes if names is None else names)])
+        order = sorted(chosen, key=lambda name: sizes.get(name, 0)) if names is None else chosen
+        return [(n, f"{n}  ({_count(sizes[n])})" if n in sizes else n) for n in order]
 
     def values(self, settings: dict | None = None, seeds: str = "") -> dict:
         """What the controls show for a cell's settings; the notebook's own by default."""
-        shown = {**self.base, **counted(settings or self.base)}
-        return {
-            name: (seeds or self.seeds) if name == "seeds" else shown[name] for name in self.by_name
-        }
+        shown = {**self.base, **without_idle(settings or self.base), "seeds": seeds or self.seeds}
+        return {name: shown[name] for name in self.by_name}
 
     def read(self, values: dict) -> tuple[dict, list[int]]:
-        """(settings in full, seeds) of what the controls say.
+        """(every setting, seeds) of what the controls show.
 
         Raises:
             WorkbenchError: on a bad value, `where` naming its control if one alone is to blame.
@@ -259,22 +120,42 @@ class Settings:
         unknown = set(values) - set(self.by_name)
         if unknown:
             raise WorkbenchError(
-                "no such control", expected=", ".join(self.by_name), got=", ".join(sorted(unknown))
+                "no such control",
+                expected=", ".join(self.by_name),
+                got=", ".join(sorted(unknown)),
+                fix="reload the page",
             )
-        given = {
-            name: self.by_name[name].read(value)
-            for name, value in {**self.values(), **values}.items()
-        }
-        seeds = _seeds(given.pop("seeds"))
-        settings = {**self.base, **counted({**self.base, **given})}
-        make_cell("", settings, 0)  # refuses what cannot be: all λ 0, a schedule that is none
-        return settings, seeds
+        chosen = {**self.values(), **values}
+        for name, value in chosen.items():
+            self._check(name, value)
+        seeds = list(BASE.replace(seeds=chosen.pop("seeds")).seeds)
+        settings = {**self.base, **without_idle({**self.base, **chosen})}
+        # Refuses what cannot be together: all λ 0, a schedule that is none.
+        return {**settings, **make_cell("", settings, 0).settings}, seeds
+
+    def _check(self, name: str, value: object) -> None:
+        """Refuse a value that is wrong by itself, naming its control."""
+        known = [one for one, _ in self.by_name[name]["choices"]]
+        try:
+            if known and value not in known:
+                near = nearest(str(value), known)
+                raise WorkbenchError(
+                    f"no such {self.by_name[name]['label']}",
+                    expected=", ".join(known),
+                    got=value,
+                    fix=f"did you mean '{near}'?" if near else "choose one of the expected",
+                )
+            if name != "source":
+                BASE.override({name: value})
+        except WorkbenchError as error:
+            error.where = name
+            raise
 
     def cells(self, values: dict, named: dict[str, str] | None = None) -> list[Cell]:
         """The cells, one a seed, that the controls ask for; WorkbenchError as `read`.
 
         Args:
-            named: {identity of settings: name of the row they have already}.
+            named: {identity of settings: the name that they have already}.
         """
         settings, seeds = self.read(values)
         name = (named or {}).get(self.identity(settings)) or self.name(settings)
@@ -282,70 +163,55 @@ class Settings:
 
     def identity(self, settings: dict) -> str:
         """A text that is equal for equal settings, defaults given or not."""
-        return repr(sorted(counted(settings).items()))
+        return repr(sorted(without_idle(settings).items()))
 
     def differences(self, settings: dict) -> str:
         """In words where settings differ from the notebook's: "KD 0, epochs 3"; "" if nowhere."""
-        shown = counted(settings)
-        order = [name for name in self.by_name if name in shown] + [
-            name for name in shown if name not in self.by_name
-        ]
-        return ", ".join(
-            _told(self.by_name.get(name), name, shown[name])
-            for name in order
-            if shown[name] != self.base.get(name)
-        )
+        shown = without_idle(settings)
+        order = dict.fromkeys([*self.by_name, *shown])
+        differing = (n for n in order if n in shown and shown[n] != self.base.get(n))
+        return ", ".join(self._words(name, shown[name]) for name in differing)
 
     def name(self, settings: dict) -> str:
-        """A row's name where it has no other: what differs."""
+        """The name of a setting that has no other: what differs."""
         return self.differences(settings) or "as the notebook"
 
-    def parameters(self, settings: dict, seeds: Sequence[int]) -> tuple[dict, list[str]]:
-        """(parameters for the notebook, settings it has no parameter for): only what the notebook knows."""
-        shown = {**self.base, **counted(settings)}
-        given = {
-            name: ",".join(map(str, seeds)) if name == "seeds" else shown[name]
-            for name in self.names
+    def _words(self, name: str, value: object) -> str:
+        if name == "source":
+            return "real images" if value == "real" else f"images of {value}"
+        label = self.by_name[name]["label"] if name in self.by_name else name
+        label = label.partition(" (")[0]
+        large = isinstance(value, int) and value >= 10_000
+        return (
+            f"{label} {value:,}"
+            if large
+            else f"{label} {value:g}"
+            if isinstance(value, float)
+            else f"{label} {value}"
+        )
+
+    def parameters(self, settings: dict, seeds: Sequence[int]) -> dict:
+        """Parameters of notebook 35 that make exactly these settings its own, whatever its preset."""
+        shown = {**self.base, **without_idle(settings)}
+        # A preset may change what here is as by default.
+        named = {n for preset in PRESETS for n in load("ablation", preset).differences(BASE)}
+        named |= {n for n in shown if shown[n] != DEFAULTS[n]}
+        overrides = " ".join(_override(n, shown[n]) for n in shown if n in named and n not in OWN)
+        return {
+            "source": shown["source"],
+            "seeds": ",".join(map(str, seeds)),
+            "overrides": overrides,
         }
-        lost = [
-            name
-            for name, value in shown.items()
-            if name not in self.names and value != self.base[name]
-        ]
-        return given, lost
 
 
-def _seeds(text: str) -> list[int]:
-    try:
-        return list(BASE.replace(seeds=text).seeds)
-    except WorkbenchError:
-        raise WorkbenchError(
-            "these are no seeds",
-            expected="whole numbers from 0 on, comma-separated: 0,1,2",
-            got=text or "nothing",
-            where="seeds",
-            fix="one run is made for each",
-        ) from None
-
-
-def _told(control: Control | None, name: str, value) -> str:
-    if name == "source":
-        return "real images" if value == "real" else f"images of {value}"
-    large = isinstance(value, int) and value >= 10_000
-    shown = f"{value:,}" if large else f"{value:g}" if isinstance(value, float) else value
-    label = (
-        "T"
-        if name == "weights.temperature"
-        else control.label.partition(" (")[0]
-        if control
-        else name.replace("_", " ").replace(".", " ")
-    )
-    return f"{label} {shown}"
+def _override(name: str, value: object) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return shlex.quote(f"{name}={text}")
 
 
 @lru_cache
 def student_sizes(shape: tuple[int, int, int]) -> dict[str, int]:
-    """{name: parameters} of the transformers that take images (C, S, S) and whose class token can be looked at."""
+    """{name: parameters} of the transformers that take images (C, S, S) and have a readable class token."""
     found = {}
     for name in models.model_names():
         try:

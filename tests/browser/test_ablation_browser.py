@@ -16,8 +16,9 @@ import sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 from dfkd_lib import widgets
 from dfkd_lib.core import Store
-base = {{"data": "mnist", "test_images": 200, "source": "real", "real_images": 300, "student_model": "vit_mnist_smoke",
-        "student_epochs": {EPOCHS}, "kd_weight": 1.0, "ce_weight": 1.0, "patch_weight": 1.0, "temperature": 4.0, "seeds": "0"}}
+base = {{"data.test_images": 200, "source": "real", "real_images": 300, "student.model": "vit_mnist_smoke",
+        "teacher.source": "shipped", "teacher.model": "vit_mnist_small",
+        "student.epochs": {EPOCHS}, "seeds": "0"}}
 lab = widgets.ablation_lab(base, Store("STORE"), out_dir="OUT")
 lab
 """
@@ -49,7 +50,7 @@ def shown(page) -> None:
 
 
 def type_in(page, control: str, value: str) -> None:
-    box = page.locator(f"{LAB} .control[data-name={control}] input").last
+    box = page.locator(f"{LAB} .control[data-name='{control}'] input").last
     box.fill(value)
     box.press("Tab")
 
@@ -69,8 +70,8 @@ def picture(page, key: str) -> str:
 def test_run_watch_stop_go_on_reload_restart(opened):
     page, notebook, store = opened
     jobs = Jobs(store)
-    type_in(page, "kd_weight", "2")
-    type_in(page, "temperature", "3.5")
+    type_in(page, "weights.kd", "2")
+    type_in(page, "weights.temperature", "3.5")
     page.locator(f"{LAB} button.run").click()
     says(page, "KD 2, T 3.5")
     # The point of the epoch in progress moves, and the line behind it grows.
@@ -86,7 +87,7 @@ def test_run_watch_stop_go_on_reload_restart(opened):
     )
     assert f" of {EPOCHS}" in picture(page, "loss") and picture(page, "loss") != before
     page.locator(f"{LAB} .running button.stop").click()
-    says(page, "stopped; its finished epochs are kept")
+    says(page, "stopped; its finished epochs stay")
     page.wait_for_selector(f"{LAB} .jobs li.stopped")
     assert [job["state"] for job in jobs.all()] == ["stopped"] and page.locator(
         f"{LAB} tbody tr"
@@ -97,7 +98,10 @@ def test_run_watch_stop_go_on_reload_restart(opened):
     page.evaluate("async () => { await window.jupyterapp.commands.execute('docmanager:save'); }")
     page.reload()
     page.wait_for_selector(f"{LAB}[data-version]", timeout=LONG)
-    assert page.locator(f"{LAB} .control[data-name=temperature] input").last.input_value() == "3.5"
+    assert (
+        page.locator(f"{LAB} .control[data-name='weights.temperature'] input").last.input_value()
+        == "3.5"
+    )
     page.wait_for_selector(f"{LAB}[data-live], {LAB} tbody tr", timeout=LONG)
     # So does a kernel that has been started anew: the training has a process of its own.
     page.evaluate(
@@ -105,7 +109,7 @@ def test_run_watch_stop_go_on_reload_restart(opened):
     )
     notebook.run()
     shown(page)
-    assert notebook.eval("lab.values['kd_weight']") == 1.0  # the notebook's own
+    assert notebook.eval("lab.values['weights.kd']") == 1.0  # the notebook's own
     row = page.locator(f"{LAB} tbody tr")
     row.wait_for(timeout=LONG)
     (job,) = jobs.all()
@@ -121,7 +125,7 @@ def test_run_watch_stop_go_on_reload_restart(opened):
     # What is there answers at once: nothing is queued.
     row.locator("button.use").click()
     says(page, "the controls show KD 2")
-    assert page.locator(f"{LAB} .control[data-name=kd_weight] input").last.input_value() == "2"
+    assert page.locator(f"{LAB} .control[data-name='weights.kd'] input").last.input_value() == "2"
     page.locator(f"{LAB} button.run").click()
     says(page, "nothing was run")
     assert len(jobs.all()) == 1
@@ -129,28 +133,28 @@ def test_run_watch_stop_go_on_reload_restart(opened):
 
 def test_bad_values_are_said_and_controls_are_used_by_keyboard(opened, tmp_path):
     page, notebook, store = opened
-    type_in(page, "temperature", "-1")
+    type_in(page, "weights.temperature", "-1")
     page.locator(f"{LAB} button.run").click()
-    says(page, "temperature cannot be that", ".error")
+    says(page, "'temperature' is impossible", ".error")
     assert page.locator(f"{LAB} [aria-invalid]").count() == 2 and Jobs(store).all() == []
-    slider = page.locator(f"{LAB} .control[data-name=temperature] input[type=range]")
+    slider = page.locator(f"{LAB} .control[data-name='weights.temperature'] input[type=range]")
     slider.focus()
     page.keyboard.press("ArrowRight")  # to JupyterLab it means another thing
-    notebook.until("lab.values['temperature'] == 0.25")
-    for name in ("kd_weight", "ce_weight", "patch_weight"):
+    notebook.until("lab.values['weights.temperature'] == 0.2")
+    for name in ("weights.kd", "weights.ce", "weights.patch"):
         type_in(page, name, "0")
     page.locator(f"{LAB} button.run").focus()
     page.keyboard.press("b")  # to JupyterLab: a new cell
     page.keyboard.press("Enter")
-    says(page, "loss weights are impossible", ".error")
+    says(page, "at least one above 0", ".error")
     page.locator(f"{LAB} button.reset").click()
     says(page, "the notebook's own values")
     assert (
         page.locator(f"{LAB} .error").inner_text() == ""
         and page.locator(f"{LAB} .changed").count() == 0
     )
-    page.locator(f"{LAB} .control[data-name=source] select").select_option("class probes")
-    assert page.locator(f"{LAB} .control[data-name=real_images]").is_hidden()
+    page.locator(f"{LAB} .control[data-name='source'] select").select_option("class probes")
+    assert page.locator(f"{LAB} .control[data-name='real_images']").is_hidden()
     page.locator(f"{LAB} button.save-parameters").click()
     says(page, ".yaml")
     (path,) = (tmp_path / "out").glob("*.yaml")

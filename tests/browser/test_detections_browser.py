@@ -174,11 +174,11 @@ def a_click_shows_where_both_detectors_look(page, notebook):
     )
     assert abs(near[0] - boxes[0][0]) < 0.1 and abs(near[1] - boxes[0][1]) < 0.1
     top = notebook.eval(
-        f"float(browsed.browse.looks('test', 4, -1, -1)['teacher'].weights[{chosen['query']}].max())"
+        f"float(browsed.browse.attention('test', 4, -1, -1)['teacher'].weights[{chosen['query']}].max())"
     )
     told = page.locator(f"{ROOT} figcaption").first.inner_text()
     assert (
-        f"query {chosen['query']} looks: decoder block 3 of 3, mean of heads, up to {100 * top:.1f} %"
+        f"query {chosen['query']}: decoder block 3 of 3, mean of heads, up to {100 * top:.1f} %"
         in told
     )
     page.locator(f"{ROOT} select.block").select_option("-3")

@@ -31,7 +31,7 @@ explorer = widgets.attention_explorer(
     class_probes={"teacher": probes}, out_dir="OUT", notebook="10_attention_probes")
 explorer
 """
-PIXELS = """name => { const c = document.querySelector(`.dfkd ${name}`);
+PIXELS = """name => { const c = document.querySelector(`.dfkd-explorer ${name}`);
     return Array.from(c.getContext('2d').getImageData(0, 0, c.width, c.height).data); }"""
 PICTURE = 205  # side of the drawn image
 
@@ -44,13 +44,13 @@ def explored(page, lab, tmp_path):
         EXPLORE.replace("OUT", str(tmp_path / "out")),
     ]
     notebook = browser.open_notebook(page, lab, cells)
-    page.wait_for_selector(".dfkd[data-gallery] .picture")
-    page.evaluate("() => document.querySelector('.dfkd').scrollIntoView()")
+    page.wait_for_selector(".dfkd-explorer[data-gallery] .picture")
+    page.evaluate("() => document.querySelector('.dfkd-explorer').scrollIntoView()")
     return page, notebook
 
 
 def shown(page) -> int:
-    return int(page.evaluate("() => document.querySelector('.dfkd').dataset.shown"))
+    return int(page.evaluate("() => document.querySelector('.dfkd-explorer').dataset.shown"))
 
 
 def acting(page, act) -> None:
@@ -58,13 +58,14 @@ def acting(page, act) -> None:
     before = shown(page)
     act()
     page.wait_for_function(
-        "before => Number(document.querySelector('.dfkd').dataset.shown) > before", arg=before
+        "before => Number(document.querySelector('.dfkd-explorer').dataset.shown) > before",
+        arg=before,
     )
 
 
 def slide(page, value: int) -> None:
     page.evaluate(
-        """value => { const b = document.querySelector('.dfkd .block'); b.value = value;
+        """value => { const b = document.querySelector('.dfkd-explorer .block'); b.value = value;
         b.dispatchEvent(new Event('input')); }""",
         value,
     )
@@ -83,17 +84,13 @@ def brightest_patch(page) -> int:
 def test_image_block_head_and_patch_are_chosen_and_the_picture_is_theirs(explored, tmp_path):
     page, notebook = explored
     first = page.evaluate(PIXELS, ".map")
-    cell = 50  # a thumbnail with its margin
-    acting(
-        page,
-        lambda: page.locator(".dfkd .thumbs").click(position={"x": 2.5 * cell, "y": 1.5 * cell}),
-    )
+    acting(page, lambda: page.locator(".dfkd-explorer .thumbs button").nth(7).click())
     assert notebook.until("explorer.choice['image'] == 7")
     acting(page, lambda: slide(page, 2))
-    acting(page, lambda: page.locator(".dfkd select.head").select_option(label="4"))
+    acting(page, lambda: page.locator(".dfkd-explorer select.head").select_option(label="4"))
     acting(
         page,
-        lambda: page.locator(".dfkd .picture").first.click(
+        lambda: page.locator(".dfkd-explorer .picture").first.click(
             position={"x": PICTURE * 3.5 / 7, "y": PICTURE * 2.5 / 7}
         ),
     )
@@ -106,20 +103,24 @@ def test_image_block_head_and_patch_are_chosen_and_the_picture_is_theirs(explore
     teacher = load_trained(shipped_teacher(Store(tmp_path / "check"), "vit_mnist_small", test))
     row = attention.attention_map(teacher, datasets.to_float(test.images[7:8]), 1)[0, 3, 18, 1:]
     assert brightest_patch(page) == int(row.argmax())
-    assert "patch (3, 4)" in page.locator(".dfkd .picture + figcaption").first.inner_text()
+    assert "patch (3, 4)" in page.locator(".dfkd-explorer .picture + figcaption").first.inner_text()
     assert not page.problems, page.problems
 
 
 def test_hovering_needs_no_kernel(explored):
     page, notebook = explored
     before, drawn = page.evaluate(PIXELS, ".map"), shown(page)
-    page.locator(".dfkd .picture").first.hover(
+    page.locator(".dfkd-explorer .picture").first.hover(
         position={"x": PICTURE * 1.5 / 7, "y": PICTURE * 4.5 / 7}
     )
-    page.wait_for_function("() => document.querySelector('.dfkd').dataset.token === 'patch (5, 2)'")
+    page.wait_for_function(
+        "() => document.querySelector('.dfkd-explorer').dataset.token === 'patch (5, 2)'"
+    )
     assert page.evaluate(PIXELS, ".map") != before and shown(page) == drawn
     page.mouse.move(5, 5)
-    page.wait_for_function("() => document.querySelector('.dfkd').dataset.token === 'class token'")
+    page.wait_for_function(
+        "() => document.querySelector('.dfkd-explorer').dataset.token === 'class token'"
+    )
     assert (
         page.evaluate(PIXELS, ".map") == before and notebook.eval("explorer.choice['token']") == ""
     )
@@ -128,24 +129,29 @@ def test_hovering_needs_no_kernel(explored):
 def test_models_and_images_stand_side_by_side(explored):
     page, notebook = explored
     acting(
-        page, lambda: page.locator(".dfkd select.compare").select_option("model:before training")
+        page,
+        lambda: page.locator(".dfkd-explorer select.compare").select_option(
+            "model:before training"
+        ),
     )
-    assert page.locator(".dfkd .panel").count() == 2
-    acting(page, lambda: page.locator(".dfkd select.compare").select_option("data:flipped"))
-    titles = page.locator(".dfkd .panel h4").all_inner_texts()
+    assert page.locator(".dfkd-explorer .panel").count() == 2
+    acting(
+        page, lambda: page.locator(".dfkd-explorer select.compare").select_option("data:flipped")
+    )
+    titles = page.locator(".dfkd-explorer .panel h4").all_inner_texts()
     assert "teacher · mnist 0" in titles[0] and "teacher · flipped" in titles[1]
     assert titles[0].split("class ")[1][0] == titles[1].split("class ")[1][0]
-    acting(page, lambda: page.locator(".dfkd select.compare").select_option(""))
-    acting(page, lambda: page.locator(".dfkd select.weights").select_option("gradient"))
-    assert "gradient-weighted" in page.locator(".dfkd .map + figcaption").inner_text()
+    acting(page, lambda: page.locator(".dfkd-explorer select.compare").select_option(""))
+    acting(page, lambda: page.locator(".dfkd-explorer select.weights").select_option("gradient"))
+    assert "gradient-weighted" in page.locator(".dfkd-explorer .map + figcaption").inner_text()
 
 
 def test_a_detection_is_clicked(explored):
     page, notebook = explored
-    acting(page, lambda: page.locator(".dfkd select.model").select_option("detr"))
+    acting(page, lambda: page.locator(".dfkd-explorer select.model").select_option("detr"))
     notebook.until("explorer.choice['data'] == 'scenes'")
     # A scene with two objects: take the second, by its middle.
-    expression = "[(p.boxes.tolist(), p.queries) for p in explorer.looker.look(widgets.Choice(**explorer.choice))][0]"
+    expression = "[(p.boxes.tolist(), p.queries) for p in explorer.viewer.panels(widgets.Choice(**explorer.choice))][0]"
     for image in range(8):
         notebook.eval(f"explorer.choose(image={image})")
         notebook.until(f"explorer.choice['image'] == {image}")
@@ -153,53 +159,58 @@ def test_a_detection_is_clicked(explored):
         if len(boxes) > 1:
             break
     page.wait_for_function(
-        "n => document.querySelector('.dfkd h4').textContent.includes(`scenes ${n} `)", arg=image
+        "n => document.querySelector('.dfkd-explorer h4').textContent.includes(`scenes ${n} `)",
+        arg=image,
     )
     x, y = boxes[1][:2]
     acting(
         page,
-        lambda: page.locator(".dfkd .picture").click(position={"x": PICTURE * x, "y": PICTURE * y}),
+        lambda: page.locator(".dfkd-explorer .picture").click(
+            position={"x": PICTURE * x, "y": PICTURE * y}
+        ),
     )
     assert notebook.eval("explorer.choice['token']") in [str(query) for query in queries]
-    assert "query" in page.locator(".dfkd .picture + figcaption").inner_text()
+    assert "query" in page.locator(".dfkd-explorer .picture + figcaption").inner_text()
 
 
 def test_what_cannot_be_shown_is_said_in_place(explored):
     page, notebook = explored
-    page.locator(".dfkd select.data").select_option("scenes")
+    page.locator(".dfkd-explorer select.data").select_option("scenes")
     page.wait_for_function(
-        "() => document.querySelector('.dfkd .error').textContent.includes('expected')"
+        "() => document.querySelector('.dfkd-explorer .error').textContent.includes('expected')"
     )
-    text = page.locator(".dfkd .error").inner_text()
+    text = page.locator(".dfkd-explorer .error").inner_text()
     assert "(1, 28, 28)" in text and "(3, 80, 80)" in text
-    assert page.locator(".dfkd select.data").input_value() == "mnist"  # back to what is shown
+    assert (
+        page.locator(".dfkd-explorer select.data").input_value() == "mnist"
+    )  # back to what is shown
     acting(page, lambda: slide(page, 1))
-    assert page.locator(".dfkd .error").inner_text() == ""
+    assert page.locator(".dfkd-explorer .error").inner_text() == ""
 
 
 def test_the_gallery_finds_the_wrongly_classified(explored):
     page, notebook = explored
-    page.locator(".dfkd input.wrong").check()
+    page.locator(".dfkd-explorer input.wrong").check()
     page.wait_for_function(
-        "() => document.querySelector('.dfkd .note').textContent.includes('wrong among')"
+        "() => document.querySelector('.dfkd-explorer .note').textContent.includes('wrong among')"
     )
     wrong = notebook.eval(
-        "int((explorer.looker.predictions('teacher', 'mnist', 200) != test.labels.numpy()).sum())"
+        "int((explorer.viewer.predictions('teacher', 'mnist', 200) != test.labels.numpy()).sum())"
     )
-    assert page.locator(".dfkd .note").inner_text().startswith(f"{wrong} images")
+    assert page.locator(".dfkd-explorer .note").inner_text().startswith(f"{wrong} images")
 
 
 def test_figure_and_parameters_are_saved(explored, tmp_path):
     page, notebook = explored
     acting(page, lambda: slide(page, 1))
-    page.locator(".dfkd .save-parameters").click()
+    page.locator(".dfkd-explorer .save-parameters").click()
     page.wait_for_function(
-        "() => document.querySelector('.dfkd .saved').textContent.includes('.yaml')"
+        "() => document.querySelector('.dfkd-explorer .saved').textContent.includes('.yaml')"
     )
     (path,) = (tmp_path / "out").glob("*.yaml")
     assert json.loads(path.read_text())["view"].count("block=0") == 1
-    page.locator(".dfkd .save-figure").click()
+    page.locator(".dfkd-explorer .save-figure").click()
     page.wait_for_function(
-        "() => document.querySelector('.dfkd .saved').textContent.includes('.svg')"
+        "() => document.querySelector('.dfkd-explorer .saved').textContent.includes('.svg')"
     )
     assert len(list((tmp_path / "out" / "figures").iterdir())) == 3

@@ -18,13 +18,13 @@ images = replace(images, classes=tuple(BAD + str(i) for i in range(10)), name=BA
 model = models.create_model("vit_mnist_small").eval()
 teacher = detection.open_shipped("detr_micro_scenes")
 scenes = replace(datasets.generate_scenes(8, 80, 0, "test"), classes=tuple(BAD + str(i) for i in range(4)), origin=BAD)
-base = {{"data": "mnist", "test_images": 200, "source": "real", "real_images": 300, "student_model": BAD,
-        "student_epochs": 1, "kd_weight": 1.0, "ce_weight": 1.0, "patch_weight": 1.0, "temperature": 4.0, "seeds": "0"}}
+base = {{"data.test_images": 200, "source": "real", "real_images": 300, "student.model": "vit_mnist_smoke",
+        "teacher.source": "shipped", "teacher.model": "vit_mnist_small", "seeds": "0"}}
 """
 WIDGETS = [
     """widgets.attention_explorer({BAD: model, BAD + "2": copy.deepcopy(model)}, {BAD: images, BAD + "2": images}, out_dir="OUT")""",
     """widgets.detection_browser({BAD: teacher, BAD + "2": copy.deepcopy(teacher)}, {BAD: scenes}, out_dir="OUT")""",
-    """widgets.ablation_lab(base, Store("STORE"), out_dir="OUT")""",
+    """widgets.ablation_lab(base, Store("STORE"), out_dir="OUT", students=[BAD])""",
 ]
 
 
@@ -43,16 +43,16 @@ def test_hostile_names_are_text(page, lab, tmp_path):
         "request",
         lambda request: elsewhere.append(request.url) if request.url.endswith("/x") else None,
     )
-    page.wait_for_selector(".dfkd[data-gallery] .picture")
+    page.wait_for_selector(".dfkd-explorer[data-gallery] .picture")
     page.wait_for_function("() => document.querySelector('.dfkd-browse')?.dataset.waiting === '0'")
     page.wait_for_selector(".dfkd-lab[data-version]")
     # Both sides, a click, a hover, an error and a saved figure show names too.
-    page.locator(".dfkd select.compare").select_option(index=1)
-    page.wait_for_function("() => document.querySelectorAll('.dfkd .panel').length === 2")
-    page.locator(".dfkd .picture").first.click(position={"x": 60, "y": 60})
+    page.locator(".dfkd-explorer select.compare").select_option(index=1)
+    page.wait_for_function("() => document.querySelectorAll('.dfkd-explorer .panel').length === 2")
+    page.locator(".dfkd-explorer .picture").first.click(position={"x": 60, "y": 60})
     page.locator(".dfkd-browse .picture").first.click(position={"x": 60, "y": 60})
     page.wait_for_timeout(1500)  # for what waits: onerror
-    for root in (".dfkd", ".dfkd-browse", ".dfkd-lab"):
+    for root in (".dfkd-explorer", ".dfkd-browse", ".dfkd-lab"):
         assert page.locator(f"{root} script, {root} img[src=x], {root} svg[onload]").count() == 0, (
             root
         )

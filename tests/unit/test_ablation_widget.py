@@ -1,7 +1,6 @@
 """The ablation widget without its browser: messages in, state out, against a small queue that trains nothing."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,33 +8,27 @@ import pytest
 
 from dfkd_lib import ablation, widgets
 from dfkd_lib.ablation import Cell, Outcome
+from dfkd_lib.ablation.grid import BASE as DEFAULTS
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.distill.comparison import MakerRecipe
 from dfkd_lib.pipeline.parameters import read_notebook
 from dfkd_lib.plots import ablation_accuracy
+from dfkd_lib.presets import load
 from dfkd_lib.widgets.settings import Settings
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-# As notebook 30 has them: its own names, one of them its own alone.
+# A notebook's own settings, some of them the defaults.
 BASE = {
-    "data": "mnist",
-    "student_model": "vit_mnist_smoke",
-    "student_epochs": 3,
-    "student_lr": 0.003,
+    "student.model": "vit_mnist_smoke",
+    "student.epochs": 3,
+    "student.lr": 0.003,
     "real_images": 300,
     "synthetic_images": 6000,
-    "kd_weight": 1.0,
-    "ce_weight": 1.0,
-    "patch_weight": 1.0,
-    "temperature": 4.0,
+    "weights.temperature": 4.0,
     "source": "augmented GAN",
     "seeds": "0",
 }
 # What of it differs from the defaults: a cell's settings.
-BASE_CELL = {
-    name: BASE[name]
-    for name in ("student_model", "student_epochs", "real_images", "synthetic_images")
-}
+BASE_CELL = {k: v for k, v in BASE.items() if k not in ("weights.temperature", "source", "seeds")}
 
 
 class Queue:
@@ -193,26 +186,23 @@ def outcome(name, settings, seed, key, accuracy, shelf):
 
 def test_run_goes_before_all_that_wait_and_queue_behind_them(lab):
     box = lab()
-    ask(box, "queue", values={**box.values, "kd_weight": 2, "seeds": "0,1"})
-    state = ask(box, "run", values={**box.values, "kd_weight": 3, "seeds": "4,5"})
+    ask(box, "queue", values={**box.values, "weights.kd": 2, "seeds": "0,1"})
+    state = ask(box, "run", values={**box.values, "weights.kd": 3, "seeds": "4,5"})
     assert [(job["name"], job["seed"]) for job in state["jobs"]] == [
         ("KD 3", 4),
         ("KD 3", 5),
         ("KD 2", 0),
         ("KD 2", 1),
     ]
-    assert box.said == "2 runs next: KD 3" and box.error == "" and box.values["kd_weight"] == 3
+    assert box.status == "2 runs next: KD 3" and box.error == "" and box.values["weights.kd"] == 3
     cell = Cell.of(box.jobs.all()[0]["cell"])
-    expected = {**BASE_CELL, "kd_weight": 3.0}
-    assert (
-        cell == Cell("KD 3", expected, 4)
-        and cell.recipe().weights.kd == 3
-        and cell.recipe().student_epochs == 3
-    )
-    assert "already queued" in (ask(box, "queue"), box.said)[1] and len(box.jobs.all()) == 4
+    expected = {**BASE_CELL, "weights.kd": 3.0}
+    assert cell == Cell("KD 3", expected, 4)
+    assert cell.config().weights.kd == 3 and cell.config().student.epochs == 3
+    assert "already queued" in (ask(box, "queue"), box.status)[1] and len(box.jobs.all()) == 4
     assert (
         "moved to the front"
-        in (ask(box, "run", values={**box.values, "kd_weight": 2, "seeds": "1"}), box.said)[1]
+        in (ask(box, "run", values={**box.values, "weights.kd": 2, "seeds": "1"}), box.status)[1]
     )
     assert [job["cell"]["seed"] for job in box.jobs.all()] == [1, 4, 5, 0]
 
@@ -220,22 +210,22 @@ def test_run_goes_before_all_that_wait_and_queue_behind_them(lab):
 @pytest.mark.parametrize(
     "values, words, field",
     [
-        ({"kd_weight": 0, "ce_weight": 0, "patch_weight": 0}, "loss weights are impossible", ""),
-        ({"temperature": 0}, "temperature cannot be that", "temperature"),
-        ({"temperature": -1}, "temperature cannot be that", "temperature"),
-        ({"kd_weight": None}, "KD cannot be that", "kd_weight"),
-        ({"ce_weight": -0.5}, "CE cannot be that", "ce_weight"),
-        ({"student_epochs": 0}, "epochs cannot be that", "student_epochs"),
-        ({"student_epochs": 2.5}, "epochs cannot be that", "student_epochs"),
-        ({"synthetic_images": 0}, "images cannot be that", "synthetic_images"),
-        ({"student_lr": 0}, "learning rate cannot be that", "student_lr"),
-        ({"student_lr": True}, "cannot be that", "student_lr"),
-        ({"seeds": "0,1,1"}, "a seed is repeated", "seeds"),
-        ({"seeds": ""}, "no seeds", "seeds"),
-        ({"seeds": "a"}, "no seeds", "seeds"),
-        ({"seeds": "-1"}, "no seeds", "seeds"),
-        ({"student_model": "vit_mnist_smok"}, "vit_mnist_smoke", "student_model"),
+        ({"weights.kd": 0, "weights.ce": 0, "weights.patch": 0}, "at least one above 0", ""),
+        ({"weights.temperature": 0}, "greater than 0", "weights.temperature"),
+        ({"weights.temperature": -1}, "'temperature' is impossible", "weights.temperature"),
+        ({"weights.kd": None}, "'kd' is impossible", "weights.kd"),
+        ({"weights.ce": -0.5}, "'ce' is impossible", "weights.ce"),
+        ({"student.epochs": 0}, "'epochs' is impossible", "student.epochs"),
+        ({"student.epochs": 2.5}, "valid integer", "student.epochs"),
+        ({"synthetic_images": 0}, "'synthetic_images' is impossible", "synthetic_images"),
+        ({"student.lr": 0}, "'lr' is impossible", "student.lr"),
+        ({"student.lr": True}, "'lr' is impossible", "student.lr"),
+        ({"seeds": "0,1,1"}, "'seeds' is impossible", "seeds"),
+        ({"seeds": ""}, "'seeds' is impossible", "seeds"),
+        ({"seeds": "a"}, "'seeds' is impossible", "seeds"),
+        ({"student.model": "vit_mnist_smok"}, "vit_mnist_smoke", "student.model"),
         ({"source": "thin air"}, "no such", "source"),
+        ({"weights.schedules": "kd: 1"}, "schedule", "weights.schedules"),
         ({"colour": 1}, "no such control", ""),
     ],
 )
@@ -247,7 +237,7 @@ def test_bad_values_are_said_in_place_and_nothing_is_submitted(lab, values, word
         and "expected" in box.error
         and box.field == field
         and state["jobs"] == []
-        and box.said == ""
+        and box.status == ""
     )
     ask(box, "run", values=box.settings.values())
     assert box.error == "" and box.field == "" and len(box.jobs.all()) == 1  # still usable
@@ -255,11 +245,11 @@ def test_bad_values_are_said_in_place_and_nothing_is_submitted(lab, values, word
 
 def test_what_ran_before_answers_at_once(lab, shelf):
     box = lab()
-    (cell,) = box.settings.cells({**box.values, "kd_weight": 2.0})
+    (cell,) = box.settings.cells({**box.values, "weights.kd": 2.0})
     shelf.put("ablation_cell-1", 0.9712, cell)
-    state = ask(box, "run", values={**box.values, "kd_weight": 2})
+    state = ask(box, "run", values={**box.values, "weights.kd": 2})
     (row,) = state["rows"]
-    assert state["jobs"] == [] and "97.12 %" in box.said and "nothing was run" in box.said
+    assert state["jobs"] == [] and "97.12 %" in box.status and "nothing was run" in box.status
     assert (row["name"], row["how"], row["seed"], row["agreement"]) == ("KD 2", "found", 0, 0.8)
     assert row["accuracy"] == pytest.approx(97.12) and row["low"] == pytest.approx(96.77, abs=0.02)
     assert row["high"] == pytest.approx(97.43, abs=0.02) and row["loss"] == 1.0
@@ -295,7 +285,7 @@ def test_the_state_is_sent_only_if_it_has_changed(lab, shelf):
 def test_another_widget_on_the_same_jobs_finds_everything_again(lab, shelf):
     box = lab()
     for weight in (1, 2, 3, 4):
-        ask(box, "queue", values={**box.values, "kd_weight": weight})
+        ask(box, "queue", values={**box.values, "weights.kd": weight})
     finish(box, "job1", "ablation_cell-1", 0.91, shelf)
     box.jobs.set("job2", state="running", progress=None)
     box.jobs.set("job3", state="failed", error="diverged: loss is nan at epoch 2")
@@ -311,8 +301,8 @@ def test_another_widget_on_the_same_jobs_finds_everything_again(lab, shelf):
         and state["rows"][0]["name"] == "as the notebook"
     )
     # Seen from a notebook with other values the same cell is another row.
-    other = lab({**BASE, "kd_weight": 2.0})
-    assert ask(other, "ready")["rows"][0]["name"] == "KD 1" and other.values["kd_weight"] == 2.0
+    other = lab({**BASE, "weights.kd": 2.0})
+    assert ask(other, "ready")["rows"][0]["name"] == "KD 1" and other.values["weights.kd"] == 2.0
 
 
 def test_stop_go_on_and_clear(lab, shelf):
@@ -320,11 +310,11 @@ def test_stop_go_on_and_clear(lab, shelf):
     ask(box, "queue", values={**box.values, "seeds": "0,1"})
     assert [job["id"] for job in ask(box, "stop", job="job2")["jobs"]] == [
         "job1"
-    ] and "taken out" in box.said
+    ] and "taken out" in box.status
     box.jobs.set("job1", state="running")
     assert (
         ask(box, "stop", job="job1")["jobs"][0]["state"] == "stopped"
-        and "go on from there" in box.said
+        and "go on from there" in box.status
     )
     state = ask(box, "again", job="job1")
     assert [(job["state"], job["seed"]) for job in state["jobs"]] == [("queued", 0)]
@@ -340,7 +330,7 @@ def test_stop_go_on_and_clear(lab, shelf):
     box.jobs.set(box.jobs.all()[0]["id"], state="failed")
     assert (
         ask(box, "stop", job=box.jobs.all()[0]["id"])["jobs"][0]["state"] == "failed"
-        and "failed already" in box.said
+        and "failed already" in box.status
     )
     ask(box, "stop", job="job77")
     assert "no longer there" in box.error
@@ -361,7 +351,7 @@ def test_two_settings_are_compared_by_pairs_of_seeds(lab, shelf):
     shown += [
         outcome(
             "without KD",
-            {**BASE_CELL, "kd_weight": 0.0},
+            {**BASE_CELL, "weights.kd": 0.0},
             seed,
             f"ablation_cell-b{seed}",
             0.92 + seed / 100 + extra,
@@ -396,42 +386,48 @@ def test_two_settings_are_compared_by_pairs_of_seeds(lab, shelf):
     assert ask(box, "alone")["overlaid"] == []
     box.checked = []
     ask(box, "compare")
-    assert "no row is checked" in box.error
+    assert "no line is checked" in box.error
 
 
 def test_a_row_of_the_notebook_keeps_its_name_and_stands_once(lab, shelf):
     box = lab(shown=[outcome("all", BASE_CELL, 0, "ablation_cell-a0", 0.9, shelf)])
     ask(box, "run")
-    assert "found" in box.said and len(ask(box, "poll")["rows"]) == 1 and box.jobs.all() == []
+    assert "found" in box.status and len(ask(box, "poll")["rows"]) == 1 and box.jobs.all() == []
     state = ask(box, "run", values={**box.values, "seeds": "1"})
     assert state["jobs"][0]["name"] == "all"  # the same settings, another seed: the same row
     # The number of real images is no setting of a student on made ones.
     ask(box, "run", values={**box.values, "real_images": 77, "seeds": "0"})
-    assert "found" in box.said and "all, seed 0" in box.said
+    assert "found" in box.status and "all, seed 0" in box.status
 
 
 def test_the_parameters_file_is_what_the_notebook_takes(lab, shelf, tmp_path):
-    longer = {**BASE_CELL, "student_epochs": 9, "mix": "cutmix"}
+    longer = {**BASE_CELL, "student.epochs": 9, "student.mix": "cutmix"}
     box = lab(
         shown=[
             outcome("longer", longer, seed, f"ablation_cell-{seed}", 0.9, shelf) for seed in (2, 5)
         ]
     )
-    ask(box, "parameters", values={**box.values, "kd_weight": 2.5, "seeds": "0,1"})
+    ask(box, "parameters", values={**box.values, "weights.kd": 2.5, "seeds": "0,1"})
     (path,) = (tmp_path / "out").glob("*.yaml")
-    assert json.loads(path.read_text()) == {**BASE, "kd_weight": 2.5, "seeds": "0,1"}
-    assert box.said == f"papermill notebooks/35_ablation.ipynb out.ipynb -f {path}"
+    saved = json.loads(path.read_text())
+    assert saved["seeds"] == "0,1" and saved["source"] == "augmented GAN"
+    # Whatever the preset says, the notebook trains what the controls showed.
+    expected = {**BASE_CELL, "weights.kd": 2.5}
+    config = load("ablation", "paper", saved["overrides"])
+    assert ablation.base_of(config, saved["source"]) == {**expected, "source": "augmented GAN"}
+    assert box.status == f"papermill notebooks/35_ablation.ipynb out.ipynb -f {path}"
     path.unlink()
     rows = ask(box, "ready")["rows"]
     box.checked = [row["id"] for row in rows]
     ask(box, "parameters")
     (path,) = (tmp_path / "out").glob("*.yaml")
-    assert json.loads(path.read_text()) == {**BASE, "student_epochs": 9, "seeds": "2,5"}
-    assert "no such parameter: mix" in box.said
+    saved = json.loads(path.read_text())
+    assert "student.mix=cutmix" in saved["overrides"] and "epochs=9" in saved["overrides"]
+    assert saved["seeds"] == "2,5"
     ask(box, "use", row=rows[1]["id"])
     assert (
-        box.values["student_epochs"] == 9
-        and box.values["mix"] == "cutmix"
+        box.values["student.epochs"] == 9
+        and box.values["student.mix"] == "cutmix"
         and box.values["seeds"] == "5"
     )
     ask(box, "reset")
@@ -440,39 +436,31 @@ def test_the_parameters_file_is_what_the_notebook_takes(lab, shelf, tmp_path):
 
 def test_notebook_35_takes_what_is_saved_from_it(lab, tmp_path):
     declared = read_notebook(NOTEBOOKS / "35_ablation.ipynb")
-    base = ablation.base_of({name: parameter.default for name, parameter in declared.items()})
-    box = lab({**base, "seeds": declared["seeds"].default}, notebook="35_ablation")
-    ask(
-        box,
-        "parameters",
-        values={**box.values, "source": "class probes", "kd_weight": 2, "schedules": "kd: 1@0 0@1"},
-    )
+    config = load("ablation", "smoke", "student.epochs=3")
+    box = lab({**ablation.base_of(config), "seeds": "0,1"}, notebook="35_ablation")
+    changes = {"source": "class probes", "weights.kd": 2, "weights.schedules": "kd: 1@0 0@1"}
+    ask(box, "parameters", values={**box.values, **changes})
     (path,) = (tmp_path / "out").glob("*.yaml")
     saved = json.loads(path.read_text())
-    assert (
-        box.error == ""
-        and saved["seeds"] == "0,1,2"
-        and saved["kd_weight"] == 2.0
-        and saved["source"] == "class probes"
-    )
     for name, value in saved.items():
-        declared[name].check(
-            value
-        )  # of its type and in its range; KeyError where it has no such parameter
+        declared[name].check(value)  # KeyError where it has no such parameter
+    again = load("ablation", "quick", saved["overrides"])
+    weights = config.weights.replace(kd=2.0, schedules="kd: 1@0 0@1")
+    assert box.error == "" and again == config.replace(weights=weights, seeds=again.seeds)
 
 
 def test_figures_are_saved_of_the_checked_rows(lab, shelf, tmp_path):
     # Two settings under one name, as two notebooks may leave them in one store.
     shown = [
         outcome("all", BASE_CELL, 0, "ablation_cell-a", 0.9, shelf),
-        outcome("all", {**BASE_CELL, "student_epochs": 9}, 0, "ablation_cell-b", 0.8, shelf),
+        outcome("all", {**BASE_CELL, "student.epochs": 9}, 0, "ablation_cell-b", 0.8, shelf),
     ]
     box = lab(shown=shown)
     ask(box, "figure")
     assert box.error == ""
     names = sorted(path.name for path in (tmp_path / "out" / "figures").iterdir())
     assert len(names) == 6 and {name.split("_")[1] for name in names} == {"accuracy", "curves"}
-    assert box.said.startswith("saved")
+    assert box.status.startswith("saved")
 
 
 def test_without_anything_finished_there_is_no_figure(lab):
@@ -485,7 +473,7 @@ def test_what_failed_in_the_notebook_is_said_and_what_is_damaged_does_not_stop_t
     lab, shelf
 ):
     box = lab(shown=[Outcome(Cell("all", BASE_CELL, 0), None, "diverged: loss is inf", False)])
-    ask(box, "run", values={**box.values, "kd_weight": 2})
+    ask(box, "run", values={**box.values, "weights.kd": 2})
     box.jobs.set("job1", state="finished", key="ablation_cell-gone")
     state = ask(box, "poll")
     assert state["lost"] == ["all, seed 0: diverged: loss is inf"]
@@ -495,23 +483,28 @@ def test_what_failed_in_the_notebook_is_said_and_what_is_damaged_does_not_stop_t
     )
 
 
-def test_the_controls_are_those_of_the_recipe(lab):
+def test_the_controls_are_those_of_the_configuration(lab):
     box = lab()
-    names = [control["name"] for control in box.options["controls"]]
-    assert names[:3] == ["kd_weight", "ce_weight", "patch_weight"] and names[-1] == "seeds"
-    fields = asdict(MakerRecipe())
-    assert {"hard_weight", "soft_weight", "early_weight", "schedules"} & set(fields) <= set(names)
-    assert set(names) - {"source", "seeds"} <= set(fields) and set(names) == set(box.values)
+    controls = {control["name"]: control for control in box.options["controls"]}
+    names, known = list(controls), DEFAULTS.settings()
+    assert names[:3] == ["weights.kd", "weights.ce", "weights.patch"] and names[-1] == "seeds"
+    assert set(names) - {"source", "seeds"} <= set(known) and set(names) == set(box.values)
+    for name, control in controls.items():
+        if control["kind"] in ("int", "float"):
+            assert control["low"] <= box.values[name] <= control["reach"] and control["step"] > 0
+            assert known[name].high is None or control["reach"] <= known[name].high
+    choices = [value for value, _ in controls["student.mix"]["choices"]]
+    assert tuple(choices) == known["student.mix"].choices
+    assert known["weights.kd"].help in controls["weights.kd"]["help"]
     with pytest.raises(WorkbenchError, match="temperature"):
         Settings({"temperatur": 3.0})
 
 
 def test_students_are_the_transformers_that_take_the_images():
-    choices = Settings(BASE).by_name["student_model"].choices
+    choices = dict(Settings(BASE).by_name["student.model"]["choices"])
     assert list(choices)[0] == "vit_mnist_smoke" and "7.83 k" in choices["vit_mnist_smoke"]
-    assert "vit_mnist_mini_patch7" in choices and not {"cnn_small", "vgg16_bn", "titn"} & set(
-        choices
-    )
+    assert "vit_mnist_mini_patch7" in choices
+    assert not {"cnn_small", "vgg16_bn", "titn"} & set(choices)
 
 
 def test_not_interactive_it_is_the_figure_of_what_is_shown(shelf):
@@ -519,6 +512,7 @@ def test_not_interactive_it_is_the_figure_of_what_is_shown(shelf):
         outcome("all", BASE_CELL, seed, f"ablation_cell-{seed}", 0.9, shelf) for seed in (0, 1)
     ]
     figure = widgets.ablation_lab(BASE, shelf, shown=shown, interactive=False)
+    cells = ablation.tidy(shown)
     assert figure._repr_png_()[:4] == b"\x89PNG" and type(figure) is type(
-        ablation_accuracy(ablation.tidy(shown))
+        ablation_accuracy(cells, ablation.summary(cells))
     )

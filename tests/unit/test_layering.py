@@ -178,7 +178,6 @@ LONG_FILES = {
     "dfkd_lib/jobs/cluster.py",
     "dfkd_lib/models/load.py",
     "dfkd_lib/pipeline/run.py",
-    "dfkd_lib/widgets/look.py",
 }
 LONG_FUNCTIONS = {
     "parser",
@@ -193,8 +192,6 @@ LONG_FUNCTIONS = {
     "_transformers",
     "make_plan",
     "fit",
-    "_detector_panel",
-    "controls",
 }
 
 

@@ -1,7 +1,6 @@
 """Widgets: the static figure in batch, and controls that change the picture."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,7 @@ from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import ImageSet, generate_scenes, to_float
 from dfkd_lib.models import create_detector, create_model
 from dfkd_lib.pipeline.parameters import read_notebook
-from dfkd_lib.widgets.browse import FAINT
-from dfkd_lib.widgets.detections import partner
+from dfkd_lib.widgets.browse import FAINT, partner
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "10_attention_probes.ipynb"
 
@@ -123,7 +121,7 @@ def test_two_models_and_two_images_side_by_side(explorer):
     )["view"]
     assert (
         message["panels"][1]["title"].endswith("more 1")
-        and "class 1" in message["panels"][1]["said"]
+        and "class 1" in message["panels"][1]["prediction"]
     )
 
 
@@ -162,15 +160,15 @@ def test_the_gallery_filters_by_class_and_by_error(explorer, model, images):
         ({"model": "third"}, "no such model"),
         ({"data": "third"}, "no such data"),
         ({"compare": "model:third"}, "no such compare"),
-        ({"weights": "heavy"}, "no such weights"),
+        ({"weights": "heavy"}, "'weights' is impossible"),
         ({"data": "more", "compare": "data:some", "image": 9}, "no such image"),
     ],
 )
 def test_bad_choices_are_said_in_place(explorer, changes, words):
     box, sent = explorer
     before = dict(box.choice)
-    message, _ = ask(box, sent, do="choose", changes=changes)["error"]
-    assert words in message["text"] and "expected" in message["text"] and words in box.error
+    answers = ask(box, sent, do="choose", changes=changes)
+    assert words in box.error and "expected" in box.error and list(answers) == ["done"]
     assert box.choice == before
     assert ask(box, sent, do="choose", changes={"image": 3})["view"] and box.error == ""
 
@@ -227,7 +225,7 @@ def test_a_choice_is_saved_as_figure_and_as_parameters(explorer, tmp_path, model
     ask(box, sent, do="save", what="parameters")
     (path,) = tmp_path.glob("*.yaml")
     again = widgets.Choice.read(json.loads(path.read_text())["view"])
-    assert asdict(again) == box.choice and str(path) in box.saved
+    assert again.as_dict() == box.choice and str(path) in box.saved
     assert set(json.loads(path.read_text())) <= set(
         read_notebook(NOTEBOOK)
     )  # the notebook takes them all
@@ -236,7 +234,7 @@ def test_a_choice_is_saved_as_figure_and_as_parameters(explorer, tmp_path, model
 def test_what_a_detection_rests_on_is_shown_too(detector, scenes):
     box = widgets.attention_explorer({"detector": detector}, {"scenes": scenes})
     box.choose(weights="gradient", token="3")
-    (panel,) = box.looker.look(widgets.Choice(**box.choice))
+    (panel,) = box.viewer.panels(widgets.Choice(**box.choice))
     expected = attention.detection_relevance(detector, scenes.images[:1].float() / 255, 3)[0]
     assert (
         box.error == ""
@@ -267,7 +265,7 @@ def browsed(scenes, tmp_path):
 
 def test_the_browser_is_sent_what_was_detected(browsed, scenes):
     box, sent, found = browsed
-    message, buffers = ask(box, sent, do="ready")["scenes"]
+    message, buffers = ask(box, sent, do="scenes", data="scenes")["scenes"]
     assert (
         message["count"] == 4
         and message["classes"] == list(scenes.classes)
@@ -322,7 +320,7 @@ def test_detections_of_tiles_have_no_query_to_look_at(scenes, detector, tmp_path
         scenes,
         {"tiled": (scores, boxes.roll(1, 1)), "kept": (scores, boxes)},
     ).browse
-    tiled, kept = browse.looks("scenes", 0, -1, -1).values()
+    tiled, kept = browse.attention("scenes", 0, -1, -1).values()
     assert (
         "not its own" in tiled.why and "only its predictions" in kept.why and not tiled.weights.size
     )
@@ -332,9 +330,9 @@ def test_the_browser_says_what_it_cannot_show(browsed, scenes, detector, images)
     box, sent, found = browsed
     for changes, words in (
         ({"scene": 4}, "no such scene"),
-        ({"threshold": 1.5}, "no such threshold"),
+        ({"threshold": 1.5}, "'threshold' is impossible"),
         ({"label": 4}, "class"),
-        ({"outcome": "odd"}, "no such outcome"),
+        ({"outcome": "odd"}, "'outcome' is impossible"),
         ({"of": "nobody"}, "no such detector"),
     ):
         before = box.view

@@ -1,0 +1,103 @@
+"""What all widgets share: the front end's source, errors in place, figures saved, images as bytes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import anywidget
+import matplotlib
+import numpy as np
+import torch
+import traitlets
+from matplotlib.figure import Figure
+from torch.nn.functional import interpolate
+
+from dfkd_lib import plots
+from dfkd_lib.core.artifacts import resolve
+
+HERE = Path(__file__).parent
+THUMB = 44  # side of a thumbnail in pixels
+
+
+def front_end(name: str) -> str:
+    """The JavaScript module of a widget: what all of them share, then its own."""
+    return "\n".join((HERE / f"{part}.js").read_text() for part in ("common", name))
+
+
+class Widget(anywidget.AnyWidget):
+    """A widget whose front end sends {"do": name, …}, answered by the method `do_name`; errors are shown in place.
+
+    Traits: `error`, what was wrong with the last request, in full, or ""; `saved`, where the last figure or parameters went.
+    """
+
+    _css = (HERE / "widgets.css").read_text()
+    options = traitlets.Dict().tag(sync=True)
+    error = traitlets.Unicode("").tag(sync=True)
+    saved = traitlets.Unicode("").tag(sync=True)
+
+    def __init__(self, out_dir: str | Path, **options):
+        self.out = resolve(out_dir)
+        super().__init__()
+        table = (matplotlib.colormaps["magma"](np.arange(256))[:, :3] * 255).astype(int)
+        shared = {"thumb": THUMB, "colors": list(plots.COLORS), "heat": table.tolist()}
+        self.options = {**shared, **options}
+        self.on_msg(self._on_message)
+
+    def _on_message(self, _, content: dict, __) -> None:
+        act = getattr(self, f"do_{content.get('do')}", None)
+        if act is not None:
+            self._try(lambda: act(content))
+        self._answer(content)
+
+    def _answer(self, content: dict) -> None:
+        self.send({"kind": "done", "id": content.get("id", 0), "asked": content.get("do")})
+
+    def _try(self, act: Callable[[], object]) -> None:
+        """Act; an error is shown in place, and the widget stays as it was."""
+        self.error = ""
+        try:
+            act()
+        except Exception as error:  # whatever it is: a widget has no other place to report it
+            self.error = str(error) or repr(error)
+
+    def _save(self, figure: Figure, *parts: str) -> None:
+        """Save a figure under the names of what it shows."""
+        stem = self.out / "figures" / stem_of(parts)
+        save_figure(figure, stem)
+        self.saved = f"{stem}.svg, .pdf, .png"
+
+
+def stem_of(parts: Sequence[str]) -> str:
+    """A file's name from names that may hold anything."""
+    plain = ("".join(c if c.isalnum() or c in "-." else "-" for c in part) for part in parts)
+    return "_".join(plain)
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """A figure as `stem`.svg, .pdf and .png."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "pdf", "png")]
+    for file in files:
+        figure.savefig(file, bbox_inches="tight")
+    return files
+
+
+def rgb(image: np.ndarray) -> bytes:
+    """uint8 (C, H, W) of one or three channels as H·W·3 bytes."""
+    pixels = np.broadcast_to(np.moveaxis(image, 0, -1), (*image.shape[1:], 3))
+    return np.ascontiguousarray(pixels).tobytes()
+
+
+def thumbnails(data, places: Sequence[int]) -> bytes:
+    """The images at these places, fitted into squares of THUMB pixels, one after the other as RGB."""
+    if not len(places):
+        return b""
+    pixels = data.subset(places).images.float()
+    height, width = pixels.shape[-2:]
+    scale = THUMB / max(height, width)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    # Small images keep their pixels, large ones are averaged.
+    how = {"mode": "nearest"} if scale >= 1 else {"mode": "bilinear", "antialias": True}
+    canvas = torch.zeros(len(places), pixels.shape[1], THUMB, THUMB)
+    top, left = (THUMB - size[0]) // 2, (THUMB - size[1]) // 2
+    canvas[..., top : top + size[0], left : left + size[1]] = interpolate(pixels, size, **how)
+    return b"".join(rgb(image) for image in canvas.round().clamp(0, 255).to(torch.uint8).numpy())

@@ -1,0 +1,412 @@
+"""What the attention explorer shows for a choice: from models, images and a choice to panels of arrays, no widget in it."""
+
+import shlex
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dfkd_lib import attention
+from dfkd_lib.attention import capture_attention
+from dfkd_lib.attention.sites import pick
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core.config import Config
+from dfkd_lib.datasets import ImageSet, SceneSet, to_float
+from dfkd_lib.detection import sure
+from dfkd_lib.models import check_images
+from dfkd_lib.models.detectors import Detector
+
+WEIGHTS = ("attention", "rollout", "gradient")
+Data = ImageSet | SceneSet
+
+
+class Choice(Config):
+    """What is shown, as plain scalars: the explorer's state, and notebook 10's parameter `view`."""
+
+    model: str = Field("", description="name of a model given to the explorer; '' is the first")
+    data: str = Field("", description="name of a set of images; '' is the first that fits")
+    image: int = Field(0, description="its place in the data")
+    block: int = Field(-1, description="from the end if negative")
+    head: int = Field(-1, description="-1 is the mean of the heads")
+    token: str = Field(
+        "",
+        description="whose attention: class, distillation, the number of a patch, or of a detection's query for kind "
+        "cross; '' is the class token, or a detector's query of the highest score",
+    )
+    kind: str = Field("", description="encoder or, for a detector, cross; '' is its usual one")
+    weights: Literal["attention", "rollout", "gradient"] = Field(
+        "attention", description="gradient: gradient-weighted attention of the predicted class"
+    )
+    compare: str = Field(
+        "",
+        description="model:NAME for the same image in another model, data:NAME for an image of the same class there",
+    )
+    compare_image: int = Field(0, ge=0, description="which of that class's images there")
+    threshold: float = Field(0.5, ge=0, le=1, description="score from which a detection is shown")
+
+    @classmethod
+    def read(cls, text: str) -> "Choice":
+        """The choice that `text` wrote, as notebook 10's parameter `view`: "image=3 head=1"; "" is the default one.
+
+        Raises:
+            WorkbenchError: on a name that is none of these, or a value of another type.
+        """
+        return cls().override(text)
+
+    def text(self) -> str:
+        """What differs from the default choice, as `read` takes it."""
+        changes = {name: mine for name, (mine, _) in self.differences(Choice()).items()}
+        return " ".join(shlex.quote(f"{name}={value}") for name, value in changes.items())
+
+    def parameters(self) -> dict:
+        """The same as parameters of notebook 10."""
+        return {"view": self.text()}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One image under one model.
+
+    Args:
+        title, prediction: what it is, and what the model predicts of it. image: uint8 (C, H, W). grid: (rows, columns).
+        weights: float32 (R, N), the attention of each of R tokens on N patches, at the chosen block and head; (1, N) of
+            the chosen token alone for rollout and gradient-weighted attention.
+        row: the chosen token's row. block, head: from 0; head -1 is the mean. blocks: how many there are.
+        kind: of attention. kinds: those the model has. prefix: tokens before the patches among the rows.
+        overview: float32 (blocks, heads, N), the chosen token's attention everywhere; None where weights are no attention.
+        class_probe: (N,) of the image's class at this block, or None. query: the chosen detection's.
+        boxes: float (n, 4) cxcywh in [0, 1], with queries (n,) and labels [n], of a detector; else None.
+    """
+
+    title: str
+    prediction: str
+    image: np.ndarray
+    grid: tuple[int, int]
+    weights: np.ndarray
+    row: int
+    block: int
+    head: int
+    blocks: int
+    kind: str
+    kinds: tuple[str, ...]
+    prefix: int = 0
+    overview: np.ndarray | None = None
+    class_probe: np.ndarray | None = None
+    query: int | None = None
+    boxes: np.ndarray | None = None
+    queries: list[int] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+
+    @property
+    def probe(self) -> np.ndarray:
+        """The chosen token's attention on the patches (N,)."""
+        return self.weights[self.row]
+
+    @property
+    def agreement(self) -> float | None:
+        """The cosine of the probe and the class probe in [0, 1], or None without one."""
+        if self.class_probe is None:
+            return None
+        norms = np.linalg.norm(self.probe) * np.linalg.norm(self.class_probe)
+        return float(self.probe @ self.class_probe / norms) if norms > 0 else None
+
+
+def named(things, fallback: str) -> dict:
+    """A dict as it is; one thing by itself under the name `fallback`."""
+    return dict(things) if isinstance(things, dict) else {fallback: things}
+
+
+class Viewer:
+    """Opens images under models as a choice asks.
+
+    Args:
+        models: {name: model in evaluation mode}. data: {name: ImageSet or SceneSet}.
+        class_probes: {name of a model: (K, blocks, N), or (K, N) for its last block}.
+    """
+
+    def __init__(
+        self,
+        models: dict[str, nn.Module],
+        data: dict[str, Data],
+        class_probes: dict[str, Tensor] | None = None,
+    ):
+        if not models or not data:
+            raise WorkbenchError(
+                "nothing to explore",
+                expected="at least one model and one set of images",
+                got=f"{len(models)} models, {len(data)} sets",
+                where="attention_explorer",
+                fix="give attention_explorer(model, images)",
+            )
+        self.models, self.data, self.class_probes = models, data, class_probes or {}
+
+    def is_detector(self, model: str) -> bool:
+        """Whether a model of that name is a detector."""
+        return isinstance(self.models.get(model), Detector)
+
+    def kinds(self, model: str) -> tuple[str, ...]:
+        """The kinds of attention that a model has."""
+        return ("cross", "encoder") if self.is_detector(model) else ("encoder",)
+
+    def class_of(self, data: str, image: int) -> int | None:
+        """The class of an image, or None for a scene."""
+        images = self.data[data]
+        return int(images.labels[image]) if isinstance(images, ImageSet) else None
+
+    def settle(self, choice: Choice) -> Choice:
+        """The choice with every default filled in and everything checked; WorkbenchError if it cannot be had."""
+        model = choice.model or next(iter(self.models))
+        scenes = self.is_detector(model)
+        fitting = (n for n, d in self.data.items() if isinstance(d, SceneSet) == scenes)
+        data = choice.data or next(fitting, next(iter(self.data)))
+        one_of(model, self.models, "model")
+        one_of(data, self.data, "data")
+        kind = choice.kind or self.kinds(model)[0]
+        one_of(kind, self.kinds(model), "kind")
+        if choice.compare:
+            what, _, name = choice.compare.partition(":")
+            one_of(what, ("model", "data"), "compare (before the colon)")
+            one_of(name, self.models if what == "model" else self.data, "compare")
+        within(choice.image, 0, len(self.data[data]) - 1, "image", data)
+        sites = attention.attention_sites(self.models[model], kind)
+        block = pick(choice.block, len(sites), "block")
+        heads = sites[block].heads
+        head = -1 if choice.head == -1 or not heads else pick(choice.head, heads, "head")
+        return choice.replace(model=model, data=data, kind=kind, block=block, head=head)
+
+    def panels(self, choice: Choice) -> list[Panel]:
+        """The panels of a choice: one, or two where it compares.
+
+        Raises:
+            WorkbenchError: for a model without attention, anything out of range, images that do not fit the model.
+        """
+        choice = self.settle(choice)
+        choices, (what, _, name) = [choice], choice.compare.partition(":")
+        if what == "model":
+            choices.append(self._for_other(choice, name))
+        if what == "data":
+            choices.append(choice.replace(data=name, image=self._partner(choice, name)))
+        return [self._panel(one) for one in choices]
+
+    def _for_other(self, choice: Choice, name: str) -> Choice:
+        """The choice for a second model, which may have fewer blocks or heads: the same share of its depth, its mean."""
+        kind = choice.kind if choice.kind in self.kinds(name) else self.kinds(name)[0]
+        mine = attention.attention_sites(self.models[choice.model], choice.kind)
+        other = attention.attention_sites(self.models[name], kind)
+        block = round(choice.block * (len(other) - 1) / max(1, len(mine) - 1))
+        head = choice.head if choice.head < (other[block].heads or 0) else -1
+        # Queries are numbered by each detector for itself: of another, that of the highest score is shown.
+        token = "" if kind == "cross" else choice.token
+        return choice.replace(model=name, kind=kind, block=block, head=head, token=token)
+
+    def _partner(self, choice: Choice, name: str) -> int:
+        """The image of other data that stands beside the chosen one: of its class, `compare_image`-th, round and round."""
+        other, wanted = self.data[name], self.class_of(choice.data, choice.image)
+        if wanted is None or not isinstance(other, ImageSet):
+            return choice.compare_image % len(other)
+        label = self.data[choice.data].classes[wanted]
+        place = other.classes.index(label) if label in other.classes else -1
+        found = (other.labels == place).nonzero().flatten()
+        if not len(found):
+            raise WorkbenchError(
+                f"no image of class {label}",
+                expected=f"an image of class {label} to compare with",
+                got="0 images",
+                where=name,
+                fix="choose an image of another class, or other data",
+            )
+        return int(found[choice.compare_image % len(found)])
+
+    @torch.inference_mode()
+    def _panel(self, choice: Choice) -> Panel:
+        model, data = self.models[choice.model], self.data[choice.data]
+        pixels = data.subset([choice.image]).images
+        of_kind = self._detector if self.is_detector(choice.model) else self._classifier
+        return Panel(
+            title=f"{choice.model} · {choice.data} {choice.image}",
+            image=pixels[0].numpy(),
+            block=choice.block,
+            head=choice.head,
+            kind=choice.kind,
+            kinds=self.kinds(choice.model),
+            blocks=len(attention.attention_sites(model, choice.kind)),
+            **of_kind(choice, model, data, pixels),
+        )
+
+    def _classifier(self, choice: Choice, model: nn.Module, data: Data, pixels: Tensor) -> dict:
+        check_images(model, tuple(pixels.shape[1:]), choice.data)
+        batch = to_float(pixels).to(next(model.parameters()).device)
+        layout, row = attention.token_layout(model), _row(model, choice.token)
+        with (
+            capture_attention(model, None, row) as rows,
+            capture_attention(model, (choice.block,), None) as maps,
+        ):
+            logits = model(batch)
+        patches = maps[choice.block][0][..., layout.patches]
+        shown = {
+            "grid": attention.patch_grid(model, patches.shape[-1], *pixels.shape[-2:]),
+            "class_probe": self._class_probe(choice, patches.shape[-1]),
+            "prediction": self._prediction(choice, model, data, int(logits.argmax())),
+        }
+        if choice.weights != "attention":
+            rollout = choice.weights == "rollout"
+            explain = attention.attention_rollout if rollout else attention.gradient_attention
+            token = int(choice.token) if choice.token.isdigit() else choice.token or "class"
+            return {
+                **shown,
+                "weights": _array(explain(model, batch, token=token)),
+                "row": 0,
+                "prefix": 1,
+            }
+        weights = patches.mean(0) if choice.head < 0 else patches[choice.head]
+        overview = torch.stack([one[0] for one in rows.values()])[..., layout.patches]
+        return {
+            **shown,
+            "weights": _array(weights),
+            "row": row % len(weights),
+            "prefix": layout.prefix,
+            "overview": _array(overview),
+        }
+
+    def _prediction(self, choice: Choice, model: nn.Module, data: Data, label: int) -> str:
+        names, true = (
+            getattr(model, "classes", None) or data.classes,
+            self.class_of(choice.data, choice.image),
+        )
+        predicted = f"predicted {names[label] if label < len(names) else label}"
+        return predicted if true is None else f"class {data.classes[true]}, {predicted}"
+
+    def _class_probe(self, choice: Choice, patches: int) -> np.ndarray | None:
+        probes = self.class_probes.get(choice.model)
+        label = self.class_of(choice.data, choice.image)
+        if (
+            probes is None
+            or label is None
+            or label >= len(probes)
+            or choice.token not in ("", "class")
+        ):
+            return None
+        if probes.shape[-1] != patches:
+            return None
+        if probes.ndim == 3:
+            return _array(probes[label, choice.block])
+        last = len(attention.attention_sites(self.models[choice.model])) - 1
+        return _array(probes[label]) if choice.block == last else None
+
+    def _detector(self, choice: Choice, model: Detector, data: Data, pixels: Tensor) -> dict:
+        if pixels.shape[1] != 3:
+            raise WorkbenchError(
+                "a detector takes colour images",
+                expected="3 channels",
+                got=f"{pixels.shape[1]} channels",
+                where=choice.data,
+                fix="choose other data",
+            )
+        batch = pixels.to(next(model.parameters()).device).float() / 255
+        with capture_attention(model, None, None, kind=choice.kind) as captured:
+            detected = model(batch)
+        scores, boxes = detected.logits[0].sigmoid()[..., :-1].cpu(), detected.boxes[0].cpu()
+        order, found = (
+            scores.amax(-1).argsort(descending=True).tolist(),
+            sure(scores, boxes, choice.threshold),
+        )
+        maps = torch.stack([one[0] for one in captured.values()])  # (blocks, heads, T, S)
+        best = order[0] if choice.kind == "cross" else 0
+        row = best if choice.token in ("", "class") else _number(choice.token)
+        pick(row, maps.shape[2], "token")
+        names = [
+            data.classes[int(k)] if k < len(data.classes) else str(int(k)) for k in found["labels"]
+        ]
+        count = len(names)
+        several = f"{count} detections of score ≥ {choice.threshold:g}"
+        return {
+            "prediction": "1 detection" if count == 1 else several,
+            "grid": attention.patch_grid(model, maps.shape[-1], *pixels.shape[-2:]),
+            "query": row if choice.kind == "cross" else None,
+            "boxes": found["boxes"],
+            "queries": order[:count],
+            "labels": [f"{name} {s:.2f}" for name, s in zip(names, found["scores"], strict=True)],
+            **_detector_weights(choice, model, batch, maps, row),
+        }
+
+    def predictions(self, model: str, data: str, count: int) -> np.ndarray:
+        """The class (int64, (n,)) that a classifier gives to each of the first `count` images."""
+        images, net = self.data[data], self.models[model]
+        check_images(net, images.shape, data)
+        device = next(net.parameters()).device
+        first = images.subset(range(min(count, len(images)))).images
+        with torch.inference_mode():
+            found = [net(to_float(b).to(device)).argmax(-1).cpu() for b in first.split(64)]
+        return torch.cat(found).numpy()
+
+
+def _detector_weights(
+    choice: Choice, model: Detector, batch: Tensor, maps: Tensor, row: int
+) -> dict:
+    """The weights that a choice asks for of a detector's attention maps (blocks, heads, T, S)."""
+    if choice.weights == "attention":
+        own = maps[choice.block]
+        weights = own.mean(0) if choice.head < 0 else own[choice.head]
+        return {"weights": _array(weights), "row": row, "overview": _array(maps[:, :, row])}
+    if choice.weights == "rollout" or choice.kind != "cross":
+        raise WorkbenchError(
+            "a detector has no such weights",
+            expected="attention, or gradient of a detection",
+            got=f"{choice.weights} for kind {choice.kind}",
+            where="weights",
+            fix="choose one of these",
+        )
+    return {"weights": _array(attention.detection_relevance(model, batch, row)), "row": 0}
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.detach().float().cpu().numpy()
+
+
+def one_of(name: str, known, where: str) -> None:
+    """Refuse a name that is not known."""
+    if name not in known:
+        raise WorkbenchError(
+            f"no such {where.split()[0]}",
+            expected=", ".join(filter(None, known)),
+            got=name,
+            where=where,
+            fix="choose one of the expected",
+        )
+
+
+def within(value: float, low: float, high: float, what: str, where: str) -> None:
+    """Refuse a number outside its bounds."""
+    if not low <= value <= high:
+        raise WorkbenchError(
+            f"no such {what}",
+            expected=f"{low}..{high}",
+            got=value,
+            where=where,
+            fix="choose one within these bounds",
+        )
+
+
+def _row(model: nn.Module, token: str) -> int:
+    """The row of a token named as in `Choice`; of a model without class token by default its first patch."""
+    layout = attention.token_layout(model)
+    if token in ("", "class", "distillation"):
+        if not token and layout.class_token is None:
+            return layout.prefix
+        return attention.query_token(model, token or "class")
+    return attention.query_token(model, _number(token))
+
+
+def _number(token: str) -> int:
+    if not token.isdigit():
+        raise WorkbenchError(
+            "no such token",
+            expected="class, distillation, or the number of a patch or query from 0",
+            got=token,
+            where="token",
+            fix="choose one of these",
+        )
+    return int(token)
