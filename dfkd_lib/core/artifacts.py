@@ -113,7 +113,7 @@ class Store:
                 suppress(Timeout),
                 file_lock(self.root / ".locks" / "probe.lock").acquire(timeout=0),
             ):
-                pass  # somebody else's looking is an answer too
+                pass  # that another process holds it is an answer too
         except OSError as error:
             if error.errno in NO_LOCKS:
                 raise lock_error(error, self.root) from None
@@ -137,14 +137,14 @@ class Store:
         """The artifact of this stage, settings, parents and code: from disk if it is there, else made by `make(work)`.
 
         `make` writes its files into the folder `work` and returns JSON-able metrics; it runs inside
-        `ledger.stage(stage, reads)`. `work` outlives a kill, so a checkpoint kept in `work/checkpoint` resumes.
+        `ledger.stage(stage, reads)`. `work` outlives a kill, so a checkpoint in `work/checkpoint` resumes.
         `inherited` are ledger rows of work done elsewhere (the training of a checkpoint that is taken in).
 
         The code is that of `make`, followed through all it reaches by name, and of `code`: entries of tables that `make`
         looks up by a setting (`MODELS[name]`). The values in the closure of `make` are those of settings and parents.
 
         Several processes of one run (`accelerate launch`) call this alike, on a folder that all of them see. `make` then
-        runs in all of them at once; what the main one writes is kept, the others write into a copy that is thrown away.
+        runs in all of them at once; what the main one writes stays, the others write into a copy that is thrown away.
         One whose bytes are not those that were written is set aside, with a note, and made anew.
 
         Raises:
@@ -152,9 +152,9 @@ class Store:
         """
         known = stage_fingerprint(make, code)
         key = content_key(stage, settings, parents, known)
-        given = (key, stage, settings, make, parents, reads, inherited, known)
+        inputs = (key, stage, settings, make, parents, reads, inherited, known)
         if processes.count() > 1:
-            return self._make_together(*given)
+            return self._make_together(*inputs)
         with suppress(ArtifactError):
             if found := self.find(key):
                 report_versions(found)
@@ -163,7 +163,7 @@ class Store:
             if found := self._find_sound(key):  # made by another process while we waited
                 return found
             try:
-                return self._make(*given)
+                return self._make(*inputs)
             except Exception as error:
                 if is_full(error) and not isinstance(error, WorkbenchError):
                     raise disk_error(
@@ -228,7 +228,7 @@ class Store:
         return sorted(path.stem for path in self.root.glob("*.partial"))
 
     def set_aside(self) -> list[str]:
-        """The names in `.damaged`: what was not what had been written, kept for whoever wants to look at it."""
+        """The names in `.damaged`: what was not what had been written, for whoever wants to inspect it."""
         return sorted(path.name for path in (self.root / ".damaged").glob("*"))
 
     def tidy(self) -> None:
@@ -252,7 +252,7 @@ class Store:
             aside = aside.with_name(aside.name + "+")
         aside.parent.mkdir(exist_ok=True)
         os.replace(path, aside)
-        print(f"{path.name} is damaged and made anew; it is kept in {aside}\n  {why}", flush=True)
+        print(f"{path.name} is damaged and made anew; it is moved to {aside}\n  {why}", flush=True)
 
     @contextmanager
     def _lock(self, key: str) -> Iterator[None]:
@@ -262,7 +262,7 @@ class Store:
             try:
                 lock.acquire(timeout=wait)
                 break
-            except Timeout:  # said again and again: who waits is not to be taken for one that hangs
+            except Timeout:  # printed again and again: waiting must not be taken for hanging
                 print(f"{key}: another process is making this; waiting for it", flush=True)
                 wait = WAIT_SECONDS
         try:
@@ -277,7 +277,7 @@ class Store:
         work = self.root / f"{key}.partial"
         with ExitStack() as held:
 
-            def look() -> tuple[str, bool]:
+            def found_or_locked() -> tuple[str, bool]:
                 with suppress(ArtifactError):
                     if self.find(key):
                         return key, True
@@ -287,7 +287,7 @@ class Store:
                     self._work_folder(key)
                 return key, found
 
-            agreed, found = processes.from_main(look)
+            agreed, found = processes.from_main(found_or_locked)
             with processes.together(key):
                 if agreed != key:
                     raise WorkbenchError(

@@ -16,7 +16,9 @@ from typing import NamedTuple
 from dfkd_lib.core.errors import WorkbenchError
 from dfkd_lib.core.reach import (
     LIBRARY,
+    SOURCES,
     followed,
+    frozen,
     function_of,
     generated,
     imported,
@@ -64,26 +66,16 @@ def fingerprint(*things: object) -> Fingerprint:
 
 
 def stage_fingerprint(make: Callable, code: tuple | list = ()) -> Fingerprint:
-    """The fingerprint of a stage: of `make`, whose own closure holds what the settings and parents say, and of `code`."""
+    """The fingerprint of a stage: of `make`, whose own closure holds what settings and parents already name, and of `code`."""
     return _walked(
         lambda walk: [walk.stage(make), *(walk.token(thing, "code", _FULL) for thing in code)]
     )
 
 
-def differences(old: dict[str, str], new: dict[str, str]) -> list[str]:
-    """What differs between two tables, in words: "kd_loss changed", "step: temperature 4.0 → 3.0", "f added"."""
-    found = []
-    for name in sorted({*old, *new}):
-        before, after = old.get(name), new.get(name)
-        if before == after:
-            continue
-        if before is None or after is None:
-            found.append(f"{name} {'added' if before is None else 'removed'}")
-        elif before.startswith("= ") and after.startswith("= "):
-            found.append(f"{name} {before[2:]} → {after[2:]}")
-        else:
-            found.append(f"{name} changed")
-    return found
+def forget() -> None:
+    """Drop what this process has read of code, as if it had just begun; caches on disk stay."""
+    _reads.clear()
+    SOURCES.forget()
 
 
 # How values count: all of them, or else a refusal; only what is plain or callable, as in the library's own closures, whose
@@ -93,11 +85,35 @@ _FULL, _LIBRARY, _CODE = "full", "library", "code"
 
 def _walked(begin: Callable) -> Fingerprint:
     walk = _Walk()
+    SOURCES.begin()
     roots = begin(walk)
     walk.finish()
     text = "\n".join([*roots, *sorted(f"{name} {own}" for name, own in walk.table.items())])
     whole = "\n".join([text, *sorted(walk.edges)])
     return Fingerprint(hashlib.sha256(whole.encode()).hexdigest()[:16], walk.table)
+
+
+class _Read(NamedTuple):
+    """What reading a function or class came to, and what must still be so for it to hold at the next walk.
+
+    Args:
+        steps: calls of `_Walk` by name, with their arguments. checks: (namespace, name, the object it stood for).
+        file, records: its source, and what was read of it. alive: keeps its ids from being given to something else.
+    """
+
+    steps: list[tuple]
+    checks: list[tuple]
+    file: str
+    records: object
+    alive: tuple
+
+    def holds(self) -> bool:
+        same = all(space.get(name, _ABSENT) is value for space, name, value in self.checks)
+        return same and SOURCES.read(self.file) is self.records
+
+
+_ABSENT = object()
+_reads: dict[tuple, _Read] = {}
 
 
 class _Walk:
@@ -106,17 +122,30 @@ class _Walk:
     def __init__(self) -> None:
         self.table: dict[str, str] = {}
         self.edges: set[str] = set()
-        self.seen: dict[tuple, str] = {}
-        self.waiting: list[Callable] = []
-        self.alive: list = []  # keeps the ids in `seen` from being given to something else
+        self.seen: set[tuple] = set()
+        self.waiting: list[tuple] = []
         self.inside: list[int] = []
+        self.steps: list[tuple] = []
+        self.checks: list[tuple] = []
+        self.passing = False  # whether something has been read that may change in place
 
     def finish(self) -> None:
-        while self.waiting:
-            self.waiting.pop(0)()
+        for key, file, alive, read in self.waiting:  # which grows meanwhile
+            known = _reads.get(key)
+            if known is not None and known.holds():
+                for name, *arguments in known.steps:
+                    getattr(self, name)(*arguments)
+                continue
+            self.steps, self.checks, self.passing = [], [], False
+            read()
+            if not self.passing:
+                records = SOURCES.read(file)
+                _reads[key] = _Read(self.steps, self.checks, file, records, alive)
+            self.steps = []
 
     def note(self, label: str, text: str) -> str:
         """Put a text under a label that no other text has."""
+        self.steps.append(("note", label, text))
         number, name = 1, label
         while self.table.setdefault(name, text) != text:
             number += 1
@@ -165,6 +194,7 @@ class _Walk:
         if isinstance(value, partial):
             parts = [value.func, value.args, value.keywords]
             return f"partial{[self.token(part, where, mode) for part in parts]}"
+        self.passing |= type(value) in (list, set, dict)
         if mode == _CODE and type(value) in (list, tuple, set, frozenset, dict):
             held = value.values() if isinstance(value, dict) else value
             return " ".join(filter(None, (self.token(one, where, mode) for one in held)))
@@ -190,6 +220,7 @@ class _Walk:
             return "" if mode == _CODE else name
         if isinstance(value, Path):
             return "" if mode == _CODE else str(value)
+        self.passing |= mode == _FULL and not frozen(value)
         ours = followed(type(value).__module__)
         if not ours and type(value).__module__.startswith(LIBRARY):
             return ""
@@ -201,7 +232,8 @@ class _Walk:
             tensors = [(key, tensor_digest(one)) for key, one in value.state_dict().items()]
             return f"{name}{value!r}{tensors}{value.training}"
         if ours or hasattr(value, "__pydantic_private__"):
-            return f"{name}{self.token(state_of(value), where, mode)}"
+            self.passing |= not frozen(value)
+            return f"{name}{self.token(tuple(state_of(value).items()), where, mode)}"
         if mode != _FULL:
             return "" if mode == _CODE else name
         try:
@@ -217,8 +249,8 @@ class _Walk:
             )
         if isinstance(reduced, str):
             return f"{type(value).__module__}.{reduced}"
-        kept = [list(part) if hasattr(part, "__next__") else part for part in reduced[1:]]
-        return f"{name}{self.token(kept, where, mode)}"
+        parts = [list(part) if hasattr(part, "__next__") else part for part in reduced[1:]]
+        return f"{name}{self.token(parts, where, mode)}"
 
     # Functions and classes
 
@@ -233,23 +265,30 @@ class _Walk:
             ours = (function.__module__ or "").startswith(LIBRARY)
             return "" if ours else f"{function.__module__}.{function.__qualname__}"
         name = function.__qualname__
-        seen = (id(function), id(owner), mode)
-        if seen not in self.seen:
-            record = record_of(function)
-            self.alive.append((function, owner))
-            self.seen[seen] = f"{name}:{record.text}"
-            self.waiting.append(lambda: self.read(function, owner, mode, record))
-        self.edges.add(self.seen[seen])
+        alive = (function.__code__, function.__defaults__, function.__kwdefaults__)
+        # Functions without a closure are one if their code is: a lambda is another object each time.
+        which = function if function.__closure__ else function.__globals__
+        key = (id(which), id(owner), mode, *map(id, alive))
+        self.enter(key, record_of(function), (function, owner, *alive), mode)
         return name
+
+    def enter(self, key: tuple, record: Record, alive: tuple, mode: str) -> None:
+        """Queue a function, unless it has been reached before."""
+        self.steps.append(("enter", key, record, alive, mode))
+        if key in self.seen:
+            return
+        self.seen.add(key)
+        function, owner = alive[:2]
+        self.edges.add(f"{function.__qualname__}:{record.text}")
+        read = partial(self.read, function, owner, mode, record)
+        self.waiting.append((key, function.__code__.co_filename, alive, read))
 
     def read(self, function: FunctionType, owner: type | None, mode: str, record: Record) -> None:
         """Enter a function in the table, and queue what it reaches."""
         name = function.__qualname__
-        defaults = {
-            **dict(enumerate(function.__defaults__ or ())),
-            **(function.__kwdefaults__ or {}),
-        }
-        parts = [record.text, self.token(list(defaults.items()), name, _mode_of(function))]
+        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items())
+        self.passing |= bool(set(function.__code__.co_freevars) - {"__class__"})
+        parts = [record.text, self.token(defaults, name, _mode_of(function))]
         parts += [self.name(function, chain, mode) for chain in record.names]
         if owner is not None:
             self.members(owner, record, function)
@@ -266,6 +305,9 @@ class _Walk:
         else:
             name, *attributes = attributes
             try:
+                self.checks.append(
+                    (function.__globals__, name, function.__globals__.get(name, _ABSENT))
+                )
                 found, closed = look_up(function, name)
             except LookupError:
                 return f"undefined {name}"
@@ -286,18 +328,20 @@ class _Walk:
                 name = rest.pop(0)
                 if not hasattr(found, name):
                     return f"undefined {name}"
+                self.checks.append((vars(found), name, getattr(found, name)))
                 found = getattr(found, name)
                 continue
             kind = found if isinstance(found, type) else type(found)
             if not followed(kind.__module__) or is_module(found):
                 break
-            member = inspect.getattr_static(kind, rest[0], None)
+            member = self.member(kind, rest[0], None)
             function = function_of(member)
             if function is not None:
                 state = "" if kind is found else self.state(found, where, mode)
                 return f"{self.function(function, kind, _mode_of(function))}{state}"
             values = {} if kind is found else state_of(found)
             if rest[0] in values:
+                self.passing |= not frozen(found)
                 found = values[rest.pop(0)]
             elif isinstance(member, (*PLAIN, tuple, list, dict)):
                 rest.pop(0)
@@ -313,7 +357,7 @@ class _Walk:
     def state(self, value: object, where: str, mode: str) -> str:
         """What an object holds; without its class, of which the method in use is reached by name."""
         if mode == _CODE or not hasattr(type(value), "fingerprint"):
-            return self.token(state_of(value), where, mode)
+            return self.token(tuple(state_of(value).items()), where, mode)
         return str(value.fingerprint)
 
     def members(self, owner: type, record: Record, function: FunctionType) -> None:
@@ -321,7 +365,7 @@ class _Walk:
         if record.whole:
             self.kind(owner, built=False)
         for name in record.own:
-            member = inspect.getattr_static(owner, name, ...)
+            member = self.member(owner, name, ...)
             inner = function_of(member)
             if inner is not None:
                 self.function(inner, owner, _mode_of(inner))
@@ -341,13 +385,21 @@ class _Walk:
             )
         if issubclass(kind, BaseException):
             return kind.__qualname__
+        self.steps.append(("kind", kind, built))
         for part in (True, False) if built else (False,):
             if (id(kind), part) not in self.seen:
-                self.seen[id(kind), part] = ""
-                self.alive.append(kind)
-                read = self.read_defaults if part else self.read_class
-                self.waiting.append(partial(read, kind))
+                self.seen.add((id(kind), part))
+                read = partial(self.read_defaults if part else self.read_class, kind)
+                self.waiting.append(((id(kind), part), "", (kind,), read))
         return kind.__qualname__
+
+    def member(self, kind: type, name: str, default: object) -> object:
+        """What a class or its bases hold under a name, unevaluated."""
+        for one in kind.__mro__:
+            self.checks.append((vars(one), name, vars(one).get(name, _ABSENT)))
+            if name in vars(one):
+                break
+        return inspect.getattr_static(kind, name, default)
 
     def read_class(self, kind: type) -> None:
         name, mode = kind.__qualname__, _LIBRARY
@@ -356,6 +408,7 @@ class _Walk:
         if issubclass(kind, Enum):
             parts.append(repr([(one.name, one.value) for one in kind]))
         checks = validators(kind)
+        self.checks += [(vars(kind), member, value) for member, value in vars(kind).items()]
         for member, value in vars(kind).items():
             function = function_of(value)
             if member in checks or member == "__repr__" or is_field(kind, member):

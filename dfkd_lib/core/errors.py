@@ -3,7 +3,7 @@
 import math
 import unicodedata
 
-LONGEST = 8000  # characters of one part of a message: what was given may be a whole book
+LONGEST = 8000  # characters of one part of a message: what was found may be a whole book
 
 
 def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> bool:
@@ -31,7 +31,7 @@ def plain(value: object) -> str:
 
 
 class WorkbenchError(ValueError):
-    """A problem that the user can fix, said in full.
+    """A problem that the user can fix, in full.
 
     Args:
         what: one sentence, what went wrong.
@@ -51,8 +51,8 @@ class WorkbenchError(ValueError):
     ):
         self.what, self.expected, self.got, self.where, self.fix = what, expected, got, where, fix
         parts = [("expected", expected), ("got", got), ("where", where), ("fix", fix)]
-        said = [f"{name}: {plain(value)}" for name, value in parts if value is not None]
-        super().__init__("\n  ".join([plain(what), *said]))
+        lines = [f"{name}: {plain(value)}" for name, value in parts if value is not None]
+        super().__init__("\n  ".join([plain(what), *lines]))
 
     def __reduce__(self):
         # Errors cross process borders (papermill kernels, worker pools): keep the named parts.

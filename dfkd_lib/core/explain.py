@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from dfkd_lib.core.code import Fingerprint, differences
+from dfkd_lib.core.code import Fingerprint
 from dfkd_lib.core.errors import WorkbenchError
 from dfkd_lib.core.manifest import MANIFEST, Artifact
 from dfkd_lib.core.manifest import versions as versions_here
@@ -33,6 +33,22 @@ def table_of(manifest: dict) -> dict[str, str]:
     return manifest.get("code", {}).get("functions", {})
 
 
+def differences(old: dict[str, str], new: dict[str, str]) -> list[str]:
+    """What differs between two tables, one phrase each: "kd_loss changed", "step: temperature 4.0 → 3.0", "f added"."""
+    found = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if before == after:
+            continue
+        if before is None or after is None:
+            found.append(f"{name} {'added' if before is None else 'removed'}")
+        elif before.startswith("= ") and after.startswith("= "):
+            found.append(f"{name} {before[2:]} → {after[2:]}")
+        else:
+            found.append(f"{name} changed")
+    return found
+
+
 def made_anew(
     root: Path,
     key: str,
@@ -43,7 +59,7 @@ def made_anew(
 ) -> str | None:
     """One line on what changed since the newest artifact of equal settings; None if there is none.
 
-    Equal are stage, settings, and all that was said of the parents, and of theirs, but their keys.
+    Equal are stage, settings, and stages and settings of the parents, and of theirs.
     """
     wanted = [_lineage(root, parent.key) for parent in parents]
     plain, older = json.loads(json.dumps(settings)), []
@@ -59,9 +75,9 @@ def made_anew(
     changed = differences(table_of(manifest), code.table)
     pairs = zip(manifest["parents"], (parent.key for parent in parents), strict=True)
     changed += [f"{new} replaces {old}" for old, new in pairs if old != new]
-    words = ", ".join(changed[:NAMED]) or "its code changed"
+    named = ", ".join(changed[:NAMED]) or "its code changed"
     more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
-    return f"{key}: made anew: {words}{more}, since {other}"
+    return f"{key}: made anew: {named}{more}, since {other}"
 
 
 def _lineage(root: Path, key: str) -> object:
@@ -88,38 +104,40 @@ def report_versions(found: Artifact) -> None:
             )
 
 
-def resolve_key(root: Path, word: str) -> str:
-    """The key that a word begins, or ends as its hash does.
+def resolve_key(root: Path, prefix: str) -> str:
+    """The key with this prefix; the hash's own prefix is enough.
 
     Raises:
         WorkbenchError: if there is none, naming the nearest, or several.
     """
     keys = finished(root)
-    found = [key for key in keys if key.startswith(word) or key.rpartition("-")[2].startswith(word)]
-    found = [word] if word in keys else found
+    found = [
+        key for key in keys if key.startswith(prefix) or key.rpartition("-")[2].startswith(prefix)
+    ]
+    found = [prefix] if prefix in keys else found
     if len(found) == 1:
         return found[0]
     if found:
         raise WorkbenchError(
             "several artifacts begin so",
-            got=word,
+            got=prefix,
             expected=", ".join(found[:8]) + (", ..." if len(found) > 8 else ""),
             where=root,
             fix="write more of the key",
         )
-    near = difflib.get_close_matches(word, keys, n=1, cutoff=0.3)
+    near = difflib.get_close_matches(prefix, keys, n=1, cutoff=0.3)
     raise WorkbenchError(
         "there is no such artifact",
-        got=word,
+        got=prefix,
         where=root,
         expected="a key, or the beginning of one",
         fix=f"did you mean {near[0]}?" if near else "dfkd verify lists all of them",
     )
 
 
-def explain(root: Path, word: str) -> str:
+def explain(root: Path, key: str) -> str:
     """What an artifact was made from: settings, parents, ledger, versions, and every function of its code."""
-    key = resolve_key(root, word)
+    key = resolve_key(root, key)
     made = read_manifest(root, key) or {}
     reads = [
         f"{row['split']}: {row['images']} images, {row['purpose']} ({row['stage']})"
@@ -148,7 +166,7 @@ def explain(root: Path, word: str) -> str:
 
 def compare(root: Path, first: str, second: str) -> str:
     """What differs between two artifacts: settings, functions, parents, versions, and how much of the code is equal."""
-    keys = [resolve_key(root, word) for word in (first, second)]
+    keys = [resolve_key(root, key) for key in (first, second)]
     one, other = (read_manifest(root, key) or {} for key in keys)
     before, after = (_flat(made.get("settings", {})) for made in (one, other))
     settings = [

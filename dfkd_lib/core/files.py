@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, flushed to disk, renamed; and what a full disk says."""
+"""Files that are whole or not there: written beside their place, flushed to disk, renamed; and the error of a full disk."""
 
 import errno
 import hashlib
@@ -81,7 +81,7 @@ def save_tensors(path: str | Path, tensors: dict) -> None:
 
 
 def is_full(error: object) -> bool:
-    """Whether an error, or the text of one, says that a disk takes no more (full, a quota, read-only)."""
+    """Whether an error, or the text of one, means that a disk takes no more (full, a quota, read-only)."""
     return (
         isinstance(error, OSError)
         and error.errno in FULL
@@ -99,7 +99,7 @@ def disk_error(what: str, error: object, where: Path) -> WorkbenchError:
         got=f"{str(error).splitlines()[0][:300]} ({free} free on this disk)",
         where=where,
         fix="free room on that disk (or make it writable), or choose folders on another one; then give "
-        "the same command again: finished artifacts and epochs are kept",
+        "the same command again: finished artifacts and epochs are found again",
     )
 
 
@@ -125,7 +125,7 @@ def lock_error(error: OSError, where: Path) -> WorkbenchError:
 
 
 def note_whole(work: Path, path: Path) -> None:
-    """Note that a file in a folder of work is whole: a resumed run may use it, and is told if it has changed since."""
+    """Note that a file in a folder of work is whole: a resumed run may use it, and notices if it has changed since."""
     memory.check(path)
     whole = work / WHOLE
     whole.parent.mkdir(exist_ok=True)
@@ -177,8 +177,8 @@ def load_tensors(path: str | Path) -> dict:
 
 def seal(manifest: dict) -> str:
     """The hash of a manifest's own content: a flipped byte in it must not go unseen either."""
-    said = {name: value for name, value in manifest.items() if name != "sealed"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    content = {name: value for name, value in manifest.items() if name != "sealed"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_manifest(key: str, manifest: dict) -> None:
@@ -196,7 +196,7 @@ def check_manifest(key: str, manifest: dict) -> None:
             [manifest[name] for name in ("stage", "settings", "parents")], sort_keys=True
         )
         if not key.endswith(hashlib.sha256(text.encode()).hexdigest()[:16]):
-            raise ValueError("it is not what its key says")
+            raise ValueError("its key is of other content")
 
 
 def file_hash(path: str | Path) -> str:

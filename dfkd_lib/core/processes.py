@@ -3,7 +3,7 @@
 `accelerate launch` and torchrun say how many processes there are in the variable WORLD_SIZE. With one of them, as nearly
 always, nothing here does anything, and neither torch.distributed nor Accelerate is touched.
 
-Tensors go by Accelerate's own process group (NCCL between GPUs, gloo between CPUs). Words between processes, and waiting
+Tensors go by Accelerate's own process group (NCCL between GPUs, gloo between CPUs). Messages between processes, and waiting
 for one another, go by a second group over the CPU: neither ever waits for a device, nor meets a gradient half way.
 """
 
@@ -59,8 +59,8 @@ def state():
 
     # Left to itself, where there is no GPU Accelerate takes each of torchrun's processes for the only one, and only its
     # bigger class listens to its own variable.
-    told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    found = PartialState(cpu=told or count() > 1 and not torch.accelerator.device_count())
+    forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    found = PartialState(cpu=forced or count() > 1 and not torch.accelerator.device_count())
     if found.num_processes != count():
         raise WorkbenchError(
             "the processes of this run did not find each other",
@@ -76,8 +76,8 @@ def state():
 
 
 @lru_cache(maxsize=1)
-def _words():
-    """The group for words, a gloo one whatever the device."""
+def _messages():
+    """The group for messages, a gloo one whatever the device."""
     import torch.distributed as dist
 
     state()
@@ -103,25 +103,25 @@ def from_main(make: Callable[[], T]) -> T:
     import torch.distributed as dist
 
     _still_together()
-    told: list = [None, None]
+    answer: list = [None, None]
     if is_main():
         try:
-            told[0] = make()
+            answer[0] = make()
         except Exception as error:
-            # Errors of other libraries may not survive the way; the words do.
-            told[1] = (
+            # Errors of other libraries may not survive the way; their text does.
+            answer[1] = (
                 error
                 if isinstance(error, WorkbenchError)
                 else WorkbenchError(
                     "the main process failed", got=f"{type(error).__name__}: {error}"[:1000]
                 )
             )
-            dist.broadcast_object_list(told, 0, _words())
+            dist.broadcast_object_list(answer, 0, _messages())
             raise
-    dist.broadcast_object_list(told, 0, _words())
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+    dist.broadcast_object_list(answer, 0, _messages())
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
 
 
 @contextmanager
@@ -155,8 +155,8 @@ def _answers(own: str, patience: timedelta) -> list[str] | None:
 
     answers: list = [None] * count()
     try:
-        dist.monitored_barrier(_words(), patience)
-        dist.all_gather_object(answers, own, _words())
+        dist.monitored_barrier(_messages(), patience)
+        dist.all_gather_object(answers, own, _messages())
         return answers
     except RuntimeError as error:
         _parted = own or str(error)

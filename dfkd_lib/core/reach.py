@@ -4,10 +4,12 @@ import builtins
 import contextlib
 import hashlib
 import importlib
+import re
 import sys
 import sysconfig
 from collections.abc import Callable
-from functools import cached_property
+from enum import Enum
+from functools import cache, cached_property, partial
 from pathlib import Path
 from types import FunctionType, MethodType
 
@@ -47,11 +49,16 @@ def followed(module: str | None) -> bool:
 
 def _own(file: Path) -> bool:
     """Whether a module's file is none of Python's and of no installed library."""
-    folders = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")}
-    return not any(
-        file.is_relative_to(folder) or file.resolve().is_relative_to(Path(folder).resolve())
-        for folder in folders
-    )
+    places = {file, file.resolve()}
+    return not any(place.is_relative_to(folder) for place in places for folder in _installed())
+
+
+@cache
+def _installed() -> set[Path]:
+    """The folders of Python's and the installed libraries' modules, also as links resolve them."""
+    paths = sysconfig.get_paths()
+    folders = {Path(paths[name]) for name in ("purelib", "platlib", "stdlib")}
+    return {*folders, *(folder.resolve() for folder in folders)}
 
 
 def look_up(function: FunctionType, name: str) -> tuple[object, bool]:
@@ -104,14 +111,14 @@ def generated(function: object) -> bool:
     )
 
 
-_sources = Sources()
+SOURCES = Sources()
 
 
 def record_of(function: FunctionType) -> Record:
     code = function.__code__
     module = sys.modules.get(function.__module__)
     loader = getattr(getattr(module, "__spec__", None), "loader", None)
-    record = _sources.record(code, loader)
+    record = SOURCES.record(code, loader)
     if record is not None:
         return record
     # Without a source (a function typed into `python -c`), the bytecode of this version of Python stands in for it.
@@ -161,3 +168,11 @@ def tensor_digest(value) -> str:
     content = value.detach().cpu().contiguous().flatten().view(sys.modules["torch"].uint8)
     head = f"{value.dtype} {tuple(value.shape)}".encode()
     return hashlib.blake2b(head + content.numpy().tobytes(), digest_size=8).hexdigest()
+
+
+def frozen(value: object) -> bool:
+    """Whether an object cannot change in place (what it holds apart): then it need not be read again."""
+    if type(value) in (tuple, frozenset, partial, Path) or isinstance(value, (Enum, re.Pattern)):
+        return True
+    fixed = getattr(type(value), "model_config", {}).get("frozen")
+    return bool(fixed or getattr(getattr(value, "__dataclass_params__", None), "frozen", False))

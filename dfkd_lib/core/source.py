@@ -301,8 +301,18 @@ class Sources:
     """Records of functions by their code, read from files, notebook cells and a cache on disk; one for each process."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin with nothing read."""
         self._files: dict[str, tuple[list, dict]] = {}
         self._cached: dict | None = None
+        self._records: dict[int, tuple[CodeType, dict, Record | None]] = {}
+        self._checked: set[str] = set()
+
+    def begin(self) -> None:
+        """From here on a file that has changed is read again, once."""
+        self._checked.clear()
 
     def record(self, code: CodeType, loader: object = None) -> Record | None:
         """The record of a function's code; None if its source is nowhere to be found.
@@ -313,9 +323,15 @@ class Sources:
         Raises:
             WorkbenchError: if the source has changed since the function was loaded.
         """
-        records = self._read(code.co_filename)
+        records = self.read(code.co_filename)
         if records is None:
             return None
+        found = self._records.get(id(code))
+        if found is None or found[1] is not records:
+            found = self._records[id(code)] = (code, records, self._find(records, code, loader))
+        return found[2]
+
+    def _find(self, records: dict, code: CodeType, loader: object) -> Record | None:
         known = [Record(*one) for one in records.get(code.co_qualname, [])]
         wanted = signature(code)
         for record in known:
@@ -330,7 +346,11 @@ class Sources:
             fix="restart the kernel (or the process), which loads it as it is now",
         )
 
-    def _read(self, name: str) -> dict | None:
+    def read(self, name: str) -> dict | None:
+        """The records of a file or cell, the same object until it changes; None if there is no source."""
+        if name in self._checked and name in self._files:
+            return self._files[name][1]
+        self._checked.add(name)
         try:
             found = os.stat(name)
             state = [found.st_mtime_ns, found.st_size]
@@ -370,5 +390,6 @@ class Sources:
         """Write the cache, whole or not at all; whoever cannot write it does without."""
         temporary = CACHE.with_name(f"{CACHE.name}.{os.getpid()}.tmp")
         with suppress(OSError):
+            CACHE.parent.mkdir(exist_ok=True)
             temporary.write_text(json.dumps(self._cached))
             os.replace(temporary, CACHE)

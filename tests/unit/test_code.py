@@ -12,8 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from dfkd_lib.core import Registry, Store, WorkbenchError, fingerprint, remember
-from dfkd_lib.core.code import differences
+from dfkd_lib.cli import main
+from dfkd_lib.core import (
+    Registry,
+    Store,
+    WorkbenchError,
+    explain,
+    fingerprint,
+    from_source,
+    remember,
+    source_of,
+)
+from dfkd_lib.core.explain import differences
 from dfkd_lib.losses import kd_loss
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -222,6 +232,176 @@ def test_a_function_that_moves_stays_the_same_and_one_that_changes_on_disk_is_re
     with pytest.raises(WorkbenchError, match="changed since it was loaded") as caught:
         fingerprint(one.loss)
     assert "restart the kernel" in str(caught.value)
+
+
+def test_a_constant_of_the_library_counts_each_time_it_is_asked(monkeypatch):
+    from dfkd_lib.training import loop
+
+    before = fingerprint(loop.fit)
+    monkeypatch.setattr(loop, "CHECK_EVERY", 21)
+    assert differences(before.table, fingerprint(loop.fit).table) == [
+        "_Run.epoch: CHECK_EVERY 20 → 21"
+    ]
+    monkeypatch.undo()
+    assert fingerprint(loop.fit) == before
+    monkeypatch.setattr(loop._Run, "_rows_per_step", lambda self: 1, raising=False)
+    monkeypatch.setattr(loop, "_rows", lambda batch: 1)
+    assert fingerprint(loop.fit) != before
+
+
+def test_a_wrapper_of_ones_own_counts_and_that_of_a_library_does_not():
+    text = """
+        import functools, torch
+
+        def doubled(f):
+            @functools.wraps(f)
+            def inner(x): return 2 * f(x)
+            return inner
+
+        def step(x): return x + 1
+
+        step = doubled(step)
+    """
+    found = step_of(text)
+    assert found != step_of(text.replace("2 * f", "3 * f")) and found != step_of(
+        text.replace("x + 1", "x + 2")
+    )
+    bare = text.replace("step = doubled(step)", "step = torch.no_grad()(step)")
+    assert step_of(bare) == step_of(bare.replace("step = torch.no_grad()(step)", ""))
+
+
+@pytest.mark.parametrize(
+    "text, same",
+    [
+        ("[x for x in x]", "[x for x in (1, 2)]"),
+        ("(lambda scale: scale)(1) * scale", "(lambda scale: scale)(1)"),
+    ],
+)
+def test_a_name_is_outer_where_its_scope_says_so(text, same):
+    """A name may be bound inside a comprehension or a lambda and come from outside beside it."""
+    source = f"""
+        x, scale = [1], 2
+        def step(): return {text}
+    """
+    changed = source.replace("[1], 2", "[5], 6")
+    assert step_of(source) != step_of(changed)
+    assert step_of(source.replace(text, same)) == step_of(changed.replace(text, same))
+
+
+def test_explain_says_what_made_an_artifact_and_what_differs(tmp_path, capsys):
+    store = Store(tmp_path)
+
+    def student(temperature, epochs):
+        names = cell(STEP.replace("4.0", str(temperature)))
+        teacher = store.get_or_make("teacher", {"seed": 0}, double_or_nothing)
+        return store.get_or_make(
+            "student", {"config": {"epochs": epochs}}, _make(names["step"]), [teacher]
+        )
+
+    one, other = student(4.0, 1), student(3.0, 2)
+    capsys.readouterr()
+    assert main(["explain", one.key[:12], "--artifacts", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{one.key}\n")
+    for line in (
+        "config.epochs = 1",
+        "step: temperature  = 4.0",
+        one.parents[0],
+        "commit",
+        "torch ",
+    ):
+        assert line in printed
+    assert main(["explain", one.key, other.key, "--artifacts", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "  config.epochs: 1 → 2\n" in printed and "  step: temperature 4.0 → 3.0" in printed
+    assert main(["explain", "studnt-0123", "--artifacts", str(tmp_path)]) == 2
+    assert "did you mean student-" in capsys.readouterr().err
+    assert main(["explain", "student", "--artifacts", str(tmp_path)]) == 2
+    assert "several artifacts" in capsys.readouterr().err
+
+
+def double_or_nothing(work):
+    return {"value": double(1)}
+
+
+def _make(step):
+    def make(work):
+        return {"step": step.__name__}
+
+    return make
+
+
+def test_other_versions_are_reported_once_and_change_no_key(tmp_path, capsys, monkeypatch):
+    store = Store(tmp_path)
+    made = store.get_or_make("teacher", {}, double_or_nothing)
+    monkeypatch.setattr(explain, "versions_here", lambda: {"torch": "99.0"})
+    monkeypatch.setattr(explain, "_reported", set())
+    capsys.readouterr()
+    for _ in range(2):
+        assert store.get_or_make("teacher", {}, double_or_nothing).cached
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 1 and made.key in printed[0] and "→ 99.0" in printed[0]
+
+
+CARRIED = """
+    from dataclasses import dataclass
+    from dfkd_lib import losses
+    from dfkd_lib.distill import KDWeights
+    from dfkd_lib.losses import hard_distillation_loss as hard
+
+    weights = KDWeights(temperature=2.0)
+    levels = {"low": (1, 2.5), "high": [None, True]}
+
+    @dataclass
+    class Scale:
+        by: float = 2.0
+
+        def of(self, x):
+            return self.by * x
+
+    def part(logits, others):
+        return Scale(3.0).of(hard(logits, others)) + levels["low"][1]
+
+    def step(student, batch, teacher: object, sharp=weights):
+        logits = student(batch.images)
+        kd = losses.kd_loss(logits, teacher.logits, weights.temperature)
+        return {"loss": kd + part(logits, teacher.logits)}
+"""
+
+
+def test_a_step_goes_to_another_process_by_its_source():
+    step = cell(CARRIED)["step"]
+    again = from_source(source_of(step))
+    assert fingerprint(again) == fingerprint(step)
+
+    class Batch:
+        images = torch.eye(3)
+
+    class Teacher:
+        logits = torch.eye(3).flip(0)
+
+    made, expected = (one(torch.nn.Identity(), Batch, Teacher)["loss"] for one in (again, step))
+    assert torch.equal(made, expected)
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        (
+            "def outer(t):\n  def step(x): return t * x\n  return step\nstep = outer(2.0)",
+            "closure: t",
+        ),
+        ("import torch\ntable = torch.ones(2)\ndef step(x): return table * x", "Tensor"),
+        (
+            "from functools import partial\ndef f(a, x): return a * x\nstep = partial(f, 2)",
+            "partial",
+        ),
+    ],
+)
+def test_a_step_that_text_cannot_carry_is_refused(text, why):
+    with pytest.raises(WorkbenchError, match="cannot be sent to another process") as caught:
+        source_of(cell(text)["step"])
+    assert why in str(caught.value) and "jobs=1" in str(caught.value)
 
 
 LIBRARY_RUN = """
