@@ -41,7 +41,9 @@ def attention_weights(
     """The weights of `torch.nn.functional.scaled_dot_product_attention`, whose arguments it takes.
 
     Args:
-        query: (B, heads, T, d). key: (B, heads, S, d). token: the query row that is wanted, None for all.
+        query: (B, heads, T, d).
+        key: (B, heads, S, d).
+        token: the query row that is wanted, None for all.
 
     Returns:
         (B, heads, S), or (B, heads, T, S) for all; at least float32, before dropout.

@@ -14,7 +14,9 @@ def attention_rollout(model: nn.Module, images: Tensor, token: str | int = "clas
     Heads are averaged, half of each token stays where it is (the residual), and the blocks' matrices are multiplied.
 
     Args:
-        model: a ViT-like model. images: float (B, C, H, W) as the model wants them. token: as for `attention_probe`.
+        model: a ViT-like model.
+        images: float (B, C, H, W) as the model wants them.
+        token: as for `attention_probe`.
 
     Returns:
         (B, N) float32 ≥ 0; each row sums to at most 1.
@@ -40,8 +42,10 @@ def gradient_attention(
     R ← R + Ā R with Ā the mean over heads of (∂y/∂A ⊙ A)⁺, from R = I. Gradients of the model's weights are left alone.
 
     Args:
-        model: a ViT-like classifier, in evaluation mode, frozen or not. images: float (B, C, H, W).
-        target: class whose logit y is explained, int or (B,); None: the predicted one. token: as for `attention_probe`.
+        model: a ViT-like classifier, in evaluation mode, frozen or not.
+        images: float (B, C, H, W).
+        target: class whose logit y is explained, int or (B,); None: the predicted one.
+        token: as for `attention_probe`.
 
     Returns:
         (B, N) float32 ≥ 0, of no particular sum.
@@ -73,7 +77,9 @@ def detection_relevance(
     """The relevance of each encoder token for one detection of a DETR: encoder, decoder and cross-attention together.
 
     Args:
-        detector: as `models.create_detector` makes them. images: float (B, 3, H, W) in [0, 1]. query: its object query.
+        detector: as `models.create_detector` makes them.
+        images: float (B, 3, H, W) in [0, 1].
+        query: its object query.
         label: class whose logit is explained; None: each image's likeliest.
 
     Returns:
@@ -81,6 +87,7 @@ def detection_relevance(
 
     Raises:
         WorkbenchError: if there is no such query, or the model has no decoder.
+
     Source: Chefer, Gur and Wolf (ICCV 2021), section 3.2: eq. 5, 6 for self-attention, 8 to 10 for cross-attention.
     """
     with torch.inference_mode(False), torch.enable_grad():

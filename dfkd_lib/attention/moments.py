@@ -1,7 +1,9 @@
-"""Mean and spread in one pass."""
+"""Mean and spread in one pass, of all rows and by class."""
 
 import torch
 from torch import Tensor
+
+from dfkd_lib.core import WorkbenchError
 
 
 class Moments:
@@ -30,4 +32,48 @@ class Moments:
             (self.squares / (self.count - 1)).sqrt()
             if self.count > 1
             else torch.full_like(self.mean, torch.nan)
+        )
+
+
+class ClassMoments:
+    """`Moments` of each of K classes.
+
+    Args:
+        num_classes: K.
+        what: what the rows are, for messages.
+    """
+
+    def __init__(self, num_classes: int, what: str):
+        self.what, self.classes = what, [Moments() for _ in range(num_classes)]
+
+    def add(self, rows: Tensor, labels: Tensor) -> None:
+        """Take in rows (n, ...) with int64 labels (n,); WorkbenchError on a label out of range."""
+        wrong = [k for k in labels.unique().tolist() if not 0 <= k < len(self.classes)]
+        if wrong:
+            self._refuse("a label is out of range", f"0..{len(self.classes) - 1}", wrong)
+        for k in labels.unique().tolist():
+            self.classes[k].add(rows[labels.to(rows.device) == k])
+
+    def stacked(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and standard deviation, float32 (K, ...), and counts, int64 (K,); WorkbenchError if a class has no row."""
+        empty = [k for k, moment in enumerate(self.classes) if not moment.count]
+        if empty:
+            self._refuse(
+                f"{self.what} need images of every class",
+                f"labels 0..{len(self.classes) - 1}, each used",
+                f"no image of class {empty}",
+            )
+        return (
+            torch.stack([moment.mean for moment in self.classes]).float(),
+            torch.stack([moment.std for moment in self.classes]).float(),
+            torch.tensor([moment.count for moment in self.classes]),
+        )
+
+    def _refuse(self, problem: str, expected: str, got: object) -> None:
+        raise WorkbenchError(
+            problem,
+            expected=expected,
+            got=got,
+            where=self.what,
+            fix="give images of every class, or the right number of classes",
         )

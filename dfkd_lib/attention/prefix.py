@@ -26,7 +26,8 @@ def outputs_and_probe(model: nn.Module, images: Tensor, probe: bool = True) -> t
     """What `model(images)` returns, and the probe of its last block; in timm's plain ViT and DeiT without needless work.
 
     Args:
-        images: float (B, C, H, W) as the model wants them. probe: whether the probe is wanted.
+        images: float (B, C, H, W) as the model wants them.
+        probe: whether the probe is wanted.
 
     Returns:
         (the model's output, probe (B, N) float32 as of `attention_probe`, or None). Differentiable.

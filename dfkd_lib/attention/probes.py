@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd_lib.attention.capture import capture_attention
-from dfkd_lib.attention.moments import Moments
+from dfkd_lib.attention.moments import ClassMoments
 from dfkd_lib.attention.sites import class_token, pick, token_layout
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import to_float
@@ -62,8 +62,10 @@ def attention_probe(
     """The attention of the class token, or of another one, on each patch (A eq. 1).
 
     Args:
-        model: a ViT-like model. images: float (B, C, H, W) as the model wants them.
-        block: index, from the end if negative. head: index, or None for the mean over heads.
+        model: a ViT-like model.
+        images: float (B, C, H, W) as the model wants them.
+        block: index, from the end if negative.
+        head: index, or None for the mean over heads.
         token: "class", "distillation", or the number of a patch.
 
     Returns:
@@ -122,8 +124,13 @@ def resize_probe(probe: Tensor, patches: int) -> Tensor:
 
 
 class ClassProbes(NamedTuple):
-    """The probes of each class over its images: mean and standard deviation, float32 (K, N), or (K, blocks, N) where they
-    are of every block; and the number of images, int64 (K,)."""
+    """The probes of each class over its images.
+
+    Args:
+        mean: float32 (K, N), or (K, blocks, N) where they are of every block.
+        std: of the same shape; NaN for a class of one image.
+        count: number of images, int64 (K,).
+    """
 
     mean: Tensor
     std: Tensor
@@ -142,43 +149,24 @@ def class_probe_statistics(
 
     Args:
         batches: (images, labels) pairs, each any number of images: uint8 (B, C, H, W), or float as the model wants them;
-            labels int64 (B,). num_classes: K. block, head: as for `attention_probe`; block None: every block.
+            labels int64 (B,).
+        num_classes: K.
+        block: as for `attention_probe`; None: every block.
+        head: as for `attention_probe`.
 
     Returns:
         ClassProbes; the standard deviation is that of the images (n - 1), NaN for a class of one image.
 
     Raises:
         WorkbenchError: if a class has no image or a label is out of range, beside the errors of `attention_probe`.
+
     Source: A eq. 2.
     """
-    device, moments = next(model.parameters()).device, [Moments() for _ in range(num_classes)]
+    device, moments = next(model.parameters()).device, ClassMoments(num_classes, "class probes")
     for images, labels in batches:
         images = to_float(images) if images.dtype == torch.uint8 else images
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-            raise WorkbenchError(
-                "a label is out of range",
-                expected=f"0..{num_classes - 1}",
-                where="class probes",
-                got=f"{int(labels.min())}..{int(labels.max())}",
-                fix="give the right number of classes",
-            )
-        probe = _probes(model, images.to(device), block, head).cpu()
-        for k in labels.unique().tolist():
-            moments[k].add(probe[labels.cpu() == k])
-    empty = [k for k, moment in enumerate(moments) if not moment.count]
-    if empty:
-        raise WorkbenchError(
-            "class probes need images of every class",
-            expected=f"labels 0..{num_classes - 1}, each used",
-            got=f"no image of class {empty}",
-            where="class probes",
-            fix="give more images, or the right number of classes",
-        )
-    return ClassProbes(
-        torch.stack([m.mean for m in moments]).float(),
-        torch.stack([m.std for m in moments]).float(),
-        torch.tensor([m.count for m in moments]),
-    )
+        moments.add(_probes(model, images.to(device), block, head), labels)
+    return ClassProbes(*moments.stacked())
 
 
 def _probes(model: nn.Module, images: Tensor, block: int | None, head: int | None) -> Tensor:
@@ -209,7 +197,9 @@ def class_attention_probe(
     """The mean attention probe of each class (A eq. 2): (K, N) float32; see `class_probe_statistics`.
 
     Args:
-        images: uint8 (M, C, H, W), or float as the model wants them. labels: int64 (M,). num_classes: K.
+        images: uint8 (M, C, H, W), or float as the model wants them.
+        labels: int64 (M,).
+        num_classes: K.
     """
     return class_probe_statistics(
         model, in_batches(images, labels, batch_size), num_classes, block, head

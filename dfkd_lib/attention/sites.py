@@ -47,17 +47,16 @@ def _is_attention(kind: type) -> bool:
 
 
 def _kind(name: str, module: nn.Module) -> str:
-    said = f"{name}.{type(module).__name__}".lower()
-    if "attn_in" in said:
+    names = f"{name}.{type(module).__name__}".lower()
+    if "attn_in" in names:
         return "inner"
-    if "encoder_attn" in said or "cross" in said:
+    if "encoder_attn" in names or "cross" in names:
         return "cross"
-    return "decoder" if "decoder" in said else "encoder"
+    return "decoder" if "decoder" in names else "encoder"
 
 
-_known: WeakKeyDictionary[nn.Module, list[Site]] = (
-    WeakKeyDictionary()
-)  # looking for them walks the whole model
+# Finding them walks the whole model.
+_known: WeakKeyDictionary[nn.Module, list[Site]] = WeakKeyDictionary()
 
 
 def all_sites(model: nn.Module) -> list[Site]:
@@ -132,7 +131,10 @@ class TokenLayout:
     """Which tokens of a sequence are what; indices count from the front, the distillation token may be -1 (the last).
 
     Args:
-        class_token, distillation: index or None. prefix, suffix: number of tokens before and after the patches.
+        class_token: index or None.
+        distillation: likewise.
+        prefix: number of tokens before and after the patches.
+        suffix: likewise.
     """
 
     class_token: int | None
@@ -156,9 +158,8 @@ def _first(model: nn.Module, *attributes: str):
     return None
 
 
-_layouts: WeakKeyDictionary[nn.Module, TokenLayout] = (
-    WeakKeyDictionary()
-)  # looking for them walks the whole model
+# Reading it walks the whole model.
+_layouts: WeakKeyDictionary[nn.Module, TokenLayout] = WeakKeyDictionary()
 
 
 def token_layout(model: nn.Module) -> TokenLayout:
@@ -188,7 +189,7 @@ def class_token(model: nn.Module) -> int:
     """The index of the class token; WorkbenchError if the model has none."""
     layout = token_layout(model)
     if layout.class_token is None:
-        all_sites(model)  # a model without any attention is told so first
+        all_sites(model)  # of a model without any attention, that is the problem
         raise WorkbenchError(
             "this model has no class token, so it has no attention probe",
             got=_name(model),

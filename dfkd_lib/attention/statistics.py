@@ -8,7 +8,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from dfkd_lib.attention.capture import capture_attention
-from dfkd_lib.attention.moments import Moments
+from dfkd_lib.attention.moments import ClassMoments, Moments
 from dfkd_lib.attention.probes import attention_probe, resize_probe
 from dfkd_lib.attention.sites import patch_grid, token_layout
 from dfkd_lib.core import WorkbenchError
@@ -19,8 +19,10 @@ class AttentionStatistics(NamedTuple):
     """Of each block and head, mean and standard deviation over images, float32.
 
     Args:
-        distance: (blocks, heads), pixels between a patch and where it looks. entropy: (blocks, heads), nats.
-        diversity: (blocks,), nats. *_std: their spread over images. images: how many.
+        distance: (blocks, heads), pixels between a patch and where it looks.
+        entropy: (blocks, heads), nats.
+        diversity: (blocks,), nats. *_std: their spread over images.
+        images: how many.
     """
 
     distance: Tensor
@@ -44,10 +46,12 @@ def attention_statistics(
     there is none, the mean patch's); 0 for equal heads, at most ln 2, NaN for a single head.
 
     Args:
-        model: a ViT-like model. batches: (images, labels) pairs; uint8 (B, C, H, W), or float as the model wants them.
+        model: a ViT-like model.
+        batches: (images, labels) pairs; uint8 (B, C, H, W), or float as the model wants them.
 
     Raises:
         WorkbenchError: for a model without attention, or no image at all.
+
     Source: distance: Dosovitskiy et al., An Image is Worth 16x16 Words (ICLR 2021), section 4.5.
     """
     device, layout = next(model.parameters()).device, token_layout(model)
@@ -128,8 +132,13 @@ MEASURES = ("cosine", "rank correlation", "Jensen-Shannon divergence")
 
 
 class Agreement(NamedTuple):
-    """How alike two models' probes are, by class: mean and half width of the 95 % interval (over images), float32
-    (measures, K) in the order of `MEASURES`; and the number of images of each class, int64 (K,)."""
+    """How alike two models' probes are, by class.
+
+    Args:
+        mean: float32 (measures, K), in the order of `MEASURES`.
+        half: half width of its 95 % interval over images, of the same shape.
+        count: number of images of each class, int64 (K,).
+    """
 
     mean: Tensor
     half: Tensor
@@ -148,39 +157,20 @@ def probe_agreement(
     """Agreement of two models' attention probes on the same images: cosine, rank correlation, Jensen-Shannon divergence.
 
     Args:
-        student, teacher: models with a class token; a teacher's probe on another grid is resized to the student's.
+        student: a model with a class token.
+        teacher: likewise; its probe on another grid is resized to the student's.
         batches: (images, labels) pairs; uint8 (B, C, H, W), or float as both models want them.
 
     Raises:
         WorkbenchError: if a class has no image.
     """
-    device, moments = next(student.parameters()).device, [Moments() for _ in range(num_classes)]
+    device, moments = next(student.parameters()).device, ClassMoments(num_classes, "agreements")
     for images, labels in batches:
         images = (to_float(images) if images.dtype == torch.uint8 else images).to(device)
         mine = attention_probe(student, images, student_block)
         other = resize_probe(attention_probe(teacher, images, teacher_block), mine.shape[1])
-        found = torch.stack(
-            [
-                torch.cosine_similarity(mine, other),
-                rank_correlation(mine, other),
-                jensen_shannon(mine, other),
-            ],
-            1,
-        )
-        for k in labels.unique().tolist():
-            moments[k].add(found[labels.to(device) == k])
-    empty = [k for k, moment in enumerate(moments) if not moment.count]
-    if empty:
-        raise WorkbenchError(
-            "agreement by class needs images of every class",
-            got=f"no image of class {empty}",
-            expected=f"labels 0..{num_classes - 1}, each used",
-            where="probe_agreement",
-            fix="give more images, or the right number of classes",
-        )
-    halves = [m.std * float(stats.t.ppf(0.975, m.count - 1)) / m.count**0.5 for m in moments]
-    return Agreement(
-        torch.stack([m.mean for m in moments], 1).float(),
-        torch.stack(halves, 1).float(),
-        torch.tensor([m.count for m in moments]),
-    )
+        measures = (torch.cosine_similarity, rank_correlation, jensen_shannon)
+        moments.add(torch.stack([measure(mine, other) for measure in measures], 1), labels)
+    mean, std, count = moments.stacked()
+    half = std.T * torch.from_numpy(stats.t.ppf(0.975, count - 1)) / count**0.5
+    return Agreement(mean.T, half.float(), count)

@@ -1,7 +1,7 @@
 """Any COCO folder as a `SceneSet`, checked before training; scenes written as COCO; ground truth for pycocotools."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,14 +33,18 @@ def load_coco(
     """A split of a COCO folder (`<split>.json` beside `<split>/`), checked, resized and in memory.
 
     Args:
-        folder: absolute, or relative to the repository. split: "train", "val" or "test"; "test" falls back to "val".
-        size: side of square scenes: the longer side is resized to it and the rest filled. shortest, longest: DETR's own
-            resizing instead.
+        folder: absolute, or relative to the repository.
+        split: "train", "val" or "test"; "test" falls back to "val".
+        size: side of square scenes: the longer side is resized to it and the rest filled.
         crop: with size, cut a square about an object first, `crop` times the object's longer side and off its middle by
             chance (seeded): for objects too small for a small detector. 1 or more.
+        shortest: DETR's own resizing instead of size, pixels.
+        longest: likewise, pixels.
+        seed: of the crops.
         crops: crops a frame, about each of its objects in turn, each drawn anew; a frame without objects is cut anywhere.
         crop_spread: from 1 to crop; the factor is drawn log-uniformly from crop / crop_spread to crop * crop_spread:
-            objects of many sizes. crop_anywhere: share of crops, 0..1, that lie anywhere on their frame: empty sky too.
+            objects of many sizes.
+        crop_anywhere: share of crops, 0..1, that lie anywhere on their frame: empty sky too.
         fill: without size, frames of several sizes are filled at right and bottom to the largest (always so with shortest).
 
     Returns:
@@ -51,93 +55,113 @@ def load_coco(
         WorkbenchError: on all that `check_coco` calls fatal (but what only its thorough look finds): one error with the
             first few places of each kind, what was expected and found there, and how to fix it. On impossible crops.
     """
-    _check_crops(size, crop, crops, crop_spread, crop_anywhere)
+    view = _View(size, crop, shortest, longest, crops, crop_spread, crop_anywhere)
+    view.check()
     folder = resolve(folder)
     if split == "test" and not (folder / "test.json").exists():
         split = "val"
     report = check_coco(folder, split, thorough=False)
     if report.fatal:
         raise report.error()
+    scenes = list(view.scenes(report, np.random.default_rng(seed)))
+    images = [pixels for _, pixels, *_ in scenes]
+    if shortest is None and not fill:
+        _check_sizes(images, report.file)
+    stack = stacked(images)
+    height, width = stack.shape[2:]
+    # The shares are of each image; the filled batch may be larger.
+    part = [torch.tensor([i.shape[1] / width, i.shape[0] / height]).repeat(2) for i in images]
+    return SceneSet(
+        stack,
+        [boxes * share for (_, _, boxes, _, _), share in zip(scenes, part, strict=True)],
+        [labels for *_, labels, _ in scenes],
+        tuple(c["name"] for c in report.categories.values()),
+        f"COCO folder {folder.name}",
+        f"{folder.name}/{split}",
+        np.array([row for row, *_ in scenes]),
+        torch.tensor([1 / factor for *_, factor in scenes]),
+    )
+
+
+@dataclass(frozen=True)
+class _View:
+    """How frames become scenes; the arguments of `load_coco`."""
+
+    size: int | None
+    crop: float | None
+    shortest: int | None
+    longest: int
+    crops: int
+    spread: float
+    anywhere: float
+
+    def check(self) -> None:
+        """WorkbenchError on impossible sizes or crops."""
+        if self.size is not None and not is_number(self.size, 1, LARGEST_SIDE):
+            raise WorkbenchError(
+                "no such size of scenes",
+                expected=f"1..{LARGEST_SIDE} pixels",
+                got=self.size,
+                where="size",
+                fix="give another size, or none",
+            )
+        if not self.crop and (self.crops != 1 or self.spread != 1 or self.anywhere):
+            raise WorkbenchError(
+                "crops of frames that are not cut",
+                expected="crop=..., the crop's side in object sides",
+                got=str(self),
+                fix="give crop=4.0",
+            )
+        if self.crop and not (
+            self.size
+            and self.crops >= 1
+            and self.crop >= self.spread >= 1
+            and 0 <= self.anywhere <= 1
+        ):
+            raise WorkbenchError(
+                "impossible crops",
+                got=str(self),
+                fix="correct the value out of range",
+                expected="a size, crops and crop_spread from 1, crop >= crop_spread, crop_anywhere 0..1",
+            )
+
+    def __str__(self) -> str:
+        return f"size {self.size}, crop {self.crop}, crops {self.crops}, crop_spread {self.spread}, crop_anywhere {self.anywhere}"
+
+    def scenes(self, report: CocoReport, rng: np.random.Generator):
+        """(row in the file, pixels, boxes as shares, labels, enlargement) of every scene."""
+        objects = _objects(report)
+        sides = np.array([max(box[2:]) for found in objects.values() for box, _ in found] or [8.0])
+        for row, entry, frame in _decoded(report):
+            corners = np.array([box for box, _ in objects[entry["id"]]], float).reshape(-1, 4)
+            classes = torch.tensor([label for _, label in objects[entry["id"]]], dtype=torch.int64)
+            views = [(frame, corners, slice(None))]
+            if self.crop:
+                found = windows(
+                    frame.shape,
+                    corners,
+                    sides,
+                    rng,
+                    crop=self.crop,
+                    crops=self.crops,
+                    spread=self.spread,
+                    anywhere=self.anywhere,
+                )
+                views = [cut(frame, corners, *window) for window in found]
+            for pixels, inside, kept in views:
+                factor = enlargement(pixels.shape, self.size, self.shortest, self.longest)
+                pixels, inside = resized(pixels, inside, factor, self.size)
+                yield row, pixels, shares(inside, pixels.shape), classes[kept], factor
+
+
+def _objects(report: CocoReport) -> dict:
+    """{image id: [(box in pixels, class)]} of every image, crowd regions left out."""
     order = {key: k for k, key in enumerate(report.categories)}
     objects = {key: [] for key in report.images}
     for _, annotation, box in report.annotations:
         if not annotation.get("iscrowd"):
             objects[annotation["image_id"]].append((box, order[annotation["category_id"]]))
-    usual = np.array([max(box[2:]) for found in objects.values() for box, _ in found] or [8.0])
-    rng = np.random.default_rng(seed)
-    images, boxes, labels, scale, rows = [], [], [], [], []
-    for row, entry, frame in _decoded(report):
-        found = objects[entry["id"]]
-        corners = np.array([f[0] for f in found], dtype=np.float64).reshape(-1, 4)
-        cuts = (
-            [(frame, corners, range(len(found)))]
-            if not crop
-            else [
-                cut(frame, corners, *window)
-                for window in windows(
-                    frame.shape,
-                    corners,
-                    usual,
-                    rng,
-                    crop=crop,
-                    crops=crops,
-                    spread=crop_spread,
-                    anywhere=crop_anywhere,
-                )
-            ]
-        )
-        for pixels, inside, keep in cuts:
-            factor = enlargement(pixels.shape, size, shortest, longest)
-            pixels, inside = resized(pixels, inside, factor, size)
-            images.append(pixels)
-            boxes.append(shares(inside, pixels.shape))
-            labels.append(torch.tensor([found[k][1] for k in keep], dtype=torch.int64))
-            scale.append(1 / factor)
-            rows.append(row)
-    if shortest is None and not fill:
-        _check_sizes(images, report.file)
-    pixels = stacked(images)
-    if shortest is not None or fill:  # the shares are of each image; the padded batch is larger
-        boxes = [
-            b * torch.tensor([i.shape[1] / pixels.shape[3], i.shape[0] / pixels.shape[2]]).repeat(2)
-            for b, i in zip(boxes, images, strict=True)
-        ]
-    return SceneSet(
-        pixels,
-        boxes,
-        labels,
-        tuple(c["name"] for c in report.categories.values()),
-        f"COCO folder {folder.name}",
-        f"{folder.name}/{split}",
-        np.array(rows),
-        torch.tensor(scale),
-    )
-
-
-def _check_crops(size, crop, crops, spread, anywhere) -> None:
-    if size is not None and not is_number(size, 1, LARGEST_SIDE):
-        raise WorkbenchError(
-            "no such size of scenes",
-            expected=f"1..{LARGEST_SIDE} pixels",
-            got=size,
-            where="size",
-            fix="give another size, or none",
-        )
-    if not crop and (crops != 1 or spread != 1 or anywhere):
-        raise WorkbenchError(
-            "crops of frames that are not cut",
-            expected="crop=..., the crop's side in object sides",
-            got=f"crops {crops}, crop_spread {spread}, crop_anywhere {anywhere}",
-            fix="give crop=4.0",
-        )
-    if crop and not (size and crops >= 1 and crop >= spread >= 1 and 0 <= anywhere <= 1):
-        raise WorkbenchError(
-            "impossible crops",
-            got=f"size {size}, crop {crop}, crops {crops}, crop_spread {spread}, "
-            f"crop_anywhere {anywhere}",
-            fix="correct the value out of range",
-            expected="a size, crops and crop_spread from 1, crop >= crop_spread, crop_anywhere 0..1",
-        )
+    return objects
 
 
 def _check_sizes(images: list[np.ndarray], file: Path) -> None:

@@ -21,7 +21,7 @@ NEEDED = {
     "categories": {"id", "name"},
     "annotations": {"image_id"},
 }
-SAID = {
+WANTED = {
     "images": "id, file_name within the split's folder, width and height above 0",
     "categories": "id, and a name without control characters",
     "annotations": "image_id, ids that are whole numbers or words, and iscrowd 0 or 1",
@@ -32,9 +32,10 @@ def check_coco(folder: str | Path, split: str = "train", thorough: bool = True) 
     """Look at a split of a COCO folder (`<split>.json` beside `<split>/`) and report all that is wrong with it.
 
     Args:
-        folder: absolute, or relative to the repository. thorough: also decode every image, find pictures that lie there
-            twice or in another split of the folder, and compare the splits' categories. Without it, only the annotation
-            file is read and each image's header: what `load_coco` does before it decodes.
+        folder: absolute, or relative to the repository.
+        thorough: also decode every image, find pictures that lie there twice or in another split of the
+            folder, and compare the splits' categories. Without it, only the annotation file is read and each
+            image's header: what `load_coco` does before it decodes.
 
     Returns:
         CocoReport: `.fatal` says whether the split is unfit for training; `.text()`, `.table()` and `.problems()` show it.
@@ -98,13 +99,13 @@ def _read(report: CocoReport) -> bool:
             content[key] = []
         for index, entry in enumerate(content[key]):
             if not _whole(entry, key):
-                report.add("entry", f"{key}, entry {index}", SAID[key], entry, entry=(key, index))
+                report.add("entry", f"{key}, entry {index}", WANTED[key], entry, entry=(key, index))
     report.content = content
     return True
 
 
 def _once(pairs: list[tuple]) -> dict:
-    """A JSON object, none of whose names stands there twice: the first of two would be lost without a word."""
+    """A JSON object, none of whose names stands there twice: the first of two would be lost in silence."""
     if len(found := dict(pairs)) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(
@@ -333,9 +334,8 @@ def _check_file(report: CocoReport, index: int, entry: dict, decode: bool) -> No
         width, height = read_image(path, "RGB").shape[1::-1] if decode else _header(path)
     except ledger.LedgerError:
         raise
-    except (
-        Exception
-    ) as error:  # a broken file makes Pillow's readers raise whatever they stumble over
+    # A broken file makes Pillow's readers raise whatever they stumble over.
+    except Exception as error:
         found = error.got if isinstance(error, WorkbenchError) else error
         report.add("unreadable", name, "a whole image file", found, name, ("images", index))
         return

@@ -69,9 +69,8 @@ def repair_coco(folder: str | Path, out: str | Path, splits: tuple[str, ...]) ->
 def _link(source: Path, target: Path) -> None:
     source = source.resolve()
     try:
-        os.link(
-            source, target
-        )  # not a symbolic link: the ledger would take its end for another folder's file
+        # Not a symbolic link: the ledger would take its end for another folder's file.
+        os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
 
@@ -155,9 +154,8 @@ def _faulty(report: CocoReport) -> tuple[dict[str, set], list[dict]]:
             first = next(
                 i for i, entry in enumerate(entries) if entry is report.images[entries[index]["id"]]
             )
-            if (
-                entries[first]["file_name"] != entries[index]["file_name"]
-            ):  # nothing says whose the annotations are
+            # Nothing says whose the annotations are.
+            if entries[first]["file_name"] != entries[index]["file_name"]:
                 gone["images"].add(first)
                 done.append(
                     {

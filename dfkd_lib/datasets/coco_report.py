@@ -14,7 +14,7 @@ BOX = "bbox is [x, y, width, height] in pixels from the top left"
 
 
 class Kind(NamedTuple):
-    """A kind of fault: whether it stops training, what it is, how it is mended."""
+    """A kind of fault: whether it stops training, what it is, its fix."""
 
     fatal: bool
     what: str

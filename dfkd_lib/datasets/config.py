@@ -7,9 +7,7 @@ from pydantic import Field
 
 from dfkd_lib.core import Config, resolve
 from dfkd_lib.datasets.images import ImageSet
-from dfkd_lib.datasets.sources import load_images
-
-NAMED = ("mnist", "digits", "cifar10", "cifar100")
+from dfkd_lib.datasets.sources import NAMED, load_images
 
 
 class DataConfig(Config):

@@ -23,11 +23,13 @@ def windows(
     """Square windows on a frame (H, W, 3): [(corner x, y int (2,), side in pixels)], `crops` of them.
 
     Args:
-        boxes: (n, 4) x, y, width, height in pixels. Each object is the middle of a window in turn, off it by chance but
-            whole. usual: longer sides of objects, from which a frame without any takes its window's size.
-        crop: a window's side in longer sides of its object. spread: `crop` is drawn log-uniformly from crop / spread to
-            crop * spread. anywhere: share of windows that lie anywhere on the frame instead (so that empty sky is
-            seen); of a frame without objects, all.
+        boxes: (n, 4) x, y, width, height in pixels. Each object is the middle of a window in turn, off it by
+            chance but whole.
+        usual: longer sides of objects, from which a frame without any takes its window's size.
+        crop: a window's side in longer sides of its object.
+        spread: `crop` is drawn log-uniformly from crop / spread to crop * spread.
+        anywhere: share of windows that lie anywhere on the frame instead (so that empty sky is seen); of a
+            frame without objects, all.
     """
     found = []
     for turn in range(crops):

@@ -28,8 +28,11 @@ class ImageSet:
     """Labelled images; reading the pixels of a real split is counted by the ledger, and refused where undeclared.
 
     Args:
-        pixels: uint8 (N, C, H, W), 0..255. labels: int64 (N,), 0..K-1. classes: K names.
-        name: where it comes from, for people. split: "mnist/train" and the like for real images, None for synthetic.
+        pixels: uint8 (N, C, H, W), 0..255.
+        labels: int64 (N,), 0..K-1.
+        classes: K names.
+        name: where it comes from, for people.
+        split: "mnist/train" and the like for real images, None for synthetic.
         places: int64 (N,), each image's place in its real split (0..N-1 by default).
 
     Raises:

@@ -25,9 +25,11 @@ class SceneSet:
         pixels: uint8 (N, 3, H, W); read through `.images`, which counts in the ledger when `split` is set.
         boxes: N float32 tensors (n, 4), centre x, centre y, width, height, as shares of the image in [0, 1].
         labels: N int64 tensors (n,), each in [0, len(classes)).
-        classes: class names. origin: one line on where the scenes come from.
+        classes: class names.
+        origin: one line on where the scenes come from.
         split: name in the ledger, as "aerial/train"; None for scenes that a data-free stage may read.
-        rows: place of each scene's image within its split, int64 (N,); several crops of an image share one place.
+        rows: place of each scene's image within its split, int64 (N,); several crops of an image share one
+            place.
         scale: pixels of the original image to one pixel of the scene, float32 (N,) (1 by default).
     """
 
@@ -88,9 +90,8 @@ class SceneSet:
         digest.update(self.pixels.numpy().tobytes())
         for boxes, labels in zip(self.boxes, self.labels, strict=True):
             digest.update(boxes.numpy().tobytes() + labels.numpy().tobytes())
-        if (
-            self.scale != 1
-        ).any():  # scenes at their own size keep the name that they had before there were scales
+        # Scenes at their own size keep the name that they had before there were scales.
+        if (self.scale != 1).any():
             digest.update(self.scale.numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -128,8 +129,10 @@ def generate_scenes(
     Scene i depends on (seed, split, i) alone, so a larger set begins with the smaller one, byte for byte.
 
     Args:
-        count: number of scenes, ≥ 1. size: side in pixels, ≥ 32. split: "train", "val", "test" or "synthetic", streams
-            that share no scene. scale: longest side of an object as a share of the image, from and to.
+        count: number of scenes, ≥ 1.
+        size: side in pixels, ≥ 32.
+        split: "train", "val", "test" or "synthetic", streams that share no scene.
+        scale: longest side of an object as a share of the image, from and to.
 
     Returns:
         SceneSet of split "aerial/<split>": these scenes play the part of a real data set, so the ledger counts them.
@@ -266,7 +269,7 @@ def _draw(
 
 
 def _paint(behind: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A colour that can be told from what is behind it: float32 (3,) in 0-255."""
+    """A colour that stands out from what is behind it: float32 (3,) in 0-255."""
     grey = behind.mean()
     target = (
         grey - rng.uniform(70, 150)

@@ -7,6 +7,7 @@ import struct
 import warnings
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +47,10 @@ def load_images(
         split: "train" or "test" (a folder may also call its test images "val"); or "all" of a folder without splits,
             `<class>/*.png`, or images lying directly in it, which are one class then. Images of "all" that are not square
             lose their longer side's ends where a size is given.
-        root: where named data sets lie. size: side in pixels that a folder's images are resized to (default: that of
-            its first image). channels: 1 or 3 for a folder (default 3). download: fetch CIFAR if it is not there.
+        root: where named data sets lie.
+        size: side in pixels that a folder's images are resized to (default: that of its first image).
+        channels: 1 or 3 for a folder (default 3).
+        download: fetch CIFAR if it is not there.
         max_images: of a folder, read no more files than that, as evenly over the classes as they allow, always the same
             ones; 0: all. Hidden files and folders are passed over.
 
@@ -57,7 +60,7 @@ def load_images(
     Raises:
         WorkbenchError: on missing, damaged or wrong-size files, an empty class, an unknown name or split.
     """
-    named = name_or_path in ("mnist", "digits", "cifar10", "cifar100")
+    named = name_or_path in NAMED
     if split not in SPLITS and (named or split != "all"):
         raise WorkbenchError(
             "no such split",
@@ -66,36 +69,17 @@ def load_images(
             where=name_or_path,
             fix="choose one of them",
         )
-    if max_images < 0:
-        raise WorkbenchError(
-            "no such number of images",
-            expected="0 (all) or more",
-            got=max_images,
-            where="max_images",
-            fix="give a number from 0 on",
-        )
     root = resolve(root)
     ledger.register_root(root, free=("artifacts", "teachers"))
-    if name_or_path == "mnist":
-        return _mnist(root / "mnist", split)
-    if name_or_path == "digits":
-        return _digits(split)
-    if name_or_path in ("cifar10", "cifar100"):
-        pixels, labels, classes = read_cifar(name_or_path, root, split, download)
-        return ImageSet(
-            torch.from_numpy(pixels),
-            torch.tensor(labels),
-            classes,
-            f"{name_or_path}/{split}",
-            f"{name_or_path}/{split}",
-        )
+    if named:
+        return NAMED[name_or_path](split, root, download)
     folder = resolve(name_or_path)
     if not os.path.isdir(folder):
         raise WorkbenchError(
             "no such data set",
             got=name_or_path,
             where=folder,
-            expected="mnist, digits, cifar10, cifar100, or a folder with train/<class>/*.png",
+            expected=f"{', '.join(NAMED)}, or a folder with train/<class>/*.png",
             fix="check the name or the path",
         )
     return _folder(folder, split, size, channels, max_images)
@@ -152,7 +136,8 @@ def read_idx(path: str | Path) -> np.ndarray:
     return np.frombuffer(body, np.uint8).reshape(shape).copy()
 
 
-def _mnist(folder: Path, split: str) -> ImageSet:
+def _mnist(split: str, root: Path, _: bool) -> ImageSet:
+    folder = root / "mnist"
     ledger.register_files(
         {folder / name: f"mnist/{s}" for s, names in MNIST_FILES.items() for name in names}
     )
@@ -166,16 +151,10 @@ def _mnist(folder: Path, split: str) -> ImageSet:
             got=f"{images.shape} and {labels.shape}",
             fix="fetch both files of this split again",
         )
-    return ImageSet(
-        torch.from_numpy(images)[:, None],
-        torch.from_numpy(labels).long(),
-        tuple("0123456789"),
-        f"mnist/{split}",
-        f"mnist/{split}",
-    )
+    return _image_set(images[:, None], labels, tuple("0123456789"), f"mnist/{split}")
 
 
-def _digits(split: str) -> ImageSet:
+def _digits(split: str, *_) -> ImageSet:
     import sklearn.datasets
 
     # One bundled file holds both splits: a stage that may read neither may not open it.
@@ -187,13 +166,29 @@ def _digits(split: str) -> ImageSet:
     order = np.random.default_rng(0).permutation(len(bunch.target))
     chosen = order[:1437] if split == "train" else order[1437:]
     images = np.round(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
-    return ImageSet(
-        torch.from_numpy(images)[:, None],
-        torch.from_numpy(bunch.target[chosen]).long(),
-        tuple("0123456789"),
-        f"digits/{split}",
-        f"digits/{split}",
-    )
+    labels = bunch.target[chosen]
+    return _image_set(images[:, None], labels, tuple("0123456789"), f"digits/{split}")
+
+
+def _cifar(name: str) -> Callable[..., ImageSet]:
+    def load(split: str, root: Path, download: bool) -> ImageSet:
+        return _image_set(*read_cifar(name, root, split, download), f"{name}/{split}")
+
+    return load
+
+
+NAMED = {
+    "mnist": _mnist,
+    "digits": _digits,
+    "cifar10": _cifar("cifar10"),
+    "cifar100": _cifar("cifar100"),
+}
+
+
+def _image_set(pixels: np.ndarray, labels, classes: tuple[str, ...], split: str) -> ImageSet:
+    """Images (N, C, H, W) of a real split, named after it."""
+    labels = torch.as_tensor(labels).long()
+    return ImageSet(torch.from_numpy(pixels), labels, classes, split, split)
 
 
 def _class_files(folder: Path, split: str) -> dict[str, list[Path]]:
@@ -258,16 +253,21 @@ def _thin(files: dict[str, list[Path]], count: int) -> dict[str, list[Path]]:
 def _folder(
     folder: Path, split: str, size: int | None, channels: int | None, max_images: int
 ) -> ImageSet:
+    if max_images < 0:
+        raise WorkbenchError(
+            "no such number of images",
+            expected="0 (all) or more",
+            got=max_images,
+            where="max_images",
+            fix="give a number from 0 on",
+        )
     files = _thin(_class_files(folder, split), max_images)
-    places = ("all",) if split == "all" else ("train", "test", "val")
-    ledger.register_files(
-        {
-            folder
-            if name == "all"
-            else folder / name: f"{folder.name}/{'test' if name == 'val' else name}"
-            for name in places
-        }
-    )
+    if split == "all":
+        places = {folder: f"{folder.name}/all"}
+    else:
+        splits = {"train": "train", "test": "test", "val": "test"}
+        places = {folder / name: f"{folder.name}/{kind}" for name, kind in splits.items()}
+    ledger.register_files(places)
     mode = _mode(channels, size, folder)
     every = [file for found in files.values() for file in found]
     first = read_image(every[0], mode)
@@ -283,16 +283,9 @@ def _folder(
     pixels = np.stack(
         [read_image(f, mode, side, resize=size is not None, crop=split == "all") for f in every]
     )
-    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    pixels = np.ascontiguousarray(pixels.reshape(*pixels.shape[:3], -1).transpose(0, 3, 1, 2))
     labels = np.repeat(np.arange(len(files)), [len(found) for found in files.values()])
-    name = f"{folder.name}/{split}"
-    return ImageSet(
-        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
-        torch.from_numpy(labels).long(),
-        tuple(files),
-        name,
-        name,
-    )
+    return _image_set(pixels, labels, tuple(files), f"{folder.name}/{split}")
 
 
 def _mode(channels: int | None, size: int | None, where: Path) -> str:
@@ -322,7 +315,8 @@ def load_image(
     """One image file as uint8 (C, H, W), read as `load_images` reads those of "all": with a size, its middle square.
 
     Args:
-        size: side in pixels, default as the file has it. channels: 1 or 3 (default 3).
+        size: side in pixels, default as the file has it.
+        channels: 1 or 3 (default 3).
 
     Raises:
         WorkbenchError: if the file is missing or damaged, or the number of channels another.
@@ -368,18 +362,16 @@ def read_image(
                     raise ValueError("whole numbers beyond 16 bits, whose range nobody knows")
                 image = Image.fromarray((values >> 8).astype(np.uint8))
             elif image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-                image = ImageChops.invert(
-                    image
-                )  # Pillow takes every CMYK JPEG for Adobe's, who write them inverted
+                # Pillow takes every CMYK JPEG for Adobe's, who write them inverted.
+                image = ImageChops.invert(image)
             elif "A" in image.getbands() or "transparency" in image.info:
                 over = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", over.size, (0, 0, 0, 255)), over)
             image = image.convert(mode)
     except WorkbenchError:  # the ledger's refusal
         raise
-    except (
-        Exception
-    ) as error:  # a broken file makes Pillow's readers raise whatever they stumble over
+    # A broken file makes Pillow's readers raise whatever they stumble over.
+    except Exception as error:
         raise WorkbenchError(
             "an image cannot be read",
             expected="a whole image file",

@@ -269,6 +269,5 @@ def largest_difference(model: nn.Module, session, images: Tensor) -> float:
     ]
     if any(got.shape != want.shape for got, want in pairs):
         return float("inf")
-    return float(
-        torch.stack([(got - want).abs().max() for got, want in pairs]).max()
-    )  # NaN if any is
+    # NaN if any of them is.
+    return float(torch.stack([(got - want).abs().max() for got, want in pairs]).max())

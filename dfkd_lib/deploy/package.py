@@ -58,7 +58,7 @@ def predict_with(package: str | Path, images: Tensor, *options: str) -> list[lis
     [label, probability], or [label, score, x0, y0, x1, y1] of an object found.
 
     Raises:
-        WorkbenchError: if the script fails; carries what it said.
+        WorkbenchError: if the script fails; carries its message.
     """
     from PIL import Image
 

@@ -13,25 +13,16 @@ import onnxruntime
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "BMP",
-    "DIB",
-    "WEBP",
-    "TIFF",
-    "GIF",
-    "PPM",
-)  # not those that run a program to be read
+# Not those that run a program to be read.
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")
 
 
 def load(path: str, how: dict) -> np.ndarray:
     """One image as float32 (C, H, W), in the colours, size and range that the model was trained with."""
     try:
         image = Image.open(path, formats=FORMATS).convert("L" if how["channels"] == 1 else "RGB")
-    except (
-        Exception
-    ) as error:  # a broken file makes Pillow's readers raise whatever they stumble over
+    # A broken file makes Pillow's readers raise whatever they stumble over.
+    except Exception as error:
         sys.exit(f"{path} cannot be read as an image: {error}")
     if image.size != (how["width"], how["height"]):
         image = image.resize((how["width"], how["height"]), Image.Resampling.BILINEAR)

@@ -13,25 +13,16 @@ import onnxruntime
 from PIL import Image, ImageDraw
 
 HERE = Path(__file__).resolve().parent
-FORMATS = (
-    "PNG",
-    "JPEG",
-    "BMP",
-    "DIB",
-    "WEBP",
-    "TIFF",
-    "GIF",
-    "PPM",
-)  # not those that run a program to be read
+# Not those that run a program to be read.
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")
 
 
 def load(path: str, how: dict) -> tuple[Image.Image, np.ndarray, float]:
     """An image; it as float32 (1, 3, H, W), resized and filled at right and bottom; by how much it was enlarged."""
     try:
         image = Image.open(path, formats=FORMATS).convert("RGB")
-    except (
-        Exception
-    ) as error:  # a broken file makes Pillow's readers raise whatever they stumble over
+    # A broken file makes Pillow's readers raise whatever they stumble over.
+    except Exception as error:
         sys.exit(f"{path} cannot be read as an image: {error}")
     factor = min(how["width"] / image.width, how["height"] / image.height)
     canvas = Image.new("RGB", (how["width"], how["height"]), tuple(how["fill"]))

@@ -40,7 +40,7 @@ VARIANTS = {
     "static": "student ONNX int8 static",
 }
 INT8 = ("dynamic", "static")
-TEACHERS = ("teacher", "detection-teacher")  # stages of models that no teacher taught
+TEACHERS = ("teacher", "detection-teacher")  # stages of models trained without a teacher
 
 
 def teacher_of(store: Store, student: Artifact) -> Artifact:
@@ -51,7 +51,7 @@ def teacher_of(store: Store, student: Artifact) -> Artifact:
             expected="a distilled student",
             got=f"{student.settings['model']}, trained on labels alone",
             where=student.path,
-            fix="run the notebook that made it with another arm too, as synthetic",
+            fix="run the notebook that made it with another setting too, as synthetic",
         )
     teacher = parent_of(store, student, lambda parent: parent.stage in TEACHERS)
     if teacher is None:
@@ -78,12 +78,13 @@ def deploy_student(
     """Export teacher and student, quantize the student, measure all of them, and pack the int8 student.
 
     Args:
-        teacher, student: classifiers, or detectors with a test set of scenes.
+        teacher: a classifier, or a detector with a test set of scenes.
+        student: likewise.
         test_set: real images or scenes that measure.
         int8: which int8 student is packed, "dynamic" or "static"; both are measured.
         calibration_images: synthetic images, those the student learned from if it did, that fix the static scales.
-        parity_images: test images on which PyTorch and ONNX are compared. repeats: turns of the timing of
-            single images; a fiftieth of them for batches, a fifth of either on two threads.
+        parity_images: test images on which PyTorch and ONNX are compared.
+        repeats: turns of the timing of single images; a fiftieth of them for batches, a fifth of either on two threads.
 
     Returns:
         Artifact with package/, teacher.onnx, student.onnx, student_dynamic.onnx and _static.onnx; metrics "kind",
@@ -95,6 +96,31 @@ def deploy_student(
             if the test images are not of the student's classes and size.
     """
     task = task_of(test_set)
+    _check(task, student, test_set, int8)
+    settings = {
+        "test": test_set.fingerprint,
+        "classes": list(test_set.classes),
+        "int8": int8,
+        "opset": OPSET,
+        "threads": list(THREADS),
+        "calibration_images": calibration_images,
+        "parity_images": parity_images,
+        "repeats": repeats,
+        "cpu": provenance()["cpu"],
+        "onnxruntime": version("onnxruntime"),
+        "torch": torch.__version__,
+    }
+
+    def make(work: Path) -> dict:
+        calibration = task.calibration(store, student, calibration_images, test_set)
+        arts = {"teacher": teacher, "student": student}
+        return _deployed(work, task, arts, test_set, calibration, settings)
+
+    reads = {} if test_set.split is None else {test_set.split: ledger.EVALUATION}
+    return store.get_or_make("deploy", settings, make, [teacher, student], reads)
+
+
+def _check(task: Task, student: Artifact, test_set: ImageSet | SceneSet, int8: str) -> None:
     if int8 not in INT8:
         raise WorkbenchError(
             "no such quantization",
@@ -112,58 +138,41 @@ def deploy_student(
             got=", ".join(test_set.classes)[:200],
             fix="give the data set it was trained for",
         )
-    cpu = provenance()["cpu"]
-    settings = {
-        "test": test_set.fingerprint,
-        "classes": list(test_set.classes),
-        "int8": int8,
-        "opset": OPSET,
-        "threads": list(THREADS),
-        "calibration_images": calibration_images,
-        "parity_images": parity_images,
-        "repeats": repeats,
-        "cpu": cpu,
-        "onnxruntime": version("onnxruntime"),
-        "torch": torch.__version__,
+
+
+def _deployed(
+    work: Path,
+    task: Task,
+    arts: dict[str, Artifact],
+    test_set: ImageSet | SceneSet,
+    calibration: Tensor,
+    settings: dict,
+) -> dict:
+    """Every file of `deploy_student` in `work`, and its metrics."""
+    models = {who: task.load(artifact, test_set) for who, artifact in arts.items()}
+    pixels, generator = test_set.images, torch.Generator().manual_seed(0)
+    few = task.prepare(
+        pixels[torch.randperm(len(pixels), generator=generator)[: settings["parity_images"]]]
+    )
+    files, parity = {}, {}
+    for who, model in models.items():
+        files[who] = export_onnx(model, few[:2], work / f"{who}.onnx")
+        difference = largest_difference(model, open_session(files[who]), few)
+        parity[who] = same_model(who, difference)
+    files["dynamic"] = quantize_dynamic(files["student"], work / "student_dynamic.onnx")
+    batches = (task.prepare(batch) for batch in calibration.split(32))
+    files["static"] = quantize_static(files["student"], work / "student_static.onnx", batches)
+    rows = _rows(task, models, files, arts, test_set, settings["repeats"])
+    pack(work / "package", files[settings["int8"]], task, test_set)
+    return {
+        "kind": task.kind,
+        "measures": list(task.measures),
+        "rows": rows,
+        "parity": parity,
+        "cpu": settings["cpu"],
+        "test_images": len(test_set),
+        **_ratios(rows, settings["int8"], task.measures[0]),
     }
-
-    def make(work: Path) -> dict:
-        calibration = task.calibration(store, student, calibration_images, test_set)
-        arts = {"teacher": teacher, "student": student}
-        models = {who: task.load(artifact, test_set) for who, artifact in arts.items()}
-        pixels = test_set.images
-        few = task.prepare(pixels[_chosen(len(pixels), parity_images)])
-        files = {
-            who: export_onnx(model, few[:2], work / f"{who}.onnx") for who, model in models.items()
-        }
-        parity = {
-            who: same_model(who, largest_difference(model, open_session(files[who]), few))
-            for who, model in models.items()
-        }
-        files["dynamic"] = quantize_dynamic(files["student"], work / "student_dynamic.onnx")
-        files["static"] = quantize_static(
-            files["student"],
-            work / "student_static.onnx",
-            (task.prepare(batch) for batch in calibration.split(32)),
-        )
-        rows = _rows(task, models, files, arts, test_set, repeats)
-        pack(work / "package", files[int8], task, test_set)
-        return {
-            "kind": task.kind,
-            "measures": list(task.measures),
-            "rows": rows,
-            "parity": parity,
-            "cpu": cpu,
-            "test_images": len(test_set),
-            **_ratios(rows, int8, task.measures[0]),
-        }
-
-    reads = {} if test_set.split is None else {test_set.split: ledger.EVALUATION}
-    return store.get_or_make("deploy", settings, make, [teacher, student], reads)
-
-
-def _chosen(count: int, wanted: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:wanted]
 
 
 def _rows(
@@ -215,8 +224,10 @@ def measure_speed(models: dict, files: dict, images: Tensor, repeats: int) -> di
     """{variant: {threads (as text): {latency of one image, its quartiles, images a second, both against BASELINE}}}.
 
     Args:
-        models: {"teacher": PyTorch module}. files: {variant of `VARIANTS` but "pytorch": ONNX file}.
-        images: float32 (64, C, H, W), a batch. repeats: turns, see `deploy_student`.
+        models: {"teacher": PyTorch module}.
+        files: {variant of `VARIANTS` but "pytorch": ONNX file}.
+        images: float32 (64, C, H, W), a batch.
+        repeats: turns, see `deploy_student`.
     """
     speed = {kind: {} for kind in VARIANTS}
     for threads in THREADS:

@@ -28,12 +28,15 @@ class Task:
     """One kind of student.
 
     Args:
-        measures: names of its scores in [0, 1], the one that is plotted first. classes: an artifact's class names.
+        measures: names of its scores in [0, 1], the one that is plotted first.
+        classes: an artifact's class names.
         load: artifact, test set → frozen model on the processor.
         prepare: uint8 images (N, C, H, W) → what the model wants; the same as pixels × scale + offset.
         score: outputs and the test set → {measure: value}.
-        calibration: store, student, count, test set → uint8 images of no data set, like those it learned from.
-        script: of the package. preprocess: more for its preprocess.json.
+        calibration: store, student, count, test set → uint8 images of no data set, like those it learned
+            from.
+        script: of the package.
+        preprocess: more for its preprocess.json.
     """
 
     kind: str
@@ -56,7 +59,8 @@ def check_exportable(name: str, classes: int, shape: tuple[int, int, int] = (3, 
     """`check_export` of an untrained model by name, to be asked before it is trained; changes no random state.
 
     Args:
-        name: for `create_model` or `create_detector`. shape: (C, H, W); a detector's operators are the same at any size.
+        name: for `create_model` or `create_detector`.
+        shape: (C, H, W); a detector's operators are the same at any size.
 
     Raises:
         WorkbenchError: on an unknown name, or if the model cannot be exported as it is; says what stands in the way.

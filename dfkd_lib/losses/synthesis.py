@@ -221,9 +221,8 @@ def patch_similarity_entropy(tokens: Tensor, patches: slice = slice(None)) -> Te
     density = torch.exp(-0.5 * ((points[:, None] - similarity[:, None, :]) / bandwidth) ** 2).sum(
         -1
     )
-    density = (
-        density / (density.sum(-1, keepdim=True) * width) + 1e-12
-    )  # entropy has no gradient at 0
+    # Entropy has no gradient at 0.
+    density = density / (density.sum(-1, keepdim=True) * width) + 1e-12
     return (torch.special.entr(density).sum(-1) * width).mean()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from dfkd_lib.metrics.distances import trace_root
 from dfkd_lib.metrics.score import scores
 
-LEAST = 20  # replicates below which no spread is told, whatever they cost
+LEAST = 20  # replicates below which no spread is reported, whatever they cost
 
 
 def counts(images: int, rounds: int, generator: torch.Generator) -> Tensor:

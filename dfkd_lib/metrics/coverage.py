@@ -81,7 +81,8 @@ def prdc(real: Tensor, made: Tensor, k: int = 5, chunk: int | None = None) -> Pr
     over k; coverage: the share of real balls with a made image in them. Balls hold their border.
 
     Args:
-        k: neighbours; both sides need more images than that. chunk: rows at a time, by default as `nearest`.
+        k: neighbours; both sides need more images than that.
+        chunk: rows at a time, by default as `nearest`.
 
     Raises:
         WorkbenchError: with too few images, on dimensions that differ or values that are not finite.
@@ -114,7 +115,7 @@ class Nearness(NamedTuple):
     """How near made images lie to others, beside how near real ones do.
 
     ratio: median nearest distance of the made over that of the real. share: of made images that are nearer than
-    `threshold`, the 1 % quantile of the real distances; 0.01 is what real images would have. images: made ones looked at.
+    `threshold`, the 1 % quantile of the real distances; 0.01 is what real images would have. images: number of made ones.
     """
 
     ratio: float

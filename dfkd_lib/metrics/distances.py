@@ -111,7 +111,10 @@ def frechet_distance(mu_a: Tensor, sigma_a: Tensor, mu_b: Tensor, sigma_b: Tenso
     """|μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½), the squared Fréchet distance of two Gaussians (A eq. 6).
 
     Args:
-        mu_a, mu_b: (D,). sigma_a, sigma_b: (D, D), symmetric, positive semi-definite. Tensors or arrays.
+        mu_a: (D,).
+        mu_b: likewise.
+        sigma_a: (D, D), symmetric, positive semi-definite. Tensors or arrays.
+        sigma_b: likewise.
 
     Returns:
         A float ≥ 0, in float64 throughout; singular covariances are no special case (`trace_root`).
@@ -172,9 +175,8 @@ def frechet_distance_to(mu: Tensor, sigma: Tensor, features: Tensor) -> float:
     count, size = features.shape
     mu, sigma = (torch.as_tensor(t, dtype=torch.float64).cpu() for t in (mu, sigma))
     if count >= size or mu.shape != (size,) or sigma.shape != (size, size):
-        return frechet_distance(
-            mu, sigma, *statistics(features.cpu())
-        )  # which also says what does not fit
+        # Its own checks name what does not fit.
+        return frechet_distance(mu, sigma, *statistics(features.cpu()))
     _check_statistics(mu, sigma)
     features = features.double().cpu()
     centred = (features - features.mean(0)) / (count - 1) ** 0.5
@@ -198,7 +200,9 @@ def kernel_distance(
     """KID (Bińkowski et al. 2018): the unbiased squared MMD under (x·y / D + 1)³, by torchmetrics' `poly_mmd`, float64.
 
     Args:
-        a, b: features (Na, D), (Nb, D). subsets: how many pairs of seeded random subsets without replacement.
+        a: features (Na, D).
+        b: features (Nb, D).
+        subsets: how many pairs of seeded random subsets without replacement.
         subset_size: images a side in each; shrunk to the smaller set, which the result says.
 
     Returns:

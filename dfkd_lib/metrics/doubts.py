@@ -62,7 +62,10 @@ def collapse_doubts(
     """What to say of classes that the classifier hardly finds, of images made again and again, and of copies.
 
     Args:
-        real_labels: int64 (N,). logits: of the made images (M, K), or None. duplicates, copies: of the made images.
+        real_labels: int64 (N,).
+        logits: of the made images (M, K), or None.
+        duplicates: of the made images.
+        copies: likewise.
     """
     doubts = []
     if logits is not None:

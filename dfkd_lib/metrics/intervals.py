@@ -45,7 +45,9 @@ def interval_text(values: Sequence[float], spec: str = ".2f", unit: str = "") ->
     """ "mean ± half width of the 95 % interval"; with fewer than three values, too few for one, these and their number.
 
     Args:
-        values: one or more. spec: how a value is written. unit: written once, at the end.
+        values: one or more.
+        spec: how a value is written.
+        unit: written once, at the end.
     """
     if len(values) < FEWEST:
         texts = ", ".join(f"{v:{spec}}" for v in values)
@@ -80,16 +82,10 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
 
 def accuracy_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's interval (low, high) of an accuracy measured on `total` independent test images."""
-    from scipy.stats import norm
+    from scipy.stats import binomtest
 
-    z, share = float(norm.ppf(0.5 + confidence / 2)), correct / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = (
-        z
-        * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-        / (1 + z * z / total)
-    )
-    return centre - half, centre + half
+    ends = binomtest(correct, total).proportion_ci(confidence, method="wilson")
+    return float(ends.low), float(ends.high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -123,7 +119,10 @@ def correlation(
     the true one; all orders up to 7 clusters, `rounds` drawn beyond.
 
     Args:
-        x, y: finite, n of them. clusters: name of each one's cluster; None: each is its own. seed: of what is drawn.
+        x: finite, n of them.
+        y: likewise.
+        clusters: name of each one's cluster; None: each is its own.
+        seed: of what is drawn.
 
     Returns:
         {"pearson", "low", "high", "spearman", "p", "count", "clusters"}; all NaN but the last two with fewer than three
@@ -193,6 +192,5 @@ def _order_test(x: np.ndarray, y: np.ndarray, rounds: int, rng: np.random.Genera
         )
     )
     products = np.abs((y - y.mean())[places] @ (x - x.mean()))
-    return float(
-        (products >= products[0] * (1 - ROUNDING)).mean()
-    )  # the first is the order as it is
+    # The first order is the true one.
+    return float((products >= products[0] * (1 - ROUNDING)).mean())

@@ -25,7 +25,7 @@ def log_shares(logits: Tensor) -> Tensor:
 def score(logits: Tensor) -> float:
     """exp(E KL(p(y|x) ‖ p(y))) of logits (N, K), in [1, K] (Salimans et al. 2016, with any classifier as the judge).
 
-    K: every image is told surely and all classes come equally often. 1: nothing is told, or all as one class.
+    K: every image is classified with certainty and all classes come equally often. 1: nothing is, or all as one class.
 
     Raises:
         WorkbenchError: on other shapes, no row, or values that are not finite.
@@ -35,8 +35,8 @@ def score(logits: Tensor) -> float:
 
 def scores(logits: Tensor, weights: Tensor) -> Tensor:
     """The scores (R,) of R weightings (R, N) of the images, weights ≥ 0: what a bootstrap resamples."""
-    told = log_shares(logits)
-    shares, weights = told.exp(), weights.to(told) / weights.to(told).sum(1, keepdim=True)
-    certain, mean = weights @ (shares * told).sum(1), weights @ shares
+    log_p = log_shares(logits)
+    p, weights = log_p.exp(), weights.to(log_p) / weights.to(log_p).sum(1, keepdim=True)
+    certain, mean = weights @ (p * log_p).sum(1), weights @ p
     entropy = -torch.special.xlogy(mean, mean).sum(1)
     return (certain + entropy).exp().clamp(1, logits.shape[1])  # rounding alone can leave the range

@@ -26,23 +26,6 @@ from dfkd_lib.metrics.doubts import collapse_doubts, missing_doubts, singular_do
 from dfkd_lib.metrics.score import score
 
 BUDGET = 1e12  # floating point operations for the whole and again for all classes: about a minute each on 2 cores
-COLUMNS = {
-    "name": "class",
-    "images": "images",
-    "real_images": "real images",
-    "distance": "Fréchet distance",
-    "low": "low",
-    "high": "high",
-    "kid": "KID",
-    "kid_std": "KID std",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-    "score": "score",
-    "score_low": "score low",
-    "score_high": "score high",
-}
 
 
 class Features(NamedTuple):
@@ -78,6 +61,14 @@ class Row:
     score_high: float = math.nan
     rounds: int = 0
     kid_subset: int = 0
+
+
+TITLES = {"name": "class", "distance": "Fréchet distance", "kid": "KID", "kid_std": "KID std"}
+COLUMNS = {
+    field.name: TITLES.get(field.name, field.name.replace("_", " "))
+    for field in fields(Row)
+    if field.name not in ("rounds", "kid_subset")
+}
 
 
 @dataclass(frozen=True)
@@ -167,8 +158,10 @@ def measure(
     A class's score is near 1 if the classifier tells all its images as one class.
 
     Args:
-        rounds: bootstrap replicates; 0 gives no intervals. k: neighbours of precision, recall, density and coverage.
-        seen: the real images that the maker was trained on, where `real` are others; copies are looked for among these.
+        rounds: bootstrap replicates; 0 gives no intervals.
+        k: neighbours of precision, recall, density and coverage.
+        seen: the real images that the maker was trained on, where `real` are others; copies are searched
+            among these.
 
     Raises:
         WorkbenchError: on different feature spaces or dimensions, NaN, labels or logits that do not fit, no more than
@@ -225,12 +218,12 @@ def _row(
     low, high = spread_interval(
         distance, frechet_replicates(real.values, made.values, done, generator)
     )
-    told = {}
+    scored = {}
     if made.logits is not None:
-        told["score"] = score(made.logits)
+        value = score(made.logits)
         replicates = score_replicates(made.logits, rounds, generator) if rounds else torch.empty(0)
-        interval = spread_interval(told["score"], replicates, 1.0, float(made.logits.shape[1]))
-        told["score_low"], told["score_high"] = interval
+        ends = spread_interval(value, replicates, 1.0, float(made.logits.shape[1]))
+        scored = dict(zip(("score", "score_low", "score_high"), (value, *ends), strict=True))
     return Row(
         name,
         len(made.values),
@@ -241,7 +234,7 @@ def _row(
         kernel.mean,
         kernel.std,
         **prdc(real.values, made.values, k)._asdict(),
-        **told,
+        **scored,
         rounds=done,
         kid_subset=kernel.subset_size,
     )

@@ -6,7 +6,9 @@ from dfkd_lib.models.create import MODELS, count_flops, count_parameters, create
 from dfkd_lib.models.dearkd import EarlyAligner
 from dfkd_lib.models.detectors import Detections, Detector, create_detector, detector_names
 from dfkd_lib.models.gan import Discriminator, FieldGenerator, Generator
-from dfkd_lib.models.load import Loaded, WeightsMissing, check_images, load_model
+from dfkd_lib.models.hub import WeightsMissing
+from dfkd_lib.models.images import check_images
+from dfkd_lib.models.load import Loaded, load_model
 from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneGenerator
 from dfkd_lib.models.shapes import layer_shapes
 from dfkd_lib.models.weights import load_weights

@@ -8,8 +8,6 @@ import torch
 from timm.models import vgg
 from torch import Tensor, nn
 
-from dfkd_lib.core import WorkbenchError
-
 
 class SmallCNN(nn.Module):
     """Stages of two 3x3 convolutions with batch norm and ReLU, max pooling between them, mean pooling at the end.
@@ -66,31 +64,28 @@ def logits_and_early_map(model: nn.Module, images: Tensor, stage: int) -> tuple[
 
 def early_channels(model: nn.Module, stage: int, img_size: int, in_chans: int) -> int:
     """Channels of the map that `logits_and_early_map` returns for that stage."""
-    parameter = next(model.parameters())
-    was_training = model.training
-    model.eval()
+    was_training, blank = model.training, torch.zeros(1, in_chans, img_size, img_size)
     with torch.no_grad():
-        blank = torch.zeros(
-            1, in_chans, img_size, img_size, device=parameter.device, dtype=parameter.dtype
-        )
-        channels = logits_and_early_map(model, blank, stage)[1].shape[1]
+        early = logits_and_early_map(model.eval(), blank.to(next(model.parameters())), stage)[1]
     model.train(was_training)
-    return channels
+    return early.shape[1]
+
+
+def check_side(img_size: int, least: int) -> None:
+    """ValueError on images of fewer pixels than a CNN's poolings need."""
+    if img_size < least:
+        raise ValueError(
+            f"{img_size} pixels, of which poolings leave nothing: at least {least}, or a smaller model (cnn_small)"
+        )
 
 
 def build_vgg16_bn(num_classes: int = 10, img_size: int = 32, in_chans: int = 3) -> nn.Module:
     """VGG16 with batch norm, 134,309,962 parameters for 10 classes: the teacher of the TITN paper.
 
     Raises:
-        WorkbenchError: below 32 pixels, which its five poolings would reduce to nothing.
+        ValueError: below 32 pixels, which its five poolings would reduce to nothing.
     """
-    if img_size < 32:
-        raise WorkbenchError(
-            "the image is too small for VGG16's five poolings",
-            expected="at least 32 pixels",
-            got=f"{img_size} pixels",
-            fix="pad the images to 32x32, or use 'cnn_small'",
-        )
+    check_side(img_size, 32)
     return vgg.vgg16_bn(pretrained=False, num_classes=num_classes, in_chans=in_chans)
 
 
@@ -103,16 +98,9 @@ def build_small_cnn(
     """The small VGG-like CNN; `img_size` is checked only, the weights do not depend on it.
 
     Raises:
-        WorkbenchError: if the image is too small for its poolings.
+        ValueError: if the image is too small for its poolings.
     """
-    smallest = 2 ** (len(widths) - 1)
-    if img_size < smallest:
-        raise WorkbenchError(
-            "the image is too small for the CNN's poolings",
-            expected=f"at least {smallest} pixels",
-            got=f"{img_size} pixels",
-            fix="use larger images or fewer stages (widths)",
-        )
+    check_side(img_size, 2 ** (len(widths) - 1))
     return SmallCNN(num_classes, in_chans, widths)
 
 

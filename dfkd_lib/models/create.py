@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +22,36 @@ def model_names() -> list[str]:
     return sorted(MODELS)
 
 
+# What a senseless request sets off inside an architecture's own code.
+ODD = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def unknown_name(what: str, name: str, known: Iterable[str], expected: str = "") -> WorkbenchError:
+    """The error on a name that is none of the known ones, with those that are near it."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return WorkbenchError(
+        f"no such {what}",
+        got=name,
+        expected=expected or ", ".join(known),
+        fix=f"did you mean {', '.join(near)}?" if near else "choose one of the expected names",
+    )
+
+
 def create_model(name: str, **overrides) -> nn.Module:
     """A classifier by name, randomly initialised from torch's global generator.
 
     Args:
-        name: one of `model_names()`. overrides: keywords that replace the named configuration's, such as
-            num_classes, img_size (pixels), in_chans.
+        name: one of `model_names()`.
+        overrides: keywords that replace the named configuration's, such as num_classes, img_size (pixels), in_chans.
 
     Returns:
         A module from float images (B, in_chans, img_size, img_size) in [-1, 1] to logits (B, num_classes); models with
@@ -36,13 +61,7 @@ def create_model(name: str, **overrides) -> nn.Module:
         WorkbenchError: on an unknown name or override, or sizes that do not fit (image and patch, width and heads).
     """
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        raise WorkbenchError(
-            "no such model",
-            got=name,
-            expected=", ".join(model_names()),
-            fix=f"did you mean {near[0]}?" if near else "choose one of the expected names",
-        )
+        raise unknown_name("model", name, model_names())
     builder, defaults = MODELS[name]
     parameters = inspect.signature(builder).parameters
     unknown = set(overrides) - set(parameters)
@@ -57,15 +76,7 @@ def create_model(name: str, **overrides) -> nn.Module:
         return builder(**{**defaults, **overrides})
     except WorkbenchError:
         raise
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except ODD as error:
         raise WorkbenchError(
             f"model {name} cannot be built so",
             got=f"{overrides}: {error}",
@@ -73,9 +84,9 @@ def create_model(name: str, **overrides) -> nn.Module:
         ) from None
 
 
-def count_parameters(model: nn.Module, trainable: bool = False) -> int:
-    """Number of parameters of a model, each once; only those that require gradients if `trainable`."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters of a model, each once."""
+    return sum(p.numel() for p in model.parameters())
 
 
 def count_flops(model: nn.Module, sample: Tensor) -> int:

@@ -12,9 +12,8 @@ from timm.models.convit import Block as ConvolutionalBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from dfkd_lib.core import WorkbenchError
+from dfkd_lib.models.classifiers import build_vit, check_shape
 from dfkd_lib.models.starts import start_small
-from dfkd_lib.models.titn import build_vit
 
 
 class DearKD(nn.Module):
@@ -104,7 +103,8 @@ class EarlyAligner(nn.Module):
     """Student tokens to the shape of a CNN's early feature map: 2-D map, resized, then two small convolutions.
 
     Args:
-        width: channels of the student's tokens. channels: channels of the CNN's map.
+        width: channels of the student's tokens.
+        channels: channels of the CNN's map.
 
     Source: DearKD, stage 1 (tokens -> map -> small convolutional aligner). It is thrown away after stage 1.
     """
@@ -142,20 +142,13 @@ def build_dearkd(
     """A DearKD student; sizes in pixels. The default has DeiT-Ti's depth and, to the nearest 9 heads, its width.
 
     Raises:
-        WorkbenchError: if the patches do not fill the image, the heads do not divide the width or are no square number,
+        ValueError: if the patches do not fill the image, the heads do not divide the width or are no square number,
             or the early blocks are more than all blocks.
     """
-    side = round(heads**0.5)
-    if (
-        img_size % patch_size
-        or width % heads
-        or side * side != heads
-        or not 0 <= early_depth <= depth
-    ):
-        raise WorkbenchError(
-            "this DearKD student cannot be built",
-            expected="img_size a multiple of patch_size, width a multiple of heads, heads a square, early_depth <= depth",
-            got=f"img_size={img_size} patch_size={patch_size} width={width} heads={heads} early_depth={early_depth}",
+    check_shape(img_size, patch_size, width, heads)
+    if round(heads**0.5) ** 2 != heads or not 0 <= early_depth <= depth:
+        raise ValueError(
+            f"{heads} heads are no square number, or {early_depth} early blocks not within {depth}"
         )
     model = DearKD(
         num_classes, img_size, in_chans, patch_size, width, depth, heads, early_depth, locality

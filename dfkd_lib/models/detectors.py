@@ -7,7 +7,6 @@ detectors of the paper's sizes these norms have no scale and shift of their own,
 exact (frozen norms are not counted in it) and loses nothing that the next convolution could not learn.
 """
 
-import difflib
 import math
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,8 +19,9 @@ from torch import Tensor, nn
 
 from dfkd_lib.core import Registry, WorkbenchError
 from dfkd_lib.core.artifacts import load_tensors
-from dfkd_lib.models.load import WeightsMissing, fetch
-from dfkd_lib.models.weights import as_numbers
+from dfkd_lib.models.create import unknown_name
+from dfkd_lib.models.hub import WeightsMissing, fetch
+from dfkd_lib.models.weights import load_weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HEAD = ("network.class_labels_classifier.weight", "network.class_labels_classifier.bias")
@@ -80,8 +80,13 @@ SPECS = Registry(
 
 
 class Detections(NamedTuple):
-    """What a detector says: class logits (B, Q, classes + 1), the last column "no object"; boxes (B, Q, 4), centre x,
-    centre y, width, height in [0, 1]; and both again for each earlier decoder layer, if asked for."""
+    """The predictions of a detector.
+
+    Args:
+        logits: (B, Q, classes + 1), the last column "no object".
+        boxes: (B, Q, 4) cxcywh in [0, 1].
+        earlier: both again for each earlier decoder layer, if asked for.
+    """
 
     logits: Tensor
     boxes: Tensor
@@ -92,7 +97,8 @@ class Detector(nn.Module):
     """A DETR or Conditional DETR of transformers behind one small interface.
 
     Args:
-        network: DetrForObjectDetection or ConditionalDetrForObjectDetection. num_labels: classes without "no object".
+        network: DetrForObjectDetection or ConditionalDetrForObjectDetection.
+        num_labels: classes without "no object".
     """
 
     def __init__(self, network: nn.Module, num_labels: int):
@@ -122,9 +128,8 @@ class Detector(nn.Module):
             self.network.class_labels_classifier(state).float(),
             self.network.bbox_predictor(state).float(),
         )
-        if (
-            reference is not None
-        ):  # Conditional DETR predicts centres relative to each query's reference point
+        # Conditional DETR predicts centres relative to each query's reference point.
+        if reference is not None:
             centre = torch.logit(reference.transpose(0, 1).float(), eps=1e-5)
             boxes = torch.cat([boxes[..., :2] + centre, boxes[..., 2:]], dim=-1)
         return logits, boxes.sigmoid()
@@ -162,13 +167,7 @@ def create_detector(
         WeightsMissing: if published weights are neither on disk nor can be downloaded.
     """
     if name not in SPECS:
-        near = difflib.get_close_matches(name, SPECS, n=1)
-        raise WorkbenchError(
-            "no such detector",
-            got=name,
-            expected=", ".join(detector_names()),
-            fix=f"did you mean {near[0]}?" if near else "choose one of the expected names",
-        )
+        raise unknown_name("detector", name, detector_names())
     if num_labels < 1:
         raise WorkbenchError(
             "a detector needs a class",
@@ -176,49 +175,34 @@ def create_detector(
             got=num_labels,
             fix="name at least one class",
         )
-    given = [
-        kind
-        for kind, there in (
-            ("pretrained", pretrained),
-            ("weights", weights is not None),
-            ("backbone_weights", backbone_weights is not None),
-        )
-        if there
-    ]
-    if len(given) > 1:
+    asked = {
+        "pretrained": pretrained,
+        "weights": weights is not None,
+        "backbone_weights": backbone_weights is not None,
+    }
+    if sum(asked.values()) > 1:
         raise WorkbenchError(
             "a detector cannot start from two kinds of weights",
             where=name,
-            expected="one of pretrained, weights and backbone_weights",
-            got=" and ".join(given),
+            expected=f"one of {', '.join(asked)}",
+            got=" and ".join(kind for kind, there in asked.items() if there),
             fix="leave one of them out",
         )
-    spec = SPECS[name]
-    if backbone_weights is not None:
-        return _with_backbone(spec, num_labels, backbone_weights)
+    detector = _made(name, SPECS[name], num_labels, pretrained, weights, backbone_weights)
+    # Convolutions are up to twice as fast so on a CPU.
+    return detector.to(memory_format=torch.channels_last)
+
+
+def _made(name, spec: _Spec, num_labels: int, pretrained: bool, weights, backbone) -> Detector:
+    if pretrained:
+        return _pretrained(name, spec, num_labels)
+    if backbone is not None:
+        return _with_backbone(spec, num_labels, backbone)
     if weights is None:
-        return (
-            _pretrained(name, spec, num_labels)
-            if pretrained
-            else _channels_last(_fresh(spec, num_labels))
-        )
+        return _fresh(spec, num_labels)
     if Path(weights).is_dir():
         return _from_folder(spec, num_labels, weights)
-    tensors = load_tensors(weights)
-    frozen = "network.model.backbone.model.bn1.weight" in tensors and spec.full
-    detector = (
-        _started(_network(spec, num_labels), spec, num_labels)
-        if frozen
-        else _fresh(spec, num_labels)
-    )
-    _load(detector, tensors, weights)
-    return _channels_last(_freeze_stem(detector) if frozen else detector)
-
-
-def _channels_last(detector: Detector) -> Detector:
-    return detector.to(
-        memory_format=torch.channels_last
-    )  # convolutions are up to twice as fast so on a CPU
+    return _from_file(spec, num_labels, weights)
 
 
 def _network(spec: _Spec, num_labels: int) -> nn.Module:
@@ -250,9 +234,8 @@ def _network(spec: _Spec, num_labels: int) -> nn.Module:
         "dropout": spec.dropout,
         "backbone_config": backbone,
     }
-    if (
-        spec.conditional
-    ):  # it has no "no object" class of its own: give it one, as every detector here has
+    # It has no "no object" class of its own: give it one, as every detector here has.
+    if spec.conditional:
         return ConditionalDetrForObjectDetection(
             ConditionalDetrConfig(num_labels=num_labels + 1, **sizes)
         )
@@ -321,27 +304,35 @@ def _pretrained(name: str, spec: _Spec, num_labels: int) -> Detector:
     )
 
 
+def _from_file(spec: _Spec, num_labels: int, file: str | Path) -> Detector:
+    """A detector that was saved; a class head of other classes stays as it is made."""
+    tensors = load_tensors(file)
+    frozen = "network.model.backbone.model.bn1.weight" in tensors and spec.full
+    detector = _frozen(spec, num_labels) if frozen else _fresh(spec, num_labels)
+    own = detector.state_dict()
+    head = [name for name in HEAD if name in tensors]
+    if len(head) == len(HEAD) and all(tensors[n].shape[1:] == own[n].shape[1:] for n in head):
+        tensors |= {name: own[name] for name in head if tensors[name].shape != own[name].shape}
+    load_weights(detector, tensors, file, "create the detector that was saved")
+    return _freeze_stem(detector) if frozen else detector
+
+
+def _frozen(spec: _Spec, num_labels: int) -> Detector:
+    """An untrained detector whose backbone has transformers' frozen norms."""
+    return _started(_network(spec, num_labels), spec, num_labels)
+
+
 def _with_backbone(spec: _Spec, num_labels: int, file: str | Path) -> Detector:
     """A detector whose backbone has timm's weights in that file, a classifier's head left out."""
-    detector = (
-        _started(_network(spec, num_labels), spec, num_labels)
-        if spec.full
-        else _fresh(spec, num_labels)
-    )
-    backbone = detector.network.model.backbone.model
+    detector = _frozen(spec, num_labels) if spec.full else _fresh(spec, num_labels)
     tensors = {
         key: value
         for key, value in load_tensors(file).items()
         if not key.startswith("fc.") and not (spec.full and key.endswith("num_batches_tracked"))
     }
-    _load(
-        backbone,
-        tensors,
-        file,
-        f"timm's {spec.backbone}",
-        "choose a detector of the backbone it is of",
-    )
-    return _channels_last(_freeze_stem(detector) if spec.full else detector)
+    fix = f"this one has timm's {spec.backbone}: choose a detector of the backbone it is of"
+    load_weights(detector.network.model.backbone.model, tensors, file, fix)
+    return _freeze_stem(detector) if spec.full else detector
 
 
 def _from_folder(spec: _Spec, num_labels: int, folder: str | Path) -> Detector:
@@ -363,10 +354,9 @@ def _from_folder(spec: _Spec, num_labels: int, folder: str | Path) -> Detector:
             expected="a folder with config.json and model.safetensors of that architecture",
             fix="point weights= to such a folder",
         ) from None
-    fresh = {key.split(".")[0] for key in report["missing_keys"]}
-    fresh |= {
-        (key if isinstance(key, str) else key[0]).split(".")[0] for key in report["mismatched_keys"]
-    }
+    unfit = [*report["missing_keys"], *report["mismatched_keys"]]
+    # A mismatch is (name, shape, shape).
+    fresh = {(key if isinstance(key, str) else key[0]).split(".")[0] for key in unfit}
     if fresh - {"class_labels_classifier"}:
         raise WorkbenchError(
             "a pretrained detector does not fit",
@@ -377,44 +367,10 @@ def _from_folder(spec: _Spec, num_labels: int, folder: str | Path) -> Detector:
         )
     if fresh:
         _start_rare(loaded)
-    return _channels_last(_freeze_stem(Detector(loaded, num_labels)))
+    return _freeze_stem(Detector(loaded, num_labels))
 
 
 def _freeze_stem(detector: Detector) -> Detector:
     for name, parameter in detector.network.model.backbone.model.named_parameters():
         parameter.requires_grad_(name.startswith(("layer2", "layer3", "layer4")))
     return detector
-
-
-def _load(
-    module: nn.Module,
-    tensors: dict,
-    where: object,
-    what: str = "a detector of that name",
-    fix: str = "create the detector that was saved",
-) -> None:
-    """Load weights of the module's names and shapes; a class head of other classes stays as it is."""
-    expected = module.state_dict()
-    head = {name: tensors[name] for name in HEAD if name in expected and name in tensors}
-    if len(head) == len(HEAD) and all(
-        t.shape[1:] == expected[name].shape[1:] for name, t in head.items()
-    ):
-        tensors = tensors | {
-            name: expected[name] for name, t in head.items() if t.shape != expected[name].shape
-        }
-    unfit = [
-        name
-        for name, t in expected.items()
-        if name not in tensors or tensors[name].shape != t.shape
-    ]
-    extra = sorted(set(tensors) - set(expected))
-    if unfit or extra:
-        raise WorkbenchError(
-            "detector weights do not fit",
-            where=where,
-            expected=f"{len(expected)} tensors of its shapes: {what}",
-            got=f"{len(unfit)} missing or of another shape, {len(extra)} unknown: "
-            f"{', '.join((unfit + extra)[:3])}",
-            fix=fix,
-        )
-    module.load_state_dict(as_numbers(tensors, expected, where))

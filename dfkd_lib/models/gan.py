@@ -22,8 +22,10 @@ class Generator(nn.Module):
     """Noise and a class → an image; four transposed convolutions, the class as a 5-d embedding beside the noise.
 
     Args:
-        num_classes: K. channels: of the image. latent: length of the noise vector. width: channels after the first
-            layer, halved by each of the next two (the paper's 512, 256, 128).
+        num_classes: K.
+        channels: of the image.
+        latent: length of the noise vector.
+        width: channels after the first layer, halved by each of the next two (the paper's 512, 256, 128).
     """
 
     def __init__(self, num_classes: int, channels: int, latent: int = 100, width: int = 512):
@@ -58,8 +60,10 @@ class Discriminator(nn.Module):
     """An image and a class → one logit (real if positive); the class as a 32 × 32 plane beside the image.
 
     Args:
-        num_classes: K. channels: of the image. width: channels after the first layer, doubled by each of the next two
-            (the paper's 64, 128, 256). dropout: probability after each of the three.
+        num_classes: K.
+        channels: of the image.
+        width: channels after the first layer, doubled by each of the next two (the paper's 64, 128, 256).
+        dropout: probability after each of the three.
     """
 
     def __init__(self, num_classes: int, channels: int, width: int = 64, dropout: float = 0.25):
@@ -96,9 +100,14 @@ class FieldGenerator(nn.Module):
     shapes that the teacher is to recognise must survive that.
 
     Args:
-        num_classes: K. channels: C. side: S, pixels. latent: length of the noise. width: channels of the first layer,
-            halved by each of the next. texture: strength of the smooth noise beside a field within ±2.5.
-        bend: strength of the random deformation, 0: none; 1: up to 0.2 rad, a fifth in scale, some 2.5 of 32 pixels.
+        num_classes: K.
+        channels: C.
+        side: S, pixels.
+        latent: length of the noise.
+        width: channels of the first layer, halved by each of the next.
+        texture: strength of the smooth noise beside a field within ±2.5.
+        bend: strength of the random deformation, 0: none; 1: up to 0.2 rad, a fifth in scale, some 2.5 of 32
+            pixels.
     """
 
     BOUND, GAIN, OCTAVES = 2.5, 2.0, (3, 5, 7, 10, 14)

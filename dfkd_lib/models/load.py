@@ -1,20 +1,19 @@
 """Classifiers from elsewhere: a timm name, a safetensors file, a folder in transformers' format, a hub repository."""
 
-import difflib
 import inspect
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from dfkd_lib.core import WorkbenchError, is_number
 from dfkd_lib.core.artifacts import load_tensors, resolve
-from dfkd_lib.models.create import MODELS, create_model, model_names
+from dfkd_lib.models.create import MODELS, ODD, create_model, model_names, unknown_name
+from dfkd_lib.models.hub import WANTED, WeightsMissing, fetch
 from dfkd_lib.models.weights import (
     as_numbers,
     check_fits,
@@ -24,22 +23,8 @@ from dfkd_lib.models.weights import (
     unwrapped,
 )
 
-FILES = ["*.json", "model.safetensors"]
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 NEUTRAL = (0.5, 0.5, 0.5)  # mean and deviation that leave images in [-1, 1] as they are
-ODD = (
-    AssertionError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-
-
-class WeightsMissing(WorkbenchError):
-    """Pretrained weights are not on disk, and nobody allowed a download."""
 
 
 class Loaded(nn.Module):
@@ -48,8 +33,16 @@ class Loaded(nn.Module):
     Takes float images (B, in_chans, img_size, img_size) in [-1, 1], normalises them as its weights want, returns logits.
 
     Args:
-        img_size: side in pixels. classes: names of its outputs, or None where nobody knows them.
-        mean, std: of each channel, for images in [0, 1]. source: one sentence on where it comes from.
+        model: takes normalised images.
+        img_size: side in pixels.
+        in_chans: channels of its images.
+        classes: names of its outputs, or None where nobody knows them.
+        mean: of each channel, for images in [0, 1].
+        std: of each channel, above 0.
+        source: one sentence on where it comes from.
+
+    Raises:
+        WorkbenchError: on an impossible mean or deviation.
     """
 
     def __init__(
@@ -63,13 +56,8 @@ class Loaded(nn.Module):
         source: str,
     ):
         super().__init__()
-        self.model, self.img_size, self.in_chans, self.classes, self.source = (
-            model,
-            img_size,
-            in_chans,
-            classes,
-            source,
-        )
+        self.model, self.img_size, self.in_chans = model, img_size, in_chans
+        self.classes, self.source = classes, source
         if (
             not all(is_number(v) for v in (*mean, *std))
             or not all(v > 0 for v in std)
@@ -82,13 +70,10 @@ class Loaded(nn.Module):
                 where=source,
                 fix="correct its configuration",
             )
-        # Weights made for colour that were adapted to grey want the mean of the channels.
-        mean, std = (
-            torch.tensor(v if len(v) == in_chans else [sum(v) / len(v)] * in_chans)
-            for v in (mean, std)
-        )
-        self.register_buffer("mean", mean.view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(-1, 1, 1), persistent=False)
+        for name, values in (("mean", mean), ("std", std)):
+            # Weights made for colour that were adapted to grey want the mean of the channels.
+            each = values if len(values) == in_chans else [sum(values) / len(values)] * in_chans
+            self.register_buffer(name, torch.tensor(each).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         output = self.model(((images + 1) / 2 - self.mean) / self.std)
@@ -111,8 +96,10 @@ def load_model(
             hub, "owner/name" or "owner/name@revision"; a folder with config.json and model.safetensors in transformers'
             or timm's format; or a .safetensors file that says what it is of: by a .json beside it, {"model": name,
             "overrides": {...}, "classes": [...]}, or by such a name in its own metadata.
-        weights: a .safetensors file for the architecture `name`. num_classes, img_size, in_chans: where they differ from
-            what the checkpoint or the architecture says; position embeddings and first weights are adapted as timm does.
+        weights: a .safetensors file for the architecture `name`.
+        num_classes: where they differ from what the checkpoint or the architecture says.
+        img_size: likewise, pixels; position embeddings are adapted as timm does.
+        in_chans: likewise; first weights are adapted as timm does.
         download: fetch pretrained weights that are not on disk yet.
 
     Returns:
@@ -122,15 +109,8 @@ def load_model(
         WeightsMissing: if pretrained weights are neither on disk nor to be downloaded.
         WorkbenchError: on an unknown name, a missing or damaged file, weights that do not fit (naming the first).
     """
-    sizes = {
-        key: value
-        for key, value in (
-            ("num_classes", num_classes),
-            ("img_size", img_size),
-            ("in_chans", in_chans),
-        )
-        if value is not None
-    }
+    asked = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
+    sizes = {key: value for key, value in asked.items() if value is not None}
     if str(name).endswith(PICKLES) or str(weights).endswith(PICKLES):
         raise WorkbenchError(
             "checkpoints are read as safetensors only, since others may run code",
@@ -159,16 +139,14 @@ def _open(name: str, weights: str | Path, sizes: dict, download: bool) -> Loaded
             fix="leave one of them out",
         )
     if name.endswith(".safetensors"):
-        in_folder = path.name == "model.safetensors" and (path.parent / "config.json").is_file()
-        return (
-            _told(_from_folder, path.parent, sizes) if in_folder else _told(_from_file, path, sizes)
-        )
-    if os.path.isdir(path):
-        return _told(_from_folder, path, sizes)
+        if path.name != "model.safetensors" or not (path.parent / "config.json").is_file():
+            return _guarded(_from_file, path, sizes)
+        path = path.parent
     if whole:
-        return _told(_from_folder, fetch(repository, download, name), sizes)
+        folder = path if os.path.isdir(path) else fetch(repository, download, name)
+        return _guarded(_from_folder, folder, sizes)
     if weights:
-        return _told(_from_file, resolve(weights), sizes, name)
+        return _guarded(_from_file, resolve(weights), sizes, name)
     if name in MODELS:
         raise WeightsMissing(
             f"model {name} has no pretrained weights",
@@ -179,7 +157,7 @@ def _open(name: str, weights: str | Path, sizes: dict, download: bool) -> Loaded
     return _pretrained(name, sizes, download)
 
 
-def _told(read: Callable, path: Path, sizes: dict, *name: str) -> Loaded:
+def _guarded(read: Callable, path: Path, sizes: dict, *name: str) -> Loaded:
     """What `read` makes of a path; what a senseless record or configuration sets off in it, as a clear error."""
     try:
         loaded = read(path, sizes, *name)
@@ -208,24 +186,24 @@ def _told(read: Callable, path: Path, sizes: dict, *name: str) -> Loaded:
 def _from_file(file: Path, sizes: dict, name: str = "") -> Loaded:
     """A model of the workbench or of timm from a file, which may itself say the name."""
     tensors = load_tensors(file)
-    about = _about(file, needed=not name)
-    name = name or about["model"]
-    if about.get("model") == name:
-        sizes = {**about.get("overrides", {}), **sizes}
+    record = _record(file, needed=not name)
+    name = name or record["model"]
+    known = record if record.get("model") == name else {}
+    if known:
+        sizes = {**known.get("overrides", {}), **sizes}
         check_sizes(sizes, tensors, file.with_suffix(".json"))
     source = f"weights from {file}"
-    loaded = (
-        _ours(name, tensors, file, sizes, source)
-        if name in MODELS
-        else _build(name, _config(name), tensors, file, sizes, f"timm's {name}, {source}")
-    )
-    if about.get("model") == name and about.get("classes"):
-        loaded.classes = tuple(about["classes"])
+    if name in MODELS:
+        loaded = _ours(name, tensors, file, sizes, f"{name}, {source}")
+    else:
+        loaded = _build(name, _config(name), tensors, file, sizes, f"timm's {name}, {source}")
+    if known.get("classes"):
+        loaded.classes = tuple(known["classes"])
     return loaded
 
 
-def _about(file: Path, needed: bool) -> dict:
-    """What the .json beside a checkpoint says of it, or the checkpoint's metadata; {} if nothing does and none is needed."""
+def _record(file: Path, needed: bool) -> dict:
+    """What the .json beside a checkpoint says of it, or its metadata; {} if nothing does and none is needed."""
     from safetensors import safe_open
     from timm import is_model
 
@@ -243,19 +221,16 @@ def _about(file: Path, needed: bool) -> dict:
                     expected='JSON with at least {"model": name, "overrides": {}}',
                 ) from None
     with safe_open(file, "pt") as opened:
-        said = [
-            value
-            for value in (opened.metadata() or {}).values()
-            if value in MODELS or is_model(value)
-        ]
-    if needed and not said:
+        metadata = (opened.metadata() or {}).values()
+    name = next((value for value in metadata if value in MODELS or is_model(value)), None)
+    if needed and name is None:
         raise WorkbenchError(
             "nothing says which architecture a checkpoint is of",
             where=file,
             expected=f'{record.name} beside it with {{"model": name, "overrides": {{}}}}',
             fix=f"write that file, or give the name as the model and {file.name} as its weights",
         )
-    return {"model": said[0]} if said else {}
+    return {"model": name} if name else {}
 
 
 def _ours(name: str, tensors: dict, file: Path, sizes: dict, source: str) -> Loaded:
@@ -264,35 +239,22 @@ def _ours(name: str, tensors: dict, file: Path, sizes: dict, source: str) -> Loa
     model = create_model(name, **sizes)
     load_weights(model, tensors, file)
     builder, defaults = MODELS[name]
-    said = (
-        {p.name: p.default for p in inspect.signature(builder).parameters.values()}
-        | defaults
-        | sizes
-    )
-    return Loaded(
-        model, said["img_size"], said["in_chans"], None, NEUTRAL, NEUTRAL, f"{name}, {source}"
-    )
+    parameters = inspect.signature(builder).parameters.values()
+    shape = {p.name: p.default for p in parameters} | defaults | sizes
+    return Loaded(model, shape["img_size"], shape["in_chans"], None, NEUTRAL, NEUTRAL, source)
 
 
 def _config(name: str):
     """timm's configuration of pretrained weights for a name, None where it has none; WorkbenchError on unknown names."""
     import timm
 
-    if timm.is_model(name):
-        try:
-            return timm.get_pretrained_cfg(name)
-        except RuntimeError:  # a known architecture, an unknown tag
-            known = timm.list_pretrained(f"{name.split('.')[0]}.*")
-    else:
-        known = [*timm.list_models(), *model_names()]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    raise WorkbenchError(
-        "no such model",
-        got=name,
-        expected="a name of the workbench or of timm, a .safetensors file, "
-        "a folder in transformers' format, or owner/name on the hub",
-        fix=f"did you mean {', '.join(near)}?" if near else "see timm.list_models('*vit*')",
-    )
+    if not timm.is_model(name):
+        raise unknown_name("model", name, [*timm.list_models(), *model_names()], WANTED)
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError:  # a known architecture, an unknown tag
+        tags = timm.list_pretrained(f"{name.split('.')[0]}.*")
+        raise unknown_name("model", name, tags, WANTED) from None
 
 
 def _pretrained(name: str, sizes: dict, download: bool) -> Loaded:
@@ -306,18 +268,11 @@ def _pretrained(name: str, sizes: dict, download: bool) -> Loaded:
             fix="name a file, or another model",
         )
     file = fetch(config.hf_hub_id, download, name) / "model.safetensors"
-    made = _build(
-        name,
-        config,
-        load_tensors(file),
-        file,
-        sizes,
-        f"timm's {name}, pretrained weights of {config.hf_hub_id} on disk at {file}",
-    )
-    made.classes = (
-        _imagenet(made.model.num_classes) if made.model.num_classes == config.num_classes else None
-    )
-    return made
+    source = f"timm's {name}, pretrained weights of {config.hf_hub_id} on disk at {file}"
+    loaded = _build(name, config, load_tensors(file), file, sizes, source)
+    if loaded.model.num_classes == config.num_classes:
+        loaded.classes = _imagenet(config.num_classes)
+    return loaded
 
 
 def _build(name: str, config, tensors: dict, file, sizes: dict, source: str) -> Loaded:
@@ -326,13 +281,13 @@ def _build(name: str, config, tensors: dict, file, sizes: dict, source: str) -> 
     from timm.models import adapt_input_conv
 
     tensors = unwrapped(tensors)
-    said = {
+    about = {
         key: getattr(config, key, None)
         for key in ("classifier", "first_conv", "mean", "std", "input_size")
     }
     head, first = (
         f"{value[0] if isinstance(value, (tuple, list)) else value}.weight"
-        for value in (said["classifier"], said["first_conv"])
+        for value in (about["classifier"], about["first_conv"])
     )
     if head in tensors:
         sizes = {"num_classes": len(tensors[head]), **sizes}
@@ -355,21 +310,14 @@ def _build(name: str, config, tensors: dict, file, sizes: dict, source: str) -> 
     clean = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
         tensors = clean(dict(tensors), model) if clean else tensors
-    except ODD:  # a checkpoint of something else: said better by what does not fit
+    except ODD:  # a checkpoint of something else: `load_weights` names what does not fit
         pass
     load_weights(model, tensors, file)
     if not model.num_classes:
         source += "; it has no classifier: its outputs are features"
-    side = sizes.get("img_size") or (said["input_size"] or (3, 224, 224))[-1]
-    return Loaded(
-        model,
-        side,
-        sizes.get("in_chans", 3),
-        None,
-        said["mean"] or NEUTRAL,
-        said["std"] or NEUTRAL,
-        source,
-    )
+    side = sizes.get("img_size") or (about["input_size"] or (3, 224, 224))[-1]
+    normalisation = about["mean"] or NEUTRAL, about["std"] or NEUTRAL
+    return Loaded(model, side, sizes.get("in_chans", 3), None, *normalisation, source)
 
 
 def _imagenet(count: int) -> tuple[str, ...] | None:
@@ -381,65 +329,6 @@ def _imagenet(count: int) -> tuple[str, ...] | None:
         return None
     info = ImageNetInfo(subset)
     return tuple(info.index_to_description(i).split(",")[0] for i in range(count))
-
-
-def fetch(repository: str, download: bool, name: str) -> Path:
-    """The folder of a hub repository's configuration and weights: from the local cache, or downloaded if allowed.
-
-    Args:
-        repository: "owner/name" or "owner/name@revision". name: of the model, for the message.
-
-    Raises:
-        WeightsMissing: if they are not there, or the download fails. WorkbenchError: if that is no such name.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repository, _, revision = repository.partition("@")
-    try:
-        folder = Path(
-            snapshot_download(
-                repository,
-                revision=revision or None,
-                allow_patterns=FILES,
-                local_files_only=not download,
-            )
-        )
-    except HFValidationError as error:
-        raise WorkbenchError(
-            "no such model",
-            got=name,
-            expected="a name, a file, a folder, or owner/name on the hub",
-            where=str(error)[:200],
-            fix="check the path or the name",
-        ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        _not_there(
-            repository,
-            name,
-            download,
-            f"the download failed: {' '.join(str(error).split())[:200]}"
-            if download
-            else "not in the local cache",
-        )
-    if not (folder / "model.safetensors").is_file():
-        _not_there(
-            repository,
-            name,
-            download,
-            "a repository without model.safetensors, or one not wholly fetched",
-        )
-    return folder
-
-
-def _not_there(repository: str, name: str, download: bool, why: str) -> None:
-    fix = "check name and network" if download else "allow the download (download=True)"
-    raise WeightsMissing(
-        f"pretrained weights of {name} are not on this disk",
-        got=why,
-        expected=f"model.safetensors of hub repository {repository}",
-        fix=f"{fix}, or give a .safetensors file as weights",
-    ) from None
 
 
 def _json(path: Path) -> dict:
@@ -461,59 +350,31 @@ def _from_folder(folder: Path, sizes: dict) -> Loaded:
     """A model in timm's or transformers' folder format."""
     config = _json(folder / "config.json")
     if "architecture" not in config:
-        return _transformers(folder, sizes)
+        return _transformers(folder, config, sizes)
     from timm.models import PretrainedCfg
 
     name, file = config["architecture"], folder / "model.safetensors"
     _config(name)
     known = {**config.get("pretrained_cfg", {}), "num_classes": config.get("num_classes", 1000)}
-    about = PretrainedCfg(
-        **{key: value for key, value in known.items() if key in PretrainedCfg.__dataclass_fields__}
-    )
+    fields = PretrainedCfg.__dataclass_fields__
+    about = PretrainedCfg(**{key: value for key, value in known.items() if key in fields})
     tensors, sizes = load_tensors(file), {**config.get("model_args", {}), **sizes}
     check_sizes(sizes, tensors, folder / "config.json")
-    made = _build(name, about, tensors, file, sizes, f"timm's {name}, weights from {file}")
+    loaded = _build(name, about, tensors, file, sizes, f"timm's {name}, weights from {file}")
     labels = config.get("label_names") or known.get("label_names") or ()
-    if len(labels) == made.model.num_classes:
-        said = config.get("label_descriptions") or known.get("label_descriptions") or {}
-        made.classes = tuple(str(said.get(label, label)) for label in labels)
-    return made
+    if len(labels) == loaded.model.num_classes:
+        texts = config.get("label_descriptions") or known.get("label_descriptions") or {}
+        loaded.classes = tuple(str(texts.get(label, label)) for label in labels)
+    return loaded
 
 
-def _transformers(folder: Path, sizes: dict) -> Loaded:
-    from transformers import AutoConfig, AutoModelForImageClassification
-
-    # A repository's own code is never run, nor is the reader asked whether it may.
-    how = {"local_files_only": True, "trust_remote_code": False}
+def _transformers(folder: Path, record: dict, sizes: dict) -> Loaded:
+    """An image classifier in transformers' format."""
     if (folder / "model.safetensors").is_file():
-        check_sizes(
-            {k: v for k, v in _json(folder / "config.json").items() if is_number(v)},
-            load_tensors(folder / "model.safetensors"),
-            folder / "config.json",
-        )
-    try:
-        config = AutoConfig.from_pretrained(folder, **how)
-        model, report = AutoModelForImageClassification.from_pretrained(
-            folder, **how, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ImportError, *ODD) as error:
-        raise WorkbenchError(
-            "a folder in transformers' format cannot be loaded",
-            got=str(error)[:300],
-            where=folder,
-            expected="an image classifier's config.json and model.safetensors",
-            fix="check that it is an image classifier, saved as safetensors",
-        ) from None
-    as_numbers(model.state_dict(), model.state_dict(), folder)
-    missing = sorted(str(key) for key in report["missing_keys"])
-    if missing:
-        raise WorkbenchError(
-            "a checkpoint does not fit the model",
-            expected=f"{missing[0]} (and {len(missing) - 1} more)",
-            got="no such weight",
-            where=folder,
-            fix="choose a checkpoint of an image classifier",
-        )
+        numbers = {key: value for key, value in record.items() if is_number(value)}
+        check_sizes(numbers, load_tensors(folder / "model.safetensors"), folder / "config.json")
+    model = _from_pretrained(folder)
+    config = model.config
     side = getattr(config, "image_size", None) or 224
     own = {
         "num_classes": config.num_labels,
@@ -536,66 +397,42 @@ def _transformers(folder: Path, sizes: dict) -> Loaded:
     mean, std = prepare.get("image_mean") or NEUTRAL, prepare.get("image_std") or NEUTRAL
     if prepare.get("do_normalize") is False:
         mean, std = (0.0,) * 3, (1.0,) * 3
-    names = config.id2label or {}
-    classes = (
-        tuple(str(names[i]) for i in range(len(names)))
-        if set(names) == set(range(len(names)))
-        else None
-    )
+    names, classes = config.id2label or {}, None
+    if set(names) == set(range(len(names))):
+        classes = tuple(str(names[i]) for i in range(len(names)))
     return Loaded(model, own["img_size"], own["in_chans"], classes, mean, std, source)
 
 
-def expected_shape(model: nn.Module) -> tuple[int, int] | None:
-    """(channels, side) of the images a model was made for, as far as it says so; else None."""
-    for said in (
-        model,
-        getattr(model, "config", None),
-    ):  # a model of ours or from elsewhere, one of transformers
-        for channels, side in (("in_chans", "img_size"), ("num_channels", "image_size")):
-            if isinstance(getattr(said, channels, None), int) and isinstance(
-                getattr(said, side, None), int
-            ):
-                return getattr(said, channels), getattr(said, side)
-    for module in model.modules():
-        size, proj = getattr(module, "img_size", None), getattr(module, "proj", None)
-        if isinstance(size, tuple) and isinstance(proj, nn.Conv2d):
-            return proj.in_channels, size[0]
-    return None
+def _from_pretrained(folder: Path) -> nn.Module:
+    """transformers' image classifier of a folder, every weight of it there and a number."""
+    from transformers import AutoModelForImageClassification
 
-
-_tried: WeakKeyDictionary[nn.Module, set] = WeakKeyDictionary()
-
-
-def check_images(model: nn.Module, shape: tuple[int, int, int], where: str = "images") -> None:
-    """Raise WorkbenchError unless a model takes images of shape (C, H, W)."""
-    if shape in _tried.setdefault(model, set()):
-        return
-    known = expected_shape(model)
-    # A wrong number of channels may be spread silently; whether another size will do, only the model can tell.
-    problem = (
-        "another number of channels" if known and shape[0] != known[0] else _trial(model, shape)
-    )
-    expected = (
-        f"(C, H, W) = {(*known, known[1])}" if known else "images of the size it was made for"
-    )
-    if problem:
-        raise WorkbenchError(
-            "this model does not take these images",
-            expected=expected,
-            where=where,
-            got=f"{shape}: {problem}",
-            fix="give a folder's images another size (size=...) or number of "
-            "channels, or choose a model made for these",
-        )
-    _tried[model].add(shape)
-
-
-def _trial(model: nn.Module, shape: tuple[int, int, int]) -> str:
-    """What goes wrong when the model is given one black image of that shape; "" if nothing."""
-    first = next(model.parameters(), torch.zeros(1))
     try:
-        with torch.inference_mode():
-            model(torch.zeros(1, *shape, device=first.device, dtype=first.dtype))
-    except (AssertionError, RuntimeError, ValueError, TypeError) as error:
-        return str(error)[:200] or type(error).__name__
-    return ""
+        model, report = AutoModelForImageClassification.from_pretrained(
+            folder,
+            local_files_only=True,
+            # A repository's own code is never run, nor is the reader asked whether it may.
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, ImportError, *ODD) as error:
+        raise WorkbenchError(
+            "a folder in transformers' format cannot be loaded",
+            got=str(error)[:300],
+            where=folder,
+            expected="an image classifier's config.json and model.safetensors",
+            fix="check that it is an image classifier, saved as safetensors",
+        ) from None
+    as_numbers(model.state_dict(), model.state_dict(), folder)
+    missing = sorted(str(key) for key in report["missing_keys"])
+    if missing:
+        raise WorkbenchError(
+            "a checkpoint does not fit the model",
+            expected=f"{missing[0]} (and {len(missing) - 1} more)",
+            got="no such weight",
+            where=folder,
+            fix="choose a checkpoint of an image classifier",
+        )
+    return model

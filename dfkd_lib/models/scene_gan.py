@@ -17,7 +17,8 @@ def layout_planes(labels: Tensor, boxes: Tensor, num_classes: int, side: int) ->
     """A layout as soft masks, one plane a class: (B, K, side, side) in [0, 1], a pixel's share of the class's boxes.
 
     Args:
-        labels: int64 (B, M), -1 for none. boxes: (B, M, 4), centre x, centre y, width, height in [0, 1].
+        labels: int64 (B, M), -1 for none.
+        boxes: (B, M, 4), centre x, centre y, width, height in [0, 1].
     """
     edges = torch.arange(side, device=boxes.device) / side
     low, high = (
@@ -54,8 +55,10 @@ class SceneGenerator(nn.Module):
     whatever the adversarial game has come to; what the game decides is how it looks.
 
     Args:
-        num_classes: K. side: S, pixels, a multiple of 16. latent: length of each noise vector. width: channels of the first
-            layers, halved by each of the next.
+        num_classes: K.
+        side: S, pixels, a multiple of 16.
+        latent: length of each noise vector.
+        width: channels of the first layers, halved by each of the next.
     """
 
     def __init__(self, num_classes: int, side: int, latent: int = 32, width: int = 128):
@@ -130,9 +133,8 @@ class SceneGenerator(nn.Module):
             .sigmoid()
         )
         painted = _placed(drawn, box, self.side)
-        for turn in range(
-            labels.shape[1]
-        ):  # a later object lies over an earlier one of the same scene
+        # A later object lies over an earlier one of the same scene.
+        for turn in range(labels.shape[1]):
             rows = place == turn
             if rows.any():
                 colour, cover = painted[rows, :3], painted[rows, 3:]
@@ -167,8 +169,9 @@ class SceneDiscriminator(nn.Module):
     """A scene and its layout → logits (real if positive): of the scene by parts, and of each object with its class.
 
     Args:
-        num_classes: K. width: channels after the first layer, doubled by each of the next two. dropout: probability after
-            each: real scenes are few.
+        num_classes: K.
+        width: channels after the first layer, doubled by each of the next two.
+        dropout: probability after each: real scenes are few.
     """
 
     def __init__(self, num_classes: int, width: int = 32, dropout: float = 0.25):

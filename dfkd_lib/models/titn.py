@@ -7,12 +7,10 @@ over the pixel tokens within each patch, outer blocks over the patches, the clas
 import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
-from timm.models.deit import VisionTransformerDistilled
 from timm.models.tnt import TNT, Block
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dfkd_lib.core import WorkbenchError
+from dfkd_lib.models.classifiers import build_vit, check_shape
 from dfkd_lib.models.starts import start_small
 
 
@@ -79,16 +77,6 @@ class TITN(TNT):
         return (class_logits, dist_logits) if both else (class_logits + dist_logits) / 2
 
 
-def _check_patches(img_size: int, patch_size: int) -> None:
-    if img_size % patch_size:
-        raise WorkbenchError(
-            "the image cannot be cut into whole patches",
-            expected=f"a multiple of {patch_size} pixels",
-            got=f"{img_size} pixels",
-            fix="change img_size or patch_size",
-        )
-
-
 def build_titn(
     num_classes: int = 10,
     img_size: int = 32,
@@ -106,10 +94,11 @@ def build_titn(
     """A TITN, or with `distilled=False` a plain TNT, of the given shape (sizes in pixels); see `start_small`.
 
     Raises:
-        WorkbenchError: if `img_size` is no multiple of `patch_size`.
+        ValueError: if patches do not fill the image, or heads the width.
+
     Source: TITN paper, Table 1. The paper is silent on heads: 3 and 2 are those of the published TNT-Ti.
     """
-    _check_patches(img_size, patch_size)
+    check_shape(img_size, patch_size, width, heads)
     model = (TITN if distilled else TNT)(
         img_size=img_size,
         patch_size=patch_size,
@@ -122,38 +111,6 @@ def build_titn(
         num_heads_inner=pixel_heads,
         first_stride=pixel_size,
     )
-    return start_small(model) if small_start else model
-
-
-def build_vit(
-    num_classes: int = 10,
-    img_size: int = 32,
-    in_chans: int = 3,
-    patch_size: int = 8,
-    width: int = 192,
-    depth: int = 12,
-    heads: int = 3,
-    distilled: bool = False,
-    small_start: bool = False,
-) -> VisionTransformer:
-    """A plain ViT, or with `distilled=True` a DeiT with distillation token whose training output is a pair of logits.
-
-    Raises:
-        WorkbenchError: if `img_size` is no multiple of `patch_size`.
-    Source: TITN paper, Table 1 (columns ViT and DeiT).
-    """
-    _check_patches(img_size, patch_size)
-    model = (VisionTransformerDistilled if distilled else VisionTransformer)(
-        img_size=img_size,
-        patch_size=patch_size,
-        in_chans=in_chans,
-        num_classes=num_classes,
-        embed_dim=width,
-        depth=depth,
-        num_heads=heads,
-    )
-    if distilled:
-        model.set_distilled_training(True)
     return start_small(model) if small_start else model
 
 

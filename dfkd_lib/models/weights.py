@@ -9,10 +9,24 @@ from torch import nn
 from dfkd_lib.core import WorkbenchError, is_number, printable
 
 
-def load_weights(model: nn.Module, tensors: dict, where) -> None:
-    """Load weights of the model's own names and shapes; WorkbenchError naming the first that do not fit, or are no numbers.
+def load_weights(
+    model: nn.Module,
+    tensors: dict,
+    where,
+    fix: str = "build the model the checkpoint was trained with",
+) -> None:
+    """Load weights of the model's own names and shapes.
 
-    Weights that the model has no place for are refused with them: a deeper model would lose its last blocks without a word.
+    Weights that the model has no place for are refused with them: a deeper model would lose its last blocks in silence.
+
+    Args:
+        model: takes the weights.
+        tensors: by name, with the prefix of a wrapper or without.
+        where: the file, for the message.
+        fix: for the message.
+
+    Raises:
+        WorkbenchError: naming the first weights that do not fit, or are no finite numbers.
     """
     state = model.state_dict()
     if not any(name in state for name in tensors):
@@ -36,7 +50,7 @@ def load_weights(model: nn.Module, tensors: dict, where) -> None:
             where=where,
             got=f"{got or 'more'} ({len(unfit)} of {len(state)} weights do not fit, {missing} of them "
             f"missing{unknown})",
-            fix="build the model the checkpoint was trained with",
+            fix=fix,
         )
     model.load_state_dict(as_numbers(tensors, state, where))
 
@@ -72,9 +86,8 @@ def unwrapped(tensors: dict) -> dict:
 def check_sizes(sizes: dict, tensors: dict, where: Path) -> None:
     """Refuse what a record asks of an architecture before anything so large is built."""
     for key, value in sizes.items():
-        most = (
-            len(tensors) if "depth" in key or "layers" in key else 65_536
-        )  # every block has a weight of its own
+        # Every block has a weight of its own.
+        most = len(tensors) if "depth" in key or "layers" in key else 65_536
         values = value if isinstance(value, (list, tuple)) else [value]
         if any(
             not isinstance(v, (str, bool, type(None))) and not is_number(v, -1, most)

@@ -17,8 +17,7 @@ from dfkd_lib.core.ledger import LedgerError
 from dfkd_lib.datasets import ImageSet, load_images, to_float, to_uint8
 from dfkd_lib.distill import ClassificationConfig, Study
 from dfkd_lib.losses import intra_divergence_loss
-from dfkd_lib.models import FieldGenerator, create_model
-from dfkd_lib.models.load import WeightsMissing
+from dfkd_lib.models import FieldGenerator, WeightsMissing, create_model
 from dfkd_lib.synthesis import (
     CGAN,
     Given,
