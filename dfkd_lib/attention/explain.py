@@ -106,11 +106,8 @@ def detection_relevance(
         )
         every = [*encoder.values(), *decoder.values(), *cross.values()]
         steps = _weighted(logits.gather(1, chosen[:, None]).sum(), every)
-        inner, own, over = (
-            steps[: len(encoder)],
-            steps[len(encoder) : -len(cross)],
-            steps[-len(cross) :],
-        )
+        inner, over = steps[: len(encoder)], steps[-len(cross) :]
+        own = steps[len(encoder) : -len(cross)]
         image = _identity(inner[0])
         for step in inner:
             image = image + step @ image

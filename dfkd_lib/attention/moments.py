@@ -28,11 +28,9 @@ class Moments:
     @property
     def std(self) -> Tensor:
         """Standard deviation (n - 1); NaN of one row."""
-        return (
-            (self.squares / (self.count - 1)).sqrt()
-            if self.count > 1
-            else torch.full_like(self.mean, torch.nan)
-        )
+        if self.count == 1:
+            return torch.full_like(self.mean, torch.nan)
+        return (self.squares / (self.count - 1)).sqrt()
 
 
 class ClassMoments:

@@ -30,10 +30,8 @@ class Site:
         for attribute in ("num_heads", "num_attention_heads", "n_heads"):
             if isinstance(getattr(self.module, attribute, None), int):
                 return getattr(self.module, attribute)
-        width, head = (
-            getattr(getattr(self.module, "o_proj", None), "in_features", 0),
-            getattr(self.module, "head_dim", 0),
-        )
+        width = getattr(getattr(self.module, "o_proj", None), "in_features", 0)
+        head = getattr(self.module, "head_dim", 0)
         return width // head if width and head else None
 
 

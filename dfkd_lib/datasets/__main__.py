@@ -36,10 +36,8 @@ def _check(
     folder: str, splits: list[str] | None = None, most: int = 20, repair: str | None = None
 ) -> int:
     folder = resolve(folder)
-    named, splits = (
-        splits,
-        splits or [s for s in SPLITS if (folder / f"{s}.json").exists()] or ["train"],
-    )
+    there = [split for split in SPLITS if (folder / f"{split}.json").exists()]
+    named, splits = splits, splits or there or ["train"]
     if repair:
         done = repair_coco(folder, repair, splits)
         folder = resolve(repair)

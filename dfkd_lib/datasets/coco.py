@@ -186,9 +186,7 @@ def _decoded(report: CocoReport):
         except ledger.LedgerError:
             raise
         except WorkbenchError as error:
-            report.add(
-                "unreadable", path.name, "a whole image file", error.got, path.name, ("images", row)
-            )
+            report.flag("unreadable", "images", row, "a whole image file", error.got)
             continue
         if not report.fatal:
             yield row, entry, pixels

@@ -155,14 +155,8 @@ def _repeated(report: CocoReport, key: str, name: str, kind: str, expected: str)
         value = str(Path(entry[name])) if name == "file_name" else entry[name]  # ./1.png is 1.png
         before = first.setdefault(value, index)
         if before != index:
-            report.add(
-                kind,
-                f"{key}, entry {index}",
-                expected,
-                f"{name} {entry[name]!r}, as entry {before}",
-                entry.get("file_name", ""),
-                (key, index),
-            )
+            same = f"{name} {entry[name]!r}, as entry {before}"
+            report.flag(kind, key, index, expected, same, f"{key}, entry {index}")
             found.add(index)
     return found
 
@@ -196,34 +190,21 @@ def _check_annotations(report: CocoReport) -> None:
     for index, annotation in enumerate(report.content["annotations"]):
         if not _whole(annotation, "annotations"):
             continue
-        place, entry = f"annotation {annotation.get('id')}", ("annotations", index)
-        image = report.images.get(annotation["image_id"])
+        image, category = report.images.get(annotation["image_id"]), annotation.get("category_id")
         if image is None:
-            report.add(
-                "no_image",
-                place,
-                "the id of an entry of 'images'",
-                f"image id {annotation['image_id']!r}",
-                entry=entry,
-            )
-        elif annotation.get("category_id") not in report.categories:
-            report.add(
-                "category",
-                place,
-                f"one of {sorted(report.categories, key=str)}",
-                annotation.get("category_id"),
-                image["file_name"],
-                entry,
-            )
+            wrong, expected = "no_image", "the id of an entry of 'images'"
+            found = f"image id {annotation['image_id']!r}"
+        elif category not in report.categories:
+            wrong, expected = "category", f"one of {sorted(report.categories, key=str)}"
+            found = category
         else:
-            wrong, expected, box = checked_box(annotation.get("bbox"), image)
-            if wrong:
-                report.add(
-                    wrong, place, expected, annotation.get("bbox"), image["file_name"], entry
-                )
-            else:
-                report.annotations.append((index, annotation, box))
-                _check_area(report, place, annotation, image, entry)
+            found = annotation.get("bbox")
+            wrong, expected, box = checked_box(found, image)
+        if wrong:
+            report.flag(wrong, "annotations", index, expected, found)
+        else:
+            report.annotations.append((index, annotation, box))
+            _check_area(report, index, annotation)
     _check_doubles(report)
     used = {annotation["category_id"] for _, annotation, _ in report.annotations}
     for key in set(report.categories) - used if report.annotations else ():
@@ -264,21 +245,13 @@ def checked_box(box, image: dict) -> tuple[str | None, str, tuple | None]:
     return None, "", cut
 
 
-def _check_area(
-    report: CocoReport, place: str, annotation: dict, image: dict, entry: tuple
-) -> None:
-    area, (width, height) = annotation.get("area"), (float(side) for side in annotation["bbox"][2:])
+def _check_area(report: CocoReport, index: int, annotation: dict) -> None:
+    area, (width, height) = annotation.get("area"), map(float, annotation["bbox"][2:])
     if area is None or annotation.get("segmentation"):  # then it is that of the outline
         return
     if not is_number(area) or not abs(area - width * height) <= 1 + 0.01 * width * height:
-        report.add(
-            "area",
-            place,
-            f"{width:g} x {height:g} = {width * height:g}",
-            area,
-            image["file_name"],
-            entry,
-        )
+        expected = f"{width:g} x {height:g} = {width * height:g}"
+        report.flag("area", "annotations", index, expected, area)
 
 
 def _check_doubles(report: CocoReport) -> None:
@@ -287,19 +260,13 @@ def _check_doubles(report: CocoReport) -> None:
     for index, annotation, box in report.annotations:
         if not annotation.get("iscrowd"):
             of_image[annotation["image_id"]].append((index, annotation, box))
-    for key, found in of_image.items():
+    for found in of_image.values():
         first = {}
         for index, annotation, box in found:
             before = first.setdefault((annotation["category_id"], box), annotation)
             if before is not annotation:
-                report.add(
-                    "twice",
-                    f"annotation {annotation.get('id')}",
-                    "each object once",
-                    f"the box and category of annotation {before.get('id')}",
-                    report.images[key]["file_name"],
-                    ("annotations", index),
-                )
+                found_before = f"the box and category of annotation {before.get('id')}"
+                report.flag("twice", "annotations", index, "each object once", found_before)
         overlaps = _overlaps(np.array([box for _, _, box in found]))
         for i, j in zip(*np.nonzero(np.triu(overlaps, 1) > NEAR), strict=True):
             (_, one, box), (index, other, again) = found[i], found[j]
@@ -307,13 +274,13 @@ def _check_doubles(report: CocoReport) -> None:
                 classes = " and ".join(
                     report.categories[a["category_id"]]["name"] for a in (one, other)
                 )
-                report.add(
+                report.flag(
                     "near",
-                    f"annotations {one.get('id')} and {other.get('id')}",
+                    "annotations",
+                    index,
                     f"an overlap (IoU) up to {NEAR}",
                     f"{overlaps[i, j]:.2f}, {classes}",
-                    report.images[key]["file_name"],
-                    ("annotations", index),
+                    f"annotations {one.get('id')} and {other.get('id')}",
                 )
 
 
@@ -326,9 +293,9 @@ def _overlaps(boxes: np.ndarray) -> np.ndarray:
 
 
 def _check_file(report: CocoReport, index: int, entry: dict, decode: bool) -> None:
-    path, name = report.folder / report.split / entry["file_name"], entry["file_name"]
+    path = report.folder / report.split / entry["file_name"]
     if not _is_file(path):
-        report.add("missing", name, f"a file in {path.parent}", "none", name, ("images", index))
+        report.flag("missing", "images", index, f"a file in {path.parent}", "none")
         return
     try:
         width, height = read_image(path, "RGB").shape[1::-1] if decode else _header(path)
@@ -337,17 +304,11 @@ def _check_file(report: CocoReport, index: int, entry: dict, decode: bool) -> No
     # A broken file makes Pillow's readers raise whatever they stumble over.
     except Exception as error:
         found = error.got if isinstance(error, WorkbenchError) else error
-        report.add("unreadable", name, "a whole image file", found, name, ("images", index))
+        report.flag("unreadable", "images", index, "a whole image file", found)
         return
     if (width, height) != (entry["width"], entry["height"]):
-        report.add(
-            "size",
-            name,
-            f"{entry['width']} x {entry['height']} (from {report.file.name})",
-            f"{width} x {height}",
-            name,
-            ("images", index),
-        )
+        expected = f"{entry['width']} x {entry['height']} (from {report.file.name})"
+        report.flag("size", "images", index, expected, f"{width} x {height}")
 
 
 def _header(path: Path) -> tuple[int, int]:
@@ -380,23 +341,11 @@ def _compare_splits(report: CocoReport) -> None:
         abroad = [f"{split}/{name}" for split, name in group if split != report.split]
         for place, name in enumerate(mine):
             if abroad:
-                report.add(
-                    "leak",
-                    name,
-                    "in one split only",
-                    f"the same as {abroad[0]}",
-                    name,
-                    ("images", indices[name]),
-                )
+                found = f"the same as {abroad[0]}"
+                report.flag("leak", "images", indices[name], "in one split only", found)
             elif place:
-                report.add(
-                    "same",
-                    name,
-                    "another picture",
-                    f"the same as {mine[0]}",
-                    name,
-                    ("images", indices[name]),
-                )
+                found = f"the same as {mine[0]}"
+                report.flag("same", "images", indices[name], "another picture", found)
 
 
 def _same_bytes(folder: Path, files) -> list[list[tuple[str, str]]]:

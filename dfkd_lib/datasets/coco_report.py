@@ -132,6 +132,15 @@ class CocoReport:
             Fault(kind, plain(place), plain(expected), plain(found)[:100], plain(image), entry)
         )
 
+    def flag(self, kind: str, key: str, index: int, expected, found, place: str = "") -> None:
+        """Add a fault of a whole entry of a list, which names its image; the place is the annotation or the image by default."""
+        entry = self.content[key][index]
+        image = entry.get("file_name") or self.images.get(entry.get("image_id"), {}).get(
+            "file_name", ""
+        )
+        usual = f"annotation {entry.get('id')}" if key == "annotations" else image
+        self.add(kind, place or usual, expected, found, image, (key, index))
+
     def counts(self) -> dict[str, int]:
         """Numbers of images, of those without annotations, of annotations and of crowd regions among them."""
         filled = {a["image_id"] for _, a, _ in self.annotations}

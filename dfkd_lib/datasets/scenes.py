@@ -244,9 +244,8 @@ def _draw(
     origin = np.floor(corner).astype(int)
     inner = corner - origin
     width, height = np.ceil(inner + extent).astype(int) + 1
-    alpha, shade = (
-        Image.new("L", (int(width) * SUPERSAMPLE, int(height) * SUPERSAMPLE)) for _ in range(2)
-    )
+    size = (int(width) * SUPERSAMPLE, int(height) * SUPERSAMPLE)
+    alpha, shade = Image.new("L", size), Image.new("L", size)
     draw_alpha, draw_shade = ImageDraw.Draw(alpha), ImageDraw.Draw(shade)
     for points, tone, opacity in parts:
         outline = (points + inner * SUPERSAMPLE).ravel().tolist()
@@ -259,13 +258,10 @@ def _draw(
     tone = tone / np.maximum(solid, 1e-3)
     x, y = origin
     area = canvas[y : y + height, x : x + width]
-    cover, tone = (
-        cover[: len(area), : area.shape[1], None],
-        tone[: len(area), : area.shape[1], None],
-    )
+    cover = cover[: len(area), : area.shape[1], None]
+    tone = tone[: len(area), : area.shape[1], None]
     area += cover * (tone * _paint(area.mean(axis=(0, 1)), rng) - area)
-    low, high = corner, corner + extent
-    return (*low, *high)
+    return (*corner, *(corner + extent))
 
 
 def _paint(behind: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -272,10 +272,8 @@ def _call(runner, batch: Tensor):
 def _ratios(rows: list[dict], int8: str, measure_name: str) -> dict:
     """What the packed student gains on its teacher, both as ONNX, on one thread."""
     by_kind = {row["kind"]: row for row in rows}
-    packed, faster = (
-        by_kind[int8],
-        {kind: row["speed"]["1"]["times_faster"] for kind, row in by_kind.items()},
-    )
+    faster = {kind: row["speed"]["1"]["times_faster"] for kind, row in by_kind.items()}
+    packed = by_kind[int8]
     return {
         f"int8_{measure_name}": packed[measure_name],
         f"fp32_{measure_name}": by_kind["student"][measure_name],

@@ -25,11 +25,7 @@ def total_variation(images: Tensor) -> Tensor:
 
     Source: the smoothness prior of DeepInversion (B), in its absolute form.
     """
-    down, across = (
-        images[..., 1:, :] - images[..., :-1, :],
-        images[..., :, 1:] - images[..., :, :-1],
-    )
-    return down.abs().mean() + across.abs().mean()
+    return images.diff(dim=-2).abs().mean() + images.diff(dim=-1).abs().mean()
 
 
 def diversity_loss(images: Tensor, labels: Tensor) -> Tensor:
@@ -68,10 +64,8 @@ def disagreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Source: Yin et al., Dreaming to Distill (CVPR 2020), adaptive DeepInversion.
     """
     same_shape(student_logits, teacher_logits, "logits")
-    log_p, log_q = (
-        F.log_softmax(student_logits.float(), -1),
-        F.log_softmax(teacher_logits.float(), -1),
-    )
+    log_p = F.log_softmax(student_logits.float(), -1)
+    log_q = F.log_softmax(teacher_logits.float(), -1)
     middle = torch.logsumexp(torch.stack([log_p, log_q]), 0) - torch.log(torch.tensor(2.0))
     both = (log_p.exp() * (log_p - middle) + log_q.exp() * (log_q - middle)).sum(-1) / 2
     return (both / torch.log(torch.tensor(2.0))).mean().clamp(min=0)

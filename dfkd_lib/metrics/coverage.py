@@ -1,9 +1,11 @@
 """Nearest neighbours in feature space: precision, recall, density, coverage; neighbours that look like copies."""
 
+import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
 
 from dfkd_lib.core import WorkbenchError
@@ -111,6 +113,10 @@ def prdc(real: Tensor, made: Tensor, k: int = 5, chunk: int | None = None) -> Pr
     )
 
 
+# A float whose NaN is None in JSON.
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+
+
 class Nearness(NamedTuple):
     """How near made images lie to others, beside how near real ones do.
 
@@ -118,9 +124,9 @@ class Nearness(NamedTuple):
     `threshold`, the 1 % quantile of the real distances; 0.01 is what real images would have. images: number of made ones.
     """
 
-    ratio: float
-    share: float
-    threshold: float
+    ratio: Number
+    share: Number
+    threshold: Number
     images: int
 
 

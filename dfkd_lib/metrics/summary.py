@@ -1,11 +1,13 @@
 """One table of every measure of made images against real ones, overall and by class, with what makes it doubtful."""
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from dfkd_lib.core import WorkbenchError
@@ -16,7 +18,7 @@ from dfkd_lib.metrics.bootstrap import (
     span_dimensions,
     spread_interval,
 )
-from dfkd_lib.metrics.coverage import Nearness, memorisation, near_duplicates, prdc
+from dfkd_lib.metrics.coverage import Nearness, Number, memorisation, near_duplicates, prdc
 from dfkd_lib.metrics.distances import (
     check_features,
     frechet_distance_from_features,
@@ -44,21 +46,23 @@ class Features(NamedTuple):
 class Row:
     """The measures of all images or of one class, NaN where they cannot be taken; rounds: bootstrap replicates done."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     name: str
     images: int
     real_images: int
-    distance: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    kid: float = math.nan
-    kid_std: float = math.nan
-    precision: float = math.nan
-    recall: float = math.nan
-    density: float = math.nan
-    coverage: float = math.nan
-    score: float = math.nan
-    score_low: float = math.nan
-    score_high: float = math.nan
+    distance: Number = math.nan
+    low: Number = math.nan
+    high: Number = math.nan
+    kid: Number = math.nan
+    kid_std: Number = math.nan
+    precision: Number = math.nan
+    recall: Number = math.nan
+    density: Number = math.nan
+    coverage: Number = math.nan
+    score: Number = math.nan
+    score_low: Number = math.nan
+    score_high: Number = math.nan
     rounds: int = 0
     kid_subset: int = 0
 
@@ -77,6 +81,8 @@ class Measures:
 
     warnings: full sentences, each a reason not to take the numbers as they stand; empty if there is none.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     space: str
     dimensions: int
@@ -99,11 +105,7 @@ class Measures:
 
     def as_dict(self) -> dict:
         """Everything as JSON can hold it; NaN becomes None, which JSON has."""
-        saved = asdict(self) | {
-            "duplicates": self.duplicates._asdict(),
-            "copies": self.copies._asdict(),
-        }
-        return _each(saved, lambda v: None if isinstance(v, float) and not math.isfinite(v) else v)
+        return json.loads(TypeAdapter(Measures).dump_json(self))
 
     @classmethod
     def from_dict(cls, saved: dict) -> "Measures":
@@ -113,28 +115,14 @@ class Measures:
             WorkbenchError: if a part is missing or unknown.
         """
         try:
-            whole = {**saved, "warnings": list(saved["warnings"])}
-            whole["rows"] = tuple(Row(**_numbers(row)) for row in saved["rows"])
-            for key in ("duplicates", "copies"):
-                whole[key] = Nearness(**_numbers(saved[key]))
-            return cls(**whole)
-        except (KeyError, TypeError) as error:
+            return TypeAdapter(cls).validate_python(saved)
+        except ValidationError as error:
             raise WorkbenchError(
                 "these are no saved measures",
-                expected=", ".join(f.name for f in fields(cls)),
+                expected=", ".join(field.name for field in fields(cls)),
                 got=error,
                 fix="measure again",
             ) from error
-
-
-def _each(value, change):
-    if isinstance(value, dict):
-        return {key: _each(v, change) for key, v in value.items()}
-    return [_each(v, change) for v in value] if isinstance(value, (list, tuple)) else change(value)
-
-
-def _numbers(saved: dict) -> dict:
-    return {key: math.nan if value is None else value for key, value in saved.items()}
 
 
 def measure(
@@ -210,9 +198,8 @@ def _row(
     k: int,
     budget: float,
 ) -> Row:
-    distance, kernel = (
-        f(made.values, real.values) for f in (frechet_distance_from_features, kernel_distance)
-    )
+    distance = frechet_distance_from_features(made.values, real.values)
+    kernel = kernel_distance(made.values, real.values)
     images = len(real.values) + len(made.values)
     done = affordable(rounds, images, span_dimensions(real.values, made.values), budget)
     low, high = spread_interval(

@@ -124,10 +124,8 @@ class Detector(nn.Module):
         return Detections(*last, tuple(before))
 
     def _heads(self, state: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor]:
-        logits, boxes = (
-            self.network.class_labels_classifier(state).float(),
-            self.network.bbox_predictor(state).float(),
-        )
+        logits = self.network.class_labels_classifier(state).float()
+        boxes = self.network.bbox_predictor(state).float()
         # Conditional DETR predicts centres relative to each query's reference point.
         if reference is not None:
             centre = torch.logit(reference.transpose(0, 1).float(), eps=1e-5)

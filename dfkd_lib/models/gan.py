@@ -123,13 +123,8 @@ class FieldGenerator(nn.Module):
         bend: float = 1.0,
     ):
         super().__init__()
-        self.latent, self.channels, self.side, self.texture, self.bend = (
-            latent,
-            channels,
-            side,
-            texture,
-            bend,
-        )
+        self.latent, self.channels, self.side = latent, channels, side
+        self.texture, self.bend = texture, bend
         self.embed = nn.Embedding(num_classes, latent)
         layers = [nn.ConvTranspose2d(2 * latent, width, 4)]
         for _ in range(max(0, math.ceil(math.log2(side / 8)))):

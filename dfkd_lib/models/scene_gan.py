@@ -21,14 +21,10 @@ def layout_planes(labels: Tensor, boxes: Tensor, num_classes: int, side: int) ->
         boxes: (B, M, 4), centre x, centre y, width, height in [0, 1].
     """
     edges = torch.arange(side, device=boxes.device) / side
-    low, high = (
-        box[..., None]
-        for box in (boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2)
-    )
+    low, high = box_convert(boxes, "cxcywh", "xyxy")[..., None].split(2, -2)
     # The share of each column and row of pixels that a box covers; their product is the share of each pixel.
-    covered = (torch.minimum(high, edges + 1 / side) - torch.maximum(low, edges)).clamp(
-        min=0
-    ) * side
+    shared = torch.minimum(high, edges + 1 / side) - torch.maximum(low, edges)
+    covered = shared.clamp(min=0) * side
     masks = covered[:, :, 1, :, None] * covered[:, :, 0, None, :]
     hot = F.one_hot(labels.clamp(min=0), num_classes).to(masks) * (labels >= 0)[..., None]
     return torch.einsum("bmk,bmhw->bkhw", hot, masks).clamp(max=1)
