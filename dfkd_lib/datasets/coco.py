@@ -63,9 +63,15 @@ def load_coco(
     report = check_coco(folder, split, thorough=False)
     if report.fatal:
         raise report.error()
-    scenes = list(view.scenes(report, np.random.default_rng(seed)))
+    return _scene_set(
+        report, list(view.scenes(report, np.random.default_rng(seed))), fill or shortest is not None
+    )
+
+
+def _scene_set(report: CocoReport, scenes: list[tuple], fill: bool) -> SceneSet:
+    """The scenes of a split; without `fill` they have to be of one size."""
     images = [pixels for _, pixels, *_ in scenes]
-    if shortest is None and not fill:
+    if not fill:
         _check_sizes(images, report.file)
     stack = stacked(images)
     height, width = stack.shape[2:]
@@ -76,8 +82,8 @@ def load_coco(
         [boxes * share for (_, _, boxes, _, _), share in zip(scenes, part, strict=True)],
         [labels for *_, labels, _ in scenes],
         tuple(c["name"] for c in report.categories.values()),
-        f"COCO folder {folder.name}",
-        f"{folder.name}/{split}",
+        f"COCO folder {report.folder.name}",
+        f"{report.folder.name}/{report.split}",
         np.array([row for row, *_ in scenes]),
         torch.tensor([1 / factor for *_, factor in scenes]),
     )

@@ -107,7 +107,6 @@ def correlation(
     x: Sequence[float],
     y: Sequence[float],
     clusters: Sequence[Hashable] | None = None,
-    confidence: float = 0.95,
     rounds: int = 4000,
     seed: int = 0,
 ) -> dict:
@@ -122,6 +121,7 @@ def correlation(
         x: finite, n of them.
         y: likewise.
         clusters: name of each one's cluster; None: each is its own.
+        rounds: samples of the bootstrap, and orders drawn.
         seed: of what is drawn.
 
     Returns:
@@ -154,8 +154,7 @@ def correlation(
     moments = member @ np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], 1)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(order), [1 / len(order)] * len(order), rounds)
-    samples = _pearson(drawn @ moments)
-    ends = np.nanquantile(samples, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    ends = np.nanquantile(_pearson(drawn @ moments), [0.025, 0.975])
     means = moments[:, 1:3] / moments[:, :1]
     return found | {
         "pearson": float(_pearson(moments.sum(0))),
