@@ -509,7 +509,7 @@ def test_a_published_detector_comes_from_the_hub(hub, monkeypatch):
 
     from dfkd_lib.models import detectors
 
-    known, small = detectors._SPECS, "conditional_detr_resnet18_2x2"
+    known, small = detectors.SPECS, "conditional_detr_resnet18_2x2"
     repository = known["conditional_detr_resnet50"].hub
     assert (
         repository == "microsoft/conditional-detr-resnet-50"
@@ -557,7 +557,7 @@ def test_a_folder_in_transformers_format_keeps_all_but_another_head(tmp_path):
     """What a published 91-class detector goes through: its norms and stem stay frozen, its class head is made anew."""
     from dfkd_lib.models import detectors
 
-    published = detectors._network(detectors._SPECS["detr_resnet18_2x2"], 91)
+    published = detectors._network(detectors.SPECS["detr_resnet18_2x2"], 91)
     published.save_pretrained(tmp_path)
     ours = create_detector("detr_resnet18_2x2", 4, weights=tmp_path)
     kept = ours.network.bbox_predictor.layers[0].weight
