@@ -1,16 +1,8 @@
-# make report   run every notebook on embedded real data into reports/quick (the main job)
-# make test     all tests, among them every notebook at smoke size
-# make install  what all need, into .venv, and nothing else
-# make lab      JupyterLab on the notebooks, on this machine only
-# make bench    everything beside its peers, timed, as a table and a picture in reports/bench (20 minutes)
-# make faults   kills, full disks, flipped bits and more injected into real runs: an hour, ends with a table
-# make fuzz     ten times the bad input that the tests try, from a new seed
-# make audit    known vulnerabilities of the pinned packages (needs the network)
-# make clean    remove reports (not reports/published), trained things and caches; make distclean: .venv too
+# The targets, and what each does: make help
 #
 # Each makes or updates .venv first if requirements.txt or pyproject.toml changed. PYTHON=... chooses the interpreter.
 
-.PHONY: install report test lab bench faults fuzz audit clean distclean
+.PHONY: help install report test test-slow lint types hooks lab bench faults fuzz audit clean distclean
 .DEFAULT_GOAL := report
 
 RUN := .venv/bin/python
@@ -18,32 +10,53 @@ STAMP := .venv/installed
 # Notebooks at a time: two on two cores are faster than one with two threads, the models being small.
 JOBS ?= 2
 
-install: $(STAMP)
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-report: $(STAMP)
+install: $(STAMP)  ## what all need, into .venv, and nothing else
+
+report: $(STAMP)  ## run every notebook on embedded real data into reports/quick (the main job)
 	@$(RUN) -m dfkd_lib run --profile quick --out reports/quick --jobs $(JOBS)
 
-test: $(STAMP)
-	@$(RUN) -m pytest
+# A worker of pytest takes one thread and whole files, so that what a module sets up is set up once.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+SLOW := slow or browser or faults or fuzz or processes
 
-lab: $(STAMP)
+test: $(STAMP)  ## the tests that a contributor waits for
+	@$(PYTEST) -m "not ($(SLOW))"
+
+test-slow: $(STAMP)  ## the other tests: browser, faults, fuzz, several processes, notebooks at smoke size
+	@$(PYTEST) -m "$(SLOW)"
+
+lint: $(STAMP)  ## ruff, and notebooks without outputs
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m nbstripout --verify --keep-id notebooks/*.ipynb
+
+types: $(STAMP)  ## mypy on core, losses, attention, metrics and training
+	@$(RUN) -m mypy
+
+hooks: $(STAMP)  ## let git run ruff and nbstripout before each commit
+	@$(RUN) -m pre_commit install
+
+lab: $(STAMP)  ## JupyterLab on the notebooks, on this machine only
 	@$(RUN) -m jupyterlab --ip=127.0.0.1 --LabApp.default_url=/lab/tree/notebooks --LabApp.news_url=None \
 	    --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.extension_manager=readonly \
 	    $(if $(filter 0,$(shell id -u)),--allow-root)
 
-bench: $(STAMP)
+bench: $(STAMP)  ## everything beside its peers, timed, as a table and a picture in reports/bench (20 minutes)
 	@PYTHONPATH=tests $(RUN) -m bench
 
-faults: $(STAMP)
+faults: $(STAMP)  ## kills, full disks, flipped bits and more injected into real runs: an hour, ends with a table
 	@FAULTS=full $(RUN) -m pytest -q tests/robustness/test_faults.py
 
 # More bad input than the tests try, from a new seed; FUZZ=100 tries a hundred times as much.
 FUZZ ?= 10
-fuzz: $(STAMP)
+fuzz: $(STAMP)  ## ten times the bad input that the tests try, from a new seed
 	@DFKD_FUZZ=$(FUZZ) $(RUN) -m pytest tests/robustness/test_fuzz.py -s
 
 # pip-audit passes over what a database does not know, and ends with 0: --strict makes that an error, told apart below.
-audit: $(STAMP)
+audit: $(STAMP)  ## known vulnerabilities of the pinned packages (needs the network)
 	@grep -E '^[A-Za-z0-9._-]+==' requirements.txt > .venv/pins.txt; \
 	$(RUN) -c 'import pip_audit' 2>/dev/null || { echo "installing pip-audit into .venv (once)"; \
 	  PIP_REQUIRE_VIRTUALENV=1 $(RUN) -m pip install --disable-pip-version-check --quiet -c .venv/pins.txt -e '.[audit]' || exit 2; }; \
@@ -71,11 +84,11 @@ $(STAMP): requirements.txt pyproject.toml
 	$(RUN) -m pip install --disable-pip-version-check --quiet -r requirements.txt || exit 1; \
 	echo "$$sum" > $(STAMP)
 
-clean:
+clean:  ## remove reports (not reports/published), trained things and caches
 	@echo "removing reports (reports/published stays), data/artifacts and caches"
 	@find reports -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +
-	@rm -rf data/artifacts build *.egg-info .pytest_cache
+	@rm -rf data/artifacts build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	@find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print | xargs rm -rf
 
-distclean: clean
+distclean: clean  ## the same, and .venv
 	@rm -rf .venv

@@ -8,7 +8,7 @@ from dfkd_lib.core import processes
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.datasets import load_images
 from dfkd_lib.training import TrainConfig, train_teacher
-from dfkd_lib.training.classifier import ship_teacher
+from dfkd_lib.training.teachers import ship_teacher
 
 
 def main(argv: list[str]) -> None:

@@ -10,6 +10,8 @@ import pytest
 from dfkd_lib.ablation import Jobs
 from dfkd_lib.core.artifacts import REPOSITORY, Store
 
+pytestmark = pytest.mark.browser
+
 EPOCHS = 200  # so many that a training cannot end between two looks at it, however busy the machine
 START = f"""
 import sys

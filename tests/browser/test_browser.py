@@ -3,6 +3,8 @@
 import browser
 import pytest
 
+pytestmark = pytest.mark.browser
+
 CLICKER = '''
 import anywidget, ipywidgets, traitlets
 class Clicker(anywidget.AnyWidget):

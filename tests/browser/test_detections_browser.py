@@ -5,6 +5,8 @@ import pytest
 
 from dfkd_lib.core.artifacts import REPOSITORY
 
+pytestmark = pytest.mark.browser
+
 START = f"""
 import copy, sys, torch
 sys.path.insert(0, {str(REPOSITORY)!r})

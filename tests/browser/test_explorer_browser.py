@@ -10,6 +10,8 @@ from dfkd_lib import attention, datasets
 from dfkd_lib.core.artifacts import REPOSITORY, Store
 from dfkd_lib.training import load_trained, shipped_teacher
 
+pytestmark = pytest.mark.browser
+
 START = f"""
 import sys
 sys.path.insert(0, {str(REPOSITORY)!r})

@@ -1,8 +1,11 @@
 """Widgets in a real JupyterLab whose classes, models and data sets have names that try to act: shown as text, nothing runs."""
 
 import browser
+import pytest
 
 from dfkd_lib.core.artifacts import REPOSITORY
+
+pytestmark = pytest.mark.browser
 
 BAD = "</option></title><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\"><svg onload=alert(1)>"
 START = f"""

@@ -18,6 +18,8 @@ from dfkd_lib.core import WorkbenchError, processes
 from dfkd_lib.pipeline import make_plan, train
 from dfkd_lib.training import parallel
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "tests" / "support" / "work_processes.py"
 TIMES = ("seconds", "images_per_second")

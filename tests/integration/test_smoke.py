@@ -9,6 +9,8 @@ from dfkd_lib import pipeline
 from dfkd_lib.distill import MAKERS
 from dfkd_lib.profiles import NOTEBOOKS
 
+pytestmark = pytest.mark.slow
+
 SHARE = (0.0, 1.0)
 # What each notebook must have measured, and between which values: (notebook, metric, low, high).
 MEASURED = [

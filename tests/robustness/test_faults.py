@@ -29,6 +29,8 @@ from dfkd_lib.core import (
 )
 from dfkd_lib.core.artifacts import ArtifactError, Store
 
+pytestmark = pytest.mark.faults
+
 ROWS: list[Row] = []
 
 

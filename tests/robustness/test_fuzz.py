@@ -58,6 +58,8 @@ from dfkd_lib.pipeline import make_plan, parameters, read_notebook
 from dfkd_lib.training import TrainConfig
 from dfkd_lib.training.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.fuzz
+
 LEAST = 2000  # inputs in a default run
 MEMORY = 3 << 30  # bytes of address space that all of it may take on top
 
