@@ -15,7 +15,14 @@ from dfkd_lib.distill.study import (
     Study,
 )
 from dfkd_lib.distill.subject import Subject, open_subject
-from dfkd_lib.distill.targets import LiveTeacher, StoredTeacher, Targets, has_probe, teacher_targets
+from dfkd_lib.distill.targets import (
+    LiveTeacher,
+    StoredTeacher,
+    Targets,
+    early_tokens,
+    has_probe,
+    teacher_targets,
+)
 from dfkd_lib.distill.titn import TitnConfig
 from dfkd_lib.distill.weights import KDWeights, drop_one
 
@@ -40,6 +47,7 @@ __all__ = [
     "comparison",
     "drop_one",
     "early",
+    "early_tokens",
     "equal_epochs",
     "has_probe",
     "kd_step",

@@ -85,6 +85,7 @@ def train(
     overrides: dict | None = None,
     modules: Callable[[nn.Module], dict[str, nn.Module]] | None = None,
     settings: dict | None = None,
+    early: bool = False,
 ) -> Artifact:
     """A student distilled from a frozen teacher by a step of the caller's.
 
@@ -100,6 +101,7 @@ def train(
         seed: of weights, order and dropout; config.seed by default. stage: name in keys and ledger.
         parents: what made the synthetic images. overrides: for `create_model`.
         modules: the student → modules trained beside it. settings: more of what the step depends on, for the record.
+        early: whether targets hold the teacher's feature map of stage `config.early_stage` (a CNN's) in place of a probe.
 
     Returns:
         The student's artifact, see `training.train_classifier`.
@@ -128,15 +130,17 @@ def train(
     check_classes_agree(known, images.classes, f"teacher and {images.name}")
     augmentation = Augmentation(kind=config.augmentation, mix=config.mix)
     weights = getattr(step, "weights", None)
-    early = config.early_stage if weights is not None and weights.uses("early") else None
+    stage_seen = config.early_stage if early else None
     targets = None
-    if early is None and keeps_images(augmentation, images):
+    if not early and keeps_images(augmentation, images):
         targets = teacher_targets(store, teacher, images, parents)
 
     def make_step(student: nn.Module, _: ImageSet) -> tuple[Callable, dict[str, nn.Module]]:
         # A probe that no loss asks for is not worth its time.
         probed = has_probe(frozen_teacher) and (weights is None or weights.uses("patch"))
-        answers = StoredTeacher(targets) if targets else LiveTeacher(frozen_teacher, probed, early)
+        answers = (
+            StoredTeacher(targets) if targets else LiveTeacher(frozen_teacher, probed, stage_seen)
+        )
         beside = modules(student) if modules else {}
         return bound(step, student, answers, beside), beside
 
@@ -184,17 +188,9 @@ def train_student(
     with torch.random.fork_rng(devices=[]):
         student = create_model(config.model, **shape)
         check_losses(weights, student, frozen_teacher, images, config.early_stage)
-    modules = None
-    settings: dict = {"weights": weights.as_dict()}
-    if weights.uses("early"):
+    early, settings = weights.uses("early"), {"weights": weights.as_dict()}
+    if early:
         settings["early_stage"] = config.early_stage
-        channels = early_channels(
-            frozen_teacher, config.early_stage, shape["img_size"], shape["in_chans"]
-        )
-
-        def modules(student: nn.Module) -> dict[str, nn.Module]:
-            return {"aligner": EarlyAligner(student.embed_dim, channels)}
-
     return train(
         store,
         config,
@@ -206,9 +202,26 @@ def train_student(
         stage=stage,
         parents=parents,
         overrides=overrides,
-        modules=modules,
+        modules=aligners(frozen_teacher, config.early_stage, images.shape) if early else None,
         settings=settings,
+        early=early,
     )
+
+
+def aligners(
+    teacher: nn.Module, early_stage: int, shape: tuple[int, int, int]
+) -> Callable[[nn.Module], dict[str, nn.Module]]:
+    """The student → {"aligner": from its early tokens to the CNN teacher's feature map of that stage} (B stage 1).
+
+    Args:
+        shape: (C, H, W) of the images.
+    """
+    channels = early_channels(teacher, early_stage, shape[1], shape[0])
+
+    def modules(student: nn.Module) -> dict[str, nn.Module]:
+        return {"aligner": EarlyAligner(student.embed_dim, channels)}
+
+    return modules
 
 
 def check_losses(

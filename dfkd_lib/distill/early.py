@@ -6,10 +6,23 @@ from pydantic import Field
 
 from dfkd_lib.core import Artifact, Config, Seeds, Store
 from dfkd_lib.datasets import DataConfig, ImageSet
-from dfkd_lib.distill.classification import StudentConfig, train_student
+from dfkd_lib.distill.classification import (
+    Step,
+    StudentConfig,
+    aligners,
+    train,
+    train_student,
+)
 from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.synthesis import FeatureConfig, train_judge
-from dfkd_lib.training import Augmentation, TrainConfig, label_step, train_classifier, train_teacher
+from dfkd_lib.training import (
+    Augmentation,
+    TrainConfig,
+    label_step,
+    load_trained,
+    train_classifier,
+    train_teacher,
+)
 
 
 class EarlyConfig(Config):
@@ -69,8 +82,13 @@ class EarlyConfig(Config):
         test_set: ImageSet,
         share: float,
         seed: int,
+        step: Step | None = None,
     ) -> list[Artifact]:
-        """The stages of one run, the last of which is the result: "DearKD" (two stages) or "plain" (one)."""
+        """The stages of one run, the last of which is the result: "DearKD" (two stages) or "plain" (one).
+
+        Args:
+            step: of stage 1, see `distill.train`; it may ask for `aligner`. The library's own by default.
+        """
         chosen = pool.sample(max(pool.num_classes, round(share * len(pool))), seed)
         overrides = {"patch_size": self.patch_size}
         common = {"overrides": overrides, "augmentation": Augmentation(kind=self.augmentation)}
@@ -88,16 +106,22 @@ class EarlyConfig(Config):
             early_stage=self.early_stage,
         )
         weights = KDWeights(kd=0.0, patch=0.0, hard=self.hard_weight, early=self.early_weight)
-        one = train_student(
-            store,
-            first,
-            chosen,
-            test_set,
-            teacher,
-            weights,
-            stage="dearkd_stage1",
-            overrides=overrides,
-        )
+        how = {"stage": "dearkd_stage1", "overrides": overrides}
+        if step is None:
+            one = train_student(store, first, chosen, test_set, teacher, weights, **how)
+        else:
+            beside = aligners(load_trained(teacher), self.early_stage, chosen.shape)
+            one = train(
+                store,
+                first,
+                step,
+                chosen,
+                test_set,
+                teacher,
+                modules=beside,
+                early=True,
+                **how,
+            )
         two = train_classifier(
             store,
             "dearkd_stage2",

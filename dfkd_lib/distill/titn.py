@@ -6,7 +6,7 @@ from pydantic import Field
 
 from dfkd_lib.core import Artifact, Config, Seeds, Store
 from dfkd_lib.datasets import DataConfig, ImageSet
-from dfkd_lib.distill.classification import StudentConfig, train_student
+from dfkd_lib.distill.classification import Step, StudentConfig, train, train_student
 from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.metrics.intervals import interval_text, mean_interval
@@ -22,6 +22,7 @@ ROWS = {
     "TITN MixUp": ("titn_small", "titn", "mixup"),
     "TITN large patch": ("titn_small_large_patch", "titn_large_patch", "cutmix"),
 }
+ONE_HEAD = ("ViT", "TNT")
 # C Tables 3-5: top-1 and top-5 in %, for CIFAR-100 also precision, recall and F1 (shares there, % here).
 PAPER = {
     "cifar100": {
@@ -90,18 +91,8 @@ class TitnConfig(Config):
         )
         return train_judge(store, config, train_set, test_set)
 
-    def run(
-        self,
-        store: Store,
-        name: str,
-        teacher: Artifact,
-        train_set: ImageSet,
-        test_set: ImageSet,
-        seed: int,
-    ) -> Artifact:
-        """One model of `ROWS`, trained from the seed."""
-        small, large, mix = ROWS[name]
-        chosen = train_set.sample(self.images or len(train_set), 4)
+    def students(self) -> dict[str, StudentConfig]:
+        """{name in the tables: its settings}, in the tables' order."""
         training = TrainConfig(
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -110,16 +101,43 @@ class TitnConfig(Config):
             weight_decay=self.weight_decay,
             warmup_epochs=0.2,
             grad_clip=1.0,
-            seed=seed,
         )
-        model = small if self.scale == "small" else large
-        if name in (
-            "ViT",
-            "TNT",
-        ):  # one head, no distillation token, no teacher: the class token's loss alone
-            how = Augmentation(kind=self.augmentation, mix=mix)
-            return train_teacher(store, model, chosen, test_set, training, how, stage="titn")
-        student = StudentConfig(**training, model=model, augmentation=self.augmentation, mix=mix)
+        return {
+            name: StudentConfig(
+                **training,
+                model=small if self.scale == "small" else large,
+                augmentation=self.augmentation,
+                mix=mix,
+            )
+            for name, (small, large, mix) in ROWS.items()
+        }
+
+    def run(
+        self,
+        store: Store,
+        name: str,
+        teacher: Artifact,
+        train_set: ImageSet,
+        test_set: ImageSet,
+        seed: int,
+        step: Step | None = None,
+        student: StudentConfig | None = None,
+    ) -> Artifact:
+        """One model of the tables, trained from the seed.
+
+        Args:
+            step: of a model with a distillation token, see `distill.train`; the library's own by default.
+            student: its settings; those of its name by default.
+        """
+        student = (student or self.students()[name]).replace(seed=seed)
+        chosen = train_set.sample(self.images or len(train_set), 4)
+        if name in ONE_HEAD:  # no distillation token, no teacher: the class token's loss alone
+            how = Augmentation(kind=student.augmentation, mix=student.mix)
+            return train_teacher(
+                store, student.model, chosen, test_set, student.training(), how, stage="titn"
+            )
+        if step is not None:
+            return train(store, student, step, chosen, test_set, teacher, stage="titn")
         weights = KDWeights(kd=0.0, ce=self.alpha, patch=0.0, hard=1 - self.alpha)
         return train_student(store, student, chosen, test_set, teacher, weights, stage="titn")
 

@@ -188,6 +188,7 @@ class CGAN(TrainConfig):
             lambda work: self._fit(work, given),
             parents,
             {real.split: "training the discriminator"} if real.real else {},
+            code=[self._step] if self._step else [],
         )
 
     def _fit(self, work: Path, given: Given) -> dict:

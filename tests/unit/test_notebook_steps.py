@@ -1,0 +1,147 @@
+"""The steps that notebooks show: they compute what the library's own steps compute, and an edit makes a new student."""
+
+import json
+import linecache
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from steps import distill_step
+
+from dfkd_lib import attention, distill, losses, synthesis
+from dfkd_lib.core import Store, WorkbenchError
+from dfkd_lib.datasets import ImageSet
+from dfkd_lib.distill import KDWeights, StudentConfig, Targets
+from dfkd_lib.models import Discriminator, Generator, create_model
+from dfkd_lib.training import Batch, TrainConfig, label_loss, train_teacher
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+NUMBER = count()
+
+
+def edit_cell(name: str) -> str:
+    """The source of the first cell marked as one to edit."""
+    cells = json.loads((NOTEBOOKS / name).read_text())["cells"]
+    return next("".join(c["source"]) for c in cells if "edit-me" in c["metadata"].get("tags", []))
+
+
+def run_cell(source: str, names: dict) -> dict:
+    """Execute a cell as a notebook does: in `__main__`, its source where `inspect` finds it."""
+    file = f"<cell {next(NUMBER)}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    exec(compile(source, file, "exec"), names)
+    return names
+
+
+def names_of_30(**weights) -> dict:
+    return {
+        "__name__": "__main__",
+        "attention": attention,
+        "losses": losses,
+        "label_loss": label_loss,
+        "λ": KDWeights(**weights),
+    }
+
+
+@pytest.mark.parametrize("weights", [{}, {"kd": 0.5, "ce": 2.0, "patch": 3.0, "temperature": 2.0}])
+def test_the_step_of_notebook_30_is_the_librarys(weights):
+    torch.manual_seed(0)
+    student = create_model("vit_mnist_smoke")
+    batch = Batch(torch.randn(4, 1, 28, 28), torch.arange(4), torch.arange(4))
+    target = Targets(torch.randn(4, 10), torch.rand(4, 49))
+    step = run_cell(edit_cell("30_classification_kd.ipynb"), names_of_30(**weights))["step"]
+    shown = step(student, batch, lambda batch: target)
+    own = distill_step(student, lambda batch: target, KDWeights(**weights))(batch, 0.0)
+    assert set(shown) == {"loss", "kd", "ce", "patch"}
+    for name, value in shown.items():
+        assert value.item() == pytest.approx(own[name].item(), rel=1e-6), name
+
+
+@pytest.mark.parametrize("lam", [0.0, 2.0])
+def test_the_step_of_notebook_20_is_the_librarys(lam):
+    source = edit_cell("20_gan_fid.ipynb")
+    names = {
+        "__name__": "__main__",
+        "torch": torch,
+        "bce": torch.nn.functional.binary_cross_entropy_with_logits,
+        "attention": attention,
+        "losses": losses,
+        "cfg": SimpleNamespace(gan=synthesis.CGAN()),
+    }
+    shown = run_cell(source, names)["step"]
+
+    def losses_of(step):
+        torch.manual_seed(0)
+        teacher = create_model("vit_mnist_smoke").eval().requires_grad_(False)
+        probes = torch.rand(10, 49)
+        generator, discriminator = Generator(10, 1, width=16), Discriminator(10, 1, 4)
+        nets = synthesis.Networks(generator, discriminator, teacher, probes, 28, 0.5)
+        real, labels = torch.rand(8, 1, 32, 32), torch.arange(8)
+        return {name: found for name, found in step(nets, real, labels, lam)}
+
+    ours, own = losses_of(shown), losses_of(synthesis.gan_step)
+    assert ours.keys() == own.keys() == {"discriminator", "generator"}
+    for name in ours:
+        assert ours[name].keys() == own[name].keys()
+        for key, value in ours[name].items():
+            assert value.item() == pytest.approx(own[name][key].item(), rel=1e-6), (name, key)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """(store, images, test images, teacher): a teacher of one epoch on random images."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    pixels = torch.randint(0, 256, (40, 1, 28, 28), generator=torch.Generator().manual_seed(0))
+    classes = tuple("0123456789")
+    images = ImageSet(pixels.to(torch.uint8), torch.arange(40) % 10, classes, "random")
+    config = TrainConfig(epochs=1, batch_size=20, lr=1e-3)
+    return store, images, images, train_teacher(store, "vit_mnist_smoke", images, images, config)
+
+
+def trained(parts, source: str, **weights):
+    store, images, test_set, teacher = parts
+    step = run_cell(source, names_of_30(**weights))["step"]
+    config = StudentConfig(model="vit_mnist_smoke", epochs=1, batch_size=20, precision="fp32")
+    return distill.train(store, config, step, images, test_set, teacher)
+
+
+def test_an_edited_step_is_a_new_student_and_an_undone_edit_finds_the_old_one(parts):
+    source = edit_cell("30_classification_kd.ipynb")
+    first = trained(parts, source)
+    assert not first.cached and trained(parts, source).key == first.key
+    commented = source.replace("  # eq. 9", "  # the labels")
+    assert trained(parts, commented).key == first.key, "a comment is no edit"
+    edited = trained(parts, source.replace("+ λ.ce * ce", "+ 2 * λ.ce * ce"))
+    assert edited.key != first.key and not edited.cached
+    warmer = trained(parts, source, temperature=2.0)
+    assert warmer.key not in (first.key, edited.key), "a value that the step uses counts"
+    again = trained(parts, source)
+    assert again.key == first.key and again.cached
+
+
+ENDING = "    return {"
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("    return {'kd': kd}", "returns no loss"),
+        ("    return loss", "returns no loss"),
+        ("    return {'loss': loss, 'kd': logits}", "something else than a number"),
+        ("    return {'loss': loss.detach()}", "without gradient"),
+        ("    batch.images.zero_()\n    return {'loss': loss}", "changes its batch"),
+    ],
+)
+def test_a_step_that_cannot_train_is_refused_with_its_place(parts, line, words):
+    source = edit_cell("30_classification_kd.ipynb")
+    head, _, _ = source.rpartition(ENDING)
+    with pytest.raises(WorkbenchError, match=words) as caught:
+        trained(parts, head + line + "\n")
+    assert "line" in str(caught.value.where) and caught.value.fix
+
+
+def test_a_step_that_asks_for_what_is_not_there_is_refused(parts):
+    with pytest.raises(WorkbenchError, match="asks for"):
+        trained(parts, "def step(student, batch, teacher, aligner):\n    return {}\n")
