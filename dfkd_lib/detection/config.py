@@ -5,11 +5,21 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from dfkd_lib.core import Config, Seed, Seeds
-from dfkd_lib.detection.detector import DetectorConfig
+from dfkd_lib.detection.detector import (
+    Backbone,
+    DetectorConfig,
+    File,
+    Name,
+    Passes,
+    Published,
+    Rows,
+    Strength,
+)
 from dfkd_lib.detection.evaluate import THRESHOLD
 from dfkd_lib.detection.scene_gan import SceneGAN
 from dfkd_lib.detection.source import GENERATED, SceneConfig
 from dfkd_lib.detection.step import DetectionWeights
+from dfkd_lib.training import Precision
 
 
 def _also(name: str) -> dict:
@@ -23,45 +33,23 @@ class DetectionTeacher(DetectorConfig):
 
     source: Literal["shipped", "train"] = Field("train", description="where the teacher is from")
     shipped: str = Field("detr_micro_scenes", description="the shipped one's name in data/teachers")
-    epochs: int = Field(300, ge=1, le=100_000, description="passes over its scenes")
-    pretrained: bool = Field(
-        False, description="start from published weights", json_schema_extra=_also("pretrained")
-    )
-    weights: str = Field(
-        "",
-        description="start from this .safetensors file or folder in transformers' format",
-        json_schema_extra=_also("weights"),
-    )
-    backbone_weights: str = Field(
-        "",
-        description="start the backbone from timm's .safetensors file",
-        json_schema_extra=_also("backbone_weights"),
-    )
+    epochs: Passes = 300
+    pretrained: Published = Field(False, json_schema_extra=_also("pretrained"))
+    weights: File = Field("", json_schema_extra=_also("weights"))
+    backbone_weights: Backbone = Field("", json_schema_extra=_also("backbone_weights"))
 
 
 class DetectionStudent(DetectorConfig):
     """A student; the default is the paper's ResNet-18 (METHODS A4 on its count)."""
 
-    model: str = Field("detr_resnet18_2x2", description="its name for models.create_detector")
-    epochs: int = Field(150, ge=1, le=100_000, description="passes over its scenes")
-    batch_size: int = Field(
-        16, ge=1, le=65_536, description="scenes a step", json_schema_extra=_also("batch_size")
-    )
-    precision: Literal["fp32", "bf16"] = Field(
+    model: Name = "detr_resnet18_2x2"
+    epochs: Passes = 150
+    batch_size: Rows = Field(16, json_schema_extra=_also("batch_size"))
+    precision: Precision = Field(
         "bf16", description="arithmetic of training", json_schema_extra=_also("precision")
     )
-    augment: float = Field(
-        1.0,
-        ge=0,
-        le=2,
-        description="strength of scaling, shifting, change of light; 0: mirroring",
-        json_schema_extra=_also("augment"),
-    )
-    backbone_weights: str = Field(
-        "",
-        description="start the backbone from timm's .safetensors file",
-        json_schema_extra=_also("student_backbone"),
-    )
+    augment: Strength = Field(1.0, json_schema_extra=_also("augment"))
+    backbone_weights: Backbone = Field("", json_schema_extra=_also("student_backbone"))
 
 
 class DetectionConfig(Config):

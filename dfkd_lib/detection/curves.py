@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
-from dfkd_lib.datasets.scenes import SceneSet
+from dfkd_lib.datasets import SceneSet
 from dfkd_lib.detection.evaluate import THRESHOLD, coco_evaluation, sure
 
 MEAN = "mean of classes"
@@ -17,7 +17,8 @@ class Curve(NamedTuple):
     """Precision over recall of one class, each (101,).
 
     Args:
-        recall: 0, 0.01 ... 1. precision: the best that is had at this recall or more, 0 beyond the last detection.
+        recall: 0, 0.01 ... 1.
+        precision: the best that is had at this recall or more, 0 beyond the last detection.
         scores: of the detection that reaches this recall, 0 beyond the last; NaN for a mean, which has no one score.
     """
 
@@ -40,7 +41,9 @@ def precision_recall_curves(
     """Interpolated precision over recall as COCO's AP is the mean of it, by pycocotools' own accumulation.
 
     Args:
-        scores: (N, Q, classes) in [0, 1]. boxes: (N, Q, 4) cxcywh in [0, 1]. iou: from which a detection is right.
+        scores: (N, Q, classes) in [0, 1].
+        boxes: (N, Q, 4) cxcywh in [0, 1].
+        iou: from which a detection is right.
 
     Returns:
         {class: Curve} of each class with an object in these scenes, and their mean under MEAN if there is one.
@@ -50,10 +53,7 @@ def precision_recall_curves(
     """
     evaluation = coco_evaluation(scenes, scores, boxes, [iou])
     recall = np.asarray(evaluation.params.recThrs)
-    precision, at = (
-        evaluation.eval["precision"][0, :, :, 0, 0],
-        evaluation.eval["scores"][0, :, :, 0, 0],
-    )
+    precision, at = (evaluation.eval[name][0, :, :, 0, 0] for name in ("precision", "scores"))
     curves = {
         name: Curve(recall, precision[:, k], at[:, k])
         for k, name in enumerate(scenes.classes)
@@ -69,42 +69,38 @@ def matched(found: Tensor, truth: Tensor, iou: float = 0.5) -> Matches:
     """Pair detections with objects whatever their classes, the pair of greatest IoU first, each once.
 
     Args:
-        found: (n, 4) and truth (m, 4), cxcywh. iou: below it nothing is paired.
+        found: (n, 4), cxcywh.
+        truth: (m, 4), cxcywh.
+        iou: below it nothing is paired.
     """
-    overlap = box_iou(
-        *(
-            box_convert(torch.as_tensor(b).double().view(-1, 4), "cxcywh", "xyxy")
-            for b in (found, truth)
-        )
-    )
-    pairs, free = [], ([True] * len(overlap), [True] * overlap.shape[1])
+    both = (torch.as_tensor(b).double().view(-1, 4) for b in (found, truth))
+    overlap = box_iou(*(box_convert(b, "cxcywh", "xyxy") for b in both))
+    pairs, false, missed = [], [*range(overlap.shape[0])], [*range(overlap.shape[1])]
     for place in overlap.flatten().argsort(descending=True, stable=True).tolist():
         detection, thing = divmod(place, overlap.shape[1])
         if overlap[detection, thing] < iou:
             break
-        if free[0][detection] and free[1][thing]:
+        if detection in false and thing in missed:
             pairs.append((detection, thing))
-            free[0][detection] = free[1][thing] = False
-    return Matches(np.array(pairs, np.int64).reshape(-1, 2), *map(np.flatnonzero, free))
+            false.remove(detection)
+            missed.remove(thing)
+    return Matches(*(np.array(p, np.int64) for p in (np.reshape(pairs, (-1, 2)), false, missed)))
 
 
 def confusion(
     scenes: SceneSet, scores: Tensor, boxes: Tensor, threshold: float = THRESHOLD, iou: float = 0.5
 ) -> np.ndarray:
-    """What each object is taken for: counts (classes + 1, classes + 1), rows true, columns predicted.
+    """What each object is taken for: counts int64 (classes + 1, classes + 1), rows true, columns predicted.
 
-    Each query says its best class, if its score is at least `threshold`; queries and objects are paired by `matched`.
-
-    Returns:
-        int64; the last column are objects that no detection answers for (missed), the last row detections of
-        background. Their corner is 0: background that is left alone is not counted.
+    Each query counts as its best class, if its score is at least `threshold`; queries and objects are paired by `matched`.
+    The last column are objects that no detection answers for (missed), the last row detections of background. Their
+    corner is 0: background that is left alone is not counted.
     """
     size = len(scenes.classes)
     counts = np.zeros((size + 1, size + 1), np.int64)
     for score, box, truth, labels in zip(scores, boxes, scenes.boxes, scenes.labels, strict=True):
-        found = sure(score, box, threshold)
+        found, true = sure(score, box, threshold), labels.numpy()
         pairs, false, missed = matched(torch.from_numpy(found["boxes"]), truth, iou)
-        true = labels.numpy()
         np.add.at(counts, (true[pairs[:, 1]], found["labels"][pairs[:, 0]]), 1)
         np.add.at(counts, (size, found["labels"][false]), 1)
         np.add.at(counts, (true[missed], size), 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -21,28 +22,37 @@ from dfkd_lib.training import Precision, TrainConfig
 PREDICTIONS = "predictions.safetensors"
 
 
+Rows = Annotated[int, Field(ge=1, le=65_536, description="scenes a step")]
+Passes = Annotated[int, Field(ge=1, le=100_000, description="passes over its scenes")]
+Strength = Annotated[
+    float | None,
+    Field(ge=0, le=2, description="of scaling, shifting, change of light; 0: mirroring, none: not"),
+]
+Published = Annotated[
+    bool, Field(description="start from published weights, if need be downloaded")
+]
+File = Annotated[
+    str, Field(description="start from a .safetensors file or folder in transformers' format")
+]
+Backbone = Annotated[str, Field(description="start the backbone from timm's .safetensors file")]
+Name = Annotated[str, Field(description="name for models.create_detector")]
+
+
 class DetectorConfig(TrainConfig):
     """A detector and its training; the defaults are DETR's where paper A names none."""
 
-    model: str = Field("detr_resnet50", description="its name for models.create_detector")
-    batch_size: int = Field(16, ge=1, le=65_536, description="scenes a step")
+    model: Name = "detr_resnet50"
+    epochs: Passes
+    batch_size: Rows = 16
     lr: float = Field(1e-4, gt=0, le=1, description="peak learning rate of AdamW")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay")
     warmup_epochs: float = Field(0.5, ge=0, description="epochs of linear warm-up")
     grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm, or none")
     precision: Precision = Field("bf16", description="arithmetic: fp32, or bf16 by autocast")
-    augment: float = Field(
-        1.0, ge=0, le=2, description="strength of scaling, shifting, change of light; 0: mirroring"
-    )
-    pretrained: bool = Field(
-        False, description="start from published weights, downloaded if need be"
-    )
-    weights: str = Field(
-        "", description="start from this .safetensors file or folder in transformers' format"
-    )
-    backbone_weights: str = Field(
-        "", description="start the backbone from timm's .safetensors file"
-    )
+    augment: Strength = 1.0
+    pretrained: Published = False
+    weights: File = ""
+    backbone_weights: Backbone = ""
 
 
 def train(

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from dfkd_lib import training
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.datasets.coco import ground_truth
-from dfkd_lib.datasets.scenes import SceneSet
+from dfkd_lib.datasets import SceneSet, ground_truth
 from dfkd_lib.models.detectors import Detector
 
-PIXELS = 4_000_000  # that are looked at together
+PIXELS = 4_000_000  # of a batch
 THRESHOLD = 0.5  # score from which a detection counts for precision and recall, and is drawn
+FAINT = 0.01  # score below which pycocotools is not given a detection
 # COCO's classes of an object's size: from and to this area in pixels of the original image.
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+IOUS = {"AP": slice(None), "AP50": 0, "AP75": 5}  # places among COCO's ten thresholds
 
 
 @torch.no_grad()
@@ -28,18 +29,15 @@ def predict(detector: Detector, images: Tensor) -> tuple[Tensor, Tensor]:
     batch_size = max(1, PIXELS // images[0, 0].numel())
     found = [detector(rows.to(target).float() / 255) for rows in images.split(batch_size)]
     detector.train(was_training)
-    return (
-        torch.cat([d.logits for d in found]).sigmoid()[..., :-1].cpu(),
-        torch.cat([d.boxes for d in found]).cpu(),
-    )
+    scores = torch.cat([d.logits for d in found]).sigmoid()[..., :-1]
+    return scores.cpu(), torch.cat([d.boxes for d in found]).cpu()
 
 
 def detections(detector: Detector, scenes: SceneSet, threshold: float = THRESHOLD) -> list[dict]:
     """What a detector finds in each scene, as `sure` gives it; WorkbenchError if it has not the scenes' classes."""
     same_classes(detector.num_labels, scenes, "the detector")
-    return [
-        sure(*found, threshold) for found in zip(*predict(detector, scenes.images), strict=True)
-    ]
+    found = zip(*predict(detector, scenes.images), strict=True)
+    return [sure(scores, boxes, threshold) for scores, boxes in found]
 
 
 def sure(scores: Tensor, boxes: Tensor, threshold: float = THRESHOLD) -> dict[str, np.ndarray]:
@@ -49,13 +47,10 @@ def sure(scores: Tensor, boxes: Tensor, threshold: float = THRESHOLD) -> dict[st
         {"boxes": float (n, 4) cxcywh, "labels": int64 (n,), "scores": float (n,)}.
     """
     score, label = scores.max(dim=-1)
-    keep = score.argsort(descending=True)
-    keep = keep[score[keep] >= threshold]
-    return {
-        "boxes": boxes[keep].numpy(),
-        "labels": label[keep].numpy(),
-        "scores": score[keep].numpy(),
-    }
+    order = score.argsort(descending=True)
+    order = order[score[order] >= threshold]
+    found = {"boxes": boxes[order], "labels": label[order], "scores": score[order]}
+    return {name: value.numpy() for name, value in found.items()}
 
 
 def evaluate_ap(detector: Detector, scenes: SceneSet) -> dict:
@@ -65,8 +60,7 @@ def evaluate_ap(detector: Detector, scenes: SceneSet) -> dict:
         WorkbenchError: before anything is computed, if the detector has not the scenes' number of classes.
     """
     same_classes(detector.num_labels, scenes, "the detector")
-    scores, boxes = predict(detector, scenes.images)
-    return average_precision(scenes, scores, boxes, by_size=True)
+    return average_precision(scenes, *predict(detector, scenes.images), by_size=True)
 
 
 def average_precision(
@@ -87,26 +81,15 @@ def average_precision(
     # (IoU thresholds, recall places, classes, sizes), -1 where there is no object
     precision = evaluation.eval["precision"][..., -1]
     whole = precision[..., 0]
-    per_class = {
-        name: {
-            "AP": _mean(whole[:, :, k]),
-            "AP50": _mean(whole[0, :, k]),
-            "AP75": _mean(whole[5, :, k]),
-        }
-        for k, name in enumerate(scenes.classes)
-    }
-    sizes = (
-        {f"AP_{size}": _mean(precision[..., 1 + i]) for i, size in enumerate(SIZES)}
-        if by_size
-        else {}
-    )
+    sizes = enumerate(SIZES, 1) if by_size else ()
     return {
-        "AP": _mean(whole) or 0.0,
-        "AP50": _mean(whole[0]) or 0.0,
-        "AP75": _mean(whole[5]) or 0.0,
-        **sizes,
+        **{name: _mean(whole[ious]) or 0.0 for name, ious in IOUS.items()},
+        **{f"AP_{size}": _mean(precision[..., place]) for place, size in sizes},
         **_precision_recall(evaluation, len(scenes)),
-        "per_class": per_class,
+        "per_class": {
+            label: {name: _mean(whole[ious][..., k]) for name, ious in IOUS.items()}
+            for k, label in enumerate(scenes.classes)
+        },
     }
 
 
@@ -120,24 +103,23 @@ def coco_evaluation(
     """pycocotools' own COCOeval of these detections, matched and accumulated.
 
     Args:
-        ious: IoUs to match at; None: COCO's ten. by_size: with area ranges of SIZES after the one of all objects.
+        ious: IoUs to match at; None: COCO's ten.
+        by_size: with area ranges of SIZES after the one of all objects.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     same_classes(scores.shape[-1], scenes, "the scores")
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth = COCO()
+        truth, found = COCO(), COCO()
         truth.dataset = ground_truth(scenes)
-        truth.createIndex()
-        found = COCO()
-        # `loadRes` would draw an outline for every box that nobody looks at, half of the whole evaluation's time.
+        # `loadRes` would draw an outline for every box, half of the whole evaluation's time.
         found.dataset = {**truth.dataset, "annotations": _coco_rows(scenes, scores, boxes)}
+        truth.createIndex()
         found.createIndex()
         evaluation = COCOeval(truth, found, "bbox")
-        params = evaluation.params
+        params, sizes = evaluation.params, SIZES if by_size else {}
         params.imgIds, params.catIds = sorted(truth.getImgIds()), sorted(truth.getCatIds())
-        sizes = SIZES if by_size else {}
         params.areaRng, params.areaRngLbl = [[0, 1e10], *map(list, sizes.values())], ["all", *sizes]
         params.maxDets = params.maxDets[-1:]
         if ious is not None:
@@ -165,30 +147,23 @@ def _mean(precision: np.ndarray) -> float | None:
 
 
 def _coco_rows(scenes: SceneSet, scores: Tensor, boxes: Tensor) -> list[dict]:
-    """Each (query, class) with a score above 0.01 as pycocotools has a detection; boxes in pixels of the original."""
+    """Each (query, class) above FAINT as pycocotools has a detection; boxes in pixels of the original."""
     height, width = scenes.pixels.shape[2:]
-    pixels = (
-        boxes.double()
-        * torch.tensor([width, height, width, height])
-        * scenes.scale.double()[:, None, None]
-    )
+    sides = torch.tensor([width, height, width, height])
+    pixels = boxes.double() * sides * scenes.scale.double()[:, None, None]
     pixels[..., :2] -= pixels[..., 2:] / 2
-    image, query, label = (scores > 0.01).nonzero(as_tuple=True)
-    columns = (image + 1, label + 1, pixels[image, query], scores[image, query, label].double())
-    return [
-        {
-            "id": place,
-            "image_id": one,
-            "category_id": k,
-            "bbox": box,
-            "area": box[2] * box[3],
-            "iscrowd": 0,
-            "score": score,
-        }
-        for place, (one, k, box, score) in enumerate(
-            zip(*(c.tolist() for c in columns), strict=True), 1
-        )
-    ]
+    image, query, label = (scores > FAINT).nonzero(as_tuple=True)
+    columns = {
+        "id": torch.arange(1, len(image) + 1),
+        "image_id": image + 1,
+        "category_id": label + 1,
+        "bbox": pixels[image, query],
+        "area": pixels[image, query, 2:].prod(-1),
+        "iscrowd": torch.zeros_like(image),
+        "score": scores[image, query, label].double(),
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in values]
 
 
 def _precision_recall(evaluation, images: int) -> dict[str, float]:
@@ -198,11 +173,8 @@ def _precision_recall(evaluation, images: int) -> dict[str, float]:
     for place, image in enumerate(evaluation.evalImgs):  # by class, then size, then image
         if image is None or place // images % sizes:
             continue
-        sure = np.asarray(image["dtScores"]) >= THRESHOLD
-        right += int((image["dtMatches"][0][sure] > 0).sum()) if len(sure) else 0
-        made += int(sure.sum())
+        counted = np.asarray(image["dtScores"]) >= THRESHOLD
+        right += int((image["dtMatches"][0][counted] > 0).sum()) if len(counted) else 0
+        made += int(counted.sum())
         objects += len(image["gtIds"])
-    return {
-        "precision": right / made if made else 0.0,
-        "recall": right / objects if objects else 0.0,
-    }
+    return {"precision": right / max(made, 1), "recall": right / max(objects, 1)}

@@ -12,11 +12,8 @@ from torchvision.ops import box_convert
 
 from dfkd_lib.core import WorkbenchError
 
-COSTS = {
-    "class": 2.0,
-    "l1": 5.0,
-    "giou": 2.0,
-}  # Carion et al. 2020, with the class cost of Conditional DETR
+# Carion et al. 2020, with the class cost of Conditional DETR
+COSTS = {"class": 2.0, "l1": 5.0, "giou": 2.0}
 
 
 def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
@@ -26,11 +23,8 @@ def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     shared = (high - low).clamp(min=0).prod(-1)
     union = (area_a + area_b - shared).clamp(min=1e-9)
-    hull = (
-        (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2]))
-        .prod(-1)
-        .clamp(min=1e-9)
-    )
+    span = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    hull = span.prod(-1).clamp(min=1e-9)
     return shared / union - (hull - union) / hull
 
 
@@ -81,9 +75,8 @@ def _expand(
 ) -> tuple[Tensor, Tensor]:
     present, index = chosen >= 0, chosen.clamp(min=0)
     boxes = target_boxes.gather(1, index[..., None].expand(-1, -1, 4))
-    return torch.where(present, labels.gather(1, index), nothing), torch.where(
-        present[..., None], boxes, 0.0
-    )
+    boxes = torch.where(present[..., None], boxes, 0.0)
+    return torch.where(present, labels.gather(1, index), nothing), boxes
 
 
 @torch.no_grad()
@@ -92,8 +85,8 @@ def paired_queries(
 ) -> Tensor:
     """Which of the teacher's queries each of the student's is paired with: int64 (B, Q_student), -1 for none.
 
-    Queries of two DETRs have no common order, so they are paired one to one by what they say (class probabilities and
-    boxes), those of which the teacher is sure first: the assignment maximises objectness times closeness. A student with
+    Queries of two DETRs have no common order, so they are paired one to one by what they predict (class probabilities and
+    boxes), those of high objectness first: the assignment maximises objectness times closeness. A student with
     more queries than the teacher keeps some to itself.
 
     Raises:
@@ -108,11 +101,10 @@ def paired_queries(
             fix="train both on the same classes",
         )
     student, teacher = student_logits.sigmoid(), teacher_logits.sigmoid()
-    distance = COSTS["l1"] * torch.cdist(student_boxes, teacher_boxes, p=1) + torch.cdist(
-        student, teacher, p=1
-    )
-    sure = teacher[..., :-1].amax(-1) + 0.01
-    return _assigned(sure[:, None] * (distance - 4 * COSTS["l1"] - student.shape[-1]))
+    apart = COSTS["l1"] * torch.cdist(student_boxes, teacher_boxes, p=1)
+    distance = apart + torch.cdist(student, teacher, p=1)
+    objectness = teacher[..., :-1].amax(-1) + 0.01
+    return _assigned(objectness[:, None] * (distance - 4 * COSTS["l1"] - student.shape[-1]))
 
 
 def _assigned(cost: Tensor) -> Tensor:
@@ -122,14 +114,13 @@ def _assigned(cost: Tensor) -> Tensor:
     """
     table = cost.cpu().double().numpy()
     counts = (~np.isposinf(table[:, 0])).sum(1)
-    # A diverged model predicts NaN: any pairing will do then, so that the loss says so instead of the solver.
+    # A diverged model predicts NaN: any pairing will do then, so that the loss reports it instead of the solver.
     table = np.nan_to_num(table, copy=False, nan=1e3)
     chosen = np.full(table.shape[:2], -1)
     for row, count in enumerate(counts):
         wanted = table[row, :, :count]
-        if count == len(
-            wanted
-        ):  # every column is given, so what is common to one decides nothing, but costs time
+        if count == len(wanted):
+            # Every column is given, so what is common to one decides nothing, but costs time.
             wanted -= wanted.min(0, keepdims=True)
         rows, columns = linear_sum_assignment(wanted)
         chosen[row, rows] = columns

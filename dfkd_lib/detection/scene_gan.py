@@ -14,6 +14,7 @@ from torch import Tensor
 from dfkd_lib import training
 from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts
 from dfkd_lib.core.processes import shared_count
+from dfkd_lib.datasets import SceneSet
 from dfkd_lib.detection.batches import Batch, SceneBatches
 from dfkd_lib.detection.detector import load_detector
 from dfkd_lib.detection.probes import class_object_probes, object_consistency_loss, object_probes
@@ -166,7 +167,7 @@ class SceneGAN(TrainConfig):
             {scenes.split: "training the discriminator"},
         )
 
-    def _fit(self, work: Path, scenes, teacher: Artifact, probes: Artifact) -> dict:
+    def _fit(self, work: Path, scenes: SceneSet, teacher: Artifact, probes: Artifact) -> dict:
         check_side(*scenes.pixels.shape[2:])
         torch.manual_seed(self.seed)
         side, config = scenes.pixels.shape[-1], self.training()

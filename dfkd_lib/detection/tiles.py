@@ -1,19 +1,17 @@
 """Small objects in large frames: overlapping windows are detected in one by one, and what is found is put together."""
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
+from torchvision.transforms.v2 import functional as images_of
 
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.detection.evaluate import PIXELS, predict
-from dfkd_lib.models.detectors import MEAN, Detector
+from dfkd_lib.datasets import FILL
+from dfkd_lib.detection.evaluate import FAINT, PIXELS, predict
+from dfkd_lib.models.detectors import Detector
 
-FILL = [round(255 * mean) for mean in MEAN]
-FAINT = 0.01  # score below which nothing is kept
 BORDER = 0.02  # share of a window within which a box touches its border
 COVERED = 0.7  # share of a cut box that another one must cover to stand for it
 
@@ -68,14 +66,8 @@ def _check(
             got=f"{images.dtype} {tuple(images.shape)}",
             fix="convert them to uint8 RGB",
         )
-    if (
-        not tiles
-        or tiles[0] < 8
-        or size < 8
-        or not 0 <= overlap < 1
-        or keep < 1
-        or not 0 < iou <= 1
-    ):
+    possible = tiles and tiles[0] >= 8 and size >= 8 and keep >= 1
+    if not possible or not 0 <= overlap < 1 or not 0 < iou <= 1:
         raise WorkbenchError(
             "impossible windows",
             where="predict_tiled",
@@ -96,40 +88,29 @@ def _in_windows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What is found in all windows of one side: scores (n, classes), boxes (n, 4) xyxy in [0, 1], cut (n,) bool."""
     height, width = image.shape[1:]
-    corners = iter(
-        [(x, y) for y in starts(height, tile, overlap) for x in starts(width, tile, overlap)]
-    )
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    while chunk := list(islice(corners, max(1, PIXELS // max(tile, size) ** 2))):
-        scores, boxes = predict(detector, torch.stack(list(_windows(image, chunk, tile, size))))
-        boxes = box_convert(boxes, "cxcywh", "xyxy")
-        low = torch.tensor(chunk).float()[:, None]
+    tops, lefts = (starts(length, tile, overlap) for length in (height, width))
+    frame, parts = torch.tensor([width, height]), []
+    together = max(1, PIXELS // max(tile, size) ** 2)
+    corners = [(x, y) for y in tops for x in lefts]
+    for chunk in (corners[i : i + together] for i in range(0, len(corners), together)):
+        windows = torch.stack([_window(image, x, y, tile, size) for x, y in chunk])
+        scores, boxes = predict(detector, windows)
+        boxes, low = box_convert(boxes, "cxcywh", "xyxy"), torch.tensor(chunk).float()[:, None]
         # A border of the window that lies within the frame cuts; one at or beyond the frame's does not.
-        inner = torch.cat([low > 0, low + tile < torch.tensor([width, height])], -1)
+        inner = torch.cat([low > 0, low + tile < frame], -1)
         near = torch.cat([boxes[..., :2] < BORDER, boxes[..., 2:] > 1 - BORDER], -1)
-        boxes = (boxes * tile + low.repeat(1, 1, 2)) / torch.tensor([width, height, width, height])
+        boxes = (boxes * tile + low.repeat(1, 1, 2)) / frame.repeat(2)
         clear = scores.amax(-1) > FAINT
         parts.append((scores[clear], boxes.clamp(0, 1)[clear], (inner & near).any(-1)[clear]))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
-def _windows(
-    image: Tensor, corners: list[tuple[int, int]], tile: int, size: int
-) -> Iterator[Tensor]:
-    for x, y in corners:
-        seen = image[:, y : y + tile, x : x + tile]
-        window = torch.tensor(FILL, dtype=torch.uint8).view(3, 1, 1).expand(3, tile, tile)
-        if seen.shape[1:] != (tile, tile):
-            window = window.clone()
-            window[:, : seen.shape[1], : seen.shape[2]] = seen
-        else:
-            window = seen
-        if tile != size:
-            resized = F.interpolate(
-                window[None].float(), (size, size), mode="bilinear", antialias=True
-            )
-            window = resized[0].round().clamp(0, 255).to(torch.uint8)
-        yield window
+def _window(image: Tensor, x: int, y: int, tile: int, size: int) -> Tensor:
+    """A window of a frame, filled where it reaches beyond, resized."""
+    seen = image[:, y : y + tile, x : x + tile]
+    room = [0, 0, tile - seen.shape[2], tile - seen.shape[1]]
+    window = images_of.pad(seen, room, fill=list(FILL)) if any(room) else seen
+    return window if tile == size else images_of.resize(window, [size, size], antialias=True)
 
 
 def _put_together(
@@ -141,10 +122,8 @@ def _put_together(
     order = best.argsort(descending=True, stable=True)[: 20 * keep]
     scores, boxes, cut, best, label = (x[order] for x in (scores, boxes, cut, best, label))
     area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1)
-    low, high = (
-        f(boxes[:, None, part], boxes[None, :, part])
-        for f, part in ((torch.maximum, slice(0, 2)), (torch.minimum, slice(2, 4)))
-    )
+    low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     covered = (high - low).clamp(min=0).prod(-1) >= COVERED * area[:, None]
     # Of two cut boxes the larger may stand for the other; a faint one stands for nothing.
     larger = ~cut[None] | (area[None] > area[:, None])

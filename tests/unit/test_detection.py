@@ -661,7 +661,7 @@ def test_ten_scenes_can_be_learned_by_heart():
     assert {int(labels[0]) for labels in scenes.labels} == {0, 1, 2, 3} and len(
         scenes
     ) == 10 == len(set(scenes.rows))
-    found = overfit("detr_nano", scenes, epochs=300, lr=2e-3)
+    found = overfit("detr_nano", scenes, steps=300, lr=2e-3)
     assert (
         found["AP50"] >= 0.9
         and found["curve"][-1] == (300, found["AP50"])
