@@ -7,15 +7,20 @@ from dfkd_lib.datasets.coco_report import CocoReport
 from dfkd_lib.datasets.config import DataConfig, load_splits
 from dfkd_lib.datasets.frames import FILL
 from dfkd_lib.datasets.images import ImageSet, random_flip, random_shift, to_float, to_uint8
+from dfkd_lib.datasets.scene_source import GENERATED, SCENES, SceneConfig, Scenes, open_scenes
 from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
 from dfkd_lib.datasets.sources import load_image, load_images
 
 __all__ = [
     "FILL",
+    "GENERATED",
+    "SCENES",
     "CocoReport",
     "DataConfig",
     "ImageSet",
+    "SceneConfig",
     "SceneSet",
+    "Scenes",
     "check_coco",
     "generate_scenes",
     "ground_truth",
@@ -23,6 +28,7 @@ __all__ = [
     "load_image",
     "load_images",
     "load_splits",
+    "open_scenes",
     "random_flip",
     "random_shift",
     "repair_coco",

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from dfkd_lib import presets
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Artifact, Store, resolve
-from dfkd_lib.datasets import ImageSet, to_float
+from dfkd_lib.datasets import ImageSet, SceneConfig, to_float
 from dfkd_lib.datasets.frames import FILL
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.deploy.export import check_export
-from dfkd_lib.detection import DetectionStudy, SceneConfig, average_precision, load_detector
+from dfkd_lib.detection import DetectionStudy, load_detector
 from dfkd_lib.distill import Study
+from dfkd_lib.metrics import average_precision
 from dfkd_lib.models import create_detector, create_model, detector_names
 from dfkd_lib.synthesis import open_images
 from dfkd_lib.training import check_fit, load_trained

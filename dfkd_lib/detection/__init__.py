@@ -2,22 +2,12 @@
 
 from dfkd_lib.detection.batches import Batch, SceneBatches, padded
 from dfkd_lib.detection.config import VARIANTS, DetectionConfig, DetectionStudent, DetectionTeacher
-from dfkd_lib.detection.curves import confusion, matched, precision_recall_curves
 from dfkd_lib.detection.detector import DetectorConfig, load_detector, predictions, train
-from dfkd_lib.detection.evaluate import (
-    THRESHOLD,
-    average_precision,
-    detections,
-    evaluate_ap,
-    predict,
-    same_classes,
-    sure,
-)
+from dfkd_lib.detection.evaluate import detections, evaluate_ap, predict
 from dfkd_lib.detection.examples import compared, pairs, truth, with_objects
 from dfkd_lib.detection.probes import object_consistency_loss, object_probes
 from dfkd_lib.detection.scene_gan import SceneGAN, SceneNetworks, real_loss, scene_gan_step
 from dfkd_lib.detection.shipped import open_shipped, ship_detector, shipped_detector
-from dfkd_lib.detection.source import SceneConfig, Scenes, open_scenes
 from dfkd_lib.detection.step import (
     DetectionWeights,
     Queries,
@@ -33,7 +23,6 @@ from dfkd_lib.detection.tables import ap_table, class_table, measures_table, see
 from dfkd_lib.detection.tiles import predict_tiled
 
 __all__ = [
-    "THRESHOLD",
     "VARIANTS",
     "Batch",
     "DetectionConfig",
@@ -44,43 +33,34 @@ __all__ = [
     "DetectorConfig",
     "Queries",
     "SceneBatches",
-    "SceneConfig",
     "SceneGAN",
     "SceneNetworks",
-    "Scenes",
     "answers",
     "ap_table",
-    "average_precision",
     "class_table",
     "compared",
-    "confusion",
     "detection_step",
     "detections",
     "evaluate_ap",
     "load_detector",
-    "matched",
     "measures_table",
     "object_consistency_loss",
     "object_probes",
     "objects",
-    "open_scenes",
     "open_shipped",
     "padded",
     "pair_objects",
     "pair_teacher",
     "pairs",
-    "precision_recall_curves",
     "predict",
     "predict_tiled",
     "predictions",
     "queries",
     "real_loss",
-    "same_classes",
     "scene_gan_step",
     "seen_table",
     "ship_detector",
     "shipped_detector",
-    "sure",
     "train",
     "truth",
     "with_objects",

@@ -48,10 +48,17 @@ class SceneBatches:
         scenes: read once, here, inside the stage that trains on them.
         batch_size: scenes a step; the last, smaller batch is dropped unless it is the only one.
         augment: strength of `augmented`, ≥ 0; None for none at all.
+        labelled: False leaves labels and boxes out of every batch.
     """
 
-    def __init__(self, scenes: SceneSet, batch_size: int, augment: float | None = 0.0):
-        self.images, self.augment = scenes.images, augment
+    def __init__(
+        self,
+        scenes: SceneSet,
+        batch_size: int,
+        augment: float | None = 0.0,
+        labelled: bool = True,
+    ):
+        self.images, self.augment, self.labelled = scenes.images, augment, labelled
         self.labels, self.boxes = padded(scenes)
         self.batch_size = min(batch_size, len(scenes))
 
@@ -62,7 +69,9 @@ class SceneBatches:
         order = torch.randperm(len(self.images), generator=generator)
         for rows in order[: len(self) * self.batch_size].split(self.batch_size):
             batch = self.rows(rows)
-            yield batch if self.augment is None else augmented(batch, generator, self.augment)
+            if self.augment is not None:
+                batch = augmented(batch, generator, self.augment)
+            yield batch if self.labelled else Batch(batch.images, None, None)
 
     def rows(self, rows: Tensor) -> Batch:
         """The scenes at these places, as they are."""

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from dfkd_lib.core import Config, Seed, Seeds
+from dfkd_lib.datasets import GENERATED, SceneConfig
 from dfkd_lib.detection.detector import (
     Backbone,
     DetectorConfig,
@@ -15,10 +16,9 @@ from dfkd_lib.detection.detector import (
     Rows,
     Strength,
 )
-from dfkd_lib.detection.evaluate import THRESHOLD
 from dfkd_lib.detection.scene_gan import SceneGAN
-from dfkd_lib.detection.source import GENERATED, SceneConfig
 from dfkd_lib.detection.step import DetectionWeights
+from dfkd_lib.metrics import THRESHOLD
 from dfkd_lib.training import Precision
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from dfkd_lib import training
 from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger, resolve
-from dfkd_lib.datasets import SceneSet
-from dfkd_lib.detection.batches import Batch, SceneBatches
-from dfkd_lib.detection.evaluate import average_precision, predict
-from dfkd_lib.detection.source import Scenes
+from dfkd_lib.datasets import Scenes, SceneSet
+from dfkd_lib.detection.batches import SceneBatches
+from dfkd_lib.detection.evaluate import predict
 from dfkd_lib.detection.step import answers
+from dfkd_lib.metrics import average_precision
 from dfkd_lib.models import count_parameters, create_detector
 from dfkd_lib.models.detectors import SPECS, Detector
 from dfkd_lib.training import Precision, TrainConfig
@@ -89,15 +89,7 @@ def train(
     scenes, role = Scenes.of(scenes), "teacher" if teacher is None else "student"
     labelled, run = scenes.split is not None, config.training()
     run = run if seed is None else run.replace(seed=seed)
-    if not labelled and teacher is None:
-        raise WorkbenchError(
-            "scenes of no data set carry no labels",
-            expected="a teacher to label them",
-            got="none",
-            where=f"detector {config.model}",
-            fix="give teacher=, or train on labelled scenes",
-        )
-    _same_classes(test.classes, teacher, scenes)
+    _check(config.model, scenes, test, teacher)
     weights, backbone = (
         resolve(w) if w else None for w in (config.weights, config.backbone_weights)
     )
@@ -117,46 +109,61 @@ def train(
 
     def make(work: Path) -> dict:
         torch.manual_seed(run.seed)
-        shown = test.load()
-        pretrained = config.pretrained
-        detector = create_detector(config.model, len(test.classes), pretrained, first, backbone)
+        own = (config.pretrained, first, backbone)
+        detector = create_detector(config.model, len(test.classes), *own)
         answer = None if teacher is None else answers(load_detector(teacher))
-        bound, chosen = training.bound(step, detector, answer), scenes.load()
-
-        def train_step(batch: Batch, progress: float) -> dict[str, Tensor]:
-            return bound(batch if labelled else Batch(batch.images, None, None), progress)
-
-        batches = SceneBatches(chosen, run.batch_size, config.augment)
-        history = training.fit(
-            {"detector": detector},
-            train_step,
-            batches,
-            run,
-            checkpoint=work / "checkpoint",
-            evaluate=lambda epoch: _measured(detector, shown),
-            label=f"detection {role} {config.model}",
-        )
-        metrics = save_detector(work, detector, shown, history)
-        speed = history[-1]["images_per_second"]
-        return {**metrics, "train_scenes": len(batches.images), "images_per_second": speed}
+        bound = training.bound(step, detector, answer)
+        label = f"detection {role} {config.model}"
+        batches = SceneBatches(scenes.load(), run.batch_size, config.augment, labelled)
+        return _fitted(work, detector, bound, batches, run, test.load(), label)
 
     parents = [artifact for artifact in (teacher, scenes.parent, start) if artifact is not None]
     code = [SPECS.get(config.model)]
     return store.get_or_make(f"detection-{role}", settings, make, parents, reads, code=code)
 
 
-def _same_classes(classes: tuple[str, ...], teacher: Artifact | None, scenes: Scenes) -> None:
-    """Raise unless teacher and training scenes name the classes of the test scenes, in their order."""
-    whose = "the drawn scenes" if scenes.parent else "the training scenes"
-    named = {
-        whose: scenes.classes,
-        **({"the teacher": teacher.metrics["classes"]} if teacher else {}),
-    }
+def _fitted(
+    work: Path,
+    detector: Detector,
+    step: Callable,
+    batches: SceneBatches,
+    config: TrainConfig,
+    test: SceneSet,
+    label: str,
+) -> dict:
+    """Train a detector, write its files into `work`, return its metrics."""
+
+    def measured(epoch: int) -> dict[str, float]:
+        measures = average_precision(test, *predict(detector, test.images))
+        return {name: value for name, value in measures.items() if name != "per_class"}
+
+    saved = work / "checkpoint"
+    modules = {"detector": detector}
+    history = training.fit(
+        modules, step, batches, config, checkpoint=saved, evaluate=measured, label=label
+    )
+    speed = {"images_per_second": history[-1]["images_per_second"]}
+    metrics = save_detector(work, detector, test, history)
+    return {**metrics, "train_scenes": len(batches.images), **speed}
+
+
+def _check(model: str, scenes: Scenes, test: Scenes, teacher: Artifact | None) -> None:
+    """Raise unless the scenes are labelled by somebody, and all name the classes of the test scenes, in their order."""
+    if scenes.split is None and teacher is None:
+        raise WorkbenchError(
+            "scenes of no data set carry no labels",
+            expected="a teacher to label them",
+            got="none",
+            where=f"detector {model}",
+            fix="give teacher=, or train on labelled scenes",
+        )
+    named = {"the drawn scenes" if scenes.parent else "the training scenes": scenes.classes}
+    named |= {"the teacher": teacher.metrics["classes"]} if teacher else {}
     for who, names in named.items():
-        if tuple(names) != tuple(classes):
+        if tuple(names) != tuple(test.classes):
             raise WorkbenchError(
                 f"{who} and the test scenes do not name the same classes",
-                expected=", ".join(classes),
+                expected=", ".join(test.classes),
                 got=", ".join(names) or "none",
                 fix="use scenes of the same classes in the same order, or a teacher trained on these",
             )
@@ -175,11 +182,6 @@ def _identity(path: Path | None) -> str | None:
             fix="check the path",
         )
     return " ".join(artifacts.file_hash(file) for file in files)
-
-
-def _measured(detector: Detector, test: SceneSet) -> dict[str, float]:
-    measures = average_precision(test, *predict(detector, test.images))
-    return {name: value for name, value in measures.items() if name != "per_class"}
 
 
 def save_detector(work: Path, detector: Detector, test: SceneSet, history: list[dict]) -> dict:

@@ -3,8 +3,8 @@
 from dfkd_lib.core import Artifact
 from dfkd_lib.datasets import SceneSet
 from dfkd_lib.detection.detector import predictions
-from dfkd_lib.detection.evaluate import sure
 from dfkd_lib.detection.step import ObjectTargets, Queries
+from dfkd_lib.metrics import sure
 
 
 def with_objects(scenes: SceneSet, count: int) -> list[int]:

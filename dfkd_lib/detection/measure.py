@@ -12,13 +12,12 @@ from torchvision.ops import roi_align
 
 from dfkd_lib import metrics
 from dfkd_lib.core import Artifact, Store, ledger
-from dfkd_lib.datasets import SceneSet
+from dfkd_lib.datasets import Scenes, SceneSet
 from dfkd_lib.detection.batches import SceneBatches
 from dfkd_lib.detection.detector import load_detector
-from dfkd_lib.detection.evaluate import average_precision, predict
+from dfkd_lib.detection.evaluate import predict
 from dfkd_lib.detection.probes import object_consistency_loss, object_probes
 from dfkd_lib.detection.scene_gan import PROBES, TOGETHER
-from dfkd_lib.detection.source import Scenes
 from dfkd_lib.models.detectors import Detector
 from dfkd_lib.models.scene_gan import CONTEXT, object_boxes
 
@@ -85,7 +84,7 @@ def measure_scenes(
         shown = test.load() if drawn is None else Scenes.of(drawn).load()
         finder, features = load_detector(teacher), load_detector(judge)
         real, made = scene_features(features, reference), scene_features(features, shown)
-        found = average_precision(shown, *predict(finder, shown.images))
+        found = metrics.average_precision(shown, *predict(finder, shown.images))
         frechet, frechet_objects = (
             metrics.frechet_distance_from_features(a.double(), b.double())
             for a, b in zip(real, made, strict=True)

@@ -3,9 +3,8 @@
 import tempfile
 
 from dfkd_lib.core import Store
-from dfkd_lib.datasets import SceneSet
+from dfkd_lib.datasets import Scenes, SceneSet
 from dfkd_lib.detection.detector import DetectorConfig, train
-from dfkd_lib.detection.source import Scenes
 from dfkd_lib.detection.step import DetectionWeights, detection_step
 
 POINTS = 10  # of the curve

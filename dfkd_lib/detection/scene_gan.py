@@ -14,11 +14,10 @@ from torch import Tensor
 from dfkd_lib import training
 from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts
 from dfkd_lib.core.processes import shared_count
-from dfkd_lib.datasets import SceneSet
+from dfkd_lib.datasets import SCENES, Scenes, SceneSet
 from dfkd_lib.detection.batches import Batch, SceneBatches
 from dfkd_lib.detection.detector import load_detector
 from dfkd_lib.detection.probes import class_object_probes, object_consistency_loss, object_probes
-from dfkd_lib.detection.source import SCENES, Scenes
 from dfkd_lib.models.detectors import Detector
 from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneGenerator
 from dfkd_lib.synthesis import WATCH_EVERY

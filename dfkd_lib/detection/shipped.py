@@ -5,8 +5,8 @@ from pathlib import Path
 
 from dfkd_lib import training
 from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger
+from dfkd_lib.datasets import Scenes
 from dfkd_lib.detection.detector import save_detector
-from dfkd_lib.detection.source import Scenes
 from dfkd_lib.models import create_detector
 from dfkd_lib.models.detectors import SPECS, Detector
 

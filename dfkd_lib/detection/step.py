@@ -10,7 +10,6 @@ from torch import Tensor
 from dfkd_lib.attention import capture_attention, patch_grid
 from dfkd_lib.core import Config
 from dfkd_lib.detection.batches import Batch
-from dfkd_lib.detection.evaluate import THRESHOLD
 from dfkd_lib.detection.matching import PAIRINGS, paired_queries
 from dfkd_lib.losses import (
     TeacherTargets,
@@ -19,6 +18,7 @@ from dfkd_lib.losses import (
     detection_losses,
     objectness,
 )
+from dfkd_lib.metrics import THRESHOLD
 from dfkd_lib.models.detectors import Detector
 
 

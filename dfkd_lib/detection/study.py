@@ -5,16 +5,15 @@ from functools import cached_property
 from pathlib import Path
 
 from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger
-from dfkd_lib.datasets import load_coco
+from dfkd_lib.datasets import GENERATED, SceneConfig, Scenes, load_coco
 from dfkd_lib.detection.config import VARIANTS, DetectionConfig
 from dfkd_lib.detection.detector import PREDICTIONS, load_detector, train
-from dfkd_lib.detection.evaluate import average_precision
 from dfkd_lib.detection.measure import measure_scenes
 from dfkd_lib.detection.scene_gan import SceneGAN, check_side, object_probe_artifact
 from dfkd_lib.detection.shipped import shipped_detector
-from dfkd_lib.detection.source import GENERATED, SceneConfig, Scenes
 from dfkd_lib.detection.step import detection_step
 from dfkd_lib.detection.tiles import predict_tiled
+from dfkd_lib.metrics import average_precision
 
 
 class DetectionStudy:

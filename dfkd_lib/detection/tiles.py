@@ -9,7 +9,8 @@ from torchvision.transforms.v2 import functional as images_of
 
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import FILL
-from dfkd_lib.detection.evaluate import FAINT, PIXELS, predict
+from dfkd_lib.detection.evaluate import PIXELS, predict
+from dfkd_lib.metrics import FAINT
 from dfkd_lib.models.detectors import Detector
 
 BORDER = 0.02  # share of a window within which a box touches its border

@@ -1,7 +1,9 @@
-"""Measures of synthetic images against real ones, taken in the feature space of a network and tied to it."""
+"""Measures of synthetic images against real ones, in the feature space of a network and tied to it; COCO AP; intervals."""
 
 from dfkd_lib.metrics import intervals
+from dfkd_lib.metrics.coco import FAINT, THRESHOLD, average_precision, same_classes, sure
 from dfkd_lib.metrics.coverage import Nearness, Prdc, memorisation, near_duplicates, nearest, prdc
+from dfkd_lib.metrics.detection_curves import confusion, matched, precision_recall_curves
 from dfkd_lib.metrics.distances import (
     KernelDistance,
     frechet_distance,
@@ -23,6 +25,14 @@ from dfkd_lib.metrics.score import score
 from dfkd_lib.metrics.summary import Features, Measures, Row, measure
 
 __all__ = [
+    "FAINT",
+    "THRESHOLD",
+    "average_precision",
+    "confusion",
+    "matched",
+    "precision_recall_curves",
+    "same_classes",
+    "sure",
     "Features",
     "KernelDistance",
     "Measures",

@@ -38,7 +38,7 @@ def confusion(
 
 
 def detection_confusion(matrices: dict[str, np.ndarray], classes: Sequence[str]) -> Figure:
-    """What objects are taken for: {detector: counts (K + 1, K + 1)} as `detection.confusion` gives them."""
+    """What objects are taken for: {detector: counts (K + 1, K + 1)} as `metrics.confusion` gives them."""
     return confusion(matrices, [*classes, "background"], [*classes, "missed"])
 
 

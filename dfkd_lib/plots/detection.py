@@ -14,7 +14,7 @@ def precision_recall_plot(curves: dict[str, dict], mean: str = "mean of classes"
 
     Args:
         curves: {detector: {class: curve with recall (R,) and precision (R,) in [0, 1]}}, as
-            `detection.precision_recall_curves` gives them. mean: the name among them that is drawn in black.
+            `metrics.precision_recall_curves` gives them. mean: the name among them that is drawn in black.
     """
     size = 3.9 * len(curves) + 0.2, 3.9
     figure, axes = new_figure(1, len(curves), *size, squeeze=False, sharey=True)
@@ -43,7 +43,7 @@ def average_precision_bars(measures: dict[str, dict], title: str = "") -> Figure
     """COCO's AP of each detector: of all objects, by size and by class; a dash where there is no such object.
 
     Args:
-        measures: {detector: as `detection.average_precision` gives them}; sizes are drawn if it holds "AP_small" etc.
+        measures: {detector: as `metrics.average_precision` gives them}; sizes are drawn if it holds "AP_small" etc.
     """
     first = next(iter(measures.values()))
     sizes = [size for size in ("small", "medium", "large") if f"AP_{size}" in first]

@@ -68,7 +68,7 @@ def detection_browser(
 ):
     """Browse what detectors find in scenes beside what is there, at any threshold, and the attention of a detection.
 
-    A detection is right where it is paired with an object of its class, by `detection.curves.matched` at IoU 0.5.
+    A detection is right where it is paired with an object of its class, by `metrics.matched` at IoU 0.5.
 
     Args:
         detectors: {name: detector of `models.create_detector`, or None where only predictions are at hand}.

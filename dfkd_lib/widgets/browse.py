@@ -12,7 +12,8 @@ from dfkd_lib.attention.sites import attention_sites
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.config import Config
 from dfkd_lib.datasets.scenes import SceneSet
-from dfkd_lib.detection import matched, predict, same_classes, sure
+from dfkd_lib.detection import predict
+from dfkd_lib.metrics import matched, same_classes, sure
 from dfkd_lib.models.detectors import Detector
 from dfkd_lib.widgets.viewer import Choice, Viewer, one_of, within
 

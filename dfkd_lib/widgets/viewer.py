@@ -15,7 +15,7 @@ from dfkd_lib.attention.sites import pick
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.config import Config
 from dfkd_lib.datasets import ImageSet, SceneSet, to_float
-from dfkd_lib.detection import sure
+from dfkd_lib.metrics import sure
 from dfkd_lib.models import check_images
 from dfkd_lib.models.detectors import Detector
 

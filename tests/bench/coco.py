@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.rows import Effort, Row, compared, take_turns
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import SceneSet, generate_scenes, ground_truth
-from dfkd_lib.detection import average_precision
+from dfkd_lib.metrics import average_precision
 
 SCENES, SIDE, QUERIES = 1000, 48, 20  # AP depends on boxes alone, so small pictures do
 SECONDS, TOLERANCE = 20, 1e-6

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.browser
 START = f"""
 import copy, sys, torch
 sys.path.insert(0, {str(REPOSITORY)!r})
-from dfkd_lib import datasets, detection, widgets
+from dfkd_lib import datasets, detection, metrics, widgets
 teacher = detection.open_shipped("detr_micro_scenes")
 student = copy.deepcopy(teacher)  # the same boxes, and it is never sure of a bird
 student.network.class_labels_classifier.bias.data[0] -= 12
@@ -36,7 +36,7 @@ PIXELS = """n => { const c = document.querySelectorAll('.dfkd-browse .picture')[
 # Of a set of scenes, by the library's own confusion matrix.
 COUNTS = """{name: {"right": int(m[:4, :4].trace()), "wrong": int(m[:4, :4].sum() - m[:4, :4].trace()),
     "false": int(m[4].sum()),
-    "missed": int(m[:4, 4].sum())} for name, m in ((name, detection.confusion(SCENES, *browsed.browse.found("NAME")[name],
+    "missed": int(m[:4, 4].sum())} for name, m in ((name, metrics.confusion(SCENES, *browsed.browse.found("NAME")[name],
     THRESHOLD)) for name in ("teacher", "student"))}"""
 
 
@@ -118,7 +118,7 @@ def the_threshold_redraws_and_counts_without_the_kernel(page, notebook):
 
 
 def filters_leave_the_scenes_that_they_name(page, notebook):
-    missed = """sorted({i for i in range(40) if (detection.confusion(scenes.subset([i]), *(t[[i]] for t in
+    missed = """sorted({i for i in range(40) if (metrics.confusion(scenes.subset([i]), *(t[[i]] for t in
         browsed.browse.found("test")["student"]), threshold=0.6)[0, 4] > 0)})"""
     expected = notebook.eval(missed)
     page.locator(f"{ROOT} select.outcome").select_option("missed")

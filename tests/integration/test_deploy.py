@@ -17,10 +17,10 @@ from torch import nn
 from dfkd_lib import deploy, detection, presets, training
 from dfkd_lib.core import WorkbenchError, artifacts
 from dfkd_lib.core.artifacts import Store
-from dfkd_lib.datasets import load_images, to_float
+from dfkd_lib.datasets import SceneConfig, load_images, to_float
 from dfkd_lib.datasets.scenes import generate_scenes
 from dfkd_lib.deploy.export import PARITY
-from dfkd_lib.detection import DetectorConfig, SceneConfig, detections, load_detector
+from dfkd_lib.detection import DetectorConfig, detections, load_detector
 from dfkd_lib.distill import KDWeights
 from dfkd_lib.models import count_flops, count_parameters, create_model
 from dfkd_lib.synthesis import open_images

@@ -11,15 +11,13 @@ from PIL import Image
 
 from dfkd_lib import detection, losses, presets
 from dfkd_lib.core import REPOSITORY, WorkbenchError, artifacts
-from dfkd_lib.datasets import SceneSet, generate_scenes, write_coco
+from dfkd_lib.datasets import SceneConfig, SceneSet, generate_scenes, open_scenes, write_coco
 from dfkd_lib.detection import (
     DetectionStudy,
     SceneBatches,
-    SceneConfig,
     SceneGAN,
     SceneNetworks,
     measures_table,
-    open_scenes,
     scene_gan_step,
     seen_table,
 )

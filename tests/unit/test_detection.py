@@ -9,9 +9,16 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import generalized_box_iou
 
-from dfkd_lib import detection, presets
+from dfkd_lib import detection, metrics, presets
 from dfkd_lib.core import NotMade, WorkbenchError, artifacts, ledger
-from dfkd_lib.datasets import SceneSet, generate_scenes, write_coco
+from dfkd_lib.datasets import (
+    SCENES,
+    SceneConfig,
+    SceneSet,
+    generate_scenes,
+    open_scenes,
+    write_coco,
+)
 from dfkd_lib.detection import (
     VARIANTS,
     Batch,
@@ -20,10 +27,8 @@ from dfkd_lib.detection import (
     DetectorConfig,
     Queries,
     SceneBatches,
-    SceneConfig,
     answers,
     detection_step,
-    open_scenes,
     padded,
 )
 from dfkd_lib.detection.batches import augmented
@@ -36,7 +41,6 @@ from dfkd_lib.detection.matching import (
     pairwise_giou,
 )
 from dfkd_lib.detection.overfit import overfit, spread
-from dfkd_lib.detection.source import SCENES
 from dfkd_lib.detection.step import confident
 from dfkd_lib.losses import TeacherTargets, detection_losses, distillation_loss
 from dfkd_lib.models import WeightsMissing, count_parameters, create_detector, detector_names
@@ -602,7 +606,7 @@ def test_perfect_detections():
         (0, 1, 3, 0.8, [0.7, 0.7, 0.2, 0.2]),
         (1, 0, 0, 0.7, [0.5, 0.5, 0.4, 0.4]),
     )
-    measures = detection.average_precision(hand_made_scenes(), scores, boxes)
+    measures = metrics.average_precision(hand_made_scenes(), scores, boxes)
     assert measures["AP"] == measures["AP50"] == measures["AP75"] == pytest.approx(1)
     assert measures["precision"] == measures["recall"] == 1
     assert measures["per_class"]["drone"] == {"AP": None, "AP50": None, "AP75": None}
@@ -617,7 +621,7 @@ def test_a_case_worked_out_by_hand():
         (1, 0, 0, 0.7, [0.5, 0.5, 0.4, 0.4]),
         (0, 1, 3, 0.6, [0.74, 0.7, 0.2, 0.2]),
     )
-    measures = detection.average_precision(hand_made_scenes(), scores, boxes)
+    measures = metrics.average_precision(hand_made_scenes(), scores, boxes)
     birds = (51 + 50 * 2 / 3) / 101
     assert measures["per_class"]["bird"]["AP50"] == pytest.approx(birds, abs=1e-6)
     assert measures["per_class"]["plane"] == {
@@ -630,13 +634,13 @@ def test_a_case_worked_out_by_hand():
 
 
 def test_no_detections_at_all():
-    measures = detection.average_precision(hand_made_scenes(), *said())
+    measures = metrics.average_precision(hand_made_scenes(), *said())
     assert measures["AP"] == measures["AP50"] == measures["precision"] == measures["recall"] == 0
 
 
 def test_scenes_without_objects():
     empty = hand_made_scenes().subset([2])
-    measures = detection.average_precision(
+    measures = metrics.average_precision(
         empty, *(x[2:] for x in said((2, 0, 1, 0.9, [0.5, 0.5, 0.2, 0.2])))
     )
     assert (

@@ -4,12 +4,13 @@ import pytest
 import torch
 from scipy import ndimage
 
-from dfkd_lib import datasets, detection, plots
+from dfkd_lib import datasets, detection, metrics, plots
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import SceneSet
 from dfkd_lib.detection import tiles
-from dfkd_lib.detection.curves import MEAN, confusion, matched, precision_recall_curves
 from dfkd_lib.detection.tiles import predict_tiled, starts
+from dfkd_lib.metrics import confusion, matched, precision_recall_curves
+from dfkd_lib.metrics.detection_curves import MEAN
 from dfkd_lib.models import create_detector
 from dfkd_lib.models.detectors import Detections
 
@@ -44,14 +45,14 @@ def test_sizes_are_those_of_the_original_image():
     """A bird of 20 pixels is found, one of 50 is not; at three times the scale they are medium and large."""
     objects = (0, 0, [0.3, 0.3, 0.2, 0.2]), (1, 0, [0.5, 0.5, 0.5, 0.5])
     found = said((0, 0, 0, 0.9, [0.3, 0.3, 0.2, 0.2]))
-    measures = detection.average_precision(scenes_of(*objects), *found, by_size=True)
+    measures = metrics.average_precision(scenes_of(*objects), *found, by_size=True)
     assert (
         measures["AP_small"] == pytest.approx(1)
         and measures["AP_medium"] == 0
         and measures["AP_large"] is None
     )
     assert measures["AP50"] == pytest.approx(51 / 101)
-    larger = detection.average_precision(
+    larger = metrics.average_precision(
         scenes_of(*objects, scale=torch.full((2,), 3.0)), *found, by_size=True
     )
     assert (
@@ -66,7 +67,7 @@ def test_sizes_are_those_of_the_original_image():
 
 def test_each_class_has_its_three_measures():
     scenes = scenes_of((0, 0, [0.3, 0.3, 0.2, 0.2]), (1, 1, [0.5, 0.5, 0.4, 0.4]))
-    measures = detection.average_precision(
+    measures = metrics.average_precision(
         scenes, *said((0, 0, 0, 0.9, [0.34, 0.3, 0.2, 0.2]), (1, 0, 1, 0.9, [0.5, 0.5, 0.4, 0.4]))
     )
     assert measures["per_class"]["bird"] == {
@@ -80,11 +81,11 @@ def test_each_class_has_its_three_measures():
 
 
 def test_nothing_found_and_nothing_to_find():
-    measures = detection.average_precision(
+    measures = metrics.average_precision(
         scenes_of((0, 0, [0.3, 0.3, 0.2, 0.2])), *said(), by_size=True
     )
     assert measures["AP"] == measures["AP_small"] == 0 and measures["AP_large"] is None
-    nothing = detection.average_precision(
+    nothing = metrics.average_precision(
         scenes_of(), *said((0, 0, 0, 0.9, [0.3, 0.3, 0.2, 0.2])), by_size=True
     )
     assert (
@@ -102,7 +103,7 @@ def test_other_classes_are_said_before_anything_is_computed():
         with pytest.raises(WorkbenchError, match="2 classes: bird, plane(.|\n)*3 classes"):
             ask(detector, scenes)
     with pytest.raises(WorkbenchError, match="different classes"):
-        detection.average_precision(scenes, torch.zeros(2, 4, 3), torch.zeros(2, 4, 4))
+        metrics.average_precision(scenes, torch.zeros(2, 4, 3), torch.zeros(2, 4, 4))
 
 
 # Curves and confusion
@@ -135,7 +136,7 @@ def test_the_mean_of_a_curve_is_the_average_precision():
         boxes[i, : len(true)] = true * (1 + 0.1 * torch.randn(true.shape, generator=generator))
         scores[i, range(len(true)), labels] += 0.5
     curves = precision_recall_curves(scenes, scores.clamp(max=1), boxes)
-    measures = detection.average_precision(scenes, scores.clamp(max=1), boxes)
+    measures = metrics.average_precision(scenes, scores.clamp(max=1), boxes)
     assert 0.2 < measures["AP50"] < 1 and curves[MEAN].precision.mean() == pytest.approx(
         measures["AP50"]
     )
@@ -302,7 +303,7 @@ def test_four_scenes_in_one_frame_are_found_as_by_themselves():
     )
     whole = SceneSet(quad, [truth], [torch.cat(scenes.labels)], one.classes)
     alone = detection.evaluate_ap(detector, scenes)["AP50"]
-    assert detection.average_precision(whole, scores, boxes)["AP50"] >= alone - 0.1 > 0.5
+    assert metrics.average_precision(whole, scores, boxes)["AP50"] >= alone - 0.1 > 0.5
 
 
 @pytest.mark.parametrize(
@@ -338,7 +339,7 @@ def test_figures_say_what_they_show():
     assert [t.get_text() for t in ax.get_xticklabels()] == [*CLASSES, "missed"] and texts(
         figure
     ).count("1") == 3
-    measures = detection.average_precision(scenes, *found, by_size=True)
+    measures = metrics.average_precision(scenes, *found, by_size=True)
     written = texts(plots.average_precision_bars({"teacher": measures, "student": measures}))
     assert (
         written.count("–") == 4 and written.count("1.00") == 2
@@ -354,7 +355,7 @@ def test_compared_detections_are_named_and_inside_the_scene():
     scores, boxes = said(
         (0, 0, 0, 0.9, [0.05, 0.05, 0.1, 0.1]), (0, 1, 1, 0.8, [0.95, 0.95, 0.1, 0.1]), count=3
     )
-    found = [detection.evaluate.sure(*rows) for rows in zip(scores, boxes, strict=True)]
+    found = [metrics.sure(*rows) for rows in zip(scores, boxes, strict=True)]
     look = (torch.rand(4, 4).numpy(), found[0]["boxes"][0])
     figure = plots.detection_compare(
         scenes.pixels.numpy(),

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
 from dfkd_lib.datasets import SceneSet
-from dfkd_lib.detection.evaluate import THRESHOLD, coco_evaluation, sure
+from dfkd_lib.metrics.coco import THRESHOLD, coco_evaluation, sure
 
 MEAN = "mean of classes"
 

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from dfkd_lib.core import Config, Seed, WorkbenchError
 from dfkd_lib.core.artifacts import Artifact, resolve
-from dfkd_lib.datasets import SceneSet, generate_scenes, load_coco
+from dfkd_lib.datasets.coco import load_coco
+from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
 
 GENERATED = "scenes"  # the name of the generated aerial scenes, which stand for a real data set
 PROBE = 16  # scenes that identify a generated set
@@ -128,7 +129,7 @@ def open_scenes(artifact: Artifact) -> SceneSet:
     """Scenes that an artifact holds, of split None: drawn by a generator, they belong to no data set.
 
     Args:
-        artifact: its file scenes.safetensors holds pixels uint8 (N, 3, H, W) and, padded as by `batches.padded`, labels and
+        artifact: its file scenes.safetensors holds pixels uint8 (N, 3, H, W) and, padded as by `detection.padded`, labels and
             boxes (the layout that was asked for); its settings name the "classes".
 
     Raises:
