@@ -3,7 +3,7 @@
 from dfkd_lib.detection.batches import Batch, SceneBatches, padded
 from dfkd_lib.detection.config import VARIANTS, DetectionConfig, DetectionStudent, DetectionTeacher
 from dfkd_lib.detection.detector import DetectorConfig, load_detector, predictions, train
-from dfkd_lib.detection.evaluate import detections, evaluate_ap, predict
+from dfkd_lib.detection.evaluate import detections, predict
 from dfkd_lib.detection.examples import compared, pairs, truth, with_objects
 from dfkd_lib.detection.probes import object_consistency_loss, object_probes
 from dfkd_lib.detection.scene_gan import SceneGAN, SceneNetworks, real_loss, scene_gan_step
@@ -41,7 +41,6 @@ __all__ = [
     "compared",
     "detection_step",
     "detections",
-    "evaluate_ap",
     "load_detector",
     "measures_table",
     "object_consistency_loss",

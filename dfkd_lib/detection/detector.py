@@ -79,28 +79,26 @@ def train(
         start: an artifact of such a detector, whose weights are the first.
 
     Returns:
-        Artifact with model.safetensors, history.json, predictions.safetensors; metrics as of `evaluate_ap` (last epoch),
+        Artifact with model.safetensors, history.json, predictions.safetensors; metrics as of `average_precision` (last epoch),
         "parameters", "images_per_second", "train_scenes", "classes".
 
     Raises:
         WorkbenchError: before training, if teacher and scenes name other classes than the test scenes, or nobody labels
-            the scenes; if the step returns no loss, no scalars or a loss without gradient, or changes its batch.
+            the scenes; at the first batch, if the step is refused by `training.check_step`.
     """
     scenes, role = Scenes.of(scenes), "teacher" if teacher is None else "student"
-    labelled, run = scenes.split is not None, config.training()
-    run = run if seed is None else run.replace(seed=seed)
+    labelled = scenes.split is not None
+    run = config.training(**({} if seed is None else {"seed": seed}))
     _check(config.model, scenes, test, teacher)
-    weights, backbone = (
-        resolve(w) if w else None for w in (config.weights, config.backbone_weights)
-    )
+    files = (config.weights, config.backbone_weights)
+    weights, backbone = (resolve(file) if file else None for file in files)
     settings = {
         "model": config.model,
         "config": run.as_dict(),
-        "augment": config.augment,
+        **{name: config[name] for name in ("augment", "pretrained")},
         "labelled": labelled,
         "train": scenes.identity,
         "test": test.identity,
-        "pretrained": config.pretrained,
         "weights": {"artifact": start.key} if start else _identity(weights),
         "backbone_weights": _identity(backbone),
     }
@@ -109,16 +107,16 @@ def train(
 
     def make(work: Path) -> dict:
         torch.manual_seed(run.seed)
-        own = (config.pretrained, first, backbone)
-        detector = create_detector(config.model, len(test.classes), *own)
+        own = (len(test.classes), config.pretrained, first, backbone)
+        detector = create_detector(config.model, *own)
         answer = None if teacher is None else answers(load_detector(teacher))
         bound = training.bound(step, detector, answer)
-        label = f"detection {role} {config.model}"
         batches = SceneBatches(scenes.load(), run.batch_size, config.augment, labelled)
+        label = f"detection {role} {config.model}"
         return _fitted(work, detector, bound, batches, run, test.load(), label)
 
-    parents = [artifact for artifact in (teacher, scenes.parent, start) if artifact is not None]
-    code = [SPECS.get(config.model)]
+    parents, code = [teacher, scenes.parent, start], [SPECS.get(config.model)]
+    parents = [artifact for artifact in parents if artifact is not None]
     return store.get_or_make(f"detection-{role}", settings, make, parents, reads, code=code)
 
 

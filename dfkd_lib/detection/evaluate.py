@@ -1,11 +1,11 @@
-"""What a detector finds in scenes, and its average precision there."""
+"""What a detector finds in scenes."""
 
 import torch
 from torch import Tensor
 
 from dfkd_lib import training
 from dfkd_lib.datasets import SceneSet
-from dfkd_lib.metrics import THRESHOLD, average_precision, same_classes, sure
+from dfkd_lib.metrics import THRESHOLD, same_classes, sure
 from dfkd_lib.models.detectors import Detector
 
 PIXELS = 4_000_000  # of a batch
@@ -28,13 +28,3 @@ def detections(detector: Detector, scenes: SceneSet, threshold: float = THRESHOL
     same_classes(detector.num_labels, scenes, "the detector")
     found = zip(*predict(detector, scenes.images), strict=True)
     return [sure(scores, boxes, threshold) for scores, boxes in found]
-
-
-def evaluate_ap(detector: Detector, scenes: SceneSet) -> dict:
-    """COCO's average precision of a detector on scenes, as `average_precision` with `by_size`.
-
-    Raises:
-        WorkbenchError: before anything is computed, if the detector has not the scenes' number of classes.
-    """
-    same_classes(detector.num_labels, scenes, "the detector")
-    return average_precision(scenes, *predict(detector, scenes.images), by_size=True)

@@ -1,6 +1,6 @@
 """Scenes from a GAN conditioned on a layout, with and without the frozen teacher's attention (METHODS A4)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor
 
 from dfkd_lib import training
@@ -21,7 +21,7 @@ from dfkd_lib.detection.probes import class_object_probes, object_consistency_lo
 from dfkd_lib.models.detectors import Detector
 from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneGenerator
 from dfkd_lib.synthesis import WATCH_EVERY
-from dfkd_lib.training import Precision, TrainConfig
+from dfkd_lib.training import Precision, StepConfig
 
 TOGETHER = 128  # scenes drawn at a time
 SHIFT, STRETCH = 0.06, 0.15  # by which a layout that is drawn anew moves, and changes in size (log)
@@ -102,7 +102,7 @@ def scene_gan_step(nets: SceneNetworks, batch: Batch, lam: float) -> Iterator[tu
         yield "generator", {"loss": total, **named}
 
 
-class SceneGAN(TrainConfig):
+class SceneGAN(StepConfig):
     """The GAN of scenes: reads real scenes with their layouts, and class probes for its attention loss; λ = 0 is vanilla."""
 
     epochs: int = Field(100, ge=1, le=100_000, description="passes over the training scenes")
@@ -123,19 +123,6 @@ class SceneGAN(TrainConfig):
     width: int = Field(512, ge=16, le=4096, description="channels of the generator's first layers")
     d_width: int = Field(64, ge=4, le=1024, description="of the discriminator's first layer")
     latent: int = Field(32, ge=1, description="length of each noise vector")
-    _step: Callable | None = PrivateAttr(None)
-
-    def with_step(self, step: Callable) -> "SceneGAN":
-        """This GAN trained by a step of the caller's, in place of `scene_gan_step`; its code is part of the key."""
-        changed = self.replace()
-        changed._step = step
-        return changed
-
-    def replace(self, **changes: object) -> "SceneGAN":
-        """A copy with these settings changed, of the same step."""
-        changed = super().replace(**changes)
-        changed._step = self._step
-        return changed
 
     def networks(self, classes: int, side: int) -> dict[str, torch.nn.Module]:
         """A new generator and discriminator of square scenes of that side, untrained."""
@@ -153,17 +140,14 @@ class SceneGAN(TrainConfig):
         Raises:
             WorkbenchError: if the scenes are of another size. DivergedError: if it diverges.
         """
-        settings = {
-            **self.as_dict(),
-            "train": scenes.identity,
-            "classes": teacher.metrics["classes"],
-        }
+        own = {"train": scenes.identity, "classes": teacher.metrics["classes"]}
+        reads = {scenes.split: "training the discriminator"}
+
+        def make(work: Path) -> dict:
+            return self._fit(work, scenes.load(), teacher, probes)
+
         return store.get_or_make(
-            "scene_gan",
-            settings,
-            lambda work: self._fit(work, scenes.load(), teacher, probes),
-            [teacher, probes],
-            {scenes.split: "training the discriminator"},
+            "scene_gan", {**self.as_dict(), **own}, make, [teacher, probes], reads
         )
 
     def _fit(self, work: Path, scenes: SceneSet, teacher: Artifact, probes: Artifact) -> dict:
@@ -172,10 +156,9 @@ class SceneGAN(TrainConfig):
         side, config = scenes.pixels.shape[-1], self.training()
         modules = self.networks(len(teacher.metrics["classes"]), side)
         batches = SceneBatches(scenes, self.batch_size)
-        frozen, class_probes = load_detector(teacher), probes.tensors(PROBES)["probes"]
-        class_probes = class_probes.to(training.device())
+        class_probes = probes.tensors(PROBES)["probes"].to(training.device())
         nets = SceneNetworks(
-            **modules, teacher=frozen, probes=class_probes, attention_share=self.attention_share
+            *modules.values(), load_detector(teacher), class_probes, self.attention_share
         )
         steps, chosen = len(batches) * self.epochs, self._step or scene_gan_step
 
@@ -183,15 +166,9 @@ class SceneGAN(TrainConfig):
             nets.watching = round(progress * steps) % WATCH_EVERY == 0
             yield from chosen(nets, batch, self.lam)
 
-        history = training.fit(
-            modules,
-            step,
-            batches,
-            config,
-            {name: [name] for name in modules},
-            checkpoint=work / "checkpoint",
-            label=f"scene GAN λ={self.lam:g} seed {self.seed}",
-        )
+        names = {name: [name] for name in modules}
+        label, saved = f"scene GAN λ={self.lam:g} seed {self.seed}", work / "checkpoint"
+        history = training.fit(modules, step, batches, config, names, checkpoint=saved, label=label)
         artifacts.save_tensors(work / "generator.safetensors", modules["generator"].state_dict())
         layouts = {"labels": batches.labels, "boxes": batches.boxes}
         artifacts.save_tensors(work / "layouts.safetensors", layouts)

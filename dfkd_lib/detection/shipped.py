@@ -11,6 +11,7 @@ from dfkd_lib.models import create_detector
 from dfkd_lib.models.detectors import SPECS, Detector
 
 FOLDER = "data/teachers"
+RECORDED = ("settings", "metrics", "seconds", "made", "ledger")
 
 
 def ship_detector(artifact: Artifact, name: str, command: str, folder: str | Path = FOLDER) -> Path:
@@ -27,11 +28,7 @@ def ship_detector(artifact: Artifact, name: str, command: str, folder: str | Pat
         "command": command,
         "model": artifact.settings["model"],
         "seed": artifact.settings["config"]["seed"],
-        "settings": artifact.settings,
-        "metrics": artifact.metrics,
-        "seconds": artifact.seconds,
-        "made": artifact.manifest["made"],
-        "ledger": artifact.ledger,
+        **{name: artifact.manifest[name] for name in RECORDED},
         "provenance": artifacts.provenance(),
         "history": artifact.json("history.json"),
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
@@ -27,7 +27,7 @@ from dfkd_lib.synthesis.canvas import (
     pad_to_gan,
 )
 from dfkd_lib.synthesis.given import Given
-from dfkd_lib.training import Precision, TrainConfig, check_classes_agree
+from dfkd_lib.training import Precision, StepConfig, check_classes_agree
 from dfkd_lib.training.config import Share
 
 WATCH_EVERY = 8  # steps between measurements of the attention loss of a vanilla GAN, which does not learn from it
@@ -108,7 +108,7 @@ def gan_step(
         yield "generator", {"loss": total, **losses}
 
 
-class CGAN(TrainConfig):
+class CGAN(StepConfig):
     """The conditional GAN: reads real images, and class probes for its attention loss; λ = 0 is the vanilla one.
 
     The defaults are the paper's (A Table 1 and §A2); it names neither epochs nor λ.
@@ -144,7 +144,6 @@ class CGAN(TrainConfig):
     d_width: int = Field(64, ge=4, le=1024, description="channels after the discriminator's first")
     latent: int = Field(100, ge=1, description="dimensions of the noise")
     dropout: float = Field(0.25, ge=0, le=0.9, description="of the discriminator")
-    _step: Callable | None = PrivateAttr(None)
 
     @property
     def budget(self) -> str:
@@ -233,18 +232,6 @@ class CGAN(TrainConfig):
         channels = given.shape[0]
         judge = Discriminator(len(given.classes), channels, self.d_width, self.dropout)
         return {"generator": generator, "discriminator": judge}
-
-    def with_step(self, step: Callable) -> "CGAN":
-        """This maker trained by a step of the caller's, in place of `gan_step`; its code is part of the key."""
-        changed = self.replace()
-        changed._step = step
-        return changed
-
-    def replace(self, **changes: object) -> "CGAN":
-        """A copy with these settings changed, of the same step."""
-        changed = super().replace(**changes)
-        changed._step = self._step
-        return changed
 
     def parents(self, given: Given) -> list[Artifact]:
         return []

@@ -17,6 +17,7 @@ from dfkd_lib.training.classifier import (
 from dfkd_lib.training.config import (
     DivergedError,
     Precision,
+    StepConfig,
     TrainConfig,
     device,
     learning_rate,
@@ -41,6 +42,7 @@ __all__ = [
     "Checkpoint",
     "DivergedError",
     "Precision",
+    "StepConfig",
     "TeacherConfig",
     "TensorBatches",
     "TrainConfig",

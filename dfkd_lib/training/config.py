@@ -1,10 +1,11 @@
 """Settings of a training run, its device, its optimizer and its learning rate."""
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from torch import nn
 
 from dfkd_lib.core import Config, WorkbenchError, processes
@@ -45,6 +46,24 @@ class TrainConfig(Config):
         """The settings of the training alone, of a configuration that has others beside them."""
         names = TrainConfig.model_fields
         return TrainConfig(**{**{name: getattr(self, name) for name in names}, **changes})
+
+
+class StepConfig(TrainConfig):
+    """Settings of a training whose step a caller may replace by one of their own; its code is then part of the key."""
+
+    _step: Callable | None = PrivateAttr(None)
+
+    def with_step(self, step: Callable) -> Self:
+        """These settings with a step of the caller's."""
+        changed = self.replace()
+        changed._step = step
+        return changed
+
+    def replace(self, **changes: object) -> Self:
+        """A copy with these settings changed, of the same step."""
+        changed = super().replace(**changes)
+        changed._step = self._step
+        return changed
 
 
 def device() -> torch.device:
