@@ -1,37 +1,22 @@
-"""`make bench`: what we cost on this machine beside the peers, all in one run, as a table, files and a picture."""
+"""`make bench`: what we cost on this machine beside the peers, in one run, as a table, files and a picture."""
 
 import importlib
 import os
 import time
 import traceback
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
+from bench.comparison import Comparison, Row, measure
 from bench.output import line, save
-from bench.rows import Effort, Row
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.artifacts import resolve
+from dfkd_lib.core import WorkbenchError, resolve
 
-# Each module has a function `rows(effort)`, or the one named after a dot.
-BENCHES = {
-    "attention": "attention",
-    "flops": "flops",
-    "students": "students",
-    "gan": "gan",
-    "detr": "detection",
-    "coco": "coco",
-    "frechet": "frechet",
-    "pipeline": "pipeline",
-    "workers": "workers",
-    "deploy": "deploy",
-    "memory": "synthesis.memory_rows",
-}
-QUICK = Effort(rounds=2, seconds=0.3)
+# Each module holds its part of the table of comparisons, COMPARISONS.
+BENCHES = ("capture", "frechet", "students", "gan", "detr", "pipeline", "workers", "memory")
 
 
 def chosen(only: str | None) -> list[str]:
     """The benches of a comma-separated choice, all by default; WorkbenchError if there is none of a name."""
-    names = list(BENCHES) if only is None else [word.strip() for word in only.split(",")]
+    names = list(BENCHES) if only is None else [name.strip() for name in only.split(",")]
     for name in names:
         if name not in BENCHES:
             raise WorkbenchError(
@@ -43,43 +28,44 @@ def chosen(only: str | None) -> list[str]:
     return names
 
 
-def rows_of(name: str, effort: Effort) -> Iterator[Row]:
-    """The rows of one bench as they are measured; one that breaks off ends with a row that says why, marked as failed."""
-    module, _, function = BENCHES[name].partition(".")
+def comparisons(names: Iterable[str]) -> list[Comparison]:
+    """The table of comparisons, of these benches."""
+    return [
+        comparison
+        for name in names
+        for comparison in importlib.import_module(f"bench.{name}").COMPARISONS
+    ]
+
+
+def measured(comparison: Comparison, quick: bool) -> Iterator[Row]:
+    """The rows of a comparison; one that breaks off ends with a row that says why, and the others go on."""
     try:
-        yield from getattr(importlib.import_module(f"bench.{module}"), function or "rows")(effort)
-    except Exception as error:  # whatever stops one bench must not stop the others
+        yield from measure(comparison, quick)
+    except Exception as error:
         traceback.print_exc()
         yield Row(
-            name,
+            comparison.name,
             "broke off",
-            "",
-            "",
+            comparison.setting,
             note=f"failed: {type(error).__name__}: {error}"[:300],
             failed=True,
         )
 
 
-def run(
-    only: str | None = None, repeats: int = 5, out: str = "reports/bench", quick: bool = False
-) -> int:
-    """Measure, print a line a row as it goes, write the folder; the exit code: 1 if a bench broke off.
+def run(only: str | None = None, out: str = "reports/bench", quick: bool = False) -> int:
+    """Measure, print a line a row as it comes, write the folder; the exit code: 1 if a comparison broke off.
 
     Args:
-        only: comma-separated names of BENCHES. repeats: rounds of long comparisons wanted (short ones have more).
-        quick: two rounds and a third of the time.
+        only: comma-separated names of BENCHES. quick: two rounds.
     """
     os.environ["DFKD_PROGRESS"] = "none"
-    names, folder, start, found = chosen(only), resolve(out), time.perf_counter(), []
-    effort = QUICK if quick else Effort(repeats)
+    table, folder, start, rows = comparisons(chosen(only)), resolve(out), time.perf_counter(), []
     try:
-        for name in names:
-            begun = time.perf_counter()
-            for row in rows_of(name, effort):
-                found.append(row)
+        for comparison in table:
+            for row in measured(comparison, quick):
+                rows.append(row)
                 print(line(row), flush=True)
-            print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
     finally:  # a run that is stopped keeps what it found
-        save(found, folder, time.perf_counter() - start)
-    print(os.path.relpath(Path(folder) / "bench.md"))
-    return int(any(row.failed for row in found))
+        save(rows, folder, time.perf_counter() - start)
+    print(folder / "bench.md")
+    return int(any(row.failed for row in rows))

@@ -1,6 +1,8 @@
-"""What a Fréchet distance in 2048 dimensions costs beside pytorch-fid's matrix square root and torchmetrics' eigenvalues."""
+"""A Fréchet distance in 2048 dimensions beside pytorch-fid's matrix square root and torchmetrics' eigenvalues."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -8,42 +10,32 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from bench.rows import Effort, Row, compared, missing, take_turns
+from bench.comparison import Comparison, Pair, Ways, agree
 from dfkd_lib import metrics
-from dfkd_lib.core import WorkbenchError
 
 DIMENSIONS = 2048  # Inception's
 # Images on either side, and what is asked.
 SIZES = {(500, 500): ">= 100", (500, 10_000): ">= 100", (10_000, 10_000): ">= 4"}
-SECONDS = 45  # of measuring a size, at least two rounds
 TOLERANCE = 1e-4
+OURS, SCIPY = "distance", "scipy sqrtm (pytorch-fid's way)"
+PYTORCH_FID, TORCHMETRICS = "pytorch-fid", "torchmetrics"
+HAS_PYTORCH_FID = find_spec("pytorch_fid") is not None
+PEERS = (PYTORCH_FID, TORCHMETRICS) if HAS_PYTORCH_FID else (PYTORCH_FID, SCIPY, TORCHMETRICS)
 Statistics = tuple[Tensor, Tensor]
-
-
-OURS, SCIPY, PYTORCH_FID, TORCHMETRICS = (
-    "ours",
-    "scipy sqrtm (pytorch-fid's way)",
-    "pytorch-fid",
-    "torchmetrics",
-)
 
 
 def features(count: int, dimensions: int, seed: int) -> Tensor:
     """Random features (count, dimensions), float32, ≥ 0, correlated as those of a network with rectifiers are."""
     generator = torch.Generator().manual_seed(seed)
-    mix = (
-        torch.randn(dimensions, dimensions, generator=generator)
-        * torch.arange(1, dimensions + 1) ** -0.5
-    )
+    mix = torch.randn(dimensions, dimensions, generator=generator)
+    mix *= torch.arange(1, dimensions + 1) ** -0.5
     return (torch.randn(count, dimensions, generator=generator) @ mix.T / 4 + 0.1).relu()
 
 
 def by_square_root(a: Statistics, b: Statistics) -> float:
     """The distance as pytorch-fid takes it: the trace of scipy's `sqrtm` of the covariances' product, float64."""
-    root = sqrtm((a[1] @ b[1]).numpy())
-    return float((a[0] - b[0]).square().sum() + a[1].trace() + b[1].trace()) - 2 * float(
-        np.trace(root).real
-    )
+    root = float(np.trace(sqrtm((a[1] @ b[1]).numpy())).real)
+    return float((a[0] - b[0]).square().sum() + a[1].trace() + b[1].trace()) - 2 * root
 
 
 def by_pytorch_fid(a: Statistics, b: Statistics) -> float:
@@ -69,65 +61,38 @@ def ours(a: Tensor, b: Tensor, known: tuple[Statistics, Statistics]) -> Callable
     return lambda: metrics.frechet_distance_to(*known[1], a)
 
 
-def compare(
-    images: tuple[int, int], dimensions: int = DIMENSIONS, limit: float = SECONDS, most: int = 3
-) -> list[Row]:
-    """A row for each peer; they get both sides' statistics for nothing. Without pytorch-fid, its way by scipy.
+def timed(way: Callable[[], float]) -> Callable[[], None]:
+    """A way without its result, which would be taken for a time."""
 
-    Args:
-        images: on either side, the fewer first. limit, most: see `take_turns`.
+    def run() -> None:
+        way()
 
-    Raises:
-        WorkbenchError: if a way finds another distance.
-    """
+    return run
+
+
+@contextmanager
+def ways(images: tuple[int, int], dimensions: int = DIMENSIONS) -> Iterator[Ways]:
+    """Ours and every peer, who get both sides' statistics for nothing; without pytorch-fid, its way by scipy."""
     a, b = (features(count, dimensions, seed) for seed, count in enumerate(images))
     known = metrics.statistics(a), metrics.statistics(b)
-    theirs = {PYTORCH_FID: by_pytorch_fid} if find_spec("pytorch_fid") else {SCIPY: by_square_root}
+    theirs = {PYTORCH_FID: by_pytorch_fid} if HAS_PYTORCH_FID else {SCIPY: by_square_root}
     theirs[TORCHMETRICS] = by_eigenvalues
-    ways = {
-        OURS: ours(a, b, known),
-        **{name: lambda way=way: way(*known) for name, way in theirs.items()},
-    }
-    for way in theirs.values():
-        way(
-            *2 * [(torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64))]
-        )  # imports its library
-    found: dict[str, float] = {}
-    rounds = take_turns(
-        {name: lambda name=name: found.update({name: ways[name]()}) for name in ways}, limit, most
-    )
-    differences = {name: abs(found[name] / found[OURS] - 1) for name in theirs}
-    worst = max(differences, key=differences.get)
-    if not differences[worst] <= TOLERANCE:
-        raise WorkbenchError(
-            "a Fréchet distance is not what another way finds",
-            got=f"{differences[worst]:.2g} apart",
-            expected=f"at most {TOLERANCE}",
-            where=f"{worst}, {images} images",
-        )
-    what, setting = "distance", f"{images[0]:,} and {images[1]:,} images, {dimensions} dimensions"
-    asked = SIZES.get(images, "")
-    made = [
-        compared(
-            rounds,
-            OURS,
-            name,
-            "frechet",
-            what,
-            setting,
-            "s",
-            1,
-            asked=asked,
-            note=f"equal to {differences[name]:.0e}",
-        )
-        for name in theirs
-    ]
-    return (
-        made if PYTORCH_FID in theirs else [*made, missing("frechet", what, setting, PYTORCH_FID)]
-    )
+    run = {OURS: ours(a, b, known), **{name: partial(way, *known) for name, way in theirs.items()}}
+    note = agree({name: way() for name, way in run.items()}, TOLERANCE, f"{images} images")
+    yield Ways({name: timed(way) for name, way in run.items()}, note)
 
 
-def rows(effort: Effort) -> Iterator[Row]:
-    """Every number of images: float64, two or three rounds, for a matrix square root takes ten seconds and more."""
-    for images in SIZES:
-        yield from compare(images, DIMENSIONS, SECONDS * effort.seconds)
+COMPARISONS = tuple(
+    Comparison(
+        "frechet",
+        f"{images[0]:,} and {images[1]:,} images, {DIMENSIONS} dimensions, float64",
+        partial(ways, images),
+        tuple(Pair(OURS, peer, asked) for peer in PEERS),
+        unit="s",
+        per=1,
+        seconds=45,
+        most=3,
+        warm=False,  # `agree` has run all
+    )
+    for images, asked in SIZES.items()
+)

@@ -1,44 +1,23 @@
-"""Rows of the benches on the terminal, and as a folder of bench.json, bench.csv, bench.md, bench.png and bench.svg."""
+"""Rows on the terminal, and as a folder of bench.json, bench.csv, bench.md, bench.png and bench.svg."""
 
 import csv
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import matplotlib
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from bench.picture import ratios
-from bench.rows import Row
+from bench.comparison import Row
 from dfkd_lib import training
-from dfkd_lib.core import environment
-from dfkd_lib.core.artifacts import save_json
+from dfkd_lib.core import environment, save_json
+from dfkd_lib.plots.style import COLORS, STYLE, new_figure
 
-HEAD = (
-    "what",
-    "peer",
-    "setting",
-    "ours",
-    "peer's",
-    "unit",
-    "times as fast (25-75 %)",
-    "rounds",
-    "asked",
-    "note",
-)
-
-
-def provenance(seconds: float) -> dict:
-    """Commit, machine, versions, date, threads and training device of a bench, and how long it took."""
-    import time
-
-    return {
-        **environment.describe(),
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "threads": torch.get_num_threads(),
-        "device": str(training.device()),
-        "seconds": round(seconds, 1),
-    }
+HEAD = ("what", "peer", "setting", "ours", "peer's", "unit", "times as fast (25-75 %)")
+HEAD += ("rounds", "asked", "note")
 
 
 def number(value: float | None) -> str:
@@ -67,48 +46,81 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def line(row: Row) -> str:
     """A row as a line of the terminal's table."""
-    what, peer, setting, ours, theirs, unit, ratio, rounds, asked, note = cells(row)
-    figures = (
-        f"{ours:>9} {theirs:>9} {unit:<9}{ratio:<20}{rounds:>4}" if row.ours is not None else ""
-    )
-    return f"{what:<46} {peer:<34} {setting:<34}{figures} {f'asked {asked}' if asked else ''} {note}".rstrip()
+    what, peer, setting, *figures, asked, note = cells(row)
+    widths = (9, 9, 9, 20, 4)
+    shown = " ".join(f"{text:<{width}}" for text, width in zip(figures, widths, strict=True))
+    asked = f"asked {asked}" if asked else ""
+    return f"{what:<46} {peer:<34} {setting:<44} {shown} {asked} {note}".rstrip()
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """The rows as a table of GitHub's Markdown."""
     shown = [HEAD, ("---",) * len(HEAD), *map(cells, rows)]
-    return (
-        "\n".join(
-            "| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in each) + " |"
-            for each in shown
-        )
-        + "\n"
-    )
+    clean = [[cell.replace("|", "/").replace("\n", " ") for cell in each] for each in shown]
+    return "\n".join(f"| {' | '.join(each)} |" for each in clean) + "\n"
 
 
 def picture(rows: Sequence[Row], about: str = "") -> Figure:
-    """Every ratio of the rows as a dot with its range, on a logarithmic axis."""
+    """Every ratio as a dot with a bar over its quartiles, log axis, a line at 1, a colour for each bench.
+
+    Args:
+        about: written below.
+    """
     shown = [row for row in rows if row.ratio is not None]
-    return ratios(
-        [f"{row.what}, {row.setting}" for row in shown],
-        [row.peer for row in shown],
-        [row.bench for row in shown],
-        [row.ratio for row in shown],
-        about,
-    )
+    names = list(dict.fromkeys(row.bench for row in shown))
+    with matplotlib.rc_context(STYLE):
+        figure, ax = new_figure(width=11.5, height=1.6 + 0.24 * len(shown))
+        places = range(len(shown) - 1, -1, -1)
+        for place, row in zip(places, shown, strict=True):
+            low, middle, high = row.ratio
+            color = COLORS[names.index(row.bench) % len(COLORS)]
+            ax.plot([low, high], [place] * 2, color=color, lw=3, alpha=0.5)
+            ax.plot([middle], [place], "o", color=color, markersize=6)
+            ax.annotate(
+                number(middle),
+                (max(high, middle), place),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+        ax.axvline(1, color="black", lw=1)
+        ax.set_xscale("log")
+        # Room for the figures beside the dots.
+        lows, highs = [row.ratio[0] for row in shown], [row.ratio[2] for row in shown]
+        ax.set_xlim(min(0.5, 0.8 * min(lows)), max(2.0, 2.6 * max(highs)))
+        ax.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        labels = [f"{row.bench}: {row.what}, {row.setting}  |  {row.peer}" for row in shown]
+        ax.set_yticks(places, labels, fontsize=8)
+        ax.set_ylim(-0.7, len(shown) - 0.3)
+        ax.set_xlabel("times as fast as the peer")
+        if about:
+            figure.supxlabel(about, fontsize=7, x=0.01, ha="left")
+    return figure
 
 
 def save(rows: Sequence[Row], folder: Path, seconds: float) -> None:
-    """Write everything; the picture only if a row has a ratio."""
+    """Write everything; the picture only if a row has a ratio.
+
+    Args:
+        seconds: how long the measuring took.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    known = provenance(seconds)
+    known = {
+        **environment.describe(),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "threads": torch.get_num_threads(),
+        "device": str(training.device()),
+        "seconds": round(seconds, 1),
+    }
     save_json(folder / "bench.json", {"provenance": known, "rows": [asdict(row) for row in rows]})
     with open(folder / "bench.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([HEAD, *map(cells, rows)])
-    machine, commit = known["hardware"], (known["git"]["commit"] or "unknown")[:7]
     about = (
-        f"{machine['cpu']}, {known['threads']} threads, {known['device']}, torch {known['versions']['torch']}, "
-        f"commit {commit}, {known['date'][:10]}"
+        f"{known['hardware']['cpu']}, {known['threads']} threads, {known['device']}, torch {known['versions']['torch']}, "
+        f"commit {(known['git']['commit'] or 'unknown')[:7]}, {known['date'][:10]}"
     )
     (folder / "bench.md").write_text(f"{about}\n\n{markdown(rows)}", encoding="utf-8")
     if any(row.ratio for row in rows):

@@ -1,8 +1,7 @@
-"""What the pipeline adds to a notebook's own compute: kernel, papermill and page; and how papermill by hand compares.
+"""What the pipeline adds to a notebook's own compute, and how papermill and nbconvert by hand compare.
 
 A notebook's own compute is its code cells as one script in a bare Python process: the interpreter's start and every import
-count as its own, also torch's. The pipeline's own start (its imports, once a run) is a row of its own. All ways find the
-trained things that the notebook needs already made.
+count as its own, also torch's. All ways find the trained things that the notebook needs already made.
 """
 
 import json
@@ -10,42 +9,43 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import nbformat
 
-from bench.rows import Effort, Row, compared, quartiles, seconds, take_turns
-from dfkd_lib.core.artifacts import REPOSITORY
+from bench.comparison import Comparison, Pair, Ways, figure
+from dfkd_lib.core import REPOSITORY
 from dfkd_lib.core.code import Fingerprint, forget, stage_fingerprint
 from dfkd_lib.pipeline import make_plan, train
 
-NOTEBOOK, PROFILE, SECONDS = "00_start_here", "smoke", 110
-ASKED = "<= 6 s"
-SETTING = f"{NOTEBOOK}, {PROFILE}"
+NOTEBOOK, PROFILE = "00_start_here", "smoke"
+OVERHEAD, COMMAND, BY_HAND = "overhead a notebook", "dfkd run", "papermill + nbconvert by hand"
+KEYS = "code of all keys of a report"
+PYTHON = (sys.executable, "-m")
 
 
 def bare(notebook: Path, parameters: dict, folder: Path) -> list[str]:
     """The command that runs a notebook's code cells as a script (written to `folder`), with these parameters set."""
-    cells = [
-        cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"
-    ]
-    after = 1 + next(
-        i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", ())
-    )
-    given = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
-    parts = [cell.source for cell in cells]
+    parts = ["import matplotlib", "matplotlib.use('agg')"]
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if cell.cell_type == "code":
+            parts.append(cell.source)
+            if "parameters" in cell.metadata.get("tags", ()):
+                parts += [f"{name} = {value!r}" for name, value in parameters.items()]
     script = folder / "bare.py"
-    script.write_text(
-        "import matplotlib\nmatplotlib.use('agg')\n"
-        + "\n".join([*parts[:after], given, *parts[after:]])
-    )
+    script.write_text("\n".join(parts))
     return [sys.executable, str(script)]
 
 
 def run(*commands: list[str]) -> None:
-    """Run commands one after another from the repository's root; CalledProcessError, with what it said, if one fails."""
+    """Run commands one after another from the repository's root.
+
+    Raises:
+        CalledProcessError: with its output, if one fails.
+    """
     for command in commands:
         done = subprocess.run(
             command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -54,45 +54,17 @@ def run(*commands: list[str]) -> None:
             raise subprocess.CalledProcessError(done.returncode, command, done.stdout[-2000:])
 
 
-def stages(out: Path, name: str) -> dict[str, float]:
-    """Seconds of a notebook that our pipeline has run: "kernel" (until its first cell runs), "cells", "page" (with all else
-    after the last cell) and "all", by its results.json and papermill's own marks."""
-    whole = json.loads((out / "results.json").read_text())["notebooks"][name]["seconds"]
-    node = nbformat.read(out / f"{name}.ipynb", as_version=4)
-    marks = [
-        cell.metadata.papermill
-        for cell in node.cells
-        if cell.metadata.get("papermill", {}).get("start_time")
-    ]
-    start, first, last = (
-        datetime.fromisoformat(text)
-        for text in (node.metadata.papermill.start_time, marks[0].start_time, marks[-1].end_time)
-    )
-    kernel, cells = (first - start).total_seconds(), (last - first).total_seconds()
-    return {"kernel": kernel, "cells": cells, "page": whole - kernel - cells, "all": whole}
+def result(out: Path, name: str) -> dict:
+    """What results.json says of a notebook."""
+    return json.loads((out / "results.json").read_text())["notebooks"][name]
 
 
-def ways(
-    folder: Path, name: str = NOTEBOOK, profile: str = PROFILE
-) -> dict[str, Callable[[], None]]:
-    """Our pipeline, the bare process, and papermill and nbconvert by hand, each with a folder of its own."""
-    # The pipeline says which parameters a profile has; the others get the same.
-    ours = [
-        sys.executable,
-        "-m",
-        "dfkd_lib",
-        "run",
-        "--profile",
-        profile,
-        "--only",
-        name,
-        "--out",
-        str(folder / "ours"),
-    ]
-    run(ours)
-    found = json.loads((folder / "ours" / "results.json").read_text())["notebooks"][name][
-        "parameters"
-    ]
+def commands(folder: Path, name: str, profile: str) -> dict[str, Callable[[], None]]:
+    """The pipeline, the bare process, and papermill and nbconvert by hand, each with a folder of its own."""
+    ours = [*PYTHON, "dfkd_lib", "run", "--profile", profile, "--only", name]
+    ours += ["--out", str(folder / "ours")]
+    run(ours)  # says which parameters a profile has: the others get the same
+    parameters = result(folder / "ours", name)["parameters"]
     notebook, by_hand, alone = (
         REPOSITORY / "notebooks" / f"{name}.ipynb",
         folder / "by_hand",
@@ -100,55 +72,34 @@ def ways(
     )
     for made in (by_hand, alone):
         made.mkdir()
-    given = folder / "parameters.yaml"
-    given.write_text(json.dumps(found | {"out_dir": str(by_hand)}))  # JSON is YAML
-    executed = by_hand / f"{name}.ipynb"
-    papermill = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(notebook),
-        str(executed),
-        "-k",
-        "python3",
-        "--no-progress-bar",
-        "-f",
-        str(given),
-    ]
-    page = [
-        sys.executable,
-        "-m",
-        "nbconvert",
-        "--to",
-        "html",
-        "--log-level",
-        "ERROR",
-        str(executed),
-    ]
-    script = bare(notebook, found | {"out_dir": str(alone)}, folder)
+    given, executed = folder / "parameters.yaml", by_hand / f"{name}.ipynb"
+    given.write_text(json.dumps(parameters | {"out_dir": str(by_hand)}))  # JSON is YAML
+    papermill = [*PYTHON, "papermill", str(notebook), str(executed), "-k", "python3"]
+    papermill += ["--no-progress-bar", "-f", str(given)]
+    page = [*PYTHON, "nbconvert", "--to", "html", "--log-level", "ERROR", str(executed)]
+    script = bare(notebook, parameters | {"out_dir": str(alone)}, folder)
     return {
-        "ours": lambda: run(ours),
-        "bare": lambda: run(script),
-        "by hand": lambda: run(papermill, page),
+        COMMAND: partial(run, ours),
+        BY_HAND: partial(run, papermill, page),
+        "bare": partial(run, script),
     }
 
 
-def rows(effort: Effort) -> Iterator[Row]:
-    """Seconds of overhead a notebook and where they go; the whole command beside papermill and nbconvert by hand."""
+@contextmanager
+def ways(name: str = NOTEBOOK, profile: str = PROFILE) -> Iterator[Ways]:
+    """The whole command, papermill by hand, and the pipeline's seconds for the notebook less those of a bare process."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        work, found = ways(folder), []
+        known = commands(folder, name, profile)
 
-        def ours() -> None:
-            command = seconds(work["ours"])
-            found.append(stages(folder / "ours", NOTEBOOK) | {"command": command})
+        def overhead() -> float:
+            known[COMMAND]()
+            return result(folder / "ours", name)["seconds"] - figure(known["bare"])
 
-        rounds = take_turns(work | {"ours": ours}, SECONDS * effort.seconds, effort.rounds)
-        yield from rows_of(rounds, found)
-        yield row_of_keys(keys_of(folder / "artifacts"), effort)
+        yield Ways({OVERHEAD: overhead, COMMAND: known[COMMAND], BY_HAND: known[BY_HAND]})
 
 
-def keys_of(artifacts: Path, profile: str = PROFILE) -> list[tuple]:
+def keys_of(artifacts: Path, profile: str) -> list[tuple]:
     """What each key of a whole report is computed from, (make, code), by making all that its notebooks train."""
     found, fingerprint = [], stage_fingerprint
 
@@ -161,71 +112,31 @@ def keys_of(artifacts: Path, profile: str = PROFILE) -> list[tuple]:
     return found
 
 
-def row_of_keys(keys: list[tuple], effort: Effort) -> Row:
-    """Milliseconds that the code in all these keys costs a process, which has read no source yet."""
+@contextmanager
+def keys(profile: str = PROFILE) -> Iterator[Ways]:
+    """The code in all keys of a report, for a process that has read no source yet, but finds it in the cache on disk."""
+    with tempfile.TemporaryDirectory() as scratch:
+        known = keys_of(Path(scratch) / "artifacts", profile)
 
     def all_of_them() -> None:
         forget()
-        for make, code in keys:
+        for make, code in known:
             stage_fingerprint(make, code)
 
-    low, middle, high = quartiles(
-        [1e3 * seconds(all_of_them) for _ in range(max(3, effort.rounds))]
-    )
-    note = f"25-75 %: {low:.0f}-{high:.0f}; sources from the cache on disk"
-    what, setting = "code of all keys of a report", f"{PROFILE}, {len(keys)} keys"
-    return Row(
-        "pipeline", what, setting, "", middle, None, "ms", None, effort.rounds, "<= 50 ms", note
-    )
+    yield Ways({KEYS: all_of_them}, f"{len(known)} keys")
 
 
-def rows_of(rounds: list[dict[str, float]], found: list[dict[str, float]]) -> list[Row]:
-    """The rows of the ways' seconds in rounds and of our `stages` ("command": the whole command) in each."""
-
-    def row(
-        what: str,
-        values: list[float],
-        peer: str = "",
-        theirs: float | None = None,
-        asked: str = "",
-        note: str = "",
-    ) -> Row:
-        low, middle, high = quartiles(values)
-        note = f"25-75 %: {low:.1f}-{high:.1f}" + f"; {note}" * bool(note)
-        return Row(
-            "pipeline", what, SETTING, peer, middle, theirs, "s", None, len(values), asked, note
-        )
-
-    alone = [each["bare"] for each in rounds]
-    over = [each["all"] - own for each, own in zip(found, alone, strict=True)]
-    return [
-        row(
-            "overhead a notebook",
-            over,
-            "the cells in a bare process",
-            quartiles(alone)[1],
-            ASKED,
-            "notebook's seconds in the pipeline less those of the bare process, imports of torch in both",
-        ),
-        row("of it: kernel start to first cell", [each["kernel"] for each in found]),
-        row("of it: page and the rest after the cells", [each["page"] for each in found]),
-        row(
-            "of it: cells, less the bare process",
-            [each["cells"] - own for each, own in zip(found, alone, strict=True)],
-        ),
-        row(
-            "the command's own start and end, once a run",
-            [each["command"] - each["all"] for each in found],
-        ),
-        compared(
-            rounds,
-            "ours",
-            "by hand",
-            "pipeline",
-            "whole command, one notebook",
-            SETTING,
-            "s",
-            1,
-            name="papermill + nbconvert by hand",
-        ),
-    ]
+COMPARISONS = (
+    Comparison("pipeline", PROFILE, keys, (Pair(KEYS, None, "<= 50 ms"),), seconds=5, least=3),
+    Comparison(
+        "pipeline",
+        f"{NOTEBOOK}, {PROFILE}",
+        ways,
+        (Pair(OVERHEAD, None, "<= 6 s"), Pair(COMMAND, BY_HAND)),
+        unit="s",
+        per=1,
+        seconds=110,
+        most=5,
+        warm=False,
+    ),
+)
