@@ -1,11 +1,8 @@
 """Cells of an ablation: found by key, or trained, several at a time in processes of their own."""
 
 import os
-import queue
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +15,7 @@ from dfkd_lib.core import WorkbenchError, artifacts, ledger, processes
 from dfkd_lib.core.artifacts import Artifact, NotMade, Store
 from dfkd_lib.core.files import is_full
 from dfkd_lib.distill import has_probe, scores
+from dfkd_lib.jobs import Job, Queue, WorkerLost, opened_queue
 from dfkd_lib.training import DivergedError, load_trained, reads_of
 
 LOST = (
@@ -141,7 +139,7 @@ def run(
             where="jobs",
         )
     outcomes = _found(cells, store)
-    missing = [place for place in range(len(cells)) if place not in outcomes]
+    missing = {f"cell-{place}": place for place in range(len(cells)) if place not in outcomes}
     if missing:
         found = sum(outcome.cached for outcome in outcomes.values())
         say(f"{len(cells)} cells, {found} found, {len(missing)} to run")
@@ -150,10 +148,9 @@ def run(
         threads = (
             None if scheduler else max(1, min(torch.get_num_threads(), processes.cores()) // jobs)
         )
-        # Closed whatever is raised here: the workers end with it.
-        with closing(
-            _answers(cells, missing, store, min(jobs, len(missing)), threads, scheduler, say)
-        ) as answers:
+        with opened_queue(min(jobs, len(missing)), scheduler, note=say) as queue:
+            _fill(queue, store, {name: cells[place] for name, place in missing.items()}, threads)
+            answers = ((missing[job.name], answer) for job, answer in queue if job.name in missing)
             _collect(cells, len(missing), store, answers, outcomes, say)
     if outcomes and not any(outcome.artifact for outcome in outcomes.values()):
         raise WorkbenchError(
@@ -165,19 +162,29 @@ def run(
     return [outcomes[place] for place in range(len(cells))]
 
 
+def _fill(queue: Queue, store: Store, cells: dict[str, Cell], threads: int | None) -> None:
+    """Queue these cells by name, and before them, where several may run at a time, what they share."""
+    root, before = str(store.root), []
+    if not queue.cluster.alone:
+        known = [cell.as_dict() for cell in cells.values()]
+        queue.add(Job("shared", prepare, (root, known), threads=threads))
+        before = ["shared"]  # if it fails, each cell says what it lacks
+    for name, cell in cells.items():
+        queue.add(Job(name, work, (root, cell.as_dict()), after=before, threads=threads))
+
+
 def _collect(cells, count, store, answers, outcomes, say) -> None:
     """Put the answers of so many cells among the outcomes as they come, and say so."""
     start, patience = time.perf_counter(), DISK_SECONDS
-    for done, (place, key, error) in enumerate(answers, 1):
+    for done, (place, answer) in enumerate(answers, 1):
+        key, error = _result(answer)
         made = _appearing(store, key, patience) if key else None
         if key and made is None:
             patience = 0  # nor will the others
             error = f"its worker has made {key}, but not in this {store.root}: give a folder that all machines share"
         outcomes[place] = Outcome(cells[place], made, error, False)
         left = (time.perf_counter() - start) / done * (count - done)
-        if is_full(
-            error
-        ):  # the students are not to blame: who reads "finished" must not find them missing
+        if is_full(error):  # the students are not to blame
             raise WorkbenchError(
                 "a student cannot be written to disk, and no other could",
                 got=error,
@@ -185,10 +192,16 @@ def _collect(cells, count, store, answers, outcomes, say) -> None:
                 fix="free room on that disk, or choose another; then run it again: what is finished "
                 "is kept",
             )
-        told = f"{100 * made.metrics['accuracy']:.2f} %" if made else error.split("\n")[0]
-        say(
-            f"{done}/{count} {cells[place].name}, seed {cells[place].seed}: {told} | {left:.0f} s left"
-        )
+        result = f"{100 * made.metrics['accuracy']:.2f} %" if made else error.split("\n")[0]
+        name = f"{cells[place].name}, seed {cells[place].seed}"
+        say(f"{done}/{count} {name}: {result} | {left:.0f} s left")
+
+
+def _result(answer: object) -> tuple[str | None, str]:
+    """(key or None, error) of what the queue gives of a cell."""
+    if isinstance(answer, WorkerLost):
+        return None, LOST
+    return (None, describe(answer)) if isinstance(answer, BaseException) else answer
 
 
 def _appearing(store: Store, key: str, seconds: float) -> Artifact | None:
@@ -207,70 +220,15 @@ def _found(cells: Sequence[Cell], store: Store) -> dict[int, Outcome]:
         try:
             made = find(store, cell)
         except Exception as error:  # one impossible row must not stop the others
-            outcomes[place] = Outcome(cell, None, said(error), False)
+            outcomes[place] = Outcome(cell, None, describe(error), False)
         else:
             if made:
                 outcomes[place] = Outcome(cell, made, "", True)
     return outcomes
 
 
-def _answers(cells, missing, store, processes_at_once, threads, scheduler, say):
-    """(place, key or None, error) of each missing cell as it is done."""
-    begun, done, lost = set(), queue.Queue(), Counter()
-    with jobs.opened(
-        processes_at_once, scheduler, lambda name, message: begun.add(name), say
-    ) as tasks:
-        waiting, running = list(missing), 0
-        try:
-            needs, root = tasks.needs(threads=threads), str(store.root)
-            if not tasks.alone:
-                shared = [cells[place].as_dict() for place in missing]
-                _answer(
-                    tasks.submit("shared", prepare, root, shared, needs=needs)
-                )  # each cell says what it lacks
-            while waiting or running:
-                while waiting and tasks.free(running):
-                    place, running = waiting.pop(0), running + 1
-                    future = tasks.submit(
-                        f"cell-{place}", work, root, cells[place].as_dict(), needs=needs
-                    )
-                    future.add_done_callback(lambda future, place=place: done.put((place, future)))
-                try:
-                    place, future = done.get(timeout=jobs.LOOK_SECONDS)
-                except queue.Empty:
-                    if not tasks.answers():
-                        raise jobs.SchedulerLost.now() from None
-                    continue
-                running -= 1
-                answer = _answer(future)
-                again = answer[1] is LOST and f"cell-{place}" not in begun
-                lost[place] += again
-                if again and lost[place] < jobs.LOST_TIMES:
-                    waiting.append(
-                        place
-                    )  # it may only have waited at workers which others of their tasks have killed
-                    say(
-                        f"{cells[place].name}, seed {cells[place].seed}: its worker was lost before it began; tried again"
-                    )
-                else:
-                    yield place, *answer
-        except BaseException:
-            tasks.stop()  # Ctrl-C, or the caller is gone: end the trainings now, their last checkpoints are on disk
-            raise
-
-
-def _answer(future) -> tuple[str | None, str]:
-    try:
-        return future.result()
-    except Exception as error:
-        error = jobs.failed(error)
-        if isinstance(error, jobs.SchedulerLost):
-            raise error from None
-        return None, LOST if isinstance(error, jobs.WorkerLost) else said(error)
-
-
-def said(error: Exception) -> str:
-    """What happened to a cell, in words; a divergence says so first."""
+def describe(error: BaseException) -> str:
+    """An error of a cell as text; a divergence says so first."""
     if isinstance(error, WorkbenchError):
         return f"diverged: {error}" if isinstance(error, DivergedError) else str(error)
     return f"{type(error).__name__}: {error}"
@@ -311,4 +269,4 @@ def work(tell: jobs.Tell, needs: jobs.Needs, root: str, saved: dict) -> tuple[st
         with jobs.alone_in_process(needs.threads):
             return run_cell(Store(root), Cell.of(saved)).key, ""
     except Exception as error:  # as text, which survives the way back
-        return None, said(error)
+        return None, describe(error)

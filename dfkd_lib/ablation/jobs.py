@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 from filelock import Timeout
 
-from dfkd_lib.ablation.cells import run_cell, said
+from dfkd_lib.ablation.cells import describe, run_cell
 from dfkd_lib.ablation.grid import Cell
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import REPOSITORY, Store, save_json
@@ -210,7 +210,7 @@ class Jobs:
         except (
             Exception
         ) as error:  # also a fault of ours: it must not take the rest of the queue with it
-            done = {"state": FAILED, "error": said(error)}
+            done = {"state": FAILED, "error": describe(error)}
         with self._queue:
             now = self._one(job["id"])
             if now["state"] == RUNNING:  # not stopped meanwhile

@@ -1,6 +1,6 @@
 """The ground floor: errors, the artifact store, the ledger of real images, atomic files, processes, provenance."""
 
-from dfkd_lib.core import explain, ledger, memory, processes
+from dfkd_lib.core import explain, ledger, memory, processes, provenance
 from dfkd_lib.core.artifacts import (
     REPOSITORY,
     Artifact,
@@ -12,7 +12,6 @@ from dfkd_lib.core.artifacts import (
     home,
     load_tensors,
     note_whole,
-    provenance,
     resolve,
     save_json,
     save_tensors,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from dfkd_lib.core import ledger, memory, processes
+from dfkd_lib.core import ledger, memory, processes, provenance
 from dfkd_lib.core.code import stage_fingerprint
 from dfkd_lib.core.errors import WorkbenchError
 from dfkd_lib.core.explain import made_anew, report_versions
@@ -44,12 +44,9 @@ from dfkd_lib.core.manifest import (
     REPOSITORY,
     Artifact,
     ArtifactError,
-    commit,
     content_key,
     home,
-    provenance,
     resolve,
-    versions,
 )
 
 __all__ = [
@@ -63,7 +60,6 @@ __all__ = [
     "home",
     "load_tensors",
     "note_whole",
-    "provenance",
     "resolve",
     "save_json",
     "save_tensors",
@@ -380,8 +376,8 @@ class Store:
             "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "files": {name: file_hash(work / name) for name in names},
             "code": {"digest": code.digest, "functions": code.table},
-            "versions": versions(),
-            "commit": commit(),
+            "versions": provenance.versions(provenance.DECISIVE),
+            "commit": provenance.commit(),
         }
         manifest["sealed"] = seal(json.loads(json.dumps(manifest)))  # as it will be read
         for path in {path for name in names for path in (work / name, (work / name).parent)}:

@@ -9,7 +9,7 @@ from pathlib import Path
 from dfkd_lib.core.code import Fingerprint
 from dfkd_lib.core.errors import WorkbenchError
 from dfkd_lib.core.manifest import MANIFEST, Artifact
-from dfkd_lib.core.manifest import versions as versions_here
+from dfkd_lib.core.provenance import DECISIVE, versions
 
 NAMED = 4  # changes that one line names
 
@@ -93,7 +93,7 @@ _reported: set[str] = set()
 
 def report_versions(found: Artifact) -> None:
     """Print, once a process, that an artifact was made by other versions of the libraries than those here."""
-    made, here = found.manifest.get("versions", {}), versions_here()
+    made, here = found.manifest.get("versions", {}), versions(DECISIVE)
     for name in sorted(set(made) & set(here)):
         line = f"{name} {made[name]} → {here[name]}"
         if made[name] != here[name] and line not in _reported:

@@ -1,14 +1,10 @@
-"""What an artifact is: its key, its manifest, its folder; paths, and the versions and the commit that made it."""
+"""What an artifact is: its key, its manifest, its folder; and paths."""
 
 import hashlib
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 from dfkd_lib.core.code import Fingerprint
@@ -17,13 +13,6 @@ from dfkd_lib.core.files import load_tensors
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MANIFEST = "manifest.json"
-DECISIVE = (
-    "torch",
-    "torchvision",
-    "timm",
-    "transformers",
-    "numpy",
-)  # libraries that can change a result
 
 
 class ArtifactError(WorkbenchError):
@@ -49,60 +38,6 @@ def resolve(path: str | Path) -> Path:
     """An absolute path; relative ones are taken from the repository root, wherever a notebook was opened."""
     path = home(path)
     return path if path.is_absolute() else REPOSITORY / path
-
-
-@cache
-def commit() -> str:
-    """The git commit as this process first saw it, with "+" if files differ from it; "unknown" without git."""
-
-    def git(*words: str) -> str:
-        try:
-            done = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True)
-        except OSError:
-            return ""
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + changed
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that can change a result: recorded with an artifact, not part of its key."""
-    found = {"python": platform.python_version()}
-    for name in DECISIVE:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def provenance() -> dict:
-    """What made a result: git commit (with "+" if files differ from it), versions, processor, cores, accelerator."""
-    import torch
-
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in _lines("/proc/cpuinfo")
-            if line.startswith("model name")
-        ),
-        platform.processor() or platform.machine(),
-    )
-    return {
-        "commit": commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if os.path.exists(path) else []
 
 
 def content_key(

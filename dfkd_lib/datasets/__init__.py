@@ -5,6 +5,7 @@ from dfkd_lib.datasets.coco_check import check_coco
 from dfkd_lib.datasets.coco_repair import repair_coco
 from dfkd_lib.datasets.coco_report import CocoReport
 from dfkd_lib.datasets.config import DataConfig, load_splits
+from dfkd_lib.datasets.embedded import embedded_table
 from dfkd_lib.datasets.frames import FILL
 from dfkd_lib.datasets.images import ImageSet, random_flip, random_shift, to_float, to_uint8
 from dfkd_lib.datasets.scene_source import GENERATED, SCENES, SceneConfig, Scenes, open_scenes
@@ -22,6 +23,7 @@ __all__ = [
     "SceneSet",
     "Scenes",
     "check_coco",
+    "embedded_table",
     "generate_scenes",
     "ground_truth",
     "load_coco",

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dfkd_lib.core import WorkbenchError, ledger
-from dfkd_lib.core.artifacts import Artifact, Store, provenance
+from dfkd_lib.core import WorkbenchError, ledger, provenance
+from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.deploy import measure
@@ -106,7 +106,7 @@ def deploy_student(
         "calibration_images": calibration_images,
         "parity_images": parity_images,
         "repeats": repeats,
-        "cpu": provenance()["cpu"],
+        "cpu": provenance.processor(),
         "onnxruntime": version("onnxruntime"),
         "torch": torch.__version__,
     }

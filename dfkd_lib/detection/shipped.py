@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from dfkd_lib import training
-from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger
+from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger, provenance
 from dfkd_lib.datasets import Scenes
 from dfkd_lib.detection.detector import save_detector
 from dfkd_lib.models import create_detector
@@ -29,7 +29,7 @@ def ship_detector(artifact: Artifact, name: str, command: str, folder: str | Pat
         "model": artifact.settings["model"],
         "seed": artifact.settings["config"]["seed"],
         **{name: artifact.manifest[name] for name in RECORDED},
-        "provenance": artifacts.provenance(),
+        "provenance": provenance.describe(),
         "history": artifact.json("history.json"),
     }
     artifacts.save_json(base.with_suffix(".json"), record)

@@ -1,30 +1,26 @@
-"""Work spread over processes and machines by Dask."""
+"""Work spread over processes and machines by Dask: one queue, for notebooks and for cells of a grid."""
 
-from dfkd_lib.jobs.cluster import (
-    LOOK_SECONDS,
-    LOST_TIMES,
-    Cluster,
-    Inline,
-    SchedulerLost,
-    WorkerLost,
-    failed,
-    opened,
-)
+from dfkd_lib.jobs.cluster import Cluster, Inline, SchedulerLost, WorkerLost, failed
+from dfkd_lib.jobs.queue import LOST_TIMES, Job, Queue, Skipped, opened_queue
+from dfkd_lib.jobs.start import opened
 from dfkd_lib.jobs.worker import NO_GPU, Needs, Tell, alone_in_process, most_processes, stopped_by
 
 __all__ = [
-    "LOOK_SECONDS",
     "LOST_TIMES",
     "NO_GPU",
     "Cluster",
     "Inline",
+    "Job",
     "Needs",
+    "Queue",
     "SchedulerLost",
+    "Skipped",
     "Tell",
     "WorkerLost",
     "alone_in_process",
     "failed",
     "most_processes",
     "opened",
+    "opened_queue",
     "stopped_by",
 ]

@@ -1,53 +1,23 @@
-"""Work spread over processes and machines by Dask: a cluster of processes on this machine, or any that runs elsewhere.
+"""Where jobs run: in a thread of this process, or on the workers of a Dask cluster.
 
-What is spread are whole notebooks and students of an ablation, minutes to hours each. They meet in folders that all
-machines see: artifacts by key, reports by name. A task whose worker is lost is run again by Dask, and goes on from its last
-checkpoint.
+Jobs are whole notebooks and students of an ablation, minutes to hours each. They meet in folders that all machines see:
+artifacts by key, reports by name. A job whose worker is lost is run again by Dask, and goes on from its last checkpoint.
 """
 
 import itertools
-import json
 import secrets
-import shutil
-import socket
-import tempfile
 import threading
 import time
-import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
+from dfkd_lib.core import WorkbenchError
+from dfkd_lib.jobs.worker import Needs, on_worker, own_card, stop_here, with_stop
 
-from dfkd_lib.core import WorkbenchError, processes
-from dfkd_lib.jobs.worker import (
-    GIGABYTE,
-    NO_GPU,
-    Needs,
-    offer_plugin,
-    on_worker,
-    own_card,
-    own_plugin,
-    stop_here,
-    visible_gpus,
-    with_stop,
-)
-
-CONNECT_SECONDS = 30  # that a scheduler may take to answer
-WORKER_SECONDS = (
-    600  # that a cluster which starts workers when they are needed may take for the first
-)
-ANSWER_SECONDS = (
-    10  # that all workers together may take to answer: one that hangs must not hold up the rest
-)
-LOOK_SECONDS = 5.0  # between looks at whether the cluster is still there, and has more workers
-LOST_TIMES = (
-    3  # that a task may lose its worker before it has begun: others may have killed that one
-)
-RETRIES = 2  # times that a task may lose its worker on a cluster of ours before it is given up
+WORKER_SECONDS = 600  # that a cluster which starts workers on demand may take for the first
+ANSWER_SECONDS = 10  # that all workers together may take: one that hangs must not hold up the rest
 
 
 class WorkerLost(WorkbenchError):
@@ -86,11 +56,9 @@ class Inline:
     alone = True
 
     def __init__(self, hear: Callable[[str, dict], None]):
-        self.hear, self._pool, self.run = (
-            hear,
-            ThreadPoolExecutor(1),
-            f"dfkd-{secrets.token_hex(4)}",
-        )
+        self.hear, self.run = hear, f"dfkd-{secrets.token_hex(4)}"
+        self.seen: dict[str, Worker] = {}
+        self._pool = ThreadPoolExecutor(1)
 
     def workers(self) -> list[Worker]:
         return []
@@ -140,6 +108,7 @@ class Cluster:
     ):
         self.client, self.hear, self.limit, self.dashboard = client, hear, limit, dashboard
         self.run = f"dfkd-{secrets.token_hex(4)}"
+        self.seen: dict[str, Worker] = {}  # all that have ever been there
         self._order, self._threads, self._last, self._asked, self._cards = (
             itertools.count(),
             None,
@@ -150,19 +119,21 @@ class Cluster:
         client.subscribe_topic(self.run, lambda event: hear(*event[1]))
 
     def workers(self) -> list[Worker]:
-        """The workers that have said what they offer: those of our own at once, others when our plugin has asked them."""
+        """The workers whose offer is known: of our own at once, of others when our plugin has asked them."""
         known = self.client.scheduler_info(n_workers=-1)["workers"]
         offers = {
             address: (info.get("resources") or {}, info["nthreads"])
             for address, info in known.items()
         }
-        return [
+        found = [
             Worker(
                 address, offer["threads"], offer.get("memory", 0.0), offer.get("GPU", 0.0), slots
             )
             for address, (offer, slots) in offers.items()
             if "threads" in offer
         ]
+        self.seen |= {worker.address: worker for worker in found}
+        return found
 
     def wait_for_workers(self, say: Callable[[str], None]) -> None:
         """Return when there is a worker; WorkbenchError if none comes."""
@@ -223,7 +194,7 @@ class Cluster:
         ]
         if new:
             self._cards |= (
-                _briefly(lambda: self.client.run(own_card, workers=new, on_error="ignore")) or {}
+                briefly(lambda: self.client.run(own_card, workers=new, on_error="ignore")) or {}
             )
         users = {}
         for worker in workers:
@@ -281,14 +252,14 @@ class Cluster:
 
     def stop(self) -> None:
         """End what runs on every worker; what waits does not begin there."""
-        _briefly(lambda: self.client.run(stop_here, self.run, on_error="ignore"))
+        briefly(lambda: self.client.run(stop_here, self.run, on_error="ignore"))
 
     def close(self) -> None:
         with suppress(Exception):
             self.client.unsubscribe_topic(self.run)
 
 
-def _briefly(ask: Callable):
+def briefly(ask: Callable):
     """What a call answers that asks all workers; None if it fails, as when the scheduler is gone, or one hangs."""
     found = []
 
@@ -300,6 +271,18 @@ def _briefly(ask: Callable):
     thread.start()
     thread.join(ANSWER_SECONDS)
     return found[0] if found else None
+
+
+def _check_offers(workers: list[Worker]) -> None:
+    for worker in workers:
+        if worker.gpus > 1:
+            raise WorkbenchError(
+                "a worker offers several GPUs, and its tasks could not be told which is whose",
+                expected="one worker for each GPU",
+                got=f"GPU={worker.gpus:g}",
+                where=worker.address,
+                fix="start one worker for each, with CUDA_VISIBLE_DEVICES set (or dask-cuda), and GPU=1",
+            )
 
 
 def failed(error: BaseException) -> BaseException:
@@ -331,197 +314,3 @@ def failed(error: BaseException) -> BaseException:
             "interpreter of this .venv, from this repository",
         )
     return error
-
-
-@contextmanager
-def opened(
-    jobs: int,
-    scheduler: str | None,
-    hear: Callable[[str, dict], None],
-    say: Callable[[str], None] = print,
-    inline: bool = True,
-) -> Iterator[Inline | Cluster]:
-    """Where tasks run: here, one at a time (jobs 1), on so many processes of this machine, or on the cluster at `scheduler`.
-
-    Args:
-        jobs: processes. scheduler: address ("tcp://host:8786", "tls://host:8786") or a scheduler file, as `dask scheduler`
-            writes it. hear: called with (task, message) for what tasks tell. inline: whether one job runs in this process.
-
-    Raises:
-        WorkbenchError: if no scheduler or worker answers there.
-    """
-    if scheduler is None and jobs == 1 and inline:
-        here = Inline(hear)
-        try:
-            yield here
-        finally:
-            here.close()
-        return
-    with (
-        _connected(scheduler, say) if scheduler is not None else _local(jobs) as (
-            client,
-            dashboard,
-        )
-    ):
-        cluster = Cluster(client, hear, None if scheduler else jobs, dashboard)
-        try:
-            cluster.wait_for_workers(say)
-            yield cluster
-        finally:
-            cluster.close()
-
-
-@contextmanager
-def _connected(address: str, say: Callable[[str], None]):
-    """(client, dashboard) of a cluster that runs; its workers are asked to say what they have."""
-    from distributed import Client
-
-    plugin = f"dfkd-offer-{secrets.token_hex(4)}"
-    try:
-        path = Path(address).expanduser()
-        place = {"scheduler_file": str(path)} if path.is_file() else {"address": address}
-        _knock(json.loads(path.read_text())["address"] if path.is_file() else address)
-        client = Client(**place, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, TimeoutError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise WorkbenchError(
-            "no Dask scheduler answers there",
-            where=address,
-            got=f"{type(error).__name__}: {error}"[:300],
-            expected="an address such as tcp://host:8786, or a scheduler file",
-            fix="start one (dask scheduler), or use --jobs N on this machine",
-        ) from None
-    try:
-        if (
-            client.scheduler.address.startswith("tcp://")
-            and "127.0.0.1" not in client.scheduler.address
-        ):
-            say(
-                "this scheduler takes work from anyone who can reach it; TLS certificates would guard it (see the README)"
-            )
-        try:
-            client.register_plugin(offer_plugin(), name=plugin)
-        except ImportError as error:
-            raise failed(error) from None
-        yield client, client.dashboard_link
-    finally:
-        # It would stand in the way of other people's workers, which need not know this library.
-        _briefly(lambda: client.unregister_worker_plugin(plugin))
-        with suppress(Exception):
-            client.close(timeout=5)
-
-
-def _knock(address: str) -> None:
-    """Raise OSError or ValueError unless something listens there.
-
-    Asked before a Client is made: one that finds nothing takes long to say so, and is cleared away at any later moment,
-    also while the next one starts, when Dask waits for itself.
-    """
-    place = urllib.parse.urlsplit(address if "://" in address else f"tcp://{address}")
-    if place.scheme in ("tcp", "tls"):
-        if not (place.hostname and place.port):
-            raise ValueError("no such file, and no address")
-        socket.create_connection((place.hostname, place.port), timeout=CONNECT_SECONDS).close()
-
-
-@contextmanager
-def _local(jobs: int):
-    """(client, dashboard) of a cluster of so many processes on this machine: on loopback, with certificates of its own."""
-    import dask
-    from distributed import Client, Nanny, Scheduler, SpecCluster
-    from distributed.security import Security
-
-    security, secret = Security.temporary(), secrets.token_urlsafe(24)
-    common = {"host": "127.0.0.1", "protocol": "tls://", "security": security}
-    folder = tempfile.mkdtemp(prefix="dfkd-workers-")
-    # Worker processes' memory is not what fills up (kernels are processes of their own): no limits of Dask's.
-    worker = {
-        **common,
-        "nthreads": 1,
-        "memory_limit": 0,
-        "local_directory": folder,
-        "silence_logs": "ERROR",
-    }
-    specs = {
-        place: {"cls": Nanny, "options": {**worker, "resources": offer, "env": env}}
-        for place, (offer, env) in enumerate(_shares(jobs))
-    }
-    # By themselves nannies give all processes, also the one they start from, one thread of MKL's. What goes wrong in a task
-    # the run tells, not Dask's log.
-    with dask.config.set(
-        {
-            "distributed.scheduler.allowed-failures": RETRIES,
-            "distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "critical"},
-        }
-    ):
-        cluster = client = None
-        try:
-            cluster = SpecCluster(
-                workers=specs,
-                security=security,
-                silence_logs="ERROR",
-                scheduler={
-                    "cls": Scheduler,
-                    "options": {
-                        **common,
-                        "port": 0,
-                        "dashboard": True,
-                        "dashboard_address": "127.0.0.1:0",
-                        "http_prefix": secret,
-                    },
-                },
-            )
-            _close_front_door(cluster.scheduler.http_application, secret)
-            client = Client(cluster, set_as_default=False)
-            client.register_plugin(own_plugin())
-            yield client, f"http://127.0.0.1:{cluster.scheduler.http_server.port}/{secret}/status"
-        finally:
-            for part, seconds in ((client, 5), (cluster, 10)):
-                with suppress(Exception):
-                    if part:
-                        part.close(timeout=seconds)
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _close_front_door(application, secret: str) -> None:
-    """Take away every page outside the secret's path: some of them lead there, or list what there is."""
-    for part in (application, *application.applications):
-        for host in part.default_router.rules:
-            host.target.rules[:] = [
-                rule
-                for rule in host.target.rules
-                if getattr(getattr(rule.matcher, "regex", None), "pattern", "").startswith(
-                    f"/{secret}"
-                )
-            ]
-
-
-def _shares(jobs: int) -> list[tuple[dict, dict]]:
-    """(resources, environment) of each local worker: an equal share of cores and memory, and a GPU each for the first."""
-    threads = max(1, processes.cores() // jobs)
-    memory = round(psutil.virtual_memory().total / GIGABYTE / jobs, 2)
-    cards, found = visible_gpus(), []
-    for place in range(jobs):
-        own = cards[place : place + 1]
-        # A worker without a card of its own must not see those of the others.
-        env = {"OMP_NUM_THREADS": str(threads), "DFKD_PROGRESS": "none"}
-        env |= (
-            {}
-            if not cards or own == ["mps"]
-            else {"CUDA_VISIBLE_DEVICES": own[0]}
-            if own
-            else NO_GPU
-        )
-        found.append(({"threads": threads, "memory": memory, **({"GPU": 1} if own else {})}, env))
-    return found
-
-
-def _check_offers(workers: list[Worker]) -> None:
-    for worker in workers:
-        if worker.gpus > 1:
-            raise WorkbenchError(
-                "a worker offers several GPUs, and its tasks could not be told which is whose",
-                expected="one worker for each GPU",
-                got=f"GPU={worker.gpus:g}",
-                where=worker.address,
-                fix="start one worker for each, with CUDA_VISIBLE_DEVICES set (or dask-cuda), and GPU=1",
-            )

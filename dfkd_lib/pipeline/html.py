@@ -19,7 +19,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from papermill.execute import ERROR_MARKER_TAG
 
-from dfkd_lib.core import WorkbenchError, environment
+from dfkd_lib.core import WorkbenchError, provenance
 from dfkd_lib.core.files import replacing
 from dfkd_lib.pipeline.clean import clean, clean_output
 from dfkd_lib.pipeline.parameters import OWN, parse_cell
@@ -170,7 +170,7 @@ def write_notebook_page(notebook: Path, page: Path) -> None:
         body=Markup(body),
         contents=settings + [row for row in exporter.headings if row[0] in (2, 3)],
         command=command(notebook.stem, preset, parameters, own) if preset else None,
-        provenance=[("code", commit_text(environment.code()))],
+        provenance=[("code", commit_text(provenance.code()))],
     )
 
 

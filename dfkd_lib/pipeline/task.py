@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfkd_lib import __version__, jobs
-from dfkd_lib.core import WorkbenchError, environment, processes
+from dfkd_lib.core import WorkbenchError, processes, provenance
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.pipeline.execute import FAILED, Outcome, Watch, execute
 
@@ -38,7 +38,7 @@ class Task:
 
 def code() -> tuple:
     """What must be the same wherever a run's tasks are done: the library's version and the commit."""
-    return __version__, environment.code()["commit"]
+    return __version__, provenance.code()["commit"]
 
 
 def run_notebook(tell: jobs.Tell, needs: jobs.Needs, place: Place, task: Task) -> Outcome:
@@ -50,7 +50,7 @@ def run_notebook(tell: jobs.Tell, needs: jobs.Needs, place: Place, task: Task) -
     clear(task.out, task.name)
     tell({"threads": needs.threads or int(os.environ.get("OMP_NUM_THREADS") or processes.cores())})
     if place.seen:
-        tell({"machine": environment.hardware()})
+        tell({"machine": provenance.hardware()})
     stopped, output = threading.Event(), task.out / f"{task.name}.ipynb"
     watch = Watch(tell, task.hung_minutes, lambda: over(place))
 
@@ -99,7 +99,7 @@ def check_place(place: Place) -> None:
             raise WorkbenchError(
                 "a worker does not see the folder of this run",
                 expected="one that all machines share",
-                got=f"no {path.name} on {environment.host()}",
+                got=f"no {path.name} on {provenance.host()}",
                 where=path.parent,
                 fix="give --out and --artifacts on a shared disk, by the same path on all machines",
             )
@@ -108,7 +108,7 @@ def check_place(place: Place) -> None:
             "a worker has other code than this run",
             expected="version {}, commit {}".format(*place.code),
             got="version {}, commit {}".format(*code()),
-            where=environment.host(),
+            where=provenance.host(),
             fix="start workers from the same checkout, and start them again after a change",
         )
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dfkd_lib.attention import outputs_and_probe
-from dfkd_lib.core import WorkbenchError, artifacts, ledger
+from dfkd_lib.core import WorkbenchError, artifacts, ledger, provenance
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.losses import label_loss
@@ -228,7 +228,7 @@ def ship_teacher(
             "seconds": artifact.seconds,
             "made": artifact.manifest["made"],
             "ledger": artifact.ledger,
-            "provenance": artifacts.provenance(),
+            "provenance": provenance.describe(),
             "history": artifact.json("history.json"),
         },
     )

@@ -87,8 +87,8 @@ def plain(modules: dict, data: Data, precision: str) -> Epoch:
             noise = torch.randn(len(real), generator.latent, device=device)
             wanted = torch.randint(CLASSES, (len(real),), device=device)
             fake = generator(wanted, noise)
-            on_fake = discriminator(fake.detach(), wanted)
-            d_loss = bce(discriminator(real, labels), 1) + bce(on_fake, 0)
+            on_real = discriminator(real, labels)
+            d_loss = bce(on_real, 1) + bce(discriminator(fake.detach(), wanted), 0)
         d_loss = update(optimizers[0], d_loss)
         with torch.autocast(device.type, torch.bfloat16, precision == "bf16"):
             g_loss = bce(discriminator(fake, wanted), 1)

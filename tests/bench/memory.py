@@ -4,6 +4,7 @@ Each figure comes from a process of its own: memory that one computation has fre
 the next one needs.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -111,8 +112,14 @@ def learning(count: int) -> float:
 
 def apart(code: str) -> str:
     """What Python code prints last, run in a process of its own."""
-    command = [sys.executable, "-c", code]
-    run = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, cwd=REPOSITORY)
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(("tests", str(REPOSITORY)))},
+    )
     return run.stdout.splitlines()[-1]
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.comparison import Row
 from dfkd_lib import training
-from dfkd_lib.core import environment, save_json
+from dfkd_lib.core import provenance, save_json
 from dfkd_lib.plots.style import COLORS, STYLE, new_figure
 
 HEAD = ("what", "peer", "setting", "ours", "peer's", "unit", "times as fast (25-75 %)")
@@ -109,7 +109,7 @@ def save(rows: Sequence[Row], folder: Path, seconds: float) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     known = {
-        **environment.describe(),
+        **provenance.describe(),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "threads": torch.get_num_threads(),
         "device": str(training.device()),

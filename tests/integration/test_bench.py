@@ -275,11 +275,11 @@ def test_both_detection_steps_train_a_copy_of_the_student(precision):
     before = [p.clone() for p in student.parameters()]
     for way in (detr.ours, detr.theirs):
         module, loss = way(student, teacher, batch)
-        start = float(loss())
+        start = loss().item()
         step = detr.trainer(module, loss, precision)
         for _ in range(5):
             step()
-        assert float(loss()) < start
+        assert loss().item() < start
     assert all(map(torch.equal, before, student.parameters()))
     compared(partial(detr.ways, SCENES, precision), Pair(detr.OURS, detr.THEIRS))
 

@@ -26,7 +26,7 @@ from small_notebooks import write_notebooks
 from dfkd_lib import ablation, jobs, pipeline
 from dfkd_lib.core import WorkbenchError, processes
 from dfkd_lib.core.artifacts import REPOSITORY, Store
-from dfkd_lib.jobs import Needs, cluster, worker
+from dfkd_lib.jobs import Needs, cluster, queue, start, worker
 from dfkd_lib.jobs.cluster import Worker
 from dfkd_lib.pipeline import task
 from dfkd_lib.profiles import PROFILES
@@ -161,7 +161,7 @@ def test_more_threads_than_any_worker_has_are_refused(two):
 
 
 def test_a_gpu_is_never_shared(monkeypatch):
-    monkeypatch.setattr(cluster, "visible_gpus", lambda: ["0"])
+    monkeypatch.setattr(start, "visible_gpus", lambda: ["0"])
     with jobs.opened(2, None, lambda *_: None) as tasks:
         assert sorted(worker.gpus for worker in tasks.workers()) == [0, 1]
         wants, idle = tasks.needs(gpu=True), tasks.needs(gpu=False)
@@ -532,7 +532,7 @@ def test_a_task_that_kills_its_worker_as_it_comes_is_given_up(plan, tmp_path, mo
             return future
 
     monkeypatch.setattr(
-        jobs, "opened", lambda *args, **_: contextlib.nullcontext(Deadly(lambda *_: None))
+        queue, "opened", lambda *args, **_: contextlib.nullcontext(Deadly(lambda *_: None))
     )
     results = pipeline.run(plan("unused"), lines.append)
     ended = results["notebooks"]["10_quick"]
