@@ -253,6 +253,30 @@ def peeking(monkeypatch, module, name, peek):
     )
 
 
+def test_a_guided_generator_compares_each_image_with_the_probe_of_its_own_class(
+    parts, store, monkeypatch
+):
+    """Eq. 4: what the attention loss gets beside an image's probe is the class probe of that image's label."""
+    asked, labels = [], []
+    attention, diversity = guided.attention_consistency_loss, guided.diversity_loss
+    monkeypatch.setattr(
+        guided,
+        "attention_consistency_loss",
+        lambda probe, of_class: asked.append(of_class) or attention(probe, of_class),
+    )
+    monkeypatch.setattr(
+        guided,
+        "diversity_loss",
+        lambda images, drawn: labels.append(drawn) or diversity(images, drawn),
+    )
+    given = given_to(parts, "vit probes")
+    ATTENTIVE.train(store, given)
+    probes = given.load_probes(given.load_teacher())
+    assert len(torch.cat(labels).unique()) > 1 and len(asked) == len(labels) == 4
+    for of_class, drawn in zip(asked, labels):
+        torch.testing.assert_close(of_class, torch.stack([probes[int(k)] for k in drawn]))
+
+
 @pytest.mark.parametrize("peek", PEEKS)
 @pytest.mark.parametrize("name", ["attention", "adversarial"])
 def test_a_generator_may_read_nothing_real_while_it_trains(parts, store, monkeypatch, name, peek):

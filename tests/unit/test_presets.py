@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from dfkd_lib import ablation, pipeline, presets
@@ -13,6 +14,7 @@ from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.config import Config
 from dfkd_lib.pipeline.parameters import read_notebook
 from dfkd_lib.reporting.notebooks import read_notebook as about
+from dfkd_lib.training import make_optimizer
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 
@@ -41,6 +43,22 @@ def test_the_papers_settings_are_the_defaults():
     titn = presets.of_preset("titn", "paper")
     assert (titn.optimizer, titn.lr, titn.weight_decay) == ("sgd", 0.1, 1e-4)
     assert (titn.batch_size, titn.alpha, titn.augmentation) == (1024, 0.5, "autoaugment")
+
+
+@pytest.mark.parametrize("method", ["attention", "synthesis", "classification", "ablation"])
+def test_the_paper_preset_trains_by_the_papers_tables(method):
+    """Learning rate, betas and weight decay of A Table 1 (GAN) and Table 3 (student), as the optimizer has them."""
+    config = presets.of_preset(method, "paper")
+    tables = {"gan": (1e-4, (0.5, 0.999), {2e-5}), "student": (7.5e-4, (0.5, 0.999), {0.025, 0.0})}
+    present = [name for name in tables if hasattr(config, name)]
+    assert present, f"{method} has none of {list(tables)}"
+    for name in present:
+        optimizer = make_optimizer([torch.nn.Linear(2, 2)], getattr(config, name))
+        groups = optimizer.param_groups
+        decays = {group["weight_decay"] for group in groups}
+        (rate,) = {group["lr"] for group in groups}
+        (betas,) = {group["betas"] for group in groups}
+        assert (rate, betas, decays) == tables[name], name
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

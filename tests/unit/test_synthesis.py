@@ -5,6 +5,7 @@ import torch
 from steps import gan_step
 
 from dfkd_lib import synthesis
+from dfkd_lib.attention import attention_probe
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.core.config import parse_seeds
@@ -54,6 +55,27 @@ def run_step(lam, share=1.0):
         losses["loss"].backward()
         kept[name] = losses
     return kept, [p.grad.clone() for p in generator.parameters()]
+
+
+def test_equation_4_compares_each_image_with_the_probe_of_its_own_class():
+    """L_attention by hand: the mean of 1 - cos(AP, CAP of the label) over images of given labels."""
+    torch.manual_seed(0)
+    generator, discriminator = Generator(10, 1, width=16), Discriminator(10, 1, 4)
+    teacher = create_model("vit_mnist_smoke").eval()
+    probes, wanted = torch.rand(10, 49), torch.tensor([3, 1, 4, 1, 5, 9, 2, 6])
+    noise = torch.randn(8, generator.latent)
+
+    class Drawn(synthesis.Networks):
+        def draw(self, count):
+            return noise, wanted
+
+    nets = Drawn(generator, discriminator, teacher, probes, 28)
+    real = torch.rand(8, 1, 32, 32), torch.arange(8)
+    _, (_, losses) = synthesis.gan_step(nets, *real, 1.0)
+    with torch.no_grad():
+        seen = attention_probe(teacher, generator(wanted, noise)[..., 2:-2, 2:-2])
+    each = [1 - a @ probes[k] / (a.norm() * probes[k].norm()) for a, k in zip(seen, wanted)]
+    assert losses["attention"].item() == pytest.approx(sum(each).item() / 8, rel=1e-4)
 
 
 def test_the_arms_differ_in_the_attention_term_alone():
