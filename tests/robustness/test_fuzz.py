@@ -13,7 +13,6 @@ import resource
 import shutil
 import struct
 import tempfile
-from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +48,7 @@ from dfkd_lib.core.artifacts import (
 from dfkd_lib.datasets import check_coco, load_coco, load_images, repair_coco
 from dfkd_lib.datasets.__main__ import main as datasets_main
 from dfkd_lib.datasets.sources import load_image, read_idx
-from dfkd_lib.distill import KDWeights
-from dfkd_lib.distill import comparison as laboratory
-from dfkd_lib.distill.comparison import MakerRecipe
+from dfkd_lib.distill import ClassificationConfig, KDWeights
 from dfkd_lib.losses import Schedule, read_schedules
 from dfkd_lib.models import create_model, load_model, load_weights
 from dfkd_lib.pipeline import make_plan, parameters, read_notebook
@@ -233,7 +230,9 @@ def test_parameter_cells(source):
         assert not isinstance(parameter.default, float) or math.isfinite(parameter.default)
 
 
-# ---- grids and recipes
+# ---- grids and configurations
+
+SETTINGS = ClassificationConfig().settings()
 
 GRID = {
     "base": {"source": "real", "student_epochs": 2},
@@ -271,7 +270,7 @@ YAMLS = [
     "---\na: 1\n---\nb: 2",
     "\0",
     "grid: {"
-    + ", ".join(f"{f.name}: {list(range(1, 40))}" for f in fields(MakerRecipe) if f.type is int)
+    + ", ".join(f"{s.name}: {list(range(1, 40))}" for s in SETTINGS.values() if s.kind is int)
     + "}",
     "base: {student_model: [vit]}",
     "seeds: [0x10, 0o7, 1_0]",
@@ -282,16 +281,18 @@ YAMLS = [
 
 
 def check_cells(cells) -> None:
-    known = {f.name: f for f in fields(MakerRecipe)}
     for cell in cells:
         assert isinstance(cell.seed, int) and 0 <= cell.seed < 2**32
-        for name, value in asdict(cell.recipe()).items():
-            kind = type(known[name].default)
-            assert type(value) is kind and (kind is not float or math.isfinite(value)), (
-                name,
-                value,
-            )
+        check_config(cell.config())
     assert len({(str(sorted(cell.settings.items())), cell.seed) for cell in cells}) == len(cells)
+
+
+def check_config(config) -> None:
+    """Every setting has the type of its default and is finite."""
+    for name, setting in config.settings().items():
+        value, kind = setting.default, SETTINGS[name].kind
+        assert value is None or type(value) is kind, (name, value)
+        assert kind is not float or value is None or math.isfinite(value), (name, value)
 
 
 @fuzz(230)
@@ -346,25 +347,26 @@ def test_schedules(text, progress):
 @fuzz(250)
 @given(st.data())
 def test_settings_of_trainings(data):
-    kind = data.draw(st.sampled_from([TrainConfig, KDWeights, MakerRecipe]))
+    kind = data.draw(st.sampled_from([TrainConfig, KDWeights, ClassificationConfig]))
     start = {"epochs": 1, "batch_size": 1, "lr": 0.1} if kind is TrainConfig else {}
-    name = data.draw(st.sampled_from([f.name for f in fields(kind)]))
-    made, _ = attempt("settings", kind, **{**start, name: data.draw(st.one_of(numbers, junk))})
-    for value in asdict(made).values() if made else ():
-        for number in value if isinstance(value, (tuple, list)) else [value]:
-            assert not isinstance(number, float) or math.isfinite(number), (name, value)
-            assert not isinstance(number, (dict, list, set)), (name, value)
-
-
-@fuzz(80)
-@given(st.sampled_from([f.name for f in fields(MakerRecipe)]), values)
-def test_words_of_the_laboratory(name, text):
-    recipe, _ = attempt(
-        "laboratory", lambda: MakerRecipe(**dict([laboratory._setting(f"{name}={text}")]))
+    name = data.draw(st.sampled_from(list(kind.model_fields)))
+    made, _ = attempt(
+        "settings", lambda: kind(**{**start, name: data.draw(st.one_of(numbers, junk))})
     )
-    for value in asdict(recipe).values() if recipe else ():
-        assert isinstance(value, str) or math.isfinite(value) and value >= -1
-    attempt("", laboratory._setting, text)
+    for setting in made.settings().values() if made else ():
+        value = setting.default
+        for number in value if isinstance(value, tuple | list) else [value]:
+            assert not isinstance(number, float) or math.isfinite(number), (name, value)
+            assert not isinstance(number, dict | list | set), (name, value)
+
+
+@fuzz(120)
+@given(st.sampled_from(list(SETTINGS)), values)
+def test_words_of_overrides(name, text):
+    config, _ = attempt("settings", lambda: ClassificationConfig().override({name: text}))
+    if config:
+        check_config(config)
+    attempt("", lambda: ClassificationConfig().override(f"{name}={text}"))
 
 
 # ---- images
