@@ -261,14 +261,21 @@ def code_objects(code: CodeType) -> Iterator[CodeType]:
             yield from code_objects(constant)
 
 
-def read_text(text: str) -> dict[str, list[Record]]:
-    """{qualified name: records} of every function of a source text; SyntaxError if it is none."""
+def read_text(text: str, cell: bool = False) -> dict[str, list[Record]]:
+    """{qualified name: records} of every function of a source text; SyntaxError if it is none.
+
+    Args:
+        cell: whether it is a notebook's, whose kernel compiles statement by statement: Python calls `module.function` by
+            other bytecode where it has not seen the import.
+    """
     tree = ast.parse(text)
-    # As a notebook's cell is compiled, which may await at its top.
-    whole = compile(text, "", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    units = [tree, *(ast.Module([node], []) for node in tree.body if cell)]
     places: dict[tuple[int, str], list[CodeType]] = {}
-    for code in code_objects(whole):
-        places.setdefault((code.co_firstlineno, code.co_name), []).append(code)
+    for unit in units:
+        # As a notebook's cell is compiled, which may await at its top.
+        whole = compile(unit, "", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        for code in code_objects(whole):
+            places.setdefault((code.co_firstlineno, code.co_name), []).append(code)
     found: dict[str, list[Record]] = {}
     for node in ast.walk(tree):
         if not isinstance(node, FUNCTIONS):
@@ -367,7 +374,7 @@ class Sources:
         if saved is None or saved[0] != state:
             try:
                 text = path.read_text() if len(state) > 1 else "".join(linecache.cache[name][2])
-                saved = [state, read_text(text)]
+                saved = [state, read_text(text, cell=len(state) == 1)]
             except (OSError, SyntaxError, ValueError):
                 return None
             if inside:

@@ -1,5 +1,6 @@
 """A result belongs to its code: what changes a fingerprint, what does not, and what is made anew by it."""
 
+import ast
 import importlib.util
 import os
 import shutil
@@ -113,6 +114,14 @@ def test_a_step_that_is_edited_is_made_anew_and_undone_is_found(tmp_path, capsys
     assert line == f"{second.key}: made anew: step: temperature 4.0 → 2.0, since {first.key}"
     cell("temperature = 4.0", names)
     assert student(names["step"]).key == first.key and len(made) == 2
+
+
+def test_a_function_below_its_import_is_known_though_a_kernel_compiles_each_statement_alone():
+    text = "import math\n\ndef step(x):\n    return math.sqrt(x)\n"
+    name, names = remember("<cell with an import>", text), {"__name__": "__main__"}
+    for node in ast.parse(text).body:
+        exec(compile(ast.Module([node], []), name, "exec"), names)
+    assert fingerprint(names["step"]).digest == step_of(text)
 
 
 def test_a_value_in_a_closure_counts():
