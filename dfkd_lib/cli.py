@@ -14,7 +14,9 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m dfkd_lib", description=__doc__)
     verbs = top.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("run", help="run notebooks into HTML reports")
-    run.add_argument("--profile", default="quick", help="smoke, quick or paper (default: quick)")
+    run.add_argument(
+        "--profile", default="quick", help="smoke, quick, night or paper (default: quick)"
+    )
     run.add_argument("--only", metavar="10,20", help="these notebooks only")
     run.add_argument(
         "--grid",
@@ -63,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
     train = verbs.add_parser(
         "train", help="train what notebooks train, without reports; for accelerate launch, torchrun"
     )
-    train.add_argument("--profile", default="quick", help="smoke, quick or paper (default: quick)")
+    train.add_argument(
+        "--profile", default="quick", help="smoke, quick, night or paper (default: quick)"
+    )
     train.add_argument("--only", metavar="30,40", help="these notebooks only")
     train.add_argument(
         "--set",

@@ -182,7 +182,7 @@ def read_grid(
             expected=f"a mapping of {', '.join(PARTS)}, or a list of rows",
             got=type(grid).__name__,
             where="grid",
-            fix="see the README for an example",
+            fix="see notebooks/README.md for an example",
         )
     for name in set(grid) - set(PARTS):
         _refuse("part", str(name), PARTS)
@@ -252,7 +252,7 @@ def _read_file(path: Path):
             where=path,
             got=str(error)[:300],
             expected="a YAML file",
-            fix="check the path; the README has an example of what is in it",
+            fix="check the path; notebooks/README.md has an example",
         ) from None
 
 

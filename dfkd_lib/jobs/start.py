@@ -83,7 +83,7 @@ def _connected(address: str, say: Callable[[str], None]):
             and "127.0.0.1" not in client.scheduler.address
         ):
             say(
-                "this scheduler takes work from anyone who can reach it; TLS certificates would guard it (see the README)"
+                "this scheduler takes work from anyone who can reach it; TLS certificates would guard it (see the guide)"
             )
         try:
             client.register_plugin(offer_plugin(), name=plugin)

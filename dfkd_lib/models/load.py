@@ -152,7 +152,7 @@ def _open(name: str, weights: str | Path, sizes: dict, download: bool) -> Loaded
             f"model {name} has no pretrained weights",
             expected="weights=... a .safetensors file",
             got="none",
-            fix="name a file, or train it: python -m dfkd_lib.distill train-teacher",
+            fix="name a file, or train it: python -m dfkd_lib.training train-teacher",
         )
     return _pretrained(name, sizes, download)
 

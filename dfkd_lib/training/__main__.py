@@ -1,4 +1,4 @@
-"""`python -m dfkd_lib.distill train-teacher`: train a teacher and write it where the notebooks find it as shipped."""
+"""`python -m dfkd_lib.training train-teacher`: train a teacher and write it where the notebooks find it as shipped."""
 
 import argparse
 import shlex
@@ -12,7 +12,7 @@ from dfkd_lib.training.teachers import ship_teacher
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dfkd_lib.distill")
+    parser = argparse.ArgumentParser(prog="python -m dfkd_lib.training")
     parser.add_argument("verb", choices=["train-teacher"])
     parser.add_argument("--model", default="vit_mnist_small")
     parser.add_argument(
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     )
     if not processes.is_main():
         return
-    path = ship_teacher(made, args.name, f"python -m dfkd_lib.distill {shlex.join(argv)}")
+    path = ship_teacher(made, args.name, f"python -m dfkd_lib.training {shlex.join(argv)}")
     print(f"{path}: test accuracy {made.metrics['accuracy']:.4f}, {made.seconds:.0f} s")
 
 
