@@ -6,6 +6,17 @@ import browser
 import pytest
 
 
+@pytest.fixture
+def same_code(monkeypatch):
+    """Keys hold one code for all: a function that a test breaks on purpose is no other version of a stage."""
+    from dfkd_lib.core import artifacts
+    from dfkd_lib.core.code import Fingerprint
+
+    monkeypatch.setattr(
+        artifacts, "stage_fingerprint", lambda make, code=(): Fingerprint("0" * 16, {})
+    )
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """A JupyterLab of its own, as `browser.Lab`."""

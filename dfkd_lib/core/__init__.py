@@ -16,7 +16,6 @@ from dfkd_lib.core.artifacts import (
     save_json,
     save_tensors,
 )
-from dfkd_lib.core.carry import from_source, source_of
 from dfkd_lib.core.code import Fingerprint, Registry, fingerprint
 from dfkd_lib.core.config import Config, Seed, Seeds, Setting
 from dfkd_lib.core.errors import WorkbenchError, is_number, plain, printable
@@ -39,7 +38,6 @@ __all__ = [
     "explain",
     "file_hash",
     "fingerprint",
-    "from_source",
     "home",
     "is_number",
     "ledger",
@@ -54,5 +52,4 @@ __all__ = [
     "resolve",
     "save_json",
     "save_tensors",
-    "source_of",
 ]

@@ -1,6 +1,7 @@
 """A step written by a user is checked at its first batch: what it returns, and that it leaves the batch as it was."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ def place_of(function: Callable) -> str:
     code = getattr(function, "__code__", None)
     if code is None:
         return repr(function)[:200]
-    shell = getattr(__import__("sys").modules.get("IPython"), "get_ipython", lambda: None)()
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     for number, source in enumerate(shell.user_ns.get("In", []) if shell else []):
         if f"def {function.__name__}" in source and shell.compile.get_code_name(
             source, source, number

@@ -49,7 +49,11 @@ def prepared(case: Case) -> tuple[Detector, Detector, Batch]:
     student, teacher = (create_detector(n, 4).to(device) for n in (case.student, case.teacher))
     scenes = generate_scenes(case.batch, size=case.side, split="synthetic")
     batch = next(SceneBatches(scenes, case.batch)(0, torch.Generator().manual_seed(0)))
-    return student, teacher.eval().requires_grad_(False), tuple(part.to(device) for part in batch)
+    return (
+        student,
+        teacher.eval().requires_grad_(False),
+        type(batch)(*(part.to(device) for part in batch)),
+    )
 
 
 def pixels(detector: Detector, images: Tensor) -> Tensor:

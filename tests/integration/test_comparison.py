@@ -176,6 +176,7 @@ def test_the_comparison_survives_a_maker_that_diverges(store, found, monkeypatch
     )
 
 
+@pytest.mark.usefixtures("same_code")
 def test_the_comparison_uses_the_last_good_epoch_and_says_so(store, monkeypatch):
     honest, calls = guided.logit_distance, []
     monkeypatch.setattr(

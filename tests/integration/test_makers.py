@@ -330,6 +330,7 @@ def killing(monkeypatch, module, name, at):
     return calls
 
 
+@pytest.mark.usefixtures("same_code")
 @pytest.mark.parametrize(
     "name, module, function",
     [
@@ -463,6 +464,7 @@ def diverging(monkeypatch, module, name, from_call):
     monkeypatch.setattr(module, name, bad)
 
 
+@pytest.mark.usefixtures("same_code")
 @pytest.mark.parametrize(
     "name, module, function",
     [

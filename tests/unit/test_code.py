@@ -20,9 +20,7 @@ from dfkd_lib.core import (
     WorkbenchError,
     explain,
     fingerprint,
-    from_source,
     remember,
-    source_of,
 )
 from dfkd_lib.core.explain import differences
 from dfkd_lib.losses import kd_loss
@@ -343,7 +341,7 @@ def _make(step):
 def test_other_versions_are_reported_once_and_change_no_key(tmp_path, capsys, monkeypatch):
     store = Store(tmp_path)
     made = store.get_or_make("teacher", {}, double_or_nothing)
-    monkeypatch.setattr(explain, "versions_here", lambda: {"torch": "99.0"})
+    monkeypatch.setattr(explain, "versions", lambda libraries: {"torch": "99.0"})
     monkeypatch.setattr(explain, "_reported", set())
     capsys.readouterr()
     for _ in range(2):
@@ -376,41 +374,6 @@ CARRIED = """
         kd = losses.kd_loss(logits, teacher.logits, weights.temperature)
         return {"loss": kd + part(logits, teacher.logits)}
 """
-
-
-def test_a_step_goes_to_another_process_by_its_source():
-    step = cell(CARRIED)["step"]
-    again = from_source(source_of(step))
-    assert fingerprint(again) == fingerprint(step)
-
-    class Batch:
-        images = torch.eye(3)
-
-    class Teacher:
-        logits = torch.eye(3).flip(0)
-
-    made, expected = (one(torch.nn.Identity(), Batch, Teacher)["loss"] for one in (again, step))
-    assert torch.equal(made, expected)
-
-
-@pytest.mark.parametrize(
-    "text, why",
-    [
-        (
-            "def outer(t):\n  def step(x): return t * x\n  return step\nstep = outer(2.0)",
-            "closure: t",
-        ),
-        ("import torch\ntable = torch.ones(2)\ndef step(x): return table * x", "Tensor"),
-        (
-            "from functools import partial\ndef f(a, x): return a * x\nstep = partial(f, 2)",
-            "partial",
-        ),
-    ],
-)
-def test_a_step_that_text_cannot_carry_is_refused(text, why):
-    with pytest.raises(WorkbenchError, match="cannot be sent to another process") as caught:
-        source_of(cell(text)["step"])
-    assert why in str(caught.value) and "jobs=1" in str(caught.value)
 
 
 LIBRARY_RUN = """

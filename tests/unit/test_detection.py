@@ -949,4 +949,4 @@ def test_the_shipped_teacher_is_what_its_record_says():
     with ledger.stage("check", {"aerial/test": "evaluation"}):
         found = metrics.average_precision(test, *detection.predict(detector, test.images))
         assert found["AP50"] >= record["metrics"]["AP50"] - 0.15
-    assert np.isfinite(record["seconds"]) and len(record["provenance"]["git"]["commit"]) == 40
+    assert np.isfinite(record["seconds"]) and record["provenance"]["commit"] != "unknown"

@@ -11,7 +11,6 @@ from dfkd_lib.cli import main
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.pipeline import html
 from dfkd_lib.pipeline.compare import write_comparison
-from dfkd_lib.profiles import PROFILES
 from dfkd_lib.reporting.results import metrics_of
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 90 20"><path d="M0 0h9"/></svg>'
@@ -43,7 +42,6 @@ def figure(name: str, caption: str, kind: str = "figures") -> list:
 @pytest.fixture
 def make_page(tmp_path, monkeypatch):
     """A function that writes an executed notebook and its report, and returns its page."""
-    monkeypatch.setitem(PROFILES, "smoke", {"10_x": {"epochs": 2}})
 
     def make(values: dict, saved: dict | None = None, cells: list | None = None) -> BeautifulSoup:
         code = nbformat.v4.new_code_cell
@@ -91,7 +89,7 @@ def test_settings_are_what_differs_from_the_preset(make_page):
     assert [cell.get_text() for cell in tables[0].tbody.find_all("td")] == [
         "epochs",
         "5",
-        "2",
+        "3",
         "passes",
     ]
     folded = page.select_one("article > details")
@@ -104,17 +102,17 @@ def test_settings_are_what_differs_from_the_preset(make_page):
 
 def test_settings_of_a_typed_configuration_stand_for_the_parameters_that_choose_them(make_page):
     settings = {"gan.lr": [0.2, 0.1, "rate"], "seeds": [[0, 1], [0, 1], ""], "epochs": [9, 9, ""]}
-    page = make_page({"profile": "smoke", "epochs": 2, "lr": 0.2}, {"settings": settings})
+    page = make_page({"profile": "smoke", "epochs": 3, "lr": 0.2}, {"settings": settings})
     cells = [cell.get_text() for cell in page.select_one("article table").tbody.find_all("td")]
     assert cells == ["gan.lr", "0.2", "0.1", "rate"]
-    page = make_page({"profile": "smoke", "epochs": 2, "lr": 0.3}, {"settings": settings})
+    page = make_page({"profile": "smoke", "epochs": 3, "lr": 0.3}, {"settings": settings})
     cells = [cell.get_text() for cell in page.select_one("article table").tbody.find_all("td")]
     assert cells == ["lr", "0.3", "0.1", "rate"], "a value that no setting took over"
     assert "--set 10.lr=0.3" in page.select_one(".command").get_text()
 
 
 def test_nothing_changed_is_said(make_page):
-    assert "unchanged" in make_page({"profile": "smoke", "epochs": 2}).article.get_text()
+    assert "unchanged" in make_page({"profile": "smoke", "epochs": 3}).article.get_text()
 
 
 def test_figures_have_numbers_captions_and_keys(make_page):

@@ -274,6 +274,7 @@ def test_targets_are_kept_in_float16_files_and_made_once(teachers, digits, monke
     assert StoredTeacher(without)(Batch(None, None, rows)).probe is None
 
 
+@pytest.mark.usefixtures("same_code")
 def test_broken_off_targets_go_on_with_their_next_file(tmp_path, teachers, digits, monkeypatch):
     _, (vit, _) = teachers
     monkeypatch.setattr("dfkd_lib.distill.targets.SHARD", 100)
