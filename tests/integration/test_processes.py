@@ -243,7 +243,7 @@ def test_train_says_when_there_is_nothing_to_train():
 
 def test_train_refuses_what_run_refuses(capsys):
     assert cli.main(["train", "--only", "30", "--set", "30.student_epoch=3"]) == 2
-    assert "did you mean 'student_epochs'" in capsys.readouterr().err
+    assert "did you mean 'student.epochs'" in capsys.readouterr().err
 
 
 def test_rows_are_parted_through_every_kind_of_batch(monkeypatch):
