@@ -14,6 +14,7 @@ from dfkd_lib.attention.probes import (
     logits_and_probe,
     probe_from_rows,
     query_token,
+    reduce_heads,
     resize_probe,
 )
 from dfkd_lib.attention.sites import (
@@ -62,6 +63,7 @@ __all__ = [
     "in_batches",
     "jensen_shannon",
     "logits_and_probe",
+    "reduce_heads",
     "outputs_and_probe",
     "patch_grid",
     "patch_tokens",

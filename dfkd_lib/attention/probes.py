@@ -1,6 +1,7 @@
 """Attention probes: where the class token looks, for one image and for a class (A eq. 1, 2)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,9 +15,19 @@ from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import to_float
 
 
+def reduce_heads(rows: Tensor) -> Tensor:
+    """The class token's attention on the patches, (B, heads, N), as a probe (B, N): the mean over heads (A eq. 1)."""
+    return rows.mean(1)
+
+
+def one_head(rows: Tensor, head: int) -> Tensor:
+    """The same of a single head, from the end if negative; WorkbenchError if there is no such head."""
+    return rows[:, pick(head, rows.shape[1], "head")]
+
+
 def probe_from_rows(model: nn.Module, rows: Tensor, head: int | None = None) -> Tensor:
     """A token's rows (B, heads, T) → probes (B, N): patches only, heads averaged unless one is asked for."""
-    rows = rows.mean(1) if head is None else rows[:, pick(head, rows.shape[1], "head")]
+    rows = reduce_heads(rows) if head is None else one_head(rows, head)
     return rows[:, token_layout(model).patches]
 
 
@@ -143,7 +154,7 @@ def class_probe_statistics(
     batches: Iterable[tuple[Tensor, Tensor]],
     num_classes: int,
     block: int | None = -1,
-    head: int | None = None,
+    probe: Callable[[Tensor], Tensor] = reduce_heads,
 ) -> ClassProbes:
     """Mean and spread of the attention probes of each class in one pass, in memory that does not grow with the images.
 
@@ -152,7 +163,7 @@ def class_probe_statistics(
             labels int64 (B,).
         num_classes: K.
         block: as for `attention_probe`; None: every block.
-        head: as for `attention_probe`.
+        probe: attention of the class token on the patches, (B, heads, N), to probes (B, N).
 
     Returns:
         ClassProbes; the standard deviation is that of the images (n - 1), NaN for a class of one image.
@@ -165,17 +176,26 @@ def class_probe_statistics(
     device, moments = next(model.parameters()).device, ClassMoments(num_classes, "class probes")
     for images, labels in batches:
         images = to_float(images) if images.dtype == torch.uint8 else images
-        moments.add(_probes(model, images.to(device), block, head), labels)
+        rows = attention_probes(model, images.to(device))
+        if block is None:
+            moments.add(torch.stack([_checked(probe, each) for each in rows], 1), labels)
+        else:
+            moments.add(_checked(probe, rows[pick(block, len(rows), "block")]), labels)
     return ClassProbes(*moments.stacked())
 
 
-def _probes(model: nn.Module, images: Tensor, block: int | None, head: int | None) -> Tensor:
-    """Probes (B, N) of one block, or (B, blocks, N) of all."""
-    if block is not None:
-        return attention_probe(model, images, block, head)
-    rows = attention_probes(model, images)
-    rows = rows.mean(2) if head is None else rows[:, :, pick(head, rows.shape[2], "head")]
-    return rows.transpose(0, 1)
+def _checked(probe: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """`probe(rows)`, refused unless it is a number for each image and patch."""
+    found, expected = probe(rows), (rows.shape[0], rows.shape[2])
+    if not isinstance(found, Tensor) or found.shape != expected:
+        raise WorkbenchError(
+            "a probe is one number for each image and patch",
+            expected=f"a tensor of shape {expected}",
+            got=tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__,
+            where=getattr(probe, "__name__", "probe"),
+            fix="reduce the heads, dimension 1 of (images, heads, patches)",
+        )
+    return found
 
 
 def in_batches(
@@ -201,6 +221,6 @@ def class_attention_probe(
         labels: int64 (M,).
         num_classes: K.
     """
-    return class_probe_statistics(
-        model, in_batches(images, labels, batch_size), num_classes, block, head
-    ).mean
+    probe = reduce_heads if head is None else partial(one_head, head=head)
+    batches = in_batches(images, labels, batch_size)
+    return class_probe_statistics(model, batches, num_classes, block, probe).mean

@@ -1,12 +1,13 @@
 """What a maker of images is given: a teacher always, and, as its budget allows, class probes, real images, a student."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib.attention import class_probe_statistics, in_batches, patch_tokens
+from dfkd_lib.attention import class_probe_statistics, in_batches, patch_tokens, reduce_heads
 from dfkd_lib.attention.sites import class_token, pick
 from dfkd_lib.core import WorkbenchError, artifacts
 from dfkd_lib.core.artifacts import Artifact, Store
@@ -108,11 +109,13 @@ def class_probes(
     images: ImageSet,
     block: int = -1,
     model: nn.Module | None = None,
+    probe: Callable[[Tensor], Tensor] = reduce_heads,
 ) -> Artifact:
-    """The teacher's class attention probes on a (real) set, kept with their spread.
+    """The teacher's class attention probes on a (real) set, with their spread.
 
     Args:
         model: the teacher itself, where the artifact holds no weights (a model from elsewhere).
+        probe: how heads become a probe, see `attention.class_probe_statistics`; part of the key.
 
     Returns:
         Artifact with probes.safetensors: "probes" (K, N) float32 of the block that was asked for; "mean" and "std"
@@ -120,10 +123,9 @@ def class_probes(
     """
 
     def make(work: Path) -> dict:
-        looked = load_trained(teacher) if model is None else model
-        found = class_probe_statistics(
-            looked, in_batches(images.images, images.labels), images.num_classes, block=None
-        )
+        seen = load_trained(teacher) if model is None else model
+        batches = in_batches(images.images, images.labels)
+        found = class_probe_statistics(seen, batches, images.num_classes, None, probe)
         chosen = found.mean[:, pick(block, found.mean.shape[1], "block")].contiguous()
         artifacts.save_tensors(work / "probes.safetensors", {"probes": chosen, **found._asdict()})
         return {"images": len(images), "patches": chosen.shape[1]}
@@ -134,4 +136,4 @@ def class_probes(
         "block": block,
         "kept": "mean and spread of every block",
     }
-    return store.get_or_make("class_probes", settings, make, [teacher], reads)
+    return store.get_or_make("class_probes", settings, make, [teacher], reads, code=[probe])

@@ -66,7 +66,7 @@ def test_class_probes_and_their_spread_however_batched(vit, size):
         vit, attention.in_batches(IMAGES, LABELS, size), 3, block=None
     )
     last = attention.class_probe_statistics(
-        vit, attention.in_batches(IMAGES, LABELS, size), 3, head=1
+        vit, attention.in_batches(IMAGES, LABELS, size), 3, probe=lambda rows: rows[:, 1]
     )
     for k in range(3):
         mine = probes[LABELS == k]

@@ -145,3 +145,21 @@ def test_a_step_that_cannot_train_is_refused_with_its_place(parts, line, words):
 def test_a_step_that_asks_for_what_is_not_there_is_refused(parts):
     with pytest.raises(WorkbenchError, match="asks for"):
         trained(parts, "def step(student, batch, teacher, aligner):\n    return {}\n")
+
+
+def test_the_probe_of_notebook_10_is_the_librarys(parts):
+    """Its class probes are found by the GAN of notebook 20; an edit makes others, and a wrong shape is refused."""
+    store, images, _, teacher = parts
+    source = edit_cell("10_attention_probes.ipynb").split("\n\n\n")[0]
+    made = synthesis.class_probes(store, teacher, images)
+
+    def class_probes(text: str):
+        reduce_heads = run_cell(text, {"__name__": "__main__"})["reduce_heads"]
+        return synthesis.class_probes(store, teacher, images, probe=reduce_heads)
+
+    assert class_probes(source).key == made.key
+    edited = class_probes(source.replace("rows.mean(1)", "rows.amax(1)"))
+    assert edited.key != made.key
+    with pytest.raises(WorkbenchError, match="one number for each image and patch") as caught:
+        class_probes(source.replace("rows.mean(1)", "rows.mean(2)"))
+    assert caught.value.where == "reduce_heads" and caught.value.fix
