@@ -7,27 +7,29 @@ from dfkd_lib.plots.ablation import (
     fidelity_by_class,
     fidelity_scatter,
 )
-from dfkd_lib.plots.attention import class_probe_grid, image_map_probe, probe_pipeline
-from dfkd_lib.plots.attention_statistics import (
+from dfkd_lib.plots.attention import (
     agreement_by_class,
     attention_profile,
+    class_probe_grid,
     class_probe_spread,
     explanations,
+    image_map_probe,
+    probe_pipeline,
 )
-from dfkd_lib.plots.classification import (
+from dfkd_lib.plots.charts import (
+    average_precision_bars,
+    bars,
+    class_counts,
     confusion,
+    curves,
     detection_confusion,
     loss_components,
     measure_curves,
+    precision_recall_plot,
+    real_images,
+    stage_seconds,
 )
-from dfkd_lib.plots.detection import average_precision_bars, precision_recall_plot
-from dfkd_lib.plots.diagrams import (
-    Box,
-    block_diagram,
-    distillation_diagram,
-    gan_diagram,
-    titn_diagram,
-)
+from dfkd_lib.plots.diagrams import distillation_diagram
 from dfkd_lib.plots.explorer import attention_panels
 from dfkd_lib.plots.images import image_rows, neighbours, to_display
 from dfkd_lib.plots.measures import (
@@ -37,12 +39,10 @@ from dfkd_lib.plots.measures import (
     trade_off,
 )
 from dfkd_lib.plots.scenes import detection_compare, detection_grid, drawn_scenes
-from dfkd_lib.plots.style import COLORS, bars, curves, new_figure
-from dfkd_lib.plots.summary import class_counts, real_images, stage_seconds
+from dfkd_lib.plots.style import COLORS, new_figure
 
 __all__ = [
     "COLORS",
-    "Box",
     "ablation_accuracy",
     "ablation_curves",
     "ablation_grid",
@@ -52,7 +52,6 @@ __all__ = [
     "attention_profile",
     "average_precision_bars",
     "bars",
-    "block_diagram",
     "class_counts",
     "class_probe_grid",
     "class_probe_spread",
@@ -68,7 +67,6 @@ __all__ = [
     "fidelity_by_class",
     "fidelity_diversity",
     "fidelity_scatter",
-    "gan_diagram",
     "image_map_probe",
     "image_rows",
     "loss_components",
@@ -79,7 +77,6 @@ __all__ = [
     "probe_pipeline",
     "real_images",
     "stage_seconds",
-    "titn_diagram",
     "to_display",
     "trade_off",
 ]

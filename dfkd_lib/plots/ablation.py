@@ -1,7 +1,6 @@
 """Figures of an ablation grid: accuracy by setting, curves over epochs, two settings against each other, fidelity."""
 
 import math
-import re
 import textwrap
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ from dfkd_lib.plots.style import (
     epochs_below,
     legend_below,
     new_figure,
+    squares,
     styled,
 )
 
@@ -37,19 +37,14 @@ TITLES = {
 MOST_NAMED = 40  # classes that a heat map names each; of more it names some
 MOST_NUMBERS = 12  # classes for which it writes the numbers
 MOST_BANDS = 8  # settings of which curves carry bands; of more they would only be grey
-DIAMOND = {"marker": "D", "markersize": 6, "markeredgewidth": 1.4, "linewidth": 1.5}
+DIAMOND = {"marker": "D", "markersize": 6, "markeredgewidth": 1.4}
+BASELINE = {"linewidth": 0.9, "linestyle": (0, (4, 3)), "color": "black"}
 AGREEMENT = "agreement with the teacher (mean cosine of probes)"
 
 
-class _Wrapper(textwrap.TextWrapper):
-    """Breaks names of settings after = - and _ too."""
-
-    wordsep_simple_re = re.compile(r"(\s+|(?<=[=_-])(?=[^\s=_-]))")
-
-
 def wrap(name: str, width: int = 30, most: int = 3) -> str:
-    """A name on at most `most` lines of `width` letters, words broken only where they must; no formulas."""
-    lines = _Wrapper(width, break_on_hyphens=False).wrap(str(name)) or [""]
+    """A name on at most `most` lines of `width` letters; no formulas."""
+    lines = textwrap.wrap(str(name), width) or [""]
     if len(lines) > most:
         lines = [*lines[: most - 1], lines[most - 1][: width - 1] + "…"]
     return "\n".join(lines).replace("$", r"\$")
@@ -77,12 +72,8 @@ def ablation_accuracy(tidy: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     names = [wrap(line["row"]) for line in settings]
     beside = [_beside(line, 2 if "%" in measure else 3) for line in settings]
     # Down the axis goes in inches, so that settings with long names or remarks get their room.
-    tall = np.array(
-        [
-            max(0.34, 0.16 * _lines(name) + 0.1, 0.14 * _lines(text) + 0.1)
-            for name, text in zip(names, beside, strict=True)
-        ]
-    )
+    lines = [max(map(_lines, texts)) for texts in zip(names, beside, strict=True)]
+    tall = 0.16 * np.array(lines, float) + 0.18
     places = np.cumsum(tall) - tall / 2
     figure, ax = new_figure(width=7.2, height=tall.sum() + 1.7)
     if not settings:
@@ -93,13 +84,14 @@ def ablation_accuracy(tidy: pd.DataFrame, summary: pd.DataFrame) -> Figure:
         cells = tidy.loc[tidy["row"] == line["row"], measure].dropna()
         # Just above the mean's line, which would hide them.
         ax.scatter(cells, np.full(len(cells), place - 0.09), s=16, color="0.35", alpha=0.6, lw=0)
-        _mean(ax, place, line, measure)
+        if math.isfinite(line[measure]):
+            _mean(ax, place, line, measure)
         text = ax.annotate(text, (1.01, place), va="center", **outside)
         text.set_color(COLORS[1] if line["unfinished"] else "0.15")
     ax.annotate("difference [95 %]", (1.01, 0), va="bottom", style="italic", **outside)
     base = next(line[measure] for line in settings if not line["against"])
     if math.isfinite(base):
-        ax.axvline(base, color="black", lw=0.9, linestyle=(0, (4, 3)), alpha=0.7, zorder=1)
+        ax.axvline(base, alpha=0.7, zorder=1, **BASELINE)
     if not any(math.isfinite(line[measure]) for line in settings):
         _nothing(ax, "no cell has finished")
     ax.set_yticks(places, names)
@@ -111,20 +103,12 @@ def ablation_accuracy(tidy: pd.DataFrame, summary: pd.DataFrame) -> Figure:
 
 
 def _mean(ax, place: float, line: dict, measure: str) -> None:
-    if math.isfinite(line[measure]):
-        shade = COLORS[0] if line["against"] else "black"
-        open_ = line["against"] and not line["p (Holm)"] < SIGNIFICANT
-        half = line["± 95 %"] if math.isfinite(line["± 95 %"]) else None
-        bar = {
-            "fmt": "",
-            "linestyle": "none",
-            "capsize": 3,
-            "elinewidth": 1.5,
-            "zorder": 3,
-            **DIAMOND,
-        }
-        face = {"color": shade, "markerfacecolor": "white" if open_ else shade}
-        ax.errorbar(line[measure], place, xerr=half, **bar, **face)
+    """The diamond of a setting's mean with its interval; filled where it differs from the baseline, or is it."""
+    shade = COLORS[0] if line["against"] else "black"
+    open_ = line["against"] and not line["p (Holm)"] < SIGNIFICANT
+    half = line["± 95 %"] if math.isfinite(line["± 95 %"]) else None
+    face = {"color": shade, "markerfacecolor": "white" if open_ else shade, "zorder": 3}
+    ax.errorbar(line[measure], place, xerr=half, linestyle="none", capsize=3, **DIAMOND, **face)
 
 
 def _beside(line: dict, digits: int) -> str:
@@ -147,13 +131,12 @@ def _xlabel(settings: Sequence[dict], measure: str) -> str:
 
 
 def _marks() -> list[Line2D]:
-    dashed = {**DIAMOND, "linewidth": 0.9, "linestyle": (0, (4, 3)), "color": "black"}
     seed = {"linestyle": "none", "marker": "o", "markersize": 4, "color": "0.35", "alpha": 0.6}
     mean = {**DIAMOND, "color": COLORS[0]}
     return [
         Line2D([], [], label="one seed", **seed),
         Line2D([], [], label="mean and 95 % interval over seeds", **mean),
-        Line2D([], [], label="baseline's mean", **dashed),
+        Line2D([], [], label="baseline's mean", **DIAMOND, **BASELINE),
         Line2D([], [], label="no difference to it (Holm)", markerfacecolor="white", **mean),
     ]
 
@@ -194,9 +177,8 @@ def ablation_curves(histories: dict[str, Sequence[Sequence[dict]]]) -> Figure:
     found = dict.fromkeys(
         key for frame in frames.values() for key in frame if key not in NO_LOSS and any(frame[key])
     )
-    order = list(TITLES)
-    keys = ["test_accuracy", *sorted(found, key=lambda k: order.index(k) if k in TITLES else 9)]
-    keys = keys if frames else []
+    keys = [key for key in TITLES if key in found or key == "test_accuracy"] if frames else []
+    keys += [key for key in found if key not in TITLES]
     across = min(3, max(1, len(keys)))
     down, width = max(1, math.ceil(len(keys) / across)), max(5.0, 3.0 * across)
     names = [wrap(name, 36, 2) for name in histories]
@@ -232,19 +214,18 @@ def _curve(ax, values: pd.Series, style: dict, band: bool) -> None:
 
 
 @styled
-def ablation_grid(tidy: pd.DataFrame, x: str, y: str, measure: str = ACCURACY) -> Figure:
+def ablation_grid(tidy: pd.DataFrame, x: str, y: str) -> Figure:
     """Two settings against each other: mean of each cell over seeds, ± half of its 95 % t interval; darker is more.
 
     Where seeds did not finish the square gives their count; a combination that was not asked for stays empty.
 
     Args:
         tidy: of `ablation.tidy`. x, y: columns of settings, numbers in their order, other values as they come.
-        measure: a column, see `ablation.summary`.
 
     Raises:
         ValueError: if x or y is no column, or several settings share one square (another setting differs as well).
     """
-    for name in (x, y, measure):
+    for name in (x, y):
         if name not in tidy:
             raise ValueError(f"no such column to draw: {name}; expected: {', '.join(tidy)}")
     across, down = _steps(tidy[x]), _steps(tidy[y])[::-1]
@@ -255,13 +236,13 @@ def ablation_grid(tidy: pd.DataFrame, x: str, y: str, measure: str = ACCURACY) -
         if cells["row"].nunique() > 1:
             several = ", ".join(cells["row"].unique())
             raise ValueError(f"several settings fall into one square of {x} and {y}: {several}")
-        means[i, j], texts[i, j] = _square(cells, measure)
+        means[i, j], texts[i, j] = _square(cells)
     size = max(4.0, 0.95 * len(across) + 2.2), max(2.4, 0.62 * len(down) + 1.1)
     figure, ax = new_figure(1, 1, *size, grid=False)
     if not means.size:
         _nothing(ax, "no cells")
         return figure
-    _heat(ax, means, texts, f"test {measure}" if "%" in measure else measure)
+    _heat(ax, means, texts, f"test {ACCURACY}")
     ax.set_xticks(range(len(across)), [wrap(_shown(v), 14) for v in across])
     ax.set_yticks(range(len(down)), [wrap(_shown(v), 18) for v in down])
     ax.set(xlabel=x, ylabel=y)
@@ -277,32 +258,24 @@ def _steps(values: pd.Series) -> list:
     return sorted(found) if pd.api.types.is_numeric_dtype(values.dropna()) else found
 
 
-def _square(cells: pd.DataFrame, measure: str) -> tuple[float, str]:
+def _square(cells: pd.DataFrame) -> tuple[float, str]:
     """(mean, text) of one combination; NaN where no seed finished."""
-    values, digits = cells[measure].dropna(), 1 if "%" in measure else 2
+    values = cells[ACCURACY].dropna()
     few = f"{len(values)} of {len(cells)}" if len(values) < len(cells) else ""
     if not len(values):
-        return math.nan, few and f"{few}\n{cells['state'].iloc[0]}"
+        return math.nan, f"{few}\n{cells['state'].iloc[0]}" if few else "–"
     half = scipy.stats.t.ppf(0.975, max(1, len(values) - 1)) * values.sem()
-    spread = f"± {half:.{digits}f}" if math.isfinite(half) else ""
-    return values.mean(), "\n".join(filter(None, [f"{values.mean():.{digits}f}", spread, few]))
+    spread = f"± {half:.1f}" if math.isfinite(half) else ""
+    return values.mean(), "\n".join(filter(None, [f"{values.mean():.1f}", spread, few]))
 
 
-def _heat(ax, values: np.ndarray, texts: np.ndarray | None, label: str, size: float = 8) -> None:
-    """A heat map with what has no value in grey; `texts` also stand there."""
+def _heat(ax, values: np.ndarray, texts: np.ndarray | None, label: str) -> None:
+    """A heat map of what is known, with `texts` on it and white lines between its squares."""
     known = values[np.isfinite(values)]
     low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
     # Room below the least value: its square is still a shade, and not the colour of none.
-    low -= 0.15 * (high - low) or 0.5
-    drawn = ax.imshow(values, cmap="Blues", vmin=low, vmax=high, aspect="auto")
-    ax.set_facecolor("0.94")
-    for i, j in np.ndindex(values.shape) if texts is not None else ():
-        known_here = np.isfinite(values[i, j])
-        dark = known_here and values[i, j] > low + 0.6 * (high - low)
-        shade = "white" if dark else "black" if known_here else "0.4"
-        text = texts[i, j] or ("" if known_here else "–")
-        ax.text(j, i, text, ha="center", va="center", fontsize=size, color=shade)
-    if values.shape[1] <= MOST_NAMED:  # white lines between the squares
+    drawn = squares(ax, values, low - (0.15 * (high - low) or 0.5), high, texts)
+    if values.shape[1] <= MOST_NAMED:
         for axis, count in ((ax.xaxis, values.shape[1]), (ax.yaxis, values.shape[0])):
             axis.set_ticks(np.arange(1, count) - 0.5, minor=True)
         ax.grid(which="minor", color="white", linewidth=0.8, alpha=1)
@@ -371,9 +344,8 @@ def fidelity_by_class(by_class: pd.DataFrame) -> Figure:
         _nothing(ax, "no finished student has an agreement")
         return figure
     values = means.to_numpy(float)
-    texts = np.vectorize("{:.2f}".format, otypes=[object])(values) if few else None
-    if few:
-        texts[~np.isfinite(values)] = ""
+    texts = [[f"{v:.2f}" if math.isfinite(v) else "–" for v in line] for line in values]
+    texts = np.array(texts, object) if few else None
     _heat(ax, values, texts, "mean cosine\nof probes")
     slanted = {} if max(map(len, classes)) < 4 else SLANTED
     short = [wrap(name, 20, 1) for name in classes[::step]]

@@ -1,12 +1,12 @@
-"""Attention probes and maps beside their images (A Figures 1-4)."""
+"""Attention probes and maps beside their images (A Figures 1-4), and their statistics: spread, profile, agreement."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from dfkd_lib.plots.images import heat, overlay, show, to_display
-from dfkd_lib.plots.style import new_figure, styled
+from dfkd_lib.plots.images import NAMED, heat, overlay, show
+from dfkd_lib.plots.style import color, new_figure, styled
 
 
 @styled
@@ -43,23 +43,94 @@ def probe_pipeline(images, probes, class_probe, name: str) -> Figure:
 
 
 @styled
-def class_probe_grid(
-    class_probes, classes: Sequence[str], mean_images=None, columns: int = 5
-) -> Figure:
-    """A Figures 3, 4: the class attention probes (K, N) over the patch grid, one colour scale for all classes.
-
-    Args:
-        mean_images: uint8 (K, C, H, W), drawn faintly over each probe where given.
-    """
+def class_probe_grid(class_probes, classes: Sequence[str], columns: int = 5) -> Figure:
+    """A Figures 3, 4: the class attention probes (K, N) over the patch grid, one colour scale for all classes."""
     rows = -(-len(classes) // columns)
     figure, axes = new_figure(rows, columns, 1.55 * columns + 0.8, 1.75 * rows, squeeze=False)
     top = float(np.max(np.asarray(class_probes)))
     for ax in axes.flat[len(classes) :]:
         ax.set_axis_off()
-    for i, (ax, probe, name) in enumerate(zip(axes.flat, class_probes, classes, strict=False)):
+    for ax, probe, name in zip(axes.flat, class_probes, classes, strict=False):
         drawn = heat(ax, probe, str(name), top)
-        if mean_images is not None:
-            faint = to_display(mean_images[i])
-            ax.imshow(faint, cmap="gray", alpha=0.3, extent=drawn.get_extent())
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="attention of the class token")
+    return figure
+
+
+@styled
+def class_probe_spread(mean, std, classes: Sequence[str]) -> Figure:
+    """The class probes' means (K, N) above the standard deviations (K, N) over each class's images, each on one scale."""
+    width = max(5.0, 0.92 * len(classes) + 1.4)
+    figure, axes = new_figure(2, len(classes), width, 2.7, squeeze=False)
+    named = ((mean, "mean", classes), (std, "standard\ndeviation", [""] * len(classes)))
+    for row, (values, name, titles) in zip(axes, named, strict=True):
+        values = np.asarray(values, float)
+        for ax, tile, title in zip(row, values, titles, strict=True):
+            drawn = heat(ax, tile, str(title), float(np.nanmax(values)))
+        row[0].set_ylabel(name, fontsize=9)
+        figure.colorbar(drawn, ax=list(row), shrink=0.8)
+    return figure
+
+
+@styled
+def explanations(images, rows: dict[str, np.ndarray], names: Sequence[str]) -> Figure:
+    """Images (n, C, H, W) above what each method says of them: {method: (n, N)}, each tile by its own maximum."""
+    count, tall = len(images), 1 + len(rows)
+    figure, axes = new_figure(tall, count, 1.35 * count + 1.6, 1.4 * tall + 0.2, squeeze=False)
+    for ax, image, name in zip(axes[0], images, names, strict=True):
+        show(ax, image, name)
+    for row, (method, values) in zip(axes[1:], rows.items(), strict=True):
+        for ax, tile in zip(row, np.asarray(values, float), strict=True):
+            heat(ax, tile)
+        row[0].set_ylabel(method, **NAMED)
+    return figure
+
+
+@styled
+def attention_profile(models: dict) -> Figure:
+    """Attention distance and entropy of every head, and head diversity, by block.
+
+    Args:
+        models: {name: `attention.AttentionStatistics`}; a dot is a head, a line the mean of a block's heads.
+    """
+    figure, axes = new_figure(1, 3, 9.6, 3.1)
+    labels = "attention distance (pixels)", "entropy (nats)", "head diversity (nats)"
+    for i, (name, found) in enumerate(models.items()):
+        measured = found.distance, found.entropy, found.diversity[:, None]
+        for ax, values in zip(axes, measured, strict=True):
+            values = np.asarray(values, float)
+            blocks, heads = np.arange(1, len(values) + 1), values.shape[1]
+            mean = {"marker": "o" if heads == 1 else "", "markersize": 4}
+            ax.plot(blocks, values.mean(1), color=color(i), label=name, **mean)
+            if heads > 1:
+                places = np.repeat(blocks, heads), values.ravel()
+                ax.scatter(*places, color=color(i), s=16, alpha=0.6, lw=0)
+    for ax, label in zip(axes, labels, strict=True):
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set(xlabel="block", ylabel=label)
+        ax.set_ylim(bottom=0)
+    if len(models) > 1:
+        axes[0].legend()
+    return figure
+
+
+@styled
+def agreement_by_class(found, measures: Sequence[str], classes: Sequence[str]) -> Figure:
+    """One panel a measure: its mean for each class with the 95 % interval over images.
+
+    Args:
+        found: `attention.Agreement`. measures: names of its rows. classes: names, K of them.
+    """
+    size = 3.2 * len(measures), 0.24 * len(classes) + 1.5
+    figure, axes = new_figure(1, len(measures), *size, squeeze=False)
+    places = np.arange(len(classes))
+    means, halves = np.asarray(found.mean), np.nan_to_num(np.asarray(found.half))
+    for ax, name, mean, half in zip(axes[0], measures, means, halves, strict=True):
+        ax.errorbar(mean, places, xerr=half, fmt="o", markersize=4, capsize=2.5, lw=1.2)
+        ax.set_yticks(places, classes)
+        ax.invert_yaxis()
+        ax.set_xlabel(name)
+        # Agreement is read against none at all: 0 belongs to the axis.
+        ax.set_xlim(min(0.0, float(np.nanmin(mean - half)) * 1.1), None)
+        ax.margins(x=0.08)
+    axes[0, 0].set_ylabel("class")
     return figure

@@ -14,6 +14,7 @@ from dfkd_lib.plots.style import (
     log_ticks,
     mark,
     new_figure,
+    place,
     styled,
     whiskers,
 )
@@ -62,8 +63,7 @@ def fidelity_diversity(tables: dict) -> Figure:
         for i, (maker, table) in enumerate(tables.items()):
             point, label = table.iloc[0], maker if ax is axes[0] else None
             ax.plot(point[x], point[y], ls="none", label=label, clip_on=False, **hollow(i))
-        ax.set(xlabel=f"{x} (diversity)", ylabel=f"{y} (fidelity)")
-        ax.set_xlim(0, 1.03)
+        ax.set(xlabel=f"{x} (diversity)", ylabel=f"{y} (fidelity)", xlim=(0, 1.03))
         ax.set_ylim(0, max(1.03, ax.get_ylim()[1]))
     legend_below(figure, min(3, len(tables)))
     return figure
@@ -90,26 +90,24 @@ def accuracy_against_distance(table) -> Figure:
     ax.margins(x=0.12, y=0.18)
     ax.set_xlim(left=max(0, ax.get_xlim()[0]))
     ax.set_ylim(max(0, ax.get_ylim()[0]), min(102, ax.get_ylim()[1]))
-    _names(ax, x, y, list(table["maker"]))
+    _name_points(ax, x, y, list(table["maker"]))
     return figure
 
 
-def _names(ax, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> None:
-    """Name each point above it, towards the axes' middle; where names would meet, the later one goes higher or below."""
-    middle, taken = np.mean(ax.get_xlim()), []
+def _name_points(ax, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> None:
+    """Name each point beside it, towards the axes' middle, off the other names."""
     ax.figure.draw_without_rendering()  # the layout is to be what it will be
-    renderer = FigureCanvasAgg(ax.figure).get_renderer()
+    renderer, taken = FigureCanvasAgg(ax.figure).get_renderer(), []
+    unit = ax.figure.dpi / 72
+    middle = ax.transAxes.transform((0.5, 0.5))[0]
     for i in np.argsort(y):
-        right = x[i] > middle
-        start = {"xytext": (6, 6), "textcoords": "offset points", "fontsize": 9}
-        text = ax.annotate(names[i], (x[i], y[i]), **start)
-        text.set(color=color(i), ha="right" if right else "left")
-        for offset in (6, -14, 20, -28, 34, -42, 48):
-            text.xyann = (-6 if right else 6, offset)
-            box = text.get_window_extent(renderer)
-            if not any(box.overlaps(other) for other in taken):
-                break
-        taken.append(box)
+        text = ax.text(x[i], y[i], names[i], fontsize=9, color=color(i))
+        text.set_in_layout(False)
+        right, up = ax.transData.transform((x[i], y[i]))
+        wide = text.get_window_extent(renderer).width
+        left = right - 6 * unit - wide if right > middle else right + 6 * unit
+        spots = [(left, up + offset * unit) for offset in (6, -14, 20, -28, 34, -42, 48)]
+        place(text, spots, taken, renderer)
 
 
 @styled
@@ -117,14 +115,14 @@ def trade_off(
     names: Sequence[str],
     score: Sequence[float],
     costs: dict[str, Sequence[float]],
-    intervals: Sequence[tuple[float, float]] | None = None,
-    ylabel: str = "test accuracy (%)",
+    intervals: Sequence[tuple[float, float]] | None,
+    ylabel: str,
 ) -> Figure:
     """A score against each cost, one panel a cost on a logarithmic axis; hollow marks, as some coincide.
 
     Args:
         names: of the models. score: in percent. costs: {axis label with unit: one positive value a model}.
-        intervals: (low, high) in percent of each score.
+        intervals: (low, high) in percent of each score, or None.
     """
     size = 4.2 * len(costs), 4.2
     figure, axes = new_figure(1, len(costs), *size, sharey=True, squeeze=False)

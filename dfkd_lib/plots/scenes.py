@@ -4,16 +4,15 @@ import textwrap
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.artist import Artist
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.textpath import TextPath
 
 from dfkd_lib.plots.images import overlay, show
-from dfkd_lib.plots.style import color, legend_below, new_figure, styled
+from dfkd_lib.plots.style import color, legend_below, new_figure, place, styled
 
 SIDE = 2.5  # of a scene, in inches
 FONT = 8
@@ -33,65 +32,43 @@ def corners(box: np.ndarray, shape: tuple[int, int]) -> tuple[float, float, floa
 
 
 def _outline(ax, box: np.ndarray, shape: tuple[int, int], edge: str, linewidth: float, **style):
+    """Draw a box with a white edge; returns its patch."""
     x, y, w, h = corners(box, shape)
     # A small box is not drowned by its own line.
     thick = min(linewidth, max(0.8, min(w, h) * 72 * SIDE / max(shape) / 9))
     halo = withStroke(linewidth=thick + min(1.4, thick), foreground="white", alpha=0.75)
     drawn = Rectangle((x, y), w, h, fill=False, edgecolor=edge, linewidth=thick, **style)
     drawn.set_path_effects([halo])
-    ax.add_patch(drawn)
+    return ax.add_patch(drawn)
 
 
-def _place(
-    box, text: str, shape: tuple[int, int], unit: float, taken: list[tuple]
-) -> tuple[float, float]:
-    """Left and top of a label beside its box: inside the scene, and off boxes and other labels where there is room.
+def _spots(box, wide: float, high: float, inside, unit: float) -> list[tuple[float, float]]:
+    """(left, bottom) of a name beside its box, all in pixels of the drawn figure: above, below, within, at the sides.
 
     Args:
-        unit: pixels of the scene to a point of print. taken: (left, top, right, bottom, weight) to stay off; gets the label.
+        box: the box's Bbox. wide, high: of the name. inside: the axes' Bbox. unit: pixels to a point.
     """
-    wide, high = (TextPath((0, 0), text, FONT).get_extents().x1 + 3) * unit, (FONT + 4) * unit
-    x, y, w, h = corners(box, shape)
-    above, below, inner = y - high - 2 * unit, y + h + 2 * unit, (y, y + h - high)
-    lefts, beside = (x, x + w - wide), (x + w + 2 * unit, x - wide - 2 * unit)
-    tried = [(left, top) for left in lefts for top in (above, below, *inner)]
-    tried += [(left, top) for top in inner for left in beside]
-    limit = np.array([shape[1] - 0.5 - wide, shape[0] - 0.5 - high])
-    inside = np.minimum(np.maximum(tried, -0.5), limit).tolist()
-
-    def cost(place: int) -> float:
-        # What it would hide, other names above all; the first places are the likeliest to be looked at.
-        left, top = inside[place]
-        hidden = (
-            weight
-            * max(0, min(left + wide, right) - max(left, x))
-            * max(0, min(top + high, bottom) - max(top, y))
-            for x, y, right, bottom, weight in taken
-        )
-        return 0.02 * place * wide * high + sum(hidden)
-
-    left, top = inside[min(range(len(inside)), key=cost)]
-    taken.append((left, top, left + wide, top + high, 3.0))
-    return left, top
+    gap, inner = 2 * unit, (box.y1 - high, box.y0)
+    lefts, beside = (box.x0, box.x1 - wide), (box.x1 + gap, box.x0 - wide - gap)
+    tried = [(x, y) for x in lefts for y in (box.y1 + gap, box.y0 - high - gap, *inner)]
+    tried += [(x, y) for y in inner for x in beside]
+    low = (inside.x0, inside.y0)
+    return np.clip(tried, low, (inside.x1 - wide, inside.y1 - high)).tolist()
 
 
-class _Names(Artist):
-    """Names beside their boxes, placed as the axes are drawn: only then is the size of a letter known."""
-
-    def __init__(self, boxes: Sequence, others: Sequence, texts: Sequence, shape: tuple[int, int]):
-        super().__init__()
-        self.boxes, self.others, self.texts, self.shape = boxes, others, texts, shape
-        self.set_in_layout(False)
-        self.set_zorder(-1)  # before the names themselves
-
-    def draw(self, renderer) -> None:
-        points = 72 * self.axes.get_window_extent(renderer).width / self.axes.figure.dpi
-        unit = self.shape[1] / points
-        every = [corners(box, self.shape) for box in [*self.boxes, *self.others]]
-        taken = [(x, y, x + w, y + h, 0.3) for x, y, w, h in every]
-        for box, text in zip(self.boxes, self.texts, strict=True):
-            left, top = _place(box, text.get_text(), self.shape, unit, taken)
-            text.set_position((left + 1.5 * unit, top + 2 * unit))
+def _name_boxes(figure: Figure, named: Sequence[tuple]) -> None:
+    """Put each (text, patch of its box) beside its box, off other boxes and names, now that nothing else is to be drawn."""
+    figure.draw_without_rendering()
+    renderer, unit = FigureCanvasAgg(figure).get_renderer(), figure.dpi / 72
+    taken = {
+        ax: [(*box.get_window_extent(renderer).extents, 0.3) for box in ax.patches]
+        for ax in figure.axes
+    }
+    for text, box in named:
+        size, place_of = text.get_window_extent(renderer), box.get_window_extent(renderer)
+        inside = text.axes.get_window_extent(renderer)
+        spots = _spots(place_of, size.width, size.height, inside, unit)
+        place(text, spots, taken[text.axes], renderer)
 
 
 def draw_scene(
@@ -101,13 +78,16 @@ def draw_scene(
     found: dict,
     classes: Sequence[str],
     look: tuple | None = None,
-) -> None:
+) -> list[tuple]:
     """Draw one scene: dotted what is there (or was asked for), solid and named what is found, over it where it looks.
 
     Args:
         image: uint8 (3, H, W). true, found: dicts of boxes (n, 4) cxcywh in [0, 1] and labels (n,), found with scores
             too unless it is the truth itself, which is drawn solid then. look: (weights (rows, columns), box (4,) of
             the detection that looks there).
+
+    Returns:
+        [(text, patch of the box that it names)], for `_name_boxes`.
     """
     shape = image.shape[1:]
     show(ax, image)
@@ -116,41 +96,41 @@ def draw_scene(
     if found is not true:
         for box, label in zip(true["boxes"], true["labels"], strict=True):
             _outline(ax, box, shape, color(label), **DOTTED)
-    texts, scores = [], found.get("scores", [None] * len(found["boxes"]))
+    named, scores = [], found.get("scores", [None] * len(found["boxes"]))
     for box, label, score in zip(found["boxes"], found["labels"], scores, strict=True):
         chosen, shade = look is not None and np.allclose(look[1], box), color(label)
-        _outline(ax, box, shape, shade, 3.0 if chosen else 1.8)
+        outline = _outline(ax, box, shape, shade, 3.0 if chosen else 1.8)
         if score is not None:
             name = classes[int(label)] if int(label) < len(classes) else str(int(label))
-            text = ax.text(0, 0, f"{name} {score:.2f}", fontsize=FONT, va="top", color=ink(shade))
+            text = ax.text(0, 0, f"{name} {score:.2f}", fontsize=FONT, color=ink(shade))
             text.set_bbox({"facecolor": shade, "edgecolor": "none", "pad": 1.0, "alpha": 0.92})
             text.set_in_layout(False)
-            texts.append(text)
-    if texts:
-        ax.add_artist(_Names(found["boxes"], true["boxes"], texts, shape))
+            named.append((text, outline))
     ax.set(xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))
+    return named
 
 
-def _legend(figure: Figure, classes: Sequence[str], ncols: int, dotted: str = "") -> None:
-    solid = [Line2D([], [], color=color(k), lw=2.5, label=name) for k, name in enumerate(classes)]
-    line = [Line2D([], [], color="gray", label=dotted, **DOTTED)] if dotted else []
-    legend_below(figure, min(ncols, len(solid + line)), solid + line)
+def _legend(figure: Figure, classes: Sequence[str], ncols: int, dotted: str) -> None:
+    """The classes' colours, and what dotted boxes are."""
+    lines = [Line2D([], [], color=color(k), lw=2.5, label=name) for k, name in enumerate(classes)]
+    lines += [Line2D([], [], color="gray", label=dotted, **DOTTED)] if dotted else []
+    legend_below(figure, min(ncols, len(lines)), lines)
 
 
-def _grid(
-    rows: dict[str, tuple], classes: Sequence[str], side: float, dotted: str, label: int = 18
-) -> Figure:
+def _grid(rows: dict[str, tuple], classes: Sequence[str], side: float, dotted: str) -> Figure:
     """One row of scenes a name: {name: (images, truth, found)}."""
     columns = max(len(images) for images, _, _ in rows.values())
     size = side * columns + 0.5, (side + 0.05) * len(rows) + 0.4
     figure, axes = new_figure(len(rows), columns, *size, grid=False, squeeze=False)
+    named = []
     for ax_row, (name, scenes) in zip(axes, rows.items(), strict=True):
-        ax_row[0].set_ylabel(textwrap.fill(name, label))
+        ax_row[0].set_ylabel(textwrap.fill(name, 18))
         for ax, image, true, found in zip(ax_row, *scenes, strict=False):
-            draw_scene(ax, np.asarray(image), true, found, classes)
+            named += draw_scene(ax, np.asarray(image), true, found, classes)
         for ax in ax_row[len(scenes[0]) :]:
             ax.set_axis_off()
     _legend(figure, classes, len(classes) + 1, dotted)
+    _name_boxes(figure, named)
     return figure
 
 
@@ -216,7 +196,7 @@ def detection_compare(
     tall = SIDE * images.shape[2] / images.shape[3] + 0.3
     size = SIDE * columns + 0.5, tall * rows + 0.6
     figure, axes = new_figure(rows, columns, *size, grid=False, squeeze=False)
-    titles = titles or [_listed(true, classes) for true in truth]
+    titles, named = titles or [_listed(true, classes) for true in truth], []
     for ax in axes.flat:
         ax.set_axis_off()
     for i, j in np.ndindex(len(images), len(names)):
@@ -225,7 +205,7 @@ def detection_compare(
         ax, name = axes[down if one else down * len(names) + j, across], names[j]
         ax.set_axis_on()
         look = looks[name][i] if looks and looks.get(name) else None
-        draw_scene(ax, np.asarray(images[i]), truth[i], found[name][i], classes, look)
+        named += draw_scene(ax, np.asarray(images[i]), truth[i], found[name][i], classes, look)
         if one:
             ax.set_title(textwrap.fill(name, 34), fontsize=9)
         elif across == 0:
@@ -235,4 +215,5 @@ def detection_compare(
     if one:
         figure.suptitle(titles[0], fontsize=10)
     _legend(figure, classes, 2 * columns + 1, "true box")
+    _name_boxes(figure, named)
     return figure

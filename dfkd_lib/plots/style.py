@@ -97,8 +97,7 @@ def whiskers(values, low, high) -> np.ndarray:
 
 def legend_below(figure: Figure, ncols: int = 2, handles: Sequence | None = None) -> None:
     """The legend below all axes, of the handles given or of all that have a label."""
-    more = {} if handles is None else {"handles": handles}
-    figure.legend(loc="outside lower center", ncols=ncols, **more)
+    figure.legend(handles=handles, loc="outside lower center", ncols=ncols)
 
 
 def log_ticks(axis) -> None:
@@ -123,61 +122,38 @@ def epochs_below(ax) -> None:
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 
-@styled
-def curves(
-    series: dict[str, Sequence[float]],
-    xlabel: str,
-    ylabel: str,
-    title: str = "",
-    x: Sequence | None = None,
-    bands: dict[str, Sequence[float]] | None = None,
-    marker: str = "o",
-    zero: bool = False,
-) -> Figure:
-    """Lines over epochs (or `x`): {name: values}; `bands` adds ± half widths of the same lengths around a name's line."""
-    figure, ax = new_figure()
-    for name, values in series.items():
-        places = x if x is not None else np.arange(1, len(values) + 1)
-        (line,) = ax.plot(places, values, marker=marker, markersize=4, label=name)
-        half = (bands or {}).get(name)
-        if half is not None:
-            values, half = np.asarray(values, float), np.nan_to_num(np.asarray(half, float))
-            band = values - half, values + half
-            ax.fill_between(places, *band, color=line.get_color(), alpha=0.15, lw=0)
-    if x is None or all(isinstance(place, int) for place in x):
-        epochs_below(ax)
-    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    if zero:
-        ax.set_ylim(bottom=0)
-    if len(series) > 1:
-        ax.legend()
-    return figure
+def squares(ax, values: np.ndarray, low: float, high: float, texts=None, size: float = 8):
+    """Draw values as shades of squares, what has no value in grey; `texts` of the same shape stand on them."""
+    drawn = ax.imshow(values, cmap="Blues", vmin=low, vmax=high, aspect="auto")
+    ax.set_facecolor("0.94")
+    for i, j in np.ndindex(values.shape) if texts is not None else ():
+        known = np.isfinite(values[i, j])
+        dark = known and values[i, j] > low + 0.6 * (high - low)
+        shade = "white" if dark else "black" if known else "0.4"
+        ax.text(j, i, texts[i, j], ha="center", va="center", fontsize=size, color=shade)
+    return drawn
 
 
-@styled
-def bars(
-    names: Sequence[str],
-    values: Sequence[float],
-    ylabel: str,
-    halves: Sequence[float] | None = None,
-    title: str = "",
-    text: str = "{:.1f}",
-    low: float | None = None,
-) -> Figure:
-    """One bar a name with its value written above it, and ± half widths as whiskers where given (NaN: none)."""
-    figure, ax = new_figure(width=max(4.8, 1.3 * len(names)))
-    places = np.arange(len(names))
-    halves = np.nan_to_num(np.zeros(len(values)) if halves is None else np.asarray(halves, float))
-    ax.bar(places, values, 0.6, color=[color(i) for i in places])
-    if halves.any():
-        ax.errorbar(places, values, halves, fmt="none", capsize=4, ecolor="black", elinewidth=1.5)
-    for place, value, half in zip(places, values, halves, strict=True):
-        above = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-        ax.annotate(text.format(value), (place, value + half), fontsize=9, **above)
-    ax.set_xticks(places, names)
-    ax.set(ylabel=ylabel, title=title)
-    ax.grid(axis="x", visible=False)
-    ax.margins(y=0.15)
-    if low is not None:
-        ax.set_ylim(bottom=low)
-    return figure
+def place(text, spots: Sequence[tuple], taken: list[tuple], renderer) -> None:
+    """Move a text to the spot where it hides least; the first spots are preferred.
+
+    Args:
+        spots: (left, bottom) in pixels of the drawn figure. taken: (left, bottom, right, top, weight) of what not to hide;
+            gets the text's own.
+    """
+    box = text.get_window_extent(renderer)
+
+    def cost(i: int) -> float:
+        left, bottom = spots[i]
+        overlaps = (
+            weight
+            * max(0, min(left + box.width, right) - max(left, x))
+            * max(0, min(bottom + box.height, top) - max(bottom, y))
+            for x, y, right, top, weight in taken
+        )
+        return 0.02 * i * box.width * box.height + sum(overlaps)
+
+    left, bottom = spots[min(range(len(spots)), key=cost)]
+    taken.append((left, bottom, left + box.width, bottom + box.height, 3.0))
+    text.set(ha="left", va="bottom")
+    text.set_position(text.axes.transData.inverted().transform((left, bottom)))
