@@ -10,6 +10,7 @@ from dfkd_lib.models.hub import WeightsMissing
 from dfkd_lib.models.images import check_images
 from dfkd_lib.models.load import Loaded, load_model
 from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneGenerator
+from dfkd_lib.models.shapes import layer_shapes
 from dfkd_lib.models.weights import load_weights
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "detectors",
     "early_channels",
     "gan",
+    "layer_shapes",
     "load_model",
     "load_weights",
     "logits_and_early_map",

@@ -29,7 +29,7 @@ from dfkd_lib.plots.charts import (
     real_images,
     stage_seconds,
 )
-from dfkd_lib.plots.diagrams import distillation_diagram
+from dfkd_lib.plots.diagrams import distillation_diagram, gan_diagram, titn_diagram
 from dfkd_lib.plots.explorer import attention_panels
 from dfkd_lib.plots.images import image_rows, neighbours, to_display
 from dfkd_lib.plots.measures import (
@@ -67,6 +67,7 @@ __all__ = [
     "fidelity_by_class",
     "fidelity_diversity",
     "fidelity_scatter",
+    "gan_diagram",
     "image_map_probe",
     "image_rows",
     "loss_components",
@@ -77,6 +78,7 @@ __all__ = [
     "probe_pipeline",
     "real_images",
     "stage_seconds",
+    "titn_diagram",
     "to_display",
     "trade_off",
 ]

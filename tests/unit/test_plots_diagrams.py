@@ -1,11 +1,23 @@
-"""The diagram of distillation: no box covers another, nothing is cut off."""
+"""Diagrams of the methods: they name the layers and shapes of the code, no box covers another, nothing is cut off."""
 
+import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from dfkd_lib import plots
+from dfkd_lib import models, plots
+from dfkd_lib.models import layer_shapes
 
 KD = {"KD": ("logits", "logits"), "CE": ("logits", "labels"), "patch": ("probe", "probe")}
+
+
+def gan(width):
+    labels = torch.zeros(2, dtype=torch.long)
+    generator = layer_shapes(models.Generator(7, 3, 20, width), labels, torch.zeros(2, 20))
+    images = torch.zeros(2, 3, 32, 32)
+    discriminator = layer_shapes(models.Discriminator(7, 3), images, labels)
+    teacher = layer_shapes(models.create_model("vit_mnist_small"), torch.zeros(2, 1, 28, 28))
+    return plots.gan_diagram(generator, discriminator, teacher, (20,), (3, 32, 32), 7)
 
 
 def distillation():
@@ -13,12 +25,19 @@ def distillation():
     return plots.distillation_diagram((1, 28, 28), "teacher", "student", outputs, outputs, KD)
 
 
+def titn():
+    heads = [("class head", (10,)), ("distillation head", (10,))]
+    shapes = (16, 16, 12), (18, 192)
+    return plots.titn_diagram((3, 32, 32), *shapes, 12, heads, ["CutMix", "hard label"])
+
+
 def texts(figure):
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_no_box_covers_another_and_every_text_is_inside_its_box():
-    figure = distillation()
+@pytest.mark.parametrize("draw", [lambda: gan(64), lambda: gan(512), distillation, titn])
+def test_no_box_covers_another_and_every_text_is_inside_its_box(draw):
+    figure = draw()
     FigureCanvasAgg(figure).draw()
     (ax,) = figure.axes
     boxes = [p.get_window_extent() for p in ax.patches if isinstance(p, FancyBboxPatch)]
@@ -31,6 +50,13 @@ def test_no_box_covers_another_and_every_text_is_inside_its_box():
     assert drawn.x0 > -0.03 and drawn.x1 < width + 0.03 and drawn.y1 < height + 0.03
 
 
+def test_the_gan_shows_the_layers_of_the_code():
+    said = texts(gan(64))
+    assert "ConvTranspose2d 4×4, stride 2\n64 × 4 × 4" in said and "noise\n20" in said
+    assert "ConvTranspose2d 4×4, stride 2\n3 × 32 × 32" in said and "Conv2d 4×4\n1 × 1 × 1" in said
+    assert "class\n1 of 7" in said and sum("Block" in text for text in said) == 1
+
+
 def test_each_loss_joins_what_it_compares():
     figure = distillation()
     arrows = [p for p in figure.axes[0].patches if isinstance(p, FancyArrowPatch)]
@@ -38,6 +64,21 @@ def test_each_loss_joins_what_it_compares():
     assert len(arrows) == 2 + 4 + 2 * len(KD) and not any(
         "unused" in text for text in texts(figure)
     )
+
+
+def test_titn_shows_pixels_and_tokens():
+    said = texts(titn())
+    assert "pixel embedding\n16 × 16 × 12" in said and "distillation head\n10" in said
+    assert any("12 × outer block" in text and "18 × 192" in text for text in said)
+
+
+def test_the_shapes_of_a_model_leave_it_as_it_was():
+    model = models.create_model("vit_mnist_smoke").train()
+    found = layer_shapes(model, torch.zeros(2, 1, 28, 28))
+    assert (
+        found[0][1] == (49, model.embed_dim) and found[-1] == ("Linear", (10,)) and model.training
+    )
+    assert not any(layer._forward_hooks for layer in model.modules())
 
 
 def test_counts_by_class_are_the_bars():

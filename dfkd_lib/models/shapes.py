@@ -1,0 +1,53 @@
+"""The layers of a model and the shapes that they give, for diagrams drawn from the code itself."""
+
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+# Shapes stay as they are, and a diagram has no box for them.
+QUIET = (nn.BatchNorm2d, nn.Dropout, nn.Dropout2d, nn.Identity, nn.LayerNorm, nn.Embedding)
+QUIET += (nn.ReLU, nn.LeakyReLU, nn.Tanh)
+
+
+def layer_shapes(model: nn.Module, *inputs: Tensor) -> list[tuple[str, tuple[int, ...]]]:
+    """What each child of a model gives for one example; a sequence of layers counts as its layers.
+
+    Args:
+        model: called with the inputs, in evaluation mode. inputs: batches of one or more.
+
+    Returns:
+        (name, shape of the output without the batch) in the order of the calls, equal neighbours as one ("3 × Block").
+    """
+    found: list[tuple[str, tuple[int, ...]]] = []
+
+    def note(layer: nn.Module, _: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            found.append((_name(layer), tuple(output.shape[1:])))
+
+    layers = [
+        layer
+        for child in model.children()
+        for layer in (child if isinstance(child, nn.Sequential) else [child])
+        if not isinstance(layer, QUIET)
+    ]
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    training = model.training
+    try:
+        with torch.inference_mode():
+            model.eval()(*inputs)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    counted = [(len(list(same)), layer) for layer, same in groupby(found)]
+    return [(f"{n} × {name}" if n > 1 else name, shape) for n, (name, shape) in counted]
+
+
+def _name(layer: nn.Module) -> str:
+    """The class of a layer, and kernel and stride of a convolution."""
+    name = type(layer).__name__
+    if not hasattr(layer, "kernel_size") or isinstance(layer.kernel_size, int):
+        return name
+    kernel, stride = "×".join(map(str, layer.kernel_size)), layer.stride[0]
+    return f"{name} {kernel}" + (f", stride {stride}" if stride > 1 else "")
