@@ -113,7 +113,8 @@ def _draw(
         for shard in range(whole, -(-count // maker.shard)):
             rows = slice(shard * maker.shard, min((shard + 1) * maker.shard, count))
             # Seeded by its number, a shard is the same whether or not the run was broken off before it.
-            images = draw(labels[rows], seed * 100_003 + shard).contiguous().numpy()
+            drawn = draw(labels[rows], seed * 100_003 + shard)
+            images = _checked(drawn, (len(labels[rows]), *given.shape), maker)
             file.seek(begin + shard * size)
             file.write(images)
             file.flush()
@@ -123,6 +124,21 @@ def _draw(
             sums.append(zlib.crc32(images))
             artifacts.save_json(done, sums)
     return {"images": count, "maker": maker.budget}
+
+
+def _checked(drawn: object, shape: tuple[int, ...], maker: Maker) -> np.ndarray:
+    """What a maker has drawn, as bytes to write; refused unless it is a uint8 image for each label."""
+    right = isinstance(drawn, Tensor) and drawn.dtype == torch.uint8 and drawn.shape == shape
+    if not right:
+        form = (drawn.dtype, tuple(drawn.shape)) if isinstance(drawn, Tensor) else type(drawn)
+        raise WorkbenchError(
+            "a maker draws one image for each label",
+            expected=f"torch.uint8 {shape}",
+            got=" ".join(map(str, form)) if isinstance(form, tuple) else form.__name__,
+            where=f"{type(maker).__name__}.drawing",
+            fix="return uint8 images (N, C, S, S) in the order of the labels; datasets.to_uint8 takes floats in [-1, 1]",
+        )
+    return drawn.cpu().contiguous().numpy()
 
 
 def _kept_shards(done: Path) -> list[int]:

@@ -1,13 +1,10 @@
 """The steps that notebooks show: they compute what the library's own steps compute, and an edit makes a new student."""
 
-import json
-import linecache
-from itertools import count
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from cells import edit_cell, names_of_30, run_cell
 from steps import distill_step
 
 from dfkd_lib import attention, distill, losses, synthesis
@@ -15,34 +12,7 @@ from dfkd_lib.core import Store, WorkbenchError
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.distill import KDWeights, StudentConfig, Targets
 from dfkd_lib.models import Discriminator, Generator, create_model
-from dfkd_lib.training import Batch, TrainConfig, label_loss, train_teacher
-
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-NUMBER = count()
-
-
-def edit_cell(name: str) -> str:
-    """The source of the first cell marked as one to edit."""
-    cells = json.loads((NOTEBOOKS / name).read_text())["cells"]
-    return next("".join(c["source"]) for c in cells if "edit-me" in c["metadata"].get("tags", []))
-
-
-def run_cell(source: str, names: dict) -> dict:
-    """Execute a cell as a notebook does: in `__main__`, its source where `inspect` finds it."""
-    file = f"<cell {next(NUMBER)}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    exec(compile(source, file, "exec"), names)
-    return names
-
-
-def names_of_30(**weights) -> dict:
-    return {
-        "__name__": "__main__",
-        "attention": attention,
-        "losses": losses,
-        "label_loss": label_loss,
-        "λ": KDWeights(**weights),
-    }
+from dfkd_lib.training import Batch, TrainConfig, train_teacher
 
 
 @pytest.mark.parametrize("weights", [{}, {"kd": 0.5, "ce": 2.0, "patch": 3.0, "temperature": 2.0}])

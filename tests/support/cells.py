@@ -1,0 +1,45 @@
+"""Cells of notebooks and examples of the guide, run as a notebook runs them."""
+
+import json
+import linecache
+import re
+from itertools import count
+from pathlib import Path
+
+from dfkd_lib import attention, losses
+from dfkd_lib.distill import KDWeights
+from dfkd_lib.training import label_loss
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+NUMBER = count()
+
+
+def edit_cell(name: str) -> str:
+    """The source of the first cell marked as one to edit."""
+    cells = json.loads((NOTEBOOKS / name).read_text())["cells"]
+    return next("".join(c["source"]) for c in cells if "edit-me" in c["metadata"].get("tags", []))
+
+
+def run_cell(source: str, names: dict) -> dict:
+    """Execute a cell as a notebook does: in `__main__`, its source where `inspect` finds it."""
+    file = f"<cell {next(NUMBER)}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    exec(compile(source, file, "exec"), names)
+    return names
+
+
+def examples(heading: str) -> list[str]:
+    """The Python blocks of the guide below a heading, up to the next one."""
+    _, _, rest = (NOTEBOOKS / "README.md").read_text().partition(f"\n### {heading}\n")
+    assert rest, f"the guide has no heading {heading!r}"
+    return re.findall(r"```python\n(.*?)```", re.split(r"\n##+ ", rest)[0], re.DOTALL)
+
+
+def names_of_30(**weights) -> dict:
+    return {
+        "__name__": "__main__",
+        "attention": attention,
+        "losses": losses,
+        "label_loss": label_loss,
+        "λ": KDWeights(**weights),
+    }
