@@ -69,7 +69,7 @@ def test_every_notebook_succeeds(smoke, notebook):
     for results in smoke[1:]:
         result = results["notebooks"][notebook]
         assert result["status"] == "succeeded", result.get("error")
-        assert result["metrics"] and result["parameters"]["profile"] == "smoke"
+        assert result["metrics"] and result["parameters"]["preset"] == "smoke"
         assert 0 < result["peak_memory_mb"] < 4000
     assert pipeline.exit_code(results) == 0
 
@@ -124,7 +124,7 @@ def test_every_report_is_whole(smoke, notebook):
                 assert (out / kind / f"{entry['name']}.{suffix}").stat().st_size > 0
     page = (out / f"{notebook}.html").read_text()
     assert "<script" not in page and "Traceback" not in page
-    assert page.count("data:image/png;base64,") >= len(saved["figures"])
+    assert page.count("data:image/svg+xml;base64,") == len(saved["figures"])
     assert "&lt;Figure size" not in page, "a figure was shown as text"
 
 
