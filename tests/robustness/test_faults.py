@@ -457,7 +457,11 @@ def test_a_flipped_bit_in_the_work_of_a_stage_that_was_broken_off(reference, tmp
 
         store = Store(tmp_path / "store")
 
-        stops = [True, False, False]  # after the first file; not in its code, which is part of the key
+        stops = [
+            True,
+            False,
+            False,
+        ]  # after the first file; not in its code, which is part of the key
 
         def make(work):
             for name in ("a", "b"):
