@@ -1,4 +1,4 @@
-"""`python -m dfkd_lib`: run the notebooks, list them and their parameters, explain and verify artifacts."""
+"""The command `dfkd`: run the notebooks, list them and their settings, explain and verify artifacts."""
 
 import argparse
 import os
@@ -9,98 +9,8 @@ from pathlib import Path
 from dfkd_lib.core import Store, WorkbenchError, resolve
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    top = argparse.ArgumentParser(prog="python -m dfkd_lib", description=__doc__)
-    verbs = top.add_subparsers(dest="verb", required=True)
-    run = verbs.add_parser("run", help="run notebooks into HTML reports")
-    run.add_argument(
-        "--profile", default="quick", help="smoke, quick, night or paper (default: quick)"
-    )
-    run.add_argument("--only", metavar="10,20", help="these notebooks only")
-    run.add_argument(
-        "--grid",
-        metavar="FILE",
-        help="run an ablation: a YAML file of rows and seeds, through notebook 35",
-    )
-    run.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="notebook.parameter=value",
-        help="change one parameter; may be given again",
-    )
-    run.add_argument(
-        "--out",
-        metavar="DIR",
-        help="where reports go (default: reports/<profile>, of a grid reports/grid_<its file>)",
-    )
-    run.add_argument(
-        "--artifacts", metavar="DIR", default="data/artifacts", help="where trained things are kept"
-    )
-    run.add_argument(
-        "--jobs",
-        type=int,
-        metavar="N",
-        help="notebooks, or students of an ablation, at a time, in "
-        "processes of their own (default: 1; of a grid: as many as cores)",
-    )
-    run.add_argument(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="run on a Dask cluster: its scheduler's address or file",
-    )
-    run.add_argument(
-        "--threads", type=int, metavar="T", help="threads of each task (default: an equal share)"
-    )
-    run.add_argument(
-        "--hung",
-        type=float,
-        default=30.0,
-        metavar="MINUTES",
-        help="end a kernel that for so long used no "
-        "processor time and printed nothing (default: 30; 0: never)",
-    )
-    train = verbs.add_parser(
-        "train", help="train what notebooks train, without reports; for accelerate launch, torchrun"
-    )
-    train.add_argument(
-        "--profile", default="quick", help="smoke, quick, night or paper (default: quick)"
-    )
-    train.add_argument("--only", metavar="30,40", help="these notebooks only")
-    train.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="notebook.parameter=value",
-        help="change one parameter; may be given again",
-    )
-    train.add_argument(
-        "--artifacts", metavar="DIR", default="data/artifacts", help="where trained things are kept"
-    )
-    listed = verbs.add_parser("list", help="notebooks and their parameters; of one, every setting")
-    listed.add_argument(
-        "notebook", nargs="?", help="its number or name: all settings of its method"
-    )
-    compare = verbs.add_parser("compare", help="one page of what differs between two runs")
-    compare.add_argument("a", metavar="DIR_A", help="folder of a run")
-    compare.add_argument("b", metavar="DIR_B", help="folder of another")
-    compare.add_argument("--out", metavar="DIR", help="where compare.html goes (default: DIR_B)")
-    verbs.add_parser("published", help="write reports/published/README.md from its results files")
-    explain = verbs.add_parser(
-        "explain", help="what an artifact was made from, or what differs between two"
-    )
-    explain.add_argument("key", metavar="KEY", help="its key, or the beginning of it")
-    explain.add_argument("other", metavar="KEY2", nargs="?", help="another, to compare it with")
-    explain.add_argument("--artifacts", metavar="DIR", default="data/artifacts")
-    verify = verbs.add_parser("verify", help="check the checksums of every trained thing")
-    verify.add_argument("--artifacts", metavar="DIR", default="data/artifacts")
-    return top
-
-
-def run(options) -> int:
+def run(**options) -> int:
+    """Run notebooks into HTML reports."""
     from dfkd_lib import pipeline
     from dfkd_lib.core import processes
 
@@ -112,81 +22,88 @@ def run(options) -> int:
             fix="give several processes the verb train; then run, started "
             "alone, finds what they trained and writes the reports",
         )
-    plan = pipeline.make_plan(
-        options.profile,
-        options.only,
-        options.settings,
-        options.out,
-        options.jobs,
-        options.artifacts,
-        scheduler=options.scheduler,
-        grid=options.grid,
-        hung=options.hung,
-        threads=options.threads,
-    )
+    plan = pipeline.make_plan(**options)
     results = pipeline.run(plan)
     print(os.path.relpath(plan.out / "index.html"))
     return pipeline.exit_code(results)
 
 
-def train(options) -> int:
+def train(**options) -> int:
+    """Train what notebooks train, without reports; for accelerate launch, torchrun."""
     from dfkd_lib import pipeline
 
-    pipeline.train(
-        pipeline.make_plan(
-            options.profile, options.only, options.settings, artifacts=options.artifacts
-        )
-    )
+    pipeline.train(pipeline.make_plan(**options))
     return 0
 
 
-def list_notebooks(options) -> int:
-    """Print each notebook's parameters and the settings of its method: default, each preset's value, range and help."""
+def list_notebooks(notebook: str | None) -> int:
+    """List notebooks and their parameters; of one, every setting."""
     from dfkd_lib import pipeline, presets
-    from dfkd_lib.reporting.notebooks import read_notebook as about
 
     files = pipeline.notebook_files()
-    wanted = (
-        [pipeline.find_notebook(options.notebook, list(files))] if options.notebook else list(files)
-    )
+    wanted = [pipeline.find_notebook(notebook, list(files))] if notebook else list(files)
     for name in wanted:
-        declared, method = pipeline.read_notebook(files[name]), about(files[name]).method
-        print(f"{name}" + (f" ({method})" if method else ""))
-        for parameter in declared.values():
-            print(f"  {f'{parameter.name} = {parameter.default!r}':<40} {parameter.help}")
-        if not method or not options.notebook:
-            continue
-        trees = {preset: presets.of_preset(method, preset).settings() for preset in presets.PRESETS}
-        print(
-            "  settings, as --set or in overrides: paper (and what other presets have), range, help"
-        )
-        for full, setting in trees["paper"].items():
-            others = [
-                f"{preset} {tree[full].default!r}"
-                for preset, tree in trees.items()
-                if tree[full].default != setting.default
-            ]
-            value = f"{full} = {setting.default!r}" + (f" ({', '.join(others)})" if others else "")
-            rule = f" [{setting.rule}]" if setting.rule else ""
-            print(f"    {value:<60} {setting.help}{rule}")
+        declared = pipeline.read_notebook(files[name])
+        print(f"{name} ({declared.method})" if declared.method else name)
+        for parameter in declared.parameters.values():
+            value = f"{parameter.name} = {parameter.default!r}"
+            print(f"  {value:<40} {declared.help(parameter.name)}")
+    if notebook and declared.method:
+        of_presets = {one: presets.of_preset(declared.method, one) for one in presets.PRESETS}
+        print_settings({preset: config.settings() for preset, config in of_presets.items()})
     return 0
 
 
-def compare(options) -> int:
+def print_settings(trees: dict[str, dict]) -> None:
+    """Print every setting of a method: the paper's value and what other presets have, help and range."""
+    print("  settings, as --set or in overrides: paper (and what other presets have), help, range")
+    for full, setting in trees["paper"].items():
+        values = {preset: tree[full].default for preset, tree in trees.items()}
+        others = [f"{p} {value!r}" for p, value in values.items() if value != setting.default]
+        value = f"{full} = {setting.default!r}" + (f" ({', '.join(others)})" if others else "")
+        print(f"    {value:<60} {setting.help}" + (f" [{setting.rule}]" if setting.rule else ""))
+
+
+def compare(a: str, b: str, out: str | None) -> int:
+    """Write one page of what differs between two runs."""
     from dfkd_lib.pipeline.compare import write_comparison
 
-    words = ["python", "-m", "dfkd_lib", "compare", options.a, options.b]
-    words += ["--out", options.out] if options.out else []
-    page = write_comparison(options.a, options.b, options.out, shlex.join(words))
-    print(os.path.relpath(page))
+    command = ["dfkd", "compare", a, b, *(["--out", out] if out else [])]
+    print(os.path.relpath(write_comparison(a, b, out, shlex.join(command))))
     return 0
 
 
-def published(options) -> int:
+def published() -> int:
+    """Write reports/published/README.md from its results files."""
     from dfkd_lib.reporting.published import write_published
 
     print(os.path.relpath(write_published()))
     return 0
+
+
+def explain_artifact(key: str, other: str | None, artifacts: str) -> int:
+    """Print what an artifact was made from, or what differs between two."""
+    from dfkd_lib.core import explain
+
+    root = existing(artifacts)
+    print(explain.compare(root, key, other) if other else explain.explain(root, key))
+    return 0
+
+
+def verify(artifacts: str) -> int:
+    """Check the checksums of every trained thing."""
+    store = Store(existing(artifacts))
+    store.tidy()
+    rows = store.verify()
+    for key, problem in rows:
+        print(f"{'damaged' if problem else 'sound':8} {key}" + (f"\n{problem}" if problem else ""))
+    damaged = sum(problem is not None for _, problem in rows)
+    for key in store.unfinished():
+        print(f"begun    {key}: the next run that needs it goes on there")
+    for name in store.set_aside():
+        print(f"aside    .damaged/{name}: no longer used; delete it when you have seen it")
+    print(f"{len(rows)} artifact{'s' * (len(rows) != 1)}, {damaged} damaged")
+    return 1 if damaged else 0
 
 
 def existing(folder: str) -> Path:
@@ -201,46 +118,86 @@ def existing(folder: str) -> Path:
     return path
 
 
-def explain_artifact(options) -> int:
-    from dfkd_lib.core import explain
-
-    root = existing(options.artifacts)
-    other = options.other
-    print(
-        explain.compare(root, options.key, other) if other else explain.explain(root, options.key)
-    )
-    return 0
+def argument(**options) -> dict:
+    return options
 
 
-def verify(options) -> int:
-    store = Store(existing(options.artifacts))
-    store.tidy()
-    rows = store.verify()
-    for key, problem in rows:
-        print(f"{'damaged' if problem else 'sound':8} {key}" + (f"\n{problem}" if problem else ""))
-    damaged = sum(problem is not None for _, problem in rows)
-    for key in store.unfinished():
-        print(f"begun    {key}: the next run that needs it goes on there")
-    for name in store.set_aside():
-        print(f"aside    .damaged/{name}: no longer used; delete it when you have seen it")
-    print(f"{len(rows)} artifact{'s' * (len(rows) != 1)}, {damaged} damaged")
-    return 1 if damaged else 0
+ARGUMENTS = {
+    "--profile": argument(default="quick", help="smoke, quick, night or paper (default: quick)"),
+    "--only": argument(metavar="10,20", help="these notebooks only"),
+    "--set": argument(
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="notebook.parameter=value",
+        help="change one parameter or setting; may be given again",
+    ),
+    "--grid": argument(
+        metavar="FILE", help="run an ablation: a YAML file of settings and seeds, in notebook 35"
+    ),
+    "--out": argument(
+        metavar="DIR",
+        help="where pages go (default: reports/<profile>, of a grid reports/grid_<its file>, of compare DIR_B)",
+    ),
+    "--artifacts": argument(
+        metavar="DIR", default="data/artifacts", help="where trained things are kept"
+    ),
+    "--jobs": argument(
+        type=int,
+        metavar="N",
+        help="notebooks, or students of an ablation, at a time, in processes of their own "
+        "(default: 1; of a grid: as many as cores)",
+    ),
+    "--scheduler": argument(
+        metavar="ADDRESS", help="run on a Dask cluster: its scheduler's address or file"
+    ),
+    "--threads": argument(
+        type=int, metavar="T", help="threads of each task (default: an equal share)"
+    ),
+    "--hung": argument(
+        type=float,
+        default=30.0,
+        metavar="MINUTES",
+        help="end a kernel that for so long used no processor time and printed nothing (default: 30; 0: never)",
+    ),
+    "notebook": argument(nargs="?", help="its number or name: all settings of its method"),
+    "a": argument(metavar="DIR_A", help="folder of a run"),
+    "b": argument(metavar="DIR_B", help="folder of another"),
+    "key": argument(metavar="KEY", help="an artifact's key, or the beginning of it"),
+    "other": argument(metavar="KEY2", nargs="?", help="another, to compare it with"),
+}
+# Each verb's function, whose arguments are named as the options.
+VERBS = {
+    "run": (
+        run,
+        "--profile --only --grid --set --out --artifacts --jobs --scheduler --threads --hung",
+    ),
+    "train": (train, "--profile --only --set --artifacts"),
+    "list": (list_notebooks, "notebook"),
+    "compare": (compare, "a b --out"),
+    "published": (published, ""),
+    "explain": (explain_artifact, "key other --artifacts"),
+    "verify": (verify, "--artifacts"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="dfkd", description=__doc__)
+    verbs = top.add_subparsers(dest="verb", required=True)
+    for verb, (function, names) in VERBS.items():
+        made = verbs.add_parser(verb, help=function.__doc__)
+        for name in names.split():
+            made.add_argument(name, **ARGUMENTS[name])
+    return top
 
 
 def main(words: list[str] | None = None) -> int:
     """Run one verb; an error a user can fix is printed without a traceback, and the exit code is 2."""
-    options = parser().parse_args(words)
-    verbs = {
-        "run": run,
-        "train": train,
-        "list": list_notebooks,
-        "compare": compare,
-        "published": published,
-        "explain": explain_artifact,
-        "verify": verify,
-    }
+    options = vars(parser().parse_args(words))
+    function, _ = VERBS[options.pop("verb")]
     try:
-        return verbs[options.verb](options)
+        return function(**options)
     except WorkbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

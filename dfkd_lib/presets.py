@@ -29,7 +29,7 @@ METHODS = {
 }
 PRESETS = ("smoke", "quick", "night", "paper")
 # Parameters of notebooks that are no settings of their method.
-NOT_SETTINGS = ("preset", "profile", "overrides", "out_dir", "artifacts_dir", "interactive")
+NOT_SETTINGS = ("preset", "overrides", "out_dir", "artifacts_dir", "interactive")
 
 _SMALL_GAN = {
     "gan.epochs": 4,

@@ -22,7 +22,7 @@ LIBRARY = "dfkd_lib"
 NOT_FOLLOWED = tuple(
     f"{LIBRARY}.{name}."
     for name in (
-        "core jobs presets profiles cli plots reporting widgets pipeline ablation.table ablation.jobs deploy.package "
+        "core jobs presets cli plots reporting widgets pipeline ablation.table ablation.jobs deploy.package "
         "training.progress training.checkpoint training.check"
     ).split()
 )

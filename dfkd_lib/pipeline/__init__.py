@@ -1,20 +1,21 @@
 """The notebooks as one parametrised run into HTML reports; the only importer of papermill and nbconvert.
 
-    plan = make_plan("quick", only="10,20", settings=["10.epochs=1"])   # checks everything, starts nothing
+    plan = make_plan("quick", only="10,20", settings=["10.block=-2"])   # checks everything, starts nothing
     results = run(plan)                                                  # what reports/quick/results.json holds
 
-How a notebook declares its parameters, and how they are checked, is told in `pipeline.parameters`.
+How a notebook declares its parameters, and how they are checked: `pipeline.parameters`.
 """
 
-from dfkd_lib.pipeline.parameters import Parameter, find_notebook, read_notebook
+from dfkd_lib.pipeline.parameters import Declared, Parameter, find_notebook, read_notebook
 from dfkd_lib.pipeline.plan import Plan, make_plan, notebook_files
 from dfkd_lib.pipeline.run import exit_code, run
 from dfkd_lib.pipeline.train import train
 
 __all__ = [
-    "compare",
+    "Declared",
     "Parameter",
     "Plan",
+    "compare",
     "exit_code",
     "find_notebook",
     "make_plan",

@@ -37,9 +37,10 @@ PROPERTIES = set(
 )
 STYLES = CSSSanitizer(allowed_css_properties=PROPERTIES)
 PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=\s]*")
-LINK = re.compile(
-    r"https?://|mailto:|#|[\w.~%-]+(/[\w.~%-]+)*(#[\w.-]*)?$"
-)  # elsewhere, in this page, or beside it
+# Elsewhere, in this page, or beside it.
+LINK = re.compile(r"https?://|mailto:|#|[\w.~%-]+(/[\w.~%-]+)*(#[\w.-]*)?$")
+SIDES = ("width", "height")
+ACTIVE = "script style template noscript iframe object svg title textarea".split()
 SHOWN = ("text/html", "text/markdown", "text/plain", "image/png", "image/jpeg", "image/svg+xml")
 
 
@@ -56,9 +57,7 @@ def clean(text: str) -> str:
     if "<" not in text:
         return text
     soup = BeautifulSoup(text, "html.parser")
-    for tag in soup(
-        ["script", "style", "template", "noscript", "iframe", "object", "svg", "title", "textarea"]
-    ):
+    for tag in soup(ACTIVE):
         tag.decompose()  # with what is in it, which is no text to read
     return bleach.clean(
         str(soup),
@@ -77,27 +76,20 @@ def clean_output(output: dict) -> None:
         return
     for kind in set(data) - set(SHOWN):
         del data[kind]
-    for kind in ("image/png", "image/jpeg"):
-        if kind in data:
-            try:
-                data[kind] = base64.b64encode(base64.b64decode(data[kind], validate=False)).decode()
-            except (binascii.Error, TypeError, ValueError):
-                del data[kind]
+    for kind in {"image/png", "image/jpeg"} & set(data):
+        try:
+            data[kind] = base64.b64encode(base64.b64decode(data[kind], validate=False)).decode()
+        except (binascii.Error, TypeError, ValueError):
+            del data[kind]
     if "text/html" in data:
         data["text/html"] = clean("".join(data["text/html"]))
     drawing = data.pop("image/svg+xml", None)
-    if (
-        drawing is not None and "text/html" not in data
-    ):  # as a picture it can neither run a script nor fetch anything
+    if drawing is not None and "text/html" not in data:
+        # As a picture it can neither run a script nor fetch anything.
         code = base64.b64encode("".join(drawing).encode()).decode()
         data["text/html"] = f'<img alt="" src="data:image/svg+xml;base64,{code}">'
-    sizes = output.get("metadata", {})
+    sizes = {k: v for k, v in output.get("metadata", {}).items() if isinstance(v, dict)}
     output["metadata"] = {
-        kind: {
-            side: value
-            for side, value in sizes[kind].items()
-            if side in ("width", "height") and isinstance(value, int)
-        }
-        for kind in data
-        if isinstance(sizes.get(kind), dict)
+        kind: {side: x for side, x in sizes[kind].items() if side in SIDES and isinstance(x, int)}
+        for kind in data.keys() & sizes
     }

@@ -4,52 +4,64 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.artifacts import resolve
+from dfkd_lib.core import WorkbenchError, resolve
 from dfkd_lib.metrics.intervals import FEWEST, interval_text, paired_difference
 from dfkd_lib.pipeline.html import duration, entries, read_metrics, write_page
 from dfkd_lib.pipeline.parameters import OWN
 from dfkd_lib.reporting.results import commit_text, metrics_of, read_results, value_text
 
+SECTIONS = {
+    "runs": "The runs",
+    "parameters": "Parameters",
+    "code": "Code and artifacts",
+    "metrics": "Metrics",
+}
+Row = tuple[str, ...]
 
-def run_rows(a: dict, b: dict) -> list[tuple[str, str, str]]:
-    """Profile, code, time, machine and command of both runs, and the versions that differ."""
 
-    def about(results: dict) -> dict[str, str]:
-        known = results["provenance"]
-        machine = known.get("hardware", {})
-        return {
-            "profile": str(results["profile"]),
-            "code": commit_text(known.get("git", {})),
-            "started": str(known.get("started", "")),
-            "time": duration(known.get("seconds")),
-            "machine": ", ".join(str(machine[k]) for k in ("cpu", "cores", "gpu") if k in machine),
-            "command": str(known.get("command", "")),
-            "notebooks": ", ".join(name[:2] for name in results["notebooks"]),
-            **{f"version of {k}": str(v) for k, v in known.get("versions", {}).items()},
-        }
+def differing(a: dict, b: dict) -> Iterator[tuple[str, object, object]]:
+    """(name, value in a, value in b) of what two dictionaries hold differently; a dash where one lacks it."""
+    for name in a | b:
+        if a.get(name) != b.get(name):
+            yield name, a.get(name, "–"), b.get(name, "–")
 
+
+def about(results: dict) -> dict[str, str]:
+    """Profile, code, time, machine and command of a run."""
+    known = results["provenance"]
+    machine = known.get("hardware", {})
+    return {
+        "profile": str(results["profile"]),
+        "code": commit_text(known.get("git", {})),
+        "started": str(known.get("started", "")),
+        "time": duration(known.get("seconds")),
+        "machine": ", ".join(str(machine[k]) for k in ("cpu", "cores", "gpu") if k in machine),
+        "command": str(known.get("command", "")),
+        "notebooks": ", ".join(name[:2] for name in results["notebooks"]),
+    }
+
+
+def run_rows(a: dict, b: dict) -> list[Row]:
+    """What both runs are, and the versions that differ."""
     first, second = about(a), about(b)
+    versions = (results["provenance"].get("versions", {}) for results in (a, b))
     return [
-        (name, first.get(name, "–"), second.get(name, "–"))
-        for name in first | second
-        if not name.startswith("version") or first.get(name) != second.get(name)
+        *((name, first[name], second[name]) for name in first),
+        *((f"version of {name}", str(x), str(y)) for name, x, y in differing(*versions)),
     ]
 
 
-def parameters_of(result: dict) -> dict[str, object]:
-    """{name: value} of a notebook's parameters and typed settings, without the pipeline's own."""
+def parameters_of(result: dict) -> dict[str, str]:
+    """{name: text} of a notebook's parameters and typed settings, without the pipeline's own."""
     settings = {name: entry[0] for name, entry in result.get("settings", {}).items()}
-    return {k: v for k, v in (result.get("parameters", {}) | settings).items() if k not in OWN}
+    known = result.get("parameters", {}) | settings
+    return {name: value_text(value) for name, value in known.items() if name not in OWN}
 
 
-def metric_row(a: list[float] | str | None, b: list[float] | str | None) -> tuple[str, ...]:
+def metric_row(a: list[float] | str, b: list[float] | str) -> Row:
     """(A, B, B − A, p) of one metric as text; the interval and p where it is paired over three seeds or more."""
-    texts = [
-        "–" if one is None else one if isinstance(one, str) else interval_text(one, ".4g")
-        for one in (a, b)
-    ]
-    if not isinstance(a, list) or not isinstance(b, list):
+    texts = [one if isinstance(one, str) else interval_text(one, ".4g") for one in (a, b)]
+    if isinstance(a, str) or isinstance(b, str):
         return *texts, "", ""
     if len(a) == len(b) >= FEWEST:
         gap = paired_difference(a, b)
@@ -58,20 +70,21 @@ def metric_row(a: list[float] | str | None, b: list[float] | str | None) -> tupl
     return *texts, f"{sum(b) / len(b) - sum(a) / len(a):+.3g}", ""
 
 
-def artifact_rows(a: list[dict], b: list[dict]) -> list[tuple[str, ...]]:
+def artifact_rows(a: list[dict], b: list[dict]) -> list[Row]:
     """(stage, shared, A alone, B alone, functions that differ) of every stage whose artifacts differ."""
-    keys = [{artifact["key"]: artifact for artifact in side} for side in (a, b)]
     rows = []
-    for stage in dict.fromkeys(one.get("stage", one["key"].rpartition("-")[0]) for one in [*a, *b]):
-        first, second = (
-            {k: one for k, one in side.items() if k.rpartition("-")[0] == stage} for side in keys
-        )
+    for stage in dict.fromkeys(stage_of(one) for one in [*a, *b]):
+        first, second = ({one["key"]: one for one in x if stage_of(one) == stage} for x in (a, b))
         if first.keys() != second.keys():
             differ = {name for name, _ in {*functions_of(first)} ^ {*functions_of(second)}}
-            alone = [first.keys() - second.keys(), second.keys() - first.keys()]
-            listed = (", ".join(sorted(one)) for one in (*alone, differ))
-            rows.append((stage, str(len(first.keys() & second.keys())), *listed))
+            alone = (first.keys() - second.keys(), second.keys() - first.keys(), differ)
+            shared = len(first.keys() & second.keys())
+            rows.append((stage, str(shared), *(", ".join(sorted(one)) for one in alone)))
     return rows
+
+
+def stage_of(artifact: dict) -> str:
+    return artifact.get("stage") or artifact["key"].rpartition("-")[0]
 
 
 def functions_of(artifacts: dict[str, dict]) -> Iterator[tuple[str, str]]:
@@ -106,28 +119,18 @@ def write_comparison(a: str | Path, b: str | Path, out: str | Path | None, comma
     for name in sorted(results[0]["notebooks"].keys() & results[1]["notebooks"].keys()):
         both = [one["notebooks"][name] for one in results]
         saved = [read_metrics(folder, name) for folder in folders]
-        first, second = map(parameters_of, both)
-        parameters += [
-            (name, key, value_text(first.get(key, "–")), value_text(second.get(key, "–")))
-            for key in first | second
-            if first.get(key) != second.get(key)
-        ]
+        parameters += [(name, *row) for row in differing(*map(parameters_of, both))]
         records = [
             s.get("artifacts") or r.get("artifacts", []) for r, s in zip(both, saved, strict=True)
         ]
         artifacts += [(name, *row) for row in artifact_rows(*records)]
         first, second = (dict(metrics_of(one.get("metrics", {}))) for one in both)
-        for key in first | second:
-            if first.get(key) == second.get(key):
-                equal += 1
-            else:
-                metrics.append((name, key, *metric_row(first.get(key), second.get(key))))
+        changed = list(differing(first, second))
+        equal += len(first | second) - len(changed)
+        metrics += [(name, key, *metric_row(x, y)) for key, x, y in changed]
         if pairs := figure_pairs(folders, saved):
             figures.append((name, pairs))
-    sections = ("The runs", "Parameters", "Code and artifacts", "Metrics")
-    contents = [
-        (2, title.split()[-1 if title == "The runs" else 0].lower(), title) for title in sections
-    ]
+    contents = [*SECTIONS.items(), *((f"f-{name}", f"Figures of {name}") for name, _ in figures)]
     folder = folders[1] if out is None else resolve(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +145,7 @@ def write_comparison(a: str | Path, b: str | Path, out: str | Path | None, comma
             metrics=metrics,
             equal=equal,
             figures=figures,
-            contents=contents + [(2, f"f-{name}", f"Figures of {name}") for name, _ in figures],
+            contents=[(2, anchor, title) for anchor, title in contents],
             command=command,
             provenance=[],
         )

@@ -8,6 +8,8 @@ from filelock import FileLock, Timeout
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.files import NO_LOCKS, file_lock, lock_error
 
+LEFT = ("*.tmp", "*/*.tmp", ".probe-*", "*/.probe-*", ".seen-*")  # by a run that was killed
+
 
 def prepare_folder(out: Path) -> FileLock:
     """Make the output folder and lock it; WorkbenchError if it cannot be written or another run is using it."""
@@ -19,14 +21,8 @@ def prepare_folder(out: Path) -> FileLock:
             probe.unlink(missing_ok=True)
         lock = file_lock(out / ".lock")
         lock.acquire(timeout=0)
-        for left in [
-            *out.glob("*.tmp"),
-            *out.glob("*/*.tmp"),
-            *out.glob(".probe-*"),
-            *out.glob("*/.probe-*"),
-            *out.glob(".seen-*"),
-        ]:  # by a run that was killed
-            left.unlink(missing_ok=True)
+        for path in (path for pattern in LEFT for path in out.glob(pattern)):
+            path.unlink(missing_ok=True)
         return lock
     except Timeout:
         raise WorkbenchError(

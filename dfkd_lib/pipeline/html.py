@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
@@ -32,6 +33,7 @@ NUMBERS = re.compile(r"(?:[-–—−+±%.,→()\[\]\s\d]|n = \d|(?<=\d)e[-+]?\d
 LARGEST_SVG = 3_000_000  # bytes; a larger figure is linked but not embedded
 LARGER = 1.6  # times its own size that a figure may be drawn at, so that its letters stay letters
 PARAMETERS, INJECTED = "parameters", "injected-parameters"  # tags of papermill
+KINDS = {"figures": "Figure", "tables": "Table"}
 
 
 class MathRenderer(IPythonRenderer):
@@ -77,13 +79,9 @@ class CellExporter(HTMLExporter):
         renderer = MathRenderer(self.headings, escape=False, attachments=attachments or {}, path="")
         return clean(MarkdownWithMath(renderer=renderer).render(source))
 
+    @jinja2.pass_context
     def markdown2html(self, context, source):
         return self.markdown(source, context.get("cell", {}).get("attachments", {}))
-
-    def default_filters(self):
-        yield from super().default_filters()
-        convert = jinja2.pass_context(lambda context, text: self.markdown2html(context, text))
-        yield "markdown2html", convert
 
 
 @cache
@@ -103,9 +101,9 @@ def templates() -> jinja2.Environment:
     return made
 
 
-def write_page(path: Path, template: str, **words) -> Path:
+def write_page(path: Path, template: str, **values) -> Path:
     """Render a template into a file; returns the path."""
-    text = templates().get_template(template).render(**words)
+    text = templates().get_template(template).render(**values)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
@@ -118,49 +116,50 @@ def mark_failure(notebook: Path, error: str, index: int) -> None:
         error: plain text. index: the cell that ran last, as counted before papermill put in its own two marks.
     """
     node = nbformat.read(notebook, as_version=4)
-    node.cells = [
-        cell for cell in node.cells if ERROR_MARKER_TAG not in cell.metadata.get("tags", [])
-    ]
+    node.cells = [cell for cell in node.cells if not tagged(cell, ERROR_MARKER_TAG)]
     index = min(index, len(node.cells) - 1)
     cell = node.cells[index]
-    if cell.cell_type == "code" and not any(
-        output.output_type == "error" for output in cell.outputs
-    ):
-        cell.outputs.append(
-            nbformat.v4.new_output("error", ename="Error", evalue=error, traceback=[error])
-        )
+    if cell.cell_type == "code" and not raised(cell):
+        output = nbformat.v4.new_output("error", ename="Error", evalue=error, traceback=[error])
+        cell.outputs.append(output)
     for place, text in (
-        (index, '<p id="failing-cell" class="error">The run stopped at the cell below.</p>'),
-        (
-            0,
-            '<p class="error">This run failed: <a href="#failing-cell">see the failing cell</a>.</p>',
-        ),
+        (index, 'id="failing-cell" class="error">The run stopped at the cell below.'),
+        (0, 'class="error">This run failed: <a href="#failing-cell">see the failing cell</a>.'),
     ):
-        node.cells.insert(
-            place, nbformat.v4.new_markdown_cell(text, metadata={"tags": [ERROR_MARKER_TAG]})
-        )
+        mark = {"tags": [ERROR_MARKER_TAG]}
+        node.cells.insert(place, nbformat.v4.new_markdown_cell(f"<p {text}</p>", metadata=mark))
     nbformat.write(node, notebook)
+
+
+def tagged(cell: nbformat.NotebookNode, *tags: str) -> bool:
+    return not {*tags}.isdisjoint(cell.metadata.get("tags", []))
+
+
+def raised(cell: nbformat.NotebookNode) -> bool:
+    return any(output.output_type == "error" for output in cell.outputs)
 
 
 def write_notebook_page(notebook: Path, page: Path) -> None:
     """Render an executed notebook as one self-contained HTML file."""
     node = nbformat.read(notebook, as_version=4)
-    saved = read_metrics(notebook.parent, notebook.stem)
+    name, saved = notebook.stem, read_metrics(notebook.parent, notebook.stem)
     exporter = CellExporter()
-    title, lead, failure = take_head(node, notebook.stem)
-    preset, parameters, own = take_parameters(node, notebook.stem)
+    title, lead, failure = take_head(node, name)
+    parameters = take_parameters(node, name)
+    own = {key: parameters.pop(key)[0] for key in OWN if key in parameters}
+    preset = str(own.get("preset") or "")
     changed, rest = settings_table(parameters, saved.get("settings", {}))
     place_outputs(node, notebook.parent)
-    resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}}
     lead, failure = exporter.markdown(lead), exporter.markdown(failure)
+    resources = {"metadata": {"name": name, "path": str(notebook.parent)}}
     body, _ = exporter.from_notebook_node(node, resources)
-    result = {**saved, "parameters": {name: entry[0] for name, entry in parameters.items()}}
+    result = {**saved, "parameters": {key: entry[0] for key, entry in parameters.items()}}
     settings = [(2, "settings", "Settings")] if preset else []
     write_page(
         page,
         "notebook.html.j2",
         title=title,
-        name=notebook.stem,
+        name=name,
         failure=Markup(failure),
         lead=Markup(lead),
         headlines=[row for h in headlines_of(node.metadata) if (row := h.row(result))],
@@ -169,7 +168,7 @@ def write_notebook_page(notebook: Path, page: Path) -> None:
         rest=rest,
         body=Markup(body),
         contents=settings + [row for row in exporter.headings if row[0] in (2, 3)],
-        command=command(notebook.stem, preset, parameters, own) if preset else None,
+        command=command(name, parameters, own) if preset else None,
         provenance=[("code", commit_text(provenance.code()))],
     )
 
@@ -177,78 +176,52 @@ def write_notebook_page(notebook: Path, page: Path) -> None:
 def take_head(node: nbformat.NotebookNode, name: str) -> tuple[str, str, str]:
     """(title, first paragraph, note of failure) of a notebook, as Markdown, taken out of its cells."""
     failure = ""
-    if node.cells and ERROR_MARKER_TAG in node.cells[0].metadata.get("tags", []):
+    if node.cells and tagged(node.cells[0], ERROR_MARKER_TAG):
         failure = node.cells.pop(0).source
-    if not node.cells or node.cells[0].cell_type != "markdown":
+    first = node.cells[0] if node.cells else None
+    if first is None or first.cell_type != "markdown" or not first.source.startswith("# "):
         return name, "", failure
-    heading, _, rest = node.cells[0].source.partition("\n")
-    if not heading.startswith("# "):
-        return name, "", failure
-    lead, _, node.cells[0].source = rest.strip().partition("\n\n")
+    heading, _, rest = first.source.partition("\n")
+    lead, _, first.source = rest.strip().partition("\n\n")
     return heading.removeprefix("# "), lead, failure
 
 
-def take_parameters(node: nbformat.NotebookNode, name: str) -> tuple[str, dict, dict]:
-    """(preset, {name: (value, default, help)}, the pipeline's own parameters) of a notebook, taken out of its cells.
-
-    Args:
-        name: of the notebook, whose defaults a preset may change.
-    """
+def take_parameters(node: nbformat.NotebookNode, name: str) -> dict[str, tuple]:
+    """{name: (value, default, help)} of a notebook's parameters; their cells are taken out."""
     declared, values = {}, node.metadata.get("papermill", {}).get("parameters", {})
-    for cell in list(node.cells):
-        tags = cell.metadata.get("tags", [])
-        if cell.cell_type != "code" or not {PARAMETERS, INJECTED} & set(tags):
-            continue
-        if PARAMETERS in tags:
-            try:
+    for cell in [cell for cell in node.cells if cell.cell_type == "code"]:
+        if tagged(cell, PARAMETERS):
+            with suppress(WorkbenchError):  # a cell that cannot be read stays on the page
                 declared = parse_cell(cell.source, name)
-            except WorkbenchError:
-                continue
-        if not any(output.output_type == "error" for output in cell.outputs):
+        readable = tagged(cell, INJECTED) or tagged(cell, PARAMETERS) and declared
+        if readable and not raised(cell):
             node.cells.remove(cell)
-    own = {word: values.get(word, p.default) for word, p in declared.items() if word in OWN}
-    preset = str(own.get("preset") or own.get("profile") or "")
-    parameters = {
-        word: (values.get(word, p.default), p.default, p.help)
-        for word, p in declared.items()
-        if word not in OWN
-    }
-    return preset, parameters, own
+    return {key: (values.get(key, p.default), p.default, p.help) for key, p in declared.items()}
 
 
 def settings_table(parameters: dict, settings: dict) -> tuple[list[tuple], list[tuple]]:
     """Rows (setting, value, the preset's, help) of what differs from the preset, and (setting, value, help) of the rest.
 
     Args:
-        parameters: {name: (value, default, help)} of the notebook; one that a setting took over is not repeated.
-        settings: the same of its typed configuration, by dotted names; {} if it has none.
+        parameters: {name: (value, default, help)} of the notebook; one that stands for a setting is not repeated.
+        settings: {dotted name: (value, the preset's, help, second name)} of its configuration; {} if it has none.
     """
-    taken: dict[
-        str, set[str]
-    ] = {}  # {name of a parameter: the values of the settings that it may stand for}
+    known = {"overrides"}
     for name, entry in settings.items():
-        for part in {name.partition(".")[0], name.rpartition(".")[2]}:
-            taken.setdefault(part, set()).add(value_text(entry[0]).replace(" ", ""))
-    alone = {
-        name: entry
-        for name, entry in parameters.items()
-        if name != "overrides"
-        and (name not in taken or entry[0] != entry[1])
-        and value_text(entry[0]).replace(" ", "") not in taken.get(name, ())
-    }
-    own = {name: entry for name, entry in settings.items() if name.rpartition(".")[2] not in alone}
-    known = {name: tuple(map(value_text, entry)) for name, entry in (alone | own).items()}
-    changed = [(name, *entry) for name, entry in known.items() if entry[0] != entry[1]]
-    return changed, [(name, e[0], e[2]) for name, e in known.items() if e[0] == e[1]]
+        known |= {name, name.replace(".", "_"), *name.split("."), *map(str, entry[3:])}
+    shown = {name: entry for name, entry in parameters.items() if name not in known} | settings
+    rows = [(name, *map(value_text, entry[:3])) for name, entry in shown.items()]
+    changed = [row for row in rows if row[1] != row[2]]
+    return changed, [(row[0], row[1], row[3]) for row in rows if row[1] == row[2]]
 
 
-def command(name: str, preset: str, parameters: dict, own: dict) -> str:
+def command(name: str, parameters: dict, own: dict) -> str:
     """The command that makes the page of a notebook again."""
-    words = ["python", "-m", "dfkd_lib", "run", "--profile", preset, "--only", name[:2]]
+    words = ["dfkd", "run", "--profile", str(own["preset"]), "--only", name[:2]]
     for parameter, (value, default, _) in parameters.items():
         words += ["--set", f"{name[:2]}.{parameter}={value}"] if value != default else []
-    for own_name, option in (("out_dir", "--out"), ("artifacts_dir", "--artifacts")):
-        words += [option, str(own[own_name])] if own_name in own else []
+    for key in ("out_dir", "artifacts_dir"):
+        words += [OWN[key], str(own[key])] if key in own else []
     return shlex.join(words)
 
 
@@ -267,7 +240,7 @@ def place_outputs(node: nbformat.NotebookNode, folder: Path) -> None:
                 cell.outputs.remove(output)
             elif kind in count and (entry := read_entry(note)):
                 count[kind] += 1
-                entry["label"] = f"{kind.removesuffix('s').capitalize()} {count[kind]}."
+                entry["label"] = f"{KINDS[kind]} {count[kind]}."
                 if kind == "figures":
                     entry = place_figure(folder, entry) or entry
                     if not entry["source"] and "image/png" in data:
@@ -276,18 +249,22 @@ def place_outputs(node: nbformat.NotebookNode, folder: Path) -> None:
                 output.data = {"text/html": templates().globals["parts"].figure(entry)}
 
 
-def read_entry(note: dict) -> dict | None:
+def read_entry(note: object) -> dict | None:
     """What a report noted of a figure or table, all text; None if its name is no file name."""
-    name = note.get("name")
+    name = note.get("name") if isinstance(note, dict) else None
     if not isinstance(name, str) or not NAME.fullmatch(name):
         return None
     keys = note.get("keys")
+    texts = {part: str(note.get(part) or "") for part in ("caption", "paper")}
+    keys = [str(key) for key in keys] if isinstance(keys, list) else []
     return {
         "name": name,
-        "caption": str(note.get("caption") or ""),
-        "paper": str(note.get("paper") or ""),
-        "keys": [str(key) for key in keys] if isinstance(keys, list) else [],
-        **{"source": None, "width": None, "html": "", "links": []},
+        **texts,
+        "keys": keys,
+        "source": None,
+        "width": None,
+        "html": "",
+        "links": [],
     }
 
 
@@ -320,11 +297,8 @@ def place_table(folder: Path, entry: dict) -> dict | None:
     with open(path, newline="", encoding="utf-8") as file:
         head, *rows = list(csv.reader(file)) or [[]]
     html = templates().globals["parts"].rows(head, [map(shorten, row) for row in rows])
-    return {
-        **entry,
-        "html": html,
-        "links": files_of(folder, "tables", entry["name"], ("csv", "tex")),
-    }
+    links = files_of(folder, "tables", entry["name"], ("csv", "tex"))
+    return {**entry, "html": html, "links": links}
 
 
 def files_of(folder: Path, part: str, name: str, kinds: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -337,9 +311,9 @@ def entries(folder: Path, saved: dict, prefix: str = "") -> Iterator[tuple[str, 
     """(kind, entry) of every figure and table that a report saved, numbered as on its page, with what it shows."""
     for kind, place in (("figures", place_figure), ("tables", place_table)):
         for number, note in enumerate(saved.get(kind, []), 1):
-            entry = read_entry(note) if isinstance(note, dict) else None
+            entry = read_entry(note)
             if entry and (placed := place(folder, entry)):
-                yield kind, {**placed, "label": f"{kind[:-1].capitalize()} {prefix}{number}."}
+                yield kind, {**placed, "label": f"{KINDS[kind]} {prefix}{number}."}
 
 
 def read_metrics(out: Path, name: str) -> dict:
@@ -359,12 +333,10 @@ def align_numbers(text: str) -> str:
         head = table.find("thead")
         body = rows[len(head.find_all("tr")) :] if head else rows
         for i in range(min(map(len, body), default=0)):
-            if all(looks_numeric(row[i].get_text()) for row in body) and any(
-                row[i].get_text(strip=True) for row in body
-            ):
-                for row in rows:
-                    if i < len(row):
-                        row[i]["class"] = [*row[i].get("class", []), "number"]
+            texts = [row[i].get_text(strip=True) for row in body]
+            if any(texts) and all(map(looks_numeric, texts)):
+                for row in (row for row in rows if i < len(row)):
+                    row[i]["class"] = [*row[i].get("class", []), "number"]
     return str(soup)
 
 
@@ -389,12 +361,9 @@ def duration(seconds: float | None) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return (
-        f"{minutes} min {rest:02d} s"
-        if minutes < 60
-        else f"{minutes // 60} h {minutes % 60:02d} min"
-    )
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole // 60 % 60:02d} min"
 
 
 def memory(megabytes: float | None) -> str:

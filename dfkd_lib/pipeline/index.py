@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dfkd_lib.pipeline.html import entries, link, read_metrics, write_page
-from dfkd_lib.reporting.notebooks import Notebook, headlines
+from dfkd_lib.reporting.notebooks import COLUMNS, Notebook, headlines
 from dfkd_lib.reporting.results import commit_text, seeds_text
 
 
@@ -29,15 +29,13 @@ def notebook_entry(out: Path, name: str, title: str, result: dict) -> dict:
 
 def provenance_rows(provenance: dict) -> list[tuple[str, str]]:
     """Provenance as rows of name and text."""
-    hardware = provenance["hardware"]
-    machine = "{cpu}, {cores} cores, {memory_gib} GiB, {system}".format(**hardware)
-    pairs = {name: provenance[name].items() for name in ("versions", "seeds")}
+    hardware, seeds = provenance["hardware"], provenance["seeds"].items()
     return [
         ("code", commit_text(provenance["git"])),
-        ("machine", machine),
+        ("machine", "{cpu}, {cores} cores, {memory_gib} GiB, {system}".format(**hardware)),
         ("graphics card", hardware["gpu"] or "none"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in pairs["versions"])),
-        ("seeds", ", ".join(f"{name}: {seed}" for name, seed in pairs["seeds"]) or "none"),
+        ("versions", ", ".join(f"{k} {version}" for k, version in provenance["versions"].items())),
+        ("seeds", ", ".join(f"{name}: {seed}" for name, seed in seeds) or "none"),
     ]
 
 
@@ -55,12 +53,9 @@ def write_index(out: Path, results: dict, about: Mapping[str, Notebook]) -> Path
     ]
     statuses = ["from earlier runs" if n["earlier"] else n["status"] for n in notebooks]
     found = headlines(results["notebooks"], about)
-    columns = ("label", "value", "seeds", "size", "paper", "reference")
-    beside = [tuple(row[c] for c in columns) for row in found if row["paper"]]
-    contents = [
-        (2, "notebooks", "Notebooks"),
-        *([(2, "papers", "Beside the papers")] * bool(beside)),
-    ]
+    beside = [tuple(row[column] for column in COLUMNS) for row in found if row["paper"]]
+    sections = [("notebooks", "Notebooks"), *([("papers", "Beside the papers")] if beside else [])]
+    sections += [(n["name"], n["title"]) for n in notebooks]
     return write_page(
         out / "index.html",
         "index.html.j2",
@@ -73,7 +68,7 @@ def write_index(out: Path, results: dict, about: Mapping[str, Notebook]) -> Path
         peak=results.get("peak_memory_mb"),
         headlines=found,
         beside=beside,
-        contents=contents + [(2, n["name"], n["title"]) for n in notebooks],
+        contents=[(2, anchor, title) for anchor, title in sections],
         command=provenance["command"],
         provenance=provenance_rows(provenance),
     )

@@ -1,184 +1,137 @@
-"""What a notebook may be told: its `parameters` cell, read and checked without starting a kernel.
+"""What a notebook may be given: its `parameters` cell, read without a kernel, and the settings of its method.
 
-The cell is plain Python, one scalar a line, the default first and what may be given in the comment:
+The cell is plain Python, one scalar a line:
 
-    epochs = 3            # passes over the training images; 1..1000
-    lr = 7.5e-4           # learning rate of AdamW; 0..1
-    teacher = "shipped"   # where the teacher comes from; one of shipped|train
-    seeds = "0,1,2"       # seeds of the repeats; list of 0..1000000
-    features = "lenet"    # the network that gives the features
+    seeds = ""            # seeds of the repeats, empty: the preset's
+    temperature = 4.0     # T of the distillation loss
 
-The comment is `# help text; rule`, and the rule is what follows the last semicolon:
-
-    a..b            a number from a to b, both included; either end may be left out (`1..` or `..0.5`)
-    one of x|y|z    one of these words or numbers
-    list of RULE    comma-separated values, each of which obeys RULE (at least one)
-
-No rule means any value of the default's type. The type is the default's: int, float (an int will do), str or bool.
+A parameter that is a setting of the notebook's method (`metadata.dfkd.method`) has type, range and help from the method's
+configuration. Any other takes values of its default's type, and its comment is its help.
 """
 
 import ast
-import difflib
 import io
-import math
-import re
 import shlex
 import tokenize
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from dfkd_lib import presets
-from dfkd_lib.core import WorkbenchError, is_number, printable
-from dfkd_lib.profiles import PROFILES
+from dfkd_lib.core import Config, WorkbenchError, is_number, printable
 
-NUMBER = r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?"
-RANGE = re.compile(rf"^({NUMBER})?\s*\.\.\s*({NUMBER})?$", re.IGNORECASE)
 # The pipeline sets these itself, the same for every notebook.
-OWN = {
-    "profile": "--profile",
-    "preset": "--profile",
-    "out_dir": "--out",
-    "artifacts_dir": "--artifacts",
-    "interactive": None,
-}
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The values a parameter may take: a range, a choice, or a comma-separated list of either."""
-
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    many: bool = False
-
-    @classmethod
-    def parse(cls, text: str) -> "Rule | None":
-        """The rule written as `a..b`, `one of x|y` or `list of ...`; None if the text is none of these."""
-        text = text.strip()
-        if text.startswith("list of "):
-            inner = (
-                None
-                if text.startswith("list of list of ")
-                else cls.parse(text.removeprefix("list of "))
-            )
-            return None if inner is None else cls(inner.low, inner.high, inner.choices, many=True)
-        if text.startswith("one of "):
-            return cls(
-                choices=tuple(word.strip() for word in text.removeprefix("one of ").split("|"))
-            )
-        if "|" in text and "list" not in text:
-            return cls(choices=tuple(word.strip() for word in text.split("|")))
-        match = RANGE.match(text)
-        if not match or match.group(0).strip() == "..":
-            return None
-        return cls(*(None if end is None else float(end) for end in match.groups()))
-
-    def __str__(self) -> str:
-        if self.choices:
-            text = "one of " + " | ".join(self.choices)
-        else:
-            text = "..".join(
-                "" if end is None else f"{int(end)}" if end.is_integer() else f"{end:g}"
-                for end in (self.low, self.high)
-            )
-        return f"a comma-separated list of {text}" if self.many else text
-
-    def allows(self, value: object) -> bool:
-        """Whether a value of the right type obeys the rule."""
-        if self.many:
-            one = Rule(self.low, self.high, self.choices)
-            return all(one.allows(word) for word in split_list(value))
-        if self.choices:
-            return str(value) in self.choices
-        try:
-            number = float(value)
-        except (ValueError, OverflowError):
-            return False
-        return is_number(
-            number,
-            -math.inf if self.low is None else self.low,
-            math.inf if self.high is None else self.high,
-        )
+OWN = {"preset": "--profile", "out_dir": "--out", "artifacts_dir": "--artifacts", "interactive": ""}
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a `parameters` cell: name, default, help text and the rule its values obey."""
+    """One line of a `parameters` cell: its name, its default and its comment."""
 
-    notebook: str
     name: str
-    default: object
+    default: bool | int | float | str
     help: str = ""
-    rule: Rule | None = None
-
-    @property
-    def kind(self) -> str:
-        return type(self.default).__name__
-
-    @property
-    def expected(self) -> str:
-        return f"{self.kind}, {self.rule}" if self.rule else self.kind
 
     def read(self, text: str) -> object:
-        """The value that a command-line word stands for, checked."""
-        value: object = text
-        if isinstance(self.default, bool):
-            value = {"true": True, "false": False}.get(text.strip().lower(), text)
-        elif isinstance(self.default, (int, float)):
-            for number in (int, float):
-                try:
-                    value = number(text)
-                    break
-                except ValueError:
-                    continue
-        return self.check(value)
-
-    def check(self, value: object) -> object:
-        """The value as the notebook will get it; WorkbenchError if its type is wrong or the rule forbids it."""
-        if isinstance(self.default, float) and type(value) is int and is_number(value):
-            value = float(value)
-        if type(value) is not type(self.default):
-            self._refuse("has the wrong type", value)
-        if isinstance(value, float) and not math.isfinite(value):
-            self._refuse("must be a finite number", value)
-        if isinstance(value, str) and not printable(value):
-            self._refuse("holds a control character", value)
-        if self.rule and not self.rule.allows(value):
-            self._refuse("cannot have this value", value)
-        if self.rule and self.rule.many and all(map(is_whole, split_list(self.default))):
-            if not all(map(is_whole, split_list(value))):
-                self._refuse("lists whole numbers", value)
+        """A value of the default's type from text; WorkbenchError if it is none."""
+        kind = type(self.default)
+        try:
+            value = TypeAdapter(kind, config={"allow_inf_nan": False}).validate_strings(text)
+        except ValidationError:
+            value = None
+        if value is None or not printable(text):
+            raise WorkbenchError(
+                f"the parameter '{self.name}' cannot have this value",
+                expected=f"{kind.__name__}, finite and printable",
+                got=repr(text),
+                fix=f"{self.help or self.name}; its default is {self.default!r}",
+            )
         return value
 
-    def _refuse(self, what: str, value: object) -> None:
-        near = nearest(str(value), self.rule.choices) if self.rule and self.rule.choices else None
-        fix = (
-            f"did you mean '{near}'?"
-            if near
-            else f"{self.help or self.name}; its default is {self.default!r}"
-        )
-        raise WorkbenchError(
-            f"parameter '{self.name}' of notebook {self.notebook} {what}",
-            expected=self.expected,
-            got=f"{value!r} ({type(value).__name__})",
-            fix=fix,
-        )
 
+@dataclass(frozen=True)
+class Declared:
+    """What one notebook may be given: the parameters of its cell, and the settings of its method ("": none)."""
 
-def split_list(value: object) -> list[str]:
-    """The words of a comma-separated list."""
-    return [word.strip() for word in str(value).split(",")]
+    notebook: str
+    parameters: dict[str, Parameter]
+    method: str = ""
 
+    @cached_property
+    def tree(self) -> Config:
+        return presets.config_class(self.method)() if self.method else Config()
 
-def is_whole(word: str) -> bool:
-    """Whether a word is a whole number."""
-    return re.fullmatch(r"[-+]?\d+", word) is not None
+    def setting(self, name: str) -> str | None:
+        """The dotted setting that a parameter stands for; None of one that is no setting."""
+        is_setting = name not in presets.NOT_SETTINGS and self.tree.has(name)
+        return self.tree.resolve(name) if is_setting else None
 
+    def help(self, name: str) -> str:
+        """Help and range of a parameter, from the setting that it stands for where there is one."""
+        full = self.setting(name)
+        if full is None:
+            return self.parameters[name].help
+        setting = self.tree.settings()[full]
+        return f"{setting.help} [{setting.rule}]" if setting.rule else setting.help
 
-def nearest(name: str, names) -> str | None:
-    """The most similar of the right names, or None if none is close."""
-    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)), None)
+    def values(self, preset: str, changes: list[tuple[str, str]]) -> dict[str, object]:
+        """The parameters, the pipeline's own left out: the defaults, changed by (name, text).
+
+        Settings that are no parameter join `overrides`. The configuration is made once, which checks all of it.
+
+        Raises:
+            WorkbenchError: on an unknown name, a wrong type or an impossible value.
+        """
+        found = {name: p.default for name, p in self.parameters.items() if name not in OWN}
+        stands = {self.setting(name): name for name in found}
+        with self._named():
+            for name, text in changes:
+                if name not in found:
+                    full = self._resolve(name)
+                    name = stands.get(full, full)
+                if name not in found:
+                    found["overrides"] += f" {shlex.quote(f'{name}={text}')}"
+                elif (full := self.setting(name)) is None:
+                    found[name] = self.parameters[name].read(text)
+                elif isinstance(found[name], str):
+                    found[name] = text
+                else:
+                    found[name] = self.tree.override({full: text}).flat()[full]
+            if self.method:
+                presets.of_parameters(self.method, {"preset": preset, **found})
+        return found
+
+    def _resolve(self, name: str) -> str:
+        """The dotted setting of that name; WorkbenchError with the nearest right name if there is none."""
+        if name in OWN:
+            raise WorkbenchError(
+                f"'{name}' is set by the pipeline, the same for every notebook",
+                got=name,
+                fix=f"use {OWN[name]}" if OWN[name] else "leave it out",
+            )
+        try:
+            return self.tree.resolve(name)
+        except WorkbenchError as error:
+            near = presets.nearest(name, [*self.parameters, *self.tree.settings()])
+            raise WorkbenchError(
+                f"there is no parameter or setting '{name}'",
+                got=name,
+                expected=f"one of {', '.join(self.parameters)}, or a setting: {error.expected}",
+                fix=f"did you mean '{near}'?" if near else f"see dfkd list {self.notebook[:2]}",
+            ) from None
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors raised inside name the notebook."""
+        try:
+            yield
+        except WorkbenchError as error:
+            parts = {name: getattr(error, name) for name in ("expected", "got", "where", "fix")}
+            raise WorkbenchError(f"notebook {self.notebook}: {error.what}", **parts) from None
 
 
 def parse_cell(source: str, notebook: str) -> dict[str, Parameter]:
@@ -194,13 +147,7 @@ def parse_cell(source: str, notebook: str) -> dict[str, Parameter]:
             if token.type == tokenize.COMMENT
         }
         statements = ast.parse(source).body
-    except (
-        SyntaxError,
-        tokenize.TokenError,
-        ValueError,
-        RecursionError,
-        MemoryError,
-    ) as error:  # of Python's parser
+    except (SyntaxError, tokenize.TokenError, ValueError, RecursionError, MemoryError) as error:
         raise WorkbenchError(
             "a parameters cell is not Python",
             where=notebook,
@@ -215,11 +162,7 @@ def parse_cell(source: str, notebook: str) -> dict[str, Parameter]:
             name, default = target.id, ast.literal_eval(statement.value)
         except (AttributeError, ValueError, TypeError, RecursionError, MemoryError):
             name, default = source.splitlines()[statement.lineno - 1], None
-        if (
-            not isinstance(default, (bool, int, float, str))
-            or isinstance(default, float)
-            and not is_number(default)
-        ):
+        if not (isinstance(default, bool | str) or is_number(default)):
             raise WorkbenchError(
                 "a parameters cell holds something else than `name = scalar`",
                 got=name,
@@ -227,26 +170,22 @@ def parse_cell(source: str, notebook: str) -> dict[str, Parameter]:
                 expected="int, float, str or bool; lists as comma-separated strings",
                 fix="write one `name = value` a line, and nothing else",
             )
-        comment = comments.get(statement.lineno, "")
-        text, semicolon, tail = comment.rpartition(";")
-        rule = Rule.parse(tail) if semicolon else None
-        if rule is None:
-            text = comment
-        found[name] = Parameter(notebook, name, default, text.strip(), rule)
+        found[name] = Parameter(name, default, comments.get(statement.lineno, ""))
     return found
 
 
-def read_notebook(path: Path) -> dict[str, Parameter]:
-    """The parameters of the notebook at `path`, from its one cell tagged `parameters`; {} if it has none."""
+def read_notebook(path: Path) -> Declared:
+    """What the notebook at `path` may be given, from its one cell tagged `parameters` and the method it names.
+
+    Raises:
+        WorkbenchError: if it cannot be read, or lacks a parameter that the pipeline sets.
+    """
     import nbformat
 
     try:
-        cells = nbformat.read(path, as_version=4).cells
-        (cell,) = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
-        return parse_cell(cell.source, path.stem)
-    except ValueError as error:
-        if isinstance(error, WorkbenchError):
-            raise
+        node = nbformat.read(path, as_version=4)
+        (cell,) = [c for c in node.cells if "parameters" in c.metadata.get("tags", [])]
+    except (OSError, ValueError) as error:
         raise WorkbenchError(
             "a notebook cannot be read",
             where=path,
@@ -254,132 +193,45 @@ def read_notebook(path: Path) -> dict[str, Parameter]:
             expected="a notebook of format 4 with one cell tagged 'parameters'",
             fix="restore the file from the repository",
         ) from None
+    method = node.metadata.get("dfkd", {}).get("method", "")
+    parameters = parse_cell(cell.source, path.stem)
+    missing = {*OWN, *(["overrides"] if method else [])} - set(parameters)
+    if missing:
+        raise WorkbenchError(
+            f"notebook {path.stem} has no parameter '{min(missing)}'",
+            expected=", ".join(sorted(missing)),
+            where=path,
+            fix="declare it in the parameters cell, as the other notebooks do",
+        )
+    return Declared(path.stem, parameters, method)
 
 
 def find_notebook(word: str, names: list[str]) -> str:
     """The notebook that a word such as `10` or `10_attention` begins; WorkbenchError if none or several."""
-    found = [name for name in names if name == word] or [
-        name for name in names if word and name.startswith(word)
-    ]
-    if len(found) == 1:
-        return found[0]
-    near = nearest(word, names) or nearest(word, [name.partition("_")[2] for name in names])
-    near = next((name for name in names if near and name.endswith(near)), None)
+    found = [name for name in names if word and name.startswith(word)]
+    if word in names or len(found) == 1:
+        return word if word in names else found[0]
+    ends = {name.partition("_")[2]: name for name in names}
+    near = presets.nearest(word, [*names, *ends])
     raise WorkbenchError(
         f"notebook '{word}' is {'not clear' if found else 'unknown'}",
         got=word,
         expected="one of " + ", ".join(found or names),
-        fix=f"did you mean {near}?" if near else "its first letters or its number are enough",
+        fix=f"did you mean {ends.get(near, near)}?" if near else "its number is enough, as in 10",
     )
 
 
-def find_parameter(word: str, known: dict[str, Parameter], notebook: str) -> Parameter:
-    """The parameter of that name; WorkbenchError with the nearest right name if there is none."""
-    if word not in known:
-        near = nearest(word, known)
-        raise WorkbenchError(
-            f"notebook {notebook} has no parameter '{word}'",
-            got=word,
-            expected="one of " + ", ".join(known),
-            fix=f"did you mean '{near}'?" if near else "python -m dfkd_lib list shows all of them",
-        )
-    return known[word]
-
-
-def notebook_of(setting: str, names: list[str]) -> str:
-    """The notebook that `notebook.parameter=value` is about; WorkbenchError if it is not of that form, or none is."""
-    target, equals, _ = setting.partition("=")
-    word, dot, _ = target.strip().partition(".")
+def parse_setting(text: str, names: list[str]) -> tuple[str, str, str]:
+    """(notebook, name, text of the value) of `notebook.name=value`; WorkbenchError if it is not of that form."""
+    target, equals, value = text.partition("=")
+    word, dot, name = target.strip().partition(".")
     if not (equals and dot):
         raise WorkbenchError(
             "--set could not be read",
             expected="notebook.parameter=value, as in 10.seed=1",
-            got=setting,
+            got=text,
             fix="put quotes around a value with spaces"
             if dot or not equals
-            else f"say of which notebook, as in 30.{setting.strip()}",
+            else f"name the notebook too, as in 30.{text.strip()}",
         )
-    return find_notebook(word, names)
-
-
-def resolve(
-    known: dict[str, dict[str, Parameter]],
-    methods: dict[str, str],
-    preset: str,
-    settings: list[str],
-) -> dict[str, dict]:
-    """Every notebook's parameters: its own defaults, changed by `notebook.name=value`; settings it has no parameter for join
-    its `overrides`. Each notebook's configuration is made once, which checks all of it.
-
-    Args:
-        known: each notebook's declared parameters. methods: the method of each that has one.
-
-    Raises:
-        WorkbenchError: on the first unknown notebook or name, wrong type or impossible value.
-    """
-    values = {
-        notebook: {name: p.default for name, p in declared.items() if name not in OWN}
-        for notebook, declared in known.items()
-    }
-    for notebook, changed in PROFILES.get(preset, {}).items():
-        for name, value in changed.items() if notebook in known else ():
-            values[notebook][name] = find_parameter(name, known[notebook], notebook).check(value)
-    for setting in settings:
-        notebook, (target, _, text) = notebook_of(setting, list(known)), setting.partition("=")
-        name, declared = target.strip().partition(".")[2], known[notebook]
-        if name in OWN:
-            raise WorkbenchError(
-                f"'{name}' is set by the pipeline, the same for every notebook",
-                got=setting,
-                fix=f"use {OWN[name]}" if OWN[name] else "leave it out",
-            )
-        if notebook in methods and name != "overrides":
-            name = _declared_as(name, declared, methods[notebook], notebook)
-        if name in declared:
-            values[notebook][name] = declared[name].read(text)
-        elif notebook in methods:
-            values[notebook]["overrides"] += f" {shlex.quote(f'{name}={text}')}"
-        else:
-            find_parameter(name, declared, notebook)
-    for notebook, method in methods.items():
-        _configured(notebook, method, {"preset": preset, **values[notebook]})
-    return values
-
-
-def _declared_as(name: str, declared: dict[str, Parameter], method: str, notebook: str) -> str:
-    """The declared parameter that stands for a setting, else the setting's dotted name; WorkbenchError if it is neither."""
-    if name in declared:
-        return name
-    tree = presets.config_class(method)()
-    try:
-        full = tree.resolve(name)
-    except WorkbenchError as error:
-        words = [*declared, *tree.settings()]
-        near = nearest(name, declared) or presets.nearest(name, words)
-        raise WorkbenchError(
-            f"notebook {notebook} has no parameter or setting '{name}'",
-            got=name,
-            expected=f"one of {', '.join(declared)}, or a setting: {error.expected}",
-            fix=f"did you mean '{near}'?"
-            if near
-            else f"dfkd list {notebook[:2]} shows all of them",
-        ) from None
-    same = [
-        word
-        for word in declared
-        if word not in OWN and tree.has(word) and tree.resolve(word) == full
-    ]
-    return same[0] if same else full
-
-
-def _configured(notebook: str, method: str, values: dict) -> None:
-    try:
-        presets.of_parameters(method, values)
-    except WorkbenchError as error:
-        raise WorkbenchError(
-            f"notebook {notebook}: {error.what}",
-            expected=error.expected,
-            got=error.got,
-            where=error.where,
-            fix=error.fix,
-        ) from None
+    return find_notebook(word, names), name, value

@@ -1,4 +1,4 @@
-"""What a terminal or a batch log sees of a run."""
+"""What a terminal or a batch log shows of a run."""
 
 import sys
 import time
@@ -15,17 +15,17 @@ class Progress:
 
     Args:
         names: notebooks to run. expected: seconds each took in an earlier run, where there was one.
-        say: gets each line; stderr by default.
+        log: gets each line; stderr by default.
     """
 
     def __init__(
-        self, names: list[str], expected: dict[str, float], say: Callable[[str], None] | None = None
+        self, names: list[str], expected: dict[str, float], log: Callable[[str], None] | None = None
     ):
-        self.names, self.finished, self.running = names, {}, {}
-        self.expected = {name: max(expected.get(name) or GUESS_SECONDS, 1.0) for name in names}
+        self.count, self.finished, self.running = len(names), set(), {}
         self.guessed = {name for name in names if not expected.get(name)}
+        self.expected = {name: max(expected.get(name) or GUESS_SECONDS, 1.0) for name in names}
         self.bar = None
-        if say is None and sys.stderr.isatty():
+        if log is None and sys.stderr.isatty():
             from tqdm import tqdm
 
             self.bar = tqdm(
@@ -34,45 +34,38 @@ class Progress:
                 file=sys.stderr,
                 leave=False,
             )
-            say = tqdm.write
-        self.say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+            log = tqdm.write
+        self.log = log or (lambda line: print(line, file=sys.stderr, flush=True))
 
-    def started(self, name: str, told: dict, where: str = "") -> None:
-        """A notebook begins; `told` will hold the share of its cells that are done. where: " on HOST", or nothing."""
-        self.running[name] = (time.perf_counter(), told)
-        self.say(
-            f"[{len(self.finished) + len(self.running)}/{len(self.names)}] {name} starts{where}"
-        )
+    def started(self, name: str, messages: dict, where: str = "") -> None:
+        """A notebook begins; `messages` will hold the share of its cells that are done. where: " on HOST", or nothing."""
+        self.running[name] = (time.perf_counter(), messages)
+        number = len(self.finished) + len(self.running)
+        self.log(f"[{number}/{self.count}] {name} starts{where}")
 
     def line(self, name: str, text: str) -> None:
-        self.say(f"    {name}: {text}")
+        self.log(f"    {name}: {text}")
 
     def ended(self, name: str, outcome: Outcome) -> None:
         self.running.pop(name, None)
-        self.finished[name] = outcome
+        self.finished.add(name)
         peak = f", peak memory {memory(outcome.peak_memory_mb)}" if outcome.peak_memory_mb else ""
-        self.say(f"    {name} {outcome.status} after {duration(outcome.seconds)}{peak}")
+        self.log(f"    {name} {outcome.status} after {duration(outcome.seconds)}{peak}")
         if outcome.status != SUCCEEDED and outcome.error:
-            self.say("      " + outcome.error.replace("\n", "\n      "))
-
-    def note(self, text: str) -> None:
-        self.say(text)
+            self.log("      " + outcome.error.replace("\n", "\n      "))
 
     def refresh(self) -> None:
         """Redraw the bar: seconds expected for what is finished, seconds spent on what runs."""
         if self.bar is None:
             return
         done = sum(self.expected[name] for name in self.finished)
-        for name, (start, told) in list(self.running.items()):
-            spent = time.perf_counter() - start
-            done += max(
-                min(spent, 0.95 * self.expected[name]), told.get("done", 0) * self.expected[name]
-            )
+        for name, (start, messages) in list(self.running.items()):
+            spent, expected = time.perf_counter() - start, self.expected[name]
+            done += max(min(spent, 0.95 * expected), messages.get("done", 0) * expected)
         self.bar.n = done
-        about = "very roughly" if self.guessed - set(self.finished) else "about"
-        self.bar.set_description_str(
-            f"{', '.join(self.running)} · {about} {duration(self.bar.total - done)} left"
-        )
+        about = "very roughly" if self.guessed - self.finished else "about"
+        left = duration(self.bar.total - done)
+        self.bar.set_description_str(f"{', '.join(self.running)} · {about} {left} left")
 
     def close(self) -> None:
         if self.bar is not None:

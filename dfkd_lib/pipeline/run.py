@@ -6,14 +6,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from dfkd_lib import jobs
-from dfkd_lib.core import WorkbenchError, provenance
-from dfkd_lib.core.artifacts import Store, save_json
+from dfkd_lib.core import Store, WorkbenchError, provenance, save_json
 from dfkd_lib.core.files import disk_error
 from dfkd_lib.jobs import Job
 from dfkd_lib.pipeline.execute import (
@@ -22,10 +22,13 @@ from dfkd_lib.pipeline.execute import (
     MEGABYTE,
     POLL_SECONDS,
     SKIPPED,
+    STOPPED,
     SUCCEEDED,
     Outcome,
 )
 from dfkd_lib.pipeline.folder import prepare_folder
+from dfkd_lib.pipeline.html import read_metrics
+from dfkd_lib.pipeline.index import write_index
 from dfkd_lib.pipeline.plan import ABLATION, Plan
 from dfkd_lib.pipeline.progress import Progress
 from dfkd_lib.pipeline.task import Place, Task, clear, code, run_notebook, shared_parts, train_cell
@@ -36,7 +39,6 @@ from dfkd_lib.reporting.results import seeds_text
 MEMORY_GB = 2.0  # of a notebook that has not been run before
 MEMORY_ROOM = 1.2  # over the peak of one that has
 STOP_SECONDS = 15.0  # that what runs may take to end when a run is stopped
-STOPPED = "stopped by hand; finished artifacts and the last checkpoint are kept"
 
 
 @dataclass
@@ -58,14 +60,14 @@ class Part(Job):
 class Run:
     """One run in progress: hands in jobs as their turn comes, watches memory, writes results after each notebook."""
 
-    def __init__(self, plan: Plan, say: Callable[[str], None] | None = None):
+    def __init__(self, plan: Plan, log: Callable[[str], None] | None = None):
         self.plan, self.start = plan, time.perf_counter()
         self.about = read_notebooks(next(iter(plan.notebooks.values())).parent)
-        self.earlier = self._results_in(plan.out)  # kept for the notebooks that are not run now
-        self.progress = Progress(list(plan.notebooks), self._expected("seconds"), say)
+        self.earlier = earlier_results(plan)  # of the notebooks that are not run now
+        self.progress = Progress(list(plan.notebooks), self._expected("seconds"), log)
         self.queue: jobs.Queue | None = None
         self.place = Place()
-        self.stopped = threading.Event()
+        self.ended = threading.Event()
         self.peak = 0
         self.results = {
             "profile": plan.profile,
@@ -84,43 +86,34 @@ class Run:
         """What is to be done; an ablation's students are added when it is known which are missing."""
         peaks, plan = self._expected("peak_memory_mb"), self.plan
         for name, path in plan.notebooks.items():
-            memory = peaks.get(name, 0) * MEGABYTE / 1e9 * MEMORY_ROOM or MEMORY_GB
             wanted = self.about[name].needs
             others = [n for n in plan.notebooks if n != name and ("*" in wanted or n in wanted)]
             task = Task(name, path, plan.parameters[name], plan.out, plan.hung_minutes)
-            part = self._part(name, run_notebook, (task,), name, memory)
+            part = self._part(name, run_notebook, task, notebook=name)
+            part.memory = peaks.get(name, 0) * MEGABYTE / 1e9 * MEMORY_ROOM or MEMORY_GB
             part.succeeded = lambda outcome: outcome.status == SUCCEEDED
             if "*" in wanted:  # it waits for all others, and runs however they end
                 part.after = others
             else:
                 part.builds_on = tuple(others)
             if name == ABLATION and plan.spread:
-                shared = f"{ABLATION}-shared"
-                part.after.append(shared)
-                before = self._part(shared, shared_parts, (plan.parameters[name],), name)
-                before.builds_on = part.builds_on
-                yield before
+                shared = self._part(f"{name}-shared", shared_parts, plan.parameters[name])
+                shared.builds_on = part.builds_on
+                part.after.append(shared.name)
+                yield shared
             yield part
 
-    def _part(self, name, function, args, notebook, memory=MEMORY_GB) -> Part:
+    def _part(self, name: str, function: Callable, *args, notebook: str = ABLATION) -> Part:
         """A part of a notebook, with the run's place as its first argument."""
         return Part(
             name,
             function,
             (self.place, *args),
-            memory=memory,
+            memory=MEMORY_GB,
             gpu=self.about[notebook].gpu,
             threads=self.plan.threads,
             notebook=notebook,
         )
-
-    def _results_in(self, folder: Path) -> dict:
-        """The notebooks' results of this profile that another run left in a folder, or {}."""
-        try:
-            saved = json.loads((folder / "results.json").read_text())
-            return saved["notebooks"] if saved["profile"] == self.plan.profile else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
 
     def _expected(self, what: str) -> dict[str, float]:
         """{notebook: seconds or megabytes} as published for this profile, or as of the last run into this folder."""
@@ -133,42 +126,42 @@ class Run:
         """Run all; returns what `results.json` holds. Ctrl-C ends the kernels and keeps what is finished."""
         sampler = threading.Thread(target=self._sample, daemon=True)
         sampler.start()
-        previous = on_stop(interrupt) if in_main_thread() else {}
-        options = (self.plan.jobs, self.plan.scheduler, self._hear, self.progress.note)
+        options = (self.plan.jobs, self.plan.scheduler, self._receive, self.progress.log)
         try:
-            with jobs.opened_queue(*options) as self.queue:
-                if previous:  # from here on heard between two results, so that none is half written
-                    on_stop(self.queue.interrupt)
-                try:
-                    self._begin()
-                    for part, answer in self.queue:
-                        self._end(part, answer)
-                except KeyboardInterrupt:
-                    self._stop(INTERRUPTED, STOPPED)
-                except jobs.SchedulerLost as error:
-                    self._stop(FAILED, str(error))
-            self._write(last=True)
+            with stop_signals(self._interrupt):
+                with jobs.opened_queue(*options) as self.queue:
+                    try:
+                        self._begin()
+                        for part, answer in self.queue:
+                            self._end(part, answer)
+                    except KeyboardInterrupt:
+                        self._stop(INTERRUPTED, STOPPED)
+                    except jobs.SchedulerLost as error:
+                        self._stop(FAILED, str(error))
+                self._write(last=True)
         finally:
-            self.stopped.set()
+            self.ended.set()
             sampler.join()
             self.progress.close()
             for path in self.place.seen:
                 path.unlink(missing_ok=True)
-            for number, handler in previous.items():
-                signal.signal(number, handler)
         return self.results
+
+    def _interrupt(self) -> None:
+        """What a signal does: once there is a queue, between two results, so that none is half written."""
+        if self.queue is None:
+            raise KeyboardInterrupt
+        self.queue.interrupt()
 
     def _begin(self) -> None:
         """Queue all parts; leave files by which workers of a cluster elsewhere know the folders."""
         if dashboard := self.queue.cluster.dashboard:
             workers = len(self.queue.cluster.workers())
-            self.progress.note(f"{workers} workers; live state: {dashboard}")
+            self.progress.log(f"{workers} workers; live state: {dashboard}")
         if self.plan.scheduler:
             folders = {Path(values["artifacts_dir"]) for values in self.plan.parameters.values()}
-            seen = [
-                folder / f".seen-{secrets.token_hex(8)}"
-                for folder in sorted({self.plan.out, *folders})
-            ]
+            mark = f".seen-{secrets.token_hex(8)}"
+            seen = [folder / mark for folder in sorted({self.plan.out, *folders})]
             self.place = Place(tuple(seen), code())
             for path in seen:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +169,7 @@ class Run:
         for part in self._parts():
             self.queue.add(part)
 
-    def _hear(self, part: Part, message: dict) -> None:
+    def _receive(self, part: Part, message: dict) -> None:
         """What a running part reports, from another thread."""
         if "line" in message:
             self.progress.line(part.name, message["line"])
@@ -190,73 +183,67 @@ class Run:
 
     def _end(self, part: Part, answer: object) -> None:
         """Take in what a part has returned, or its error."""
-        if isinstance(answer, jobs.Skipped):
-            if part.whole:
-                clear(self.plan.out, part.name)
-                why = f"skipped: it builds on {answer.because_of}, which did not succeed"
-                self._record(part, Outcome(SKIPPED, why, 0.0, 0.0))
-            return
         failed = isinstance(answer, BaseException)
+        first = str(answer).split("\n")[0]
         if part.whole:
-            if not failed:
-                part.began = part.began or time.perf_counter()  # its message may come later
-            elif "threads" not in part.messages:  # it was refused, or never began
-                clear(self.plan.out, part.name)
-            self._record(part, self._failure(part, answer) if failed else answer)
-        elif part.function is shared_parts:
-            first = str(answer).split("\n")[0]
-            if failed:
-                what = "what its students share could not be made, so it makes all itself"
-                self.progress.line(ABLATION, f"{what}: {first}")
-            self._add_cells([] if failed else answer)
-        else:
-            result = str(answer if failed else answer[1]).split("\n")[0]
+            self._record(part, self._outcome(part, answer))
+        elif isinstance(answer, jobs.Skipped):
+            return
+        elif part.function is train_cell:
             left = sum(other.function is train_cell for other in self.queue.jobs.values())
             name = part.name.partition("-cell-")[2]
-            self.progress.line(ABLATION, f"{name}: {result} | {left} left to train")
+            self.progress.line(ABLATION, f"{name}: {first} | {left} left to train")
+        elif failed:
+            what = "what its students share could not be made, so it makes all itself"
+            self.progress.line(ABLATION, f"{what}: {first}")
+        else:
+            self._add_cells(answer)
+
+    def _outcome(self, part: Part, answer: object) -> Outcome:
+        """How a notebook ended; of one that never began nothing of an earlier run is left."""
+        if isinstance(answer, Outcome):
+            part.began = part.began or time.perf_counter()  # its message may come later
+            return answer
+        if "threads" not in part.messages:
+            clear(self.plan.out, part.name)
+        if isinstance(answer, jobs.Skipped):
+            why = f"skipped: it builds on {answer.because_of}, which did not succeed"
+            return Outcome(SKIPPED, why, 0.0, 0.0)
+        known = isinstance(answer, WorkbenchError)
+        text = str(answer) if known else f"{type(answer).__name__}: {answer}"
+        now = time.perf_counter()
+        held = part.messages.get("held", 0) / MEGABYTE
+        return Outcome(FAILED, text, now - (part.began or now), held)
 
     def _add_cells(self, cells: list[dict]) -> None:
         """Put the students that are missing before their notebook."""
         artifacts = self.plan.parameters[ABLATION]["artifacts_dir"]
         for cell in cells:
             name = f"{ABLATION}-cell-{cell['name']}, seed {cell['seed']}"
-            self.queue.add(self._part(name, train_cell, (artifacts, cell), ABLATION))
+            self.queue.add(self._part(name, train_cell, artifacts, cell))
             self.queue.jobs[ABLATION].after.append(name)
         if cells:
             self.progress.line(ABLATION, f"{len(cells)} students to train")
 
-    @staticmethod
-    def _failure(part: Part, error: BaseException) -> Outcome:
-        text = (
-            str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
-        )
-        now = time.perf_counter()
-        return Outcome(
-            FAILED, text, now - (part.began or now), part.messages.get("held", 0) / MEGABYTE
-        )
-
     def _record(self, part: Part, outcome: Outcome) -> None:
-        from dfkd_lib.pipeline.html import read_metrics
-
-        name = part.name
+        name, messages = part.name, part.messages
         saved = read_metrics(self.plan.out, name) if part.began else {}
+        peak = max(outcome.peak_memory_mb, saved.get("peak_memory_mb") or 0)
         result = {
             "status": outcome.status,
             "seconds": round(outcome.seconds, 2),
             "parameters": self.plan.parameters[name],
             "settings": {k: entry[:2] for k, entry in saved.get("settings", {}).items()},
             "metrics": saved.get("metrics", {}),
-            "peak_memory_mb": round(
-                max(outcome.peak_memory_mb, saved.get("peak_memory_mb") or 0), 1
-            ),
+            "peak_memory_mb": round(peak, 1),
             "artifacts": [
                 {k: a[k] for k in ("key", "seconds", "cached")} for a in saved.get("artifacts", [])
             ],
         }
-        if "threads" in part.messages:
-            result["threads"] = part.messages["threads"]
-        if "machine" in part.messages:
-            result["machine"] = {"host": part.messages.get("where"), **part.messages["machine"]}
+        if "threads" in messages:
+            result["threads"] = messages["threads"]
+        if "machine" in messages:
+            result["machine"] = {"host": messages.get("where"), **messages["machine"]}
         if outcome.error:
             result["error"] = outcome.error
         self.results["provenance"]["seeds"][name] = seeds_text(result)
@@ -270,15 +257,12 @@ class Run:
         Raises:
             WorkbenchError: at the last time, if they cannot be written; before, the other notebooks are to go on.
         """
-        from dfkd_lib.pipeline.index import write_index
-
         waiting = self.plan.notebooks if not self.results.get("stopped") else ()
-        kept = {
+        notebooks = {
             name: result | {"earlier": True}
             for name, result in self.earlier.items()
             if name not in waiting
-        }
-        everything = kept | self.results["notebooks"]
+        } | self.results["notebooks"]
         if self.plan.scheduler and self.queue:
             self.results["provenance"]["workers"] = [
                 {"threads": worker.threads, "memory_gb": worker.memory, "gpus": worker.gpus}
@@ -286,24 +270,21 @@ class Run:
             ]
         self.results["peak_memory_mb"] = round(self.peak / MEGABYTE, 1)
         self.results["provenance"]["seconds"] = round(time.perf_counter() - self.start, 2)
-        shown = self.results | {
-            "notebooks": {name: everything[name] for name in sorted(everything)}
-        }
+        shown = self.results | {"notebooks": dict(sorted(notebooks.items()))}
+        out = self.plan.out
         try:
-            save_json(self.plan.out / "results.json", shown)
-            write_index(self.plan.out, shown, self.about)
+            save_json(out / "results.json", shown)
+            write_index(out, shown, self.about)
         except OSError as error:
-            full = disk_error(
-                "the results of this run cannot be written to disk", error, self.plan.out
-            )
+            full = disk_error("the results of this run cannot be written to disk", error, out)
             if last:
                 raise full from None
-            self.progress.note(str(full))
+            self.progress.log(str(full))
 
     def _sample(self) -> None:
         """Watch the memory of all processes of the run on this machine until it ends."""
         own = psutil.Process()
-        while not self.stopped.wait(POLL_SECONDS):
+        while not self.ended.wait(POLL_SECONDS):
             held = 0
             for process in (own, *own.children(recursive=True)):
                 try:
@@ -314,10 +295,10 @@ class Run:
             self.progress.refresh()
 
     def _stop(self, status: str, why: str) -> None:
-        """End what runs, and say of every notebook that has no result why; of one not begun an earlier result is kept."""
-        self.stopped.set()
+        """End what runs, and note for every notebook without a result why; of one not begun an earlier result stays."""
+        self.ended.set()
         self.results["stopped"] = True
-        self.progress.note(
+        self.progress.log(
             "stopping: finished artifacts and the last checkpoints are kept; "
             "give the same command again to go on from there"
         )
@@ -337,37 +318,47 @@ class Run:
             self._record(part, outcome)
 
 
-def on_stop(stop: Callable[[], None]) -> dict:
-    """Have SIGINT and SIGTERM call `stop`, once: a second does not disturb the stopping; returns the handlers so far."""
-    numbers = [
-        n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN
-    ]
+def earlier_results(plan: Plan) -> dict:
+    """The notebooks' results of this profile that another run left in the folder, or {}."""
+    try:
+        saved = json.loads((plan.out / "results.json").read_text())
+        return saved["notebooks"] if saved["profile"] == plan.profile else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
-    def heard(number, frame):
-        for each in numbers:
+
+@contextmanager
+def stop_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Have SIGINT and SIGTERM call `stop`, once: a second does not disturb the stopping. In another thread: nothing."""
+    handlers = {}
+
+    def stop_once(number, frame):
+        for each in handlers:
             signal.signal(each, signal.SIG_IGN)
         stop()
 
-    return {number: signal.signal(number, heard) for number in numbers}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                handlers[number] = signal.signal(number, stop_once)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
-def interrupt() -> None:
-    """What Ctrl-C does by itself."""
-    raise KeyboardInterrupt
+def run(plan: Plan, log: Callable[[str], None] | None = None) -> dict:
+    """Run a plan; returns the results.
 
-
-def in_main_thread() -> bool:
-    """Whether this is the thread that may set signal handlers."""
-    return threading.current_thread() is threading.main_thread()
-
-
-def run(plan: Plan, say: Callable[[str], None] | None = None) -> dict:
-    """Run a plan; returns the results."""
+    Args:
+        log: gets each line of progress; stderr by default.
+    """
     lock = prepare_folder(plan.out)
     try:
         for folder in {values["artifacts_dir"] for values in plan.parameters.values()}:
-            Store(folder).tidy()  # says at once, before a kernel starts, if it cannot be written to
-        return Run(plan, say)()
+            Store(folder).tidy()  # raises before a kernel starts if it cannot be written to
+        return Run(plan, log)()
     finally:
         lock.release()
 

@@ -7,17 +7,49 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfkd_lib import __version__, jobs
-from dfkd_lib.core import WorkbenchError, processes, provenance
-from dfkd_lib.core.artifacts import Store
+from dfkd_lib.core import Store, WorkbenchError, processes, provenance
 from dfkd_lib.pipeline.execute import FAILED, Outcome, Watch, execute
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # Dask's nannies set MKL's
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a worker must have: files that are seen by who sees the folders of a run, and its code; neither if it is here."""
+    """What a worker must have: files that only who sees the folders of a run sees, and its code; nothing if it is here."""
 
     seen: tuple[Path, ...] = ()
     code: tuple = ()
+
+    def check(self) -> None:
+        """Raise unless this worker sees the folders of the run and has its code: results of two codes are not one result."""
+        for path in self.seen:
+            if not path.exists():
+                raise WorkbenchError(
+                    "a worker does not see the folder of this run",
+                    expected="one that all machines share",
+                    got=f"no {path.name} on {provenance.host()}",
+                    where=path.parent,
+                    fix="give --out and --artifacts on a shared disk, by the same path on all machines",
+                )
+        if self.code and self.code != code():
+            raise WorkbenchError(
+                "a worker has other code than this run",
+                expected="version {}, commit {}".format(*self.code),
+                got="version {}, commit {}".format(*code()),
+                where=provenance.host(),
+                fix="start workers from the same checkout, and start them again after a change",
+            )
+
+    def is_over(self) -> bool:
+        """Whether the run has ended: the next one into the same folder has taken its mark away."""
+        for path in self.seen:
+            try:
+                path.stat()
+            except FileNotFoundError:
+                return True
+            except OSError:  # a disk elsewhere that stumbles proves nothing
+                continue
+        return False
 
 
 @dataclass(frozen=True)
@@ -41,27 +73,27 @@ def code() -> tuple:
     return __version__, provenance.code()["commit"]
 
 
-def run_notebook(tell: jobs.Tell, needs: jobs.Needs, place: Place, task: Task) -> Outcome:
-    """Run a notebook in a kernel of its own and write its page; tells lines, the share of cells done and the memory held."""
+def run_notebook(report: jobs.Tell, needs: jobs.Needs, place: Place, task: Task) -> Outcome:
+    """Run a notebook in a kernel of its own and write its page; reports lines, the share of cells done, the memory held."""
     from dfkd_lib.pipeline import html
 
     start = time.perf_counter()
-    check_place(place)
+    place.check()
     clear(task.out, task.name)
-    tell({"threads": needs.threads or int(os.environ.get("OMP_NUM_THREADS") or processes.cores())})
+    threads = needs.threads or int(os.environ.get("OMP_NUM_THREADS") or processes.cores())
+    report({"threads": threads})
     if place.seen:
-        tell({"machine": provenance.hardware()})
+        report({"machine": provenance.hardware()})
     stopped, output = threading.Event(), task.out / f"{task.name}.ipynb"
-    watch = Watch(tell, task.hung_minutes, lambda: over(place))
+    watch = Watch(report, task.hung_minutes, place.is_over)
 
     def stop() -> None:
         stopped.set()
         watch.kill()
 
+    environment = kernel_environment(needs)
     with jobs.stopped_by(stop):
-        outcome = execute(
-            task.notebook, task.parameters, output, watch, stopped, kernel_environment(needs)
-        )
+        outcome = execute(task.notebook, task.parameters, output, watch, stopped, environment)
     if watch.left:  # what there is now is another run's
         raise WorkbenchError(
             "the run of this notebook has ended without it", where=output, fix="start it again"
@@ -72,9 +104,8 @@ def run_notebook(tell: jobs.Tell, needs: jobs.Needs, place: Place, task: Task) -
         html.write_notebook_page(output, output.with_suffix(".html"))
     except Exception as error:  # whatever stops one page from being written must not stop the run
         outcome.status = FAILED
-        outcome.error = "\n".join(
-            filter(None, [outcome.error, f"its page could not be written: {error!r}"])
-        )
+        problem = f"its page could not be written: {error!r}"
+        outcome.error = f"{outcome.error}\n{problem}" if outcome.error else problem
     outcome.seconds = time.perf_counter() - start
     return outcome
 
@@ -83,70 +114,36 @@ def kernel_environment(needs: jobs.Needs) -> dict[str, str]:
     """The variables of a kernel: lines instead of bars, its threads, and no GPU unless its task asked for one."""
     chosen = {"DFKD_PROGRESS": "lines", "JUPYTER_PLATFORM_DIRS": "1", "PYTHONUNBUFFERED": "1"}
     if needs.threads:
-        # All three: torch follows MKL's, which Dask's nannies set to one.
-        chosen |= dict.fromkeys(
-            ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(needs.threads)
-        )
+        chosen |= dict.fromkeys(THREADS, str(needs.threads))
         if not needs.gpu:
             chosen |= jobs.NO_GPU
     return {**os.environ, **chosen}
 
 
-def check_place(place: Place) -> None:
-    """Raise unless this worker sees the folders of the run and has its code: results of two codes are not one result."""
-    for path in place.seen:
-        if not path.exists():
-            raise WorkbenchError(
-                "a worker does not see the folder of this run",
-                expected="one that all machines share",
-                got=f"no {path.name} on {provenance.host()}",
-                where=path.parent,
-                fix="give --out and --artifacts on a shared disk, by the same path on all machines",
-            )
-    if place.code and place.code != code():
-        raise WorkbenchError(
-            "a worker has other code than this run",
-            expected="version {}, commit {}".format(*place.code),
-            got="version {}, commit {}".format(*code()),
-            where=provenance.host(),
-            fix="start workers from the same checkout, and start them again after a change",
-        )
-
-
-def over(place: Place) -> bool:
-    """Whether the run is: nobody waits for its tasks, and the next one into the same folder has taken its mark away."""
-    for path in place.seen:
-        try:
-            path.stat()
-        except FileNotFoundError:
-            return True
-        except OSError:  # a disk elsewhere that stumbles says nothing
-            continue
-    return False
-
-
 def clear(out: Path, name: str) -> None:
-    """Nothing of an earlier run of a notebook may be taken for this one's."""
+    """Remove what an earlier run of a notebook left, so that it is not taken for this one's."""
     for path in (f"{name}.html", f"{name}.ipynb", f"metrics/{name}.json"):
         (out / path).unlink(missing_ok=True)
 
 
-def shared_parts(tell: jobs.Tell, needs: jobs.Needs, place: Place, parameters: dict) -> list[dict]:
+def shared_parts(
+    report: jobs.Tell, needs: jobs.Needs, place: Place, parameters: dict
+) -> list[dict]:
     """Make what the students of an ablation share; returns those that are to be trained."""
     from dfkd_lib import ablation, presets
 
-    check_place(place)
+    place.check()
     config = presets.of_parameters("ablation", parameters)
     cells = [cell.as_dict() for cell in ablation.cells_of(config)]
-    return ablation.prepare(tell, needs, parameters["artifacts_dir"], cells)
+    return ablation.prepare(report, needs, parameters["artifacts_dir"], cells)
 
 
 def train_cell(
-    tell: jobs.Tell, needs: jobs.Needs, place: Place, artifacts: str, cell: dict
-) -> tuple[str | None, str]:
-    """Train one student of an ablation; its key and how it does, or None and what happened."""
+    report: jobs.Tell, needs: jobs.Needs, place: Place, artifacts: str, cell: dict
+) -> str:
+    """Train one student of an ablation; returns its accuracy, or what happened, as text."""
     from dfkd_lib import ablation
 
-    check_place(place)
-    key, error = ablation.work(tell, needs, artifacts, cell)
-    return key, error or f"{100 * Store(artifacts).find(key).metrics['accuracy']:.2f} %"
+    place.check()
+    key, error = ablation.work(report, needs, artifacts, cell)
+    return error or f"{100 * Store(artifacts).find(key).metrics['accuracy']:.2f} %"

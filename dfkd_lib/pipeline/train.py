@@ -5,15 +5,16 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from dfkd_lib.core import WorkbenchError, processes, remember
-from dfkd_lib.pipeline.run import Plan
+from dfkd_lib.pipeline.plan import Plan
 from dfkd_lib.reporting.notebooks import read_notebook
 
 
 def train(plan: Plan) -> None:
-    """Execute the code cells of a plan's notebooks in this process, in order; what they train is kept in the store.
+    """Execute the code cells of a plan's notebooks in this process, in order; what they train stays in the store.
 
     Under `accelerate launch` or torchrun every process does so, and each training takes them all. Reports go into a
     folder that is thrown away: the next `run` with the same parameters finds everything by its key and writes them.
@@ -29,14 +30,12 @@ def train(plan: Plan) -> None:
             where="--only",
             fix="name others; run then finds what was trained and writes the reports",
         )
+    count = processes.count()
     with tempfile.TemporaryDirectory(prefix="dfkd-") as out, _quiet():
-        print(f"{processes.count()} process" + "es" * (processes.count() > 1), flush=True)
+        print(f"{count} process" + "es" * (count > 1), flush=True)
         for place, name in enumerate(names, 1):
-            start, values = (
-                time.perf_counter(),
-                plan.parameters[name] | {"out_dir": out, "interactive": False},
-            )
-            if processes.count() > 1 and "jobs" in values:
+            start, values = time.perf_counter(), plan.parameters[name] | {"out_dir": out}
+            if count > 1 and "jobs" in values:
                 values["jobs"] = 1  # students one after another, each by all processes
             print(f"[{place}/{len(names)}] {name}", flush=True)
             execute_here(plan.notebooks[name], values)
@@ -47,7 +46,7 @@ def execute_here(notebook: Path, values: dict) -> None:
     """Execute a notebook's code cells in one namespace of this process, `values` in place of its parameters."""
     import nbformat
 
-    space = {"__name__": "__main__", "display": _nothing}
+    space = {"__name__": "__main__", "display": _show_nothing}
     for number, cell in enumerate(nbformat.read(notebook, as_version=4).cells):
         if cell.cell_type == "code":
             place = remember(f"{notebook.name}, cell {number}", cell.source)
@@ -56,18 +55,18 @@ def execute_here(notebook: Path, values: dict) -> None:
                 space |= values
 
 
-def _nothing(*_, **__) -> None:
-    """What display does where nobody looks."""
+def _show_nothing(*_, **__) -> None:
+    """What display does here."""
 
 
 @contextlib.contextmanager
-def _quiet():
-    """Figures are drawn for no screen and shown to nobody; only the main process prints."""
+def _quiet() -> Iterator[None]:
+    """Figures are drawn for no screen and not shown; only the main process prints."""
     import IPython.display
     import matplotlib
 
     matplotlib.use("Agg")
-    before, IPython.display.display = IPython.display.display, _nothing
+    before, IPython.display.display = IPython.display.display, _show_nothing
     try:
         with (
             open(os.devnull, "w") as nowhere,

@@ -9,36 +9,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from dfkd_lib.core.artifacts import resolve
+from dfkd_lib.core import is_number, resolve
 from dfkd_lib.metrics.intervals import interval_text
+from dfkd_lib.reporting.papers import paper_number
 
 FIELD = re.compile(r"{([\w. ]+)}")
+COLUMNS = ("label", "value", "seeds", "size", "paper", "reference")  # of a headline
 
 
 @dataclass(frozen=True)
 class Headline:
-    """A result to read first: where it is measured, how it is written, and what the paper gives for it.
+    """A result to read first: where it is measured and how it is written.
 
     Args:
         metric: name in the notebook's metrics. label: what it is.
-        paper: the paper's figure, measured on MNIST. reference: its place in the paper.
+        reference: its place in a paper that gives no number of `papers.PAPERS`.
         percent: whether the metric is a share of 1. size: what it was measured on, `{name}` standing for a parameter,
             a setting or a metric; a part between commas whose name is not known is left out.
     """
 
     metric: str
     label: str
-    paper: str = ""
     reference: str = ""
     percent: bool = False
     size: str = ""
 
     def text(self, value: object) -> str:
-        """The measured value as a person reads it: a percentage where `percent` says so, a list as mean ± interval."""
+        """The measured value as a person reads it: a percentage where `percent` is true, a list as mean ± interval."""
         values = value if isinstance(value, list) else [value]
-        if not values or any(
-            isinstance(v, bool) or not isinstance(v, (int, float)) for v in values
-        ):
+        if not values or not all(map(is_number, values)):
             return str(value)
         if len(values) == 1 and isinstance(values[0], int) and not self.percent:
             return f"{values[0]:,}"
@@ -60,20 +59,23 @@ class Headline:
         known = {**settings, **result.get("parameters", {}), **metrics}
         parts = (_filled(part, known) for part in self.size.split(", "))
         size = ", ".join(part for part in parts if part)
-        return {
-            "label": self.label,
-            "value": self.text(value),
-            "seeds": str(len(value)) if isinstance(value, list) else "1",
-            "size": re.sub(r"\b1 (\w+)s\b", r"1 \1", size),
-            # The papers' figures named here are MNIST's: beside other data they would mislead.
-            "paper": self.paper if metrics.get("data", "mnist") == "mnist" else "",
-            "reference": self.reference,
-        }
+        data = metrics.get("data") or settings.get("data.name") or "mnist"
+        number, place = paper_number(data, self.metric)
+        paper = "" if number is None else self.text(number)
+        texts = (
+            self.label,
+            self.text(value),
+            str(len(value)) if isinstance(value, list) else "1",
+            re.sub(r"\b1 (\w+)s\b", r"1 \1", size),
+            paper if self.percent or not paper else f"{paper} (Inception)",
+            place or self.reference,
+        )
+        return dict(zip(COLUMNS, texts, strict=True))
 
 
 @dataclass(frozen=True)
 class Notebook:
-    """What a notebook says of itself.
+    """What a notebook is about.
 
     Args:
         name: "20_gan_fid". title: its first heading. shows: the first sentence below it.
@@ -94,17 +96,14 @@ class Notebook:
 
 def headlines_of(metadata: Mapping) -> tuple[Headline, ...]:
     """The headlines in a notebook's metadata; what is not of that form is left out."""
-    known = {field.name: type(field.default) for field in fields(Headline)}
-    found = []
     about = metadata.get("dfkd")
     entries = about.get("headline") if isinstance(about, dict) else None
-    for entry in entries if isinstance(entries, list) else ():
-        if not isinstance(entry, dict):
-            continue
-        texts = {k: v if k == "percent" else str(v) for k, v in entry.items() if k in known}
-        if {"metric", "label"} <= set(texts):
-            found.append(Headline(**texts))
-    return tuple(found)
+    known = {field.name for field in fields(Headline)}
+    return tuple(
+        Headline(**{k: v if k == "percent" else str(v) for k, v in entry.items() if k in known})
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict) and {"metric", "label"} <= set(entry)
+    )
 
 
 def read_notebook(path: Path) -> Notebook:
@@ -116,11 +115,11 @@ def read_notebook(path: Path) -> Notebook:
         return Notebook(path.stem, path.stem)
     about = content["metadata"].get("dfkd", {})
     heading, _, rest = source.partition("\n")
-    words = re.sub(r"[*`]", "", rest.strip().partition("\n\n")[0].replace("\n", " "))
+    lead = re.sub(r"[*`]", "", rest.strip().partition("\n\n")[0].replace("\n", " "))
     return Notebook(
         path.stem,
         about.get("title") or heading.lstrip("# ") or path.stem,
-        re.split(r"\. (?=[A-Z])", words)[0].rstrip("."),
+        re.split(r"\. (?=[A-Z])", lead)[0].rstrip("."),
         tuple(about.get("needs", ())),
         about.get("gpu", True),
         about.get("trains", True),
@@ -143,7 +142,7 @@ def headlines(results: Mapping[str, dict], about: Mapping[str, Notebook]) -> lis
         about: what the notebooks are about.
 
     Returns:
-        rows {notebook, label, value, seeds, size, paper, reference}, all text.
+        rows of `Headline.row`, with the notebook's name.
     """
     return [
         {"notebook": name, **row}

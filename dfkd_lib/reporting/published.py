@@ -5,27 +5,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.artifacts import REPOSITORY
+from dfkd_lib.core import REPOSITORY, WorkbenchError
 from dfkd_lib.core.files import replacing
 from dfkd_lib.metrics.intervals import interval_text
-from dfkd_lib.reporting.notebooks import headlines, read_notebooks
+from dfkd_lib.reporting.notebooks import COLUMNS, headlines, read_notebooks
 from dfkd_lib.reporting.results import commit_text, metrics_of
 
 FOLDER = REPOSITORY / "reports" / "published"
 HEAD = """\
 # Published results
 
-Written by `python -m dfkd_lib published` from the results files in this folder; a test fails when it is stale. ± is the 95 %
-interval over seeds; with fewer than three seeds their values stand alone. Results of a tree with uncommitted changes, or of
-several commits, cannot be made again from one commit: they are named as such, and are no headlines.
+Written by `dfkd published` from the results files in this folder; a test fails when it is stale. ± is the 95 % interval
+over seeds; with fewer than three seeds their values stand alone. Results of a tree with uncommitted changes, or of several
+commits, cannot be made again from one commit: they are named as such, and are no headlines.
 """
-NO_MEASURES = (
-    "history",
-    "settings",
-    "ledger",
-    "made",
-)  # beside what was measured, in files of students
+NO_MEASURES = {"history", "settings", "ledger", "made"}  # in files of students
 
 
 @dataclass(frozen=True)
@@ -40,11 +34,15 @@ class Published:
     content: dict
 
     @property
+    def provenance(self) -> dict:
+        return self.content["provenance"]
+
+    @property
     def git(self) -> dict:
-        """{commit, dirty}, whichever of the two ways the file says it."""
-        known = self.content.get("provenance", {})
-        commit = str(known.get("git", known).get("commit"))
-        dirty = known.get("git", {}).get("dirty") or commit.endswith("+")
+        """{commit, dirty}, in whichever of the two ways the file has it."""
+        known = self.provenance.get("git", self.provenance)
+        commit = str(known.get("commit"))
+        dirty = known.get("dirty") or commit.endswith("+")
         return {"commit": commit.rstrip("+")[:12], "dirty": bool(dirty)}
 
     @property
@@ -56,24 +54,24 @@ class Published:
 
     @property
     def started(self) -> str:
-        known = self.content.get("provenance", {})
-        return str(known.get("started") or known.get("date") or "")
+        return str(self.provenance.get("started") or self.provenance.get("date") or "")
 
     @property
     def notebooks(self) -> dict[str, dict]:
         return self.content.get("notebooks", {})
 
+    @property
+    def students(self) -> dict[str, dict]:
+        """{name: result} of students that were trained outside a notebook."""
+        return self.content.get("results") or self.content.get("makers") or {}
+
     def measures(self) -> Iterator[tuple[str, str, list[float] | str]]:
         """(where, metric, values or text) of all that was measured."""
-        for name, result in self.notebooks.items():
-            yield from ((name, *pair) for pair in metrics_of(result.get("metrics", {})))
-        for name, result in self.students():
-            known = {key: inner for key, inner in result.items() if key not in NO_MEASURES}
-            yield from ((name, *pair) for pair in metrics_of(known))
-
-    def students(self) -> Iterable[tuple[str, dict]]:
-        """(name, result) of students that were trained outside a notebook."""
-        return (self.content.get("results") or self.content.get("makers") or {}).items()
+        found = {name: result.get("metrics", {}) for name, result in self.notebooks.items()}
+        for name, result in self.students.items():
+            found[name] = {key: one for key, one in result.items() if key not in NO_MEASURES}
+        for name, metrics in found.items():
+            yield from ((name, *pair) for pair in metrics_of(metrics))
 
 
 def read_published(folder: Path = FOLDER) -> list[Published]:
@@ -100,23 +98,19 @@ def headline_rows(files: list[Published]) -> Iterator[tuple[str, ...]]:
     for file in files:
         if file.doubt:
             continue
+        run = f"[{file.path.parent}]({file.path.as_posix()}), {file.git['commit'][:7]}"
         for row in headlines(file.notebooks, about):
-            texts = (row[key] for key in ("label", "value", "seeds", "size", "paper", "reference"))
-            yield *texts, run_text(file)
-        for name, result in file.students():
+            yield *(row[column] for column in COLUMNS), run
+        for name, result in file.students.items():
             student = {**result, **result.get("student", {})}
             size = f"{student['parameters']:,} parameters, {student['train_images']:,} images"
             label = name if "student" in name else f"student, images of {name}"
-            yield label, f"{100 * student['accuracy']:.2f} %", "1", size, "", "", run_text(file)
-
-
-def run_text(file: Published) -> str:
-    return f"[{file.path.parent}]({file.path.as_posix()}), {file.git['commit'][:7]}"
+            yield label, f"{100 * student['accuracy']:.2f} %", "1", size, "", "", run
 
 
 def section(file: Published) -> Iterator[str]:
     """The part of the README about one file."""
-    known = file.content["provenance"]
+    known = file.provenance
     machine = known.get("hardware", known)
     yield f"\n## {file.path.as_posix()}\n"
     about = [

@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from dfkd_lib import presets
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.artifacts import Artifact, resolve, save_json
-from dfkd_lib.core.config import Config
+from dfkd_lib.core import Artifact, Config, WorkbenchError, resolve, save_json
 from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.losses import LOSSES
 from dfkd_lib.metrics.intervals import (
@@ -19,33 +19,9 @@ from dfkd_lib.metrics.intervals import (
     paired_difference,
     shown_interval,
 )
-from dfkd_lib.reporting.notebooks import Notebook, read_notebooks
+from dfkd_lib.reporting.notebooks import read_notebooks
+from dfkd_lib.reporting.papers import paper_number
 from dfkd_lib.training import test_logits
-
-# The papers' own numbers, to stand beside ours: METHODS.md A, B and C. Shares of 1, but for distances.
-PAPER = {
-    "A Table 2": {
-        ("mnist", "vanilla"): 27.0,
-        ("mnist", "augmented"): 23.0,
-        ("cifar10", "vanilla"): 76.94,
-        ("cifar10", "augmented"): 70.37,
-        ("cifar100", "vanilla"): 83.27,
-        ("cifar100", "augmented"): 77.16,
-    },
-    "A Table 4": {
-        ("mnist", "teacher", "real"): 0.9875,
-        ("mnist", "student", "real"): 0.9775,
-        ("mnist", "teacher", "synthetic"): 0.9732,
-        ("mnist", "student", "synthetic"): 0.9673,
-    },
-    "A Table 5": {
-        ("cifar10", "teacher", "real"): 0.8951,
-        ("cifar10", "student", "real"): 0.8777,
-        ("cifar10", "teacher", "synthetic"): 0.8432,
-        ("cifar10", "student", "synthetic"): 0.8237,
-    },
-}
-
 
 ARTIFACT = ("key", "stage", "seconds", "cached", "ledger", "settings", "parents")
 
@@ -87,11 +63,11 @@ class Report:
             self._note_settings(config)
 
     def _note_settings(self, config: Config) -> None:
-        method = read_notebooks().get(self.notebook, Notebook("", "")).method
-        preset = presets.of_preset(method, self.profile) if method else type(config)()
-        before = preset.settings()
+        known = read_notebooks().get(self.notebook)
+        of_preset = known and known.method and presets.of_preset(known.method, self.profile)
+        before = (of_preset or type(config)()).flat()
         for name, setting in config.settings().items():
-            entry = [setting.default, before[name].default, setting.help]
+            entry = [setting.default, before[name], setting.help, setting.also]
             self.data["settings"][name] = _plain(entry)
 
     def figure(self, figure, name: str, caption: str, paper: str = "", artifacts=None) -> None:
@@ -133,9 +109,8 @@ class Report:
         """Note and display a figure or table; its metadata lets the page give it a number, a caption and its keys."""
         from IPython.display import Markdown, display
 
-        if artifacts is None:
-            keys = [known["key"] for known in self.data["artifacts"]]
-        else:
+        keys = [known["key"] for known in self.data["artifacts"]]
+        if artifacts is not None:
             keys = [artifact.key for artifact in artifacts]
         entry = {"name": name, "caption": caption, "paper": paper, "keys": keys}
         self.data[kind].append(entry)
@@ -173,22 +148,21 @@ def frechet_table(variants: dict[str, list[float]], data: str, features: str, im
         features: what space the distances are in.
         images: generated images behind each distance.
     """
-    import pandas as pd
-
-    means, halves = mean_and_half({name: [values] for name, values in variants.items()})
-    rows = [
-        {
-            "generator": name,
-            "data": data,
-            "Fréchet distance": means[name][0],
-            "± 95 %": halves.get(name, [math.nan])[0],
-            "seeds": len(values),
-            "images": images,
-            "features": features,
-            "paper's FID (Inception)": PAPER["A Table 2"].get((data, name), math.nan),
-        }
-        for name, values in variants.items()
-    ]
+    rows = []
+    for name, values in variants.items():
+        mean, half = shown_interval(values)
+        rows.append(
+            {
+                "generator": name,
+                "data": data,
+                "Fréchet distance": mean,
+                "± 95 %": half,
+                "seeds": len(values),
+                "images": images,
+                "features": features,
+                "paper's FID (Inception)": paper_number(data, f"frechet_{name}")[0],
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -199,9 +173,7 @@ def accuracy_table(rows: list[tuple[str, str, list[Artifact]]], data: str):
         rows: ("teacher" or "student", "real" or "synthetic", one artifact a seed); a single one has the interval of its
             test sample instead of that over seeds.
     """
-    import pandas as pd
-
-    known, table = PAPER["A Table 4"] | PAPER["A Table 5"], []
+    table = []
     for who, source, artifacts in rows:
         first = artifacts[0]
         values = [100 * artifact.metrics["accuracy"] for artifact in artifacts]
@@ -210,12 +182,13 @@ def accuracy_table(rows: list[tuple[str, str, list[Artifact]]], data: str):
             total = len(test_logits(first)[1])
             low, high = accuracy_interval(round(values[0] * total / 100), total)
             accuracy += f" [{100 * low:.2f}, {100 * high:.2f}]"
+        paper, _ = paper_number(data, f"{who}_{source}_accuracy")
         table.append(
             {
                 "model": f"{who} ({first.settings['model']})",
                 "trained on": source,
                 "test accuracy (%)": accuracy,
-                "paper (%)": 100 * known.get((data, who, source), math.nan),
+                "paper (%)": paper and 100 * paper,
                 "seeds": len(values),
                 "images": first.metrics["train_images"] or "not recorded",
                 "epochs": first.settings["config"].get("epochs") or "not recorded",
@@ -231,8 +204,6 @@ def scores_table(rows: list[tuple[str, str, list[Artifact]]]):
     Args:
         rows: as for `accuracy_table`.
     """
-    import pandas as pd
-
     table = []
     for who, source, artifacts in rows:
         each = [scores(artifact) for artifact in artifacts]
@@ -249,20 +220,21 @@ def mean_and_half(values: dict[str, list[list[float]]]) -> tuple[dict, dict]:
 
     With fewer than three seeds a variant has no half widths.
     """
-    pairs = {name: [shown_interval(one) for one in rows] for name, rows in values.items()}
-    return {name: [mean for mean, _ in rows] for name, rows in pairs.items()}, {
-        name: [half for _, half in rows]
-        for name, rows in pairs.items()
-        if all(math.isfinite(half) for _, half in rows)
-    }
+    means, halves = {}, {}
+    for name, rows in values.items():
+        pairs = [shown_interval(row) for row in rows]
+        means[name] = [mean for mean, _ in pairs]
+        if all(math.isfinite(half) for _, half in pairs):
+            halves[name] = [half for _, half in pairs]
+    return means, halves
 
 
 def mean_by(table, name: str, value: str) -> tuple[dict[str, float], dict[str, float]]:
     """({group: mean}, {group: half width of the 95 % interval}) of a column of a table with one line a run."""
     groups = table.groupby(name, sort=False)[value]
     pairs = {group: shown_interval(values.tolist()) for group, values in groups}
-    means, halves = ({group: pair[i] for group, pair in pairs.items()} for i in (0, 1))
-    return means, halves
+    means = {group: mean for group, (mean, _) in pairs.items()}
+    return means, {group: half for group, (_, half) in pairs.items()}
 
 
 def accuracy_by_share(runs: dict[str, list[list[list[Artifact]]]], shares: list[float], pool: int):
@@ -272,8 +244,6 @@ def accuracy_by_share(runs: dict[str, list[list[list[Artifact]]]], shares: list[
         runs: {variant: [share][seed] → stages, the last being the result}; the second variant is the baseline.
         shares: of the pool, 0..1. pool: images.
     """
-    import pandas as pd
-
     values = {
         name: [[100 * stages[-1].metrics["accuracy"] for stages in share] for share in rows]
         for name, rows in runs.items()
@@ -315,11 +285,11 @@ def over_seeds(
 
 
 def over(seeds: Sequence[int]) -> str:
-    """What a caption says of seeds: `mean and 95 % interval over seeds 0,1,2`, of fewer than three the mean alone."""
+    """Seeds in a caption: `mean and 95 % interval over seeds 0,1,2`, of fewer than three the mean alone."""
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
     what = "mean and 95 % interval" if len(seeds) >= FEWEST else "mean"
-    return (
-        f"{what} over seeds {','.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
-    )
+    return f"{what} over seeds {','.join(map(str, seeds))}"
 
 
 def loss_names(histories: dict[str, list[list[dict]]]) -> dict[str, str]:

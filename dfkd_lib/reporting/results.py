@@ -1,11 +1,10 @@
 """Results files read back: `results.json` of a run, and every metric in it as values or text."""
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core import WorkbenchError, is_number
 
 NOT_REPEATS = ("seeds", "shares")  # metrics that are lists of something else than one value a seed
 
@@ -40,12 +39,8 @@ def metrics_of(metrics: object, name: str = "") -> Iterator[tuple[str, list[floa
             yield from metrics_of(inner, f"{name}[{place}]")
     else:
         values = metrics if isinstance(metrics, list) else [metrics]
-        numbers = all(_is_number(one) for one in values) and name not in NOT_REPEATS
-        yield name, list(map(float, values)) if values and numbers else value_text(metrics)
-
-
-def _is_number(x: object) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+        numbers = values and all(map(is_number, values)) and name not in NOT_REPEATS
+        yield name, list(map(float, values)) if numbers else value_text(metrics)
 
 
 def value_text(x: object) -> str:
@@ -60,7 +55,7 @@ def value_text(x: object) -> str:
 def seeds_text(result: dict) -> str:
     """The seeds of a notebook's result, of its settings where it has them: an empty parameter means the preset's."""
     parameters = result.get("parameters", {})
-    seeds = result.get("settings", {}).get("seeds", [None])[0]
+    (seeds, *_) = result.get("settings", {}).get("seeds", [None])
     if seeds is None:
         seeds = parameters.get("seeds", parameters.get("seed", ""))
     return ",".join(map(str, seeds)) if isinstance(seeds, list) else str(seeds)

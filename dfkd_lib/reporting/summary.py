@@ -6,17 +6,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.artifacts import Store, resolve
+from dfkd_lib.core import Store, WorkbenchError, resolve
 from dfkd_lib.core.ledger import EVALUATION
-from dfkd_lib.reporting.notebooks import headlines, read_notebooks
+from dfkd_lib.reporting.notebooks import COLUMNS, headlines, read_notebooks
 
 
 def read_reports(out_dir: str | Path) -> dict[str, dict]:
     """What each notebook's report saved in `<out_dir>/metrics`, by notebook; {} if none has run."""
-    folder = resolve(out_dir) / "metrics"
     reports = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted((resolve(out_dir) / "metrics").glob("*.json")):
         try:
             reports[path.stem] = dict(json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
@@ -31,31 +29,21 @@ def read_reports(out_dir: str | Path) -> dict[str, dict]:
 
 def headline_table(reports: dict[str, dict]) -> pd.DataFrame:
     """The headline results beside the papers' as a table, of the notebooks of this repository."""
+    table = pd.DataFrame(headlines(reports, read_notebooks()), columns=COLUMNS)
     names = {"label": "result", "value": "ours", "reference": "where in the paper"}
-    columns = ["label", "value", "seeds", "size", "paper", "reference"]
-    rows = headlines(reports, read_notebooks())
-    return pd.DataFrame(rows, columns=columns).rename(columns=names)
+    return table.rename(columns=names)
 
 
 def artifacts_behind(reports: dict[str, dict], store: Store) -> dict[str, dict]:
     """Every artifact that the notebooks used, and all it was made from: {key: {stage, seconds, ledger, parents}}."""
-    found: dict[str, dict] = {}
-    for report in reports.values():
-        for record in report.get("artifacts", []):
-            found[record["key"]] = record
-    waiting = [
-        parent for record in found.values() for parent in record["parents"] if parent not in found
-    ]
+    found = {record["key"]: record for r in reports.values() for record in r.get("artifacts", [])}
+    waiting = [parent for record in found.values() for parent in record["parents"]]
     while waiting:
         key = waiting.pop()
         artifact = None if key in found else store.find(key)
         if artifact is not None:
-            found[key] = {
-                "stage": artifact.stage,
-                "seconds": artifact.seconds,
-                "ledger": artifact.ledger,
-                "parents": artifact.parents,
-            }
+            names = ("stage", "seconds", "ledger", "parents")
+            found[key] = {name: getattr(artifact, name) for name in names}
             waiting += artifact.parents
     return found
 
@@ -83,10 +71,8 @@ def most_images(rows: Iterable[dict]) -> dict[tuple[str, str], int]:
 
 def in_words(counts: dict[tuple[str, str], int]) -> str:
     """Counts as text: `mnist/train 60,000 (training)`; "none" if there are none."""
-    return (
-        "; ".join(f"{split} {count:,} ({purpose})" for (split, purpose), count in counts.items())
-        or "none"
-    )
+    texts = (f"{split} {count:,} ({purpose})" for (split, purpose), count in counts.items())
+    return "; ".join(texts) or "none"
 
 
 def learned_from(counts: dict[tuple[str, str], int]) -> int:
@@ -96,6 +82,17 @@ def learned_from(counts: dict[tuple[str, str], int]) -> int:
         if purpose != EVALUATION:
             splits[split] = max(splits.get(split, 0), count)
     return sum(splits.values())
+
+
+LEDGER = (
+    "stage",
+    "reads itself",
+    "made from reads",
+    "data-free",
+    "images itself",
+    "images behind",
+    "seconds",
+)
 
 
 def ledger_table(artifacts: dict[str, dict]) -> pd.DataFrame:
@@ -112,44 +109,25 @@ def ledger_table(artifacts: dict[str, dict]) -> pd.DataFrame:
     """
     rows = []
     for key, record in artifacts.items():
-        own = most_images(row for row in record["ledger"] if not row.get("inherited"))
-        elsewhere = [row for row in record["ledger"] if row.get("inherited")]
-        before = [
-            row for parent in ancestors(key, artifacts) for row in artifacts[parent]["ledger"]
-        ]
-        behind = most_images([*elsewhere, *before])
-        rows.append(
-            (
-                record["stage"],
-                in_words(own),
-                in_words(behind),
-                "no" if learned_from(most_images(record["ledger"])) else "yes",
-                learned_from(own),
-                learned_from(behind),
-                record["seconds"],
-            )
-        )
-    names = [
-        "stage",
-        "reads itself",
-        "made from reads",
-        "data-free",
-        "images itself",
-        "images behind",
-    ]
-    table = pd.DataFrame(rows, columns=[*names, "seconds"])
-    grouped = table.groupby(names, sort=False)["seconds"].agg(["count", "sum"]).reset_index()
-    grouped = grouped.rename(columns={"count": "artifacts", "sum": "seconds"}).sort_values(
-        ["stage", "images behind"]
-    )
-    return grouped[["stage", "artifacts", *names[1:], "seconds"]].reset_index(drop=True)
+        ledger = record["ledger"]
+        own = most_images(row for row in ledger if not row.get("inherited"))
+        before = [row for row in ledger if row.get("inherited")]
+        before += [row for one in ancestors(key, artifacts) for row in artifacts[one]["ledger"]]
+        behind = most_images(before)
+        data_free = "no" if learned_from(most_images(ledger)) else "yes"
+        images = (learned_from(own), learned_from(behind))
+        texts = (in_words(own), in_words(behind), data_free)
+        rows.append((record["stage"], *texts, *images, record["seconds"]))
+    groups = pd.DataFrame(rows, columns=LEDGER).groupby([*LEDGER[:-1]], sort=False)["seconds"]
+    table = groups.agg(artifacts="count", seconds="sum").reset_index()
+    table.insert(1, "artifacts", table.pop("artifacts"))
+    return table.sort_values(["stage", "images behind"]).reset_index(drop=True)
 
 
 def largest_by_stage(ledger: pd.DataFrame) -> pd.DataFrame:
     """One row a stage of a ledger table: the largest counts of images, itself and behind, in the ledger's order."""
-    return (
-        ledger.groupby("stage", sort=False)[["images itself", "images behind"]].max().reset_index()
-    )
+    counts = ledger.groupby("stage", sort=False)[["images itself", "images behind"]]
+    return counts.max().reset_index()
 
 
 def time_table(reports: dict[str, dict]) -> pd.DataFrame:
@@ -157,11 +135,11 @@ def time_table(reports: dict[str, dict]) -> pd.DataFrame:
     rows = []
     for name, report in reports.items():
         row = {"notebook": name, "seconds": round(report["seconds"], 1)}
-        for cached, made, spent in (
+        for cached, count, spent in (
             (False, "made", "seconds making"),
             (True, "found", "seconds saved"),
         ):
             seconds = [a["seconds"] for a in report.get("artifacts", []) if a["cached"] is cached]
-            row |= {made: len(seconds), spent: round(sum(seconds), 1)}
+            row |= {count: len(seconds), spent: round(sum(seconds), 1)}
         rows.append(row | {"peak memory (MB)": round(report["peak_memory_mb"])})
     return pd.DataFrame(rows)

@@ -21,7 +21,7 @@ import psutil
 import pytest
 import torch
 from fanout_tasks import for_ever, here
-from small_notebooks import write_notebooks
+from small_notebooks import OWN, write_notebooks
 
 from dfkd_lib import ablation, jobs, pipeline
 from dfkd_lib.core import WorkbenchError, processes
@@ -29,7 +29,6 @@ from dfkd_lib.core.artifacts import REPOSITORY, Store
 from dfkd_lib.jobs import Needs, cluster, queue, start, worker
 from dfkd_lib.jobs.cluster import Worker
 from dfkd_lib.pipeline import task
-from dfkd_lib.profiles import PROFILES
 
 TINY = {
     "source": "real",
@@ -257,11 +256,6 @@ NOTEBOOKS = {
     "30_classification_kd": [AFTER],
     "90_summary": ["1"],
 }
-PARAMETERS = """\
-profile = "quick"  # which set of settings
-out_dir = "reports/quick"  # where reports go
-artifacts_dir = "data/artifacts"  # where trained things are kept
-interactive = True  # draw widgets"""
 
 
 class Elsewhere:
@@ -319,9 +313,8 @@ def elsewhere(tmp_path):
 
 
 @pytest.fixture
-def plan(tmp_path, monkeypatch):
-    monkeypatch.setitem(PROFILES, "smoke", {})
-    folder = write_notebooks(tmp_path / "notebooks", NOTEBOOKS, PARAMETERS)
+def plan(tmp_path):
+    folder = write_notebooks(tmp_path / "notebooks", NOTEBOOKS, OWN, method="")
 
     def make(scheduler) -> pipeline.Plan:
         return pipeline.make_plan(
@@ -552,14 +545,14 @@ def test_a_task_whose_run_has_ended_writes_no_page(tmp_path):
     folder = write_notebooks(
         tmp_path / "notebooks",
         {"10_quick": ["import time; print('sleeps'); time.sleep(600)"]},
-        PARAMETERS,
+        OWN,
     )
     out = tmp_path / "out"
     out.mkdir()
     (out / "10_quick.html").write_text("of an earlier run")
     mark = out / ".seen-0"
     mark.touch()
-    given = task.Task("10_quick", folder / "10_quick.ipynb", {"profile": "smoke"}, out, 0.0)
+    given = task.Task("10_quick", folder / "10_quick.ipynb", {"preset": "smoke"}, out, 0.0)
 
     def tell(message: dict) -> None:
         if message.get("line") == "sleeps":

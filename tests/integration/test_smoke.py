@@ -7,9 +7,9 @@ import pytest
 
 from dfkd_lib import pipeline
 from dfkd_lib.distill import MAKERS
-from dfkd_lib.profiles import NOTEBOOKS
 
 pytestmark = pytest.mark.slow
+NOTEBOOKS = tuple(pipeline.notebook_files())
 
 SHARE = (0.0, 1.0)
 # What each notebook must have measured, and between which values: (notebook, metric, low, high).

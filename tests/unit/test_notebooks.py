@@ -15,7 +15,7 @@ from dfkd_lib.reporting.notebooks import (
     read_notebooks,
 )
 
-SHARE = Headline("acc", "student", "98.75 %", "A Table 4", percent=True)
+SHARE = Headline("student_real_accuracy", "student", "A Figure 9", percent=True)
 
 
 @pytest.mark.parametrize(
@@ -54,11 +54,22 @@ def test_a_headline_names_size_and_seeds():
     assert wanted.row({"metrics": {}}) is None
 
 
-def test_the_papers_figure_stands_beside_its_own_data_alone():
-    about = {"10_x": Notebook("10_x", "title", headline=(SHARE,))}
-    for data, paper in (("mnist", "98.75 %"), ("cifar10", "")):
-        (row,) = headlines({"10_x": {"metrics": {"acc": 0.5, "data": data}}}, about)
-        assert row["paper"] == paper and row["notebook"] == "10_x"
+@pytest.mark.parametrize(
+    "wanted, data, paper, reference",
+    [
+        (SHARE, "mnist", "97.75 %", "A Table 4"),
+        (SHARE, "cifar10", "87.77 %", "A Table 5"),
+        (SHARE, "/my/folder", "", "A Figure 9"),
+        (Headline("frechet_vanilla", "Fréchet"), "mnist", "27 (Inception)", "A Table 2"),
+        (Headline("titn_top1", "TITN", percent=True), "mnist", "99.56 %", "C Tables 3-6"),
+        (Headline("titn_top1", "TITN", percent=True), "digits", "", ""),
+    ],
+)
+def test_the_papers_number_stands_beside_its_own_data_alone(wanted, data, paper, reference):
+    about = {"10_x": Notebook("10_x", "title", headline=(wanted,))}
+    result = {"metrics": {wanted.metric: 0.5}, "settings": {"data.name": [data, "mnist"]}}
+    (row,) = headlines({"10_x": result}, about)
+    assert (row["paper"], row["reference"]) == (paper, reference) and row["notebook"] == "10_x"
     assert headlines({}, about) == []
 
 
@@ -87,7 +98,6 @@ def test_a_headline_of_other_types_is_text():
 def test_a_notebook_that_cannot_be_read_has_its_name(tmp_path):
     path = tmp_path / "10_x.ipynb"
     assert read_notebook(path) == Notebook("10_x", "10_x")
-    path.write_text("{")
-    assert read_notebook(path) == Notebook("10_x", "10_x")
-    path.write_text(json.dumps({"cells": [], "metadata": {}}))
-    assert read_notebook(path) == Notebook("10_x", "10_x")
+    for text in ("{", json.dumps({"cells": [], "metadata": {}})):
+        path.write_text(text)
+        assert read_notebook(path) == Notebook("10_x", "10_x")

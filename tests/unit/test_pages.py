@@ -14,7 +14,9 @@ from dfkd_lib.pipeline.compare import write_comparison
 from dfkd_lib.reporting.results import metrics_of
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 90 20"><path d="M0 0h9"/></svg>'
-CELL = 'profile = "quick"  # preset\nout_dir = "r"  # reports\nepochs = 3  # passes; 1..9\nlr = 0.1  # rate'
+CELL = (
+    'preset = "quick"  # preset\nout_dir = "r"  # reports\nepochs = 3  # passes\nlr = 0.1  # rate'
+)
 EVIL = "<script>alert(1)</script>"
 
 
@@ -73,7 +75,7 @@ def make_page(tmp_path, monkeypatch):
 
 
 def test_a_page_opens_with_title_paragraph_and_headlines(make_page):
-    page = make_page({"profile": "smoke", "epochs": 5})
+    page = make_page({"preset": "smoke", "epochs": 5})
     assert page.h1.get_text() == "A title" and page.title.get_text() == "A title"
     assert page.select_one(".summary").get_text(strip=True) == "One paragraph."
     card = page.select_one(".card").get_text(" ", strip=True)
@@ -84,7 +86,7 @@ def test_a_page_opens_with_title_paragraph_and_headlines(make_page):
 
 
 def test_settings_are_what_differs_from_the_preset(make_page):
-    page = make_page({"profile": "smoke", "epochs": 5, "out_dir": "r"})
+    page = make_page({"preset": "smoke", "epochs": 5, "out_dir": "r"})
     tables = page.select("article > .scroll > table")
     assert [cell.get_text() for cell in tables[0].tbody.find_all("td")] == [
         "epochs",
@@ -96,23 +98,24 @@ def test_settings_are_what_differs_from_the_preset(make_page):
     assert "lr" in folded.get_text() and "open" not in folded.attrs
     assert "epochs = 3" not in page.get_text() and "epochs = 5" not in page.get_text()
     assert page.select_one(".command").get_text() == (
-        "python -m dfkd_lib run --profile smoke --only 10 --set 10.epochs=5 --out r"
+        "dfkd run --profile smoke --only 10 --set 10.epochs=5 --out r"
     )
 
 
-def test_settings_of_a_typed_configuration_stand_for_the_parameters_that_choose_them(make_page):
-    settings = {"gan.lr": [0.2, 0.1, "rate"], "seeds": [[0, 1], [0, 1], ""], "epochs": [9, 9, ""]}
-    page = make_page({"profile": "smoke", "epochs": 3, "lr": 0.2}, {"settings": settings})
+def test_settings_of_a_configuration_stand_for_the_parameters_that_choose_them(make_page):
+    settings = {
+        "weights.kd": [0.2, 0.1, "rate", "lr"],
+        "seeds": [[0, 1], [0, 1], "", ""],
+        "epochs": [3, 3, "", ""],
+    }
+    page = make_page({"preset": "smoke", "epochs": 3, "lr": 0.2}, {"settings": settings})
     cells = [cell.get_text() for cell in page.select_one("article table").tbody.find_all("td")]
-    assert cells == ["gan.lr", "0.2", "0.1", "rate"]
-    page = make_page({"profile": "smoke", "epochs": 3, "lr": 0.3}, {"settings": settings})
-    cells = [cell.get_text() for cell in page.select_one("article table").tbody.find_all("td")]
-    assert cells == ["lr", "0.3", "0.1", "rate"], "a value that no setting took over"
-    assert "--set 10.lr=0.3" in page.select_one(".command").get_text()
+    assert cells == ["weights.kd", "0.2", "0.1", "rate"]
+    assert "--set 10.lr=0.2" in page.select_one(".command").get_text()
 
 
-def test_nothing_changed_is_said(make_page):
-    assert "unchanged" in make_page({"profile": "smoke", "epochs": 3}).article.get_text()
+def test_a_page_notes_that_nothing_changed(make_page):
+    assert "unchanged" in make_page({"preset": "smoke", "epochs": 3}).article.get_text()
 
 
 def test_figures_have_numbers_captions_and_keys(make_page):
@@ -148,7 +151,7 @@ def test_hostile_notes_harm_nothing(make_page):
         for note in notes
     ]
     settings = {EVIL: [EVIL, "x", EVIL]}
-    page = make_page({"profile": EVIL}, {"settings": settings}, [cell])
+    page = make_page({"preset": EVIL}, {"settings": settings}, [cell])
     assert not page.find("script") and len(page.select("figure")) == 2
 
 

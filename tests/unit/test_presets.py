@@ -12,8 +12,6 @@ import yaml
 from dfkd_lib import ablation, pipeline, presets
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.config import Config
-from dfkd_lib.pipeline.parameters import read_notebook
-from dfkd_lib.reporting.notebooks import read_notebook as about
 from dfkd_lib.training import make_optimizer
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
@@ -64,12 +62,13 @@ def test_the_paper_preset_trains_by_the_papers_tables(method):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_parameter_of_a_notebook_is_listed_once(path):
     """One that is a setting of its method leaves the value to the preset, or has the value that every preset has."""
-    method = about(path).method
-    for name, parameter in read_notebook(path).items() if method else ():
+    declared = pipeline.read_notebook(path)
+    for name, parameter in declared.parameters.items():
         if name in presets.NOT_SETTINGS:
             continue
-        full = presets.config_class(method)().resolve(name)
-        values = {presets.of_preset(method, p).settings()[full].default for p in presets.PRESETS}
+        full = declared.setting(name)
+        trees = [presets.of_preset(declared.method, preset) for preset in presets.PRESETS]
+        values = {tree.settings()[full].default for tree in trees}
         assert parameter.default in ("", None) or values == {parameter.default}, name
 
 

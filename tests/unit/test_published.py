@@ -10,7 +10,7 @@ from dfkd_lib.reporting.published import FOLDER, read_published, readme
 
 
 def test_the_published_readme_is_as_its_files_say():
-    stale = "stale: run `python -m dfkd_lib published` and commit reports/published/README.md"
+    stale = "stale: run `dfkd published` and commit reports/published/README.md"
     assert (FOLDER / "README.md").read_text() == readme(), stale
 
 

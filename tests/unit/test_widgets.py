@@ -226,9 +226,8 @@ def test_a_choice_is_saved_as_figure_and_as_parameters(explorer, tmp_path, model
     (path,) = tmp_path.glob("*.yaml")
     again = widgets.Choice.read(json.loads(path.read_text())["view"])
     assert again.as_dict() == box.choice and str(path) in box.saved
-    assert set(json.loads(path.read_text())) <= set(
-        read_notebook(NOTEBOOK)
-    )  # the notebook takes them all
+    # The notebook takes them all.
+    assert set(json.loads(path.read_text())) <= set(read_notebook(NOTEBOOK).parameters)
 
 
 def test_what_a_detection_rests_on_is_shown_too(detector, scenes):
