@@ -27,7 +27,7 @@ class _Plain(pickle.Unpickler):
 
 
 def read_cifar(
-    name: str, root: Path, split: str, download: bool
+    name: str, split: str, root: Path, download: bool
 ) -> tuple[np.ndarray, list[int], tuple[str, ...]]:
     """uint8 (N, 3, 32, 32), labels and class names of "cifar10" or "cifar100".
 
@@ -48,14 +48,8 @@ def read_cifar(
             )
         parts = [_unpickled(folder / entry[0], entry[1]) for entry in wanted]
         classes = _unpickled(folder / kind.meta["filename"], kind.meta["md5"])[kind.meta["key"]]
-    except WorkbenchError:  # the ledger's refusal
-        raise
-    except (
-        RuntimeError,
-        OSError,
-        EOFError,
-        pickle.UnpicklingError,
-    ) as error:  # OSError: no file, no network
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        # RuntimeError, OSError: no file, no network.
         raise WorkbenchError(
             f"{name} is not here, or damaged",
             expected=f"torchvision's files in {folder}",
@@ -63,16 +57,10 @@ def read_cifar(
             fix=f"load_images('{name}', '{split}', download=True) fetches it, or name a "
             "folder of class folders instead",
         ) from None
-    labels = [
-        label
-        for part in parts
-        for label in (part["labels"] if "labels" in part else part["fine_labels"])
-    ]
-    return (
-        np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32),
-        labels,
-        tuple(classes),
-    )
+    kind_of_labels = "labels" if name == "cifar10" else "fine_labels"
+    labels = [label for part in parts for label in part[kind_of_labels]]
+    pixels = np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32)
+    return pixels, labels, tuple(classes)
 
 
 def _unpickled(path: Path, md5: str) -> dict:

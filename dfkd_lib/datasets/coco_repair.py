@@ -6,10 +6,9 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.artifacts import resolve
-from dfkd_lib.datasets.coco_check import check_coco, checked_box
-from dfkd_lib.datasets.coco_report import KINDS, CocoReport
+from dfkd_lib.core import WorkbenchError, resolve
+from dfkd_lib.datasets.coco_check import check_coco, check_content, checked_box, identity
+from dfkd_lib.datasets.coco_report import CocoReport, Fault
 
 LIST = "repairs.csv"
 
@@ -53,17 +52,21 @@ def repair_coco(folder: str | Path, out: str | Path, splits: tuple[str, ...]) ->
     folder, done = resolve(folder), []
     with new_folder(out) as work:
         for split in splits:
-            report = check_coco(folder, split)
-            kept, list_of_split = _repaired(report)
-            done += [{"split": split, **row} for row in list_of_split]
-            for entry in kept["images"]:
+            content, changes = _repaired(check_coco(folder, split))
+            done += [{"split": split, **_row(fault), "done": how} for fault, how in changes]
+            for entry in content["images"]:
                 target = work / split / entry["file_name"]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _link(folder / split / entry["file_name"], target)
-            (work / f"{split}.json").write_text(json.dumps(kept))
+            (work / f"{split}.json").write_text(json.dumps(content))
         columns = ["split", "what", "place", "image", "found", "done"]
         pd.DataFrame(done, columns=columns).to_csv(work / LIST, index=False)
     return done
+
+
+def _row(fault: Fault) -> dict:
+    names = ("what", "place", "image", "found")
+    return {name: getattr(fault, name) for name in names}
 
 
 def _link(source: Path, target: Path) -> None:
@@ -75,105 +78,81 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _repaired(report: CocoReport) -> tuple[dict, list[dict]]:
-    """The content of a split's file without its faults, and what was done."""
-    names = [fault for fault in report.faults if fault.kind == "category_id"]
+def _repaired(report: CocoReport) -> tuple[dict, list[tuple[Fault, str]]]:
+    """The content of a split's file without its faults; each fault that was repaired, and how.
+
+    First images and categories are left out or joined; what that does to the annotations, another check finds.
+    """
+    names = [fault.found for fault in report.faults if fault.kind == "category_id"]
     if names or not (report.images and report.categories and report.annotations):
         raise WorkbenchError(
             "a COCO file cannot be repaired",
             expected="images, categories with an id each, annotations",
-            got=names[0].found if names else report.error().got,
+            got=names[0] if names else report.error().got,
             where=report.file,
             fix="write it again",
         )
-    gone, done = _faulty(report)
-    kept = {
-        key: [entry for index, entry in enumerate(report.content[key]) if index not in gone[key]]
-        for key in ("images", "categories")
-    }
-    images = {entry["id"]: entry for entry in kept["images"]}
-    categories = {entry["id"] for entry in kept["categories"]}
-    join = {
-        "image_id": _joined(report, "images", "file_name"),
-        "category_id": _joined(report, "categories", "name"),
-    }
-    kept["annotations"] = []
-    for index, old in enumerate(report.content["annotations"]):
-        if index in gone["annotations"]:
+    again = CocoReport(report.folder, report.split, content=_joined(report))
+    done = _leave_out(again.content, report)
+    check_content(again)
+    kept = dict(enumerate(again.content["annotations"]))
+    for fault in again.faults:
+        key, index = fault.entry or ("", 0)
+        if key != "annotations" or not (fault.fatal or fault.kind == "twice"):
             continue
-        new = {**old, **{key: firsts.get(old[key], old[key]) for key, firsts in join.items()}}
-        row = {
-            "what": "its image or category was left out",
-            "place": f"annotation {old.get('id')}",
-            "image": "",
-            "found": old["bbox"],
-            "done": "left out",
-        }
-        if new["image_id"] in images and new["category_id"] in categories:
-            image = images[new["image_id"]]
-            box = checked_box(old["bbox"], image)[2]
-            if box == tuple(map(float, old["bbox"])):
-                kept["annotations"].append(new)
-                continue
-            row |= {"what": "a box leaves its image", "image": image["file_name"]}
-            if box:
-                row["done"] = f"cut to {list(box)}"
-                area = {} if old.get("segmentation") else {"area": box[2] * box[3]}
-                kept["annotations"].append(new | {"bbox": list(box)} | area)
-        done.append(row)
-    if not kept["annotations"]:
+        annotation, box = kept.pop(index), None
+        if fault.kind == "outside":
+            *_, box = checked_box(annotation["bbox"], again.images[annotation["image_id"]])
+        if box:
+            area = {} if annotation.get("segmentation") else {"area": box[2] * box[3]}
+            kept[index] = annotation | {"bbox": list(box)} | area
+        done.append((fault, f"cut to {list(box)}" if box else "left out"))
+    if not kept:
         raise WorkbenchError(
             "nothing would be left of a COCO file", where=report.file, fix="write it again"
         )
-    return {**report.content, **kept}, done
+    return {**again.content, "annotations": [kept[index] for index in sorted(kept)]}, done
 
 
-def _faulty(report: CocoReport) -> tuple[dict[str, set], list[dict]]:
-    """Indices of the entries of each list that go, and a row on each."""
-    gone, done = {"images": set(), "categories": set(), "annotations": set()}, []
+def _joined(report: CocoReport) -> dict:
+    """The content, in which annotations of a thing that has several ids name the first of them."""
+    first_ids = {"image_id": {}, "category_id": {}}
+    for entries, key, name in (
+        (report.images, "image_id", "file_name"),
+        (report.categories, "category_id", "name"),
+    ):
+        first: dict = {}
+        for entry in entries.values():
+            first_ids[key][entry["id"]] = first.setdefault(identity(entry, name), entry["id"])
+    whole = {
+        index: annotation
+        | {key: ids.get(annotation.get(key), annotation.get(key)) for key, ids in first_ids.items()}
+        for index, annotation in report.whole["annotations"].items()
+    }
+    every = enumerate(report.content["annotations"])
+    return {**report.content, "annotations": [whole.get(index, old) for index, old in every]}
+
+
+def _leave_out(content: dict, report: CocoReport) -> list[tuple[Fault, str]]:
+    """Take images and categories with a fatal fault from `content`; the faults, and what was done."""
+    gone, done = {"images": set(), "categories": set()}, []
     for fault in report.faults:
-        kind = KINDS[fault.kind]
-        if not fault.entry or not (kind.fatal or fault.kind == "twice") or fault.kind == "outside":
-            continue  # boxes outside are cut below
+        key, index = fault.entry or ("", 0)
+        if key not in gone or not fault.fatal:
+            continue
         if fault.kind == "leak" and report.split != "train":
             continue
-        key, index = fault.entry
         gone[key].add(index)
-        joined = fault.kind in ("file_name", "category_name")
-        done.append(
-            {
-                "what": kind.what,
-                "place": fault.place,
-                "image": fault.image,
-                "found": fault.found,
-                "done": "joined with the first" if joined else "left out",
-            }
-        )
-        if fault.kind == "image_id":
-            entries = report.content["images"]
-            first = next(
-                i for i, entry in enumerate(entries) if entry is report.images[entries[index]["id"]]
-            )
-            # Nothing says whose the annotations are.
-            if entries[first]["file_name"] != entries[index]["file_name"]:
-                gone["images"].add(first)
-                done.append(
-                    {
-                        **done[-1],
-                        "place": f"images, entry {first}",
-                        "image": entries[first]["file_name"],
-                    }
-                )
-    return gone, done
-
-
-def _joined(report: CocoReport, key: str, name: str) -> dict:
-    """{id of an entry: id of the first with the same `name`} for entries that are one thing under two ids."""
-    first, join = {}, {}
-    for entry in (report.images if key == "images" else report.categories).values():
-        before = first.setdefault(
-            str(Path(entry[name])) if key == "images" else entry[name], entry["id"]
-        )
-        if before != entry["id"]:
-            join[entry["id"]] = before
-    return join
+        how = "left out"
+        if fault.kind in ("file_name", "category_name"):
+            how = "joined with the first"
+        elif fault.kind == "image_id":
+            entry = report.whole["images"][index]
+            first = report.images[entry["id"]]
+            if first["file_name"] != entry["file_name"]:  # nothing says whose the annotations are
+                gone["images"].add(content["images"].index(first))
+                how = "left out, and the first"
+        done.append((fault, how))
+    for key, indices in gone.items():
+        content[key] = [e for index, e in enumerate(content[key]) if index not in indices]
+    return done

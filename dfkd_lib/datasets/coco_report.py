@@ -1,9 +1,9 @@
 """`CocoReport`: what is wrong with a split of a COCO folder and where, fatal or not, and what the split holds."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from dfkd_lib.core import WorkbenchError, plain
 
@@ -11,79 +11,46 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BOX = "bbox is [x, y, width, height] in pixels from the top left"
-
-
-class Kind(NamedTuple):
-    """A kind of fault: whether it stops training, what it is, its fix."""
-
-    fatal: bool
-    what: str
-    fix: str
-
-
-KINDS = {
-    "file": Kind(
-        True, "a COCO annotation file is missing or cannot be read", "fetch or write it again"
-    ),
-    "list": Kind(
-        True,
+# Kind of fault: what it is, and its fix. Fatal ones stop training, warnings do not.
+FATAL = {
+    "file": ("a COCO annotation file is missing or cannot be read", "fetch or write it again"),
+    "list": (
         "a COCO file has no images, no annotations or no categories",
-        "write the list into the file",
+        "write the list into it",
     ),
-    "entry": Kind(
-        True, "an entry of a COCO file is not whole", "write the entry again, or remove it"
-    ),
-    "image_id": Kind(
-        True, "two images have one id", "give each image an id of its own, in its annotations too"
-    ),
-    "category_id": Kind(True, "two categories have one id", "give each category an id of its own"),
-    "annotation_id": Kind(False, "two annotations have one id", "number the annotations again"),
-    "file_name": Kind(
-        True,
-        "two entries name one image file",
-        "join the entries: objects of one lack in the other",
-    ),
-    "category_name": Kind(True, "two categories have one name", "join the categories"),
-    "no_image": Kind(
-        True, "an annotation belongs to no image", "remove the annotation, or add its image"
-    ),
-    "category": Kind(
-        True, "an annotation has an unknown category", "add it to 'categories', or correct it"
-    ),
-    "numbers": Kind(True, "a box is not four numbers", BOX),
-    "finite": Kind(True, "a box holds a value that is not a number", BOX),
-    "no_area": Kind(True, "a box has no area", BOX),
-    "outside": Kind(True, "a box lies outside its image", BOX),
-    "twice": Kind(False, "an annotation is there twice", "remove one of them"),
-    "near": Kind(False, "two boxes are almost the same", "look whether they are one object"),
-    "area": Kind(
-        False, "an area is not that of its box", "write width x height, or give the segmentation"
-    ),
-    "class": Kind(False, "a category has no object", "leave it out, or add objects"),
-    "missing": Kind(True, "an image is missing", "put the file there, or remove its entry"),
-    "unreadable": Kind(
-        True, "an image cannot be read", "fetch the file again, or remove its entry"
-    ),
-    "size": Kind(
-        True,
+    "entry": ("an entry of a COCO file is not whole", "write the entry again, or remove it"),
+    "image_id": ("two images have one id", "give each its own, in its annotations too"),
+    "category_id": ("two categories have one id", "give each category an id of its own"),
+    "file_name": ("two entries name one image file", "join them: objects of one lack in the other"),
+    "category_name": ("two categories have one name", "join the categories"),
+    "no_image": ("an annotation belongs to no image", "remove the annotation, or add its image"),
+    "category": ("an annotation has an unknown category", "add it to 'categories', or correct it"),
+    "numbers": ("a box is not four finite numbers", BOX),
+    "no_area": ("a box has no area", BOX),
+    "outside": ("a box lies outside its image", BOX),
+    "missing": ("an image is missing", "put the file there, or remove its entry"),
+    "unreadable": ("an image cannot be read", "fetch the file again, or remove its entry"),
+    "size": (
         "an image has another size than its annotation file says",
         "correct width and height, or restore the image the boxes were drawn on",
     ),
-    "same": Kind(False, "one picture lies there under two names", "keep one of them"),
-    "leak": Kind(
-        True,
-        "one picture is in two splits, which makes a test worthless",
-        "remove it from the training split",
-    ),
-    "classes": Kind(
-        True, "two splits have different categories", "give all splits the same ids and names"
-    ),
+    "leak": ("one picture is in two splits, which makes a test worthless", "remove it from train"),
+    "classes": ("two splits have different categories", "give all splits the same ids and names"),
 }
+WARNINGS = {
+    "annotation_id": ("two annotations have one id", "number the annotations again"),
+    "twice": ("an annotation is there twice", "remove one of them"),
+    "near": ("two boxes are almost the same", "look whether they are one object"),
+    "class": ("a category has no object", "leave it out, or add objects"),
+    "same": ("one picture lies there under two names", "keep one of them"),
+}
+KINDS = FATAL | WARNINGS
+QUANTILES = {"5 %": 0.05, "median": 0.5, "95 %": 0.95}
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: its kind (a key of KINDS), the place in words, what was expected and found, the list and index."""
+    """One fault: its kind (a key of KINDS), where it is, what was expected and found there, the entry's list and index."""
 
     kind: str
     place: str
@@ -92,19 +59,35 @@ class Fault:
     image: str = ""
     entry: tuple[str, int] | None = None
 
+    @property
+    def fatal(self) -> bool:
+        """Whether it stops training."""
+        return self.kind in FATAL
+
+    @property
+    def what(self) -> str:
+        """What is wrong, in words."""
+        return KINDS[self.kind][0]
+
+    def __str__(self) -> str:
+        image = f", image {self.image}" if self.image and self.image not in self.place else ""
+        return f"{self.place}{image}: expected {self.expected}, found {self.found}"
+
 
 @dataclass
 class CocoReport:
     """What was found in one split of a COCO folder, made by `check_coco`.
 
-    `images` and `categories` (in the order of their ids) are the entries without a fault, by id; `annotations` are
-    (index in the file, entry, box), the box (x, y, width, height) in pixels and cut to its image.
+    `whole` are the entries of each list, by their place in it, that have all they need. `images` and `categories` (in
+    the order of their ids) are those of them by id; `annotations` are (index in the file, entry, box) without a fault,
+    the box (x, y, width, height) in pixels and cut to its image.
     """
 
     folder: Path
     split: str
     faults: list[Fault] = field(default_factory=list)
     content: dict = field(default_factory=dict, repr=False)
+    whole: dict[str, dict[int, dict]] = field(default_factory=dict, repr=False)
     images: dict[int | str, dict] = field(default_factory=dict, repr=False)
     categories: dict[int | str, dict] = field(default_factory=dict, repr=False)
     annotations: list[tuple[int, dict, tuple]] = field(default_factory=list, repr=False)
@@ -116,30 +99,26 @@ class CocoReport:
     @property
     def fatal(self) -> bool:
         """Whether anything stops training."""
-        return any(KINDS[fault.kind].fatal for fault in self.faults)
+        return any(fault.fatal for fault in self.faults)
 
     def grouped(self) -> dict[str, list[Fault]]:
         """{kind: its faults}, fatal kinds first."""
-        groups = defaultdict(list)
-        for fault in self.faults:
-            groups[fault.kind].append(fault)
-        return dict(sorted(groups.items(), key=lambda item: not KINDS[item[0]].fatal))
+        groups: dict[str, list[Fault]] = {}
+        for fault in sorted(self.faults, key=lambda fault: not fault.fatal):
+            groups.setdefault(fault.kind, []).append(fault)
+        return groups
 
-    def add(
-        self, kind: str, place: str, expected, found, image: str = "", entry: tuple | None = None
-    ) -> None:
-        self.faults.append(
-            Fault(kind, plain(place), plain(expected), plain(found)[:100], plain(image), entry)
-        )
+    def add(self, kind: str, expected, found, place="", image="", entry=None) -> None:
+        """Add a fault, of the file where no other place is given."""
+        place, found = plain(place or self.file.name), plain(found)[:100]
+        self.faults.append(Fault(kind, place, plain(expected), found, plain(image), entry))
 
     def flag(self, kind: str, key: str, index: int, expected, found, place: str = "") -> None:
-        """Add a fault of a whole entry of a list, which names its image; the place is the annotation or the image by default."""
-        entry = self.content[key][index]
-        image = entry.get("file_name") or self.images.get(entry.get("image_id"), {}).get(
-            "file_name", ""
-        )
+        """Add a fault of a whole entry of a list; its place is the annotation or the image where no other is given."""
+        entry = self.whole[key][index]
+        image = self.images.get(entry.get("image_id"), entry).get("file_name", "")
         usual = f"annotation {entry.get('id')}" if key == "annotations" else image
-        self.add(kind, place or usual, expected, found, image, (key, index))
+        self.add(kind, expected, found, place or usual, image, (key, index))
 
     def counts(self) -> dict[str, int]:
         """Numbers of images, of those without annotations, of annotations and of crowd regions among them."""
@@ -159,86 +138,66 @@ class CocoReport:
         """A row for each class and one for all: objects, images that show them, box width and height in pixels."""
         import pandas as pd
 
-        names = {c["id"]: c["name"] for c in self.categories.values()}
+        names = {key: category["name"] for key, category in self.categories.items()}
         boxes = pd.DataFrame(
             [(names[a["category_id"]], a["image_id"], *box[2:]) for _, a, box in self.annotations],
             columns=["class", "image", "width", "height"],
         )
-        rows = {}
-        for name, part in [(n, boxes[boxes["class"] == n]) for n in names.values()] + [
-            ("all", boxes)
-        ]:
-            rows[name] = {"objects": len(part), "images": part["image"].nunique()}
-            for side in ("width", "height"):
-                for share, word in ((0.05, "5 %"), (0.5, "median"), (0.95, "95 %")):
-                    rows[name][f"{side} {word}"] = part[side].quantile(share)
+        parts = {name: boxes[boxes["class"] == name] for name in names.values()}
+        rows = {
+            name: {"objects": len(part), "images": part["image"].nunique()}
+            | {
+                f"{side} {title}": part[side].quantile(share)
+                for side in ("width", "height")
+                for title, share in QUANTILES.items()
+            }
+            for name, part in [*parts.items(), ("all", boxes)]
+        }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
 
     def problems(self) -> "pd.DataFrame":
         """A row for each fault: whether it is fatal, what, place, image, expected, found, fix."""
         import pandas as pd
 
+        rows = [
+            (f.fatal, f.what, f.place, f.image, f.expected, f.found, KINDS[f.kind][1])
+            for found in self.grouped().values()
+            for f in found
+        ]
         columns = ["fatal", "what", "place", "image", "expected", "found", "fix"]
-        return pd.DataFrame(
-            [
-                (
-                    KINDS[f.kind].fatal,
-                    KINDS[f.kind].what,
-                    f.place,
-                    f.image,
-                    f.expected,
-                    f.found,
-                    KINDS[f.kind].fix,
-                )
-                for found in self.grouped().values()
-                for f in found
-            ],
-            columns=columns,
-        )
+        return pd.DataFrame(rows, columns=columns)
 
     def text(self, most: int = 20) -> str:
         """The report to read; at most `most` faults of each kind (0: all)."""
         counts = ", ".join(f"{n} {what}" for what, n in self.counts().items())
-        sizes = ", ".join(f"{w} x {h} ({n})" for (w, h), n in self.sizes().most_common(5))
-        lines = [
-            f"{self.file}",
-            f"  {counts}",
-            f"  image sizes: {sizes or 'none'}"
-            + (f", and {len(self.sizes()) - 5} more" if len(self.sizes()) > 5 else ""),
-        ]
+        sizes = [f"{w} x {h} ({n})" for (w, h), n in self.sizes().most_common(5)] or ["none"]
+        if len(self.sizes()) > 5:
+            sizes.append(f"and {len(self.sizes()) - 5} more")
+        lines = [f"{self.file}", f"  {counts}", f"  image sizes: {', '.join(sizes)}"]
         if self.annotations:
             lines += ["  " + line for line in self.table().round(1).to_string().splitlines()]
-        lines += listed(self.grouped(), most) or ["  nothing wrong was found"]
+        lines += self._listed(most) or ["  nothing wrong was found"]
         return "\n".join(lines)
 
     def error(self) -> WorkbenchError:
-        """The error that says the first few fatal faults of each kind and how to see all of them."""
-        fatal = {kind: found for kind, found in self.grouped().items() if KINDS[kind].fatal}
-        what = "; ".join(KINDS[kind].what for kind in fatal)
+        """The error of all fatal faults, with the first few of each kind and how to see all of them."""
         return WorkbenchError(
-            what,
-            got="\n" + "\n".join(listed(fatal, 3)),
+            "; ".join(KINDS[kind][0] for kind in self.grouped() if kind in FATAL),
+            got="\n" + "\n".join(self._listed(3, warnings=False)),
             where=self.file,
             fix=f"python -m dfkd_lib.datasets check {self.folder} shows all of it, and with --repair OUT "
             "writes a copy without it",
         )
 
-
-def listed(groups: dict[str, list[Fault]], most: int) -> list[str]:
-    """Lines on grouped faults: a heading for each kind with its count and fix, then its first `most` (0: all)."""
-    lines = []
-    for kind, found in groups.items():
-        lines.append(
-            f"  {'FATAL' if KINDS[kind].fatal else 'warning'}: {KINDS[kind].what}, {len(found)} x "
-            f"(fix: {KINDS[kind].fix})"
-        )
-        for fault in found[: most or None]:
-            image = (
-                f", image {fault.image}" if fault.image and fault.image not in fault.place else ""
-            )
-            lines.append(
-                f"    {fault.place}{image}: expected {fault.expected}, found {fault.found}"
-            )
-        if most and len(found) > most:
-            lines.append(f"    and {len(found) - most} more")
-    return lines
+    def _listed(self, most: int, warnings: bool = True) -> list[str]:
+        """A heading for each kind of fault with its count and fix, then its first `most` (0: all)."""
+        lines = []
+        for kind, found in self.grouped().items():
+            if kind in WARNINGS and not warnings:
+                continue
+            (what, fix), level = KINDS[kind], "FATAL" if kind in FATAL else "warning"
+            lines.append(f"  {level}: {what}, {len(found)} x (fix: {fix})")
+            lines += [f"    {fault}" for fault in found[: most or None]]
+            if most and len(found) > most:
+                lines.append(f"    and {len(found) - most} more")
+        return lines

@@ -1,6 +1,8 @@
 """Which images: a named set or a folder, at which size, and how many of them measure."""
 
+from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
@@ -42,21 +44,19 @@ def load_splits(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     Raises:
         WorkbenchError: see `load_images`.
     """
-    test = _known_images(config.name, "test", config.size or None, _stamp(config))
-    train = _known_images(config.name, "train", config.size or None, _stamp(config))
+    folder = resolve(config.name)
+    changed = stamp([folder, *folder.glob("*/"), *folder.glob("*/*/")])
+    test = _known_images(config.name, "test", config.size or None, changed)
+    train = _known_images(config.name, "train", config.size or None, changed)
     return train, test.sample(config.test_images or len(test), 0)
 
 
 @lru_cache(maxsize=6)
-def _known_images(data: str, split: str, size: int | None, stamp: tuple) -> ImageSet:
-    """Images of a split, read once however many students of a grid want them; `stamp` makes a changed folder new."""
+def _known_images(data: str, split: str, size: int | None, changed: tuple) -> ImageSet:
+    """Images of a split, read once however many students of a grid want them; anew where `changed` is another."""
     return load_images(data, split, size=size)
 
 
-def _stamp(config: DataConfig) -> tuple:
-    """When the folders of a data folder were last changed by adding or removing files; () for a named set."""
-    folder = resolve(config.name)
-    if config.named or not folder.is_dir():
-        return ()
-    folders = [folder, *folder.glob("*/"), *folder.glob("*/*/")]
-    return tuple(sorted((str(path), path.stat().st_mtime_ns) for path in folders))
+def stamp(places: Iterable[Path]) -> tuple:
+    """When these files and folders last changed, those that are there: how an open kernel sees that its data did."""
+    return tuple(sorted((str(p), p.stat().st_mtime_ns) for p in places if p.exists()))

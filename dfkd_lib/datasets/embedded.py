@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dfkd_lib.core.artifacts import resolve
+from dfkd_lib.core import resolve
 
 # Of the uncompressed files of LeCun, Cortes and Burges; the compressed ones differ with the compressor.
 MNIST_MD5 = {
@@ -21,17 +21,14 @@ MNIST_MD5 = {
 def embedded_table(root: str | Path = "data") -> pd.DataFrame:
     """The embedded data files, their sizes in bytes, and whether MNIST's are the original's."""
     folder = resolve(root)
-    known = {folder / "mnist" / name: digest for name, digest in MNIST_MD5.items()}
-    rows = [(path, _state(path, digest)) for path, digest in known.items()]
+    places = {folder / "mnist" / name: digest for name, digest in MNIST_MD5.items()}
+    states = {path: _state(path, digest) for path, digest in places.items()}
     teachers = sorted((folder / "teachers").glob("*.safetensors"))
-    rows += [(path, "shipped teacher") for path in teachers]
-    return pd.DataFrame(
-        [
-            (f"{path.parent.name}/{path.name}", path.stat().st_size if path.is_file() else 0, state)
-            for path, state in rows
-        ],
-        columns=["file", "bytes", "state"],
-    )
+    rows = [
+        (f"{path.parent.name}/{path.name}", path.stat().st_size if path.is_file() else 0, state)
+        for path, state in (states | dict.fromkeys(teachers, "shipped teacher")).items()
+    ]
+    return pd.DataFrame(rows, columns=["file", "bytes", "state"])
 
 
 def _state(path: Path, digest: str) -> str:

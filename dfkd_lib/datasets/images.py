@@ -23,6 +23,17 @@ def check_names(classes: tuple[str, ...], where: str) -> None:
         )
 
 
+def evenly(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Places of `count` (at most N) of the labels (N,), the classes taken in turn, chosen and ordered by `seed`."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    # Rank within its class, in shuffled order: taking the lowest ranks takes the classes in turn.
+    rank = torch.zeros_like(order)
+    for label in labels.unique():
+        mine = labels[order] == label
+        rank[mine] = torch.arange(int(mine.sum()))
+    return order[torch.argsort(rank, stable=True)[:count]]
+
+
 @dataclass
 class ImageSet:
     """Labelled images; reading the pixels of a real split is counted by the ledger, and refused where undeclared.
@@ -49,47 +60,30 @@ class ImageSet:
 
     def __post_init__(self):
         self.classes = tuple(str(c) for c in self.classes)
-        if (
-            not isinstance(self.pixels, Tensor)
-            or self.pixels.dtype != torch.uint8
-            or self.pixels.ndim != 4
-        ):
-            got = f"{getattr(self.pixels, 'dtype', type(self.pixels))} {tuple(getattr(self.pixels, 'shape', ()))}"
+        check_names(self.classes, self.name)
+        pixels = self.pixels if isinstance(self.pixels, Tensor) else torch.empty(0)
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.numel() == 0:
             raise WorkbenchError(
                 "images have the wrong form",
-                expected="uint8 (N, C, H, W)",
-                got=got,
+                expected="uint8 (N, C, H, W), none of them 0",
+                got=f"{type(self.pixels).__name__}, {pixels.dtype} {tuple(pixels.shape)}",
                 where=self.name,
                 fix="convert float images in [-1, 1] with datasets.to_uint8, which refuses NaN",
             )
-        if self.pixels.numel() == 0:
-            raise WorkbenchError(
-                "a set of images is empty",
-                where=self.name,
-                fix="give at least one image with pixels",
-                got=tuple(self.pixels.shape),
-            )
-        check_names(self.classes, self.name)
-        if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.pixels),):
+        labels, count = self.labels, len(pixels)
+        fits = labels.dtype == torch.int64 and labels.shape == (count,)
+        bad = ((labels < 0) | (labels >= len(self.classes))).nonzero().flatten().tolist()
+        if bad or not fits:
+            first = f", {int(labels[bad[0]])} for image {bad[0]}" if bad and fits else ""
             raise WorkbenchError(
                 "labels do not fit the images",
-                expected=f"int64 ({len(self.pixels)},)",
+                expected=f"int64 ({count},), 0..{len(self.classes) - 1}",
+                got=f"{labels.dtype} {tuple(labels.shape)}{first}",
                 where=self.name,
-                got=f"{self.labels.dtype} {tuple(self.labels.shape)}",
-                fix="give one label an image",
-            )
-        bad = ((self.labels < 0) | (self.labels >= len(self.classes))).nonzero()
-        if len(bad):
-            first = int(bad[0])
-            raise WorkbenchError(
-                "a label is out of range",
-                expected=f"0..{len(self.classes) - 1}",
-                got=int(self.labels[first]),
-                where=f"{self.name}, image {first}",
-                fix="check the labels file, or name all classes",
+                fix="give one label an image, and name all classes",
             )
         if self.places is None:
-            self.places = np.arange(len(self.pixels))
+            self.places = np.arange(count)
 
     @property
     def images(self) -> Tensor:
@@ -115,9 +109,8 @@ class ImageSet:
     def fingerprint(self) -> str:
         """A hash of pixels, labels and class names: the identity of the set in artifact keys."""
         if self._fingerprint is None:
-            digest = hashlib.sha256(
-                repr((tuple(self.pixels.shape), self.classes, self.split)).encode()
-            )
+            what = repr((tuple(self.pixels.shape), self.classes, self.split))
+            digest = hashlib.sha256(what.encode())
             for part in self.pixels.split(4096):  # a set may be larger than memory
                 digest.update(part.numpy().tobytes())
             digest.update(self.labels.numpy().tobytes())
@@ -156,20 +149,13 @@ class ImageSet:
         if count >= len(self):
             return self
         self.check_classes()
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        # Rank within its class, in shuffled order: taking the lowest ranks takes the classes in turn.
-        labels = self.labels[order]
-        rank = torch.zeros(len(self), dtype=torch.long)
-        for k in range(self.num_classes):
-            mine = labels == k
-            rank[mine] = torch.arange(int(mine.sum()))
-        return self.subset(order[torch.argsort(rank, stable=True)[:count]])
+        return self.subset(evenly(self.labels, count, seed))
 
     def check_classes(self) -> None:
         """Raise if a class has no image."""
         counts = torch.bincount(self.labels, minlength=self.num_classes)
-        if (counts == 0).any():
-            empty = [self.classes[int(k)] for k in (counts == 0).nonzero().flatten()]
+        empty = [self.classes[k] for k in (counts == 0).nonzero().flatten().tolist()]
+        if empty:
             raise WorkbenchError(
                 "a class has no image",
                 expected="at least one image in each class",

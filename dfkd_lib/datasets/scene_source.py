@@ -7,9 +7,9 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from dfkd_lib.core import Config, Seed, WorkbenchError
-from dfkd_lib.core.artifacts import Artifact, resolve
+from dfkd_lib.core import Artifact, Config, Seed, WorkbenchError, resolve
 from dfkd_lib.datasets.coco import load_coco
+from dfkd_lib.datasets.config import stamp
 from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
 
 GENERATED = "scenes"  # the name of the generated aerial scenes, which stand for a real data set
@@ -89,32 +89,27 @@ class SceneConfig(Config):
         Scene i of a generated set depends on seed and i alone, so its first scenes stand for the program that drew it:
         thousands need not be drawn to find an artifact that was made from them.
         """
-        load = partial(_load, self, split, _stamp(self, split))
         if self.name != GENERATED and split != "synthetic":
+            folder = resolve(self.name)
+            places = (folder / f"{name}{end}" for name in {split, "val"} for end in ("", ".json"))
+            load = partial(_load, self, split, stamp(places))
             found = load()
             identity = {**self.as_dict(), "scenes": found.fingerprint}
             return Scenes(load, identity, found.classes, found.split)
         count = self.test_scenes if split == "test" else self.train_scenes
         first = generate_scenes(min(PROBE, count), self.size, self.seed, split)
         identity = {"generated": split, "count": count, "size": self.size, "seed": self.seed}
-        return Scenes(load, {**identity, "scenes": first.fingerprint}, first.classes, first.split)
+        identity["scenes"] = first.fingerprint
+        load = partial(_generated, count, self.size, self.seed, split)
+        return Scenes(load, identity, first.classes, first.split)
 
 
-def _stamp(config: SceneConfig, split: str) -> tuple:
-    """When a folder's annotations and images last changed, so that an open kernel sees it."""
-    if config.name == GENERATED or split == "synthetic":
-        return ()
-    places = [
-        resolve(config.name) / name for one in {split, "val"} for name in (f"{one}.json", one)
-    ]
-    return tuple(sorted((str(p), p.stat().st_mtime_ns) for p in places if p.exists()))
+_generated = cache(generate_scenes)
 
 
 @cache
-def _load(config: SceneConfig, split: str, stamp: tuple) -> SceneSet:
-    if config.name == GENERATED or split == "synthetic":
-        count = config.test_scenes if split == "test" else config.train_scenes
-        return generate_scenes(count, config.size, config.seed, split)
+def _load(config: SceneConfig, split: str, changed: tuple) -> SceneSet:
+    """The scenes of a folder, read anew where `changed` is another."""
     if config.shortest:
         return load_coco(config.name, split, shortest=config.shortest)
     cut = {"size": config.size, "crop": config.crop or None}
@@ -144,7 +139,7 @@ def open_scenes(artifact: Artifact) -> SceneSet:
             fix="give drawn scenes",
             got=f"{', '.join(sorted(tensors))}; classes {classes}",
         )
-    present = tensors["labels"] >= 0
+    present = [rows >= 0 for rows in tensors["labels"]]
     boxes, labels = (
         [rows[there] for rows, there in zip(tensors[name], present, strict=True)]
         for name in ("boxes", "labels")

@@ -14,6 +14,18 @@ from dfkd_lib.datasets.silhouettes import CLASSES, silhouette
 
 SUPERSAMPLE = 4
 MAX_OBJECTS = 4
+SKIES = (
+    (90, 140, 200),
+    (60, 100, 170),
+    (140, 170, 200),
+    (165, 175, 185),
+    (200, 205, 210),
+    (110, 100, 130),
+    (180, 130, 110),
+    (40, 50, 80),
+    (120, 180, 220),
+)
+GROUNDS = ((70, 95, 55), (105, 95, 70), (80, 80, 85), (60, 75, 60), (130, 120, 95), (45, 50, 50))
 STREAMS = {"train": 0, "test": 1, "val": 2, "synthetic": 3}
 
 
@@ -43,35 +55,27 @@ class SceneSet:
     scale: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self):
-        if not len(self.pixels) == len(self.boxes) == len(self.labels):
+        count = len(self.pixels)
+        if self.rows is None:
+            object.__setattr__(self, "rows", np.arange(count))
+        if self.scale is None:
+            object.__setattr__(self, "scale", torch.ones(count))
+        lengths = [len(self.boxes), len(self.labels), len(self.scale)]
+        if (
+            not count
+            or self.pixels.dtype != torch.uint8
+            or self.pixels.ndim != 4
+            or lengths != [count] * 3
+            or not (self.scale > 0).all()
+        ):
             raise WorkbenchError(
                 "a scene set is not whole",
-                expected=f"boxes and labels for {len(self.pixels)} images",
-                got=f"{len(self.boxes)} and {len(self.labels)}",
+                expected="uint8 (N >= 1, 3, H, W); for each image boxes, labels, a scale above 0",
+                got=f"{self.pixels.dtype} {tuple(self.pixels.shape)}; {lengths} of these",
                 where=self.origin,
-                fix="give one tensor of boxes and one of labels for each image",
-            )
-        if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4 or not len(self.pixels):
-            raise WorkbenchError(
-                "scenes have the wrong form",
-                expected="uint8 (N, 3, H, W), N >= 1",
-                where=self.origin,
-                got=f"{self.pixels.dtype} {tuple(self.pixels.shape)}",
-                fix="convert them to uint8",
+                fix="convert the images to uint8, and give a tensor of each for each image",
             )
         check_names(self.classes, self.origin)
-        if self.rows is None:
-            object.__setattr__(self, "rows", np.arange(len(self.pixels)))
-        if self.scale is None:
-            object.__setattr__(self, "scale", torch.ones(len(self.pixels)))
-        if self.scale.shape != (len(self.pixels),) or not (self.scale > 0).all():
-            raise WorkbenchError(
-                "scales do not fit the scenes",
-                expected=f"float32 ({len(self.pixels)},), above 0",
-                got=f"{tuple(self.scale.shape)}",
-                where=self.origin,
-                fix="give one for each image",
-            )
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -111,14 +115,8 @@ class SceneSet:
 
     def counts(self) -> dict[str, int]:
         """The number of objects of each class."""
-        every = torch.cat([*self.labels, torch.empty(0, dtype=torch.int64)])
-        return dict(
-            zip(
-                self.classes,
-                torch.bincount(every, minlength=len(self.classes)).tolist(),
-                strict=True,
-            )
-        )
+        found = torch.bincount(torch.cat(self.labels), minlength=len(self.classes))
+        return dict(zip(self.classes, found.tolist(), strict=True))
 
 
 def generate_scenes(
@@ -141,18 +139,11 @@ def generate_scenes(
     Raises:
         WorkbenchError: on an unknown split or impossible sizes.
     """
-    if split not in STREAMS:
-        raise WorkbenchError(
-            "unknown split of the generated scenes",
-            expected=", ".join(STREAMS),
-            got=split,
-            fix="choose one of them",
-        )
-    if count < 1 or size < 32 or not 0 < scale[0] <= scale[1] <= 1:
+    if split not in STREAMS or count < 1 or size < 32 or not 0 < scale[0] <= scale[1] <= 1:
         raise WorkbenchError(
             "impossible generated scenes",
-            expected="count >= 1, size >= 32, 0 < scale <= 1",
-            got=f"count {count}, size {size}, scale {scale}",
+            expected=f"split {', '.join(STREAMS)}; count >= 1, size >= 32, 0 < scale <= 1",
+            got=f"split {split}, count {count}, size {size}, scale {scale}",
             fix="correct the value out of range",
         )
     images, boxes, labels = np.empty((count, size, size, 3), np.uint8), [], []
@@ -171,9 +162,7 @@ def generate_scenes(
     )
 
 
-def _scene(
-    size: int, scale: tuple, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _scene(size: int, scale: tuple, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """One scene: uint8 (size, size, 3), boxes float32 (n, 4) cxcywh, labels int64 (n,)."""
     canvas = _sky(size, rng)
     taken, labels = [], []
@@ -199,7 +188,7 @@ def _smooth_noise(cells: int, size: int, rng: np.random.Generator) -> np.ndarray
 
 def _sky(size: int, rng: np.random.Generator) -> np.ndarray:
     """A background of sky, clouds, perhaps ground with clutter: float32 (size, size, 3) in 0-255."""
-    top = np.array(_SKIES[rng.integers(len(_SKIES))], np.float32) + rng.uniform(-20, 20, 3)
+    top = np.array(SKIES[rng.integers(len(SKIES))], np.float32) + rng.uniform(-20, 20, 3)
     low = top + rng.uniform(10, 60) * np.array([1.0, 0.8, 0.4])
     y = np.linspace(0, 1, size, dtype=np.float32)
     ramp = (y[:, None] + rng.uniform(-0.4, 0.4) * (y[None, :] - 0.5))[..., None]
@@ -217,7 +206,7 @@ def _sky(size: int, rng: np.random.Generator) -> np.ndarray:
 def _ground(canvas: np.ndarray, rng: np.random.Generator) -> None:
     """Draw hills, and at times buildings, over the lower part of `canvas`, in place."""
     size = len(canvas)
-    colour = np.array(_GROUNDS[rng.integers(len(_GROUNDS))], np.float32) + rng.uniform(-15, 15, 3)
+    colour = np.array(GROUNDS[rng.integers(len(GROUNDS))], np.float32) + rng.uniform(-15, 15, 3)
     ridge = size * (
         rng.uniform(0.65, 0.92) + 0.06 * _smooth_noise(int(rng.integers(3, 8)), size, rng)[0]
     )
@@ -266,12 +255,11 @@ def _draw(
 
 def _paint(behind: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A colour that stands out from what is behind it: float32 (3,) in 0-255."""
-    grey = behind.mean()
-    target = (
-        grey - rng.uniform(70, 150)
-        if grey > 110 and rng.random() < 0.75
-        else grey + rng.uniform(70, 120)
-    )
+    target = behind.mean()
+    if target > 110 and rng.random() < 0.75:
+        target = target - rng.uniform(70, 150)
+    else:
+        target = target + rng.uniform(70, 120)
     return np.clip(target + rng.uniform(-30, 30, 3), 5, 250).astype(np.float32)
 
 
@@ -281,27 +269,11 @@ def _free_corner(
     """A top-left corner at which a box of this extent lies inside and covers little of the others, or None."""
     for _ in range(12):
         corner = rng.uniform(0.5, np.maximum(size - extent - 0.5, 0.6))
-        low, high = corner, corner + extent
-        for x0, y0, x1, y1 in taken:
-            shared = max(min(high[0], x1) - max(low[0], x0), 0) * max(
-                min(high[1], y1) - max(low[1], y0), 0
-            )
-            if shared > 0.1 * min(extent.prod(), (x1 - x0) * (y1 - y0)):
+        for box in np.array(taken).reshape(-1, 2, 2):
+            shared = np.minimum(corner + extent, box[1]) - np.maximum(corner, box[0])
+            smaller = min(extent.prod(), (box[1] - box[0]).prod())
+            if shared.clip(0).prod() > 0.1 * smaller:
                 break
         else:
             return corner
     return None
-
-
-_SKIES = (
-    (90, 140, 200),
-    (60, 100, 170),
-    (140, 170, 200),
-    (165, 175, 185),
-    (200, 205, 210),
-    (110, 100, 130),
-    (180, 130, 110),
-    (40, 50, 80),
-    (120, 180, 220),
-)
-_GROUNDS = ((70, 95, 55), (105, 95, 70), (80, 80, 85), (60, 75, 60), (130, 120, 95), (45, 50, 50))

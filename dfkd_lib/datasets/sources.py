@@ -6,17 +6,16 @@ import os
 import struct
 import warnings
 import zlib
-from collections import Counter
-from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from dfkd_lib.core import WorkbenchError, ledger
-from dfkd_lib.core.artifacts import resolve
+from dfkd_lib.core import WorkbenchError, ledger, resolve
 from dfkd_lib.datasets.cifar import read_cifar
-from dfkd_lib.datasets.images import ImageSet
+from dfkd_lib.datasets.images import ImageSet, evenly
 
 SPLITS = ("train", "test")
 MNIST_FILES = {
@@ -61,10 +60,11 @@ def load_images(
         WorkbenchError: on missing, damaged or wrong-size files, an empty class, an unknown name or split.
     """
     named = name_or_path in NAMED
-    if split not in SPLITS and (named or split != "all"):
+    splits = SPLITS if named else (*SPLITS, "all")
+    if split not in splits:
         raise WorkbenchError(
             "no such split",
-            expected=" or ".join(SPLITS) + ("" if named else ", or all of a folder"),
+            expected=" or ".join(splits),
             got=split,
             where=name_or_path,
             fix="choose one of them",
@@ -72,7 +72,8 @@ def load_images(
     root = resolve(root)
     ledger.register_root(root, free=("artifacts", "teachers"))
     if named:
-        return NAMED[name_or_path](split, root, download)
+        pixels, labels, classes = NAMED[name_or_path](split, root, download)
+        return _image_set(pixels, labels, classes, f"{name_or_path}/{split}")
     folder = resolve(name_or_path)
     if not os.path.isdir(folder):
         raise WorkbenchError(
@@ -85,64 +86,48 @@ def load_images(
     return _folder(folder, split, size, channels, max_images)
 
 
+def _image_set(pixels: np.ndarray, labels, classes: tuple[str, ...], split: str) -> ImageSet:
+    """Images (N, C, H, W) of a real split, named after it."""
+    labels = torch.as_tensor(labels).long()
+    return ImageSet(torch.from_numpy(pixels), labels, classes, split, split)
+
+
 def read_idx(path: str | Path) -> np.ndarray:
     """The uint8 array of a gzipped IDX file (LeCun's MNIST format); WorkbenchError if missing, damaged or truncated."""
     path = Path(path)
-    fix = "fetch the file again; the four MNIST files belong in data/mnist/"
     try:
         with gzip.open(path) as file:
             head = file.read(4)
             dims = head[3] if head[:3] == b"\x00\x00\x08" and len(head) == 4 else 0
             sizes = file.read(4 * dims)
-            shape = (
-                struct.unpack(f">{dims}I", sizes)
-                if 1 <= dims <= 4 and len(sizes) == 4 * dims
-                else ()
-            )
+            if not 1 <= dims <= 4 or len(sizes) != 4 * dims:
+                raise ValueError(f"it begins {head.hex(' ')}, and is not an IDX file of bytes")
+            shape = struct.unpack(f">{dims}I", sizes)
             count = math.prod(shape)
             # No more than the header tells of, and one byte to see whether there is more: it may unpack to gigabytes.
-            body = file.read(count + 1) if shape and count <= LARGEST_IDX else b""
-    except FileNotFoundError:
-        raise WorkbenchError(
-            "a data file is missing", expected=path.name, where=path.parent, fix=fix
-        ) from None
+            body = file.read(count + 1) if count <= LARGEST_IDX else b""
+        if len(body) != count:
+            raise ValueError(f"it has the wrong size for {shape} values of a byte")
     except ledger.LedgerError:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
+        missing = isinstance(error, FileNotFoundError)
         raise WorkbenchError(
-            "a data file is damaged or truncated",
-            expected="a whole gzip file",
+            f"a data file is {'missing' if missing else 'damaged or truncated'}",
+            expected="a whole gzip file: 00 00 08 <dimensions, 1 to 4>, their sizes, the values",
             got=error,
             where=path,
-            fix=fix,
+            fix="fetch the file again; the four MNIST files belong in data/mnist/",
         ) from None
-    if not shape:
-        raise WorkbenchError(
-            "a data file is not an IDX file of bytes",
-            expected="it begins 00 00 08 <dimensions, 1 to 4>",
-            got=head.hex(" "),
-            where=path,
-            fix=fix,
-        )
-    if len(body) != count:
-        got = f"{len(body)} bytes" if count > len(body) else f"{count} bytes and more"
-        raise WorkbenchError(
-            "a data file has the wrong size",
-            expected=f"{shape} = {count} bytes of values, at most {LARGEST_IDX}",
-            got=got,
-            where=path,
-            fix=fix,
-        )
     return np.frombuffer(body, np.uint8).reshape(shape).copy()
 
 
-def _mnist(split: str, root: Path, _: bool) -> ImageSet:
+def _mnist(split: str, root: Path, _: bool) -> tuple:
     folder = root / "mnist"
     ledger.register_files(
         {folder / name: f"mnist/{s}" for s, names in MNIST_FILES.items() for name in names}
     )
-    image_file, label_file = (folder / name for name in MNIST_FILES[split])
-    images, labels = read_idx(image_file), read_idx(label_file)
+    images, labels = (read_idx(folder / name) for name in MNIST_FILES[split])
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
         raise WorkbenchError(
             "images and labels do not belong together",
@@ -151,50 +136,80 @@ def _mnist(split: str, root: Path, _: bool) -> ImageSet:
             got=f"{images.shape} and {labels.shape}",
             fix="fetch both files of this split again",
         )
-    return _image_set(images[:, None], labels, tuple("0123456789"), f"mnist/{split}")
+    return images[:, None], labels, tuple("0123456789")
 
 
-def _digits(split: str, *_) -> ImageSet:
+def _digits(split: str, *_) -> tuple:
     import sklearn.datasets
 
     # One bundled file holds both splits: a stage that may read neither may not open it.
-    ledger.register_files(
-        {Path(sklearn.datasets.__file__).parent / "data" / "digits.csv.gz": f"digits/{split}"}
-    )
+    file = Path(sklearn.datasets.__file__).parent / "data" / "digits.csv.gz"
+    ledger.register_files({file: f"digits/{split}"})
     bunch = sklearn.datasets.load_digits()
     # The bundled copy comes in the writers' order; a fixed shuffle gives both splits every writer and class.
     order = np.random.default_rng(0).permutation(len(bunch.target))
     chosen = order[:1437] if split == "train" else order[1437:]
     images = np.round(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
-    labels = bunch.target[chosen]
-    return _image_set(images[:, None], labels, tuple("0123456789"), f"digits/{split}")
+    return images[:, None], bunch.target[chosen], tuple("0123456789")
 
 
-def _cifar(name: str) -> Callable[..., ImageSet]:
-    def load(split: str, root: Path, download: bool) -> ImageSet:
-        return _image_set(*read_cifar(name, root, split, download), f"{name}/{split}")
-
-    return load
-
-
+# Each gives pixels, labels and classes for (split, root, download).
 NAMED = {
     "mnist": _mnist,
     "digits": _digits,
-    "cifar10": _cifar("cifar10"),
-    "cifar100": _cifar("cifar100"),
+    "cifar10": partial(read_cifar, "cifar10"),
+    "cifar100": partial(read_cifar, "cifar100"),
 }
 
 
-def _image_set(pixels: np.ndarray, labels, classes: tuple[str, ...], split: str) -> ImageSet:
-    """Images (N, C, H, W) of a real split, named after it."""
-    labels = torch.as_tensor(labels).long()
-    return ImageSet(torch.from_numpy(pixels), labels, classes, split, split)
+def _folder(
+    folder: Path, split: str, size: int | None, channels: int | None, max_images: int
+) -> ImageSet:
+    mode = _mode(folder, size, channels, max_images)
+    files = _class_files(folder, split)
+    if split == "all":
+        ledger.register_files({folder: f"{folder.name}/all"})
+    else:
+        splits = {"train": "train", "test": "test", "val": "test"}
+        ledger.register_files({folder / s: f"{folder.name}/{kind}" for s, kind in splits.items()})
+    labels = torch.tensor([k for k, found in enumerate(files.values()) for _ in found])
+    chosen = evenly(labels, max_images or len(labels), 0).sort().values
+    every = [file for found in files.values() for file in found]
+    every = [every[i] for i in chosen]
+    images = [read_image(file, mode, size, crop=split == "all") for file in every]
+    side = images[0].shape[0]
+    for file, image in zip(every, images, strict=True):
+        if image.shape[:2] != (side, side):
+            raise WorkbenchError(
+                "an image is not square, or has another size than the first",
+                expected=f"{side} x {side} pixels",
+                got=f"{image.shape[1]} x {image.shape[0]}",
+                where=file,
+                fix="give size=... to resize them all",
+            )
+    pixels = np.stack(images)
+    pixels = np.ascontiguousarray(pixels.reshape(*pixels.shape[:3], -1).transpose(0, 3, 1, 2))
+    return _image_set(pixels, labels[chosen], tuple(files), f"{folder.name}/{split}")
+
+
+def _mode(path: Path, size: int | None, channels: int | None, max_images: int = 0) -> str:
+    """Pillow's mode for so many channels; WorkbenchError if what is asked for is impossible."""
+    mode = {None: "RGB", 3: "RGB", 1: "L"}.get(channels)
+    if mode is None or max_images < 0 or not (size is None or 1 <= size <= LARGEST_SIDE):
+        raise WorkbenchError(
+            "no such size, number of channels or number of images",
+            expected=f"size 1..{LARGEST_SIDE} or none, channels 1 or 3, max_images 0 (all) or more",
+            got=f"size {size}, channels {channels}, max_images {max_images}",
+            where=path,
+            fix="correct the value out of range",
+        )
+    return mode
 
 
 def _class_files(folder: Path, split: str) -> dict[str, list[Path]]:
     """{class: its image files, sorted} of a folder's split, every class with at least one."""
     base = folder if split == "all" else folder / split
-    if split == "test" and not base.is_dir() and (folder / "val").is_dir():
+    if split == "test" and not base.is_dir():
         base = folder / "val"
     if split == "all" and any((base / name).is_dir() for name in ("train", "test", "val")):
         raise WorkbenchError(
@@ -204,30 +219,19 @@ def _class_files(folder: Path, split: str) -> dict[str, list[Path]]:
             where=base,
             fix="load its splits, or name one of them as the folder",
         )
-    classes = (
-        sorted(p.name for p in base.iterdir() if p.is_dir() and p.name[0] != ".")
-        if base.is_dir()
-        else []
-    )
-    files = {name: _images_in(base / name) for name in classes}
-    if split == "all" and not classes and _images_in(base):
-        files = {folder.name: _images_in(base)}
-    if not files:
+    within = sorted(base.iterdir()) if base.is_dir() else []
+    files = {p.name: _images_in(p) for p in within if p.is_dir() and p.name[0] != "."}
+    if split == "all" and not files and (own := _images_in(base)):
+        files = {folder.name: own}
+    if not files or not all(files.values()):
+        empty = [name for name, found in files.items() if not found]
         raise WorkbenchError(
-            "a folder of images has no classes",
-            expected=f"{base}/<class>/*.png or *.jpg",
+            "a class has no image" if files else "a folder of images has no classes",
+            expected=f"<class>/*{{{','.join(IMAGE_SUFFIXES)}}}",
+            got=f"no image in {', '.join(empty)}" if files else "no folder of a class",
             where=base,
-            fix="put each class's images into a folder of its name",
+            fix="put each class's images into a folder of its name, and remove empty ones",
         )
-    for name, found in files.items():
-        if not found:
-            raise WorkbenchError(
-                "a class has no image",
-                got="0 images",
-                expected=f"{', '.join(IMAGE_SUFFIXES)} files",
-                where=base / name,
-                fix="add images, or remove the empty folder",
-            )
     return files
 
 
@@ -237,76 +241,6 @@ def _images_in(folder: Path) -> list[Path]:
         for f in folder.iterdir()
         if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "." and f.is_file()
     )
-
-
-def _thin(files: dict[str, list[Path]], count: int) -> dict[str, list[Path]]:
-    """At most `count` files in all, the classes taken in turn; which ones of a class is drawn from seed 0."""
-    if not count or sum(map(len, files.values())) <= count:
-        return files
-    rng = np.random.default_rng(0)
-    drawn = {name: [found[i] for i in rng.permutation(len(found))] for name, found in files.items()}
-    turns = sorted((i, name) for name, found in drawn.items() for i in range(len(found)))[:count]
-    share = Counter(name for _, name in turns)
-    return {name: sorted(drawn[name][: share[name]]) for name in drawn if share[name]}
-
-
-def _folder(
-    folder: Path, split: str, size: int | None, channels: int | None, max_images: int
-) -> ImageSet:
-    if max_images < 0:
-        raise WorkbenchError(
-            "no such number of images",
-            expected="0 (all) or more",
-            got=max_images,
-            where="max_images",
-            fix="give a number from 0 on",
-        )
-    files = _thin(_class_files(folder, split), max_images)
-    if split == "all":
-        places = {folder: f"{folder.name}/all"}
-    else:
-        splits = {"train": "train", "test": "test", "val": "test"}
-        places = {folder / name: f"{folder.name}/{kind}" for name, kind in splits.items()}
-    ledger.register_files(places)
-    mode = _mode(channels, size, folder)
-    every = [file for found in files.values() for file in found]
-    first = read_image(every[0], mode)
-    side = size or first.shape[0]
-    if size is None and first.shape[0] != first.shape[1]:
-        raise WorkbenchError(
-            "images are not square",
-            expected="square images, or a size to resize them to",
-            got=f"{first.shape[1]} x {first.shape[0]}",
-            where=every[0],
-            fix="give size=...",
-        )
-    pixels = np.stack(
-        [read_image(f, mode, side, resize=size is not None, crop=split == "all") for f in every]
-    )
-    pixels = np.ascontiguousarray(pixels.reshape(*pixels.shape[:3], -1).transpose(0, 3, 1, 2))
-    labels = np.repeat(np.arange(len(files)), [len(found) for found in files.values()])
-    return _image_set(pixels, labels, tuple(files), f"{folder.name}/{split}")
-
-
-def _mode(channels: int | None, size: int | None, where: Path) -> str:
-    if size is not None and not 1 <= size <= LARGEST_SIDE:
-        raise WorkbenchError(
-            "no such size of images",
-            expected=f"1..{LARGEST_SIDE} pixels",
-            got=size,
-            where=where,
-            fix="give another size",
-        )
-    mode = {None: "RGB", 3: "RGB", 1: "L"}.get(channels)
-    if mode is None:
-        raise WorkbenchError(
-            "no such number of channels",
-            expected="1 or 3",
-            got=channels,
-            where=where,
-            fix="leave it out for colour, or give 1 for grey",
-        )
-    return mode
 
 
 def load_image(
@@ -322,55 +256,25 @@ def load_image(
         WorkbenchError: if the file is missing or damaged, or the number of channels another.
     """
     path = resolve(path)
-    pixels = torch.from_numpy(
-        read_image(
-            path, _mode(channels, size, path), size, resize=size is not None, crop=True
-        ).copy()
-    )
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+    pixels = read_image(path, _mode(path, size, channels), size, crop=True)
+    return torch.tensor(np.atleast_3d(pixels)).permute(2, 0, 1).contiguous()
 
 
+@contextmanager
 def open_image(path: Path):
-    """Pillow's image of a file, not decoded yet; any error of Pillow's if it is none, or of more than 89 million pixels."""
+    """Pillow's image of a file, not decoded yet; WorkbenchError if it is none, or has more than 89 million pixels.
+
+    Also on what goes wrong while it is open: a broken file makes Pillow's readers raise whatever they stumble over.
+    """
     from PIL import Image
 
-    with warnings.catch_warnings():  # what Pillow only warns of fills the memory just as well
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(path, formats=FORMATS)
-
-
-def read_image(
-    path: Path, mode: str, side: int | None = None, resize: bool = False, crop: bool = False
-) -> np.ndarray:
-    """One image file as uint8 (H, W) for mode "L" or (H, W, 3) for "RGB"; resized or checked to side × side if given.
-
-    `crop` turns a photograph upright and takes the middle square before resizing. Transparent pixels become black,
-    16-bit grey keeps its upper 8 bits; pixels that are not whole numbers of at most 16 bits are refused. CMYK is inverted
-    in a JPEG file with Adobe's marker alone. Of several frames the first is taken.
-    """
-    from PIL import Image, ImageChops, ImageOps
-
     try:
-        with open_image(path) as image:
-            if image.mode == "F":
-                raise ValueError("floating-point pixels, whose range nobody knows")
-            if crop:
-                image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip rather than scale
-                values = np.asarray(image)
-                if values.min() < 0 or values.max() > 65535:
-                    raise ValueError("whole numbers beyond 16 bits, whose range nobody knows")
-                image = Image.fromarray((values >> 8).astype(np.uint8))
-            elif image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-                # Pillow takes every CMYK JPEG for Adobe's, who write them inverted.
-                image = ImageChops.invert(image)
-            elif "A" in image.getbands() or "transparency" in image.info:
-                over = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", over.size, (0, 0, 0, 255)), over)
-            image = image.convert(mode)
+        with warnings.catch_warnings():  # what Pillow only warns of fills the memory just as well
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                yield image
     except WorkbenchError:  # the ledger's refusal
         raise
-    # A broken file makes Pillow's readers raise whatever they stumble over.
     except Exception as error:
         raise WorkbenchError(
             "an image cannot be read",
@@ -379,18 +283,36 @@ def read_image(
             where=path,
             fix="replace or remove the file",
         ) from None
-    if resize:
-        image = (
-            ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
-            if crop
-            else image.resize((side, side), Image.Resampling.BICUBIC)
-        )
-    if side and image.size != (side, side):
-        raise WorkbenchError(
-            "an image has another size than the first",
-            expected=f"{side} x {side} pixels",
-            got=f"{image.width} x {image.height}",
-            where=path,
-            fix="give size=... to resize them all",
-        )
-    return np.asarray(image)
+
+
+def read_image(path: Path, mode: str, size: int | None = None, crop: bool = False) -> np.ndarray:
+    """One image file as uint8 (H, W) for mode "L" or (H, W, 3) for "RGB", resized to size × size if given.
+
+    `crop` turns a photograph upright and takes the middle square before resizing. Transparent pixels become black,
+    16-bit grey keeps its upper 8 bits; pixels that are not whole numbers of at most 16 bits are refused. CMYK is inverted
+    in a JPEG file with Adobe's marker alone. Of several frames the first is taken.
+    """
+    from PIL import Image, ImageChops, ImageOps
+
+    with open_image(path) as image:
+        if image.mode == "F":
+            raise ValueError("floating-point pixels, whose range nobody knows")
+        if crop:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip rather than scale
+            values = np.asarray(image)
+            if values.min() < 0 or values.max() > 65535:
+                raise ValueError("whole numbers beyond 16 bits, whose range nobody knows")
+            image = Image.fromarray((values >> 8).astype(np.uint8))
+        elif image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+            # Pillow takes every CMYK JPEG for Adobe's, who write them inverted.
+            image = ImageChops.invert(image)
+        elif "A" in image.getbands() or "transparency" in image.info:
+            over = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", over.size, (0, 0, 0, 255)), over)
+        image = image.convert(mode)
+        if size and crop:
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        elif size:
+            image = image.resize((size, size), Image.Resampling.BICUBIC)
+        return np.asarray(image)

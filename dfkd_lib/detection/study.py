@@ -141,7 +141,7 @@ class DetectionStudy:
         frames = SceneConfig(name=data.name, size=80, shortest=0).scenes("test")
 
         def make(work: Path) -> dict:
-            test = load_coco(data.name, "test", fill=True)
+            test = load_coco(data.name, "test")
             scores, boxes = predict_tiled(load_detector(detector), test.images, tile, data.size)
             artifacts.save_tensors(work / PREDICTIONS, {"scores": scores, "boxes": boxes})
             found = average_precision(test, scores, boxes, by_size=True)
