@@ -335,14 +335,10 @@ def test_cifar_runs_nothing(cifar, marker):
     """Not even where somebody has made the checksums fit."""
     evil = pickle.dumps({"data": Payload(marker), "labels": []})
     with pytest.raises(WorkbenchError, match="which images do not need"):
-        read_cifar("cifar10", cifar(evil), "test", False)
+        read_cifar("cifar10", "test", cifar(evil), False)
     with pytest.raises(WorkbenchError, match="which images do not need"):
-        read_cifar(
-            "cifar10",
-            cifar(cifar_batch({"data": np.zeros((1, 3072), np.uint8), "labels": [0]}), evil),
-            "test",
-            False,
-        )
+        batch = cifar_batch({"data": np.zeros((1, 3072), np.uint8), "labels": [0]})
+        read_cifar("cifar10", "test", cifar(batch, evil), False)
 
 
 def test_cifar_of_others_is_refused(cifar, monkeypatch):
@@ -351,7 +347,7 @@ def test_cifar_of_others_is_refused(cifar, monkeypatch):
     root = cifar(cifar_batch({"data": np.zeros((1, 3072), np.uint8), "labels": [0]}))
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", "0" * 32]])
     with pytest.raises(WorkbenchError, match="not the file of its authors"):
-        read_cifar("cifar10", root, "test", False)
+        read_cifar("cifar10", "test", root, False)
 
 
 @pytest.mark.parametrize(
