@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import cast
 
-from dfkd_lib.core.config import Config, nearest
-from dfkd_lib.core.errors import WorkbenchError
+from dfkd_lib.core import Config, WorkbenchError, nearest
 
 # Method -> its configuration, "module:class"; imported when it is asked for, so that a typo is refused at once.
 METHODS = {

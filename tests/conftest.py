@@ -13,7 +13,7 @@ def same_code(monkeypatch):
     from dfkd_lib.core.code import Fingerprint
 
     monkeypatch.setattr(
-        artifacts, "stage_fingerprint", lambda make, code=(): Fingerprint("0" * 16, {})
+        artifacts, "stage_fingerprint", lambda make, code=(): Fingerprint("0" * 16, [])
     )
 
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dfkd_lib.core import WorkbenchError, artifacts, plain
-from dfkd_lib.core.config import nearest
+from dfkd_lib.core import WorkbenchError, artifacts, nearest, plain
 from dfkd_lib.distill import MAKERS, AblationConfig, ClassificationConfig, Study, drop_one
 from dfkd_lib.models import model_names
 

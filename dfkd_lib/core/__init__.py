@@ -1,6 +1,6 @@
 """The ground floor: errors, the artifact store, the ledger of real images, atomic files, processes, provenance."""
 
-from dfkd_lib.core import explain, ledger, memory, processes, provenance
+from dfkd_lib.core import artifacts, explain, files, ledger, memory, processes, provenance
 from dfkd_lib.core.artifacts import (
     REPOSITORY,
     Artifact,
@@ -17,7 +17,7 @@ from dfkd_lib.core.artifacts import (
     save_tensors,
 )
 from dfkd_lib.core.code import Fingerprint, Registry, fingerprint
-from dfkd_lib.core.config import Config, Seed, Seeds, Setting
+from dfkd_lib.core.config import Config, Seed, Seeds, Setting, nearest
 from dfkd_lib.core.errors import WorkbenchError, is_number, plain, printable
 from dfkd_lib.core.source import remember
 
@@ -34,15 +34,18 @@ __all__ = [
     "Setting",
     "Store",
     "WorkbenchError",
+    "artifacts",
     "content_key",
     "explain",
     "file_hash",
+    "files",
     "fingerprint",
     "home",
     "is_number",
     "ledger",
     "load_tensors",
     "memory",
+    "nearest",
     "note_whole",
     "plain",
     "printable",

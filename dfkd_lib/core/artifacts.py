@@ -6,6 +6,7 @@ checkpoint); only when all of it is on disk is that folder renamed to `<key>`. W
 deleted: it is moved to `.damaged/<key>` with a note, and made anew.
 """
 
+import copy
 import json
 import os
 import secrets
@@ -14,29 +15,26 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import Timeout
 
 from dfkd_lib.core import ledger, memory, processes, provenance
-from dfkd_lib.core.code import stage_fingerprint
+from dfkd_lib.core.code import Fingerprint, stage_fingerprint
 from dfkd_lib.core.errors import WorkbenchError
 from dfkd_lib.core.explain import made_anew, report_versions
 from dfkd_lib.core.files import (
-    NO_LOCKS,
-    check_manifest,
     disk_error,
     file_hash,
     file_lock,
     flush,
     is_full,
     load_tensors,
-    lock_error,
     note_whole,
     save_json,
     save_tensors,
-    seal,
+    unusable,
     whole_files,
 )
 from dfkd_lib.core.manifest import (
@@ -44,9 +42,11 @@ from dfkd_lib.core.manifest import (
     REPOSITORY,
     Artifact,
     ArtifactError,
+    checked,
     content_key,
     home,
     resolve,
+    seal,
 )
 
 __all__ = [
@@ -65,8 +65,22 @@ __all__ = [
     "save_tensors",
 ]
 
-WAIT_SECONDS = 60.0  # between two remarks that another process is being waited for
+WAIT_SECONDS = 60.0  # between two messages that another process is being waited for
 STALE_SECONDS = 3600  # a temporary file that nobody has touched for so long belongs to nobody
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What `Store.get_or_make` is asked for."""
+
+    key: str
+    stage: str
+    settings: dict
+    make: Callable[[Path], dict | None]
+    parents: Sequence[Artifact]
+    reads: dict[str, str] | None
+    inherited: Sequence[dict]
+    code: Fingerprint
 
 
 def _seconds(path: Path) -> float:
@@ -97,27 +111,19 @@ class Store:
 
     def __init__(self, root: str | Path = "data/artifacts"):
         self.root = resolve(root)
+        self._finds_only = False
         ledger.register_free(self.root)
         try:
             (self.root / ".locks").mkdir(parents=True, exist_ok=True)
-            probe = (
-                self.root / f".write-probe-{secrets.token_hex(4)}"
-            )  # processes of two machines may have one number
+            probe = self.root / f".write-probe-{secrets.token_hex(4)}"  # of this process alone
             probe.touch()
             probe.unlink()
-            with (
-                suppress(Timeout),
-                file_lock(self.root / ".locks" / "probe.lock").acquire(timeout=0),
-            ):
+            lock = file_lock(self.root / ".locks" / "probe.lock")
+            with suppress(Timeout), lock.acquire(timeout=0):
                 pass  # that another process holds it is an answer too
         except OSError as error:
-            if error.errno in NO_LOCKS:
-                raise lock_error(error, self.root) from None
-            raise WorkbenchError(
-                "the artifact folder cannot be written to",
-                got=error,
-                where=self.root,
-                fix="choose another folder (artifacts_dir) or free it",
+            raise unusable(
+                "the artifact folder", error, self.root, "choose another (artifacts_dir)"
             ) from None
 
     def get_or_make(
@@ -148,46 +154,39 @@ class Store:
         """
         known = stage_fingerprint(make, code)
         key = content_key(stage, settings, parents, known)
-        inputs = (key, stage, settings, make, parents, reads, inherited, known)
-        if processes.count() > 1:
-            return self._make_together(*inputs)
+        wanted = _Wanted(key, stage, settings, make, parents, reads, inherited, known)
+        if processes.count() > 1 and not self._finds_only:
+            return self._make_together(wanted)
         with suppress(ArtifactError):
             if found := self.find(key):
                 report_versions(found)
                 return found
+        if self._finds_only:
+            raise NotMade("this has not been made yet", got=key, where=self.root, fix="run it")
         with self._lock(key):
             if found := self._find_sound(key):  # made by another process while we waited
                 return found
             try:
-                return self._make(*inputs)
+                return self._make(wanted)
             except Exception as error:
                 if is_full(error) and not isinstance(error, WorkbenchError):
-                    raise disk_error(
-                        f"'{stage}' cannot be written to disk", error, self.root
-                    ) from error
+                    what = f"'{stage}' cannot be written to disk"
+                    raise disk_error(what, error, self.root) from error
                 raise
 
     def find_only(self) -> "Store":
         """This store, to find things in: what is not there raises `NotMade` instead of being made."""
-        return _FindOnly(self.root)
+        finds = copy.copy(self)
+        finds._finds_only = True
+        return finds
 
     def find(self, key: str) -> Artifact | None:
         """The finished artifact of that key, its checksums verified, or None."""
         path = self.root / key
         if not path.is_dir():
             return None
-        try:
-            manifest = json.loads((path / MANIFEST).read_text())
-            files = manifest["files"]
-            check_manifest(key, manifest)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ArtifactError(
-                "an artifact has no readable manifest",
-                got=error,
-                where=path / MANIFEST,
-                fix="run what made it again: it is moved to .damaged and made anew",
-            ) from None
-        for name, expected in files.items():
+        manifest = checked(path / MANIFEST)
+        for name, expected in manifest["files"].items():
             got = _hash(path / name)
             if got != expected:
                 raise ArtifactError(
@@ -195,8 +194,7 @@ class Store:
                     where=path / name,
                     expected=f"sha256 {expected}",
                     got=got,
-                    fix="restore the file, or run what made it again: it is moved to .damaged and made "
-                    "anew",
+                    fix="restore the file, or run what made it again: it is moved to .damaged and made anew",
                 )
         return Artifact(key, path, manifest, cached=True)
 
@@ -210,7 +208,7 @@ class Store:
 
     def verify(self) -> list[tuple[str, str | None]]:
         """(key, None) for each sound artifact and (key, what is wrong) for each damaged one."""
-        rows = []
+        rows: list[tuple[str, str | None]] = []
         for key in self.keys():
             try:
                 self.find(key)
@@ -266,11 +264,10 @@ class Store:
         finally:
             lock.release()
 
-    def _make_together(
-        self, key, stage, settings, make, parents, reads, inherited, code
-    ) -> Artifact:
+    def _make_together(self, wanted: _Wanted) -> Artifact:
         """`get_or_make` in each of several processes: the main one in the work folder, the others in copies of it."""
-        work = self.root / f"{key}.partial"
+        key, work = wanted.key, self.root / f"{wanted.key}.partial"
+        shared = "give a folder that all processes share and see at once (artifacts_dir)"
         with ExitStack() as held:
 
             def found_or_locked() -> tuple[str, bool]:
@@ -292,25 +289,24 @@ class Store:
                         got=key,
                         fix="give all of them the same parameters and the same data",
                     )
-                if not (self.root / key if found else work).is_dir():
+                there = self.find(key) if found else None
+                if found and there is None or not found and not work.is_dir():
                     raise WorkbenchError(
                         "a process does not see the artifact folder of the main one",
                         where=self.root,
-                        fix="give a folder that all processes share (artifacts_dir)",
+                        fix=shared,
                     )
-                if found:
-                    return self.find(key)
+                if there is not None:
+                    return there
                 if not processes.is_main():
-                    copy = (
-                        Path(held.enter_context(tempfile.TemporaryDirectory(prefix="dfkd-"))) / key
-                    )
-                    shutil.copytree(work, copy)
+                    folder = held.enter_context(tempfile.TemporaryDirectory(prefix="dfkd-"))
+                    own = shutil.copytree(work, Path(folder) / key)
             with processes.together(key):
                 if processes.is_main():
-                    self._make(key, stage, settings, make, parents, reads, inherited, code)
+                    self._make(wanted)
                 else:
-                    with ledger.stage(stage, reads):
-                        make(copy)
+                    with ledger.stage(wanted.stage, wanted.reads):
+                        wanted.make(own)
         with processes.together(key):
             made = self.find(key)
             if made is None:
@@ -318,7 +314,7 @@ class Store:
                     "what the main process made cannot be seen from here",
                     got=key,
                     where=self.root,
-                    fix="give a folder that all processes share and see at once (artifacts_dir)",
+                    fix=shared,
                 )
         return replace(made, cached=False)
 
@@ -333,80 +329,67 @@ class Store:
     def _work_folder(self, key: str) -> Path:
         """Where an artifact is made: with what an earlier attempt left, if it is sound. Under the key's lock."""
         work = self.root / f"{key}.partial"
-        wrong = [
-            name for name, expected in whole_files(work).items() if _hash(work / name) != expected
-        ]
+        wrong = [name for name, hash in whole_files(work).items() if _hash(work / name) != hash]
         if wrong:
-            self._set_aside(
-                work, f"of its unfinished making these are not what was written: {', '.join(wrong)}"
-            )
+            why = f"of its unfinished making these are not what was written: {', '.join(wrong)}"
+            self._set_aside(work, why)
         work.mkdir(exist_ok=True)
         for left in work.rglob("*.tmp"):  # by a process that was killed: we hold the lock
             left.unlink(missing_ok=True)
         return work
 
-    def _make(self, key, stage, settings, make, parents, reads, inherited, code) -> Artifact:
-        if line := made_anew(self.root, key, stage, settings, parents, code):
+    def _make(self, wanted: _Wanted) -> Artifact:
+        key = wanted.key
+        if line := made_anew(
+            self.root, key, wanted.stage, wanted.settings, wanted.parents, wanted.code
+        ):
             print(line, flush=True)
         work = self._work_folder(key)
         spent, start = work / "seconds.txt", time.perf_counter()
         before = _seconds(spent)
         try:
-            with ledger.stage(stage, reads) as seen:
-                metrics = make(work) or {}
+            with ledger.stage(wanted.stage, wanted.reads) as seen:
+                metrics = wanted.make(work) or {}
             memory.check(key)
         finally:
             with suppress(OSError):  # a full disk must not hide what went wrong before
                 spent.write_text(str(before + time.perf_counter() - start))
-        seconds, passing = _seconds(spent), {MANIFEST, spent.name}
-        names = sorted(
-            str(p.relative_to(work))
-            for p in work.rglob("*")
-            if p.is_file() and p.relative_to(work).parts[0] not in {"checkpoint", *passing}
-        )
-        rows = [*({**row, "inherited": True} for row in inherited), *seen.entries()]
-        manifest = {
-            "stage": stage,
-            "settings": settings,
-            "parents": [parent.key for parent in parents],
-            "metrics": metrics,
-            "ledger": rows,
-            "data_free": all(row["purpose"] == ledger.EVALUATION for row in rows),
-            "seconds": round(seconds, 2),
-            "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "files": {name: file_hash(work / name) for name in names},
-            "code": {"digest": code.digest, "functions": code.table},
-            "versions": provenance.versions(provenance.DECISIVE),
-            "commit": provenance.commit(),
-        }
-        manifest["sealed"] = seal(json.loads(json.dumps(manifest)))  # as it will be read
-        for path in {path for name in names for path in (work / name, (work / name).parent)}:
+        rows = [*({**row, "inherited": True} for row in wanted.inherited), *seen.entries()]
+        manifest = self._manifest(wanted, metrics, rows, _seconds(spent))
+        for path in {p for name in manifest["files"] for p in (work / name, (work / name).parent)}:
             flush(path)  # or a power cut could leave the name of a file without its bytes
         save_json(work / MANIFEST, manifest)
         try:
             os.replace(work, self.root / key)
         except OSError:
-            if (found := self.find(key)) is None:
+            found = self.find(key)  # another machine's, which this one's disk has hidden until now
+            if found is None:
                 raise
-            shutil.rmtree(
-                work, ignore_errors=True
-            )  # another machine's, which this one's disk has hidden until now
+            shutil.rmtree(work, ignore_errors=True)
             return found
         flush(self.root)
         # Only now: until the rename a kill or a full disk must find the training's checkpoint where it was.
         self._drop_checkpoint(key)
         return Artifact(key, self.root / key, manifest, cached=False)
 
-
-class _FindOnly(Store):
-    def get_or_make(
-        self, stage, settings, make, parents=(), reads=None, inherited=(), code=()
-    ) -> Artifact:
-        key = content_key(stage, settings, parents, stage_fingerprint(make, code))
-        try:
-            found = self.find(key)
-        except ArtifactError:  # whoever makes it sets it aside
-            found = None
-        if found is None:
-            raise NotMade("this has not been made yet", got=key, where=self.root, fix="run it")
-        return found
+    def _manifest(self, wanted: _Wanted, metrics: dict, rows: list[dict], seconds: float) -> dict:
+        work = self.root / f"{wanted.key}.partial"
+        files = (p.relative_to(work) for p in work.rglob("*") if p.is_file())
+        names = sorted(
+            str(p) for p in files if p.parts[0] not in ("checkpoint", "seconds.txt", MANIFEST)
+        )
+        manifest = {
+            "stage": wanted.stage,
+            "settings": wanted.settings,
+            "parents": [parent.key for parent in wanted.parents],
+            "metrics": metrics,
+            "ledger": rows,
+            "data_free": all(row["purpose"] == ledger.EVALUATION for row in rows),
+            "seconds": round(seconds, 2),
+            "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "files": {name: file_hash(work / name) for name in names},
+            "code": {"digest": wanted.code.digest, "functions": wanted.code.table},
+            "versions": provenance.versions(provenance.DECISIVE),
+            "commit": provenance.commit(),
+        }
+        return manifest | {"sealed": seal(json.loads(json.dumps(manifest)))}  # as it will be read

@@ -6,32 +6,33 @@ with their bases, constants, closures, defaults. Where it stands (module, file, 
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
+from threading import RLock
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from dfkd_lib.core.config import Config
 from dfkd_lib.core.errors import WorkbenchError
+from dfkd_lib.core.graph import Walk, drop_changed
 from dfkd_lib.core.reach import (
-    LIBRARY,
-    SOURCES,
     followed,
     frozen,
     function_of,
     generated,
     imported,
+    in_library,
     is_field,
     is_module,
     is_tensor,
     look_up,
-    record_of,
+    outside,
     state_of,
     tensor_digest,
-    validators,
 )
-from dfkd_lib.core.source import Record, digest
+from dfkd_lib.core.source import Record, digest, record_of
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 SHORT = 60  # characters of a value that the table shows as it is
@@ -48,11 +49,25 @@ class Fingerprint(NamedTuple):
     """The identity of code.
 
     Args:
-        digest: 16 hex digits of everything. table: {qualified name: digest of its own source, or "= value"}.
+        digest: 16 hex digits of everything. lines: of the table, sorted: a qualified name, a tab, and the digest of its own
+            source, or "= value".
     """
 
     digest: str
-    table: dict[str, str]
+    lines: Sequence[str]
+
+    @property
+    def table(self) -> dict[str, str]:
+        """{qualified name: digest or value}; others of one name are numbered."""
+        table: dict[str, str] = {}
+        for line in self.lines:
+            label, _, text = line.partition("\t")
+            number, name = 1, label
+            while name in table:
+                number += 1
+                name = f"{label}#{number}"
+            table[name] = text
+        return table
 
 
 def fingerprint(*things: object) -> Fingerprint:
@@ -65,17 +80,15 @@ def fingerprint(*things: object) -> Fingerprint:
     return _walked(lambda walk: [walk.token(thing, "", _FULL) for thing in things])
 
 
-def stage_fingerprint(make: Callable, code: tuple | list = ()) -> Fingerprint:
+def stage_fingerprint(make: Callable, code: Sequence[object] = ()) -> Fingerprint:
     """The fingerprint of a stage: of `make`, whose own closure holds what settings and parents already name, and of `code`."""
-    return _walked(
-        lambda walk: [walk.stage(make), *(walk.token(thing, "code", _FULL) for thing in code)]
-    )
 
+    def begin(walk: _Walk) -> list[str]:
+        of_make = isinstance(make, FunctionType)
+        first = walk.function(make, stage=True) if of_make else walk.token(make, "make", _FULL)
+        return [first, *(walk.token(thing, "code", _FULL) for thing in code)]
 
-def forget() -> None:
-    """Drop what this process has read of code, as if it had just begun; caches on disk stay."""
-    _reads.clear()
-    SOURCES.forget()
+    return _walked(begin)
 
 
 # How values count: all of them, or else a refusal; only what is plain or callable, as in the library's own closures, whose
@@ -83,96 +96,36 @@ def forget() -> None:
 _FULL, _LIBRARY, _CODE = "full", "library", "code"
 
 
-def _walked(begin: Callable) -> Fingerprint:
-    walk = _Walk()
-    SOURCES.begin()
-    roots = begin(walk)
-    walk.finish()
-    text = "\n".join([*roots, *sorted(f"{name} {own}" for name, own in walk.table.items())])
-    whole = "\n".join([text, *sorted(walk.edges)])
-    return Fingerprint(hashlib.sha256(whole.encode()).hexdigest()[:16], walk.table)
+_reading = RLock()
 
 
-class _Read(NamedTuple):
-    """What reading a function or class came to, and what must still be so for it to hold at the next walk.
-
-    Args:
-        steps: calls of `_Walk` by name, with their arguments. checks: (namespace, name, the object it stood for).
-        file, records: its source, and what was read of it. alive: keeps its ids from being given to something else.
-    """
-
-    steps: list[tuple]
-    checks: list[tuple]
-    file: str
-    records: object
-    alive: tuple
-
-    def holds(self) -> bool:
-        same = all(space.get(name, _ABSENT) is value for space, name, value in self.checks)
-        return same and SOURCES.read(self.file) is self.records
+def _walked(begin: "Callable[[_Walk], list[str]]") -> Fingerprint:
+    with _reading:
+        drop_changed()
+        walk = _Walk()
+        roots = begin(walk)
+        lines = sorted(walk.take_in(walk.node, loose=True).lines)
+    whole = "\n".join([*roots, *lines])
+    return Fingerprint(hashlib.sha256(whole.encode()).hexdigest()[:16], lines)
 
 
-_ABSENT = object()
-_reads: dict[tuple, _Read] = {}
-
-
-class _Walk:
-    """One walk through code: what has been reached, what waits, and the table."""
-
-    def __init__(self) -> None:
-        self.table: dict[str, str] = {}
-        self.edges: set[str] = set()
-        self.seen: set[tuple] = set()
-        self.waiting: list[tuple] = []
-        self.inside: list[int] = []
-        self.steps: list[tuple] = []
-        self.checks: list[tuple] = []
-        self.passing = False  # whether something has been read that may change in place
-
-    def finish(self) -> None:
-        for key, file, alive, read in self.waiting:  # which grows meanwhile
-            known = _reads.get(key)
-            if known is not None and known.holds():
-                for name, *arguments in known.steps:
-                    getattr(self, name)(*arguments)
-                continue
-            self.steps, self.checks, self.passing = [], [], False
-            read()
-            if not self.passing:
-                records = SOURCES.read(file)
-                _reads[key] = _Read(self.steps, self.checks, file, records, alive)
-            self.steps = []
-
-    def note(self, label: str, text: str) -> str:
-        """Put a text under a label that no other text has."""
-        self.steps.append(("note", label, text))
-        number, name = 1, label
-        while self.table.setdefault(name, text) != text:
-            number += 1
-            name = f"{label}#{number}"
-        return name
-
-    def stage(self, make: Callable) -> str:
-        if isinstance(make, FunctionType):
-            return self.function(make, None, _CODE)
-        return self.token(make, "make", _FULL)
+class _Walk(Walk):
+    """A walk that reads functions, classes and values."""
 
     # Values
 
-    def token(self, value: object, where: str, mode: str) -> str:
-        """A value as text; what it holds of code is queued. "" in the modes that skip it."""
+    def token(self, value: Any, where: str, mode: str) -> str:
+        """A value as text; what it holds of code is reached. "" in the modes that skip it."""
         if isinstance(value, PLAIN):
             return "" if mode == _CODE else repr(value)
-        if isinstance(value, FunctionType) or hasattr(value, "__wrapped__"):
-            return self.function(value, None, _mode_of(value))
-        if isinstance(value, (property, cached_property, staticmethod, classmethod)):
-            return self.token(function_of(value), where, mode)
         if isinstance(value, MethodType):
-            owner = value.__self__ if isinstance(value.__self__, type) else type(value.__self__)
-            state = (
-                "" if isinstance(value.__self__, type) else self.token(value.__self__, where, mode)
-            )
-            return f"{self.function(value.__func__, owner, _mode_of(value))}{state}"
+            own = value.__self__
+            if isinstance(own, type):
+                return self.function(value.__func__, own)
+            return self.function(value.__func__, type(own)) + self.token(own, where, mode)
+        function = function_of(value)
+        if function is not None:
+            return self.function(function)
         if isinstance(value, type):
             return self.kind(value)
         if isinstance(value, ModuleType):
@@ -189,146 +142,132 @@ class _Walk:
         finally:
             self.inside.pop()
 
-    def compound(self, value: object, where: str, mode: str) -> str:
+    def compound(self, value: Any, where: str, mode: str) -> str:
         """The token of a container or an object."""
+        kind = type(value)
+        self.node.fixed &= kind not in (list, set, dict)
         if isinstance(value, partial):
             parts = [value.func, value.args, value.keywords]
             return f"partial{[self.token(part, where, mode) for part in parts]}"
-        self.passing |= type(value) in (list, set, dict)
-        if mode == _CODE and type(value) in (list, tuple, set, frozenset, dict):
-            held = value.values() if isinstance(value, dict) else value
-            return " ".join(filter(None, (self.token(one, where, mode) for one in held)))
-        if type(value) in (list, tuple):
-            return f"{type(value).__name__}{[self.token(one, where, mode) for one in value]}"
-        if type(value) in (set, frozenset):
-            return f"set{sorted(self.token(one, where, mode) for one in value)}"
-        if type(value) is dict:
+        if kind is dict:
             items = [[self.token(part, where, mode) for part in pair] for pair in value.items()]
-            return f"dict{items}"
-        own = getattr(type(value), "fingerprint", None)
-        if own is not None:  # a set of images, an artifact
+            return "".join(part for _, part in items) if mode == _CODE else f"dict{items}"
+        if kind in (list, tuple, set, frozenset):
+            tokens = [self.token(one, where, mode) for one in value]
+            if mode == _CODE:
+                return "".join(tokens)
+            if kind in (set, frozenset):
+                return f"set{sorted(tokens)}"
+            return f"{kind.__name__}{tokens}"
+        if hasattr(kind, "fingerprint"):  # a set of images, an artifact
             return "" if mode == _CODE else str(value.fingerprint)
         if isinstance(value, Enum):
-            return f"{type(value).__qualname__}.{value.name}"
-        return self.object(value, where, mode)
+            return f"{kind.__qualname__}.{value.name}"
+        if is_tensor(value) or is_module(value):
+            return self.tensors(value, mode)
+        return self.instance(value, where, mode)
 
-    def object(self, value: object, where: str, mode: str) -> str:
-        """The token of an object: its class, and its state in the modes that read it."""
-        name = type(value).__qualname__
-        holds_tensors = is_tensor(value) or is_module(value)
-        if holds_tensors and mode != _FULL:
-            return "" if mode == _CODE else name
-        if isinstance(value, Path):
-            return "" if mode == _CODE else str(value)
-        self.passing |= mode == _FULL and not frozen(value)
-        ours = followed(type(value).__module__)
-        if not ours and type(value).__module__.startswith(LIBRARY):
-            return ""
-        if ours:
-            name = self.kind(type(value), built=False)
+    def tensors(self, value: Any, mode: str) -> str:
+        """The token of a tensor or a model."""
+        if mode != _FULL:
+            return "" if mode == _CODE else type(value).__qualname__
+        self.node.fixed = False
+        name = self.kind(type(value), built=False)
         if is_tensor(value):
             return f"{name}{tensor_digest(value)}"
-        if is_module(value):
-            tensors = [(key, tensor_digest(one)) for key, one in value.state_dict().items()]
-            return f"{name}{value!r}{tensors}{value.training}"
-        if ours or hasattr(value, "__pydantic_private__"):
-            self.passing |= not frozen(value)
-            return f"{name}{self.token(tuple(state_of(value).items()), where, mode)}"
-        if mode != _FULL:
-            return "" if mode == _CODE else name
+        tensors = [(key, tensor_digest(one)) for key, one in value.state_dict().items()]
+        return f"{name}{value!r}{tensors}{value.training}"
+
+    def instance(self, value: Any, where: str, mode: str) -> str:
+        """The token of any other object: its class, and its state in the modes that read it."""
+        kind = type(value)
+        if isinstance(value, Path):
+            return "" if mode == _CODE else str(value)
+        if followed(kind.__module__) or hasattr(value, "__pydantic_private__"):
+            return self.kind(kind, built=False) + self.state(value, where, mode)
+        if mode == _CODE or in_library(kind.__module__):
+            return ""
+        if mode == _LIBRARY:
+            return kind.__qualname__
+        self.node.fixed &= frozen(value)
         try:
             reduced = value.__reduce_ex__(4)
         except Exception:
-            reduced = None
-        if reduced is None:
             raise WorkbenchError(
                 "code uses an object that cannot be part of a key",
-                got=f"{name} in {where}",
+                got=f"{kind.__qualname__} in {where}",
                 expected="numbers, text, functions, classes, tensors, models, or containers of them",
                 fix="make it inside the function, or take it as an argument",
-            )
+            ) from None
         if isinstance(reduced, str):
-            return f"{type(value).__module__}.{reduced}"
+            return f"{kind.__module__}.{reduced}"
         parts = [list(part) if hasattr(part, "__next__") else part for part in reduced[1:]]
-        return f"{name}{self.token(parts, where, mode)}"
+        return f"{kind.__qualname__}{self.token(parts, where, mode)}"
 
     # Functions and classes
 
-    def function(self, value: object, owner: type | None, mode: str) -> str:
-        """The token of a function, which is queued; its module's name if it is another library's."""
-        function = value
+    def function(self, function: Any, owner: type | None = None, stage: bool = False) -> str:
+        """The token of a function, which is reached; its full name if it is another library's."""
         while hasattr(function, "__wrapped__") and not _own_wrapper(function):
             function = function.__wrapped__
+        module, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
         if not isinstance(function, FunctionType):
-            return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
-        if not followed(function.__module__):
-            ours = (function.__module__ or "").startswith(LIBRARY)
-            return "" if ours else f"{function.__module__}.{function.__qualname__}"
-        name = function.__qualname__
-        alive = (function.__code__, function.__defaults__, function.__kwdefaults__)
+            return f"{module}.{name}"
+        if not followed(module):
+            return outside(module, name)
         # Functions without a closure are one if their code is: a lambda is another object each time.
+        parts = (owner, function.__code__, function.__defaults__, function.__kwdefaults__)
         which = function if function.__closure__ else function.__globals__
-        key = (id(which), id(owner), mode, *map(id, alive))
-        self.enter(key, record_of(function), (function, owner, *alive), mode)
+        key = (stage, id(which), *map(id, parts))
+        read = partial(_Walk.read_function, function=function, parts=parts, stage=stage)
+        self.node.reached.setdefault(key, read)
         return name
 
-    def enter(self, key: tuple, record: Record, alive: tuple, mode: str) -> None:
-        """Queue a function, unless it has been reached before."""
-        self.steps.append(("enter", key, record, alive, mode))
-        if key in self.seen:
-            return
-        self.seen.add(key)
-        function, owner = alive[:2]
-        self.edges.add(f"{function.__qualname__}:{record.text}")
-        read = partial(self.read, function, owner, mode, record)
-        self.waiting.append((key, function.__code__.co_filename, alive, read))
-
-    def read(self, function: FunctionType, owner: type | None, mode: str, record: Record) -> None:
-        """Enter a function in the table, and queue what it reaches."""
-        name = function.__qualname__
+    def read_function(self, function: FunctionType, parts: tuple, stage: bool) -> None:
+        """A function as a node; `parts` are its owner, and what its key needs kept alive."""
+        owner, name, record = parts[0], function.__qualname__, record_of(function)
         defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items())
-        self.passing |= bool(set(function.__code__.co_freevars) - {"__class__"})
-        parts = [record.text, self.token(defaults, name, _mode_of(function))]
-        parts += [self.name(function, chain, mode) for chain in record.names]
+        closed = set(function.__code__.co_freevars) - {"__class__"}
+        self.node.fixed &= in_library(function.__module__) and not closed
+        texts = [record.text, self.token(defaults, name, _mode_of(function))]
+        texts += [self.name(function, chain, stage) for chain in record.names]
         if owner is not None:
             self.members(owner, record, function)
-        self.note(name, digest("\n".join(parts)))
+        self.node.lines.add(f"{name}\t{digest(texts)}")
 
-    def name(self, function: FunctionType, chain: list[str], mode: str) -> str:
+    def name(self, function: FunctionType, chain: list[str], stage: bool) -> str:
         """The token of a name that a function uses, with the attributes behind it."""
         root, *attributes = chain
         where = f"{function.__qualname__}: {'.'.join(attributes)}"
+        mode = _mode_of(function)
         if root:
-            found, closed = imported(root), False
+            found = imported(root)
             if found is None:
                 return ".".join([root.replace(":", "."), *attributes])
-        else:
-            name, *attributes = attributes
-            try:
-                self.checks.append(
-                    (function.__globals__, name, function.__globals__.get(name, _ABSENT))
-                )
-                found, closed = look_up(function, name)
-            except LookupError:
-                return f"undefined {name}"
-        # A stage's settings hold what its closure does; what stands in a module does not stand in them.
-        how = mode if closed else _mode_of(function)
-        if mode == _CODE and not closed and not isinstance(found, (*PLAIN, ModuleType)):
-            how = _LIBRARY
-        return self.attribute(found, attributes, where, how)
+            return self.attribute(found, attributes, where, mode)
+        name, *attributes = attributes
+        self.space(id(function.__globals__), function.__globals__)
+        try:
+            found, closed = look_up(function, name)
+        except LookupError:
+            return f"undefined {name}"
+        if stage and closed:  # a stage's settings hold what its closure does
+            mode = _CODE
+        elif stage and not isinstance(found, (*PLAIN, ModuleType)):
+            mode = _LIBRARY
+        return self.attribute(found, attributes, where, mode)
 
-    def attribute(self, found: object, attributes: list[str], where: str, mode: str) -> str:
+    def attribute(self, found: Any, attributes: list[str], where: str, mode: str) -> str:
         """The token of `found.a.b.c`, without evaluating properties."""
         rest = list(attributes)
         while rest:
             if isinstance(found, ModuleType):
                 if not followed(found.__name__):
-                    ours = found.__name__.startswith(LIBRARY)
-                    return "" if ours else ".".join([found.__name__, *rest])
+                    return outside(found.__name__, *rest)
+                self.space(id(vars(found)), vars(found))
                 name = rest.pop(0)
                 if not hasattr(found, name):
                     return f"undefined {name}"
-                self.checks.append((vars(found), name, getattr(found, name)))
                 found = getattr(found, name)
                 continue
             kind = found if isinstance(found, type) else type(found)
@@ -338,10 +277,10 @@ class _Walk:
             function = function_of(member)
             if function is not None:
                 state = "" if kind is found else self.state(found, where, mode)
-                return f"{self.function(function, kind, _mode_of(function))}{state}"
+                return self.function(function, kind) + state
             values = {} if kind is found else state_of(found)
             if rest[0] in values:
-                self.passing |= not frozen(found)
+                self.node.fixed &= frozen(found)
                 found = values[rest.pop(0)]
             elif isinstance(member, (*PLAIN, tuple, list, dict)):
                 rest.pop(0)
@@ -350,25 +289,30 @@ class _Walk:
                 break
         value = ".".join([self.token(found, where, mode), *rest])
         if isinstance(found, PLAIN) and mode != _CODE:
-            self.note(where, f"= {value}" if len(value) <= SHORT else f"= {digest(value)}")
+            shown = value if len(value) <= SHORT else digest([value])
+            self.node.lines.add(f"{where}\t= {shown}")
             return "value"
         return value
 
-    def state(self, value: object, where: str, mode: str) -> str:
+    def state(self, value: Any, where: str, mode: str) -> str:
         """What an object holds; without its class, of which the method in use is reached by name."""
-        if mode == _CODE or not hasattr(type(value), "fingerprint"):
-            return self.token(tuple(state_of(value).items()), where, mode)
-        return str(value.fingerprint)
+        self.node.fixed &= frozen(value)
+        if mode == _CODE and isinstance(value, Config):  # plain values alone
+            return ""
+        if mode != _CODE and hasattr(type(value), "fingerprint"):
+            return str(value.fingerprint)
+        held = [f"{name}={self.token(one, where, mode)}" for name, one in state_of(value).items()]
+        return str(held)
 
     def members(self, owner: type, record: Record, function: FunctionType) -> None:
-        """Queue the methods and class values that a method uses of its own object or class."""
+        """Reach the methods and class values that a method uses of its own object or class."""
         if record.whole:
             self.kind(owner, built=False)
         for name in record.own:
             member = self.member(owner, name, ...)
             inner = function_of(member)
             if inner is not None:
-                self.function(inner, owner, _mode_of(inner))
+                self.function(inner, owner)
             elif isinstance(member, (*PLAIN, tuple)) and not is_field(owner, name):
                 self.attribute(member, [], f"{owner.__qualname__}.{name}", _mode_of(function))
         if ["", "super"] in record.names:
@@ -376,63 +320,59 @@ class _Walk:
                 self.kind(base, built=False)
 
     def kind(self, kind: type, built: bool = True) -> str:
-        """The token of a class, which is queued whole: methods, class values, bases; defaults of fields where it is built."""
+        """The token of a class, which is reached whole: methods, class values, bases; defaults of fields where it is built."""
+        name = kind.__qualname__
         if not followed(kind.__module__):
-            return (
-                ""
-                if kind.__module__.startswith(LIBRARY)
-                else f"{kind.__module__}.{kind.__qualname__}"
-            )
-        if issubclass(kind, BaseException):
-            return kind.__qualname__
-        self.steps.append(("kind", kind, built))
-        for part in (True, False) if built else (False,):
-            if (id(kind), part) not in self.seen:
-                self.seen.add((id(kind), part))
-                read = partial(self.read_defaults if part else self.read_class, kind)
-                self.waiting.append(((id(kind), part), "", (kind,), read))
-        return kind.__qualname__
+            return outside(kind.__module__, name)
+        if not issubclass(kind, BaseException):
+            for read in (_Walk.read_defaults, _Walk.read_class) if built else (_Walk.read_class,):
+                self.node.reached.setdefault((id(kind), read), partial(read, kind=kind))
+        return name
 
-    def member(self, kind: type, name: str, default: object) -> object:
+    def member(self, kind: type, name: str, default: object) -> Any:
         """What a class or its bases hold under a name, unevaluated."""
         for one in kind.__mro__:
-            self.checks.append((vars(one), name, vars(one).get(name, _ABSENT)))
-            if name in vars(one):
-                break
+            if followed(one.__module__):
+                self.space(id(one), vars(one))
         return inspect.getattr_static(kind, name, default)
 
     def read_class(self, kind: type) -> None:
-        name, mode = kind.__qualname__, _LIBRARY
+        """A class as a node: bases, methods and class values."""
+        self.node.fixed &= in_library(kind.__module__)
+        self.space(id(kind), vars(kind))
+        name = kind.__qualname__
         bases = [self.kind(base, built=False) for base in kind.__bases__ if base is not object]
         parts = [f"bases {bases}", repr(getattr(kind, "__dataclass_params__", ""))]
-        if issubclass(kind, Enum):
-            parts.append(repr([(one.name, one.value) for one in kind]))
-        checks = validators(kind)
-        self.checks += [(vars(kind), member, value) for member, value in vars(kind).items()]
+        choices = issubclass(kind, Enum)
+        if choices:
+            parts.append(
+                repr([(one.name, one.value) for one in vars(kind)["_member_map_"].values()])
+            )
         for member, value in vars(kind).items():
-            function = function_of(value)
-            if member in checks or member == "__repr__" or is_field(kind, member):
+            if member == "__repr__" or is_field(kind, member):
                 continue
+            function = function_of(value)
             if function is not None:
                 if not generated(inspect.unwrap(function)):
-                    parts.append(f"{member} {self.function(function, kind, _mode_of(function))}")
-            elif not member.startswith(("__", "_abc", "model_")) and not issubclass(kind, Enum):
-                parts.append(f"{member} {self.token(value, f'{name}.{member}', mode)}")
-        self.note(f"class {name}", digest("\n".join(parts)))
+                    parts.append(f"{member} {self.function(function, kind)}")
+            elif not member.startswith(("__", "_abc", "_field", "model_")) and not choices:
+                parts.append(f"{member} {self.token(value, f'{name}.{member}', _LIBRARY)}")
+        self.node.lines.add(f"class {name}\t{digest(parts)}")
 
     def read_defaults(self, kind: type) -> None:
-        name = kind.__qualname__
-        values = {}
-        for field, one in (getattr(kind, "__pydantic_fields__", None) or {}).items():
-            values[field] = (repr(one.default), one.default_factory)
-        for field, one in getattr(kind, "__dataclass_fields__", {}).items():
-            values[field] = (one.default, one.default_factory)
-        values |= (
-            {"": (kind._fields, kind._field_defaults)} if hasattr(kind, "_field_defaults") else {}
-        )
+        """The defaults of a class's fields as a node."""
+        self.node.fixed &= in_library(kind.__module__)
+        label = f"class {kind.__qualname__}: defaults"
+        values: dict[str, tuple] = {}
+        for name, one in (getattr(kind, "__pydantic_fields__", None) or {}).items():
+            values[name] = (repr(one.default), one.default_factory)
+        for name, one in getattr(kind, "__dataclass_fields__", {}).items():
+            values[name] = (one.default, one.default_factory)
+        if hasattr(kind, "_field_defaults"):
+            values[""] = (getattr(kind, "_fields", ()), *kind._field_defaults.items())
         if values:
-            text = "\n".join(f"{k} {self.token(v, name, _LIBRARY)}" for k, v in values.items())
-            self.note(f"class {name}: defaults", digest(text))
+            texts = [f"{k} {self.token(v, label, _LIBRARY)}" for k, v in values.items()]
+            self.node.lines.add(f"{label}\t{digest(texts)}")
 
 
 def _own_wrapper(function: object) -> bool:
@@ -441,5 +381,4 @@ def _own_wrapper(function: object) -> bool:
 
 
 def _mode_of(function: object) -> str:
-    module = getattr(function, "__module__", None) or ""
-    return _LIBRARY if module.split(".")[0] == LIBRARY else _FULL
+    return _LIBRARY if in_library(getattr(function, "__module__", None)) else _FULL

@@ -7,10 +7,11 @@ the help (`description=`) and the label; nested configurations make a tree whose
 
 import difflib
 import shlex
-import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -19,6 +20,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     field_validator,
 )
@@ -26,14 +28,13 @@ from pydantic_core import PydanticUndefined
 
 from dfkd_lib.core.errors import WorkbenchError, plain, printable
 
-BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+SHOWN = 12  # right names that a refusal lists
 
 
 def parse_list(value: object) -> object:
-    """The whole numbers of "0,1,2", 3 or [0, 1]; anything else as it is, for pydantic to refuse."""
+    """The parts of "0,1,2", 3 or [0, 1] as a tuple; anything else as it is, for pydantic to refuse."""
     if isinstance(value, str):
-        words = [word.strip() for word in value.split(",")]
-        return tuple(_number(word, int) for word in words)
+        return tuple(read(int, part.strip()) for part in value.split(","))
     if isinstance(value, int) and not isinstance(value, bool):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
@@ -48,30 +49,8 @@ def distinct(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
-def parse_seeds(text: object) -> list[int]:
-    """The seeds of a comma-separated list; WorkbenchError if it is none, or one is repeated."""
-    try:
-        return list(distinct(parse_list(text)))
-    except ValueError as error:
-        raise WorkbenchError(
-            "these are no seeds",
-            expected=error,
-            got=text,
-            where="seeds",
-            fix="name each seed once, as in 0,1,2",
-        ) from None
-
-
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(parse_list), AfterValidator(distinct)]
-
-
-def _number(word: str, kind: type) -> object:
-    """A word as a number of that kind, or the word itself where it is none."""
-    try:
-        return kind(word)
-    except ValueError:
-        return word
 
 
 @dataclass(frozen=True)
@@ -115,9 +94,7 @@ class Config(BaseModel):
         WorkbenchError: naming the setting, what was expected, what was found and the nearest right name.
     """
 
-    main: ClassVar[str] = (
-        ""  # the field that is meant where a nested configuration is set by its own name
-    )
+    main: ClassVar[str] = ""  # the field that is meant where a nested one is set by its own name
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False
@@ -184,11 +161,26 @@ class Config(BaseModel):
         """The dotted name of the setting that a word stands for; WorkbenchError if none or several."""
         known = self.settings()
         also = {setting.also: full for full, setting in reversed(known.items()) if setting.also}
-        if isinstance(getattr(self, name, None), Config) and getattr(self, name).main:
-            return f"{name}.{getattr(self, name).main}"
-        if name in also and name not in known:
+        nested = getattr(self, name, None)
+        if isinstance(nested, Config) and nested.main:
+            return f"{name}.{nested.main}"
+        if name in known:
+            return name
+        if name in also:
             return also[name]
-        return resolve_name(name, list(known), type(self).__name__)
+        ends = [full for full in known if full.endswith(f".{name}")]
+        ends = ends or [full for full in known if full.replace(".", "_") == name]
+        if not ends:
+            raise _unknown(name, list(known), type(self).__name__)
+        if len(ends) > 1:
+            raise WorkbenchError(
+                f"the setting '{name}' is not clear",
+                expected="one of " + ", ".join(ends),
+                got=name,
+                where=type(self).__name__,
+                fix="write the part before the dot too",
+            )
+        return ends[0]
 
     def has(self, name: str) -> bool:
         """Whether a word stands for a setting."""
@@ -208,7 +200,7 @@ class Config(BaseModel):
                     if inner.name == "seed" and "seed" in type(self).model_fields:
                         continue  # one seed for the tree: whoever uses a part of it sets the part's own
                     dotted = f"{name}.{inner.name}"
-                    found[dotted] = Setting(**{**inner.__dict__, "name": dotted})
+                    found[dotted] = replace(inner, name=dotted)
             else:
                 found[name] = _setting(name, field, value)
         return found
@@ -256,38 +248,17 @@ def parse_overrides(text: str) -> dict[str, str]:
     return pairs
 
 
-def resolve_name(name: str, names: list[str], where: str) -> str:
-    """The dotted name that a word stands for: itself, the only one that ends so, or the one written with underscores."""
-    if name in names:
-        return name
-    ends = [full for full in names if full.endswith(f".{name}")]
-    ends = ends or [full for full in names if full.replace(".", "_") == name]
-    if len(ends) == 1:
-        return ends[0]
-    if ends:
-        raise WorkbenchError(
-            f"the setting '{name}' is not clear",
-            expected="one of " + ", ".join(ends),
-            got=name,
-            where=where,
-            fix="write the part before the dot too",
-        )
+def _unknown(name: str, names: list[str], where: str) -> WorkbenchError:
     near = nearest(name, names)
-    raise WorkbenchError(
+    close = difflib.get_close_matches(name, names, n=SHOWN, cutoff=0.3)
+    more = "" if len(names) <= SHOWN else f", … ({len(names)} settings)"
+    return WorkbenchError(
         f"there is no setting '{name}'",
         got=name,
         where=where,
-        expected="one of " + _some(name, names),
+        expected="one of " + ", ".join(close if more else names) + more,
         fix=f"did you mean '{near}'?" if near else "dfkd list shows all of them",
     )
-
-
-def _some(name: str, names: list[str], most: int = 12) -> str:
-    """The names, or the most similar of many."""
-    if len(names) <= most:
-        return ", ".join(names)
-    close = difflib.get_close_matches(name, names, n=most, cutoff=0.3)
-    return ", ".join(close + [""]) + f"… ({len(names)} settings)"
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
@@ -300,34 +271,26 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return ends[close[0]] if close else None
 
 
-def read(annotation: object, value: object) -> object:
+@cache
+def _reader(annotation: Any) -> TypeAdapter:
+    return TypeAdapter(annotation)
+
+
+def read(annotation: Any, value: object) -> object:
     """Text as the type that an annotation asks for; whatever is no text, or cannot be read so, as it is."""
     if not isinstance(value, str):
         return value
-    for kind in _kinds(annotation):
-        if kind is bool and value.strip().lower() in BOOLEANS:
-            return BOOLEANS[value.strip().lower()]
-        if kind in (int, float):
-            number = _number(value.strip(), kind)
-            if number is not value and not isinstance(number, str):
-                return number
-        if kind is type(None) and value.strip().lower() in ("none", ""):
-            return None
+    if type(None) in _parts(annotation) and value.strip().lower() in ("none", ""):
+        return None
+    with suppress(ValidationError):
+        return _reader(annotation).validate_strings(value)
     return value
 
 
-def _kinds(annotation: object) -> list[type]:
-    """The plain types inside an annotation, in order."""
-    origin = typing.get_origin(annotation)
-    if origin is Annotated:
-        return _kinds(typing.get_args(annotation)[0])
-    if origin in (typing.Union, types.UnionType):
-        return [kind for part in typing.get_args(annotation) for kind in _kinds(part)]
-    if origin is Literal:
-        return list(dict.fromkeys(type(choice) for choice in typing.get_args(annotation)))
-    if origin is not None:
-        return [origin]
-    return [annotation] if isinstance(annotation, type) else []
+def _parts(annotation: Any) -> tuple:
+    """The members of a union; of anything else itself."""
+    found = typing.get_args(annotation) if type(None) in typing.get_args(annotation) else ()
+    return found or (annotation,)
 
 
 def _setting(name: str, field: Any, value: object) -> Setting:
@@ -336,25 +299,19 @@ def _setting(name: str, field: Any, value: object) -> Setting:
         for bound, end in (("ge", "low"), ("gt", "low"), ("le", "high"), ("lt", "high")):
             if getattr(constraint, bound, None) is not None:
                 limits[end] = getattr(constraint, bound)
-    choices = next(
-        (
-            typing.get_args(part)
-            for part in (field.annotation, *typing.get_args(field.annotation))
-            if typing.get_origin(part) is Literal
-        ),
-        (),
-    )
-    kind = type(value) if value is not None else next(iter(_kinds(field.annotation)), str)
+    kind = _parts(field.annotation)[0]
+    choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    kind = type(choices[0]) if choices else typing.get_origin(kind) or kind
     return Setting(
         name,
-        kind,
+        kind if value is None else type(value),
         value,
         field.description or "",
         limits.get("low"),
         limits.get("high"),
-        choices,
-        field.title or name,
-        (field.json_schema_extra or {}).get("also", ""),
+        choices=choices,
+        label=field.title or name,
+        also=(field.json_schema_extra or {}).get("also", ""),
     )
 
 
@@ -364,15 +321,7 @@ def _explained(kind: type[Config], error: ValidationError) -> WorkbenchError:
     path = [part for part in fault["loc"] if isinstance(part, str)]
     name, got = ".".join(path) or kind.__name__, fault["input"]
     if fault["type"] == "extra_forbidden":
-        known = [n for n in kind.model_fields if len(path) == 1] or list(kind.model_fields)
-        near = nearest(path[-1], known)
-        return WorkbenchError(
-            f"there is no setting '{name}'",
-            expected="one of " + ", ".join(known),
-            got=path[-1],
-            where=kind.__name__,
-            fix=f"did you mean '{near}'?" if near else "dfkd list shows all of them",
-        )
+        return _unknown(path[-1], list(kind.model_fields), kind.__name__)
     field = kind.model_fields.get(path[0]) if path else None
     default = None if field is None or field.default is PydanticUndefined else field.default
     setting = _setting(path[0], field, default) if field is not None else None

@@ -37,15 +37,15 @@ def differences(old: dict[str, str], new: dict[str, str]) -> list[str]:
     """What differs between two tables, one phrase each: "kd_loss changed", "step: temperature 4.0 → 3.0", "f added"."""
     found = []
     for name in sorted({*old, *new}):
-        before, after = old.get(name), new.get(name)
+        before, after = old.get(name, ""), new.get(name, "")
         if before == after:
             continue
-        if before is None or after is None:
-            found.append(f"{name} {'added' if before is None else 'removed'}")
-        elif before.startswith("= ") and after.startswith("= "):
+        if before.startswith("= ") and after.startswith("= "):
             found.append(f"{name} {before[2:]} → {after[2:]}")
         else:
-            found.append(f"{name} changed")
+            found.append(
+                f"{name} {'changed' if before and after else 'removed' if before else 'added'}"
+            )
     return found
 
 
@@ -117,21 +117,15 @@ def resolve_key(root: Path, prefix: str) -> str:
     found = [prefix] if prefix in keys else found
     if len(found) == 1:
         return found[0]
-    if found:
-        raise WorkbenchError(
-            "several artifacts begin so",
-            got=prefix,
-            expected=", ".join(found[:8]) + (", ..." if len(found) > 8 else ""),
-            where=root,
-            fix="write more of the key",
-        )
+    several = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
     near = difflib.get_close_matches(prefix, keys, n=1, cutoff=0.3)
+    fix = f"did you mean {near[0]}?" if near else "dfkd verify lists all of them"
     raise WorkbenchError(
-        "there is no such artifact",
+        "several artifacts begin so" if found else "there is no such artifact",
         got=prefix,
         where=root,
-        expected="a key, or the beginning of one",
-        fix=f"did you mean {near[0]}?" if near else "dfkd verify lists all of them",
+        expected=several or "a key, or the beginning of one",
+        fix="write more of the key" if found else fix,
     )
 
 
@@ -143,23 +137,16 @@ def explain(root: Path, key: str) -> str:
         f"{row['split']}: {row['images']} images, {row['purpose']} ({row['stage']})"
         for row in made.get("ledger", [])
     ]
-    table = table_of(made)
+    when = f"{made.get('made')}, in {made.get('seconds')} s, commit {made.get('commit', 'not recorded')}"
+    code = f"code {made.get('code', {}).get('digest', '')}"
     parts = {
-        "made": [
-            f"{made.get('made')}, in {made.get('seconds')} s, commit {made.get('commit', 'not recorded')}"
-        ],
+        "made": [when],
         "versions": [" ".join(f"{n} {v}" for n, v in made.get("versions", {}).items())],
-        "settings": [
-            f"{name} = {value}" for name, value in _flat(made.get("settings", {})).items()
-        ],
+        "settings": [f"{n} = {v}" for n, v in _flat(made.get("settings", {})).items()],
         "parents": made.get("parents", []),
         "real images read": reads,
-        "metrics": [
-            f"{name} = {json.dumps(value)[:100]}" for name, value in made.get("metrics", {}).items()
-        ],
-        f"code {made.get('code', {}).get('digest', '')}": [
-            f"{n}  {v}" for n, v in sorted(table.items())
-        ],
+        "metrics": [f"{n} = {json.dumps(v)[:100]}" for n, v in made.get("metrics", {}).items()],
+        code: [f"{n}  {v}" for n, v in sorted(table_of(made).items())],
     }
     return _page(key, parts)
 
@@ -168,59 +155,38 @@ def compare(root: Path, first: str, second: str) -> str:
     """What differs between two artifacts: settings, functions, parents, versions, and how much of the code is equal."""
     keys = [resolve_key(root, key) for key in (first, second)]
     one, other = (read_manifest(root, key) or {} for key in keys)
-    before, after = (_flat(made.get("settings", {})) for made in (one, other))
-    settings = [
-        f"{name}: {before.get(name, 'not set')} → {after.get(name, 'not set')}"
-        for name in sorted({*before, *after})
-        if before.get(name) != after.get(name)
-    ]
-    parents = [
-        f"{old or 'none'} → {new or 'none'}"
-        for old, new in _paired(one.get("parents", []), other.get("parents", []))
-        if old != new
-    ]
-    known = [made.get("versions", {}) for made in (one, other)]
-    versions = [
-        f"{name}: {known[0].get(name)} → {known[1].get(name)}"
-        for name in sorted({*known[0], *known[1]})
-        if known[0].get(name) != known[1].get(name)
-    ]
-    tables = [table_of(one), table_of(other)]
-    stage = (
-        []
-        if one.get("stage") == other.get("stage")
-        else [f"{one.get('stage')} → {other.get('stage')}"]
-    )
     parts = {
-        "stage": stage,
-        "settings": settings,
-        "code": differences(*tables),
-        "parents": parents,
-        "versions": versions,
+        "stage": _changed(*({"stage": made.get("stage")} for made in (one, other))),
+        "settings": _changed(*(_flat(made.get("settings", {})) for made in (one, other))),
+        "code": differences(table_of(one), table_of(other)),
+        "parents": _changed(*(_by_stage(made.get("parents", [])) for made in (one, other))),
+        "versions": _changed(*(made.get("versions", {}) for made in (one, other))),
     }
-    return (
-        _page(f"{keys[0]} → {keys[1]}", parts)
-        if any(parts.values())
-        else f"{' and '.join(keys)} do not differ"
-    )
+    if not any(parts.values()):
+        return f"{' and '.join(keys)} do not differ"
+    return _page(f"{keys[0]} → {keys[1]}", parts)
 
 
-def _paired(one: list, other: list) -> list[tuple]:
-    """Parents in order, by stage, the shorter list filled with None."""
-    stages = dict.fromkeys(key.rpartition("-")[0] for key in [*one, *other])
-    pairs = []
-    for stage in stages:
-        left, right = ([k for k in keys if k.rpartition("-")[0] == stage] for keys in (one, other))
-        most = max(len(left), len(right))
-        pairs += zip(
-            left + [None] * (most - len(left)), right + [None] * (most - len(right)), strict=True
-        )
-    return pairs
+def _changed(one: dict, other: dict) -> list[str]:
+    """The values that differ, one line each."""
+    return [
+        f"{name}: {one.get(name, 'none')} → {other.get(name, 'none')}"
+        for name in sorted({*one, *other})
+        if one.get(name) != other.get(name)
+    ]
+
+
+def _by_stage(keys: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key in keys:
+        stage = key.rpartition("-")[0]
+        found[stage] = f"{found[stage]}, {key}" if stage in found else key
+    return found
 
 
 def _flat(tree: dict, before: str = "") -> dict[str, object]:
     """Nested settings by dotted names."""
-    found = {}
+    found: dict[str, object] = {}
     for name, value in tree.items():
         if isinstance(value, dict) and value:
             found |= _flat(value, f"{before}{name}.")

@@ -15,17 +15,6 @@ from filelock import FileLock
 from dfkd_lib.core import memory
 from dfkd_lib.core.errors import WorkbenchError
 
-FIELDS = {
-    "stage": str,
-    "settings": dict,
-    "parents": list,
-    "metrics": dict,
-    "ledger": list,
-    "data_free": bool,
-    "seconds": (int, float),
-    "made": str,
-    "files": dict,
-}  # of a manifest, beside its seal
 WHOLE = "checkpoint/whole.json"  # in a folder of work: the hashes of files beside the checkpoint that a resumed run uses
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -93,13 +82,14 @@ def disk_error(what: str, error: object, where: Path) -> WorkbenchError:
     """The error for a disk that takes no more: which, how much is left on it, how to fix it."""
     free = "unknown"
     with suppress(OSError):
-        free = f"{shutil.disk_usage(next(p for p in [where, *where.parents] if p.exists())).free / 1e6:,.0f} MB"
+        there = next(p for p in [where, *where.parents] if p.exists())
+        free = f"{shutil.disk_usage(there).free / 1e6:,.0f} MB"
     return WorkbenchError(
         what,
         got=f"{str(error).splitlines()[0][:300]} ({free} free on this disk)",
         where=where,
-        fix="free room on that disk (or make it writable), or choose folders on another one; then give "
-        "the same command again: finished artifacts and epochs are found again",
+        fix="free room on that disk (or make it writable), or choose folders on another one; then give the same command "
+        "again: finished artifacts and epochs are found again",
     )
 
 
@@ -112,15 +102,17 @@ def file_lock(path: Path) -> FileLock:
     return FileLock(path, fallback_to_soft=False)
 
 
-def lock_error(error: OSError, where: Path) -> WorkbenchError:
-    """The error for a disk without locks."""
+def unusable(what: str, error: OSError, where: Path, fix: str) -> WorkbenchError:
+    """The error for a folder that cannot be written to, or whose disk has no locks."""
+    if error.errno not in NO_LOCKS:
+        fix = f"{fix}, or free this one"
+        return WorkbenchError(f"{what} cannot be written to", got=error, where=where, fix=fix)
     return WorkbenchError(
-        "this disk has no file locks, without which two processes would make one thing twice",
+        f"{what} is on a disk with no file locks, without which two processes would make one thing twice",
         got=error,
         where=where,
         expected="a disk that supports flock",
-        fix="choose a folder on another disk, or have this one mounted with locks "
-        "(Lustre: the option flock; NFS: version 4)",
+        fix=f"{fix}, or have this disk mounted with locks (Lustre: the option flock; NFS: version 4)",
     )
 
 
@@ -158,14 +150,7 @@ def load_tensors(path: str | Path) -> dict:
         ) from None
     except WorkbenchError:  # the ledger's refusal
         raise
-    except (
-        SafetensorError,
-        OSError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:  # a header's lies, too
+    except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise WorkbenchError(
             "a checkpoint cannot be read",
             expected="a whole safetensors file",
@@ -173,30 +158,6 @@ def load_tensors(path: str | Path) -> dict:
             where=path,
             fix="fetch or train it again; the file is damaged or of another format",
         ) from None
-
-
-def seal(manifest: dict) -> str:
-    """The hash of a manifest's own content: a flipped byte in it must not go unseen either."""
-    content = {name: value for name, value in manifest.items() if name != "sealed"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def check_manifest(key: str, manifest: dict) -> None:
-    """Raise ValueError, KeyError or TypeError unless a manifest is one, sealed, and names no file outside its folder."""
-    wrong = [name for name, kind in FIELDS.items() if not isinstance(manifest[name], kind)]
-    if wrong or any(
-        Path(name).is_absolute() or ".." in Path(name).parts for name in manifest["files"]
-    ):
-        raise ValueError(f"it is not what was written: {', '.join(wrong) or 'files'}")
-    if set(manifest) != set(FIELDS):
-        if manifest["sealed"] != seal(manifest):
-            raise ValueError("it is not what was written")
-    else:  # of an earlier version, which had no seal: its key at least tells of what it was made from
-        text = json.dumps(
-            [manifest[name] for name in ("stage", "settings", "parents")], sort_keys=True
-        )
-        if not key.endswith(hashlib.sha256(text.encode()).hexdigest()[:16]):
-            raise ValueError("its key is of other content")
 
 
 def file_hash(path: str | Path) -> str:

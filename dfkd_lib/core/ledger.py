@@ -30,11 +30,6 @@ class Stage:
     reads: dict[str, str]
     seen: dict[str, np.ndarray] = field(default_factory=dict)
 
-    @property
-    def data_free(self) -> bool:
-        """True if no real image is read for anything but evaluation."""
-        return all(purpose == EVALUATION for purpose in self.reads.values())
-
     def entries(self) -> list[dict]:
         """One row for each declared split: stage, split, purpose, and the number of distinct images read."""
         return [
@@ -65,11 +60,6 @@ _active: Stage | None = None
 _files: dict[str, str] = {}  # real file or folder -> split
 _free: set[str] = set()  # folders of trained things
 _roots: dict[str, tuple[str, ...]] = {}  # folder of real data -> sub-folders in it that hold none
-
-
-def active() -> Stage | None:
-    """The stage in progress, or None."""
-    return _active
 
 
 @contextmanager

@@ -60,6 +60,30 @@ def content_key(
     return f"{stage}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
+def seal(manifest: dict) -> str:
+    """The hash of a manifest's own content: a flipped byte in it must not go unseen either."""
+    content = {name: value for name, value in manifest.items() if name != "sealed"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def checked(path: Path) -> dict:
+    """A manifest, as it was sealed, that names no file outside its folder; ArtifactError if it is not."""
+    try:
+        manifest = json.loads(path.read_text())
+        if manifest["sealed"] != seal(manifest):
+            raise ValueError("it is not what was written")
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in manifest["files"]):
+            raise ValueError("it names a file elsewhere")
+        return manifest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ArtifactError(
+            "an artifact has no readable manifest",
+            got=f"no {error}" if isinstance(error, KeyError) else error,
+            where=path,
+            fix="run what made it again: it is moved to .damaged and made anew; delete it if it is of an earlier version",
+        ) from None
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A finished artifact: its key, its folder, its manifest, and whether it was found rather than made just now."""

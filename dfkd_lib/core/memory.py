@@ -33,7 +33,8 @@ def check(where: object = None) -> None:
         return
     import torch
 
-    peak = 1024 * int(re.search(r"^VmPeak:\s+(\d+) kB", STATUS.read_text(), re.M).group(1))
+    used = re.search(r"^VmPeak:\s+(\d+) kB", STATUS.read_text(), re.M)
+    peak = 1024 * int(used.group(1)) if used else 0
     scratch = SCRATCH * torch.get_num_threads()
     if peak + scratch > limit:
         raise WorkbenchError(

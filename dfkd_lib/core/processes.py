@@ -21,12 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-LONGEST = timedelta(
-    days=2
-)  # that one waits for the others: another run may be making the same thing
-PATIENCE = timedelta(
-    seconds=30
-)  # of a process that failed, for the others to come to the same place
+LONGEST = timedelta(days=2)  # that one waits for others: another run may be making the same thing
+PATIENCE = timedelta(seconds=30)  # of a process that failed, for the others to come to one place
 _parted = ""  # why this process can no longer follow the others
 _splitting = False  # whether each process works on a part of one batch now
 
@@ -67,8 +63,8 @@ def state():
             expected=f"{count()} processes",
             got=found.num_processes,
             where="WORLD_SIZE",
-            fix="start with accelerate launch "
-            "--multi_gpu --num_processes N (without GPUs too) or torchrun --nproc-per-node N",
+            fix="start with accelerate launch --multi_gpu --num_processes N (without GPUs too) or torchrun "
+            "--nproc-per-node N",
         )
     if count() > 1:
         atexit.register(found.destroy_process_group)
@@ -84,13 +80,18 @@ def _messages():
     return dist.new_group(backend="gloo", timeout=LONGEST)
 
 
-def _still_together() -> None:
+def _distributed():
+    """torch.distributed, its groups at work; WorkbenchError in a process that has left the others."""
+    import torch.distributed as dist
+
     if _parted:
         raise WorkbenchError(
             "this process has left the others and cannot go on",
             got=_parted,
             fix="fix that error and start again; finished epochs are kept",
         )
+    state()
+    return dist
 
 
 def from_main(make: Callable[[], T]) -> T:
@@ -100,27 +101,20 @@ def from_main(make: Callable[[], T]) -> T:
     """
     if count() == 1:
         return make()
-    import torch.distributed as dist
-
-    _still_together()
+    dist = _distributed()
     answer: list = [None, None]
+    failed: Exception | None = None
     if is_main():
         try:
             answer[0] = make()
-        except Exception as error:
-            # Errors of other libraries may not survive the way; their text does.
-            answer[1] = (
-                error
-                if isinstance(error, WorkbenchError)
-                else WorkbenchError(
-                    "the main process failed", got=f"{type(error).__name__}: {error}"[:1000]
-                )
-            )
-            dist.broadcast_object_list(answer, 0, _messages())
-            raise
+        except WorkbenchError as error:
+            failed = answer[1] = error
+        except Exception as error:  # of other libraries: may not survive the way, its text does
+            failed, text = error, f"{type(error).__name__}: {error}"[:1000]
+            answer[1] = WorkbenchError("the main process failed", got=text)
     dist.broadcast_object_list(answer, 0, _messages())
-    if answer[1] is not None:
-        raise answer[1]
+    if failed or answer[1]:
+        raise failed or answer[1]
     return answer[0]
 
 
@@ -137,7 +131,7 @@ def together(what: str):
     if count() == 1:
         yield
         return
-    _still_together()
+    _distributed()
     try:
         yield
     except Exception as error:
@@ -170,11 +164,7 @@ def _answers(own: str, patience: timedelta) -> list[str] | None:
 def total(tensor: "Tensor") -> "Tensor":
     """The sum of a tensor over all processes, in place: every process must come here with one of the same shape."""
     if count() > 1:
-        import torch.distributed as dist
-
-        _still_together()
-        state()
-        dist.all_reduce(tensor)
+        _distributed().all_reduce(tensor)
     return tensor
 
 
@@ -200,12 +190,12 @@ def shared_count(number: "Tensor | float", like: "Tensor | None" = None) -> "Ten
         number: of this process's rows, a tensor of any shape without gradient, or a plain number. like: a tensor on the
             device, where `number` is a plain one.
     """
+    import torch
+
     if not _splitting:
-        return number.clamp(min=1) if hasattr(number, "clamp") else max(number, 1)
-    mean = (
-        total((like.new_full((), number) if like is not None else number.detach()).float().clone())
-        / count()
-    )
+        return number.clamp(min=1) if isinstance(number, torch.Tensor) else max(number, 1)
+    own = torch.as_tensor(number, device=None if like is None else like.device).detach()
+    mean = total(own.float().clone()) / count()
     return mean.clamp(min=1 / count())
 
 
@@ -214,19 +204,15 @@ def gathered(rows: "Tensor") -> "Tensor":
     if not _splitting:
         return rows
     import torch
-    import torch.distributed as dist
 
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(count())]
-    dist.all_gather(parts, rows.detach().contiguous())
+    _distributed().all_gather(parts, rows.detach().contiguous())
     return torch.cat(parts)
 
 
 def send_from_main(tensors) -> None:
     """Give every process the main one's values of these tensors, in place."""
     if count() > 1:
-        import torch.distributed as dist
-
-        _still_together()
-        state()
+        dist = _distributed()
         for tensor in tensors:
             dist.broadcast(tensor, 0)

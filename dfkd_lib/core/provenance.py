@@ -15,19 +15,8 @@ from dfkd_lib.core.processes import cores
 DECISIVE = ("torch", "torchvision", "timm", "transformers", "numpy")  # can change a result
 LIBRARIES = (
     *DECISIVE,
-    "accelerate",
-    "torchmetrics",
-    "torch-fidelity",
-    "pycocotools",
-    "onnxruntime",
-    "safetensors",
-    "scipy",
-    "scikit-learn",
-    "pandas",
-    "matplotlib",
-    "papermill",
-    "nbconvert",
-    "jupyterlab",
+    *"accelerate torchmetrics torch-fidelity pycocotools onnxruntime safetensors scipy scikit-learn pandas".split(),
+    *"matplotlib papermill nbconvert jupyterlab".split(),
 )
 
 

@@ -2,7 +2,7 @@
 
 A function's text is its syntax tree without comments, docstrings, annotations, positions, layout, texts of errors and
 printed messages. Names that it does not bind itself are taken out of it and listed, to be resolved where it is used.
-Records of the library's files are cached on disk, beside Python's own caches, and hold as long as the file is unchanged.
+What was read of a file is cached on disk beside Python's own cache of it, and holds as long as the file is unchanged.
 """
 
 import ast
@@ -11,17 +11,18 @@ import importlib.util
 import json
 import linecache
 import os
+import sys
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import CodeType
-from typing import NamedTuple
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple
 
 from dfkd_lib.core.errors import WorkbenchError
 
-LIBRARY = Path(__file__).resolve().parents[1]
-CACHE = Path(importlib.util.cache_from_source(__file__)).with_suffix(".json")
+RECHECK = 1.0  # seconds in which the files are not asked again whether they have changed
 DROPPED = ("annotation", "returns", "type_comment", "kind", "type_params", "ctx", "type_ignores")
 MESSAGES = ("print", "warn")  # a call of these as a statement shows something and returns nothing
 FIELD = ("default", "default_factory")  # of pydantic's Field: help and ranges change no value
@@ -47,9 +48,9 @@ class Record(NamedTuple):
     line: int
 
 
-def digest(text: str) -> str:
-    """The first 12 hex digits of a text's SHA-256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+def digest(texts: Sequence[str]) -> str:
+    """12 hex digits of the SHA-256 of these texts."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
 
 
 class Normaliser:
@@ -59,8 +60,8 @@ class Normaliser:
         function: its syntax tree.
     """
 
-    def __init__(self, function: ast.AST):
-        self.scopes: list[tuple[bool, dict]] = []
+    def __init__(self, function: Any):
+        self.scopes: list[tuple[bool, dict]] = []  # whether it is a class's; names bound in it
         self.names: list[list[str]] = []
         self.own: list[str] = []
         self.whole = False
@@ -152,14 +153,14 @@ class Normaliser:
                 return place, names[name]
         return None, None
 
-    def _FunctionDef(self, node: ast.AST) -> str:
+    def _FunctionDef(self, node: Any) -> str:
         inputs = [*node.args.defaults, *filter(None, node.args.kw_defaults)]
         outer = self.write([*getattr(node, "decorator_list", []), *inputs])
         return f"{getattr(node, 'name', '')}{outer}{self._function(node)}"
 
     _AsyncFunctionDef = _Lambda = _FunctionDef
 
-    def _function(self, node: ast.AST) -> str:
+    def _function(self, node: Any) -> str:
         arguments = node.args
         kinds = {
             "/": arguments.posonlyargs,
@@ -184,7 +185,7 @@ class Normaliser:
         self.scopes.pop()
         return f"Class({node.name},{outer},{body})"
 
-    def _comprehension(self, node: ast.AST) -> str:
+    def _comprehension(self, node: Any) -> str:
         outer = self.write(node.generators[0].iter)  # evaluated outside
         targets = [generator.target for generator in node.generators]
         self.scopes.append((False, bound(targets)))
@@ -286,13 +287,13 @@ def read_text(text: str, cell: bool = False) -> dict[str, list[Record]]:
                 continue
             read = Normaliser(node)
             record = Record(
-                digest(read.text), read.names, read.own, read.whole, signature(code), first
+                digest([read.text]), read.names, read.own, read.whole, signature(code), first
             )
             found.setdefault(code.co_qualname, []).append(record)
     return found
 
 
-def _is_of(code: CodeType, body: ast.AST) -> bool:
+def _is_of(code: CodeType, body: ast.expr) -> bool:
     """Whether a lambda's code is that of this body: several may stand in one line."""
     place = (body.lineno, body.end_lineno, body.col_offset, body.end_col_offset)
     return place in code.co_positions()
@@ -304,99 +305,109 @@ def remember(name: str, text: str) -> str:
     return name
 
 
-class Sources:
-    """Records of functions by their code, read from files, notebook cells and a cache on disk; one for each process."""
+_files: dict[str, tuple[list[int] | None, dict | None]] = {}  # state on disk, records
+_codes: dict[int, tuple[CodeType, Record]] = {}  # by id of the code, which is kept alive
+_checked = 0.0
 
-    def __init__(self) -> None:
-        self.forget()
 
-    def forget(self) -> None:
-        """Begin with nothing read."""
-        self._files: dict[str, tuple[list, dict]] = {}
-        self._cached: dict | None = None
-        self._records: dict[int, tuple[CodeType, dict, Record | None]] = {}
-        self._checked: set[str] = set()
+def forget() -> None:
+    """Begin with nothing read."""
+    _files.clear()
+    _codes.clear()
 
-    def begin(self) -> None:
-        """From here on a file that has changed is read again, once."""
-        self._checked.clear()
 
-    def record(self, code: CodeType, loader: object = None) -> Record | None:
-        """The record of a function's code; None if its source is nowhere to be found.
+def changed() -> bool:
+    """Whether a file has changed since it was read, which is noticed within a second: then all are read again."""
+    global _checked
+    if time.monotonic() - _checked < RECHECK:
+        return False
+    _checked = time.monotonic()
+    if all(_state(name) in (None, state) for name, (state, _) in _files.items()):
+        return False
+    forget()
+    return True
 
-        Args:
-            loader: of its module; where it is not Python's own (pytest rewrites asserts), bytecode is not compared.
 
-        Raises:
-            WorkbenchError: if the source has changed since the function was loaded.
-        """
-        records = self.read(code.co_filename)
+def record_of(function: FunctionType) -> Record:
+    """The record of a function; of its bytecode where it has no source (typed into `python -c`).
+
+    Raises:
+        WorkbenchError: if the source has changed since the function was loaded.
+    """
+    code = function.__code__
+    if id(code) not in _codes:
+        _codes[id(code)] = (code, _find(function))
+    return _codes[id(code)][1]
+
+
+def _find(function: FunctionType) -> Record:
+    code = function.__code__
+    wanted = signature(code)
+    for anew in (False, True):
+        records = _read(code.co_filename, anew)
         if records is None:
-            return None
-        found = self._records.get(id(code))
-        if found is None or found[1] is not records:
-            found = self._records[id(code)] = (code, records, self._find(records, code, loader))
-        return found[2]
-
-    def _find(self, records: dict, code: CodeType, loader: object) -> Record | None:
+            return _of_bytecode(code)
         known = [Record(*one) for one in records.get(code.co_qualname, [])]
-        wanted = signature(code)
         for record in known:
             if record.signature == wanted:
                 return record
-        if loader is not None and type(loader).__name__ not in ("SourceFileLoader", "zipimporter"):
-            return next((one for one in known if one.line == code.co_firstlineno), None)
-        raise WorkbenchError(
-            "code has changed since it was loaded, so that what it makes would get a wrong key",
-            got=code.co_qualname,
-            where=code.co_filename,
-            fix="restart the kernel (or the process), which loads it as it is now",
-        )
+    loader = getattr(
+        getattr(sys.modules.get(function.__module__), "__spec__", None), "loader", None
+    )
+    if loader is not None and type(loader).__name__ not in ("SourceFileLoader", "zipimporter"):
+        for record in known:  # pytest rewrites asserts: the bytecode is not that of the source
+            if record.line == code.co_firstlineno:
+                return record
+    raise WorkbenchError(
+        "code has changed since it was loaded, so that what it makes would get a wrong key",
+        got=code.co_qualname,
+        where=code.co_filename,
+        fix="restart the kernel (or the process), which loads it as it is now",
+    )
 
-    def read(self, name: str) -> dict | None:
-        """The records of a file or cell, the same object until it changes; None if there is no source."""
-        if name in self._checked and name in self._files:
-            return self._files[name][1]
-        self._checked.add(name)
-        try:
-            found = os.stat(name)
-            state = [found.st_mtime_ns, found.st_size]
-        except OSError:  # a notebook's cell
-            entry = linecache.cache.get(name)
-            if entry is None or len(entry) < 3:
-                return None
-            state = [hash("".join(entry[2]))]
-        if name in self._files and self._files[name][0] == state:
-            return self._files[name][1]
-        path = Path(name)
-        inside = str(path.relative_to(LIBRARY)) if path.is_relative_to(LIBRARY) else ""
-        saved = self._disk()["files"].get(inside) if inside else None
-        if saved is None or saved[0] != state:
-            try:
-                text = path.read_text() if len(state) > 1 else "".join(linecache.cache[name][2])
-                saved = [state, read_text(text, cell=len(state) == 1)]
-            except (OSError, SyntaxError, ValueError):
-                return None
-            if inside:
-                self._disk()["files"][inside] = saved
-                self._save()
-        self._files[name] = (state, saved[1])
-        return saved[1]
 
-    def _disk(self) -> dict:
-        if self._cached is None:
-            own = os.stat(__file__)
-            self._cached = {"by": [own.st_mtime_ns, own.st_size], "files": {}}
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                saved = json.loads(CACHE.read_text())
-                if saved["by"] == self._cached["by"]:
-                    self._cached = saved
-        return self._cached
+def _of_bytecode(code: CodeType) -> Record:
+    names = {name for one in code_objects(code) for name in (*one.co_names, *one.co_freevars)}
+    text = f"bytecode {sys.version_info[:2]} {signature(code)}"
+    return Record(digest([text]), [["", name] for name in sorted(names)], [], True, 0, 0)
 
-    def _save(self) -> None:
-        """Write the cache, whole or not at all; whoever cannot write it does without."""
-        temporary = CACHE.with_name(f"{CACHE.name}.{os.getpid()}.tmp")
-        with suppress(OSError):
-            CACHE.parent.mkdir(exist_ok=True)
-            temporary.write_text(json.dumps(self._cached))
-            os.replace(temporary, CACHE)
+
+def _state(name: str) -> list[int] | None:
+    """What tells a file from its next version; None of a notebook's cell, which has none."""
+    try:
+        found = os.stat(name)
+    except OSError:
+        return None
+    return [found.st_mtime_ns, found.st_size]
+
+
+def _read(name: str, anew: bool) -> dict | None:
+    """The records of a file or cell; None if there is no source."""
+    if name not in _files or anew:
+        state = _state(name)
+        records = None
+        with suppress(OSError, SyntaxError, ValueError):
+            if state is not None:
+                records = _read_file(Path(name), state)
+            else:
+                text = "".join(linecache.getlines(name))
+                records = read_text(text, cell=True) if text else None
+        _files[name] = (state, records)
+    return _files[name][1]
+
+
+def _read_file(path: Path, state: list[int]) -> dict:
+    """The records of a file, from the cache on disk where that is of this state of it."""
+    by = [*state, *(_state(__file__) or ())]
+    cache = Path(importlib.util.cache_from_source(str(path))).with_suffix(".json")
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        saved = json.loads(cache.read_text())
+        if saved["by"] == by:
+            return saved["records"]
+    records = read_text(path.read_text())
+    temporary = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
+    with suppress(OSError):  # whoever cannot write it does without
+        cache.parent.mkdir(exist_ok=True)
+        temporary.write_text(json.dumps({"by": by, "records": records}))
+        os.replace(temporary, cache)
+    return records

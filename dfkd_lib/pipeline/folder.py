@@ -6,7 +6,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.files import NO_LOCKS, file_lock, lock_error
+from dfkd_lib.core.files import file_lock, unusable
 
 LEFT = ("*.tmp", "*/*.tmp", ".probe-*", "*/.probe-*", ".seen-*")  # by a run that was killed
 
@@ -31,11 +31,4 @@ def prepare_folder(out: Path) -> FileLock:
             fix="wait for it, or give another folder with --out",
         ) from None
     except OSError as error:
-        if error.errno in NO_LOCKS:
-            raise lock_error(error, out) from None
-        raise WorkbenchError(
-            "the output folder cannot be written to",
-            where=out,
-            got=error,
-            fix="give another folder with --out, or free this one",
-        ) from None
+        raise unusable("the output folder", error, out, "give another with --out") from None

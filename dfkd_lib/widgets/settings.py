@@ -9,8 +9,7 @@ import torch
 from dfkd_lib import attention, models
 from dfkd_lib.ablation import SOURCES, Cell, make_cell
 from dfkd_lib.ablation.grid import BASE, DEFAULTS, resolve
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.config import Setting, nearest
+from dfkd_lib.core import Setting, WorkbenchError, nearest
 from dfkd_lib.presets import PRESETS, load
 
 # The field that gives the number of images, by source.

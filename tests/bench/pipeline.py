@@ -18,7 +18,8 @@ import nbformat
 
 from bench.comparison import Comparison, Pair, Ways, figure
 from dfkd_lib.core import REPOSITORY
-from dfkd_lib.core.code import Fingerprint, forget, stage_fingerprint
+from dfkd_lib.core.code import Fingerprint, stage_fingerprint
+from dfkd_lib.core.graph import forget
 from dfkd_lib.pipeline import make_plan, train
 
 NOTEBOOK, PROFILE = "00_start_here", "smoke"

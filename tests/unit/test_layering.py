@@ -127,17 +127,6 @@ UNNAMED = {
     "ablation.grid.DEFAULTS",
     "ablation.grid.resolve",
     "ablation.table",
-    "core.artifacts",
-    "core.config.nearest",
-    "core.config.parse_overrides",
-    "core.config.parse_seeds",
-    "core.files.NO_LOCKS",
-    "core.files.disk_error",
-    "core.files.file_lock",
-    "core.files.is_full",
-    "core.files.lock_error",
-    "core.files.replacing",
-    "core.files.whole_files",
     "training.config.Share",
 }
 

@@ -8,7 +8,6 @@ from dfkd_lib import synthesis
 from dfkd_lib.attention import attention_probe
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Store
-from dfkd_lib.core.config import parse_seeds
 from dfkd_lib.datasets import to_float
 from dfkd_lib.distill import ClassificationConfig, Study
 from dfkd_lib.models import Discriminator, Generator, create_model
@@ -188,12 +187,6 @@ def test_a_changed_parameter_makes_anew_only_what_depends_on_it(store):
 def test_impossible_settings(store, change, words):
     with pytest.raises(WorkbenchError, match=words):
         gan(store, TINY.override(change))
-
-
-def test_repeated_seeds_are_no_evidence():
-    assert parse_seeds("0, 1,5") == [0, 1, 5]
-    with pytest.raises(WorkbenchError, match="different"):
-        parse_seeds("0,0,1")
 
 
 def test_every_epoch_of_a_short_training_watches_attention(store):
