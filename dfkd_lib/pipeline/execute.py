@@ -41,6 +41,21 @@ class Outcome:
     peak_memory_mb: float
 
 
+def family(process: psutil.Process) -> list[psutil.Process]:
+    """The descendants of a process, and itself."""
+    return [*process.children(recursive=True), process]
+
+
+def memory_of(process: psutil.Process) -> int:
+    """The bytes that a process and its descendants hold."""
+    held = 0
+    with suppress(psutil.Error):
+        for each in family(process):
+            with suppress(psutil.Error):
+                held += each.memory_info().rss
+    return held
+
+
 class ThisPython(KernelSpecManager):
     """Kernels of the running interpreter, whatever kernelspecs are or are not installed on the machine."""
 
@@ -63,7 +78,6 @@ class WatchedEngine(Engine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, watch=None, environment=None, **_):
-        count = len(nb_man.nb.cells)
         client = Client(
             nb_man,
             kernel_name=kernel_name,
@@ -76,7 +90,7 @@ class WatchedEngine(Engine):
             resources={"metadata": {"path": str(REPOSITORY)}},
             stdout_file=watch,
             stderr_file=watch,
-            on_cell_execute=lambda cell, cell_index: watch.cell(client, cell_index, count),
+            on_cell_execute=lambda cell, cell_index: watch.cell(client, cell_index),
         )
         client.execute(**({"env": environment} if environment else {}))
 
@@ -85,10 +99,10 @@ papermill_engines.register("watched", WatchedEngine)
 
 
 class Watch:
-    """What a running notebook shows: its kernel's process, its memory, the cells done and the lines it prints.
+    """What a running notebook shows: its kernel's process, its memory, the cell at work and the lines it prints.
 
     Args:
-        report: gets {"line": text}, and while it runs {"done": share of the cells, "held": bytes}.
+        report: gets {"line": text}, and while it runs {"held": bytes}.
         hung_minutes: a kernel that for so long used (almost) no processor time and printed nothing is ended; 0: never.
         over: whether nobody waits for this notebook any more: then its kernel is ended, and `left` is true.
     """
@@ -101,13 +115,13 @@ class Watch:
     ):
         self.report, self.hung_minutes, self.over = report, hung_minutes, over
         self.started, self.process, self.peak, self.held = None, None, 0, 0
-        self.index, self.done = 0, 0.0
+        self.index = 0
         self.hung, self.left, self.no_memory, self._killed = False, False, False, False
         self._rest, self._quiet, self._used = "", 0.0, 0.0
 
-    def cell(self, client, index: int, count: int) -> None:
+    def cell(self, client, index: int) -> None:
         """A cell starts."""
-        self.index, self.done, self._quiet = index, index / max(count, 1), 0.0
+        self.index, self._quiet = index, 0.0
         if self.process is None:
             self.started = client.km.provisioner.process
             self.process = psutil.Process(self.started.pid)
@@ -134,7 +148,7 @@ class Watch:
         last = time.monotonic()
         while not ended.wait(POLL_SECONDS):
             used, now = self.measure(), time.monotonic()
-            self.report({"done": self.done, "held": self.held})
+            self.report({"held": self.held})
             # Not the clock alone: after this process itself was stopped for an hour the kernel has not hung for an hour.
             self._quiet += min(now - last, 2 * POLL_SECONDS)
             last = now
@@ -147,32 +161,22 @@ class Watch:
 
     def measure(self) -> float:
         """Note the bytes that the kernel and its children hold now; returns the processor seconds they have used."""
-        now, used = 0, 0.0
-        with suppress(psutil.Error):
-            for process in self._processes():
-                now += process.memory_info().rss
-                used += sum(process.cpu_times()[:4])  # with those of its children that have ended
-            self.peak = max(self.peak, now, self._high_water() if now else 0)
-        self.held = now
+        used = 0.0
+        if self.process is not None:
+            self.held = memory_of(self.process)
+            self.peak = max(self.peak, self.held)
+            with suppress(psutil.Error):
+                for process in family(self.process):  # with those of its children that have ended
+                    used += sum(process.cpu_times()[:4])
         return used
-
-    def _processes(self) -> list[psutil.Process]:
-        return [*self.process.children(recursive=True), self.process] if self.process else []
-
-    def _high_water(self) -> int:
-        """The kernel's own peak as Linux counts it, which polling may miss; 0 elsewhere."""
-        try:
-            status = Path(f"/proc/{self.process.pid}/status").read_text()
-            return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-        except (OSError, IndexError):
-            return 0
 
     def kill(self) -> None:
         """End the kernel and its children at once (artifacts and checkpoints are written atomically)."""
         self._killed = True
-        with suppress(psutil.Error):
-            for process in self._processes():
-                process.kill()
+        if self.process is not None:
+            with suppress(psutil.Error):
+                for process in family(self.process):
+                    process.kill()
 
     @property
     def signal(self) -> int | None:

@@ -10,9 +10,8 @@ configuration. Any other takes values of its default's type, and its comment is 
 """
 
 import ast
-import io
+import re
 import shlex
-import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -141,13 +140,8 @@ def parse_cell(source: str, notebook: str) -> dict[str, Parameter]:
         WorkbenchError: if a line is not `name = scalar`.
     """
     try:
-        comments = {
-            token.start[0]: token.string.lstrip("# ").strip()
-            for token in tokenize.generate_tokens(io.StringIO(source).readline)
-            if token.type == tokenize.COMMENT
-        }
         statements = ast.parse(source).body
-    except (SyntaxError, tokenize.TokenError, ValueError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise WorkbenchError(
             "a parameters cell is not Python",
             where=notebook,
@@ -155,13 +149,13 @@ def parse_cell(source: str, notebook: str) -> dict[str, Parameter]:
             expected="`name = value`, one a line",
             fix="correct the cell in the notebook",
         ) from None
-    found = {}
+    found, lines = {}, re.split(r"\r\n?|\n", source)
     for statement in statements:
         try:
             (target,) = statement.targets
             name, default = target.id, ast.literal_eval(statement.value)
         except (AttributeError, ValueError, TypeError, RecursionError, MemoryError):
-            name, default = source.splitlines()[statement.lineno - 1], None
+            name, default = lines[statement.lineno - 1], None
         if not (isinstance(default, bool | str) or is_number(default)):
             raise WorkbenchError(
                 "a parameters cell holds something else than `name = scalar`",
@@ -170,7 +164,8 @@ def parse_cell(source: str, notebook: str) -> dict[str, Parameter]:
                 expected="int, float, str or bool; lists as comma-separated strings",
                 fix="write one `name = value` a line, and nothing else",
             )
-        found[name] = Parameter(name, default, comments.get(statement.lineno, ""))
+        rest = lines[statement.end_lineno - 1].encode()[statement.end_col_offset :].decode()
+        found[name] = Parameter(name, default, rest.partition("#")[2].strip("# "))
     return found
 
 

@@ -3,6 +3,7 @@
 import json
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,15 +26,14 @@ from dfkd_lib.pipeline.execute import (
     STOPPED,
     SUCCEEDED,
     Outcome,
+    memory_of,
 )
 from dfkd_lib.pipeline.folder import prepare_folder
-from dfkd_lib.pipeline.html import read_metrics
+from dfkd_lib.pipeline.html import duration, memory, read_metrics
 from dfkd_lib.pipeline.index import write_index
 from dfkd_lib.pipeline.plan import ABLATION, Plan
-from dfkd_lib.pipeline.progress import Progress
-from dfkd_lib.pipeline.task import Place, Task, clear, code, run_notebook, shared_parts, train_cell
+from dfkd_lib.pipeline.task import Place, clear, code, run_notebook, shared_parts, train_cell
 from dfkd_lib.reporting.notebooks import read_notebooks
-from dfkd_lib.reporting.published import read_published
 from dfkd_lib.reporting.results import seeds_text
 
 MEMORY_GB = 2.0  # of a notebook that has not been run before
@@ -64,11 +64,11 @@ class Run:
         self.plan, self.start = plan, time.perf_counter()
         self.about = read_notebooks(next(iter(plan.notebooks.values())).parent)
         self.earlier = earlier_results(plan)  # of the notebooks that are not run now
-        self.progress = Progress(list(plan.notebooks), self._expected("seconds"), log)
+        self.log = log or (lambda line: print(line, file=sys.stderr, flush=True))
         self.queue: jobs.Queue | None = None
         self.place = Place()
-        self.ended = threading.Event()
-        self.peak = 0
+        self.peak = self.begun = 0
+        self.measured = 0.0
         self.results = {
             "profile": plan.profile,
             "notebooks": {},
@@ -84,13 +84,14 @@ class Run:
 
     def _parts(self) -> Iterator[Part]:
         """What is to be done; an ablation's students are added when it is known which are missing."""
-        peaks, plan = self._expected("peak_memory_mb"), self.plan
+        plan = self.plan
         for name, path in plan.notebooks.items():
             wanted = self.about[name].needs
             others = [n for n in plan.notebooks if n != name and ("*" in wanted or n in wanted)]
-            task = Task(name, path, plan.parameters[name], plan.out, plan.hung_minutes)
-            part = self._part(name, run_notebook, task, notebook=name)
-            part.memory = peaks.get(name, 0) * MEGABYTE / 1e9 * MEMORY_ROOM or MEMORY_GB
+            args = (path, plan.parameters[name], plan.out, plan.hung_minutes)
+            part = self._part(name, run_notebook, *args, notebook=name)
+            peak = float(self.earlier.get(name, {}).get("peak_memory_mb") or 0)
+            part.memory = peak * MEGABYTE / 1e9 * MEMORY_ROOM or MEMORY_GB
             part.succeeded = lambda outcome: outcome.status == SUCCEEDED
             if "*" in wanted:  # it waits for all others, and runs however they end
                 part.after = others
@@ -115,18 +116,9 @@ class Run:
             notebook=notebook,
         )
 
-    def _expected(self, what: str) -> dict[str, float]:
-        """{notebook: seconds or megabytes} as published for this profile, or as of the last run into this folder."""
-        known: dict[str, dict] = {}
-        for file in sorted(read_published(), key=lambda file: file.started):
-            known |= file.notebooks if file.content.get("profile") == self.plan.profile else {}
-        return {name: float(one.get(what) or 0) for name, one in (known | self.earlier).items()}
-
     def __call__(self) -> dict:
         """Run all; returns what `results.json` holds. Ctrl-C ends the kernels and keeps what is finished."""
-        sampler = threading.Thread(target=self._sample, daemon=True)
-        sampler.start()
-        options = (self.plan.jobs, self.plan.scheduler, self._receive, self.progress.log)
+        options = (self.plan.jobs, self.plan.scheduler, self._receive, self.log)
         try:
             with stop_signals(self._interrupt):
                 with jobs.opened_queue(*options) as self.queue:
@@ -140,9 +132,6 @@ class Run:
                         self._stop(FAILED, str(error))
                 self._write(last=True)
         finally:
-            self.ended.set()
-            sampler.join()
-            self.progress.close()
             for path in self.place.seen:
                 path.unlink(missing_ok=True)
         return self.results
@@ -157,7 +146,7 @@ class Run:
         """Queue all parts; leave files by which workers of a cluster elsewhere know the folders."""
         if dashboard := self.queue.cluster.dashboard:
             workers = len(self.queue.cluster.workers())
-            self.progress.log(f"{workers} workers; live state: {dashboard}")
+            self.log(f"{workers} workers; live state: {dashboard}")
         if self.plan.scheduler:
             folders = {Path(values["artifacts_dir"]) for values in self.plan.parameters.values()}
             mark = f".seen-{secrets.token_hex(8)}"
@@ -171,15 +160,19 @@ class Run:
 
     def _receive(self, part: Part, message: dict) -> None:
         """What a running part reports, from another thread."""
+        self._measure()
         if "line" in message:
-            self.progress.line(part.name, message["line"])
+            self._line(part.name, message["line"])
         if "started" in message:
             place = f" on {message.get('where')}" if self.plan.scheduler else ""
             if part.whole:
-                self.progress.started(part.name, part.messages, place)
+                self.begun += 1
+                self.log(f"[{self.begun}/{len(self.plan.notebooks)}] {part.name} starts{place}")
             elif place:
-                name = part.name.removeprefix(f"{ABLATION}-")
-                self.progress.line(part.notebook, f"{name} starts{place}")
+                self._line(part.notebook, f"{part.name.removeprefix(f'{ABLATION}-')} starts{place}")
+
+    def _line(self, name: str, text: str) -> None:
+        self.log(f"    {name}: {text}")
 
     def _end(self, part: Part, answer: object) -> None:
         """Take in what a part has returned, or its error."""
@@ -192,10 +185,10 @@ class Run:
         elif part.function is train_cell:
             left = sum(other.function is train_cell for other in self.queue.jobs.values())
             name = part.name.partition("-cell-")[2]
-            self.progress.line(ABLATION, f"{name}: {first} | {left} left to train")
+            self._line(ABLATION, f"{name}: {first} | {left} left to train")
         elif failed:
             what = "what its students share could not be made, so it makes all itself"
-            self.progress.line(ABLATION, f"{what}: {first}")
+            self._line(ABLATION, f"{what}: {first}")
         else:
             self._add_cells(answer)
 
@@ -223,7 +216,7 @@ class Run:
             self.queue.add(self._part(name, train_cell, artifacts, cell))
             self.queue.jobs[ABLATION].after.append(name)
         if cells:
-            self.progress.line(ABLATION, f"{len(cells)} students to train")
+            self._line(ABLATION, f"{len(cells)} students to train")
 
     def _record(self, part: Part, outcome: Outcome) -> None:
         name, messages = part.name, part.messages
@@ -248,7 +241,10 @@ class Run:
             result["error"] = outcome.error
         self.results["provenance"]["seeds"][name] = seeds_text(result)
         self.results["notebooks"][name] = result
-        self.progress.ended(name, outcome)
+        held = f", peak memory {memory(peak)}" if peak else ""
+        self.log(f"    {name} {outcome.status} after {duration(outcome.seconds)}{held}")
+        if outcome.error:
+            self.log("      " + outcome.error.replace("\n", "\n      "))
         self._write()
 
     def _write(self, last: bool = False) -> None:
@@ -263,11 +259,6 @@ class Run:
             for name, result in self.earlier.items()
             if name not in waiting
         } | self.results["notebooks"]
-        if self.plan.scheduler and self.queue:
-            self.results["provenance"]["workers"] = [
-                {"threads": worker.threads, "memory_gb": worker.memory, "gpus": worker.gpus}
-                for worker in self.queue.cluster.seen.values()
-            ]
         self.results["peak_memory_mb"] = round(self.peak / MEGABYTE, 1)
         self.results["provenance"]["seconds"] = round(time.perf_counter() - self.start, 2)
         shown = self.results | {"notebooks": dict(sorted(notebooks.items()))}
@@ -279,26 +270,18 @@ class Run:
             full = disk_error("the results of this run cannot be written to disk", error, out)
             if last:
                 raise full from None
-            self.progress.log(str(full))
+            self.log(str(full))
 
-    def _sample(self) -> None:
-        """Watch the memory of all processes of the run on this machine until it ends."""
-        own = psutil.Process()
-        while not self.ended.wait(POLL_SECONDS):
-            held = 0
-            for process in (own, *own.children(recursive=True)):
-                try:
-                    held += process.memory_info().rss
-                except psutil.Error:
-                    continue
-            self.peak = max(self.peak, held)
-            self.progress.refresh()
+    def _measure(self) -> None:
+        """Note the memory of all processes of the run on this machine, now and then."""
+        if time.monotonic() - self.measured >= POLL_SECONDS:
+            self.measured = time.monotonic()
+            self.peak = max(self.peak, memory_of(psutil.Process()))
 
     def _stop(self, status: str, why: str) -> None:
         """End what runs, and note for every notebook without a result why; of one not begun an earlier result stays."""
-        self.ended.set()
         self.results["stopped"] = True
-        self.progress.log(
+        self.log(
             "stopping: finished artifacts and the last checkpoints are kept; "
             "give the same command again to go on from there"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dfkd_lib import __version__, jobs
 from dfkd_lib.core import Store, WorkbenchError, processes, provenance
+from dfkd_lib.pipeline import html
 from dfkd_lib.pipeline.execute import FAILED, Outcome, Watch, execute
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # Dask's nannies set MKL's
@@ -52,40 +53,34 @@ class Place:
         return False
 
 
-@dataclass(frozen=True)
-class Task:
-    """One notebook to run.
-
-    Args:
-        name: of the notebook. notebook: its file. parameters: all that it declares. out: folder of the reports.
-        hung_minutes: see `Watch`.
-    """
-
-    name: str
-    notebook: Path
-    parameters: dict
-    out: Path
-    hung_minutes: float
-
-
 def code() -> tuple:
     """What must be the same wherever a run's tasks are done: the library's version and the commit."""
     return __version__, provenance.code()["commit"]
 
 
-def run_notebook(report: jobs.Tell, needs: jobs.Needs, place: Place, task: Task) -> Outcome:
-    """Run a notebook in a kernel of its own and write its page; reports lines, the share of cells done, the memory held."""
-    from dfkd_lib.pipeline import html
+def run_notebook(
+    report: jobs.Tell,
+    needs: jobs.Needs,
+    place: Place,
+    notebook: Path,
+    parameters: dict,
+    out: Path,
+    hung_minutes: float,
+) -> Outcome:
+    """Run a notebook in a kernel of its own and write its page; reports its lines and the memory held.
 
+    Args:
+        parameters: all that it declares. out: folder of the reports. hung_minutes: see `Watch`.
+    """
     start = time.perf_counter()
     place.check()
-    clear(task.out, task.name)
+    clear(out, notebook.stem)
     threads = needs.threads or int(os.environ.get("OMP_NUM_THREADS") or processes.cores())
     report({"threads": threads})
     if place.seen:
         report({"machine": provenance.hardware()})
-    stopped, output = threading.Event(), task.out / f"{task.name}.ipynb"
-    watch = Watch(report, task.hung_minutes, place.is_over)
+    stopped, output = threading.Event(), out / notebook.name
+    watch = Watch(report, hung_minutes, place.is_over)
 
     def stop() -> None:
         stopped.set()
@@ -93,7 +88,7 @@ def run_notebook(report: jobs.Tell, needs: jobs.Needs, place: Place, task: Task)
 
     environment = kernel_environment(needs)
     with jobs.stopped_by(stop):
-        outcome = execute(task.notebook, task.parameters, output, watch, stopped, environment)
+        outcome = execute(notebook, parameters, output, watch, stopped, environment)
     if watch.left:  # what there is now is another run's
         raise WorkbenchError(
             "the run of this notebook has ended without it", where=output, fix="start it again"

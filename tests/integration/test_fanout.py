@@ -359,11 +359,7 @@ def test_notebooks_survive_a_worker_and_lose_nothing_with_the_scheduler(elsewher
     assert numbers.count(0) == 1 and numbers[-1] == 39  # it went on, and did not begin again
     saved = json.loads((tmp_path / "out" / "results.json").read_text())
     counted = saved["notebooks"]["20_gan_fid"]
-    assert (
-        counted["threads"] == 1
-        and counted["machine"]["cores"] >= 1
-        and len(saved["provenance"]["workers"]) == 2
-    )
+    assert counted["threads"] == 1 and counted["machine"]["cores"] >= 1
     assert not [*tmp_path.rglob(".seen-*")]
 
     # The same again, but the scheduler goes in the middle.
@@ -404,16 +400,13 @@ def test_a_scheduler_that_is_not_there_is_said_before_anything_runs(plan):
 
 
 def test_a_worker_with_other_folders_or_other_code_is_refused(tmp_path):
-    given, quiet = (
-        task.Task("10_quick", tmp_path / "n.ipynb", {}, tmp_path, 0.0),
-        lambda message: None,
-    )
+    given, quiet = (tmp_path / "n.ipynb", {}, tmp_path, 0.0), lambda message: None
     for place, words in (
         (task.Place((tmp_path / ".seen-absent",)), "does not see the folder"),
         (task.Place((), ("0.0", "abc")), "other code"),
     ):
         with pytest.raises(WorkbenchError, match=words):
-            task.run_notebook(quiet, Needs(), place, given)
+            task.run_notebook(quiet, Needs(), place, *given)
         with pytest.raises(
             WorkbenchError, match=words
         ):  # students too: they go into the store that all share
@@ -552,7 +545,7 @@ def test_a_task_whose_run_has_ended_writes_no_page(tmp_path):
     (out / "10_quick.html").write_text("of an earlier run")
     mark = out / ".seen-0"
     mark.touch()
-    given = task.Task("10_quick", folder / "10_quick.ipynb", {"preset": "smoke"}, out, 0.0)
+    given = (folder / "10_quick.ipynb", {"preset": "smoke"}, out, 0.0)
 
     def tell(message: dict) -> None:
         if message.get("line") == "sleeps":
@@ -561,7 +554,7 @@ def test_a_task_whose_run_has_ended_writes_no_page(tmp_path):
 
     begun = time.monotonic()
     with pytest.raises(WorkbenchError, match="has ended without it"):
-        task.run_notebook(tell, Needs(), task.Place((mark,)), given)
+        task.run_notebook(tell, Needs(), task.Place((mark,)), *given)
     assert time.monotonic() - begun < 300 and not (out / "10_quick.html").exists()
 
 
