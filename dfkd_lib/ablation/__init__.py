@@ -1,16 +1,25 @@
 """Ablations as data: a grid of settings times seeds, run where missing, as one tidy table with paired tests."""
 
-from dfkd_lib.ablation.cells import Outcome, find, prepare, run, run_cell, work
+from dfkd_lib.ablation.cells import (
+    Outcome,
+    as_sent,
+    find,
+    prepare,
+    run,
+    run_cell,
+    saved_jobs,
+    work,
+)
 from dfkd_lib.ablation.grid import (
-    SOURCES,
+    BASE,
+    DEFAULTS,
     Cell,
     base_of,
     cells_of,
     make_cell,
     read_grid,
-    rows_without,
+    resolved,
 )
-from dfkd_lib.ablation.jobs import Jobs
 from dfkd_lib.ablation.table import (
     by_class,
     crossed,
@@ -25,10 +34,11 @@ from dfkd_lib.ablation.table import (
 )
 
 __all__ = [
-    "SOURCES",
+    "BASE",
     "Cell",
-    "Jobs",
+    "DEFAULTS",
     "Outcome",
+    "as_sent",
     "base_of",
     "by_class",
     "cells_of",
@@ -40,9 +50,10 @@ __all__ = [
     "pairwise",
     "prepare",
     "read_grid",
-    "rows_without",
+    "resolved",
     "run",
     "run_cell",
+    "saved_jobs",
     "short_table",
     "sizes",
     "summary",

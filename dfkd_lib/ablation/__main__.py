@@ -4,15 +4,15 @@ import signal
 import sys
 from contextlib import suppress
 
-from dfkd_lib.ablation.jobs import Jobs
-from dfkd_lib.core.artifacts import Store
+from dfkd_lib.ablation.cells import saved_jobs, work
+from dfkd_lib.core import Store
 
 
 def main(root: str) -> None:
     """Work until nothing has waited for a while; SIGTERM ends a training as Ctrl-C does, its finished epochs kept."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
-        Jobs(Store(root)).work()
+        saved_jobs(Store(root)).work(work, root)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,29 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from dfkd_lib import jobs, training
-from dfkd_lib.ablation.grid import Cell
+from dfkd_lib.ablation.grid import DEFAULTS, Cell
 from dfkd_lib.attention import in_batches, probe_agreement
-from dfkd_lib.core import WorkbenchError, artifacts, ledger, processes
-from dfkd_lib.core.artifacts import Artifact, NotMade, Store
+from dfkd_lib.core import (
+    Artifact,
+    NotMade,
+    Store,
+    WorkbenchError,
+    fingerprint,
+    ledger,
+    processes,
+    save_json,
+)
 from dfkd_lib.core.files import is_full
-from dfkd_lib.distill import has_probe, scores
-from dfkd_lib.jobs import Job, Queue, WorkerLost, opened_queue
+from dfkd_lib.distill import Study, has_probe, scores
+from dfkd_lib.jobs import Job, Queue, SavedJobs, WorkerLost, opened_queue
+from dfkd_lib.models import MODELS
 from dfkd_lib.training import DivergedError, load_trained, reads_of
 
 LOST = (
@@ -24,6 +33,7 @@ LOST = (
 )
 DISK_SECONDS = 60  # that a disk elsewhere may take to show here what a worker has written there
 AGREEMENT_IMAGES = 1000  # test images on which teacher and student are compared
+SHARED = "shared"  # the job that makes what the cells share
 
 
 class Outcome(NamedTuple):
@@ -35,13 +45,20 @@ class Outcome(NamedTuple):
     cached: bool
 
 
-def run_cell(store: Store, cell: Cell) -> Artifact:
+class OtherCode(WorkbenchError):
+    """A worker would make something else of a cell than the process that asked for it."""
+
+
+def run_cell(store: Store, cell: Cell, step: Callable | None = None) -> Artifact:
     """The cell's student, and how it does: trained now, or found by key.
+
+    Args:
+        step: a training step in place of the library's, see `distill.train`.
 
     Returns:
         Artifact of stage "ablation_cell" with history.json, and agreement.json (by class: mean cosine of the teacher's and
         the student's attention probes, half width of its 95 % interval over images; null where one has no probe, or where a
-        class has fewer than two of the images looked at). Metrics:
+        class has fewer than two of the images compared). Metrics:
         "accuracy", "top5", "precision", "recall", "f1" in [0, 1] on "test_images" test images; "agreement" (mean over
         classes) and "agreement_half", or None; "train_images", "parameters", "seconds" of training, "student" (its key).
 
@@ -49,24 +66,23 @@ def run_cell(store: Store, cell: Cell) -> Artifact:
         WorkbenchError: whatever stands in the way of its teacher, images or training.
     """
     study = cell.study(store)
-    teacher, student = study.teacher, study.student(cell.source, cell.seed)
-    looked = study.test_set.sample(AGREEMENT_IMAGES, 0)
+    teacher, student = study.teacher, study.student(cell.source, cell.seed, step)
+    compared = study.test_set.sample(AGREEMENT_IMAGES, 0)
 
     def make(work: Path) -> dict:
-        reached, agreement = scores(student), _agreement(student, teacher, looked)
-        artifacts.save_json(work / "history.json", student.json("history.json"))
-        artifacts.save_json(work / "agreement.json", agreement)
-        told = {"agreement": None, "agreement_half": None}
+        reached, agreement = scores(student), _agreement(student, teacher, compared)
+        save_json(work / "history.json", student.json("history.json"))
+        save_json(work / "agreement.json", agreement)
+        mean = half = None
         if agreement:
             count = len(agreement["cosine"])
-            told = {
-                "agreement": sum(agreement["cosine"]) / count,
-                "agreement_half": sum(half**2 for half in agreement["half"]) ** 0.5 / count,
-            }
+            mean = sum(agreement["cosine"]) / count
+            half = sum(half**2 for half in agreement["half"]) ** 0.5 / count
         return {
             "accuracy": reached.pop("top1"),
             **reached,
-            **told,
+            "agreement": mean,
+            "agreement_half": half,
             "test_images": len(study.test_set),
             "train_images": student.metrics["train_images"],
             "parameters": student.metrics["parameters"],
@@ -76,19 +92,18 @@ def run_cell(store: Store, cell: Cell) -> Artifact:
 
     return store.get_or_make(
         "ablation_cell",
-        {"agreement_images": looked.fingerprint},
+        {"agreement_images": compared.fingerprint},
         make,
         [student, teacher],
-        reads_of((looked, ledger.EVALUATION)),
+        reads_of((compared, ledger.EVALUATION)),
     )
 
 
 def _agreement(student: Artifact, teacher: Artifact, images) -> dict | None:
+    """The probes' agreement by class; None without probes, and where a class has too few images for an interval."""
     models = [load_trained(student), load_trained(teacher)]
-    few = (
-        torch.bincount(images.labels, minlength=images.num_classes).min() < 2
-    )  # no interval, or no mean, of some class
-    if few or not all(map(has_probe, models)):
+    fewest = torch.bincount(images.labels, minlength=images.num_classes).min()
+    if fewest < 2 or not all(map(has_probe, models)):
         return None
     found = probe_agreement(*models, in_batches(images.images, images.labels), images.num_classes)
     return {
@@ -99,10 +114,10 @@ def _agreement(student: Artifact, teacher: Artifact, images) -> dict | None:
     }
 
 
-def find(store: Store, cell: Cell) -> Artifact | None:
+def find(store: Store, cell: Cell, step: Callable | None = None) -> Artifact | None:
     """The cell's artifact if all of it has been made before, else None; trains nothing."""
     try:
-        return run_cell(store.find_only(), cell)
+        return run_cell(store.find_only(), cell, step)
     except NotMade:
         return None
 
@@ -113,6 +128,7 @@ def run(
     jobs: int = 0,
     say: Callable[[str], None] = print,
     scheduler: str | None = None,
+    step: Callable | None = None,
 ) -> list[Outcome]:
     """Run the cells that are missing, several at a time; one that fails or diverges does not stop the others.
 
@@ -123,35 +139,31 @@ def run(
         jobs: cells at a time, each in a process with its share of this machine's threads; 0: one for each thread, as far as
             memory goes, on a CPU; 1 (in this process) on an accelerator.
         scheduler: address of a running Dask cluster that takes the cells instead; its workers see the store's folder.
+        step: a training step in place of the library's, see `distill.train`; it stays in this process.
 
     Returns:
         One Outcome a cell, in order.
 
     Raises:
-        WorkbenchError: if jobs is negative, no cluster answers at `scheduler`, the store's disk
-            takes no more, or not one cell can be run.
+        WorkbenchError: if jobs is negative, no cluster answers at `scheduler`, the store's disk takes no more, or not one
+            cell can be run; before anything is trained, if the step or changed code of this process would have to go to
+            others, which have only what the library's files say.
     """
-    if jobs < 0:
-        raise WorkbenchError(
-            "an impossible number of processes",
-            expected="0 (as many as cores) or more",
-            got=jobs,
-            where="jobs",
-        )
-    outcomes = _found(cells, store)
+    _check_jobs(jobs, scheduler, step)
+    outcomes = _found(cells, store, step)
     missing = {f"cell-{place}": place for place in range(len(cells)) if place not in outcomes}
     if missing:
-        found = sum(outcome.cached for outcome in outcomes.values())
-        say(f"{len(cells)} cells, {found} found, {len(missing)} to run")
-        jobs = jobs or most_processes()
+        say(f"{len(cells)} cells, {_cached(outcomes)} found, {len(missing)} to run")
+        jobs = 1 if step is not None else jobs or most_processes()
         # The threads follow from what was asked, not from how many cells are missing: they decide the last bits.
         threads = (
             None if scheduler else max(1, min(torch.get_num_threads(), processes.cores()) // jobs)
         )
+        named = {name: cells[place] for name, place in missing.items()}
         with opened_queue(min(jobs, len(missing)), scheduler, note=say) as queue:
-            _fill(queue, store, {name: cells[place] for name, place in missing.items()}, threads)
-            answers = ((missing[job.name], answer) for job, answer in queue if job.name in missing)
-            _collect(cells, len(missing), store, answers, outcomes, say)
+            _fill(queue, store, named, threads, step)
+            for name, outcome in _outcomes(queue, store, named, say):
+                outcomes[missing[name]] = outcome
     if outcomes and not any(outcome.artifact for outcome in outcomes.values()):
         raise WorkbenchError(
             "none of the students could be trained",
@@ -162,39 +174,68 @@ def run(
     return [outcomes[place] for place in range(len(cells))]
 
 
-def _fill(queue: Queue, store: Store, cells: dict[str, Cell], threads: int | None) -> None:
+def _check_jobs(jobs: int, scheduler: str | None, step: Callable | None) -> None:
+    if jobs < 0:
+        raise WorkbenchError(
+            "an impossible number of processes",
+            expected="0 (as many as cores) or more",
+            got=jobs,
+            where="jobs",
+        )
+    if step is not None and (jobs > 1 or scheduler is not None):
+        raise WorkbenchError(
+            "a step of your own cannot go to other processes",
+            expected="jobs=1 and no scheduler",
+            got=f"jobs={jobs}, scheduler={scheduler}",
+            where="step",
+            fix="train its cells in this process (jobs=1), or put the step into the library",
+        )
+
+
+def _cached(outcomes: dict[int, Outcome]) -> int:
+    return sum(outcome.cached for outcome in outcomes.values())
+
+
+def _fill(
+    queue: Queue, store: Store, cells: dict[str, Cell], threads: int | None, step: Callable | None
+) -> None:
     """Queue these cells by name, and before them, where several may run at a time, what they share."""
     root, before = str(store.root), []
     if not queue.cluster.alone:
-        known = [cell.as_dict() for cell in cells.values()]
-        queue.add(Job("shared", prepare, (root, known), threads=threads))
-        before = ["shared"]  # if it fails, each cell says what it lacks
+        sent = [as_sent(cell) for cell in cells.values()]
+        queue.add(Job(SHARED, prepare, (root, sent), threads=threads))
+        before = [SHARED]  # if it fails, each cell reports what it lacks
     for name, cell in cells.items():
-        queue.add(Job(name, work, (root, cell.as_dict()), after=before, threads=threads))
+        queue.add(Job(name, work, (root, as_sent(cell), step), after=before, threads=threads))
 
 
-def _collect(cells, count, store, answers, outcomes, say) -> None:
-    """Put the answers of so many cells among the outcomes as they come, and say so."""
-    start, patience = time.perf_counter(), DISK_SECONDS
-    for done, (place, answer) in enumerate(answers, 1):
+def _outcomes(
+    queue: Queue, store: Store, cells: dict[str, Cell], say: Callable[[str], None]
+) -> Iterator[tuple[str, Outcome]]:
+    """What comes of these cells as they end, each with a line on how it did."""
+    start, patience, done = time.perf_counter(), DISK_SECONDS, 0
+    for job, answer in queue:
+        if job.name not in cells:
+            if isinstance(answer, OtherCode):  # of all of them, and nothing is trained yet
+                raise answer
+            continue
+        cell, done = cells[job.name], done + 1
         key, error = _result(answer)
         made = _appearing(store, key, patience) if key else None
         if key and made is None:
             patience = 0  # nor will the others
             error = f"its worker has made {key}, but not in this {store.root}: give a folder that all machines share"
-        outcomes[place] = Outcome(cells[place], made, error, False)
-        left = (time.perf_counter() - start) / done * (count - done)
         if is_full(error):  # the students are not to blame
             raise WorkbenchError(
                 "a student cannot be written to disk, and no other could",
                 got=error,
                 where=store.root,
-                fix="free room on that disk, or choose another; then run it again: what is finished "
-                "is kept",
+                fix="free room on that disk, or choose another; then run it again: what is finished is kept",
             )
+        left = (time.perf_counter() - start) / done * (len(cells) - done)
         result = f"{100 * made.metrics['accuracy']:.2f} %" if made else error.split("\n")[0]
-        name = f"{cells[place].name}, seed {cells[place].seed}"
-        say(f"{done}/{count} {name}: {result} | {left:.0f} s left")
+        say(f"{done}/{len(cells)} {cell.name}, seed {cell.seed}: {result} | {left:.0f} s left")
+        yield job.name, Outcome(cell, made, error, False)
 
 
 def _result(answer: object) -> tuple[str | None, str]:
@@ -209,16 +250,16 @@ def _appearing(store: Store, key: str, seconds: float) -> Artifact | None:
     until = time.monotonic() + seconds
     while (made := store.find(key)) is None and time.monotonic() < until:
         time.sleep(0.5)
-        os.listdir(store.root)  # looks anew
+        os.listdir(store.root)  # has the disk read anew
     return made
 
 
-def _found(cells: Sequence[Cell], store: Store) -> dict[int, Outcome]:
+def _found(cells: Sequence[Cell], store: Store, step: Callable | None = None) -> dict[int, Outcome]:
     """What is known without training: by place, the cells that have been made, and those that are impossible."""
     outcomes: dict[int, Outcome] = {}
     for place, cell in enumerate(cells):
         try:
-            made = find(store, cell)
+            made = find(store, cell, step)
         except Exception as error:  # one impossible row must not stop the others
             outcomes[place] = Outcome(cell, None, describe(error), False)
         else:
@@ -228,45 +269,74 @@ def _found(cells: Sequence[Cell], store: Store) -> dict[int, Outcome]:
 
 
 def describe(error: BaseException) -> str:
-    """An error of a cell as text; a divergence says so first."""
+    """An error of a cell as text; a divergence begins so."""
     if isinstance(error, WorkbenchError):
         return f"diverged: {error}" if isinstance(error, DivergedError) else str(error)
     return f"{type(error).__name__}: {error}"
 
 
 def most_processes() -> int:
-    """Cells at a time if nobody says: one for each accelerator, or one for each thread, as far as memory goes."""
-    most = jobs.most_processes()
-    return (
-        most
-        if training.device().type == "cuda"
-        else 1
-        if training.device().type != "cpu"
-        else max(1, min(torch.get_num_threads(), most))
-    )
+    """Cells at a time by default: one for each CUDA device, one on other accelerators, or one for each thread of a CPU."""
+    most, kind = jobs.most_processes(), training.device().type
+    if kind == "cuda":
+        return most
+    return max(1, min(torch.get_num_threads(), most)) if kind == "cpu" else 1
+
+
+# -- in the process that trains --------------------------------------------------------------------------------------
+
+
+def as_sent(cell: Cell) -> dict:
+    """A cell as another process takes it, with the identity of the code that is to train it."""
+    return {**cell.as_dict(), "code": _code(cell.settings)}
+
+
+def _code(settings: dict) -> str:
+    builder = MODELS.get(settings.get("student.model", DEFAULTS["student.model"]))
+    return fingerprint(run_cell, Study, builder).digest
+
+
+def _received(sent: dict) -> Cell:
+    """The cell that `as_sent` gave; OtherCode if this process would train it by other code."""
+    if sent.get("code") not in (None, _code(sent["settings"])):
+        raise OtherCode(
+            "this cell was asked for by a process with other code than the one that would train it",
+            expected="the library as its files say: other processes know neither what a notebook defines nor what has "
+            "changed since they were started",
+            where=f"{sent['name']}, seed {sent['seed']}",
+            fix="give a step of your own as step= with jobs=1; after a change of the library restart the kernel and workers",
+        )
+    return Cell.of(sent)
 
 
 def prepare(tell: jobs.Tell, needs: jobs.Needs, root: str, cells: list[dict]) -> list[dict]:
-    """A task: make once what the cells of a store share, teachers and images; returns those that are to be run.
+    """A job: make once what the cells of a store share, teachers and images; returns those that are to be run.
 
     Without this the first cells would only wait for each other.
     """
-    store, known = Store(root), [Cell.of(saved) for saved in cells]
+    store, known = Store(root), [_received(sent) for sent in cells]
     found = _found(known, store)
-    missing = [cell for place, cell in enumerate(known) if place not in found]
+    missing = [place for place in range(len(known)) if place not in found]
     with jobs.alone_in_process(needs.threads):
-        for cell in missing:
+        for place in missing:
             try:
-                cell.study(store).prepare(cell.source)
-            except Exception:  # its own task will say so
+                known[place].study(store).prepare(known[place].source)
+            except Exception:  # its own job will report it
                 continue
-    return [cell.as_dict() for cell in missing]
+    return [cells[place] for place in missing]
 
 
-def work(tell: jobs.Tell, needs: jobs.Needs, root: str, saved: dict) -> tuple[str | None, str]:
-    """A task: run one cell of a store; its key, or None and what happened."""
+def work(
+    tell: jobs.Tell, needs: jobs.Needs, root: str, sent: dict, step: Callable | None = None
+) -> tuple[str | None, str]:
+    """A job: run one cell of a store; its key, or None and what happened."""
     try:
         with jobs.alone_in_process(needs.threads):
-            return run_cell(Store(root), Cell.of(saved)).key, ""
+            return run_cell(Store(root), _received(sent), step).key, ""
     except Exception as error:  # as text, which survives the way back
         return None, describe(error)
+
+
+def saved_jobs(store: Store) -> SavedJobs:
+    """The queue of a store on disk; its cells, as `as_sent` gives them, are trained in a process of its own."""
+    return SavedJobs(store.root / ".jobs", ["-m", "dfkd_lib.ablation", str(store.root)])

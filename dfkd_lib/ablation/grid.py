@@ -1,22 +1,39 @@
-"""A grid of students: rows of settings times seeds, from a YAML file or a list, checked before anything is trained."""
+"""A grid of students: settings times seeds, from a YAML file or a list, checked before anything is trained."""
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
-from dfkd_lib.core import WorkbenchError, artifacts, nearest, plain
-from dfkd_lib.distill import MAKERS, AblationConfig, ClassificationConfig, Study, drop_one
+from pydantic import Field
+
+from dfkd_lib.core import Config, Seeds, WorkbenchError, nearest, plain, resolve
+from dfkd_lib.distill import AblationConfig, ClassificationConfig, Study, drop_one
 from dfkd_lib.models import model_names
 
-SOURCES = ("real", *MAKERS)
-BASE = ClassificationConfig()
-# A cell has one seed of its own, so the list of them is no setting of it.
-DEFAULTS = {k: v for k, v in BASE.flat().items() if k != "seeds"} | {"source": "augmented GAN"}
+BASE = AblationConfig()
+# A cell has one seed of its own, and neither a grid nor processes.
+DEFAULTS = {
+    name: value
+    for name, value in BASE.flat().items()
+    if name not in ("seeds", "grid", "baseline", "jobs")
+}
 SETTINGS = BASE.settings()
 MOST_ROWS = 10_000  # the product of a few long lists would fill the memory
-PARTS = ("base", "rows", "grid", "drop_one", "seeds")
+
+
+class Grid(Config):
+    """What a grid file holds; every part is optional."""
+
+    base: dict[str, Any] = Field({}, description="settings of every cell")
+    rows: dict[str, dict[str, Any]] = Field({}, description="settings by name")
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        {}, description="lists of values, crossed with one another and with the rows"
+    )
+    drop_one: bool = Field(False, description="whether to add a row without each loss in use")
+    seeds: Seeds = Field((0,), description="of every row, as in [0, 1, 2]")
 
 
 @dataclass(frozen=True)
@@ -25,8 +42,7 @@ class Cell:
 
     Args:
         name: the setting it belongs to; cells of one name differ in the seed alone.
-        settings: {dotted name in `ClassificationConfig`: value} that differ from its defaults, and "source": "real" or one of
-            `MAKERS` (default: "augmented GAN").
+        settings: {dotted name in `AblationConfig`: value} that differ from its defaults; "source" is what it is trained on.
         seed: of the student's weights, order and dropout; the images are the same for every seed.
     """
 
@@ -38,9 +54,9 @@ class Cell:
     def source(self) -> str:
         return self.settings.get("source", DEFAULTS["source"])
 
-    def config(self) -> ClassificationConfig:
+    def config(self) -> AblationConfig:
         """The configuration of these settings."""
-        return BASE.override({k: v for k, v in self.settings.items() if k != "source"})
+        return BASE.override(self.settings)
 
     def study(self, store) -> Study:
         """The study of these settings, new at each call: it holds images once it is used, and cells are many."""
@@ -55,24 +71,22 @@ class Cell:
         return make_cell(saved["name"], saved["settings"], saved["seed"])
 
 
-def show(value) -> str:
-    """A setting as text, numbers short."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _refused(what: str, got: object, expected: str, fix: str) -> WorkbenchError:
+    return WorkbenchError(what, expected=expected, got=plain(got), where="grid", fix=fix)
 
 
-def resolve(name: str) -> str:
-    """The dotted name of a setting, or "source"; WorkbenchError with the nearest right name."""
-    try:
-        return name if name == "source" else BASE.resolve(name)
-    except WorkbenchError as error:
-        error.where = "grid"
-        raise WorkbenchError(
-            f"the grid names an unknown setting: {error.what}",
-            expected=error.expected,
-            got=name,
-            where="grid",
-            fix=error.fix,
-        ) from None
+def _unknown(what: str, got: object, known: Iterable[str]) -> WorkbenchError:
+    near, expected = nearest(str(got), known), ", ".join(known)
+    fix = f"did you mean '{near}'?" if near else "choose one of the expected names"
+    return _refused(f"the grid names an unknown {what}", got, expected, fix)
+
+
+def resolved(settings: dict) -> dict:
+    """The settings by their dotted names; WorkbenchError with the nearest right name of one that a cell has not."""
+    found = {BASE.resolve(str(name)): value for name, value in settings.items()}
+    for name in found.keys() - DEFAULTS.keys():
+        raise _unknown("setting of a cell", name, DEFAULTS)
+    return found
 
 
 def short_name(name: str) -> str:
@@ -86,74 +100,25 @@ def make_cell(name: str, settings: dict, seed: int) -> Cell:
     Raises:
         WorkbenchError: with the nearest right name, or what was expected.
     """
-    named = {resolve(key): value for key, value in settings.items()}
-    source = named.pop("source", DEFAULTS["source"])
-    if source not in SOURCES:
-        _refuse("source", source, SOURCES)
-    try:
-        config = BASE.override(named)
-    except WorkbenchError as error:
-        raise WorkbenchError(
-            f"the grid cannot be run: {error.what}",
-            expected=error.expected,
-            got=error.got,
-            where="grid",
-            fix=error.fix,
-        ) from None
+    config = BASE.override({**resolved(settings), "seeds": [seed]})
     if config.student.model not in model_names():
-        _refuse("student_model", config.student.model, model_names())
-    found = {k: v for k, v in config.flat().items() if k != "seeds"} | {"source": source}
-    return Cell(
-        name,
-        {k: list(v) if isinstance(v, tuple) else v for k, v in found.items() if v != DEFAULTS[k]},
-        _seed(seed),
-    )
+        raise _unknown("student.model", config.student.model, model_names())
+    found = config.flat()
+    differing = {k: found[k] for k, default in DEFAULTS.items() if found[k] != default}
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in differing.items()}
+    return Cell(name, settings, config.seeds[0])
 
 
-def _seed(seed) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise WorkbenchError(
-            "a seed is no seed",
-            expected="a whole number from 0, below 2**32",
-            got=plain(seed),
-            where="seeds",
-            fix="list seeds as in [0, 1, 2]",
-        )
-    return seed
-
-
-def _refuse(what: str, got: object, known: Sequence[str]) -> None:
-    near = nearest(str(got), known)
-    raise WorkbenchError(
-        f"the grid names an unknown {what}",
-        expected=", ".join(known),
-        got=plain(got),
-        where="grid",
-        fix=f"did you mean '{near}'?" if near else "choose one of the expected names",
-    )
-
-
-def base_of(config: ClassificationConfig, source: str = "augmented GAN") -> dict:
+def base_of(config: ClassificationConfig, source: str = DEFAULTS["source"]) -> dict:
     """The settings of a notebook's configuration, as `read_grid` takes them for its base."""
-    differing = {
-        k: v for k, v in config.flat().items() if v != DEFAULTS.get(k, v) and k != "source"
-    }
+    differing = {k: v for k, v in config.flat().items() if v != DEFAULTS.get(k, v)}
     return {**differing, "source": source}
 
 
 def cells_of(config: AblationConfig) -> list[Cell]:
     """The cells of the grid file that a configuration names, or one loss left out at a time where it names none."""
-    grid = artifacts.resolve(config.grid) if config.grid else {"drop_one": True}
+    grid = resolve(config.grid) if config.grid else {"drop_one": True}
     return read_grid(grid, base_of(config, config.source), config.seeds)
-
-
-def rows_without(config: ClassificationConfig) -> dict[str, dict]:
-    """The settings of the one-loss-out ablation: {"all": {}, "without KD": {"weights.kd": 0.0}, …}."""
-    flat = config.weights.flat()
-    return {
-        name: {f"weights.{key}": value for key, value in left.flat().items() if value != flat[key]}
-        for name, left in drop_one(config.weights).items()
-    }
 
 
 def read_grid(
@@ -173,53 +138,35 @@ def read_grid(
     """
     if isinstance(grid, (str, Path)):
         grid = _read_file(Path(grid))
-    if isinstance(grid, list):
-        grid = {"rows": _named(grid)}
+    grid = {"rows": grid} if isinstance(grid, list) else grid
     if not isinstance(grid, dict):
-        raise WorkbenchError(
-            "a grid has the wrong form",
-            expected=f"a mapping of {', '.join(PARTS)}, or a list of rows",
-            got=type(grid).__name__,
-            where="grid",
-            fix="see notebooks/README.md for an example",
-        )
-    for name in set(grid) - set(PARTS):
-        _refuse("part", str(name), PARTS)
-    if isinstance(grid.get("rows"), list):
-        grid = {**grid, "rows": _named(grid["rows"])}
-    for part in ("base", "rows", "grid"):
-        if not isinstance(grid.get(part) or {}, dict):
-            raise WorkbenchError(
-                f"the grid's '{part}' has the wrong form",
-                expected="names with values",
-                got=grid[part],
-                where="grid",
-                fix=f"write {part}: {{name: value}}",
-            )
-    common = {**(base or {}), **(grid.get("base") or {})}
-    common = {resolve(name): value for name, value in common.items()}
+        form = f"a mapping of {', '.join(Grid.model_fields)}, or a list of rows"
+        example = "see notebooks/README.md for an example"
+        raise _refused("a grid has the wrong form", type(grid).__name__, form, example)
+    parts = {str(name): part for name, part in grid.items() if part is not None}
+    parts = ({} if seeds is None else {"seeds": list(seeds)}) | parts
+    if isinstance(parts.get("rows"), list):
+        parts["rows"] = _by_name(map(_named, parts["rows"]))
+    if isinstance(parts.get("rows"), dict):
+        parts["rows"] = {str(name): row or {} for name, row in parts["rows"].items()}
+    checked = Grid(**parts)
+    common = resolved(base or {}) | resolved(checked.base)
     # The generator that looks for disagreement with a student makes the same images for every setting.
     common = {"rival_model": common.get("student.model", DEFAULTS["student.model"]), **common}
     cells = [
-        make_cell(name, _without_rival({**common, **_resolved(settings)}), seed)
-        for name, settings in _rows(grid, common).items()
-        for seed in _seeds(grid.get("seeds", seeds if seeds is not None else [0]))
+        make_cell(name, _without_rival({**common, **resolved(settings)}), seed)
+        for name, settings in _rows(checked, common).items()
+        for seed in checked.seeds
     ]
     _check_different(cells)
     return cells
 
 
-def _resolved(settings: dict) -> dict:
-    return {resolve(str(name)): value for name, value in settings.items()}
-
-
 def _without_rival(settings: dict) -> dict:
     """The settings without what only the maker "adversarial" knows, unless it is the source: it would split equal cells."""
-    return (
-        settings
-        if settings.get("source") == "adversarial"
-        else {k: v for k, v in settings.items() if k != "rival_model"}
-    )
+    if settings.get("source") == "adversarial":
+        return settings
+    return {k: v for k, v in settings.items() if k != "rival_model"}
 
 
 def _read_file(path: Path):
@@ -255,98 +202,57 @@ def _read_file(path: Path):
         ) from None
 
 
-def _named(rows: list) -> dict[str, dict]:
+def _named(row: object) -> tuple[str, dict]:
+    """A row of a list with its name: what it gives by itself, or its settings."""
+    if not isinstance(row, dict):
+        form, fix = "settings by name", "write a row as {name: ..., setting: value}"
+        raise _refused("a row of a grid has the wrong form", repr(row)[:200], form, fix)
+    settings = {key: value for key, value in row.items() if key != "name"}
+    short = {k: f"{v:g}" if isinstance(v, float) else v for k, v in settings.items()}
+    return str(row.get("name") or _words(short) or "base"), settings
+
+
+def _words(settings: dict) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def _by_name(rows: Iterable[tuple[str, dict]]) -> dict[str, dict]:
     found: dict[str, dict] = {}
-    for row in rows:
-        if not isinstance(row, dict):
-            raise WorkbenchError(
-                "a row of a grid has the wrong form",
-                expected="settings by name",
-                got=repr(row)[:200],
-                where="grid",
-                fix="write a row as {name: ..., setting: value}",
-            )
-        settings = {key: value for key, value in row.items() if key != "name"}
-        name = str(
-            row.get("name")
-            or ", ".join(f"{key}={show(value)}" for key, value in settings.items())
-            or "base"
-        )
+    for name, settings in rows:
         if name in found:
-            raise WorkbenchError(
-                "two rows of a grid have one name", got=name, where="grid", fix="name each once"
-            )
+            fix = "name each row, and give each value, once"
+            raise _refused("two rows of a grid have one name", name, "different names", fix)
         found[name] = settings
     return found
 
 
-def _rows(grid: dict, common: dict) -> dict[str, dict]:
+def _rows(grid: Grid, common: dict) -> dict[str, dict]:
     """Every row's own settings, the product of rows and grid."""
-    rows = dict(grid.get("rows") or {})
-    if grid.get("drop_one"):
-        rows = {**rows_without(make_cell("base", common, 0).config()), **rows}
-    crossed = grid.get("grid") or {}
-    for name, values in crossed.items():
-        resolve(str(name))
-        if not isinstance(values, list) or not values:
-            raise WorkbenchError(
-                f"the grid's values of '{name}' have the wrong form",
-                expected="a list of values",
-                got=repr(values),
-                where="grid",
-                fix=f"write {name}: [{values}]",
-            )
-    count = math.prod(map(len, crossed.values())) * max(len(rows), 1)
+    rows = grid.rows
+    if grid.drop_one:
+        rows = {**_rows_without(make_cell("base", common, 0).config()), **rows}
+    count = math.prod(map(len, grid.grid.values())) * max(len(rows), 1)
     if count > MOST_ROWS:
-        raise WorkbenchError(
-            "a grid is too large",
-            expected=f"at most {MOST_ROWS} rows",
-            got=f"{count} rows",
-            where="grid",
-            fix="cross fewer settings with one another",
-        )
-    found = {}
-    for row, settings in (rows or {"": {}}).items():
-        if not isinstance(settings or {}, dict):
-            raise WorkbenchError(
-                f"row '{row}' of the grid has the wrong form",
-                expected="settings by name",
-                got=settings,
-                where="grid",
-                fix="write a row as name: {setting: value}",
-            )
-        for values in itertools.product(*crossed.values()):
-            chosen = dict(zip(crossed, values, strict=True))
-            name = (
-                ", ".join(
-                    filter(None, [str(row), *(f"{key}={value}" for key, value in chosen.items())])
-                )
-                or "base"
-            )
-            if name in found:
-                raise WorkbenchError(
-                    "two rows of a grid have one name",
-                    got=name,
-                    where="grid",
-                    fix="give each value once",
-                )
-            found[name] = {**(settings or {}), **chosen}
-    return found
+        most, fix = f"at most {MOST_ROWS} rows", "cross fewer settings with one another"
+        raise _refused("a grid is too large", f"{count} rows", most, fix)
+    products = [
+        dict(zip(grid.grid, values, strict=True))
+        for values in itertools.product(*grid.grid.values())
+    ]
+    return _by_name(
+        (", ".join(filter(None, [row, _words(chosen)])) or "base", {**settings, **chosen})
+        for row, settings in (rows or {"": {}}).items()
+        for chosen in products
+    )
 
 
-def _seeds(seeds) -> list[int]:
-    if isinstance(seeds, str):
-        seeds = [int(word) if word.strip().isdigit() else word for word in seeds.split(",")]
-    seeds = [_seed(seed) for seed in (seeds if isinstance(seeds, (list, tuple)) else [seeds])]
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise WorkbenchError(
-            "the seeds of a grid are not usable",
-            expected="at least one, each once",
-            got=seeds,
-            where="seeds",
-            fix="equal seeds give equal runs, which are no independent evidence",
-        )
-    return seeds
+def _rows_without(config: ClassificationConfig) -> dict[str, dict]:
+    """The settings of the one-loss-out ablation: {"all": {}, "without KD": {"weights.kd": 0.0}, …}."""
+    flat = config.weights.flat()
+    return {
+        name: {f"weights.{key}": value for key, value in left.flat().items() if value != flat[key]}
+        for name, left in drop_one(config.weights).items()
+    }
 
 
 def _check_different(cells: list[Cell]) -> None:
@@ -354,10 +260,6 @@ def _check_different(cells: list[Cell]) -> None:
     for cell in cells:
         same = seen.setdefault(f"{sorted(cell.settings.items())} {cell.seed}", cell.name)
         if same != cell.name:
-            raise WorkbenchError(
-                "two rows of a grid are the same student",
-                got=f"'{same}' and '{cell.name}'",
-                expected="rows that differ in a setting",
-                where="grid",
-                fix="leave one out",
-            )
+            form = "rows that differ in a setting"
+            got = f"'{same}' and '{cell.name}'"
+            raise _refused("two rows of a grid are the same student", got, form, "leave one out")

@@ -6,7 +6,6 @@ images and test images are the same throughout, so each accuracy also carries it
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from dfkd_lib.ablation.grid import DEFAULTS, short_name
-from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core import WorkbenchError, nearest
 from dfkd_lib.metrics import intervals
 
 if TYPE_CHECKING:
@@ -30,8 +29,9 @@ MEASURES = {
     "agreement": "agreement",
 }
 ACCURACY = "accuracy (%)"
-TOLD = 0.05  # a corrected p below it tells a difference
-STATES = ("finished", "diverged", "failed", "not run")
+WHOLE = ("images", "epochs", "parameters", "seconds")
+SIGNIFICANT = 0.05  # a corrected p below it is a difference
+UNFINISHED = ("diverged", "failed", "not run")
 BY_CLASS = ["row", "seed", "class", "agreement", "half", "count"]
 DIFFERENCE = ["difference", "low", "high", "p", "pairs"]
 
@@ -42,31 +42,31 @@ def tidy(outcomes: Iterable[Outcome]) -> pd.DataFrame:
     Returns:
         columns row, seed, each setting in which the cells differ, "accuracy (%)", low, high (Wilson's 95 % interval of that
         accuracy over the test images, %), "top-5 (%)", "precision (%)", "recall (%)", "F1 (%)", agreement (-1..1),
-        "± agreement" (half of its 95 % interval), images, epochs, parameters, seconds (of training), state (one of
-        `STATES`), error, key. What a cell does not have is NaN, or None in columns of whole numbers.
+        "± agreement" (half of its 95 % interval), images, epochs, parameters, seconds (of training), state ("finished" or
+        one of `UNFINISHED`), error, key. What a cell does not have is NaN, or None in columns of whole numbers.
 
     Raises:
         WorkbenchError: if cells of one row differ in more than the seed.
     """
-    told = _once(outcomes)
-    settings = _differing([outcome.cell.settings for outcome in told])
-    lines = [_measured(outcome) for outcome in told]
-    # Whole numbers beside a failed cell's None would become floats, and print as 3e+04.
-    whole = "object" if any(outcome.artifact is None for outcome in told) else None
+    cells = _once(outcomes)
+    settings = _differing([outcome.cell.settings for outcome in cells])
+    lines = [_measured(outcome) for outcome in cells]
     frame = pd.DataFrame(
-        {"row": [o.cell.name for o in told], "seed": [int(o.cell.seed) for o in told], **settings}
+        {"row": [o.cell.name for o in cells], "seed": [int(o.cell.seed) for o in cells], **settings}
     )
-    for name in [ACCURACY, "low", "high", *list(MEASURES)[1:], "± agreement"]:
-        frame[name] = [line[name] for line in lines]
-    for name in ("images", "epochs", "parameters", "seconds"):
-        frame[name] = pd.Series([line[name] for line in lines], dtype=whole)
-    frame["state"] = [_state(outcome) for outcome in told]
-    frame["error"] = [outcome.error or "" for outcome in told]
-    frame["key"] = [outcome.artifact.key if outcome.artifact else "" for outcome in told]
+    # Whole numbers beside a failed cell's None would become floats, and print as 3e+04.
+    whole = "object" if any(outcome.artifact is None for outcome in cells) else None
+    for name in (ACCURACY, "low", "high", *list(MEASURES)[1:], "± agreement", *WHOLE):
+        values = [line[name] for line in lines]
+        frame[name] = pd.Series(values, dtype=whole) if name in WHOLE else values
+    frame["state"] = [_state(outcome) for outcome in cells]
+    frame["error"] = [outcome.error or "" for outcome in cells]
+    frame["key"] = [outcome.artifact.key if outcome.artifact else "" for outcome in cells]
     return frame
 
 
 def _once(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Each cell once, the finished outcome where there is one."""
     known: dict[tuple, Outcome] = {}
     rows: dict[str, dict] = {}
     for outcome in outcomes:
@@ -88,7 +88,7 @@ def _differing(settings: Sequence[dict]) -> dict[str, list]:
     """{name: value in each cell} of the settings in which cells differ; what a cell does not name has its default."""
     names = dict.fromkeys(name for one in settings for name in one)
     found = {name: [one.get(name, DEFAULTS.get(name)) for one in settings] for name in names}
-    # The recipe's seed is that of the images, not the student's, which has the column of that name.
+    # The setting "seed" is that of the images, not the student's, which has the column of that name.
     return {
         "images' seed" if name == "seed" else short_name(name): values
         for name, values in found.items()
@@ -99,22 +99,22 @@ def _differing(settings: Sequence[dict]) -> dict[str, list]:
 def _measured(outcome: Outcome) -> dict:
     """The numbers of one cell by column; NaN or None where it has none."""
     line = dict.fromkeys([*MEASURES, "low", "high", "± agreement"], math.nan)
-    line |= dict.fromkeys(("images", "epochs", "parameters", "seconds"))
+    line |= dict.fromkeys(WHOLE)
     if outcome.artifact is None:
         return line
-    told = outcome.artifact.metrics
+    metrics = outcome.artifact.metrics
     for column, name in MEASURES.items():
-        line[column] = _number(told.get(name)) * (100 if "%" in column else 1)
-    total = told["test_images"]
-    low, high = intervals.accuracy_interval(round(told["accuracy"] * total), total)
+        line[column] = _number(metrics.get(name)) * (100 if "%" in column else 1)
+    total = metrics["test_images"]
+    low, high = intervals.accuracy_interval(round(metrics["accuracy"] * total), total)
     return line | {
         "low": 100 * low,
         "high": 100 * high,
-        "± agreement": _number(told.get("agreement_half")),
-        "images": told["train_images"],
+        "± agreement": _number(metrics.get("agreement_half")),
+        "images": metrics["train_images"],
         "epochs": len(outcome.artifact.json("history.json")),
-        "parameters": told["parameters"],
-        "seconds": round(told["seconds"]),
+        "parameters": metrics["parameters"],
+        "seconds": round(metrics["seconds"]),
     }
 
 
@@ -148,52 +148,45 @@ def summary(
     Raises:
         WorkbenchError: for a baseline or measure that is not there.
     """
-    values, lines = _values(tidy, measure), []
-    baseline = (
-        _named(baseline, list(values), "baseline")
-        if baseline is not None
-        else next(iter(values), None)
-    )
+    values = _values(tidy, measure)
+    if baseline is None:
+        baseline = next(iter(values), None)
+    else:
+        _check_name(baseline, list(values), "baseline")
+    lines = []
     for row, of_seed in values.items():
-        cells = tidy[tidy["row"] == row]
-        mean, half = (
-            intervals.shown_interval(list(of_seed.values())) if of_seed else (math.nan, math.nan)
-        )
-        line = {"row": row, measure: mean, "± 95 %": half}
-        if measure == ACCURACY:
-            line["± test"] = float((cells["high"] - cells["low"]).mean() / 2)
-        line |= {
+        cells, own = tidy[tidy["row"] == row], row == baseline
+        mean, half = math.nan, math.nan
+        if of_seed:
+            mean, half = intervals.shown_interval(list(of_seed.values()))
+        states = cells["state"].value_counts()
+        unfinished = [f"{states[state]} {state}" for state in UNFINISHED if state in states]
+        line = {
+            "row": row,
+            measure: mean,
+            "± 95 %": half,
+            "± test": float((cells["high"] - cells["low"]).mean() / 2),
             "seeds": len(of_seed),
             "of": len(cells),
-            "unfinished": _unfinished(cells["state"]),
-            "against": "" if row == baseline else baseline,
+            "unfinished": ", ".join(unfinished),
+            "against": "" if own else baseline,
         }
-        lines.append(
-            line
-            | (_difference({}, {}) if row == baseline else _difference(values[baseline], of_seed))
-        )
-    columns = [
-        "row",
-        measure,
-        "± 95 %",
-        *(["± test"] if measure == ACCURACY else []),
-        "seeds",
-        "of",
-        "unfinished",
-        "against",
-        "difference",
-        "low",
-        "high",
-        "pairs",
-        "p",
-    ]
-    frame = pd.DataFrame(lines, columns=columns)
+        lines.append(line | _difference({} if own else values[baseline], of_seed))
+    columns = ["row", measure, "± 95 %", "± test", "seeds", "of", "unfinished", "against"]
+    if measure != ACCURACY:
+        columns.remove("± test")
+    return _corrected(lines, columns)
+
+
+def _corrected(lines: list[dict], columns: list[str]) -> pd.DataFrame:
+    """A table of these columns and of differences, with p corrected over all lines that have one."""
+    frame = pd.DataFrame(lines, columns=[*columns, "difference", "low", "high", "pairs", "p"])
     return frame.assign(**{"p (Holm)": intervals.holm(frame["p"])})
 
 
 def _values(tidy: pd.DataFrame, measure: str) -> dict[str, dict[int, float]]:
     """{row: {seed: value}} of the finished cells that have one, rows in their order, also those that have none."""
-    _named(measure, list(MEASURES), "measure")
+    _check_name(measure, list(MEASURES), "measure")
     found: dict[str, dict[int, float]] = {row: {} for row in tidy["row"]}
     for row, seed, value in zip(tidy["row"], tidy["seed"], tidy[measure], strict=True):
         if math.isfinite(value):
@@ -201,22 +194,16 @@ def _values(tidy: pd.DataFrame, measure: str) -> dict[str, dict[int, float]]:
     return found
 
 
-def _named(name: str, known: Sequence[str], where: str) -> str:
+def _check_name(name: str, known: Sequence[str], where: str) -> None:
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, 1)
+        near = nearest(str(name), known)
         raise WorkbenchError(
             f"no such {where}",
             expected=", ".join(known) or "nothing: there are no rows",
             got=name,
             where=where,
-            fix=f"did you mean '{near[0]}'?" if near else f"name a {where} that is there",
+            fix=f"did you mean '{near}'?" if near else f"name a {where} that is there",
         )
-    return name
-
-
-def _unfinished(states: pd.Series) -> str:
-    counts = {state: int((states == state).sum()) for state in STATES[1:]}
-    return ", ".join(f"{count} {state}" for state, count in counts.items() if count)
 
 
 def _difference(a: dict[int, float], b: dict[int, float]) -> dict:
@@ -228,72 +215,65 @@ def _difference(a: dict[int, float], b: dict[int, float]) -> dict:
     return found if math.isfinite(found["p"]) else found | {"low": math.nan, "high": math.nan}
 
 
-def pairwise(tidy: pd.DataFrame, measure: str = ACCURACY) -> pd.DataFrame:
+def pairwise(tidy: pd.DataFrame) -> pd.DataFrame:
     """All pairs of rows: row minus against over common seeds, its t interval (not corrected), p, Holm's p over all pairs.
 
     Returns:
         columns row, against, difference, low, high, pairs, p, "p (Holm)"; NaN as in `summary`.
-
-    Raises:
-        WorkbenchError: for a measure that is not there.
     """
-    values = _values(tidy, measure)
+    values = _values(tidy, ACCURACY)
     lines = [
         {"row": row, "against": against} | _difference(values[against], values[row])
         for i, row in enumerate(values)
         for against in list(values)[:i]
     ]
-    frame = pd.DataFrame(
-        lines, columns=["row", "against", "difference", "low", "high", "pairs", "p"]
-    )
-    return frame.assign(**{"p (Holm)": intervals.holm(frame["p"])})
+    return _corrected(lines, ["row", "against"])
 
 
 def verdicts(summary: pd.DataFrame) -> list[str]:
-    """One honest sentence for each row but the baseline: whether a difference to it can be told, and from how many seeds.
+    """One sentence for each row but the baseline: whether it differs from it beyond chance, and from how many seeds.
 
-    A difference is told where the p corrected by Holm is below 0.05. An unfinished baseline gets a sentence of its own.
+    It differs where the p corrected by Holm is below 0.05. An unfinished baseline gets a sentence of its own.
 
     Args:
         summary: of `summary`.
     """
-    measure = summary.columns[1]
-    unit, digits = (" points", 2) if "%" in measure else (" of agreement", 3)
-    said = []
-    for line in summary.to_dict("records"):
-        if line["against"] or line["unfinished"]:
-            said.append(_sentence(line, unit, digits))
-    return said
+    unit, digits = (" points", 2) if "%" in summary.columns[1] else (" of agreement", 3)
+    return [
+        _sentence(line, unit, digits)
+        for line in summary.to_dict("records")
+        if line["against"] or line["unfinished"]
+    ]
 
 
 def _sentence(line: dict, unit: str, digits: int) -> str:
-    ended = (
-        f"; {line['seeds']} of {line['of']} seeds finished, {line['unfinished']}"
-        if line["unfinished"]
-        else ""
-    )
-    row, against, pairs = line["row"], line["against"], line["pairs"]
-    if not against:
-        return f"{row} (the baseline): {ended[2:]}."
-    if not line["seeds"]:
-        return f"{row}: nothing to compare{ended or ', no seed has a value'}."
-    if not pairs:
-        return f"{row}: no seed in common with '{against}', so nothing to compare{ended}."
+    row, pairs, unfinished = line["row"], line["pairs"], line["unfinished"]
+    ended = f"{line['seeds']} of {line['of']} seeds finished, {unfinished}" if unfinished else ""
+    if not line["against"]:
+        return f"{row} (the baseline): {ended}."
     amount = f"{line['difference']:+.{digits}f}{unit}"
-    if pairs == 1:
-        return f"{row}: {amount} from one seed; no interval, so no difference can be told{ended}."
-    if not math.isfinite(line["p"]):
-        if abs(line["difference"]) < 1e-9:
-            return f"{row}: equal in each of {pairs} seeds, so no difference can be told{ended}."
-        return (
-            f"{row}: {amount} in each of {pairs} seeds; without spread there is nothing to test against, so no "
-            f"difference can be told{ended}."
+    if not line["seeds"]:
+        found = "nothing to compare" + ("" if ended else ", no seed has a value")
+    elif not pairs:
+        found = f"no seed in common with '{line['against']}', so nothing to compare"
+    elif pairs == 1:
+        found = f"{amount} from one seed; no interval, so no difference can be told"
+    elif not math.isfinite(line["p"]) and abs(line["difference"]) < 1e-9:
+        found = f"equal in each of {pairs} seeds, so no difference can be told"
+    elif not math.isfinite(line["p"]):
+        found = (
+            f"{amount} in each of {pairs} seeds; without spread there is nothing to test against, so no "
+            "difference can be told"
         )
-    span = f"{amount} [{line['low']:+.{digits}f}, {line['high']:+.{digits}f}], Holm p {_p(line['p (Holm)'])}, {pairs} seeds"
-    if line["p (Holm)"] < TOLD:
-        return f"{row}: {'better' if line['difference'] > 0 else 'worse'}, {span}{ended}."
-    corrected = " after correction" if line["p"] < TOLD else ""
-    return f"{row}: no difference can be told{corrected} ({span}){ended}."
+    else:
+        span = f"[{line['low']:+.{digits}f}, {line['high']:+.{digits}f}]"
+        span = f"{amount} {span}, Holm p {_p(line['p (Holm)'])}, {pairs} seeds"
+        if line["p (Holm)"] < SIGNIFICANT:
+            found = f"{'better' if line['difference'] > 0 else 'worse'}, {span}"
+        else:
+            corrected = " after correction" if line["p"] < SIGNIFICANT else ""
+            found = f"no difference can be told{corrected} ({span})"
+    return f"{row}: {'; '.join(filter(None, [found, ended]))}."
 
 
 def _p(value: float) -> str:
@@ -309,39 +289,27 @@ def short_table(summary: pd.DataFrame) -> pd.DataFrame:
     measure = summary.columns[1]
     digits = 2 if "%" in measure else 3
 
-    def mean(line) -> str:
-        half = f" ± {line['± 95 %']:.{digits}f}" if math.isfinite(line["± 95 %"]) else ""
-        return f"{line[measure]:.{digits}f}{half}" if line["seeds"] else "–"
-
-    def seeds(line) -> str:
-        few = f"{line['seeds']} of {line['of']}" + (
-            f" ({line['unfinished']})" if line["unfinished"] else ""
-        )
-        return str(line["seeds"]) if line["seeds"] == line["of"] else few
-
-    def difference(line) -> str:
+    def shown(line: dict) -> dict:
+        mean, seeds, difference, p = "–", str(line["seeds"]), "–", "–"
+        if line["seeds"]:
+            half = f" ± {line['± 95 %']:.{digits}f}" if math.isfinite(line["± 95 %"]) else ""
+            mean = f"{line[measure]:.{digits}f}{half}"
+        if line["seeds"] < line["of"]:
+            why = f" ({line['unfinished']})" if line["unfinished"] else ""
+            seeds = f"{line['seeds']} of {line['of']}{why}"
         if not line["against"]:
-            return "baseline"
-        span = (
-            f" [{line['low']:+.{digits}f}, {line['high']:+.{digits}f}]"
-            if math.isfinite(line["low"])
-            else ""
-        )
-        return f"{line['difference']:+.{digits}f}{span}" if line["pairs"] else "–"
+            difference = "baseline"
+        elif line["pairs"]:
+            difference = f"{line['difference']:+.{digits}f}"
+        if math.isfinite(line["low"]):
+            difference += f" [{line['low']:+.{digits}f}, {line['high']:+.{digits}f}]"
+        if math.isfinite(line["p (Holm)"]):
+            p = _p(line["p (Holm)"]).removeprefix("= ")
+        values = (line["row"], mean, seeds, difference, p)
+        return dict(zip(columns, values, strict=True))
 
-    lines = [
-        {
-            "row": line["row"],
-            measure: mean(line),
-            "seeds": seeds(line),
-            "difference [95 %]": difference(line),
-            "p (Holm)": _p(line["p (Holm)"]).removeprefix("= ")
-            if math.isfinite(line["p (Holm)"])
-            else "–",
-        }
-        for line in summary.to_dict("records")
-    ]
-    return pd.DataFrame(lines, columns=["row", measure, "seeds", "difference [95 %]", "p (Holm)"])
+    columns = ["row", measure, "seeds", "difference [95 %]", "p (Holm)"]
+    return pd.DataFrame([shown(line) for line in summary.to_dict("records")], columns=columns)
 
 
 def by_class(outcomes: Iterable[Outcome]) -> pd.DataFrame:
@@ -353,24 +321,16 @@ def by_class(outcomes: Iterable[Outcome]) -> pd.DataFrame:
     """
     lines = []
     for outcome in outcomes:
-        found = outcome.artifact.json("agreement.json") if outcome.artifact is not None else None
+        cell, artifact = outcome.cell, outcome.artifact
+        found = artifact.json("agreement.json") if artifact is not None else None
         if found:
+            parts = (found[part] for part in ("classes", "cosine", "half", "count"))
             lines += [
-                (
-                    outcome.cell.name,
-                    int(outcome.cell.seed),
-                    str(name),
-                    _number(cosine),
-                    _number(half),
-                    count,
-                )
-                for name, cosine, half, count in zip(
-                    *(found[part] for part in ("classes", "cosine", "half", "count")), strict=True
-                )
+                (cell.name, int(cell.seed), str(name), _number(cosine), _number(half), count)
+                for name, cosine, half, count in zip(*parts, strict=True)
             ]
-    return pd.DataFrame(lines, columns=BY_CLASS).drop_duplicates(
-        ["row", "seed", "class"], ignore_index=True
-    )
+    frame = pd.DataFrame(lines, columns=BY_CLASS)
+    return frame.drop_duplicates(["row", "seed", "class"], ignore_index=True)
 
 
 def histories(outcomes: Iterable[Outcome]) -> dict[str, list[list[dict]]]:
@@ -392,30 +352,25 @@ def fidelity(tidy: pd.DataFrame) -> dict:
         "cells", "rows"}; NaN but for the counts with fewer than three rows. With three rows p cannot be below 1/6, with four
         not below 1/24.
     """
-    told = tidy.dropna(subset=[ACCURACY, "agreement"])
-    found = intervals.correlation(told["agreement"], told[ACCURACY], list(told["row"]))
+    cells = tidy.dropna(subset=[ACCURACY, "agreement"])
+    found = intervals.correlation(cells["agreement"], cells[ACCURACY], list(cells["row"]))
     return {name: found[name] for name in ("pearson", "low", "high", "spearman", "p")} | {
         "cells": found["count"],
         "rows": found["clusters"],
     }
 
 
-def sizes(outcomes: Iterable[Outcome]) -> str:
+def sizes(outcomes: Sequence[Outcome]) -> str:
     """What the students of a grid are and learned from, in words, with a range where cells differ."""
-    told, finished = (
-        list(outcomes),
-        [o.artifact.metrics for o in outcomes if o.artifact is not None],
-    )
-    configs = [outcome.cell.config() for outcome in told]
+    finished = [o.artifact.metrics for o in outcomes if o.artifact is not None]
+    configs = [outcome.cell.config() for outcome in outcomes]
 
     def span(values) -> str:
         low, high = min(values, default=0), max(values, default=0)
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
-    models, sources = (
-        " and ".join(sorted(names))
-        for names in ({c.student.model for c in configs}, {o.cell.source for o in told})
-    )
+    models = " and ".join(sorted({config.student.model for config in configs}))
+    sources = " and ".join(sorted({config.source for config in configs}))
     return (
         f"{models}, {span([m['train_images'] for m in finished])} images of {sources}, "
         f"{span([c.student.epochs for c in configs])} epochs, "

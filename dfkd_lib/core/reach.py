@@ -21,7 +21,7 @@ LIBRARY = "dfkd_lib"
 NOT_FOLLOWED = tuple(
     f"{LIBRARY}.{name}."
     for name in (
-        "core jobs presets cli plots reporting widgets pipeline ablation.table ablation.jobs deploy.package "
+        "core jobs presets cli plots reporting widgets pipeline ablation.table deploy.package "
         "training.progress training.checkpoint training.check"
     ).split()
 )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dfkd_lib import plots
-from dfkd_lib.ablation import Jobs, Outcome, summary, tidy
+from dfkd_lib.ablation import Outcome, saved_jobs, summary, tidy
 from dfkd_lib.widgets.browse import Browse, View
 from dfkd_lib.widgets.viewer import Choice, Panel, Viewer, named
 
@@ -129,5 +129,5 @@ def ablation_lab(
     from dfkd_lib.widgets.settings import Settings
 
     return AblationLab(
-        Settings(base, students), store, jobs or Jobs(store), shown, out_dir, notebook
+        Settings(base, students), store, jobs or saved_jobs(store), shown, out_dir, notebook
     )

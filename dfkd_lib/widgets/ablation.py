@@ -8,15 +8,14 @@ from pathlib import Path
 
 import traitlets
 
-from dfkd_lib import ablation
-from dfkd_lib.ablation import Cell, Outcome
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.artifacts import ArtifactError
+from dfkd_lib import ablation, plots
+from dfkd_lib.ablation import Cell, Outcome, as_sent
+from dfkd_lib.core import ArtifactError, WorkbenchError
 from dfkd_lib.widgets.base import Widget, front_end
-from dfkd_lib.widgets.rows import Line, compared, distinct, save_figures
+from dfkd_lib.widgets.rows import Line, compared, distinct
 from dfkd_lib.widgets.settings import Settings
 
-WAITS, ENDED = ("queued", "running"), ("failed", "stopped")
+ENDED = ("failed", "stopped")
 
 
 class AblationLab(Widget):
@@ -68,20 +67,25 @@ class AblationLab(Widget):
         try:
             state = self.state()
         except Exception as error:  # jobs that cannot be read: reported, and asked at the next poll
-            self.error, state = str(error) or repr(error), None
+            self._failed(error)
+            state = None
         same = content.get("do") == "poll" and state and content.get("seen") == state["version"]
         more = {"kind": "same"} if same or state is None else {"kind": "state", **state}
         self.send({"id": content.get("id", 0), **more})
 
     def _try(self, act) -> None:
         """Act, and show in `status` what was done, or in `error` and `field` what was wrong."""
-        self.status, self.error, self.field = "", "", ""
-        try:
+        self.status = self.field = ""
+
+        def noted() -> None:
             self.status = act() or ""
-        except Exception as error:  # whatever it is: a widget has no other place to report it
-            self.error = str(error) or repr(error)
-            where = getattr(error, "where", None)
-            self.field = where if where in self.settings.by_name else ""
+
+        super()._try(noted)
+
+    def _failed(self, error: Exception) -> None:
+        super()._failed(error)
+        where = getattr(error, "where", None)
+        self.field = where if where in self.settings.by_name else ""
 
     # -- run, queue, stop ------------------------------------------------------------------------------------------------
 
@@ -98,34 +102,39 @@ class AblationLab(Widget):
 
     def _submit(self, values: dict, first: bool) -> str:
         cells = {self._same(cell): cell for cell in self.settings.cells(values, self._names())}
-        jobs = {
-            self._same(self._cell(job)): job for job in self.jobs.all() if job["state"] in WAITS
-        }
         known = {self._same(line.cell): line for line in self._lines()}
         found = {same: known.get(same) or self._find(cell) for same, cell in cells.items()}
         lines = [line for line in found.values() if line]
-        missing = [same for same, line in found.items() if not line]
-        already = [same for same in missing if same in jobs]
-        asked = [same for same in missing if same not in jobs]
-        moved = [same for same in already if first and jobs[same]["state"] == "queued"]
-        for same in moved:
-            self.jobs.stop(jobs[same]["id"])
-            self.jobs.forget(jobs[same]["id"])
-        wanted = [same for same in cells if same in (*asked, *moved)]
-        for job in self.jobs.all():
-            if job["state"] in ENDED and self._same(self._cell(job)) in wanted:
-                self.jobs.forget(job["id"])
+        jobs = {self._same(self._cell(job)): job for job in self.jobs.all()}
+        states = {
+            same: jobs[same]["state"] for same, line in found.items() if not line and same in jobs
+        }
+        moved = [same for same, state in states.items() if first and state == "queued"]
+        already = [
+            s
+            for s, state in states.items()
+            if state == "running" or not first and state == "queued"
+        ]
+        wanted = [same for same, line in found.items() if not line and same not in already]
+        for same in wanted:
+            if same in states:
+                self.jobs.stop(jobs[same]["id"])
+                self.jobs.forget(jobs[same]["id"])
         for same in (
             reversed(wanted) if first else wanted
         ):  # each before all others: first seed last
-            self.jobs.submit(cells[same], first=first)
-        shown = "; ".join(f"{line.title}: {line.accuracy:.2f} %" for line in lines)
-        next_ = f"{_runs(asked)} {'next' if first else 'queued'}: "
-        parts = [f"found, nothing was run: {shown}"] if lines else []
-        parts += [next_ + cells[asked[0]].name] if asked else []
-        parts += [f"{_runs(moved)} moved to the front"] if moved else []
-        if already and not moved:
-            parts.append(f"{_runs(already)} already {jobs[already[0]]['state']}")
+            self.jobs.submit(as_sent(cells[same]), first=first)
+        new = [cells[same] for same in wanted if same not in moved]
+        parts = []
+        if lines:
+            shown = "; ".join(f"{line.title}: {line.accuracy:.2f} %" for line in lines)
+            parts.append(f"found, nothing was run: {shown}")
+        if new:
+            parts.append(f"{_runs(new)} {'next' if first else 'queued'}: {new[0].name}")
+        if moved:
+            parts.append(f"{_runs(moved)} moved to the front")
+        elif already:
+            parts.append(f"{_runs(already)} already {states[already[0]]}")
         return ". ".join(parts)
 
     def _find(self, cell: Cell) -> Line | None:
@@ -155,7 +164,7 @@ class AblationLab(Widget):
     def do_again(self, content: dict) -> str:
         job = self._job(content)
         cell = Cell.of(job["cell"])
-        self.jobs.submit(cell, first=True)
+        self.jobs.submit(as_sent(cell), first=True)
         self.jobs.forget(job["id"])
         return f"goes on next: {cell.name}, seed {cell.seed}"
 
@@ -166,14 +175,7 @@ class AblationLab(Widget):
         return "cleared here; what was trained stays in the store"
 
     def _job(self, content: dict) -> dict:
-        found = next((job for job in self.jobs.all() if job["id"] == content["job"]), None)
-        if found is None:
-            raise WorkbenchError(
-                "this job is no longer there",
-                got=content["job"],
-                fix="another page may have cleared it",
-            )
-        return found
+        return _of_id(self.jobs.all(), content["job"], "job", "another page may have cleared it")
 
     # -- the table -------------------------------------------------------------------------------------------------------
 
@@ -208,8 +210,9 @@ class AblationLab(Widget):
                 name = known or self.settings.name(cell.settings)
             except (
                 WorkbenchError
-            ):  # of a version with other settings: shown, and refused if it is to run again
-                cell, name = Cell(**saved), f"{saved['name']} (of another version)"
+            ):  # of a version with other settings: refused if it is to run again
+                cell = Cell(saved["name"], saved["settings"], saved["seed"])
+                name = f"{cell.name} (of another version)"
             self._cells[job["id"]] = Cell(name, cell.settings, cell.seed)
         return self._cells[job["id"]]
 
@@ -239,7 +242,7 @@ class AblationLab(Widget):
             }
         )
         text = json.dumps(state, sort_keys=True)
-        return {**state, "version": hashlib.sha256(text.encode()).hexdigest()[:16]}
+        return {**state, "version": _digest(text, 16)}
 
     def _job_shown(self, job: dict) -> dict | None:
         """What is shown of a job; None of one that has finished and has its line in the table."""
@@ -277,20 +280,34 @@ class AblationLab(Widget):
         return "the charts show what runs"
 
     def do_use(self, content: dict) -> str:
-        found = next((line for line in self._lines() if line.id == content["row"]), None)
-        if found is None:
-            raise WorkbenchError(
-                "this line is no longer there", got=content["row"], fix="choose another"
-            )
-        self.values = self.settings.values(found.cell.settings, str(found.cell.seed))
-        return f"the controls show {found.title}"
+        rows = [{"id": line.id, "line": line} for line in self._lines()]
+        line = _of_id(rows, content["row"], "line", "choose another")["line"]
+        self.values = self.settings.values(line.cell.settings, str(line.cell.seed))
+        return f"the controls show {line.title}"
 
     def do_reset(self, _: dict) -> str:
         self.values = self.settings.values()
         return "the controls show the notebook's own values"
 
     def do_figure(self, _: dict) -> str:
-        return save_figures(self._chosen() or self._lines(), self.settings, self.out)
+        lines = distinct(self._chosen() or self._lines(), self.settings)
+        if not lines:
+            raise WorkbenchError(
+                "there is nothing to draw",
+                expected="at least one finished run",
+                got="none",
+                fix="run one first",
+            )
+        outcomes = [line.outcome for line in lines]
+        cells = ablation.tidy(outcomes)
+        # Named by what is drawn, so that another selection does not overwrite it.
+        name = _digest(" ".join(sorted(line.id for line in lines)), 8)
+        curves = plots.ablation_curves(ablation.histories(outcomes))
+        self._save(curves, "ablation", "curves", name)
+        self._save(
+            plots.ablation_accuracy(cells, ablation.summary(cells)), "ablation", "accuracy", name
+        )
+        return f"saved as {self.saved}, and their curves"
 
     def do_parameters(self, content: dict) -> str:
         cells = [line.cell for line in self._chosen()]
@@ -305,11 +322,21 @@ class AblationLab(Widget):
             settings, seeds = cells[0].settings, sorted({cell.seed for cell in cells})
         else:
             settings, seeds = self.settings.read(content["values"])
-        text = json.dumps(self.settings.parameters(settings, seeds), indent=1) + "\n"
-        path = self.out / f"ablation_{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)  # JSON is YAML: papermill reads it with -f, quoting is no question
-        return f"papermill notebooks/{self.notebook}.ipynb out.ipynb -f {path}"
+        parameters = self.settings.parameters(settings, seeds)
+        name = _digest(json.dumps(parameters), 8)
+        return self._save_parameters(self.notebook, parameters, "ablation", name)
+
+
+def _of_id(things: Sequence[dict], asked: str, what: str, fix: str) -> dict:
+    """The thing of that id; WorkbenchError if it has gone meanwhile."""
+    found = next((one for one in things if one["id"] == asked), None)
+    if found is None:
+        raise WorkbenchError(f"this {what} is no longer there", got=asked, fix=fix)
+    return found
+
+
+def _digest(text: str, digits: int) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 def _runs(some: Sequence) -> str:

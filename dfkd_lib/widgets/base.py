@@ -1,7 +1,9 @@
-"""What all widgets share: the front end's source, errors in place, figures saved, images as bytes."""
+"""What all widgets share: the front end's source, errors in place, figures and parameters saved, images as bytes."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import anywidget
 import matplotlib
@@ -12,7 +14,7 @@ from matplotlib.figure import Figure
 from torch.nn.functional import interpolate
 
 from dfkd_lib import plots
-from dfkd_lib.core.artifacts import resolve
+from dfkd_lib.core import Config, resolve
 
 HERE = Path(__file__).parent
 THUMB = 44  # side of a thumbnail in pixels
@@ -57,28 +59,49 @@ class Widget(anywidget.AnyWidget):
         try:
             act()
         except Exception as error:  # whatever it is: a widget has no other place to report it
-            self.error = str(error) or repr(error)
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        self.error = str(error) or repr(error)
 
     def _save(self, figure: Figure, *parts: str) -> None:
-        """Save a figure under the names of what it shows."""
-        stem = self.out / "figures" / stem_of(parts)
-        save_figure(figure, stem)
+        """Save a figure as svg, pdf and png under the names of what it shows."""
+        stem = self._place("figures", parts)
+        for kind in ("svg", "pdf", "png"):
+            figure.savefig(f"{stem}.{kind}", bbox_inches="tight")
         self.saved = f"{stem}.svg, .pdf, .png"
 
+    def _save_parameters(self, notebook: str, parameters: dict, *parts: str) -> str:
+        """Save a notebook's parameters as papermill reads them with -f; returns its command."""
+        path = f"{self._place('', parts)}.yaml"
+        Path(path).write_text(json.dumps(parameters, indent=1) + "\n")  # JSON is YAML
+        return f"papermill notebooks/{notebook}.ipynb out.ipynb -f {path}"
 
-def stem_of(parts: Sequence[str]) -> str:
-    """A file's name from names that may hold anything."""
-    plain = ("".join(c if c.isalnum() or c in "-." else "-" for c in part) for part in parts)
-    return "_".join(plain)
+    def _place(self, folder: str, parts: Sequence[str]) -> Path:
+        """A file without suffix in the folder of outputs, named by parts that may hold anything."""
+        plain = ("".join(c if c.isalnum() or c in "-." else "-" for c in part) for part in parts)
+        place = self.out / folder / "_".join(plain)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
 
 
-def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """A figure as `stem`.svg, .pdf and .png."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "pdf", "png")]
-    for file in files:
-        figure.savefig(file, bbox_inches="tight")
-    return files
+class StateWidget(Widget):
+    """A widget that shows what a configuration asks for.
+
+    Traits: `view`, a `State` as a dict, always one that can be shown; `error` and `saved` as in `Widget`.
+    """
+
+    State: ClassVar[type[Config]]
+    view = traitlets.Dict().tag(sync=True)
+
+    @property
+    def state(self) -> Config:
+        """The view, checked."""
+        return self.State(**self.view)
+
+    def choose(self, **changes) -> None:
+        """Change the view by names of `State`; what cannot be had is reported in `error`, and the last view stays."""
+        self._try(lambda: self._choose(changes))
 
 
 def rgb(image: np.ndarray) -> bytes:

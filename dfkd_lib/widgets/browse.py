@@ -9,8 +9,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
 from dfkd_lib.attention.sites import attention_sites
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.config import Config
+from dfkd_lib.core import Config, WorkbenchError
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.detection import predict
 from dfkd_lib.metrics import matched, same_classes, sure

@@ -6,11 +6,11 @@ import numpy as np
 import traitlets
 
 from dfkd_lib import plots
-from dfkd_lib.widgets.base import Widget, front_end, rgb, thumbnails
+from dfkd_lib.widgets.base import StateWidget, front_end, rgb, thumbnails
 from dfkd_lib.widgets.browse import FAINT, Browse, View, pack_found, pack_truth
 
 
-class DetectionBrowser(Widget):
+class DetectionBrowser(StateWidget):
     """Browse detections scene by scene; made by `widgets.detection_browser`.
 
     Traits: `view`, a `View` as a dict, as the browser shows it; `counts`, {detector: {"right", "wrong", "false",
@@ -18,7 +18,7 @@ class DetectionBrowser(Widget):
     """
 
     _esm = front_end("detections")
-    view = traitlets.Dict().tag(sync=True)
+    State = View
     counts = traitlets.Dict().tag(sync=True)
 
     def __init__(self, browse: Browse, start: View, out_dir: str | Path):
@@ -28,39 +28,24 @@ class DetectionBrowser(Widget):
         super().__init__(out_dir, blocks=blocks, heads=heads, faint=FAINT, **names)
         self.view = browse.settle(start).as_dict()
 
-    def choose(self, **changes) -> None:
-        """Change the view by names of `View`; what cannot be had is reported in `error`, and the last view stays."""
-        self._try(lambda: self._choose(changes))
-
     def figure(self):
         """The matplotlib figure of what is shown: the scene, and the attention of the chosen detection."""
-        view = self._view()
+        view = self.state
         scene = self.browse.scene(view.data, [view.scene], view.threshold)
         several = f"{view.data}, " if len(self.browse.data) > 1 else ""
         looks = self.browse.shown_attention(view)
-        return plots.detection_compare(
-            **scene, looks=looks, titles=[f"{several}scene {view.scene}"]
-        )
-
-    def _view(self, changes: dict | None = None) -> View:
-        known = {
-            k: v for k, v in {**self.view, **(changes or {})}.items() if k in View.model_fields
-        }
-        return self.browse.settle(View(**known))
+        titles = [f"{several}scene {view.scene}"]
+        return plots.detection_compare(**scene, looks=looks, titles=titles)
 
     def _choose(self, changes: dict) -> None:
-        self.view = self._view(changes).as_dict()
+        self.view = self.browse.settle(self.state.replace(**changes)).as_dict()
 
     def do_scenes(self, content: dict) -> None:
         data = content["data"]
         scenes, found = self.browse.data[data], self.browse.found(data)
         height, width = scenes.pixels.shape[2:]
-        about = {
-            "count": len(scenes),
-            "classes": list(scenes.classes),
-            "width": width,
-            "height": height,
-        }
+        about = {"count": len(scenes), "classes": list(scenes.classes)}
+        about |= {"width": width, "height": height}
         buffers = [part for one in found.values() for part in pack_found(*one)]
         self.send({"kind": "scenes", "data": data, **about}, [*pack_truth(scenes), *buffers])
 
@@ -86,7 +71,7 @@ class DetectionBrowser(Widget):
 
     def do_save(self, content: dict) -> None:
         self._choose(content["view"])  # what the browser shows may be ahead of the trait
-        view = self._view()
+        view = self.state
         parts = ["detections", view.data, str(view.scene), f"from{view.threshold:.2f}"]
         if view.chosen:
             head = f"head{view.head + 1}" if view.head >= 0 else "mean"

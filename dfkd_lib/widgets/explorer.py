@@ -1,6 +1,5 @@
 """The attention explorer: an ipywidget whose front end (explorer.js) draws on canvases the panels of a `Viewer`."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,27 +8,27 @@ import traitlets
 from dfkd_lib import plots
 from dfkd_lib.attention import attention_sites, token_layout
 from dfkd_lib.datasets import ImageSet
-from dfkd_lib.widgets.base import Widget, front_end, rgb, stem_of, thumbnails
+from dfkd_lib.widgets.base import StateWidget, front_end, rgb, thumbnails
 from dfkd_lib.widgets.viewer import WEIGHTS, Choice, Panel, Viewer
 
 PAGE = 30  # thumbnails at a time
 SEARCHED = 2000  # images that are classified to find the wrong ones
 EVERYTHING = {"label": -1, "wrong": False, "page": None}
 # What begins anew with another model (which has other blocks, heads and tokens), or with another kind of attention.
-FRESH = {"block": -1, "head": -1, "token": ""}
+FRESH = {"block": -1, "head": -1, "token": "", "weights": "attention"}
 # What of a panel is sent as it is.
 PLAIN = "title prediction prefix row query block head blocks kind kinds queries labels agreement"
 
 
-class AttentionExplorer(Widget):
+class AttentionExplorer(StateWidget):
     """Look into models, image by image; made by `widgets.attention_explorer`.
 
-    Traits: `choice`, a `Choice` as a dict, always one that was shown; `latency`, milliseconds from a choice to its picture,
+    Traits: `view`, a `Choice` as a dict, always one that was shown; `latency`, milliseconds from a choice to its picture,
     as the browser saw it; `error` and `saved` as in `Widget`.
     """
 
     _esm = front_end("explorer")
-    choice = traitlets.Dict().tag(sync=True)
+    State = Choice
     latency = traitlets.Float(0.0).tag(sync=True)
 
     def __init__(self, viewer: Viewer, start: Choice, out_dir: str | Path, notebook: str):
@@ -39,79 +38,64 @@ class AttentionExplorer(Widget):
         names = {"models": list(viewer.models), "data": list(viewer.data)}
         super().__init__(out_dir, weights=list(WEIGHTS), parameters=bool(notebook), **names)
         self._try(lambda: self._show(start))
-
-    def choose(self, **changes) -> None:
-        """Change the choice by names of `Choice`; what cannot be had is reported in `error`, and the last picture stays."""
-        self._try(lambda: self._choose(changes))
+        self._start_error = self.error
 
     def figure(self):
         """The matplotlib figure of what is shown."""
-        return plots.attention_panels(self.viewer.panels(Choice(**self.choice)))
+        return plots.attention_panels(self.viewer.panels(self.state))
 
     def do_ready(self, _: dict) -> None:
-        self._show(Choice(**self.choice))
+        self.error, self._start_error = self._start_error, ""  # it stays to be read
+        self._show(self.state)
         self._show_gallery()
 
-    def _on_message(self, _, content: dict, buffers) -> None:
-        start = self.error  # what was wrong with the start stays to be read
-        super()._on_message(_, content, buffers)
-        if content.get("do") == "ready":
-            self.error = self.error or start
-
     def do_choose(self, content: dict) -> None:
-        changes = content["changes"]
-        self._choose({name: v for name, v in changes.items() if name in Choice.model_fields})
+        self._choose(content["changes"])
 
     def do_gallery(self, content: dict) -> None:
         self.gallery = {**self.gallery, **content["changes"]}
         self._show_gallery()
 
     def do_save(self, content: dict) -> None:
+        parts = ["explorer", *self._parts()]
         if content.get("what") == "figure":
-            self._save(self.figure(), "explorer", *self._parts())
-            return
-        path = self.out / f"{stem_of(['explorer', *self._parts()])}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # JSON is YAML: papermill reads it with -f, and quoting is never a question.
-        path.write_text(json.dumps(Choice(**self.choice).parameters(), indent=1) + "\n")
-        self.saved = f"papermill notebooks/{self.notebook}.ipynb out.ipynb -f {path}"
+            self._save(self.figure(), *parts)
+        else:
+            self.saved = self._save_parameters(self.notebook, {"view": self.state.text()}, *parts)
 
     def _choose(self, changes: dict) -> None:
-        before = Choice(**self.choice)
+        before = self.state
+        asked = before.replace(**changes)
         detector = self.viewer.is_detector
-
-        def other(name: str) -> bool:
-            return changes.get(name, getattr(before, name)) != getattr(before, name)
-
+        other = asked.differences(before)
         reset: dict = {}
-        if other("model"):
-            reset = {**FRESH, "kind": ""}
-            if detector(changes["model"]) != detector(before.model):
+        if "model" in other:
+            reset = {name: FRESH[name] for name in ("block", "head", "token")} | {"kind": ""}
+            if detector(asked.model) != detector(before.model):
                 reset |= {"data": "", "image": 0, "compare": "", "weights": "attention"}
-        if other("data"):
+        if "data" in other:
             reset["image"] = 0
-        if other("image") and detector(before.model):
+        if "image" in other and detector(before.model):
             reset["token"] = ""  # queries are of an image
-        if other("kind"):
-            reset = {**reset, **FRESH, "weights": "attention"}
+        if "kind" in other:
+            reset |= FRESH
         self._show(before.replace(**{**reset, **changes}))
-        if (self.choice["data"], self.choice["model"]) != (before.data, before.model):
+        if (self.view["data"], self.view["model"]) != (before.data, before.model):
             self.gallery = EVERYTHING
             self._show_gallery()
 
     def _show(self, choice: Choice) -> None:
         settled = self.viewer.settle(choice)
         packed = [_pack(panel) for panel in self.viewer.panels(settled)]
-        self.choice = settled.as_dict()
-        model = self.viewer.models[settled.model]
-        tokens = []
+        self.view = settled.as_dict()
+        model, tokens = self.viewer.models[settled.model], []
         if not self.viewer.is_detector(settled.model):
             layout = token_layout(model)
             special = {"class": layout.class_token, "distillation": layout.distillation}
             tokens = [name for name, place in special.items() if place is not None]
         message = {
             "kind": "view",
-            "choice": self.choice,
+            "choice": self.view,
             "tokens": tokens,
             "heads": attention_sites(model, settled.kind)[settled.block].heads or 1,
             "panels": [meta for meta, _ in packed],
@@ -119,8 +103,8 @@ class AttentionExplorer(Widget):
         self.send(message, [buffer for _, buffers in packed for buffer in buffers])
 
     def _show_gallery(self) -> None:
-        choice = Choice(**self.choice)
-        data, labelled = self.viewer.data[choice.data], self.viewer.class_of
+        choice = self.state
+        data = self.viewer.data[choice.data]
         found, note = self._found(choice, data)
         pages, page = max(1, -(-len(found) // PAGE)), self.gallery["page"]
         if page is None:  # where the chosen image is
@@ -129,7 +113,7 @@ class AttentionExplorer(Widget):
         page = min(max(0, page), pages - 1)
         shown = found[page * PAGE : (page + 1) * PAGE].tolist()
         predicted = self._predicted.get((choice.model, choice.data), ())
-        classes = [labelled(choice.data, image) for image in shown]
+        classes = [self.viewer.class_of(choice.data, image) for image in shown]
         message = {
             "kind": "gallery",
             "indices": shown,
@@ -170,7 +154,7 @@ class AttentionExplorer(Widget):
 
     def _parts(self) -> list[str]:
         """What is shown, for the names of files."""
-        c = Choice(**self.choice)
+        c = self.state
         head = f"head{c.head + 1}" if c.head >= 0 else "mean"
         parts = [c.model, c.data, str(c.image), f"block{c.block + 1}", head, c.token or "class"]
         parts += [c.weights] if c.weights != "attention" else []
@@ -182,18 +166,15 @@ def _pack(panel: Panel) -> tuple[dict, list[bytes]]:
     float32; overview float32; class probe float32."""
     top = panel.weights.max(-1, keepdims=True)
     shares = np.round(panel.weights / np.maximum(top, 1e-12) * 65535).astype(np.uint16)
-    nothing = np.zeros(0, np.float32)
-    overview = nothing if panel.overview is None else panel.overview
-    probe = nothing if panel.class_probe is None else panel.class_probe
     meta = {name: getattr(panel, name) for name in PLAIN.split()} | {
         "width": panel.image.shape[2],
         "height": panel.image.shape[1],
         "grid": list(panel.grid),
         "rows": len(panel.weights),
-        "overview": None if panel.overview is None else list(overview.shape[:2]),
+        "overview": None if panel.overview is None else list(panel.overview.shape[:2]),
         "class_probe": panel.class_probe is not None,
         "boxes": None if panel.boxes is None else np.asarray(panel.boxes, float).tolist(),
     }
-    arrays = top, overview, probe
-    floats = [np.ascontiguousarray(a, np.float32).tobytes() for a in arrays]
+    arrays = (() if one is None else one for one in (top, panel.overview, panel.class_probe))
+    floats = [np.ascontiguousarray(one, np.float32).tobytes() for one in arrays]
     return meta, [rgb(panel.image), shares.tobytes(), *floats]

@@ -7,20 +7,21 @@ from functools import lru_cache
 import torch
 
 from dfkd_lib import attention, models
-from dfkd_lib.ablation import SOURCES, Cell, make_cell
-from dfkd_lib.ablation.grid import BASE, DEFAULTS, resolve
-from dfkd_lib.core import Setting, WorkbenchError, nearest
+from dfkd_lib.ablation import BASE, DEFAULTS, Cell, make_cell, resolved
+from dfkd_lib.core import WorkbenchError, nearest
 from dfkd_lib.presets import PRESETS, load
 
+SETTINGS = BASE.settings()
 # The field that gives the number of images, by source.
-COUNTS = {"real": "real_images"} | {
-    name: "inversion_images" if name.startswith("inversion") else "synthetic_images"
-    for name in SOURCES
-    if name != "real"
+COUNTS = {
+    source: {"real": "real_images", "inversion": "inversion_images"}.get(
+        source.split()[0], "synthetic_images"
+    )
+    for source in SETTINGS["source"].choices
 }
 # What the widget offers, in its order, by heading; every other setting keeps the notebook's value.
 OFFERED = {
-    "losses": [name for name in BASE.settings() if name.startswith("weights.")],
+    "losses": [name for name in SETTINGS if name.startswith("weights.")],
     "student": [
         *("student.model", "source", *dict.fromkeys(COUNTS.values()), "student.images"),
         *("student.epochs", "student.lr", "student.augmentation", "student.mix", "seeds"),
@@ -34,11 +35,6 @@ LABELS = {
     "student.lr": "learning rate",
     "student.model": "student",
 }
-# What is no setting of `ClassificationConfig`, or one of text that a notebook and its widget narrow down.
-OWN = {
-    "source": Setting("source", str, "", "what the student is trained on", choices=SOURCES),
-    "seeds": Setting("seeds", str, "", "one run for each, as in 0,1,2"),
-}
 
 
 def control(name: str, group: str, value: object, choices: Sequence[tuple[str, str]]) -> dict:
@@ -51,11 +47,11 @@ def control(name: str, group: str, value: object, choices: Sequence[tuple[str, s
         name, label, kind (int, float, bool or str), group, help, choices, only (sources for which it counts; []: all), and
         of numbers the slider's low, reach and step; the box beside it takes any value, and the configuration checks it.
     """
-    setting = OWN.get(name) or BASE.settings()[name]
+    setting = SETTINGS[name]
     made = {
         "name": name,
-        "label": LABELS.get(name) or setting.label or setting.name,
-        "kind": setting.kind.__name__,
+        "label": LABELS.get(name, setting.label),
+        "kind": "str" if setting.kind is tuple else setting.kind.__name__,
         "group": group,
         "help": f"{setting.help} ({setting.rule})" if setting.rule else setting.help,
         "choices": list(choices or ((c, c) for c in setting.choices)),
@@ -71,7 +67,7 @@ def control(name: str, group: str, value: object, choices: Sequence[tuple[str, s
 
 
 def without_idle(settings: dict) -> dict:
-    """Every setting of `ClassificationConfig` and "source", but the numbers of images that this source does not use."""
+    """Every setting of a cell but the numbers of images that its source does not use."""
     shown = {**DEFAULTS, **settings}
     idle = set(COUNTS.values()) - {COUNTS.get(shown["source"])}
     return {name: value for name, value in shown.items() if name not in idle}
@@ -81,7 +77,7 @@ class Settings:
     """A notebook's settings, and others beside them.
 
     Args:
-        base: the notebook's own: settings of `ClassificationConfig`, "source", and "seeds" if it has them.
+        base: the notebook's own: settings of `AblationConfig`, and "seeds" if it has them.
         students: names of models to choose from; default: the transformers that take the images, smallest first.
 
     Raises:
@@ -89,9 +85,9 @@ class Settings:
     """
 
     def __init__(self, base: dict, students: Sequence[str] | None = None):
-        base = {name if name == "seeds" else resolve(name): value for name, value in base.items()}
+        base = dict(base)
         self.seeds = str(base.pop("seeds", "0"))
-        self.base = {**DEFAULTS, **make_cell("", base, 0).settings}
+        self.base = {**DEFAULTS, **make_cell("", resolved(base), 0).settings}
         self.controls = []
         for group, names in OFFERED.items():
             for name in names:
@@ -144,8 +140,7 @@ class Settings:
                     got=value,
                     fix=f"did you mean '{near}'?" if near else "choose one of the expected",
                 )
-            if name != "source":
-                BASE.override({name: value})
+            BASE.override({name: value})
         except WorkbenchError as error:
             error.where = name
             raise
@@ -179,15 +174,11 @@ class Settings:
         if name == "source":
             return "real images" if value == "real" else f"images of {value}"
         label = self.by_name[name]["label"] if name in self.by_name else name
-        label = label.partition(" (")[0]
-        large = isinstance(value, int) and value >= 10_000
-        return (
-            f"{label} {value:,}"
-            if large
-            else f"{label} {value:g}"
-            if isinstance(value, float)
-            else f"{label} {value}"
-        )
+        if isinstance(value, float):
+            value = f"{value:g}"
+        elif isinstance(value, int) and value >= 10_000:
+            value = f"{value:,}"
+        return f"{label.partition(' (')[0]} {value}"
 
     def parameters(self, settings: dict, seeds: Sequence[int]) -> dict:
         """Parameters of notebook 35 that make exactly these settings its own, whatever its preset."""
@@ -195,11 +186,11 @@ class Settings:
         # A preset may change what here is as by default.
         named = {n for preset in PRESETS for n in load("ablation", preset).differences(BASE)}
         named |= {n for n in shown if shown[n] != DEFAULTS[n]}
-        overrides = " ".join(_override(n, shown[n]) for n in shown if n in named and n not in OWN)
+        overrides = (_override(n, shown[n]) for n in shown if n in named and n != "source")
         return {
             "source": shown["source"],
             "seeds": ",".join(map(str, seeds)),
-            "overrides": overrides,
+            "overrides": " ".join(overrides),
         }
 
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from dfkd_lib import attention
 from dfkd_lib.attention import capture_attention
 from dfkd_lib.attention.sites import pick
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.config import Config
+from dfkd_lib.core import Config, WorkbenchError
 from dfkd_lib.datasets import ImageSet, SceneSet, to_float
 from dfkd_lib.metrics import sure
 from dfkd_lib.models import check_images
@@ -60,10 +59,6 @@ class Choice(Config):
         """What differs from the default choice, as `read` takes it."""
         changes = {name: mine for name, (mine, _) in self.differences(Choice()).items()}
         return " ".join(shlex.quote(f"{name}={value}") for name, value in changes.items())
-
-    def parameters(self) -> dict:
-        """The same as parameters of notebook 10."""
-        return {"view": self.text()}
 
 
 @dataclass(frozen=True)
@@ -148,7 +143,7 @@ class Viewer:
         return isinstance(self.models.get(model), Detector)
 
     def kinds(self, model: str) -> tuple[str, ...]:
-        """The kinds of attention that a model has."""
+        """The kinds of attention that a model has, its usual one first."""
         return ("cross", "encoder") if self.is_detector(model) else ("encoder",)
 
     def class_of(self, data: str, image: int) -> int | None:
@@ -211,13 +206,11 @@ class Viewer:
         place = other.classes.index(label) if label in other.classes else -1
         found = (other.labels == place).nonzero().flatten()
         if not len(found):
-            raise WorkbenchError(
+            what, fix = (
                 f"no image of class {label}",
-                expected=f"an image of class {label} to compare with",
-                got="0 images",
-                where=name,
-                fix="choose an image of another class, or other data",
+                "choose an image of another class, or other data",
             )
+            raise WorkbenchError(what, expected="one at least", got="none", where=name, fix=fix)
         return int(found[choice.compare_image % len(found)])
 
     @torch.inference_mode()
@@ -251,45 +244,32 @@ class Viewer:
             "class_probe": self._class_probe(choice, patches.shape[-1]),
             "prediction": self._prediction(choice, model, data, int(logits.argmax())),
         }
-        if choice.weights != "attention":
-            rollout = choice.weights == "rollout"
-            explain = attention.attention_rollout if rollout else attention.gradient_attention
-            token = int(choice.token) if choice.token.isdigit() else choice.token or "class"
-            return {
-                **shown,
-                "weights": _array(explain(model, batch, token=token)),
-                "row": 0,
-                "prefix": 1,
-            }
-        weights = patches.mean(0) if choice.head < 0 else patches[choice.head]
-        overview = torch.stack([one[0] for one in rows.values()])[..., layout.patches]
-        return {
-            **shown,
-            "weights": _array(weights),
-            "row": row % len(weights),
-            "prefix": layout.prefix,
-            "overview": _array(overview),
+        if choice.weights == "attention":
+            overview = torch.stack([one[0] for one in rows.values()])[..., layout.patches]
+            prefix, row = layout.prefix, row % patches.shape[1]
+            return shown | {"row": row, "prefix": prefix, **_weights(choice, patches, overview)}
+        rollout = choice.weights == "rollout"
+        explain = attention.attention_rollout if rollout else attention.gradient_attention
+        token = int(choice.token) if choice.token.isdigit() else choice.token or "class"
+        return shown | {
+            "weights": _array(explain(model, batch, token=token)),
+            "row": 0,
+            "prefix": 1,
         }
 
     def _prediction(self, choice: Choice, model: nn.Module, data: Data, label: int) -> str:
-        names, true = (
-            getattr(model, "classes", None) or data.classes,
-            self.class_of(choice.data, choice.image),
-        )
+        names = getattr(model, "classes", None) or data.classes
+        true = self.class_of(choice.data, choice.image)
         predicted = f"predicted {names[label] if label < len(names) else label}"
         return predicted if true is None else f"class {data.classes[true]}, {predicted}"
 
     def _class_probe(self, choice: Choice, patches: int) -> np.ndarray | None:
+        """The class probe of the image's class at the chosen block, where there is one and the class token is chosen."""
         probes = self.class_probes.get(choice.model)
         label = self.class_of(choice.data, choice.image)
-        if (
-            probes is None
-            or label is None
-            or label >= len(probes)
-            or choice.token not in ("", "class")
-        ):
+        if probes is None or label is None or choice.token not in ("", "class"):
             return None
-        if probes.shape[-1] != patches:
+        if label >= len(probes) or probes.shape[-1] != patches:
             return None
         if probes.ndim == 3:
             return _array(probes[label, choice.block])
@@ -309,27 +289,37 @@ class Viewer:
         with capture_attention(model, None, None, kind=choice.kind) as captured:
             detected = model(batch)
         scores, boxes = detected.logits[0].sigmoid()[..., :-1].cpu(), detected.boxes[0].cpu()
-        order, found = (
-            scores.amax(-1).argsort(descending=True).tolist(),
-            sure(scores, boxes, choice.threshold),
-        )
+        order = scores.amax(-1).argsort(descending=True).tolist()
+        found = sure(scores, boxes, choice.threshold)
         maps = torch.stack([one[0] for one in captured.values()])  # (blocks, heads, T, S)
         best = order[0] if choice.kind == "cross" else 0
         row = best if choice.token in ("", "class") else _number(choice.token)
         pick(row, maps.shape[2], "token")
-        names = [
-            data.classes[int(k)] if k < len(data.classes) else str(int(k)) for k in found["labels"]
-        ]
-        count = len(names)
-        several = f"{count} detections of score ≥ {choice.threshold:g}"
-        return {
-            "prediction": "1 detection" if count == 1 else several,
+        known, labels = dict(enumerate(data.classes)), found["labels"].tolist()
+        names = [known.get(label, str(label)) for label in labels]
+        several = f"{len(names)} detections of score ≥ {choice.threshold:g}"
+        if choice.weights == "attention":
+            weights = {"row": row, **_weights(choice, maps[choice.block], maps[:, :, row])}
+        elif choice.weights == "rollout" or choice.kind != "cross":
+            raise WorkbenchError(
+                "a detector has no such weights",
+                expected="attention, or gradient of a detection",
+                got=f"{choice.weights} for kind {choice.kind}",
+                where="weights",
+                fix="choose one of these",
+            )
+        else:
+            weights = {
+                "weights": _array(attention.detection_relevance(model, batch, row)),
+                "row": 0,
+            }
+        return weights | {
+            "prediction": "1 detection" if len(names) == 1 else several,
             "grid": attention.patch_grid(model, maps.shape[-1], *pixels.shape[-2:]),
             "query": row if choice.kind == "cross" else None,
             "boxes": found["boxes"],
-            "queries": order[:count],
+            "queries": order[: len(names)],
             "labels": [f"{name} {s:.2f}" for name, s in zip(names, found["scores"], strict=True)],
-            **_detector_weights(choice, model, batch, maps, row),
         }
 
     def predictions(self, model: str, data: str, count: int) -> np.ndarray:
@@ -343,23 +333,10 @@ class Viewer:
         return torch.cat(found).numpy()
 
 
-def _detector_weights(
-    choice: Choice, model: Detector, batch: Tensor, maps: Tensor, row: int
-) -> dict:
-    """The weights that a choice asks for of a detector's attention maps (blocks, heads, T, S)."""
-    if choice.weights == "attention":
-        own = maps[choice.block]
-        weights = own.mean(0) if choice.head < 0 else own[choice.head]
-        return {"weights": _array(weights), "row": row, "overview": _array(maps[:, :, row])}
-    if choice.weights == "rollout" or choice.kind != "cross":
-        raise WorkbenchError(
-            "a detector has no such weights",
-            expected="attention, or gradient of a detection",
-            got=f"{choice.weights} for kind {choice.kind}",
-            where="weights",
-            fix="choose one of these",
-        )
-    return {"weights": _array(attention.detection_relevance(model, batch, row)), "row": 0}
+def _weights(choice: Choice, maps: Tensor, overview: Tensor) -> dict:
+    """The attention (heads, T, N) of the chosen head, or the heads' mean, beside that of every block and head."""
+    chosen = maps.mean(0) if choice.head < 0 else maps[choice.head]
+    return {"weights": _array(chosen), "overview": _array(overview)}
 
 
 def _array(values: Tensor) -> np.ndarray:
@@ -369,25 +346,18 @@ def _array(values: Tensor) -> np.ndarray:
 def one_of(name: str, known, where: str) -> None:
     """Refuse a name that is not known."""
     if name not in known:
-        raise WorkbenchError(
-            f"no such {where.split()[0]}",
-            expected=", ".join(filter(None, known)),
-            got=name,
-            where=where,
-            fix="choose one of the expected",
-        )
+        _refuse(where.split()[0], ", ".join(filter(None, known)), name, where)
 
 
 def within(value: float, low: float, high: float, what: str, where: str) -> None:
     """Refuse a number outside its bounds."""
     if not low <= value <= high:
-        raise WorkbenchError(
-            f"no such {what}",
-            expected=f"{low}..{high}",
-            got=value,
-            where=where,
-            fix="choose one within these bounds",
-        )
+        _refuse(what, f"{low}..{high}", value, where)
+
+
+def _refuse(what: str, expected: str, got: object, where: str) -> None:
+    fix = "choose one of the expected"
+    raise WorkbenchError(f"no such {what}", expected=expected, got=got, where=where, fix=fix)
 
 
 def _row(model: nn.Module, token: str) -> int:
@@ -402,11 +372,6 @@ def _row(model: nn.Module, token: str) -> int:
 
 def _number(token: str) -> int:
     if not token.isdigit():
-        raise WorkbenchError(
-            "no such token",
-            expected="class, distillation, or the number of a patch or query from 0",
-            got=token,
-            where="token",
-            fix="choose one of these",
-        )
+        expected = "class, distillation, or the number of a patch or query from 0"
+        _refuse("token", expected, token, "token")
     return int(token)

@@ -7,8 +7,8 @@ import browser
 import psutil
 import pytest
 
-from dfkd_lib.ablation import Jobs
-from dfkd_lib.core.artifacts import REPOSITORY, Store
+from dfkd_lib.ablation import saved_jobs
+from dfkd_lib.core import REPOSITORY, Store
 
 pytestmark = pytest.mark.browser
 
@@ -36,7 +36,7 @@ def opened(page, lab, tmp_path):
     notebook = browser.open_notebook(page, lab, [cell])
     shown(page)
     yield page, notebook, store
-    jobs = Jobs(store)
+    jobs = saved_jobs(store)
     for job in jobs.all():
         jobs.stop(job["id"])
     for pid in {job["pid"] for job in jobs.all() if job.get("pid")}:
@@ -71,7 +71,7 @@ def picture(page, key: str) -> str:
 
 def test_run_watch_stop_go_on_reload_restart(opened):
     page, notebook, store = opened
-    jobs = Jobs(store)
+    jobs = saved_jobs(store)
     type_in(page, "weights.kd", "2")
     type_in(page, "weights.temperature", "3.5")
     page.locator(f"{LAB} button.run").click()
@@ -138,7 +138,7 @@ def test_bad_values_are_said_and_controls_are_used_by_keyboard(opened, tmp_path)
     type_in(page, "weights.temperature", "-1")
     page.locator(f"{LAB} button.run").click()
     says(page, "'temperature' is impossible", ".error")
-    assert page.locator(f"{LAB} [aria-invalid]").count() == 2 and Jobs(store).all() == []
+    assert page.locator(f"{LAB} [aria-invalid]").count() == 2 and saved_jobs(store).all() == []
     slider = page.locator(f"{LAB} .control[data-name='weights.temperature'] input[type=range]")
     slider.focus()
     page.keyboard.press("ArrowRight")  # to JupyterLab it means another thing

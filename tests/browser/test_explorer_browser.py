@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dfkd_lib import attention, datasets
-from dfkd_lib.core.artifacts import REPOSITORY, Store
+from dfkd_lib.core import REPOSITORY, Store
 from dfkd_lib.training import load_trained, shipped_teacher
 
 pytestmark = pytest.mark.browser
@@ -87,7 +87,7 @@ def test_image_block_head_and_patch_are_chosen_and_the_picture_is_theirs(explore
     page, notebook = explored
     first = page.evaluate(PIXELS, ".map")
     acting(page, lambda: page.locator(".dfkd-explorer .thumbs button").nth(7).click())
-    assert notebook.until("explorer.choice['image'] == 7")
+    assert notebook.until("explorer.view['image'] == 7")
     acting(page, lambda: slide(page, 2))
     acting(page, lambda: page.locator(".dfkd-explorer select.head").select_option(label="4"))
     acting(
@@ -97,7 +97,7 @@ def test_image_block_head_and_patch_are_chosen_and_the_picture_is_theirs(explore
         ),
     )
     page.mouse.move(5, 5)
-    choice = notebook.eval("explorer.choice")
+    choice = notebook.eval("explorer.view")
     assert (choice["block"], choice["head"], choice["token"]) == (1, 3, "17")
     assert page.evaluate(PIXELS, ".map") != first
     # What is drawn is what the model computes: the lightest tile is where that patch looks most.
@@ -123,9 +123,7 @@ def test_hovering_needs_no_kernel(explored):
     page.wait_for_function(
         "() => document.querySelector('.dfkd-explorer').dataset.token === 'class token'"
     )
-    assert (
-        page.evaluate(PIXELS, ".map") == before and notebook.eval("explorer.choice['token']") == ""
-    )
+    assert page.evaluate(PIXELS, ".map") == before and notebook.eval("explorer.view['token']") == ""
 
 
 def test_models_and_images_stand_side_by_side(explored):
@@ -151,12 +149,12 @@ def test_models_and_images_stand_side_by_side(explored):
 def test_a_detection_is_clicked(explored):
     page, notebook = explored
     acting(page, lambda: page.locator(".dfkd-explorer select.model").select_option("detr"))
-    notebook.until("explorer.choice['data'] == 'scenes'")
+    notebook.until("explorer.view['data'] == 'scenes'")
     # A scene with two objects: take the second, by its middle.
-    expression = "[(p.boxes.tolist(), p.queries) for p in explorer.viewer.panels(widgets.Choice(**explorer.choice))][0]"
+    expression = "[(p.boxes.tolist(), p.queries) for p in explorer.viewer.panels(widgets.Choice(**explorer.view))][0]"
     for image in range(8):
         notebook.eval(f"explorer.choose(image={image})")
-        notebook.until(f"explorer.choice['image'] == {image}")
+        notebook.until(f"explorer.view['image'] == {image}")
         boxes, queries = notebook.eval(expression)
         if len(boxes) > 1:
             break
@@ -171,7 +169,7 @@ def test_a_detection_is_clicked(explored):
             position={"x": PICTURE * x, "y": PICTURE * y}
         ),
     )
-    assert notebook.eval("explorer.choice['token']") in [str(query) for query in queries]
+    assert notebook.eval("explorer.view['token']") in [str(query) for query in queries]
     assert "query" in page.locator(".dfkd-explorer .picture + figcaption").inner_text()
 
 

@@ -3,7 +3,7 @@
 import browser
 import pytest
 
-from dfkd_lib.core.artifacts import REPOSITORY
+from dfkd_lib.core import REPOSITORY
 
 pytestmark = pytest.mark.browser
 

@@ -1,27 +1,25 @@
-"""The queue of cells: in order, stopped in the middle of an epoch, gone on with to the same bits, outliving its worker."""
+"""The queue of cells on disk: in order, stopped in the middle of an epoch, gone on with to the same bits."""
 
 import os
 import signal
 import time
+from functools import partial
 
 import psutil
 import pytest
 import torch
+from ablation_cells import TINY
+from filelock import FileLock
 
-from dfkd_lib import ablation, presets
-from dfkd_lib.ablation import Jobs, find, make_cell, run_cell
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.artifacts import Store
+from dfkd_lib.ablation import as_sent, find, make_cell, run_cell, saved_jobs, work
+from dfkd_lib.core import Store, WorkbenchError
+from dfkd_lib.jobs import saved
 
-TINY = ablation.base_of(
-    presets.load(
-        "ablation",
-        "quick",
-        "student.model=vit_mnist_smoke student.images=60 real_images=60 student.epochs=1 test_images=100",
-    ),
-    "real",
-)
 LONG = {**TINY, "student_images": 800, "real_images": 800, "student_epochs": 10, "batch_size": 4}
+
+
+def cell(name, settings=TINY):
+    return as_sent(make_cell(name, settings, 0))
 
 
 @pytest.fixture
@@ -35,10 +33,16 @@ def one_thread(monkeypatch):
 
 
 @pytest.fixture
-def jobs(tmp_path, monkeypatch):
-    """A queue whose worker is this process, when a test says so."""
-    queue = Jobs(Store(tmp_path / "store"))
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def jobs(store, monkeypatch):
+    """A queue whose worker is this process, when a test calls `work`."""
+    queue = saved_jobs(store)
     monkeypatch.setattr(queue, "_start_worker", lambda: None)
+    queue.work = partial(queue.work, work, str(store.root), linger=0.3)
     return queue
 
 
@@ -53,49 +57,40 @@ def until(condition, seconds=120):
         time.sleep(0.05)
 
 
-def test_jobs_run_in_order_and_the_urgent_first(jobs, monkeypatch):
-    order = []
-    monkeypatch.setattr(
-        "dfkd_lib.ablation.jobs.run_cell", lambda store, cell: order.append(cell.name) or _Made()
-    )
+def test_jobs_run_in_order_and_the_urgent_first(store):
+    jobs, order = saved.SavedJobs(store.root / ".jobs", ["-c", ""]), []
     for name, first in (("a", False), ("b", False), ("c", True), ("d", True)):
-        jobs.submit(make_cell(name, TINY, 0), first)
+        jobs.submit({"name": name}, first)
     assert [job["cell"]["name"] for job in jobs.all()] == ["d", "c", "a", "b"]
     jobs.stop(next(job["id"] for job in jobs.all() if job["cell"]["name"] == "c"))
-    jobs.work(linger=0.3)
-    assert order == ["d", "a", "b"] and states(jobs) == {
-        "a": "finished",
-        "b": "finished",
-        "c": "stopped",
-        "d": "finished",
-    }
+    run = lambda tell, needs, own, cell: (order.append(own + cell["name"]) or "the key", "")  # noqa: E731
+    jobs.work(run, "cell ", linger=0.3)
+    assert order == ["cell d", "cell a", "cell b"]
+    assert states(jobs) == {**dict.fromkeys("abd", "finished"), "c": "stopped"}
     assert all(job["key"] == "the key" for job in jobs.all() if job["state"] == "finished")
 
 
-class _Made:
-    key = "the key"
-
-
-def test_a_job_that_fails_says_why_and_the_next_runs(jobs):
-    jobs.submit(make_cell("diverges", {**TINY, "kd_weight": 1e300, "student_epochs": 4}, 0))
-    jobs.submit(make_cell("no token", {**TINY, "hard_weight": 1.0}, 0))
-    jobs.submit(make_cell("fine", TINY, 0))
-    jobs.work(linger=0.3)
+def test_a_job_that_fails_says_why_and_the_next_runs(jobs, store):
+    changed = {**cell("other code"), "code": "of before the change"}
+    jobs.submit(cell("diverges", {**TINY, "kd_weight": 1e300, "student_epochs": 4}))
+    jobs.submit(cell("no token", {**TINY, "hard_weight": 1.0}))
+    jobs.submit(changed)
+    jobs.submit(cell("fine"))
+    jobs.work()
+    bad = dict.fromkeys(("diverges", "no token", "other code"), "failed")
+    assert states(jobs) == {**bad, "fine": "finished"}
     errors = {job["cell"]["name"]: job["error"] for job in jobs.all()}
-    assert states(jobs) == {"diverges": "failed", "no token": "failed", "fine": "finished"}
-    assert errors["diverges"].startswith("diverged") and "distillation token" in errors["no token"]
-    cell = make_cell("fine", TINY, 0)
-    assert {jobs.stop(job["id"]) for job in jobs.all()} == {"failed", "finished"} and len(
-        set(states(jobs).values())
-    ) == 2
-    assert find(jobs.store, cell).key == next(
-        job["key"] for job in jobs.all() if job["state"] == "finished"
-    )
-    assert Jobs(jobs.store).all() == jobs.all()  # another kernel sees the same
+    assert errors["diverges"].startswith("diverged") and "other code" in errors["other code"]
+    assert "distillation token" in errors["no token"]
+    assert {jobs.stop(job["id"]) for job in jobs.all()} == {"failed", "finished"}
+    assert states(jobs) == {**bad, "fine": "finished"}  # what has ended is left as it is
+    (key,) = (job["key"] for job in jobs.all() if job["state"] == "finished")
+    assert find(store, make_cell("fine", TINY, 0)).key == key
+    assert saved_jobs(store).all() == jobs.all()  # another kernel sees the same
 
 
 def test_records_can_be_dropped_but_not_of_what_waits(jobs):
-    job = jobs.submit(make_cell("a", TINY, 0))
+    job = jobs.submit(cell("a"))
     jobs.forget(job)
     assert len(jobs.all()) == 1
     assert jobs.stop(job) == "queued"
@@ -107,31 +102,27 @@ def test_records_can_be_dropped_but_not_of_what_waits(jobs):
 
 
 def test_one_worker_at_a_time(jobs):
-    from filelock import FileLock
-
     with FileLock(jobs.folder / "worker.lock"):
         assert jobs.working()
-        jobs.submit(make_cell("a", TINY, 0))
-        jobs.work(linger=0.1)
+        jobs.submit(cell("a"))
+        jobs.work()
         assert states(jobs) == {"a": "queued"}
     assert not jobs.working()
 
 
-def test_asking_often_starts_one_worker(tmp_path, monkeypatch):
+def test_asking_often_starts_one_worker(store, monkeypatch):
     """A worker needs seconds to start, and the widget asks every second: there must not be one for every question."""
-    from dfkd_lib.ablation import jobs as module
-
-    jobs, started = Jobs(Store(tmp_path)), []
-    real = module.subprocess.Popen
+    jobs, started, real = saved_jobs(store), [], saved.subprocess.Popen
 
     def start(command, **options):
         started.append(real(["sleep", "30"], start_new_session=True))
         return started[-1]
 
-    monkeypatch.setattr(module.subprocess, "Popen", start)
-    monkeypatch.setattr(module, "RESTART_SECONDS", 0.0)
-    jobs.submit(make_cell("a", TINY, 0))
-    [jobs.wake() for _ in range(20)]
+    monkeypatch.setattr(saved.subprocess, "Popen", start)
+    monkeypatch.setattr(saved, "RESTART_SECONDS", 0.0)
+    jobs.submit(cell("a"))
+    for _ in range(20):
+        jobs.wake()
     assert len(started) == 1
     started[0].kill()
     started[0].wait()
@@ -140,43 +131,39 @@ def test_asking_often_starts_one_worker(tmp_path, monkeypatch):
     started[1].kill()
 
 
-def test_stop_in_the_middle_of_an_epoch_loses_no_finished_one(tmp_path, one_thread):
-    """A real worker: stopped, gone on with, to the very weights of an unbroken run; killed, and said so."""
-    jobs, cell = Jobs(Store(tmp_path / "store")), make_cell("long", LONG, 0)
-    job = jobs.submit(cell)
+def test_stop_in_the_middle_of_an_epoch_loses_no_finished_one(store, tmp_path, one_thread):
+    """A real worker: stopped, gone on with, to the very weights of an unbroken run; killed, and reported."""
+    jobs, long, quiet = saved_jobs(store), make_cell("long", LONG, 0), Store(tmp_path / "whole")
+    job = jobs.submit(as_sent(long))
+
+    def running(part):
+        jobs.wake()
+        return next((job[part] for job in jobs.all() if job["state"] == "running"), None)
 
     def progress():
-        jobs.wake()
-        return next((j["progress"] for j in jobs.all() if j["state"] == "running"), None) or {}
+        return running("progress") or {}
 
     until(lambda: progress().get("epoch", 0) >= 3 and progress().get("step", 0) > 0)
     seen = progress()
-    assert (
-        seen["epochs"] == 10
-        and "student_real" in seen["label"]
-        and seen["left"] > 0
-        and seen["losses"]["kd"] > 0
-    )
-    assert [row["epoch"] for row in seen["history"]] == list(
-        range(1, seen["epoch"])
-    ) and "test_accuracy" in seen["history"][0]
-    pid = next(j["pid"] for j in jobs.all() if j["state"] == "running")
+    assert seen["epochs"] == 10 and "student_real" in seen["label"]
+    assert seen["left"] > 0 and seen["losses"]["kd"] > 0
+    assert [row["epoch"] for row in seen["history"]] == list(range(1, seen["epoch"]))
+    assert "test_accuracy" in seen["history"][0]
+    pid = running("pid")
     assert jobs.stop(job) == "running"
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    assert states(jobs) == {"long": "stopped"} and find(jobs.store, cell) is None
-    assert list(jobs.store.root.glob("student_real-*.partial/checkpoint/checkpoint.pt"))
+    assert states(jobs) == {"long": "stopped"} and find(store, long) is None
+    assert list(store.root.glob("student_real-*.partial/checkpoint/checkpoint.pt"))
 
-    again = jobs.submit(cell)
+    again = jobs.submit(as_sent(long))
     until(lambda: progress().get("epoch", 0) >= 3)
     assert progress()["history"][0] == seen["history"][0]  # from its checkpoint, not from the start
-    os.kill(next(j["pid"] for j in jobs.all() if j["state"] == "running"), signal.SIGKILL)
+    os.kill(running("pid"), signal.SIGKILL)
     until(lambda: (jobs.wake(), jobs.all()[-1]["state"])[1] == "failed")
     assert "run it again to go on" in jobs.all()[-1]["error"] and jobs.all()[-1]["id"] == again
 
-    broken = run_cell(jobs.store, cell)
-    whole = run_cell(Store(tmp_path / "whole"), cell)
     one, two = (
-        store.find(made.metrics["student"]).path / "model.safetensors"
-        for store, made in ((jobs.store, broken), (Store(tmp_path / "whole"), whole))
+        where.find(run_cell(where, long).metrics["student"]).path / "model.safetensors"
+        for where in (store, quiet)
     )
     assert one.read_bytes() == two.read_bytes()

@@ -294,17 +294,17 @@ def all_seconds(value) -> list[float]:
 
 
 def test_a_clock_that_is_put_back_does_not_keep_the_queue_from_working(tmp_path, monkeypatch):
-    from dfkd_lib.ablation import Jobs, make_cell
-    from dfkd_lib.ablation import jobs as module
+    from dfkd_lib.ablation import saved_jobs
+    from dfkd_lib.jobs import saved as module
 
-    jobs, started, sleeper = Jobs(Store(tmp_path)), [], psutil.Popen(["sleep", "60"])
+    jobs, started, sleeper = saved_jobs(Store(tmp_path)), [], psutil.Popen(["sleep", "60"])
     artifacts.save_json(
         jobs.folder / "worker.started", {"pid": None, "born": None, "at": time.time() + 1e6}
     )
     monkeypatch.setattr(
         module.subprocess, "Popen", lambda *_, **__: started.append(sleeper) or sleeper
     )
-    jobs.submit(make_cell("a", {"source": "real", "student_epochs": 1}, 0))
+    jobs.submit({"name": "a"})
     assert len(started) == 1
     record = next(jobs.folder.glob("*-*.json"))
     artifacts.save_json(
@@ -318,9 +318,7 @@ def test_a_clock_that_is_put_back_does_not_keep_the_queue_from_working(tmp_path,
         lambda self, real=psutil.Process.create_time: real(self) - 1e6,
     )
     saved = json.loads((jobs.folder / "worker.started").read_text())
-    assert module._alive(saved["pid"], saved["born"]), (
-        "a process is another one after the clock was changed"
-    )
+    assert module._alive(saved), "a process is another one after the clock was changed"
     started[0].kill()
     started[0].wait()
 

@@ -48,7 +48,7 @@ from dfkd_lib.core.artifacts import (
 from dfkd_lib.datasets import check_coco, load_coco, load_images, repair_coco
 from dfkd_lib.datasets.__main__ import main as datasets_main
 from dfkd_lib.datasets.sources import load_image, read_idx
-from dfkd_lib.distill import ClassificationConfig, KDWeights
+from dfkd_lib.distill import AblationConfig, KDWeights
 from dfkd_lib.losses import Schedule, read_schedules
 from dfkd_lib.models import create_model, load_model, load_weights
 from dfkd_lib.pipeline import make_plan, parameters, read_notebook
@@ -198,7 +198,7 @@ def test_parameter_cells(source):
 
 # ---- grids and configurations
 
-SETTINGS = ClassificationConfig().settings()
+SETTINGS = AblationConfig().settings()
 
 GRID = {
     "base": {"source": "real", "student_epochs": 2},
@@ -313,7 +313,7 @@ def test_schedules(text, progress):
 @fuzz(250)
 @given(st.data())
 def test_settings_of_trainings(data):
-    kind = data.draw(st.sampled_from([TrainConfig, KDWeights, ClassificationConfig]))
+    kind = data.draw(st.sampled_from([TrainConfig, KDWeights, AblationConfig]))
     start = {"epochs": 1, "batch_size": 1, "lr": 0.1} if kind is TrainConfig else {}
     name = data.draw(st.sampled_from(list(kind.model_fields)))
     made, _ = attempt(
@@ -329,10 +329,10 @@ def test_settings_of_trainings(data):
 @fuzz(120)
 @given(st.sampled_from(list(SETTINGS)), values)
 def test_words_of_overrides(name, text):
-    config, _ = attempt("settings", lambda: ClassificationConfig().override({name: text}))
+    config, _ = attempt("settings", lambda: AblationConfig().override({name: text}))
     if config:
         check_config(config)
-    attempt("", lambda: ClassificationConfig().override(f"{name}={text}"))
+    attempt("", lambda: AblationConfig().override(f"{name}={text}"))
 
 
 # ---- images

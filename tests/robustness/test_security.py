@@ -29,7 +29,7 @@ import torch
 import yaml
 from PIL import Image
 
-from dfkd_lib.ablation import jobs, read_grid
+from dfkd_lib.ablation import read_grid, saved_jobs
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import MANIFEST, REPOSITORY, ArtifactError, Store
 from dfkd_lib.datasets import load_coco, load_image, load_images, repair_coco
@@ -564,7 +564,7 @@ def test_a_manifest_cannot_vouch_for_files_elsewhere(name, tmp_path):
 
 @pytest.mark.parametrize("job", ["../x", "/etc/passwd", "..", "", "*", "a/b"])
 def test_jobs_are_found_by_their_ids_alone(job, tmp_path):
-    queue = jobs.Jobs(Store(tmp_path / "store"))
+    queue = saved_jobs(Store(tmp_path / "store"))
     (tmp_path / "store" / "x.json").write_text('{"state": "queued"}')
     with pytest.raises(WorkbenchError, match="no such job"):
         queue.stop(job)

@@ -5,37 +5,22 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from ablation_cells import artifact
 from scipy.stats import t
 
-from dfkd_lib.ablation import table
+from dfkd_lib.ablation import Outcome, crossed, make_cell, read_grid, sizes, table
 from dfkd_lib.core import WorkbenchError
+from dfkd_lib.reporting.report import Report
 
 
 def outcome(row, seed, accuracy=None, agreement=None, error="", classes=None, **settings):
     """A stand-in of one cell's outcome; without an accuracy it did not finish. Accuracy in percent, of 1000 test images."""
-    cell = SimpleNamespace(name=row, seed=seed, settings={"source": "real", **settings}, label=row)
+    cell = SimpleNamespace(name=row, seed=seed, settings={"source": "real", **settings})
     if accuracy is None:
-        return SimpleNamespace(cell=cell, artifact=None, error=error, cached=False)
-    share = accuracy / 100
-    metrics = {
-        "accuracy": share,
-        "top5": 1.0,
-        "precision": share,
-        "recall": share,
-        "f1": share,
-        "test_images": 1000,
-        "agreement": agreement,
-        "agreement_half": None if agreement is None else 0.01,
-        "train_images": 30_000,
-        "parameters": 155_018,
-        "seconds": 61.4,
-        "student": "student-0",
-    }
-    files = {"history.json": [{"epoch": 1, "test_accuracy": share}] * 4, "agreement.json": classes}
-    artifact = SimpleNamespace(
-        metrics=metrics, json=files.__getitem__, key=f"ablation_cell-{row}-{seed}"
-    )
-    return SimpleNamespace(cell=cell, artifact=artifact, error="", cached=True)
+        return Outcome(cell, None, error, False)
+    history = [{"epoch": 1, "test_accuracy": accuracy / 100}] * 4
+    key = f"ablation_cell-{row}-{seed}"
+    return Outcome(cell, artifact(key, accuracy / 100, history, agreement, classes), "", True)
 
 
 def grid(rows):
@@ -56,27 +41,11 @@ def test_a_line_a_cell_with_the_settings_that_differ():
             outcome("T", 0, 75.0, kd_weight=1.0, temperature=2.0),
         ]
     )
-    assert list(frame) == [
-        "row",
-        "seed",
-        "temperature",
-        "accuracy (%)",
-        "low",
-        "high",
-        "top-5 (%)",
-        "precision (%)",
-        "recall (%)",
-        "F1 (%)",
-        "agreement",
-        "± agreement",
-        "images",
-        "epochs",
-        "parameters",
-        "seconds",
-        "state",
-        "error",
-        "key",
-    ]
+    columns = (
+        "row|seed|temperature|accuracy (%)|low|high|top-5 (%)|precision (%)|recall (%)|F1 (%)|agreement|± agreement|"
+        "images|epochs|parameters|seconds|state|error|key"
+    )
+    assert "|".join(frame) == columns
     first, second = frame.to_dict("records")
     assert (first["accuracy (%)"], first["top-5 (%)"], second["temperature"]) == (50, 100, 2)
     # Wilson at one half of 1000: ± z sqrt(1/4000 + z²/4e6) / (1 + z²/1000).
@@ -89,30 +58,18 @@ def test_a_line_a_cell_with_the_settings_that_differ():
     )
 
 
-def test_cells_as_the_grid_makes_them():
-    from dfkd_lib.ablation import Outcome, make_cell
-
+def test_a_setting_that_a_cell_does_not_name_has_its_default():
     cells = [
         make_cell("all", {}, 0),
         make_cell("real", {"source": "real"}, 0),
-        make_cell("other", {"seed": 5}, 0),
+        make_cell("other", {"seed": 5, "temperature": 2.0, "kd_weight": 1.0}, 0),
     ]
     frame = table.tidy([Outcome(cell, None, "", False) for cell in cells])
-    assert list(frame.columns[:4]) == ["row", "seed", "source", "images' seed"]
-    assert list(frame["source"]) == ["augmented GAN", "real", "augmented GAN"] and list(
-        frame["images' seed"]
-    ) == [0, 0, 5]
+    named = ["row", "seed", "source", "temperature", "images' seed"]
+    assert set(frame.columns[:5]) == set(named) and "kd_weight" not in frame
+    assert list(frame["source"]) == ["augmented GAN", "real", "augmented GAN"]
+    assert list(frame["images' seed"]) == [0, 0, 5] and list(frame["temperature"]) == [4, 4, 2]
     assert list(frame["state"]) == ["not run"] * 3 and list(frame["seed"]) == [0] * 3
-
-
-def test_a_setting_that_a_cell_does_not_name_has_its_default():
-    frame = table.tidy(
-        [
-            outcome("all", 0, 90.0),
-            outcome("T", 0, 91.0, **{"weights.temperature": 2.0, "weights.kd": 1.0}),
-        ]
-    )
-    assert list(frame["temperature"]) == [4.0, 2.0] and "kd_weight" not in frame
 
 
 def test_cells_that_did_not_finish_keep_their_line():
@@ -275,8 +232,6 @@ def test_correction_can_take_a_verdict_back():
 
 
 def test_the_short_table_and_the_report_print_no_objects(tmp_path, capsys):
-    from dfkd_lib.reporting.report import Report
-
     frame = grid({"all": [90, 91], "b_1": [80, None], "c": [None, None]})
     short = table.short_table(table.summary(frame))
     assert short.values.tolist() == [
@@ -353,36 +308,13 @@ def test_nothing_at_all_is_an_empty_table():
     assert table.verdicts(table.summary(frame)) == [] and table.fidelity(frame)["cells"] == 0
 
 
-def test_sizes_tell_a_range_where_cells_differ_and_a_product_of_two_is_seen():
-    from dfkd_lib.ablation import Outcome, crossed, read_grid, sizes, tidy
-
-    cells = read_grid(
-        {"base": {"source": "real"}, "grid": {"student_epochs": [1, 3], "temperature": [2.0, 8.0]}}
-    )
-    told = SimpleNamespace(
-        metrics={
-            "accuracy": 0.5,
-            "top5": 0.9,
-            "precision": 0.5,
-            "recall": 0.5,
-            "f1": 0.5,
-            "agreement": None,
-            "agreement_half": None,
-            "train_images": 600,
-            "test_images": 100,
-            "parameters": 10,
-            "seconds": 1.0,
-            "student": "key",
-        },
-        json=lambda name: [],
-        key="key",
-    )
-    outcomes = [Outcome(cell, told, "", False) for cell in cells]
-    assert (
-        sizes(outcomes)
-        == "deit_xtiny_patch4_28, 600 images of real, 1 to 3 epochs, 100 test images"
-    )
-    assert crossed(tidy(outcomes)) == [("student.epochs", "temperature")] or crossed(
-        tidy(outcomes)
-    ) == [("temperature", "student.epochs")]
-    assert crossed(tidy(outcomes[:3])) == [] and crossed(tidy(outcomes[:2])) == []
+def test_sizes_have_a_range_where_cells_differ_and_a_product_of_two_is_seen():
+    grid = {"student_epochs": [1, 3], "temperature": [2.0, 8.0]}
+    cells = read_grid({"base": {"source": "real"}, "grid": grid})
+    made = artifact("key", 0.5, train_images=600, test_images=100)
+    outcomes = [Outcome(cell, made, "", False) for cell in cells]
+    described = "deit_xtiny_patch4_28, 600 images of real, 1 to 3 epochs, 100 test images"
+    assert sizes(outcomes) == described
+    (pair,) = crossed(table.tidy(outcomes))
+    assert set(pair) == {"student.epochs", "temperature"}
+    assert crossed(table.tidy(outcomes[:3])) == [] and crossed(table.tidy(outcomes[:2])) == []

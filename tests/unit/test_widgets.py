@@ -91,7 +91,7 @@ def test_what_is_sent_is_the_attention_of_the_choice(explorer, model, images):
     )
     every = np.frombuffer(overview, np.float32).reshape(2, 2, 49)
     assert np.abs(every[0, 1] - expected[11]).max() < 1e-6
-    assert message["choice"] == box.choice and box.choice["image"] == 4
+    assert message["choice"] == box.view and box.view["image"] == 4
 
 
 def test_the_probe_stands_beside_its_class_probe(explorer, model, images):
@@ -166,10 +166,10 @@ def test_the_gallery_filters_by_class_and_by_error(explorer, model, images):
 )
 def test_bad_choices_are_said_in_place(explorer, changes, words):
     box, sent = explorer
-    before = dict(box.choice)
+    before = dict(box.view)
     answers = ask(box, sent, do="choose", changes=changes)
     assert words in box.error and "expected" in box.error and list(answers) == ["done"]
-    assert box.choice == before
+    assert box.view == before
     assert ask(box, sent, do="choose", changes={"image": 3})["view"] and box.error == ""
 
 
@@ -179,9 +179,7 @@ def test_images_that_do_not_fit_are_said_in_place(model, images):
     )
     box = widgets.attention_explorer(model, {"good": images, "large": large})
     box.choose(data="large")
-    assert (
-        "(1, 28, 28)" in box.error and "(3, 32, 32)" in box.error and box.choice["data"] == "good"
-    )
+    assert "(1, 28, 28)" in box.error and "(3, 32, 32)" in box.error and box.view["data"] == "good"
     with pytest.raises(WorkbenchError, match="28"):
         widgets.attention_explorer(model, large, interactive=False)
 
@@ -191,7 +189,7 @@ def test_a_model_without_attention_is_said_in_place(images, model):
     box = widgets.attention_explorer({"cnn": cnn, "vit": model}, images)
     assert "no attention" in box.error
     box.choose(model="vit")
-    assert box.error == "" and box.choice["model"] == "vit"
+    assert box.error == "" and box.view["model"] == "vit"
 
 
 def test_a_detection_is_looked_at_through_its_query(detector, scenes):
@@ -225,7 +223,7 @@ def test_a_choice_is_saved_as_figure_and_as_parameters(explorer, tmp_path, model
     ask(box, sent, do="save", what="parameters")
     (path,) = tmp_path.glob("*.yaml")
     again = widgets.Choice.read(json.loads(path.read_text())["view"])
-    assert again.as_dict() == box.choice and str(path) in box.saved
+    assert again.as_dict() == box.view and str(path) in box.saved
     # The notebook takes them all.
     assert set(json.loads(path.read_text())) <= set(read_notebook(NOTEBOOK).parameters)
 
@@ -233,7 +231,7 @@ def test_a_choice_is_saved_as_figure_and_as_parameters(explorer, tmp_path, model
 def test_what_a_detection_rests_on_is_shown_too(detector, scenes):
     box = widgets.attention_explorer({"detector": detector}, {"scenes": scenes})
     box.choose(weights="gradient", token="3")
-    (panel,) = box.viewer.panels(widgets.Choice(**box.choice))
+    (panel,) = box.viewer.panels(widgets.Choice(**box.view))
     expected = attention.detection_relevance(detector, scenes.images[:1].float() / 255, 3)[0]
     assert (
         box.error == ""
