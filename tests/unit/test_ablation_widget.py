@@ -377,7 +377,7 @@ def test_the_parameters_file_is_what_the_notebook_takes(lab, shelf, tmp_path):
 
 
 def test_notebook_35_takes_what_is_saved_from_it(lab, tmp_path):
-    declared = read_notebook(NOTEBOOKS / "35_ablation.ipynb").parameters
+    declared = read_notebook(NOTEBOOKS / "35_ablation.ipynb")
     config = load("ablation", "smoke", "student.epochs=3")
     box = lab({**ablation.base_of(config), "seeds": "0,1"}, notebook="35_ablation")
     changes = {"source": "class probes", "weights.kd": 2, "weights.schedules": "kd: 1@0 0@1"}
