@@ -51,8 +51,8 @@ class SceneSet:
     classes: tuple[str, ...]
     origin: str = ""
     split: str | None = None
-    rows: np.ndarray | None = field(default=None, repr=False)
-    scale: Tensor | None = field(default=None, repr=False)
+    rows: np.ndarray = field(default=None, repr=False)
+    scale: Tensor = field(default=None, repr=False)
 
     def __post_init__(self):
         count = len(self.pixels)

@@ -1,7 +1,6 @@
 """Nearest neighbours in feature space: precision, recall, density, coverage; neighbours that look like copies."""
 
 import math
-from collections.abc import Iterator
 from typing import Annotated, NamedTuple
 
 import torch
@@ -10,8 +9,6 @@ from torch import Tensor
 
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.metrics.distances import check_pair
-
-BLOCK = 2**23  # distances held at a time: 64 MB
 
 
 class Prdc(NamedTuple):
@@ -23,27 +20,12 @@ class Prdc(NamedTuple):
     coverage: float
 
 
-def _blocks(rows: Tensor, columns: Tensor, chunk: int | None) -> Iterator[tuple[int, Tensor]]:
-    """(first row, squared distances (rows of the chunk, columns)) over all rows, in float64."""
-    chunk = chunk or max(1, BLOCK // len(columns))
-    centre = columns.double().mean(0)
-    rows, columns = rows.double() - centre, columns.double() - centre
-    norms = columns.square().sum(1)
-    for start in range(0, len(rows), chunk):
-        part = rows[start : start + chunk]
-        squares = torch.addmm(norms, part, columns.T, alpha=-2).add_(
-            part.square().sum(1, keepdim=True)
-        )
-        yield start, squares.clamp_(min=0)
-
-
 def nearest(
-    made: Tensor, pool: Tensor, k: int = 1, chunk: int | None = None, leave_one_out: bool = False
+    made: Tensor, pool: Tensor, k: int = 1, leave_one_out: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The k nearest of the pool's features (M, D) to each of (N, D): for showing what an image may be a copy of.
 
     Args:
-        chunk: rows of `made` at a time; by default as many as keep the distances at 64 MB.
         leave_one_out: `made` is the pool itself, and no image is its own neighbour.
 
     Returns:
@@ -52,6 +34,8 @@ def nearest(
     Raises:
         WorkbenchError: if the pool has fewer than k (others), on dimensions that differ or values that are not finite.
     """
+    from sklearn.neighbors import NearestNeighbors
+
     check_pair(made, pool)
     if not 1 <= k <= len(pool) - leave_one_out:
         raise WorkbenchError(
@@ -60,22 +44,17 @@ def nearest(
             got=len(pool),
             fix="give more images or a smaller k",
         )
-    found = []
-    for start, squares in _blocks(made, pool, chunk):
-        if leave_one_out:
-            own = torch.arange(len(squares))
-            squares[own, own + start] = torch.inf
-        found.append(squares.topk(k, dim=1, largest=False).indices)
-    places = torch.cat(found)
-    # |x|² − 2xy + |y|² loses half the digits for near images: the few that are kept are taken anew.
     pool, made = pool.double(), made.double()
-    distances = torch.stack(
-        [(made - pool[places[:, j]]).square().sum(1).sqrt() for j in range(k)], dim=1
-    )
-    return distances, places
+    centre = pool.mean(0)
+    tree = NearestNeighbors(n_neighbors=k, algorithm="brute").fit((pool - centre).numpy())
+    asked = None if leave_one_out else (made - centre).numpy()
+    places = torch.from_numpy(tree.kneighbors(asked, return_distance=False))
+    # |x|² − 2xy + |y|² loses half the digits for near images: the few that are found are measured anew.
+    columns = [(made - pool[column]).square().sum(1).sqrt() for column in places.T]
+    return torch.stack(columns, dim=1), places
 
 
-def prdc(real: Tensor, made: Tensor, k: int = 5, chunk: int | None = None) -> Prdc:
+def prdc(real: Tensor, made: Tensor, k: int = 5) -> Prdc:
     """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020) of features (N, D).
 
     Around each image lies a ball that reaches to its k-th nearest of its own side. Precision: the share of made images in
@@ -84,32 +63,34 @@ def prdc(real: Tensor, made: Tensor, k: int = 5, chunk: int | None = None) -> Pr
 
     Args:
         k: neighbours; both sides need more images than that.
-        chunk: rows at a time, by default as `nearest`.
 
     Raises:
         WorkbenchError: with too few images, on dimensions that differ or values that are not finite.
     """
+    from sklearn.metrics import pairwise_distances_chunked
+
     check_pair(real, made)
-    # A border that rounding alone would move is moved outwards, so that copies of real images lie in their balls.
-    slack = 1e-12 * max(
-        (side.double() - made.double().mean(0)).square().sum(1).max().item()
-        for side in (real, made)
-    )
     real_radii, made_radii = (
-        nearest(side, side, k, chunk, leave_one_out=True)[0].amax(1).square() + slack
-        for side in (real, made)
+        nearest(side, side, k, leave_one_out=True)[0].amax(1) for side in (real, made)
     )
-    inside, recalled, covered = torch.zeros(len(made), dtype=torch.int64), [], []
-    for start, squares in _blocks(real, made, chunk):
-        within = squares <= real_radii[start : start + len(squares), None]
+    centre = made.double().mean(0)
+    real, made = real.double() - centre, made.double() - centre
+    # A border that rounding alone would move is moved outwards, so that copies of real images lie in their balls.
+    slack = 1e-6 * max(side.norm(dim=1).max().item() for side in (real, made))
+    inside, recalled, covered = torch.zeros(len(made), dtype=torch.int64), 0, 0
+    start = 0
+    for block in pairwise_distances_chunked(real.numpy(), made.numpy(), working_memory=64):
+        distances = torch.from_numpy(block) - slack
+        within = distances <= real_radii[start : start + len(block), None]
         inside += within.sum(0)
-        covered.append(within.any(1))
-        recalled.append((squares <= made_radii).any(1))
+        covered += int(within.any(1).sum())
+        recalled += int((distances <= made_radii).any(1).sum())
+        start += len(block)
     return Prdc(
         (inside > 0).double().mean().item(),
-        torch.cat(recalled).double().mean().item(),
+        recalled / len(real),
         inside.double().mean().item() / k,
-        torch.cat(covered).double().mean().item(),
+        covered / len(real),
     )
 
 
@@ -139,9 +120,7 @@ def _nearness(made: Tensor, real: Tensor) -> Nearness:
     return Nearness(ratio, (made <= threshold).double().mean().item(), threshold, len(made))
 
 
-def memorisation(
-    made: Tensor, seen: Tensor, held_out: Tensor | None = None, chunk: int | None = None
-) -> Nearness:
+def memorisation(made: Tensor, seen: Tensor, held_out: Tensor | None = None) -> Nearness:
     """Whether made images (N, D) lie nearer to the real ones their maker has seen (M, D) than other real ones do.
 
     The distances to compare with are those of held-out real features to the seen ones, or, without them, each seen
@@ -151,12 +130,9 @@ def memorisation(
     Raises:
         WorkbenchError: with too few images, on dimensions that differ or values that are not finite.
     """
-    real = (
-        nearest(seen, seen, 1, chunk, True)[0]
-        if held_out is None
-        else nearest(held_out, seen, 1, chunk)[0]
-    )
-    return _nearness(nearest(made, seen, 1, chunk)[0].flatten(), real.flatten())
+    other = seen if held_out is None else held_out
+    real, _ = nearest(other, seen, leave_one_out=held_out is None)
+    return _nearness(nearest(made, seen)[0].flatten(), real.flatten())
 
 
 def near_duplicates(made: Tensor, real: Tensor, most: int = 5000, seed: int = 0) -> Nearness:

@@ -27,35 +27,20 @@ def root_sum(matrix: np.ndarray) -> float:
 
 
 def check_features(features: Tensor, where: str | None = None) -> None:
-    """Raise unless features are (N >= 2, D >= 1) and finite; `where` names them in the message.
-
-    Raises:
-        WorkbenchError: on other shapes, and on NaN or infinity.
-    """
-    if features.ndim != 2 or len(features) < 2 or features.shape[1] < 1:
+    """Raise WorkbenchError unless features are (N >= 2, D >= 1) and finite; `where` names them in the message."""
+    finite = torch.isfinite(features).all()
+    if features.ndim != 2 or len(features) < 2 or features.shape[1] < 1 or not finite:
         raise WorkbenchError(
-            "a Fréchet distance needs features of several images",
-            expected="(N >= 2, D)",
-            got=tuple(features.shape),
+            "features are of too few images, or hold values that are not numbers",
+            expected="(N >= 2, D), finite",
+            got=f"{tuple(features.shape)}, {'finite' if finite else 'NaN or infinity'}",
             where=where,
-            fix="give more images",
-        )
-    if not torch.isfinite(features).all():
-        raise WorkbenchError(
-            "features hold values that are not numbers",
-            got="NaN or infinity",
-            expected="finite values",
-            where=where,
-            fix="check the images and the feature network",
+            fix="give more images, or check them and the feature network",
         )
 
 
 def check_pair(a: Tensor, b: Tensor) -> None:
-    """Raise unless both sides are features, finite, of the same number of dimensions.
-
-    Raises:
-        WorkbenchError: otherwise.
-    """
+    """Raise WorkbenchError unless both sides are features, finite, of the same number of dimensions."""
     check_features(a)
     check_features(b)
     if a.shape[1] != b.shape[1]:
@@ -67,17 +52,6 @@ def check_pair(a: Tensor, b: Tensor) -> None:
         )
 
 
-def _check_statistics(*parts: Tensor) -> None:
-    # A sum meets every NaN and infinity, at a tenth of the time that looking at each value takes.
-    if not all(part.sum().isfinite() for part in parts):
-        raise WorkbenchError(
-            "statistics hold values that are not numbers",
-            got="NaN or infinity",
-            expected="finite values",
-            fix="check the images and the feature network",
-        )
-
-
 def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D; divisor N − 1), float64, of features (N, D).
 
@@ -85,9 +59,31 @@ def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
         WorkbenchError: with fewer than two rows, or values that are not finite.
     """
     check_features(features)
-    features = features.double()
-    centred = features - features.mean(0)
-    return features.mean(0), centred.T @ centred / (len(features) - 1)
+    mean, root = _mean_and_root(features)
+    return mean, root.T @ root
+
+
+def _mean_and_root(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean (D,), and X (N, D) of which Xᵀ X is the covariance, float64 on the CPU."""
+    features = features.double().cpu()
+    mean = features.mean(0)
+    return mean, (features - mean) / (len(features) - 1) ** 0.5
+
+
+def _checked_statistics(size: int, *statistics) -> list[Tensor]:
+    """Means (D,) and covariances (D, D) by turns as float64; WorkbenchError unless they are of `size` and finite."""
+    parts = [torch.as_tensor(part, dtype=torch.float64).cpu() for part in statistics]
+    shapes = [tuple(part.shape) for part in parts]
+    # A sum meets every NaN and infinity, at a tenth of the time that looking at each value takes.
+    finite = all(part.sum().isfinite() for part in parts)
+    if shapes != [(size,), (size, size)] * (len(parts) // 2) or not finite:
+        raise WorkbenchError(
+            "statistics are of different features, or hold values that are not numbers",
+            expected=f"({size},), ({size}, {size}), finite",
+            got=f"{', '.join(map(str, shapes))}, {'finite' if finite else 'NaN or infinity'}",
+            fix="check the images, and take both sides with the same feature network",
+        )
+    return parts
 
 
 def trace_root(sigma_a: Tensor, sigma_b: Tensor) -> float:
@@ -103,18 +99,20 @@ def trace_root(sigma_a: Tensor, sigma_b: Tensor) -> float:
         return 0.0
     factor = np.tril(packed)[:, :rank]
     order = torch.from_numpy(pivots.astype(np.int64) - 1)  # LAPACK counts from one
-    cross = factor.T @ sigma_b[order][:, order].numpy() @ factor
-    return root_sum(cross)
+    return root_sum(factor.T @ sigma_b[order][:, order].numpy() @ factor)
+
+
+def _distance(gap: Tensor, traces: Tensor, cross: float) -> float:
+    """|gap|² + tr Σa + tr Σb − 2 tr (Σa Σb)^½, in which rounding may leave less than 0."""
+    return max(float(gap.square().sum() + traces) - 2 * cross, 0.0)
 
 
 def frechet_distance(mu_a: Tensor, sigma_a: Tensor, mu_b: Tensor, sigma_b: Tensor) -> float:
     """|μa − μb|² + tr(Σa + Σb − 2 (Σa Σb)^½), the squared Fréchet distance of two Gaussians (A eq. 6).
 
     Args:
-        mu_a: (D,).
-        mu_b: likewise.
-        sigma_a: (D, D), symmetric, positive semi-definite. Tensors or arrays.
-        sigma_b: likewise.
+        mu_a, mu_b: (D,), tensors or arrays.
+        sigma_a, sigma_b: (D, D), symmetric, positive semi-definite.
 
     Returns:
         A float ≥ 0, in float64 throughout; singular covariances are no special case (`trace_root`).
@@ -122,28 +120,17 @@ def frechet_distance(mu_a: Tensor, sigma_a: Tensor, mu_b: Tensor, sigma_b: Tenso
     Raises:
         WorkbenchError: if shapes do not fit, or values are not finite.
     """
-    mu_a, sigma_a, mu_b, sigma_b = (
-        torch.as_tensor(t, dtype=torch.float64).cpu() for t in (mu_a, sigma_a, mu_b, sigma_b)
-    )
-    size = mu_a.numel()
-    if mu_b.numel() != size or sigma_a.shape != (size, size) or sigma_b.shape != (size, size):
-        raise WorkbenchError(
-            "statistics of different features cannot be compared",
-            expected=f"({size},), ({size}, {size})",
-            got=f"{tuple(mu_b.shape)}, {tuple(sigma_a.shape)}, {tuple(sigma_b.shape)}",
-            fix="take both sides with the same feature network",
-        )
-    _check_statistics(mu_a, sigma_a, mu_b, sigma_b)
-    fixed = (mu_a - mu_b).square().sum() + sigma_a.trace() + sigma_b.trace()
-    return max(float(fixed) - 2 * trace_root(sigma_a, sigma_b), 0.0)
+    parts = _checked_statistics(len(mu_a), mu_a, sigma_a, mu_b, sigma_b)
+    mu_a, sigma_a, mu_b, sigma_b = parts
+    traces = sigma_a.trace() + sigma_b.trace()
+    return _distance(mu_a - mu_b, traces, trace_root(sigma_a, sigma_b))
 
 
 def frechet_distance_from_features(a: Tensor, b: Tensor) -> float:
     """The distance of `frechet_distance` straight from features (Na, D) and (Nb, D).
 
-    With fewer images than dimensions on both sides, tr (Σa Σb)^½ is the sum of singular values of
-    Xa Xbᵀ / √((Na−1)(Nb−1)), X being the centred features; on one side, see `frechet_distance_to`. Exact, and the cost
-    is that of the smaller matrix.
+    With fewer images than dimensions on both sides, tr (Σa Σb)^½ is the sum of singular values of Xa Xbᵀ, X being the
+    centred features over √(N − 1); on one side, see `frechet_distance_to`. Exact, at the cost of the smaller matrix.
 
     Raises:
         WorkbenchError: on features that are not finite, too few, or of different dimensions.
@@ -152,37 +139,30 @@ def frechet_distance_from_features(a: Tensor, b: Tensor) -> float:
     few, many = (a, b) if len(a) <= len(b) else (b, a)
     if len(many) >= a.shape[1]:
         return frechet_distance_to(*statistics(many), few)
-    a, b = a.double(), b.double()
-    xa, xb = (a - a.mean(0)) / (len(a) - 1) ** 0.5, (b - b.mean(0)) / (len(b) - 1) ** 0.5
+    (mean_a, root_a), (mean_b, root_b) = _mean_and_root(a), _mean_and_root(b)
     with controller().limit(limits=1, user_api="blas"):
-        cross = scipy.linalg.svdvals(
-            (xa @ xb.T).cpu().numpy(), check_finite=False, overwrite_a=True
-        ).sum()
-    fixed = (a.mean(0) - b.mean(0)).square().sum() + xa.square().sum() + xb.square().sum()
-    return max(float(fixed) - 2 * float(cross), 0.0)
+        cross = scipy.linalg.svdvals((root_a @ root_b.T).numpy(), check_finite=False).sum()
+    traces = root_a.square().sum() + root_b.square().sum()
+    return _distance(mean_a - mean_b, traces, float(cross))
 
 
 def frechet_distance_to(mu: Tensor, sigma: Tensor, features: Tensor) -> float:
     """The Fréchet distance of known statistics (D,), (D, D) to features (N, D), whose covariance is not formed if N < D.
 
-    tr (Σ Σf)^½ is the sum of the square roots of the eigenvalues of X Σ Xᵀ / (N − 1), (N, N), X being the centred
-    features; with N ≥ D it is `frechet_distance` of both sides' statistics.
+    tr (Σ Σf)^½ is the sum of the square roots of the eigenvalues of X Σ Xᵀ, (N, N), X being the centred features over
+    √(N − 1); with N ≥ D it is `frechet_distance` of both sides' statistics.
 
     Raises:
         WorkbenchError: on shapes that do not fit, or values that are not finite.
     """
     check_features(features)
     count, size = features.shape
-    mu, sigma = (torch.as_tensor(t, dtype=torch.float64).cpu() for t in (mu, sigma))
-    if count >= size or mu.shape != (size,) or sigma.shape != (size, size):
-        # Its own checks name what does not fit.
-        return frechet_distance(mu, sigma, *statistics(features.cpu()))
-    _check_statistics(mu, sigma)
-    features = features.double().cpu()
-    centred = (features - features.mean(0)) / (count - 1) ** 0.5
-    cross = root_sum((centred @ sigma @ centred.T).numpy())
-    fixed = (mu - features.mean(0)).square().sum() + sigma.trace() + centred.square().sum()
-    return max(float(fixed) - 2 * cross, 0.0)
+    if count >= size:
+        return frechet_distance(mu, sigma, *statistics(features))
+    mu, sigma = _checked_statistics(size, mu, sigma)
+    mean, root = _mean_and_root(features)
+    traces = sigma.trace() + root.square().sum()
+    return _distance(mu - mean, traces, root_sum((root @ sigma @ root.T).numpy()))
 
 
 class KernelDistance(NamedTuple):
@@ -200,8 +180,7 @@ def kernel_distance(
     """KID (Bińkowski et al. 2018): the unbiased squared MMD under (x·y / D + 1)³, by torchmetrics' `poly_mmd`, float64.
 
     Args:
-        a: features (Na, D).
-        b: features (Nb, D).
+        a, b: features (Na, D), (Nb, D).
         subsets: how many pairs of seeded random subsets without replacement.
         subset_size: images a side in each; shrunk to the smaller set, which the result says.
 
@@ -226,9 +205,9 @@ def kernel_distance(
     if size == len(a) == len(b):
         return KernelDistance(float(poly_mmd(a.double(), b.double())), float("nan"), 1, size)
     generator = torch.Generator().manual_seed(seed)
-
-    def draw(features: Tensor) -> Tensor:
-        return features[torch.randperm(len(features), generator=generator)[:size]].double()
-
-    values = torch.stack([poly_mmd(draw(a), draw(b)) for _ in range(subsets)])
+    drawn = (
+        [side[torch.randperm(len(side), generator=generator)[:size]].double() for side in (a, b)]
+        for _ in range(subsets)
+    )
+    values = torch.stack([poly_mmd(x, y) for x, y in drawn])
     return KernelDistance(float(values.mean()), float(values.std(correction=0)), subsets, size)

@@ -14,42 +14,30 @@ REPEATED, COPIED = 0.10, 0.05  # shares of made images, where real ones would ha
 Sizes = Iterable[tuple[str, int, int]]  # (name, made images, real images)
 
 
-def singular_doubts(sizes: Sizes, dimensions: int, k: int) -> list[str]:
-    """What to say of fewer images than dimensions, overall first, then the classes in one sentence.
+def size_doubts(sizes: Sizes, dimensions: int, k: int) -> list[str]:
+    """What to say of too few images to be measured, and of fewer images than dimensions.
 
     The line is at N = D: below it a covariance is singular by its size alone, whatever the images are, and the distance
     counts directions that no image could have filled. The bias of the order of D / N above it is not warned of.
     """
-    found = [(name, made, real) for name, made, real in sizes if k < min(made, real) <= dimensions]
-    doubts = [
-        f"There are {made:,} made and {real:,} real images for {dimensions:,} feature dimensions: a covariance is "
-        "singular, and the Fréchet distance is biased upwards."
-        for name, made, real in found
-        if name == "all"
-    ]
-    classes = [(name, min(made, real)) for name, made, real in found if name != "all"]
-    if classes:
-        few, many = min(n for _, n in classes), max(n for _, n in classes)
-        count = f"{few:,}" if few == many else f"{few:,} to {many:,}"
+    missing, singular = [], []
+    for name, made, real in sizes:
+        shown = f"{name} ({made:,} made, {real:,} real)"
+        if min(made, real) <= k:
+            missing.append(shown)
+        elif min(made, real) <= dimensions:
+            singular.append(shown)
+    doubts = []
+    if singular:
         doubts.append(
-            f"Of {_classes([name for name, _ in classes])} the smaller side has only {count} images for "
-            f"{dimensions:,} feature dimensions: by class, the Fréchet distance is biased upwards."
+            f"Fewer images than the {dimensions:,} feature dimensions: {', '.join(singular)}. A covariance is "
+            "singular, and these Fréchet distances are biased upwards."
+        )
+    if missing:
+        doubts.append(
+            f"Not measured, for want of more than k = {k} images on both sides: {', '.join(missing)}."
         )
     return doubts
-
-
-def missing_doubts(sizes: Sizes, k: int) -> list[str]:
-    """What to say of the classes that have too few images to be measured, in one sentence."""
-    found = [
-        f"class {name} ({made:,} made, {real:,} real)"
-        for name, made, real in sizes
-        if min(made, real) <= k
-    ]
-    return (
-        [f"Not measured, for want of more than k = {k} images on both sides: {', '.join(found)}."]
-        if found
-        else []
-    )
 
 
 def collapse_doubts(
@@ -64,22 +52,18 @@ def collapse_doubts(
     Args:
         real_labels: int64 (N,).
         logits: of the made images (M, K), or None.
-        duplicates: of the made images.
-        copies: likewise.
     """
     doubts = []
     if logits is not None:
         found = logits.argmax(1).bincount(minlength=num_classes)
-        expected = (
-            real_labels.bincount(minlength=num_classes).double() / len(real_labels) * len(logits)
-        )
+        shares = real_labels.bincount(minlength=num_classes).double() / len(real_labels)
+        expected = shares * len(logits)
         lost = ((expected >= EXPECTED) & (found < HARDLY * expected)).nonzero().flatten().tolist()
         if lost:
-            counts = ", ".join(f"{found[c]:,}" for c in lost)
+            listed = ", ".join(f"class {c} ({found[c]:,}, not {expected[c]:,.0f})" for c in lost)
             doubts.append(
-                f"The classifier finds {_classes(lost)} in only {counts} of {len(logits):,} made images, where "
-                f"the real shares would give {', '.join(f'{expected[c]:,.0f}' for c in lost)}: the maker has "
-                "lost these modes."
+                f"Of {len(logits):,} made images the classifier takes far fewer than the real shares would give for "
+                f"{listed}: the maker has lost these modes."
             )
     if duplicates.share > REPEATED and duplicates.share * duplicates.images >= 5:
         doubts.append(
@@ -93,7 +77,3 @@ def collapse_doubts(
             f"{copies.ratio:.2f} of theirs): the maker may have memorised images; look at the neighbours."
         )
     return doubts
-
-
-def _classes(names: list) -> str:
-    return ("class " if len(names) == 1 else "classes ") + ", ".join(map(str, names))

@@ -4,12 +4,15 @@ import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import to_float
+
+INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 
 
 @torch.inference_mode()
@@ -24,13 +27,12 @@ def features_and_logits(
     Raises:
         WorkbenchError: if there is no image, or the model has no linear layer.
     """
-    pairs = [
-        [part.float().cpu() for part in scores_and_features(model, batch)]
-        for batch in _batches(model, images, batch_size)
-    ]
-    return torch.cat([features for _, features in pairs]), torch.cat(
-        [logits for logits, _ in pairs]
-    )
+    features, logits = [], []
+    for batch in _batches(model, images, batch_size):
+        scores, given = scores_and_features(model, batch)
+        features.append(given.float().cpu())
+        logits.append(scores.float().cpu())
+    return torch.cat(features), torch.cat(logits)
 
 
 def scores_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,26 +84,21 @@ def token_features(model: nn.Module, images: Tensor, batch_size: int = 500) -> T
     Raises:
         WorkbenchError: if there is no image, or the model has no `forward_features` that gives tokens.
     """
-    vit = model if hasattr(model, "forward_features") else getattr(model, "model", None)
-    if not hasattr(vit, "forward_features"):
-        raise WorkbenchError(
-            "this model gives no tokens",
-            got=type(model).__name__,
-            expected="timm's forward_features",
-            fix="take classifier_features, which needs a linear head only",
-        )
+    own: Any = model
+    wrapped = not hasattr(model, "forward_features")
+    vit: Any = getattr(model, "model", None) if wrapped else own
     kept = []
     for batch in _batches(model, images, batch_size):
-        tokens = vit.forward_features(
-            batch if vit is model else ((batch + 1) / 2 - model.mean) / model.std
-        )
+        tokens = torch.empty(0)
+        if hasattr(vit, "forward_features"):
+            batch = ((batch + 1) / 2 - own.mean) / own.std if wrapped else batch
+            tokens = vit.forward_features(batch)
         if tokens.ndim != 3:
             raise WorkbenchError(
-                "this model's features are no tokens",
-                got=tuple(tokens.shape),
-                expected="(B, tokens, D)",
-                where=type(vit).__name__,
-                fix="take classifier_features instead",
+                "this model gives no tokens",
+                got=f"{type(model).__name__}, {tuple(tokens.shape)}",
+                expected="timm's forward_features, (B, tokens, D)",
+                fix="take classifier_features, which needs a linear head only",
             )
         first = getattr(vit, "num_prefix_tokens", 1)
         # TITN's distillation token comes after the patches.
@@ -119,12 +116,8 @@ def _batches(model: nn.Module, images: Tensor, size: int) -> Iterator[Tensor]:
 
 def inception_weights() -> Path | None:
     """Where torch-fidelity's Inception weights lie on this disk, or None."""
-    name = "pt_inception-2015-12-05-6726825d.pth"
-    places = (
-        Path(os.environ.get("DFKD_INCEPTION", "")),
-        Path(torch.hub.get_dir()) / "checkpoints" / name,
-    )
-    return next((p for p in places if p.is_file()), None)
+    own, cache = Path(os.environ.get("DFKD_INCEPTION", "")), Path(torch.hub.get_dir())
+    return next((p for p in (own, cache / "checkpoints" / INCEPTION) if p.is_file()), None)
 
 
 def check_inception(download: bool = False) -> Path | None:
@@ -134,7 +127,7 @@ def check_inception(download: bool = False) -> Path | None:
         raise WorkbenchError(
             "the Inception weights are not on this disk",
             where=Path(torch.hub.get_dir()) / "checkpoints",
-            expected="pt_inception-2015-12-05-6726825d.pth (torch-fidelity's)",
+            expected=f"{INCEPTION} (torch-fidelity's)",
             fix="pass download=True once, set DFKD_INCEPTION to the file, or use features='classifier'",
         )
     return weights
@@ -147,22 +140,16 @@ def inception_features(images: Tensor, batch_size: int = 64, download: bool = Fa
     Raises:
         WorkbenchError: if the weights are not on disk and `download` is False.
     """
-    weights = check_inception(download)
-    network = _inception(str(weights) if weights else None)
-    images = images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1)
-    return torch.cat(
-        [
-            network(batch.to(next(network.parameters()).device)).cpu()
-            for batch in images.split(batch_size)
-        ]
-    )
+    network = _inception(check_inception(download))
+    device = next(network.parameters()).device
+    images = images.expand(-1, 3, -1, -1)
+    return torch.cat([network(batch.to(device)).cpu() for batch in images.split(batch_size)])
 
 
 @functools.cache
-def _inception(weights: str | None) -> nn.Module:
+def _inception(weights: Path | None) -> nn.Module:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
-    where = "cuda" if torch.cuda.is_available() else "cpu"
-    return NoTrainInceptionV3(
-        name="inception-v3-compat", features_list=["2048"], feature_extractor_weights_path=weights
-    ).to(where)
+    path = str(weights) if weights else None
+    network = NoTrainInceptionV3("inception-v3-compat", ["2048"], path)
+    return network.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -20,19 +20,17 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     Raises:
         WorkbenchError: without any value, or with one that is not finite.
     """
-    values = [float(v) for v in values]
-    if not values or not all(math.isfinite(v) for v in values):
+    found = np.asarray(values, float)
+    if not len(found) or not np.isfinite(found).all():
         raise WorkbenchError(
             "no interval of these values", expected="at least one finite number", got=values
         )
-    count = len(values)
-    mean = sum(values) / count
+    mean, count = float(found.mean()), len(found)
     if count == 1:
         return mean, math.nan
-    from scipy.stats import t
+    from scipy.stats import sem, t
 
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1))
-    return mean, float(t.ppf(0.5 + confidence / 2, count - 1)) * spread / math.sqrt(count)
+    return mean, float(t.ppf(0.5 + confidence / 2, count - 1) * sem(found))
 
 
 def shown_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -131,37 +129,37 @@ def correlation(
     Raises:
         WorkbenchError: if lengths differ or a value is not finite.
     """
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    names = list(range(len(x))) if clusters is None else list(clusters)
-    if not len(x) == len(y) == len(names) or not (np.isfinite(x).all() and np.isfinite(y).all()):
+    a, b = np.asarray(x, float), np.asarray(y, float)
+    names = list(range(len(a))) if clusters is None else list(clusters)
+    if not len(a) == len(b) == len(names) or not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise WorkbenchError(
             "no correlation of these values",
             expected="as many finite x as y, each with its cluster",
-            got=f"{len(x)} x, {len(y)} y, {len(names)} clusters",
+            got=f"{len(a)} x, {len(b)} y, {len(names)} clusters",
             where="correlation",
             fix="leave out pairs of which a value is missing",
         )
     order = {name: i for i, name in enumerate(dict.fromkeys(names))}
     found = dict.fromkeys(("pearson", "low", "high", "spearman", "p"), math.nan)
-    found |= {"count": len(x), "clusters": len(order)}
-    if len(order) < 3 or not (_varies(x) and _varies(y)):
+    found |= {"count": len(a), "clusters": len(order)}
+    if len(order) < 3 or not (_varies(a) and _varies(b)):
         return found
     from scipy.stats import spearmanr
 
-    x, y = x - x.mean(), y - y.mean()
+    a, b = a - a.mean(), b - b.mean()
     # Moments of each cluster: a sample's correlation needs only how often each of them was drawn.
     member = np.equal.outer(range(len(order)), [order[name] for name in names]).astype(float)
-    moments = member @ np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], 1)
+    moments = member @ np.stack([np.ones_like(a), a, b, a * a, b * b, a * b], 1)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(order), [1 / len(order)] * len(order), rounds)
-    ends = np.nanquantile(_pearson(drawn @ moments), [0.025, 0.975])
+    low, high = np.nanquantile(_pearson(drawn @ moments), [0.025, 0.975])
     means = moments[:, 1:3] / moments[:, :1]
     return found | {
         "pearson": float(_pearson(moments.sum(0))),
-        "low": float(ends[0]),
-        "high": float(ends[1]),
-        "spearman": float(spearmanr(x, y).statistic),
-        "p": _order_test(*means.T, rounds, rng),
+        "low": float(low),
+        "high": float(high),
+        "spearman": float(spearmanr(a, b).statistic),
+        "p": _order_test(means[:, 0], means[:, 1], rounds, rng),
     }
 
 
@@ -173,23 +171,20 @@ def _pearson(moments: np.ndarray) -> np.ndarray:
     """Pearson's correlation from sums of 1, x, y, x², y², xy along the last axis; NaN where x or y is constant."""
     n, x, y, xx, yy, xy = np.moveaxis(moments, -1, 0)
     spread_x, spread_y = xx - x * x / n, yy - y * y / n
-    constant = (spread_x <= ROUNDING * xx) | (spread_y <= ROUNDING * yy)
-    return np.where(
-        constant, np.nan, (xy - x * y / n) / np.sqrt(np.where(constant, 1, spread_x * spread_y))
-    ).clip(-1, 1)
+    varies = (spread_x > ROUNDING * xx) & (spread_y > ROUNDING * yy)
+    scale = np.sqrt(np.where(varies, spread_x * spread_y, np.nan))
+    return ((xy - x * y / n) / scale).clip(-1, 1)
 
 
 def _order_test(x: np.ndarray, y: np.ndarray, rounds: int, rng: np.random.Generator) -> float:
     """The p of no association, two-sided, by putting y in all orders, or in `rounds` drawn ones and its own."""
     if not (_varies(x) and _varies(y)):
         return math.nan
-    places = (
-        np.array(list(itertools.permutations(range(len(y)))))
-        if len(y) <= EXACT_CLUSTERS
-        else np.vstack(
-            [np.arange(len(y)), rng.permuted(np.tile(np.arange(len(y)), (rounds, 1)), axis=1)]
-        )
-    )
+    own = np.arange(len(y))
+    if len(y) <= EXACT_CLUSTERS:
+        places = np.array(list(itertools.permutations(own)))
+    else:
+        places = np.vstack([own, rng.permuted(np.tile(own, (rounds, 1)), axis=1)])
     products = np.abs((y - y.mean())[places] @ (x - x.mean()))
     # The first order is the true one.
     return float((products >= products[0] * (1 - ROUNDING)).mean())

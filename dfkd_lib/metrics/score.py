@@ -6,22 +6,6 @@ from torch import Tensor
 from dfkd_lib.core import WorkbenchError
 
 
-def log_shares(logits: Tensor) -> Tensor:
-    """log p(y|x), float64 (N, K), of logits (N, K).
-
-    Raises:
-        WorkbenchError: on other shapes, no row, or values that are not finite.
-    """
-    if logits.ndim != 2 or not len(logits) or not torch.isfinite(logits).all():
-        raise WorkbenchError(
-            "a score needs finite logits",
-            expected="(N >= 1, K), finite",
-            got=tuple(logits.shape),
-            fix="check the images and the classifier",
-        )
-    return logits.double().log_softmax(1)
-
-
 def score(logits: Tensor) -> float:
     """exp(E KL(p(y|x) ‖ p(y))) of logits (N, K), in [1, K] (Salimans et al. 2016, with any classifier as the judge).
 
@@ -35,7 +19,14 @@ def score(logits: Tensor) -> float:
 
 def scores(logits: Tensor, weights: Tensor) -> Tensor:
     """The scores (R,) of R weightings (R, N) of the images, weights ≥ 0: what a bootstrap resamples."""
-    log_p = log_shares(logits)
+    if logits.ndim != 2 or not len(logits) or not torch.isfinite(logits).all():
+        raise WorkbenchError(
+            "a score needs finite logits",
+            expected="(N >= 1, K), finite",
+            got=tuple(logits.shape),
+            fix="check the images and the classifier",
+        )
+    log_p = logits.double().log_softmax(1)
     p, weights = log_p.exp(), weights.to(log_p) / weights.to(log_p).sum(1, keepdim=True)
     certain, mean = weights @ (p * log_p).sum(1), weights @ p
     entropy = -torch.special.xlogy(mean, mean).sum(1)

@@ -11,20 +11,14 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.metrics.bootstrap import (
-    affordable,
-    frechet_replicates,
-    score_replicates,
-    span_dimensions,
-    spread_interval,
-)
+from dfkd_lib.metrics import bootstrap
 from dfkd_lib.metrics.coverage import Nearness, Number, memorisation, near_duplicates, prdc
 from dfkd_lib.metrics.distances import (
     check_features,
     frechet_distance_from_features,
     kernel_distance,
 )
-from dfkd_lib.metrics.doubts import collapse_doubts, missing_doubts, singular_doubts
+from dfkd_lib.metrics.doubts import collapse_doubts, size_doubts
 from dfkd_lib.metrics.score import score
 
 BUDGET = 1e12  # floating point operations for the whole and again for all classes: about a minute each on 2 cores
@@ -40,6 +34,12 @@ class Features(NamedTuple):
     labels: Tensor
     logits: Tensor | None
     space: str
+
+    def of_class(self, label: int) -> "Features":
+        """Those of one class."""
+        mine = self.labels == label
+        logits = None if self.logits is None else self.logits[mine]
+        return Features(self.values[mine], self.labels[mine], logits, self.space)
 
 
 @dataclass(frozen=True)
@@ -155,38 +155,30 @@ def measure(
         WorkbenchError: on different feature spaces or dimensions, NaN, labels or logits that do not fit, no more than
             k images on a side. A class with no more than k images gives NaN and a warning instead.
     """
-    _check(real, made, seen, num_classes, k)
+    for name, side in (("real", real), ("made", made), ("seen in training", seen)):
+        if side is not None:
+            _check(f"images {name}", side, made, num_classes, k)
     generator = torch.Generator().manual_seed(seed)
     rows = [_row("all", real, made, rounds, generator, k, BUDGET)]
     for label in range(num_classes):
-        mine, theirs = _only(real, label), _only(made, label)
+        mine, theirs = real.of_class(label), made.of_class(label)
         if min(len(mine.values), len(theirs.values)) <= k:
             rows.append(Row(str(label), len(theirs.values), len(mine.values)))
         else:
             rows.append(_row(str(label), mine, theirs, rounds, generator, k, BUDGET / num_classes))
     duplicates = near_duplicates(made.values, real.values, seed=seed)
-    copies = (
-        memorisation(made.values, real.values)
-        if seen is None
-        else memorisation(made.values, seen.values, real.values)
-    )
-    sizes = [(row.name, row.images, row.real_images) for row in rows]
+    if seen is None:
+        copies = memorisation(made.values, real.values)
+    else:
+        copies = memorisation(made.values, seen.values, real.values)
+    dimensions = made.values.shape[1]
+    sizes = [(f"class {row.name}", row.images, row.real_images) for row in rows[1:]]
+    every = [("all", rows[0].images, rows[0].real_images), *sizes]
     warnings = [
-        *singular_doubts(sizes, made.values.shape[1], k),
-        *missing_doubts(sizes[1:], k),
+        *size_doubts(every, dimensions, k),
         *collapse_doubts(real.labels, made.logits, num_classes, duplicates, copies),
     ]
-    return Measures(made.space, made.values.shape[1], k, tuple(rows), duplicates, copies, warnings)
-
-
-def _only(side: Features, label: int) -> Features:
-    of_class = side.labels == label
-    return Features(
-        side.values[of_class],
-        side.labels[of_class],
-        None if side.logits is None else side.logits[of_class],
-        side.space,
-    )
+    return Measures(made.space, dimensions, k, tuple(rows), duplicates, copies, warnings)
 
 
 def _row(
@@ -198,19 +190,21 @@ def _row(
     k: int,
     budget: float,
 ) -> Row:
+    """All measures of these images; `budget` is of the bootstrap, see `bootstrap.affordable`."""
     distance = frechet_distance_from_features(made.values, real.values)
     kernel = kernel_distance(made.values, real.values)
     images = len(real.values) + len(made.values)
-    done = affordable(rounds, images, span_dimensions(real.values, made.values), budget)
-    low, high = spread_interval(
-        distance, frechet_replicates(real.values, made.values, done, generator)
-    )
+    dimensions = bootstrap.span_dimensions(real.values, made.values)
+    done = bootstrap.affordable(rounds, images, dimensions, budget)
+    replicates = bootstrap.frechet_replicates(real.values, made.values, done, generator)
+    low, high = bootstrap.spread_interval(distance, replicates)
     scored = {}
     if made.logits is not None:
-        value = score(made.logits)
-        replicates = score_replicates(made.logits, rounds, generator) if rounds else torch.empty(0)
-        ends = spread_interval(value, replicates, 1.0, float(made.logits.shape[1]))
-        scored = dict(zip(("score", "score_low", "score_high"), (value, *ends), strict=True))
+        replicates = bootstrap.score_replicates(made.logits, rounds, generator)
+        scored["score"] = score(made.logits)
+        scored["score_low"], scored["score_high"] = bootstrap.spread_interval(
+            scored["score"], replicates, 1.0, float(made.logits.shape[1])
+        )
     return Row(
         name,
         len(made.values),
@@ -227,58 +221,36 @@ def _row(
     )
 
 
-def _check(real: Features, made: Features, seen: Features | None, num_classes: int, k: int) -> None:
-    for name, side in {
-        "real images": real,
-        "made images": made,
-        "images seen in training": seen,
-    }.items():
-        if side is None:
-            continue
-        if (
-            side.space != made.space
-            or side.values.ndim != 2
-            or side.values.shape[1] != made.values.shape[1]
-        ):
-            raise WorkbenchError(
-                "features of different spaces cannot be compared",
-                where=name,
-                expected=f"{made.space}, (N, {made.values.shape[-1]})",
-                got=f"{side.space}, {tuple(side.values.shape)}",
-                fix="take every side with the same feature network",
-            )
-        check_features(side.values, name)
-        _check_labels(name, side, num_classes)
-        if len(side.values) <= k:
-            raise WorkbenchError(
-                "too few images to measure",
-                expected=f"more than k = {k}",
-                got=len(side.values),
-                where=name,
-                fix="give more images or a smaller k",
-            )
-
-
-def _check_labels(name: str, side: Features, num_classes: int) -> None:
-    count = len(side.values)
-    if (
-        side.labels.shape != (count,)
-        or not ((side.labels >= 0) & (side.labels < num_classes)).all()
-    ):
+def _check(name: str, side: Features, made: Features, num_classes: int, k: int) -> None:
+    """WorkbenchError unless a side is of the feature space of `made`, whole, and of more than k images."""
+    space, shape = (made.space, made.values.shape[-1]), tuple(side.values.shape)
+    if (side.space, *shape[1:]) != space:
         raise WorkbenchError(
-            "labels do not fit the images",
-            expected=f"({count},), 0..{num_classes - 1}",
+            "features of different spaces cannot be compared",
             where=name,
-            got=f"{tuple(side.labels.shape)}, {side.labels.unique().tolist()[:20]}",
-            fix="give one label an image, and the number of classes",
+            expected=f"{made.space}, (N, {made.values.shape[-1]})",
+            got=f"{side.space}, {shape}",
+            fix="take every side with the same feature network",
         )
-    if side.logits is not None and (
-        side.logits.shape != (count, num_classes) or not side.logits.isfinite().all()
-    ):
+    check_features(side.values, name)
+    count, labels, logits = len(side.values), side.labels, side.logits
+    fits = labels.shape == (count,) and ((labels >= 0) & (labels < num_classes)).all()
+    if logits is not None:
+        fits = fits and logits.shape == (count, num_classes) and logits.isfinite().all()
+    if not fits:
         raise WorkbenchError(
-            "logits do not fit the images",
-            expected=f"finite, ({count}, {num_classes})",
+            "labels or logits do not fit the images",
+            expected=f"labels ({count},), 0..{num_classes - 1}; logits finite, ({count}, {num_classes}), or None",
             where=name,
-            got=tuple(side.logits.shape),
-            fix="take them with a classifier of these classes, or give None",
+            got=f"{tuple(labels.shape)}, {labels.unique().tolist()[:20]}; "
+            f"{None if logits is None else tuple(logits.shape)}",
+            fix="give one label an image, the number of classes, and logits of a classifier of these",
+        )
+    if count <= k:
+        raise WorkbenchError(
+            "too few images to measure",
+            expected=f"more than k = {k}",
+            got=count,
+            where=name,
+            fix="give more images or a smaller k",
         )

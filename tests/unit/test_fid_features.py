@@ -37,7 +37,7 @@ def test_classifier_features_are_the_last_layers_input():
     )
 
 
-def test_absent_inception_weights_say_the_mend(monkeypatch, tmp_path):
+def test_the_error_of_absent_inception_weights_names_the_fix(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.delenv("DFKD_INCEPTION", raising=False)
     with pytest.raises(WorkbenchError, match="download=True"):
@@ -75,7 +75,7 @@ def test_token_features_without_a_class_token_and_with_one_at_the_end():
     assert torch.allclose(metrics.token_features(titn, IMAGES), expected, atol=1e-5)
 
 
-def test_models_without_tokens_or_head_say_the_mend():
+def test_the_error_of_a_model_without_tokens_or_head_names_the_fix():
     cnn = nn.Sequential(nn.Flatten(), nn.Linear(784, 5))
     with pytest.raises(WorkbenchError, match="classifier_features"):
         metrics.token_features(cnn, IMAGES)

@@ -1,4 +1,4 @@
-"""Corrected p values, correlations and paired differences against values worked out by hand."""
+"""Intervals, corrected p values, correlations and paired differences against values worked out by hand."""
 
 import math
 
@@ -21,19 +21,16 @@ def test_holm_by_hand():
 
 def test_holm_counts_only_what_was_tested():
     found = intervals.holm([math.nan, 0.01, math.nan, 0.02])
-    assert (
-        math.isnan(found[0]) and math.isnan(found[2]) and found[1::2] == pytest.approx([0.02, 0.02])
-    )
+    assert math.isnan(found[0]) and math.isnan(found[2])
+    assert found[1::2] == pytest.approx([0.02, 0.02])
 
 
 def test_the_paired_interval_is_the_t_interval_of_the_differences():
-    found = intervals.paired_difference(
-        [90.0, 95, 80], [91.0, 97, 83]
-    )  # 1, 2, 3: mean 2, deviation 1
+    # 1, 2, 3: mean 2, deviation 1
+    found = intervals.paired_difference([90.0, 95, 80], [91.0, 97, 83])
     half = t.ppf(0.975, 2) / math.sqrt(3)
-    assert (found["low"], found["high"]) == pytest.approx((2 - half, 2 + half)) and found[
-        "difference"
-    ] == 2
+    assert found["difference"] == 2
+    assert (found["low"], found["high"]) == pytest.approx((2 - half, 2 + half))
     assert found["p"] == pytest.approx(2 * t.sf(2 * math.sqrt(3), 2))
 
 
@@ -48,25 +45,19 @@ def test_equal_differences_are_not_proof_by_rounding(shift):
 def test_correlation_by_hand():
     # Deviations of x: -2 -1 0 1 2, of y: -1.4 -0.4 -1.4 1.6 1.6, of its ranks: -1.5 0 -1.5 1.5 1.5.
     found = intervals.correlation([1, 2, 3, 4, 5], [1, 2, 1, 4, 4])
-    assert found["pearson"] == pytest.approx(8 / math.sqrt(92)) and found[
-        "spearman"
-    ] == pytest.approx(7.5 / math.sqrt(90))
-    assert found["low"] < found["pearson"] <= found["high"] and (
-        found["count"],
-        found["clusters"],
-    ) == (5, 5)
-    assert intervals.correlation([1, 2, 3, 4, 5], [-1, -2, -1, -4, -4])["pearson"] == pytest.approx(
-        -8 / math.sqrt(92)
-    )
+    assert found["pearson"] == pytest.approx(8 / math.sqrt(92))
+    assert found["spearman"] == pytest.approx(7.5 / math.sqrt(90))
+    assert found["low"] < found["pearson"] <= found["high"]
+    assert (found["count"], found["clusters"]) == (5, 5)
+    falling = intervals.correlation([1, 2, 3, 4, 5], [-1, -2, -1, -4, -4])
+    assert falling["pearson"] == pytest.approx(-8 / math.sqrt(92))
 
 
 def test_the_order_test_counts_orders():
-    assert intervals.correlation([1, 2, 3, 4], [2, 4, 6, 8])["p"] == pytest.approx(
-        2 / 24
-    )  # it and its reverse
-    assert intervals.correlation([1, 2, 3, 9], [2, 4, 6, 18])["p"] == pytest.approx(
-        1 / 24
-    )  # no other is as straight
+    even = intervals.correlation([1, 2, 3, 4], [2, 4, 6, 8])
+    assert even["p"] == pytest.approx(2 / 24)  # it and its reverse
+    uneven = intervals.correlation([1, 2, 3, 9], [2, 4, 6, 18])
+    assert uneven["p"] == pytest.approx(1 / 24)  # no other is as straight
     many = intervals.correlation(range(12), range(12), rounds=999)
     assert many["p"] == pytest.approx(1 / 1000)
 
@@ -118,3 +109,24 @@ def test_correlation_refuses_what_is_not_there():
         intervals.correlation([1, 2, math.nan], [1, 2, 3])
     with pytest.raises(WorkbenchError, match="3 x, 2 y"):
         intervals.correlation([1, 2, 3], [1, 2])
+
+
+def test_intervals_by_hand():
+    mean, half = intervals.mean_interval([1.0, 2.0, 3.0])
+    # t table, 2 degrees of freedom
+    assert mean == 2 and half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-5)
+    assert math.isnan(intervals.mean_interval([1.0])[1])
+    low, high = intervals.accuracy_interval(50, 100)
+    assert (low, high) == (pytest.approx(0.4038, abs=1e-3), pytest.approx(0.5962, abs=1e-3))
+    for values in ([], [1.0, math.nan]):
+        with pytest.raises(WorkbenchError, match="finite"):
+            intervals.mean_interval(values)
+
+
+def test_paired_difference_sees_through_common_noise():
+    noise = np.random.default_rng(0).normal(size=8) * 10
+    found = intervals.paired_difference(noise, noise + 1 + np.linspace(-0.1, 0.1, 8))
+    assert found["difference"] == pytest.approx(1)
+    assert 0 < found["low"] < 1 < found["high"] and found["p"] < 1e-6
+    with pytest.raises(WorkbenchError):
+        intervals.paired_difference([1.0], [1.0, 2.0])
