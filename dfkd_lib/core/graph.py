@@ -69,11 +69,11 @@ class Walk:
             key, read = waiting.pop()
             if key in node.taken:
                 continue
-            node.taken.add(key)
             inner = self.read(key, read)
             if not (inner.fixed or loose):
                 node.reached[key] = read
                 continue
+            node.taken.add(key)
             if loose and inner.fixed and not inner.taken:
                 self.take_in(inner, loose=False)
             node.lines |= inner.lines

@@ -24,6 +24,7 @@ from dfkd_lib.core import (
     source,
 )
 from dfkd_lib.core.explain import differences
+from dfkd_lib.distill import Study
 from dfkd_lib.losses import kd_loss
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -258,6 +259,11 @@ def test_a_constant_of_the_library_counts_each_time_it_is_asked(monkeypatch):
     monkeypatch.setattr(loop._Run, "_rows_per_step", lambda self: 1, raising=False)
     monkeypatch.setattr(loop, "_rows", lambda batch: 1)
     assert fingerprint(loop.fit) != before
+
+
+def test_what_is_read_each_time_counts_also_behind_what_holds():
+    """A study's methods hold; `train_student` has defaults that may change in place, and reaches the losses."""
+    assert {"train_student", "kd_step", "kd_loss"} <= set(fingerprint(Study).table)
 
 
 def test_a_wrapper_of_ones_own_counts_and_that_of_a_library_does_not():
