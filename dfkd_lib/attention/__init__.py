@@ -1,6 +1,6 @@
 """Attention of vision transformers at the price of fused attention: maps, probes, and what follows from them."""
 
-from dfkd_lib.attention.capture import attention_weights, capture_attention
+from dfkd_lib.attention.capture import capture_attention
 from dfkd_lib.attention.explain import attention_rollout, detection_relevance, gradient_attention
 from dfkd_lib.attention.prefix import outputs_and_probe
 from dfkd_lib.attention.probes import (
@@ -18,15 +18,11 @@ from dfkd_lib.attention.probes import (
     resize_probe,
 )
 from dfkd_lib.attention.sites import (
-    KINDS,
-    Site,
-    TokenLayout,
     attention_sites,
     class_token,
     patch_grid,
     patch_tokens,
     pick,
-    prefix_tokens,
     token_layout,
 )
 from dfkd_lib.attention.statistics import (
@@ -40,20 +36,16 @@ from dfkd_lib.attention.statistics import (
 )
 
 __all__ = [
-    "KINDS",
     "MEASURES",
     "Agreement",
     "AttentionStatistics",
     "ClassProbes",
-    "Site",
-    "TokenLayout",
     "attention_map",
     "attention_probe",
     "attention_probes",
     "attention_rollout",
     "attention_sites",
     "attention_statistics",
-    "attention_weights",
     "capture_attention",
     "class_attention_probe",
     "class_probe_statistics",
@@ -68,7 +60,6 @@ __all__ = [
     "patch_grid",
     "patch_tokens",
     "pick",
-    "prefix_tokens",
     "probe_agreement",
     "probe_from_rows",
     "query_token",

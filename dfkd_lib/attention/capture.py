@@ -17,7 +17,7 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dfkd_lib.attention.sites import Site, attention_sites, pick
+from dfkd_lib.attention.sites import attention_sites, pick
 from dfkd_lib.core import WorkbenchError
 
 LARGE = 200_000  # elements of an image's keys from which a product for each image beats one elementwise pass over all
@@ -33,9 +33,9 @@ def attention_weights(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
+    *,
     scale: float | None = None,
     enable_gqa: bool = False,
-    *,
     token: int | None = None,
 ) -> Tensor:
     """The weights of `torch.nn.functional.scaled_dot_product_attention`, whose arguments it takes.
@@ -55,24 +55,23 @@ def attention_weights(
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
     if is_causal:
-        attn_mask = torch.ones(
-            query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device
-        ).tril()
+        size = query.shape[-2], key.shape[-2]
+        attn_mask = torch.ones(size, dtype=torch.bool, device=query.device).tril()
     if token is None:
         scores = (query * scale) @ key.transpose(-2, -1)
     else:
         token = pick(token, query.shape[-2], "token")
         scores = _row_scores(query[..., token, :], key, scale)
-        if attn_mask is not None and attn_mask.shape[-2] > 1:
-            attn_mask = attn_mask[..., token, :]
-        elif attn_mask is not None:
-            attn_mask = attn_mask[..., 0, :]
-    if attn_mask is not None:
-        scores = (
-            scores.masked_fill(~attn_mask, -torch.inf)
-            if attn_mask.dtype == torch.bool
-            else scores + attn_mask
-        )
+        if attn_mask is not None:
+            attn_mask = attn_mask[..., token if attn_mask.shape[-2] > 1 else 0, :]
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return _softmax(scores)
+
+
+def _softmax(scores: Tensor) -> Tensor:
     return torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
@@ -101,38 +100,26 @@ class _Catch(TorchFunctionMode):
             kwargs = kwargs or {}
             weights = self._reachable(attention_weights(*args, token=self.token, **kwargs))
             self.keep(weights)
-            return (
-                self._through(weights, *args, **kwargs) if self.through else func(*args, **kwargs)
-            )
+            return _values(weights, *args, **kwargs) if self.through else func(*args, **kwargs)
         result = func(*args, **kwargs) if kwargs else func(*args)
         if func in _SOFTMAX and result.ndim == 4:
             result = self._reachable(result)
-            self.keep(
-                result
-                if self.token is None
-                else result[:, :, pick(self.token, result.shape[2], "token")]
-            )
+            row = None if self.token is None else pick(self.token, result.shape[2], "token")
+            self.keep(result if row is None else result[:, :, row])
         return result
 
     def _reachable(self, weights: Tensor) -> Tensor:
         # Where nothing before them learns (a frozen DETR's first queries are constants) they begin the graph.
         return weights.requires_grad_() if self.through and torch.is_grad_enabled() else weights
 
-    @staticmethod
-    def _through(
-        weights: Tensor,
-        query,
-        key,
-        value,
-        attn_mask=None,
-        dropout_p=0.0,
-        is_causal=False,
-        scale=None,
-        enable_gqa=False,
-    ) -> Tensor:
-        if enable_gqa:
-            value = value.repeat_interleave(query.shape[-3] // value.shape[-3], dim=-3)
-        return F.dropout(weights.to(value.dtype), dropout_p, dropout_p > 0) @ value
+
+def _values(
+    weights: Tensor, query, key, value, attn_mask=None, dropout_p=0.0, *_, enable_gqa=False, **__
+) -> Tensor:
+    """What attention of these weights gives."""
+    if enable_gqa:
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], dim=-3)
+    return F.dropout(weights.to(value.dtype), dropout_p, dropout_p > 0) @ value
 
 
 @contextmanager
@@ -164,10 +151,8 @@ def capture_attention(
         WorkbenchError: for a model without attention, a block or token out of range, or if nothing could be captured.
     """
     sites = attention_sites(model, kind)
-    places = {
-        index: pick(index, len(sites), "block")
-        for index in (range(len(sites)) if blocks is None else blocks)
-    }
+    wanted = range(len(sites)) if blocks is None else blocks
+    places = {index: pick(index, len(sites), "block") for index in wanted}
     captured: dict[int, Tensor] = {}
     last = max(places.values())
 
@@ -186,7 +171,16 @@ def capture_attention(
             stack.enter_context(_watched(sites[place].module, _Catch(keep(place), token, through)))
         with suppress(_Enough):
             yield captured
-    _check(model, [sites[place] for index, place in places.items() if index not in captured])
+    missed = [sites[place].name for index, place in places.items() if index not in captured]
+    if missed:
+        raise WorkbenchError(
+            "no attention was captured",
+            got=f"{type(model).__name__}: nothing in {', '.join(missed[:3])}",
+            expected="a call of scaled_dot_product_attention, or a softmax of (B, heads, T, S), in each attention module "
+            "while the model runs",
+            fix="run the model inside the with statement, uncompiled; an attention without "
+            "such weights (linear, cross-covariance) has no map to show",
+        )
 
 
 @contextmanager
@@ -230,9 +224,7 @@ def _watched(module: nn.Module, mode: _Catch):
 def _row_of_projection(module: Attention, token: int) -> Callable[[Tensor], Tensor]:
     """Projected tokens (B, T, 3 heads d) → the token's weights (B, heads, T)."""
     heads, width, depth = module.num_heads, module.attn_dim, module.head_dim
-    normed = not isinstance(module.q_norm, nn.Identity) or not isinstance(
-        module.k_norm, nn.Identity
-    )
+    normed = not all(isinstance(norm, nn.Identity) for norm in (module.q_norm, module.k_norm))
 
     def tap(projected: Tensor) -> Tensor:
         batch, tokens, _ = projected.shape
@@ -240,8 +232,7 @@ def _row_of_projection(module: Attention, token: int) -> Callable[[Tensor], Tens
         key = projected[:, :, width : 2 * width].view(batch, tokens, heads, depth).transpose(1, 2)
         if normed:
             row, key = module.q_norm(row.unsqueeze(2)).squeeze(2), module.k_norm(key)
-        scores = _row_scores(row, key, module.scale)
-        return torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
+        return _softmax(_row_scores(row, key, module.scale))
 
     return tap
 
@@ -258,15 +249,3 @@ def _replaced(module: nn.Module, forward: Callable):
             del module.__dict__["forward"]
         else:
             module.__dict__["forward"] = before
-
-
-def _check(model: nn.Module, missed: list[Site]) -> None:
-    if missed:
-        raise WorkbenchError(
-            "no attention was captured",
-            got=f"{type(model).__name__}: nothing in {', '.join(s.name for s in missed[:3])}",
-            expected="a call of scaled_dot_product_attention, or a softmax of (B, heads, T, S), in each attention module "
-            "while the model runs",
-            fix="run the model inside the with statement, uncompiled; an attention without "
-            "such weights (linear, cross-covariance) has no map to show",
-        )

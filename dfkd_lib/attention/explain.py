@@ -26,12 +26,11 @@ def attention_rollout(model: nn.Module, images: Tensor, token: str | int = "clas
     row = query_token(model, token)
     with capture_attention(model, None, None, stop=True) as maps:
         model(images)
-    rolled = None
+    kept = torch.eye(next(iter(maps.values())).shape[-1], device=images.device)
+    rolled = kept
     for attention in maps.values():
-        mixed = (attention.mean(1) + torch.eye(attention.shape[-1], device=attention.device)) / 2
-        rolled = mixed if rolled is None else mixed @ rolled
-    pick(row, rolled.shape[1], "token")
-    return rolled[:, row, token_layout(model).patches]
+        rolled = (attention.mean(1) + kept) / 2 @ rolled
+    return rolled[:, pick(row, rolled.shape[1], "token"), token_layout(model).patches]
 
 
 def gradient_attention(
@@ -58,17 +57,11 @@ def gradient_attention(
         pixels = images.clone().requires_grad_()
         with capture_attention(model, None, None, through=True) as maps:
             logits = model(pixels)
-        chosen = (
-            logits.argmax(1)
-            if target is None
-            else torch.as_tensor(target, device=logits.device).expand(len(logits))
-        )
-        relevance = _weighted(logits.gather(1, chosen[:, None]).sum(), list(maps.values()))
-        reached = torch.eye(relevance[0].shape[-1], device=logits.device).expand_as(relevance[0])
-        for step in relevance:
+        steps = _weighted(_chosen(logits, target), list(maps.values()))
+        reached = _identity(steps[0])
+        for step in steps:
             reached = reached + step @ reached
-    pick(row, reached.shape[1], "token")
-    return reached[:, row, token_layout(model).patches]
+    return reached[:, pick(row, reached.shape[1], "token"), token_layout(model).patches]
 
 
 def detection_relevance(
@@ -99,13 +92,8 @@ def detection_relevance(
         ):
             logits = detector(pixels).logits
         logits = logits[:, pick(query, logits.shape[1], "query"), :-1]
-        chosen = (
-            logits.argmax(1)
-            if label is None
-            else torch.full((len(logits),), label, device=logits.device)
-        )
         every = [*encoder.values(), *decoder.values(), *cross.values()]
-        steps = _weighted(logits.gather(1, chosen[:, None]).sum(), every)
+        steps = _weighted(_chosen(logits, label), every)
         inner, over = steps[: len(encoder)], steps[-len(cross) :]
         own = steps[len(encoder) : -len(cross)]
         image = _identity(inner[0])
@@ -117,6 +105,14 @@ def detection_relevance(
             queries, reached = queries + step @ queries, reached + step @ reached
             reached = reached + _normalised(queries).transpose(1, 2) @ look @ _normalised(image)
     return reached[:, query]
+
+
+def _chosen(logits: Tensor, label: int | Tensor | None) -> Tensor:
+    """The sum of one logit of each image: of the label, or the highest."""
+    if label is None:
+        label = logits.argmax(1)
+    index = torch.as_tensor(label, device=logits.device).expand(len(logits))
+    return logits.gather(1, index[:, None]).sum()
 
 
 def _weighted(output: Tensor, maps: list[Tensor]) -> list[Tensor]:

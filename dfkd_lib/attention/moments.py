@@ -9,19 +9,17 @@ from dfkd_lib.core import WorkbenchError
 class Moments:
     """Mean and standard deviation of rows, in one pass and constant memory (Chan, Golub and LeVeque 1983)."""
 
-    def __init__(self):
-        self.count, self.mean, self.squares = 0, 0.0, 0.0
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.squares = torch.zeros((), dtype=torch.double)
 
     def add(self, rows: Tensor) -> None:
         """Take in rows (n, ...)."""
         rows = rows.detach().double().cpu()
         n, new = len(rows), rows.mean(0)
         total = self.count + n
-        self.squares = (
-            self.squares
-            + ((rows - new) ** 2).sum(0)
-            + (new - self.mean) ** 2 * (self.count * n / total)
-        )
+        self.squares = self.squares + ((rows - new) ** 2).sum(0)
+        self.squares = self.squares + (new - self.mean) ** 2 * (self.count * n / total)
         self.mean = self.mean + (new - self.mean) * (n / total)
         self.count = total
 
@@ -46,20 +44,17 @@ class ClassMoments:
 
     def add(self, rows: Tensor, labels: Tensor) -> None:
         """Take in rows (n, ...) with int64 labels (n,); WorkbenchError on a label out of range."""
-        wrong = [k for k in labels.unique().tolist() if not 0 <= k < len(self.classes)]
-        if wrong:
-            self._refuse("a label is out of range", f"0..{len(self.classes) - 1}", wrong)
         for k in labels.unique().tolist():
+            if not 0 <= k < len(self.classes):
+                raise self._error("a label is out of range", k)
             self.classes[k].add(rows[labels.to(rows.device) == k])
 
     def stacked(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and standard deviation, float32 (K, ...), and counts, int64 (K,); WorkbenchError if a class has no row."""
         empty = [k for k, moment in enumerate(self.classes) if not moment.count]
         if empty:
-            self._refuse(
-                f"{self.what} need images of every class",
-                f"labels 0..{len(self.classes) - 1}, each used",
-                f"no image of class {empty}",
+            raise self._error(
+                f"{self.what} need images of every class", f"no image of class {empty}"
             )
         return (
             torch.stack([moment.mean for moment in self.classes]).float(),
@@ -67,10 +62,10 @@ class ClassMoments:
             torch.tensor([moment.count for moment in self.classes]),
         )
 
-    def _refuse(self, problem: str, expected: str, got: object) -> None:
-        raise WorkbenchError(
+    def _error(self, problem: str, got: object) -> WorkbenchError:
+        return WorkbenchError(
             problem,
-            expected=expected,
+            expected=f"labels 0..{len(self.classes) - 1}, each used",
             got=got,
             where=self.what,
             fix="give images of every class, or the right number of classes",

@@ -8,6 +8,7 @@ a model of three blocks that is a quarter of the whole step; the result is the s
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,11 +39,9 @@ def outputs_and_probe(model: nn.Module, images: Tensor, probe: bool = True) -> t
     if not is_plain(model):
         return logits_and_probe(model, images) if probe else (model(images), None)
     # A compiled model's own call would hide its attention: what is done in its place is compiled then.
-    return (
-        _plain(model, images, probe)
-        if model._compiled_call_impl is None
-        else _compiled()(model, images, probe, False)
-    )
+    if model._compiled_call_impl is not None:
+        return _compiled()(model, images, probe, False)
+    return _plain(model, images, probe)
 
 
 @lru_cache(maxsize=1)
@@ -50,7 +49,7 @@ def _compiled():
     return torch.compile(_plain)
 
 
-def _plain(model: nn.Module, images: Tensor, probe: bool, products: bool = True) -> tuple:
+def _plain(model: Any, images: Tensor, probe: bool, products: bool = True) -> tuple:
     tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
     with _as_products(model.blocks[:-1], tokens) if products else nullcontext():
         for block in model.blocks[:-1]:
@@ -60,16 +59,14 @@ def _plain(model: nn.Module, images: Tensor, probe: bool, products: bool = True)
     return output, weights[:, :, 0].mean(1)[:, patch_tokens(model)] if probe else None
 
 
-def is_plain(model: nn.Module) -> bool:
+def is_plain(model: Any) -> bool:
     """Whether a model is one of timm's whose head reads the prefix tokens alone, and whose last block has no peculiarity."""
-    if (
-        type(model) not in (VisionTransformer, VisionTransformerDistilled)
-        or model.global_pool != "token"
-    ):
+    if type(model) not in (VisionTransformer, VisionTransformerDistilled):
         return False
     block, attention = model.blocks[-1], model.blocks[-1].attn
     return (
-        type(block) is Block
+        model.global_pool == "token"
+        and type(block) is Block
         and type(attention) is Attention
         and attention.gate is None
         and model.attn_pool is None
@@ -87,13 +84,10 @@ def _as_products(blocks: nn.Sequential, tokens: Tensor) -> Iterator[None]:
 
     There the fused kernel takes four times as long on some 50 tokens, a fifth of a small student's whole step.
     """
-    sites = [block.attn for block in blocks if getattr(block.attn, "fused_attn", False)]
-    if (
-        tokens.device.type != "cpu"
-        or not torch.is_autocast_enabled("cpu")
-        or tokens.shape[1] > SHORT
-    ):
-        sites = []
+    short = tokens.device.type == "cpu" and tokens.shape[1] <= SHORT
+    sites: list[Any] = []
+    if short and torch.is_autocast_enabled("cpu"):
+        sites = [block.attn for block in blocks if getattr(block.attn, "fused_attn", False)]
     for site in sites:
         site.fused_attn = False
     try:
@@ -103,7 +97,7 @@ def _as_products(blocks: nn.Sequential, tokens: Tensor) -> Iterator[None]:
             site.fused_attn = True
 
 
-def _last_block(block: Block, tokens: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+def _last_block(block: Any, tokens: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     """The prefix tokens (B, prefix, width) after the block, and their attention (B, heads, prefix, T), at least float32."""
     attention, (batch, length, _) = block.attn, tokens.shape
     heads, depth, width = attention.num_heads, attention.head_dim, attention.attn_dim
@@ -117,7 +111,6 @@ def _last_block(block: Block, tokens: Tensor, prefix: int) -> tuple[Tensor, Tens
     weights = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
     seen = F.dropout(weights, attention.attn_drop.p, attention.training).to(value.dtype) @ value
     seen = attention.norm(seen.transpose(1, 2).reshape(batch, prefix, width))
-    result = tokens[:, :prefix] + block.drop_path1(
-        block.ls1(attention.proj_drop(attention.proj(seen)))
-    )
+    mixed = attention.proj_drop(attention.proj(seen))
+    result = tokens[:, :prefix] + block.drop_path1(block.ls1(mixed))
     return result + block.drop_path2(block.ls2(block.mlp(block.norm2(result)))), weights

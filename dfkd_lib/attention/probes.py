@@ -1,6 +1,6 @@
 """Attention probes: where the class token looks, for one image and for a class (A eq. 1, 2)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -13,6 +13,10 @@ from dfkd_lib.attention.moments import ClassMoments
 from dfkd_lib.attention.sites import class_token, pick, token_layout
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import to_float
+
+Batches = Iterable[
+    tuple[Tensor, Tensor]
+]  # images, uint8 (B, C, H, W) or float as the model wants them; labels (B,)
 
 
 def reduce_heads(rows: Tensor) -> Tensor:
@@ -36,23 +40,27 @@ def query_token(model: nn.Module, token: str | int) -> int:
     if token == "class":
         return class_token(model)
     layout = token_layout(model)
-    if token == "distillation":
-        if layout.distillation is None:
-            raise WorkbenchError(
-                "this model has no distillation token",
-                got=type(model).__name__,
-                expected="a distilled model (DeiT, TITN)",
-                fix="ask for the class token or a patch",
-            )
+    if token == "distillation" and layout.distillation is not None:
         return layout.distillation
     if not isinstance(token, int) or token < 0:
+        missing = (
+            "this model has no distillation token" if token == "distillation" else "no such token"
+        )
         raise WorkbenchError(
-            "no such token",
-            expected="class, distillation, or the number of a patch from 0",
-            got=token,
+            missing,
+            got=f"{token!r} of {type(model).__name__}",
+            expected="class, distillation (DeiT, TITN), or the number of a patch from 0",
             where="token",
+            fix="ask for the class token or a patch",
         )
     return layout.prefix + token
+
+
+def model_inputs(model: nn.Module, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches with their images as the model takes them, on its device."""
+    device = next(model.parameters()).device
+    for images, labels in batches:
+        yield (to_float(images) if images.dtype == torch.uint8 else images).to(device), labels
 
 
 def logits_and_probe(model: nn.Module, images: Tensor, block: int = -1, head: int | None = None):
@@ -85,16 +93,14 @@ def attention_probe(
     Raises:
         WorkbenchError: for a model without attention or that token, a block or head out of range.
     """
-    row = query_token(model, token)
-    with capture_attention(model, (block,), row, stop=True) as rows:
+    with capture_attention(model, (block,), query_token(model, token), stop=True) as rows:
         model(images)
     return probe_from_rows(model, rows[block], head)
 
 
 def attention_probes(model: nn.Module, images: Tensor, token: str | int = "class") -> Tensor:
     """The probes of every block and head in one forward pass: (blocks, B, heads, N); see `attention_probe`."""
-    row = query_token(model, token)
-    with capture_attention(model, None, row, stop=True) as rows:
+    with capture_attention(model, None, query_token(model, token), stop=True) as rows:
         model(images)
     return torch.stack(list(rows.values()))[..., token_layout(model).patches]
 
@@ -128,9 +134,7 @@ def resize_probe(probe: Tensor, patches: int) -> Tensor:
             where="resize_probe",
             fix="use models with square inputs",
         )
-    grid = F.interpolate(
-        probe.view(-1, 1, old, old), (new, new), mode="bilinear", align_corners=False
-    ).flatten(1)
+    grid = F.interpolate(probe.view(-1, 1, old, old), (new, new), mode="bilinear").flatten(1)
     return grid * (probe.sum(-1, keepdim=True) / grid.sum(-1, keepdim=True))
 
 
@@ -145,13 +149,13 @@ class ClassProbes(NamedTuple):
 
     mean: Tensor
     std: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]
 
 
 @torch.no_grad()
 def class_probe_statistics(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Batches,
     num_classes: int,
     block: int | None = -1,
     probe: Callable[[Tensor], Tensor] = reduce_heads,
@@ -159,8 +163,7 @@ def class_probe_statistics(
     """Mean and spread of the attention probes of each class in one pass, in memory that does not grow with the images.
 
     Args:
-        batches: (images, labels) pairs, each any number of images: uint8 (B, C, H, W), or float as the model wants them;
-            labels int64 (B,).
+        batches: (images, labels) pairs, each any number of images.
         num_classes: K.
         block: as for `attention_probe`; None: every block.
         probe: attention of the class token on the patches, (B, heads, N), to probes (B, N).
@@ -173,10 +176,9 @@ def class_probe_statistics(
 
     Source: A eq. 2.
     """
-    device, moments = next(model.parameters()).device, ClassMoments(num_classes, "class probes")
-    for images, labels in batches:
-        images = to_float(images) if images.dtype == torch.uint8 else images
-        rows = attention_probes(model, images.to(device))
+    moments = ClassMoments(num_classes, "class probes")
+    for images, labels in model_inputs(model, batches):
+        rows = attention_probes(model, images)
         if block is None:
             moments.add(torch.stack([_checked(probe, each) for each in rows], 1), labels)
         else:
@@ -198,9 +200,7 @@ def _checked(probe: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     return found
 
 
-def in_batches(
-    images: Tensor, labels: Tensor, batch_size: int = 256
-) -> Iterable[tuple[Tensor, Tensor]]:
+def in_batches(images: Tensor, labels: Tensor, batch_size: int = 256) -> Batches:
     """(images, labels) pairs of at most `batch_size`, in order."""
     return zip(images.split(batch_size), labels.split(batch_size), strict=True)
 

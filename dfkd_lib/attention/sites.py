@@ -1,14 +1,11 @@
 """Where a model keeps its attention: its attention modules by kind, and which of its tokens are what."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from dfkd_lib.core import WorkbenchError
-
-KINDS = ("encoder", "decoder", "cross", "inner")
 
 
 @dataclass(frozen=True)
@@ -35,13 +32,12 @@ class Site:
         return width // head if width and head else None
 
 
-@lru_cache
-def _is_attention(kind: type) -> bool:
+def _is_attention(module: nn.Module) -> bool:
     # Talking heads are mixed after the softmax: no single map multiplies the values.
-    name = kind.__name__.lower()
-    return (
-        ("attention" in name or "attn" in name) and "pool" not in name and "talkinghead" not in name
-    )
+    name = type(module).__name__.lower()
+    named = any(part in name for part in ("attention", "attn"))
+    other = any(part in name for part in ("pool", "talkinghead"))
+    return named and not other and next(module.parameters(), None) is not None
 
 
 def _kind(name: str, module: nn.Module) -> str:
@@ -66,24 +62,19 @@ def all_sites(model: nn.Module) -> list[Site]:
 
 
 def _find_sites(model: nn.Module) -> list[Site]:
-    named = [
-        (name, module)
-        for name, module in model.named_modules()
-        if _is_attention(type(module)) and next(module.parameters(), None) is not None
-    ]
+    named = [(name, module) for name, module in model.named_modules() if _is_attention(module)]
+    # Modules outside others of them.
     outer = {
         name
         for name, _ in named
-        for other, _ in named
-        if other != name and other.startswith(f"{name}." if name else "")
+        if any(other != name and other.startswith(f"{name}." if name else "") for other, _ in named)
     }
     sites = [Site(name, module, _kind(name, module)) for name, module in named if name not in outer]
     if not sites:
         raise WorkbenchError(
             "no attention to look at in this model",
             got=_name(model),
-            expected="modules whose class is named ...Attention or ...Attn, as in timm's and transformers' "
-            "vision transformers",
+            expected="modules named ...Attention or ...Attn, as in timm's and transformers' vision transformers",
             fix="use a vision transformer or a DETR",
         )
     return sites
@@ -91,10 +82,6 @@ def _find_sites(model: nn.Module) -> list[Site]:
 
 def attention_sites(model: nn.Module, kind: str = "encoder") -> list[Site]:
     """The attention modules of one kind in order; WorkbenchError if there is none."""
-    if kind not in KINDS:
-        raise WorkbenchError(
-            "no such kind of attention", expected=", ".join(KINDS), got=kind, where="kind"
-        )
     sites = all_sites(model)
     found = [site for site in sites if site.kind == kind]
     if not found:
@@ -102,6 +89,7 @@ def attention_sites(model: nn.Module, kind: str = "encoder") -> list[Site]:
             f"this model has no {kind} attention",
             got=_name(model),
             expected=f"one of {', '.join(sorted({site.kind for site in sites}))}",
+            where="kind",
             fix="choose a kind that it has",
         )
     return found
@@ -174,11 +162,8 @@ def _read_layout(model: nn.Module) -> TokenLayout:
     suffix = int(_first(model, "num_suffix_tokens") or 0)
     prefix = _first(model, "num_prefix_tokens")
     if prefix is None:
-        prefix = (
-            has_class
-            + (distilled and not suffix)
-            + (registers.shape[1] if registers is not None else 0)
-        )
+        prefix = has_class + (distilled and not suffix)
+        prefix += 0 if registers is None else registers.shape[1]
     distillation = (-1 if suffix else 1) if distilled else None
     return TokenLayout(0 if has_class and prefix else None, distillation, int(prefix), suffix)
 
@@ -195,12 +180,6 @@ def class_token(model: nn.Module) -> int:
             fix="use attention_map, name a token, or use a model with a class token",
         )
     return layout.class_token
-
-
-def prefix_tokens(model: nn.Module) -> int:
-    """Number of tokens before the patches; the first is the class token. WorkbenchError if there is none."""
-    class_token(model)
-    return token_layout(model).prefix
 
 
 def patch_tokens(model: nn.Module) -> slice:

@@ -1,6 +1,5 @@
 """Numbers on attention, streamed over images: how far it looks, how sharp it is, how heads differ, how two models agree."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -9,10 +8,9 @@ from torch import Tensor, nn
 
 from dfkd_lib.attention.capture import capture_attention
 from dfkd_lib.attention.moments import ClassMoments, Moments
-from dfkd_lib.attention.probes import attention_probe, resize_probe
+from dfkd_lib.attention.probes import Batches, attention_probe, model_inputs, resize_probe
 from dfkd_lib.attention.sites import patch_grid, token_layout
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.datasets import to_float
 
 
 class AttentionStatistics(NamedTuple):
@@ -35,9 +33,7 @@ class AttentionStatistics(NamedTuple):
 
 
 @torch.no_grad()
-def attention_statistics(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
-) -> AttentionStatistics:
+def attention_statistics(model: nn.Module, batches: Batches) -> AttentionStatistics:
     """Attention distance, entropy and head diversity of every block, in memory of one batch's maps.
 
     Attention among patches alone, each patch's row made to sum to 1. Distance: between the centres of a patch and of those
@@ -47,17 +43,15 @@ def attention_statistics(
 
     Args:
         model: a ViT-like model.
-        batches: (images, labels) pairs; uint8 (B, C, H, W), or float as the model wants them.
+        batches: (images, labels) pairs.
 
     Raises:
         WorkbenchError: for a model without attention, or no image at all.
 
     Source: distance: Dosovitskiy et al., An Image is Worth 16x16 Words (ICLR 2021), section 4.5.
     """
-    device, layout = next(model.parameters()).device, token_layout(model)
-    moments = [Moments() for _ in range(3)]
-    for images, _ in batches:
-        images = (to_float(images) if images.dtype == torch.uint8 else images).to(device)
+    layout, moments = token_layout(model), [Moments() for _ in range(3)]
+    for images, _ in model_inputs(model, batches):
         with capture_attention(model, None, None, stop=True) as maps:
             model(images)
         far = _distances(model, next(iter(maps.values())), *images.shape[-2:])
@@ -71,9 +65,8 @@ def attention_statistics(
             where="attention_statistics",
             fix="give at least one batch of images",
         )
-    return AttentionStatistics(
-        *(m.mean.float() for m in moments), *(m.std.float() for m in moments), moments[0].count
-    )
+    spreads = [*(m.mean.float() for m in moments), *(m.std.float() for m in moments)]
+    return AttentionStatistics._make([*spreads, moments[0].count])
 
 
 def _distances(model: nn.Module, attention: Tensor, height: int, width: int) -> Tensor:
@@ -90,11 +83,9 @@ def _of_block(attention: Tensor, layout, far: Tensor) -> tuple[Tensor, Tensor, T
     """Distance (B, heads), entropy (B, heads) and diversity (B,) of one block's maps (B, heads, T, T)."""
     among = attention[:, :, layout.patches, layout.patches]
     among = among / among.sum(-1, keepdim=True)
-    probes = (
-        attention[:, :, layout.class_token, layout.patches]
-        if layout.class_token is not None
-        else among.mean(2)
-    )
+    probes = among.mean(2)
+    if layout.class_token is not None:
+        probes = attention[:, :, layout.class_token, layout.patches]
     return (among * far).sum(-1).mean(-1), entropy(among).mean(-1), _between_heads(probes)
 
 
@@ -142,14 +133,14 @@ class Agreement(NamedTuple):
 
     mean: Tensor
     half: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]
 
 
 @torch.no_grad()
 def probe_agreement(
     student: nn.Module,
     teacher: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Batches,
     num_classes: int,
     student_block: int = -1,
     teacher_block: int = -1,
@@ -159,14 +150,13 @@ def probe_agreement(
     Args:
         student: a model with a class token.
         teacher: likewise; its probe on another grid is resized to the student's.
-        batches: (images, labels) pairs; uint8 (B, C, H, W), or float as both models want them.
+        batches: (images, labels) pairs.
 
     Raises:
         WorkbenchError: if a class has no image.
     """
-    device, moments = next(student.parameters()).device, ClassMoments(num_classes, "agreements")
-    for images, labels in batches:
-        images = (to_float(images) if images.dtype == torch.uint8 else images).to(device)
+    moments = ClassMoments(num_classes, "agreements")
+    for images, labels in model_inputs(student, batches):
         mine = attention_probe(student, images, student_block)
         other = resize_probe(attention_probe(teacher, images, teacher_block), mine.shape[1])
         measures = (torch.cosine_similarity, rank_correlation, jensen_shannon)

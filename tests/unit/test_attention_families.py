@@ -179,7 +179,7 @@ def test_transformers_classifiers(kind):
             and (row - wanted[:, :, 0]).abs().max() < 1e-5
         )
     prefix = {"ViT": 1, "DeiT": 2, "Dinov2WithRegisters": 5}[kind]
-    assert attention.prefix_tokens(model) == prefix
+    assert attention.token_layout(model).prefix == prefix
     assert (
         attention.attention_probe(model, images) - expected[-1].mean(1)[:, 0, prefix:]
     ).abs().max() < 1e-5
@@ -325,7 +325,7 @@ def test_no_such_kind():
     model = create_model("vit_mnist_smoke")
     with pytest.raises(WorkbenchError, match="no cross attention"):
         attention.attention_sites(model, "cross")
-    with pytest.raises(WorkbenchError, match="no such kind"):
+    with pytest.raises(WorkbenchError, match="no sideways attention"):
         attention.attention_sites(model, "sideways")
 
 
