@@ -10,21 +10,16 @@ from dfkd_lib.deploy.export import (
     quantize_static,
     run,
 )
-from dfkd_lib.deploy.measure import interleaved
 from dfkd_lib.deploy.package import copy_package, objects_found, predict_with
 from dfkd_lib.deploy.stage import (
-    VARIANTS,
     deploy_student,
     deployment_table,
-    measure_speed,
     speed_table,
-    teacher_of,
     trade_off_of,
 )
-from dfkd_lib.deploy.tasks import check_exportable, find_student, scenes_of
+from dfkd_lib.deploy.tasks import check_exportable, find_student, scenes_of, teacher_of
 
 __all__ = [
-    "VARIANTS",
     "DeployConfig",
     "check_export",
     "check_exportable",
@@ -33,9 +28,7 @@ __all__ = [
     "deployment_table",
     "export_onnx",
     "find_student",
-    "interleaved",
     "largest_difference",
-    "measure_speed",
     "objects_found",
     "open_session",
     "predict_with",

@@ -7,7 +7,7 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dfkd_lib.attention.prefix import outputs_and_probe
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.models.detectors import Detector
+from dfkd_lib.models import Detector
 
 OPSET = 17  # the first with LayerNormalization, which every onnxruntime since 1.13 runs
 INPUT, OUTPUTS = "images", ("logits", "boxes")
@@ -97,17 +97,14 @@ def _silent():
 
 def _place(model: Deployed, sample: Tensor, operator: str) -> str:
     """Which module of a model uses an operator, and in which line; only the model's type if that cannot be found."""
-    name = type(model.model).__name__
+    name, kind = type(model.model).__name__, operator.split("::")[-1]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             nodes = torch.jit.trace(model, (sample,), check_trace=False).inlined_graph.nodes()
         except RuntimeError:
             return name
-        node = next(
-            (node for node in nodes if node.kind().split("::")[-1] == operator.split("::")[-1]),
-            None,
-        )
+        node = next((node for node in nodes if node.kind().split("::")[-1] == kind), None)
     if node is None:
         return name
     module = node.scopeName().split("/")[-1].removeprefix("__module.model").removeprefix(".")
@@ -117,11 +114,8 @@ def _place(model: Deployed, sample: Tensor, operator: str) -> str:
 def check_export(model: nn.Module, shape: tuple[int, int, int]) -> float:
     """Export a model that need not be trained yet and compare it with PyTorch: seconds now, not after hours of training.
 
-    Compared on bright and on dark random images, one at a time and three together, where the export saw two: a step that
-    depends on the values or the number of its images shows, as a trace keeps only what its sample took.
-
-    Args:
-        shape: (C, H, W) of its images.
+    Compared on bright and on dark random images (C, H, W), one at a time and three together, where the export saw two: a
+    step that depends on the values or the number of its images shows, as a trace keeps only what its sample took.
 
     Returns:
         The largest difference of an output.
@@ -172,18 +166,7 @@ def quantize_dynamic(source: str | Path, target: str | Path) -> Path:
     """
     from onnxruntime import quantization as ort
 
-    with tempfile.TemporaryDirectory() as folder:
-        # 7 bits of weight: sums of 8-bit products saturate on processors without VNNI or dot-product instructions.
-        ready, kept = _prepared(source, folder)
-        ort.quantize_dynamic(
-            ready,
-            str(target),
-            weight_type=ort.QuantType.QInt8,
-            reduce_range=True,
-            op_types_to_quantize=LINEAR,
-            nodes_to_exclude=kept,
-        )
-    return Path(target)
+    return _quantized(source, target, ort.quantize_dynamic, op_types_to_quantize=LINEAR)
 
 
 def quantize_static(source: str | Path, target: str | Path, calibration: Iterable[Tensor]) -> Path:
@@ -201,34 +184,34 @@ def quantize_static(source: str | Path, target: str | Path, calibration: Iterabl
         def get_next(self):
             return next(self.batches, None)
 
-    with tempfile.TemporaryDirectory() as folder:
-        ready, kept = _prepared(source, folder)
-        ort.quantize_static(
-            ready,
-            str(target),
-            Reader(),
-            quant_format=ort.QuantFormat.QOperator,
-            reduce_range=True,
-            activation_type=ort.QuantType.QUInt8,
-            weight_type=ort.QuantType.QInt8,
-            per_channel=True,
-            op_types_to_quantize=[*LINEAR, "Conv"],
-            nodes_to_exclude=kept,
-            extra_options={"MatMulConstBOnly": True},
-        )
-    return Path(target)
+    return _quantized(
+        source,
+        target,
+        ort.quantize_static,
+        calibration_data_reader=Reader(),
+        quant_format=ort.QuantFormat.QOperator,
+        activation_type=ort.QuantType.QUInt8,
+        per_channel=True,
+        op_types_to_quantize=[*LINEAR, "Conv"],
+        extra_options={"MatMulConstBOnly": True},
+    )
 
 
-def _prepared(source: str | Path, folder: str) -> tuple[str, list[str]]:
-    """The model with shapes inferred and constants folded, as the quantizer wants it, in a temporary folder; and the
-    names of the operations that stay in float."""
+def _quantized(source: str | Path, target: str | Path, quantize: Callable, **options) -> Path:
+    """The model as int8, after shapes are inferred and constants folded as the quantizer wants it."""
     import onnx
+    from onnxruntime import quantization as ort
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    ready = str(Path(folder) / "prepared.onnx")
-    quant_pre_process(str(source), ready, skip_symbolic_shape=True)
-    names = [node.name for node in onnx.load(ready, load_external_data=False).graph.node]
-    return ready, [name for name in names if any(layer in name for layer in FLOAT_LAYERS)]
+    with tempfile.TemporaryDirectory() as folder:
+        ready = str(Path(folder) / "prepared.onnx")
+        quant_pre_process(str(source), ready, skip_symbolic_shape=True)
+        names = [node.name for node in onnx.load(ready, load_external_data=False).graph.node]
+        in_float = [name for name in names if any(layer in name for layer in FLOAT_LAYERS)]
+        # 7 bits of weight: sums of 8-bit products saturate on processors without VNNI or dot-product instructions.
+        options |= {"weight_type": ort.QuantType.QInt8, "reduce_range": True}
+        quantize(ready, str(target), nodes_to_exclude=in_float, **options)
+    return Path(target)
 
 
 def open_session(path: str | Path, threads: int = 1):
@@ -243,31 +226,24 @@ def open_session(path: str | Path, threads: int = 1):
 def run(runner, images: Tensor, batch_size: int = 64) -> tuple[Tensor, ...]:
     """(logits (N, K),) of a classifier, (logits (N, Q, K), boxes (N, Q, 4)) of a detector; a PyTorch model in evaluation
     mode or an onnxruntime session, on float32 images (N, C, H, W)."""
+    found = []
     with torch.inference_mode():
-        found = [_outputs(runner, batch) for batch in images.split(batch_size)]
+        for batch in images.split(batch_size):
+            if isinstance(runner, nn.Module):
+                outputs = runner(batch)
+                found.append((outputs,) if isinstance(outputs, Tensor) else outputs[:2])
+            else:
+                found.append(map(torch.from_numpy, runner.run(None, {INPUT: batch.numpy()})))
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
-
-
-def _outputs(runner, images: Tensor) -> tuple[Tensor, ...]:
-    if not isinstance(runner, nn.Module):
-        return tuple(
-            torch.from_numpy(output) for output in runner.run(None, {INPUT: images.numpy()})
-        )
-    found = runner(images)
-    return (found,) if isinstance(found, Tensor) else tuple(found[:2])
 
 
 def largest_difference(model: nn.Module, session, images: Tensor) -> float:
     """Largest difference of an output of PyTorch and ONNX on float32 images (N, C, H, W), alone and in batches of 64."""
-    model = copy.deepcopy(model).cpu().float().eval()
-    expected = run(model, images)
-    alone = run(session, images[:16], 1)
-    pairs = [
-        (got, want[: len(got)])
-        for found in (run(session, images), alone)
-        for got, want in zip(found, expected, strict=True)
-    ]
-    if any(got.shape != want.shape for got, want in pairs):
-        return float("inf")
-    # NaN if any of them is.
-    return float(torch.stack([(got - want).abs().max() for got, want in pairs]).max())
+    expected = run(copy.deepcopy(model).cpu().float().eval(), images)
+    apart = []
+    for found in (run(session, images), run(session, images[:16], 1)):
+        for got, want in zip(found, expected, strict=True):
+            if got.shape[1:] != want.shape[1:] or len(got) > len(want):
+                return float("inf")
+            apart.append((got - want[: len(got)]).abs().max())
+    return float(torch.stack(apart).max())  # NaN if any of them is

@@ -1,4 +1,4 @@
-"""Time of deployed models, in turns, on so many threads."""
+"""What deployed models give for each image, and their time, in turns, on so many threads."""
 
 import time
 from collections.abc import Callable
@@ -6,6 +6,13 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
+from dfkd_lib.deploy.export import INPUT, open_session, run
+
+BATCH = 64  # images a call where throughput is measured
+THREADS = (1, 2)
+TEACHER = "teacher"  # its ONNX file, which speed is compared with: the same runtime, so that only the model differs
 
 
 @contextmanager
@@ -29,9 +36,59 @@ def interleaved(runs: dict[str, Callable], repeats: int, threads: int = 1) -> di
     taken = {name: np.zeros(repeats) for name in runs}
     with pytorch_threads(threads), torch.inference_mode():
         for repeat in range(repeats):
-            for name, run in runs.items():
-                run()
+            for name, call in runs.items():
+                call()
                 start = time.perf_counter()
-                run()
+                call()
                 taken[name][repeat] = time.perf_counter() - start
     return taken
+
+
+def measure_speed(model: nn.Module, files: dict, images: Tensor, repeats: int) -> dict[str, dict]:
+    """{variant: {threads (as text): {latency of one image, its quartiles, images a second, both against TEACHER}}}.
+
+    Args:
+        model: the variant "pytorch".
+        files: {variant: ONNX file}, TEACHER among them.
+        images: float32 (BATCH, C, H, W).
+        repeats: turns of single images on one thread; a fiftieth of them for batches, a fifth of either on two threads.
+    """
+    speed: dict[str, dict] = {kind: {} for kind in ("pytorch", *files)}
+    for threads in THREADS:
+        runners = {"pytorch": model} | {kind: open_session(f, threads) for kind, f in files.items()}
+        turns = repeats if threads == 1 else -(-repeats // 5)
+        one, many = (
+            interleaved({kind: _call(r, batch) for kind, r in runners.items()}, max(3, n), threads)
+            for batch, n in ((images[:1], turns), (images, turns // 50))
+        )
+        for kind in runners:
+            middle = 1e3 * np.quantile(one[kind], (0.25, 0.5, 0.75))
+            speed[kind][str(threads)] = {
+                "latency_ms": float(middle[1]),
+                "latency_quartiles_ms": [float(middle[0]), float(middle[2])],
+                "times_faster": _ratio(one[TEACHER], one[kind]),
+                "images_per_second": len(images) / float(np.median(many[kind])),
+                "times_more_images": _ratio(many[TEACHER], many[kind]),
+            }
+    return speed
+
+
+def _ratio(slow: np.ndarray, quick: np.ndarray) -> float:
+    """How many times quicker, by the quickest tenth of either: where other programs run, a long call is interrupted oftener
+    than a short one, which flatters small models in their medians."""
+    return float(np.quantile(slow, 0.1) / np.quantile(quick, 0.1))
+
+
+def _call(runner, batch: Tensor) -> Callable:
+    """A call without arguments that runs a module or a session on the batch."""
+    if isinstance(runner, nn.Module):
+        return lambda: runner(batch)
+    feed = {INPUT: batch.numpy()}
+    return lambda: runner.run(None, feed)
+
+
+def outputs_of_each(runner, prepare: Callable, pixels: Tensor) -> tuple[Tensor, ...]:
+    """The outputs for each image alone, as a device sees them; of PyTorch in batches, which changes nothing."""
+    many = BATCH if isinstance(runner, nn.Module) else 1
+    found = [run(runner, prepare(rows), many) for rows in pixels.split(BATCH)]
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))

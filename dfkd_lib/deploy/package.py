@@ -8,13 +8,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
+from torchvision.ops import box_convert
 
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.artifacts import Artifact, resolve, save_json
-from dfkd_lib.datasets import ImageSet
-from dfkd_lib.datasets.scenes import SceneSet
-from dfkd_lib.deploy.tasks import Task
+from dfkd_lib.core import Artifact, WorkbenchError, resolve, save_json
+from dfkd_lib.deploy.tasks import Classification
 
 README = """This folder runs without PyTorch: with Python 3.10 or later, onnxruntime, numpy and pillow.
 
@@ -32,18 +31,16 @@ objects into overlapping windows first.
 """
 
 
-def pack(folder: Path, model: Path, task: Task, test_set: ImageSet | SceneSet) -> None:
+def pack(folder: Path, model: Path, task: Classification) -> None:
     """Write the folder that labels images, or finds objects in them, with onnxruntime, numpy and pillow alone."""
     folder.mkdir(exist_ok=True)
     shutil.copyfile(model, folder / "model.onnx")
-    shutil.copyfile(Path(__file__).with_name(task.script), folder / "predict.py")
-    shape = dict(zip(("channels", "height", "width"), test_set.images.shape[1:], strict=True))
-    save_json(folder / "labels.json", list(test_set.classes))
+    shutil.copyfile(Path(__file__).with_name("predict.py"), folder / "predict.py")
+    shape = dict(zip(("channels", "height", "width"), task.test.images.shape[1:], strict=True))
+    save_json(folder / "labels.json", list(task.test.classes))
     save_json(folder / "preprocess.json", {**shape, **task.preprocess})
-    (folder / "README.txt").write_text(
-        README.format(kind=task.kind, **shape) + (SIZES if task.kind == "detection" else ""),
-        encoding="utf-8",
-    )
+    text = README.format(kind=task.kind, **shape) + (SIZES if "fill" in task.preprocess else "")
+    (folder / "README.txt").write_text(text, encoding="utf-8")
 
 
 def copy_package(deployed: Artifact, folder: str | Path) -> Path:
@@ -87,23 +84,17 @@ def objects_found(
 ) -> list[dict[str, np.ndarray]]:
     """What a detector's package finds in each image, in the form of `detection.detections`."""
     labels = json.loads((Path(package) / "labels.json").read_text(encoding="utf-8"))
-    height, width = images.shape[2:]
-    found = []
+    found, size = [], np.array(images.shape[:1:-1] * 2)  # width, height, width, height
     for lines in predict_with(package, images, "--threshold", str(threshold)):
-        corners = np.array([line[2:] for line in lines], float).reshape(-1, 4) / [
-            width,
-            height,
-            width,
-            height,
-        ]
-        boxes = np.concatenate(
-            [(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1
-        )
+        places = [[float(place) for place in line[2:]] for line in lines]
+        corners = torch.tensor(places, dtype=torch.float64).reshape(len(lines), 4)
+        boxes = box_convert(corners, "xyxy", "cxcywh").numpy() / size
+        names, scores = [line[0] for line in lines], [line[1] for line in lines]
         found.append(
             {
                 "boxes": boxes,
-                "labels": np.array([labels.index(line[0]) for line in lines], int),
-                "scores": np.array([line[1] for line in lines], float),
+                "labels": np.array([labels.index(name) for name in names], int),
+                "scores": np.array(scores, float),
             }
         )
     return found

@@ -1,6 +1,7 @@
-"""Labels images without PyTorch. Prints one line an image: file, label, probability.
+"""Labels images, or finds objects in them, without PyTorch: by which model.onnx it is given.
 
-Needs onnxruntime, numpy and pillow, and the files beside it: model.onnx, labels.json, preprocess.json.
+Prints one line an image: file, label, probability; or one line an object: file, label, score, x0, y0, x1, y1 in its
+pixels. Needs onnxruntime, numpy and pillow, and the files beside it: model.onnx, labels.json, preprocess.json.
 """
 
 import argparse
@@ -10,39 +11,77 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageDraw
 
 HERE = Path(__file__).resolve().parent
 # Not those that run a program to be read.
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")
 
 
-def load(path: str, how: dict) -> np.ndarray:
-    """One image as float32 (C, H, W), in the colours, size and range that the model was trained with."""
+def load(path: str, how: dict) -> tuple[Image.Image, np.ndarray, float]:
+    """An image; it as float32 (C, H, W), resized, with "fill" in its own proportions; by how much it was enlarged."""
     try:
         image = Image.open(path, formats=FORMATS).convert("L" if how["channels"] == 1 else "RGB")
     # A broken file makes Pillow's readers raise whatever they stumble over.
     except Exception as error:
         sys.exit(f"{path} cannot be read as an image: {error}")
-    if image.size != (how["width"], how["height"]):
-        image = image.resize((how["width"], how["height"]), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image, np.float32).reshape(how["height"], how["width"], how["channels"])
-    return (pixels * np.float32(how["scale"]) + np.float32(how["offset"])).transpose(2, 0, 1)
+    frame, factor = (how["width"], how["height"]), 1.0
+    seen = image
+    if "fill" in how:
+        factor = min(how["width"] / image.width, how["height"] / image.height)
+        size = [max(1, round(side * factor)) for side in image.size]
+        seen = Image.new("RGB", frame, tuple(how["fill"]))
+        seen.paste(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3))
+    elif image.size != frame:
+        seen = image.resize(frame, Image.Resampling.BILINEAR)
+    pixels = np.asarray(seen, np.float32).reshape(how["height"], how["width"], how["channels"])
+    pixels = pixels * np.float32(how["scale"]) + np.float32(how["offset"])
+    return image, pixels.transpose(2, 0, 1), factor
+
+
+def objects(logits: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[tuple]:
+    """(class, score, (x0, y0, x1, y1)) of every query, surest first, the corners in units of `size`."""
+    scores = 1 / (1 + np.exp(-logits[:, :-1]))  # the last column is "no object"
+    middle, extent = boxes[:, :2] * size, boxes[:, 2:] * size
+    corners = np.concatenate([middle - extent / 2, middle + extent / 2], axis=1)
+    order = np.argsort(-scores.max(1))
+    return [(int(scores[i].argmax()), scores[i].max(), tuple(corners[i])) for i in order]
+
+
+def draw(image: Image.Image, corners: tuple, text: str) -> None:
+    pen = ImageDraw.Draw(image)
+    pen.rectangle(corners, outline="red", width=max(1, min(image.size) // 200))
+    pen.text((corners[0] + 2, corners[1]), text, fill="red")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", nargs="+")
-    labels, how = (
-        json.loads((HERE / f"{name}.json").read_text("utf-8")) for name in ("labels", "preprocess")
-    )
-    session = onnxruntime.InferenceSession(
-        str(HERE / "model.onnx"), providers=["CPUExecutionProvider"]
-    )
-    for path in parser.parse_args().images:
-        logits = session.run(None, {"images": load(path, how)[None]})[0][0]
-        shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-        print(f"{path}\t{labels[int(shares.argmax())]}\t{shares.max():.4f}")
+    limit = "least score of an object, in [0, 1]"
+    parser.add_argument("--threshold", type=float, default=0.5, help=limit)
+    folder = "an existing folder for PNG files with the objects' boxes drawn in"
+    parser.add_argument("--draw", type=Path, help=folder)
+    options = parser.parse_args()
+    files = ("labels.json", "preprocess.json")
+    labels, how = (json.loads((HERE / name).read_text("utf-8")) for name in files)
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(str(HERE / "model.onnx"), providers=providers)
+    for path in options.images:
+        image, pixels, factor = load(path, how)
+        logits, *boxes = (output[0] for output in session.run(None, {"images": pixels[None]}))
+        if not boxes:
+            shares = np.exp(logits - logits.max())
+            best = int(shares.argmax())
+            print(f"{path}\t{labels[best]}\t{shares[best] / shares.sum():.4f}")
+            continue
+        size = (how["width"] / factor, how["height"] / factor)
+        for label, score, corners in objects(logits, boxes[0], size):
+            if score >= options.threshold:
+                places = "\t".join(f"{place:.1f}" for place in corners)
+                print(f"{path}\t{labels[label]}\t{score:.4f}\t{places}")
+                draw(image, corners, f"{labels[label]} {score:.2f}")
+        if options.draw:
+            image.save(options.draw / f"{Path(path).stem}.png")
 
 
 if __name__ == "__main__":

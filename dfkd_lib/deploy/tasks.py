@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,11 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd_lib import presets
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.artifacts import Artifact, Store, resolve
-from dfkd_lib.datasets import ImageSet, SceneConfig, to_float
-from dfkd_lib.datasets.frames import FILL
-from dfkd_lib.datasets.scenes import SceneSet
+from dfkd_lib.core import Artifact, Store, WorkbenchError, resolve
+from dfkd_lib.datasets import FILL, SCENES, ImageSet, SceneConfig, SceneSet
 from dfkd_lib.deploy.export import check_export
 from dfkd_lib.detection import DetectionStudy, load_detector
 from dfkd_lib.distill import Study
@@ -24,36 +20,86 @@ from dfkd_lib.synthesis import open_images
 from dfkd_lib.training import check_fit, load_trained
 
 
-@dataclass(frozen=True)
-class Task:
-    """One kind of student.
+class Classification:
+    """A classifier and labelled images that measure it."""
 
-    Args:
-        measures: names of its scores in [0, 1], the one that is plotted first.
-        classes: an artifact's class names.
-        load: artifact, test set → frozen model on the processor.
-        prepare: uint8 images (N, C, H, W) → what the model wants; the same as pixels × scale + offset.
-        score: outputs and the test set → {measure: value}.
-        calibration: store, student, count, test set → uint8 images of no data set, like those it learned
-            from.
-        script: of the package.
-        preprocess: more for its preprocess.json.
-    """
+    kind = "classification"
+    measures: tuple[str, ...] = ("accuracy",)  # in [0, 1], the one that is plotted first
+    preprocess: dict = {"scale": 1 / 127.5, "offset": -1.0}
 
-    kind: str
-    measures: tuple[str, ...]
-    classes: Callable[[Artifact], list[str]]
-    load: Callable[[Artifact, ImageSet | SceneSet], nn.Module]
-    prepare: Callable[[Tensor], Tensor]
-    score: Callable[[tuple[Tensor, ...], ImageSet | SceneSet], dict[str, float]]
-    calibration: Callable[[Store, Artifact, int, ImageSet | SceneSet], Tensor]
-    script: str
-    preprocess: dict
+    def __init__(self, test: ImageSet | SceneSet):
+        self.test = test
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """uint8 images (N, C, H, W) as the model wants them."""
+        return pixels.float() * self.preprocess["scale"] + self.preprocess["offset"]
+
+    def classes(self, artifact: Artifact) -> list[str]:
+        """The class names of such a model's artifact; a line in their place if it is of another kind."""
+        return artifact.settings.get("classes") or ["none: it is of another kind"]
+
+    def load(self, artifact: Artifact) -> nn.Module:
+        """The frozen model on the processor."""
+        model = load_trained(artifact)
+        check_fit(model, self.test, f"{artifact.stage} {artifact.settings['model']}")
+        return model.cpu()
+
+    def score(self, outputs: tuple[Tensor, ...]) -> dict[str, float]:
+        """Each of the measures."""
+        return {"accuracy": float((outputs[0].argmax(1) == self.test.labels).double().mean())}
+
+    def calibration(self, store: Store, student: Artifact, count: int) -> Tensor:
+        """uint8 images of no data set, of those that the student learned from."""
+        drawn = parent_of(store, student, lambda parent: parent.stage == "synthetic")
+        if drawn is None:
+            raise WorkbenchError(
+                "there are no synthetic images to calibrate with",
+                where=student.path,
+                expected="a student made from an artifact of stage synthetic",
+                got=", ".join(student.parents) or "no parents",
+                fix="give a student of synthetic images",
+            )
+        return _some(open_images(drawn).images, count)
 
 
-def task_of(test_set: ImageSet | SceneSet) -> Task:
+class Detection(Classification):
+    """A detector and scenes that measure it."""
+
+    kind = "detection"
+    measures = ("AP50", "AP")
+    preprocess = {"scale": 1 / 255, "offset": 0.0, "fill": list(FILL)}
+
+    def classes(self, artifact: Artifact) -> list[str]:
+        return artifact.metrics.get("classes") or ["none: it is of another kind"]
+
+    def load(self, artifact: Artifact) -> nn.Module:
+        return load_detector(artifact).cpu()
+
+    def score(self, outputs: tuple[Tensor, ...]) -> dict[str, float]:
+        found = average_precision(self.test, outputs[0].sigmoid()[..., :-1], outputs[1])
+        return {name: found[name] for name in self.measures}
+
+    def calibration(self, store: Store, student: Artifact, count: int) -> Tensor:
+        """Of the scenes that were drawn for the student; generated scenes of no data set if it learned from others."""
+        shape = self.test.pixels.shape[2:]
+        drawn = parent_of(store, student, lambda parent: (parent.path / SCENES).is_file())
+        if drawn is not None:
+            pixels = _some(drawn.tensors(SCENES)["pixels"], count)
+        else:
+            source = SceneConfig(size=max(shape), train_scenes=count)
+            pixels = source.scenes("synthetic").load().images
+        if pixels.shape[2:] == shape:
+            return pixels
+        return F.interpolate(pixels.float(), shape, mode="area").to(torch.uint8)
+
+
+def task_of(test: ImageSet | SceneSet) -> Classification:
     """Detection for scenes with boxes, classification for images with labels."""
-    return DETECTION if isinstance(test_set, SceneSet) else CLASSIFICATION
+    return Detection(test) if isinstance(test, SceneSet) else Classification(test)
+
+
+def _some(pixels: Tensor, count: int) -> Tensor:
+    return pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))[:count]]
 
 
 def check_exportable(name: str, classes: int, shape: tuple[int, int, int] = (3, 64, 64)) -> float:
@@ -64,15 +110,22 @@ def check_exportable(name: str, classes: int, shape: tuple[int, int, int] = (3, 
         shape: (C, H, W); a detector's operators are the same at any size.
 
     Raises:
-        WorkbenchError: on an unknown name, or if the model cannot be exported as it is; says what stands in the way.
+        WorkbenchError: on an unknown name, or if the model cannot be exported as it is, with what stands in the way.
     """
+    channels, side, _ = shape
     with torch.random.fork_rng(devices=[]):
-        model = (
-            create_detector(name, classes)
-            if name in detector_names()
-            else create_model(name, num_classes=classes, img_size=shape[1], in_chans=shape[0])
-        )
+        if name in detector_names():
+            model = create_detector(name, classes)
+        else:
+            model = create_model(name, num_classes=classes, img_size=side, in_chans=channels)
         return check_export(model, shape)
+
+
+# kind: (notebook, its metric that names the student, whose configuration makes one)
+STUDENTS = {
+    "classification": ("30_classification_kd", "student_synthetic_key", Study),
+    "detection": ("40_detection_kd", "student_key", DetectionStudy),
+}
 
 
 def find_student(
@@ -82,41 +135,15 @@ def find_student(
     the profile's own one (made) if none is.
 
     Raises:
-        WorkbenchError: on an unknown profile or kind.
+        WorkbenchError: on an unknown profile.
     """
-    if kind not in FOUND:
-        raise WorkbenchError(
-            "no such kind of student",
-            expected=", ".join(FOUND),
-            got=kind,
-            where="students",
-            fix="choose one of them",
-        )
-    notebook, metric, make = FOUND[kind]
+    notebook, metric, study = STUDENTS[kind]
     report = resolve(out_dir) / "metrics" / f"{notebook}.json"
     if report.is_file():
         found = store.find(json.loads(report.read_text())["metrics"].get(metric) or "none")
         if found is not None:
             return found
-    return make(profile, store)
-
-
-FOUND = {  # kind: (notebook, its metric that names the student, how the student of its parameters is made)
-    "classification": (
-        "30_classification_kd",
-        "student_synthetic_key",
-        lambda preset, store: Study(store, presets.of_preset("classification", preset)).student(
-            "synthetic"
-        ),
-    ),
-    "detection": (
-        "40_detection_kd",
-        "student_key",
-        lambda preset, store: DetectionStudy(store, presets.of_preset("detection", preset)).student(
-            "synthetic"
-        ),
-    ),
-}
+    return study(store, presets.of_preset(kind, profile)).student("synthetic")
 
 
 def scenes_of(student: Artifact) -> SceneSet:
@@ -142,80 +169,32 @@ def scenes_of(student: Artifact) -> SceneSet:
     return test.load()
 
 
-def parent_of(
-    store: Store, artifact: Artifact, wanted: Callable[[Artifact], bool]
-) -> Artifact | None:
-    """The artifact's first parent of that kind in the store, or None."""
+def parent_of(store: Store, artifact: Artifact, wanted: Callable) -> Artifact | None:
+    """The artifact's first parent in the store of which `wanted(parent)` holds, or None."""
     parents = (store.find(key) for key in artifact.parents)
     return next((parent for parent in parents if parent is not None and wanted(parent)), None)
 
 
-def _synthetic_images(store: Store, student: Artifact, count: int, test_set: ImageSet) -> Tensor:
-    drawn = parent_of(store, student, lambda parent: parent.stage == "synthetic")
-    if drawn is None:
+TEACHERS = ("teacher", "detection-teacher")  # stages of models trained without a teacher
+
+
+def teacher_of(store: Store, student: Artifact) -> Artifact:
+    """The teacher that a student learned from; WorkbenchError if the store no longer holds it."""
+    if student.stage in TEACHERS:
         raise WorkbenchError(
-            "there are no synthetic images to calibrate with",
+            "the student learned without a teacher to compare it with",
+            expected="a distilled student",
+            got=f"{student.settings['model']}, trained on labels alone",
             where=student.path,
-            expected="a student made from an artifact of stage synthetic",
-            got=", ".join(student.parents) or "no parents",
-            fix="give a student of synthetic images",
+            fix="run the notebook that made it with another setting too, as synthetic",
         )
-    return _some(open_images(drawn).images, count)
-
-
-def _synthetic_scenes(store: Store, student: Artifact, count: int, test_set: SceneSet) -> Tensor:
-    """Of the scenes that were drawn for the student; generated scenes of no data set if it learned from others."""
-    shape = test_set.pixels.shape[2:]
-    drawn = parent_of(store, student, lambda parent: (parent.path / "scenes.safetensors").is_file())
-    if drawn is not None:
-        pixels = _some(drawn.tensors("scenes.safetensors")["pixels"], count)
-    else:
-        pixels = SceneConfig(size=max(shape), train_scenes=count).scenes("synthetic").load().images
-    return (
-        pixels
-        if pixels.shape[2:] == shape
-        else F.interpolate(pixels.float(), shape, mode="area").to(torch.uint8)
-    )
-
-
-def _some(pixels: Tensor, count: int) -> Tensor:
-    return pixels[torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))[:count]]
-
-
-def _accuracy(outputs: tuple[Tensor], test_set: ImageSet) -> dict[str, float]:
-    return {"accuracy": float((outputs[0].argmax(1) == test_set.labels).double().mean())}
-
-
-def _precision(outputs: tuple[Tensor, Tensor], test_set: SceneSet) -> dict[str, float]:
-    found = average_precision(test_set, outputs[0].sigmoid()[..., :-1], outputs[1])
-    return {name: found[name] for name in ("AP50", "AP")}
-
-
-def _classifier(artifact: Artifact, test_set: ImageSet) -> nn.Module:
-    model = load_trained(artifact)
-    check_fit(model, test_set, f"{artifact.stage} {artifact.settings['model']}")
-    return model.cpu()
-
-
-CLASSIFICATION = Task(
-    "classification",
-    ("accuracy",),
-    lambda artifact: artifact.settings.get("classes"),
-    _classifier,
-    to_float,
-    _accuracy,
-    _synthetic_images,
-    "predict.py",
-    {"scale": 1 / 127.5, "offset": -1.0},
-)
-DETECTION = Task(
-    "detection",
-    ("AP50", "AP"),
-    lambda artifact: artifact.metrics.get("classes"),
-    lambda artifact, test_set: load_detector(artifact).cpu(),
-    lambda pixels: pixels.float() / 255,
-    _precision,
-    _synthetic_scenes,
-    "predict_detection.py",
-    {"scale": 1 / 255, "offset": 0.0, "fill": list(FILL)},
-)
+    teacher = parent_of(store, student, lambda parent: parent.stage in TEACHERS)
+    if teacher is None:
+        raise WorkbenchError(
+            "the student's teacher is not in the store",
+            expected="a parent of stage teacher",
+            got=", ".join(student.parents) or "no parents",
+            where=student.path,
+            fix="run the notebook that made the student again with this store",
+        )
+    return teacher

@@ -2,12 +2,19 @@
 
 from dfkd_lib.detection.batches import Batch, SceneBatches, padded
 from dfkd_lib.detection.config import VARIANTS, DetectionConfig, DetectionStudent, DetectionTeacher
-from dfkd_lib.detection.detector import DetectorConfig, load_detector, predictions, train
-from dfkd_lib.detection.evaluate import detections, predict
-from dfkd_lib.detection.examples import compared, pairs, truth, with_objects
+from dfkd_lib.detection.detector import (
+    DetectorConfig,
+    detections,
+    load_detector,
+    open_shipped,
+    predict,
+    predictions,
+    ship_detector,
+    shipped_detector,
+    train,
+)
 from dfkd_lib.detection.probes import object_consistency_loss, object_probes
 from dfkd_lib.detection.scene_gan import SceneGAN, SceneNetworks, real_loss, scene_gan_step
-from dfkd_lib.detection.shipped import open_shipped, ship_detector, shipped_detector
 from dfkd_lib.detection.step import (
     DetectionWeights,
     Queries,
@@ -19,7 +26,16 @@ from dfkd_lib.detection.step import (
     queries,
 )
 from dfkd_lib.detection.study import DetectionStudy
-from dfkd_lib.detection.tables import ap_table, class_table, measures_table, seen_table
+from dfkd_lib.detection.tables import (
+    ap_table,
+    class_table,
+    compared,
+    measures_table,
+    pairs,
+    seen_table,
+    truth,
+    with_objects,
+)
 from dfkd_lib.detection.tiles import predict_tiled
 
 __all__ = [

@@ -13,17 +13,11 @@ IN_VIEW = 0.5  # share of an object that must stay in view for it to stay a targ
 
 
 class Batch(NamedTuple):
-    """What a detector's step receives.
+    """What a detector's step receives; no labels and boxes of scenes whose labels are not read."""
 
-    Args:
-        images: float (B, 3, H, W) in [0, 1].
-        labels: int64 (B, M), -1 where there is no object, objects first; None for scenes whose labels are not read.
-        boxes: float (B, M, 4), cxcywh in [0, 1]; None with the labels.
-    """
-
-    images: Tensor
-    labels: Tensor | None
-    boxes: Tensor | None
+    images: Tensor  # float (B, 3, H, W) in [0, 1]
+    labels: Tensor | None  # int64 (B, M), -1 where there is no object, objects first
+    boxes: Tensor | None  # float (B, M, 4), cxcywh in [0, 1]
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
@@ -72,6 +66,10 @@ class SceneBatches:
             if self.augment is not None:
                 batch = augmented(batch, generator, self.augment)
             yield batch if self.labelled else Batch(batch.images, None, None)
+
+    def in_order(self) -> Iterator[Batch]:
+        """All scenes as they are, in their order."""
+        return map(self.rows, torch.arange(len(self.images)).split(self.batch_size))
 
     def rows(self, rows: Tensor) -> Batch:
         """The scenes at these places, as they are."""

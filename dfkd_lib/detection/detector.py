@@ -1,5 +1,6 @@
 """Detectors in the store: trained by a step on scenes, measured on test scenes, opened again (METHODS A4)."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -9,18 +10,18 @@ from pydantic import Field
 from torch import Tensor
 
 from dfkd_lib import training
-from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger, resolve
+from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger, provenance, resolve
 from dfkd_lib.datasets import Scenes, SceneSet
 from dfkd_lib.detection.batches import SceneBatches
-from dfkd_lib.detection.evaluate import predict
 from dfkd_lib.detection.step import answers
-from dfkd_lib.metrics import average_precision
-from dfkd_lib.models import count_parameters, create_detector
-from dfkd_lib.models.detectors import SPECS, Detector
+from dfkd_lib.metrics import THRESHOLD, average_precision, same_classes, sure
+from dfkd_lib.models import Detector, count_parameters, create_detector
+from dfkd_lib.models.detectors import SPECS
 from dfkd_lib.training import Precision, TrainConfig
 
 PREDICTIONS = "predictions.safetensors"
-
+PIXELS = 4_000_000  # of a batch that is predicted
+FOLDER = "data/teachers"  # of detectors that come with the workbench
 
 Rows = Annotated[int, Field(ge=1, le=65_536, description="scenes a step")]
 Passes = Annotated[int, Field(ge=1, le=100_000, description="passes over its scenes")]
@@ -68,19 +69,17 @@ def train(
     """A detector trained by a step on scenes, measured after every epoch on test scenes that choose nothing.
 
     Args:
-        step: `step(student, batch, teacher)` → {"loss": scalar to minimise, other names: scalars to log}. `batch` is a
-            `Batch`, its labels None where scenes belong to no data set: the ledger then refuses any training split.
-            `teacher(batch, attention)` gives the frozen teacher's `Queries`; it is None without a teacher. It may ask for
-            `progress`, the share of training done. Its code is part of the detector's key.
+        step: `step(student, batch, teacher)` → {"loss": scalar to minimise, other names: scalars to log}; part of the key.
+            `batch` is a `Batch`, its labels None where scenes belong to no data set: the ledger then refuses any training
+            split. `teacher(batch, attention)` gives the frozen teacher's `Queries`; it is None without a teacher.
         scenes: what it learns from, named, in memory, or drawn by a generator.
-        test: scenes for evaluation alone.
         teacher: a detector's artifact to distil from; without it the detector is a teacher itself.
         seed: of weights, order, augmentation and dropout; config.seed by default.
         start: an artifact of such a detector, whose weights are the first.
 
     Returns:
-        Artifact with model.safetensors, history.json, predictions.safetensors; metrics as of `average_precision` (last epoch),
-        "parameters", "images_per_second", "train_scenes", "classes".
+        Artifact with model.safetensors, history.json, predictions.safetensors; metrics of `save_detector`,
+        "images_per_second", "train_scenes".
 
     Raises:
         WorkbenchError: before training, if teacher and scenes name other classes than the test scenes, or nobody labels
@@ -115,8 +114,8 @@ def train(
         label = f"detection {role} {config.model}"
         return _fitted(work, detector, bound, batches, run, test.load(), label)
 
-    parents, code = [teacher, scenes.parent, start], [SPECS.get(config.model)]
-    parents = [artifact for artifact in parents if artifact is not None]
+    parents = [artifact for artifact in (teacher, scenes.parent, start) if artifact is not None]
+    code = [SPECS.get(config.model)]
     return store.get_or_make(f"detection-{role}", settings, make, parents, reads, code=code)
 
 
@@ -135,8 +134,7 @@ def _fitted(
         measures = average_precision(test, *predict(detector, test.images))
         return {name: value for name, value in measures.items() if name != "per_class"}
 
-    saved = work / "checkpoint"
-    modules = {"detector": detector}
+    modules, saved = {"detector": detector}, work / "checkpoint"
     history = training.fit(
         modules, step, batches, config, checkpoint=saved, evaluate=measured, label=label
     )
@@ -155,16 +153,11 @@ def _check(model: str, scenes: Scenes, test: Scenes, teacher: Artifact | None) -
             where=f"detector {model}",
             fix="give teacher=, or train on labelled scenes",
         )
-    named = {"the drawn scenes" if scenes.parent else "the training scenes": scenes.classes}
-    named |= {"the teacher": teacher.metrics["classes"]} if teacher else {}
-    for who, names in named.items():
-        if tuple(names) != tuple(test.classes):
-            raise WorkbenchError(
-                f"{who} and the test scenes do not name the same classes",
-                expected=", ".join(test.classes),
-                got=", ".join(names) or "none",
-                fix="use scenes of the same classes in the same order, or a teacher trained on these",
-            )
+    who = "the drawn scenes" if scenes.parent else "the training scenes"
+    training.check_classes_agree(test.classes, scenes.classes, f"the test scenes and {who}")
+    if teacher is not None:
+        known = teacher.metrics["classes"]
+        training.check_classes_agree(known, test.classes, "the teacher and the test scenes")
 
 
 def _identity(path: Path | None) -> str | None:
@@ -183,11 +176,17 @@ def _identity(path: Path | None) -> str | None:
 
 
 def save_detector(work: Path, detector: Detector, test: SceneSet, history: list[dict]) -> dict:
-    """Measure a finished detector, write its files into `work`, return its metrics."""
-    scores, boxes = predict(detector, test.images)
+    """Measure a finished detector and write its files into `work`; returns metrics as of `save_predictions`."""
     artifacts.save_tensors(work / "model.safetensors", detector.state_dict())
-    artifacts.save_tensors(work / PREDICTIONS, {"scores": scores, "boxes": boxes})
     artifacts.save_json(work / "history.json", history)
+    return save_predictions(work, detector, test, *predict(detector, test.images))
+
+
+def save_predictions(
+    work: Path, detector: Detector, test: SceneSet, scores: Tensor, boxes: Tensor
+) -> dict:
+    """Write a detector's predictions; returns metrics as of `average_precision`, "parameters", "classes", "test_scenes"."""
+    artifacts.save_tensors(work / PREDICTIONS, {"scores": scores, "boxes": boxes})
     return {
         **average_precision(test, scores, boxes, by_size=True),
         "parameters": count_parameters(detector),
@@ -207,3 +206,96 @@ def predictions(artifact: Artifact) -> tuple[Tensor, Tensor]:
     """The artifact's predictions on the test scenes, from disk: scores (N, Q, classes), boxes (N, Q, 4)."""
     saved = artifact.tensors(PREDICTIONS)
     return saved["scores"], saved["boxes"]
+
+
+@torch.no_grad()
+def predict(detector: Detector, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (N, Q, classes) in [0, 1] and boxes (N, Q, 4) of uint8 images (N, 3, H, W), on the CPU, in eval mode."""
+    was_training, target = detector.training, training.device()
+    detector.eval().to(target)
+    batch_size = max(1, PIXELS // images[0, 0].numel())
+    found = [detector(rows.to(target).float() / 255) for rows in images.split(batch_size)]
+    detector.train(was_training)
+    scores = torch.cat([d.logits for d in found]).sigmoid()[..., :-1]
+    return scores.cpu(), torch.cat([d.boxes for d in found]).cpu()
+
+
+def detections(detector: Detector, scenes: SceneSet, threshold: float = THRESHOLD) -> list[dict]:
+    """What a detector finds in each scene, as `sure` gives it; WorkbenchError if it has not the scenes' classes."""
+    same_classes(detector.num_labels, scenes, "the detector")
+    found = zip(*predict(detector, scenes.images), strict=True)
+    return [sure(scores, boxes, threshold) for scores, boxes in found]
+
+
+def ship_detector(artifact: Artifact, name: str, command: str, folder: str | Path = FOLDER) -> Path:
+    """Write a detector's weights (kernels as float16) and its record to `folder`; returns the weights' path."""
+    base = resolve(folder) / name
+    base.parent.mkdir(parents=True, exist_ok=True)
+    # Vectors stay float32: running variances can be smaller than float16 resolves.
+    weights = {
+        key: t.half() if t.is_floating_point() and t.ndim > 1 else t
+        for key, t in artifact.tensors().items()
+    }
+    artifacts.save_tensors(base.with_suffix(".safetensors"), weights)
+    recorded = ("settings", "metrics", "seconds", "made", "ledger")
+    record = {
+        "command": command,
+        "model": artifact.settings["model"],
+        "seed": artifact.settings["config"]["seed"],
+        **{part: artifact.manifest[part] for part in recorded},
+        "provenance": provenance.describe(),
+        "history": artifact.json("history.json"),
+    }
+    artifacts.save_json(base.with_suffix(".json"), record)
+    return base.with_suffix(".safetensors")
+
+
+def _found(name: str, folder: str | Path) -> tuple[Path, dict]:
+    """The weights' path and the record of a shipped detector; WorkbenchError if a file is missing or damaged."""
+    weights = (resolve(folder) / name).with_suffix(".safetensors")
+    about = weights.with_suffix(".json")
+    try:
+        weights.stat()
+        return weights, json.loads(about.read_text())
+    except (OSError, ValueError) as error:
+        raise WorkbenchError(
+            "a shipped teacher is missing",
+            expected=f"{weights.name} and {about.name}",
+            got=error,
+            where=weights.parent,
+            fix="choose teacher=train, or restore the files from the repository",
+        ) from None
+
+
+def shipped_detector(
+    store: Store, name: str, test: Scenes, folder: str | Path = FOLDER
+) -> Artifact:
+    """A shipped detector, measured on test scenes and put in the store.
+
+    Args:
+        name: `<folder>/<name>.safetensors` beside `<name>.json`, as `ship_detector` writes them.
+
+    Raises:
+        WorkbenchError: if a file is missing or damaged, or the detector knows other classes than the scenes have.
+    """
+    weights, record = _found(name, folder)
+    model, known = record["model"], record["metrics"]["classes"]
+    training.check_classes_agree(known, test.classes, f"{weights.name} and the test scenes")
+    settings = {"model": model, "record": record["settings"], "test": test.identity}
+    settings["shipped"] = artifacts.file_hash(weights)
+
+    def make(work: Path) -> dict:
+        detector = create_detector(model, len(known), weights=weights)
+        metrics = save_detector(work, detector, test.load(), record["history"])
+        return {**metrics, "train_scenes": record["metrics"]["train_scenes"], "shipped": name}
+
+    reads = {test.split: ledger.EVALUATION}
+    more = {"inherited": record["ledger"], "code": [SPECS.get(model)]}
+    return store.get_or_make("detection-teacher", settings, make, reads=reads, **more)
+
+
+def open_shipped(name: str, folder: str | Path = FOLDER) -> Detector:
+    """A shipped detector by itself, frozen, on the training device; it is neither measured nor put in a store."""
+    weights, record = _found(name, folder)
+    classes = len(record["metrics"]["classes"])
+    return training.frozen(create_detector(record["model"], classes, weights=weights))

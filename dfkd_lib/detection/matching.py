@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchvision.ops import box_convert
 
 from dfkd_lib.core import WorkbenchError
+from dfkd_lib.losses import giou_apart
 
 # Carion et al. 2020, with the class cost of Conditional DETR
 COSTS = {"class": 2.0, "l1": 5.0, "giou": 2.0}
@@ -18,14 +18,7 @@ COSTS = {"class": 2.0, "l1": 5.0, "giou": 2.0}
 
 def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU of each box of a (B, Q, 4) with each of b (B, M, 4), cxcywh → (B, Q, M) in [-1, 1]."""
-    a, b = box_convert(a, "cxcywh", "xyxy")[:, :, None], box_convert(b, "cxcywh", "xyxy")[:, None]
-    area_a, area_b = ((x[..., 2:] - x[..., :2]).clamp(min=0).prod(-1) for x in (a, b))
-    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
-    shared = (high - low).clamp(min=0).prod(-1)
-    union = (area_a + area_b - shared).clamp(min=1e-9)
-    span = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
-    hull = span.prod(-1).clamp(min=1e-9)
-    return shared / union - (hull - union) / hull
+    return 1 - giou_apart(a[:, :, None], b[:, None])
 
 
 @torch.no_grad()
@@ -45,9 +38,6 @@ def hungarian_targets(
 ) -> tuple[Tensor, Tensor]:
     """DETR's pairing: each object goes to one query at the least total cost, the other queries get "no object".
 
-    Args:
-        logits (B, Q, K), boxes (B, Q, 4): predictions. labels (B, M), target_boxes (B, M, 4): padded objects.
-
     Returns:
         labels int64 (B, Q) in 0..K-1 and boxes (B, Q, 4), zero where there is no object. Objects beyond Q are left out.
     """
@@ -59,11 +49,10 @@ def hungarian_targets(
 def expanded_targets(
     logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The paper's pairing, "expanded targets": a scene's objects are repeated, in their order, to fill all Q queries.
+    """The paper's "expanded targets": a scene's objects are repeated, in their order, to fill all Q queries.
 
-    Arguments and results as in `hungarian_targets`. Every query of a scene with an object answers for one, whatever it
-    predicts, so nothing teaches a query to stay silent there: duplicates cost precision. The paper's text leaves the
-    expansion open; this is the plain reading of its word.
+    Arguments and results as in `hungarian_targets`. Nothing teaches a query of a scene with objects to stay silent, so
+    duplicates cost precision. The paper leaves the expansion open; this is the plain reading.
     """
     counts = (labels >= 0).sum(1, keepdim=True)
     chosen = torch.arange(logits.shape[1], device=labels.device)[None] % counts.clamp(min=1)

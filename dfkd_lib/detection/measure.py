@@ -14,45 +14,35 @@ from dfkd_lib import metrics
 from dfkd_lib.core import Artifact, Store, ledger
 from dfkd_lib.datasets import Scenes, SceneSet
 from dfkd_lib.detection.batches import SceneBatches
-from dfkd_lib.detection.detector import load_detector
-from dfkd_lib.detection.evaluate import predict
+from dfkd_lib.detection.detector import load_detector, predict
 from dfkd_lib.detection.probes import object_consistency_loss, object_probes
 from dfkd_lib.detection.scene_gan import PROBES, TOGETHER
-from dfkd_lib.models.detectors import Detector
+from dfkd_lib.models import Detector
 from dfkd_lib.models.scene_gan import CONTEXT, object_boxes
-
-
-def _batches(scenes: SceneSet):
-    batches = SceneBatches(scenes, TOGETHER, augment=None)
-    return map(batches.rows, torch.arange(len(scenes)).split(TOGETHER))
 
 
 @torch.no_grad()
 def scene_features(detector: Detector, scenes: SceneSet) -> tuple[Tensor, Tensor]:
     """A detector's backbone features, projected for its encoder: means over scenes (N, D), and about objects (n, D)."""
     outputs: list[Tensor] = []
-    hook = detector.network.model.input_projection.register_forward_hook(
-        lambda module, inputs, output: outputs.append(output)
-    )
     device, whole, things = next(detector.parameters()).device, [], []
-    try:
-        for images, labels, boxes in _batches(scenes):
+    projection = detector.network.model.input_projection
+    with projection.register_forward_hook(lambda module, inputs, output: outputs.append(output)):
+        for images, labels, boxes in SceneBatches(scenes, TOGETHER).in_order():
             detector(images.to(device))
             seen = outputs.pop().float().cpu()
             whole.append(seen.mean((2, 3)))
             regions = object_boxes(boxes, labels, CONTEXT, *seen.shape[-2:])
             things.append(roi_align(seen, regions, 1, aligned=True).flatten(1))
-    finally:
-        hook.remove()
     return torch.cat(whole), torch.cat(things)
 
 
 @torch.no_grad()
 def consistency(teacher: Detector, scenes: SceneSet, probes: Tensor) -> float:
     """The attention loss of a teacher's objects in these scenes (see `object_consistency_loss`), in [0, 1]."""
-    device, found = next(teacher.parameters()).device, []
-    for batch in _batches(scenes):
-        found.append(object_probes(teacher, *batch.to(device))[0].cpu())
+    device = next(teacher.parameters()).device
+    batches = SceneBatches(scenes, TOGETHER).in_order()
+    found = [object_probes(teacher, *batch.to(device))[0].cpu() for batch in batches]
     return float(object_consistency_loss(torch.cat(found), probes, torch.cat(scenes.labels)))
 
 
@@ -71,7 +61,6 @@ def measure_scenes(
         teacher: the detector that is to find the objects.
         judge: whose features distances are taken in.
         probes: the teacher's class probes.
-        train, test: the real scenes, which are read here to measure and for nothing else.
 
     Returns:
         Artifact with metrics "frechet" (of scenes), "frechet_objects" (≥ 0), "found" (share of the objects asked for that
@@ -85,13 +74,12 @@ def measure_scenes(
         finder, features = load_detector(teacher), load_detector(judge)
         real, made = scene_features(features, reference), scene_features(features, shown)
         found = metrics.average_precision(shown, *predict(finder, shown.images))
-        frechet, frechet_objects = (
+        distances = (
             metrics.frechet_distance_from_features(a.double(), b.double())
             for a, b in zip(real, made, strict=True)
         )
         return {
-            "frechet": frechet,
-            "frechet_objects": frechet_objects,
+            **dict(zip(("frechet", "frechet_objects"), distances, strict=True)),
             "found": found["recall"],
             "AP50": found["AP50"],
             "attention": consistency(finder, shown, probes.tensors(PROBES)["probes"]),

@@ -15,9 +15,10 @@ from torchvision.ops import roi_align
 from dfkd_lib.attention import capture_attention, patch_grid
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.processes import shared_count
+from dfkd_lib.datasets import SceneSet
 from dfkd_lib.detection.batches import Batch
 from dfkd_lib.detection.matching import matching_cost
-from dfkd_lib.models.detectors import Detections, Detector
+from dfkd_lib.models import Detections, Detector
 from dfkd_lib.models.scene_gan import object_boxes
 
 SIDE = 7  # places of a probe across its frame
@@ -34,10 +35,8 @@ def object_probes(
     too few digits for the small differences between probes.
 
     Args:
-        detector: any; its gradient reaches the images.
-        images: float (B, 3, H, W) in [0, 1].
-        labels: int64 (B, M), -1 for none.
-        boxes: (B, M, 4), cxcywh in [0, 1].
+        images: float (B, 3, H, W) in [0, 1], which the gradient reaches.
+        labels, boxes: int64 (B, M), -1 for none, and (B, M, 4), cxcywh in [0, 1].
 
     Returns:
         Probes (n, SIDE²), each of sum 1, of the n objects in the order of `labels[labels >= 0]`; the detections.
@@ -61,11 +60,7 @@ def object_probes(
 
 @torch.no_grad()
 def class_object_probes(detector: Detector, batches: Iterable[Batch], num_classes: int) -> Tensor:
-    """The mean probe of the objects of each of K classes (A eq. 2, for objects): (K, SIDE²), each of sum 1.
-
-    Raises:
-        WorkbenchError: if a class has no object.
-    """
+    """The mean probe of the objects of each of K classes (A eq. 2, for objects): (K, SIDE²), each of sum 1."""
     total, count = torch.zeros(num_classes, SIDE * SIDE), torch.zeros(num_classes)
     device = next(detector.parameters()).device
     for batch in batches:
@@ -73,25 +68,27 @@ def class_object_probes(detector: Detector, batches: Iterable[Batch], num_classe
         known = batch.labels[batch.labels >= 0]
         total.index_add_(0, known, probes.cpu())
         count += torch.bincount(known, minlength=num_classes)
-    if (count == 0).any():
-        empty = [k for k in range(num_classes) if not count[k]]
-        raise WorkbenchError(
-            "class probes need objects of every class",
-            expected=f"labels 0..{num_classes - 1}, each used",
-            got=f"no object of class {empty}",
-            where="class probes of objects",
-            fix="give more scenes, or only the classes that are there",
-        )
     return total / count[:, None]
+
+
+def check_objects(scenes: SceneSet) -> None:
+    """WorkbenchError unless every class has an object: a class without one has no probe."""
+    empty = [name for name, count in scenes.counts().items() if not count]
+    if empty:
+        raise WorkbenchError(
+            "a class has no object in the training scenes",
+            expected="at least one of each class",
+            got=f"none of {', '.join(empty)}",
+            where=scenes.origin,
+            fix="leave it out of 'categories' in all splits, add objects, or cut more crops a frame",
+        )
 
 
 def object_consistency_loss(probes: Tensor, class_probes: Tensor, labels: Tensor) -> Tensor:
     """1 - cos of each object's probe with the probe of its class, mean over objects: in [0, 1].
 
     Args:
-        probes: (n, D) as of `object_probes`.
-        class_probes: (K, D).
-        labels: int64 (n,).
+        probes, class_probes, labels: (n, D) as of `object_probes`, (K, D), int64 (n,).
 
     Source: A eq. 4, for objects.
     """

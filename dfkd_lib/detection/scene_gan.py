@@ -17,9 +17,13 @@ from dfkd_lib.core.processes import shared_count
 from dfkd_lib.datasets import SCENES, Scenes, SceneSet
 from dfkd_lib.detection.batches import Batch, SceneBatches
 from dfkd_lib.detection.detector import load_detector
-from dfkd_lib.detection.probes import class_object_probes, object_consistency_loss, object_probes
-from dfkd_lib.models.detectors import Detector
-from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneGenerator
+from dfkd_lib.detection.probes import (
+    check_objects,
+    class_object_probes,
+    object_consistency_loss,
+    object_probes,
+)
+from dfkd_lib.models import Detector, SceneDiscriminator, SceneGenerator
 from dfkd_lib.synthesis import WATCH_EVERY
 from dfkd_lib.training import Precision, StepConfig
 
@@ -33,8 +37,7 @@ class SceneNetworks:
     """What the step of the GAN of scenes works on.
 
     Args:
-        generator, discriminator: trained.
-        teacher: frozen detector.
+        generator, discriminator, teacher: the first two are trained, the detector is frozen.
         probes: class probes of its objects (K, D).
         attention_share: of a batch, (0, 1], that the attention loss is taken on: scenes are independent, so a part gives
             the same loss and gradient in the mean, at its share of the cost.
@@ -68,11 +71,8 @@ class SceneNetworks:
 
 
 def real_loss(scores: tuple[Tensor, Tensor]) -> Tensor:
-    """Cross entropy of the discriminator's logits with "real": mean over parts of scenes, plus mean over objects.
-
-    Args:
-        scores: of parts (B, 1, H, W) and of objects (n,); n may be 0.
-    """
+    """Cross entropy of the discriminator's logits with "real": mean over parts of scenes (B, 1, H, W), plus mean over
+    objects (n,); n may be 0."""
     return sum(F.softplus(-s.float()).sum() / shared_count(s.numel(), s) for s in scores)
 
 
@@ -146,9 +146,8 @@ class SceneGAN(StepConfig):
         def make(work: Path) -> dict:
             return self._fit(work, scenes.load(), teacher, probes)
 
-        return store.get_or_make(
-            "scene_gan", {**self.as_dict(), **own}, make, [teacher, probes], reads
-        )
+        settings, parents = {**self.as_dict(), **own}, [teacher, probes]
+        return store.get_or_make("scene_gan", settings, make, parents, reads)
 
     def _fit(self, work: Path, scenes: SceneSet, teacher: Artifact, probes: Artifact) -> dict:
         check_side(*scenes.pixels.shape[2:])
@@ -157,9 +156,8 @@ class SceneGAN(StepConfig):
         modules = self.networks(len(teacher.metrics["classes"]), side)
         batches = SceneBatches(scenes, self.batch_size)
         class_probes = probes.tensors(PROBES)["probes"].to(training.device())
-        nets = SceneNetworks(
-            *modules.values(), load_detector(teacher), class_probes, self.attention_share
-        )
+        frozen = load_detector(teacher), class_probes
+        nets = SceneNetworks(*modules.values(), *frozen, self.attention_share)
         steps, chosen = len(batches) * self.epochs, self._step or scene_gan_step
 
         def step(batch: Batch, progress: float) -> Iterator[tuple[str, dict]]:
@@ -177,13 +175,10 @@ class SceneGAN(StepConfig):
         return {"images_per_second": speed, "train_scenes": len(batches.images), "side": side}
 
     def draw(self, store: Store, trained: Artifact, count: int, seed: int = 0) -> Artifact:
-        """`count` scenes of the trained GAN, of its layouts moved a little: scenes.safetensors "pixels", "labels", "boxes".
+        """`count` scenes of the trained GAN, of its layouts moved a little, as an artifact for `open_scenes`: pixels uint8
+        (N, 3, S, S), and the layout that was asked for, which a detector may or may not find.
 
         Drawing reads no real image; that the layouts, and the GAN, come from real scenes stands in the ledger of its parent.
-
-        Returns:
-            Artifact for `open_scenes`: pixels uint8 (N, 3, S, S), labels int64 (N, M), -1 for none, boxes (N, M, 4): what
-            was asked for, which a detector may or may not find.
         """
         classes = trained.settings["classes"]
 
@@ -191,12 +186,11 @@ class SceneGAN(StepConfig):
             model = self.networks(len(classes), trained.metrics["side"])["generator"]
             model.load_state_dict(trained.tensors("generator.safetensors"))
             training.frozen(model)
-            layouts = trained.tensors("layouts.safetensors")
-            random = torch.Generator().manual_seed(seed)
+            layouts, random = trained.tensors("layouts.safetensors"), torch.Generator()
+            random.manual_seed(seed)
             chosen = torch.randint(len(layouts["labels"]), (count,), generator=random)
-            labels, boxes = moved_layouts(
-                layouts["labels"][chosen], layouts["boxes"][chosen], random
-            )
+            found = (layouts[name][chosen] for name in ("labels", "boxes"))
+            labels, boxes = moved_layouts(*found, random)
             pixels = []
             with torch.inference_mode():
                 for rows in torch.arange(count).split(TOGETHER):
@@ -228,10 +222,11 @@ def object_probe_artifact(store: Store, scenes: Scenes, teacher: Artifact) -> Ar
     """The class probes of a teacher's objects in labelled scenes: probes.safetensors "probes" (K, SIDE²)."""
 
     def make(work: Path) -> dict:
-        batches = SceneBatches(scenes.load(), TOGETHER, augment=None)
-        rows = torch.arange(len(batches.images)).split(TOGETHER)
+        known = scenes.load()
+        check_objects(known)
+        batches = SceneBatches(known, TOGETHER)
         detector, classes = load_detector(teacher), len(scenes.classes)
-        probes = class_object_probes(detector, map(batches.rows, rows), classes)
+        probes = class_object_probes(detector, batches.in_order(), classes)
         artifacts.save_tensors(work / PROBES, {"probes": probes})
         return {"scenes": len(batches.images)}
 
@@ -240,12 +235,8 @@ def object_probe_artifact(store: Store, scenes: Scenes, teacher: Artifact) -> Ar
 
 
 def moved_layouts(labels: Tensor, boxes: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Layouts mirrored (1/2), each object moved and stretched by a little chance and kept inside its scene.
-
-    Args:
-        labels: int64 (N, M), -1 for none.
-        boxes: (N, M, 4), cxcywh in [0, 1].
-    """
+    """Layouts, labels (N, M) and boxes (N, M, 4), mirrored (1/2), each object moved and stretched by a little chance and
+    kept inside its scene."""
     count, most = labels.shape
 
     def uniform(*shape: int) -> Tensor:

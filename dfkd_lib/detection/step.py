@@ -1,6 +1,7 @@
 """The step of a detector: queries paired with objects and with the teacher's queries, named losses, weighted and summed."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -19,11 +20,10 @@ from dfkd_lib.losses import (
     objectness,
 )
 from dfkd_lib.metrics import THRESHOLD
-from dfkd_lib.models.detectors import Detector
+from dfkd_lib.models import Detector
 
 
-def _weight(default: float, description: str, also: str = "") -> float:
-    extra = {"also": also} if also else {}
+def _weight(default: float, description: str, **extra: str) -> float:
     return Field(default, ge=0, le=100_000, description=description, json_schema_extra=extra)
 
 
@@ -33,11 +33,13 @@ class DetectionWeights(Config):
     Smooth L1 of coordinates in [0, 1] is quadratic and small, which is why its weight is large.
     """
 
-    classification: float = _weight(2.0, "of the classification loss (eq. 11)", "class_weight")
-    boxes: float = _weight(100.0, "of Smooth L1 (eq. 12, 13)", "box_weight")
-    giou: float = _weight(0.0, "of DETR's GIoU loss, which the paper does not use", "giou_weight")
+    classification: float = _weight(2.0, "of the classification loss (eq. 11)", also="class_weight")
+    boxes: float = _weight(100.0, "of Smooth L1 (eq. 12, 13)", also="box_weight")
+    giou: float = _weight(
+        0.0, "of DETR's GIoU loss, which the paper does not use", also="giou_weight"
+    )
     distillation: float = _weight(
-        1.0, "of the teacher's softened logits (eq. 14)", "distillation_weight"
+        1.0, "of the teacher's softened logits (eq. 14)", also="distillation_weight"
     )
     box_distillation: float = _weight(0.0, "of the teacher's boxes, which are not the paper's")
     attention_distillation: float = _weight(0.0, "of its cross-attention, likewise")
@@ -53,61 +55,41 @@ class DetectionWeights(Config):
         return self
 
     def total(self, named: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What a step returns: "loss", weighted and summed over decoder layers, and the last layer's named losses.
-
-        Args:
-            named: losses by name, (L,) each, or (1,) for those of the last decoder layer alone.
-        """
+        """What a step returns: "loss", weighted and summed over decoder layers, and the last layer's named losses, of losses
+        by name, (L,) each, or (1,) for those of the last decoder layer alone."""
         loss = sum(self[name] * value.sum() for name, value in named.items())
         return {"loss": loss, **{name: value[-1] for name, value in named.items()}}
 
 
 class Queries(NamedTuple):
-    """What a detector predicts at each of its L decoder layers.
+    """What a detector predicts at each of its L decoder layers."""
 
-    Args:
-        logits: (L, B, Q, K), the last of K classes "no object".
-        boxes: (L, B, Q, 4), cxcywh in [0, 1].
-        maps: the last layer's cross-attention (B, Q, h, w), mean over heads; None where it was not asked for.
-    """
-
-    logits: Tensor
-    boxes: Tensor
-    maps: Tensor | None = None
+    logits: Tensor  # (L, B, Q, K), the last of K classes "no object"
+    boxes: Tensor  # (L, B, Q, 4), cxcywh in [0, 1]
+    maps: Tensor | None = None  # the last layer's cross-attention (B, Q, h, w), mean over heads
 
 
 class ObjectTargets(NamedTuple):
-    """The object that each query answers for.
+    """The object that each query answers for."""
 
-    Args:
-        labels: int64 (L, B, Q); the last class, "no object", where there is none.
-        boxes: (L, B, Q, 4), cxcywh in [0, 1], 0 where there is none.
-        present: bool (L, B, Q).
-    """
-
-    labels: Tensor
-    boxes: Tensor
-    present: Tensor
+    labels: Tensor  # int64 (L, B, Q); the last class, "no object", where there is none
+    boxes: Tensor  # (L, B, Q, 4), cxcywh in [0, 1], 0 where there is none
+    present: Tensor  # bool (L, B, Q)
 
 
 def queries(
     detector: Detector, images: Tensor, attention: bool = False, every_layer: bool = True
 ) -> Queries:
-    """The predictions of every decoder layer (deep supervision), or of the last alone.
-
-    Args:
-        images: float (B, 3, H, W) in [0, 1].
-        attention: whether to read the last layer's cross-attention too.
-    """
-    maps = None
+    """The predictions on float images (B, 3, H, W) in [0, 1] of every decoder layer (deep supervision), or of the last
+    alone; `attention` reads the last layer's cross-attention too."""
+    maps, blocks = None, nullcontext()
     if attention:
-        with capture_attention(detector.network, (-1,), token=None, kind="cross") as blocks:
-            found = detector(images, every_layer)
-        seen = blocks[-1].mean(1)
-        grid = patch_grid(detector.network, seen.shape[-1], *images.shape[-2:])
-        maps = seen.unflatten(-1, grid)
-    else:
+        blocks = capture_attention(detector.network, (-1,), token=None, kind="cross")
+    with blocks as captured:
         found = detector(images, every_layer)
+    if attention:
+        seen = captured[-1].mean(1)
+        maps = seen.unflatten(-1, patch_grid(detector.network, seen.shape[-1], *images.shape[-2:]))
     layers = (*found.earlier, found[:2])
     logits, boxes = (torch.stack(parts) for parts in zip(*layers, strict=True))
     return Queries(logits, boxes, maps)
@@ -129,13 +111,8 @@ def confident(found: Queries, threshold: float = THRESHOLD) -> tuple[Tensor, Ten
 def pair_objects(
     found: Queries, labels: Tensor, boxes: Tensor, pairing: str = "hungarian"
 ) -> ObjectTargets:
-    """The object that each query of each decoder layer answers for.
-
-    Args:
-        labels: int64 (B, M), -1 where there is no object.
-        boxes: (B, M, 4), cxcywh in [0, 1].
-        pairing: a name in `matching.PAIRINGS`.
-    """
+    """The object of padded labels (B, M) and boxes (B, M, 4) that each query of each decoder layer answers for, by a name
+    in `matching.PAIRINGS`."""
     layers, _, _, classes = found.logits.shape
     predicted = found.logits.flatten(0, 1), found.boxes.flatten(0, 1)
     targets = PAIRINGS[pairing](*predicted, labels.repeat(layers, 1), boxes.repeat(layers, 1, 1))
@@ -182,9 +159,8 @@ def detection_step(weights: DetectionWeights) -> Callable:
         like = None if answer is None else pair_teacher(found, answer)
         named = detection_losses(*found[:2], target.labels, target.boxes, like, weights.temperature)
         if like is not None and weights.box_distillation:
-            named["box_distillation"] = box_distillation_loss(
-                found.boxes, like.boxes, like.objectness
-            )
+            boxes = found.boxes, like.boxes, like.objectness
+            named["box_distillation"] = box_distillation_loss(*boxes)
         if like is not None and cross:
             attention = attention_distillation_loss(found.maps, like.maps, like.objectness[-1])
             named["attention_distillation"] = attention[None]

@@ -4,25 +4,19 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger
+from dfkd_lib.core import Artifact, Store, WorkbenchError, ledger
 from dfkd_lib.datasets import GENERATED, SceneConfig, Scenes, load_coco
 from dfkd_lib.detection.config import VARIANTS, DetectionConfig
-from dfkd_lib.detection.detector import PREDICTIONS, load_detector, train
+from dfkd_lib.detection.detector import load_detector, save_predictions, shipped_detector, train
 from dfkd_lib.detection.measure import measure_scenes
+from dfkd_lib.detection.probes import check_objects
 from dfkd_lib.detection.scene_gan import SceneGAN, check_side, object_probe_artifact
-from dfkd_lib.detection.shipped import shipped_detector
 from dfkd_lib.detection.step import detection_step
 from dfkd_lib.detection.tiles import predict_tiled
-from dfkd_lib.metrics import average_precision
 
 
 class DetectionStudy:
-    """What a configuration asks for, each part made or found by its key when it is first used.
-
-    Args:
-        store: where everything is kept.
-        config: the settings.
-    """
+    """What a configuration asks for, each part made or found in a store when it is first used."""
 
     def __init__(self, store: Store, config: DetectionConfig):
         self.store, self.config = store, config
@@ -43,7 +37,9 @@ class DetectionStudy:
         if config.source == "shipped":
             return shipped_detector(self.store, config.shipped, test)
         if self.config.from_generated:
-            start = shipped_detector(self.store, config.shipped, _generated_test())
+            # On generated test scenes as the shipped teacher knows them.
+            known = SceneConfig(size=80, test_scenes=300).scenes("test")
+            start = shipped_detector(self.store, config.shipped, known)
             if start.settings["model"] != config.model:
                 raise WorkbenchError(
                     "the teacher cannot start from the shipped detector, which has another shape",
@@ -77,31 +73,25 @@ class DetectionStudy:
         splits = (self.scenes(split, True) for split in ("train", "test"))
         return measure_scenes(self.store, drawn, self.teacher, judge, self.probes, *splits)
 
-    def learns_from(self, variant: str) -> tuple[Scenes | Artifact, Artifact | None]:
-        """The scenes and the teacher of a student, by a short name in `VARIANTS`; WorkbenchError if there is none."""
-        if variant not in VARIANTS:
-            raise WorkbenchError(
-                "no such student",
-                expected=", ".join(VARIANTS),
-                got=variant,
-                where="students",
-                fix="name students separated by commas",
-            )
-        if variant in ("train", "plain"):
-            return self.scenes("train"), self.teacher if variant == "train" else None
-        if variant == "generated":
-            return self.scenes("synthetic"), self.teacher
-        gan = self.config.gan
-        return self.drawn(gan if variant == "synthetic" else gan.replace(lam=0.0)), self.teacher
-
     def student(self, variant: str, step: Callable | None = None) -> Artifact:
-        """A student by its short name, trained by the library's step or one of the caller's; see `train`."""
-        config, (scenes, teacher) = self.config, self.learns_from(variant)
-        step = step or detection_step(config.losses)
-        start, test = self.start(teacher, step), self.scenes("test")
-        return train(
-            self.store, config.student, step, scenes, test, teacher, seed=config.seed, start=start
-        )
+        """A student by its short name in `VARIANTS`, trained by the library's step or one of the caller's; see `train`."""
+        if variant not in VARIANTS:
+            known = ", ".join(VARIANTS)
+            raise WorkbenchError(
+                "no such student", expected=known, got=variant, fix="name one of these"
+            )
+        config, teacher = self.config, None if variant == "plain" else self.teacher
+        if variant in ("train", "plain"):
+            scenes = self.scenes("train")
+        elif variant == "generated":
+            scenes = self.scenes("synthetic")
+        else:
+            scenes = self.drawn(
+                config.gan if variant == "synthetic" else config.gan.replace(lam=0.0)
+            )
+        step, test = step or detection_step(config.losses), self.scenes("test")
+        own = (config.student, step, scenes, test, teacher, config.seed, self.start(teacher, step))
+        return train(self.store, *own)
 
     def start(self, teacher: Artifact | None, step: Callable) -> Artifact | None:
         """What a student starts from: nothing, or one of its shape that learned the generated scenes, from the shipped
@@ -122,18 +112,8 @@ class DetectionStudy:
         """
         data = self.config.data
         check_side(data.size, data.size)
-        if data.name == GENERATED:
-            return
-        counts = self.scenes("train", True).load().counts()
-        empty = [name for name, count in counts.items() if not count]
-        if empty:
-            raise WorkbenchError(
-                "a class has no object in the training scenes",
-                expected="at least one of each class",
-                got=f"none of {', '.join(empty)}",
-                where=data.name,
-                fix="leave it out of 'categories' in all splits, add objects, or cut more crops a frame",
-            )
+        if data.name != GENERATED:
+            check_objects(self.scenes("train", True).load())
 
     def tiled(self, detector: Artifact) -> Artifact:
         """A detector's detections in whole test frames of a folder, by tiles; metrics as of a detector's artifact."""
@@ -142,18 +122,11 @@ class DetectionStudy:
 
         def make(work: Path) -> dict:
             test = load_coco(data.name, "test")
-            scores, boxes = predict_tiled(load_detector(detector), test.images, tile, data.size)
-            artifacts.save_tensors(work / PREDICTIONS, {"scores": scores, "boxes": boxes})
-            found = average_precision(test, scores, boxes, by_size=True)
-            parameters, classes = detector.metrics["parameters"], list(test.classes)
-            return {**found, "parameters": parameters, "test_scenes": len(test), "classes": classes}
+            finder = load_detector(detector)
+            found = predict_tiled(finder, test.images, tile, data.size)
+            return save_predictions(work, finder, test, *found)
 
-        settings = {"model": detector.settings["model"], "tile": tile, "size": data.size}
-        settings["test"] = frames.identity
+        model, test = detector.settings["model"], frames.identity
+        settings = {"model": model, "tile": tile, "size": data.size, "test": test}
         reads = {frames.split: ledger.EVALUATION}
         return self.store.get_or_make("tiled_detections", settings, make, [detector], reads)
-
-
-def _generated_test() -> Scenes:
-    """Generated test scenes as the shipped teacher knows them."""
-    return SceneConfig(size=80, test_scenes=300).scenes("test")

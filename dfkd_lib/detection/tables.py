@@ -1,4 +1,4 @@
-"""Detectors and drawn scenes as tables: COCO's measures, what each has read, and how good its scenes are."""
+"""Detectors and drawn scenes as tables, and as examples in the form that the plots of scenes take."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfkd_lib.core import Artifact
-from dfkd_lib.metrics import intervals
+from dfkd_lib.datasets import SceneSet
+from dfkd_lib.detection.detector import predictions
+from dfkd_lib.detection.step import ObjectTargets, Queries
+from dfkd_lib.metrics import intervals, sure
 
 if TYPE_CHECKING:
     import pandas as pd
 
+LABELS = {True: "the data set's", False: "the teacher's detections"}
 MEASURES = {
     "frechet": "distance of scenes",
     "frechet_objects": "distance of objects",
@@ -28,31 +32,24 @@ def _table(rows: list[dict]) -> "pd.DataFrame":
 
 def ap_table(detectors: dict[str, Artifact]) -> "pd.DataFrame":
     """COCO measures of each detector: parameters, AP, AP50, AP75, AP by size, precision, recall."""
-    columns = {name: name for name in ("parameters", "AP", "AP50", "AP75")}
-    columns |= {f"AP {size}": f"AP_{size}" for size in ("small", "medium", "large")}
-    columns |= {name: name for name in ("precision", "recall")}
-    return _table(
-        [
-            {"detector": f"{name} ({artifact.settings['model']})"}
-            | {column: artifact.metrics.get(measure) for column, measure in columns.items()}
-            for name, artifact in detectors.items()
-        ]
-    )
+    sizes = [f"AP_{size}" for size in ("small", "medium", "large")]
+    measures = ["parameters", "AP", "AP50", "AP75", *sizes, "precision", "recall"]
+    rows = []
+    for name, artifact in detectors.items():
+        found = {measure.replace("_", " "): artifact.metrics.get(measure) for measure in measures}
+        rows.append({"detector": f"{name} ({artifact.settings['model']})", **found})
+    return _table(rows)
 
 
 def class_table(detectors: dict[str, Artifact]) -> "pd.DataFrame":
     """AP and AP50 of each detector by class."""
-    return _table(
-        [
-            {"detector": name}
-            | {
-                f"{label} {measure}": values[measure]
-                for measure in ("AP", "AP50")
-                for label, values in artifact.metrics["per_class"].items()
-            }
-            for name, artifact in detectors.items()
-        ]
-    )
+    rows = []
+    for name, artifact in detectors.items():
+        classes = artifact.metrics["per_class"].items()
+        measures = ("AP", "AP50")
+        found = {f"{label} {one}": values[one] for one in measures for label, values in classes}
+        rows.append({"detector": name, **found})
+    return _table(rows)
 
 
 def seen_table(detectors: dict[str, Artifact]) -> "pd.DataFrame":
@@ -69,9 +66,7 @@ def seen_table(detectors: dict[str, Artifact]) -> "pd.DataFrame":
                 "scenes it trained on": artifact.metrics["train_scenes"],
                 "of them from a data set": sum(read.values()),
                 "splits": ", ".join(read) or "none",
-                "labels": "the data set's"
-                if artifact.settings.get("labelled", True)
-                else "the teacher's detections",
+                "labels": LABELS[artifact.settings.get("labelled", True)],
             }
         )
     return _table(rows)
@@ -86,20 +81,50 @@ def _start(settings: dict) -> str:
 
 
 def measures_table(measured: dict[str, Sequence[Artifact]]) -> "pd.DataFrame":
-    """What was measured of drawn scenes, one row a maker: mean and 95 % interval over its seeds.
+    """What was measured of drawn scenes, one row a maker, of `measure_scenes` of each of its seeds: mean and 95 %
+    interval."""
+    rows = []
+    for name, found in measured.items():
+        row = {"scenes": name, "seeds": len(found)}
+        for key, text in MEASURES.items():
+            scale = 100 if key == "found" else 1
+            row[text] = intervals.interval_text([scale * one.metrics[key] for one in found])
+        rows.append(row)
+    return _table(rows)
 
-    Args:
-        measured: {maker: `measure_scenes` of each seed}.
-    """
-    return _table(
-        [
-            {"scenes": name, "seeds": len(found)}
-            | {
-                words: intervals.interval_text(
-                    [(100 if key == "found" else 1) * one.metrics[key] for one in found]
-                )
-                for key, words in MEASURES.items()
-            }
-            for name, found in measured.items()
-        ]
-    )
+
+def with_objects(scenes: SceneSet, count: int) -> list[int]:
+    """Places of `count` scenes with an object, evenly over the set: neighbours are often of one video."""
+    rows = [i for i, labels in enumerate(scenes.labels) if len(labels)] or [*range(len(scenes))]
+    return rows[:: max(1, len(rows) // count)][:count]
+
+
+def truth(scenes: SceneSet) -> list[dict]:
+    """The true objects of each scene: {"boxes" (n, 4) cxcywh in [0, 1], "labels" (n,)}."""
+    pairs = zip(scenes.boxes, scenes.labels, strict=True)
+    return [{"boxes": boxes.numpy(), "labels": labels.numpy()} for boxes, labels in pairs]
+
+
+def compared(
+    detectors: dict[str, Artifact], test: SceneSet, count: int, threshold: float
+) -> dict[str, object]:
+    """Test scenes with an object, evenly over the set, and what each detector finds there: for `plots.detection_compare`."""
+    rows = with_objects(test, count)
+    some, found = test.subset(rows), {}
+    for name, artifact in detectors.items():
+        scores, boxes = predictions(artifact)
+        found[name] = [sure(scores[i], boxes[i], threshold) for i in rows]
+    images = some.pixels.numpy()
+    return {"images": images, "classes": test.classes, "truth": truth(some), "found": found}
+
+
+def pairs(found: Queries, targets: ObjectTargets) -> list[dict]:
+    """Of each scene the queries of the last decoder layer that answer for an object: their boxes, the object's label, and
+    the probability of it as score."""
+    parts = (found.logits[-1].sigmoid(), found.boxes[-1], targets.labels[-1], targets.present[-1])
+    shown = []
+    for scene in zip(*(part.detach().cpu() for part in parts), strict=True):
+        scores, boxes, labels = (part[scene[-1]] for part in scene[:-1])
+        chance = scores.gather(1, labels[:, None]).flatten()
+        shown.append({"boxes": boxes.numpy(), "labels": labels.numpy(), "scores": chance.numpy()})
+    return shown

@@ -1,7 +1,5 @@
 """Small objects in large frames: overlapping windows are detected in one by one, and what is found is put together."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
@@ -9,11 +7,12 @@ from torchvision.transforms.v2 import functional as images_of
 
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import FILL
-from dfkd_lib.detection.evaluate import PIXELS, predict
+from dfkd_lib.detection.detector import PIXELS, predict
 from dfkd_lib.metrics import FAINT
-from dfkd_lib.models.detectors import Detector
+from dfkd_lib.models import Detector
 
 BORDER = 0.02  # share of a window within which a box touches its border
+IOU = 0.5  # from which the less sure of two boxes of a class is left out
 COVERED = 0.7  # share of a cut box that another one must cover to stand for it
 
 
@@ -21,44 +20,40 @@ COVERED = 0.7  # share of a cut box that another one must cover to stand for it
 def predict_tiled(
     detector: Detector,
     images: Tensor,
-    tile: int | Sequence[int],
+    tile: int,
     size: int,
     overlap: float = 0.25,
     keep: int = 100,
-    iou: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
     """Detect in whole frames by square windows, each resized to what the detector was trained on.
 
     A box that a border between windows cuts is left out where another window saw more of the same object; then
-    non-maximum suppression within each class. An object that no window holds stays in pieces: give a larger tile too.
+    non-maximum suppression within each class. An object that no window holds stays in pieces: it needs a larger tile.
 
     Args:
-        images: uint8 (N, 3, H, W). tile: side of the windows in pixels of the frames, or several for several scales; what
-            lies outside a frame is filled with the mean colour. size: side that windows are resized to.
+        images: uint8 (N, 3, H, W).
+        tile: side of the windows in pixels of the frames; what lies outside a frame is filled with the mean colour.
+        size: side that windows are resized to.
         overlap: of neighbouring windows as a share of their side, at least, in [0, 1): as much as objects are large.
-        keep: detections an image, at most. iou: from which the less sure of two boxes of a class is left out.
+        keep: detections an image, at most.
 
     Returns:
         Scores (N, keep, classes) in [0, 1], surest first, and boxes (N, keep, 4) cxcywh in [0, 1] of the frame, on the
         CPU; 0 where there are fewer. Memory beside these does not grow with the number of frames.
 
     Raises:
-        WorkbenchError: on images of another form, impossible sizes, overlap, keep or iou.
+        WorkbenchError: on images of another form, impossible sizes, overlap or keep.
     """
-    tiles = sorted({int(t) for t in ([tile] if isinstance(tile, int) else tile)})
-    _check(images, tiles, size, overlap, keep, iou)
+    _check(images, tile, size, overlap, keep)
     scores = torch.zeros(len(images), keep, detector.num_labels)
     boxes = torch.zeros(len(images), keep, 4)
     for row, image in enumerate(images):
-        found = [_in_windows(detector, image, side, size, overlap) for side in tiles]
-        kept = _put_together(*(torch.cat(parts) for parts in zip(*found, strict=True)), keep, iou)
-        scores[row, : len(kept[0])], boxes[row, : len(kept[1])] = kept
+        chosen = _put_together(*_in_windows(detector, image, tile, size, overlap), keep)
+        scores[row, : len(chosen[0])], boxes[row, : len(chosen[1])] = chosen
     return scores, box_convert(boxes, "xyxy", "cxcywh")
 
 
-def _check(
-    images: Tensor, tiles: list[int], size: int, overlap: float, keep: int, iou: float
-) -> None:
+def _check(images: Tensor, tile: int, size: int, overlap: float, keep: int) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise WorkbenchError(
             "frames have the wrong form",
@@ -67,14 +62,13 @@ def _check(
             got=f"{images.dtype} {tuple(images.shape)}",
             fix="convert them to uint8 RGB",
         )
-    possible = tiles and tiles[0] >= 8 and size >= 8 and keep >= 1
-    if not possible or not 0 <= overlap < 1 or not 0 < iou <= 1:
+    if tile < 8 or size < 8 or keep < 1 or not 0 <= overlap < 1:
         raise WorkbenchError(
             "impossible windows",
             where="predict_tiled",
             fix="correct the value that is out of range",
-            expected="tile and size >= 8, 0 <= overlap < 1, keep >= 1, 0 < iou <= 1",
-            got=f"tile {tiles}, size {size}, overlap {overlap}, keep {keep}, iou {iou}",
+            expected="tile and size >= 8, 0 <= overlap < 1, keep >= 1",
+            got=f"tile {tile}, size {size}, overlap {overlap}, keep {keep}",
         )
 
 
@@ -114,9 +108,7 @@ def _window(image: Tensor, x: int, y: int, tile: int, size: int) -> Tensor:
     return window if tile == size else images_of.resize(window, [size, size], antialias=True)
 
 
-def _put_together(
-    scores: Tensor, boxes: Tensor, cut: Tensor, keep: int, iou: float
-) -> tuple[Tensor, Tensor]:
+def _put_together(scores: Tensor, boxes: Tensor, cut: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """The detections of all windows of a frame as one list, surest first, `keep` at most."""
     best, label = scores.max(-1)
     # Pairs are compared below: among thousands the faintest are never kept.
@@ -131,5 +123,5 @@ def _put_together(
     stands = covered & larger & (label[:, None] == label[None]) & (best[None] >= best[:, None] / 2)
     stands.fill_diagonal_(False)
     left = (~(cut & stands.any(1)) & (area > 0)).nonzero().flatten()
-    left = left[batched_nms(boxes[left], best[left], label[left], iou)[:keep]]
+    left = left[batched_nms(boxes[left], best[left], label[left], IOU)[:keep]]
     return scores[left], boxes[left]

@@ -88,7 +88,7 @@ def giou_loss(boxes: Tensor, targets: Tensor, present: Tensor) -> Tensor:
 
     Source: Rezatofighi et al. 2019; not in the papers.
     """
-    return _of_pairs(_giou_apart(boxes, targets), present)
+    return _of_pairs(giou_apart(boxes, targets), present)
 
 
 def distillation_loss(
@@ -140,7 +140,7 @@ def box_distillation_loss(boxes: Tensor, teacher_boxes: Tensor, weights: Tensor)
     Returns:
         (...), ≥ 0.
     """
-    apart = SMOOTH * F.smooth_l1_loss(boxes, teacher_boxes, reduction="none").sum(-1) + _giou_apart(
+    apart = SMOOTH * F.smooth_l1_loss(boxes, teacher_boxes, reduction="none").sum(-1) + giou_apart(
         boxes, teacher_boxes
     )
     return _weighted(apart, weights)
@@ -209,9 +209,9 @@ def detection_losses(
     return losses
 
 
-def _giou_apart(boxes: Tensor, targets: Tensor) -> Tensor:
-    """1 - generalised IoU of boxes (..., 4) cxcywh in pairs: torchvision's loss, which picks out the pairs that overlap and
-    so waits for the device at each call."""
+def giou_apart(boxes: Tensor, targets: Tensor) -> Tensor:
+    """1 - generalised IoU of boxes (..., 4) cxcywh that broadcast: (...). torchvision's own loss picks out the pairs that
+    overlap, and so waits for the device at each call."""
     (low, high), (low_target, high_target) = (
         box_convert(b, "cxcywh", "xyxy").split(2, -1) for b in (boxes, targets)
     )

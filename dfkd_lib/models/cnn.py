@@ -9,18 +9,37 @@ from timm.models import vgg
 from torch import Tensor, nn
 
 
+def check_side(img_size: int, least: int) -> None:
+    """ValueError on images of fewer pixels than a CNN's poolings need."""
+    if img_size < least:
+        raise ValueError(
+            f"{img_size} pixels, of which poolings leave nothing: at least {least}, or a smaller model (cnn_small)"
+        )
+
+
 class SmallCNN(nn.Module):
     """Stages of two 3x3 convolutions with batch norm and ReLU, max pooling between them, mean pooling at the end.
 
     Args:
+        img_size: side in pixels, which is checked only: the weights do not depend on it.
         widths: channels of each stage; stage i works at img_size / 2**i pixels.
 
     Input (B, in_chans, H, W) float, any H and W of at least 2**(stages - 1) pixels; output logits (B, num_classes).
+
+    Raises:
+        ValueError: if the image is too small for its poolings.
     """
 
-    def __init__(self, num_classes: int, in_chans: int, widths: tuple[int, ...]):
+    def __init__(
+        self,
+        num_classes: int = 10,
+        img_size: int = 28,
+        in_chans: int = 1,
+        widths: tuple[int, ...] = (16, 32, 64),
+    ):
         super().__init__()
-        self.num_classes, self.widths = num_classes, tuple(widths)
+        check_side(img_size, 2 ** (len(widths) - 1))
+        self.num_classes = num_classes
         inputs = (in_chans, *widths[:-1])
         self.stages = nn.ModuleList(
             nn.Sequential(_convolution(before, width), _convolution(width, width))
@@ -71,14 +90,6 @@ def early_channels(model: nn.Module, stage: int, img_size: int, in_chans: int) -
     return early.shape[1]
 
 
-def check_side(img_size: int, least: int) -> None:
-    """ValueError on images of fewer pixels than a CNN's poolings need."""
-    if img_size < least:
-        raise ValueError(
-            f"{img_size} pixels, of which poolings leave nothing: at least {least}, or a smaller model (cnn_small)"
-        )
-
-
 def build_vgg16_bn(num_classes: int = 10, img_size: int = 32, in_chans: int = 3) -> nn.Module:
     """VGG16 with batch norm, 134,309,962 parameters for 10 classes: the teacher of the TITN paper.
 
@@ -89,22 +100,7 @@ def build_vgg16_bn(num_classes: int = 10, img_size: int = 32, in_chans: int = 3)
     return vgg.vgg16_bn(pretrained=False, num_classes=num_classes, in_chans=in_chans)
 
 
-def build_small_cnn(
-    num_classes: int = 10,
-    img_size: int = 28,
-    in_chans: int = 1,
-    widths: tuple[int, ...] = (16, 32, 64),
-) -> SmallCNN:
-    """The small VGG-like CNN; `img_size` is checked only, the weights do not depend on it.
-
-    Raises:
-        ValueError: if the image is too small for its poolings.
-    """
-    check_side(img_size, 2 ** (len(widths) - 1))
-    return SmallCNN(num_classes, in_chans, widths)
-
-
 CNN_MODELS = {
     "vgg16_bn": (build_vgg16_bn, {}),
-    "cnn_small": (build_small_cnn, {}),
+    "cnn_small": (SmallCNN, {}),
 }

@@ -2,9 +2,11 @@
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterable
 
 import torch
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from dfkd_lib.core import Registry, WorkbenchError
@@ -15,13 +17,6 @@ from dfkd_lib.models.titn import TITN_MODELS
 
 # name -> (builder, its keywords)
 MODELS = Registry({**VIT_MODELS, **CNN_MODELS, **TITN_MODELS, **DEARKD_MODELS})
-
-
-def model_names() -> list[str]:
-    """Every name `create_model` knows, sorted."""
-    return sorted(MODELS)
-
-
 # What a senseless request sets off inside an architecture's own code.
 ODD = (
     ArithmeticError,
@@ -32,6 +27,14 @@ ODD = (
     TypeError,
     ValueError,
 )
+# GPSA starts as a convolution by weights of its own, and heads start near zero: both keep theirs.
+KEPT = re.compile(r"(^|\.)(head|head_dist|pos_proj)$|^early_blocks\.\d+\.attn\.v$")
+PLACES = ("pos_embed", "patch_pos")
+
+
+def model_names() -> list[str]:
+    """Every name `create_model` knows, sorted."""
+    return sorted(MODELS)
 
 
 def unknown_name(what: str, name: str, known: Iterable[str], expected: str = "") -> WorkbenchError:
@@ -46,12 +49,36 @@ def unknown_name(what: str, name: str, known: Iterable[str], expected: str = "")
     )
 
 
+def model_settings(name: str, overrides: dict) -> dict:
+    """Every keyword of a named architecture with its value, and "small_start": see `create_model`.
+
+    Raises:
+        WorkbenchError: on an unknown name or override.
+    """
+    if name not in MODELS:
+        raise unknown_name("model", name, model_names())
+    builder, own = MODELS[name]
+    parameters = inspect.signature(builder).parameters.values()
+    known = ["small_start", *(p.name for p in parameters)]
+    unknown = set(overrides) - set(known)
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        raise WorkbenchError(
+            f"model {name} has no such setting",
+            got=", ".join(sorted(unknown)),
+            expected=", ".join(known),
+            fix="drop it or correct its name",
+        )
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {"small_start": False, **defaults, **own, **overrides}
+
+
 def create_model(name: str, **overrides) -> nn.Module:
     """A classifier by name, randomly initialised from torch's global generator.
 
     Args:
         name: one of `model_names()`.
-        overrides: keywords that replace the named configuration's, such as num_classes, img_size (pixels), in_chans.
+        overrides: keywords that replace the named configuration's, such as num_classes, img_size (pixels), in_chans;
+            small_start (see `start_small`).
 
     Returns:
         A module from float images (B, in_chans, img_size, img_size) in [-1, 1] to logits (B, num_classes); models with
@@ -60,28 +87,41 @@ def create_model(name: str, **overrides) -> nn.Module:
     Raises:
         WorkbenchError: on an unknown name or override, or sizes that do not fit (image and patch, width and heads).
     """
-    if name not in MODELS:
-        raise unknown_name("model", name, model_names())
-    builder, defaults = MODELS[name]
-    parameters = inspect.signature(builder).parameters
-    unknown = set(overrides) - set(parameters)
-    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        raise WorkbenchError(
-            f"model {name} has no such setting",
-            got=", ".join(sorted(unknown)),
-            expected=", ".join(parameters),
-            fix="drop it or correct its name",
-        )
+    settings = model_settings(name, overrides)
+    small = settings.pop("small_start")
     try:
-        return builder(**{**defaults, **overrides})
-    except WorkbenchError:
-        raise
+        _check_shape(**settings)
+        model = MODELS[name][0](**settings)
+        return start_small(model) if small else model
     except ODD as error:
         raise WorkbenchError(
             f"model {name} cannot be built so",
             got=f"{overrides}: {error}",
             fix="the image side must be a multiple of the patch, the width of the heads",
         ) from None
+
+
+def _check_shape(img_size=1, patch_size=1, width=1, heads=1, **others) -> None:
+    if img_size % patch_size:
+        raise ValueError(f"image side {img_size} is not a multiple of the patch {patch_size}")
+    if width % heads:
+        raise ValueError(f"width {width} is not a multiple of {heads} heads")
+
+
+def start_small(model: nn.Module, position_std: float = 1.0) -> nn.Module:
+    """Xavier weights in every linear layer and place embeddings as large as the tokens; returns the model.
+
+    For narrow relatives that see a few thousand images: timm's fixed standard deviation of 0.02 is made for widths of
+    hundreds and long training. At width 72 the places are hardly seen at first, and the model learns a bag of patches
+    (35 % against 89 % on MNIST after 8,000 images).
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not KEPT.search(name):
+            nn.init.xavier_uniform_(module.weight)
+    for name, parameter in model.named_parameters():
+        if name in PLACES:
+            trunc_normal_(parameter, std=position_std)
+    return model
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -12,20 +12,23 @@ from timm.models.convit import Block as ConvolutionalBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from dfkd_lib.models.classifiers import build_vit, check_shape
-from dfkd_lib.models.starts import start_small
+from dfkd_lib.models.classifiers import build_vit
+from dfkd_lib.models.titn import SMALL
 
 
 class DearKD(nn.Module):
     """Vision transformer with convolutional attention in its first blocks, a class token and a distillation token.
 
-    In training `forward` returns (class_logits, dist_logits), each (B, num_classes); in evaluation the mean of the two,
-    unless `both` says otherwise.
+    The default has DeiT-Ti's depth and, to the nearest 9 heads, its width. In training `forward` returns (class_logits,
+    dist_logits), each (B, num_classes); in evaluation the mean of the two, unless `both` gives the form.
 
     Args:
-        heads: attention heads; a square k*k lets the early blocks start as k x k convolutions.
+        heads: attention heads, a square k*k, so that the early blocks start as k x k convolutions.
         early_depth: number of convolutional blocks, of `depth` in all.
         locality: sharpness of the early heads' attention to their own neighbour at the start; higher is more local.
+
+    Raises:
+        ValueError: if the heads are no square number, or the early blocks more than all blocks.
 
     Source: DearKD (CVPR 2022), stage 1; ConViT (arXiv 2103.10697), section 3, for the attention.
     """
@@ -34,25 +37,27 @@ class DearKD(nn.Module):
 
     def __init__(
         self,
-        num_classes: int,
-        img_size: int,
-        in_chans: int,
-        patch_size: int,
-        width: int,
-        depth: int,
-        heads: int,
-        early_depth: int,
+        num_classes: int = 10,
+        img_size: int = 32,
+        in_chans: int = 3,
+        patch_size: int = 4,
+        width: int = 198,
+        depth: int = 12,
+        heads: int = 9,
+        early_depth: int = 3,
         locality: float = 1.0,
     ):
         super().__init__()
+        if round(heads**0.5) ** 2 != heads or not 0 <= early_depth <= depth:
+            raise ValueError(
+                f"{heads} heads are no square number, or {early_depth} early blocks not within {depth}"
+            )
         self.num_classes, self.embed_dim = num_classes, width
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, width)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches, width))
+        gated = {"use_gpsa": True, "locality_strength": locality, "norm_layer": nn.LayerNorm}
         self.early_blocks = nn.ModuleList(
-            ConvolutionalBlock(
-                width, heads, use_gpsa=True, locality_strength=locality, norm_layer=nn.LayerNorm
-            )
-            for _ in range(early_depth)
+            ConvolutionalBlock(width, heads, **gated) for _ in range(early_depth)
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -84,10 +89,8 @@ class DearKD(nn.Module):
     def forward_late(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Early patch tokens (B, N, width) to (class_logits, dist_logits), each (B, num_classes)."""
         size = tokens.shape[0]  # len() would fix the batch when the model is exported
-        tokens = torch.cat(
-            (self.cls_token.expand(size, -1, -1), self.dist_token.expand(size, -1, -1), tokens),
-            dim=1,
-        )
+        prefix = torch.cat((self.cls_token, self.dist_token), dim=1).expand(size, -1, -1)
+        tokens = torch.cat((prefix, tokens), dim=1)
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.norm(tokens)
@@ -127,49 +130,12 @@ class EarlyAligner(nn.Module):
         return self.mix(grid)
 
 
-def build_dearkd(
-    num_classes: int = 10,
-    img_size: int = 32,
-    in_chans: int = 3,
-    patch_size: int = 4,
-    width: int = 198,
-    depth: int = 12,
-    heads: int = 9,
-    early_depth: int = 3,
-    locality: float = 1.0,
-    small_start: bool = False,
-) -> DearKD:
-    """A DearKD student; sizes in pixels. The default has DeiT-Ti's depth and, to the nearest 9 heads, its width.
-
-    Raises:
-        ValueError: if the patches do not fill the image, the heads do not divide the width or are no square number,
-            or the early blocks are more than all blocks.
-    """
-    check_shape(img_size, patch_size, width, heads)
-    if round(heads**0.5) ** 2 != heads or not 0 <= early_depth <= depth:
-        raise ValueError(
-            f"{heads} heads are no square number, or {early_depth} early blocks not within {depth}"
-        )
-    model = DearKD(
-        num_classes, img_size, in_chans, patch_size, width, depth, heads, early_depth, locality
-    )
-    return start_small(model) if small_start else model
-
-
-SMALL = {
-    "img_size": 28,
-    "in_chans": 1,
-    "patch_size": 7,
-    "width": 72,
-    "depth": 4,
-    "heads": 9,
-    "small_start": True,
-}
+NARROW = {**SMALL, "width": 72, "heads": 9}
 
 DEARKD_MODELS = {
-    "dearkd_tiny_32": (build_dearkd, {}),
-    "dearkd_small": (build_dearkd, {**SMALL, "early_depth": 2}),
+    "dearkd_tiny_32": (DearKD, {}),
+    "dearkd_small": (DearKD, {**NARROW, "early_depth": 2}),
     # What DearKD is measured against: the same width, depth and heads, without its attention and without distillation.
     "dearkd_baseline_32": (build_vit, {"patch_size": 4, "width": 198, "heads": 9}),
-    "dearkd_baseline_small": (build_vit, SMALL),
+    "dearkd_baseline_small": (build_vit, NARROW),
 }

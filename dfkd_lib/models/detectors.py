@@ -17,11 +17,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib.core import Registry, WorkbenchError
-from dfkd_lib.core.artifacts import load_tensors
+from dfkd_lib.core import Registry, WorkbenchError, load_tensors
 from dfkd_lib.models.create import unknown_name
 from dfkd_lib.models.hub import WeightsMissing, fetch
-from dfkd_lib.models.weights import load_weights
+from dfkd_lib.models.weights import load_weights, misfit
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HEAD = ("network.class_labels_classifier.weight", "network.class_labels_classifier.bias")
@@ -33,14 +32,14 @@ class _Spec:
     """Shape of a detector: timm backbone and its keywords, stage that is read, transformer sizes."""
 
     backbone: str
-    stage: int
-    width: int
-    encoder: int
-    decoder: int
-    queries: int
-    feed_forward: int
-    heads: int
-    dropout: float = 0.0
+    stage: int = 4
+    width: int = 256
+    encoder: int = 6
+    decoder: int = 6
+    queries: int = 100
+    feed_forward: int = 2048
+    heads: int = 8
+    dropout: float = 0.1
     conditional: bool = True
     keywords: dict = field(default_factory=dict)
     hub: str | None = None
@@ -51,29 +50,24 @@ class _Spec:
         return not self.keywords
 
 
+_SHALLOW = {"encoder": 2, "decoder": 2}
+_SMALL = {"stage": 3, "encoder": 1, "heads": 4, "dropout": 0.0}
+MICRO = {"channels": (32, 64, 128, 256)}
+NANO = {"channels": (24, 48, 96, 192), "stem_width": 16}
+
 SPECS = Registry(
     {
-        "detr_resnet50": _Spec(
-            "resnet50", 4, 256, 6, 6, 100, 2048, 8, 0.1, False, hub="facebook/detr-resnet-50"
-        ),
-        "detr_resnet18_2x2": _Spec("resnet18", 4, 256, 2, 2, 100, 2048, 8, 0.1, False),
+        "detr_resnet50": _Spec("resnet50", conditional=False, hub="facebook/detr-resnet-50"),
+        "detr_resnet18_2x2": _Spec("resnet18", conditional=False, **_SHALLOW),
         "conditional_detr_resnet50": _Spec(
-            "resnet50", 4, 256, 6, 6, 300, 2048, 8, 0.1, hub="microsoft/conditional-detr-resnet-50"
+            "resnet50", queries=300, hub="microsoft/conditional-detr-resnet-50"
         ),
-        "conditional_detr_resnet18_2x2": _Spec("resnet18", 4, 256, 2, 2, 100, 2048, 8, 0.1),
+        "conditional_detr_resnet18_2x2": _Spec("resnet18", **_SHALLOW),
         "detr_micro": _Spec(
-            "resnet18", 3, 112, 1, 3, 16, 224, 4, keywords={"channels": (32, 64, 128, 256)}
+            "resnet18", width=112, decoder=3, queries=16, feed_forward=224, keywords=MICRO, **_SMALL
         ),
         "detr_nano": _Spec(
-            "resnet10t",
-            3,
-            96,
-            1,
-            2,
-            10,
-            192,
-            4,
-            keywords={"channels": (24, 48, 96, 192), "stem_width": 16},
+            "resnet10t", width=96, decoder=2, queries=10, feed_forward=192, keywords=NANO, **_SMALL
         ),
     }
 )
@@ -173,45 +167,54 @@ def create_detector(
             got=num_labels,
             fix="name at least one class",
         )
-    asked = {
-        "pretrained": pretrained,
-        "weights": weights is not None,
-        "backbone_weights": backbone_weights is not None,
-    }
-    if sum(asked.values()) > 1:
+    kinds = {"pretrained": pretrained, "weights": weights, "backbone_weights": backbone_weights}
+    asked = [kind for kind, given in kinds.items() if given]
+    if len(asked) > 1:
         raise WorkbenchError(
             "a detector cannot start from two kinds of weights",
             where=name,
-            expected=f"one of {', '.join(asked)}",
-            got=" and ".join(kind for kind, there in asked.items() if there),
+            expected=f"one of {', '.join(kinds)}",
+            got=" and ".join(asked),
             fix="leave one of them out",
         )
-    detector = _made(name, SPECS[name], num_labels, pretrained, weights, backbone_weights)
+    spec = SPECS[name]
+    if pretrained:
+        folder = _published(name, spec)
+        weights = folder if spec.hub else None
+        backbone_weights = None if spec.hub else folder / "model.safetensors"
+    if backbone_weights:
+        detector = _with_backbone(spec, num_labels, backbone_weights)
+    elif not weights:
+        detector = _fresh(spec, num_labels)
+    elif Path(weights).is_dir():
+        detector = _from_folder(spec, num_labels, weights)
+    else:
+        detector = _from_file(spec, num_labels, weights)
     # Convolutions are up to twice as fast so on a CPU.
     return detector.to(memory_format=torch.channels_last)
 
 
-def _made(name, spec: _Spec, num_labels: int, pretrained: bool, weights, backbone) -> Detector:
-    if pretrained:
-        return _pretrained(name, spec, num_labels)
-    if backbone is not None:
-        return _with_backbone(spec, num_labels, backbone)
-    if weights is None:
-        return _fresh(spec, num_labels)
-    if Path(weights).is_dir():
-        return _from_folder(spec, num_labels, weights)
-    return _from_file(spec, num_labels, weights)
+def _published(name: str, spec: _Spec) -> Path:
+    """The folder of published weights: from the hub's cache on disk, or else downloaded."""
+    if not spec.full:
+        raise WorkbenchError(
+            f"no pretrained weights exist for {name}",
+            got=name,
+            fix="train it (weights=None), or give a file of your own as weights=...",
+            expected=", ".join(other for other in detector_names() if SPECS[other].full),
+        )
+    repository = spec.hub or timm.get_pretrained_cfg(spec.backbone).hf_hub_id
+    try:
+        return fetch(repository, False, name)
+    except WeightsMissing:
+        return fetch(repository, True, name)
 
 
 def _network(spec: _Spec, num_labels: int) -> nn.Module:
     """transformers' network of that shape, its backbone's norms frozen, nothing downloaded."""
-    from transformers import (
-        ConditionalDetrConfig,
-        ConditionalDetrForObjectDetection,
-        DetrConfig,
-        DetrForObjectDetection,
-    )
+    import transformers
 
+    kind = "ConditionalDetr" if spec.conditional else "Detr"
     backbone = {
         "model_type": "timm_backbone",
         "backbone": spec.backbone,
@@ -220,40 +223,35 @@ def _network(spec: _Spec, num_labels: int) -> nn.Module:
         "use_pretrained_backbone": False,
         "out_indices": [1, 2, 3, 4],
     }
-    sizes = {
-        "d_model": spec.width,
-        "encoder_layers": spec.encoder,
-        "decoder_layers": spec.decoder,
-        "encoder_ffn_dim": spec.feed_forward,
-        "decoder_ffn_dim": spec.feed_forward,
-        "encoder_attention_heads": spec.heads,
-        "decoder_attention_heads": spec.heads,
-        "num_queries": spec.queries,
-        "dropout": spec.dropout,
-        "backbone_config": backbone,
-    }
-    # It has no "no object" class of its own: give it one, as every detector here has.
-    if spec.conditional:
-        return ConditionalDetrForObjectDetection(
-            ConditionalDetrConfig(num_labels=num_labels + 1, **sizes)
-        )
-    return DetrForObjectDetection(DetrConfig(num_labels=num_labels, **sizes))
-
-
-def _fresh(spec: _Spec, num_labels: int) -> Detector:
-    network = _network(spec, num_labels)
-    norm = {"norm_layer": partial(nn.BatchNorm2d, affine=False)} if spec.full else {}
-    stages = (1, 2, 3, 4) if spec.full else (spec.stage,)
-    backbone = timm.create_model(
-        spec.backbone, features_only=True, out_indices=stages, **spec.keywords, **norm
+    config = getattr(transformers, f"{kind}Config")(
+        # The conditional one has no "no object" class of its own: it gets one, as every detector here has.
+        num_labels=num_labels + 1 if spec.conditional else num_labels,
+        d_model=spec.width,
+        encoder_layers=spec.encoder,
+        decoder_layers=spec.decoder,
+        encoder_ffn_dim=spec.feed_forward,
+        decoder_ffn_dim=spec.feed_forward,
+        encoder_attention_heads=spec.heads,
+        decoder_attention_heads=spec.heads,
+        num_queries=spec.queries,
+        dropout=spec.dropout,
+        backbone_config=backbone,
     )
-    network.model.backbone.model = backbone
-    network.model.input_projection = nn.Conv2d(backbone.feature_info.channels()[-1], spec.width, 1)
-    return _started(network, spec, num_labels)
+    return getattr(transformers, f"{kind}ForObjectDetection")(config)
 
 
-def _started(network: nn.Module, spec: _Spec, num_labels: int) -> Detector:
-    """The detector of a network whose heads are as they should be before training."""
+def _fresh(spec: _Spec, num_labels: int, frozen: bool = False) -> Detector:
+    """An untrained detector; with `frozen` its backbone has transformers' frozen norms, for pretrained weights."""
+    network = _network(spec, num_labels)
+    if not frozen:
+        norm = {"norm_layer": partial(nn.BatchNorm2d, affine=False)} if spec.full else {}
+        stages = (1, 2, 3, 4) if spec.full else (spec.stage,)
+        backbone = timm.create_model(
+            spec.backbone, features_only=True, out_indices=stages, **spec.keywords, **norm
+        )
+        channels = backbone.feature_info.channels()[-1]
+        network.model.backbone.model = backbone
+        network.model.input_projection = nn.Conv2d(channels, spec.width, 1)
     _start_rare(network)
     if spec.conditional:
         _spread_references(network, spec.queries)
@@ -261,7 +259,7 @@ def _started(network: nn.Module, spec: _Spec, num_labels: int) -> Detector:
 
 
 def _start_rare(network: nn.Module) -> None:
-    """Let an untrained head say "no object" nearly everywhere: sigmoid heads trained by BCE start far calmer so."""
+    """Let an untrained head answer "no object" nearly everywhere: sigmoid heads trained by BCE start far calmer so."""
     bias = math.log(PRIOR / (1 - PRIOR))
     with torch.no_grad():
         network.class_labels_classifier.bias.fill_(bias)
@@ -275,38 +273,17 @@ def _spread_references(network: nn.Module, queries: int) -> None:
     grid = (torch.cartesian_prod(torch.arange(side), torch.arange(side))[:queries] + 0.5) / side
     first, last = network.model.decoder.ref_point_head.layers
     hidden = first(network.model.query_position_embeddings.weight).relu()
-    solution = torch.linalg.pinv(torch.cat([hidden, torch.ones(queries, 1)], dim=1)) @ torch.logit(
-        grid
-    )
+    known = torch.cat([hidden, torch.ones(queries, 1)], dim=1)
+    solution = torch.linalg.pinv(known) @ torch.logit(grid)
     last.weight.copy_(solution[:-1].T)
     last.bias.copy_(solution[-1])
-
-
-def _pretrained(name: str, spec: _Spec, num_labels: int) -> Detector:
-    if not spec.full:
-        raise WorkbenchError(
-            f"no pretrained weights exist for {name}",
-            got=name,
-            fix="train it (weights=None), or give a file of your own as weights=...",
-            expected=", ".join(other for other in detector_names() if SPECS[other].full),
-        )
-    repository = spec.hub or timm.get_pretrained_cfg(spec.backbone).hf_hub_id
-    try:
-        folder = fetch(repository, False, name)  # on disk already: nothing is asked of the network
-    except WeightsMissing:
-        folder = fetch(repository, True, name)
-    return (
-        _from_folder(spec, num_labels, folder)
-        if spec.hub
-        else _with_backbone(spec, num_labels, folder / "model.safetensors")
-    )
 
 
 def _from_file(spec: _Spec, num_labels: int, file: str | Path) -> Detector:
     """A detector that was saved; a class head of other classes stays as it is made."""
     tensors = load_tensors(file)
-    frozen = "network.model.backbone.model.bn1.weight" in tensors and spec.full
-    detector = _frozen(spec, num_labels) if frozen else _fresh(spec, num_labels)
+    frozen = spec.full and "network.model.backbone.model.bn1.weight" in tensors
+    detector = _fresh(spec, num_labels, frozen)
     own = detector.state_dict()
     head = [name for name in HEAD if name in tensors]
     if len(head) == len(HEAD) and all(tensors[n].shape[1:] == own[n].shape[1:] for n in head):
@@ -315,14 +292,9 @@ def _from_file(spec: _Spec, num_labels: int, file: str | Path) -> Detector:
     return _freeze_stem(detector) if frozen else detector
 
 
-def _frozen(spec: _Spec, num_labels: int) -> Detector:
-    """An untrained detector whose backbone has transformers' frozen norms."""
-    return _started(_network(spec, num_labels), spec, num_labels)
-
-
 def _with_backbone(spec: _Spec, num_labels: int, file: str | Path) -> Detector:
     """A detector whose backbone has timm's weights in that file, a classifier's head left out."""
-    detector = _frozen(spec, num_labels) if spec.full else _fresh(spec, num_labels)
+    detector = _fresh(spec, num_labels, frozen=spec.full)
     tensors = {
         key: value
         for key, value in load_tensors(file).items()
@@ -356,13 +328,8 @@ def _from_folder(spec: _Spec, num_labels: int, folder: str | Path) -> Detector:
     # A mismatch is (name, shape, shape).
     fresh = {(key if isinstance(key, str) else key[0]).split(".")[0] for key in unfit}
     if fresh - {"class_labels_classifier"}:
-        raise WorkbenchError(
-            "a pretrained detector does not fit",
-            where=folder,
-            got=f"nothing for {sorted(fresh)}",
-            expected="weights for everything but the class head",
-            fix="choose the detector it is of",
-        )
+        expected, got = "weights for everything but the class head", f"nothing for {sorted(fresh)}"
+        raise misfit(expected, got, folder, "choose the detector it is of")
     if fresh:
         _start_rare(loaded)
     return _freeze_stem(Detector(loaded, num_labels))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SIDE = 32  # pixels; smaller data sets are padded to it and cropped back
+SLOPE = 0.2  # of a discriminator's leaky ReLU
 
 
 def normal_weights(module: nn.Module) -> None:
@@ -18,12 +19,23 @@ def normal_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+def down(
+    before: int, after: int, dropout: float, norm: bool = True, bias: bool = True
+) -> list[nn.Module]:
+    """A layer of a discriminator: half the side, batch norm unless it is the first, leaky ReLU, dropout."""
+    return [
+        nn.Conv2d(before, after, 4, 2, 1, bias=bias),
+        *([nn.BatchNorm2d(after)] if norm else []),
+        nn.LeakyReLU(SLOPE, True),
+        nn.Dropout2d(dropout),
+    ]
+
+
 class Generator(nn.Module):
     """Noise and a class → an image; four transposed convolutions, the class as a 5-d embedding beside the noise.
 
     Args:
-        num_classes: K.
-        channels: of the image.
+        num_classes, channels: K, C of the image.
         latent: length of the noise vector.
         width: channels after the first layer, halved by each of the next two (the paper's 512, 256, 128).
     """
@@ -32,19 +44,17 @@ class Generator(nn.Module):
         super().__init__()
         self.latent = latent
         self.embed = nn.Embedding(num_classes, 5)
-        self.layers = nn.Sequential(
-            nn.ConvTranspose2d(latent + 5, width, 4, 2, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(True),
-            nn.ConvTranspose2d(width, width // 2, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(width // 2),
-            nn.ReLU(True),
-            nn.ConvTranspose2d(width // 2, width // 4, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(width // 4),
-            nn.ReLU(True),
-            nn.ConvTranspose2d(width // 4, channels, 4, 2, 1),
-            nn.Tanh(),
-        )
+        layers: list[nn.Module] = []
+        before, padding = latent + 5, 0
+        for after in (width, width // 2, width // 4):
+            layers += [
+                nn.ConvTranspose2d(before, after, 4, 2, padding, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(True),
+            ]
+            before, padding = after, 1
+        last = nn.ConvTranspose2d(before, channels, 4, 2, 1)
+        self.layers = nn.Sequential(*layers, last, nn.Tanh())
         self.apply(normal_weights)
 
     def noise(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor]:
@@ -60,8 +70,7 @@ class Discriminator(nn.Module):
     """An image and a class → one logit (real if positive); the class as a 32 × 32 plane beside the image.
 
     Args:
-        num_classes: K.
-        channels: of the image.
+        num_classes, channels: K, C of the image.
         width: channels after the first layer, doubled by each of the next two (the paper's 64, 128, 256).
         dropout: probability after each of the three.
     """
@@ -70,17 +79,9 @@ class Discriminator(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(num_classes, SIDE * SIDE)
         self.layers = nn.Sequential(
-            nn.Conv2d(channels + 1, width, 4, 2, 1),
-            nn.LeakyReLU(0.2, True),
-            nn.Dropout2d(dropout),
-            nn.Conv2d(width, width * 2, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(width * 2),
-            nn.LeakyReLU(0.2, True),
-            nn.Dropout2d(dropout),
-            nn.Conv2d(width * 2, width * 4, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(width * 4),
-            nn.LeakyReLU(0.2, True),
-            nn.Dropout2d(dropout),
+            *down(channels + 1, width, dropout, norm=False),
+            *down(width, width * 2, dropout, bias=False),
+            *down(width * 2, width * 4, dropout, bias=False),
             nn.Conv2d(width * 4, 1, 4),
         )
         self.apply(normal_weights)
@@ -95,19 +96,15 @@ class FieldGenerator(nn.Module):
     """Noise and a class → an image, drawn as the level set of a smooth field that is bent and textured at random.
 
     Without a discriminator nothing keeps a generator from a few shapes per class, or from patterns that only fool the
-    teacher. So the network draws at half the resolution, which leaves it no fine patterns, and every image is bent
-    (rotation, scale, shear, a smooth displacement), textured (smooth noise) and thinned or thickened at random after it:
-    shapes that the teacher is to recognise must survive that.
+    teacher. So the network draws at half the resolution, which leaves it no fine patterns, and every image is bent,
+    textured and thinned or thickened at random: shapes that the teacher is to recognise must survive that.
 
     Args:
-        num_classes: K.
-        channels: C.
-        side: S, pixels.
+        num_classes, channels, side: K, C, S (pixels).
         latent: length of the noise.
         width: channels of the first layer, halved by each of the next.
         texture: strength of the smooth noise beside a field within ±2.5.
-        bend: strength of the random deformation, 0: none; 1: up to 0.2 rad, a fifth in scale, some 2.5 of 32
-            pixels.
+        bend: strength of the random deformation, 0: none; 1: up to 0.2 rad, a fifth in scale, some 2.5 of 32 pixels.
     """
 
     BOUND, GAIN, OCTAVES = 2.5, 2.0, (3, 5, 7, 10, 14)
@@ -126,18 +123,13 @@ class FieldGenerator(nn.Module):
         self.latent, self.channels, self.side = latent, channels, side
         self.texture, self.bend = texture, bend
         self.embed = nn.Embedding(num_classes, latent)
-        layers = [nn.ConvTranspose2d(2 * latent, width, 4)]
+        layers: list[nn.Module] = [nn.ConvTranspose2d(2 * latent, width, 4)]
         for _ in range(max(0, math.ceil(math.log2(side / 8)))):
-            narrower = max(width // 2, 16)
-            layers += [
-                nn.BatchNorm2d(width),
-                nn.ReLU(),
-                nn.ConvTranspose2d(width, narrower, 4, 2, 1),
-            ]
-            width = narrower
-        self.layers = nn.Sequential(
-            *layers, nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, channels, 3, 1, 1)
-        )
+            before, width = width, max(width // 2, 16)
+            up = nn.ConvTranspose2d(before, width, 4, 2, 1)
+            layers += [nn.BatchNorm2d(before), nn.ReLU(), up]
+        last = nn.Conv2d(width, channels, 3, 1, 1)
+        self.layers = nn.Sequential(*layers, nn.BatchNorm2d(width), nn.ReLU(), last)
 
     @torch.no_grad()
     def inherit(self, other: "FieldGenerator") -> None:
@@ -156,14 +148,12 @@ class FieldGenerator(nn.Module):
             drawn = torch.randn(count, channels, points, points, generator=generator)
             return F.interpolate(drawn, (self.side, self.side), mode="bicubic", align_corners=False)
 
-        texture = sum(
-            smooth(self.channels, points) * uniform(count, 1, 1, 1).abs() for points in self.OCTAVES
-        )
-        texture = (
-            texture / texture.flatten(1).std(1)[:, None, None, None] * uniform(count, 1, 1, 1).abs()
-        )
-        turn, shear = 0.2 * self.bend * uniform(count), 0.2 * self.bend * uniform(count)
-        wide, high = 1 + 0.2 * self.bend * uniform(count), 1 + 0.2 * self.bend * uniform(count)
+        octaves = (smooth(self.channels, n) * uniform(count, 1, 1, 1).abs() for n in self.OCTAVES)
+        texture = sum(octaves)
+        spread = texture.flatten(1).std(1)[:, None, None, None]
+        texture = texture / spread * uniform(count, 1, 1, 1).abs()
+        turn, shear, wide, high = (0.2 * self.bend * uniform(count) for _ in range(4))
+        wide, high = 1 + wide, 1 + high
         affine = torch.zeros(count, 2, 3)
         affine[:, 0, 0], affine[:, 0, 1] = turn.cos() * wide, shear - turn.sin() * wide
         affine[:, 1, 0], affine[:, 1, 1] = turn.sin() * high, turn.cos() * high
@@ -178,10 +168,6 @@ class FieldGenerator(nn.Module):
         """Labels int64 (B,) and `noise` → images (B, C, S, S) in [-1, 1]."""
         field = self.layers(torch.cat([latent, self.embed(labels)], 1)[:, :, None, None]).float()
         field = F.interpolate(field, (self.side, self.side), mode="bicubic", align_corners=False)
-        field = F.grid_sample(
-            self.BOUND * torch.tanh(field / self.BOUND),
-            grid,
-            padding_mode="border",
-            align_corners=False,
-        )
+        field = self.BOUND * torch.tanh(field / self.BOUND)
+        field = F.grid_sample(field, grid, padding_mode="border", align_corners=False)
         return torch.tanh(self.GAIN * (field + self.texture * texture + offset))

@@ -16,7 +16,6 @@ def fetch(repository: str, download: bool, name: str) -> Path:
 
     Args:
         repository: "owner/name" or "owner/name@revision".
-        download: whether it may be downloaded.
         name: of the model, for the message.
 
     Raises:

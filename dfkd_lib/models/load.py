@@ -1,25 +1,30 @@
 """Classifiers from elsewhere: a timm name, a safetensors file, a folder in transformers' format, a hub repository."""
 
-import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib.core import WorkbenchError, is_number
-from dfkd_lib.core.artifacts import load_tensors, resolve
-from dfkd_lib.models.create import MODELS, ODD, create_model, model_names, unknown_name
+from dfkd_lib.core import WorkbenchError, is_number, load_tensors, resolve
+from dfkd_lib.models.create import (
+    MODELS,
+    ODD,
+    create_model,
+    model_names,
+    model_settings,
+    unknown_name,
+)
 from dfkd_lib.models.hub import WANTED, WeightsMissing, fetch
 from dfkd_lib.models.weights import (
+    Record,
     as_numbers,
-    check_fits,
+    built,
     check_sizes,
-    checked_record,
     load_weights,
+    misfit,
     unwrapped,
 )
 
@@ -28,7 +33,7 @@ NEUTRAL = (0.5, 0.5, 0.5)  # mean and deviation that leave images in [-1, 1] as 
 
 
 class Loaded(nn.Module):
-    """A classifier from elsewhere that takes images as the workbench has them, and says what it is.
+    """A classifier from elsewhere that takes images as the workbench has them.
 
     Takes float images (B, in_chans, img_size, img_size) in [-1, 1], normalises them as its weights want, returns logits.
 
@@ -36,10 +41,10 @@ class Loaded(nn.Module):
         model: takes normalised images.
         img_size: side in pixels.
         in_chans: channels of its images.
-        classes: names of its outputs, or None where nobody knows them.
         mean: of each channel, for images in [0, 1].
         std: of each channel, above 0.
         source: one sentence on where it comes from.
+        classes: names of its outputs, or None where nobody knows them.
 
     Raises:
         WorkbenchError: on an impossible mean or deviation.
@@ -50,19 +55,16 @@ class Loaded(nn.Module):
         model: nn.Module,
         img_size: int,
         in_chans: int,
-        classes: tuple[str, ...] | None,
         mean,
         std,
         source: str,
+        classes: tuple[str, ...] | None = None,
     ):
         super().__init__()
         self.model, self.img_size, self.in_chans = model, img_size, in_chans
         self.classes, self.source = classes, source
-        if (
-            not all(is_number(v) for v in (*mean, *std))
-            or not all(v > 0 for v in std)
-            or not len(mean) == len(std) >= 1
-        ):
+        numbers = all(is_number(v) for v in (*mean, *std))
+        if not numbers or not all(v > 0 for v in std) or not len(mean) == len(std) >= 1:
             raise WorkbenchError(
                 "a model's normalisation is impossible",
                 expected="finite means, deviations above 0",
@@ -94,16 +96,15 @@ def load_model(
     Args:
         name: one of `model_names()` or a timm name (with `weights`, or with timm's pretrained ones); a repository of the
             hub, "owner/name" or "owner/name@revision"; a folder with config.json and model.safetensors in transformers'
-            or timm's format; or a .safetensors file that says what it is of: by a .json beside it, {"model": name,
-            "overrides": {...}, "classes": [...]}, or by such a name in its own metadata.
+            or timm's format; or a .safetensors file whose architecture is named by a .json beside it, {"model": name,
+            "overrides": {...}, "classes": [...]}, or in its own metadata.
         weights: a .safetensors file for the architecture `name`.
-        num_classes: where they differ from what the checkpoint or the architecture says.
-        img_size: likewise, pixels; position embeddings are adapted as timm does.
-        in_chans: likewise; first weights are adapted as timm does.
+        num_classes, img_size, in_chans: where they differ from the checkpoint's or the architecture's; first weights and
+            position embeddings are adapted as timm does.
         download: fetch pretrained weights that are not on disk yet.
 
     Returns:
-        A module from float images (B, in_chans, img_size, img_size) in [-1, 1] to logits; `Loaded` says what it is.
+        A module from float images (B, in_chans, img_size, img_size) in [-1, 1] to logits, as `Loaded` describes it.
 
     Raises:
         WeightsMissing: if pretrained weights are neither on disk nor to be downloaded.
@@ -119,18 +120,40 @@ def load_model(
             fix="convert it where you trust it: safetensors.torch."
             "save_file(torch.load(path, weights_only=True), 'model.safetensors')",
         )
-    return _open(str(name), weights, sizes, download).eval().requires_grad_(False)
+    try:
+        loaded = _open(str(name), weights, sizes, download)
+    except WorkbenchError:
+        raise
+    except (OSError, ImportError, *ODD) as error:
+        raise WorkbenchError(
+            "a model cannot be loaded",
+            where=weights or name,
+            got=f"{type(error).__name__}: {str(error)[:300]}",
+            expected="an image classifier's safetensors with its own configuration, and sizes that fit",
+            fix="check them (an image side is a multiple of the patch), or fetch both again",
+        ) from None
+    outputs, names = getattr(loaded.model, "num_classes", None), loaded.classes
+    if names and isinstance(outputs, int) and len(names) != outputs:
+        raise WorkbenchError(
+            "a record names other classes than the model has",
+            expected=f"{outputs} names",
+            where=weights or name,
+            got=f"{len(names)} names",
+            fix="correct the record",
+        )
+    return loaded.eval().requires_grad_(False)
 
 
 def _open(name: str, weights: str | Path, sizes: dict, download: bool) -> Loaded:
     from timm.models import is_model_pretrained
 
-    path = resolve(name)
-    repository = name.removeprefix("hf-hub:")
+    repository, path = name.removeprefix("hf-hub:"), resolve(name)
     if repository.startswith("timm/") and is_model_pretrained(repository.removeprefix("timm/")):
         name = repository.removeprefix("timm/")  # timm knows its own repositories best
-    whole = name.endswith(".safetensors") or os.path.isdir(path) or "/" in name
-    if weights and whole:
+    if path.name == "model.safetensors" and (path.parent / "config.json").is_file():
+        path = path.parent
+    folder, file = os.path.isdir(path), name.endswith(".safetensors")
+    if weights and (folder or file or "/" in name):
         raise WorkbenchError(
             "this model brings its own weights",
             got=f"weights {weights}",
@@ -138,85 +161,50 @@ def _open(name: str, weights: str | Path, sizes: dict, download: bool) -> Loaded
             expected="weights only with a name of the workbench or of timm",
             fix="leave one of them out",
         )
-    if name.endswith(".safetensors"):
-        if path.name != "model.safetensors" or not (path.parent / "config.json").is_file():
-            return _guarded(_from_file, path, sizes)
-        path = path.parent
-    if whole:
-        folder = path if os.path.isdir(path) else fetch(repository, download, name)
-        return _guarded(_from_folder, folder, sizes)
+    if folder:
+        return _from_folder(path, sizes)
+    if file:
+        return _from_file(path, sizes)
     if weights:
-        return _guarded(_from_file, resolve(weights), sizes, name)
-    if name in MODELS:
-        raise WeightsMissing(
-            f"model {name} has no pretrained weights",
-            expected="weights=... a .safetensors file",
-            got="none",
-            fix="name a file, or train it: python -m dfkd_lib.training train-teacher",
-        )
+        return _from_file(resolve(weights), sizes, name)
+    if "/" in name:
+        return _from_folder(fetch(repository, download, name), sizes)
     return _pretrained(name, sizes, download)
 
 
-def _guarded(read: Callable, path: Path, sizes: dict, *name: str) -> Loaded:
-    """What `read` makes of a path; what a senseless record or configuration sets off in it, as a clear error."""
-    try:
-        loaded = read(path, sizes, *name)
-    except WorkbenchError:
-        raise
-    except (OSError, *ODD) as error:
-        raise WorkbenchError(
-            "a model cannot be built from what its file and its record say",
-            where=path,
-            got=f"{type(error).__name__}: {str(error)[:200]}",
-            fix="fetch both again",
-            expected="a checkpoint with its own record",
-        ) from None
-    outputs = getattr(loaded.model, "num_classes", None)
-    if loaded.classes and isinstance(outputs, int) and len(loaded.classes) != outputs:
-        raise WorkbenchError(
-            "a record names other classes than the model has",
-            expected=f"{outputs} names",
-            where=path,
-            got=f"{len(loaded.classes)} names",
-            fix="correct the record",
-        )
-    return loaded
-
-
 def _from_file(file: Path, sizes: dict, name: str = "") -> Loaded:
-    """A model of the workbench or of timm from a file, which may itself say the name."""
-    tensors = load_tensors(file)
-    record = _record(file, needed=not name)
-    name = name or record["model"]
-    known = record if record.get("model") == name else {}
-    if known:
-        sizes = {**known.get("overrides", {}), **sizes}
-        check_sizes(sizes, tensors, file.with_suffix(".json"))
-    source = f"weights from {file}"
-    if name in MODELS:
-        loaded = _ours(name, tensors, file, sizes, f"{name}, {source}")
-    else:
-        loaded = _build(name, _config(name), tensors, file, sizes, f"timm's {name}, {source}")
-    if known.get("classes"):
-        loaded.classes = tuple(known["classes"])
-    return loaded
+    """A model of the workbench or of timm from a file, of which the name may be recorded."""
+    tensors, record = load_tensors(file), _record(file, needed=not name)
+    name = name or record.model
+    if record is None or record.model != name:
+        record = Record(model=name)
+    sizes, source = {**record.overrides, **sizes}, f"{name}, weights from {file}"
+    check_sizes(sizes, tensors, file.with_suffix(".json"))
+    classes = tuple(record.classes or ()) or None
+    if name not in MODELS:
+        return _timm(name, _config(name), tensors, file, sizes, source, classes)
+    model = built(lambda: create_model(name, **sizes), tensors, file)
+    load_weights(model, tensors, file)
+    made = model_settings(name, sizes)
+    # Our own classifiers take images in [-1, 1] as they are.
+    return Loaded(model, made["img_size"], made["in_chans"], NEUTRAL, NEUTRAL, source, classes)
 
 
-def _record(file: Path, needed: bool) -> dict:
-    """What the .json beside a checkpoint says of it, or its metadata; {} if nothing does and none is needed."""
+def _record(file: Path, needed: bool) -> Record | None:
+    """What a checkpoint is of by the .json beside it, or by its metadata; None if nothing names it and none is needed."""
     from safetensors import safe_open
     from timm import is_model
 
     record = file.with_suffix(".json")
     if record.is_file():
         try:
-            return checked_record(json.loads(record.read_text()))
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            return Record.model_validate_json(record.read_bytes())
+        except (OSError, ValueError) as error:
             if needed:
                 raise WorkbenchError(
                     "the record beside a checkpoint cannot be used",
                     where=record,
-                    got=repr(error)[:200],
+                    got=str(error)[:300],
                     fix="write that file",
                     expected='JSON with at least {"model": name, "overrides": {}}',
                 ) from None
@@ -225,33 +213,22 @@ def _record(file: Path, needed: bool) -> dict:
     name = next((value for value in metadata if value in MODELS or is_model(value)), None)
     if needed and name is None:
         raise WorkbenchError(
-            "nothing says which architecture a checkpoint is of",
+            "nothing tells which architecture a checkpoint is of",
             where=file,
             expected=f'{record.name} beside it with {{"model": name, "overrides": {{}}}}',
             fix=f"write that file, or give the name as the model and {file.name} as its weights",
         )
-    return {"model": name} if name else {}
-
-
-def _ours(name: str, tensors: dict, file: Path, sizes: dict, source: str) -> Loaded:
-    """One of our own classifiers, which take images in [-1, 1] as they are."""
-    check_fits(lambda: create_model(name, **sizes), tensors, file)
-    model = create_model(name, **sizes)
-    load_weights(model, tensors, file)
-    builder, defaults = MODELS[name]
-    parameters = inspect.signature(builder).parameters.values()
-    shape = {p.name: p.default for p in parameters} | defaults | sizes
-    return Loaded(model, shape["img_size"], shape["in_chans"], None, NEUTRAL, NEUTRAL, source)
+    return Record(model=name) if name else None
 
 
 def _config(name: str):
-    """timm's configuration of pretrained weights for a name, None where it has none; WorkbenchError on unknown names."""
+    """timm's configuration of pretrained weights for a name; WorkbenchError on unknown names."""
     import timm
 
     if not timm.is_model(name):
         raise unknown_name("model", name, [*timm.list_models(), *model_names()], WANTED)
     try:
-        return timm.get_pretrained_cfg(name)
+        return timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     except RuntimeError:  # a known architecture, an unknown tag
         tags = timm.list_pretrained(f"{name.split('.')[0]}.*")
         raise unknown_name("model", name, tags, WANTED) from None
@@ -259,35 +236,31 @@ def _config(name: str):
 
 def _pretrained(name: str, sizes: dict, download: bool) -> Loaded:
     """A timm model with the weights timm names for it."""
-    config = _config(name)
-    if config is None or not config.hf_hub_id:
+    repository = None if name in MODELS else (config := _config(name)).hf_hub_id
+    if not repository:
         raise WeightsMissing(
-            f"timm has no pretrained weights for {name} on the hub",
-            got="none",
+            f"model {name} has no pretrained weights",
             expected="weights=... a .safetensors file",
-            fix="name a file, or another model",
+            got="none",
+            fix="name a file or another model, or train it: python -m dfkd_lib.training train-teacher",
         )
-    file = fetch(config.hf_hub_id, download, name) / "model.safetensors"
-    source = f"timm's {name}, pretrained weights of {config.hf_hub_id} on disk at {file}"
-    loaded = _build(name, config, load_tensors(file), file, sizes, source)
+    file = fetch(repository, download, name) / "model.safetensors"
+    source = f"timm's {name}, pretrained weights of {repository} on disk at {file}"
+    loaded = _timm(name, config, load_tensors(file), file, sizes, source)
     if loaded.model.num_classes == config.num_classes:
         loaded.classes = _imagenet(config.num_classes)
     return loaded
 
 
-def _build(name: str, config, tensors: dict, file, sizes: dict, source: str) -> Loaded:
-    """A timm model of that name with these weights, as many outputs and channels as they have unless `sizes` says so."""
+def _timm(name: str, config, tensors: dict, file, sizes: dict, source: str, *classes) -> Loaded:
+    """A timm model of that name with these weights, as many outputs and channels as they have unless `sizes` has others."""
     import timm
     from timm.models import adapt_input_conv
 
     tensors = unwrapped(tensors)
-    about = {
-        key: getattr(config, key, None)
-        for key in ("classifier", "first_conv", "mean", "std", "input_size")
-    }
     head, first = (
-        f"{value[0] if isinstance(value, (tuple, list)) else value}.weight"
-        for value in (about["classifier"], about["first_conv"])
+        f"{part[0] if isinstance(part, (tuple, list)) else part}.weight"
+        for part in (config.classifier, config.first_conv)
     )
     if head in tensors:
         sizes = {"num_classes": len(tensors[head]), **sizes}
@@ -296,17 +269,9 @@ def _build(name: str, config, tensors: dict, file, sizes: dict, source: str) -> 
         sizes = {"in_chans": own, **sizes}
         if own == 3 != sizes["in_chans"]:
             tensors = {**tensors, first: adapt_input_conv(sizes["in_chans"], tensors[first])}
-    try:
-        check_fits(lambda: timm.create_model(name, **sizes), tensors, file)
-        model = timm.create_model(name, **sizes)
-    except WorkbenchError:
-        raise
-    except ODD as error:
-        raise WorkbenchError(
-            f"model {name} cannot be built so",
-            got=f"{sizes}: {str(error)[:200]}",
-            fix="the image side must be a multiple of the patch",
-        ) from None
+    # Nothing else is opened, whatever a record asks for.
+    nothing = {"pretrained": False, "checkpoint_path": ""}
+    model = built(lambda: timm.create_model(name, **nothing, **sizes), tensors, file)
     clean = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
         tensors = clean(dict(tensors), model) if clean else tensors
@@ -315,9 +280,9 @@ def _build(name: str, config, tensors: dict, file, sizes: dict, source: str) -> 
     load_weights(model, tensors, file)
     if not model.num_classes:
         source += "; it has no classifier: its outputs are features"
-    side = sizes.get("img_size") or (about["input_size"] or (3, 224, 224))[-1]
-    normalisation = about["mean"] or NEUTRAL, about["std"] or NEUTRAL
-    return Loaded(model, side, sizes.get("in_chans", 3), None, *normalisation, source)
+    side = sizes.get("img_size") or (config.input_size or (3, 224, 224))[-1]
+    normalisation = config.mean or NEUTRAL, config.std or NEUTRAL
+    return Loaded(model, side, sizes.get("in_chans", 3), *normalisation, source, *classes)
 
 
 def _imagenet(count: int) -> tuple[str, ...] | None:
@@ -348,19 +313,19 @@ def _json(path: Path) -> dict:
 
 def _from_folder(folder: Path, sizes: dict) -> Loaded:
     """A model in timm's or transformers' folder format."""
-    config = _json(folder / "config.json")
+    config, file = _json(folder / "config.json"), folder / "model.safetensors"
     if "architecture" not in config:
         return _transformers(folder, config, sizes)
     from timm.models import PretrainedCfg
 
-    name, file = config["architecture"], folder / "model.safetensors"
-    _config(name)
+    name = config["architecture"]
+    _config(name)  # refuses a name that timm has not
     known = {**config.get("pretrained_cfg", {}), "num_classes": config.get("num_classes", 1000)}
     fields = PretrainedCfg.__dataclass_fields__
     about = PretrainedCfg(**{key: value for key, value in known.items() if key in fields})
     tensors, sizes = load_tensors(file), {**config.get("model_args", {}), **sizes}
     check_sizes(sizes, tensors, folder / "config.json")
-    loaded = _build(name, about, tensors, file, sizes, f"timm's {name}, weights from {file}")
+    loaded = _timm(name, about, tensors, file, sizes, f"timm's {name}, weights from {file}")
     labels = config.get("label_names") or known.get("label_names") or ()
     if len(labels) == loaded.model.num_classes:
         texts = config.get("label_descriptions") or known.get("label_descriptions") or {}
@@ -400,39 +365,26 @@ def _transformers(folder: Path, record: dict, sizes: dict) -> Loaded:
     names, classes = config.id2label or {}, None
     if set(names) == set(range(len(names))):
         classes = tuple(str(names[i]) for i in range(len(names)))
-    return Loaded(model, own["img_size"], own["in_chans"], classes, mean, std, source)
+    return Loaded(model, own["img_size"], own["in_chans"], mean, std, source, classes)
 
 
 def _from_pretrained(folder: Path) -> nn.Module:
     """transformers' image classifier of a folder, every weight of it there and a number."""
     from transformers import AutoModelForImageClassification
 
-    try:
-        model, report = AutoModelForImageClassification.from_pretrained(
-            folder,
-            local_files_only=True,
-            # A repository's own code is never run, nor is the reader asked whether it may.
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except (OSError, ImportError, *ODD) as error:
-        raise WorkbenchError(
-            "a folder in transformers' format cannot be loaded",
-            got=str(error)[:300],
-            where=folder,
-            expected="an image classifier's config.json and model.safetensors",
-            fix="check that it is an image classifier, saved as safetensors",
-        ) from None
+    model, report = AutoModelForImageClassification.from_pretrained(
+        folder,
+        local_files_only=True,
+        # A repository's own code is never run, nor is the reader asked whether it may.
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
     as_numbers(model.state_dict(), model.state_dict(), folder)
     missing = sorted(str(key) for key in report["missing_keys"])
     if missing:
-        raise WorkbenchError(
-            "a checkpoint does not fit the model",
-            expected=f"{missing[0]} (and {len(missing) - 1} more)",
-            got="no such weight",
-            where=folder,
-            fix="choose a checkpoint of an image classifier",
-        )
+        first = f"{missing[0]} (and {len(missing) - 1} more)"
+        fix = "choose a checkpoint of an image classifier"
+        raise misfit(first, "no such weight", folder, fix)
     return model

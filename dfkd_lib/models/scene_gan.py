@@ -5,12 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert, roi_align
 
-from dfkd_lib.models.gan import normal_weights
+from dfkd_lib.models.gan import down, normal_weights
 
 PATCH = 32  # side in pixels at which an object is drawn and judged
 ROOM = 1.25  # the patch of an object reaches so far beyond its box: outlines are soft
 CONTEXT = 1.25  # an object is judged with so much of what is around it
-SLOPE = 0.2  # of the discriminator's leaky ReLU
 
 
 def layout_planes(labels: Tensor, boxes: Tensor, num_classes: int, side: int) -> Tensor:
@@ -92,14 +91,9 @@ class SceneGenerator(nn.Module):
         self, count: int, objects: int, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What `forward` wants beside a layout: noise of skies (n, L), of objects (n, M, L), of texture (n, 1, S, S)."""
-        return tuple(
-            torch.randn(*shape, generator=generator)
-            for shape in (
-                (count, self.latent),
-                (count, objects, self.latent),
-                (count, 1, self.side, self.side),
-            )
-        )
+        texture = count, 1, self.side, self.side
+        shapes = (count, self.latent), (count, objects, self.latent), texture
+        return tuple(torch.randn(*shape, generator=generator) for shape in shapes)
 
     def forward(
         self, labels: Tensor, boxes: Tensor, sky: Tensor, things: Tensor, texture: Tensor
@@ -112,31 +106,20 @@ class SceneGenerator(nn.Module):
             return scene
         image, place = present.nonzero(as_tuple=True)
         box = boxes[present].float()
-        behind = roi_align(
-            scene, object_boxes(boxes, labels, ROOM, self.side, self.side), 1, aligned=True
-        ).flatten(1)
-        shape = torch.cat(
-            [
-                box[:, 2:].clamp(min=1e-3).log(),
-                (box[:, 2:3] / box[:, 3:].clamp(min=1e-3)).log(),
-                behind,
-            ],
-            1,
-        )
-        drawn = (
-            self.thing(torch.cat([self.embed(labels[present]), things[present], shape], 1))
-            .float()
-            .sigmoid()
-        )
+        frames = object_boxes(boxes, labels, ROOM, self.side, self.side)
+        behind = roi_align(scene, frames, 1, aligned=True).flatten(1)
+        size = box[:, 2:].clamp(min=1e-3)
+        oblong = (box[:, 2:3] / size[:, 1:]).log()
+        known = self.embed(labels[present]), things[present], size.log(), oblong, behind
+        drawn = self.thing(torch.cat(known, 1)).float().sigmoid()
         painted = _placed(drawn, box, self.side)
         # A later object lies over an earlier one of the same scene.
         for turn in range(labels.shape[1]):
             rows = place == turn
             if rows.any():
                 colour, cover = painted[rows, :3], painted[rows, 3:]
-                scene = scene.index_put(
-                    (image[rows],), scene[image[rows]] * (1 - cover) + colour * cover
-                )
+                mixed = scene[image[rows]] * (1 - cover) + colour * cover
+                scene = scene.index_put((image[rows],), mixed)
         return scene
 
 
@@ -149,16 +132,6 @@ def _placed(patches: Tensor, boxes: Tensor, side: int) -> Tensor:
     theta[:, :, 2] = -(2 * boxes[:, :2] - 1) / size
     grid = F.affine_grid(theta, [len(boxes), 4, side, side], align_corners=False)
     return F.grid_sample(patches, grid, align_corners=False)
-
-
-def _down(wide: int, narrow: int, dropout: float, first: bool = False) -> list[nn.Module]:
-    norm = [] if first else [nn.BatchNorm2d(narrow)]
-    return [
-        nn.Conv2d(wide, narrow, 4, 2, 1),
-        *norm,
-        nn.LeakyReLU(SLOPE, True),
-        nn.Dropout2d(dropout),
-    ]
 
 
 class SceneDiscriminator(nn.Module):
@@ -176,9 +149,9 @@ class SceneDiscriminator(nn.Module):
 
         def layers(channels: int) -> nn.Sequential:
             return nn.Sequential(
-                *_down(channels, width, dropout, first=True),
-                *_down(width, 2 * width, dropout),
-                *_down(2 * width, 4 * width, dropout),
+                *down(channels, width, dropout, norm=False),
+                *down(width, 2 * width, dropout),
+                *down(2 * width, 4 * width, dropout),
             )
 
         self.scene, self.scene_verdict = layers(3 + num_classes), nn.Conv2d(4 * width, 1, 3, 1, 1)
@@ -194,9 +167,8 @@ class SceneDiscriminator(nn.Module):
         parts = self.scene_verdict(self.scene(torch.cat([2 * images - 1, planes], 1)))
         if not (labels >= 0).any():
             return parts, parts.new_zeros(0)
-        crops = roi_align(
-            images.float(), object_boxes(boxes, labels, CONTEXT, height, width), PATCH, aligned=True
-        )
+        frames = object_boxes(boxes, labels, CONTEXT, height, width)
+        crops = roi_align(images.float(), frames, PATCH, aligned=True)
         seen = self.thing(2 * crops - 1).flatten(1)
         # Projection discriminator (Miyato and Koyama 2018): how real by itself, and how like its class.
         return parts, self.verdict(seen).flatten() + (seen * self.embed(labels[labels >= 0])).sum(1)

@@ -10,8 +10,7 @@ from timm.layers import trunc_normal_
 from timm.models.tnt import TNT, Block
 from torch import Tensor, nn
 
-from dfkd_lib.models.classifiers import build_vit, check_shape
-from dfkd_lib.models.starts import start_small
+from dfkd_lib.models.classifiers import build_vit
 
 
 class TitnBlock(Block):
@@ -89,17 +88,12 @@ def build_titn(
     heads: int = 3,
     pixel_heads: int = 2,
     distilled: bool = True,
-    small_start: bool = False,
 ) -> TNT:
-    """A TITN, or with `distilled=False` a plain TNT, of the given shape (sizes in pixels); see `start_small`.
-
-    Raises:
-        ValueError: if patches do not fill the image, or heads the width.
+    """A TITN, or with `distilled=False` a plain TNT; sizes in pixels.
 
     Source: TITN paper, Table 1. The paper is silent on heads: 3 and 2 are those of the published TNT-Ti.
     """
-    check_shape(img_size, patch_size, width, heads)
-    model = (TITN if distilled else TNT)(
+    return (TITN if distilled else TNT)(
         img_size=img_size,
         patch_size=patch_size,
         in_chans=in_chans,
@@ -111,29 +105,21 @@ def build_titn(
         num_heads_inner=pixel_heads,
         first_stride=pixel_size,
     )
-    return start_small(model) if small_start else model
 
 
-LARGE_PATCH = {"patch_size": 16, "pixel_size": 4}
 # The quick relatives see 28x28 grey digits: 16 patches of 7x7 (4 of 14x14), each with 4x4 pixel tokens.
-SMALL = {
-    "img_size": 28,
-    "in_chans": 1,
-    "patch_size": 7,
-    "width": 96,
-    "depth": 4,
-    "small_start": True,
-}
+SMALL = {"img_size": 28, "in_chans": 1, "patch_size": 7, "depth": 4, "small_start": True}
+NARROW = {**SMALL, "width": 96}
 
 TITN_MODELS = {
     "titn": (build_titn, {}),
-    "titn_large_patch": (build_titn, LARGE_PATCH),
+    "titn_large_patch": (build_titn, {"patch_size": 16, "pixel_size": 4}),
     "tnt": (build_titn, {"distilled": False}),
     "vit_tiny_32": (build_vit, {}),
     "deit_tiny_32": (build_vit, {"distilled": True}),
-    "titn_small": (build_titn, SMALL),
-    "titn_small_large_patch": (build_titn, {**SMALL, "patch_size": 14, "pixel_size": 4}),
-    "tnt_small": (build_titn, {**SMALL, "distilled": False}),
-    "vit_small_28": (build_vit, SMALL),
-    "deit_small_28": (build_vit, {**SMALL, "distilled": True}),
+    "titn_small": (build_titn, NARROW),
+    "titn_small_large_patch": (build_titn, {**NARROW, "patch_size": 14, "pixel_size": 4}),
+    "tnt_small": (build_titn, {**NARROW, "distilled": False}),
+    "vit_small_28": (build_vit, NARROW),
+    "deit_small_28": (build_vit, {**NARROW, "distilled": True}),
 }

@@ -2,19 +2,24 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict
 from torch import nn
 
 from dfkd_lib.core import WorkbenchError, is_number, printable
 
+REBUILD = "build the model the checkpoint was trained with"
 
-def load_weights(
-    model: nn.Module,
-    tensors: dict,
-    where,
-    fix: str = "build the model the checkpoint was trained with",
-) -> None:
+
+def misfit(expected: object, got: object, where, fix: str = REBUILD) -> WorkbenchError:
+    """The error on weights of another model."""
+    what = "a checkpoint does not fit the model"
+    return WorkbenchError(what, expected=expected, got=got, where=where, fix=fix)
+
+
+def load_weights(model: nn.Module, tensors: dict, where, fix: str = REBUILD) -> None:
     """Load weights of the model's own names and shapes.
 
     Weights that the model has no place for are refused with them: a deeper model would lose its last blocks in silence.
@@ -31,27 +36,17 @@ def load_weights(
     state = model.state_dict()
     if not any(name in state for name in tensors):
         tensors = unwrapped(tensors)
-    unfit = [
-        name
-        for name, value in state.items()
-        if name not in tensors or tensors[name].shape != value.shape
-    ]
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    unfit = [name for name, value in state.items() if shapes.get(name) != tuple(value.shape)]
     extra = [name for name in tensors if name not in state]
     if unfit or extra:
-        missing = sum(name not in tensors for name in unfit)
         expected = "; ".join(f"{name} {tuple(state[name].shape)}" for name in unfit[:3])
-        got = "; ".join(
-            str(tuple(tensors[n].shape)) if n in tensors else "no such weight" for n in unfit[:3]
-        )
+        got = "; ".join(str(shapes.get(name, "no such weight")) for name in unfit[:3])
+        missing = sum(name not in tensors for name in unfit)
+        counts = f"{len(unfit)} of {len(state)} weights do not fit, {missing} of them missing"
         unknown = f"; {len(extra)} unknown: {', '.join(extra[:3])}" if extra else ""
-        raise WorkbenchError(
-            "a checkpoint does not fit the model",
-            expected=expected or "no other weights",
-            where=where,
-            got=f"{got or 'more'} ({len(unfit)} of {len(state)} weights do not fit, {missing} of them "
-            f"missing{unknown})",
-            fix=fix,
-        )
+        found = f"{got or 'more'} ({counts}{unknown})"
+        raise misfit(expected or "no other weights", found, where, fix)
     model.load_state_dict(as_numbers(tensors, state, where))
 
 
@@ -59,17 +54,14 @@ def as_numbers(tensors: dict, state: dict, where) -> dict:
     """The tensors in the types of `state`; WorkbenchError if one is of another kind (whole for float), or not finite."""
     made = {}
     for name, value in tensors.items():
-        made[name] = (
-            value.to(state[name].dtype)
-            if value.is_floating_point() == state[name].is_floating_point()
-            else None
-        )
+        kind, floats = state[name].dtype, value.is_floating_point()
+        made[name] = value.to(kind) if floats == kind.is_floating_point else None
         if made[name] is None or value.is_complex() or not torch.isfinite(made[name]).all():
             raise WorkbenchError(
                 "a checkpoint holds weights that are not numbers",
                 where=where,
-                expected=f"finite values of {state[name].dtype}",
-                got=f"{name}: {'NaN or infinity' if value.is_floating_point() else value.dtype}",
+                expected=f"finite values of {kind}",
+                got=f"{name}: {'NaN or infinity' if floats else value.dtype}",
                 fix="fetch it again, or take the last good one: its training has diverged",
             )
     return made
@@ -89,10 +81,8 @@ def check_sizes(sizes: dict, tensors: dict, where: Path) -> None:
         # Every block has a weight of its own.
         most = len(tensors) if "depth" in key or "layers" in key else 65_536
         values = value if isinstance(value, (list, tuple)) else [value]
-        if any(
-            not isinstance(v, (str, bool, type(None))) and not is_number(v, -1, most)
-            for v in values
-        ):
+        numbers = [v for v in values if not isinstance(v, (str, bool, type(None)))]
+        if not all(is_number(v, -1, most) for v in numbers):
             raise WorkbenchError(
                 "a model's record asks for impossible sizes",
                 expected=f"{key} up to {most}, or text",
@@ -102,35 +92,27 @@ def check_sizes(sizes: dict, tensors: dict, where: Path) -> None:
             )
 
 
-def check_fits(build: Callable[[], nn.Module], tensors: dict, where: Path) -> None:
-    """Refuse an architecture of many more weights than the file has, before memory is taken for them."""
-    try:
-        with torch.device("meta"):
-            count = sum(p.numel() for p in build().parameters())
-    except (
-        RuntimeError,
-        NotImplementedError,
-    ):  # an architecture that cannot be built without numbers
-        return
+def built(build: Callable[[], nn.Module], tensors: dict, where: Path) -> nn.Module:
+    """The architecture, unless it has many more weights than the file: none of them takes memory before that is known."""
+    with torch.device("meta"):
+        count = sum(p.numel() for p in build().parameters())
     there = sum(t.numel() for t in tensors.values())
     if count > 4 * there + 1_000_000:
-        raise WorkbenchError(
-            "a checkpoint does not fit the model",
-            expected=f"about {count} weights",
-            got=f"{there} weights",
-            where=where,
-            fix="build the model the checkpoint was trained with",
-        )
+        raise misfit(f"about {count} weights", f"{there} weights", where)
+    return build()
 
 
-def checked_record(about) -> dict:
-    """A record beside a checkpoint, if it is one; ValueError, TypeError or KeyError if it is not."""
-    overrides, classes = about.get("overrides", {}), about.get("classes")
-    if not isinstance(about["model"], str) or not isinstance(overrides, dict):
-        raise TypeError('"model" is a name, "overrides" are settings by name')
-    if classes is not None and not (
-        isinstance(classes, list)
-        and all(isinstance(n, str) and n.strip() and printable(n) for n in classes)
-    ):
-        raise ValueError('"classes" are names without control characters')
-    return about
+def _class_name(name: str) -> str:
+    if not name.strip() or not printable(name):
+        raise ValueError("a class name without control characters")
+    return name
+
+
+class Record(BaseModel):
+    """What a checkpoint is of, as the .json beside it has it: a name, keywords of that architecture, class names."""
+
+    model_config = ConfigDict(strict=True)
+
+    model: str
+    overrides: dict[str, Any] = {}
+    classes: list[Annotated[str, AfterValidator(_class_name)]] | None = None

@@ -377,9 +377,8 @@ def test_postscript_in_an_image_file_is_not_run(marker, tmp_path, monkeypatch):
     )
     with pytest.raises(WorkbenchError, match="cannot be read"):
         load_image(tmp_path / "x.png")
-    for script in ("predict.py", "predict_detection.py"):
-        source = (LIBRARY / "deploy" / script).read_text()
-        assert "Image.open(path, formats=FORMATS)" in source and '"EPS"' not in source
+    source = (LIBRARY / "deploy" / "predict.py").read_text()
+    assert "Image.open(path, formats=FORMATS)" in source and '"EPS"' not in source
 
 
 # ---- paths

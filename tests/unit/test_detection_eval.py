@@ -256,9 +256,8 @@ def test_an_object_too_large_for_a_window_needs_a_larger_tile():
     large = frame(80, 120, (0, 20, 20, 50, 50))
     scores, boxes = predict_tiled(Blobs(), large[None], 32, 32)
     assert len(rows(scores[0], boxes[0], 120, 80)) > 1
-    scores, boxes = predict_tiled(Blobs(), large[None], [32, 80], 80)
-    whole = rows(scores[0], boxes[0], 120, 80)
-    assert (0, 20, 20, 50, 50) in whole
+    scores, boxes = predict_tiled(Blobs(), large[None], 80, 80)
+    assert rows(scores[0], boxes[0], 120, 80) == {(0, 20, 20, 50, 50)}
 
 
 def test_windows_cover_an_axis_and_overlap_enough():
@@ -306,9 +305,7 @@ def test_four_scenes_in_one_frame_are_found_as_by_themselves():
     assert metrics.average_precision(whole, scores, boxes)["AP50"] >= alone - 0.1 > 0.5
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"tile": []}, {"tile": 4}, {"overlap": 1.0}, {"keep": 0}, {"iou": 0.0}, {"size": 0}]
-)
+@pytest.mark.parametrize("wrong", [{"tile": 4}, {"overlap": 1.0}, {"keep": 0}, {"size": 0}])
 def test_impossible_windows_are_refused(wrong):
     with pytest.raises(WorkbenchError, match="impossible windows"):
         predict_tiled(Blobs(), frame(40, 40)[None], **{"tile": 40, "size": 40, **wrong})

@@ -28,12 +28,11 @@ def test_logits_of_any_classes(name):
 
 
 def test_same_seed_same_weights():
-    torch.manual_seed(3)
-    first = create_model("vit_mnist_smoke").state_dict()
-    torch.manual_seed(3)
-    assert all(
-        torch.equal(v, first[k]) for k, v in create_model("vit_mnist_smoke").state_dict().items()
-    )
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(create_model("vit_mnist_smoke").state_dict().values())
+    assert all(map(torch.equal, *states))
 
 
 @pytest.mark.parametrize(
@@ -56,12 +55,8 @@ def test_gan_layers_of_the_paper():
     assert [c.out_channels for c in convolutions] == [512, 256, 128, 3]
     assert convolutions[0].kernel_size == (4, 4) and convolutions[0].stride == (2, 2)
     assert generator.embed.embedding_dim == 5 and discriminator.embed.embedding_dim == 1024
-    assert [m.out_channels for m in discriminator.layers if isinstance(m, torch.nn.Conv2d)] == [
-        64,
-        128,
-        256,
-        1,
-    ]
+    convolutions = [m for m in discriminator.layers if isinstance(m, torch.nn.Conv2d)]
+    assert [c.out_channels for c in convolutions] == [64, 128, 256, 1]
     labels = torch.tensor([0, 9])
     images = generator(labels, torch.randn(2, 100))
     assert images.shape == (2, 3, 32, 32) and images.abs().max() <= 1
@@ -69,13 +64,7 @@ def test_gan_layers_of_the_paper():
 
 
 def test_the_class_reaches_image_and_verdict():
-    generator, discriminator = (
-        Generator(10, 1, width=32).eval(),
-        Discriminator(10, 1, width=8).eval(),
-    )
-    noise = torch.randn(1, 100)
-    a, b = (generator(torch.tensor([k]), noise) for k in (0, 1))
-    assert not torch.allclose(a, b)
-    assert not torch.allclose(
-        discriminator(a, torch.tensor([0])), discriminator(a, torch.tensor([1]))
-    )
+    generator, judge = Generator(10, 1, width=32).eval(), Discriminator(10, 1, width=8).eval()
+    noise, (zero, one) = torch.randn(1, 100), torch.arange(2)[:, None]
+    a, b = (generator(label, noise) for label in (zero, one))
+    assert not torch.allclose(a, b) and not torch.allclose(judge(a, zero), judge(a, one))
