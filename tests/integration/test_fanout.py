@@ -29,6 +29,7 @@ from dfkd_lib.core.artifacts import REPOSITORY, Store
 from dfkd_lib.jobs import Needs, cluster, queue, start, worker
 from dfkd_lib.jobs.cluster import Worker
 from dfkd_lib.pipeline import task
+from dfkd_lib.pipeline.folder import prepare_folder
 
 TINY = {
     "source": "real",
@@ -73,38 +74,28 @@ def test_tasks_run_in_processes_of_their_own_with_their_share(two):
     first, second = (future.result(timeout=WAIT) for future in futures)
     assert len({first["pid"], second["pid"], os.getpid()}) == 3
     assert first["threads"] == second["threads"] == str(max(1, processes.cores() // 2))
-    until(
-        lambda: (
-            {name for name, message in heard if message.get("line") == "hello"}
-            >= {"task 0", "task 1"}
-        ),
-        "both lines",
-    )
+    hello = {"line": "hello"}
+    until(lambda: ("task 0", hello) in heard and ("task 1", hello) in heard, "both lines")
+
+
+PATHS = "/ /status /sitemap.json /json/counts.json /metrics /info/main/workers.html /health".split()
 
 
 def test_it_listens_on_loopback_alone_and_not_without_a_secret(two):
     tasks, _ = two
+    own = psutil.Process()
     sockets = [
         (process.pid, connection.laddr)
-        for process in (psutil.Process(), *psutil.Process().children(recursive=True))
+        for process in (own, *own.children(recursive=True))
         for connection in process.net_connections(kind="tcp")
         if connection.status == psutil.CONN_LISTEN
     ]
-    assert len({pid for pid, _ in sockets}) >= 3 and {address.ip for _, address in sockets} == {
-        "127.0.0.1"
-    }
+    assert len({pid for pid, _ in sockets}) >= 3
+    assert {address.ip for _, address in sockets} == {"127.0.0.1"}
     assert status(tasks.dashboard) == 200
     answers = set()
     for _, address in sockets:
-        for path in (
-            "/",
-            "/status",
-            "/sitemap.json",
-            "/json/counts.json",
-            "/metrics",
-            "/info/main/workers.html",
-            "/health",
-        ):
+        for path in PATHS:
             try:
                 answers.add(status(f"http://127.0.0.1:{address.port}{path}"))
             except OSError:
@@ -167,26 +158,18 @@ def test_a_gpu_is_never_shared(monkeypatch):
         assert wants.gpu and not idle.gpu
         with_gpu = [tasks.submit(f"gpu {i}", here, 0.3, needs=wants) for i in range(3)]
         without = [tasks.submit(f"cpu {i}", here, 0.1, needs=idle) for i in range(2)]
-        ran = sorted(
-            (future.result(timeout=WAIT) for future in with_gpu), key=lambda each: each["start"]
-        )
-        assert {each["visible"] for each in ran} == {"0"} and len(
-            {each["pid"] for each in ran}
-        ) == 1
-        assert all(
-            first["end"] <= second["start"] for first, second in zip(ran, ran[1:], strict=False)
-        )
+        ran = sorted((future.result(timeout=WAIT) for future in with_gpu), key=lambda r: r["start"])
+        assert {(one["visible"], one["pid"]) for one in ran} == {("0", ran[0]["pid"])}
+        assert all(first["end"] <= second["start"] for first, second in zip(ran, ran[1:]))
         assert {future.result(timeout=WAIT)["visible"] for future in without} <= {"0", ""}
     # A notebook that did not ask for a GPU sees none, on whichever worker it runs.
     assert task.kernel_environment(idle)["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def test_a_worker_of_several_gpus_is_refused():
-    with pytest.raises(WorkbenchError, match="one worker for each GPU"):
-        cluster._check_offers([Worker("tcp://somewhere:1", 4, 16.0, 2)])
-
-
 # ---- an ablation, one of whose two workers is killed
+
+
+CHECKPOINTS = "student*.partial/checkpoint/checkpoint.pt"
 
 
 def test_a_killed_workers_student_is_trained_on_to_the_same_bits(tmp_path):
@@ -196,22 +179,11 @@ def test_a_killed_workers_student_is_trained_on_to_the_same_bits(tmp_path):
 
     def kill() -> None:
         """Kill one worker as soon as a student of it has a checkpoint."""
-        until(
-            lambda: [*store.root.glob("student*.partial/checkpoint/checkpoint.pt")], "a checkpoint"
-        )
-        workers = [
-            p
-            for p in psutil.Process().children(recursive=True)
-            if "--multiprocessing-fork" in p.cmdline()
-        ]
-        busy = max(workers, key=lambda process: process.cpu_times().user)
-        killed.append(
-            [
-                path.parent.parent.name
-                for path in store.root.glob("student*.partial/checkpoint/checkpoint.pt")
-            ]
-        )
-        busy.kill()
+        until(lambda: [*store.root.glob(CHECKPOINTS)], "a checkpoint")
+        children = psutil.Process().children(recursive=True)
+        workers = [child for child in children if "--multiprocessing-fork" in child.cmdline()]
+        killed.append(max(workers, key=lambda process: process.cpu_times().user))
+        killed[0].kill()
 
     thread = threading.Thread(target=kill)
     try:
@@ -228,17 +200,12 @@ def test_a_killed_workers_student_is_trained_on_to_the_same_bits(tmp_path):
         torch.set_num_threads(before)
     assert killed and [o.error for o in outcomes] == ["", ""]
     assert [o.artifact.key for o in outcomes] == [o.artifact.key for o in alone]
-    for mine, theirs in zip(outcomes, alone, strict=True):
-        first, second = (
-            s.find(o.artifact.metrics["student"]) for s, o in ((store, mine), (quiet, theirs))
-        )
-        assert (
-            first.manifest["files"]["model.safetensors"]
-            == second.manifest["files"]["model.safetensors"]
-        )
-    assert not [*store.root.glob("*.partial")] and all(
-        problem is None for _, problem in store.verify()
-    )
+    for mine in outcomes:
+        students = [s.find(mine.artifact.metrics["student"]) for s in (store, quiet)]
+        first, second = (one.manifest["files"]["model.safetensors"] for one in students)
+        assert first == second
+    assert not [*store.root.glob("*.partial")]
+    assert all(problem is None for _, problem in store.verify())
 
 
 # ---- notebooks on a cluster that somebody else started
@@ -259,45 +226,25 @@ NOTEBOOKS = {
 
 
 class Elsewhere:
-    """A scheduler and two workers as `dask` starts them: they say nothing of what they have."""
+    """A scheduler and two workers as `dask` starts them, which offer nothing by themselves."""
 
     def __init__(self, folder: Path):
-        self.file, self.folder, self.workers = folder / "scheduler.json", folder, []
+        self.file, self.folder = folder / "scheduler.json", folder
+        known = ["--host", "127.0.0.1", "--scheduler-file", str(self.file), "--no-dashboard"]
+        self.scheduler = self.start("scheduler", "--port", "0", *known)
+        until(self.file.exists, "the scheduler's file")
+        known += ["--nthreads", "1", "--no-nanny", "--local-directory", str(folder)]
+        self.workers = [self.start("worker", *known) for _ in range(2)]
+
+    def start(self, program: str, *words: str) -> subprocess.Popen:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-        self.start = lambda *words: subprocess.Popen(
-            [sys.executable, "-m", "distributed.cli.dask_" + words[0], *words[1:]],
+        return subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.dask_{program}", *words],
             env=environment,
-            cwd=folder,
-            stdout=open(folder / "log.txt", "ab"),
+            cwd=self.folder,
+            stdout=open(self.folder / "log.txt", "ab"),
             stderr=subprocess.STDOUT,
         )
-        self.scheduler = self.start(
-            "scheduler",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-            "--no-dashboard",
-            "--scheduler-file",
-            str(self.file),
-        )
-        until(self.file.exists, "the scheduler's file")
-        for _ in range(2):
-            self.workers.append(
-                self.start(
-                    "worker",
-                    "--scheduler-file",
-                    str(self.file),
-                    "--host",
-                    "127.0.0.1",
-                    "--nthreads",
-                    "1",
-                    "--no-nanny",
-                    "--no-dashboard",
-                    "--local-directory",
-                    str(folder),
-                )
-            )
 
     def stop(self) -> None:
         for process in (self.scheduler, *self.workers):
@@ -329,113 +276,81 @@ def plan(tmp_path):
 
 
 def test_notebooks_survive_a_worker_and_lose_nothing_with_the_scheduler(elsewhere, plan, tmp_path):
-    lines, killed = [], []
+    lines, killed, out = [], [], tmp_path / "out"
 
-    def hear(line: str) -> None:
+    def kill_worker(line: str) -> None:
         lines.append(line)
         if "step 10" in line and not killed:
-            kernel = next(
-                p
-                for w in elsewhere.workers
-                for p in psutil.Process(w.pid).children()
-                if "ipykernel" in " ".join(p.cmdline()) and "step" in " ".join(lines[-3:])
-            )
-            worker = next(w for w in elsewhere.workers if w.pid == kernel.ppid())
-            killed.append(worker)
-            os.kill(worker.pid, signal.SIGKILL)
+            found = [(w, p) for w in elsewhere.workers for p in psutil.Process(w.pid).children()]
+            killed.append(next(w for w, p in found if "ipykernel" in " ".join(p.cmdline())))
+            killed[0].kill()
 
-    results = pipeline.run(plan(elsewhere.file), hear)
-    assert {name: r["status"] for name, r in results["notebooks"].items()} == dict.fromkeys(
-        NOTEBOOKS, "succeeded"
-    ), lines
+    results = pipeline.run(plan(elsewhere.file), kill_worker)
+    statuses = {name: one["status"] for name, one in results["notebooks"].items()}
+    assert statuses == dict.fromkeys(NOTEBOOKS, "succeeded"), lines
     assert killed and any("its worker was lost; it runs again" in line for line in lines)
     starts = [line for line in lines if line.startswith("[")]
     assert all(line.endswith(f" starts on {socket.gethostname()}") for line in starts)
-    assert starts.index(next(s for s in starts if "30_" in s)) > starts.index(
-        next(s for s in starts if "20_" in s)
-    )
+    places = {name: i for i, line in enumerate(starts) for name in ("20_", "30_") if name in line}
+    assert places["30_"] > places["20_"]
     assert {line.split()[-1] for line in lines if " threads " in line} == {"1"}
     numbers = [int(re.search(r"step (\d+)", line)[1]) for line in lines if "step" in line]
     assert numbers.count(0) == 1 and numbers[-1] == 39  # it went on, and did not begin again
-    saved = json.loads((tmp_path / "out" / "results.json").read_text())
-    counted = saved["notebooks"]["20_gan_fid"]
+    counted = json.loads((out / "results.json").read_text())["notebooks"]["20_gan_fid"]
     assert counted["threads"] == 1 and counted["machine"]["cores"] >= 1
     assert not [*tmp_path.rglob(".seen-*")]
 
     # The same again, but the scheduler goes in the middle.
-    (tmp_path / "out" / "count.txt").unlink()
+    (out / "count.txt").unlink()
 
-    def doom(line: str) -> None:
+    def kill_scheduler(line: str) -> None:
         if "step 5" in line:
             elsewhere.scheduler.kill()
 
-    results = pipeline.run(plan(elsewhere.file), doom)
+    results = pipeline.run(plan(elsewhere.file), kill_scheduler)
     ended = results["notebooks"]
     assert pipeline.exit_code(results) == 1 and ended["10_quick"]["status"] == "succeeded"
-    assert (
-        ended["20_gan_fid"]["status"] == "failed"
-        and "scheduler is gone" in ended["20_gan_fid"]["error"]
-    )
-    assert (
-        "give the same command" in ended["20_gan_fid"]["error"]
-        and (tmp_path / "out" / "index.html").exists()
-    )
+    error = ended["20_gan_fid"]["error"]
+    assert ended["20_gan_fid"]["status"] == "failed" and "scheduler is gone" in error
+    assert "give the same command" in error and (out / "index.html").exists()
 
 
-def test_a_scheduler_that_is_not_there_is_said_before_anything_runs(plan):
-    for address in (
-        "tcp://127.0.0.1:1",
-        "127.0.0.1:1",
-        "nonsense",
-        "tls://127.0.0.1:22x",
-        "tcp://",
-    ):
-        with pytest.raises(WorkbenchError, match="no Dask scheduler answers there"):
-            pipeline.run(plan(address), lambda line: None)
-    with (
-        pytest.raises(WorkbenchError, match="no Dask scheduler answers there"),
-        jobs.opened(1, "", print),
-    ):
-        pass
+ADDRESSES = "tcp://127.0.0.1:1 127.0.0.1:1 nonsense tls://127.0.0.1:22x tcp://".split()
 
 
-def test_a_worker_with_other_folders_or_other_code_is_refused(tmp_path):
-    given, quiet = (tmp_path / "n.ipynb", {}, tmp_path, 0.0), lambda message: None
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_a_scheduler_that_is_not_there_is_reported_before_anything_runs(plan, address):
+    with pytest.raises(WorkbenchError, match="no Dask scheduler answers there"):
+        pipeline.run(plan(address), lambda line: None)
+
+
+def test_an_empty_address_is_no_scheduler():
+    with pytest.raises(WorkbenchError, match="no Dask scheduler answers there"):
+        with jobs.opened(1, "", print):
+            pass
+
+
+@pytest.mark.parametrize("step", ["notebook", "shared parts", "cell"])
+def test_a_worker_with_other_folders_or_other_code_is_refused(tmp_path, step):
+    """Students too: they go into the store that all share."""
+    function, args = {
+        "notebook": (task.run_notebook, (tmp_path / "n.ipynb", {}, tmp_path, 0.0)),
+        "shared parts": (task.shared_parts, ({},)),
+        "cell": (task.train_cell, (str(tmp_path), {})),
+    }[step]
     for place, words in (
         (task.Place((tmp_path / ".seen-absent",)), "does not see the folder"),
         (task.Place((), ("0.0", "abc")), "other code"),
     ):
         with pytest.raises(WorkbenchError, match=words):
-            task.run_notebook(quiet, Needs(), place, *given)
-        with pytest.raises(
-            WorkbenchError, match=words
-        ):  # students too: they go into the store that all share
-            task.shared_parts(quiet, Needs(), place, {})
-        with pytest.raises(WorkbenchError, match=words):
-            task.train_cell(quiet, Needs(), place, str(tmp_path), {})
-
-
-def test_a_task_asks_for_what_one_worker_has_altogether():
-    tasks = cluster.Cluster(Quiet({"b": ("b", "0"), "c": None}), lambda *_: None, None, None)
-    large, card = Worker("a", 32, 16.0, 0), Worker("b", 8, 64.0, 1)
-    tasks.workers = lambda: [large, card]
-    assert tasks.needs(100.0) == Needs(8, 64.0, True) and tasks.needs(
-        100.0, gpu=False, threads=16
-    ) == Needs(16, 16.0, False)
-    with pytest.raises(WorkbenchError, match="so many threads and a GPU"):
-        tasks.needs(threads=16)
-    tasks.workers = lambda: []  # for a moment there is none
-    assert tasks.needs(1.0) == Needs(8, 1.0, True)
-    tasks.workers = lambda: [Worker("c", 8, 64.0, 2)]
-    with pytest.raises(WorkbenchError, match="one worker for each GPU"):
-        tasks.needs()
+            function(lambda message: None, Needs(), place, *args)
 
 
 class Quiet:
     """What a Cluster asks of a client, and no cluster behind it."""
 
-    def __init__(self, cards: dict | None = None):
-        self.cards = cards or {}
+    def __init__(self, cards: dict):
+        self.cards = cards
 
     def subscribe_topic(self, topic, handler):
         pass
@@ -445,45 +360,57 @@ class Quiet:
         return {address: self.cards[address] for address in workers}
 
 
+def offering(*workers: Worker, cards: dict | None = None) -> cluster.Cluster:
+    """A cluster of these workers, whose GPUs are these."""
+    tasks = cluster.Cluster(Quiet(cards or {}), lambda *_: None, None, None)
+    tasks.workers = lambda: list(workers)
+    return tasks
+
+
+def test_a_task_asks_for_what_one_worker_has_altogether():
+    large, card = Worker("a", 32, 16.0, 0), Worker("b", 8, 64.0, 1)
+    tasks = offering(large, card, cards={"b": ("b", "0"), "c": None})
+    assert tasks.needs(100.0) == Needs(8, 64.0, True)
+    assert tasks.needs(100.0, gpu=False, threads=16) == Needs(16, 16.0, False)
+    with pytest.raises(WorkbenchError, match="so many threads and a GPU"):
+        tasks.needs(threads=16)
+    tasks.workers = lambda: []  # for a moment there is none
+    assert tasks.needs(1.0) == Needs(8, 1.0, True)
+    tasks.workers = lambda: [Worker("c", 8, 64.0, 2)]
+    with pytest.raises(WorkbenchError, match="one worker for each GPU"):
+        tasks.needs()
+
+
 def test_tasks_do_not_wait_at_one_worker_while_others_idle():
     """Dask moves a waiting task only from workers with more tasks than slots: it is not given to any before it can run."""
-    tasks = cluster.Cluster(Quiet(), lambda *_: None, None, None)
     large = [Worker(f"w{i}", 8, 32.0, 0, slots=8) for i in range(3)]
-    tasks.workers = lambda: large[:1]
-    assert tasks.free(0) and not tasks.free(1)
+    tasks = offering(large[0])
+
+    def room() -> int:
+        return next((n for n in range(100) if not tasks.free(n)), 100)
+
+    assert room() == 1
     tasks.needs(2.0)
-    assert tasks.free(0) and not tasks.free(1)
+    assert room() == 1
     tasks.workers = lambda: large  # two more have come
-    assert tasks.free(2) and not tasks.free(3)
+    assert room() == 3
     tasks.needs(2.0, threads=4)
-    assert tasks.free(5) and not tasks.free(6)
+    assert room() == 6
     tasks.needs(20.0, threads=4)  # memory for one at a time
-    assert tasks.free(2) and not tasks.free(3)
+    assert room() == 3
     tasks.workers = lambda: []  # for a moment there is none; those known before may be back
-    assert tasks.free(2) and not tasks.free(3)
+    assert room() == 3
     tasks.workers = lambda: [Worker("one", 8, 32.0, 0, slots=1)]  # from these Dask takes what waits
-    assert tasks.free(100)
+    assert room() == 100
 
 
 def test_two_workers_of_one_gpu_are_refused():
-    offers = [Worker(address, 4, 16.0, 1) for address in ("a", "b", "c")]
-    tasks = cluster.Cluster(
-        Quiet({"a": ("host", "0"), "b": ("host", "1"), "c": ("other", "0")}),
-        lambda *_: None,
-        None,
-        None,
-    )
-    tasks.workers = lambda: offers
+    a, b, c = (Worker(address, 4, 16.0, 1) for address in "abc")
+    cards = {"a": ("host", "0"), "b": ("host", "1"), "c": ("other", "0")}
+    assert offering(a, b, c, cards=cards).needs().gpu
+    tasks = offering(a, b, cards=cards | {"c": ("host", "0")})
     assert tasks.needs().gpu
-    tasks = cluster.Cluster(
-        Quiet({"a": ("host", "0"), "b": ("host", "1"), "c": ("host", "0")}),
-        lambda *_: None,
-        None,
-        None,
-    )
-    tasks.workers = lambda: offers[:2]
-    assert tasks.needs().gpu
-    tasks.workers = lambda: offers
+    tasks.workers = lambda: [a, b, c]
     with pytest.raises(WorkbenchError, match="(?s)two workers use the same GPU.*host, GPU 0.*a, c"):
         tasks.needs()
 
@@ -517,44 +444,33 @@ def test_a_task_that_kills_its_worker_as_it_comes_is_given_up(plan, tmp_path, mo
             future.set_exception(KilledWorker("task", SimpleNamespace(address="tcp://worker"), 2))
             return future
 
-    monkeypatch.setattr(
-        queue, "opened", lambda *args, **_: contextlib.nullcontext(Deadly(lambda *_: None))
-    )
-    results = pipeline.run(plan("unused"), lines.append)
-    ended = results["notebooks"]["10_quick"]
-    assert (
-        ended["status"] == "failed"
-        and "worker of this task died" in ended["error"]
-        and "fix" in ended["error"]
-    )
-    assert (
-        handed_in.count("10_quick") == 3
-        and sum("10_quick: its worker was lost before it began" in line for line in lines) == 2
-    )
+    deadly = contextlib.nullcontext(Deadly(lambda *_: None))
+    monkeypatch.setattr(queue, "opened", lambda *args, **_: deadly)
+    ended = pipeline.run(plan("unused"), lines.append)["notebooks"]["10_quick"]
+    assert ended["status"] == "failed" and handed_in.count("10_quick") == 3
+    assert "worker of this task died" in ended["error"] and "fix" in ended["error"]
+    lost = "10_quick: its worker was lost before it began"
+    assert sum(lost in line for line in lines) == 2
 
 
 def test_a_task_whose_run_has_ended_writes_no_page(tmp_path):
     """As when the run was killed, and another has begun in its folder: that one takes the mark away."""
-    folder = write_notebooks(
-        tmp_path / "notebooks",
-        {"10_quick": ["import time; print('sleeps'); time.sleep(600)"]},
-        OWN,
-    )
+    sleeps = {"10_quick": ["import time; print('sleeps'); time.sleep(600)"]}
+    notebook = write_notebooks(tmp_path / "notebooks", sleeps, OWN) / "10_quick.ipynb"
     out = tmp_path / "out"
     out.mkdir()
     (out / "10_quick.html").write_text("of an earlier run")
     mark = out / ".seen-0"
     mark.touch()
-    given = (folder / "10_quick.ipynb", {"preset": "smoke"}, out, 0.0)
 
-    def tell(message: dict) -> None:
+    def receive(message: dict) -> None:
         if message.get("line") == "sleeps":
             assert not (out / "10_quick.html").exists()
-            pipeline.folder.prepare_folder(out).release()  # the next run comes
+            prepare_folder(out).release()  # the next run comes
 
-    begun = time.monotonic()
+    begun, place = time.monotonic(), task.Place((mark,))
     with pytest.raises(WorkbenchError, match="has ended without it"):
-        task.run_notebook(tell, Needs(), task.Place((mark,)), *given)
+        task.run_notebook(receive, Needs(), place, notebook, {"preset": "smoke"}, out, 0.0)
     assert time.monotonic() - begun < 300 and not (out / "10_quick.html").exists()
 
 
@@ -565,13 +481,10 @@ def test_a_task_whose_run_has_ended_writes_no_page(tmp_path):
         RuntimeError("Error during deserialization of the task graph. This"),
     ],
 )
-def test_a_machine_without_the_library_is_told_so(error):
-    told = jobs.failed(error)
-    assert (
-        isinstance(told, WorkbenchError)
-        and "cannot run this library" in str(told)
-        and "fix" in str(told)
-    )
+def test_a_machine_without_the_library_is_reported(error):
+    answer = jobs.failed(error)
+    assert isinstance(answer, WorkbenchError) and "fix" in str(answer)
+    assert "cannot run this library" in str(answer)
 
 
 def test_what_is_stopped_before_it_listens_does_not_begin():
