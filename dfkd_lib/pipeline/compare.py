@@ -76,7 +76,7 @@ def artifact_rows(a: list[dict], b: list[dict]) -> list[Row]:
     for stage in dict.fromkeys(stage_of(one) for one in [*a, *b]):
         first, second = ({one["key"]: one for one in x if stage_of(one) == stage} for x in (a, b))
         if first.keys() != second.keys():
-            differ = {name for name, _ in {*functions_of(first)} ^ {*functions_of(second)}}
+            differ = {name for name, _ in functions_of(first) ^ functions_of(second)}
             alone = (first.keys() - second.keys(), second.keys() - first.keys(), differ)
             shared = len(first.keys() & second.keys())
             rows.append((stage, str(shared), *(", ".join(sorted(one)) for one in alone)))
@@ -84,15 +84,13 @@ def artifact_rows(a: list[dict], b: list[dict]) -> list[Row]:
 
 
 def stage_of(artifact: dict) -> str:
-    return artifact.get("stage") or artifact["key"].rpartition("-")[0]
+    return artifact["key"].rpartition("-")[0]
 
 
-def functions_of(artifacts: dict[str, dict]) -> Iterator[tuple[str, str]]:
+def functions_of(artifacts: dict[str, dict]) -> set[tuple[str, str]]:
     """(name, digest) of every function in the artifacts' record of their code."""
-    for artifact in artifacts.values():
-        code = artifact.get("code")
-        table = code.get("functions", code) if isinstance(code, dict) else {}
-        yield from ((str(name), str(digest)) for name, digest in table.items())
+    tables = (one.get("code", {}).get("functions", {}) for one in artifacts.values())
+    return {(name, digest) for table in tables for name, digest in table.items()}
 
 
 def figure_pairs(folders: list[Path], saved: list[dict]) -> list[list[dict | None]]:

@@ -51,6 +51,19 @@ NOTEBOOKS = {
 }
 
 
+STATUSES = {
+    "10_fine": "succeeded",
+    "20_gan_fid": "failed",
+    "30_classification_kd": "skipped",
+    "40_killed": "failed",
+    "90_summary": "succeeded",
+}
+
+
+def statuses(results: dict) -> dict[str, str]:
+    return {name: result["status"] for name, result in results["notebooks"].items()}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return write_notebooks(tmp_path_factory.mktemp("notebooks"), NOTEBOOKS)
@@ -214,12 +227,8 @@ def test_an_unwritable_folder_is_refused_before_a_kernel_starts(folder, tmp_path
 def test_the_command_prints_errors_plainly(capsys):
     assert main(["run", "--profile", "smoke", "--set", "00.nothing=1"]) == 2
     error = capsys.readouterr().err
-    assert (
-        error.startswith(
-            "error: notebook 00_start_here: there is no parameter or setting 'nothing'"
-        )
-        and "Traceback" not in error
-    )
+    assert error.startswith("error: notebook 00_start_here: there is no parameter or setting")
+    assert "Traceback" not in error
 
 
 # ---- what a run leaves
@@ -227,35 +236,20 @@ def test_the_command_prints_errors_plainly(capsys):
 
 def test_every_notebook_has_its_status(finished):
     _, results, _ = finished
-    statuses = {name: result["status"] for name, result in results["notebooks"].items()}
-    assert statuses == {
-        "10_fine": "succeeded",
-        "20_gan_fid": "failed",
-        "30_classification_kd": "skipped",
-        "40_killed": "failed",
-        "90_summary": "succeeded",
-    }
-    assert pipeline.exit_code(results) == 1
+    assert statuses(results) == STATUSES and pipeline.exit_code(results) == 1
 
 
 def test_results_hold_what_was_promised(finished):
     out, results, _ = finished
     saved = json.loads((out / "results.json").read_text())
     assert saved["notebooks"] == results["notebooks"] and saved["profile"] == "smoke"
-    fine = saved["notebooks"]["10_fine"]
+    fine, provenance = saved["notebooks"]["10_fine"], saved["provenance"]
     assert fine["parameters"]["epochs"] == fine["metrics"]["epochs"] == 7
     assert fine["metrics"]["interactive"] is False and fine["settings"]["student.epochs"] == [7, 3]
-    assert (
-        fine["peak_memory_mb"] > 30
-        and saved["peak_memory_mb"] > fine["peak_memory_mb"]
-        and fine["seconds"] > 0
-    )
-    provenance = saved["provenance"]
+    assert saved["peak_memory_mb"] > fine["peak_memory_mb"] > 30 and fine["seconds"] > 0
     assert provenance["seeds"]["10_fine"] == "4,5" and provenance["versions"]["papermill"]
-    assert {"cpu", "cores", "memory_gib", "gpu"} <= set(
-        provenance["hardware"]
-    ) and "commit" in provenance["git"]
-    assert provenance["started"] and provenance["seconds"] > 0
+    assert {"cpu", "cores", "memory_gib", "gpu"} <= set(provenance["hardware"])
+    assert provenance["started"] and provenance["seconds"] > 0 and "commit" in provenance["git"]
 
 
 def test_a_failing_notebook_leaves_its_report(finished):
@@ -294,13 +288,8 @@ def test_batch_logs_have_a_line_for_each_start_end_and_epoch(finished):
 def test_pages_need_neither_network_nor_script(finished):
     out, _, _ = finished
     pages = list(out.glob("*.html"))
-    assert {page.name for page in pages} == {
-        "index.html",
-        "10_fine.html",
-        "20_gan_fid.html",
-        "40_killed.html",
-        "90_summary.html",
-    }
+    made = set(STATUSES) - {"30_classification_kd"} | {"index"}
+    assert {page.stem for page in pages} == made
     for page in pages:
         text = page.read_text()
         assert "default-src 'none'" in text
@@ -338,12 +327,8 @@ def test_running_some_again_keeps_the_others_and_marks_them(finished, folder):
     )
     assert list(results["notebooks"]) == ["90_summary"] and pipeline.exit_code(results) == 0
     saved = json.loads((copy / "results.json").read_text())["notebooks"]
-    assert (
-        list(saved) == list(NOTEBOOKS)
-        and saved["10_fine"]["earlier"]
-        and "earlier" not in saved["90_summary"]
-    )
-    assert saved["10_fine"]["metrics"]["accuracy"] == 0.97
+    assert list(saved) == list(NOTEBOOKS) and saved["10_fine"]["metrics"]["accuracy"] == 0.97
+    assert saved["10_fine"]["earlier"] and "earlier" not in saved["90_summary"]
 
 
 def test_two_runs_may_not_share_a_folder(folder, tmp_path):
@@ -384,12 +369,8 @@ def test_stopping_ends_the_kernel_and_keeps_what_is_finished(tmp_path, number):
     _, error = run.communicate(timeout=60)
     assert run.returncode == 130 and "give the same command again" in error, error
     assert not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == psutil.STATUS_ZOMBIE
-    saved = json.loads((out / "results.json").read_text())["notebooks"]
-    assert {name: result["status"] for name, result in saved.items()} == {
-        "10_fine": "succeeded",
-        "20_sleepy": "interrupted",
-        "90_summary": "interrupted",
-    }
+    ended = ["succeeded", "interrupted", "interrupted"]
+    assert list(statuses(json.loads((out / "results.json").read_text())).values()) == ended
     assert (out / "20_sleepy.html").exists()
 
 
@@ -423,12 +404,7 @@ def test_durations_read_well(seconds, text):
 
 
 @pytest.mark.parametrize(
-    "tex",
-    [
-        r"\frac{a}{b}",
-        r"\lambda_{KD} \sum_i q_i \log\frac{q_i}{p_i}",
-        r"\text{softmax}(QK^\top/\sqrt{d})",
-    ],
+    "tex", [r"\lambda_{KD} \sum_i q_i \log\frac{q_i}{p_i}", r"\text{s}(QK^\top)"]
 )
 def test_formulas_become_mathml(tex):
     assert html.MathRenderer().inline_math(tex).startswith("<math")
@@ -439,29 +415,19 @@ def test_a_formula_the_converter_cannot_read_is_shown_as_text():
 
 
 def test_long_decimals_are_shortened_and_words_are_not():
-    assert [
-        html.shorten(x) for x in ("0.123456789", "97.61", "1234567", "small", "27 ± 0.1234567")
-    ] == ["0.1235", "97.61", "1234567", "small", "27 ± 0.1234567"]
+    assert html.shorten("0.123456789") == "0.1235"
+    for text in ("97.61", "1234567", "small", "27 ± 0.1234567"):
+        assert html.shorten(text) == text
 
 
-@pytest.mark.parametrize(
-    "text, numeric",
-    [
-        ("27.1 ± 0.3", True),
-        ("97.2 – 98.1", True),
-        ("1.5e-3", True),
-        ("12,345", True),
-        ("", True),
-        ("40 %", True),
-        ("none", False),
-        ("no", False),
-        ("e", False),
-        ("ViT-3", False),
-        ("mnist/test 400", False),
-    ],
-)
-def test_numbers_and_words_differ(text, numeric):
-    assert html.looks_numeric(text) is numeric
+@pytest.mark.parametrize("text", ["27.1 ± 0.3", "97.2 – 98.1", "1.5e-3", "12,345", "", "40 %"])
+def test_numbers_are_numeric(text):
+    assert html.looks_numeric(text)
+
+
+@pytest.mark.parametrize("text", ["none", "no", "e", "ViT-3", "mnist/test 400"])
+def test_words_are_not_numeric(text):
+    assert not html.looks_numeric(text)
 
 
 def test_columns_of_numbers_are_marked():
@@ -469,11 +435,8 @@ def test_columns_of_numbers_are_marked():
         "<table><thead><tr><th>who</th><th>%</th></tr></thead><tbody><tr><td>a</td><td>1.5</td></tr>"
         "<tr><td>b</td><td>2</td></tr></tbody></table>"
     )
-    assert (
-        table.count('class="number"') == 3
-        and '<td class="number">1.5</td>' in table
-        and "<td>a</td>" in table
-    )
+    assert table.count('class="number"') == 3 and '<td class="number">1.5</td>' in table
+    assert "<td>a</td>" in table
 
 
 @pytest.mark.parametrize("deaths, ends", [(2, "succeeded"), (3, "failed")])
@@ -492,18 +455,10 @@ def test_a_kernel_that_dies_while_starting_is_started_again(
         return real(*args, **words)
 
     monkeypatch.setattr(papermill, "execute_notebook", dying)
-    plan = pipeline.make_plan(
-        "smoke",
-        only="10",
-        out=str(tmp_path / "out"),
-        artifacts=str(tmp_path / "store"),
-        notebooks=folder,
-    )
+    folders = {"out": str(tmp_path / "out"), "artifacts": str(tmp_path / "store")}
+    plan = pipeline.make_plan("smoke", only="10", notebooks=folder, **folders)
     lines = []
     result = pipeline.run(plan, lines.append)["notebooks"]["10_fine"]
     assert result["status"] == ends and sum("started again" in line for line in lines) == 2
-    assert (
-        ends == "succeeded"
-        or "while it was starting" in result["error"]
-        and "fix" in result["error"]
-    )
+    if ends == "failed":
+        assert "while it was starting" in result["error"] and "fix" in result["error"]

@@ -22,23 +22,19 @@ EVIL = "<script>alert(1)</script>"
 
 def figure(name: str, caption: str, kind: str = "figures") -> list:
     """The two outputs that `Report.figure` and `Report.table` leave in a cell."""
-    data = (
-        {"image/png": "AAAA"}
-        if kind == "figures"
-        else {"text/html": "<table><tr><td>1</td></tr></table>"}
-    )
-    note = {
-        "kind": kind,
-        "name": name,
-        "caption": caption,
-        "paper": "A Figure 1",
-        "keys": ["gan-1", "student-2"],
-    }
-    shown = [(data, note), ({"text/markdown": f"*{caption}*"}, {"kind": "caption"})]
-    return [
-        nbformat.v4.new_output("display_data", data, metadata={"dfkd": about})
-        for data, about in shown
-    ]
+    pictured = {"figures": {"image/png": "AAAA"}, "tables": {"text/html": "<table></table>"}}
+    note = {"kind": kind, "name": name, "caption": caption, "paper": "A Figure 1"}
+    note["keys"] = ["gan-1", "student-2"]
+    shown = [(pictured[kind], note), ({"text/markdown": f"*{caption}*"}, {"kind": "caption"})]
+    return [output(data, about) for data, about in shown]
+
+
+def output(data: dict, note: object) -> nbformat.NotebookNode:
+    return nbformat.v4.new_output("display_data", data, metadata={"dfkd": note})
+
+
+def cells_of(tag) -> list[str]:
+    return [cell.get_text() for cell in tag.find_all("td")]
 
 
 @pytest.fixture
@@ -48,9 +44,8 @@ def make_page(tmp_path, monkeypatch):
     def make(values: dict, saved: dict | None = None, cells: list | None = None) -> BeautifulSoup:
         code = nbformat.v4.new_code_cell
         shown = code("rep.figure(f)", metadata={})
-        shown.outputs = (
-            figure("f", "first") + figure("t", "numbers", "tables") + figure("g", "second")
-        )
+        shown.outputs = [*figure("f", "first"), *figure("t", "numbers", "tables")]
+        shown.outputs += figure("g", "second")
         made = [
             nbformat.v4.new_markdown_cell("# A title\n\nOne paragraph.\n\n**Reads** all."),
             code(CELL, metadata={"tags": ["parameters"]}),
@@ -88,18 +83,13 @@ def test_a_page_opens_with_title_paragraph_and_headlines(make_page):
 def test_settings_are_what_differs_from_the_preset(make_page):
     page = make_page({"preset": "smoke", "epochs": 5, "out_dir": "r"})
     tables = page.select("article > .scroll > table")
-    assert [cell.get_text() for cell in tables[0].tbody.find_all("td")] == [
-        "epochs",
-        "5",
-        "3",
-        "passes",
-    ]
+    assert cells_of(tables[0].tbody) == ["epochs", "5", "3", "passes"]
     folded = page.select_one("article > details")
     assert "lr" in folded.get_text() and "open" not in folded.attrs
     assert "epochs = 3" not in page.get_text() and "epochs = 5" not in page.get_text()
-    assert page.select_one(".command").get_text() == (
-        "dfkd run --profile smoke --only 10 --set 10.epochs=5 --out r"
-    )
+    again = "dfkd run --profile smoke --only 10 --set 10.epochs=5 --out r"
+    assert page.select_one(".command").get_text() == again
+    assert "unchanged" in make_page({"preset": "smoke", "epochs": 3}).article.get_text()
 
 
 def test_settings_of_a_configuration_stand_for_the_parameters_that_choose_them(make_page):
@@ -109,26 +99,20 @@ def test_settings_of_a_configuration_stand_for_the_parameters_that_choose_them(m
         "epochs": [3, 3, "", ""],
     }
     page = make_page({"preset": "smoke", "epochs": 3, "lr": 0.2}, {"settings": settings})
-    cells = [cell.get_text() for cell in page.select_one("article table").tbody.find_all("td")]
-    assert cells == ["weights.kd", "0.2", "0.1", "rate"]
+    changed = page.select_one("article table").tbody
+    assert cells_of(changed) == ["weights.kd", "0.2", "0.1", "rate"]
     assert "--set 10.lr=0.2" in page.select_one(".command").get_text()
-
-
-def test_a_page_notes_that_nothing_changed(make_page):
-    assert "unchanged" in make_page({"preset": "smoke", "epochs": 3}).article.get_text()
 
 
 def test_figures_have_numbers_captions_and_keys(make_page):
     page = make_page({})
     captions = [c.b.get_text() for c in page.select("figcaption")]
     assert captions == ["Figure 1.", "Table 1.", "Figure 2."]
-    assert [c.details.get_text(" ", strip=True) for c in page.select("figcaption")] == [
-        "2 artifacts gan-1 student-2"
-    ] * 3
+    keys = [c.details.get_text(" ", strip=True) for c in page.select("figcaption")]
+    assert keys == ["2 artifacts gan-1 student-2"] * 3
     svg, png = page.select("figure.figure img")
-    assert (
-        svg["src"].startswith("data:image/svg+xml") and png["src"] == "data:image/png;base64,AAAA"
-    )
+    assert svg["src"].startswith("data:image/svg+xml")
+    assert png["src"] == "data:image/png;base64,AAAA"
     assert page.get_text().count("first") == 1, "the caption below a figure is not repeated"
 
 
@@ -146,10 +130,7 @@ def test_hostile_notes_harm_nothing(make_page):
         {"kind": EVIL},
         EVIL,
     ]
-    cell.outputs = [
-        nbformat.v4.new_output("display_data", {"text/html": EVIL}, metadata={"dfkd": note})
-        for note in notes
-    ]
+    cell.outputs = [output({"text/html": EVIL}, note) for note in notes]
     settings = {EVIL: [EVIL, "x", EVIL]}
     page = make_page({"preset": EVIL}, {"settings": settings}, [cell])
     assert not page.find("script") and len(page.select("figure")) == 2
@@ -172,69 +153,52 @@ def run_folder(folder: Path, metrics: dict, parameters: dict, artifacts: list) -
     return folder
 
 
-def artifact(key: str, **functions: str) -> dict:
-    return {"key": key, "stage": key.rpartition("-")[0], "code": {"functions": functions}}
+def artifacts(student: str, kd_loss: str) -> list[dict]:
+    functions = {"teacher-1": {"fit": "1"}, student: {"kd_loss": kd_loss, "fit": "1"}}
+    return [{"key": key, "code": {"functions": table}} for key, table in functions.items()]
 
 
 @pytest.fixture
 def two_runs(tmp_path):
-    a = run_folder(
-        tmp_path / "a",
-        {
-            "acc": [1.0, 2.0, 3.0],
-            "same": 1,
-            "two": [1.0, 2.0],
-            "deep": {"x": [[1, 2], [3, 4]]},
-            "word": "old",
-        },
-        {"lr": 0.1, "epochs": 3, "out_dir": "a", EVIL: EVIL},
-        [artifact("teacher-1", fit="1"), artifact("student-1", kd_loss="1", fit="1")],
+    a = {"acc": [1.0, 2.0, 3.0], "same": 1, "two": [1.0, 2.0], "word": "old"}
+    b = {"acc": [2.0, 4.0, 3.0], "same": 1, "two": [2.0, 3.0], "word": "new"}
+    a["deep"], b["deep"] = {"x": [[1, 2], [3, 4]]}, {"x": [[1, 2], [3, 5]]}
+    ours = {"lr": 0.1, "epochs": 3, "out_dir": "a", EVIL: EVIL}
+    theirs = {"lr": 0.2, "epochs": 3, "out_dir": "b"}
+    return (
+        run_folder(tmp_path / "a", a, ours, artifacts("student-1", "1")),
+        run_folder(tmp_path / "b", b, theirs, artifacts("student-2", "2")),
     )
-    b = run_folder(
-        tmp_path / "b",
-        {
-            "acc": [2.0, 4.0, 3.0],
-            "same": 1,
-            "two": [2.0, 3.0],
-            "deep": {"x": [[1, 2], [3, 5]]},
-            "word": "new",
-        },
-        {"lr": 0.2, "epochs": 3, "out_dir": "b"},
-        [artifact("teacher-1", fit="1"), artifact("student-2", kd_loss="2", fit="1")],
-    )
-    return a, b
 
 
 def test_two_runs_are_compared_on_one_page(two_runs, tmp_path, capsys):
     a, b = two_runs
     assert main(["compare", str(a), str(b), "--out", str(tmp_path / "out")]) == 0
     page = BeautifulSoup((tmp_path / "out" / "compare.html").read_text(), "html.parser")
-    rows = [[cell.get_text() for cell in row.find_all("td")] for row in page.select("tbody tr")]
-    assert ["version of torch", "a", "b"] in rows and "version of timm" not in page.get_text()
-    assert ["10_x", "lr", "0.1", "0.2"] in rows and ["10_x", EVIL, EVIL, "–"] in rows
-    assert not [row for row in rows if row[1:2] in (["epochs"], ["out_dir"], ["same"])]
-    assert ["10_x", "student", "0", "student-1", "student-2", "kd_loss"] in rows
-    # Paired: differences 1, 2, 0: mean 1, half width 4.303 / sqrt(3), t = sqrt(3), p of two degrees of freedom.
-    assert ["10_x", "acc", "2 ± 2.484", "3 ± 2.484", "+1 [-1.48, +3.48]", "0.23"] in rows
-    assert ["10_x", "two", "1, 2 (n = 2)", "2, 3 (n = 2)", "+1", ""] in rows
-    assert ["10_x", "deep.x[1]", "3, 4 (n = 2)", "3, 5 (n = 2)", "+0.5", ""] in rows
-    assert [
-        "10_x",
-        "word",
-        "old",
-        "new",
-        "",
-        "",
-    ] in rows and "2 metrics are equal" in page.get_text()
+    rows = [cells_of(row) for row in page.select("tbody tr")]
+    for row in (
+        ["version of torch", "a", "b"],
+        ["10_x", "lr", "0.1", "0.2"],
+        ["10_x", EVIL, EVIL, "–"],
+        ["10_x", "student", "0", "student-1", "student-2", "kd_loss"],
+        # Paired: differences 1, 2, 0: mean 1, half width 4.303 / sqrt(3), t = sqrt(3), p of two degrees of freedom.
+        ["10_x", "acc", "2 ± 2.484", "3 ± 2.484", "+1 [-1.48, +3.48]", "0.23"],
+        ["10_x", "two", "1, 2 (n = 2)", "2, 3 (n = 2)", "+1", ""],
+        ["10_x", "deep.x[1]", "3, 4 (n = 2)", "3, 5 (n = 2)", "+0.5", ""],
+        ["10_x", "word", "old", "new", "", ""],
+    ):
+        assert row in rows
+    assert not {"epochs", "out_dir", "same"} & {row[1] for row in rows}
+    text = page.get_text()
+    assert "2 metrics are equal" in text and "version of timm" not in text
     assert len(page.select(".pair figure")) == 2 and not page.find("script")
     assert "--out" in page.select_one(".command").get_text()
 
 
 def test_equal_runs_differ_in_nothing(two_runs):
     page = write_comparison(two_runs[0], two_runs[0], None, "").read_text()
-    assert (
-        "No parameter differs" in page and "same artifacts" in page and "No metric differs" in page
-    )
+    assert "No parameter differs" in page and "No metric differs" in page
+    assert "same artifacts" in page
 
 
 @pytest.mark.parametrize(

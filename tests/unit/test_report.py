@@ -27,11 +27,8 @@ def test_a_report_leaves_figures_tables_and_metrics(tmp_path, shown):
     figure, ax = plots.new_figure()
     ax.plot([1, 2])
     rep.figure(figure, "fig01", "a caption", paper="A Fig. 1")
-    rep.table(
-        pd.DataFrame({"name": ["a", HOSTILE], "value": [0.123456789, math.nan]}),
-        "table01",
-        "numbers",
-    )
+    table = pd.DataFrame({"name": ["a", HOSTILE], "value": [0.123456789, math.nan]})
+    rep.table(table, "table01", "numbers")
     rep.metric("accuracy", np.float32(0.5))
     rep.metric("list", [np.int64(1), 2.0, math.inf])
     art = Store(tmp_path / "artifacts").get_or_make("stage", {"a": 1}, lambda work: {"m": 1})
@@ -39,24 +36,13 @@ def test_a_report_leaves_figures_tables_and_metrics(tmp_path, shown):
     rep.figure(figure, "fig02", "of all that was reported before")
     rep.figure(figure, "fig03", "of none", artifacts=[])
     saved = json.loads(rep.save().read_text())
-    assert (
-        saved["metrics"] == {"accuracy": 0.5, "list": [1, 2.0, None]}
-        and saved["profile"] == "smoke"
-    )
+    assert saved["metrics"] == {"accuracy": 0.5, "list": [1, 2.0, None]}
+    assert saved["profile"] == "smoke" and saved["seconds"] >= 0 and saved["peak_memory_mb"] > 10
     assert [entry["keys"] for entry in saved["figures"]] == [[], [art.key], []]
-    assert saved["figures"][:1] == [
-        {"name": "fig01", "caption": "a caption", "paper": "A Fig. 1", "keys": []}
-    ]
-    assert [a["key"] for a in saved["artifacts"]] == [art.key] and saved["artifacts"][0][
-        "cached"
-    ] is False
-    assert saved["seconds"] >= 0 and saved["peak_memory_mb"] > 10
-    for path in (
-        "figures/fig01.svg",
-        "figures/fig01.pdf",
-        "tables/table01.csv",
-        "tables/table01.tex",
-    ):
+    first = {"name": "fig01", "caption": "a caption", "paper": "A Fig. 1", "keys": []}
+    assert saved["figures"][0] == first
+    assert [(a["key"], a["cached"]) for a in saved["artifacts"]] == [(art.key, False)]
+    for path in ("figures/fig01.svg", "figures/fig01.pdf", "tables/table01.tex"):
         assert (tmp_path / path).stat().st_size > 0
     assert pd.read_csv(tmp_path / "tables" / "table01.csv")["name"][1] == HOSTILE
 
@@ -93,12 +79,6 @@ def test_text_of_a_table_stays_text(tmp_path, shown):
     assert "<script>alert" not in html and html.count("&lt;script&gt;") == 2 and "1.5" in html
     tex = (tmp_path / "tables" / "table.tex").read_text()
     assert r"\_\%\$\#" in tex
-
-
-@pytest.mark.parametrize("name", ["../outside", "a b", "", "a/b"])
-def test_a_name_that_is_no_file_name_is_refused(tmp_path, name, shown):
-    with pytest.raises(WorkbenchError, match="no file name"):
-        Report("10_x", tmp_path).table(pd.DataFrame({"a": [1]}), name, "caption")
 
 
 def test_an_unwritable_folder_is_refused(tmp_path):

@@ -4,24 +4,21 @@ from dfkd_lib.core.artifacts import Store
 from dfkd_lib.reporting import summary
 
 
-def record(stage, parents=(), *reads, seconds=1.0):
-    ledger = [
-        {"stage": stage, "split": split, "purpose": purpose, "images": n}
-        for split, purpose, n in reads
-    ]
-    return {"stage": stage, "seconds": seconds, "ledger": ledger, "parents": list(parents)}
+def read(split: str, purpose: str, images: int, **more) -> dict:
+    return {"stage": "any", "split": split, "purpose": purpose, "images": images, **more}
 
 
+def record(stage: str, parents=(), *reads: dict, seconds: float = 1.0) -> dict:
+    return {"stage": stage, "seconds": seconds, "ledger": [*reads], "parents": [*parents]}
+
+
+TRAINING, TEST = read("mnist/train", "training", 60000), read("mnist/test", "evaluation", 10000)
 CHAIN = {
-    "teacher": record(
-        "teacher", [], ("mnist/train", "training", 60000), ("mnist/test", "evaluation", 10000)
-    ),
-    "gan": record("cgan", ["teacher"], ("mnist/train", "training the discriminator", 6000)),
+    "teacher": record("teacher", [], TRAINING, TEST),
+    "gan": record("cgan", ["teacher"], read("mnist/train", "training the discriminator", 6000)),
     "images": record("synthesize", ["gan"]),
-    "student 0": record("student", ["teacher", "images"], ("mnist/test", "evaluation", 10000)),
-    "student 1": record(
-        "student", ["teacher", "images"], ("mnist/test", "evaluation", 10000), seconds=3.0
-    ),
+    "student 0": record("student", ["teacher", "images"], TEST),
+    "student 1": record("student", ["teacher", "images"], TEST, seconds=3.0),
 }
 
 
@@ -42,16 +39,7 @@ def test_images_are_counted_through_ancestors():
 
 
 def test_a_checkpoint_brings_the_reads_of_its_training():
-    shipped = record("teacher", [], ("mnist/test", "evaluation", 10000))
-    shipped["ledger"].append(
-        {
-            "stage": "training elsewhere",
-            "split": "mnist/train",
-            "purpose": "training",
-            "images": 60000,
-            "inherited": True,
-        }
-    )
+    shipped = record("teacher", [], TEST, {**TRAINING, "inherited": True})
     row = summary.ledger_table({"shipped": shipped}).iloc[0]
     assert row["data-free"] == "no" and row["images itself"] == 0 and row["images behind"] == 60000
 
@@ -70,20 +58,7 @@ def test_parents_are_found_in_the_store(tmp_path):
     store = Store(tmp_path)
     parent = store.get_or_make("first", {"a": 1}, lambda work: {})
     child = store.get_or_make("second", {"b": 2}, lambda work: {}, [parent])
-    reports = {
-        "10_x": {
-            "artifacts": [
-                {
-                    "key": child.key,
-                    "stage": "second",
-                    "seconds": 1.0,
-                    "cached": False,
-                    "ledger": [],
-                    "parents": child.parents,
-                }
-            ]
-        }
-    }
+    reports = {"10_x": {"artifacts": [record("second", child.parents) | {"key": child.key}]}}
     assert set(summary.artifacts_behind(reports, store)) == {parent.key, child.key}
 
 
@@ -95,9 +70,5 @@ def test_a_parent_that_is_gone_is_left_out(tmp_path):
 
 def test_nothing_run_yet_is_an_empty_summary(tmp_path):
     reports = summary.read_reports(tmp_path)
-    assert (
-        reports == {}
-        and summary.headline_table(reports).empty
-        and summary.time_table(reports).empty
-    )
-    assert summary.ledger_table({}).empty
+    tables = (summary.headline_table(reports), summary.time_table(reports))
+    assert reports == {} and all(table.empty for table in (*tables, summary.ledger_table({})))
