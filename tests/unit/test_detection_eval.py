@@ -1,5 +1,7 @@
 """How good detections are: COCO's measures by size and class, curves and confusion on hand-made cases, tiles."""
 
+import itertools
+
 import pytest
 import torch
 from scipy import ndimage
@@ -15,6 +17,7 @@ from dfkd_lib.models import create_detector
 from dfkd_lib.models.detectors import Detections
 
 CLASSES = ("bird", "plane")
+BIRD, PLANE = [0.3, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]
 
 
 def scenes_of(*objects, count: int = 2, scale=None) -> SceneSet:
@@ -30,7 +33,7 @@ def scenes_of(*objects, count: int = 2, scale=None) -> SceneSet:
     )
 
 
-def said(*rows, count: int = 2, queries: int = 4):
+def detected(*rows, count: int = 2, queries: int = 4):
     """Scores (count, queries, 2) and boxes (count, queries, 4) from (scene, query, class, score, box) rows."""
     scores, boxes = torch.zeros(count, queries, 2), torch.full((count, queries, 4), 0.1)
     for scene, query, label, score, box in rows:
@@ -44,61 +47,42 @@ def said(*rows, count: int = 2, queries: int = 4):
 def test_sizes_are_those_of_the_original_image():
     """A bird of 20 pixels is found, one of 50 is not; at three times the scale they are medium and large."""
     objects = (0, 0, [0.3, 0.3, 0.2, 0.2]), (1, 0, [0.5, 0.5, 0.5, 0.5])
-    found = said((0, 0, 0, 0.9, [0.3, 0.3, 0.2, 0.2]))
+    found = detected((0, 0, 0, 0.9, [0.3, 0.3, 0.2, 0.2]))
     measures = metrics.average_precision(scenes_of(*objects), *found, by_size=True)
-    assert (
-        measures["AP_small"] == pytest.approx(1)
-        and measures["AP_medium"] == 0
-        and measures["AP_large"] is None
-    )
+    sizes = [measures[f"AP_{size}"] for size in ("small", "medium", "large")]
+    assert sizes == [pytest.approx(1), 0, None]
     assert measures["AP50"] == pytest.approx(51 / 101)
-    larger = metrics.average_precision(
-        scenes_of(*objects, scale=torch.full((2,), 3.0)), *found, by_size=True
-    )
-    assert (
-        larger["AP_small"] is None
-        and larger["AP_medium"] == pytest.approx(1)
-        and larger["AP_large"] == 0
-    )
-    assert {name: larger[name] for name in ("AP", "AP50", "precision", "recall")} == {
-        name: measures[name] for name in ("AP", "AP50", "precision", "recall")
-    }
+    enlarged = scenes_of(*objects, scale=torch.full((2,), 3.0))
+    larger = metrics.average_precision(enlarged, *found, by_size=True)
+    sizes = [larger[f"AP_{size}"] for size in ("small", "medium", "large")]
+    assert sizes == [None, pytest.approx(1), 0]
+    for name in ("AP", "AP50", "precision", "recall"):
+        assert larger[name] == measures[name]
 
 
 def test_each_class_has_its_three_measures():
     scenes = scenes_of((0, 0, [0.3, 0.3, 0.2, 0.2]), (1, 1, [0.5, 0.5, 0.4, 0.4]))
-    measures = metrics.average_precision(
-        scenes, *said((0, 0, 0, 0.9, [0.34, 0.3, 0.2, 0.2]), (1, 0, 1, 0.9, [0.5, 0.5, 0.4, 0.4]))
-    )
-    assert measures["per_class"]["bird"] == {
-        "AP": pytest.approx(0.4),
-        "AP50": pytest.approx(1),
-        "AP75": 0,
-    }  # IoU 2/3
-    assert measures["per_class"]["plane"] == {
-        name: pytest.approx(1) for name in ("AP", "AP50", "AP75")
-    }
+    found = detected((0, 0, 0, 0.9, [0.34, 0.3, 0.2, 0.2]), (1, 0, 1, 0.9, [0.5, 0.5, 0.4, 0.4]))
+    per_class = metrics.average_precision(scenes, *found)["per_class"]
+    # IoU 2/3
+    assert per_class["bird"] == {"AP": pytest.approx(0.4), "AP50": pytest.approx(1), "AP75": 0}
+    assert per_class["plane"] == dict.fromkeys(("AP", "AP50", "AP75"), pytest.approx(1))
 
 
 def test_nothing_found_and_nothing_to_find():
-    measures = metrics.average_precision(
-        scenes_of((0, 0, [0.3, 0.3, 0.2, 0.2])), *said(), by_size=True
-    )
+    one = scenes_of((0, 0, BIRD))
+    measures = metrics.average_precision(one, *detected(), by_size=True)
     assert measures["AP"] == measures["AP_small"] == 0 and measures["AP_large"] is None
-    nothing = metrics.average_precision(
-        scenes_of(), *said((0, 0, 0, 0.9, [0.3, 0.3, 0.2, 0.2])), by_size=True
-    )
-    assert (
-        nothing["AP"] == 0
-        and nothing["AP_small"] is None
-        and nothing["per_class"]["bird"]["AP75"] is None
-    )
+    found = detected((0, 0, 0, 0.9, BIRD))
+    nothing = metrics.average_precision(scenes_of(), *found, by_size=True)
+    assert nothing["AP"] == 0 and nothing["AP_small"] is None
+    assert nothing["per_class"]["bird"]["AP75"] is None
 
 
 def test_other_classes_are_refused_before_anything_is_computed():
     detector = create_detector("detr_nano", 3)
     detector.forward = lambda *_, **__: pytest.fail("it was asked")
-    scenes = scenes_of((0, 0, [0.3, 0.3, 0.2, 0.2]))
+    scenes = scenes_of((0, 0, BIRD))
     with pytest.raises(WorkbenchError, match="2 classes: bird, plane(.|\n)*3 classes"):
         detection.detections(detector, scenes)
     with pytest.raises(WorkbenchError, match="different classes"):
@@ -107,23 +91,19 @@ def test_other_classes_are_refused_before_anything_is_computed():
 
 # Curves and confusion
 
-BIRD, PLANE = [0.3, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]
-
 
 def test_precision_over_recall_of_a_case_worked_out_by_hand():
     """Of two birds one is found at 0.9, the other at 0.5 behind a false alarm at 0.7: precision 1, then 2/3."""
     scenes = scenes_of((0, 0, BIRD), (1, 0, PLANE), (1, 1, BIRD))
-    curves = precision_recall_curves(
-        scenes, *said((0, 0, 0, 0.9, BIRD), (0, 1, 0, 0.7, PLANE), (1, 0, 0, 0.5, PLANE))
-    )
+    found = detected((0, 0, 0, 0.9, BIRD), (0, 1, 0, 0.7, PLANE), (1, 0, 0, 0.5, PLANE))
+    curves = precision_recall_curves(scenes, *found)
     assert list(curves) == ["bird", "plane", MEAN]
     bird = curves["bird"]
     assert bird.recall[[0, 50, 100]].tolist() == pytest.approx([0, 0.5, 1])
     assert bird.precision[:51] == pytest.approx(1) and bird.precision[51:] == pytest.approx(2 / 3)
     assert bird.scores[:51] == pytest.approx(0.9) and bird.scores[51:] == pytest.approx(0.5)
-    assert not curves["plane"].precision.any() and curves[MEAN].precision == pytest.approx(
-        bird.precision / 2
-    )
+    assert not curves["plane"].precision.any()
+    assert curves[MEAN].precision == pytest.approx(bird.precision / 2)
 
 
 def test_the_mean_of_a_curve_is_the_average_precision():
@@ -136,9 +116,8 @@ def test_the_mean_of_a_curve_is_the_average_precision():
         scores[i, range(len(true)), labels] += 0.5
     curves = precision_recall_curves(scenes, scores.clamp(max=1), boxes)
     measures = metrics.average_precision(scenes, scores.clamp(max=1), boxes)
-    assert 0.2 < measures["AP50"] < 1 and curves[MEAN].precision.mean() == pytest.approx(
-        measures["AP50"]
-    )
+    assert 0.2 < measures["AP50"] < 1
+    assert curves[MEAN].precision.mean() == pytest.approx(measures["AP50"])
     for name in scenes.classes:
         assert curves[name].precision.mean() == pytest.approx(measures["per_class"][name]["AP50"])
     assert set(precision_recall_curves(scenes, scores * 0, boxes)) == {*scenes.classes, MEAN}
@@ -147,12 +126,12 @@ def test_the_mean_of_a_curve_is_the_average_precision():
 def test_confusion_of_a_case_worked_out_by_hand():
     """A bird found, a plane taken for a bird, a plane missed, a bird where nothing is, a faint one that does not count."""
     scenes = scenes_of((0, 0, BIRD), (0, 1, PLANE), (1, 1, BIRD))
-    found = said(
+    found = detected(
         (0, 0, 0, 0.9, BIRD), (0, 1, 0, 0.8, PLANE), (1, 0, 0, 0.7, PLANE), (1, 1, 1, 0.4, BIRD)
     )
     assert confusion(scenes, *found).tolist() == [[1, 0, 0], [1, 0, 1], [1, 0, 0]]
     assert confusion(scenes, *found, threshold=0.3).tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 0]]
-    assert confusion(scenes, *said()).tolist() == [[0, 0, 1], [0, 0, 2], [0, 0, 0]]
+    assert confusion(scenes, *detected()).tolist() == [[0, 0, 1], [0, 0, 2], [0, 0, 0]]
 
 
 def test_the_pair_of_greatest_overlap_goes_first():
@@ -161,9 +140,8 @@ def test_the_pair_of_greatest_overlap_goes_first():
     found = torch.tensor([[0.43, 0.5, 0.2, 0.2], [0.37, 0.5, 0.2, 0.2], [0.9, 0.9, 0.1, 0.1]])
     pairs, false, missed = matched(found, truth)
     assert pairs.tolist() == [[0, 1], [1, 0]] and false.tolist() == [2] and missed.tolist() == []
-    assert matched(found[:0], truth).missed.tolist() == [0, 1] and matched(
-        found, truth[:0]
-    ).false.tolist() == [0, 1, 2]
+    assert matched(found[:0], truth).missed.tolist() == [0, 1]
+    assert matched(found, truth[:0]).false.tolist() == [0, 1, 2]
     assert matched(found[:1], truth, iou=0.95).pairs.tolist() == []
 
 
@@ -183,21 +161,15 @@ class Blobs(torch.nn.Module):
         self.seen.append(tuple(images.shape))
         logits, boxes = torch.full((len(images), 8, 3), -9.0), torch.full((len(images), 8, 4), 0.5)
         for i, image in enumerate(images):
-            colours = [
-                ndimage.find_objects(
-                    ndimage.label((image[side] - image[1 - side] > 0.6).numpy())[0]
-                )
-                for side in range(2)
-            ]
-            for query, (k, (y, x)) in enumerate(
-                (side, place) for side in range(2) for place in colours[side]
-            ):
-                wide, high = x.stop - x.start, y.stop - y.start
-                logits[i, query, k] = 2.0 + wide * high / image[0].numel()
-                boxes[i, query] = (
-                    torch.tensor([x.start + wide / 2, y.start + high / 2, wide, high])
-                    / image.shape[-1]
-                )
+            query = 0
+            for k in range(2):
+                colour = (image[k] - image[1 - k] > 0.6).numpy()
+                for y, x in ndimage.find_objects(ndimage.label(colour)[0]):
+                    wide, high = x.stop - x.start, y.stop - y.start
+                    box = [x.start + wide / 2, y.start + high / 2, wide, high]
+                    logits[i, query, k] = 2.0 + wide * high / image[0].numel()
+                    boxes[i, query] = torch.tensor(box) / image.shape[-1]
+                    query += 1
         return Detections(logits, boxes)
 
 
@@ -205,51 +177,36 @@ def frame(height, width, *squares):
     """A grey frame with squares (class, x, y, width, height) on it."""
     image = torch.full((3, height, width), 90, dtype=torch.uint8)
     for k, x, y, w, h in squares:
-        image[:, y : y + h, x : x + w] = torch.tensor(
-            [255 * (k == 0), 255 * (k == 1), 0], dtype=torch.uint8
-        ).view(3, 1, 1)
+        image[:, y : y + h, x : x + w] = 0
+        image[k, y : y + h, x : x + w] = 255
     return image
 
 
 def rows(scores, boxes, width, height):
     """{(class, x, y, width, height) in pixels} of what was found with a score of half or more."""
-    pixels = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], -1) * torch.tensor(
-        [width, height] * 2
-    )
-    return {
-        (int(s.argmax()), *p.round().int().tolist())
-        for s, p in zip(scores, pixels, strict=True)
-        if s.max() > 0.5
-    }
+    corners = torch.cat([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, 2:]], -1)
+    pixels = (corners * torch.tensor([width, height] * 2)).round().int().tolist()
+    pairs = zip(scores, pixels, strict=True)
+    return {(int(score.argmax()), *box) for score, box in pairs if score.max() > 0.5}
 
 
 @pytest.mark.parametrize("size, tile", [(40, 40), (80, 40)])
 def test_each_object_of_a_frame_is_found_once_and_whole(size, tile):
     """Objects at a frame's corner, across borders of windows, and where four windows overlap."""
-    squares = [
-        (0, 0, 0, 8, 6),
-        (1, 36, 10, 8, 8),
-        (0, 66, 56, 8, 8),
-        (1, 110, 72, 10, 8),
-        (0, 27, 27, 6, 6),
-    ]
+    squares = [(0, 0, 0, 8, 6), (1, 36, 10, 8, 8), (0, 66, 56, 8, 8), (1, 110, 72, 10, 8)]
+    squares.append((0, 27, 27, 6, 6))
     frames = torch.stack([frame(80, 120, *squares), frame(80, 120)])
     scores, boxes = predict_tiled(Blobs(), frames, tile, size, overlap=0.3, keep=20)
     assert scores.shape == (2, 20, 2) and boxes.shape == (2, 20, 4)
     assert rows(scores[0], boxes[0], 120, 80) == set(squares)
-    assert (
-        not scores[1].any()
-        and not scores[0, len(squares) :].any()
-        and not boxes[0, len(squares) :].any()
-    )
+    assert not scores[1].any() and not scores[0, 5:].any() and not boxes[0, 5:].any()
 
 
 def test_frames_smaller_than_a_window_are_filled():
     detector = Blobs()
     scores, boxes = predict_tiled(detector, frame(20, 30, (1, 10, 5, 6, 6))[None], 40, 40)
-    assert rows(scores[0], boxes[0], 30, 20) == {(1, 10, 5, 6, 6)} and detector.seen == [
-        (1, 3, 40, 40)
-    ]
+    assert rows(scores[0], boxes[0], 30, 20) == {(1, 10, 5, 6, 6)}
+    assert detector.seen == [(1, 3, 40, 40)]
 
 
 def test_an_object_too_large_for_a_window_needs_a_larger_tile():
@@ -260,29 +217,22 @@ def test_an_object_too_large_for_a_window_needs_a_larger_tile():
     assert rows(scores[0], boxes[0], 120, 80) == {(0, 20, 20, 50, 50)}
 
 
-def test_windows_cover_an_axis_and_overlap_enough():
-    for length, tile, overlap in (
-        (640, 104, 0.25),
-        (512, 100, 0.0),
-        (100, 100, 0.5),
-        (50, 100, 0.2),
-        (101, 100, 0.9),
-    ):
-        first = starts(length, tile, overlap)
-        assert first[0] == 0 and first[-1] + tile == max(length, tile)
-        assert all(
-            b - a <= max(1, tile * (1 - overlap)) for a, b in zip(first, first[1:], strict=False)
-        )
+@pytest.mark.parametrize(
+    "length, tile, overlap",
+    [(640, 104, 0.25), (512, 100, 0.0), (100, 100, 0.5), (50, 100, 0.2), (101, 100, 0.9)],
+)
+def test_windows_cover_an_axis_and_overlap_enough(length, tile, overlap):
+    first = starts(length, tile, overlap)
+    assert first[0] == 0 and first[-1] + tile == max(length, tile)
+    assert all(b - a <= max(1, tile * (1 - overlap)) for a, b in itertools.pairwise(first))
 
 
 def test_few_windows_are_held_at_a_time(monkeypatch):
     detector = Blobs()
     monkeypatch.setattr(tiles, "PIXELS", 4 * 40 * 40)
     predict_tiled(detector, frame(200, 200)[None].expand(2, -1, -1, -1), 40, 20)
-    assert (
-        max(shape[0] for shape in detector.seen) <= 4
-        and sum(shape[0] for shape in detector.seen) == 2 * 7 * 7
-    )
+    windows = [shape[0] for shape in detector.seen]
+    assert max(windows) <= 4 and sum(windows) == 2 * 7 * 7
 
 
 def test_four_scenes_in_one_frame_are_found_as_by_themselves():
@@ -291,15 +241,10 @@ def test_four_scenes_in_one_frame_are_found_as_by_themselves():
     a, b, c, d = scenes.pixels
     quad = torch.cat([torch.cat([a, b], 2), torch.cat([c, d], 2)], 1)[None]
     scores, boxes = predict_tiled(detector, quad, 80, 80, overlap=0, keep=64)
-    one = scenes.subset([0])
-    corners = [(0, 0), (0.5, 0), (0, 0.5), (0.5, 0.5)]
-    truth = torch.cat(
-        [
-            box / 2 + torch.tensor([x, y, 0, 0])
-            for box, (x, y) in zip(scenes.boxes, corners, strict=True)
-        ]
-    )
-    whole = SceneSet(quad, [truth], [torch.cat(scenes.labels)], one.classes)
+    corners = [(0, 0, 0, 0), (0.5, 0, 0, 0), (0, 0.5, 0, 0), (0.5, 0.5, 0, 0)]
+    pairs = zip(scenes.boxes, corners, strict=True)
+    truth = torch.cat([box / 2 + torch.tensor(corner) for box, corner in pairs])
+    whole = SceneSet(quad, [truth], [torch.cat(scenes.labels)], scenes.classes)
     found = detection.predict(detector, scenes.images)
     alone = metrics.average_precision(scenes, *found)["AP50"]
     assert metrics.average_precision(whole, scores, boxes)["AP50"] >= alone - 0.1 > 0.5
@@ -322,37 +267,29 @@ def texts(figure):
 
 def test_figures_say_what_they_show():
     scenes = scenes_of((0, 0, BIRD), (0, 1, PLANE), (1, 1, BIRD))
-    found = said((0, 0, 0, 0.9, BIRD), (0, 1, 0, 0.8, PLANE))
+    found = detected((0, 0, 0, 0.9, BIRD), (0, 1, 0, 0.8, PLANE))
     curves = {"teacher": precision_recall_curves(scenes, *found), "nothing": {}}
     figure = plots.precision_recall_plot(curves)
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
-        "bird 1.00",
-        "plane 0.00",
-        f"{MEAN} 0.50",
-    ] and "no object to find" in texts(figure)
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert legend == ["bird 1.00", "plane 0.00", f"{MEAN} 0.50"]
+    assert "no object to find" in texts(figure)
     figure = plots.detection_confusion({"teacher": confusion(scenes, *found)}, CLASSES)
     ax = figure.axes[0]
     assert [t.get_text() for t in ax.get_yticklabels()] == [*CLASSES, "background"]
-    assert [t.get_text() for t in ax.get_xticklabels()] == [*CLASSES, "missed"] and texts(
-        figure
-    ).count("1") == 3
+    assert [t.get_text() for t in ax.get_xticklabels()] == [*CLASSES, "missed"]
+    assert texts(figure).count("1") == 3
     measures = metrics.average_precision(scenes, *found, by_size=True)
     written = texts(plots.average_precision_bars({"teacher": measures, "student": measures}))
-    assert (
-        written.count("–") == 4 and written.count("1.00") == 2
-    )  # medium and large are nowhere; birds are all found
+    # Medium and large are nowhere; birds are all found.
+    assert written.count("–") == 4 and written.count("1.00") == 2
 
 
 def test_compared_detections_are_named_and_inside_the_scene():
-    scenes = scenes_of((0, 0, [0.05, 0.05, 0.1, 0.1]), (0, 1, PLANE), count=3)
-    truth = [
-        {"boxes": b.numpy(), "labels": k.numpy()}
-        for b, k in zip(scenes.boxes, scenes.labels, strict=True)
-    ]
-    scores, boxes = said(
-        (0, 0, 0, 0.9, [0.05, 0.05, 0.1, 0.1]), (0, 1, 1, 0.8, [0.95, 0.95, 0.1, 0.1]), count=3
-    )
-    found = [metrics.sure(*rows) for rows in zip(scores, boxes, strict=True)]
+    corner, other = [0.05, 0.05, 0.1, 0.1], [0.95, 0.95, 0.1, 0.1]
+    scenes = scenes_of((0, 0, corner), (0, 1, PLANE), count=3)
+    truth = detection.truth(scenes)
+    scores, boxes = detected((0, 0, 0, 0.9, corner), (0, 1, 1, 0.8, other), count=3)
+    found = [metrics.sure(*pair) for pair in zip(scores, boxes, strict=True)]
     look = (torch.rand(4, 4).numpy(), found[0]["boxes"][0])
     figure = plots.detection_compare(
         scenes.pixels.numpy(),
@@ -362,16 +299,10 @@ def test_compared_detections_are_named_and_inside_the_scene():
         looks={"teacher": [look, None, None]},
         columns=2,
     )
-    assert (
-        len(figure.axes) == 8
-        and texts(figure).count("bird 0.90") == 2
-        and texts(figure).count("plane 0.80") == 2
-    )
-    assert (
-        "bird, plane" in texts(figure)
-        and texts(figure).count("no object") == 2
-        and "student" in texts(figure)
-    )
+    assert len(figure.axes) == 8
+    shown = {name: texts(figure).count(name) for name in ("bird 0.90", "plane 0.80", "no object")}
+    assert set(shown.values()) == {2}
+    assert "bird, plane" in texts(figure) and "student" in texts(figure)
     figure.canvas.draw()
     for ax in figure.axes[:4]:
         inside = ax.get_window_extent()
