@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.artifacts import resolve
+from dfkd_lib.core import WorkbenchError, resolve
 from dfkd_lib.datasets.coco_check import checked_box
 from dfkd_lib.datasets.coco_repair import new_folder
 
@@ -35,6 +34,14 @@ CELL, DOUBLE, MATRIX = (
     6,
     14,
 )  # MAT-file format: classes of arrays, and the type of an element that is one
+ABOUT = f"frames of the Drone-detection-dataset, visible-light videos, {SOURCE}"
+CC0 = "https://creativecommons.org/publicdomain/zero/1.0/"
+LISTS = {
+    "licenses": [{"id": 1, "name": "CC0 1.0", "url": CC0}],
+    "categories": [
+        {"id": k, "name": name, "supercategory": "aerial"} for k, name in enumerate(CLASSES, 1)
+    ],
+}
 
 
 @dataclass
@@ -46,17 +53,9 @@ class Aerial4:
     skipped: list[tuple[str, int | str, str]] = field(default_factory=list)
 
     def text(self) -> str:
-        lines = [
-            f"{split}: {n} frames of {self.videos[split]} videos"
-            for split, n in self.frames.items()
-        ]
-        return "\n".join(
-            lines
-            + [
-                f"skipped, {why}: {n}"
-                for why, n in Counter(s[2] for s in self.skipped).most_common()
-            ]
-        )
+        lines = [f"{s}: {n} frames of {self.videos[s]} videos" for s, n in self.frames.items()]
+        reasons = Counter(why for *_, why in self.skipped)
+        return "\n".join(lines + [f"skipped, {why}: {n}" for why, n in reasons.most_common()])
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,20 +100,11 @@ def build_aerial4(
     with new_folder(out) as work:
         videos = _labelled(_paths(resolve(clone)), made)
         val = _drawn(videos, val_share, seed)
-        about = {
-            "description": f"frames of the Drone-detection-dataset, visible-light videos, {SOURCE}",
-            "version": "1.0",
-            "every": every,
-            "val_share": val_share,
-            "seed": seed,
-        }
+        drawn = {"every": every, "val_share": val_share, "seed": seed}
+        about = {"description": ABOUT, "version": "1.0", **drawn}
         for split in ("train", "val"):
-            content = _write(
-                work / split,
-                [v for v in videos if (v.path in val) == (split == "val")],
-                every,
-                made,
-            )
+            chosen = [video for video in videos if (video.path in val) == (split == "val")]
+            content = _write(work / split, chosen, every, made)
             if not content["images"]:
                 raise WorkbenchError(
                     f"no frame is left for {split}",
@@ -142,14 +132,9 @@ def read_labels(path: str | Path) -> list[np.ndarray]:
     import scipy.io
 
     workspace = scipy.io.loadmat(str(path)).get("__function_workspace__")
-    if workspace is None:
-        raise WorkbenchError(
-            "a label file keeps no MATLAB object",
-            expected="a groundTruth object",
-            where=path,
-            fix="fetch the file again",
-        )
-    found, todo = {}, list(_extra("mcos_decoder").MatStream(workspace.tobytes()).walk())
+    found, todo = {}, []
+    if workspace is not None:
+        todo = list(_extra("mcos_decoder").MatStream(workspace.tobytes()).walk())
     while todo:
         element = todo.pop()
         todo += element.children
@@ -160,8 +145,8 @@ def read_labels(path: str | Path) -> list[np.ndarray]:
     if len(found) != 1:
         raise WorkbenchError(
             "a label file has not one column of boxes",
-            expected=1,
-            got=len(found),
+            expected="a MATLAB groundTruth object with one",
+            got=f"{len(found)} in {'an object' if workspace is not None else 'no object'}",
             where=path,
             fix="fetch the file again",
         )
@@ -173,11 +158,9 @@ def _shape(element) -> tuple[int, tuple[int, ...]]:
     if element.type_id != MATRIX or len(element.children) < 3:
         return 0, ()
     flags, dims = (child.as_array() for child in element.children[:2])
-    return (
-        (int(flags[0]) & 0xFF, tuple(map(int, dims)))
-        if flags is not None and dims is not None
-        else (0, ())
-    )
+    if flags is None or dims is None:
+        return 0, ()
+    return int(flags[0]) & 0xFF, tuple(map(int, dims))
 
 
 def _boxes(cell) -> np.ndarray:
@@ -204,9 +187,7 @@ def _extra(module: str):
 def _paths(clone: Path) -> list[Path]:
     """The videos of a clone, by name."""
     for folder in (clone / "Data" / "Video_V", clone / "Video_V", clone):
-        paths = (
-            sorted(p for p in folder.glob("*") if NAME.fullmatch(p.name)) if folder.is_dir() else []
-        )
+        paths = sorted(path for path in folder.glob("*") if NAME.fullmatch(path.name))
         if paths:
             return paths
     raise WorkbenchError(
@@ -219,13 +200,10 @@ def _paths(clone: Path) -> list[Path]:
 
 def _labelled(paths: list[Path], made: Aerial4) -> list[Video]:
     """The videos whose labels can be read and are as long as they are."""
-    videos = []
+    cv2, videos = _extra("cv2"), []
     for path in paths:
-        labels, capture = (
-            path.with_name(f"{path.stem}_LABELS.mat"),
-            _extra("cv2").VideoCapture(str(path)),
-        )
-        count, boxes = int(capture.get(_extra("cv2").CAP_PROP_FRAME_COUNT)), []
+        labels, capture = path.with_name(f"{path.stem}_LABELS.mat"), cv2.VideoCapture(str(path))
+        count, boxes, why = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), [], ""
         capture.release()
         if not labels.exists():
             why = "a video without labels"
@@ -234,13 +212,10 @@ def _labelled(paths: list[Path], made: Aerial4) -> list[Video]:
         else:
             try:
                 boxes = read_labels(labels)
-                why = (
-                    "labels of another length than their video"
-                    if abs(len(boxes) - count) > SPARE
-                    else ""
-                )
             except Exception as error:  # noqa: BLE001 - a broken file of a binary format may fail anywhere
                 why = f"labels that cannot be read ({getattr(error, 'what', type(error).__name__)})"
+        if not why and abs(len(boxes) - count) > SPARE:
+            why = "labels of another length than their video"
         if why:
             made.skipped.append((path.stem, "", why))
         else:
@@ -264,19 +239,13 @@ def _write(folder: Path, videos: list[Video], every: int, made: Aerial4) -> dict
     folder.mkdir()
     images, annotations = [], []
     for video in videos:
-        before = len(images)
-        length = len(video.boxes)
-        chosen = (
-            range(0, length, every)
-            if every
-            else [round(length * k / (FRAMES + 1)) for k in range(1, FRAMES + 1)]
-        )
-        for index, pixels in _frames(video.path, set(chosen)):
-            entry = {
-                "id": len(images) + 1,
-                "file_name": f"{video.name.lower()}_{index:04d}.jpg",
-                "license": 1,
-            }
+        before, length = len(images), len(video.boxes)
+        chosen = {round(length * k / (FRAMES + 1)) for k in range(1, FRAMES + 1)}
+        if every:
+            chosen = set(range(0, length, every))
+        for index, pixels in _frames(video.path, chosen):
+            name = f"{video.name.lower()}_{index:04d}.jpg"
+            entry = {"id": len(images) + 1, "file_name": name, "license": 1}
             if pixels is None:
                 boxes, why = [], "a frame that cannot be read"
             else:
@@ -285,35 +254,15 @@ def _write(folder: Path, videos: list[Video], every: int, made: Aerial4) -> dict
             if why:
                 made.skipped.append((video.name, index, why))
                 continue
-            Image.fromarray(pixels).save(folder / entry["file_name"], quality=95)
+            Image.fromarray(pixels).save(folder / name, quality=95)
             images.append(entry)
-            annotations += [
-                {
-                    "id": len(annotations) + k,
-                    "image_id": entry["id"],
-                    "category_id": video.label + 1,
-                    "bbox": box,
-                    "area": round(box[2] * box[3], 1),
-                    "iscrowd": 0,
-                }
-                for k, box in enumerate(boxes, 1)
-            ]
+            for box in boxes:
+                of = {"id": len(annotations) + 1, "image_id": entry["id"], "iscrowd": 0}
+                area = round(box[2] * box[3], 1)
+                annotations.append(of | {"category_id": video.label + 1, "bbox": box, "area": area})
         made.videos[folder.name] += len(images) > before
     made.frames[folder.name] = len(images)
-    return {
-        "licenses": [
-            {
-                "id": 1,
-                "name": "CC0 1.0",
-                "url": "https://creativecommons.org/publicdomain/zero/1.0/",
-            }
-        ],
-        "categories": [
-            {"id": k, "name": name, "supercategory": "aerial"} for k, name in enumerate(CLASSES, 1)
-        ],
-        "images": images,
-        "annotations": annotations,
-    }
+    return {**LISTS, "images": images, "annotations": annotations}
 
 
 def _in_frame(boxes: np.ndarray, entry: dict) -> tuple[list[list[float]], str]:
@@ -346,12 +295,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python data/aerial4.py", description=__doc__)
     parser.add_argument("clone")
     parser.add_argument("out")
-    parser.add_argument(
-        "--every", type=int, default=0, help="one frame in so many (default: six of each video)"
-    )
-    parser.add_argument(
-        "--val-share", type=float, default=0.2, help="share of each class's videos in val"
-    )
+    parser.add_argument("--every", type=int, default=0, help="one frame in so many (default: six)")
+    parser.add_argument("--val-share", type=float, default=0.2, help="share of videos in val")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     try:

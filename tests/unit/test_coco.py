@@ -261,74 +261,65 @@ def test_a_clean_folder(folder):
     assert "nothing wrong was found" in report.text()
 
 
-def bad_box(*box):
-    return lambda folder: change(folder, "annotations", bbox=list(box))
+def edit(key, place=0, **values):
+    return lambda folder: change(folder, key, place, **values)
+
+
+def another(key, **entry):
+    return lambda folder: add(folder, key, **entry)
+
+
+def box(*numbers):
+    return edit("annotations", bbox=list(numbers))
 
 
 def text(content):
     return lambda folder: (folder / "train.json").write_text(content)
 
 
-def link(folder, old, new):
-    (folder / "train" / new).write_bytes((folder / "train" / old).read_bytes())
+def write_same(folder):
+    (folder / "train" / "12.png").write_bytes((folder / "train" / "11.png").read_bytes())
 
 
 WARNINGS = {"annotation_id", "twice", "near", "class", "same"}
 BOTH_SPLITS = {"leak", "classes"}  # which one split does not know of
-ODD = {"id": 1, "image_id": 12, "category_id": 7}
-# Kind of fault, what brings it about, and what the report says of it, its place among that.
+FRAME = {"file_name": "12.png", "width": 40, "height": 20}
+ODD = {"id": 1, "image_id": 12, "category_id": 7, "bbox": [20, 2, 10, 12]}
+NO_ENTRIES = '{"images": [{"id": 1}], "annotations": [], "categories": []}'
+NO_PARTS = '{"images": [{"id": 1}], "annotations": [{}], "categories": [{}]}'
+# Kind of fault, what brings it about, and what the report shows of it, its place among that.
 FAULTS = [
-    (
-        "image_id",
-        lambda f: add(f, "images", id=11, file_name="12.png", width=40, height=20),
-        "images, entry 2",
-    ),
-    ("category_id", lambda f: add(f, "categories", id=3, name="drone"), "categories, entry 2"),
-    ("annotation_id", lambda f: change(f, "annotations", 1, id=110), "annotations, entry 1"),
-    ("file_name", lambda f: change(f, "images", 1, file_name="./11.png"), "images, entry 1"),
-    ("category_name", lambda f: change(f, "categories", 1, name="plane"), "categories, entry 1"),
-    ("no_image", lambda f: change(f, "annotations", image_id=5), "annotation 110"),
-    ("category", lambda f: change(f, "annotations", category_id=99), "one of [3, 7], found 99"),
-    ("numbers", bad_box(4, 6, 8), "annotation 110, image 11.png"),
-    ("numbers", bad_box(4, float("nan"), 8, 4), "annotation 110"),
-    ("numbers", bad_box(1, 2, float("inf"), 4), "annotation 110"),
-    ("numbers", lambda f: change(f, "annotations", bbox=None), "annotation 110"),
-    ("no_area", bad_box(4, 6, 0, 4), "annotation 110"),
-    ("no_area", bad_box(4, 6, 8, -1), "annotation 110"),
-    ("outside", bad_box(35, 2, 10, 4), "within 40 x 20 pixels, found [35, 2, 10, 4]"),
-    ("outside", bad_box(-3, 2, 10, 4), "annotation 110"),
-    (
-        "twice",
-        lambda f: add(f, "annotations", **ODD | {"category_id": 3}, bbox=[20, 2, 10, 12]),
-        "annotation 1,",
-    ),
-    ("near", lambda f: add(f, "annotations", **ODD, bbox=[20, 2, 10, 11.5]), "120 and 1"),
-    ("class", lambda f: add(f, "categories", id=9, name="drone"), "category drone"),
-    ("entry", lambda f: change(f, "images", width="wide"), "images, entry 0"),
-    (
-        "entry",
-        text('{"images": [{"id": 1}], "annotations": [{}], "categories": [{}]}'),
-        "annotations, entry 0",
-    ),
-    ("missing", lambda f: (f / "train" / "11.png").unlink(), "11.png"),
-    ("unreadable", lambda f: cut_short(f, "11.png"), "11.png"),
-    ("size", lambda f: change(f, "images", width=41), "41 x 20 (from train.json), found 40 x 20"),
-    ("same", lambda f: link(f, "11.png", "12.png"), "the same as 11.png"),
-    (
-        "leak",
-        lambda f: as_val(f),
-        "11.png: expected in one split only, found the same as val/other.png",
-    ),
-    ("classes", lambda f: as_val(f, name="glider"), "glider"),
-    (
-        "list",
-        text('{"images": [{"id": 1}], "annotations": [], "categories": []}'),
-        "no annotations",
-    ),
+    ("image_id", another("images", id=11, **FRAME), "images, entry 2"),
+    ("category_id", another("categories", id=3, name="drone"), "categories, entry 2"),
+    ("annotation_id", edit("annotations", 1, id=110), "annotations, entry 1"),
+    ("file_name", edit("images", 1, file_name="./11.png"), "images, entry 1"),
+    ("category_name", edit("categories", 1, name="plane"), "categories, entry 1"),
+    ("no_image", edit("annotations", image_id=5), "annotation 110"),
+    ("category", edit("annotations", category_id=99), "one of [3, 7], found 99"),
+    ("numbers", box(4, 6, 8), "annotation 110, image 11.png"),
+    ("numbers", box(4, float("nan"), 8, 4), "annotation 110"),
+    ("numbers", box(1, 2, float("inf"), 4), "annotation 110"),
+    ("numbers", edit("annotations", bbox=None), "annotation 110"),
+    ("no_area", box(4, 6, 0, 4), "annotation 110"),
+    ("no_area", box(4, 6, 8, -1), "annotation 110"),
+    ("outside", box(35, 2, 10, 4), "within 40 x 20 pixels, found [35, 2, 10, 4]"),
+    ("outside", box(-3, 2, 10, 4), "annotation 110"),
+    ("twice", another("annotations", **ODD | {"category_id": 3}), "annotation 1,"),
+    ("near", another("annotations", **ODD | {"bbox": [20, 2, 10, 11.5]}), "120 and 1"),
+    ("class", another("categories", id=9, name="drone"), "category drone"),
+    ("entry", edit("images", width="wide"), "images, entry 0"),
+    ("entry", text(NO_PARTS), "annotations, entry 0"),
+    ("missing", lambda folder: (folder / "train" / "11.png").unlink(), "11.png"),
+    ("unreadable", lambda folder: cut_short(folder, "11.png"), "11.png"),
+    ("size", edit("images", width=41), "41 x 20 (from train.json), found 40 x 20"),
+    ("same", write_same, "the same as 11.png"),
+    ("leak", lambda folder: as_val(folder), "11.png: expected in one split only"),
+    ("classes", lambda folder: as_val(folder, name="glider"), "glider"),
+    ("list", text(NO_ENTRIES), "no annotations"),
     ("list", text("[]"), "found no images"),
     ("file", text('{"images": ['), "whole JSON"),
     ("file", text('{"images": [], "images": []}'), "given twice"),
-    ("file", lambda f: (f / "train.json").unlink(), "no such file"),
+    ("file", lambda folder: (folder / "train.json").unlink(), "no such file"),
 ]
 
 

@@ -13,15 +13,11 @@ def test_a_generator_inherits_how_to_draw_but_not_what():
     first, second = FieldGenerator(3, 1, 28, 8, 32), FieldGenerator(3, 1, 28, 8, 32)
     first(torch.arange(3), *first.noise(3))  # moves the statistics of its norms
     second.inherit(first)
-    shared = [
-        torch.equal(a, b)
-        for a, b in zip(
-            first.layers[1:].state_dict().values(),
-            second.layers[1:].state_dict().values(),
-            strict=True,
-        )
-    ]
-    assert all(shared) and len(shared) > 10
+    pairs = zip(
+        first.layers[1:].state_dict().items(), second.layers[1:].state_dict().values(), strict=True
+    )
+    shared = {name: torch.equal(a, b) for (name, a), b in pairs}
+    assert all(shared.values()) and len(shared) > 10
     assert not torch.equal(first.layers[0].weight, second.layers[0].weight)
     assert not torch.equal(first.embed.weight, second.embed.weight)
     assert first.layers[3].weight.data_ptr() != second.layers[3].weight.data_ptr()
@@ -33,9 +29,8 @@ def test_a_generator_inherits_how_to_draw_but_not_what():
 def test_a_walk_starts_and_ends_where_its_noises_are_and_moves_between(generator):
     labels = torch.tensor([0, 2])
     with torch.no_grad():
-        for _ in range(
-            30
-        ):  # an untrained generator's norms know nothing yet, and its images are flat
+        # An untrained generator's norms know nothing yet, and its images are flat.
+        for _ in range(30):
             generator.train()(labels.repeat(8), *generator.noise(16))
     walk = latent_walk(generator, labels, 5, seed=3, side=28)
     assert walk.shape == (2, 5, 1, 28, 28) and walk.dtype == torch.uint8
@@ -77,9 +72,7 @@ def test_a_share_of_the_batch_gives_the_same_attention_loss_in_the_mean():
 
 
 def test_a_share_is_another_key():
-    assert [CGAN(attention_share=share).as_dict()["attention_share"] for share in (1.0, 0.5)] == [
-        1.0,
-        0.5,
-    ]
+    keys = [CGAN(attention_share=share).as_dict()["attention_share"] for share in (1.0, 0.5)]
+    assert keys == [1.0, 0.5]
     with pytest.raises(WorkbenchError, match="attention_share"):
         CGAN(attention_share=0.0)
