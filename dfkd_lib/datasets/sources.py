@@ -297,6 +297,7 @@ def read_image(path: Path, mode: str, size: int | None = None, crop: bool = Fals
     with open_image(path) as image:
         if image.mode == "F":
             raise ValueError("floating-point pixels, whose range nobody knows")
+        jpeg = image.format == "JPEG"
         if crop:
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip rather than scale
@@ -304,7 +305,7 @@ def read_image(path: Path, mode: str, size: int | None = None, crop: bool = Fals
             if values.min() < 0 or values.max() > 65535:
                 raise ValueError("whole numbers beyond 16 bits, whose range nobody knows")
             image = Image.fromarray((values >> 8).astype(np.uint8))
-        elif image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+        elif image.mode == "CMYK" and jpeg and "adobe" not in image.info:
             # Pillow takes every CMYK JPEG for Adobe's, who write them inverted.
             image = ImageChops.invert(image)
         elif "A" in image.getbands() or "transparency" in image.info:

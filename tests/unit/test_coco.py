@@ -2,13 +2,11 @@
 
 import csv
 import json
-import struct
-import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageChops
+from PIL import Image
 
 from dfkd_lib.core import WorkbenchError, ledger
 from dfkd_lib.datasets import (
@@ -91,14 +89,15 @@ def test_detr_sizes(folder):
     assert load_coco(folder, "train", shortest=20, longest=50).pixels.shape == (2, 3, 20, 40)
 
 
-def test_written_scenes_come_back(tmp_path):
-    scenes = generate_scenes(6, size=64, seed=1)
-    write_coco(scenes, tmp_path / "made", "train")
-    back = load_coco(tmp_path / "made", "train")
-    assert torch.equal(back.pixels, scenes.pixels) and back.classes == scenes.classes
-    for ours, theirs in zip(scenes.boxes, back.boxes, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-5)
-    assert [x.tolist() for x in back.labels] == [x.tolist() for x in scenes.labels]
+def test_written_scenes_come_back(folder, tmp_path):
+    cropped = load_coco(folder, "train", size=32, crop=2.0)
+    for name, scenes in (("made", generate_scenes(6, size=64, seed=1)), ("cropped", cropped)):
+        write_coco(scenes, tmp_path / name, "train")
+        back = load_coco(tmp_path / name, "train")
+        assert torch.equal(back.pixels, scenes.pixels) and back.classes == scenes.classes
+        for ours, theirs in zip(scenes.boxes, back.boxes, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-5)
+        assert [x.tolist() for x in back.labels] == [x.tolist() for x in scenes.labels]
 
 
 @pytest.mark.parametrize("settings", [{}, *RESIZED])
@@ -111,14 +110,6 @@ def test_ground_truth_measures_objects_in_the_pixels_of_their_frames(folder, set
         assert [box[:2] for box in boxes] == [pytest.approx([4, 6]), pytest.approx([20, 2])]
     assert [a["area"] for a in truth["annotations"]] == pytest.approx([32, 120])
     assert truth["images"][0]["width"] == round(scenes.pixels.shape[3] * float(scenes.scale[0]))
-
-
-def test_scenes_are_written_at_their_own_size(folder, tmp_path):
-    scenes = load_coco(folder, "train", size=32, crop=2.0)
-    write_coco(scenes, tmp_path / "again", "train")
-    back = load_coco(tmp_path / "again", "train")
-    assert back.pixels.shape == scenes.pixels.shape
-    assert torch.allclose(back.boxes[0], scenes.boxes[0], atol=1e-5)
 
 
 @pytest.fixture
@@ -206,15 +197,13 @@ def test_impossible_crops_are_refused(wide, settings):
     assert "fix" in str(caught.value)
 
 
-def test_the_ledger_knows_the_folder(folder):
+def test_the_ledger_knows_the_folder_and_loading_a_split_reads_no_other(folder):
     scenes = load_coco(folder, "train")
-    with ledger.stage("data-free"), pytest.raises(ledger.LedgerError):
-        _ = scenes.images
-    with ledger.stage("data-free"), pytest.raises(ledger.LedgerError):
-        (folder / "train" / "11.png").read_bytes()
-
-
-def test_loading_a_split_reads_no_other(folder):
+    with ledger.stage("data-free"):
+        with pytest.raises(ledger.LedgerError):
+            _ = scenes.images
+        with pytest.raises(ledger.LedgerError):
+            (folder / "train" / "11.png").read_bytes()
     as_val(folder)
     with ledger.stage("teacher", {f"{folder.name}/train": "training"}):
         load_coco(folder, "train")
@@ -449,13 +438,9 @@ def test_repair_leaves_out_what_is_wrong_and_lists_it(folder, capsys):
     assert content["annotations"][0]["area"] == 20
     with open(out / "repairs.csv") as file:
         done = {(row["place"], row["done"]) for row in csv.DictReader(file)}
-    assert {
-        ("annotation 110", "cut to [35.0, 2.0, 5.0, 4.0]"),
-        ("annotation 1", "left out"),
-        ("annotation 2", "left out"),
-        ("annotation 3", "left out"),
-        ("13.png", "left out"),
-    } <= done and len(done) == 7
+    assert ("annotation 110", "cut to [35.0, 2.0, 5.0, 4.0]") in done and len(done) == 7
+    for place in ("annotation 1", "annotation 2", "annotation 3", "13.png"):
+        assert (place, "left out") in done
     assert not (out / "train" / "12.png").is_symlink()
     assert main(["check", str(folder), "--repair", str(out)]) == 1  # it is there already
     assert "is there already" in capsys.readouterr().err
@@ -477,67 +462,3 @@ def test_repair_takes_a_leak_out_of_training_and_gives_up_what_is_hopeless(folde
     with pytest.raises(WorkbenchError, match="cannot be repaired"):
         repair_coco(folder, folder / "again", ("train",))
     assert not list(folder.glob("*again*")) and not list(folder.glob(".*again*"))
-
-
-def png16(path, channels, values):
-    """A 16-bit PNG file (H, W, channels), which Pillow itself cannot write in colour."""
-    height, width = values.shape[:2]
-    colours = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    data = b"\x89PNG\r\n\x1a\n"
-    for kind, part in (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colours, 0, 0, 0)),
-        (b"IDAT", zlib.compress(rows)),
-        (b"IEND", b""),
-    ):
-        crc = struct.pack(">I", zlib.crc32(part, zlib.crc32(kind)))
-        data += struct.pack(">I", len(part)) + kind + part + crc
-    path.write_bytes(data)
-
-
-def first_frame(folder, name="11.png"):
-    """The first frame as it is loaded, int (3, 20, 40)."""
-    change(folder, "images", file_name=name)
-    return load_coco(folder, "train").pixels[0].numpy().astype(int)
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "YCbCr"])
-def test_images_of_every_mode_become_rgb(folder, mode):
-    colour = {"L": (90, 90, 90), "1": (255, 255, 255), "LA": (90, 90, 90)}.get(mode, (204, 51, 51))
-    Image.new("RGB", (40, 20), colour).convert(mode).save(folder / "train" / "11.tif")
-    assert np.abs(first_frame(folder, "11.tif")[:, 5, 5] - colour).max() <= 2
-    assert not check_coco(folder).fatal
-
-
-@pytest.mark.parametrize("adobe", [True, False])
-def test_cmyk_photographs(folder, adobe):
-    """Adobe's CMYK JPEG files hold inverted values; those without its marker do not."""
-    inked = Image.new("RGB", (40, 20), (200, 60, 30)).convert("CMYK")
-    path = folder / "train" / "11.jpg"
-    # Pillow writes inverted values, and the marker.
-    (inked if adobe else ImageChops.invert(inked)).save(path, quality=95)
-    if not adobe:
-        data = path.read_bytes()
-        start = data.index(b"\xff\xee") + 2
-        length = struct.unpack(">H", data[start : start + 2])[0]
-        path.write_bytes(data[: start - 2] + data[start + length :])
-    assert ("adobe" in Image.open(path).info) == adobe
-    assert np.abs(first_frame(folder, "11.jpg")[:, 5, 5] - [200, 60, 30]).max() <= 4
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_16_bit_images_keep_their_upper_bits(folder, channels):
-    ramp = np.linspace(0, 65535, 800).astype(np.uint16).reshape(20, 40, 1)
-    values = ramp.repeat(channels, axis=2)
-    if channels in (2, 4):
-        values[..., -1] = 65535
-    png16(folder / "train" / "11.png", channels, values)
-    assert np.abs(first_frame(folder)[1] - (values[..., 0] >> 8)).max() <= 1
-
-
-def test_transparent_pixels_are_black(folder):
-    frame = Image.new("RGBA", (40, 20), (200, 60, 30, 255))
-    frame.paste((255, 255, 255, 0), (0, 0, 10, 10))
-    frame.save(folder / "train" / "11.png")
-    pixels = first_frame(folder)
-    assert pixels[:, 2, 2].tolist() == [0, 0, 0] and pixels[:, 15, 30].tolist() == [200, 60, 30]

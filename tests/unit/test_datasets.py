@@ -3,11 +3,12 @@
 import gzip
 import shutil
 import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 from dfkd_lib.core import WorkbenchError, ledger
 from dfkd_lib.core.artifacts import REPOSITORY
@@ -239,23 +240,6 @@ def test_images_lying_in_a_folder_are_one_class(tmp_path):
         load_images(str(tmp_path / "holiday"), "all")
 
 
-@pytest.mark.parametrize(
-    "mode, value, expected",
-    [
-        ("L", 200, 200),
-        ("RGB", (200,) * 3, 200),
-        ("RGBA", (200,) * 4, 157),  # 200 of 255 opaque over black
-        ("CMYK", (200,) * 4, 12),  # 200 of ink, twice
-        ("I;16", 200 * 256, 200),
-    ],
-)
-def test_every_kind_of_image_becomes_colour(tmp_path, mode, value, expected):
-    suffix = "jpg" if mode == "CMYK" else "png"
-    write(tmp_path / "kinds" / f"a.{suffix}", Image.new(mode, (8, 8), value))
-    pixel = load_images(str(tmp_path / "kinds"), "all").pixels[0, :, 4, 4].tolist()
-    assert pixel == pytest.approx([expected] * 3, abs=4)
-
-
 def test_hidden_files_are_no_classes(tmp_path):
     write(tmp_path / "pets" / "a.png", np.zeros((8, 8)))
     write(tmp_path / "pets" / "._a.png", np.zeros((8, 8)))
@@ -299,3 +283,67 @@ def test_pixels_without_a_known_range_are_refused(tmp_path, pixels, message):
     Image.fromarray(pixels).save(tmp_path / "a.tif")
     with pytest.raises(WorkbenchError, match=message):
         load_image(tmp_path / "a.tif")
+
+
+def png16(path, channels, values):
+    """A 16-bit PNG file (H, W, channels), which Pillow itself cannot write in colour."""
+    height, width = values.shape[:2]
+    colours = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, part in (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colours, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ):
+        crc = struct.pack(">I", zlib.crc32(part, zlib.crc32(kind)))
+        data += struct.pack(">I", len(part)) + kind + part + crc
+    path.write_bytes(data)
+
+
+def pixel(path):
+    """The pixel of an image at row 15, column 30, int (3,)."""
+    return load_image(path)[:, 15, 30].numpy().astype(int)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "YCbCr"])
+def test_images_of_every_mode_become_colour(tmp_path, mode):
+    colour = {"L": (90, 90, 90), "1": (255, 255, 255), "LA": (90, 90, 90)}.get(mode, (204, 51, 51))
+    Image.new("RGB", (40, 20), colour).convert(mode).save(tmp_path / "a.tif")
+    assert np.abs(pixel(tmp_path / "a.tif") - colour).max() <= 2
+
+
+@pytest.mark.parametrize("adobe", [True, False])
+def test_cmyk_photographs(tmp_path, adobe):
+    """Adobe's CMYK JPEG files hold inverted values; those without its marker do not."""
+    inked, path = Image.new("RGB", (40, 20), (200, 60, 30)).convert("CMYK"), tmp_path / "a.jpg"
+    # Pillow writes inverted values, and the marker.
+    (inked if adobe else ImageChops.invert(inked)).save(path, quality=95)
+    if not adobe:
+        data = path.read_bytes()
+        start = data.index(b"\xff\xee") + 2
+        length = struct.unpack(">H", data[start : start + 2])[0]
+        path.write_bytes(data[: start - 2] + data[start + length :])
+    assert ("adobe" in Image.open(path).info) == adobe
+    assert np.abs(pixel(path) - [200, 60, 30]).max() <= 4
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bit_images_keep_their_upper_bits(tmp_path, channels):
+    ramp = np.linspace(0, 65535, 800).astype(np.uint16).reshape(20, 40, 1)
+    values = ramp.repeat(channels, axis=2)
+    if channels in (2, 4):
+        values[..., -1] = 65535
+    png16(tmp_path / "a.png", channels, values)
+    found = load_image(tmp_path / "a.png")[1].numpy().astype(int)
+    assert np.abs(found - (values[..., 0] >> 8)).max() <= 1
+
+
+def test_transparent_pixels_are_black(tmp_path):
+    frame = Image.new("RGBA", (40, 20), (200, 60, 30, 255))
+    frame.paste((255, 255, 255, 0), (0, 0, 10, 10))
+    frame.paste((200, 200, 200, 200), (10, 0, 20, 10))
+    frame.save(tmp_path / "a.png")
+    found = load_image(tmp_path / "a.png")
+    assert found[:, 2, 2].tolist() == [0, 0, 0] and found[:, 15, 30].tolist() == [200, 60, 30]
+    assert found[0, 2, 12] == pytest.approx(157, abs=1)  # 200 of 255 opaque over black
