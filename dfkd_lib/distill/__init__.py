@@ -1,14 +1,13 @@
 """Students: KD with patch probes (A), early features (B), a distillation token (C); makers compared by their students."""
 
 from dfkd_lib.distill import comparison, early, titn
-from dfkd_lib.distill.classification import StudentConfig, check_losses, train, train_student
+from dfkd_lib.distill.classification import StudentConfig, check_losses, train
 from dfkd_lib.distill.comparison import chosen_makers, compare_makers, equal_epochs, may_see
 from dfkd_lib.distill.early import EarlyConfig
 from dfkd_lib.distill.scores import scores
 from dfkd_lib.distill.step import kd_step
 from dfkd_lib.distill.study import (
     MAKERS,
-    SOURCES,
     AblationConfig,
     AttentionConfig,
     ClassificationConfig,
@@ -28,7 +27,6 @@ from dfkd_lib.distill.weights import KDWeights, drop_one
 
 __all__ = [
     "MAKERS",
-    "SOURCES",
     "AblationConfig",
     "AttentionConfig",
     "ClassificationConfig",
@@ -57,5 +55,4 @@ __all__ = [
     "teacher_targets",
     "titn",
     "train",
-    "train_student",
 ]

@@ -1,7 +1,11 @@
-"""Students of classification: any step of named losses against a frozen teacher (A Algorithm 1, B stage 1, C)."""
+"""Students of classification: any step of named losses against a frozen teacher (A Algorithm 1, B stage 1, C).
+
+Where augmentation leaves every image as it is, the teacher's targets are computed once and serve all epochs and students;
+else it sees each batch anew.
+"""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 import torch
@@ -11,36 +15,26 @@ from torch import Tensor, nn
 from dfkd_lib.core import Artifact, Store, WorkbenchError
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.distill.step import kd_step
-from dfkd_lib.distill.targets import (
-    LiveTeacher,
-    StoredTeacher,
-    has_probe,
-    teacher_targets,
-)
+from dfkd_lib.distill.targets import LiveTeacher, StoredTeacher, has_probe, teacher_targets
 from dfkd_lib.distill.weights import KDWeights
-from dfkd_lib.models import create_model
-from dfkd_lib.models.cnn import early_channels
-from dfkd_lib.models.dearkd import EarlyAligner
+from dfkd_lib.losses import LOSSES, NEEDS
+from dfkd_lib.models import EarlyAligner, create_model, early_channels
 from dfkd_lib.training import (
+    GIVEN,
     Augmentation,
     Precision,
+    Share,
     TrainConfig,
     bound,
     check_classes_agree,
     check_fit,
     keeps_images,
     load_trained,
+    shape_of,
     train_classifier,
 )
-from dfkd_lib.training.config import Share
 
 Step = Callable[..., dict[str, Tensor]]
-GIVEN = (
-    "student",
-    "batch",
-    "teacher",
-    "progress",
-)  # what a step may ask for by name, beside its own modules
 
 
 class StudentConfig(TrainConfig):
@@ -70,11 +64,33 @@ class StudentConfig(TrainConfig):
         1, ge=0, le=5, description="early map of a CNN teacher that early features are aligned to"
     )
 
+    @property
+    def augment(self) -> Augmentation:
+        """What is done to each batch of its images."""
+        return Augmentation(kind=self.augmentation, mix=self.mix)
+
+    def untrained(self, images: ImageSet, overrides: dict | None = None) -> nn.Module:
+        """The student's model before training; WorkbenchError if it cannot take such images."""
+        with torch.random.fork_rng(devices=[]):
+            return create_model(self.model, **shape_of(images, overrides))
+
+    def chosen(self, images: ImageSet) -> ImageSet:
+        """The sample of a set that the student learns from."""
+        return images.sample(self.images or len(images), 1)
+
+    def targets(
+        self, store: Store, teacher: Artifact, images: ImageSet, parents: Sequence[Artifact]
+    ) -> Artifact | None:
+        """The teacher's stored targets on images, where augmentation leaves every one as it is, which is tested."""
+        if keeps_images(self.augment, images):
+            return teacher_targets(store, teacher, images, parents)
+        return None
+
 
 def train(
     store: Store,
     config: StudentConfig,
-    step: Step,
+    step: Step | KDWeights,
     images: ImageSet,
     test_set: ImageSet,
     teacher: Artifact,
@@ -84,66 +100,40 @@ def train(
     parents: Sequence[Artifact] = (),
     overrides: dict | None = None,
     modules: Callable[[nn.Module], dict[str, nn.Module]] | None = None,
-    settings: dict | None = None,
-    early: bool = False,
+    needs: Collection[str] = ("probe",),
 ) -> Artifact:
-    """A student distilled from a frozen teacher by a step of the caller's.
-
-    Where the augmentation leaves every image as it is, which is tested and not assumed, the teacher's targets are computed
-    once and serve all epochs and students; else it sees each batch anew.
+    """A student distilled from a frozen teacher, by a step of the caller's or by the library's with these weights.
 
     Args:
         step: `step(student, batch, teacher)` → {"loss": scalar to minimise, other names: scalars to log}. `batch` is a
             `training.Batch`; `teacher(batch)` gives `Targets`. It may ask for `progress`, the share of training done in
-            [0, 1), and for modules of `modules`, by name. Its code is part of the student's key.
-        images: what it learns from; if synthetic, the ledger refuses any real image but for evaluation.
-        test_set: real images for evaluation alone. teacher: the frozen teacher's artifact.
-        seed: of weights, order and dropout; config.seed by default. stage: name in keys and ledger.
-        parents: what made the synthetic images. overrides: for `create_model`.
-        modules: the student → modules trained beside it. settings: more of what the step depends on, for the record.
-        early: whether targets hold the teacher's feature map of stage `config.early_stage` (a CNN's) in place of a probe.
+            [0, 1), and for modules of `modules`, by name. Its code is part of the student's key. Or weights, for `kd_step`.
+        images: what it learns from; if synthetic, the ledger refuses any real image but for evaluation by `test_set`.
+        seed: of weights, order and dropout; config.seed by default.
+        parents: what made the synthetic images.
+        overrides: for `create_model`.
+        modules: the student → modules trained beside it.
+        needs: what the step reads of the teacher beside its logits: "probe", or "early features", its map of stage
+            `config.early_stage`, for which the step may ask for an `aligner`.
 
     Returns:
         The student's artifact, see `training.train_classifier`.
 
     Raises:
-        WorkbenchError: if teacher and images differ in classes or size; if the step returns no loss, no scalars or a loss
-            without gradient, changes its batch, or asks for what is not there.
+        WorkbenchError: if teacher and images differ in classes or size; if a loss in use needs what teacher or student
+            lack; if the step's result is no named losses, it changes its batch, or asks for what is not there.
     """
-    names = [
-        name
-        for name, one in inspect.signature(step).parameters.items()
-        if name not in GIVEN and one.default is one.empty
-    ]
-    if names and modules is None:
-        raise WorkbenchError(
-            "the step asks for what nobody gives it",
-            expected=", ".join(GIVEN),
-            got=", ".join(names),
-            where="step",
-            fix="correct its parameters, or give modules=…",
-        )
-    images = images.sample(config.images or len(images), 1)
-    frozen_teacher = load_trained(teacher)
-    check_fit(frozen_teacher, images, "the teacher")
-    known = teacher.settings.get("classes", images.classes)
-    check_classes_agree(known, images.classes, f"teacher and {images.name}")
-    augmentation = Augmentation(kind=config.augmentation, mix=config.mix)
-    weights = getattr(step, "weights", None)
-    stage_seen = config.early_stage if early else None
-    targets = None
-    if not early and keeps_images(augmentation, images):
-        targets = teacher_targets(store, teacher, images, parents)
-
-    def make_step(student: nn.Module, _: ImageSet) -> tuple[Callable, dict[str, nn.Module]]:
-        # A probe that no loss asks for is not worth its time.
-        probed = has_probe(frozen_teacher) and (weights is None or weights.uses("patch"))
-        answers = (
-            StoredTeacher(targets) if targets else LiveTeacher(frozen_teacher, probed, stage_seen)
-        )
-        beside = modules(student) if modules else {}
-        return bound(step, student, answers, beside), beside
-
+    images, settings = config.chosen(images), {}
+    network = _fitting_teacher(teacher, images)
+    if isinstance(step, KDWeights):
+        check_losses(step, config.untrained(images, overrides), network, images, config.early_stage)
+        step, needs, settings = kd_step(step), step.needs, {"weights": step.record()}
+    early_stage = config.early_stage if "early features" in needs else None
+    if early_stage is not None:
+        settings["early_stage"] = early_stage
+        modules = modules or aligners(network, early_stage, images.shape)
+    _check_parameters(step, modules is not None)
+    stored = config.targets(store, teacher, images, parents) if early_stage is None else None
     return train_classifier(
         store,
         stage or f"student_{'real' if images.real else 'synthetic'}",
@@ -151,61 +141,48 @@ def train(
         images,
         test_set,
         config.training(**({} if seed is None else {"seed": seed})),
-        make_step,
+        _step_maker(step, stored or LiveTeacher(network, "probe" in needs, early_stage), modules),
         overrides=overrides,
         settings=settings,
-        augmentation=augmentation,
-        parents=[teacher, *parents, *([targets] if targets else [])],
+        augmentation=config.augment,
+        parents=[teacher, *parents, *([stored] if stored else [])],
     )
 
 
-def train_student(
-    store: Store,
-    config: StudentConfig,
-    images: ImageSet,
-    test_set: ImageSet,
-    teacher: Artifact,
-    weights: KDWeights = KDWeights(),
-    *,
-    seed: int | None = None,
-    stage: str = "",
-    parents: Sequence[Artifact] = (),
-    overrides: dict | None = None,
-) -> Artifact:
-    """A student by the library's own step, `kd_step`, with a weight for each loss; see `train`.
+def _fitting_teacher(teacher: Artifact, images: ImageSet) -> nn.Module:
+    """The frozen teacher; WorkbenchError if it does not take these images and classes."""
+    network = load_trained(teacher)
+    check_fit(network, images, "the teacher")
+    known = teacher.settings.get("classes", images.classes)
+    check_classes_agree(known, images.classes, f"teacher and {images.name}")
+    return network
 
-    Raises:
-        WorkbenchError: if a loss in use needs what teacher or student lack (attention, a distillation token, early maps).
-    """
-    shape = {
-        "num_classes": images.num_classes,
-        "img_size": images.shape[1],
-        "in_chans": images.shape[0],
-        **(overrides or {}),
-    }
-    frozen_teacher = load_trained(teacher)
-    check_fit(frozen_teacher, images, "the teacher")
-    with torch.random.fork_rng(devices=[]):
-        student = create_model(config.model, **shape)
-        check_losses(weights, student, frozen_teacher, images, config.early_stage)
-    early, settings = weights.uses("early"), {"weights": weights.as_dict()}
-    if early:
-        settings["early_stage"] = config.early_stage
-    return train(
-        store,
-        config,
-        kd_step(weights),
-        images,
-        test_set,
-        teacher,
-        seed=seed,
-        stage=stage,
-        parents=parents,
-        overrides=overrides,
-        modules=aligners(frozen_teacher, config.early_stage, images.shape) if early else None,
-        settings=settings,
-        early=early,
-    )
+
+def _step_maker(
+    step: Step, teacher: Artifact | LiveTeacher, modules: Callable | None
+) -> Callable[[nn.Module], tuple[Callable, dict[str, nn.Module]]]:
+    """The student → its step for the training loop, and the modules trained beside it."""
+
+    def make_step(student: nn.Module) -> tuple[Callable, dict[str, nn.Module]]:
+        answers = teacher if isinstance(teacher, LiveTeacher) else StoredTeacher(teacher)
+        beside = modules(student) if modules else {}
+        return bound(step, student, answers, beside), beside
+
+    return make_step
+
+
+def _check_parameters(step: Step, more: bool) -> None:
+    """Refuse a step that asks for something by a name that nothing has."""
+    parameters = inspect.signature(step).parameters.items()
+    names = [k for k, one in parameters if k not in GIVEN and one.default is one.empty]
+    if names and not more:
+        raise WorkbenchError(
+            "the step asks for what nobody gives it",
+            expected=", ".join(GIVEN),
+            got=", ".join(names),
+            where="step",
+            fix="correct its parameters, or give modules=…",
+        )
 
 
 def aligners(
@@ -217,11 +194,7 @@ def aligners(
         shape: (C, H, W) of the images.
     """
     channels = early_channels(teacher, early_stage, shape[1], shape[0])
-
-    def modules(student: nn.Module) -> dict[str, nn.Module]:
-        return {"aligner": EarlyAligner(student.embed_dim, channels)}
-
-    return modules
+    return lambda student: {"aligner": EarlyAligner(student.embed_dim, channels)}
 
 
 def check_losses(
@@ -232,42 +205,19 @@ def check_losses(
     early_stage: int = 1,
 ) -> None:
     """Raise a WorkbenchError, before anything is trained, if a loss in use needs what student or teacher do not have."""
-
-    def refuse(name: str, who: str, model: nn.Module, needs: str) -> None:
-        raise WorkbenchError(
-            f"the {name} loss cannot be had from this {who}",
-            expected=needs,
-            got=type(model).__name__,
-            where=f"{name}_weight",
-            fix=f"set {name}_weight to 0, or choose another {who}",
-        )
-
-    if weights.uses("patch"):
-        for who, model in (("teacher", teacher), ("student", student)):
-            if not has_probe(model):
-                refuse("patch", who, model, "a transformer with a class token")
-    if weights.uses("hard") or weights.uses("soft"):
-        check_fit(student, images, "the student")
-        with torch.no_grad():
-            # One row would do, but a batch norm in training wants two.
-            output = student.train()(
-                torch.zeros(2, *images.shape, device=next(student.parameters()).device)
-            )
-        if not isinstance(output, tuple):
-            refuse(
-                "hard" if weights.uses("hard") else "soft",
-                "student",
-                student,
-                "a student with a distillation token",
-            )
-    if weights.uses("early"):
-        if not hasattr(teacher, "forward_intermediates") or has_probe(teacher):
-            refuse(
-                "early",
-                "teacher",
-                teacher,
-                "a CNN whose early feature maps can be seen (cnn_small, vgg16_bn)",
-            )
+    models = {"teacher": teacher, "student": student}
+    for name in weights.used:
+        for need in LOSSES[name].needs:
+            who = _lacking(need, student, teacher, images)
+            if who:
+                raise WorkbenchError(
+                    f"the {name} loss cannot be had from this {who}",
+                    expected=NEEDS[need],
+                    got=type(models[who]).__name__,
+                    where=f"{name}_weight",
+                    fix=f"set {name}_weight to 0, or choose another {who}",
+                )
+    if "early features" in weights.needs:
         try:
             early_channels(teacher, early_stage, images.shape[1], images.shape[0])
         except (IndexError, AssertionError, ValueError) as error:
@@ -278,5 +228,19 @@ def check_losses(
                 expected="a stage of the CNN, from 0",
                 fix="cnn_small has 0..2, vgg16_bn 0..5",
             ) from None
-        if not hasattr(student, "embed_dim"):
-            refuse("early", "student", student, "a vision transformer with blocks")
+
+
+def _lacking(need: str, student: nn.Module, teacher: nn.Module, images: ImageSet) -> str:
+    """Which of "teacher" and "student" lacks what a loss needs; "" for neither."""
+    if need == "probe":
+        fits = {"teacher": has_probe(teacher), "student": has_probe(student)}
+    elif need == "distillation token":
+        check_fit(student, images, "the student")
+        # One image would do, but a batch norm in training wants two.
+        blank = torch.zeros(2, *images.shape, device=next(student.parameters()).device)
+        with torch.no_grad():
+            fits = {"student": isinstance(student.train()(blank), tuple)}
+    else:
+        is_cnn = hasattr(teacher, "forward_intermediates") and not has_probe(teacher)
+        fits = {"teacher": is_cnn, "student": hasattr(student, "embed_dim")}
+    return next((who for who, has in fits.items() if not has), "")

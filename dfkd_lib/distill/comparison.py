@@ -8,33 +8,27 @@ from dfkd_lib.core import Artifact, Store, ledger
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.distill.study import Study
 from dfkd_lib.metrics import intervals
-from dfkd_lib.synthesis import Inversion, Maker
+from dfkd_lib.synthesis import Maker
 from dfkd_lib.training import DivergedError
 
-# Of the table of makers, also where every maker has diverged.
-COLUMNS = [
-    "maker",
-    "may see",
-    "real images read",
-    "images made",
-    "images measured",
-    "Fréchet distance",
-    "low",
-    "high",
-    "KID",
-    "KID std",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "score",
-    "student (%)",
-    "95 % interval",
-    "seconds",
-]
-MOST_EPOCHS = (
-    100  # of a student: more passes over the few images of an inversion only teach it these
-)
+# Columns of the table of makers -> the measure that stands there.
+MEASURES = {
+    "images measured": "images",
+    "Fréchet distance": "frechet",
+    "low": "low",
+    "high": "high",
+    "KID": "kid",
+    "KID std": "kid_std",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "score": "score",
+}
+FIRST = ("maker", "may see", "real images read", "images made")
+LAST = ("student (%)", "95 % interval", "seconds")
+# Of a student: more passes over the few images of an inversion only teach it these.
+MOST_EPOCHS = 100
 
 
 def may_see(maker: Maker) -> str:
@@ -67,8 +61,7 @@ def compare_makers(study: Study, makers: dict[str, Maker]) -> dict[str, dict]:
 
 def _compared(study: Study, maker: Maker) -> dict:
     config = study.config
-    count = config.inversion_images if isinstance(maker, Inversion) else config.maker_images
-    images, artifact = study.made(maker, count)
+    images, artifact = study.made(maker, config.maker_images)
     trained = maker.train(study.store, study.inputs(maker))
     few = min(config.student.images or len(images), len(images))
     epochs = max(1, round(config.student.epochs * config.maker_images / few))
@@ -146,92 +139,66 @@ def makers_table(study: Study, found: dict[str, dict]):
 
     rows = []
     for name, part in found.items():
-        row = {"maker": name, "may see": may_see(part["maker"])}
-        if "artifact" not in part:
-            rows.append(row | {"real images read": "diverged"})
-            continue
-        teacher = study.inputs(part["maker"]).teacher.key
-        read = real_images_read(study.store, part["artifact"], teacher)
-        measured, student, total = part["measures"].metrics, part["student"], len(study.test_set)
-        low, high = intervals.accuracy_interval(round(student.metrics["accuracy"] * total), total)
-        rows.append(
-            row
-            | {
-                "real images read": "; ".join(
-                    f"{count:,} ({purpose})" for purpose, count in read.items()
-                )
-                or "0",
-                "images made": part["artifact"].metrics["images"],
-                "images measured": measured["images"],
-                "Fréchet distance": measured["frechet"],
-                "low": measured["low"],
-                "high": measured["high"],
-                "KID": measured["kid"],
-                "KID std": measured["kid_std"],
-                "precision": measured["precision"],
-                "recall": measured["recall"],
-                "density": measured["density"],
-                "coverage": measured["coverage"],
-                "score": measured["score"],
-                "student (%)": 100 * student.metrics["accuracy"],
-                "95 % interval": f"{100 * low:.2f} – {100 * high:.2f}",
-                "seconds": round(
-                    part["artifact"].seconds + (part["trained"].seconds if part["trained"] else 0),
-                    1,
-                ),
-            }
-        )
-    return pd.DataFrame(rows, columns=COLUMNS)
+        row = {"maker": name, "may see": may_see(part["maker"]), "real images read": "diverged"}
+        rows.append(row | (_results(study, part) if "artifact" in part else {}))
+    return pd.DataFrame(rows, columns=[*FIRST, *MEASURES, *LAST])
+
+
+def _results(study: Study, part: dict) -> dict:
+    """What came out of a maker: the cells of the table behind its name."""
+    artifact, trained, total = part["artifact"], part["trained"], len(study.test_set)
+    teacher, accuracy = study.inputs(part["maker"]).teacher.key, part["student"].metrics["accuracy"]
+    read = real_images_read(study.store, artifact, teacher)
+    low, high = intervals.accuracy_interval(round(accuracy * total), total)
+    seconds = artifact.seconds + (trained.seconds if trained else 0)
+    return {
+        "real images read": "; ".join(f"{n:,} ({purpose})" for purpose, n in read.items()) or "0",
+        "images made": artifact.metrics["images"],
+        **{column: part["measures"].metrics[name] for column, name in MEASURES.items()},
+        "student (%)": 100 * accuracy,
+        "95 % interval": f"{100 * low:.2f} – {100 * high:.2f}",
+        "seconds": round(seconds, 1),
+    }
 
 
 def short_table(table):
     """The columns of a table of makers to read first, narrow enough for a page: what was seen, the distance, the student."""
-    import pandas as pd
 
-    def measured(row) -> str:
-        return (
-            "–"
-            if pd.isna(row["Fréchet distance"])
-            else f"{row['Fréchet distance']:.4g} [{row['low']:.4g}, {row['high']:.4g}]"
+    def shown(columns: list[str], text: str):
+        return table[columns].apply(
+            lambda row: "–" if row.isna().any() else text.format(*row), axis=1
         )
 
     short = table[["maker", "may see", "real images read"]].assign(
         images=table["images made"].astype("Int64"),
-        **{"Fréchet distance [95 %]": table.apply(measured, axis=1)},
+        **{
+            "Fréchet distance [95 %]": shown(
+                ["Fréchet distance", "low", "high"], "{:.4g} [{:.4g}, {:.4g}]"
+            ),
+            "student (%)": shown(["student (%)"], "{:.2f}"),
+            "[95 %]": table["95 % interval"],
+        },
     )
-    students = table["student (%)"].map("{:.2f}".format, na_action="ignore")
-    return (
-        short.assign(**{"student (%)": students, "[95 %]": table["95 % interval"]})
-        .astype(object)
-        .fillna("–")
-    )
+    return short.astype(object).fillna("–")
 
 
 def warnings_table(found: dict[str, dict]):
-    """What makes a maker's row doubtful: a DataFrame of maker and warning, divergence first; empty if nothing does."""
+    """What makes a maker's figures doubtful: a DataFrame of maker and warning, divergence first; empty if nothing does."""
     import pandas as pd
 
-    said = [
-        (name, text)
-        for name, part in found.items()
-        for text in [
-            *([part["diverged"]] if part["diverged"] else []),
-            *(part["measures"].metrics["warnings"] if "measures" in part else []),
-        ]
-    ]
-    return pd.DataFrame(said, columns=["maker", "take care"])
+    warnings = []
+    for name, part in found.items():
+        measured = part["measures"].metrics["warnings"] if "measures" in part else []
+        diverged = [part["diverged"]] if part["diverged"] else []
+        warnings += [(name, text) for text in [*diverged, *measured]]
+    return pd.DataFrame(warnings, columns=["maker", "take care"])
 
 
 def accuracy_points(table):
     """A table of makers as `plots.accuracy_against_distance` takes it; makers that diverged are left out."""
     points = table.dropna(subset=["Fréchet distance"]).rename(columns={"student (%)": "accuracy"})
-    ends = (
-        points["95 % interval"]
-        .astype(str)
-        .str.split(" – ", expand=True)
-        .reindex(columns=[0, 1])
-        .astype(float)
-    )
+    ends = points["95 % interval"].astype(str).str.split(" – ", expand=True)
+    ends = ends.reindex(columns=[0, 1]).astype(float)
     return points.assign(**{"accuracy low": ends[0], "accuracy high": ends[1]})
 
 

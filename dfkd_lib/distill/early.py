@@ -6,23 +6,10 @@ from pydantic import Field
 
 from dfkd_lib.core import Artifact, Config, Seeds, Store
 from dfkd_lib.datasets import DataConfig, ImageSet
-from dfkd_lib.distill.classification import (
-    Step,
-    StudentConfig,
-    aligners,
-    train,
-    train_student,
-)
+from dfkd_lib.distill.classification import Step, StudentConfig, train
 from dfkd_lib.distill.weights import KDWeights
-from dfkd_lib.synthesis import FeatureConfig, train_judge
-from dfkd_lib.training import (
-    Augmentation,
-    TrainConfig,
-    label_step,
-    load_trained,
-    train_classifier,
-    train_teacher,
-)
+from dfkd_lib.synthesis import JudgeConfig, train_judge
+from dfkd_lib.training import Augmentation, TrainConfig, train_teacher
 
 
 class EarlyConfig(Config):
@@ -49,16 +36,11 @@ class EarlyConfig(Config):
     augmentation: Literal["none", "shift", "autoaugment"] = Field(
         "shift", description="what is done to each image"
     )
-    feature_model: str = Field("cnn_small", description="the CNN teacher")
-    feature_images: int = Field(60_000, ge=10, description="real images it is trained on")
-    feature_epochs: int = Field(10, ge=1, description="passes over them")
+    feature: JudgeConfig = JudgeConfig(epochs=10)
 
     def teacher(self, store: Store, train_set: ImageSet, test_set: ImageSet) -> Artifact:
         """The CNN teacher, trained on real images by cross entropy."""
-        config = FeatureConfig(
-            model=self.feature_model, images=self.feature_images, epochs=self.feature_epochs
-        )
-        return train_judge(store, config, train_set, test_set)
+        return train_judge(store, self.feature, train_set, test_set)
 
     def training(self, images: int, part: float, seed: int) -> TrainConfig:
         """So many epochs that a share of `images` is passed over as often as `passes` and `part` ask for."""
@@ -91,46 +73,32 @@ class EarlyConfig(Config):
         """
         chosen = pool.sample(max(pool.num_classes, round(share * len(pool))), seed)
         overrides = {"patch_size": self.patch_size}
-        common = {"overrides": overrides, "augmentation": Augmentation(kind=self.augmentation)}
+
+        def by_labels(model: str, part: float, stage: str, start: Artifact | None) -> Artifact:
+            config = self.training(len(chosen), part, seed)
+            how = {"augmentation": Augmentation(kind=self.augmentation), "overrides": overrides}
+            return train_teacher(
+                store, model, chosen, test_set, config, stage=stage, start=start, **how
+            )
+
         if variant == "plain":
-            config = self.training(len(chosen), 1.0, seed)
-            return [
-                train_teacher(
-                    store, self.baseline, chosen, test_set, config, stage="plain_vit", **common
-                )
-            ]
-        first = StudentConfig(
+            return [by_labels(self.baseline, 1.0, "plain_vit", None)]
+        config = StudentConfig(
             **self.training(len(chosen), self.first_stage, seed),
             model=self.student,
             augmentation=self.augmentation,
             early_stage=self.early_stage,
         )
         weights = KDWeights(kd=0.0, patch=0.0, hard=self.hard_weight, early=self.early_weight)
-        how = {"stage": "dearkd_stage1", "overrides": overrides}
-        if step is None:
-            one = train_student(store, first, chosen, test_set, teacher, weights, **how)
-        else:
-            beside = aligners(load_trained(teacher), self.early_stage, chosen.shape)
-            one = train(
-                store,
-                first,
-                step,
-                chosen,
-                test_set,
-                teacher,
-                modules=beside,
-                early=True,
-                **how,
-            )
-        two = train_classifier(
+        first = train(
             store,
-            "dearkd_stage2",
-            self.student,
+            config,
+            step or weights,
             chosen,
             test_set,
-            self.training(len(chosen), 1 - self.first_stage, seed),
-            lambda model, _: label_step(model),
-            start=one,
-            **common,
+            teacher,
+            stage="dearkd_stage1",
+            overrides=overrides,
+            needs=("early features",),
         )
-        return [one, two]
+        return [first, by_labels(self.student, 1 - self.first_stage, "dearkd_stage2", first)]

@@ -4,7 +4,7 @@ import torch
 
 from dfkd_lib.core.artifacts import Artifact
 from dfkd_lib.models import count_flops
-from dfkd_lib.training import load_trained, test_logits
+from dfkd_lib.training import device, load_trained, test_logits
 
 # Keys of `scores` -> their names in tables.
 SCORES = {
@@ -27,16 +27,10 @@ def scores(artifact: Artifact) -> dict[str, float]:
     precision, recall, f1, _ = precision_recall_fscore_support(
         labels, logits.argmax(1), average="macro", zero_division=0
     )
-    top5 = (
-        (logits.topk(min(5, logits.shape[1]), 1).indices == labels[:, None])
-        .any(1)
-        .float()
-        .mean()
-        .item()
-    )
+    best = logits.topk(min(5, logits.shape[1]), 1).indices
     return {
         "top1": artifact.metrics["accuracy"],
-        "top5": top5,
+        "top5": (best == labels[:, None]).any(1).float().mean().item(),
         "precision": float(precision),
         "recall": float(recall),
         "f1": float(f1),
@@ -46,12 +40,5 @@ def scores(artifact: Artifact) -> dict[str, float]:
 def gigaflops(artifact: Artifact) -> float:
     """10⁹ floating point operations of one image's forward pass (a multiply-add counts as two)."""
     known = artifact.settings["overrides"]
-    model = load_trained(artifact)
-    image = torch.zeros(
-        1,
-        known["in_chans"],
-        known["img_size"],
-        known["img_size"],
-        device=next(model.parameters()).device,
-    )
-    return count_flops(model, image) / 1e9
+    shape = known["in_chans"], known["img_size"], known["img_size"]
+    return count_flops(load_trained(artifact), torch.zeros(1, *shape, device=device())) / 1e9

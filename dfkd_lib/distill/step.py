@@ -3,23 +3,35 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd_lib.attention import outputs_and_probe
-from dfkd_lib.distill.targets import Targets, early_tokens, has_probe
+from dfkd_lib.distill.targets import Targets, early_tokens
 from dfkd_lib.distill.weights import KDWeights
-from dfkd_lib.losses import hard_distillation_loss, kd_loss, patch_probe_loss
-from dfkd_lib.training import Batch, label_loss
+from dfkd_lib.losses import LOSSES, StudentOutputs
+from dfkd_lib.training import Batch
+
+
+def student_outputs(
+    student: nn.Module, images: Tensor, probed: bool, aligner: nn.Module | None, target: Targets
+) -> StudentOutputs:
+    """All that losses read of a student: logits of one or two heads, its probe if wanted, early features by the aligner."""
+    with early_tokens(student) if aligner else nullcontext() as early:
+        output, probe = outputs_and_probe(student, images, probed)
+    logits, distilled = output if isinstance(output, tuple) else (output, None)
+    aligned = aligner(early[0], target.early.shape[2:]) if aligner else None
+    return StudentOutputs(logits, probe, distilled, aligned)
 
 
 def kd_step(weights: KDWeights) -> Callable:
     """The weighted sum of the losses that `weights` uses, against a teacher's targets, as a step for `train`.
 
-    Losses of weight 0 are logged where all they need is at hand. A student without distillation token has no hard and soft;
-    early features need an `aligner` beside the student (`models.dearkd.EarlyAligner`).
+    Early features need an `aligner` beside the student (`models.dearkd.EarlyAligner`).
     Source: A Algorithm 1; B stage 1; C eq. 9, 10.
     """
+    curves, temperature, probed = weights.curves, weights.temperature, "probe" in weights.needs
+    # Only the losses in use are part of the step, and so of the student's key.
+    compute = {name: LOSSES[name].compute for name in curves}
 
     def step(
         student: nn.Module,
@@ -29,24 +41,9 @@ def kd_step(weights: KDWeights) -> Callable:
         aligner: nn.Module | None = None,
     ) -> dict[str, Tensor]:
         target = teacher(batch)
-        with early_tokens(student) if aligner is not None else nullcontext() as early:
-            probed = target.probe is not None and has_probe(student)
-            output, probe = outputs_and_probe(student, batch.images, probed)
-        logits, distilled = output if isinstance(output, tuple) else (output, None)
-        losses = {
-            "kd": kd_loss(logits, target.logits, weights.temperature),
-            "ce": label_loss(logits, batch),
-        }
-        if probe is not None:
-            losses["patch"] = patch_probe_loss(probe, target.probe)
-        if distilled is not None:
-            losses["hard"] = hard_distillation_loss(distilled, target.logits)
-            losses["soft"] = kd_loss(distilled, target.logits, weights.temperature)
-        if aligner is not None:
-            aligned = aligner(early[0], target.early.shape[2:]).float()
-            losses["early"] = F.mse_loss(aligned, target.early.float())
-        total = sum(weight * losses[name] for name, weight in weights.at(progress).items())
+        found = student_outputs(student, batch.images, probed, aligner, target)
+        losses = {name: of(found, target, batch, temperature) for name, of in compute.items()}
+        total = sum(curves[name](progress) * loss for name, loss in losses.items())
         return {"loss": total, **losses}
 
-    step.weights = weights
     return step

@@ -3,7 +3,7 @@
 Notebooks 10, 20, 30, 35 and 70 share it, so that each of them runs alone and still finds what another has made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Literal, Self
 
@@ -13,21 +13,11 @@ from pydantic import Field, model_validator
 from dfkd_lib import datasets, synthesis, training
 from dfkd_lib.core import Artifact, Config, Seed, Seeds, Store, WorkbenchError
 from dfkd_lib.datasets import DataConfig, ImageSet
-from dfkd_lib.distill.classification import Step, StudentConfig, train, train_student
-from dfkd_lib.distill.targets import teacher_targets
+from dfkd_lib.distill.classification import Step, StudentConfig, train
 from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.models import create_model
 from dfkd_lib.synthesis import CGAN, FeatureConfig, FeatureSpace, Given, GuidedGenerator, Inversion
-from dfkd_lib.training import Augmentation, TeacherConfig, TrainConfig, keeps_images
-
-MAKERS = (
-    "vanilla GAN",
-    "augmented GAN",
-    "class probes",
-    "inversion (CNN)",
-    "inversion (ViT)",
-    "adversarial",
-)
+from dfkd_lib.training import TeacherConfig, shape_of
 
 
 class ClassificationConfig(Config):
@@ -77,34 +67,43 @@ class ClassificationConfig(Config):
 
     @model_validator(mode="after")
     def _known_makers(self) -> Self:
-        unknown = set(self.maker_names()) - set(MAKERS)
+        unknown = [name for name in self.maker_names() if name not in MAKERS]
         if unknown:
             raise ValueError(f"makers out of {', '.join(MAKERS)}; unknown: {', '.join(unknown)}")
         return self
 
     def maker_names(self) -> list[str]:
         """The makers to compare, in the order of every table."""
-        asked = [name.strip() for name in self.makers.split(",") if name.strip()]
-        return sorted(asked, key=lambda name: (*MAKERS, name).index(name)) or list(MAKERS)
+        asked = {name.strip() for name in self.makers.split(",")} - {""}
+        return [name for name in (*MAKERS, *(asked - MAKERS.keys())) if name in asked or not asked]
 
     def maker_settings(self) -> dict[str, synthesis.Maker]:
         """The makers of the comparison by name, each with the settings of this tree, in the order of every table."""
-        gan = self.gan.replace(seed=self.seed)
-        shared = {"background": self.data.background}
-        guided = self.guided.replace(seed=self.seed, **shared)
-        inversion = self.inversion.replace(**shared)
-        rival = self.rival_model or self.student.model
-        return {
-            "vanilla GAN": gan.replace(lam=0.0),
-            "augmented GAN": gan,
-            "class probes": guided.replace(attention=self.probe_weight),
-            "inversion (CNN)": inversion.replace(batch_norm=self.batch_norm_weight),
-            "inversion (ViT)": inversion.replace(patch_entropy=self.entropy_weight),
-            "adversarial": guided.replace(adversarial=self.adversarial_weight, student_model=rival),
-        }
+        return {name: make(self) for name, make in MAKERS.items()}
 
 
-SOURCES = ("real", "synthetic", *MAKERS)
+def _guided(config: ClassificationConfig, **weights) -> GuidedGenerator:
+    return config.guided.replace(seed=config.seed, background=config.data.background, **weights)
+
+
+def _inversion(config: ClassificationConfig, **weights) -> Inversion:
+    return config.inversion.replace(background=config.data.background, **weights)
+
+
+def _adversarial(config: ClassificationConfig) -> GuidedGenerator:
+    rival = config.rival_model or config.student.model
+    return _guided(config, adversarial=config.adversarial_weight, student_model=rival)
+
+
+# Name in every table -> the maker of a configuration.
+MAKERS: dict[str, Callable[[ClassificationConfig], synthesis.Maker]] = {
+    "vanilla GAN": lambda config: config.gan.replace(seed=config.seed, lam=0.0),
+    "augmented GAN": lambda config: config.gan.replace(seed=config.seed),
+    "class probes": lambda config: _guided(config, attention=config.probe_weight),
+    "inversion (CNN)": lambda config: _inversion(config, batch_norm=config.batch_norm_weight),
+    "inversion (ViT)": lambda config: _inversion(config, patch_entropy=config.entropy_weight),
+    "adversarial": _adversarial,
+}
 
 
 class AttentionConfig(ClassificationConfig):
@@ -177,16 +176,12 @@ class Study:
     def teacher(self) -> Artifact:
         """The teacher: shipped, or trained on real training images."""
         config = self.config
-        return training.open_teacher(
-            self.store, config.teacher, self.full_train, self.test_set, config.seed
-        )
+        return training.open_teacher(self.store, config.teacher, *self._splits, config.seed)
 
     @cached_property
     def cnn_teacher(self) -> Artifact:
         """The CNN that an inversion by batch-norm statistics inverts: not the one that judges, which would flatter it."""
-        return synthesis.train_judge(
-            self.store, self.config.feature, self.full_train, self.test_set, seed=1
-        )
+        return synthesis.train_judge(self.store, self.config.feature, *self._splits, seed=1)
 
     @cached_property
     def probes(self) -> Artifact:
@@ -204,12 +199,12 @@ class Study:
             self.train_set if "real images" in maker.sees else None,
         )
 
-    def made(
-        self, maker: synthesis.Maker, count: int, seed: int | None = None
-    ) -> tuple[ImageSet, Artifact]:
-        """`count` images of a maker, and their artifact."""
-        seed = self.config.seed if seed is None else seed
-        return synthesis.make_images(self.store, maker, self.inputs(maker), count, seed=seed + 1000)
+    def made(self, maker: synthesis.Maker, count: int) -> tuple[ImageSet, Artifact]:
+        """`count` images of a maker, an inversion's at most `inversion_images`, and their artifact."""
+        if isinstance(maker, Inversion):
+            count = self.config.inversion_images
+        seed = self.config.seed + 1000
+        return synthesis.make_images(self.store, maker, self.inputs(maker), count, seed)
 
     def images(self, source: str) -> tuple[ImageSet, list[Artifact]]:
         """What a student of that source is trained on, and what made it.
@@ -228,21 +223,23 @@ class Study:
         if maker is None:
             raise WorkbenchError(
                 "no such source of images",
-                expected=", ".join(SOURCES),
+                expected=", ".join(("real", "synthetic", *MAKERS)),
                 got=source,
                 where="source",
                 fix="choose one of them",
             )
-        slow = isinstance(maker, Inversion)
-        count = config.inversion_images if slow else config.synthetic_images
-        images, artifact = self.made(maker, count)
+        images, artifact = self.made(maker, config.synthetic_images)
         return images, [artifact]
 
     def student(self, source: str, seed: int | None = None, step: Step | None = None) -> Artifact:
         """A student on the images of a source, by the library's step or one of the caller's; see `train`."""
-        self._check_student()
+        config = self.config.student.replace(seed=self.config.seed if seed is None else seed)
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # refused, if it does not fit, before a teacher is trained
+            create_model(config.model, **shape_of(self.test_set))
         images, parents = self.images(source)
-        return self.student_on(images, parents, self._seeded(seed), step)
+        return self.student_on(images, parents, config, step)
 
     def student_on(
         self,
@@ -252,40 +249,20 @@ class Study:
         step: Step | None = None,
     ) -> Artifact:
         """A student of the configuration's kind on these images."""
-        how = {"parents": parents}
-        if step is not None:
-            return train(self.store, config, step, images, self.test_set, self.teacher, **how)
-        return train_student(
-            self.store, config, images, self.test_set, self.teacher, self.config.weights, **how
-        )
+        step, test_set = step or self.config.weights, self.test_set
+        return train(self.store, config, step, images, test_set, self.teacher, parents=parents)
 
     def prepare(self, source: str) -> None:
         """Make what all students on a source share: the teacher, the images, and teacher targets if they are stored."""
-        config = self.config.student
+        student = self.config.student
         images, parents = self.images(source)
-        chosen = images.sample(config.images or len(images), 1)
-        augmentation = Augmentation(kind=config.augmentation, mix=config.mix)
-        if not self.config.weights.uses("early") and keeps_images(augmentation, chosen):
-            teacher_targets(self.store, self.teacher, chosen, parents)
-
-    def _seeded(self, seed: int | None) -> StudentConfig:
-        return self.config.student.replace(seed=self.config.seed if seed is None else seed)
-
-    def _check_student(self) -> None:
-        # The student must fit the images, known before a teacher is trained.
-        channels, size, _ = self.test_set.shape
-        with torch.random.fork_rng(devices=[]):
-            create_model(
-                self.config.student.model,
-                num_classes=self.test_set.num_classes,
-                img_size=size,
-                in_chans=channels,
-            )
+        if "early features" not in self.config.weights.needs:
+            student.targets(self.store, self.teacher, student.chosen(images), parents)
 
     def teacher_on_synthetic(self) -> Artifact:
         """The teacher's architecture trained on synthetic images and their labels alone (a cell of A Table 4)."""
         images, parents = self.images("synthetic")
-        config: TrainConfig = self.config.teacher.training(
+        config = self.config.teacher.training(
             epochs=self.config.teacher_synthetic_epochs, warmup_epochs=0.2, seed=self.config.seed
         )
         return training.train_teacher(
@@ -301,13 +278,8 @@ class Study:
     @cached_property
     def space(self) -> FeatureSpace:
         """The space that distances are taken in; WorkbenchError if its network's weights are absent."""
-        return synthesis.feature_space(
-            self.store,
-            self.config.feature,
-            self.full_train,
-            self.test_set,
-            lambda: self.teacher,
-        )
+        feature = self.config.feature
+        return synthesis.feature_space(self.store, feature, *self._splits, lambda: self.teacher)
 
     @cached_property
     def reference(self) -> Artifact:

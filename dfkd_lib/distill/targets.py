@@ -1,5 +1,6 @@
 """Teacher targets: computed once and stored where the images never change, else at every batch."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -7,12 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib.attention import class_token, outputs_and_probe
+from dfkd_lib.attention import class_token, outputs_and_probe, patch_tokens
 from dfkd_lib.core import WorkbenchError, artifacts
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.core.files import whole_files
 from dfkd_lib.datasets import ImageSet, to_float
-from dfkd_lib.models.cnn import logits_and_early_map
+from dfkd_lib.losses import hooked
+from dfkd_lib.models import logits_and_early_map
 from dfkd_lib.training import Batch, device, load_trained, reads_of
 
 SHARD = 8192  # images a file
@@ -36,10 +38,7 @@ def has_probe(model: nn.Module) -> bool:
 
 
 def teacher_targets(
-    store: Store,
-    teacher: Artifact,
-    train_set: ImageSet,
-    parents: tuple[Artifact, ...] | list[Artifact] = (),
+    store: Store, teacher: Artifact, train_set: ImageSet, parents: Sequence[Artifact] = ()
 ) -> Artifact:
     """The teacher's logits, and its probes if it has any, on images that never change, computed once.
 
@@ -48,25 +47,19 @@ def teacher_targets(
     """
 
     def make(work: Path) -> dict:
-        model = load_trained(teacher)
-        probed, where, kept_files = (
-            has_probe(model),
-            next(model.parameters()).device,
-            whole_files(work),
-        )
+        model, finished = load_trained(teacher), whole_files(work)
+        probed = has_probe(model)
         for number, images in enumerate(train_set.images.split(SHARD)):
             path = work / f"targets-{number:05d}.safetensors"
-            if path.name in kept_files:
+            if path.name in finished:
                 continue
             with torch.inference_mode():
-                found = [
-                    Targets(*outputs_and_probe(model, to_float(part).to(where), probed))
-                    for part in images.split(512)
-                ]
-            kept = {"logits": torch.cat([part.logits for part in found]).half()}
+                parts = (to_float(part).to(device()) for part in images.split(512))
+                found = [Targets(*outputs_and_probe(model, part, probed)) for part in parts]
+            tensors = {"logits": torch.cat([part.logits for part in found]).half()}
             if probed:
-                kept["probes"] = torch.cat([part.probe for part in found]).half()
-            artifacts.save_tensors(path, kept)
+                tensors["probes"] = torch.cat([part.probe for part in found]).half()
+            artifacts.save_tensors(path, tensors)
             artifacts.note_whole(work, path)
         return {"images": len(train_set), "probes": probed}
 
@@ -106,11 +99,14 @@ class LiveTeacher:
     Computed in the arithmetic of the student's training (bf16 where that is asked for); stored targets are made in fp32.
 
     Args:
-        teacher: frozen. probed: also its attention probe. early_stage: also its feature map of that stage (a CNN's).
+        teacher: frozen.
+        probed: also its attention probe, if it has one.
+        early_stage: also its feature map of that stage (a CNN's), and no probe.
     """
 
     def __init__(self, teacher: nn.Module, probed: bool = True, early_stage: int | None = None):
-        self.teacher, self.probed, self.early_stage = teacher, probed, early_stage
+        self.teacher, self.early_stage = teacher, early_stage
+        self.probed = probed and has_probe(teacher)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Targets:
@@ -121,16 +117,14 @@ class LiveTeacher:
 
 
 @contextmanager
-def early_tokens(student: nn.Module):
-    """Catch the patch tokens (B, N, width) that leave a student's early blocks during a forward pass, in a list.
+def early_tokens(student: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, the patch tokens (B, N, width) that leave a student's early blocks: a list filled by its forward pass.
 
     Those of DearKD are its convolutional ones; of any other transformer with `blocks`, the first half of them.
 
     Raises:
         WorkbenchError: for a model without blocks.
     """
-    from dfkd_lib.attention import patch_tokens
-
     early, blocks = getattr(student, "early_blocks", None), getattr(student, "blocks", None)
     if not early and not blocks:
         raise WorkbenchError(
@@ -138,22 +132,16 @@ def early_tokens(student: nn.Module):
             got=type(student).__name__,
             where="early weight",
             expected="a vision transformer with blocks",
-            fix="set early_weight to 0, or another student",
+            fix="set early_weight to 0, or choose another student",
         )
-    caught: list[Tensor] = []
     # DearKD's early blocks hold patches alone; elsewhere class and distillation tokens stand beside them.
-    block, places = (
-        (early[-1], slice(None))
-        if early
-        else (blocks[(len(blocks) - 1) // 2], patch_tokens(student))
-    )
+    block = early[-1] if early else blocks[(len(blocks) - 1) // 2]
+    places = slice(None) if early else patch_tokens(student)
+    found: list[Tensor] = []
 
-    def keep(module, args, output):
+    def note(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
         # TNT's blocks give (pixels, tokens).
-        caught.append((output[-1] if isinstance(output, tuple) else output)[:, places])
+        found.append((output[-1] if isinstance(output, tuple) else output)[:, places])
 
-    handle = block.register_forward_hook(keep)
-    try:
-        yield caught
-    finally:
-        handle.remove()
+    with hooked([block], note):
+        yield found

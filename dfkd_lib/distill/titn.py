@@ -6,12 +6,12 @@ from pydantic import Field
 
 from dfkd_lib.core import Artifact, Config, Seeds, Store
 from dfkd_lib.datasets import DataConfig, ImageSet
-from dfkd_lib.distill.classification import Step, StudentConfig, train, train_student
+from dfkd_lib.distill.classification import Step, StudentConfig, train
 from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.metrics.intervals import interval_text, mean_interval
-from dfkd_lib.synthesis import FeatureConfig, train_judge
-from dfkd_lib.training import Augmentation, TrainConfig, train_teacher
+from dfkd_lib.synthesis import JudgeConfig, train_judge
+from dfkd_lib.training import TrainConfig, train_teacher
 
 # name in the tables -> (model at the quick size, at the paper's, mix)
 ROWS = {
@@ -80,16 +80,11 @@ class TitnConfig(Config):
         "autoaugment", description="what is done to each image"
     )
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the class token's loss (C eq. 10)")
-    feature_model: str = Field("vgg16_bn", description="the CNN teacher")
-    feature_images: int = Field(50_000, ge=10, description="real images it is trained on")
-    feature_epochs: int = Field(100, ge=1, description="passes over them")
+    feature: JudgeConfig = JudgeConfig(model="vgg16_bn", images=50_000, epochs=100)
 
     def teacher(self, store: Store, train_set: ImageSet, test_set: ImageSet) -> Artifact:
         """The CNN teacher, trained on real images by cross entropy."""
-        config = FeatureConfig(
-            model=self.feature_model, images=self.feature_images, epochs=self.feature_epochs
-        )
-        return train_judge(store, config, train_set, test_set)
+        return train_judge(store, self.feature, train_set, test_set)
 
     def students(self) -> dict[str, StudentConfig]:
         """{name in the tables: its settings}, in the tables' order."""
@@ -131,56 +126,42 @@ class TitnConfig(Config):
         """
         student = (student or self.students()[name]).replace(seed=seed)
         chosen = train_set.sample(self.images or len(train_set), 4)
+        how = {"stage": "titn"}
         if name in ONE_HEAD:  # no distillation token, no teacher: the class token's loss alone
-            how = Augmentation(kind=student.augmentation, mix=student.mix)
-            return train_teacher(
-                store, student.model, chosen, test_set, student.training(), how, stage="titn"
-            )
-        if step is not None:
-            return train(store, student, step, chosen, test_set, teacher, stage="titn")
+            config, augment = student.training(), student.augment
+            return train_teacher(store, student.model, chosen, test_set, config, augment, **how)
         weights = KDWeights(kd=0.0, ce=self.alpha, patch=0.0, hard=1 - self.alpha)
-        return train_student(store, student, chosen, test_set, teacher, weights, stage="titn")
+        return train(store, student, step or weights, chosen, test_set, teacher, **how)
 
 
 def runs_table(runs: dict[str, list[Artifact]]):
     """One line a run, in numbers: model, seed, the scores of C Table 3 (%), parameters."""
     import pandas as pd
 
-    return pd.DataFrame(
-        [
-            {
-                "model": name,
-                "seed": run.settings["config"]["seed"],
-                **{SCORES[key]: 100 * value for key, value in scores(run).items()},
-                "parameters": run.metrics["parameters"],
-            }
-            for name, artifacts in runs.items()
-            for run in artifacts
-        ]
-    )
+    rows = []
+    for name, artifacts in runs.items():
+        for run in artifacts:
+            row = {"model": name, "seed": run.settings["config"]["seed"]}
+            row |= {SCORES[key]: 100 * value for key, value in scores(run).items()}
+            rows.append(row | {"parameters": run.metrics["parameters"]})
+    return pd.DataFrame(rows)
 
 
 def table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
-    """C Tables 3-5: a row for the teacher and one a model; every score (%) as mean ± 95 % interval over its seeds, cost of
-    one image in 10⁹ multiply-adds (GMACs), and the paper's scores in the same order, as many as it gives."""
+    """C Tables 3-5: the teacher and each model; every score (%) as mean ± 95 % interval over its seeds, cost of one image in
+    10⁹ multiply-adds (GMACs), and the paper's scores in the same order, as many as it gives."""
     import pandas as pd
 
     rows = []
     for name, artifacts in ({"teacher": [teacher]} | runs).items():
         each, paper = [scores(a) for a in artifacts], PAPER.get(data, {}).get(name, ())
-        rows.append(
-            {
-                "model": name if name in ROWS else artifacts[0].settings["model"],
-                **{
-                    shown: interval_text([100 * s[key] for s in each])
-                    for key, shown in SCORES.items()
-                },
-                "seeds": len(each),
-                "GMACs": gigaflops(artifacts[0]) / 2,
-                "parameters": artifacts[0].metrics["parameters"],
-                "paper": " / ".join(f"{value:g}" for value in paper) or "–",
-            }
-        )
+        row = {"model": name if name in ROWS else artifacts[0].settings["model"]}
+        row |= {shown: interval_text([100 * s[key] for s in each]) for key, shown in SCORES.items()}
+        row["seeds"] = len(each)
+        row["GMACs"] = gigaflops(artifacts[0]) / 2
+        row["parameters"] = artifacts[0].metrics["parameters"]
+        row["paper"] = " / ".join(f"{value:g}" for value in paper) or "–"
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -191,20 +172,20 @@ def drop_table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
     before, rows = 100 * scores(teacher)["top1"], []
     for name, artifacts in runs.items():
         after = [100 * scores(a)["top1"] for a in artifacts]
+        costs = [f"{gigaflops(one) / 2:.3g}" for one in (teacher, artifacts[0])]
+        sizes = [f"{one.metrics['parameters']:,}" for one in (teacher, artifacts[0])]
+        macs, millions = PAPER_COST.get(name, (0, 0))
+        in_paper = (data, name) == ("cifar10", "TITN")
         rows.append(
             {
                 "teacher → student": f"{teacher.settings['model']} → {name}",
                 "before": before,
                 "after": interval_text(after),
                 "difference": mean_interval(after)[0] - before,
-                "GMACs": f"{gigaflops(teacher) / 2:.3g} → {gigaflops(artifacts[0]) / 2:.3g}",
-                "parameters": f"{teacher.metrics['parameters']:,} → {artifacts[0].metrics['parameters']:,}",
-                "paper's cost": f"{PAPER_COST[name][0] / 1024:.3g}\u00a0G, {PAPER_COST[name][1]:.2f}\u00a0M"
-                if name in PAPER_COST
-                else "–",
-                "paper": f"{PAPER_DROP[0]} → {PAPER_DROP[1]}"
-                if (data, name) == ("cifar10", "TITN")
-                else "–",
+                "GMACs": " → ".join(costs),
+                "parameters": " → ".join(sizes),
+                "paper's cost": f"{macs / 1024:.3g}\u00a0G, {millions:.2f}\u00a0M" if macs else "–",
+                "paper": " → ".join(map(str, PAPER_DROP)) if in_paper else "–",
             }
         )
     return pd.DataFrame(rows)

@@ -23,11 +23,13 @@ from dfkd_lib.losses.detection import (
 )
 from dfkd_lib.losses.schedule import Schedule, read_schedules
 from dfkd_lib.losses.synthesis import (
-    BatchNormStatistics,
     attention_outputs,
     batch_norm_loss,
+    batch_norm_losses,
     disagreement,
     diversity_loss,
+    hooked,
+    ink,
     intra_divergence_loss,
     logit_distance,
     patch_similarity_entropy,
@@ -41,6 +43,8 @@ from dfkd_lib.losses.table import (
     NEEDS,
     Loss,
     StudentOutputs,
+    Weights,
+    weights_of,
 )
 
 __all__ = [
@@ -48,15 +52,16 @@ __all__ = [
     "LOSSES",
     "MAKER_LOSSES",
     "NEEDS",
-    "BatchNormStatistics",
     "Loss",
     "Schedule",
     "StudentOutputs",
     "TeacherTargets",
+    "Weights",
     "attention_consistency_loss",
     "attention_distillation_loss",
     "attention_outputs",
     "batch_norm_loss",
+    "batch_norm_losses",
     "box_distillation_loss",
     "box_loss",
     "classification_loss",
@@ -68,6 +73,8 @@ __all__ = [
     "giou_apart",
     "giou_loss",
     "hard_distillation_loss",
+    "hooked",
+    "ink",
     "intra_divergence_loss",
     "kd_loss",
     "label_loss",
@@ -79,4 +86,5 @@ __all__ = [
     "read_schedules",
     "resize_maps",
     "total_variation",
+    "weights_of",
 ]

@@ -7,6 +7,7 @@ number of queries. Dimensions before the batch, such as a decoder's layers, are 
 several processes part a batch among them, N is of all of it.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,19 +51,16 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Source: A eq. 11.
     """
     # Not one_hot, which looks at every label on the CPU to check it.
-    targets = (labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)).to(
-        logits.dtype
-    )
-    summed = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum((-3, -2, -1))
-    return summed / _count(labels < logits.shape[-1] - 1)
+    own = labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)
+    each = F.binary_cross_entropy_with_logits(logits, own.to(logits.dtype), reduction="none")
+    return each.sum((-3, -2, -1)) / _count(labels < logits.shape[-1] - 1)
 
 
 def box_loss(boxes: Tensor, targets: Tensor, present: Tensor) -> Tensor:
     """Smooth L1 (transition at 1) of the pairs that hold an object, per object; 0 where there is none.
 
     Args:
-        boxes: (..., B, Q, 4) cxcywh in [0, 1].
-        targets: (..., B, Q, 4) cxcywh in [0, 1].
+        boxes, targets: (..., B, Q, 4) cxcywh in [0, 1].
         present: bool (..., B, Q), True where the pair holds an object.
 
     Returns:
@@ -79,8 +77,7 @@ def giou_loss(boxes: Tensor, targets: Tensor, present: Tensor) -> Tensor:
     DETR adds it to a box loss because coordinates alone say little about how well boxes overlap.
 
     Args:
-        boxes: (..., B, Q, 4) cxcywh in [0, 1].
-        targets: (..., B, Q, 4) cxcywh in [0, 1].
+        boxes, targets: (..., B, Q, 4) cxcywh in [0, 1].
         present: bool (..., B, Q), True where the pair holds an object.
 
     Returns:
@@ -100,8 +97,7 @@ def distillation_loss(
     names student and teacher P and Q the other way round in its expansion, but calls KLDivLoss(log student, teacher).
 
     Args:
-        student_logits: (..., B, Q, K).
-        teacher_logits: (..., B, Q, K).
+        student_logits, teacher_logits: (..., B, Q, K).
         temperature: T > 0.
         paired: bool (..., B, Q), the queries that have a teacher's; None for all.
 
@@ -133,17 +129,14 @@ def box_distillation_loss(boxes: Tensor, teacher_boxes: Tensor, weights: Tensor)
     """SMOOTH · Smooth L1 + (1 - generalised IoU) towards the paired teacher query's box, per object of the teacher's.
 
     Args:
-        boxes: (..., B, Q, 4) cxcywh in [0, 1].
-        teacher_boxes: (..., B, Q, 4) cxcywh in [0, 1].
+        boxes, teacher_boxes: (..., B, Q, 4) cxcywh in [0, 1].
         weights: (..., B, Q), the teacher's `objectness`, 0 where a query has no pair.
 
     Returns:
         (...), ≥ 0.
     """
-    apart = SMOOTH * F.smooth_l1_loss(boxes, teacher_boxes, reduction="none").sum(-1) + giou_apart(
-        boxes, teacher_boxes
-    )
-    return _weighted(apart, weights)
+    smooth = F.smooth_l1_loss(boxes, teacher_boxes, reduction="none").sum(-1)
+    return _weighted(SMOOTH * smooth + giou_apart(boxes, teacher_boxes), weights)
 
 
 def attention_distillation_loss(maps: Tensor, teacher_maps: Tensor, weights: Tensor) -> Tensor:
@@ -159,20 +152,18 @@ def attention_distillation_loss(maps: Tensor, teacher_maps: Tensor, weights: Ten
     Returns:
         A scalar in [0, 1].
     """
-    teacher_maps = resize_maps(teacher_maps.float(), maps.shape[-2:])
-    return _weighted(
-        1 - F.cosine_similarity(maps.float().flatten(-2), teacher_maps.flatten(-2), dim=-1), weights
-    )
+    target = resize_maps(teacher_maps.float(), maps.shape[-2:])
+    alike = F.cosine_similarity(maps.float().flatten(-2), target.flatten(-2), dim=-1)
+    return _weighted(1 - alike, weights)
 
 
-def resize_maps(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+def resize_maps(maps: Tensor, grid: Sequence[int]) -> Tensor:
     """Attention maps (B, Q, h, w) on another grid, bilinear, the sum of each kept."""
     if maps.shape[-2:] == tuple(grid):
         return maps
     resized = F.interpolate(maps, tuple(grid), mode="bilinear", align_corners=False)
-    return resized * (
-        maps.sum((-2, -1), keepdim=True) / resized.sum((-2, -1), keepdim=True).clamp(min=1e-12)
-    )
+    before, after = (m.sum((-2, -1), keepdim=True) for m in (maps, resized))
+    return resized * before / after.clamp(min=1e-12)
 
 
 def detection_losses(
@@ -203,28 +194,26 @@ def detection_losses(
         "giou": giou_loss(boxes, target_boxes, present),
     }
     if teacher is not None:
-        losses["distillation"] = distillation_loss(
-            logits, teacher.logits, temperature, teacher.paired
-        )
+        softened = logits, teacher.logits, temperature, teacher.paired
+        losses["distillation"] = distillation_loss(*softened)
     return losses
 
 
 def giou_apart(boxes: Tensor, targets: Tensor) -> Tensor:
     """1 - generalised IoU of boxes (..., 4) cxcywh that broadcast: (...). torchvision's own loss picks out the pairs that
     overlap, and so waits for the device at each call."""
-    (low, high), (low_target, high_target) = (
-        box_convert(b, "cxcywh", "xyxy").split(2, -1) for b in (boxes, targets)
-    )
-    shared = (
-        (torch.minimum(high, high_target) - torch.maximum(low, low_target)).clamp(min=0).prod(-1)
-    )
+    corners = (box_convert(b, "cxcywh", "xyxy").split(2, -1) for b in (boxes, targets))
+    (low, high), (low_target, high_target) = corners
+    inside = torch.minimum(high, high_target) - torch.maximum(low, low_target)
+    shared = inside.clamp(min=0).prod(-1)
     union = (high - low).prod(-1) + (high_target - low_target).prod(-1) - shared
     hull = (torch.maximum(high, high_target) - torch.minimum(low, low_target)).prod(-1)
     return 1 - shared / (union + 1e-7) + (hull - union) / (hull + 1e-7)
 
 
 def _count(pairs: Tensor) -> Tensor:
-    return shared_count(pairs.sum((-2, -1)))
+    """The sum over (..., B, Q) of a batch, at least 1."""
+    return torch.as_tensor(shared_count(pairs.sum((-2, -1))))
 
 
 def _of_pairs(values: Tensor, pairs: Tensor) -> Tensor:
@@ -234,4 +223,4 @@ def _of_pairs(values: Tensor, pairs: Tensor) -> Tensor:
 
 def _weighted(values: Tensor, weights: Tensor) -> Tensor:
     """Sum of values (..., B, Q) by their weights, over the weights' sum where that is one object or more."""
-    return (weights * values).sum((-2, -1)) / shared_count(weights.sum((-2, -1)))
+    return (weights * values).sum((-2, -1)) / _count(weights)

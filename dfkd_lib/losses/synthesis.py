@@ -1,5 +1,6 @@
 """Losses of the image makers: what an image, or a batch of them, should be like when no real image can be shown."""
 
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -26,6 +27,11 @@ def total_variation(images: Tensor) -> Tensor:
     Source: the smoothness prior of DeepInversion (B), in its absolute form.
     """
     return images.diff(dim=-2).abs().mean() + images.diff(dim=-1).abs().mean()
+
+
+def ink(images: Tensor, background: float) -> Tensor:
+    """How much an image has on its background: (B,), the mean of (x − background)² / 4 of images (B, C, H, W)."""
+    return (images.float() - background).square().flatten(1).mean(1) / 4
 
 
 def diversity_loss(images: Tensor, labels: Tensor) -> Tensor:
@@ -55,8 +61,7 @@ def disagreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     generator cannot win by pushing logits to infinity.
 
     Args:
-        student_logits: (B, K).
-        teacher_logits: (B, K).
+        student_logits, teacher_logits: (B, K).
 
     Returns:
         A scalar in [0, 1].
@@ -77,8 +82,7 @@ def logit_distance(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Unlike `disagreement` it has a gradient also where both models are confident.
 
     Args:
-        student_logits: (B, K).
-        teacher_logits: (B, K).
+        student_logits, teacher_logits: (B, K).
 
     Returns:
         A scalar ≥ 0.
@@ -97,8 +101,7 @@ def batch_norm_loss(features: Tensor, running_mean: Tensor, running_var: Tensor)
 
     Args:
         features: (B, C, h, w), the input of a batch norm.
-        running_mean: (C,), its mean over the training images.
-        running_var: (C,), its variance over the training images.
+        running_mean, running_var: (C,), its mean and variance over the training images.
 
     Returns:
         A scalar ≥ 0.
@@ -109,66 +112,52 @@ def batch_norm_loss(features: Tensor, running_mean: Tensor, running_var: Tensor)
     return (mean - running_mean).norm() + (variance - running_var).norm()
 
 
-class BatchNormStatistics:
-    """`batch_norm_loss` of every batch norm of a model, taken during its forward passes.
+@contextmanager
+def hooked(modules: Iterable[nn.Module], note: Callable) -> Iterator[None]:
+    """Inside, `note(module, inputs, output)` is called after each forward pass of each module."""
+    handles = [module.register_forward_hook(note) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
-    Args:
-        model: a network with BatchNorm2d, in evaluation.
+
+@contextmanager
+def batch_norm_losses(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, `batch_norm_loss` of every batch norm of a model in evaluation: a list filled by its forward pass.
 
     Raises:
         WorkbenchError: if it has none that tracks statistics.
     """
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    if not norms:
+        raise WorkbenchError(
+            "this teacher has no batch-norm statistics to match",
+            got=type(model).__name__,
+            expected="a network with BatchNorm2d",
+            fix="use a CNN teacher (vgg16_bn, cnn_small), or "
+            "the transformer form of inversion, which uses the entropy of patch similarities",
+        )
+    found: list[Tensor] = []
 
-    def __init__(self, model: nn.Module):
-        self.norms = [
-            m
-            for m in model.modules()
-            if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None
-        ]
-        if not self.norms:
-            raise WorkbenchError(
-                "this teacher has no batch-norm statistics to match",
-                got=type(model).__name__,
-                expected="a network with BatchNorm2d",
-                fix="use a CNN teacher (vgg16_bn, cnn_small), or "
-                "the transformer form of inversion, which uses the entropy of patch similarities",
-            )
-        self.seen: list[Tensor] = []
+    def note(norm: nn.Module, inputs: tuple, _: Tensor) -> None:
+        found.append(batch_norm_loss(inputs[0], norm.running_mean, norm.running_var))
 
-    @contextmanager
-    def watching(self):
-        """Inside, each forward pass is noted; `loss` is then that of the passes so far."""
-        self.seen = []
-        handles = [norm.register_forward_hook(self._note) for norm in self.norms]
-        try:
-            yield self
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _note(self, norm: nn.BatchNorm2d, inputs: tuple, _) -> None:
-        self.seen.append(batch_norm_loss(inputs[0], norm.running_mean, norm.running_var))
-
-    @property
-    def loss(self) -> Tensor:
-        """Σ of `batch_norm_loss` over layers: a scalar ≥ 0."""
-        return torch.stack(self.seen).sum()
+    with hooked(norms, note):
+        yield found
 
 
 @contextmanager
-def attention_outputs(model: nn.Module):
+def attention_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
     """Inside, the output (B, T, D) of every attention module of a ViT, in order: a list filled by its forward pass."""
-    outputs: list[Tensor] = []
+    found: list[Tensor] = []
 
-    def note(_, __, output):
-        outputs.append(output[0] if isinstance(output, tuple) else output)
+    def note(_: nn.Module, inputs: tuple, output: Tensor | tuple) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
 
-    handles = [site.module.register_forward_hook(note) for site in attention_sites(model)]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked([site.module for site in attention_sites(model)], note):
+        yield found
 
 
 def patch_similarity_entropy(tokens: Tensor, patches: slice = slice(None)) -> Tensor:
@@ -202,19 +191,15 @@ def patch_similarity_entropy(tokens: Tensor, patches: slice = slice(None)) -> Te
             fix="use a model with smaller patches",
         )
     first, second = torch.triu_indices(count, count, offset=1, device=tokens.device)
-    chosen = (
-        torch.linspace(0, len(first) - 1, min(PAIRS, len(first)), device=tokens.device)
-        .round()
-        .long()
-    )
+    some = torch.linspace(0, len(first) - 1, min(PAIRS, len(first)), device=tokens.device)
+    chosen = some.round().long()
     similarity = (features @ features.mT)[:, first[chosen], second[chosen]]
     spread = similarity.detach().std(1, keepdim=True)
     bandwidth = (1.06 * spread * similarity.shape[1] ** -0.2).clamp(min=0.05)[..., None]
     points = torch.linspace(-1, 1, GRID, device=tokens.device)
     width = 2 / (GRID - 1)
-    density = torch.exp(-0.5 * ((points[:, None] - similarity[:, None, :]) / bandwidth) ** 2).sum(
-        -1
-    )
+    apart = (points[:, None] - similarity[:, None, :]) / bandwidth
+    density = torch.exp(-0.5 * apart**2).sum(-1)
     # Entropy has no gradient at 0.
     density = density / (density.sum(-1, keepdim=True) * width) + 1e-12
     return (torch.special.entr(density).sum(-1) * width).mean()

@@ -1,27 +1,21 @@
-"""Every named loss in one table: its label, its equation, what it needs, and the function that computes it."""
+"""Every named loss in one table: its label, its equation, its weight, the function that computes it, what it needs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch.nn.functional as F
+from pydantic import Field, create_model, model_validator
 from torch import Tensor
 
+from dfkd_lib.core import Config, Registry
 from dfkd_lib.losses import classification, detection, synthesis
 
-# What a loss may need, and what that is called in a message.
+# What a student's loss may need of teacher and student; `distill.check_losses` sees to it.
 NEEDS = {
-    "teacher": "a teacher",
-    "labels": "labels",
     "probe": "a transformer with a class token, as teacher and as student",
     "distillation token": "a student with a distillation token",
-    "early features": "a CNN teacher whose early feature maps can be read, and a transformer student with blocks",
-    "class probes": "class attention probes of the teacher, from real images",
-    "batch norm": "a teacher with batch norm",
-    "attention": "a transformer teacher",
-    "student": "a student to compete with",
-    "real images": "real images",
-    "cross-attention": "detectors with cross-attention, as teacher and as student",
+    "early features": "a CNN teacher whose early maps can be read (cnn_small, vgg16_bn), a student with blocks",
 }
 
 
@@ -47,23 +41,60 @@ class Loss:
 
     Args:
         label: in tables and figures.
-        help: one sentence for a control or a settings table.
+        help: a phrase for a control or a settings table.
         equation: where it comes from.
-        needs: names of `NEEDS` that it cannot do without.
-        compute: the function; of a student's losses (student outputs, teacher targets, batch, temperature) → scalar.
+        compute: the function; of a student's losses (StudentOutputs, teacher targets, batch, temperature) → scalar.
         weight: λ by default, ≥ 0.
+        needs: names of `NEEDS`.
     """
 
     label: str
     help: str
     equation: str
-    needs: frozenset[str]
     compute: Callable[..., Tensor]
     weight: float = 0.0
+    needs: tuple[str, ...] = ()
 
-    def missing(self, available: set[str]) -> str:
-        """What the loss needs and is not available, in words; "" if it can be computed."""
-        return "; ".join(NEEDS[need] for need in sorted(self.needs - available))
+
+class Weights(Config):
+    """The weight λ ≥ 0 of each loss of a table, not all 0; see `weights_of`."""
+
+    losses: ClassVar[tuple[str, ...]] = ()
+    rule: ClassVar[str] = "the weight of at least one loss above 0"
+
+    @property
+    def used(self) -> list[str]:
+        """The losses that ever have a weight above 0."""
+        return [name for name in self.losses if self[name]]
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Self:
+        if not self.used:
+            raise ValueError(self.rule)
+        return self
+
+    def total(self, named: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a step returns: "loss", the weighted sum, and the named losses."""
+        total: Any = sum(getattr(self, name) * loss for name, loss in named.items())
+        return {"loss": total, **named}
+
+
+def weights_of(table: dict[str, Loss], **weights: float) -> type[Weights]:
+    """A base for a configuration: a field for each loss of a table, with its help, label and second name `<loss>_weight`.
+
+    Args:
+        weights: the losses wanted with their defaults; all of the table with its own by default.
+    """
+    weights = weights or {name: loss.weight for name, loss in table.items()}
+    fields: dict[str, Any] = {}
+    for name, default in weights.items():
+        loss, also = table[name], {"also": f"{name}_weight"}
+        help = f"λ of {loss.help} ({loss.equation})"
+        field = Field(default, ge=0, description=help, title=loss.label, json_schema_extra=also)
+        fields[name] = (float, field)
+    made = create_model("LossWeights", __base__=Weights, __module__=__name__, **fields)
+    made.losses = tuple(weights)
+    return made
 
 
 def _kd(student, teacher, batch, temperature: float) -> Tensor:
@@ -90,155 +121,102 @@ def _early(student, teacher, batch, temperature: float) -> Tensor:
     return F.mse_loss(student.early.float(), teacher.early.float())
 
 
-def _loss(label, help, equation, needs, compute, weight=0.0) -> Loss:
-    return Loss(label, help, equation, frozenset(needs), compute, weight)
-
+_TOKEN = ("distillation token",)
 
 # Students of classification: each computed from (StudentOutputs, teacher targets, batch, temperature).
-LOSSES = {
-    "kd": _loss(
-        "KD", "distillation: the teacher's softened outputs", "A eq. 8", {"teacher"}, _kd, 1.0
-    ),
-    "ce": _loss(
-        "CE",
-        "cross entropy to the labels, mixed ones where images are mixed",
-        "A eq. 9; C eq. 9",
-        {"labels"},
-        _ce,
-        1.0,
-    ),
-    "patch": _loss(
-        "patch",
-        "patch probe: attention of the class token against the teacher's",
-        "A eq. 10",
-        {"teacher", "probe"},
-        _patch,
-        1.0,
-    ),
-    "hard": _loss(
+LOSSES = Registry(
+    kd=Loss("KD", "the teacher's softened outputs", "A eq. 8", _kd, 1.0),
+    ce=Loss("CE", "the labels, mixed where images are mixed", "A eq. 9; C eq. 9", _ce, 1.0),
+    patch=Loss("patch", "the teacher's attention probe", "A eq. 10", _patch, 1.0, ("probe",)),
+    hard=Loss(
         "hard label",
-        "the teacher's arg-max label on the distillation token",
+        "the teacher's label on a distillation token",
         "C eq. 10; B stage 1; DeiT",
-        {"teacher", "distillation token"},
         _hard,
+        needs=_TOKEN,
     ),
-    "soft": _loss(
+    soft=Loss(
         "soft label",
-        "the teacher's softened outputs on the distillation token",
-        "DeiT; A eq. 8 on the distillation token",
-        {"teacher", "distillation token"},
+        "the teacher's softened outputs on a distillation token",
+        "DeiT; A eq. 8",
         _soft,
+        needs=_TOKEN,
     ),
-    "early": _loss(
+    early=Loss(
         "early features",
-        "mean squared error of aligned early features to a CNN teacher's",
+        "a CNN teacher's early features, mean squared error",
         "B stage 1",
-        {"teacher", "early features"},
         _early,
+        needs=("early features",),
     ),
-}
+)
 
 # Detectors: each computed from paired predictions, see the function.
-DETECTION_LOSSES = {
-    "classification": _loss(
-        "classes",
-        "binary cross entropy to the one-hot targets",
-        "A eq. 11",
-        {"labels"},
-        detection.classification_loss,
-        2.0,
-    ),
-    "boxes": _loss(
-        "boxes", "Smooth L1 of the boxes", "A eq. 12, 13", {"labels"}, detection.box_loss, 100.0
-    ),
-    "giou": _loss(
+DETECTION_LOSSES = Registry(
+    classification=Loss("classes", "classes", "A eq. 11", detection.classification_loss, 2.0),
+    boxes=Loss("boxes", "Smooth L1 of the boxes", "A eq. 12, 13", detection.box_loss, 100.0),
+    giou=Loss(
         "GIoU",
         "1 − generalised IoU of the boxes",
         "Rezatofighi et al. 2019; DETR",
-        {"labels"},
         detection.giou_loss,
-        2.0,
     ),
-    "distillation": _loss(
+    distillation=Loss(
         "KD",
-        "distillation: the paired teacher query's softened logits",
+        "the paired teacher query's softened logits",
         "A eq. 14",
-        {"teacher"},
         detection.distillation_loss,
         1.0,
     ),
-    "box_distillation": _loss(
-        "box KD",
-        "boxes against the paired teacher query's, by its objectness",
-        "ours",
-        {"teacher"},
-        detection.box_distillation_loss,
+    box_distillation=Loss(
+        "box KD", "the paired teacher query's box", "ours", detection.box_distillation_loss
     ),
-    "attention_distillation": _loss(
+    attention_distillation=Loss(
         "attention KD",
-        "cross-attention against the paired teacher query's, by its objectness",
+        "the paired teacher query's cross-attention",
         "A eq. 10 for each object query",
-        {"teacher", "cross-attention"},
         detection.attention_distillation_loss,
     ),
-}
+)
 
-# Makers of images: each computed from images, or from what the teacher makes of them, see the function.
-MAKER_LOSSES = {
-    "attention": _loss(
+# Makers of images without real ones; defaults of the weights are each maker's own.
+MAKER_LOSSES = Registry(
+    ce=Loss("CE", "the cross entropy to the class asked for", "B (DeepInversion)", F.cross_entropy),
+    attention=Loss(
         "attention consistency",
-        "attention probes of made images against the class probes of the classes asked for",
-        "A eq. 3-5",
-        {"teacher", "attention", "class probes"},
+        "the consistency with class probes",
+        "A eq. 4",
         classification.attention_consistency_loss,
     ),
-    "tv": _loss(
-        "total variation",
-        "differences of neighbouring pixels",
-        "B (DeepInversion)",
-        set(),
-        synthesis.total_variation,
+    tv=Loss("total variation", "total variation", "B (DeepInversion)", synthesis.total_variation),
+    ink=Loss("ink", "an image's ink, mean of (x − background)² / 4", "ours", synthesis.ink),
+    blank=Loss("blank", "what the ink falls short of `least`", "ours", synthesis.ink),
+    l2=Loss("l2", "the mean of (x − background)² / 4", "B (DeepInversion)", synthesis.ink),
+    diversity=Loss(
+        "diversity", "how alike images of a class are", "ours", synthesis.diversity_loss
     ),
-    "diversity": _loss(
-        "diversity",
-        "how alike images of a class are",
-        "ours",
-        {"labels"},
-        synthesis.diversity_loss,
+    intra=Loss(
+        "intra-divergence", "intra-divergence", "B (DF-DearKD)", synthesis.intra_divergence_loss
     ),
-    "intra": _loss(
-        "intra-divergence",
-        "easy images of a class move apart, hard ones stay",
-        "B (DF-DearKD)",
-        {"teacher", "labels"},
-        synthesis.intra_divergence_loss,
-    ),
-    "patch_entropy": _loss(
+    patch_entropy=Loss(
         "patch similarity",
-        "minus the entropy of the similarities between an image's patches",
+        "minus the entropy of patch similarities",
         "Li et al. 2022, eq. 4-7",
-        {"teacher", "attention"},
         synthesis.patch_similarity_loss,
     ),
-    "batch_norm": _loss(
-        "batch norm",
-        "statistics of each batch norm against those of the training images",
-        "B (DeepInversion)",
-        {"teacher", "batch norm"},
-        synthesis.batch_norm_loss,
+    batch_norm=Loss(
+        "batch norm", "batch-norm statistics", "B (DeepInversion)", synthesis.batch_norm_loss
     ),
-    "compete": _loss(
+    compete=Loss(
         "competition",
         "1 − disagreement of teacher and student",
         "Yin et al. 2020",
-        {"teacher", "student"},
         synthesis.disagreement,
     ),
-    "adversarial": _loss(
+    adversarial=Loss(
         "disagreement",
-        "distance of the teacher's and the student's logits, which the generator raises",
+        "minus the disagreement of teacher and student",
         "Fang et al. 2019",
-        {"teacher", "student"},
         synthesis.logit_distance,
     ),
-}
+)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from dfkd_lib.core import artifacts
 from dfkd_lib.core.artifacts import Artifact
 from dfkd_lib.datasets import to_uint8
 from dfkd_lib.models.gan import SIDE
+from dfkd_lib.synthesis.given import Given
 from dfkd_lib.training import DivergedError, TrainConfig
 
 KEPT = 10  # states of a generator that are kept over its training: enough for a curve, small enough for a disk
@@ -36,31 +38,17 @@ def balanced_labels(count: int, num_classes: int) -> Tensor:
 
 
 class Draws:
-    """Batches for the training loop of a generator that reads no images: labels and noise, drawn by the loop's generator.
+    """Batches for the training loop of a maker that reads no images: `steps` an epoch, each `draw(random generator)`."""
 
-    Args:
-        steps: batches an epoch. batch_size: B. num_classes: K.
-        noise: (B, random generator) → tuple of tensors.
-
-    Yields:
-        (labels int64 (B,), *noise).
-    """
-
-    def __init__(self, steps: int, batch_size: int, num_classes: int, noise: Callable):
-        self.steps, self.batch_size, self.num_classes, self.noise = (
-            steps,
-            batch_size,
-            num_classes,
-            noise,
-        )
+    def __init__(self, steps: int, draw: Callable[[torch.Generator], tuple]):
+        self.steps, self.draw = steps, draw
 
     def __len__(self) -> int:
         return self.steps
 
-    def __call__(self, epoch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
+    def __call__(self, epoch: int, generator: torch.Generator) -> Iterator[tuple]:
         for _ in range(self.steps):
-            labels = torch.randint(self.num_classes, (self.batch_size,), generator=generator)
-            yield (labels, *self.noise(self.batch_size, generator))
+            yield self.draw(generator)
 
 
 def kept_epochs(epochs: int, count: int = KEPT) -> list[int]:
@@ -74,67 +62,56 @@ def keep_state(work: Path, generator: nn.Module, epoch: int) -> None:
         generator = generator[min(epoch, len(generator)) - 1]
     path = work / f"generator-{epoch:05d}.safetensors"
     artifacts.save_tensors(path, generator.state_dict())
-    artifacts.note_whole(
-        work, path
-    )  # a resumed training will not write those of its finished epochs again
+    # A resumed training will not write those of its finished epochs again.
+    artifacts.note_whole(work, path)
 
 
 def kept_states(trained: Artifact) -> dict[int, str]:
     """{epoch: file name} of the states that a generator's training kept, in order."""
-    return {
-        int(path.stem.split("-")[1]): path.name
-        for path in sorted(trained.path.glob("generator-*.safetensors"))
-    }
+    names = sorted(path.name for path in trained.path.glob("generator-*.safetensors"))
+    return {int(name[len("generator-") :].split(".")[0]): name for name in names}
 
 
 def fit_to_last_good(
     work: Path,
     modules: dict[str, nn.Module],
     step: Callable,
-    batches,
+    batches: training.Batches,
     config: TrainConfig,
     label: str,
     optimizers: dict[str, list[str]],
-) -> tuple[list[dict], str]:
-    """`training.fit` for a generator: its states kept in `work`; if it diverges, its last good epoch is taken instead.
+) -> dict:
+    """`training.fit` for a generator: its states and history.json in `work`; if it diverges, its last good epoch is taken.
 
     Returns:
-        (history, what stopped it: "" if nothing did). The modules hold the last good state.
+        {"images_per_second", "stopped": what stopped it, "" if nothing did}.
 
     Raises:
         DivergedError: if it diverged in its first epoch, so that there is no good state.
     """
-    generator = modules["generator"]
-    kept = kept_epochs(
-        config.epochs, config.epochs if isinstance(generator, nn.ModuleList) else KEPT
-    )
+    generator, checkpoint, stopped = modules["generator"], work / "checkpoint", ""
+    count = config.epochs if isinstance(generator, nn.ModuleList) else KEPT
+    wanted = kept_epochs(config.epochs, count)
 
     def keep(epoch: int) -> dict:
-        if epoch in kept:
+        if epoch in wanted:
             keep_state(work, generator, epoch)
         return {}
 
     try:
-        return training.fit(
-            modules,
-            step,
-            batches,
-            config,
-            optimizers,
-            evaluate=keep,
-            checkpoint=work / "checkpoint",
-            label=label,
-        ), ""
+        history = training.fit(
+            modules, step, batches, config, optimizers, keep, checkpoint=checkpoint, label=label
+        )
     except DivergedError as error:
-        history = training.restore(work / "checkpoint", modules)
+        history = training.restore(checkpoint, modules)
         if not history:
             raise
-        stopped = (
-            f"diverged in epoch {len(history) + 1} of {config.epochs}; epoch {len(history)} is used"
-        )
+        done = len(history)
+        stopped = f"diverged in epoch {done + 1} of {config.epochs}; epoch {done} is used"
         print(f"{label}: {stopped}\n{error}", flush=True)
-        keep_state(work, generator, len(history))
-        return history, stopped
+        keep_state(work, generator, done)
+    artifacts.save_json(work / "history.json", history)
+    return {"images_per_second": history[-1]["images_per_second"], "stopped": stopped}
 
 
 def generate(
@@ -159,6 +136,52 @@ def generate(
     return torch.cat(made)
 
 
+class GeneratorMaker:
+    """What makers share whose images come from a trained generator."""
+
+    shard: ClassVar[int] = 2048
+
+    def new_generator(self, classes: tuple[str, ...], shape: tuple[int, int, int]) -> nn.Module:
+        """A generator for such images, untrained."""
+        raise NotImplementedError
+
+    def parents(self, given: Given) -> list[Artifact]:
+        """Drawing uses nothing beside the trained generator."""
+        return []
+
+    def generator(self, trained: Artifact, epoch: int | None = None) -> nn.Module:
+        """The generator after that epoch (one of `kept_states`; the last by default), on the training device."""
+        states = kept_states(trained)
+        model = self.new_generator(trained.settings["classes"], trained.settings["shape"])
+        model.load_state_dict(trained.tensors(states[epoch or max(states)]))
+        return training.frozen(model)
+
+    def drawn_from(self, trained: Artifact, epoch: int | None) -> list[nn.Module]:
+        """The generators that images come from in turn: the one after `epoch`."""
+        return [self.generator(trained, epoch)]
+
+    def drawing(
+        self, trained: Artifact, given: Given, epoch: int | None = None
+    ) -> Callable[[Tensor, int], Tensor]:
+        """(labels (N,), seed) → uint8 images (N, C, S, S), after that epoch or at the end."""
+        models, side = self.drawn_from(trained, epoch), given.shape[1]
+
+        def draw(labels: Tensor, seed: int) -> Tensor:
+            if len(models) == 1:
+                return generate(models[0], labels, seed, side)
+            images = torch.empty(len(labels), *given.shape, dtype=torch.uint8)
+            # Which generator makes which image is drawn, so that every class comes from every generator.
+            random = torch.Generator().manual_seed(seed)
+            which = torch.randint(len(models), (len(labels),), generator=random)
+            for number, model in enumerate(models):
+                rows = (which == number).nonzero().flatten()
+                if len(rows):
+                    images[rows] = generate(model, labels[rows], seed * 1000 + number, side)
+            return images
+
+        return draw
+
+
 def latent_walk(generator: nn.Module, labels: Tensor, steps: int, seed: int, side: int) -> Tensor:
     """uint8 images (len(labels), steps, C, side, side): one class a row, from one noise to another, all else held.
 
@@ -166,20 +189,15 @@ def latent_walk(generator: nn.Module, labels: Tensor, steps: int, seed: int, sid
     shorter than any noise that the generator knows.
     """
     device, source = next(generator.parameters()).device, torch.Generator().manual_seed(seed)
-    (first, *rest), (last, *_) = (
-        generator.noise(len(labels), source),
-        generator.noise(len(labels), source),
-    )
+    first, *rest = generator.noise(len(labels), source)
+    last, *_ = generator.noise(len(labels), source)
     angle = torch.arccos(F.cosine_similarity(first, last).clamp(-0.999, 0.999))[:, None]
     generator.eval()
+    made = []
     with torch.inference_mode():
-        shares = torch.linspace(0, 1, steps)
-        walked = [
-            (torch.sin((1 - t) * angle) * first + torch.sin(t * angle) * last) / torch.sin(angle)
-            for t in shares
-        ]
-        made = [
-            generator(labels.to(device), *(n.to(device) for n in (latent, *rest)))
-            for latent in walked
-        ]
-    return torch.stack([to_uint8(crop_middle(images, side)).cpu() for images in made], 1)
+        for t in torch.linspace(0, 1, steps):
+            latent = torch.sin((1 - t) * angle) * first + torch.sin(t * angle) * last
+            noise = [n.to(device) for n in (latent / torch.sin(angle), *rest)]
+            images = generator(labels.to(device), *noise)
+            made.append(to_uint8(crop_middle(images, side)).cpu())
+    return torch.stack(made, 1)

@@ -1,6 +1,6 @@
 """Maker 1: the conditional GAN on real images, vanilla and transformer-augmented (METHODS A2)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,22 +13,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from dfkd_lib import training
 from dfkd_lib.attention import attention_probe
-from dfkd_lib.core import WorkbenchError, artifacts
-from dfkd_lib.core.artifacts import Artifact, Store
+from dfkd_lib.core import Artifact, Store, WorkbenchError
 from dfkd_lib.datasets import to_float
 from dfkd_lib.losses import attention_consistency_loss
 from dfkd_lib.models import Discriminator, Generator
 from dfkd_lib.models.gan import SIDE
-from dfkd_lib.synthesis.canvas import (
-    crop_middle,
-    fit_to_last_good,
-    generate,
-    kept_states,
-    pad_to_gan,
-)
+from dfkd_lib.synthesis.canvas import GeneratorMaker, crop_middle, fit_to_last_good, pad_to_gan
 from dfkd_lib.synthesis.given import Given
-from dfkd_lib.training import Precision, StepConfig, check_classes_agree
-from dfkd_lib.training.config import Share
+from dfkd_lib.training import Precision, Share, StepConfig, check_classes_agree
 
 WATCH_EVERY = 8  # steps between measurements of the attention loss of a vanilla GAN, which does not learn from it
 
@@ -38,8 +30,10 @@ class Networks:
     """What the step of the conditional GAN works on.
 
     Args:
-        generator, discriminator: trained. teacher: frozen ViT with a class token for side × side images.
-        probes: its class probes (K, N). side: pixels of the images that the teacher takes.
+        generator, discriminator: trained.
+        teacher: frozen ViT with a class token for side × side images.
+        probes: its class probes (K, N).
+        side: pixels of the images that the teacher takes.
         attention_share: of a batch, (0, 1], that the attention loss is taken on: as the images of a batch are independent,
             a part of them gives the same loss and gradient in the mean, at its share of the teacher's cost.
         watching: whether the attention loss is measured in this step though λ is 0.
@@ -84,7 +78,9 @@ def gan_step(
     same random numbers in the same order, so from one seed they differ in λ alone.
 
     Args:
-        real: float (B, C, 32, 32) in [-1, 1]. labels: int64 (B,). lam: λ ≥ 0.
+        real: float (B, C, 32, 32) in [-1, 1].
+        labels: int64 (B,).
+        lam: λ ≥ 0.
 
     Yields:
         (optimizer's name, named losses with "loss").
@@ -108,14 +104,13 @@ def gan_step(
         yield "generator", {"loss": total, **losses}
 
 
-class CGAN(StepConfig):
+class CGAN(GeneratorMaker, StepConfig):
     """The conditional GAN: reads real images, and class probes for its attention loss; λ = 0 is the vanilla one.
 
     The defaults are the paper's (A Table 1 and §A2); it names neither epochs nor λ.
     """
 
     sees: ClassVar[tuple[str, ...]] = ("real images", "class probes")
-    shard: ClassVar[int] = 2048
 
     epochs: int = Field(50, ge=1, description="passes over the real images")
     batch_size: int = Field(
@@ -128,17 +123,10 @@ class CGAN(StepConfig):
     schedule: Literal["cosine", "constant"] = Field("constant", description="of the learning rate")
     precision: Precision = Field("bf16", description="arithmetic: fp32, or bf16 by autocast")
     lam: float = Field(
-        1.0,
-        ge=0,
-        le=1000,
-        title="λ",
-        description="weight of the attention loss (A eq. 5), 0: vanilla",
+        1.0, ge=0, le=1000, title="λ", description="weight of the attention loss (A eq. 5)"
     )
     attention_share: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="share of each batch the attention loss is taken on, less is faster",
+        1.0, gt=0, le=1, description="share of each batch the attention loss is taken on"
     )
     width: int = Field(512, ge=8, le=4096, description="channels after the generator's first layer")
     d_width: int = Field(64, ge=4, le=1024, description="channels after the discriminator's first")
@@ -174,18 +162,11 @@ class CGAN(StepConfig):
                 fix="resize the images (size=32)",
             )
         check_classes_agree(given.classes, real.classes, real.name)
-        settings = {
-            "data": real.fingerprint,
-            "classes": list(given.classes),
-            "shape": list(given.shape),
-            **self.as_dict(),
-        }
-        parents = [given.teacher, *([given.probes] if given.probes else [])]
         return store.get_or_make(
             "cgan",
-            settings,
+            {"data": real.fingerprint, **given.wanted, **self.as_dict()},
             lambda work: self._fit(work, given),
-            parents,
+            [given.teacher, *([given.probes] if given.probes else [])],
             {real.split: "training the discriminator"} if real.real else {},
             code=[self._step] if self._step else [],
         )
@@ -200,13 +181,8 @@ class CGAN(StepConfig):
             config.batch_size,
             lambda batch, _: (pad_to_gan(to_float(batch[0])), batch[1]),
         )
-        nets = Networks(
-            **modules,
-            teacher=teacher,
-            probes=probes,
-            side=given.shape[1],
-            attention_share=self.attention_share,
-        )
+        more = {"side": given.shape[1], "attention_share": self.attention_share}
+        nets = Networks(**modules, teacher=teacher, probes=probes, **more)
         steps, chosen = len(batches), self._step or gan_step
 
         def step(batch: tuple, progress: float) -> Iterator[tuple[str, dict]]:
@@ -214,41 +190,15 @@ class CGAN(StepConfig):
             nets.watching = place % WATCH_EVERY == 0
             yield from chosen(nets, *batch[:2], self.lam)
 
-        history, stopped = fit_to_last_good(
-            work,
-            modules,
-            step,
-            batches,
-            config,
-            f"cGAN λ={self.lam:g} seed {config.seed}",
-            {name: [name] for name in modules},
-        )
-        artifacts.save_json(work / "history.json", history)
-        return {"images_per_second": history[-1]["images_per_second"], "stopped": stopped}
+        label, optimizers = f"cGAN λ={self.lam:g} seed {config.seed}", {m: [m] for m in modules}
+        return fit_to_last_good(work, modules, step, batches, config, label, optimizers)
 
     def networks(self, given: Given) -> dict[str, nn.Module]:
         """A new generator and discriminator for such images, untrained."""
-        generator = self._generator(given.classes, given.shape)
-        channels = given.shape[0]
-        judge = Discriminator(len(given.classes), channels, self.d_width, self.dropout)
+        generator = self.new_generator(given.classes, given.shape)
+        judge = Discriminator(len(given.classes), given.shape[0], self.d_width, self.dropout)
         return {"generator": generator, "discriminator": judge}
 
-    def parents(self, given: Given) -> list[Artifact]:
-        return []
-
-    def _generator(self, classes, shape) -> Generator:
+    def new_generator(self, classes: tuple[str, ...], shape: tuple[int, int, int]) -> Generator:
+        """A generator for such images, untrained."""
         return Generator(len(classes), shape[0], self.latent, self.width)
-
-    def generator(self, trained: Artifact, epoch: int | None = None) -> Generator:
-        """The generator after that epoch (one of `kept_states`; the last by default), on the training device."""
-        states = kept_states(trained)
-        model = self._generator(trained.settings["classes"], trained.settings["shape"])
-        model.load_state_dict(trained.tensors(states[epoch or max(states)]))
-        return model.eval().to(training.device())
-
-    def drawing(
-        self, trained: Artifact, given: Given, epoch: int | None = None
-    ) -> Callable[[Tensor, int], Tensor]:
-        """(labels (N,), seed) → uint8 images (N, C, S, S)."""
-        model = self.generator(trained, epoch)
-        return lambda labels, seed: generate(model, labels, seed, given.shape[1])

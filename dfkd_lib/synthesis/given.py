@@ -7,12 +7,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib.attention import class_probe_statistics, in_batches, patch_tokens, reduce_heads
-from dfkd_lib.attention.sites import class_token, pick
-from dfkd_lib.core import WorkbenchError, artifacts
-from dfkd_lib.core.artifacts import Artifact, Store
+from dfkd_lib.attention import (
+    class_probe_statistics,
+    class_token,
+    in_batches,
+    patch_tokens,
+    pick,
+    reduce_heads,
+)
+from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts
 from dfkd_lib.datasets import ImageSet
-from dfkd_lib.training import check_fit, load_trained
+from dfkd_lib.training import check_fit, load_trained, reads_of, shape_of
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,12 @@ class Given:
     """What images may be made from; a maker takes what its budget names and nothing else.
 
     Args:
-        teacher: a frozen classifier. classes: K names. shape: (C, S, S) of the images to make.
-        probes: `class_probes` of that teacher. real: real images. student: for a competition with the teacher.
+        teacher: a frozen classifier.
+        classes: K names.
+        shape: (C, S, S) of the images to make.
+        probes: `class_probes` of that teacher.
+        real: real images.
+        student: for a competition with the teacher.
     """
 
     teacher: Artifact
@@ -30,6 +39,16 @@ class Given:
     probes: Artifact | None = None
     real: ImageSet | None = None
     student: Artifact | None = None
+
+    @property
+    def wanted(self) -> dict:
+        """What images are asked for, as settings of a key."""
+        return {"classes": list(self.classes), "shape": list(self.shape)}
+
+    @property
+    def architecture(self) -> dict:
+        """What `create_model` needs to know of these images and classes."""
+        return shape_of(blank_set(self.classes, self.shape))
 
     def load_teacher(self) -> nn.Module:
         """The frozen teacher on the training device; WorkbenchError if it does not take such images and classes."""
@@ -69,7 +88,7 @@ class Given:
                 got=None,
                 fix="make them with synthesis.class_probes, or set the weight of the attention loss to 0",
             )
-        class_token(teacher)  # a teacher without one is told here
+        class_token(teacher)  # refuses a teacher without one
         if self.teacher.key not in self.probes.parents:
             raise WorkbenchError(
                 "the class probes are of another teacher",
@@ -123,17 +142,14 @@ def class_probes(
     """
 
     def make(work: Path) -> dict:
-        seen = load_trained(teacher) if model is None else model
+        network = load_trained(teacher) if model is None else model
         batches = in_batches(images.images, images.labels)
-        found = class_probe_statistics(seen, batches, images.num_classes, None, probe)
+        found = class_probe_statistics(network, batches, images.num_classes, None, probe)
         chosen = found.mean[:, pick(block, found.mean.shape[1], "block")].contiguous()
         artifacts.save_tensors(work / "probes.safetensors", {"probes": chosen, **found._asdict()})
         return {"images": len(images), "patches": chosen.shape[1]}
 
-    reads = {images.split: "class attention probes"} if images.real else {}
-    settings = {
-        "images": images.fingerprint,
-        "block": block,
-        "kept": "mean and spread of every block",
-    }
+    reads = reads_of((images, "class attention probes"))
+    kept = "mean and spread of every block"
+    settings = {"images": images.fingerprint, "block": block, "kept": kept}
     return store.get_or_make("class_probes", settings, make, [teacher], reads, code=[probe])

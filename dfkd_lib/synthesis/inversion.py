@@ -4,28 +4,31 @@ The CNN form matches the teacher's batch-norm statistics. A vision transformer h
 entropy of the similarities between patches, as natural images have it and noise has not (PSAQ-ViT).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from dfkd_lib import training
-from dfkd_lib.core import Config
-from dfkd_lib.core.artifacts import Artifact, Store
+from dfkd_lib.core import Artifact, Store
 from dfkd_lib.datasets import random_flip, random_shift, to_uint8
 from dfkd_lib.losses import (
-    BatchNormStatistics,
+    MAKER_LOSSES,
     attention_outputs,
+    batch_norm_losses,
     disagreement,
-    intra_divergence_loss,
+    ink,
     patch_similarity_loss,
     total_variation,
+    weights_of,
 )
 from dfkd_lib.metrics import scores_and_features
+from dfkd_lib.synthesis.canvas import Draws
+from dfkd_lib.synthesis.from_teacher import FromTeacher
 from dfkd_lib.synthesis.given import Given
 from dfkd_lib.training import Precision, TrainConfig
 
@@ -43,23 +46,12 @@ class Canvas(nn.Module):
         return self.pixels
 
 
-class _Repeat:
-    """The same batch, the labels that are asked for, `steps` times: the training loop of a canvas."""
-
-    def __init__(self, labels: Tensor, steps: int):
-        self.labels, self.steps = labels, steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __call__(
-        self, epoch: int, generator: torch.Generator
-    ) -> Iterator[tuple[Tensor, torch.Generator]]:
-        for _ in range(self.steps):
-            yield self.labels, generator
+InversionWeights = weights_of(
+    MAKER_LOSSES, ce=1.0, tv=1.0, l2=0.5, batch_norm=0.0, patch_entropy=0.0, compete=0.0, intra=0.0
+)
 
 
-class Inversion(Config):
+class Inversion(FromTeacher, InversionWeights):
     """Inversion of the teacher alone: CE to the asked class, priors on the image, statistics of the teacher.
 
     `batch_norm` matches the batch-norm statistics of a CNN (3a), `patch_entropy` asks a vision transformer for a high
@@ -77,28 +69,8 @@ class Inversion(Config):
         json_schema_extra={"also": "inversion_batch"},
     )
     lr: float = Field(0.05, gt=0, le=10, description="learning rate of Adam on pixels")
-    ce: float = Field(1.0, ge=0, description="weight of the cross entropy to the class asked for")
-    tv: float = Field(1.0, ge=0, description="weight of total variation")
-    l2: float = Field(0.5, ge=0, description="weight of the mean (x − background)² / 4")
-    background: float = Field(-1.0, ge=-1, le=1, description="value of an empty pixel")
-    batch_norm: float = Field(0.0, ge=0, description="weight of the batch-norm statistics (3a)")
-    patch_entropy: float = Field(
-        0.0, ge=0, description="weight of the patch-similarity entropy (3b)"
-    )
-    compete: float = Field(0.0, ge=0, description="weight of 1 − disagreement with a student")
-    intra: float = Field(0.0, ge=0, description="weight of DF-DearKD's intra-divergence")
-    easy: float = Field(0.5, ge=0, le=1, description="share of easy images in it")
-    margin: float = Field(0.5, ge=0, description="margin of it")
-    jitter: int = Field(2, ge=0, description="pixels of the random shift before the teacher")
     flip: bool = Field(False, description="mirror at random (not for digits)")
     precision: Precision = Field("fp32", description="arithmetic: fp32, or bf16 by autocast")
-
-    @model_validator(mode="after")
-    def _some_loss(self) -> Self:
-        weights = ("ce", "tv", "l2", "batch_norm", "patch_entropy", "compete", "intra")
-        if not any(getattr(self, name) for name in weights):
-            raise ValueError("the weight of at least one loss above 0")
-        return self
 
     @property
     def budget(self) -> str:
@@ -119,7 +91,6 @@ class Inversion(Config):
         """(labels (N,), seed) → uint8 images (N, C, S, S), N optimised together."""
         teacher = given.load_teacher()
         student = given.load_student() if self.compete else None
-        norms = BatchNormStatistics(teacher) if self.batch_norm else None
 
         def draw(labels: Tensor, seed: int) -> Tensor:
             canvas = Canvas(len(labels), given.shape, torch.Generator().manual_seed(seed))
@@ -134,8 +105,8 @@ class Inversion(Config):
             )
             training.fit(
                 {"canvas": canvas},
-                self._step(canvas, teacher, student, norms),
-                _Repeat(labels, self.steps),
+                self.step(canvas, teacher, student),
+                Draws(self.steps, lambda random: (labels, random)),
                 config,
                 label=f"inversion of {len(labels)} images, seed {seed}",
                 split=False,
@@ -145,43 +116,33 @@ class Inversion(Config):
 
         return draw
 
-    def _step(
-        self,
-        canvas: Canvas,
-        teacher: nn.Module,
-        student: nn.Module | None,
-        norms: BatchNormStatistics | None,
-    ):
-        def step(batch, progress: float) -> dict[str, Tensor]:
-            labels, generator = batch
+    def step(self, canvas: Canvas, teacher: nn.Module, student: nn.Module | None) -> Callable:
+        """The step for `training.fit`: one update of the pixels."""
+
+        def step(batch: tuple, progress: float) -> dict[str, Tensor]:
+            labels, random = batch
             images = canvas()
-            seen = random_shift(images, self.jitter, generator)
-            seen = random_flip(seen, generator) if self.flip else seen
-            with ExitStack() as watched:
-                if norms:
-                    watched.enter_context(norms.watching())
+            seen = random_shift(images, self.jitter, random)
+            seen = random_flip(seen, random) if self.flip else seen
+            with ExitStack() as inside:
+                norms = inside.enter_context(batch_norm_losses(teacher)) if self.batch_norm else []
                 outputs = (
-                    watched.enter_context(attention_outputs(teacher)) if self.patch_entropy else []
+                    inside.enter_context(attention_outputs(teacher)) if self.patch_entropy else []
                 )
                 logits, features = scores_and_features(teacher, seen)
-            losses = {
+            named = {
                 "ce": F.cross_entropy(logits.float(), labels),
                 "tv": total_variation(images),
-                "l2": (images - self.background).square().mean() / 4,
+                "l2": ink(images, self.background).mean(),
             }
-            if norms:
-                losses["batch_norm"] = norms.loss
+            if self.batch_norm:
+                named["batch_norm"] = torch.stack(norms).sum()
             if self.patch_entropy:
-                losses["patch_entropy"] = patch_similarity_loss(teacher, outputs)
+                named["patch_entropy"] = patch_similarity_loss(teacher, outputs)
             if self.compete:
-                losses["compete"] = 1 - disagreement(student(seen), logits)
+                named["compete"] = 1 - disagreement(student(seen), logits)
             if self.intra:
-                losses["intra"] = intra_divergence_loss(
-                    features, logits, labels, self.easy, self.margin
-                )
-            return {
-                "loss": sum(getattr(self, name) * loss for name, loss in losses.items()),
-                **losses,
-            }
+                named["intra"] = self.intra_loss(features, logits, labels)
+            return self.total(named)
 
         return step

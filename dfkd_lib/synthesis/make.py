@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dfkd_lib.core import WorkbenchError, artifacts
-from dfkd_lib.core.artifacts import Artifact, Store
+from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.synthesis.canvas import balanced_labels
 from dfkd_lib.synthesis.given import Given
@@ -25,10 +24,12 @@ IMAGES = "images.npy"
 
 
 class Maker(Protocol):
-    """A frozen dataclass of settings that can make images.
+    """Settings that can make images: a `core.Config`, or a frozen dataclass.
 
-    sees: what it may see of the real data, out of "real images" and "class probes". budget: the same in words. shard: images
-    drawn, and written, at a time.
+    Args:
+        sees: what it may see of the real data, out of "real images" and "class probes".
+        budget: the same in words.
+        shard: images drawn, and written, at a time.
     """
 
     sees: tuple[str, ...]
@@ -57,7 +58,9 @@ def make_images(
     read stands in the ledger of its parents.
 
     Args:
-        maker: a `CGAN`, `GuidedGenerator` or `Inversion`. given: what it may use. count: images, at least one a class.
+        maker: a `CGAN`, `GuidedGenerator`, `Inversion` or one of your own.
+        given: what it may use.
+        count: images, at least one a class.
 
     Returns:
         The images, mapped from the artifact's images.npy, uint8 (count, C, S, S); labels 0, 1, …, K−1, 0, 1, …
@@ -77,53 +80,53 @@ def make_images(
     settings = {
         "maker": type(maker).__name__,
         **maker.as_dict(),
-        "classes": list(given.classes),
-        "shape": list(given.shape),
+        **given.wanted,
         "count": count,
         "seed": seed,
         "shard": maker.shard,
     }
     parents = [*([trained] if trained else []), *maker.parents(given)]
-    kept = store.get_or_make(
-        "synthetic", settings, lambda work: _draw(work, maker, trained, given, count, seed), parents
-    )
-    return open_images(kept), kept
+
+    def make(work: Path) -> dict:
+        draw_shards(work, maker, trained, given, count, seed)
+        return {"images": count, "maker": maker.budget}
+
+    made = store.get_or_make("synthetic", settings, make, parents)
+    return open_images(made), made
 
 
-def _draw(
+def draw_shards(
     work: Path, maker: Maker, trained: Artifact | None, given: Given, count: int, seed: int
-) -> dict:
+) -> None:
+    """Write a maker's images, going on after the shards that are on disk and whole."""
     draw, labels = maker.drawing(trained, given), balanced_labels(count, len(given.classes))
     done = work / "checkpoint" / "shards.json"
     done.parent.mkdir(exist_ok=True)
     sums, size = _kept_shards(done), maker.shard * int(np.prod(given.shape))
+    shape = (count, *given.shape)
     with open(work / IMAGES, "r+b" if sums else "w+b") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": "|u1", "fortran_order": False, "shape": (count, *given.shape)}
-        )
+        head = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, head)
         begin, whole = file.tell(), 0
         while whole < len(sums) and zlib.crc32(file.read(size)) == sums[whole]:
             whole += 1
         if whole < len(sums):
-            print(
-                f"{work / IMAGES}: damaged in part {whole + 1} of {len(sums)}; drawn anew from there",
-                flush=True,
-            )
-        sums = sums[:whole]
-        for shard in range(whole, -(-count // maker.shard)):
-            rows = slice(shard * maker.shard, min((shard + 1) * maker.shard, count))
+            place = f"{work / IMAGES}: damaged in part {whole + 1} of {len(sums)}"
+            print(f"{place}; drawn anew from there", flush=True)
+        del sums[whole:]
+        for shard, part in enumerate(labels.split(maker.shard)):
+            if shard < whole:
+                continue
             # Seeded by its number, a shard is the same whether or not the run was broken off before it.
-            drawn = draw(labels[rows], seed * 100_003 + shard)
-            images = _checked(drawn, (len(labels[rows]), *given.shape), maker)
+            drawn = draw(part, seed * 100_003 + shard)
+            images = _checked(drawn, (len(part), *given.shape), maker)
             file.seek(begin + shard * size)
             file.write(images)
             file.flush()
-            os.fsync(
-                file.fileno()
-            )  # or after a power cut the sums below could tell of images that are not on disk
+            # Or after a power cut the sums below could stand for images that are not on disk.
+            os.fsync(file.fileno())
             sums.append(zlib.crc32(images))
             artifacts.save_json(done, sums)
-    return {"images": count, "maker": maker.budget}
 
 
 def _checked(drawn: object, shape: tuple[int, ...], maker: Maker) -> np.ndarray:
@@ -150,24 +153,21 @@ def _kept_shards(done: Path) -> list[int]:
         return []
 
 
-def open_images(kept: Artifact) -> ImageSet:
+def open_images(made: Artifact) -> ImageSet:
     """The `ImageSet` of a "synthetic" artifact: its pixels stay on disk until they are used.
 
     Raises:
         WorkbenchError: if the artifact holds no images.
     """
-    if not (kept.path / IMAGES).is_file():
+    file, classes = made.path / IMAGES, tuple(made.settings.get("classes", ()))
+    if not file.is_file():
         raise WorkbenchError(
             "this artifact holds no images",
             expected=IMAGES,
-            got=kept.stage,
-            where=kept.path,
+            got=made.stage,
+            where=made.path,
             fix="give an artifact that make_images has returned",
         )
-    pixels = np.load(
-        kept.path / IMAGES, mmap_mode="c"
-    )  # copy on write: nothing can change the file
-    labels = balanced_labels(len(pixels), len(kept.settings["classes"]))
-    return ImageSet(
-        torch.from_numpy(pixels), labels, tuple(kept.settings["classes"]), f"synthetic ({kept.key})"
-    )
+    pixels = np.load(file, mmap_mode="c")  # copy on write: nothing can change the file
+    labels = balanced_labels(len(pixels), len(classes))
+    return ImageSet(torch.from_numpy(pixels), labels, classes, f"synthetic ({made.key})")

@@ -15,8 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dfkd_lib import metrics
-from dfkd_lib.core import Config, WorkbenchError, artifacts, ledger
-from dfkd_lib.core.artifacts import Artifact, Store
+from dfkd_lib.core import Artifact, Config, Store, WorkbenchError, artifacts, ledger
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.models import load_model
 from dfkd_lib.synthesis.canvas import balanced_labels, kept_states
@@ -30,6 +29,8 @@ from dfkd_lib.training import (
     train_teacher,
 )
 
+# Of `metrics.Measures`, beside the distance.
+NUMBERS = ("low", "high", "kid", "kid_std", "precision", "recall", "density", "coverage", "score")
 CURVE_IMAGES = 2000  # images behind each point of a distance over epochs
 
 
@@ -38,8 +39,10 @@ class FeatureSpace:
     """A network whose features distances are taken in, and the classifier that tells what classes images look like.
 
     Args:
-        name: for people and in keys. artifact: the network; None for Inception. extract: uint8 images (N, C, H, W) →
-            (N, D) on the CPU. judge: a classifier of the data set's classes, for the score and lost classes.
+        name: for people and in keys.
+        artifact: the network; None for Inception.
+        extract: uint8 images (N, C, H, W) → (N, D) on the CPU.
+        judge: a classifier of the data set's classes, for the score and lost classes.
     """
 
     name: str
@@ -49,10 +52,7 @@ class FeatureSpace:
 
     @property
     def parents(self) -> list[Artifact]:
-        return [
-            self.judge,
-            *([self.artifact] if self.artifact and self.artifact.key != self.judge.key else []),
-        ]
+        return list({one.key: one for one in (self.judge, self.artifact) if one}.values())
 
     def of(self, images: Tensor, labels: Tensor) -> metrics.Features:
         """Features and the judge's logits of uint8 images with their labels."""
@@ -75,13 +75,19 @@ def fitted(model: nn.Module, size: int, channels: int, images: Tensor) -> Tensor
         images = images.expand(-1, channels, -1, -1)
     if images.shape[-1] == size:
         return images
-    grown = F.interpolate(
-        images.float(), (size, size), mode="bilinear", align_corners=False, antialias=True
-    )
-    return grown.round().clamp(0, 255).to(torch.uint8)
+    how = {"mode": "bilinear", "align_corners": False, "antialias": True}
+    return F.interpolate(images.float(), (size, size), **how).round().clamp(0, 255).to(torch.uint8)
 
 
-class FeatureConfig(Config):
+class JudgeConfig(Config):
+    """The data set's own classifier: what makes features and judges which classes images look like."""
+
+    model: str = Field("cnn_small", description="the data set's own classifier")
+    images: int = Field(60_000, ge=10, description="real images it is trained on")
+    epochs: int = Field(5, ge=1, le=1000, description="passes over them")
+
+
+class FeatureConfig(JudgeConfig):
     """The space that distances are taken in, and the data set's own classifier, which judges classes there."""
 
     main: ClassVar[str] = "space"
@@ -91,9 +97,6 @@ class FeatureConfig(Config):
         description="classifier, teacher, inception, a timm name or a safetensors file",
         json_schema_extra={"also": "features"},
     )
-    model: str = Field("cnn_small", description="the data set's own classifier")
-    images: int = Field(60_000, ge=10, description="real images it is trained on")
-    epochs: int = Field(5, ge=1, le=1000, description="passes over them")
     fid_images: int = Field(
         10_000, ge=50, description="made images, and at most as many real ones, behind a distance"
     )
@@ -101,9 +104,9 @@ class FeatureConfig(Config):
 
 
 def train_judge(
-    store: Store, config: FeatureConfig, train_set: ImageSet, test_set: ImageSet, seed: int = 0
+    store: Store, config: JudgeConfig, train_set: ImageSet, test_set: ImageSet, seed: int = 0
 ) -> Artifact:
-    """The data set's own classifier: what makes features and judges which classes images look like."""
+    """The classifier of a configuration, trained by cross entropy."""
     training = TrainConfig(
         epochs=config.epochs,
         batch_size=128,
@@ -140,23 +143,20 @@ def feature_space(
         return FeatureSpace(name, judge, lambda images: images, judge)
     if config.space == "teacher":
         artifact = teacher()
-        return FeatureSpace(
-            f"tokens of the teacher {artifact.settings['model']}",
-            artifact,
-            lambda images: metrics.token_features(load_trained(artifact), images),
-            judge,
-        )
+        name = f"tokens of the teacher {artifact.settings['model']}"
+        extract = partial(metrics.token_features, load_trained(artifact))
+        return FeatureSpace(name, artifact, extract, judge)
     if config.space == "inception":
         extract = partial(metrics.inception_features, download=config.download)
         return FeatureSpace("Inception", None, extract, judge)
     model = frozen(load_model(config.space, download=config.download))
     opened = open_model(store, config.space, model)
 
-    def extract(images: Tensor) -> Tensor:
+    def resized(images: Tensor) -> Tensor:
         parts = (fitted(model, model.img_size, model.in_chans, part) for part in images.split(256))
         return torch.cat([metrics.classifier_features(model, part) for part in parts])
 
-    return FeatureSpace(f"{config.space} {opened.key[-8:]}", opened, extract, judge)
+    return FeatureSpace(f"{config.space} {opened.key[-8:]}", opened, resized, judge)
 
 
 def real_features(store: Store, images: ImageSet, space: FeatureSpace) -> Artifact:
@@ -164,10 +164,8 @@ def real_features(store: Store, images: ImageSet, space: FeatureSpace) -> Artifa
 
     def make(work: Path) -> dict:
         found = space.of(images.images, images.labels)
-        artifacts.save_tensors(
-            work / "features.safetensors",
-            {"values": found.values, "labels": found.labels, "logits": found.logits},
-        )
+        tensors = {name: getattr(found, name) for name in ("values", "labels", "logits")}
+        artifacts.save_tensors(work / "features.safetensors", tensors)
         return {"images": len(images), "dimensions": found.values.shape[1]}
 
     return store.get_or_make(
@@ -179,18 +177,16 @@ def real_features(store: Store, images: ImageSet, space: FeatureSpace) -> Artifa
     )
 
 
-def open_features(kept: Artifact) -> metrics.Features:
+def open_features(made: Artifact) -> metrics.Features:
     """The features of a `real_features` artifact."""
-    tensors = kept.tensors("features.safetensors")
-    return metrics.Features(
-        tensors["values"], tensors["labels"], tensors["logits"], kept.settings["space"]
-    )
+    tensors = made.tensors("features.safetensors")
+    return metrics.Features(**tensors, space=made.settings["space"])
 
 
 def measure_images(
     store: Store,
     images: ImageSet,
-    kept: Artifact,
+    artifact: Artifact,
     reference: Artifact,
     space: FeatureSpace,
     count: int = 10_000,
@@ -199,7 +195,9 @@ def measure_images(
     """All measures of (at most `count` of) the images against the reference: measures.json, for `metrics.Measures.from_dict`.
 
     Args:
-        kept: the artifact of the images. reference: `real_features` in the same space. rounds: bootstrap replicates.
+        artifact: of the images.
+        reference: `real_features` in the same space.
+        rounds: bootstrap replicates.
 
     Returns:
         Artifact with metrics "frechet", "low", "high", "kid", "kid_std", "precision", "recall", "density", "coverage",
@@ -208,39 +206,21 @@ def measure_images(
 
     def make(work: Path) -> dict:
         chosen = images.sample(count)
-        found = metrics.measure(
-            open_features(reference),
-            space.of(chosen.images, chosen.labels),
-            images.num_classes,
-            rounds,
-        )
+        mine = space.of(chosen.images, chosen.labels)
+        found = metrics.measure(open_features(reference), mine, images.num_classes, rounds)
         artifacts.save_json(work / "measures.json", found.as_dict())
         row = found.rows[0]
-        names = (
-            "low",
-            "high",
-            "kid",
-            "kid_std",
-            "precision",
-            "recall",
-            "density",
-            "coverage",
-            "score",
-        )
+        values = {name: getattr(row, name) for name in NUMBERS}
         return {
             "frechet": row.distance,
-            **{name: _plain(getattr(row, name)) for name in names},
+            **{name: None if value != value else value for name, value in values.items()},
             "images": row.images,
             "reference_images": row.real_images,
             "warnings": found.warnings,
         }
 
     settings = {"space": space.name, "count": count, "rounds": rounds}
-    return store.get_or_make("measures", settings, make, [kept, reference, *space.parents])
-
-
-def _plain(value: float) -> float | None:
-    return value if value == value else None
+    return store.get_or_make("measures", settings, make, [artifact, reference, *space.parents])
 
 
 def distance_curve(
@@ -250,25 +230,14 @@ def distance_curve(
     "frechet"}]."""
 
     def make(work: Path) -> dict:
-        real = open_features(reference).values
-        mu, sigma = metrics.statistics(real)
+        mu, sigma = metrics.statistics(open_features(reference).values)
         labels, rows = balanced_labels(CURVE_IMAGES, len(given.classes)), []
         for epoch in kept_states(trained):
-            images = maker.drawing(trained, given, epoch)(labels, 0)
-            rows.append(
-                {
-                    "epoch": epoch,
-                    "frechet": metrics.frechet_distance_to(
-                        mu, sigma, space.of(images, labels).values
-                    ),
-                }
-            )
+            values = space.of(maker.drawing(trained, given, epoch)(labels, 0), labels).values
+            distance = metrics.frechet_distance_to(mu, sigma, values)
+            rows.append({"epoch": epoch, "frechet": distance})
         artifacts.save_json(work / "curve.json", rows)
         return {"points": len(rows), "images": CURVE_IMAGES}
 
-    return store.get_or_make(
-        "distance_curve",
-        {"space": space.name, "images": CURVE_IMAGES},
-        make,
-        [trained, reference, *space.parents],
-    )
+    settings, parents = {"space": space.name, "images": CURVE_IMAGES}, space.parents
+    return store.get_or_make("distance_curve", settings, make, [trained, reference, *parents])

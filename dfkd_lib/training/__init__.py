@@ -1,7 +1,7 @@
 """The one training loop, its configuration, batches and checkpoints; classifiers and teachers trained by it."""
 
-from dfkd_lib.training.batches import TensorBatches
-from dfkd_lib.training.check import bound, check_step, place_of
+from dfkd_lib.training.batches import Batches, TensorBatches
+from dfkd_lib.training.check import GIVEN, bound, check_step, place_of
 from dfkd_lib.training.checkpoint import Checkpoint, restore
 from dfkd_lib.training.classifier import (
     check_classes_agree,
@@ -11,12 +11,14 @@ from dfkd_lib.training.classifier import (
     load_trained,
     predict,
     reads_of,
+    shape_of,
     test_logits,
     train_classifier,
 )
 from dfkd_lib.training.config import (
     DivergedError,
     Precision,
+    Share,
     StepConfig,
     TrainConfig,
     device,
@@ -37,11 +39,14 @@ from dfkd_lib.training.teachers import (
 )
 
 __all__ = [
+    "GIVEN",
     "Augmentation",
     "Batch",
+    "Batches",
     "Checkpoint",
     "DivergedError",
     "Precision",
+    "Share",
     "StepConfig",
     "TeacherConfig",
     "TensorBatches",
@@ -66,6 +71,7 @@ __all__ = [
     "predict",
     "reads_of",
     "restore",
+    "shape_of",
     "ship_teacher",
     "shipped_teacher",
     "test_logits",

@@ -7,16 +7,16 @@ import sys
 from dfkd_lib.core import processes
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.datasets import load_images
-from dfkd_lib.training import TrainConfig, train_teacher
-from dfkd_lib.training.teachers import ship_teacher
+from dfkd_lib.training import TeacherConfig, ship_teacher, train_teacher
 
 
 def main(argv: list[str]) -> None:
+    """Train a teacher and ship it."""
     parser = argparse.ArgumentParser(prog="python -m dfkd_lib.training")
     parser.add_argument("verb", choices=["train-teacher"])
     parser.add_argument("--model", default="vit_mnist_small")
     parser.add_argument(
-        "--data", default="mnist", help="a data set's name, or a folder of class folders"
+        "--data", default="mnist", help="a named data set, or a folder of class folders"
     )
     parser.add_argument("--name", default="vit_mnist_small", help="file name in data/teachers")
     parser.add_argument("--epochs", type=int, default=12)
@@ -25,19 +25,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     args = parser.parse_args(argv)
-    config = TrainConfig(
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        weight_decay=0.025,
-        warmup_epochs=1.0,
-        grad_clip=1.0,
-        precision=args.precision,
-        seed=args.seed,
-    )
-    made = train_teacher(
-        Store(), args.model, load_images(args.data, "train"), load_images(args.data, "test"), config
-    )
+    names = ("epochs", "batch_size", "lr", "precision")
+    config = TeacherConfig(**{name: getattr(args, name) for name in names})
+    sets = (load_images(args.data, split) for split in ("train", "test"))
+    made = train_teacher(Store(), args.model, *sets, config.training(seed=args.seed))
     if not processes.is_main():
         return
     path = ship_teacher(made, args.name, f"python -m dfkd_lib.training {shlex.join(argv)}")

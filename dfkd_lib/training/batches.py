@@ -1,6 +1,7 @@
-"""Batches of tensors held in memory."""
+"""Batches for the training loop, and those of tensors held in memory."""
 
 from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -8,12 +9,24 @@ from torch import Tensor
 from dfkd_lib.core import WorkbenchError
 
 
+class Batches(Protocol):
+    """What `fit` trains on: `len()` is the steps an epoch.
+
+    A call with the epoch and its random generator yields batches: tensors in tuples, lists, dicts or named tuples.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, epoch: int, generator: torch.Generator) -> Iterator[Any]: ...
+
+
 class TensorBatches:
     """Batches of tensors held in memory, in an order given by the loop's generator.
 
     Args:
-        tensors: tensors with the same first dimension N. batch_size: rows a batch; the last, smaller one is dropped
-            unless it is the only one. transform: (batch tuple, generator) -> batch tuple, applied to each batch.
+        tensors: tensors with the same first dimension N.
+        batch_size: rows a batch; the last, smaller one is dropped unless it is the only one.
+        transform: (batch tuple, generator) -> batch tuple, applied to each batch.
     """
 
     def __init__(

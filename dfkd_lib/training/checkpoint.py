@@ -1,7 +1,8 @@
 """Weights, optimizer states and history after each epoch, to go on from."""
 
 import hashlib
-import mmap
+import io
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,17 +14,18 @@ from dfkd_lib.core.files import disk_error, file_hash, is_full, replacing
 from dfkd_lib.training.parallel import send_modules
 
 DIGEST = 32  # bytes of SHA-256 at the end of a checkpoint, over all before it; torch.load does not mind them
-ZIP_END = b"PK\x05\x06"  # 22 bytes before the end of a checkpoint of an earlier version, which had no digest
 
 
 class Checkpoint:
     """Weights, optimizer states and history after an epoch, in one file replaced atomically."""
 
-    def __init__(self, folder, modules: dict, optimizers: dict):
+    def __init__(self, folder: str | Path | None, modules: dict, optimizers: dict):
         self.file = Path(folder) / "checkpoint.pt" if folder else None
-        self.modules, self.optimizers, self.threads = modules, optimizers, None
+        self.modules, self.optimizers = modules, optimizers
+        self.threads: int | None = None
 
     def save(self, history: list) -> None:
+        """Write the state after the history's last epoch; nothing without a folder."""
         if self.file is None:
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -40,13 +42,12 @@ class Checkpoint:
                     file.write(bytes.fromhex(file_hash(temporary)))
         except (OSError, RuntimeError) as error:
             if is_full(error):
-                raise disk_error(
-                    "the checkpoint of this epoch cannot be written to disk", error, self.file
-                ) from error
+                what = "the checkpoint of this epoch cannot be written to disk"
+                raise disk_error(what, error, self.file) from error
             raise
 
     @contextmanager
-    def same_threads(self):
+    def same_threads(self) -> Iterator[None]:
         """As many threads as the epochs before had: sums are split by threads, and only so do they round alike."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads or before)
@@ -55,45 +56,29 @@ class Checkpoint:
         finally:
             torch.set_num_threads(before)
 
-    def _damaged(self) -> bool:
-        try:
-            with (
-                open(self.file, "rb") as file,
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-            ):
-                with memoryview(data) as bits:
-                    if (
-                        bits[-22:-18] == ZIP_END
-                        or hashlib.sha256(bits[:-DIGEST]).digest() == bits[-DIGEST:]
-                    ):
-                        return False
-        except ValueError:  # an empty file
-            pass
-        aside = self.file.replace(self.file.with_suffix(".damaged"))
-        print(
-            f"a checkpoint is damaged: this training starts from its first epoch; it is kept as {aside} until that is "
-            "done",
-            flush=True,
-        )
-        return True
-
     def load(self) -> list:
         """The history so far (empty without a checkpoint), after restoring weights and optimizer states.
 
         A checkpoint whose bytes have changed is set aside, with a note: the training starts from its first epoch.
         """
-        if self.file is None or not self.file.exists() or self._damaged():
+        if self.file is None or not self.file.exists():
+            return []
+        content = self.file.read_bytes()
+        if hashlib.sha256(memoryview(content)[:-DIGEST]).digest() != content[-DIGEST:]:
+            aside = self.file.replace(self.file.with_suffix(".damaged"))
+            what = "a checkpoint is damaged: this training starts from its first epoch"
+            print(f"{what}; it is kept as {aside} until that is done", flush=True)
             return []
         try:
-            state = torch.load(self.file, map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             for name, module in self.modules.items():
                 module.load_state_dict(state["modules"][name])
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
-            history, threads = state["history"], state.get("threads")
+            history, threads = state["history"], state["threads"]
             if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
                 raise ValueError("its history is no list of epochs")
-            if threads is not None and not is_number(threads, 1, 4096):
+            if not is_number(threads, 1, 4096):
                 raise ValueError(f"its number of threads is {threads}")
         except WorkbenchError:  # the ledger's refusal
             raise

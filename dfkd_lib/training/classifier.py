@@ -18,6 +18,12 @@ from dfkd_lib.training.mixing import Augmentation, Batch
 CURVE_IMAGES = 2000  # test images behind the accuracy-per-epoch curve; the final figure always uses all of them
 
 
+def shape_of(images: ImageSet, overrides: dict | None = None) -> dict:
+    """What `create_model` needs to know of images and their classes, and overrides of the architecture."""
+    shape = {"img_size": images.shape[1], "in_chans": images.shape[0]}
+    return {"num_classes": images.num_classes, **shape, **(overrides or {})}
+
+
 def frozen(model: nn.Module) -> nn.Module:
     """The model in evaluation mode, without gradients, on the training device."""
     return model.eval().requires_grad_(False).to(device())
@@ -25,13 +31,11 @@ def frozen(model: nn.Module) -> nn.Module:
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
     """Logits (N, K) float32 on the CPU of uint8 images (N, C, H, W), in evaluation mode."""
-    where = next(model.parameters()).device
-    was_training = model.training
+    where, was_training = next(model.parameters()).device, model.training
     model.eval()
     with torch.inference_mode():
-        logits = torch.cat(
-            [model(to_float(batch).to(where)).float().cpu() for batch in images.split(batch_size)]
-        )
+        parts = (to_float(part).to(where) for part in images.split(batch_size))
+        logits = torch.cat([model(part).float().cpu() for part in parts])
     model.train(was_training)
     return logits
 
@@ -72,9 +76,8 @@ def check_classes_agree(expected: Sequence[str], got: Sequence[str], where: str)
             expected=", ".join(expected),
             got=", ".join(got),
             where=where,
-            fix="give every split a folder for each class, of one "
-            "name; if a teacher has other classes, train one on these images (teacher=train) "
-            "or give your own (shipped=/path)",
+            fix="give every split a folder for each class, of one name; if a teacher has other classes, train one on "
+            "these images (teacher=train) or give your own (shipped=/path)",
         )
 
 
@@ -82,10 +85,9 @@ def reads_of(*sets: tuple[ImageSet, str]) -> dict[str, str]:
     """The ledger's declaration {split: purpose} for the real ones among (set, purpose) pairs."""
     declared: dict[str, str] = {}
     for images, purpose in sets:
-        if images.real:
-            declared[images.split] = (
-                f"{declared[images.split]}, {purpose}" if images.split in declared else purpose
-            )
+        if images.split is not None:
+            before = declared.get(images.split)
+            declared[images.split] = f"{before}, {purpose}" if before else purpose
     return declared
 
 
@@ -104,13 +106,14 @@ def train_classifier(
     parents: Sequence[Artifact] = (),
     start: Artifact | None = None,
 ) -> Artifact:
-    """Train a classifier by a step function and keep it, with its history and its logits on the test images.
+    """Train a classifier by a step function and store it, with its history and its logits on the test images.
 
     Args:
-        stage: name of the stage in keys and ledger. model_name, overrides: for `create_model`; its initial weights
-            come from config.seed, or from the artifact `start`.
-        train_set: what it learns from; real or synthetic. test_set: real images for evaluation alone.
-        make_step: model, train_set → step function, or (step function, {name: module} trained beside the model).
+        stage: name of the stage in keys and ledger.
+        model_name, overrides: for `create_model`; its initial weights come from config.seed, or from the artifact `start`.
+        train_set: what it learns from; real or synthetic.
+        test_set: real images for evaluation alone.
+        make_step: model → (step function, {name: module} trained beside the model).
         settings: everything else that the result depends on (of the step); part of the key.
         augmentation: from images of the set to what the step receives; part of the key.
         parents: artifacts it was made from (teacher, synthetic images).
@@ -119,17 +122,10 @@ def train_classifier(
         Artifact with model.safetensors, history.json, test_logits.safetensors; metrics "accuracy" (all test images,
         last epoch), "parameters", "train_images", "images_per_second".
     """
-    overrides = {
-        "num_classes": train_set.num_classes,
-        "img_size": train_set.shape[1],
-        "in_chans": train_set.shape[0],
-        **(overrides or {}),
-    }
-    check_classes_agree(
-        train_set.classes, test_set.classes, f"{train_set.name} and {test_set.name}"
-    )
+    names = f"{train_set.name} and {test_set.name}"
+    check_classes_agree(train_set.classes, test_set.classes, names)
     # The whole configuration, not its name alone: a named model that is changed must not be found by an old key.
-    overrides = {**MODELS.get(model_name, (None, {}))[1], **overrides}
+    overrides = {**MODELS.get(model_name, (None, {}))[1], **shape_of(train_set, overrides)}
     known = {
         "model": model_name,
         "overrides": overrides,
@@ -149,45 +145,54 @@ def train_classifier(
         model.requires_grad_(True)
         if start is not None:
             model.load_state_dict(start.tensors())
-        made = make_step(model, train_set)
-        step, beside = made if isinstance(made, tuple) else (made, {})
-        batches = TensorBatches(
-            (train_set.images, train_set.labels, torch.arange(len(train_set))),
-            config.batch_size,
-            lambda batch, generator: augmentation(Batch(*batch), generator),
-        )
-        curve = test_set.sample(CURVE_IMAGES, seed=0)
-        history = fit(
-            {"model": model, **beside},
-            step,
-            batches,
-            config,
-            checkpoint=work / "checkpoint",
-            evaluate=lambda epoch: {"test_accuracy": evaluate(model, curve)[0]},
-            label=f"{stage} {model_name}",
-        )
-        accuracy, logits = evaluate(model, test_set)
-        artifacts.save_tensors(work / "model.safetensors", model.state_dict())
-        artifacts.save_tensors(
-            work / "test_logits.safetensors", {"logits": logits.half(), "labels": test_set.labels}
-        )
-        artifacts.save_json(work / "history.json", history)
-        return {
-            "accuracy": accuracy,
-            "parameters": count_parameters(model),
-            "train_images": len(train_set),
-            "images_per_second": history[-1]["images_per_second"],
-        }
+        sets, label = (train_set, test_set), f"{stage} {model_name}"
+        return _trained(work, model, make_step(model), *sets, config, augmentation, label)
 
     ancestors = [*parents, *([start] if start else [])]
-    return store.get_or_make(
-        stage,
-        known,
-        make,
-        ancestors,
-        reads_of((train_set, "training"), (test_set, ledger.EVALUATION)),
-        code=[MODELS.get(model_name)],
+    reads = reads_of((train_set, "training"), (test_set, ledger.EVALUATION))
+    return store.get_or_make(stage, known, make, ancestors, reads, code=[MODELS.get(model_name)])
+
+
+def _trained(
+    work: Path,
+    model: nn.Module,
+    step_and_modules: tuple[Callable, dict[str, nn.Module]],
+    train_set: ImageSet,
+    test_set: ImageSet,
+    config: TrainConfig,
+    augmentation: Augmentation,
+    label: str,
+) -> dict:
+    """Train the model, store it in `work`, and return its metrics."""
+    step, beside = step_and_modules
+    batches = TensorBatches(
+        (train_set.images, train_set.labels, torch.arange(len(train_set))),
+        config.batch_size,
+        lambda batch, generator: augmentation(Batch(*batch), generator),
     )
+    curve = test_set.sample(CURVE_IMAGES, seed=0)
+    history = fit(
+        {"model": model, **beside},
+        step,
+        batches,
+        config,
+        checkpoint=work / "checkpoint",
+        evaluate=lambda epoch: {"test_accuracy": evaluate(model, curve)[0]},
+        label=label,
+    )
+    speed = history[-1]["images_per_second"]
+    metrics = save_tested(work, model, test_set, history)
+    return {**metrics, "train_images": len(train_set), "images_per_second": speed}
+
+
+def save_tested(work: Path, model: nn.Module, test_set: ImageSet, history: list[dict]) -> dict:
+    """Write a classifier, its history and its logits on the test images; its "accuracy" and "parameters"."""
+    accuracy, logits = evaluate(model, test_set)
+    tested = {"logits": logits.half(), "labels": test_set.labels}
+    artifacts.save_tensors(work / "model.safetensors", model.state_dict())
+    artifacts.save_tensors(work / "test_logits.safetensors", tested)
+    artifacts.save_json(work / "history.json", history)
+    return {"accuracy": accuracy, "parameters": count_parameters(model)}
 
 
 def load_trained(artifact: Artifact) -> nn.Module:
@@ -199,8 +204,9 @@ def load_trained(artifact: Artifact) -> nn.Module:
 
 def test_logits(artifact: Artifact) -> tuple[Tensor, Tensor]:
     """(logits float32 (N, K), labels int64 (N,)) of a classifier's artifact on its test images, from disk."""
-    kept = artifact.tensors("test_logits.safetensors")
-    return kept["logits"].float(), kept["labels"]
+    tested = artifact.tensors("test_logits.safetensors")
+    return tested["logits"].float(), tested["labels"]
 
 
-test_logits.__test__ = False  # a name that pytest would take for a test
+# A name that pytest would take for a test.
+test_logits.__test__ = False  # type: ignore[attr-defined]

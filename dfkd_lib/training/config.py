@@ -74,22 +74,18 @@ def device() -> torch.device:
 
 def make_optimizer(modules: list[nn.Module], config: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer of `config` over every trainable parameter of `modules`, each once."""
-    parameters = list(
-        {id(p): p for m in modules for p in m.parameters() if p.requires_grad}.values()
-    )
+    every = (p for module in modules for p in module.parameters() if p.requires_grad)
+    parameters, decay = list(dict.fromkeys(every)), config.weight_decay
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        sgd = {"momentum": config.momentum, "weight_decay": decay}
+        return torch.optim.SGD(parameters, config.lr, **sgd)
     if config.optimizer == "adam":
-        return torch.optim.Adam(
-            parameters, config.lr, betas=config.betas, weight_decay=config.weight_decay
-        )
+        return torch.optim.Adam(parameters, config.lr, config.betas, weight_decay=decay)
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], config.lr, betas=config.betas)
+    return torch.optim.AdamW([g for g in groups if g["params"]], config.lr, config.betas)
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:

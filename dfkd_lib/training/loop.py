@@ -1,19 +1,27 @@
-"""The one training loop: any step function of named losses, checkpointed, resumable bit for bit, watched for bad numbers."""
+"""The one training loop: any step function of named losses, checkpointed, resumable bit for bit, watched for bad numbers.
+
+Under `accelerate launch` or torchrun all processes call `fit` alike. config.batch_size stays that of all together: each
+takes its rows of the same batch, gradients are averaged, batch norms see the whole batch, and the main process alone
+measures, prints and saves; weights and history are equal in all, and those of one process but for rounding. Chance inside a
+step (dropout, noise) is another in each process. So is what a loss makes of images in pairs (diversity, intra-divergence,
+statistics of a batch): it sees the rows of its own process. Losses over boxes are normalised over the whole batch, see
+`processes.shared_count`.
+"""
 
 import inspect
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dfkd_lib.core import WorkbenchError, memory, processes
 from dfkd_lib.training import parallel
-from dfkd_lib.training.batches import TensorBatches
+from dfkd_lib.training.batches import Batches, TensorBatches
 from dfkd_lib.training.checkpoint import Checkpoint
 from dfkd_lib.training.config import (
     DivergedError,
@@ -27,16 +35,15 @@ from dfkd_lib.training.progress import Progress, Totals
 NO_COMPILER = re.compile(
     r"InvalidCxxCompiler|No working C\+\+ compiler|CppCompileError|TritonMissing|working triton"
 )
-PROCESS_SEEDS = (
-    1_000_000_007  # between the seeds of processes: more than trainings have epochs, and seeds
-)
+# Between the seeds of processes: more than trainings have epochs, and seeds.
+PROCESS_SEEDS = 1_000_000_007
 CHECK_EVERY = 20  # steps between looks at the losses: a look waits for the device
 
 
 def fit(
     modules: dict[str, nn.Module],
     step: Callable,
-    batches,
+    batches: Batches,
     config: TrainConfig,
     optimizers: dict[str, list[str]] | None = None,
     evaluate: Callable[[int], dict] | None = None,
@@ -46,51 +53,37 @@ def fit(
 ) -> list[dict]:
     """Train `modules` in place by a step function and return the history, one dict an epoch.
 
-    Under `accelerate launch` or torchrun all processes call this alike. config.batch_size stays that of all together:
-    each takes its rows of the same batch, gradients are averaged, batch norms see the whole batch, and the main process
-    alone measures, prints and saves; weights and history are equal in all, and those of one process but for rounding. Chance
-    inside a step (dropout, noise) is another in each process. So is what a loss makes of images in pairs (diversity,
-    intra-divergence, statistics of a batch): it sees the rows of its own process. Losses over boxes are normalised
-    over the whole batch, see `processes.shared_count`.
-
     Args:
         modules: what is trained, saved and resumed, by name. Frozen networks stay out.
         step: `step(batch, progress)` with progress in [0, 1) -> {"loss": total to minimise, other: logged}; or a
             generator function that yields (optimizer name, such a dict) for each update of several optimizers.
-        batches: `len()` is the steps an epoch; called with (epoch, generator) it yields batches (tensors in tuples,
-            lists, dicts or named tuples, which are moved to the device).
+        batches: of tensors, which are moved to the device.
         optimizers: {optimizer name: names in modules}; one optimizer, "main", over all of them by default.
         evaluate: called with the epoch (from 1) after each, modules in eval mode, no gradients; its dict of floats
-            joins the history. checkpoint: folder to resume from and save to after each epoch.
+            joins the history.
+        checkpoint: folder to resume from and save to after each epoch.
         split: False: every process does all of every batch (where the images themselves are what is trained).
 
     Returns:
         [{"epoch", "lr", "seconds", "images_per_second", mean of each loss, what evaluate gave}].
 
     Raises:
-        DivergedError: on a loss that is not finite. WorkbenchError: if memory runs out, a checkpoint is damaged, or the
-            processes do not divide a batch or have gradients of different parameters.
+        DivergedError: on a loss that is not finite.
+        WorkbenchError: if memory runs out, a checkpoint is damaged, or the processes do not divide a batch or have
+            gradients of different parameters.
     """
-    where, split = device(), split and processes.count() > 1
+    split = split and processes.count() > 1
     if split:
         parallel.check_batch_size(config.batch_size, label)
-    if isinstance(batches, TensorBatches):
-        batches.to(where)
-    for module in modules.values():
-        module.to(where)
-    made = {
-        name: make_optimizer([modules[m] for m in names], config)
-        for name, names in (optimizers or {"main": list(modules)}).items()
-    }
-    saved = Checkpoint(checkpoint, modules, made)
+    run = _Run(modules, step, batches, config, optimizers, label, split)
+    saved = Checkpoint(checkpoint, modules, run.optimizers)
     history = _agreed(saved.load(), saved.file)
     if split:
         parallel.send_modules(modules.values())
     progress = Progress(label, config.epochs, len(batches), history)
-    run = _Run(where, modules, step, batches, config, made, progress, label, split)
     try:
-        with torch.random.fork_rng(), saved.same_threads():
-            run.epochs(history, evaluate, saved)
+        with torch.random.fork_rng(), saved.same_threads(), run.compiled():
+            run.epochs(history, progress, evaluate, saved)
     except (RuntimeError, MemoryError) as error:
         explained = _explained(error, config, label, len(history))
         if explained is error:
@@ -98,7 +91,6 @@ def fit(
         raise explained from error
     finally:
         progress.close()
-        run.uncompile()
         for module in modules.values():
             module.eval()
     return history
@@ -106,21 +98,20 @@ def fit(
 
 def _explained(error: Exception, config: TrainConfig, label: str, done: int) -> Exception:
     """The error as one that a user can fix, where it is of such a kind; else itself."""
-    said = f"{type(error).__name__}: {error}"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or memory.RAN_OUT.search(
-        str(error)
-    ):
+    text, got = str(error), f"{type(error).__name__}: {error}".split("\n")[0][:300]
+    out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if out_of_memory or memory.RAN_OUT.search(text):
         return WorkbenchError(
             "memory ran out in training",
-            got=str(error).split("\n")[0][:300],
+            got=got,
             where=label,
             fix=f"lower batch_size (now {config.batch_size}) or the model's size; finished epochs are "
             f"kept and resumed ({done} of {config.epochs})",
         )
-    if config.compile and NO_COMPILER.search(said):
+    if config.compile and NO_COMPILER.search(f"{type(error).__name__}: {text}"):
         return WorkbenchError(
             "torch.compile finds no compiler that works",
-            got=said.split("\n")[0][:300],
+            got=got,
             where=label,
             expected="g++ or clang (the variable CXX names another); for GPUs Triton too",
             fix="install one, or train without compiling",
@@ -140,62 +131,73 @@ def _agreed(history: list[dict], file: Path | None) -> list[dict]:
     return history
 
 
-def _evaluated(modules: dict, evaluate: Callable | None, epoch: int) -> dict:
-    if evaluate is None:
-        return {}
-    for module in modules.values():
-        module.eval()
-    with torch.no_grad():
-        return {name: float(value) for name, value in evaluate(epoch).items()}
-
-
-@dataclass
 class _Run:
     """What an epoch needs, together."""
 
-    device: torch.device
-    modules: dict
-    step: Callable
-    batches: object
-    config: TrainConfig
-    optimizers: dict
-    progress: Progress
-    label: str
-    split: bool
-
-    def __post_init__(self):
-        self.many = inspect.isgeneratorfunction(self.step)
-        self.norms = (
-            parallel.common_norms(self.modules.values(), self.config.compile)
-            if self.split
-            else nullcontext()
-        )
+    def __init__(
+        self,
+        modules: dict[str, nn.Module],
+        step: Callable,
+        batches: Batches,
+        config: TrainConfig,
+        optimizers: dict[str, list[str]] | None,
+        label: str,
+        split: bool,
+    ):
+        self.modules, self.step, self.batches, self.config = modules, step, batches, config
+        self.label, self.split, self.device = label, split, device()
+        if isinstance(batches, TensorBatches):
+            batches.to(self.device)
+        for module in modules.values():
+            module.to(self.device)
+        optimizers = optimizers or {"main": list(modules)}
+        self.optimizers = {
+            name: make_optimizer([modules[m] for m in names], config)
+            for name, names in optimizers.items()
+        }
+        self.several = inspect.isgeneratorfunction(step)
+        compiled = config.compile
+        self.norms = parallel.common_norms(modules.values(), compiled) if split else nullcontext()
         self.unequal = torch.zeros((), dtype=torch.bool, device=self.device)
-        if self.config.compile:
-            for module in self.modules.values():
-                module.compile()
 
-    def epochs(self, history: list[dict], evaluate: Callable | None, saved: Checkpoint) -> None:
+    @contextmanager
+    def compiled(self) -> Iterator[None]:
+        """Inside, the modules are compiled; what looks into a finished one (attention, export) wants it as it was."""
+        modules = self.modules.values() if self.config.compile else ()
+        for module in modules:
+            module.compile()
+        try:
+            yield
+        finally:
+            for module in modules:
+                module._compiled_call_impl = None
+
+    def epochs(
+        self, history: list[dict], progress: Progress, evaluate: Callable | None, saved: Checkpoint
+    ) -> None:
         """The epochs that the history lacks: each trained by all, then measured and saved by the main process."""
         for epoch in range(len(history), self.config.epochs):
-            row = self.epoch(epoch)
+            row = self.epoch(epoch, progress)
 
             def ended(epoch: int = epoch, row: dict = row) -> dict:
                 self.check_weights(epoch)
-                done = row | _evaluated(self.modules, evaluate, epoch + 1)
+                row |= self.measured(evaluate, epoch + 1) if evaluate else {}
                 memory.check(self.label)
-                saved.save([*history, done])
-                return done
+                saved.save([*history, row])
+                return row
 
             history.append(processes.from_main(ended))
-            self.progress.epoch(history[-1])
+            progress.epoch(history[-1])
 
-    def uncompile(self) -> None:
-        """What looks into a finished model (attention, export) wants it as it was written."""
-        for module in self.modules.values() if self.config.compile else ():
-            module._compiled_call_impl = None
+    def measured(self, evaluate: Callable, epoch: int) -> dict[str, float]:
+        """What `evaluate` gives after an epoch."""
+        for module in self.modules.values():
+            module.eval()
+        with torch.no_grad():
+            return {name: float(value) for name, value in evaluate(epoch).items()}
 
-    def epoch(self, epoch: int) -> dict:
+    def epoch(self, epoch: int, progress: Progress) -> dict:
+        """One pass over the batches: a row of the history."""
         from accelerate.utils import send_to_device
 
         # Seeding by (seed, epoch), not by carrying generator states, is what makes a resumed run equal to an unbroken one.
@@ -204,62 +206,56 @@ class _Run:
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules.values():
             module.train()
-        totals, steps, images, start, lr = (
-            Totals(),
-            len(self.batches),
-            0,
-            time.perf_counter(),
-            self.config.lr,
-        )
+        totals, steps, images = Totals(), len(self.batches), 0
+        start, lr = time.perf_counter(), self.config.lr
         for index, batch in enumerate(self.batches(epoch, generator)):
-            lr = self._set_lr(epoch + index / steps)
+            lr = self.set_lr(epoch + index / steps)
             images += _rows(batch)
             batch = parallel.own_rows(batch, self.label) if self.split else batch
             batch = send_to_device(batch, self.device, non_blocking=True)
-            self._step(batch, (epoch + index / steps) / self.config.epochs, totals)
+            self.take_step(batch, (epoch + index / steps) / self.config.epochs, totals)
             if index % CHECK_EVERY == CHECK_EVERY - 1 or index == steps - 1:
-                self._check(totals, epoch, index)
-            self.progress.step(totals)
+                self.check(totals, epoch, index)
+            progress.step(totals)
         if self.split:
             totals.share()
         memory.check(self.label)
         seconds = time.perf_counter() - start
-        return {
-            "epoch": epoch + 1,
-            "lr": lr,
-            "seconds": round(seconds, 3),
-            "images_per_second": round(images / seconds, 1),
-            **totals.means(),
-        }
+        speed = {"seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1)}
+        return {"epoch": epoch + 1, "lr": lr, **speed, **totals.means()}
 
-    def _set_lr(self, epoch: float) -> float:
+    def set_lr(self, epoch: float) -> float:
+        """Set the learning rate after so many epochs, and return it."""
         lr = learning_rate(self.config, epoch)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = lr
         return lr
 
-    def _step(self, batch, progress: float, totals: Totals) -> None:
-        autocast = torch.autocast(self.device.type, torch.bfloat16, self.config.precision == "bf16")
-        if not self.many:
-            with self._inside(autocast):
+    def take_step(self, batch: Any, progress: float, totals: Totals) -> None:
+        """Every update of a batch."""
+        if not self.several:
+            with self.inside():
                 losses = self.step(batch, progress)
-            self._update("main", losses, totals)
+            self.update("main", losses, totals)
             return
         updates = self.step(batch, progress)
         while True:
-            with self._inside(autocast):
-                name, losses = next(updates, (None, None))
-            if name is None:
+            with self.inside():
+                update = next(updates, None)
+            if update is None:
                 return
-            self._update(name, losses, totals)
+            self.update(*update, totals)
 
     @contextmanager
-    def _inside(self, autocast):
+    def inside(self) -> Iterator[None]:
+        """What a step's forward passes run in."""
+        autocast = torch.autocast(self.device.type, torch.bfloat16, self.config.precision == "bf16")
         with autocast, self.norms, processes.splitting() if self.split else nullcontext():
             yield
 
-    def _update(self, name: str, losses: dict, totals: Totals) -> None:
+    def update(self, name: str, losses: dict[str, Tensor], totals: Totals) -> None:
+        """One step of an optimizer."""
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
@@ -269,30 +265,27 @@ class _Run:
         if self.split:
             self.unequal |= parallel.average_gradients(parameters)
         if self.config.grad_clip:
-            nn.utils.clip_grad_norm_(
-                [p for p in parameters if p.grad is not None], self.config.grad_clip
-            )
+            held = [p for p in parameters if p.grad is not None]
+            nn.utils.clip_grad_norm_(held, self.config.grad_clip)
         optimizer.step()
-        prefix = "" if not self.many else f"{name}_"
-        totals.add({k if k != "loss" else f"{prefix}loss": v for k, v in losses.items()})
+        loss = f"{name}_loss" if self.several else "loss"
+        totals.add({loss if key == "loss" else key: value for key, value in losses.items()})
 
     def check_weights(self, epoch: int) -> None:
         """Raise if weights went bad, so that neither a checkpoint nor a result is ever made of them."""
         for module_name, module in self.modules.items():
             for name, value in module.state_dict().items():
                 if value.is_floating_point() and not torch.isfinite(value).all():
-                    raise DivergedError(
-                        f"{self.label}: weights are no longer finite numbers",
-                        got=f"{module_name}.{name}",
-                        where=f"after epoch {epoch + 1}",
-                        fix="lower the learning rate (now "
-                        f"{self.config.lr}) or set grad_clip; the last good epoch is kept",
+                    self.diverged(
+                        "weights are no longer finite numbers",
+                        f"{module_name}.{name}",
+                        f"after epoch {epoch + 1}",
                     )
 
-    def _check(self, totals: Totals, epoch: int, index: int) -> None:
-        if self.split and bool(
-            self.unequal
-        ):  # the same in all: each has seen every process's counts
+    def check(self, totals: Totals, epoch: int, index: int) -> None:
+        """Raise if a loss went bad, or processes have gradients of different parameters."""
+        # The same in all: each has seen every process's counts.
+        if self.split and bool(self.unequal):
             raise WorkbenchError(
                 "processes have gradients of different parameters",
                 where=self.label,
@@ -300,16 +293,21 @@ class _Run:
             )
         bad = totals.bad(self.split)
         if bad:
-            raise DivergedError(
-                f"{self.label}: a loss is no longer a finite number",
-                got=", ".join(bad),
-                where=f"epoch {epoch + 1}, by step {index + 1} of {len(self.batches)}",
-                fix=f"lower the learning rate (now {self.config.lr}) or set grad_clip; check the "
-                "images for NaN; the last good epoch is kept",
-            )
+            where = f"epoch {epoch + 1}, by step {index + 1} of {len(self.batches)}"
+            self.diverged("a loss is no longer a finite number", ", ".join(bad), where)
+
+    def diverged(self, what: str, got: str, where: str) -> None:
+        """Raise the error of a training that went bad."""
+        raise DivergedError(
+            f"{self.label}: {what}",
+            got=got,
+            where=where,
+            fix=f"lower the learning rate (now {self.config.lr}) or set grad_clip; check the images for NaN; the last "
+            "good epoch is kept",
+        )
 
 
-def _rows(batch) -> int:
+def _rows(batch: Any) -> int:
     """The number of rows of a batch's first tensor."""
     if isinstance(batch, dict):
         batch = tuple(batch.values())

@@ -15,9 +15,11 @@ class Batch(NamedTuple):
     """What a step receives.
 
     Args:
-        images: float (B, C, H, W) in [-1, 1] (uint8 before augmentation). labels: int64 (B,). rows: int64 (B,), places of
-            the images in their set. others, share: labels of what was mixed in, int64 (B,), and the share of each image
-            that is its own, float (B,); both None where nothing is mixed.
+        images: float (B, C, H, W) in [-1, 1] (uint8 before augmentation).
+        labels: int64 (B,).
+        rows: int64 (B,), places of the images in their set.
+        others, share: labels of what was mixed in, int64 (B,), and the share of each image that is its own, float (B,); both
+            None where nothing is mixed.
     """
 
     images: Tensor
@@ -40,7 +42,9 @@ def cutmix(
     """Paste one rectangle, of a share 1 - lam of the area before clipping, from a shuffled batch into each image.
 
     Args:
-        images: (B, C, H, W). labels: (B,) int64. lam: share in [0, 1] of the image that stays.
+        images: (B, C, H, W).
+        labels: (B,) int64.
+        lam: share in [0, 1] of the image that stays.
 
     Returns:
         (images, labels, labels of the pasted images, lam): lam (B,) float, the share that stays after clipping.
@@ -48,18 +52,15 @@ def cutmix(
     """
     batch, _, height, width = images.shape
     order = torch.randperm(batch, generator=generator).to(images.device)
-    centre = torch.rand(2, generator=generator).tolist()
-    share = (1 - lam) ** 0.5
-    (top, bottom), (left, right) = (
-        (
-            max(0, round(at * side - share * side / 2)),
-            min(side, round(at * side + share * side / 2)),
-        )
-        for at, side in zip(centre, (height, width), strict=True)
-    )
+    centre, half = torch.rand(2, generator=generator).tolist(), (1 - lam) ** 0.5 / 2
+
+    def span(at: float, side: int) -> slice:
+        return slice(max(0, round((at - half) * side)), min(side, round((at + half) * side)))
+
+    down, across = span(centre[0], height), span(centre[1], width)
     mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = images[order, :, top:bottom, left:right]
-    stays = 1 - (bottom - top) * (right - left) / (height * width)
+    mixed[:, :, down, across] = images[order, :, down, across]
+    stays = 1 - mixed[0, 0, down, across].numel() / (height * width)
     return mixed, labels, labels[order], torch.full((batch,), stays, device=images.device)
 
 
@@ -116,15 +117,12 @@ class Augmentation(Config):
 def keeps_images(augmentation: Augmentation, images: ImageSet, batch_size: int = 512) -> bool:
     """Whether every image leaves the augmentation as it is in the set, seen in one pass over all of them.
 
-    Only then can what a teacher said of the images once be used again at every epoch.
+    Only then can a teacher's targets of the images be computed once and used at every epoch.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         for rows in torch.arange(len(images)).split(batch_size):
-            given = Batch(images.images[rows], images.labels[rows], rows)
-            seen = augmentation(given, generator)
-            if seen.images.shape != given.images.shape or not torch.equal(
-                seen.images, to_float(given.images)
-            ):
+            batch = Batch(images.images[rows], images.labels[rows], rows)
+            if not torch.equal(augmentation(batch, generator).images, to_float(batch.images)):
                 return False
     return True

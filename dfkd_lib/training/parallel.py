@@ -42,43 +42,26 @@ def average_gradients(parameters: list[Tensor]) -> Tensor:
     Returns:
         A bool scalar on the device: whether processes disagree about which parameters have a gradient. Nobody waits for it.
     """
-    kind = torch.float32
+    kind, device = torch.float32, parameters[0].device
     for parameter in parameters:
         kind = torch.promote_types(kind, parameter.dtype)
-    device = parameters[0].device
     held = torch.tensor([p.grad is not None for p in parameters], dtype=kind)
-    held = (
-        held.pin_memory().to(device, non_blocking=True)
-        if device.type == "cuda"
-        else held.to(device)
-    )
-    flat = torch.cat(
-        [
-            *(
-                (torch.zeros_like(p) if p.grad is None else p.grad).flatten().to(kind)
-                for p in parameters
-            ),
-            held,
-        ]
-    )
-    processes.total(flat)
-    start, count = 0, processes.count()
-    counts = flat[-len(parameters) :]
-    unequal = ((counts != 0) & (counts != count)).any()
-    flat = flat / count
-    for parameter in parameters:
-        end = start + parameter.numel()
+    if device.type == "cuda":
+        held = held.pin_memory()
+    gradients = (torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
+    parts = [gradient.flatten().to(kind) for gradient in gradients]
+    flat = processes.total(torch.cat([*parts, held.to(device, non_blocking=True)]))
+    *means, counts = flat.split([*map(len, parts), len(parameters)])
+    for parameter, mean in zip(parameters, means, strict=True):
         if parameter.grad is not None:
-            parameter.grad = flat[start:end].view(parameter.shape).to(parameter.dtype)
-        start = end
-    return unequal
+            mean = mean / processes.count()
+            parameter.grad = mean.view(parameter.shape).to(parameter.dtype)
+    return ((counts != 0) & (counts != processes.count())).any()
 
 
 def send_modules(modules: Iterable[nn.Module]) -> None:
     """Give every process the main one's weights and buffers."""
-    processes.send_from_main(
-        tensor for module in modules for tensor in module.state_dict().values()
-    )
+    processes.send_from_main(t for module in modules for t in module.state_dict().values())
 
 
 def common_norms(modules: Iterable[nn.Module], compiled: bool = False):
@@ -87,11 +70,8 @@ def common_norms(modules: Iterable[nn.Module], compiled: bool = False):
     Raises:
         WorkbenchError: where such a module is compiled: what its batch norms exchange cannot be part of a graph.
     """
-    normed = any(
-        isinstance(m, nn.modules.batchnorm._BatchNorm)
-        for module in modules
-        for m in module.modules()
-    )
+    every = (part for module in modules for part in module.modules())
+    normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in every)
     if normed and compiled:
         raise WorkbenchError(
             "a network with batch norms cannot be compiled over several processes",
@@ -146,10 +126,8 @@ class _MeanOfAll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        return (
-            processes.total(gradient.clone(memory_format=torch.contiguous_format))
-            / processes.count()
-        )
+        own = gradient.clone(memory_format=torch.contiguous_format)
+        return processes.total(own) / processes.count()
 
 
 _mean_of_all = _MeanOfAll.apply

@@ -1,4 +1,4 @@
-"""What a running training tells: a bar or lines for people, a file for a widget in another process."""
+"""How far a running training is: a bar or lines for people, a file for a widget in another process."""
 
 import json
 import math
@@ -15,16 +15,16 @@ WRITE_SECONDS = 0.5
 
 
 class Totals:
-    """Sums of named losses over an epoch, kept on the device; looked at now and then for bad numbers."""
+    """Sums of named losses over an epoch, held on the device; read now and then for bad numbers."""
 
-    def __init__(self):
-        self.sums, self.count = {}, {}
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.count: dict[str, int] = {}
 
     def add(self, losses: dict) -> None:
+        """Add a step's losses."""
         for name, value in losses.items():
-            value = (
-                value.detach().float() if isinstance(value, Tensor) else torch.tensor(float(value))
-            )
+            value = torch.as_tensor(value).detach().float()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.count[name] = self.count.get(name, 0) + 1
 
@@ -46,6 +46,7 @@ class Totals:
         return [name for name, good in zip(self.sums, finite, strict=True) if not good]
 
     def means(self) -> dict[str, float]:
+        """The mean of each loss so far."""
         return {name: (value / self.count[name]).item() for name, value in self.sums.items()}
 
 
@@ -58,55 +59,45 @@ class Progress:
     """
 
     def __init__(self, label: str, epochs: int, steps: int, history: list[dict]):
+        self.label, self.epochs, self.steps, self.history = label, epochs, steps, history
+        self.start, self.before, self.step_number = time.perf_counter(), len(history) * steps, 0
+        main = processes.is_main()
+        self.file, self.written = os.environ.get("DFKD_PROGRESS_FILE") if main else None, 0.0
         style = os.environ.get("DFKD_PROGRESS") or (
             "bar" if sys.stderr.isatty() or _in_lab() else "lines"
         )
-        self.style, self.label, self.epochs, self.steps, self.history = (
-            style,
-            label,
-            epochs,
-            steps,
-            history,
-        )
-        self.start, self.before, self.step_number = time.perf_counter(), len(history) * steps, 0
-        self.file, self.written = os.environ.get("DFKD_PROGRESS_FILE"), 0.0
-        if not processes.is_main():
-            style = self.style = "none"
-            self.file = None
+        self.lines, self.bar = style == "lines" and main, None
         self._write({})
-        if style == "bar":
+        if style == "bar" and main:
             from tqdm.auto import tqdm
 
-            self.bar = tqdm(
-                total=epochs * steps, initial=self.before, desc=label, unit="step", leave=False
-            )
+            how = {"initial": self.before, "desc": label, "unit": "step", "leave": False}
+            self.bar = tqdm(total=epochs * steps, **how)
 
     def step(self, totals: Totals) -> None:
+        """A step is done."""
         self.step_number += 1
-        if self.style == "bar":
+        if self.bar is not None:
             self.bar.update()
         # Reading the losses waits for the device: not at every step.
         if self.file and time.perf_counter() - self.written > WRITE_SECONDS:
             self._write(totals.means())
 
     def epoch(self, row: dict) -> None:
+        """An epoch is done, which is the last of the history."""
         self.step_number = 0
-        shown = " ".join(
-            f"{k} {v:.4g}"
-            for k, v in row.items()
-            if isinstance(v, float) and k not in ("lr", "seconds")
-        )
-        if self.style == "bar":
+        losses = {k: v for k, v in row.items() if k not in ("epoch", "lr", "seconds")}
+        shown = " ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        if self.bar is not None:
             self.bar.set_postfix_str(shown[:80])
-        elif self.style == "lines":
-            print(
-                f"{self.label} epoch {row['epoch']}/{self.epochs} {shown} | {self._left() or 0:.0f} s left",
-                flush=True,
-            )
+        if self.lines:
+            left = f"{self._left() or 0:.0f} s left"
+            print(f"{self.label} epoch {row['epoch']}/{self.epochs} {shown} | {left}", flush=True)
         self._write({})
 
     def close(self) -> None:
-        if self.style == "bar":
+        """The training is over."""
+        if self.bar is not None:
             self.bar.close()
 
     def _left(self) -> float | None:
@@ -114,11 +105,8 @@ class Progress:
         done = len(self.history) * self.steps + self.step_number
         if done == self.before:
             return None
-        return (
-            (time.perf_counter() - self.start)
-            / (done - self.before)
-            * (self.epochs * self.steps - done)
-        )
+        each = (time.perf_counter() - self.start) / (done - self.before)
+        return each * (self.epochs * self.steps - done)
 
     def _write(self, losses: dict) -> None:
         if not self.file:
@@ -141,6 +129,4 @@ class Progress:
 
 
 def _in_lab() -> bool:
-    return "ipykernel" in sys.modules and hasattr(
-        sys.modules.get("ipykernel.zmqshell"), "ZMQInteractiveShell"
-    )
+    return "ZMQInteractiveShell" in vars(sys.modules.get("ipykernel.zmqshell", sys))

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ from dfkd_lib.models import MODELS, count_parameters, create_model, load_weights
 from dfkd_lib.training.classifier import (
     check_classes_agree,
     check_fit,
-    evaluate,
     reads_of,
+    save_tested,
     train_classifier,
 )
 from dfkd_lib.training.config import Precision, TrainConfig
@@ -65,11 +65,13 @@ def train_teacher(
     test_set: ImageSet,
     config: TrainConfig,
     augmentation: Augmentation = Augmentation(kind="shift"),
-    overrides: dict | None = None,
     stage: str = "teacher",
-    parents: Sequence[Artifact] = (),
+    **how: Any,
 ) -> Artifact:
-    """A classifier trained by cross entropy alone; see `train_classifier`.
+    """A classifier trained by cross entropy alone.
+
+    Args:
+        how: overrides, parents, start, as for `train_classifier`.
 
     Raises:
         WorkbenchError: if a class has no image.
@@ -82,10 +84,9 @@ def train_teacher(
         train_set,
         test_set,
         config,
-        lambda model, _: label_step(model),
-        overrides=overrides,
+        lambda model: (label_step(model), {}),
         augmentation=augmentation,
-        parents=parents,
+        **how,
     )
 
 
@@ -123,15 +124,14 @@ def shipped_teacher(
     """A teacher that comes with the workbench (or any safetensors file with its .json), tested and put in the store.
 
     Args:
-        name: `<folder>/<name>.safetensors` (or an absolute path without suffix) beside `<name>.json`, which says
-            "model" and "overrides" for `create_model`, and, where known, "config", "train_images", "history" and
-            "ledger" (the real images it was trained on; if absent the summary says that nobody recorded them).
+        name: `<folder>/<name>.safetensors` (or an absolute path without suffix) beside `<name>.json`, which holds "model"
+            and "overrides" for `create_model`, and, where known, "config", "train_images", "history" and "ledger" (the
+            real images it was trained on; if absent the summary says that nobody recorded them).
 
     Raises:
         WorkbenchError: if a file is missing, damaged, or does not fit the model it names.
     """
-    base = artifacts.resolve(folder) / name
-    weights, about = (base.with_name(f"{base.name}.{kind}") for kind in ("safetensors", "json"))
+    weights, about = _files_of(name, folder)
     for path in (weights, about):
         if not path.is_file():
             raise WorkbenchError(
@@ -140,37 +140,20 @@ def shipped_teacher(
                 where=path.parent,
                 fix="choose teacher='train', or restore the file from the repository",
             )
-    record = _read_record(about)
+    record, where = _read_record(about), f"teacher {name} and {test_set.name}"
+    check_classes_agree(record.get("classes", test_set.classes), test_set.classes, where)
     settings = {
-        "model": record["model"],
-        "overrides": record["overrides"],
         "shipped": artifacts.file_hash(weights),
-        "config": record["config"],
         "test": test_set.fingerprint,
-        "ledger": record["ledger"],
+        **{key: record[key] for key in ("model", "overrides", "config", "ledger")},
     }
-    check_classes_agree(
-        record.get("classes", test_set.classes),
-        test_set.classes,
-        f"teacher {name} and {test_set.name}",
-    )
 
     def make(work: Path) -> dict:
         model = create_model(record["model"], **record["overrides"])
         load_weights(model, artifacts.load_tensors(weights), weights)
         check_fit(model, test_set, f"teacher {name}")
-        accuracy, logits = evaluate(model, test_set)
-        artifacts.save_tensors(work / "model.safetensors", model.state_dict())
-        artifacts.save_tensors(
-            work / "test_logits.safetensors", {"logits": logits.half(), "labels": test_set.labels}
-        )
-        artifacts.save_json(work / "history.json", record["history"])
-        return {
-            "accuracy": accuracy,
-            "parameters": count_parameters(model),
-            "train_images": record["train_images"],
-            "shipped": True,
-        }
+        metrics = save_tested(work, model, test_set, record["history"])
+        return {**metrics, "train_images": record["train_images"], "shipped": True}
 
     return store.get_or_make(
         "teacher",
@@ -180,6 +163,12 @@ def shipped_teacher(
         inherited=record["ledger"],
         code=[MODELS.get(record["model"])],
     )
+
+
+def _files_of(name: str, folder: str | Path) -> tuple[Path, Path]:
+    """Where a shipped teacher's weights and their record lie."""
+    base = artifacts.resolve(folder) / name
+    return base.with_name(f"{base.name}.safetensors"), base.with_name(f"{base.name}.json")
 
 
 def _read_record(about: Path) -> dict:
@@ -211,25 +200,23 @@ def ship_teacher(
     artifact: Artifact, name: str, command: str, folder: str | Path = "data/teachers"
 ) -> Path:
     """Write an artifact's weights (float16) and their record where `shipped_teacher` finds them; returns the path."""
-    base = artifacts.resolve(folder) / name
-    base.parent.mkdir(parents=True, exist_ok=True)
+    file, about = _files_of(name, folder)
+    file.parent.mkdir(parents=True, exist_ok=True)
     weights = {k: v.half() if v.is_floating_point() else v for k, v in artifact.tensors().items()}
-    artifacts.save_tensors(base.with_name(f"{base.name}.safetensors"), weights)
-    keep = {key: artifact.settings[key] for key in ("model", "overrides", "config", "classes")}
-    artifacts.save_json(
-        base.with_name(f"{base.name}.json"),
-        {
-            "command": command,
-            **keep,
-            "seed": keep["config"]["seed"],
-            "test_accuracy": artifact.metrics["accuracy"],
-            "parameters": artifact.metrics["parameters"],
-            "train_images": artifact.metrics["train_images"],
-            "seconds": artifact.seconds,
-            "made": artifact.manifest["made"],
-            "ledger": artifact.ledger,
-            "provenance": provenance.describe(),
-            "history": artifact.json("history.json"),
-        },
-    )
-    return base.with_name(f"{base.name}.safetensors")
+    artifacts.save_tensors(file, weights)
+    known = {key: artifact.settings[key] for key in ("model", "overrides", "config", "classes")}
+    record = {
+        "command": command,
+        **known,
+        "seed": known["config"]["seed"],
+        "test_accuracy": artifact.metrics["accuracy"],
+        "parameters": artifact.metrics["parameters"],
+        "train_images": artifact.metrics["train_images"],
+        "seconds": artifact.seconds,
+        "made": artifact.manifest["made"],
+        "ledger": artifact.ledger,
+        "provenance": provenance.describe(),
+        "history": artifact.json("history.json"),
+    }
+    artifacts.save_json(about, record)
+    return file

@@ -39,7 +39,7 @@ class Untrained(CGAN):
     def train(self, store: Store, given: Given) -> Artifact:
         def make(work) -> None:
             torch.manual_seed(0)
-            keep_state(work, self._generator(given.classes, given.shape), 1)
+            keep_state(work, self.new_generator(given.classes, given.shape), 1)
 
         settings = {"classes": list(given.classes), "shape": list(given.shape)}
         return store.get_or_make("untrained_cgan", settings, make)

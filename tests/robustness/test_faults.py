@@ -444,11 +444,11 @@ def test_a_flipped_bit_in_the_work_of_a_stage_that_was_broken_off(reference, tmp
         work = tmp_path / "work"
         work.mkdir()
         with pytest.raises(KeyboardInterrupt):
-            drawing._draw(work, _Noise(stop=3), None, _Given, 40, 0)
+            drawing.draw_shards(work, _Noise(stop=3), None, _Given, 40, 0)
         flip(work / drawing.IMAGES, random.Random(3))
-        drawing._draw(work, image_maker, None, _Given, 40, 0)
+        drawing.draw_shards(work, image_maker, None, _Given, 40, 0)
         (tmp_path / "whole").mkdir()
-        drawing._draw(tmp_path / "whole", _Noise(), None, _Given, 40, 0)
+        drawing.draw_shards(tmp_path / "whole", _Noise(), None, _Given, 40, 0)
         assert (work / drawing.IMAGES).read_bytes() == (
             tmp_path / "whole" / drawing.IMAGES
         ).read_bytes() and len(labels) == 40

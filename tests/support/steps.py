@@ -34,17 +34,9 @@ def train_student(
     config,
     weights=KDWeights(),
     augmentation=Augmentation(),
-    early_stage=1,
     **more,
 ):
-    """`distill.train_student` of a model's name and a `TrainConfig`."""
-    student = StudentConfig(
-        **config,
-        model=model,
-        augmentation=augmentation.kind,
-        mix=augmentation.mix,
-        early_stage=early_stage,
-    )
-    return distill.train_student(
-        store, student, images, test_set, teacher, weights, stage=stage, **more
-    )
+    """`distill.train` by the library's step, of a model's name and a `TrainConfig`."""
+    kind, mix = augmentation.kind, augmentation.mix
+    student = StudentConfig(**config, model=model, augmentation=kind, mix=mix)
+    return distill.train(store, student, weights, images, test_set, teacher, stage=stage, **more)

@@ -200,7 +200,7 @@ def killed(folder: Path, store: Store) -> dict:
     )
     steps = 0
 
-    def make_step(model, _):
+    def make_step(model):
         step = label_step(model)
 
         def counted(batch, progress):
@@ -210,7 +210,7 @@ def killed(folder: Path, store: Store) -> dict:
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(batch, progress)
 
-        return counted
+        return counted, {}
 
     art = train_classifier(
         store,

@@ -406,7 +406,9 @@ LIBRARY_RUN = """
     gan = synthesis.CGAN(epochs=1, batch_size=8, width=8, d_width=4)
     drawn, made = synthesis.make_images(store, gan, given, 8)
     student = distill.StudentConfig(model="vit_mnist_small", epochs=1, batch_size=8)
-    kept = distill.train_student(store, student, drawn, test, teacher, parents=[made], overrides=small)
+    kept = distill.train(
+        store, student, distill.KDWeights(), drawn, test, teacher, parents=[made], overrides=small
+    )
     for artifact in (teacher, probes, gan.train(store, given), made, kept):
         print("key", artifact.stage, artifact.key, artifact.cached)
 """

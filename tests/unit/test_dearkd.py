@@ -31,9 +31,8 @@ def early_step(student, aligner, teacher, hard=1.0, early=1.0):
 def test_parameter_counts():
     assert count_parameters(create_model("dearkd_tiny_32")) == 5_701_763
     assert count_parameters(create_model("dearkd_baseline_32")) == 5_701_420
-    student, baseline = (
-        count_parameters(create_model(n)) for n in ("dearkd_small", "dearkd_baseline_small")
-    )
+    names = ("dearkd_small", "dearkd_baseline_small")
+    student, baseline = (count_parameters(create_model(name)) for name in names)
     assert abs(student - baseline) / baseline < 0.01  # "of the same size"
 
 
@@ -61,14 +60,9 @@ def test_gated_attention_is_a_convolution_when_sharp_and_ungated():
     mixing = attention.proj.weight.detach()
     for head in range(heads):
         channels = slice(head * width // heads, (head + 1) * width // heads)
-        taps = [(row, column) for row in range(3) for column in range(3)]
-        row, column = next(
-            t
-            for t in taps
-            if torch.equal(
-                attention.pos_proj.weight[head, :2] / 80, torch.tensor([t[1] - 1.0, t[0] - 1.0])
-            )
-        )
+        # Position scores are 80 (dx, dy, …): 2 · locality_strength.
+        dx, dy = (attention.pos_proj.weight[head, :2] / 80).round().long().tolist()
+        row, column = dy + 1, dx + 1
         kernel[:, channels, row, column] = mixing[:, channels]
     grid = tokens.transpose(1, 2).unflatten(2, (side, side))
     expected = F.conv2d(F.pad(grid, (1, 1, 1, 1), mode="replicate"), kernel, attention.proj.bias)
@@ -76,10 +70,8 @@ def test_gated_attention_is_a_convolution_when_sharp_and_ungated():
 
 
 def test_early_heads_start_at_different_neighbours(small):
-    offsets = {
-        tuple(row) for row in small[0].early_blocks[0].attn.pos_proj.weight[:, :2].round().tolist()
-    }
-    assert len(offsets) == 9
+    scores = small[0].early_blocks[0].attn.pos_proj.weight[:, :2].round()
+    assert len({tuple(row) for row in scores.tolist()}) == 9
 
 
 def test_aligner_meets_the_cnn_map_at_its_own_size(small):
@@ -116,16 +108,11 @@ def test_stage_one_is_its_three_losses_by_hand(small):
     losses = early_step(student, aligner, teacher, 2.0, 0.5)(Batch(images, labels, labels), 0.0)
     class_logits, dist_logits = student(images)
     logits, early = logits_and_early_map(teacher, images, 1)
-    ce = -class_logits.log_softmax(1)[torch.arange(4), labels].mean()
-    hard = -dist_logits.log_softmax(1)[torch.arange(4), logits.argmax(1)].mean()
+    ce = F.cross_entropy(class_logits, labels)
+    hard = F.cross_entropy(dist_logits, logits.argmax(1))
     mse = (aligner(student.forward_early(images), (14, 14)) - early).square().mean()
-    for name, value in (
-        ("ce", ce),
-        ("hard", hard),
-        ("early", mse),
-        ("loss", ce + 2 * hard + 0.5 * mse),
-    ):
-        torch.testing.assert_close(losses[name], value)
+    expected = {"loss": ce + 2 * hard + 0.5 * mse, "ce": ce, "hard": hard, "early": mse}
+    torch.testing.assert_close(losses, expected)
 
 
 def test_stage_one_reaches_every_parameter_but_the_teachers(small):

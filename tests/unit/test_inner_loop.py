@@ -70,13 +70,13 @@ def _asked_by_transformers() -> bool:
 @contextmanager
 def counted(monkeypatch):
     """The waits inside the loop's steps (step function, backward, clipping, sums), between its looks."""
-    waits, step = Waits(), loop._Run._step
+    waits, step = Waits(), loop._Run.take_step
 
     def watched(*args):
         with waits:
             return step(*args)
 
-    monkeypatch.setattr(loop._Run, "_step", watched)
+    monkeypatch.setattr(loop._Run, "take_step", watched)
     hooks = [
         register_optimizer_step_pre_hook(lambda *_: setattr(waits, "quiet", True)),
         register_optimizer_step_post_hook(lambda *_: setattr(waits, "quiet", False)),

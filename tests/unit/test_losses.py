@@ -1,4 +1,4 @@
-"""The classification losses against hand-computed values and torch's own."""
+"""The classification losses against hand-computed values and torch's own; the tables of named losses."""
 
 import math
 
@@ -24,10 +24,8 @@ def test_kd_loss_by_hand():
 def test_kd_loss_is_zero_only_in_agreement_and_teacher_comes_first():
     a, b = torch.randn(5, 7), torch.randn(5, 7)
     assert losses.kd_loss(a, a + 3.0, 4.0).item() == pytest.approx(0, abs=1e-6)
-    assert losses.kd_loss(a, b, 4.0) > 0
-    assert losses.kd_loss(a, b, 4.0).item() != pytest.approx(
-        losses.kd_loss(b, a, 4.0).item(), rel=1e-4
-    )
+    one, other = losses.kd_loss(a, b, 4.0).item(), losses.kd_loss(b, a, 4.0).item()
+    assert one > 0 and one != pytest.approx(other, rel=1e-4)
 
 
 def test_kd_loss_keeps_its_gradient_scale_over_temperature():
@@ -41,15 +39,14 @@ def test_kd_loss_keeps_its_gradient_scale_over_temperature():
     assert norms[1] / norms[0] == pytest.approx(1.0, rel=0.1)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
-def test_impossible_temperatures(temperature):
-    with pytest.raises(WorkbenchError, match="temperature"):
-        losses.kd_loss(torch.zeros(1, 2), torch.zeros(1, 2), temperature)
-
-
-def test_different_classes():
-    with pytest.raises(WorkbenchError, match="do not fit"):
-        losses.kd_loss(torch.zeros(1, 2), torch.zeros(1, 3), 1.0)
+@pytest.mark.parametrize(
+    "classes, temperature, words",
+    [(2, 0.0, "temperature"), (2, -1.0, "temperature"), (2, math.nan, "temperature")]
+    + [(3, 1.0, "do not fit")],
+)
+def test_impossible_distillation(classes, temperature, words):
+    with pytest.raises(WorkbenchError, match=words):
+        losses.kd_loss(torch.zeros(1, 2), torch.zeros(1, classes), temperature)
 
 
 def test_attention_consistency_by_hand():
@@ -69,80 +66,49 @@ def test_patch_probe_loss_over_different_grids():
 
 
 def test_cutmix_loss_against_soft_targets():
-    logits, a, b = torch.randn(6, 5), torch.randint(5, (6,)), torch.randint(5, (6,))
-    soft = 0.3 * F.one_hot(a, 5).float() + 0.7 * F.one_hot(b, 5).float()
-    assert losses.cutmix_loss(logits, a, b, 0.3).item() == pytest.approx(
-        F.cross_entropy(logits, soft).item(), rel=1e-5
-    )
-    each = torch.rand(6)
-    expected = (
-        sum(
-            each[i] * F.cross_entropy(logits[i], a[i])
-            + (1 - each[i]) * F.cross_entropy(logits[i], b[i])
-            for i in range(6)
-        )
-        / 6
-    )
-    assert losses.cutmix_loss(logits, a, b, each).item() == pytest.approx(expected.item(), rel=1e-5)
+    logits, a, b, share = torch.randn(6, 5), torch.randint(5, (6,)), torch.randint(5, (6,)), 0.3
+    for lam in (share, torch.rand(6)):
+        each = torch.as_tensor(lam).expand(6)[:, None]
+        soft = each * F.one_hot(a, 5) + (1 - each) * F.one_hot(b, 5)
+        found = losses.cutmix_loss(logits, a, b, lam).item()
+        assert found == pytest.approx(F.cross_entropy(logits, soft).item(), rel=1e-5)
 
 
-def test_hard_distillation_takes_the_teachers_word():
-    logits, teacher = torch.randn(4, 3), torch.randn(4, 3)
-    expected = F.cross_entropy(logits, teacher.argmax(1))
-    assert losses.hard_distillation_loss(logits, teacher).item() == pytest.approx(expected.item())
-
-
-def test_boxes_are_distilled_where_the_teacher_is_sure():
+def test_boxes_are_distilled_where_the_teacher_finds_an_object():
     # Half of each box is shared: IoU 1/3 without waste; two coordinates would differ by 0.2 and 0 elsewhere.
     boxes = torch.tensor([[[0.4, 0.5, 0.4, 0.4], [0.1, 0.1, 0.1, 0.1]]], requires_grad=True)
-    teacher, weights = (
-        torch.tensor([[[0.6, 0.5, 0.4, 0.4], [0.9, 0.9, 0.1, 0.1]]]),
-        torch.tensor([[1.0, 0.0]]),
-    )
-    found = detection.box_distillation_loss(boxes, teacher, weights)
+    teacher = torch.tensor([[[0.6, 0.5, 0.4, 0.4], [0.9, 0.9, 0.1, 0.1]]])
+    weights = torch.tensor([[1.0, 0.0]])
+    found = losses.box_distillation_loss(boxes, teacher, weights)
     assert found.item() == pytest.approx(detection.SMOOTH * 0.2**2 / 2 + 2 / 3, rel=1e-4)
     found.backward()
     assert boxes.grad[0, 0].abs().sum() > 0 and boxes.grad[0, 1].abs().sum() == 0
-    assert detection.box_distillation_loss(
-        teacher, teacher, torch.ones(1, 2)
-    ).item() == pytest.approx(0, abs=1e-5)
-    twice = (
-        torch.cat([boxes, boxes], 1),
-        torch.cat([teacher, teacher], 1),
-        torch.cat([weights, weights], 1),
+    same = losses.box_distillation_loss(teacher, teacher, torch.ones(1, 2))
+    assert same.item() == pytest.approx(0, abs=1e-5)
+    twice = losses.box_distillation_loss(
+        *(t.repeat(1, 2, 1) for t in (boxes, teacher)), weights.repeat(1, 2)
     )
-    assert detection.box_distillation_loss(*twice).item() == pytest.approx(
-        found.item(), rel=1e-5
-    )  # per object
+    assert twice.item() == pytest.approx(found.item(), rel=1e-5)  # per object
 
 
 def test_attention_is_distilled_by_cosine_on_the_students_grid():
-    maps = torch.zeros(1, 2, 2, 2)
+    maps, teacher = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 4, 4)
     maps[0, :, 0, 0] = 1.0
-    teacher = torch.zeros(1, 2, 4, 4)
-    teacher[0, 0, :2, :2], teacher[0, 1, 2:, 2:] = (
-        0.25,
-        0.25,
-    )  # the same corner, and the opposite one
-    for weights, expected in (
-        ([[1.0, 0.0]], 0.0),
-        ([[0.0, 1.0]], 1.0),
-        ([[1.0, 1.0]], 0.5),
-        ([[0.0, 0.0]], 0.0),
-    ):
-        found = detection.attention_distillation_loss(maps, teacher, torch.tensor(weights))
+    # The same corner, and the opposite one.
+    teacher[0, 0, :2, :2] = teacher[0, 1, 2:, 2:] = 0.25
+    for weights, expected in (([1, 0], 0), ([0, 1], 1), ([1, 1], 0.5), ([0, 0], 0)):
+        weights = torch.tensor([weights], dtype=torch.float32)
+        found = losses.attention_distillation_loss(maps, teacher, weights)
         assert found.item() == pytest.approx(expected, abs=1e-6)
-    resized = detection.resize_maps(torch.rand(2, 3, 5, 7), (4, 6))
-    assert resized.shape == (2, 3, 4, 6)
-    assert torch.allclose(detection.resize_maps(teacher, (3, 3)).sum((-2, -1)), torch.ones(1, 2))
+    assert losses.resize_maps(torch.rand(2, 3, 5, 7), (4, 6)).shape == (2, 3, 4, 6)
+    assert torch.allclose(losses.resize_maps(teacher, (3, 3)).sum((-2, -1)), torch.ones(1, 2))
 
 
 def test_a_query_without_an_object_counts_for_nothing():
-    logits = torch.tensor(
-        [[4.0, -4.0, -4.0], [-4.0, -4.0, 4.0], [4.0, -4.0, 4.0]]
-    )  # a bird, nothing, both at once
-    sure = detection.objectness(logits)
-    assert sure[0] > 0.95 and sure[1] < 1e-3 and sure[2] < 0.02
+    # A bird, nothing, both at once.
+    logits = torch.tensor([[4.0, -4.0, -4.0], [-4.0, -4.0, 4.0], [4.0, -4.0, 4.0]])
+    bird, nothing, both = losses.objectness(logits)
+    assert bird > 0.95 and nothing < 1e-3 and both < 0.02
 
 
 def outputs(classes=5, grid=9, batch=4, **more):
@@ -179,10 +145,15 @@ def test_the_table_mixes_labels_where_images_are_mixed():
     assert found == losses.cutmix_loss(student.logits, a, b, share)
 
 
-def test_a_loss_names_what_it_lacks():
-    patch = losses.LOSSES["patch"]
-    assert patch.missing({"teacher", "probe"}) == ""
-    assert patch.missing({"teacher", "labels"}) == losses.NEEDS["probe"]
-    tables = (losses.LOSSES, losses.DETECTION_LOSSES, losses.MAKER_LOSSES)
-    for loss in (loss for table in tables for loss in table.values()):
-        assert loss.needs <= set(losses.NEEDS) and loss.label and loss.help and loss.equation
+@pytest.mark.parametrize(
+    "table", [losses.LOSSES, losses.DETECTION_LOSSES, losses.MAKER_LOSSES], ids=len
+)
+def test_weights_have_their_names_labels_and_defaults_from_the_table(table):
+    settings = losses.weights_of(table, **{name: 1.0 for name in table})().settings()
+    assert list(settings) == list(table)
+    for name, loss in table.items():
+        assert set(loss.needs) <= set(losses.NEEDS) and loss.label and loss.help and loss.equation
+        assert settings[name].label == loss.label and settings[name].also == f"{name}_weight"
+        assert loss.help in settings[name].help and settings[name].low == 0
+    with pytest.raises(WorkbenchError, match="at least one loss above 0"):
+        losses.weights_of(table, **{name: 0.0 for name in table})()

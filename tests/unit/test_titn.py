@@ -61,15 +61,9 @@ def test_two_heads_in_training_and_their_mean_in_evaluation(name):
     torch.manual_seed(0)
     model, images = create_model(name), torch.randn(2, 1, 28, 28)
     class_logits, dist_logits = model.train()(images)
-    assert class_logits.shape == dist_logits.shape == (2, 10) and not torch.equal(
-        class_logits, dist_logits
-    )
+    assert class_logits.shape == dist_logits.shape == (2, 10)
+    assert not torch.equal(class_logits, dist_logits)
     torch.testing.assert_close(model.eval()(images), (class_logits + dist_logits) / 2)
-
-
-def test_titn_gives_both_heads_when_asked():
-    model = create_model("titn_small").eval()
-    assert len(model(torch.randn(2, 1, 28, 28), both=True)) == 2
 
 
 def test_inner_attention_stays_within_its_patch():
@@ -89,29 +83,24 @@ def test_inner_attention_stays_within_its_patch():
     assert moved.nonzero().flatten().tolist() == [1 + 1 * 4 + 2]  # token 0 is the class token
 
 
-def test_images_that_do_not_fit_are_refused():
-    for name, bad in (
-        ("titn", {"img_size": 30}),
-        ("vit_tiny_32", {"img_size": 30}),
-        ("vgg16_bn", {"img_size": 28}),
-        ("cnn_small", {"img_size": 2}),
-    ):
-        with pytest.raises(WorkbenchError):
-            create_model(name, **bad)
+@pytest.mark.parametrize(
+    "name, size", [("titn", 30), ("vit_tiny_32", 30), ("vgg16_bn", 28), ("cnn_small", 2)]
+)
+def test_images_that_do_not_fit_are_refused(name, size):
+    with pytest.raises(WorkbenchError):
+        create_model(name, img_size=size)
 
 
 @pytest.mark.parametrize("name", ["titn_small", "tnt_small", "deit_small_28", "vit_small_28"])
 def test_the_loss_reaches_every_parameter(name):
     torch.manual_seed(0)
     model, teacher = create_model(name).train(), create_model("cnn_small").eval()
-    batch = cutmix(
-        torch.randn(4, 1, 28, 28), torch.arange(4), 0.5, torch.Generator().manual_seed(0)
-    )
+    random = torch.Generator().manual_seed(0)
+    batch = cutmix(torch.randn(4, 1, 28, 28), torch.arange(4), 0.5, random)
     step = titn_step(model, teacher) if isinstance(model(batch[0]), tuple) else label_step(model)
     step(mixed(*batch), 0.0)["loss"].backward()
-    assert not [
-        n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
-    ]
+    idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not idle
 
 
 def mixed(images, labels, others, share):
@@ -124,28 +113,21 @@ def titn_step(student, teacher, alpha=0.5):
     return distill_step(student, LiveTeacher(teacher, probed=False), weights)
 
 
-class TwoHeads(nn.Module):
-    """Logits given beforehand, as a model with a class and a distillation token gives them in training."""
-
-    def __init__(self, class_logits, dist_logits):
-        super().__init__()
-        self.pair = class_logits, dist_logits
-
-    def forward(self, images):
-        return self.pair
-
-
 def test_equations_9_and_10_by_hand():
     """Two classes, logits 0 and log 3: probabilities 1/4 and 3/4."""
     logits = torch.tensor([[0.0, math.log(3)]])
+
+    class TwoHeads(nn.Module):
+        def forward(self, images):
+            return logits, logits
+
     teacher = lambda images: torch.tensor([[5.0, 1.0]])  # noqa: E731 - arg max is class 0
     batch = torch.zeros(1, 1, 2, 2), torch.tensor([1]), torch.tensor([0]), torch.tensor([0.75])
-    losses = titn_step(TwoHeads(logits, logits), teacher, alpha=0.3)(mixed(*batch), 0.0)
+    losses = titn_step(TwoHeads(), teacher, alpha=0.3)(mixed(*batch), 0.0)
     mix = -0.75 * math.log(3 / 4) - 0.25 * math.log(1 / 4)
     hard = -math.log(1 / 4)
-    assert losses["ce"].item() == pytest.approx(mix, rel=1e-5)
-    assert losses["hard"].item() == pytest.approx(hard, rel=1e-5)
-    assert losses["loss"].item() == pytest.approx(0.3 * mix + 0.7 * hard, rel=1e-5)
+    expected = {"loss": 0.3 * mix + 0.7 * hard, "ce": mix, "hard": hard}
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_teacher_sees_the_mixed_images_and_learns_nothing():
@@ -164,30 +146,26 @@ def test_the_teacher_sees_the_mixed_images_and_learns_nothing():
 
 
 def test_cutmix_pastes_one_rectangle_and_counts_it():
-    batch = torch.arange(16.0)[:, None, None, None].expand(16, 1, 20, 20)
+    batch, labels = torch.arange(16.0)[:, None, None, None].expand(16, 1, 20, 20), torch.arange(16)
     for seed in range(20):
-        mixed, labels, others, lam = cutmix(
-            batch, torch.arange(16), 0.7, torch.Generator().manual_seed(seed)
-        )
-        assert torch.equal(labels, torch.arange(16)) and lam.shape == (16,)
+        random = torch.Generator().manual_seed(seed)
+        mixed, own, others, lam = cutmix(batch, labels, 0.7, random)
+        assert torch.equal(own, labels) and lam.shape == (16,)
         for i in range(16):
             assert set(mixed[i].unique().tolist()) <= {float(i), float(others[i])}
             stays = (mixed[i] == i).float().mean().item()
             assert others[i] == i or stays == pytest.approx(lam[i].item(), abs=1e-6)
-        assert (
-            lam[0] >= 0.7 - 0.06
-        )  # clipping at the border and whole pixels, never a much larger rectangle
-    whole = cutmix(batch, torch.arange(16), 1.0, torch.Generator().manual_seed(0))
+        # Clipping at the border and whole pixels, never a much larger rectangle.
+        assert lam[0] >= 0.7 - 0.06
+    whole = cutmix(batch, labels, 1.0, torch.Generator().manual_seed(0))
     assert torch.equal(whole[0], batch) and whole[3].eq(1).all()
 
 
 def test_mixup_is_the_weighted_sum():
-    images = torch.randn(5, 1, 4, 4)
-    mixed, labels, others, lam = mixup(
-        images, torch.arange(5), 0.25, torch.Generator().manual_seed(1)
-    )
+    images, labels = torch.randn(5, 1, 4, 4), torch.arange(5)
+    mixed, own, others, lam = mixup(images, labels, 0.25, torch.Generator().manual_seed(1))
     torch.testing.assert_close(mixed, 0.25 * images + 0.75 * images[others])
-    assert lam.eq(0.25).all() and torch.equal(labels, torch.arange(5))
+    assert lam.eq(0.25).all() and torch.equal(own, labels)
 
 
 def test_lambda_follows_its_beta_distribution():
@@ -203,15 +181,10 @@ def test_an_augmentation_depends_on_its_generator_alone():
     images, labels = torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8), torch.arange(8)
     batch, augment = Batch(images, labels, labels), Augmentation(kind="shift", mix="cutmix")
     first, again, other = (augment(batch, torch.Generator().manual_seed(s)) for s in (3, 3, 4))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)) and not torch.equal(
-        first[0], other[0]
-    )
+    assert all(map(torch.equal, first, again)) and not torch.equal(first[0], other[0])
     plain = Augmentation()(batch, torch.Generator())
-    assert (
-        torch.equal(plain.images, to_float(images))
-        and plain.others is None
-        and torch.equal(plain.rows, labels)
-    )
+    assert torch.equal(plain.images, to_float(images)) and torch.equal(plain.rows, labels)
+    assert plain.others is None
     for bad in ({"kind": "shfit"}, {"mix": "cutmax"}, {"shift": -1}, {"alpha": 0.0}):
         with pytest.raises(WorkbenchError, match="Augmentation"):
             Augmentation(**bad)
@@ -225,18 +198,15 @@ def test_auto_augment_draws_a_policy_for_each_image():
     assert len({image.numpy().tobytes() for image in changed}) > 3
 
 
-def test_the_papers_gflops_are_multiply_adds_of_1024_images():
-    """Table 3: 111.40 for TITN, 93.37 for ViT, 36.09 for large patches; at most 3 % away when read so."""
-    for name, paper in (
-        ("titn", 111.40),
-        ("tnt", 105.93),
-        ("vit_tiny_32", 93.37),
-        ("titn_large_patch", 36.09),
-    ):
-        operations = count_flops(
-            create_model(name, num_classes=100).eval(), torch.zeros(1, 3, 32, 32)
-        )
-        assert operations / 2 * 1024 / 1e9 == pytest.approx(paper, rel=0.03), name
+@pytest.mark.parametrize(
+    "name, paper",
+    [("titn", 111.40), ("tnt", 105.93), ("vit_tiny_32", 93.37), ("titn_large_patch", 36.09)],
+)
+def test_the_papers_gflops_are_multiply_adds_of_1024_images(name, paper):
+    """Table 3; at most 3 % away when read so."""
+    model = create_model(name, num_classes=100).eval()
+    operations = count_flops(model, torch.zeros(1, 3, 32, 32))
+    assert operations / 2 * 1024 / 1e9 == pytest.approx(paper, rel=0.03)
 
 
 def test_small_models_see_places_from_the_start():
