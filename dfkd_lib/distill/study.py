@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 
 from dfkd_lib import datasets, synthesis, training
@@ -15,9 +14,8 @@ from dfkd_lib.core import Artifact, Config, Seed, Seeds, Store, WorkbenchError
 from dfkd_lib.datasets import DataConfig, ImageSet
 from dfkd_lib.distill.classification import Step, StudentConfig, train
 from dfkd_lib.distill.weights import KDWeights
-from dfkd_lib.models import create_model
 from dfkd_lib.synthesis import CGAN, FeatureConfig, FeatureSpace, Given, GuidedGenerator, Inversion
-from dfkd_lib.training import TeacherConfig, shape_of
+from dfkd_lib.training import TeacherConfig
 
 
 class ClassificationConfig(Config):
@@ -234,10 +232,7 @@ class Study:
     def student(self, source: str, seed: int | None = None, step: Step | None = None) -> Artifact:
         """A student on the images of a source, by the library's step or one of the caller's; see `train`."""
         config = self.config.student.replace(seed=self.config.seed if seed is None else seed)
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # refused, if it does not fit, before a teacher is trained
-            create_model(config.model, **shape_of(self.test_set))
+        config.untrained(self.test_set)  # refused, if it does not fit, before a teacher is trained
         images, parents = self.images(source)
         return self.student_on(images, parents, config, step)
 

@@ -43,20 +43,14 @@ def digits():
 
 @pytest.fixture(scope="module")
 def cnn(store, digits):
-    return training.train_teacher(
-        store,
-        "cnn_small",
-        *digits,
-        TrainConfig(epochs=3, batch_size=64, lr=3e-3, seed=0),
-        Augmentation(),
-    )
+    config = TrainConfig(epochs=3, batch_size=64, lr=3e-3, seed=0)
+    return training.train_teacher(store, "cnn_small", *digits, config, Augmentation())
 
 
 def test_every_run_gets_as_many_image_passes():
     for images in (50, 100, 200):
-        whole, one, two = (
-            EARLY.training(images, part, 0).epochs * images for part in (1.0, 0.6, 0.4)
-        )
+        parts = (EARLY.training(images, part, 0).epochs * images for part in (1.0, 0.6, 0.4))
+        whole, one, two = parts
         assert whole == 400 and abs(one + two - 400) <= images
 
 
@@ -67,17 +61,13 @@ def test_dearkd_is_two_stages_and_the_second_knows_no_teacher(store, digits, cnn
     assert {"ce", "hard", "early"} <= set(one.json("history.json")[0])
     assert {"hard", "early"}.isdisjoint(two.json("history.json")[0])
     for stage in (one, two):
-        assert {r["split"]: r["images"] for r in stage.ledger} == {
-            "digits/train": 718,
-            "digits/test": 360,
-        }
+        reads = {row["split"]: row["images"] for row in stage.ledger}
+        assert reads == {"digits/train": 718, "digits/test": 360}
     start, end = one.tensors(), two.tensors()
     assert start.keys() == end.keys() and any(not torch.equal(start[k], end[k]) for k in start)
     (plain,) = config.run(store, "plain", cnn, *digits, share=0.5, seed=0)
-    assert (
-        plain.parents == []
-        and config.run(store, "plain", cnn, *digits, share=0.5, seed=0)[0].cached
-    )
+    again = config.run(store, "plain", cnn, *digits, share=0.5, seed=0)
+    assert plain.parents == [] and again[0].cached
 
 
 def test_label_step_trains_what_is_tested():
@@ -99,16 +89,12 @@ def test_titn_tables_are_those_of_the_logits(store, digits, cnn):
     assert table["model"].tolist() == ["cnn_small", "ViT", "TITN"]
     assert table["paper"].tolist() == ["99.75 / 100", "99.4 / 100", "99.56 / 100"]
     logits, labels = training.test_logits(runs["TITN"][1])
-    said = logits.argmax(1)
+    right = (logits.argmax(1) == labels).float()
     shown = each[(each["model"] == "TITN") & (each["seed"] == 1)].iloc[0]
-    assert shown["top-1"] == pytest.approx(100 * (said == labels).float().mean().item(), abs=0.3)
-    recall = (
-        sum((said[labels == k] == k).float().mean().item() for k in range(10)) / 10
-    )  # macro, by hand
-    assert (
-        shown["recall"] == pytest.approx(100 * recall, abs=0.3)
-        and shown["top-1"] <= shown["top-5"] <= 100
-    )
+    assert shown["top-1"] == pytest.approx(100 * right.mean().item(), abs=0.3)
+    recall = sum(right[labels == k].mean().item() for k in range(10)) / 10  # macro, by hand
+    assert shown["recall"] == pytest.approx(100 * recall, abs=0.3)
+    assert shown["top-1"] <= shown["top-5"] <= 100
     assert shown["parameters"] == sum(p.numel() for p in create_model("titn_small").parameters())
     values = each[each["model"] == "TITN"]["top-1"]
     # Of two seeds the values themselves: Student's t of one degree of freedom would be 12.7 standard errors.
@@ -120,11 +106,10 @@ def test_titn_tables_are_those_of_the_logits(store, digits, cnn):
     assert drop["paper"].tolist() == ["–", "95.98 → 92.05"]
 
 
-def test_a_row_with_one_head_has_no_teacher(store, digits, cnn):
+def test_a_model_with_one_head_has_no_teacher(store, digits, cnn):
     vit, deit = (TITN.run(store, row, cnn, *digits, seed=0) for row in ("ViT", "DeiT"))
-    assert vit.parents == [] and deit.parents == [
-        cnn.key
-    ]  # CutMix changes the images: no stored targets
+    # CutMix changes the images: no stored targets.
+    assert vit.parents == [] and deit.parents == [cnn.key]
     assert "hard" not in vit.json("history.json")[0] and deit.settings["weights"]["hard"] == 0.5
     assert deit.settings["augmentation"]["mix"] == "cutmix"
 

@@ -1,4 +1,4 @@
-"""The conditional GAN and its recipe: two arms that differ in λ alone, images by seed, a ledger that tells them apart."""
+"""The conditional GAN: two variants that differ in λ alone, images by seed, a ledger that tells them apart."""
 
 import pytest
 import torch
@@ -8,7 +8,6 @@ from dfkd_lib import synthesis
 from dfkd_lib.attention import attention_probe
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Store
-from dfkd_lib.datasets import to_float
 from dfkd_lib.distill import ClassificationConfig, Study
 from dfkd_lib.models import Discriminator, Generator, create_model
 from dfkd_lib.synthesis import cgan
@@ -35,7 +34,7 @@ def store(tmp_path_factory):
 
 def test_padding_and_cropping_are_inverse():
     images = torch.rand(2, 1, 28, 28) * 2 - 1
-    padded = synthesis.pad_to_gan(images)
+    padded = synthesis.pad_to_gan(images)  # black is -1
     assert padded.shape == (2, 1, 32, 32) and padded[0, 0, 0, 0] == -1
     assert torch.equal(synthesis.crop_middle(padded, 28), images)
 
@@ -47,13 +46,12 @@ def run_step(lam, share=1.0):
     for p in teacher.parameters():
         p.data.add_(torch.randn_like(p) * 0.2)
     torch.manual_seed(1)
-    batch, probes, kept = (torch.rand(8, 1, 32, 32), torch.arange(8)), torch.rand(10, 49), {}
-    for name, losses in gan_step(generator, discriminator, teacher, probes, lam, 28, share=share)(
-        batch, 0.0
-    ):
+    batch, probes, found = (torch.rand(8, 1, 32, 32), torch.arange(8)), torch.rand(10, 49), {}
+    step = gan_step(generator, discriminator, teacher, probes, lam, 28, share=share)
+    for name, losses in step(batch, 0.0):
         losses["loss"].backward()
-        kept[name] = losses
-    return kept, [p.grad.clone() for p in generator.parameters()]
+        found[name] = losses
+    return found, [p.grad.clone() for p in generator.parameters()]
 
 
 def test_equation_4_compares_each_image_with_the_probe_of_its_own_class():
@@ -77,14 +75,11 @@ def test_equation_4_compares_each_image_with_the_probe_of_its_own_class():
     assert losses["attention"].item() == pytest.approx(sum(each).item() / 8, rel=1e-4)
 
 
-def test_the_arms_differ_in_the_attention_term_alone():
+def test_the_variants_differ_in_the_attention_term_alone():
     (vanilla, plain_gradients), (augmented, gradients) = run_step(0.0), run_step(2.0)
-    for name, key in (
-        ("discriminator", "loss"),
-        ("generator", "adversarial"),
-        ("generator", "attention"),
-    ):
-        assert vanilla[name][key].item() == augmented[name][key].item()
+    assert vanilla["discriminator"] == augmented["discriminator"]
+    for key in ("adversarial", "attention"):
+        assert vanilla["generator"][key] == augmented["generator"][key]
     total = augmented["generator"]["adversarial"] + 2.0 * augmented["generator"]["attention"]
     assert augmented["generator"]["loss"].item() == pytest.approx(total.item())
     assert any(not torch.equal(a, b) for a, b in zip(plain_gradients, gradients, strict=True))
@@ -92,36 +87,30 @@ def test_the_arms_differ_in_the_attention_term_alone():
 
 def test_a_share_of_the_batch_stands_for_the_attention_loss(monkeypatch):
     """On a quarter the teacher looks at two of eight images, and nothing else of the step changes."""
-    honest, looked = cgan.attention_probe, []
-    monkeypatch.setattr(
-        cgan,
-        "attention_probe",
-        lambda teacher, images: looked.append(images) or honest(teacher, images),
-    )
+    honest, seen = cgan.attention_probe, []
+
+    def spied(teacher, images):
+        seen.append(images)
+        return honest(teacher, images)
+
+    monkeypatch.setattr(cgan, "attention_probe", spied)
     (whole, _), (part, _) = run_step(2.0), run_step(2.0, share=0.25)
-    assert [len(images) for images in looked] == [8, 2] and torch.equal(looked[1], looked[0][:2])
+    assert [len(images) for images in seen] == [8, 2] and torch.equal(seen[1], seen[0][:2])
     assert part["generator"]["adversarial"].item() == whole["generator"]["adversarial"].item()
     assert part["generator"]["attention"].item() != whole["generator"]["attention"].item()
     assert run_step(2.0, share=0.01)[0]["generator"]["attention"].item() > 0
 
 
-def test_both_arms_train_from_one_seed_and_are_kept(store):
+def test_both_variants_train_from_one_seed_and_are_kept(store):
     vanilla, augmented = gan(store, lam=0.0), gan(store, lam=5.0)
-    assert vanilla.key != augmented.key
     history = vanilla.json("history.json")
-    assert len(history) == 2 and {"adversarial", "attention", "discriminator_loss"} <= set(
-        history[0]
-    )
+    assert len(history) == 2
+    assert {"adversarial", "attention", "discriminator_loss"} <= set(history[0])
     assert gan(store, lam=0.0).cached and vanilla.metrics["stopped"] == ""
-    assert synthesis.kept_states(vanilla) == {
-        1: "generator-00001.safetensors",
-        2: "generator-00002.safetensors",
-    }
-    first = (
-        vanilla.tensors("generator-00001.safetensors"),
-        augmented.tensors("generator-00001.safetensors"),
-    )
-    assert any(not torch.equal(first[0][k], first[1][k]) for k in first[0])
+    names = {1: "generator-00001.safetensors", 2: "generator-00002.safetensors"}
+    assert synthesis.kept_states(vanilla) == names
+    first, other = (made.tensors(names[1]) for made in (vanilla, augmented))
+    assert any(not torch.equal(first[k], other[k]) for k in first)
     assert [(row["split"], row["purpose"], row["images"]) for row in vanilla.ledger] == [
         ("mnist/train", "training the discriminator", 96)
     ]
@@ -129,18 +118,14 @@ def test_both_arms_train_from_one_seed_and_are_kept(store):
 
 def test_images_come_from_the_seed_and_read_nothing_real(store):
     maker, given = TINY.gan, Study(store, TINY).inputs(TINY.gan)
-    images, kept = synthesis.make_images(store, maker, given, 50, seed=1)
+    images, made = synthesis.make_images(store, maker, given, 50, seed=1)
     model = maker.generator(gan(store))
-    again, other = (
-        synthesis.generate(model, images.labels, seed, 28) for seed in (1 * 100_003, 2 * 100_003)
-    )
+    seeds = (1 * 100_003, 2 * 100_003)
+    again, other = (synthesis.generate(model, images.labels, seed, 28) for seed in seeds)
     assert torch.equal(images.pixels, again) and not torch.equal(again, other)
-    assert (
-        not images.real
-        and images.shape == (1, 28, 28)
-        and torch.bincount(images.labels).tolist() == [5] * 10
-    )
-    assert kept.ledger == [] and kept.manifest["data_free"]
+    assert not images.real and images.shape == (1, 28, 28)
+    assert torch.bincount(images.labels).tolist() == [5] * 10
+    assert made.ledger == [] and made.manifest["data_free"]
 
 
 def test_an_earlier_state_draws_other_images(store):
@@ -153,13 +138,10 @@ def test_an_earlier_state_draws_other_images(store):
 
 def test_ledger_of_the_students(store):
     real, synthetic = Study(store, TINY).student("real"), Study(store, TINY).student("synthetic")
-    assert {(r["split"], r["purpose"]): r["images"] for r in real.ledger} == {
-        ("mnist/train", "training"): 64,
-        ("mnist/test", "evaluation"): 100,
-    }
-    assert {(r["split"], r["purpose"]): r["images"] for r in synthetic.ledger} == {
-        ("mnist/test", "evaluation"): 100
-    }
+    evaluated, trained = ("mnist/test", "evaluation", 100), ("mnist/train", "training", 64)
+    for student, reads in ((real, {trained, evaluated}), (synthetic, {evaluated})):
+        rows = {(row["split"], row["purpose"], row["images"]) for row in student.ledger}
+        assert rows == reads
     assert synthetic.manifest["data_free"] and not real.manifest["data_free"]
 
 
@@ -206,7 +188,3 @@ def test_a_generator_of_bad_numbers_is_refused():
         generator.layers[0].weight.fill_(float("nan"))
     with pytest.raises(WorkbenchError, match="diverged"):
         synthesis.generate(generator, torch.arange(4), 0, 28)
-
-
-def test_shape_of_gan_input_is_the_classifiers_scale():
-    assert to_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
