@@ -13,7 +13,7 @@ class KDWeights(weights_of(LOSSES)):
     `schedules` is "" or factors over training as `read_schedules` takes them: "kd: 1@0 0@1; patch: 0@0 1@0.5".
     """
 
-    rule: ClassVar[str] = "a loss of weight above 0, with no schedule that is 0 throughout"
+    rule: ClassVar[str] = "weights, at least one above 0 and with no schedule that is 0 throughout"
 
     temperature: float = Field(
         4.0,

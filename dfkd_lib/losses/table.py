@@ -60,7 +60,7 @@ class Weights(Config):
     """The weight λ ≥ 0 of each loss of a table, not all 0; see `weights_of`."""
 
     losses: ClassVar[tuple[str, ...]] = ()
-    rule: ClassVar[str] = "the weight of at least one loss above 0"
+    rule: ClassVar[str] = "weights of losses, at least one above 0"
 
     @property
     def used(self) -> list[str]:

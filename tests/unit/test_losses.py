@@ -155,5 +155,5 @@ def test_weights_have_their_names_labels_and_defaults_from_the_table(table):
         assert set(loss.needs) <= set(losses.NEEDS) and loss.label and loss.help and loss.equation
         assert settings[name].label == loss.label and settings[name].also == f"{name}_weight"
         assert loss.help in settings[name].help and settings[name].low == 0
-    with pytest.raises(WorkbenchError, match="at least one loss above 0"):
+    with pytest.raises(WorkbenchError, match="at least one above 0"):
         losses.weights_of(table, **{name: 0.0 for name in table})()
