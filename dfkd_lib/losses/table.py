@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field, create_model, model_validator
 from torch import Tensor
 
-from dfkd_lib.core import Config, Registry
+from dfkd_lib.core import Config
 from dfkd_lib.losses import classification, detection, synthesis
 
 # What a student's loss may need of teacher and student; `distill.check_losses` sees to it.
@@ -124,99 +124,103 @@ def _early(student, teacher, batch, temperature: float) -> Tensor:
 _TOKEN = ("distillation token",)
 
 # Students of classification: each computed from (StudentOutputs, teacher targets, batch, temperature).
-LOSSES = Registry(
-    kd=Loss("KD", "the teacher's softened outputs", "A eq. 8", _kd, 1.0),
-    ce=Loss("CE", "the labels, mixed where images are mixed", "A eq. 9; C eq. 9", _ce, 1.0),
-    patch=Loss("patch", "the teacher's attention probe", "A eq. 10", _patch, 1.0, ("probe",)),
-    hard=Loss(
+LOSSES = {
+    "kd": Loss("KD", "the teacher's softened outputs", "A eq. 8", _kd, 1.0),
+    "ce": Loss("CE", "the labels, mixed where images are mixed", "A eq. 9; C eq. 9", _ce, 1.0),
+    "patch": Loss("patch", "the teacher's attention probe", "A eq. 10", _patch, 1.0, ("probe",)),
+    "hard": Loss(
         "hard label",
         "the teacher's label on a distillation token",
         "C eq. 10; B stage 1; DeiT",
         _hard,
         needs=_TOKEN,
     ),
-    soft=Loss(
+    "soft": Loss(
         "soft label",
         "the teacher's softened outputs on a distillation token",
         "DeiT; A eq. 8",
         _soft,
         needs=_TOKEN,
     ),
-    early=Loss(
+    "early": Loss(
         "early features",
         "a CNN teacher's early features, mean squared error",
         "B stage 1",
         _early,
         needs=("early features",),
     ),
-)
+}
 
 # Detectors: each computed from paired predictions, see the function.
-DETECTION_LOSSES = Registry(
-    classification=Loss("classes", "classes", "A eq. 11", detection.classification_loss, 2.0),
-    boxes=Loss("boxes", "Smooth L1 of the boxes", "A eq. 12, 13", detection.box_loss, 100.0),
-    giou=Loss(
+DETECTION_LOSSES = {
+    "classification": Loss("classes", "classes", "A eq. 11", detection.classification_loss, 2.0),
+    "boxes": Loss("boxes", "Smooth L1 of the boxes", "A eq. 12, 13", detection.box_loss, 100.0),
+    "giou": Loss(
         "GIoU",
         "1 − generalised IoU of the boxes",
         "Rezatofighi et al. 2019; DETR",
         detection.giou_loss,
     ),
-    distillation=Loss(
+    "distillation": Loss(
         "KD",
         "the paired teacher query's softened logits",
         "A eq. 14",
         detection.distillation_loss,
         1.0,
     ),
-    box_distillation=Loss(
+    "box_distillation": Loss(
         "box KD", "the paired teacher query's box", "ours", detection.box_distillation_loss
     ),
-    attention_distillation=Loss(
+    "attention_distillation": Loss(
         "attention KD",
         "the paired teacher query's cross-attention",
         "A eq. 10 for each object query",
         detection.attention_distillation_loss,
     ),
-)
+}
 
 # Makers of images without real ones; defaults of the weights are each maker's own.
-MAKER_LOSSES = Registry(
-    ce=Loss("CE", "the cross entropy to the class asked for", "B (DeepInversion)", F.cross_entropy),
-    attention=Loss(
+MAKER_LOSSES = {
+    "ce": Loss(
+        "CE", "the cross entropy to the class asked for", "B (DeepInversion)", F.cross_entropy
+    ),
+    "attention": Loss(
         "attention consistency",
         "the consistency with class probes",
         "A eq. 4",
         classification.attention_consistency_loss,
     ),
-    tv=Loss("total variation", "total variation", "B (DeepInversion)", synthesis.total_variation),
-    ink=Loss("ink", "an image's ink, mean of (x − background)² / 4", "ours", synthesis.ink),
-    blank=Loss("blank", "what the ink falls short of `least`", "ours", synthesis.ink),
-    l2=Loss("l2", "the mean of (x − background)² / 4", "B (DeepInversion)", synthesis.ink),
-    diversity=Loss(
+    "tv": Loss(
+        "total variation", "total variation", "B (DeepInversion)", synthesis.total_variation
+    ),
+    "ink": Loss("ink", "an image's ink, mean of (x − background)² / 4", "ours", synthesis.ink),
+    "blank": Loss("blank", "what the ink falls short of `least`", "ours", synthesis.ink),
+    "l2": Loss("l2", "the mean of (x − background)² / 4", "B (DeepInversion)", synthesis.ink),
+    "diversity": Loss(
         "diversity", "how alike images of a class are", "ours", synthesis.diversity_loss
     ),
-    intra=Loss(
+    "intra": Loss(
         "intra-divergence", "intra-divergence", "B (DF-DearKD)", synthesis.intra_divergence_loss
     ),
-    patch_entropy=Loss(
+    "patch_entropy": Loss(
         "patch similarity",
         "minus the entropy of patch similarities",
         "Li et al. 2022, eq. 4-7",
         synthesis.patch_similarity_loss,
     ),
-    batch_norm=Loss(
+    "batch_norm": Loss(
         "batch norm", "batch-norm statistics", "B (DeepInversion)", synthesis.batch_norm_loss
     ),
-    compete=Loss(
+    "compete": Loss(
         "competition",
         "1 − disagreement of teacher and student",
         "Yin et al. 2020",
         synthesis.disagreement,
     ),
-    adversarial=Loss(
+    "adversarial": Loss(
         "disagreement",
         "minus the disagreement of teacher and student",
         "Fang et al. 2019",
         synthesis.logit_distance,
     ),
-)
+}
