@@ -2,14 +2,12 @@
 
 import math
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from figures import apart, error_bars, inside, written
 from matplotlib.collections import PathCollection
 from matplotlib.colors import same_color
-from matplotlib.container import ErrorbarContainer
 
 from dfkd_lib import plots
 from dfkd_lib.ablation import summary
@@ -20,20 +18,15 @@ LONG = "source=inversion (ViT), student_model=vit_mnist_mini_patch7, costing $5 
 
 def tidy(rows, **settings):
     """A table of cells from {row: [accuracy of each seed, None: diverged]}; settings: {name: [value of each row]}."""
-    lines = [
-        {
-            "row": row,
-            "seed": seed,
-            **{name: values[i] for name, values in settings.items()},
-            "accuracy (%)": math.nan if value is None else value,
-            "low": math.nan if value is None else value - 0.5,
-            "high": math.nan if value is None else value + 0.5,
-            "agreement": math.nan if value is None else value / 100 + 0.01 * seed,
-            "state": "diverged" if value is None else "finished",
-        }
-        for i, (row, values) in enumerate(rows.items())
-        for seed, value in enumerate(values)
-    ]
+    lines = []
+    for i, (row, values) in enumerate(rows.items()):
+        chosen = [values_of[i] for values_of in settings.values()]
+        for seed, value in enumerate(values):
+            measured = [math.nan] * 4
+            if value is not None:
+                measured = [value, value - 0.5, value + 0.5, value / 100 + 0.01 * seed]
+            state = "diverged" if value is None else "finished"
+            lines.append((row, seed, *chosen, *measured, state))
     columns = ["row", "seed", *settings, "accuracy (%)", "low", "high", "agreement", "state"]
     return pd.DataFrame(lines, columns=columns)
 
@@ -42,64 +35,32 @@ def accuracy(frame, baseline=None):
     return plots.ablation_accuracy(frame, summary(frame, baseline))
 
 
-def inside(figure):
-    """Whether everything that is drawn, text above all, lies within the figure, and no pyplot figure was opened for it."""
-    FigureCanvasAgg(figure).draw()
-    drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-    assert not plt.get_fignums()
-    return (
-        drawn.x0 > -0.03
-        and drawn.y0 > -0.03
-        and drawn.x1 < width + 0.03
-        and drawn.y1 < height + 0.03
-    )
-
-
-def apart(labels):
-    """Whether no two of these texts overlap."""
-    boxes = [label.get_window_extent() for label in labels if label.get_text()]
-    return not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-
-
-def means_of(ax):
-    return [c for c in ax.containers if isinstance(c, ErrorbarContainer)]
-
-
 def test_accuracy_draws_points_means_and_intervals():
-    figure = accuracy(
-        tidy({"all": [90, 91, 92], "worse": [80, 81.2, 81.9], "near": [89, 92, 91.5]})
-    )
+    rows = {"all": [90, 91, 92], "worse": [80, 81.2, 81.9], "near": [89, 92, 91.5]}
+    figure = accuracy(tidy(rows))
     ax = figure.axes[0]
-    points = np.concatenate(
-        [c.get_offsets() for c in ax.collections if isinstance(c, PathCollection)]
-    )
-    assert sorted(points[:, 0].tolist()) == [80, 81.2, 81.9, 89, 90, 91, 91.5, 92, 92]
-    assert [c[0].get_xdata()[0] for c in means_of(ax)] == pytest.approx([91, 81.03333, 90.83333])
-    left, right = means_of(ax)[0][2][0].get_segments()[0][:, 0]
-    assert right - 91 == pytest.approx(
-        4.3027 / math.sqrt(3), abs=1e-3
-    ) and 91 - left == pytest.approx(right - 91)
-    filled = [not same_color(c[0].get_markerfacecolor(), "white") for c in means_of(ax)]
-    assert filled == [True, True, False]  # the baseline; told; not told
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["all", "worse", "near"]
-    beside = [t.get_text() for t in ax.texts]
-    assert (
-        beside[:3] == ["baseline", "-9.97 [-10.35, -9.59]", "-0.17 [-2.75, +2.42]"]
-        and "± 0.5 by" in ax.get_xlabel()
-    )
-    assert inside(figure)
+    scattered = [c.get_offsets() for c in ax.collections if isinstance(c, PathCollection)]
+    points = np.concatenate(scattered)[:, 0]
+    assert sorted(points.tolist()) == [80, 81.2, 81.9, 89, 90, 91, 91.5, 92, 92]
+    means = error_bars(ax)
+    assert [c[0].get_xdata()[0] for c in means] == pytest.approx([91, 81.03333, 90.83333])
+    left, right = means[0][2][0].get_segments()[0][:, 0]
+    half = 4.3027 / math.sqrt(3)
+    assert (91 - left, right - 91) == pytest.approx((half, half), abs=1e-3)
+    filled = [not same_color(c[0].get_markerfacecolor(), "white") for c in means]
+    assert filled == [True, True, False]  # the baseline; different; not
+    assert written(ax.get_yticklabels()) == list(rows)
+    beside = ["baseline", "-9.97 [-10.35, -9.59]", "-0.17 [-2.75, +2.42]"]
+    assert written(ax.texts)[:3] == beside and "± 0.5 by" in ax.get_xlabel() and inside(figure)
 
 
-def test_accuracy_says_what_did_not_finish():
+def test_accuracy_shows_what_did_not_finish():
     frame = tidy({"all": [90, None, 92], "none": [None] * 3, "one": [91, None, None]})
     figure = accuracy(frame, "one")
-    texts = [t.get_text() for t in figure.axes[0].texts]
-    assert texts[:3] == [
-        "-1.00\n2 of 3 seeds\n(1 diverged)",
-        "0 of 3 seeds\n(3 diverged)",
-        "baseline\n1 of 3 seeds\n(2 diverged)",
-    ]
-    assert len(means_of(figure.axes[0])) == 2 and inside(figure)
+    unfinished = ["2 of 3 seeds\n(1 diverged)", "0 of 3 seeds\n(3 diverged)"]
+    last = "baseline\n1 of 3 seeds\n(2 diverged)"
+    assert written(figure.axes[0].texts)[:3] == [f"-1.00\n{unfinished[0]}", unfinished[1], last]
+    assert len(error_bars(figure.axes[0])) == 2 and inside(figure)
 
 
 @pytest.mark.parametrize("rows, seeds", [(1, 1), (2, 1), (5, 2), (24, 10)])
@@ -108,47 +69,33 @@ def test_accuracy_holds_few_and_many_rows_with_long_names(rows, seeds):
     frame = tidy({f"{LONG} {i}": list(rng.normal(90, 1, seeds)) for i in range(rows)})
     figure = accuracy(frame)
     assert inside(figure) and apart(figure.axes[0].get_yticklabels())
-    labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+    labels = written(figure.axes[0].get_yticklabels())
     assert len(labels) == rows and max(len(line) for line in labels[0].split("\n")) <= 33
 
 
 def history(epochs=3, offset=0.0, **losses):
+    other = {"lr": 0.1, "seconds": 1.0, "images_per_second": 9.0}
     return [
-        {
-            "epoch": e,
-            "lr": 0.1,
-            "seconds": 1.0,
-            "images_per_second": 9.0,
-            "test_accuracy": (50 + 10 * e + offset) / 100,
-        }
+        {"epoch": e, **other, "test_accuracy": (50 + 10 * e + offset) / 100}
         | {name: value / e for name, value in losses.items()}
         for e in range(1, epochs + 1)
     ]
 
 
 def test_curves_are_means_with_a_band_of_all_seeds():
-    figure = plots.ablation_curves(
-        {
-            "all": [history(offset=-2, kd=1, ce=2), history(offset=4, kd=3, ce=2)],
-            "without KD": [history(ce=5)],
-        }
-    )
+    seeds = [history(offset=-2, kd=1, ce=2), history(offset=4, kd=3, ce=2)]
+    figure = plots.ablation_curves({"all": seeds, "without KD": [history(ce=5)]})
     panels = {ax.get_title(): ax for ax in figure.axes if ax.get_title()}
     assert list(panels) == ["test accuracy (%)", "KD loss", "cross entropy"]
-    lines = {
-        name: [line.get_ydata().tolist() for line in ax.lines if len(line.get_ydata())]
-        for name, ax in panels.items()
-    }
-    assert np.allclose(lines["test accuracy (%)"], [[61, 71, 81], [60, 70, 80]])
-    assert np.allclose(lines["KD loss"], [[2, 1, 2 / 3]]) and np.allclose(
-        lines["cross entropy"][1], [5, 2.5, 5 / 3]
+    of_accuracy, of_kd, of_ce = (
+        [line.get_ydata().tolist() for line in ax.lines if len(line.get_ydata())]
+        for ax in panels.values()
     )
+    assert np.allclose(of_accuracy, [[61, 71, 81], [60, 70, 80]])
+    assert np.allclose(of_kd, [[2, 1, 2 / 3]]) and np.allclose(of_ce[1], [5, 2.5, 5 / 3])
     band = panels["test accuracy (%)"].collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == pytest.approx((58, 84))
-    said = [
-        t.get_text() for t in figure.findobj(lambda a: type(a).__name__ == "Legend")[0].get_texts()
-    ]
-    assert said == ["all", "without KD"] and inside(figure)
+    assert written(figure.legends[0].get_texts()) == ["all", "without KD"] and inside(figure)
 
 
 def test_curves_of_one_epoch_are_points_and_missing_losses_no_panel():
@@ -173,36 +120,19 @@ def test_curves_tell_24_long_rows_apart():
 
 
 def test_a_grid_of_two_parameters():
-    frame = tidy(
-        {"a": [90, 92], "b": [80, None], "c": [None, None]},
-        temperature=[4.0, 1.0, 10.0],
-        kd_weight=[0.5, 0.5, 2],
-    )
+    settings = {"temperature": [4.0, 1.0, 10.0], "kd_weight": [0.5, 0.5, 2]}
+    frame = tidy({"a": [90, 92], "b": [80, None], "c": [None, None]}, **settings)
     figure = plots.ablation_grid(frame, "temperature", "kd_weight")
     ax, bar = figure.axes
-    assert [t.get_text() for t in ax.get_xticklabels()] == [
-        "1",
-        "4",
-        "10",
-    ]  # as numbers, not as text
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["2", "0.5"]  # up is more
+    assert written(ax.get_xticklabels()) == ["1", "4", "10"]  # as numbers, not as text
+    assert written(ax.get_yticklabels()) == ["2", "0.5"]  # up is more
     drawn = np.ma.filled(ax.images[0].get_array(), np.nan)
     assert np.allclose(drawn, [[np.nan] * 3, [80, 91, np.nan]], equal_nan=True)
-    texts = {t.get_position(): t.get_text() for t in ax.texts}
-    assert texts == {
-        (0, 1): "80.0\n1 of 2",
-        (1, 1): "91.0\n± 12.7",
-        (2, 0): "0 of 2\ndiverged",
-        (0, 0): "–",
-        (1, 0): "–",
-        (2, 1): "–",
-    }
-    assert (ax.get_xlabel(), ax.get_ylabel(), bar.get_ylabel()) == (
-        "temperature",
-        "kd_weight",
-        "test accuracy (%)",
-    )
-    assert inside(figure)
+    texts = {text.get_position(): text.get_text() for text in ax.texts}
+    known = {(0, 1): "80.0\n1 of 2", (1, 1): "91.0\n± 12.7", (2, 0): "0 of 2\ndiverged"}
+    assert texts == known | dict.fromkeys([(0, 0), (1, 0), (2, 1)], "–")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("temperature", "kd_weight")
+    assert bar.get_ylabel() == "test accuracy (%)" and inside(figure)
 
 
 def test_a_grid_averages_no_different_rows():
@@ -214,71 +144,55 @@ def test_a_grid_averages_no_different_rows():
     assert inside(plots.ablation_grid(tidy({}, x=[], y=[]), "x", "y"))
 
 
+MEASURED = {"pearson": 0.8, "low": 0.25, "high": 0.95, "spearman": 0.7, "p": 0.012}
+
+
 @pytest.mark.parametrize("rows", [1, 4, 10, 24])
 def test_fidelity_is_one_point_a_cell(rows):
     frame = tidy({f"{LONG} {i}": [80 + i, None, 81 + i] for i in range(rows)})
-    found = {
-        "pearson": 0.8,
-        "low": 0.25,
-        "high": 0.95,
-        "spearman": 0.7,
-        "p": 0.012,
-        "cells": 2 * rows,
-        "rows": rows,
-    }
-    figure = plots.fidelity_scatter(frame, found)
+    figure = plots.fidelity_scatter(frame, MEASURED | {"cells": 2 * rows, "rows": rows})
     ax = figure.axes[0]
     points = np.concatenate([line.get_xydata() for line in ax.lines])
-    told = frame.dropna()
-    assert np.allclose(
-        np.sort(points, axis=0), np.sort(told[["agreement", "accuracy (%)"]].to_numpy(), axis=0)
-    )
+    cells = frame.dropna()[["agreement", "accuracy (%)"]].to_numpy()
+    assert np.allclose(np.sort(points, axis=0), np.sort(cells, axis=0))
     assert ax.get_title("left").startswith("Pearson 0.80 [0.25, 0.95], Spearman 0.70, p = 0.012\n")
     marks = {(line.get_marker(), line.get_color()) for line in figure.legends[0].get_lines()}
     assert len(marks) == rows and inside(figure)
 
 
-def test_fidelity_of_too_little_says_so():
-    found = dict.fromkeys(("pearson", "low", "high", "spearman", "p"), math.nan) | {
-        "cells": 1,
-        "rows": 1,
-    }
+def test_fidelity_of_too_little_is_no_correlation():
+    found = dict.fromkeys(MEASURED, math.nan) | {"cells": 1, "rows": 1}
     figure = plots.fidelity_scatter(tidy({"a": [90]}), found)
     assert figure.axes[0].get_title("left") == "too few for a correlation: 1 student of 1 setting"
     assert inside(plots.fidelity_scatter(tidy({"a": [None]}), found | {"cells": 0, "rows": 0}))
 
 
+BY_CLASS = ["row", "seed", "class", "agreement", "half", "count"]
+
+
 @pytest.mark.parametrize("rows, classes", [(1, 2), (4, 10), (24, 100)])
 def test_agreement_by_class_is_the_mean_over_seeds(rows, classes):
-    names = [f"{LONG} {i}" for i in range(rows)]
     lines = [
-        (name, seed, f"class {c}", 0.5 + 0.004 * c + 0.1 * seed, 0.01, 9)
-        for name in names
+        (f"{LONG} {row}", seed, f"class {c}", 0.5 + 0.004 * c + 0.1 * seed, 0.01, 9)
+        for row in range(rows)
         for seed in (0, 1)
         for c in range(classes)
     ]
-    frame = pd.DataFrame(lines, columns=["row", "seed", "class", "agreement", "half", "count"])
+    frame = pd.DataFrame(lines, columns=BY_CLASS)
     frame.loc[frame["class"] == "class 1", "agreement"] = np.nan
     figure = plots.fidelity_by_class(frame)
-    ax = figure.axes[0]
-    drawn = np.ma.filled(ax.images[0].get_array(), np.nan)
+    ax, bar = figure.axes
     expected = np.tile(0.55 + 0.004 * np.arange(classes), (rows, 1))
     expected[:, 1] = np.nan
+    drawn = np.ma.filled(ax.images[0].get_array(), np.nan)
     assert np.allclose(drawn, expected, equal_nan=True)
     assert len(ax.texts) == (rows * classes if classes <= 12 else 0)
-    assert (
-        inside(figure)
-        and apart(ax.get_yticklabels())
-        and figure.axes[1].get_ylabel() == "mean cosine\nof probes"
-    )
+    assert inside(figure) and apart(ax.get_yticklabels())
+    assert bar.get_ylabel() == "mean cosine\nof probes"
 
 
 def test_agreement_of_nobody():
-    assert inside(
-        plots.fidelity_by_class(
-            pd.DataFrame(columns=["row", "seed", "class", "agreement", "half", "count"])
-        )
-    )
+    assert inside(plots.fidelity_by_class(pd.DataFrame(columns=BY_CLASS)))
 
 
 def test_long_names_are_wrapped_and_cut_and_are_no_formulas():
