@@ -12,30 +12,32 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.jobs.worker import Needs, on_worker, own_card, stop_here, with_stop
 
 WORKER_SECONDS = 600  # that a cluster which starts workers on demand may take for the first
+ONE_EACH = "one worker for each GPU"
 ANSWER_SECONDS = 10  # that all workers together may take: one that hangs must not hold up the rest
 
 
 class WorkerLost(WorkbenchError):
-    """A task's worker has died, more often than is borne."""
+    """A job's worker has died, more often than is borne."""
 
 
 class SchedulerLost(WorkbenchError):
     """The Dask scheduler no longer answers."""
 
-    @classmethod
-    def now(cls, got: object = None) -> "SchedulerLost":
-        """The error, with what to do."""
-        return cls(
+    def __init__(self, got: object = None):
+        super().__init__(
             "the Dask scheduler is gone, and with it what ran on its workers",
             got=got,
-            fix="start it again and "
-            "give the same command: finished artifacts and the last checkpoints are kept",
+            fix="start it again and give the same command: finished artifacts and the last checkpoints are kept",
         )
+
+    def __reduce__(self):
+        return type(self), (self.got,)
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Inline:
     dashboard = None
     alone = True
 
-    def __init__(self, hear: Callable[[str, dict], None]):
-        self.hear, self.run = hear, f"dfkd-{secrets.token_hex(4)}"
+    def __init__(self, receive: Callable[[str, dict], None]):
+        self.receive, self.run = receive, f"dfkd-{secrets.token_hex(4)}"
         self.seen: dict[str, Worker] = {}
         self._pool = ThreadPoolExecutor(1)
 
@@ -72,15 +74,14 @@ class Inline:
         return running < 1
 
     def submit(self, name: str, function: Callable, *args, needs: Needs) -> Future:
-        """Run `function(tell, needs, *args)`; what it tells is heard under `name`."""
+        """Run `function(tell, needs, *args)`; what it tells is received under `name`."""
+        tell = partial(self.receive, name)
 
-        def task():
-            self.hear(name, {"started": time.time()})
-            return with_stop(
-                self.run, function, lambda message: self.hear(name, message), needs, args
-            )
+        def job():
+            tell({"started": time.time()})
+            return with_stop(self.run, function, tell, needs, args)
 
-        return self._pool.submit(task)
+        return self._pool.submit(job)
 
     def answers(self) -> bool:
         return True
@@ -94,77 +95,68 @@ class Inline:
 
 
 class Cluster:
-    """Tasks on Dask: as many at a time as its workers have room for.
+    """Jobs on Dask: as many at a time as its workers have room for.
 
     Args:
-        client: a connected `distributed.Client`. hear: called with (name, message) for what tasks tell, from another thread.
-        limit: tasks at a time at most; None: as many as the workers that there are have room for.
+        client: a connected `distributed.Client`. receive: called with (name, message) for what jobs tell, from another
+            thread. limit: jobs at a time at most; None: as many as the workers that there are have room for.
     """
 
     alone = False
 
     def __init__(
-        self, client, hear: Callable[[str, dict], None], limit: int | None, dashboard: str | None
+        self, client, receive: Callable[[str, dict], None], limit: int | None, dashboard: str | None
     ):
-        self.client, self.hear, self.limit, self.dashboard = client, hear, limit, dashboard
+        self.client, self.limit, self.dashboard = client, limit, dashboard
         self.run = f"dfkd-{secrets.token_hex(4)}"
         self.seen: dict[str, Worker] = {}  # all that have ever been there
-        self._order, self._threads, self._last, self._asked, self._cards = (
-            itertools.count(),
-            None,
-            [],
-            None,
-            {},
-        )
-        client.subscribe_topic(self.run, lambda event: hear(*event[1]))
+        self._order, self._threads = itertools.count(), None
+        self._last: list[Worker] = []
+        self._asked: Needs | None = None
+        self._cards: dict[str, tuple] = {}
+        client.subscribe_topic(self.run, lambda event: receive(*event[1]))
 
     def workers(self) -> list[Worker]:
         """The workers whose offer is known: of our own at once, of others when our plugin has asked them."""
         known = self.client.scheduler_info(n_workers=-1)["workers"]
-        offers = {
-            address: (info.get("resources") or {}, info["nthreads"])
-            for address, info in known.items()
-        }
-        found = [
-            Worker(
-                address, offer["threads"], offer.get("memory", 0.0), offer.get("GPU", 0.0), slots
-            )
-            for address, (offer, slots) in offers.items()
-            if "threads" in offer
-        ]
+        found = []
+        for address, info in known.items():
+            offer = info.get("resources") or {}
+            if "threads" in offer:
+                parts = offer["threads"], offer.get("memory", 0.0), offer.get("GPU", 0.0)
+                found.append(Worker(address, *parts, info["nthreads"]))
         self.seen |= {worker.address: worker for worker in found}
         return found
 
-    def wait_for_workers(self, say: Callable[[str], None]) -> None:
+    def wait_for_workers(self, note: Callable[[str], None]) -> None:
         """Return when there is a worker; WorkbenchError if none comes."""
-        start, told = time.monotonic(), False
+        start, noted = time.monotonic(), False
         while not (found := self.workers()):
-            if not told and time.monotonic() - start > 2:
-                say("the cluster has no workers yet: waiting for the first")
-                told = True
-            if time.monotonic() - start > WORKER_SECONDS:
+            spent = time.monotonic() - start
+            if spent > 2 and not noted:
+                note("the cluster has no workers yet: waiting for the first")
+                noted = True
+            if spent > WORKER_SECONDS:
                 raise WorkbenchError(
                     "no worker has come",
                     where=self.client.scheduler.address,
                     expected="one at least",
                     got=f"none after {WORKER_SECONDS} s",
-                    fix="start workers: dask worker ADDRESS, or "
-                    "cluster.scale(n) with dask-jobqueue",
+                    fix="start workers: dask worker ADDRESS, or cluster.scale(n) with dask-jobqueue",
                 )
             time.sleep(0.2)
         self._last = found
 
     def needs(self, memory: float = 0.0, gpu: bool = True, threads: int | None = None) -> Needs:
-        """What a task asks for, as some worker has it: threads (default: all of the worker that has fewest), a GPU if it can
+        """What a job asks for, as some worker has it: threads (default: all of the worker that has fewest), a GPU if it can
         use one and any worker offers one, and memory, or all that the largest of these workers has.
 
         Raises:
             WorkbenchError: if no worker has so many threads, with a GPU where there are any; if one offers several GPUs, or
                 two use the same.
         """
-        workers = self._last = (
-            self.workers() or self._last
-        )  # between two workers of an unsteady cluster there may be none
+        # Between two workers of an unsteady cluster there may be none.
+        workers = self._last = self.workers() or self._last
         _check_offers(workers)
         if self.limit is None:  # workers of our own have a card each
             self._check_cards(workers)
@@ -187,22 +179,17 @@ class Cluster:
 
     def _check_cards(self, workers: list[Worker]) -> None:
         """Raise if two workers of a machine would use the same card."""
-        new = [
-            worker.address
-            for worker in workers
-            if worker.gpus and worker.address not in self._cards
-        ]
+        new = [one.address for one in workers if one.gpus and one.address not in self._cards]
         if new:
-            self._cards |= (
-                briefly(lambda: self.client.run(own_card, workers=new, on_error="ignore")) or {}
-            )
-        users = {}
+            cards = briefly(lambda: self.client.run(own_card, workers=new, on_error="ignore"))
+            self._cards |= cards or {}
+        users: dict[tuple, str] = {}
         for worker in workers:
             card = worker.gpus and self._cards.get(worker.address)
             if card and users.setdefault(card, worker.address) != worker.address:
                 raise WorkbenchError(
                     "two workers use the same GPU",
-                    expected="one worker for each GPU",
+                    expected=ONE_EACH,
                     got="{}, GPU {}".format(*card),
                     where=f"{users[card]}, {worker.address}",
                     fix="start each with CUDA_VISIBLE_DEVICES set to a GPU of its own, as dask-cuda does",
@@ -217,9 +204,8 @@ class Cluster:
         if self.limit is not None:
             return running < self.limit
         workers = self.workers() or self._last
-        return all(worker.slots == 1 for worker in workers) or running < max(
-            1, sum(map(self._room, workers))
-        )
+        room = max(1, sum(map(self._room, workers)))
+        return running < room or all(worker.slots == 1 for worker in workers)
 
     def _room(self, worker: Worker) -> int:
         """How many tasks like the last one fit a worker."""
@@ -231,7 +217,7 @@ class Cluster:
         return int(min(shares))
 
     def submit(self, name: str, function: Callable, *args, needs: Needs):
-        """Run `function(tell, needs, *args)` on a worker; what it tells is heard under `name`."""
+        """Run `function(tell, needs, *args)` on a worker; what it tells is received under `name`."""
         asked = {"threads": needs.threads, "memory": needs.memory, "GPU": float(needs.gpu)}
         return self.client.submit(
             on_worker,
@@ -274,19 +260,19 @@ def briefly(ask: Callable):
 
 
 def _check_offers(workers: list[Worker]) -> None:
-    for worker in workers:
-        if worker.gpus > 1:
-            raise WorkbenchError(
-                "a worker offers several GPUs, and its tasks could not be told which is whose",
-                expected="one worker for each GPU",
-                got=f"GPU={worker.gpus:g}",
-                where=worker.address,
-                fix="start one worker for each, with CUDA_VISIBLE_DEVICES set (or dask-cuda), and GPU=1",
-            )
+    several = next((worker for worker in workers if worker.gpus > 1), None)
+    if several:
+        raise WorkbenchError(
+            "a worker offers several GPUs, and its jobs would not know which is whose",
+            expected=ONE_EACH,
+            got=f"GPU={several.gpus:g}",
+            where=several.address,
+            fix="start one worker for each, with CUDA_VISIBLE_DEVICES set (or dask-cuda), and GPU=1",
+        )
 
 
 def failed(error: BaseException) -> BaseException:
-    """What became of a task, as an error that says what to do: a worker lost too often, a scheduler gone."""
+    """What became of a job, as an error that says what to do: a worker lost too often, a scheduler gone."""
     from distributed import KilledWorker
     from distributed.client import FutureCancelledError
 
@@ -295,22 +281,18 @@ def failed(error: BaseException) -> BaseException:
             "the worker of this task died, more than once",
             got=str(error).split("\n")[0][:300],
             expected="a worker that lives",
-            fix="most likely memory ran out: give fewer --jobs, a smaller "
-            "batch_size, or workers with more memory; finished epochs are kept and resumed",
+            fix="most likely memory ran out: give fewer --jobs, a smaller batch_size, or workers with more memory; "
+            "finished epochs are kept and resumed",
         )
     if isinstance(error, (FutureCancelledError, CancelledError)):
-        return SchedulerLost.now(str(error)[:200])
-    # The scheduler reads tasks too, and wraps what it fails at.
-    if (
-        isinstance(error, ImportError)
-        or isinstance(error, RuntimeError)
-        and "deserializ" in str(error)
-    ):
+        return SchedulerLost(str(error)[:200])
+    # The scheduler reads jobs too, and wraps what it fails at.
+    wrapped = isinstance(error, RuntimeError) and "deserializ" in str(error)
+    if isinstance(error, ImportError) or wrapped:
         return WorkbenchError(
             "a worker or the scheduler cannot run this library",
             got=error.__cause__ or error,
             expected="one installation for all machines",
-            fix="start scheduler and workers with the "
-            "interpreter of this .venv, from this repository",
+            fix="start scheduler and workers with the interpreter of this .venv, from this repository",
         )
     return error

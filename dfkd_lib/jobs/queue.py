@@ -10,12 +10,10 @@ from typing import NamedTuple
 from dfkd_lib.jobs.cluster import Cluster, Inline, SchedulerLost, WorkerLost, failed
 from dfkd_lib.jobs.start import opened
 
-WAKE_SECONDS = 5.0  # between looks at whether the cluster is still there, and has more workers
+WAKE_SECONDS = 5.0  # between questions whether the cluster is still there, and has more workers
 LOST_TIMES = (
     3  # that a job may lose its worker before it has begun: others may have killed that one
 )
-
-
 _AGAIN, _BEGUN, _INTERRUPT = object(), object(), object()
 
 
@@ -122,7 +120,7 @@ class Queue:
             if name is not _BEGUN:
                 return name
         if not self.cluster.answers():
-            raise SchedulerLost.now()
+            raise SchedulerLost()
         self.cluster.workers()  # notes those that have come
         return None
 

@@ -7,7 +7,7 @@ import socket
 import tempfile
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -24,42 +24,32 @@ RETRIES = 2  # times that a job may lose its worker on a cluster of ours before 
 def opened(
     jobs: int,
     scheduler: str | None,
-    hear: Callable[[str, dict], None],
-    say: Callable[[str], None] = print,
+    receive: Callable[[str, dict], None],
+    note: Callable[[str], None] = print,
     inline: bool = True,
 ) -> Iterator[Inline | Cluster]:
-    """Where tasks run: here, one at a time (jobs 1), on so many processes of this machine, or on the cluster at `scheduler`.
+    """Where jobs run: here, one at a time (jobs 1), on so many processes of this machine, or on the cluster at `scheduler`.
 
     Args:
         jobs: processes. scheduler: address ("tcp://host:8786", "tls://host:8786") or a scheduler file, as `dask scheduler`
-            writes it. hear: called with (task, message) for what tasks tell. inline: whether one job runs in this process.
+            writes it. receive: called with (job, message) for what jobs tell. inline: whether one job runs in this process.
 
     Raises:
         WorkbenchError: if no scheduler or worker answers there.
     """
     if scheduler is None and jobs == 1 and inline:
-        here = Inline(hear)
-        try:
+        with closing(Inline(receive)) as here:
             yield here
-        finally:
-            here.close()
         return
-    with (
-        _connected(scheduler, say) if scheduler is not None else _local(jobs) as (
-            client,
-            dashboard,
-        )
-    ):
-        cluster = Cluster(client, hear, None if scheduler else jobs, dashboard)
-        try:
-            cluster.wait_for_workers(say)
+    place = _local(jobs) if scheduler is None else _connected(scheduler, note)
+    with place as (client, dashboard):
+        with closing(Cluster(client, receive, None if scheduler else jobs, dashboard)) as cluster:
+            cluster.wait_for_workers(note)
             yield cluster
-        finally:
-            cluster.close()
 
 
 @contextmanager
-def _connected(address: str, say: Callable[[str], None]):
+def _connected(address: str, note: Callable[[str], None]):
     """(client, dashboard) of a cluster that runs; its workers are asked to say what they have."""
     from distributed import Client
 
@@ -67,7 +57,7 @@ def _connected(address: str, say: Callable[[str], None]):
     try:
         path = Path(address).expanduser()
         place = {"scheduler_file": str(path)} if path.is_file() else {"address": address}
-        _knock(json.loads(path.read_text())["address"] if path.is_file() else address)
+        _check_listens(json.loads(path.read_text())["address"] if path.is_file() else address)
         client = Client(**place, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, TimeoutError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise WorkbenchError(
@@ -78,11 +68,9 @@ def _connected(address: str, say: Callable[[str], None]):
             fix="start one (dask scheduler), or use --jobs N on this machine",
         ) from None
     try:
-        if (
-            client.scheduler.address.startswith("tcp://")
-            and "127.0.0.1" not in client.scheduler.address
-        ):
-            say(
+        used = client.scheduler.address
+        if used.startswith("tcp://") and "127.0.0.1" not in used:
+            note(
                 "this scheduler takes work from anyone who can reach it; TLS certificates would guard it (see the guide)"
             )
         try:
@@ -97,7 +85,7 @@ def _connected(address: str, say: Callable[[str], None]):
             client.close(timeout=5)
 
 
-def _knock(address: str) -> None:
+def _check_listens(address: str) -> None:
     """Raise OSError or ValueError unless something listens there.
 
     Asked before a Client is made: one that finds nothing takes long to say so, and is cleared away at any later moment,
@@ -121,19 +109,15 @@ def _local(jobs: int):
     common = {"host": "127.0.0.1", "protocol": "tls://", "security": security}
     folder = tempfile.mkdtemp(prefix="dfkd-workers-")
     # Worker processes' memory is not what fills up (kernels are processes of their own): no limits of Dask's.
-    worker = {
-        **common,
-        "nthreads": 1,
-        "memory_limit": 0,
-        "local_directory": folder,
-        "silence_logs": "ERROR",
-    }
+    limits = {"nthreads": 1, "memory_limit": 0, "local_directory": folder, "silence_logs": "ERROR"}
     specs = {
-        place: {"cls": Nanny, "options": {**worker, "resources": offer, "env": env}}
+        place: {"cls": Nanny, "options": {**common, **limits, "resources": offer, "env": env}}
         for place, (offer, env) in enumerate(_shares(jobs))
     }
-    # By themselves nannies give all processes, also the one they start from, one thread of MKL's. What goes wrong in a task
-    # the run tells, not Dask's log.
+    pages = {"dashboard": True, "dashboard_address": "127.0.0.1:0", "http_prefix": secret}
+    scheduler = {"cls": Scheduler, "options": {**common, "port": 0, **pages}}
+    # By themselves nannies give all processes, also the one they start from, one thread of MKL's. What goes wrong in a job
+    # the run reports, not Dask's log.
     with dask.config.set(
         {
             "distributed.scheduler.allowed-failures": RETRIES,
@@ -142,22 +126,9 @@ def _local(jobs: int):
     ):
         cluster = client = None
         try:
-            cluster = SpecCluster(
-                workers=specs,
-                security=security,
-                silence_logs="ERROR",
-                scheduler={
-                    "cls": Scheduler,
-                    "options": {
-                        **common,
-                        "port": 0,
-                        "dashboard": True,
-                        "dashboard_address": "127.0.0.1:0",
-                        "http_prefix": secret,
-                    },
-                },
-            )
-            _close_front_door(cluster.scheduler.http_application, secret)
+            quiet = {"security": security, "silence_logs": "ERROR"}
+            cluster = SpecCluster(workers=specs, scheduler=scheduler, **quiet)
+            _close_other_pages(cluster.scheduler.http_application, secret)
             client = Client(cluster, set_as_default=False)
             client.register_plugin(own_plugin())
             yield client, f"http://127.0.0.1:{cluster.scheduler.http_server.port}/{secret}/status"
@@ -169,17 +140,16 @@ def _local(jobs: int):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _close_front_door(application, secret: str) -> None:
+def _close_other_pages(application, secret: str) -> None:
     """Take away every page outside the secret's path: some of them lead there, or list what there is."""
+
+    def own(rule) -> bool:
+        pattern = getattr(getattr(rule.matcher, "regex", None), "pattern", "")
+        return pattern.startswith(f"/{secret}")
+
     for part in (application, *application.applications):
         for host in part.default_router.rules:
-            host.target.rules[:] = [
-                rule
-                for rule in host.target.rules
-                if getattr(getattr(rule.matcher, "regex", None), "pattern", "").startswith(
-                    f"/{secret}"
-                )
-            ]
+            host.target.rules[:] = filter(own, host.target.rules)
 
 
 def _shares(jobs: int) -> list[tuple[dict, dict]]:
@@ -189,14 +159,9 @@ def _shares(jobs: int) -> list[tuple[dict, dict]]:
     cards, found = visible_gpus(), []
     for place in range(jobs):
         own = cards[place : place + 1]
-        # A worker without a card of its own must not see those of the others.
         env = {"OMP_NUM_THREADS": str(threads), "DFKD_PROGRESS": "none"}
-        env |= (
-            {}
-            if not cards or own == ["mps"]
-            else {"CUDA_VISIBLE_DEVICES": own[0]}
-            if own
-            else NO_GPU
-        )
-        found.append(({"threads": threads, "memory": memory, **({"GPU": 1} if own else {})}, env))
+        if cards and own != ["mps"]:  # a worker without a card of its own must not see the others'
+            env |= {"CUDA_VISIBLE_DEVICES": own[0]} if own else NO_GPU
+        offer = {"threads": threads, "memory": memory, **({"GPU": 1} if own else {})}
+        found.append((offer, env))
     return found

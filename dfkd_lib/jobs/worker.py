@@ -20,10 +20,8 @@ from dfkd_lib.core import WorkbenchError, processes
 
 GIGABYTE = 1e9
 PROCESS_BYTES = 2e9  # that a process of a small student takes, with its share of torch
-NO_GPU = {
-    "CUDA_VISIBLE_DEVICES": "",
-    "ACCELERATE_USE_CPU": "true",
-}  # variables of a process that is to see none
+# Variables of a process that is to see none.
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
 Tell = Callable[[dict], None]
 
 
@@ -50,9 +48,8 @@ def visible_gpus() -> list[str]:
 
     if torch.backends.mps.is_available():
         return ["mps"]
-    return [
-        str(place) for place in range(torch.cuda.device_count())
-    ]  # asks the driver; starts nothing on the cards
+    # Asks the driver; starts nothing on the cards.
+    return [str(place) for place in range(torch.cuda.device_count())]
 
 
 def own_card() -> tuple[str, str] | None:
@@ -153,6 +150,8 @@ def alone_in_process(threads: int) -> Iterator[None]:
 
 
 class _Current(threading.local):
+    """The run whose job a thread does."""
+
     run = ""
 
 
@@ -160,6 +159,7 @@ _current = _Current()
 
 
 def with_stop(run: str, function: Callable, tell: Tell, needs: Needs, args: tuple):
+    """Do a job of a run, which `stopped_by` inside it then belongs to."""
     _current.run = run
     return function(tell, needs, *args)
 
@@ -174,23 +174,20 @@ def stop_here(run: str) -> None:
 
 
 def on_worker(run: str, name: str, function: Callable, needs: Needs, args: tuple):
+    """Do a job on a Dask worker; what it tells goes to the run's topic."""
     from distributed import get_worker
 
     worker = get_worker()
-    tell = lambda message: worker.log_event(run, (name, message))  # noqa: E731
-    tell(
-        {
-            "started": time.time(),
-            "where": socket.gethostname(),
-            "worker": str(worker.name),
-            "pid": os.getpid(),
-        }
-    )
+
+    def tell(message: dict) -> None:
+        worker.log_event(run, (name, message))
+
+    place = {"where": socket.gethostname(), "worker": str(worker.name), "pid": os.getpid()}
+    tell({"started": time.time(), **place})
     try:
         if run in _stopped:
             raise KeyboardInterrupt
         return with_stop(run, function, tell, needs, args)
     except KeyboardInterrupt:
-        raise WorkbenchError(
-            "stopped by hand", fix="give the same command again to go on"
-        ) from None
+        fix = "give the same command again to go on"
+        raise WorkbenchError("stopped by hand", fix=fix) from None

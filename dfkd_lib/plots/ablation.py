@@ -162,38 +162,48 @@ def _columns(names: Sequence[str], width: float) -> tuple[int, float]:
     return columns, 0.2 * math.ceil(sum(map(_lines, names)) / columns) + 0.2
 
 
-@styled
 def ablation_curves(histories: dict[str, Sequence[Sequence[dict]]]) -> Figure:
     """Test accuracy and each loss over epochs: a line a setting, the mean of its seeds; the band holds all of them.
 
     Args:
         histories: {setting: [history of each seed]}, as `ablation.histories` gives them; "test_accuracy" is a share of 1.
     """
+    epochs = [row for runs in histories.values() for run in runs for row in run]
+    found = dict.fromkeys(key for row in epochs for key, value in row.items() if value)
+    keys = [key for key in TITLES if key in found or key == "test_accuracy"]
+    keys += [key for key in found if key not in TITLES and key not in NO_LOSS]
+    return history_panels(histories, {key: TITLES.get(key, key) for key in keys})
+
+
+@styled
+def history_panels(
+    histories: dict[str, Sequence[Sequence[dict]]], titles: dict[str, str]
+) -> Figure:
+    """Values over epochs, one panel each: a line a name, the mean of its histories; the band holds all of them.
+
+    Args:
+        histories: {name: histories of the training loop}. titles: {key in a history: panel title}.
+    """
     frames = {
         name: pd.concat([pd.DataFrame(run).set_index("epoch") for run in runs])
         for name, runs in histories.items()
         if any(runs)
     }
-    found = dict.fromkeys(
-        key for frame in frames.values() for key in frame if key not in NO_LOSS and any(frame[key])
-    )
-    keys = [key for key in TITLES if key in found or key == "test_accuracy"] if frames else []
-    keys += [key for key in found if key not in TITLES]
-    across = min(3, max(1, len(keys)))
-    down, width = max(1, math.ceil(len(keys) / across)), max(5.0, 3.0 * across)
+    across = min(3, len(titles))
+    down, width = math.ceil(len(titles) / across), max(5.0, 3.0 * across)
     names = [wrap(name, 36, 2) for name in histories]
     ncols, below = _columns(names, width)
     figure, axes = new_figure(down, across, width, 2.7 * down + below, squeeze=False)
     series = styles(len(histories))
-    for ax in axes.flat[len(keys) :]:
+    for ax in axes.flat[len(titles) :]:
         ax.set_axis_off()
-    for ax, key in zip(axes.flat, keys, strict=False):
+    for ax, (key, title) in zip(axes.flat, titles.items(), strict=False):
         for name, style in zip(histories, series, strict=True):
             if key in frames.get(name, ()):
                 _curve(ax, frames[name][key], style, len(histories) <= MOST_BANDS)
-        ax.set(title=TITLES.get(key, key), ylabel="")
+        ax.set(title=title, ylabel="")
         epochs_below(ax)
-    if not keys:
+    if not frames:
         _nothing(axes.flat[0], "no student has finished")
     lines = [
         Line2D([], [], **{**style, "marker": ""}, label=name, linewidth=1.5)

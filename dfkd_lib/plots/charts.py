@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from dfkd_lib.plots.ablation import history_panels
 from dfkd_lib.plots.style import (
     SLANTED,
     color,
@@ -49,22 +50,13 @@ def curves(
     return figure
 
 
-@styled
 def loss_components(histories: dict[str, list[dict]], names: dict[str, str]) -> Figure:
-    """A Figure 13: one panel a loss component over epochs, one line a run.
+    """A Figure 13: one panel a loss component, its mean over each epoch, one line a run.
 
     Args:
         histories: {run: history of the training loop}. names: {key in the history: panel title}.
     """
-    figure, axes = new_figure(1, len(names), 3.1 * len(names), 3.2, squeeze=False)
-    for ax, (key, title) in zip(axes[0], names.items(), strict=True):
-        for i, (run, history) in enumerate(histories.items()):
-            _line(ax, history, key, color=color(i), label=run if ax is axes[0, 0] else None)
-        ax.set(title=title, ylabel="mean over the epoch")
-        ax.set_ylim(bottom=0)
-        epochs_below(ax)
-    legend_below(figure)
-    return figure
+    return history_panels({run: [history] for run, history in histories.items()}, names)
 
 
 @styled
@@ -81,19 +73,15 @@ def measure_curves(
     for i, (name, history) in enumerate(histories.items()):
         for dash, (key, label) in zip(DASHES, measures.items(), strict=False):
             label = f"{name}, {label}" if len(histories) > 1 else label
-            _line(ax, history, key, linestyle=dash, color=color(i), label=label)
+            rows = [row for row in history if key in row]
+            places = [row["epoch"] for row in rows], [row[key] for row in rows]
+            mark = {"marker": "o", "markersize": 3, "color": color(i)}
+            ax.plot(*places, linestyle=dash, label=label, **mark)
     ax.set(ylabel=ylabel, ylim=(0, 1))
     epochs_below(ax)
     if len(histories) * len(measures) > 1:
         ax.legend()
     return figure
-
-
-def _line(ax, history: list[dict], key: str, **style) -> None:
-    """One value of a history over epochs, where it has it: a run may do without a loss."""
-    rows = [row for row in history if key in row]
-    places = [row["epoch"] for row in rows], [row[key] for row in rows]
-    ax.plot(*places, marker="o", markersize=3, **style)
 
 
 @styled

@@ -55,21 +55,19 @@ def _draw(
     Args:
         boxes: {name: Box}. arrows: (from, to) or (from, to, label), names of boxes.
     """
+    lines = {name: box.text.split("\n") for name, box in boxes.items()}
     sizes = {
-        name: (
-            LETTER * max(map(len, box.text.split("\n"))) + 0.2,
-            LINE * len(box.text.split("\n")) + 0.14,
-        )
-        for name, box in boxes.items()
+        name: (LETTER * max(map(len, text)) + 0.2, LINE * len(text) + 0.14)
+        for name, text in lines.items()
     }
     x, y = (_centres(boxes, sizes, axis) for axis in (0, 1))
-    width = max(x[n] + sizes[n][0] / 2 for n in boxes) + 0.1
-    height = max(y[n] + sizes[n][1] / 2 for n in boxes) + 0.1
-    left = min(x[n] - sizes[n][0] / 2 for n in boxes) - 0.1
-    top = min(y[n] - sizes[n][1] / 2 for n in boxes) - 0.1
-    figure = NotebookFigure(figsize=(width - left, height - top + 0.35), layout="constrained")
+    middles = np.array([(x[name], y[name]) for name in boxes])
+    halves = np.array(list(sizes.values())) / 2
+    left, top = (middles - halves).min(0) - 0.1
+    right, bottom = (middles + halves).max(0) + 0.1
+    figure = NotebookFigure(figsize=(right - left, bottom - top + 0.35), layout="constrained")
     ax = figure.subplots()
-    ax.set(xlim=(left, width), ylim=(height, top), aspect="equal")
+    ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     ax.set_axis_off()
     drawn = {}
     for name, box in boxes.items():
@@ -161,32 +159,26 @@ def distillation_diagram(
     boxes = {text: Box(text, column, 2, "loss") for text, column in columns.items()}
     arrows: list = []
 
-    def below(side: int, name: str) -> float:
-        """The column of what stands above or below all losses that use it."""
-        return float(
-            np.mean([columns[text] for text, pair in losses.items() if pair[side] == name])
-        )
+    def column_of(side: int, name: str) -> float:
+        """The middle of all losses that use an output; NaN without any."""
+        used = [columns[text] for text, pair in losses.items() if pair[side] == name]
+        return float(np.mean(used)) if used else np.nan
 
     for side, who, text, outputs, role, row, step in (
         (1, "teacher", teacher, teacher_outputs, "frozen", 0, 1),
         (0, "student", student, student_outputs, "trained", 4, -1),
     ):
-        used = [
-            (name, shape)
-            for name, shape in outputs
-            if any(p[side] == name for p in losses.values())
-        ]
-        places = {name: below(side, name) for name, _ in used}
-        boxes[who] = Box(text, float(np.mean(list(places.values()))), row, role)
+        places = {name: column_of(side, name) for name, _ in outputs}
+        boxes[who] = Box(text, float(np.nanmean(list(places.values()))), row, role)
         boxes[f"image {who}"] = Box(f"image\n{shape_text(image)}", 0, row)
         arrows.append((f"image {who}", who))
-        for name, shape in used:
-            boxes[f"{who} {name}"] = Box(
-                f"{name}\n{shape_text(shape)}", places[name], row + step, role
-            )
-            arrows.append((who, f"{who} {name}"))
-    if any(target == "labels" for _, target in losses.values()):
-        boxes["labels"] = Box(labels, below(1, "labels"), 1)
+        for name, shape in outputs:
+            if np.isfinite(places[name]):
+                output = f"{name}\n{shape_text(shape)}"
+                boxes[f"{who} {name}"] = Box(output, places[name], row + step, role)
+                arrows.append((who, f"{who} {name}"))
+    if np.isfinite(column_of(1, "labels")):
+        boxes["labels"] = Box(labels, column_of(1, "labels"), 1)
     for text, (ours, target) in losses.items():
         arrows.append((f"student {ours}", text))
         arrows.append(("labels" if target == "labels" else f"teacher {target}", text))
@@ -210,19 +202,16 @@ def titn_diagram(
     """
     inner, outer, flat = shape_text(pixels), shape_text(patches), int(pixels[1]) * int(pixels[2])
     start = "patch embedding, class and\ndistillation token, position"
+    over = {
+        "inner": f"{depth} × inner block: attention,\nMLP over a patch's pixels\n{inner}",
+        "outer": f"{depth} × outer block: attention,\nMLP over all tokens\n{outer}",
+    }
     boxes = {
         "image": Box(f"image\n{shape_text(image)}", 0, 0.5),
         "pixels": Box(f"pixel embedding\n{inner}", 1, 0, "trained"),
         "patches": Box(f"{start}\n{outer}", 1, 1, "trained"),
-        "inner": Box(
-            f"{depth} × inner block: attention,\nMLP over a patch's pixels\n{inner}",
-            2,
-            0,
-            "trained",
-        ),
-        "outer": Box(
-            f"{depth} × outer block: attention,\nMLP over all tokens\n{outer}", 2, 1, "trained"
-        ),
+        "inner": Box(over["inner"], 2, 0, "trained"),
+        "outer": Box(over["outer"], 2, 1, "trained"),
     }
     arrows: list = [("image", "pixels"), ("image", "patches"), ("pixels", "inner")]
     added = f"each: flatten {flat} → {int(patches[1])}, add"
