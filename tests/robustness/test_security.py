@@ -48,17 +48,8 @@ LOOPBACK = ("127.0.0.1", "::1")
 # ---- pickles: by reading the code
 
 PICKLERS = (
-    "pickle",
-    "cPickle",
-    "_pickle",
-    "dill",
-    "joblib",
-    "cloudpickle",
-    "shelve",
-    "marshal",
-    "jsonpickle",
-    "pandas.read_pickle",
-)
+    "pickle cPickle _pickle dill joblib cloudpickle shelve marshal jsonpickle pandas.read_pickle"
+).split()
 MAY_IMPORT = ("datasets/cifar.py",)  # which has an unpickler that can call nothing
 MAY_RUN = {
     # A notebook of this repository, which is code, in this process.
@@ -67,19 +58,11 @@ MAY_RUN = {
     "core/source.py": {"compile"},
 }
 RUNS = {"eval", "exec", "compile", "__import__"}
-LOADS = {
-    "torch.hub.load",
-    "torch.jit.load",
-    "torch.package.PackageImporter",
-    "torch.export.load",
-    "joblib.load",
-    "yaml.unsafe_load",
-    "yaml.full_load",
-    "os.system",
-    "os.popen",
-    "tarfile.open",
-    "shutil.unpack_archive",
-}
+LOADS = (
+    "torch.hub.load torch.jit.load torch.package.PackageImporter torch.export.load joblib.load yaml.unsafe_load "
+    "yaml.full_load os.system os.popen tarfile.open shutil.unpack_archive"
+).split()
+LAST = "read_pickle extractall unpack_archive load_state_dict_from_url".split()
 
 
 def calls(tree: ast.AST):
@@ -92,63 +75,42 @@ def unsafe_calls(tree: ast.AST) -> list[str]:
     """What in a module's calls may run code that lies in a file."""
     found = []
     for node, called, given in calls(tree):
-        last = called.split(".")[-1]
-        if called.endswith("torch.load") and given.get("weights_only") != "True":
-            found.append(f"{node.lineno}: torch.load without weights_only=True")
-        if (
-            called in LOADS
+        last, arguments = called.split(".")[-1], [ast.unparse(a) for a in node.args]
+        remote = given.get("trust_remote_code", "False") not in ("False", "True and False")
+        loader = ["yaml.SafeLoader", "Plain"]
+        reasons = {
+            called: called in LOADS
             or called in RUNS
-            or last in ("read_pickle", "extractall", "unpack_archive", "load_state_dict_from_url")
-        ):
-            found.append(f"{node.lineno}: {called}")
-        if given.get("allow_pickle") == "True" or given.get("trust_remote_code", "False") not in (
-            "False",
-            "True and False",
-        ):
-            found.append(f"{node.lineno}: {called} with allow_pickle or trust_remote_code")
-        if called.startswith(("pickle.load", "pickle.Unpickler")):
-            found.append(f"{node.lineno}: {called}")
-        if called == "yaml.load" and (
-            len(node.args) < 2 or ast.unparse(node.args[1]) not in ("Plain", "yaml.SafeLoader")
-        ):
-            found.append(f"{node.lineno}: yaml.load without a safe loader")
-        if (
-            last == "from_pretrained"
+            or last in LAST
+            or called in ("pickle.load", "pickle.loads", "pickle.Unpickler"),
+            "torch.load without weights_only=True": called.endswith("torch.load")
+            and given.get("weights_only") != "True",
+            "allow_pickle or trust_remote_code": given.get("allow_pickle") == "True" or remote,
+            "yaml.load without a safe loader": called == "yaml.load"
+            and not set(arguments[1:]) & set(loader),
+            "from_pretrained without use_safetensors=True": last == "from_pretrained"
             and "Config" not in called
-            and given.get("use_safetensors") != "True"
-        ):
-            found.append(f"{node.lineno}: from_pretrained without use_safetensors=True")
-        if (
-            last == "create_model"
-            and called.startswith("timm")
-            and given.get("pretrained", "False") != "False"
-        ):
-            found.append(f"{node.lineno}: timm would fetch and unpickle")
-        if any(k == "shell" and v == "True" for k, v in given.items()):
-            found.append(f"{node.lineno}: a shell")
+            and given.get("use_safetensors") != "True",
+            "timm would fetch and unpickle": called == "timm.create_model"
+            and given.get("pretrained", "False") != "False",
+            "a shell": given.get("shell") == "True",
+        }
+        found += [f"{node.lineno}: {reason}" for reason, is_so in reasons.items() if is_so]
     return found
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(LIBRARY)))
 def test_no_module_can_run_what_a_file_says(path):
     tree, name = ast.parse(path.read_text()), str(path.relative_to(LIBRARY))
-    imported = {
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    }
-    imported |= {
-        node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module
-    }
-    wrong = (
-        [module for module in imported if module.split(".")[0] in PICKLERS]
-        if name not in MAY_IMPORT
-        else []
-    )
-    unsafe = [
-        said for said in unsafe_calls(tree) if said.split(": ")[1] not in MAY_RUN.get(name, ())
-    ]
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module or "")
+    wrong = [m for m in imported if m.split(".")[0] in PICKLERS and name not in MAY_IMPORT]
+    may = MAY_RUN.get(name, ())
+    unsafe = [found for found in unsafe_calls(tree) if found.split(": ")[1] not in may]
     assert not wrong + unsafe, name
 
 
@@ -334,11 +296,11 @@ def test_cifar_is_read_as_its_authors_wrote_it(cifar):
 def test_cifar_runs_nothing(cifar, marker):
     """Not even where somebody has made the checksums fit."""
     evil = pickle.dumps({"data": Payload(marker), "labels": []})
-    with pytest.raises(WorkbenchError, match="which images do not need"):
-        read_cifar("cifar10", "test", cifar(evil), False)
-    with pytest.raises(WorkbenchError, match="which images do not need"):
-        batch = cifar_batch({"data": np.zeros((1, 3072), np.uint8), "labels": [0]})
-        read_cifar("cifar10", "test", cifar(batch, evil), False)
+    fine = cifar_batch({"data": np.zeros((1, 3072), np.uint8), "labels": [0]})
+    for files in ((evil,), (fine, evil)):
+        root = cifar(*files)
+        with pytest.raises(WorkbenchError, match="which images do not need"):
+            read_cifar("cifar10", "test", root, False)
 
 
 def test_cifar_of_others_is_refused(cifar, monkeypatch):
@@ -443,8 +405,7 @@ def test_annotations_may_name_files_in_folders_below(coco, tmp_path):
 
 
 def test_a_folder_that_is_a_link_is_the_users_own_choice(coco, tmp_path):
-    folder = coco("1.png")
-    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "link").symlink_to(coco("1.png"))
     assert len(load_coco(tmp_path / "link", "train")) == 2
 
 
@@ -565,10 +526,9 @@ def test_a_manifest_cannot_vouch_for_files_elsewhere(name, tmp_path):
 def test_jobs_are_found_by_their_ids_alone(job, tmp_path):
     queue = saved_jobs(Store(tmp_path / "store"))
     (tmp_path / "store" / "x.json").write_text('{"state": "queued"}')
-    with pytest.raises(WorkbenchError, match="no such job"):
-        queue.stop(job)
-    with pytest.raises(WorkbenchError, match="no such job"):
-        queue.forget(job)
+    for call in (queue.stop, queue.forget):
+        with pytest.raises(WorkbenchError, match="no such job"):
+            call(job)
 
 
 @pytest.mark.parametrize(
@@ -610,49 +570,36 @@ SVG = (
 def hostile_notebook(path: Path) -> None:
     """An executed notebook whose outputs try everything."""
     output = nbformat.v4.new_output
+    onerror = "\" onerror=\"document.title='pwned'"
+    text = "\n\n".join(
+        [
+            f"# Title {BAD}",
+            *EVIL,
+            "$\\frac{a}{b}$ $\\href{javascript:alert(1)}{x}$",
+            "![a](attachment:x.png)",
+        ]
+    )
+    tags = ["x\"><script>document.title='pwned'</script>"]
     cells = [
-        nbformat.v4.new_markdown_cell(
-            f"# Title {BAD}\n\n"
-            + "\n\n".join(EVIL)
-            + "\n\n$\\frac{a}{b}$ $\\href{javascript:alert(1)}{x}$"
-            "\n\n![a](attachment:x.png)",
-            attachments={"x.png": {"image/png\" onerror=\"document.title='pwned'": "AAAA"}},
-        ),
-        nbformat.v4.new_code_cell(
-            f"print({BAD!r})", metadata={"tags": ["x\"><script>document.title='pwned'</script>"]}
-        ),
+        nbformat.v4.new_markdown_cell(text, attachments={"x.png": {f"image/png{onerror}": "AAAA"}}),
+        nbformat.v4.new_code_cell(f"print({BAD!r})", metadata={"tags": tags}),
     ]
+    shown = [
+        *({"text/html": evil, "text/plain": BAD} for evil in EVIL),
+        *({"text/markdown": evil} for evil in EVIL),
+        {"application/javascript": "document.title='pwned'", "text/plain": "js"},
+        {"image/svg+xml": SVG},
+        {"text/latex": f"$x$ {BAD}", "text/plain": "latex"},
+        {"application/vnd.jupyter.widget-view+json": {"model_id": BAD}, "text/plain": BAD},
+        {"application/json": {BAD: BAD}, "text/plain": "json"},
+        {
+            "text/html": f"<table><thead><tr><th>class</th></tr></thead><tbody><tr><td>{BAD}</td></tr></tbody></table>"
+        },
+    ]
+    image = {"image/png": {"width": f"9{onerror}", "alt": onerror}}
     cells[1].outputs = [
-        *(output("display_data", {"text/html": text, "text/plain": BAD}) for text in EVIL),
-        *(output("display_data", {"text/markdown": text}) for text in EVIL),
-        output(
-            "display_data", {"application/javascript": "document.title='pwned'", "text/plain": "js"}
-        ),
-        output("display_data", {"image/svg+xml": SVG}),
-        output("display_data", {"text/latex": f"$x$ {BAD}", "text/plain": "latex"}),
-        output(
-            "display_data",
-            {"image/png": "AAAA\" onerror=\"document.title='pwned'"},
-            metadata={
-                "image/png": {
-                    "width": "9\" onerror=\"document.title='pwned'",
-                    "alt": "\" onerror=\"document.title='pwned'",
-                }
-            },
-        ),
-        output(
-            "display_data",
-            {"application/vnd.jupyter.widget-view+json": {"model_id": BAD}, "text/plain": BAD},
-        ),
-        output("display_data", {"application/json": {BAD: BAD}, "text/plain": "json"}),
-        output(
-            "display_data",
-            {
-                "text/html": "<table><thead><tr><th>class</th></tr></thead><tbody><tr><td>"
-                + BAD
-                + "</td></tr></tbody></table>"
-            },
-        ),
+        *(output("display_data", one) for one in shown),
+        output("display_data", {"image/png": f"AAAA{onerror}"}, metadata=image),
         output("stream", name="stdout", text=BAD + "\x1b]8;;javascript:alert(1)\x1b\\x\x1b[31mred"),
         output("error", ename=BAD, evalue=BAD, traceback=[BAD, "\x1b[31m" + BAD]),
     ]
@@ -697,21 +644,7 @@ def test_a_hostile_page_holds_nothing_that_acts(pages, page):
     assert "script-src" not in policy, (
         "there is no script of ours: default-src 'none' forbids every script"
     )
-    acts = [
-        "script",
-        "iframe",
-        "object",
-        "embed",
-        "form",
-        "base",
-        "link",
-        "input",
-        "button",
-        "video",
-        "audio",
-        "svg",
-        "template",
-    ]
+    acts = "script iframe object embed form base link input button video audio svg template".split()
     assert (
         not soup.find_all(acts)
         and len(soup.find_all("style")) == 1
@@ -796,23 +729,11 @@ def test_a_hostile_page_does_nothing_in_a_browser(pages):
 )
 def test_widgets_write_text_and_no_html(path):
     source = path.read_text()
-    for word in (
-        "innerHTML",
-        "outerHTML",
-        "insertAdjacentHTML",
-        "document.write",
-        "createContextualFragment",
-        "DOMParser",
-        "eval(",
-        "new Function",
-        "setHTML",
-        "javascript:",
-        "importScripts",
-        "fetch(",
-        "XMLHttpRequest",
-        "WebSocket",
-    ):
-        assert word not in source, word
+    forbidden = (
+        "innerHTML outerHTML insertAdjacentHTML document.write createContextualFragment DOMParser eval( Function( "
+        "setHTML javascript: importScripts fetch( XMLHttpRequest WebSocket"
+    ).split()
+    assert not [word for word in forbidden if word in source]
     for word in re.findall(r"https?://[^\s\"'`]+", source):
         assert word.startswith("http://www.w3.org/"), (
             word
@@ -846,9 +767,8 @@ def listening(process: psutil.Process) -> list[tuple[int, str, int]]:
     found = []
     for one in [process, *process.children(recursive=True)]:
         for connection in one.net_connections(kind="inet"):
-            if (
-                connection.status == psutil.CONN_LISTEN or connection.type == 2 and connection.laddr
-            ):  # 2: UDP
+            udp = connection.type == 2 and connection.laddr
+            if udp or connection.status == psutil.CONN_LISTEN:
                 found.append((one.pid, connection.laddr.ip, connection.laddr.port))
     return found
 
@@ -858,32 +778,19 @@ def lab_command() -> list[str]:
     make = shutil.which("make")
     if make is None:
         pytest.skip("make is not installed")
-    env = {
-        name: value for name, value in os.environ.items() if not name.startswith("MAKE")
-    }  # in `make test` this make is not its child
-    said = subprocess.run(
-        [make, "-n", "-o", ".venv/installed", "RUN=PYTHON", "lab"],
-        cwd=REPOSITORY,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
+    # In `make test` this make is not its child.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = [make, "-n", "-o", ".venv/installed", "RUN=PYTHON", "lab"]
+    said = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
     words = shlex.split(said.stdout.replace("\\\n", " "))
     assert words[:3] == ["PYTHON", "-m", "jupyterlab"], said
     return [sys.executable, *words[1:]]
 
 
 def test_the_lab_listens_to_this_machine_and_asks_for_its_token(tmp_path):
-    own = {
-        "JUPYTER_CONFIG_DIR": "config",
-        "JUPYTER_DATA_DIR": "data",
-        "JUPYTER_RUNTIME_DIR": "runtime",
-        "IPYTHONDIR": "ipython",
-    }
-    env = {
-        **{k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "IPYTHON"))},
-        **{k: str(tmp_path / v) for k, v in own.items()},
-    }
+    own = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "IPYTHON"))}
+    env |= {**own, "IPYTHONDIR": str(tmp_path / "ipython")}
     command = [*lab_command(), "--no-browser", "--port=0", f"--ServerApp.root_dir={tmp_path}"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
@@ -895,18 +802,16 @@ def test_the_lab_listens_to_this_machine_and_asks_for_its_token(tmp_path):
             assert process.poll() is None and time.monotonic() < deadline, (
                 tmp_path / "log"
             ).read_text()
-            for path in (tmp_path / "runtime").glob("jpserver-*.json"):
+            for path in (tmp_path / "RUNTIME").glob("jpserver-*.json"):
                 info = json.loads(path.read_text() or "{}")
             time.sleep(0.1)
         url, token = f"http://127.0.0.1:{info['port']}", info["token"]
         assert len(token) >= 32
 
         def ask(path: str, method: str = "GET", **headers) -> int:
+            request = urllib.request.Request(f"{url}/{path}", method=method, headers=headers)
             try:
-                with urllib.request.urlopen(
-                    urllib.request.Request(f"{url}/{path}", method=method, headers=headers),
-                    timeout=30,
-                ) as reply:
+                with urllib.request.urlopen(request, timeout=30) as reply:
                     return json.loads(reply.read() or "null") if headers else reply.status
             except urllib.error.HTTPError as error:
                 return error.code
@@ -915,14 +820,8 @@ def test_the_lab_listens_to_this_machine_and_asks_for_its_token(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         kernel = ask("api/kernels", "POST", Authorization=f"token {token}")["id"]
-        for path in (
-            "api/status",
-            "api/contents",
-            "api/kernels",
-            f"api/kernels/{kernel}/channels",
-            "api/sessions",
-            "api/terminals",
-        ):
+        doors = f"status contents kernels kernels/{kernel}/channels sessions terminals".split()
+        for path in (f"api/{door}" for door in doors):
             assert ask(path) in (403, 401), path
             assert ask(path, Authorization="token " + "0" * 48) in (403, 401), path
         time.sleep(1)  # the kernel binds its ports
@@ -954,11 +853,8 @@ def test_a_kernel_of_the_pipeline_needs_its_key():
             found = listening(psutil.Process(manager.provisioner.process.pid))
             assert found and {address for _, address, _ in found} <= set(LOOPBACK), found
             said = manager.get_connection_info()
-            assert (
-                len(said["key"]) >= 32
-                and said["signature_scheme"] == "hmac-sha256"
-                and said["ip"] in LOOPBACK
-            )
+            assert len(said["key"]) >= 32 and said["signature_scheme"] == "hmac-sha256"
+            assert said["ip"] in LOOPBACK
             reply = await channel.execute_interactive("open_door = 1", timeout=30)
             assert reply["content"]["status"] == "ok"
             context = zmq.asyncio.Context()
@@ -966,16 +862,9 @@ def test_a_kernel_of_the_pipeline_needs_its_key():
                 socket = context.socket(zmq.DEALER)
                 socket.connect(f"tcp://{said['ip']}:{said['shell_port']}")
                 stranger = Session(key=key)
-                message = stranger.msg(
-                    "execute_request",
-                    {
-                        "code": "open_door = 2",
-                        "silent": True,
-                        "store_history": False,
-                        "user_expressions": {},
-                        "allow_stdin": False,
-                    },
-                )
+                content = {"code": "open_door = 2", "silent": True, "store_history": False}
+                content |= {"user_expressions": {}, "allow_stdin": False}
+                message = stranger.msg("execute_request", content)
                 await socket.send_multipart(stranger.serialize(message))
                 assert not await socket.poll(2000), "the kernel answers somebody without its key"
                 socket.close(0)
@@ -986,10 +875,8 @@ def test_a_kernel_of_the_pipeline_needs_its_key():
         finally:
             await manager.shutdown_kernel(now=True)
 
-    for last in (
-        False,
-        True,
-    ):  # a message of zmq's may be lost on a busy machine, and is waited for without end
+    # A message of zmq's may be lost on a busy machine, and is waited for without end.
+    for last in (False, True):
         try:
             return asyncio.run(asyncio.wait_for(look(), 120))
         except TimeoutError:

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from eager import eager, fused, sharpen
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -36,48 +37,13 @@ TIMM = {
 }
 
 
-def sharpen(model: nn.Module) -> nn.Module:
-    """Weights that make attention far from even: a test that cannot tell tokens apart proves nothing."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(
-                torch.randn_like(parameter) * parameter.std().nan_to_num(0.1).clamp(min=0.05)
-            )
-    return model.eval()
-
-
-def fused(model: nn.Module, on: bool) -> None:
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = on
-
-
-def eager(model: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
-    """Every block's attention by timm's own unfused path, read where its dropout takes it in."""
-    maps, handles = [], []
-    fused(model, False)
-    for site in attention.attention_sites(model):
-        handles.append(
-            site.module.attn_drop.register_forward_hook(
-                lambda _, given, __: maps.append(given[0].detach())
-            )
-        )
-    with torch.no_grad():
-        model(images)
-    for handle in handles:
-        handle.remove()
-    fused(model, True)
-    return maps
-
-
 @pytest.fixture(scope="module", params=TIMM, ids=list(TIMM))
 def family(request):
     name, options = TIMM[request.param]
     torch.manual_seed(0)
     model = sharpen(timm.create_model(name, **options))
     images = torch.randn(2, 3, options["img_size"], options["img_size"])
-    return model, images, eager(model, images)
+    return model, images, eager(model, images)[1]
 
 
 def test_maps_of_every_block_equal_eager_attention(family):
@@ -124,7 +90,7 @@ def test_swin_has_maps_of_its_windows():
         )
     )
     images = torch.randn(1, 3, 56, 56)
-    expected = eager(model, images)
+    _, expected = eager(model, images)
     with capture_attention(model, None, None) as maps, torch.no_grad():
         model(images)
     assert len(maps) == len(expected) == 8
@@ -231,7 +197,7 @@ def test_bfloat16_stays_near():
     torch.manual_seed(0)
     model = sharpen(timm.create_model("vit_tiny_patch16_224", **SMALL))
     images = torch.randn(2, 3, 64, 64)
-    expected = eager(model, images)[0]
+    expected = eager(model, images)[1][0]
     with (
         torch.no_grad(),
         torch.autocast("cpu", torch.bfloat16),
@@ -295,38 +261,29 @@ def test_a_model_is_left_as_it_was_found_also_by_an_error():
 
 
 @pytest.mark.parametrize(
-    "make, words",
+    "model, words",
     [
-        (
-            lambda: torchvision.models.VisionTransformer(64, 16, 1, 2, 16, 32),
-            "no attention was captured",
-        ),
-        (lambda: timm.create_model("resnet18"), "no attention to look at"),
-        (lambda: nn.Sequential(nn.Linear(3, 3)), "no attention to look at"),
+        (torchvision.models.VisionTransformer(64, 16, 1, 2, 16, 32), "no attention was captured"),
+        (timm.create_model("resnet18"), "no attention to look at"),
+        (nn.Sequential(nn.Linear(3, 3)), "no attention to look at"),
     ],
 )
-def test_what_has_no_map_says_so(make, words):
-    model = make().eval()
-    with pytest.raises(WorkbenchError, match=words) as told, capture_attention(model, (0,), None):
+def test_what_has_no_map_says_so(model, words):
+    model.eval()
+    with pytest.raises(WorkbenchError, match=words) as caught, capture_attention(model, (0,), None):
         model(torch.randn(1, 3, 64, 64))
-    assert type(model).__name__ in str(told.value)
+    assert type(model).__name__ in str(caught.value)
 
 
-def test_a_body_that_runs_no_model_is_told():
-    with (
-        pytest.raises(WorkbenchError, match="no attention was captured") as told,
-        capture_attention(create_model("vit_mnist_smoke")),
-    ):
-        pass
-    assert "blocks.1.attn" in str(told.value)
-
-
-def test_no_such_kind():
+def test_a_body_that_runs_no_model_and_kinds_that_a_model_has_not_are_refused():
     model = create_model("vit_mnist_smoke")
-    with pytest.raises(WorkbenchError, match="no cross attention"):
-        attention.attention_sites(model, "cross")
-    with pytest.raises(WorkbenchError, match="no sideways attention"):
-        attention.attention_sites(model, "sideways")
+    with pytest.raises(WorkbenchError, match="no attention was captured") as caught:
+        with capture_attention(model):
+            pass
+    assert "blocks.1.attn" in str(caught.value)
+    for kind in ("cross", "sideways"):
+        with pytest.raises(WorkbenchError, match=f"no {kind} attention"):
+            attention.attention_sites(model, kind)
 
 
 @pytest.mark.parametrize(
@@ -343,9 +300,7 @@ def test_masks_are_seen(given):
     module = sharpen(timm.layers.Attention(16, num_heads=2, qk_norm=True, norm_layer=nn.LayerNorm))
     model, tokens = nn.ModuleDict({"attn": module}), torch.randn(3, 9, 16)
     eager_rows = []
-    handle = module.attn_drop.register_forward_hook(
-        lambda _, taken, __: eager_rows.append(taken[0])
-    )
+    handle = module.attn_drop.register_forward_hook(lambda _, x, __: eager_rows.append(x[0]))
     fused(model, False)
     module(tokens, **given)
     handle.remove()
@@ -402,9 +357,8 @@ def test_two_threads_look_into_one_model(token):
         wrong.extend("other" for _ in range(60) if not torch.equal(model(images), plain))
         done.append("run")
 
-    threads = [threading.Thread(target=look, args=(stop,)) for stop in (True, False)] + [
-        threading.Thread(target=run)
-    ]
+    targets = [lambda: look(True), lambda: look(False), run]
+    threads = [threading.Thread(target=target) for target in targets]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from eager import eager, sharpen
 from scipy import stats
 from torch import nn
 
@@ -16,10 +17,7 @@ from dfkd_lib.models import create_detector, create_model
 @pytest.fixture(scope="module")
 def vit():
     torch.manual_seed(0)
-    model = create_model("vit_mnist_smoke").eval().requires_grad_(False)
-    for p in model.parameters():
-        p.add_(torch.randn_like(p) * 0.2)
-    return model
+    return sharpen(create_model("vit_mnist_smoke"), 0.2).requires_grad_(False)
 
 
 IMAGES = (torch.rand(20, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 255).to(
@@ -27,22 +25,6 @@ IMAGES = (torch.rand(20, 1, 28, 28, generator=torch.Generator().manual_seed(0)) 
 )
 LABELS = torch.arange(20) % 3
 FLOATS = IMAGES.float() / 127.5 - 1
-
-
-def eager(model, images, build_graph=False):
-    """(logits, maps of every block) by timm's unfused path."""
-    maps, handles = [], []
-    for block in model.blocks:
-        block.attn.fused_attn = False
-        handles.append(
-            block.attn.attn_drop.register_forward_hook(lambda _, given, __: maps.append(given[0]))
-        )
-    with torch.set_grad_enabled(build_graph):
-        logits = model(images.clone().requires_grad_(build_graph))
-    for block, handle in zip(model.blocks, handles, strict=True):
-        block.attn.fused_attn = True
-        handle.remove()
-    return logits, maps
 
 
 def test_moments_are_those_of_all_rows():
@@ -74,6 +56,8 @@ def test_class_probes_and_their_spread_however_batched(vit, size):
         assert torch.allclose(found.std[k], mine.std(0), atol=1e-6) and found.count[k] == len(mine)
         head = attention.attention_probe(vit, FLOATS[LABELS == k], head=1)
         assert torch.allclose(last.mean[k], head.mean(0), atol=1e-6)
+    same = attention.class_attention_probe(vit, IMAGES, LABELS, 3, head=1, batch_size=size)
+    assert torch.equal(same, last.mean)
 
 
 def test_one_image_has_no_spread(vit):

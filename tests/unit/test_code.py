@@ -360,32 +360,6 @@ def test_other_versions_are_reported_once_and_change_no_key(tmp_path, capsys, mo
     assert len(printed) == 1 and made.key in printed[0] and "→ 99.0" in printed[0]
 
 
-CARRIED = """
-    from dataclasses import dataclass
-    from dfkd_lib import losses
-    from dfkd_lib.distill import KDWeights
-    from dfkd_lib.losses import hard_distillation_loss as hard
-
-    weights = KDWeights(temperature=2.0)
-    levels = {"low": (1, 2.5), "high": [None, True]}
-
-    @dataclass
-    class Scale:
-        by: float = 2.0
-
-        def of(self, x):
-            return self.by * x
-
-    def part(logits, others):
-        return Scale(3.0).of(hard(logits, others)) + levels["low"][1]
-
-    def step(student, batch, teacher: object, sharp=weights):
-        logits = student(batch.images)
-        kd = losses.kd_loss(logits, teacher.logits, weights.temperature)
-        return {"loss": kd + part(logits, teacher.logits)}
-"""
-
-
 LIBRARY_RUN = """
     import sys, torch
     from dfkd_lib import distill, synthesis, training
