@@ -12,22 +12,14 @@ from torch import Tensor, nn
 def check_side(img_size: int, least: int) -> None:
     """ValueError on images of fewer pixels than a CNN's poolings need."""
     if img_size < least:
-        raise ValueError(
-            f"{img_size} pixels, of which poolings leave nothing: at least {least}, or a smaller model (cnn_small)"
-        )
+        fix = f"at least {least}, or a smaller model (cnn_small)"
+        raise ValueError(f"{img_size} pixels, of which poolings leave nothing: {fix}")
 
 
 class SmallCNN(nn.Module):
     """Stages of two 3x3 convolutions with batch norm and ReLU, max pooling between them, mean pooling at the end.
 
-    Args:
-        img_size: side in pixels, which is checked only: the weights do not depend on it.
-        widths: channels of each stage; stage i works at img_size / 2**i pixels.
-
-    Input (B, in_chans, H, W) float, any H and W of at least 2**(stages - 1) pixels; output logits (B, num_classes).
-
-    Raises:
-        ValueError: if the image is too small for its poolings.
+    Stage i has widths[i] channels at img_size / 2**i pixels; img_size is checked only, the weights do not depend on it.
     """
 
     def __init__(
@@ -51,7 +43,7 @@ class SmallCNN(nn.Module):
     def forward_intermediates(
         self, images: Tensor, indices: list[int]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Last feature map, and the maps of the stages named, in rising order: (B, widths[i], H / 2**i, W / 2**i)."""
+        """Last feature map, and the maps of the stages named, in rising order."""
         maps, x = [], images
         for index, stage in enumerate(self.stages):
             x = stage(self.pool(x) if index else x)
@@ -91,11 +83,7 @@ def early_channels(model: nn.Module, stage: int, img_size: int, in_chans: int) -
 
 
 def build_vgg16_bn(num_classes: int = 10, img_size: int = 32, in_chans: int = 3) -> nn.Module:
-    """VGG16 with batch norm, 134,309,962 parameters for 10 classes: the teacher of the TITN paper.
-
-    Raises:
-        ValueError: below 32 pixels, which its five poolings would reduce to nothing.
-    """
+    """VGG16 with batch norm, 134,309,962 parameters for 10 classes: the teacher of the TITN paper."""
     check_side(img_size, 32)
     return vgg.vgg16_bn(pretrained=False, num_classes=num_classes, in_chans=in_chans)
 

@@ -50,11 +50,7 @@ def unknown_name(what: str, name: str, known: Iterable[str], expected: str = "")
 
 
 def model_settings(name: str, overrides: dict) -> dict:
-    """Every keyword of a named architecture with its value, and "small_start": see `create_model`.
-
-    Raises:
-        WorkbenchError: on an unknown name or override.
-    """
+    """Every keyword of a named architecture with its value; WorkbenchError on an unknown name or override."""
     if name not in MODELS:
         raise unknown_name("model", name, model_names())
     builder, own = MODELS[name]

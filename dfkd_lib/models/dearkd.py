@@ -27,9 +27,6 @@ class DearKD(nn.Module):
         early_depth: number of convolutional blocks, of `depth` in all.
         locality: sharpness of the early heads' attention to their own neighbour at the start; higher is more local.
 
-    Raises:
-        ValueError: if the heads are no square number, or the early blocks more than all blocks.
-
     Source: DearKD (CVPR 2022), stage 1; ConViT (arXiv 2103.10697), section 3, for the attention.
     """
 
@@ -103,11 +100,7 @@ class DearKD(nn.Module):
 
 
 class EarlyAligner(nn.Module):
-    """Student tokens to the shape of a CNN's early feature map: 2-D map, resized, then two small convolutions.
-
-    Args:
-        width: channels of the student's tokens.
-        channels: channels of the CNN's map.
+    """Student tokens (of `width`) to a CNN's early feature map (of `channels`): 2-D map, resized, two small convolutions.
 
     Source: DearKD, stage 1 (tokens -> map -> small convolutional aligner). It is thrown away after stage 1.
     """

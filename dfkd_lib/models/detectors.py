@@ -29,71 +29,54 @@ PRIOR = 0.1  # chance of each class at a query before training
 
 @dataclass(frozen=True)
 class _Spec:
-    """Shape of a detector: timm backbone and its keywords, stage that is read, transformer sizes."""
+    """Shape of a detector: its backbone in timm, and where transformers' configuration is another than DETR's own."""
 
     backbone: str
-    stage: int = 4
-    width: int = 256
-    encoder: int = 6
-    decoder: int = 6
-    queries: int = 100
-    feed_forward: int = 2048
-    heads: int = 8
-    dropout: float = 0.1
+    sizes: dict = field(default_factory=dict)
     conditional: bool = True
-    keywords: dict = field(default_factory=dict)
+    keywords: dict = field(default_factory=dict)  # of a backbone of fewer channels, read at stage 3
     hub: str | None = None
 
     @property
     def full(self) -> bool:
-        """Whether its backbone is one as published, not one of fewer channels."""
+        """Whether its backbone is one as published."""
         return not self.keywords
 
 
-_SHALLOW = {"encoder": 2, "decoder": 2}
-_SMALL = {"stage": 3, "encoder": 1, "heads": 4, "dropout": 0.0}
-MICRO = {"channels": (32, 64, 128, 256)}
-NANO = {"channels": (24, 48, 96, 192), "stem_width": 16}
+def _small(width: int, decoder: int, queries: int) -> dict:
+    sizes = {"d_model": width, "encoder_ffn_dim": 2 * width, "decoder_ffn_dim": 2 * width}
+    sizes |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "dropout": 0.0}
+    return {**sizes, "encoder_layers": 1, "decoder_layers": decoder, "num_queries": queries}
+
+
+_SHALLOW = {"encoder_layers": 2, "decoder_layers": 2, "num_queries": 100}
+_MICRO = {"channels": (32, 64, 128, 256)}
+_NANO = {"channels": (24, 48, 96, 192), "stem_width": 16}
+_HUB = ("facebook/detr-resnet-50", "microsoft/conditional-detr-resnet-50")
 
 SPECS = Registry(
     {
-        "detr_resnet50": _Spec("resnet50", conditional=False, hub="facebook/detr-resnet-50"),
-        "detr_resnet18_2x2": _Spec("resnet18", conditional=False, **_SHALLOW),
-        "conditional_detr_resnet50": _Spec(
-            "resnet50", queries=300, hub="microsoft/conditional-detr-resnet-50"
-        ),
-        "conditional_detr_resnet18_2x2": _Spec("resnet18", **_SHALLOW),
-        "detr_micro": _Spec(
-            "resnet18", width=112, decoder=3, queries=16, feed_forward=224, keywords=MICRO, **_SMALL
-        ),
-        "detr_nano": _Spec(
-            "resnet10t", width=96, decoder=2, queries=10, feed_forward=192, keywords=NANO, **_SMALL
-        ),
+        "detr_resnet50": _Spec("resnet50", conditional=False, hub=_HUB[0]),
+        "detr_resnet18_2x2": _Spec("resnet18", _SHALLOW, conditional=False),
+        "conditional_detr_resnet50": _Spec("resnet50", hub=_HUB[1]),
+        "conditional_detr_resnet18_2x2": _Spec("resnet18", _SHALLOW),
+        "detr_micro": _Spec("resnet18", _small(112, 3, 16), keywords=_MICRO),
+        "detr_nano": _Spec("resnet10t", _small(96, 2, 10), keywords=_NANO),
     }
 )
 
 
 class Detections(NamedTuple):
-    """The predictions of a detector.
+    """The predictions of a detector."""
 
-    Args:
-        logits: (B, Q, classes + 1), the last column "no object".
-        boxes: (B, Q, 4) cxcywh in [0, 1].
-        earlier: both again for each earlier decoder layer, if asked for.
-    """
-
-    logits: Tensor
-    boxes: Tensor
+    logits: Tensor  # (B, Q, classes + 1), the last column "no object"
+    boxes: Tensor  # (B, Q, 4) cxcywh in [0, 1]
+    # Both of each earlier decoder layer, if asked for.
     earlier: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
 class Detector(nn.Module):
-    """A DETR or Conditional DETR of transformers behind one small interface.
-
-    Args:
-        network: DetrForObjectDetection or ConditionalDetrForObjectDetection.
-        num_labels: classes without "no object".
-    """
+    """A DETR or Conditional DETR of transformers behind one small interface; `num_labels` is without "no object"."""
 
     def __init__(self, network: nn.Module, num_labels: int):
         super().__init__()
@@ -142,9 +125,8 @@ def create_detector(
     """A detector by name, randomly initialised from torch's global generator unless weights are asked for.
 
     Args:
-        name: one of `detector_names()`; with 4 labels `detr_resnet50` has 41,502,409 parameters (the paper's teacher),
-            `detr_resnet18_2x2` 17,245,897 (its student); the conditional ones of these sizes converge faster (Meng et al.
-            2021); `detr_micro` and `detr_nano` are for small images.
+        name: one of `detector_names()`; the conditional ones converge faster (Meng et al. 2021), `detr_micro` and
+            `detr_nano` are for small images.
         num_labels: classes, without "no object".
         pretrained: start from published weights in the hub's cache on disk, or download them: COCO detectors for the
             ResNet-50 ones, ImageNet's backbone for the ResNet-18 ones; norms and the stem stay frozen then (222,400
@@ -223,19 +205,10 @@ def _network(spec: _Spec, num_labels: int) -> nn.Module:
         "use_pretrained_backbone": False,
         "out_indices": [1, 2, 3, 4],
     }
+    # The conditional one has no "no object" class of its own: it gets one, as every detector here has.
+    classes = num_labels + 1 if spec.conditional else num_labels
     config = getattr(transformers, f"{kind}Config")(
-        # The conditional one has no "no object" class of its own: it gets one, as every detector here has.
-        num_labels=num_labels + 1 if spec.conditional else num_labels,
-        d_model=spec.width,
-        encoder_layers=spec.encoder,
-        decoder_layers=spec.decoder,
-        encoder_ffn_dim=spec.feed_forward,
-        decoder_ffn_dim=spec.feed_forward,
-        encoder_attention_heads=spec.heads,
-        decoder_attention_heads=spec.heads,
-        num_queries=spec.queries,
-        dropout=spec.dropout,
-        backbone_config=backbone,
+        num_labels=classes, backbone_config=backbone, **spec.sizes
     )
     return getattr(transformers, f"{kind}ForObjectDetection")(config)
 
@@ -245,16 +218,16 @@ def _fresh(spec: _Spec, num_labels: int, frozen: bool = False) -> Detector:
     network = _network(spec, num_labels)
     if not frozen:
         norm = {"norm_layer": partial(nn.BatchNorm2d, affine=False)} if spec.full else {}
-        stages = (1, 2, 3, 4) if spec.full else (spec.stage,)
+        stages = (1, 2, 3, 4) if spec.full else (3,)
         backbone = timm.create_model(
             spec.backbone, features_only=True, out_indices=stages, **spec.keywords, **norm
         )
         channels = backbone.feature_info.channels()[-1]
         network.model.backbone.model = backbone
-        network.model.input_projection = nn.Conv2d(channels, spec.width, 1)
+        network.model.input_projection = nn.Conv2d(channels, network.config.d_model, 1)
     _start_rare(network)
     if spec.conditional:
-        _spread_references(network, spec.queries)
+        _spread_references(network, network.config.num_queries)
     return Detector(network, num_labels)
 
 

@@ -34,10 +34,7 @@ def down(
 class Generator(nn.Module):
     """Noise and a class → an image; four transposed convolutions, the class as a 5-d embedding beside the noise.
 
-    Args:
-        num_classes, channels: K, C of the image.
-        latent: length of the noise vector.
-        width: channels after the first layer, halved by each of the next two (the paper's 512, 256, 128).
+    `width`: channels after the first layer, halved by each of the next two (the paper's 512, 256, 128).
     """
 
     def __init__(self, num_classes: int, channels: int, latent: int = 100, width: int = 512):
@@ -69,10 +66,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """An image and a class → one logit (real if positive); the class as a 32 × 32 plane beside the image.
 
-    Args:
-        num_classes, channels: K, C of the image.
-        width: channels after the first layer, doubled by each of the next two (the paper's 64, 128, 256).
-        dropout: probability after each of the three.
+    `width`: channels after the first layer, doubled by each of the next two (the paper's 64, 128, 256).
     """
 
     def __init__(self, num_classes: int, channels: int, width: int = 64, dropout: float = 0.25):
@@ -100,8 +94,6 @@ class FieldGenerator(nn.Module):
     textured and thinned or thickened at random: shapes that the teacher is to recognise must survive that.
 
     Args:
-        num_classes, channels, side: K, C, S (pixels).
-        latent: length of the noise.
         width: channels of the first layer, halved by each of the next.
         texture: strength of the smooth noise beside a field within ±2.5.
         bend: strength of the random deformation, 0: none; 1: up to 0.2 rad, a fifth in scale, some 2.5 of 32 pixels.
@@ -138,8 +130,7 @@ class FieldGenerator(nn.Module):
             mine.load_state_dict(its.state_dict())
 
     def noise(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
-        """What `forward` wants beside labels: latent (n, L), texture (n, C, S, S), where to look (n, S, S, 2), offsets
-        (n, 1, 1, 1)."""
+        """What `forward` wants beside labels: latent (n, L), texture (n, C, S, S), places (n, S, S, 2), offsets (n, 1, 1, 1)."""
 
         def uniform(*shape):
             return 2 * torch.rand(*shape, generator=generator) - 1

@@ -12,11 +12,7 @@ class WeightsMissing(WorkbenchError):
 
 
 def fetch(repository: str, download: bool, name: str) -> Path:
-    """The folder of a hub repository's configuration and weights: from the local cache, or downloaded if allowed.
-
-    Args:
-        repository: "owner/name" or "owner/name@revision".
-        name: of the model, for the message.
+    """The folder with the weights of "owner/name" or "owner/name@revision": from the local cache, or downloaded if allowed.
 
     Raises:
         WeightsMissing: if they are not there, or the download fails.

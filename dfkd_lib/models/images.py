@@ -26,13 +26,7 @@ def expected_shape(model: nn.Module) -> tuple[int, int] | None:
 
 
 def check_images(model: nn.Module, shape: tuple[int, int, int], where: str = "images") -> None:
-    """WorkbenchError unless a model takes images of a shape.
-
-    Args:
-        model: in evaluation mode.
-        shape: (C, H, W).
-        where: the images, for the message.
-    """
+    """WorkbenchError unless a model in evaluation mode takes images of a shape (C, H, W)."""
     if shape in _tried.setdefault(model, set()):
         return
     known, problem = expected_shape(model), "another number of channels"
@@ -40,11 +34,12 @@ def check_images(model: nn.Module, shape: tuple[int, int, int], where: str = "im
     if not known or shape[0] == known[0]:
         problem = _trial(model, shape)
     if problem:
+        size = (
+            f"(C, H, W) = {(*known, known[1])}" if known else "images of the size it was made for"
+        )
         raise WorkbenchError(
             "this model does not take these images",
-            expected=f"(C, H, W) = {(*known, known[1])}"
-            if known
-            else "images of the size it was made for",
+            expected=size,
             where=where,
             got=f"{shape}: {problem}",
             fix="give a folder's images another size (size=...) or number of channels, or choose a model made for these",

@@ -38,16 +38,9 @@ class Loaded(nn.Module):
     Takes float images (B, in_chans, img_size, img_size) in [-1, 1], normalises them as its weights want, returns logits.
 
     Args:
-        model: takes normalised images.
-        img_size: side in pixels.
-        in_chans: channels of its images.
-        mean: of each channel, for images in [0, 1].
-        std: of each channel, above 0.
+        mean, std: of each channel, for images in [0, 1].
         source: one sentence on where it comes from.
         classes: names of its outputs, or None where nobody knows them.
-
-    Raises:
-        WorkbenchError: on an impossible mean or deviation.
     """
 
     def __init__(

@@ -13,12 +13,8 @@ CONTEXT = 1.25  # an object is judged with so much of what is around it
 
 
 def layout_planes(labels: Tensor, boxes: Tensor, num_classes: int, side: int) -> Tensor:
-    """A layout as soft masks, one plane a class: (B, K, side, side) in [0, 1], a pixel's share of the class's boxes.
-
-    Args:
-        labels: int64 (B, M), -1 for none.
-        boxes: (B, M, 4), centre x, centre y, width, height in [0, 1].
-    """
+    """A layout, labels int64 (B, M), -1 for none, and boxes (B, M, 4), cxcywh in [0, 1], as soft masks, one plane a class:
+    (B, K, side, side) in [0, 1], a pixel's share of the class's boxes."""
     edges = torch.arange(side, device=boxes.device) / side
     low, high = box_convert(boxes, "cxcywh", "xyxy")[..., None].split(2, -2)
     # The share of each column and row of pixels that a box covers; their product is the share of each pixel.
@@ -47,13 +43,8 @@ class SceneGenerator(nn.Module):
     """Noise and a layout → a scene: a background, and into each box an object with its own opacity.
 
     As every object is drawn by itself and painted into its box, a scene holds what was asked for where it was asked for,
-    whatever the adversarial game has come to; what the game decides is how it looks.
-
-    Args:
-        num_classes: K.
-        side: S, pixels, a multiple of 16.
-        latent: length of each noise vector.
-        width: channels of the first layers, halved by each of the next.
+    whatever the adversarial game has come to; what the game decides is how it looks. `side` is a multiple of 16, `width`
+    the channels of the first layers, halved by each of the next.
     """
 
     def __init__(self, num_classes: int, side: int, latent: int = 32, width: int = 128):
@@ -137,10 +128,7 @@ def _placed(patches: Tensor, boxes: Tensor, side: int) -> Tensor:
 class SceneDiscriminator(nn.Module):
     """A scene and its layout → logits (real if positive): of the scene by parts, and of each object with its class.
 
-    Args:
-        num_classes: K.
-        width: channels after the first layer, doubled by each of the next two.
-        dropout: probability after each: real scenes are few.
+    `width`: channels after the first layer, doubled by each of the next two, with dropout: real scenes are few.
     """
 
     def __init__(self, num_classes: int, width: int = 32, dropout: float = 0.25):

@@ -14,11 +14,8 @@ from dfkd_lib.models.classifiers import build_vit
 
 
 class TitnBlock(Block):
-    """TNT's block for two tokens beside the patches, where timm's knows one.
-
-    The projected pixel tokens get a zero row at each end, for the class token and the distillation token (section 3.2),
-    and are then added to all tokens.
-    """
+    """TNT's block for two tokens beside the patches, where timm's knows one: the projected pixel tokens get a zero row at
+    each end, for the class token and the distillation token (section 3.2), and are then added to all tokens."""
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         pixels = pixels + self.drop_path(self.attn_in(self.norm_in(pixels)))

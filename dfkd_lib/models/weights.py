@@ -23,12 +23,7 @@ def load_weights(model: nn.Module, tensors: dict, where, fix: str = REBUILD) -> 
     """Load weights of the model's own names and shapes.
 
     Weights that the model has no place for are refused with them: a deeper model would lose its last blocks in silence.
-
-    Args:
-        model: takes the weights.
-        tensors: by name, with the prefix of a wrapper or without.
-        where: the file, for the message.
-        fix: for the message.
+    `where` is the file, for the message.
 
     Raises:
         WorkbenchError: naming the first weights that do not fit, or are no finite numbers.
