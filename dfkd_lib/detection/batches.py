@@ -36,21 +36,15 @@ def padded(scenes: SceneSet) -> tuple[Tensor, Tensor]:
 
 
 class SceneBatches:
-    """Batches of scenes for `training.fit`.
+    """Batches of scenes for `training.fit`; the last, smaller one is dropped unless it is the only one.
 
     Args:
-        scenes: read once, here, inside the stage that trains on them.
-        batch_size: scenes a step; the last, smaller batch is dropped unless it is the only one.
         augment: strength of `augmented`, ≥ 0; None for none at all.
         labelled: False leaves labels and boxes out of every batch.
     """
 
     def __init__(
-        self,
-        scenes: SceneSet,
-        batch_size: int,
-        augment: float | None = 0.0,
-        labelled: bool = True,
+        self, scenes: SceneSet, batch_size: int, augment: float | None = 0.0, labelled: bool = True
     ):
         self.images, self.augment, self.labelled = scenes.images, augment, labelled
         self.labels, self.boxes = padded(scenes)

@@ -113,8 +113,8 @@ class DetectionConfig(Config):
     @property
     def variants(self) -> tuple[str, ...]:
         """The students asked for, by their short names."""
-        words = tuple(word.strip() for word in self.students.split(",") if word.strip())
-        return words or tuple(VARIANTS)
+        names = tuple(name.strip() for name in self.students.split(",") if name.strip())
+        return names or tuple(VARIANTS)
 
 
 # Short name of a student, as in metrics -> what it learns from.

@@ -89,8 +89,8 @@ def train(
     labelled = scenes.split is not None
     run = config.training(**({} if seed is None else {"seed": seed}))
     _check(config.model, scenes, test, teacher)
-    files = (config.weights, config.backbone_weights)
-    weights, backbone = (resolve(file) if file else None for file in files)
+    weights = resolve(config.weights) if config.weights else None
+    backbone = resolve(config.backbone_weights) if config.backbone_weights else None
     settings = {
         "model": config.model,
         "config": run.as_dict(),
@@ -270,10 +270,7 @@ def _found(name: str, folder: str | Path) -> tuple[Path, dict]:
 def shipped_detector(
     store: Store, name: str, test: Scenes, folder: str | Path = FOLDER
 ) -> Artifact:
-    """A shipped detector, measured on test scenes and put in the store.
-
-    Args:
-        name: `<folder>/<name>.safetensors` beside `<name>.json`, as `ship_detector` writes them.
+    """A detector that `ship_detector` wrote, measured on test scenes and put in the store.
 
     Raises:
         WorkbenchError: if a file is missing or damaged, or the detector knows other classes than the scenes have.

@@ -75,8 +75,7 @@ def paired_queries(
     """Which of the teacher's queries each of the student's is paired with: int64 (B, Q_student), -1 for none.
 
     Queries of two DETRs have no common order, so they are paired one to one by what they predict (class probabilities and
-    boxes), those of high objectness first: the assignment maximises objectness times closeness. A student with
-    more queries than the teacher keeps some to itself.
+    boxes): the assignment maximises objectness times closeness. A student with more queries keeps some to itself.
 
     Raises:
         WorkbenchError: if the teacher has other classes.

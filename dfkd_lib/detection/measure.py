@@ -55,12 +55,7 @@ def measure_scenes(
     train: Scenes,
     test: Scenes,
 ) -> Artifact:
-    """Measures of drawn scenes, or of the real test scenes (None), against the real training scenes.
-
-    Args:
-        teacher: the detector that is to find the objects.
-        judge: whose features distances are taken in.
-        probes: the teacher's class probes.
+    """Measures of drawn scenes, or of the real test scenes (None), against the real training scenes, in a judge's features.
 
     Returns:
         Artifact with metrics "frechet" (of scenes), "frechet_objects" (≥ 0), "found" (share of the objects asked for that

@@ -28,7 +28,7 @@ FRAME = 2.0  # sides of the frame over sides of the box: attention gathers at ou
 def object_probes(
     detector: Detector, images: Tensor, labels: Tensor, boxes: Tensor
 ) -> tuple[Tensor, Detections]:
-    """The attention probe of each object that a layout names, and the detections.
+    """The attention probe of each object that a layout names, (n, SIDE²), each of sum 1, and the detections.
 
     An object's query is the one that fits it best by class and box (the cost of Hungarian matching); its cross-attention in
     the last decoder layer, mean over heads, is read about the object's box by bilinear interpolation, in float32: bf16 has
@@ -37,9 +37,6 @@ def object_probes(
     Args:
         images: float (B, 3, H, W) in [0, 1], which the gradient reaches.
         labels, boxes: int64 (B, M), -1 for none, and (B, M, 4), cxcywh in [0, 1].
-
-    Returns:
-        Probes (n, SIDE²), each of sum 1, of the n objects in the order of `labels[labels >= 0]`; the detections.
 
     Raises:
         WorkbenchError: for a detector without cross-attention, or whose tokens form no grid over the images.
@@ -85,10 +82,7 @@ def check_objects(scenes: SceneSet) -> None:
 
 
 def object_consistency_loss(probes: Tensor, class_probes: Tensor, labels: Tensor) -> Tensor:
-    """1 - cos of each object's probe with the probe of its class, mean over objects: in [0, 1].
-
-    Args:
-        probes, class_probes, labels: (n, D) as of `object_probes`, (K, D), int64 (n,).
+    """1 - cos of each object's probe (n, D) with the probe of its class (K, D), mean over objects: in [0, 1].
 
     Source: A eq. 4, for objects.
     """

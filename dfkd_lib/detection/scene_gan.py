@@ -1,7 +1,6 @@
 """Scenes from a GAN conditioned on a layout, with and without the frozen teacher's attention (METHODS A4)."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,8 +22,8 @@ from dfkd_lib.detection.probes import (
     object_consistency_loss,
     object_probes,
 )
-from dfkd_lib.models import Detector, SceneDiscriminator, SceneGenerator
-from dfkd_lib.synthesis import WATCH_EVERY
+from dfkd_lib.models import SceneDiscriminator, SceneGenerator
+from dfkd_lib.synthesis import WATCH_EVERY, Networks
 from dfkd_lib.training import Precision, StepConfig
 
 TOGETHER = 128  # scenes drawn at a time
@@ -33,23 +32,10 @@ PROBES = "probes.safetensors"
 
 
 @dataclass
-class SceneNetworks:
-    """What the step of the GAN of scenes works on.
+class SceneNetworks(Networks):
+    """What the step of the GAN of scenes works on: as of the GAN of images, its teacher a detector that sees whole scenes."""
 
-    Args:
-        generator, discriminator, teacher: the first two are trained, the detector is frozen.
-        probes: class probes of its objects (K, D).
-        attention_share: of a batch, (0, 1], that the attention loss is taken on: scenes are independent, so a part gives
-            the same loss and gradient in the mean, at its share of the cost.
-        watching: whether the attention loss is measured in this step though λ is 0.
-    """
-
-    generator: SceneGenerator
-    discriminator: SceneDiscriminator
-    teacher: Detector
-    probes: Tensor
-    attention_share: float = 1.0
-    watching: bool = True
+    side: int = 0  # nothing is cropped
 
     def draw(self, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Layouts of other scenes of the batch, labels (B, M) and boxes (B, M, 4), and noise for the generator."""
@@ -57,17 +43,6 @@ class SceneNetworks:
         noise = self.generator.noise(*batch.labels.shape)
         device = batch.images.device
         return batch.labels[order], batch.boxes[order], tuple(n.to(device) for n in noise)
-
-    def part(self, images: Tensor) -> slice:
-        """The part of a batch that the attention loss is taken on."""
-        return slice(max(1, round(self.attention_share * len(images))))
-
-    @contextmanager
-    def judging(self) -> Iterator[SceneDiscriminator]:
-        """The discriminator while the generator learns from it: its weights need no gradient then."""
-        self.discriminator.requires_grad_(False)
-        yield self.discriminator
-        self.discriminator.requires_grad_(True)
 
 
 def real_loss(scores: tuple[Tensor, Tensor]) -> Tensor:
@@ -80,10 +55,7 @@ def scene_gan_step(nets: SceneNetworks, batch: Batch, lam: float) -> Iterator[tu
     """The step of the GAN of scenes: L_D of parts and of objects, then L_G = L_adv + λ L_attention (A eq. 5).
 
     λ = 0 is the vanilla GAN: the attention loss is then measured now and then but has no gradient. Both variants draw the
-    same random numbers in the same order, so from one seed they differ in λ alone.
-
-    Yields:
-        (optimizer's name, named losses with "loss").
+    same random numbers in the same order, so from one seed they differ in λ alone. Yields (optimizer's name, named losses).
     """
     labels, boxes, noise = nets.draw(batch)
     fake = nets.generator(labels, boxes, *noise)
@@ -132,13 +104,8 @@ class SceneGAN(StepConfig):
     def train(self, store: Store, scenes: Scenes, teacher: Artifact, probes: Artifact) -> Artifact:
         """The trained GAN: generator.safetensors, layouts.safetensors (those of its training scenes), history.json.
 
-        Args:
-            scenes: labelled, square and of a side that 16 divides.
-            teacher: a detector of these classes.
-            probes: `object_probe_artifact` of both.
-
         Raises:
-            WorkbenchError: if the scenes are of another size. DivergedError: if it diverges.
+            WorkbenchError: if the scenes are not square, or 16 does not divide their side. DivergedError: if it diverges.
         """
         own = {"train": scenes.identity, "classes": teacher.metrics["classes"]}
         reads = {scenes.split: "training the discriminator"}
@@ -156,8 +123,8 @@ class SceneGAN(StepConfig):
         modules = self.networks(len(teacher.metrics["classes"]), side)
         batches = SceneBatches(scenes, self.batch_size)
         class_probes = probes.tensors(PROBES)["probes"].to(training.device())
-        frozen = load_detector(teacher), class_probes
-        nets = SceneNetworks(*modules.values(), *frozen, self.attention_share)
+        frozen = {"teacher": load_detector(teacher), "probes": class_probes}
+        nets = SceneNetworks(**modules, **frozen, attention_share=self.attention_share)
         steps, chosen = len(batches) * self.epochs, self._step or scene_gan_step
 
         def step(batch: Batch, progress: float) -> Iterator[tuple[str, dict]]:

@@ -28,11 +28,8 @@ class DetectionStudy:
 
     @cached_property
     def teacher(self) -> Artifact:
-        """The teacher: shipped, or trained on the labelled training scenes by the library's step.
-
-        Raises:
-            WorkbenchError: if it is to start from the shipped detector, but has another shape.
-        """
+        """The teacher: shipped, or trained on the labelled training scenes by the library's step; WorkbenchError if it is to
+        start from the shipped detector, but has another shape."""
         config, test, start = self.config.teacher, self.scenes("test"), None
         if config.source == "shipped":
             return shipped_detector(self.store, config.shipped, test)
@@ -105,11 +102,8 @@ class DetectionStudy:
         return DetectionStudy(self.store, like).student("train" if teacher else "plain", step)
 
     def check(self) -> None:
-        """Ask now what would stop the notebook only after the teacher's training.
-
-        Raises:
-            WorkbenchError: if the GANs cannot draw scenes of this size, or a class has no object to learn from.
-        """
+        """WorkbenchError if the GANs cannot draw scenes of this size, or a class has no object to learn from: now, not after
+        the teacher's training."""
         data = self.config.data
         check_side(data.size, data.size)
         if data.name != GENERATED:

@@ -40,9 +40,6 @@ def predict_tiled(
     Returns:
         Scores (N, keep, classes) in [0, 1], surest first, and boxes (N, keep, 4) cxcywh in [0, 1] of the frame, on the
         CPU; 0 where there are fewer. Memory beside these does not grow with the number of frames.
-
-    Raises:
-        WorkbenchError: on images of another form, impossible sizes, overlap or keep.
     """
     _check(images, tile, size, overlap, keep)
     scores = torch.zeros(len(images), keep, detector.num_labels)

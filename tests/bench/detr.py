@@ -18,8 +18,7 @@ from bench.students import TOLERANCES
 from dfkd_lib import training
 from dfkd_lib.datasets import generate_scenes
 from dfkd_lib.detection import Batch, DetectionWeights, SceneBatches, answers, detection_step
-from dfkd_lib.models import create_detector
-from dfkd_lib.models.detectors import Detector
+from dfkd_lib.models import Detector, create_detector
 
 LR, TOLERANCE = 1e-4, 1e-4  # the latter of what both read off the same network
 OURS, THEIRS = "KD step", "transformers' DETR step + teacher"
@@ -27,13 +26,11 @@ Loss = tuple[nn.Module, Callable[[], Tensor]]
 
 
 class Case(NamedTuple):
-    """Student, teacher, side of the scenes, scenes a step, seconds of measuring at each precision."""
-
     student: str
     teacher: str
-    side: int
+    side: int  # of the scenes, in pixels
     batch: int
-    seconds: float
+    seconds: float  # of measuring, at each precision
 
 
 CASES = (
@@ -49,11 +46,7 @@ def prepared(case: Case) -> tuple[Detector, Detector, Batch]:
     student, teacher = (create_detector(n, 4).to(device) for n in (case.student, case.teacher))
     scenes = generate_scenes(case.batch, size=case.side, split="synthetic")
     batch = next(SceneBatches(scenes, case.batch)(0, torch.Generator().manual_seed(0)))
-    return (
-        student,
-        teacher.eval().requires_grad_(False),
-        type(batch)(*(part.to(device) for part in batch)),
-    )
+    return student, training.frozen(teacher), batch.to(device)
 
 
 def pixels(detector: Detector, images: Tensor) -> Tensor:
@@ -116,10 +109,8 @@ def ways(case: Case, precision: str) -> Iterator[Ways]:
     """Both steps, of detectors that read the same off one network."""
     student, teacher, batch = prepared(case)
     note = same_outputs(student, batch[0])
-    run = {
-        name: trainer(*way(student, teacher, batch), precision)
-        for name, way in ((OURS, ours), (THEIRS, theirs))
-    }
+    made = {OURS: ours(student, teacher, batch), THEIRS: theirs(student, teacher, batch)}
+    run = {name: trainer(*way, precision) for name, way in made.items()}
     yield Ways(run, f"outputs {note}")
 
 

@@ -26,6 +26,7 @@ from dfkd_lib.datasets import (
 from dfkd_lib.detection import (
     VARIANTS,
     Batch,
+    DetectionConfig,
     DetectionStudy,
     DetectionWeights,
     DetectorConfig,
@@ -35,7 +36,7 @@ from dfkd_lib.detection import (
     detection_step,
     padded,
 )
-from dfkd_lib.detection.__main__ import overfit
+from dfkd_lib.detection.__main__ import DEFAULTS, overfit
 from dfkd_lib.detection.batches import augmented
 from dfkd_lib.detection.matching import (
     PAIRINGS,
@@ -62,10 +63,12 @@ CLASSES = ("bird", "helicopter", "drone", "plane")
 def random_predictions(seed=0, batch=3, queries=5, classes=5):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(batch, queries, classes, generator=generator)
-    boxes = torch.rand(batch, queries, 4, generator=generator) * 0.3 + torch.tensor(
-        [0.3, 0.3, 0.1, 0.1]
-    )
-    return logits, boxes
+    boxes = torch.rand(batch, queries, 4, generator=generator) * 0.3
+    return logits, boxes + torch.tensor([0.3, 0.3, 0.1, 0.1])
+
+
+def corners(boxes):
+    return box_convert(boxes, "cxcywh", "xyxy")
 
 
 # Losses
@@ -99,7 +102,7 @@ def test_giou_is_torchvisions():
     _, a = random_predictions(0)
     _, b = random_predictions(1, queries=4)
     for row in range(3):
-        expected = generalized_box_iou(*(box_convert(x[row], "cxcywh", "xyxy") for x in (a, b)))
+        expected = generalized_box_iou(corners(a[row]), corners(b[row]))
         assert torch.allclose(pairwise_giou(a, b)[row], expected, atol=1e-5)
 
 
@@ -111,21 +114,13 @@ def test_hungarian_finds_what_brute_force_finds(seed):
     cost = matching_cost(logits, boxes, labels, objects)
     target_labels, target_boxes = hungarian_targets(logits, boxes, labels, objects)
     for row, count in enumerate((3, 1, 0)):
-        best = min(
-            sum(cost[row, q, m].item() for m, q in enumerate(chosen))
-            for chosen in itertools.permutations(range(5), count)
-        )
-        given = (target_labels[row] < 4).nonzero().flatten().tolist()
-        assert len(given) == count
-        owner = {
-            q: next(m for m in range(count) if torch.equal(objects[row, m], target_boxes[row, q]))
-            for q in given
-        }
-        assert sorted(owner.values()) == list(range(count))
-        assert all(target_labels[row, q] == labels[row, m] for q, m in owner.items())
-        assert sum(cost[row, q, m].item() for q, m in owner.items()) == pytest.approx(
-            best, abs=1e-4
-        )
+        every = itertools.permutations(range(5), count)
+        best = min(sum(cost[row, q, m].item() for m, q in enumerate(chosen)) for chosen in every)
+        given = (target_labels[row] < 4).nonzero().flatten()
+        owner = torch.cdist(target_boxes[row, given], objects[row]).argmin(1)
+        assert sorted(owner.tolist()) == list(range(count))
+        assert torch.equal(target_labels[row, given], labels[row, owner])
+        assert cost[row, given, owner].sum().item() == pytest.approx(best, abs=1e-4)
 
 
 def test_more_objects_than_queries_and_diverged_predictions_are_matched():
@@ -150,10 +145,8 @@ def test_the_papers_pairing_repeats_the_objects_in_order():
 def test_teacher_queries_are_found_again_in_another_order():
     logits, boxes = random_predictions(3, queries=6)
     order = torch.tensor([4, 2, 0, 5, 1, 3])
-    assert torch.equal(
-        order[paired_queries(logits, boxes, logits[:, order], boxes[:, order])],
-        torch.arange(6).repeat(3, 1),
-    )
+    index = paired_queries(logits, boxes, logits[:, order], boxes[:, order])
+    assert torch.equal(order[index], torch.arange(6).repeat(3, 1))
 
 
 def test_a_smaller_student_is_paired_with_what_the_teacher_is_sure_of():
@@ -188,12 +181,6 @@ class Predicted(torch.nn.Module):
         return Detections(*self.layers[-1], tuple(self.layers[:-1]) if earlier else ())
 
 
-def losses_of(layers, labels, objects, taught, weights):
-    """What the library's step makes of a student's and a teacher's predictions."""
-    batch = Batch(torch.zeros(len(labels), 3, 8, 8), labels, objects)
-    return detection_step(weights)(Predicted(layers), batch, answers(Predicted([taught])))
-
-
 def plain_losses(logits, boxes, labels, objects, taught, temperature=2.0):
     """The losses of one decoder layer, scene by scene and pair by pair."""
     names, nothing, count = ("classification", "boxes", "giou", "distillation"), 4, 0
@@ -201,9 +188,7 @@ def plain_losses(logits, boxes, labels, objects, taught, temperature=2.0):
     for row, true in enumerate(labels):
         p, true, things = logits[row].detach().sigmoid(), true[true >= 0], objects[row][true >= 0]
         wanted = torch.full((len(p),), nothing)
-        overlap = generalized_box_iou(
-            *(box_convert(x, "cxcywh", "xyxy") for x in (boxes[row], things))
-        )
+        overlap = generalized_box_iou(corners(boxes[row]), corners(things))
         cost = 5 * torch.cdist(boxes[row], things, p=1) - 2 * p[:, true] - 2 * overlap
         for query, of in zip(*linear_sum_assignment(cost.detach()), strict=True):
             wanted[query], count = true[of], count + 1
@@ -229,22 +214,19 @@ def test_all_layers_together_have_the_losses_of_each_by_itself(queries, others):
     layers = [random_predictions(seed, queries=queries) for seed in range(3)]
     inputs = [part.requires_grad_() for layer in layers for part in layer]
     taught = random_predictions(7, queries=others)
-    labels, objects = (
-        torch.tensor([[0, 3, 1], [2, -1, -1], [-1, -1, -1]]),
-        random_predictions(8, queries=3)[1],
-    )
-    weights = DetectionWeights(giou=2.0)
-    named = losses_of(layers, labels, objects, taught, weights)
+    labels = torch.tensor([[0, 3, 1], [2, -1, -1], [-1, -1, -1]])
+    objects, weights = random_predictions(8, queries=3)[1], DetectionWeights(giou=2.0)
+    batch = Batch(torch.zeros(3, 3, 8, 8), labels, objects)
+    named = detection_step(weights)(Predicted(layers), batch, answers(Predicted([taught])))
     total = named.pop("loss")
     plain = [plain_losses(*layer, labels, objects, taught) for layer in layers]
     whole = sum(weights[name] * value for each in plain for name, value in each.items())
     assert total.item() == pytest.approx(whole.item(), rel=1e-6)
-    assert {name: value.item() for name, value in named.items()} == pytest.approx(
-        {name: value.item() for name, value in plain[-1].items()}, rel=1e-6
-    )
-    for ours, theirs in zip(
-        torch.autograd.grad(total, inputs), torch.autograd.grad(whole, inputs), strict=True
-    ):
+    assert set(named) == set(plain[-1])
+    for name, value in named.items():
+        assert value.item() == pytest.approx(plain[-1][name].item(), rel=1e-6), name
+    gradients = (torch.autograd.grad(loss, inputs) for loss in (total, whole))
+    for ours, theirs in zip(*gradients, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
@@ -261,8 +243,7 @@ def test_augmented_boxes_follow_their_objects():
         batch = Batch(images, labels, boxes)
         moved, found, where = augmented(batch, torch.Generator().manual_seed(0), strength)
         assert (found == labels).all()
-        corners = box_convert(where[:, 0] * 64, "cxcywh", "xyxy")
-        for image, box in zip(moved, corners, strict=True):
+        for image, box in zip(moved, corners(where[:, 0] * 64), strict=True):
             rows, columns = (image.mean(0) > 0.5).nonzero(as_tuple=True)
             drawn = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
             assert (drawn - box).abs().max() <= 1
@@ -275,8 +256,7 @@ def test_an_object_moved_out_of_view_is_dropped():
     gone = labels[:, 1] < 0
     assert gone.any() and not gone.all()
     assert (labels[gone, 0] == 3).all() and (where[gone, 1] == 0).all()
-    corners = box_convert(where, "cxcywh", "xyxy")
-    assert corners.min() >= -1e-6 and corners.max() <= 1 + 1e-6
+    assert corners(where).min() >= -1e-6 and corners(where).max() <= 1 + 1e-6
 
 
 def test_batches_are_padded_and_repeat_with_the_seed():
@@ -762,7 +742,9 @@ def test_the_shipped_teacher_is_what_its_record_says():
     record = json.loads(base.with_suffix(".json").read_text())
     assert base.with_suffix(".safetensors").stat().st_size <= 4_000_000
     assert record["metrics"]["AP50"] >= 0.5 and record["metrics"]["test_scenes"] >= 300
-    assert "train-teacher" in record["command"]
+    config = DetectionConfig().override(DEFAULTS)
+    config = config.override(record["command"].partition(" train-teacher ")[2])
+    assert config.teacher.training().as_dict() == record["settings"]["config"]
     test = record["settings"]["test"]
     test = generate_scenes(60, test["size"], test["seed"], "test")
     detector = create_detector(record["model"], 4, weights=base.with_suffix(".safetensors"))
