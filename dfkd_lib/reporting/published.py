@@ -9,7 +9,7 @@ from dfkd_lib.core import REPOSITORY, WorkbenchError
 from dfkd_lib.core.files import replacing
 from dfkd_lib.metrics.intervals import interval_text
 from dfkd_lib.reporting.notebooks import COLUMNS, headlines, read_notebooks
-from dfkd_lib.reporting.results import commit_text, metrics_of
+from dfkd_lib.reporting.results import metrics_of
 
 FOLDER = REPOSITORY / "reports" / "published"
 HEAD = """\
@@ -17,7 +17,7 @@ HEAD = """\
 
 Written by `dfkd published` from the results files in this folder; a test fails when it is stale. ± is the 95 % interval
 over seeds; with fewer than three seeds their values stand alone. Results of a tree with uncommitted changes, or of several
-commits, cannot be made again from one commit: they are named as such, and are no headlines.
+commits, cannot be made again from one commit: they are refused.
 """
 NO_MEASURES = {"history", "settings", "ledger", "made"}  # in files of students
 
@@ -38,23 +38,12 @@ class Published:
         return self.content["provenance"]
 
     @property
-    def git(self) -> dict:
-        """{commit, dirty}, in whichever of the two ways the file has it."""
-        known = self.provenance.get("git", self.provenance)
-        commit = str(known.get("commit"))
-        dirty = known.get("dirty") or commit.endswith("+")
-        return {"commit": commit.rstrip("+")[:12], "dirty": bool(dirty)}
-
-    @property
-    def doubt(self) -> str:
-        """Why the results cannot be made again from one commit; empty if they can."""
-        if self.git["dirty"]:
-            return "uncommitted changes"
-        return "several commits" if self.content.get("mixed_commits") else ""
-
-    @property
-    def started(self) -> str:
-        return str(self.provenance.get("started") or self.provenance.get("date") or "")
+    def commit(self) -> str:
+        """The commit in 12 digits, "" where the results cannot be made again from one commit."""
+        git = self.provenance.get("git", self.provenance)
+        commit = str(git.get("commit"))
+        several = self.content.get("mixed_commits") or git.get("dirty") or commit.endswith("+")
+        return "" if several else commit[:12]
 
     @property
     def notebooks(self) -> dict[str, dict]:
@@ -65,17 +54,23 @@ class Published:
         """{name: result} of students that were trained outside a notebook."""
         return self.content.get("results") or self.content.get("makers") or {}
 
-    def measures(self) -> Iterator[tuple[str, str, list[float] | str]]:
-        """(where, metric, values or text) of all that was measured."""
+    def measures(self) -> Iterator[tuple[str, str, str]]:
+        """(where, metric, text) of all that was measured."""
         found = {name: result.get("metrics", {}) for name, result in self.notebooks.items()}
         for name, result in self.students.items():
             found[name] = {key: one for key, one in result.items() if key not in NO_MEASURES}
         for name, metrics in found.items():
-            yield from ((name, *pair) for pair in metrics_of(metrics))
+            for metric, values in metrics_of(metrics):
+                text = values if isinstance(values, str) else interval_text(values, ".4g")
+                yield name, metric, text
 
 
 def read_published(folder: Path = FOLDER) -> list[Published]:
-    """The results files below a folder, in the order of their paths."""
+    """The results files below a folder, in the order of their paths.
+
+    Raises:
+        WorkbenchError: if one is damaged, or cannot be made again from one commit.
+    """
     found = []
     for path in sorted(folder.rglob("*.json")):
         try:
@@ -87,18 +82,25 @@ def read_published(folder: Path = FOLDER) -> list[Published]:
                 where=path,
                 fix="restore it from the repository",
             ) from None
-        if isinstance(content, dict) and "provenance" in content:
-            found.append(Published(path.relative_to(folder), content))
+        if not isinstance(content, dict) or "provenance" not in content:
+            continue
+        file = Published(path.relative_to(folder), content)
+        if not file.commit:
+            raise WorkbenchError(
+                "published results cannot be made again from one commit",
+                expected="a commit without changes, the same for all notebooks",
+                where=path,
+                fix="run again from a clean checkout, or do not publish them",
+            )
+        found.append(file)
     return found
 
 
 def headline_rows(files: list[Published]) -> Iterator[tuple[str, ...]]:
-    """(result, ours, n, size, paper, where, run) of results that can be made again from one commit."""
+    """(result, ours, n, size, paper, where, run) of the headlines of all files."""
     about = read_notebooks()
     for file in files:
-        if file.doubt:
-            continue
-        run = f"[{file.path.parent}]({file.path.as_posix()}), {file.git['commit'][:7]}"
+        run = f"[{file.path.parent}]({file.path.as_posix()}), {file.commit[:7]}"
         for row in headlines(file.notebooks, about):
             yield *(row[column] for column in COLUMNS), run
         for name, result in file.students.items():
@@ -114,23 +116,17 @@ def section(file: Published) -> Iterator[str]:
     machine = known.get("hardware", known)
     yield f"\n## {file.path.as_posix()}\n"
     about = [
-        f"Commit {commit_text(file.git)}",
-        file.started[:16],
+        f"Commit {file.commit}",
+        str(known.get("started") or known.get("date") or "")[:16],
         f"{machine.get('cpu')}, {machine.get('cores')} cores",
         f"torch {known.get('versions', known).get('torch')}",
     ]
     yield "; ".join(filter(None, about)) + "."
     if command := known.get("command") or file.content.get("command"):
         yield f"\n    {command}\n"
-    if file.doubt:
-        yield f"**Of {file.doubt}: cannot be made again from one commit.**\n"
     if note := file.content.get("note") or file.content.get("what"):
         yield f"{note}\n"
-    rows = [
-        (where, metric, values if isinstance(values, str) else interval_text(values, ".4g"))
-        for where, metric, values in file.measures()
-    ]
-    if rows:
+    if rows := list(file.measures()):
         yield f"\n<details><summary>{len(rows)} metrics</summary>\n"
         yield table(("", "metric", "value"), rows)
         yield "\n</details>"
@@ -153,11 +149,8 @@ def readme(folder: Path = FOLDER) -> str:
     parts = [HEAD, "## Headlines\n", table(head, headline_rows(files))]
     for file in files:
         parts += section(file)
-    shown = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix in (".svg", ".png", ".csv")
-    )
+    shown = [p for p in sorted(folder.rglob("*")) if p.suffix in (".svg", ".png", ".csv")]
+    shown = [path.relative_to(folder).as_posix() for path in shown]
     parts += ["\n## Figures and tables\n", ", ".join(f"[{path}]({path})" for path in shown)]
     return "\n".join(parts) + "\n"
 
