@@ -75,15 +75,7 @@ class Loaded(nn.Module):
         return getattr(output, "logits", output)
 
 
-def load_model(
-    name: str,
-    weights: str | Path = "",
-    *,
-    num_classes: int | None = None,
-    img_size: int | None = None,
-    in_chans: int | None = None,
-    download: bool = False,
-) -> nn.Module:
+def load_model(name: str, weights: str | Path = "", *, download: bool = False) -> Loaded:
     """A classifier with its weights, frozen in evaluation mode, without any code written for it.
 
     Args:
@@ -92,19 +84,12 @@ def load_model(
             or timm's format; or a .safetensors file whose architecture is named by a .json beside it, {"model": name,
             "overrides": {...}, "classes": [...]}, or in its own metadata.
         weights: a .safetensors file for the architecture `name`.
-        num_classes, img_size, in_chans: where they differ from the checkpoint's or the architecture's; first weights and
-            position embeddings are adapted as timm does.
         download: fetch pretrained weights that are not on disk yet.
-
-    Returns:
-        A module from float images (B, in_chans, img_size, img_size) in [-1, 1] to logits, as `Loaded` describes it.
 
     Raises:
         WeightsMissing: if pretrained weights are neither on disk nor to be downloaded.
         WorkbenchError: on an unknown name, a missing or damaged file, weights that do not fit (naming the first).
     """
-    asked = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans}
-    sizes = {key: value for key, value in asked.items() if value is not None}
     if str(name).endswith(PICKLES) or str(weights).endswith(PICKLES):
         raise WorkbenchError(
             "checkpoints are read as safetensors only, since others may run code",
@@ -114,7 +99,7 @@ def load_model(
             "save_file(torch.load(path, weights_only=True), 'model.safetensors')",
         )
     try:
-        loaded = _open(str(name), weights, sizes, download)
+        loaded = _open(str(name), weights, download)
     except WorkbenchError:
         raise
     except (OSError, ImportError, *ODD) as error:
@@ -137,7 +122,7 @@ def load_model(
     return loaded.eval().requires_grad_(False)
 
 
-def _open(name: str, weights: str | Path, sizes: dict, download: bool) -> Loaded:
+def _open(name: str, weights: str | Path, download: bool) -> Loaded:
     from timm.models import is_model_pretrained
 
     repository, path = name.removeprefix("hf-hub:"), resolve(name)
@@ -155,27 +140,27 @@ def _open(name: str, weights: str | Path, sizes: dict, download: bool) -> Loaded
             fix="leave one of them out",
         )
     if folder:
-        return _from_folder(path, sizes)
+        return _from_folder(path)
     if file:
-        return _from_file(path, sizes)
+        return _from_file(path)
     if weights:
-        return _from_file(resolve(weights), sizes, name)
+        return _from_file(resolve(weights), name)
     if "/" in name:
-        return _from_folder(fetch(repository, download, name), sizes)
-    return _pretrained(name, sizes, download)
+        return _from_folder(fetch(repository, download, name))
+    return _pretrained(name, download)
 
 
-def _from_file(file: Path, sizes: dict, name: str = "") -> Loaded:
+def _from_file(file: Path, name: str = "") -> Loaded:
     """A model of the workbench or of timm from a file, of which the name may be recorded."""
     tensors, record = load_tensors(file), _record(file, needed=not name)
     name = name or record.model
     if record is None or record.model != name:
         record = Record(model=name)
-    sizes, source = {**record.overrides, **sizes}, f"{name}, weights from {file}"
+    sizes, source = record.overrides, f"{name}, weights from {file}"
     check_sizes(sizes, tensors, file.with_suffix(".json"))
     classes = tuple(record.classes or ()) or None
     if name not in MODELS:
-        return _timm(name, _config(name), tensors, file, sizes, source, classes)
+        return _timm(name, _config(name), tensors, file, source, sizes, classes)
     model = built(lambda: create_model(name, **sizes), tensors, file)
     load_weights(model, tensors, file)
     made = model_settings(name, sizes)
@@ -227,7 +212,7 @@ def _config(name: str):
         raise unknown_name("model", name, tags, WANTED) from None
 
 
-def _pretrained(name: str, sizes: dict, download: bool) -> Loaded:
+def _pretrained(name: str, download: bool) -> Loaded:
     """A timm model with the weights timm names for it."""
     repository = None if name in MODELS else (config := _config(name)).hf_hub_id
     if not repository:
@@ -239,29 +224,27 @@ def _pretrained(name: str, sizes: dict, download: bool) -> Loaded:
         )
     file = fetch(repository, download, name) / "model.safetensors"
     source = f"timm's {name}, pretrained weights of {repository} on disk at {file}"
-    loaded = _timm(name, config, load_tensors(file), file, sizes, source)
+    loaded = _timm(name, config, load_tensors(file), file, source)
     if loaded.model.num_classes == config.num_classes:
         loaded.classes = _imagenet(config.num_classes)
     return loaded
 
 
-def _timm(name: str, config, tensors: dict, file, sizes: dict, source: str, *classes) -> Loaded:
-    """A timm model of that name with these weights, as many outputs and channels as they have unless `sizes` has others."""
+def _timm(
+    name: str, config, tensors: dict, file: Path, source: str, sizes: dict | None = None, *classes
+) -> Loaded:
+    """A timm model of that name with these weights, of as many outputs and channels as they have."""
     import timm
-    from timm.models import adapt_input_conv
 
     tensors = unwrapped(tensors)
     head, first = (
         f"{part[0] if isinstance(part, (tuple, list)) else part}.weight"
         for part in (config.classifier, config.first_conv)
     )
-    if head in tensors:
-        sizes = {"num_classes": len(tensors[head]), **sizes}
+    own = {"num_classes": len(tensors[head])} if head in tensors else {}
     if first in tensors:
-        own = tensors[first].shape[1]
-        sizes = {"in_chans": own, **sizes}
-        if own == 3 != sizes["in_chans"]:
-            tensors = {**tensors, first: adapt_input_conv(sizes["in_chans"], tensors[first])}
+        own["in_chans"] = tensors[first].shape[1]
+    sizes = {**own, **(sizes or {})}
     # Nothing else is opened, whatever a record asks for.
     nothing = {"pretrained": False, "checkpoint_path": ""}
     model = built(lambda: timm.create_model(name, **nothing, **sizes), tensors, file)
@@ -304,11 +287,11 @@ def _json(path: Path) -> dict:
         ) from None
 
 
-def _from_folder(folder: Path, sizes: dict) -> Loaded:
+def _from_folder(folder: Path) -> Loaded:
     """A model in timm's or transformers' folder format."""
     config, file = _json(folder / "config.json"), folder / "model.safetensors"
     if "architecture" not in config:
-        return _transformers(folder, config, sizes)
+        return _transformers(folder, config)
     from timm.models import PretrainedCfg
 
     name = config["architecture"]
@@ -316,9 +299,9 @@ def _from_folder(folder: Path, sizes: dict) -> Loaded:
     known = {**config.get("pretrained_cfg", {}), "num_classes": config.get("num_classes", 1000)}
     fields = PretrainedCfg.__dataclass_fields__
     about = PretrainedCfg(**{key: value for key, value in known.items() if key in fields})
-    tensors, sizes = load_tensors(file), {**config.get("model_args", {}), **sizes}
+    tensors, sizes = load_tensors(file), config.get("model_args", {})
     check_sizes(sizes, tensors, folder / "config.json")
-    loaded = _timm(name, about, tensors, file, sizes, f"timm's {name}, weights from {file}")
+    loaded = _timm(name, about, tensors, file, f"timm's {name}, weights from {file}", sizes)
     labels = config.get("label_names") or known.get("label_names") or ()
     if len(labels) == loaded.model.num_classes:
         texts = config.get("label_descriptions") or known.get("label_descriptions") or {}
@@ -326,7 +309,7 @@ def _from_folder(folder: Path, sizes: dict) -> Loaded:
     return loaded
 
 
-def _transformers(folder: Path, record: dict, sizes: dict) -> Loaded:
+def _transformers(folder: Path, record: dict) -> Loaded:
     """An image classifier in transformers' format."""
     if (folder / "model.safetensors").is_file():
         numbers = {key: value for key, value in record.items() if is_number(value)}
@@ -334,19 +317,7 @@ def _transformers(folder: Path, record: dict, sizes: dict) -> Loaded:
     model = _from_pretrained(folder)
     config = model.config
     side = getattr(config, "image_size", None) or 224
-    own = {
-        "num_classes": config.num_labels,
-        "in_chans": getattr(config, "num_channels", 3),
-        "img_size": side if isinstance(side, int) else side[0],
-    }
-    if any(own[key] != value for key, value in sizes.items()):
-        raise WorkbenchError(
-            "a model in transformers' format keeps its own sizes",
-            expected=own,
-            got=sizes,
-            where=folder,
-            fix="leave them out, or use timm's form of this model",
-        )
+    side, channels = side if isinstance(side, int) else side[0], getattr(config, "num_channels", 3)
     source, prepare = f"transformers' {config.model_type} from {folder}", {}
     if (folder / "preprocessor_config.json").is_file():
         prepare = _json(folder / "preprocessor_config.json")
@@ -358,7 +329,7 @@ def _transformers(folder: Path, record: dict, sizes: dict) -> Loaded:
     names, classes = config.id2label or {}, None
     if set(names) == set(range(len(names))):
         classes = tuple(str(names[i]) for i in range(len(names)))
-    return Loaded(model, own["img_size"], own["in_chans"], mean, std, source, classes)
+    return Loaded(model, side, channels, mean, std, source, classes)
 
 
 def _from_pretrained(folder: Path) -> nn.Module:
