@@ -100,11 +100,11 @@ def objects(batch: Batch, answer: Queries | None) -> tuple[Tensor, Tensor]:
     return (batch.labels, batch.boxes) if batch.labels is not None else confident(answer)
 
 
-def confident(found: Queries, threshold: float = THRESHOLD) -> tuple[Tensor, Tensor]:
+def confident(found: Queries) -> tuple[Tensor, Tensor]:
     """A detector's own detections as padded objects, best first: labels (B, Q), -1 for none, boxes (B, Q, 4)."""
     score, label = found.logits[-1].sigmoid()[..., :-1].max(dim=-1)
     order = score.argsort(dim=1, descending=True)
-    label = torch.where(score >= threshold, label, -1).gather(1, order)
+    label = torch.where(score >= THRESHOLD, label, -1).gather(1, order)
     return label, found.boxes[-1].gather(1, order[..., None].expand(-1, -1, 4))
 
 

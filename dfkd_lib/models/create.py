@@ -104,7 +104,7 @@ def _check_shape(img_size=1, patch_size=1, width=1, heads=1, **others) -> None:
         raise ValueError(f"width {width} is not a multiple of {heads} heads")
 
 
-def start_small(model: nn.Module, position_std: float = 1.0) -> nn.Module:
+def start_small(model: nn.Module) -> nn.Module:
     """Xavier weights in every linear layer and place embeddings as large as the tokens; returns the model.
 
     For narrow relatives that see a few thousand images: timm's fixed standard deviation of 0.02 is made for widths of
@@ -116,7 +116,7 @@ def start_small(model: nn.Module, position_std: float = 1.0) -> nn.Module:
             nn.init.xavier_uniform_(module.weight)
     for name, parameter in model.named_parameters():
         if name in PLACES:
-            trunc_normal_(parameter, std=position_std)
+            trunc_normal_(parameter, std=1.0)
     return model
 
 

@@ -25,7 +25,6 @@ class DearKD(nn.Module):
     Args:
         heads: attention heads, a square k*k, so that the early blocks start as k x k convolutions.
         early_depth: number of convolutional blocks, of `depth` in all.
-        locality: sharpness of the early heads' attention to their own neighbour at the start; higher is more local.
 
     Source: DearKD (CVPR 2022), stage 1; ConViT (arXiv 2103.10697), section 3, for the attention.
     """
@@ -42,7 +41,6 @@ class DearKD(nn.Module):
         depth: int = 12,
         heads: int = 9,
         early_depth: int = 3,
-        locality: float = 1.0,
     ):
         super().__init__()
         if round(heads**0.5) ** 2 != heads or not 0 <= early_depth <= depth:
@@ -52,9 +50,8 @@ class DearKD(nn.Module):
         self.num_classes, self.embed_dim = num_classes, width
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, width)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches, width))
-        gated = {"use_gpsa": True, "locality_strength": locality, "norm_layer": nn.LayerNorm}
         self.early_blocks = nn.ModuleList(
-            ConvolutionalBlock(width, heads, **gated) for _ in range(early_depth)
+            ConvolutionalBlock(width, heads, norm_layer=nn.LayerNorm) for _ in range(early_depth)
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, width))
