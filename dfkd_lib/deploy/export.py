@@ -43,11 +43,10 @@ class Deployed(nn.Module):
 
 
 def export_onnx(model: nn.Module, sample: Tensor, path: str | Path) -> Path:
-    """Write a classifier or a detector as ONNX with a batch of any size; returns the path.
+    """Write a classifier or a detector (whose boxes are a second output) as ONNX; returns the path.
 
     Args:
-        model: images float32 (B, C, H, W) → logits (B, K); or a `Detector`, whose boxes are a second output.
-        sample: such images, of which only shape and type matter; C, H and W are fixed by it.
+        sample: float32 (B, C, H, W), of which only shape and type matter: it fixes C, H and W, while B may be any.
 
     Raises:
         WorkbenchError: if the model holds an operator that ONNX has no form of; names it and its place.
@@ -170,12 +169,8 @@ def quantize_dynamic(source: str | Path, target: str | Path) -> Path:
 
 
 def quantize_static(source: str | Path, target: str | Path, calibration: Iterable[Tensor]) -> Path:
-    """Weights and inputs of linear layers and convolutions as int8, the inputs' scales fixed by calibration images.
-
-    Args:
-        calibration: batches of float32 (B, C, H, W) as the model wants them; of synthetic images they keep the package as
-            data-free as its student.
-    """
+    """Weights and inputs of linear layers and convolutions as int8, the inputs' scales fixed by calibration images: batches
+    of float32 (B, C, H, W) as the model wants them. Synthetic ones keep the package as data-free as its student."""
     from onnxruntime import quantization as ort
 
     class Reader(ort.CalibrationDataReader):

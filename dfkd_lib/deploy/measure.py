@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -15,17 +14,7 @@ THREADS = (1, 2)
 TEACHER = "teacher"  # its ONNX file, which speed is compared with: the same runtime, so that only the model differs
 
 
-@contextmanager
-def pytorch_threads(count: int):
-    """PyTorch on `count` threads, and as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
+@torch.inference_mode()
 def interleaved(runs: dict[str, Callable], repeats: int, threads: int = 1) -> dict[str, np.ndarray]:
     """Seconds a call of each of `runs`, (repeats,) each, taken in turns; PyTorch on `threads` threads.
 
@@ -33,25 +22,25 @@ def interleaved(runs: dict[str, Callable], repeats: int, threads: int = 1) -> di
     the times do not. Single calls are timed, as a block of them is seldom free of interruptions where other
     programs run; an untimed call before each brings its weights back into the caches.
     """
-    taken = {name: np.zeros(repeats) for name in runs}
-    with pytorch_threads(threads), torch.inference_mode():
+    taken, before = {name: np.zeros(repeats) for name in runs}, torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
         for repeat in range(repeats):
             for name, call in runs.items():
                 call()
                 start = time.perf_counter()
                 call()
                 taken[name][repeat] = time.perf_counter() - start
+    finally:
+        torch.set_num_threads(before)
     return taken
 
 
 def measure_speed(model: nn.Module, files: dict, images: Tensor, repeats: int) -> dict[str, dict]:
-    """{variant: {threads (as text): {latency of one image, its quartiles, images a second, both against TEACHER}}}.
+    """{variant: {threads (as text): {latency of one image, its quartiles, images a second, both against TEACHER}}} of a
+    PyTorch model and of {variant: ONNX file} on float32 images (BATCH, C, H, W).
 
-    Args:
-        model: the variant "pytorch".
-        files: {variant: ONNX file}, TEACHER among them.
-        images: float32 (BATCH, C, H, W).
-        repeats: turns of single images on one thread; a fiftieth of them for batches, a fifth of either on two threads.
+    Single images take `repeats` turns on one thread; batches a fiftieth of them, and either a fifth on two threads.
     """
     speed: dict[str, dict] = {kind: {} for kind in ("pytorch", *files)}
     for threads in THREADS:

@@ -23,7 +23,7 @@ README = """This folder runs without PyTorch: with Python 3.10 or later, onnxrun
 model.onnx       {kind}, one input "images": float32 (batch, {channels}, {height}, {width})
 labels.json      names of the classes, in the order of the model's outputs
 preprocess.json  how an image's pixels (0-255) become that input: resized, then pixels * scale + offset
-predict.py       an example to copy from; `python predict.py --help` says what it prints
+predict.py       an example to copy from; `python predict.py --help` tells what it prints
 """
 SIZES = """
 A detector finds what fills about as much of its input as the objects it was trained on: cut a large photograph of small
@@ -52,11 +52,7 @@ def copy_package(deployed: Artifact, folder: str | Path) -> Path:
 
 def predict_with(package: str | Path, images: Tensor, *options: str) -> list[list[list[str]]]:
     """What the package's own script prints of uint8 images (N, C, H, W), written as PNG: for each image its lines, each
-    [label, probability], or [label, score, x0, y0, x1, y1] of an object found.
-
-    Raises:
-        WorkbenchError: if the script fails; carries its message.
-    """
+    [label, probability], or [label, score, x0, y0, x1, y1] of an object found; WorkbenchError if the script fails."""
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:

@@ -52,7 +52,6 @@ def deploy_student(
 
     Args:
         teacher, student: classifiers, or detectors with a test set of scenes.
-        test_set: real images or scenes that measure.
         int8: which int8 student is packed, "dynamic" or "static"; both are measured.
         calibration_images: synthetic images, those the student learned from if it did, that fix the static scales.
         parity_images: test images on which PyTorch and ONNX are compared.

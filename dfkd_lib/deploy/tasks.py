@@ -108,9 +108,6 @@ def check_exportable(name: str, classes: int, shape: tuple[int, int, int] = (3, 
     Args:
         name: for `create_model` or `create_detector`.
         shape: (C, H, W); a detector's operators are the same at any size.
-
-    Raises:
-        WorkbenchError: on an unknown name, or if the model cannot be exported as it is, with what stands in the way.
     """
     channels, side, _ = shape
     with torch.random.fork_rng(devices=[]):
@@ -132,11 +129,7 @@ def find_student(
     store: Store, out_dir: str | Path, profile: str, kind: str = "classification"
 ) -> Artifact:
     """The student of notebook 30's (classification: that on synthetic images) or 40's (detection) report in `out_dir`;
-    the profile's own one (made) if none is.
-
-    Raises:
-        WorkbenchError: on an unknown profile.
-    """
+    the profile's own one (made) if none is."""
     notebook, metric, study = STUDENTS[kind]
     report = resolve(out_dir) / "metrics" / f"{notebook}.json"
     if report.is_file():
@@ -147,11 +140,7 @@ def find_student(
 
 
 def scenes_of(student: Artifact) -> SceneSet:
-    """The test scenes that a detection student was measured on, from its own record.
-
-    Raises:
-        WorkbenchError: if they are no longer the same, or no longer there.
-    """
+    """The test scenes that a detection student was measured on, from its own record; WorkbenchError if they have changed."""
     recorded = student.settings["test"]
     if "generated" in recorded:
         own = {"test_scenes": recorded["count"], "size": recorded["size"], "seed": recorded["seed"]}
