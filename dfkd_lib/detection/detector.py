@@ -1,6 +1,5 @@
 """Detectors in the store: trained by a step on scenes, measured on test scenes, opened again (METHODS A4)."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dfkd_lib import training
-from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger, provenance, resolve
+from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger, resolve
 from dfkd_lib.datasets import Scenes, SceneSet
 from dfkd_lib.detection.batches import SceneBatches
 from dfkd_lib.detection.step import answers
@@ -228,43 +227,9 @@ def detections(detector: Detector, scenes: SceneSet, threshold: float = THRESHOL
 
 
 def ship_detector(artifact: Artifact, name: str, command: str, folder: str | Path = FOLDER) -> Path:
-    """Write a detector's weights (kernels as float16) and its record to `folder`; returns the weights' path."""
-    base = resolve(folder) / name
-    base.parent.mkdir(parents=True, exist_ok=True)
-    # Vectors stay float32: running variances can be smaller than float16 resolves.
-    weights = {
-        key: t.half() if t.is_floating_point() and t.ndim > 1 else t
-        for key, t in artifact.tensors().items()
-    }
-    artifacts.save_tensors(base.with_suffix(".safetensors"), weights)
-    recorded = ("settings", "metrics", "seconds", "made", "ledger")
-    record = {
-        "command": command,
-        "model": artifact.settings["model"],
-        "seed": artifact.settings["config"]["seed"],
-        **{part: artifact.manifest[part] for part in recorded},
-        "provenance": provenance.describe(),
-        "history": artifact.json("history.json"),
-    }
-    artifacts.save_json(base.with_suffix(".json"), record)
-    return base.with_suffix(".safetensors")
-
-
-def _found(name: str, folder: str | Path) -> tuple[Path, dict]:
-    """The weights' path and the record of a shipped detector; WorkbenchError if a file is missing or damaged."""
-    weights = (resolve(folder) / name).with_suffix(".safetensors")
-    about = weights.with_suffix(".json")
-    try:
-        weights.stat()
-        return weights, json.loads(about.read_text())
-    except (OSError, ValueError) as error:
-        raise WorkbenchError(
-            "a shipped teacher is missing",
-            expected=f"{weights.name} and {about.name}",
-            got=error,
-            where=weights.parent,
-            fix="choose teacher=train, or restore the files from the repository",
-        ) from None
+    """Write a detector's weights and its record to `folder`; returns the weights' path."""
+    known = {"settings": artifact.settings, "metrics": artifact.metrics}
+    return training.write_shipped(artifact, name, command, folder, **known)
 
 
 def shipped_detector(
@@ -275,7 +240,7 @@ def shipped_detector(
     Raises:
         WorkbenchError: if a file is missing or damaged, or the detector knows other classes than the scenes have.
     """
-    weights, record = _found(name, folder)
+    weights, record = training.read_shipped(name, folder)
     model, known = record["model"], record["metrics"]["classes"]
     training.check_classes_agree(known, test.classes, f"{weights.name} and the test scenes")
     settings = {"model": model, "record": record["settings"], "test": test.identity}
@@ -293,6 +258,6 @@ def shipped_detector(
 
 def open_shipped(name: str, folder: str | Path = FOLDER) -> Detector:
     """A shipped detector by itself, frozen, on the training device; it is neither measured nor put in a store."""
-    weights, record = _found(name, folder)
+    weights, record = training.read_shipped(name, folder)
     classes = len(record["metrics"]["classes"])
     return training.frozen(create_detector(record["model"], classes, weights=weights))

@@ -27,6 +27,7 @@ from dfkd_lib.training.config import (
 )
 from dfkd_lib.training.loop import fit
 from dfkd_lib.training.mixing import Augmentation, Batch, keeps_images
+from dfkd_lib.training.shipped import read_shipped, write_shipped
 from dfkd_lib.training.teachers import (
     TeacherConfig,
     label_loss,
@@ -69,6 +70,7 @@ __all__ = [
     "open_teacher",
     "place_of",
     "predict",
+    "read_shipped",
     "reads_of",
     "restore",
     "shape_of",
@@ -77,4 +79,5 @@ __all__ = [
     "test_logits",
     "train_classifier",
     "train_teacher",
+    "write_shipped",
 ]

@@ -1,7 +1,6 @@
 """Teachers: trained here by cross entropy, or a checkpoint that comes with the workbench."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dfkd_lib.attention import outputs_and_probe
-from dfkd_lib.core import WorkbenchError, artifacts, ledger, provenance
+from dfkd_lib.core import artifacts, ledger
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.losses import label_loss
@@ -24,6 +23,7 @@ from dfkd_lib.training.classifier import (
 )
 from dfkd_lib.training.config import Precision, TrainConfig
 from dfkd_lib.training.mixing import Augmentation, Batch
+from dfkd_lib.training.shipped import FOLDER, read_shipped, write_shipped
 
 
 class TeacherConfig(TrainConfig):
@@ -119,7 +119,7 @@ def open_model(store: Store, name: str, model: nn.Module) -> Artifact:
 
 
 def shipped_teacher(
-    store: Store, name: str, test_set: ImageSet, folder: str | Path = "data/teachers"
+    store: Store, name: str, test_set: ImageSet, folder: str | Path = FOLDER
 ) -> Artifact:
     """A teacher that comes with the workbench (or any safetensors file with its .json), tested and put in the store.
 
@@ -131,16 +131,16 @@ def shipped_teacher(
     Raises:
         WorkbenchError: if a file is missing, damaged, or does not fit the model it names.
     """
-    weights, about = _files_of(name, folder)
-    for path in (weights, about):
-        if not path.is_file():
-            raise WorkbenchError(
-                "a shipped teacher is missing",
-                expected=path.name,
-                where=path.parent,
-                fix="choose teacher='train', or restore the file from the repository",
-            )
-    record, where = _read_record(about), f"teacher {name} and {test_set.name}"
+    weights, found = read_shipped(name, folder)
+    nobody = {"stage": "teacher", "split": "not recorded", "purpose": "training", "images": 0}
+    unknown: dict[str, object] = {
+        "overrides": {},
+        "config": {},
+        "train_images": None,
+        "history": [],
+    }
+    record = {**unknown, "ledger": [nobody], **found}
+    where = f"teacher {name} and {test_set.name}"
     check_classes_agree(record.get("classes", test_set.classes), test_set.classes, where)
     settings = {
         "shipped": artifacts.file_hash(weights),
@@ -165,58 +165,9 @@ def shipped_teacher(
     )
 
 
-def _files_of(name: str, folder: str | Path) -> tuple[Path, Path]:
-    """Where a shipped teacher's weights and their record lie."""
-    base = artifacts.resolve(folder) / name
-    return base.with_name(f"{base.name}.safetensors"), base.with_name(f"{base.name}.json")
-
-
-def _read_record(about: Path) -> dict:
-    """What is known of a checkpoint, with a place for everything that is not."""
-    try:
-        record = {
-            "overrides": {},
-            "config": {},
-            "train_images": None,
-            "history": [],
-            "ledger": [
-                {"stage": "teacher", "split": "not recorded", "purpose": "training", "images": 0}
-            ],
-            **json.loads(about.read_text()),
-        }
-        record["model"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise WorkbenchError(
-            "the record beside a checkpoint cannot be used",
-            where=about,
-            got=repr(error)[:200],
-            expected='JSON with at least {"model": "name for create_model", "overrides": {}}',
-            fix="write that file",
-        ) from None
-    return record
-
-
-def ship_teacher(
-    artifact: Artifact, name: str, command: str, folder: str | Path = "data/teachers"
-) -> Path:
-    """Write an artifact's weights (float16) and their record where `shipped_teacher` finds them; returns the path."""
-    file, about = _files_of(name, folder)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.half() if v.is_floating_point() else v for k, v in artifact.tensors().items()}
-    artifacts.save_tensors(file, weights)
-    known = {key: artifact.settings[key] for key in ("model", "overrides", "config", "classes")}
-    record = {
-        "command": command,
-        **known,
-        "seed": known["config"]["seed"],
-        "test_accuracy": artifact.metrics["accuracy"],
-        "parameters": artifact.metrics["parameters"],
-        "train_images": artifact.metrics["train_images"],
-        "seconds": artifact.seconds,
-        "made": artifact.manifest["made"],
-        "ledger": artifact.ledger,
-        "provenance": provenance.describe(),
-        "history": artifact.json("history.json"),
-    }
-    artifacts.save_json(about, record)
-    return file
+def ship_teacher(artifact: Artifact, name: str, command: str, folder: str | Path = FOLDER) -> Path:
+    """Write an artifact's weights and their record where `shipped_teacher` finds them; returns the path."""
+    known = {key: artifact.settings[key] for key in ("overrides", "config", "classes")}
+    known |= {key: artifact.metrics[key] for key in ("parameters", "train_images")}
+    known["test_accuracy"] = artifact.metrics["accuracy"]
+    return write_shipped(artifact, name, command, folder, **known)
