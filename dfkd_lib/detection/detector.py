@@ -81,8 +81,7 @@ def train(
         "images_per_second", "train_scenes".
 
     Raises:
-        WorkbenchError: before training, if teacher and scenes name other classes than the test scenes, or nobody labels
-            the scenes; at the first batch, if the step is refused by `training.check_step`.
+        WorkbenchError: if classes differ, nobody labels the scenes, or `training.check_step` refuses the step.
     """
     scenes, role = Scenes.of(scenes), "teacher" if teacher is None else "student"
     labelled = scenes.split is not None
@@ -100,7 +99,7 @@ def train(
         "weights": {"artifact": start.key} if start else _identity(weights),
         "backbone_weights": _identity(backbone),
     }
-    reads = {test.split: ledger.EVALUATION, **({scenes.split: "training"} if labelled else {})}
+    reads = {test.split: ledger.EVALUATION} | ({scenes.split: "training"} if labelled else {})
     first = start.path / "model.safetensors" if start else weights
 
     def make(work: Path) -> dict:
