@@ -1,13 +1,13 @@
 """Named sets of settings: what `smoke`, `quick`, `night` and `paper` change of each method's defaults.
 
-A method's defaults are its paper's settings wherever the paper gives one, so `paper` says next to nothing here. `quick` is a
+A method's defaults are its paper's settings wherever the paper gives one, so `paper` changes next to nothing. `quick` is a
 laptop's, `smoke` the tests', `night` the papers' sizes as far as two cores get in one night.
 """
 
 import ast
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import cast
 
@@ -229,17 +229,22 @@ DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
 }
 
 
-def config_class(method: str) -> type[Config]:
-    """The configuration class of a method; WorkbenchError on a name that is none."""
-    if method not in METHODS:
-        near = nearest(method, METHODS)
+def _checked(what: str, name: str, names: Iterable[str]) -> str:
+    """The name, which must be one of these; WorkbenchError with the nearest."""
+    if name not in names:
+        near = nearest(name, names)
         raise WorkbenchError(
-            f"there is no method '{method}'",
-            expected="one of " + ", ".join(METHODS),
-            got=method,
+            f"there is no {what} '{name}'",
+            expected="one of " + ", ".join(names),
+            got=name,
             fix=f"did you mean '{near}'?" if near else "choose one of them",
         )
-    module, _, name = METHODS[method].partition(":")
+    return name
+
+
+def config_class(method: str) -> type[Config]:
+    """The configuration class of a method; WorkbenchError on a name that is none."""
+    module, _, name = METHODS[_checked("method", method, METHODS)].partition(":")
     return cast(type[Config], getattr(importlib.import_module(module), name))
 
 
@@ -262,15 +267,7 @@ def load(method: str, preset: str = "quick", overrides: str = "", **given: objec
 
 def of_preset(method: str, preset: str) -> Config:
     """The configuration of a method as a preset has it; WorkbenchError if there is no such method or preset."""
-    if preset not in PRESETS:
-        near = nearest(preset, PRESETS)
-        raise WorkbenchError(
-            f"there is no preset '{preset}'",
-            expected="one of " + ", ".join(PRESETS),
-            got=preset,
-            fix=f"did you mean '{near}'?" if near else "choose one of them",
-        )
-    differences = DIFFERENCES[preset].get(method, {})
+    differences = DIFFERENCES[_checked("preset", preset, PRESETS)].get(method, {})
     return config_class(method)().override(cast(Mapping, differences))
 
 

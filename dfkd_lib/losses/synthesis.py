@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +142,7 @@ def batch_norm_losses(model: nn.Module) -> Iterator[list[Tensor]]:
         )
     found: list[Tensor] = []
 
-    def note(norm: nn.Module, inputs: tuple, _: Tensor) -> None:
+    def note(norm: Any, inputs: tuple, _: Tensor) -> None:
         found.append(batch_norm_loss(inputs[0], norm.running_mean, norm.running_var))
 
     with hooked(norms, note):

@@ -88,10 +88,13 @@ def weights_of(table: dict[str, Loss], **weights: float) -> type[Weights]:
     weights = weights or {name: loss.weight for name, loss in table.items()}
     fields: dict[str, Any] = {}
     for name, default in weights.items():
-        loss, also = table[name], {"also": f"{name}_weight"}
+        loss = table[name]
+        more: dict[str, Any] = {
+            "title": loss.label,
+            "json_schema_extra": {"also": f"{name}_weight"},
+        }
         help = f"λ of {loss.help} ({loss.equation})"
-        field = Field(default, ge=0, description=help, title=loss.label, json_schema_extra=also)
-        fields[name] = (float, field)
+        fields[name] = (float, Field(default, ge=0, description=help, **more))
     made = create_model("LossWeights", __base__=Weights, __module__=__name__, **fields)
     made.losses = tuple(weights)
     return made

@@ -27,8 +27,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     names = ("epochs", "batch_size", "lr", "precision")
     config = TeacherConfig(**{name: getattr(args, name) for name in names})
-    sets = (load_images(args.data, split) for split in ("train", "test"))
-    made = train_teacher(Store(), args.model, *sets, config.training(seed=args.seed))
+    train, test = (load_images(args.data, split) for split in ("train", "test"))
+    made = train_teacher(Store(), args.model, train, test, config.training(seed=args.seed))
     if not processes.is_main():
         return
     path = ship_teacher(made, args.name, f"python -m dfkd_lib.training {shlex.join(argv)}")

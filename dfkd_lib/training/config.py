@@ -77,8 +77,7 @@ def make_optimizer(modules: list[nn.Module], config: TrainConfig) -> torch.optim
     every = (p for module in modules for p in module.parameters() if p.requires_grad)
     parameters, decay = list(dict.fromkeys(every)), config.weight_decay
     if config.optimizer == "sgd":
-        sgd = {"momentum": config.momentum, "weight_decay": decay}
-        return torch.optim.SGD(parameters, config.lr, **sgd)
+        return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=decay)
     if config.optimizer == "adam":
         return torch.optim.Adam(parameters, config.lr, config.betas, weight_decay=decay)
     groups = [

@@ -245,7 +245,8 @@ class _Run:
                 update = next(updates, None)
             if update is None:
                 return
-            self.update(*update, totals)
+            name, losses = update
+            self.update(name, losses, totals)
 
     @contextmanager
     def inside(self) -> Iterator[None]:
