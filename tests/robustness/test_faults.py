@@ -35,8 +35,8 @@ ROWS: list[Row] = []
 
 
 @contextmanager
-def told(fault: str):
-    """A row of the table, with the seconds it took; who survives says so himself."""
+def row_of(fault: str):
+    """A row of the table, with the seconds it took; the test sets whether it was survived."""
     row, start = Row(fault), time.monotonic()
     ROWS.append(row)
     yield row
@@ -50,14 +50,9 @@ def shown(request):
         print("\n" + faults.table(ROWS), flush=True)
 
 
-class Undisturbed(Place):
+def undisturbed(folder: Path, command: list[str]) -> Place:
     """A run that nothing befell, and how long it took."""
-
-    seconds = 0.0
-
-
-def undisturbed(folder: Path, command: list[str]) -> Undisturbed:
-    place, start = Undisturbed(folder, command), time.monotonic()
+    place, start = Place(folder, command), time.monotonic()
     assert place.run() == 0, place.log
     place.seconds = time.monotonic() - start
     assert place.verify()[0] == 0
@@ -89,88 +84,73 @@ def copy_of(place: Place, folder: Path) -> Place:
 
 # ---- killed
 
-VICTIMS = ("all", "the pipeline", "a kernel")
+VICTIMS = {
+    "all": lambda processes: processes,
+    "the pipeline": lambda processes: processes[:1],
+    "a kernel": lambda processes: faults.kernels(processes) or processes[:1],
+}
 CHANCE = random.Random(SEED)
 KILLS = [
-    (number, VICTIMS[number % 3], CHANCE.uniform(0.03, 0.97)) for number in range(20 if FULL else 2)
+    (number, list(VICTIMS)[number % 3], CHANCE.uniform(0.03, 0.97))
+    for number in range(20 if FULL else 2)
 ]
 
 
 @pytest.mark.parametrize("number, victim, part", KILLS)
 def test_killed(killed_reference, tmp_path, number, victim, part):
     def blow(process, processes):
-        chosen = {"all": processes, "the pipeline": processes[:1]}.get(victim) or faults.kernels(
-            processes
-        )
-        faults.kill(chosen or processes[:1])
+        faults.kill(VICTIMS[victim](processes))
 
     place = Place(tmp_path, killed_reference.command)
-    with told(f"SIGKILL {number + 1}: {victim}") as row:
+    with row_of(f"SIGKILL {number + 1}: {victim}") as row:
         row.running, code, _ = strike(place, part * killed_reference.seconds, blow)
         if victim == "a kernel" and "killed by signal 9" in place.log:
             assert code == 1 and "fix: give the same command again" in place.log
         faults.recovers(place, killed_reference, row)
 
 
-@pytest.mark.parametrize(
-    "numbers, part",
-    [((signal.SIGINT, signal.SIGINT), 0.5)]
-    if not FULL
-    else [
-        ((signal.SIGINT,), CHANCE.uniform(0.3, 0.9)),
-        ((signal.SIGINT, signal.SIGINT), CHANCE.uniform(0.3, 0.9)),
-        ((signal.SIGINT, signal.SIGINT, signal.SIGTERM), CHANCE.uniform(0.3, 0.9)),
-        ((signal.SIGTERM,), CHANCE.uniform(0.3, 0.9)),
-    ],
-)
-def test_stopped_by_hand(killed_reference, tmp_path, numbers, part):
+INT, TERM = signal.SIGINT, signal.SIGTERM
+STOPS = [(INT,), (INT, INT), (INT, INT, TERM), (TERM,)] if FULL else [(INT, INT)]
+
+
+@pytest.mark.parametrize("numbers", STOPS)
+def test_stopped_by_hand(killed_reference, tmp_path, numbers):
     def blow(process, processes):
         for signal_number in numbers:
             process.send_signal(signal_number)
             time.sleep(CHANCE.uniform(0, 0.3))
 
     place = Place(tmp_path, killed_reference.command)
-    with told(" ".join(n.name for n in numbers)) as row:
-        row.running, code, _ = strike(place, part * killed_reference.seconds, blow)
-        assert (
-            code == 130
-            and "give the same command again" in place.log
-            and "Traceback" not in place.log
-        ), place.log
-        assert (place.out / "index.html").exists()
-        assert "interrupted" in {
-            r["status"]
-            for r in json.loads((place.out / "results.json").read_text())["notebooks"].values()
-        }
+    with row_of(" ".join(n.name for n in numbers)) as row:
+        moment = (CHANCE.uniform(0.3, 0.9) if FULL else 0.5) * killed_reference.seconds
+        row.running, code, _ = strike(place, moment, blow)
+        assert code == 130 and "Traceback" not in place.log, place.log
+        assert "give the same command again" in place.log and (place.out / "index.html").exists()
+        notebooks = json.loads((place.out / "results.json").read_text())["notebooks"]
+        assert "interrupted" in {result["status"] for result in notebooks.values()}
         faults.recovers(place, killed_reference, row)
 
 
 @pytest.mark.skipif(not FULL, reason="in make faults; test_fanout.py holds the short form")
 @pytest.mark.parametrize("victim", ["the scheduler", "a worker"])
 def test_a_part_of_a_cluster_that_vanishes(reference, tmp_path, victim):
-    place, cluster = (
-        Place(tmp_path / "place", reference.command),
-        faults.Elsewhere(tmp_path / "dask", 2),
-    )
+    place = Place(tmp_path / "place", reference.command)
+    cluster = faults.Elsewhere(tmp_path / "dask", 2)
     command = [word for word in reference.command if word not in ("--jobs", "1")]
     spread = Place(tmp_path / "place", [*command, "--scheduler", str(cluster.file)])
+    struck = cluster.scheduler if victim == "the scheduler" else cluster.workers[0]
 
     def blow(process, processes):
-        faults.kill(
-            faults.tree(
-                (cluster.scheduler if victim == "the scheduler" else cluster.workers[0]).pid
-            )
-        )
+        faults.kill(faults.tree(struck.pid))
 
-    with told(f"{victim} vanishes") as row:
+    with row_of(f"{victim} vanishes") as row:
         try:
             row.running, code, _ = strike(spread, 0.6 * reference.seconds, blow)
             assert code == (1 if victim == "the scheduler" else 0), spread.log
-            assert (
-                "scheduler is gone" in spread.log
-                if code
-                else faults.equal(spread, reference) is None
-            ), spread.log
+            if code:
+                assert "scheduler is gone" in spread.log, spread.log
+            else:
+                faults.equal(spread, reference)
         finally:
             left = cluster.end()
         assert not left
@@ -180,65 +160,54 @@ def test_a_part_of_a_cluster_that_vanishes(reference, tmp_path, victim):
 # ---- disks
 
 
-def limit_files(size: int):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-
-def used(place: Place) -> int:
-    return sum(
-        p.stat().st_blocks * 512
-        for at in (place.out, place.store)
-        for p in at.rglob("*")
-        if p.is_file()
-    )
+def refused_for_the_disk(place: Place, code: int) -> str:
+    """The line that names the disk: the run ended with a message and its fix."""
+    text = place.log.lower()
+    assert code in (1, 2) and "disk" in text and "fix: " in text, place.log
+    return next(line.strip()[:80] for line in place.log.splitlines() if "disk" in line.lower())
 
 
 @pytest.mark.parametrize("part", [0.5] if not FULL else [0.05, 0.3, 0.6, 0.8, 0.95])
 def test_a_disk_that_is_full(reference, tmp_path, part):
-    with told(f"disk full at {100 * part:.0f} %") as row:
+    with row_of(f"disk full at {100 * part:.0f} %") as row:
         if not faults.can_mount(tmp_path / "try"):
             pytest.skip("mounting is not allowed here: files that may not grow are tried instead")
-        with Disk(tmp_path / "disk", int(part * used(reference))) as disk:
+        files = [p for at in (reference.out, reference.store) for p in at.rglob("*") if p.is_file()]
+        used = sum(512 * p.stat().st_blocks for p in files)
+        with Disk(tmp_path / "disk", int(part * used)) as disk:
             place = Place(tmp_path, reference.command, disk.folder)
-            code = place.run()
-            said = place.log.lower()
-            assert code in (1, 2) and "disk" in said and "fix: " in said and "free" in said, (
-                place.log
-            )
-            row.running = next(
-                line.strip()[:80] for line in place.log.splitlines() if "disk" in line.lower()
-            )
-            disk.again(f"size={20 * used(reference)}")
+            row.running = refused_for_the_disk(place, place.run())
+            assert "free" in place.log.lower()
+            disk.again(f"size={20 * used}")
             faults.recovers(place, reference, row)
 
 
 @pytest.mark.parametrize("size", [200_000] if not FULL else [30_000, 200_000])
 def test_files_that_may_not_grow(reference, tmp_path, size):
     """Where nothing may be mounted this stands for a full disk or quota: the system refuses to write on."""
-    with told(f"files end at {size / 1000:.0f} kB") as row:
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    with row_of(f"files end at {size / 1000:.0f} kB") as row:
         place = Place(tmp_path, reference.command)
-        code = place.run(limit=lambda: limit_files(size))
-        said = place.log.lower()
-        assert code in (1, 2) and "disk" in said and "fix: " in said, place.log
-        row.running = next(
-            line.strip()[:80] for line in place.log.splitlines() if "disk" in line.lower()
-        )
+        row.running = refused_for_the_disk(place, place.run(limit=limit))
         faults.recovers(place, reference, row)
 
 
 @pytest.mark.parametrize("which", ["out", "store"])
 def test_read_only(reference, tmp_path, which):
-    with told(f"read-only {which}") as row:
-        if not faults.can_mount(tmp_path / "try") and os.geteuid() == 0:
+    with row_of(f"read-only {which}") as row:
+        mounts = faults.can_mount(tmp_path / "try")
+        if not mounts and os.geteuid() == 0:
             pytest.skip("nothing is read-only to root but a disk, and none may be mounted here")
         place = copy_of(reference, tmp_path / "place")
         folder, start = getattr(place, which), time.monotonic()
-        if faults.can_mount(tmp_path / "try"):
+        if mounts:
+            option = "--out" if which == "out" else "--artifacts"
             with Disk(tmp_path / "disk", 1 << 20) as disk:
                 disk.again("ro")
-                code = place.run(
-                    "--out" if which == "out" else "--artifacts", str(disk.folder / "below")
-                )
+                code = place.run(option, str(disk.folder / "below"))
         else:
             folder.chmod(0o555)
             code = place.run()
@@ -267,7 +236,7 @@ def test_a_clock_that_is_put_back(reference, tmp_path):
         faults.wait_until(process, 0.3 * reference.seconds)
         faults.kill(processes)
 
-    with told("clock put back a year") as row:
+    with row_of("clock put back a year") as row:
         row.running, _, _ = strike(place, 0.4 * reference.seconds, blow, **options)
         faults.recovers(place, reference, row, **options)
         saved = json.loads((place.out / "results.json").read_text())
@@ -325,7 +294,7 @@ def test_a_clock_that_is_put_back_does_not_keep_the_queue_from_working(tmp_path,
 
 def test_two_pipelines_on_one_store(reference, tmp_path):
     place, other = Place(tmp_path, reference.command), tmp_path / "other"
-    with told("two pipelines on one store") as row:
+    with row_of("two pipelines on one store") as row:
         first = place.start()
         second = Place(tmp_path / "second", reference.command)
         second.store = place.store
@@ -356,7 +325,7 @@ def test_two_pipelines_on_one_store(reference, tmp_path):
 
 
 def test_a_flipped_bit_in_every_file_of_every_kind_of_artifact(every_kind, tmp_path):
-    with told("a bit flipped in every kind of file") as row:
+    with row_of("a bit flipped in every kind of file") as row:
         place = copy_of(every_kind, tmp_path)
         store, chance, kinds, flips = Store(place.store), random.Random(SEED), {}, 0
         for key in store.keys():
@@ -368,26 +337,19 @@ def test_a_flipped_bit_in_every_file_of_every_kind_of_artifact(every_kind, tmp_p
                     where, flips = flip(path, chance), flips + 1
                     try:
                         store.find(key)
-                        same = path.name == "manifest.json" and json.loads(
-                            path.read_bytes()
-                        ) == json.loads(whole)
-                        assert same, f"a bit flipped at {where} of {path} went unseen"
+                        assert path.name == "manifest.json", f"unseen: a bit at {where} of {path}"
+                        assert json.loads(path.read_bytes()) == json.loads(whole)
                     except ArtifactError as error:
                         assert path.name in str(error) and "made anew" in str(error)
                     path.write_bytes(whole)
         for key in store.keys():  # one file of each artifact, at random
-            path = chance.choice(
-                sorted(
-                    p
-                    for p in (store.root / key).rglob("*")
-                    if p.is_file() and p.suffix != ".json" or p.name == "manifest.json"
-                )
-            )
+            files = [p for p in sorted((store.root / key).rglob("*")) if p.is_file()]
+            kept = [p for p in files if p.suffix != ".json" or p.name == "manifest.json"]
+            path = chance.choice(kept)
             path.write_bytes(path.read_bytes()[:-1] + b"!")
-        code, said = place.verify()
-        assert code == 1 and said.count("damaged  ") == len(store.keys()) and "made anew" in said, (
-            said
-        )
+        code, output = place.verify()
+        assert code == 1 and "made anew" in output, output
+        assert output.count("damaged  ") == len(store.keys())
         damaged = {key: faults.hashes(store.root / key) for key in store.keys()}
         row.running = f"{flips} flips in {len(kinds)} kinds seen; then {len(damaged)} artifacts damaged at once"
         assert place.run() == 0, place.log
@@ -415,7 +377,7 @@ def toy(work: Path, epochs: int):
 
 def test_a_flipped_bit_in_a_checkpoint(tmp_path, capsys):
     """Wherever it lies: the training starts anew, or the bit meant nothing; it never goes on with other weights."""
-    with told("a bit flipped in a checkpoint") as row:
+    with row_of("a bit flipped in a checkpoint") as row:
         whole, chance, seen = toy(tmp_path / "whole", 3), random.Random(SEED), 0
         toy(tmp_path / "broken", 2)
         kept = (tmp_path / "broken" / "checkpoint" / "checkpoint.pt").read_bytes()
@@ -437,31 +399,29 @@ def test_a_flipped_bit_in_a_checkpoint(tmp_path, capsys):
 
 def test_a_flipped_bit_in_the_work_of_a_stage_that_was_broken_off(reference, tmp_path, monkeypatch):
     """Images and targets that a killed making left are looked at before it goes on."""
-    from dfkd_lib.synthesis import make as drawing
+    from dfkd_lib.synthesis import Given, make
 
-    with told("a bit flipped in unfinished images, targets") as row:
-        image_maker, labels = _Noise(), drawing.balanced_labels(40, 4)
-        work = tmp_path / "work"
-        work.mkdir()
+    with row_of("a bit flipped in unfinished images, targets") as row:
+        given = Given(None, ("a", "b", "c", "d"), (1, 4, 4))
+
+        def drawn(name: str, stop: int | None = None) -> bytes:
+            """The images, drawn by a maker that is broken off at that shard."""
+            work = tmp_path / name
+            work.mkdir(exist_ok=True)
+            make.draw_shards(work, Noise(stop), None, given, 40, 0)
+            return (work / make.IMAGES).read_bytes()
+
         with pytest.raises(KeyboardInterrupt):
-            drawing.draw_shards(work, _Noise(stop=3), None, _Given, 40, 0)
-        flip(work / drawing.IMAGES, random.Random(3))
-        drawing.draw_shards(work, image_maker, None, _Given, 40, 0)
-        (tmp_path / "whole").mkdir()
-        drawing.draw_shards(tmp_path / "whole", _Noise(), None, _Given, 40, 0)
-        assert (work / drawing.IMAGES).read_bytes() == (
-            tmp_path / "whole" / drawing.IMAGES
-        ).read_bytes() and len(labels) == 40
+            drawn("work", stop=3)
+        flip(tmp_path / "work" / make.IMAGES, random.Random(3))
+        assert drawn("work") == drawn("whole")
 
         store = Store(tmp_path / "store")
 
-        stops = [
-            True,
-            False,
-            False,
-        ]  # after the first file; not in its code, which is part of the key
+        # After the first file; not in its code, which is part of the key.
+        stops = [True, False, False]
 
-        def make(work):
+        def parts(work):
             for name in ("a", "b"):
                 if name not in artifacts.whole_files(work):
                     (work / name).write_text(f"content of {name}")
@@ -471,9 +431,9 @@ def test_a_flipped_bit_in_the_work_of_a_stage_that_was_broken_off(reference, tmp
             return {}
 
         with pytest.raises(KeyboardInterrupt):
-            store.get_or_make("parts", {}, make)
+            store.get_or_make("parts", {}, parts)
         flip(store.root / f"{store.unfinished()[0]}.partial" / "a", random.Random(SEED))
-        made = store.get_or_make("parts", {}, make)
+        made = store.get_or_make("parts", {}, parts)
         assert (made.path / "a").read_text() == "content of a" and store.verify() == [
             (made.key, None)
         ]
@@ -481,25 +441,20 @@ def test_a_flipped_bit_in_the_work_of_a_stage_that_was_broken_off(reference, tmp
         row.survived, row.running = True, "seen, and drawn or made anew from there"
 
 
-class _Given:
-    classes, shape = ("a", "b", "c", "d"), (1, 4, 4)
-
-
-class _Noise:
-    """A maker of images, broken off at its third shard if told to."""
+class Noise:
+    """A maker of images, broken off at a shard."""
 
     budget, shard = "nothing", 10
 
-    def __init__(self, stop: int | None = None):
+    def __init__(self, stop: int | None):
         self.stop = stop
 
     def drawing(self, trained, given):
         def draw(labels, seed):
             if seed == self.stop:
                 raise KeyboardInterrupt
-            return torch.randint(
-                256, (len(labels), 1, 4, 4), generator=torch.Generator().manual_seed(seed)
-            ).to(torch.uint8)
+            random = torch.Generator().manual_seed(seed)
+            return torch.randint(256, (len(labels), 1, 4, 4), generator=random).to(torch.uint8)
 
         return draw
 
@@ -508,7 +463,7 @@ class _Noise:
 
 
 def test_a_notebook_that_is_cut_off_is_refused_by_name(tmp_path):
-    with told("half-written notebook, as a source") as row:
+    with row_of("half-written notebook, as a source") as row:
         source = (faults.ROOT / "notebooks" / "35_ablation.ipynb").read_bytes()
         for number, part in enumerate((0.0, 0.01, 0.3, 0.5, 0.9, 0.999)):
             folder = tmp_path / str(number)
@@ -520,7 +475,7 @@ def test_a_notebook_that_is_cut_off_is_refused_by_name(tmp_path):
 
 
 def test_results_that_are_cut_off(reference, tmp_path):
-    with told("half-written reports") as row:
+    with row_of("half-written reports") as row:
         place, cut = copy_of(reference, tmp_path), []
         for path in sorted(p for p in place.out.rglob("*") if p.is_file() and p.name != ".lock"):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -552,7 +507,7 @@ def test_a_kernel_that_runs_out_of_memory(reference, tmp_path):
             kernel.rlimit(psutil.RLIMIT_AS, (kernel.memory_info().vms, psutil.RLIM_INFINITY))
             last.append(kernel.pid)
 
-    with told("out of memory in a kernel") as row:
+    with row_of("out of memory in a kernel") as row:
         row.running, code, _ = strike(place, 0.2 * reference.seconds, blow)
         assert last and code == 1 and "fix:" in place.log and "35_ablation failed" in place.log, (
             place.log
@@ -577,7 +532,7 @@ HANGING = {
 
 
 def test_a_kernel_that_hangs_is_ended_and_the_others_go_on(tmp_path):
-    with told("kernels that hang, stop, want memory") as row:
+    with row_of("kernels that hang, stop, want memory") as row:
         notebooks = write_notebooks(tmp_path / "notebooks", HANGING)
         plan = pipeline.make_plan(
             "smoke",

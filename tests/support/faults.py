@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,66 +21,33 @@ from dfkd_lib.core.artifacts import Store
 ROOT = Path(__file__).resolve().parents[2]
 FULL = os.environ.get("FAULTS") == "full"
 SEED = int(os.environ.get("FAULTS_SEED") or (int(time.time()) if FULL else 7))
-ABLATION = [
-    "35.seeds=0",
-    "35.train_images=100",
-    "35.synthetic_images=100",
-    "35.student_images=100",
-    "35.gan_epochs=2",
-    "35.teacher_images=500",
-    "35.student_epochs=3",
-]
-DETECTION = [
-    "40.train_scenes=32",
-    "40.teacher_epochs=2",
-    "40.arms=train,synthetic",
-    "40.gan_seeds=0",
-]
-EARLY = [
-    "50.seeds=0",
-    "50.shares=1",
-    "50.passes=400",
-    "50.images=200",
-    "50.feature_images=300",
-    "50.test_images=200",
-]
-GAN = [
-    "20.seeds=0",
-    "20.makers=augmented GAN,class probes",
-    "20.maker_images=60",
-    "20.train_images=100",
-    "20.feature_images=300",
-    "20.fid_images=100",
-    "20.gan_epochs=1",
-]
-TITN = ["60.seeds=0", "60.images=100", "60.test_images=200", "60.feature_images=300"]
-DEPLOY = [
-    "70.students=classification",
-    "70.calibration_images=32",
-    "70.parity_images=32",
-    "70.repeats=3",
-    "70.test_images=200",
-]
+# A run at smoke size, made smaller still: settings of each notebook.
+SMALL = {
+    "20": "seeds=0 maker_images=60 train_images=100 feature_images=300 fid_images=100 gan_epochs=1 "
+    "'makers=augmented GAN,class probes'",
+    "35": "seeds=0 train_images=100 synthetic_images=100 student_images=100 gan_epochs=2 teacher_images=500 "
+    "student_epochs=3",
+    "40": "seeds=0 train_scenes=32 teacher_epochs=2 students=train,synthetic",
+    "50": "seeds=0 shares=1 passes=400 images=200 feature_images=300 test_images=200",
+    "60": "seeds=0 images=100 test_images=200 feature_images=300",
+    "70": "students=classification calibration_images=32 parity_images=32 repeats=3 test_images=200",
+}
 
 
-def words(only: str, settings: list[str], jobs: int = 1) -> list[str]:
-    """The command line of a run at smoke size, made smaller still."""
-    return [
-        "--profile",
-        "smoke",
-        "--only",
-        only,
-        "--jobs",
-        str(jobs),
-        *[w for s in settings for w in ("--set", s)],
-    ]
+def words(only: str, jobs: int = 1) -> list[str]:
+    """The command line of a run of these notebooks."""
+    command = ["--profile", "smoke", "--only", only, "--jobs", str(jobs)]
+    for number in only.split(","):
+        for setting in shlex.split(SMALL[number]):
+            command += ["--set", f"{number}.{setting}"]
+    return command
 
 
-SHORT = words("35", ABLATION)
-LONG = words("35,40", [*ABLATION, *DETECTION], jobs=2)
-EVERY_KIND = words(
-    "20,35,40,50,60,70", [*GAN, *ABLATION, *DETECTION, *EARLY, *TITN, *DEPLOY], jobs=2
-)
+SHORT = words("35")
+LONG = words("35,40", jobs=2)
+EVERY_KIND = words("20,35,40,50,60,70", jobs=2)
+# The same picture is the same file, and one thread sums alike everywhere.
+STEADY = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "SOURCE_DATE_EPOCH": "0"}
 # What follows from how long something took or from where it lies differs from run to run; nothing else may.
 PASSING = re.compile(
     r"second|per_s|_ms$|latency|millisecond|times_faster|times_more|peak_memory|^deployment_|^made$|^sealed$"
@@ -115,57 +83,38 @@ class Place:
     command: list[str]
     disk: Path | None = None  # where out and store lie, if not in the folder
     log: str = ""
+    seconds: float = 0.0  # that its run took
 
     def __post_init__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.out, self.store = (
-            (self.disk or self.folder) / "out",
-            (self.disk or self.folder) / "store",
-        )
+        below = self.disk or self.folder
+        self.out, self.store = below / "out", below / "store"
 
     def start(self, *more: str, out: Path | None = None, **options) -> subprocess.Popen:
         """The pipeline, as a process in a session of its own that ignores no signal."""
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(options.pop("path", []) + [str(ROOT)]),
-            "OMP_NUM_THREADS": "1",
-            "MPLBACKEND": "agg",
-            **options.pop("env", {}),
-        }
-        limit = options.pop("limit", lambda: None)
+        path = os.pathsep.join([*options.get("path", []), str(ROOT)])
+        environment = environment_of(self.folder) | {"PYTHONPATH": path, **options.get("env", {})}
+        limit = options.get("limit")
 
         def before():
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            limit()
+            if limit:
+                limit()
 
-        (self.folder / "matplotlibrc").write_text(
-            "svg.hashsalt: faults\n"
-        )  # the same picture is the same file
-        environment |= {"MATPLOTLIBRC": str(self.folder / "matplotlibrc"), "SOURCE_DATE_EPOCH": "0"}
-        self.log_file = open(self.folder / "log.txt", "w+")
-        return subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "dfkd_lib",
-                "run",
-                *self.command,
-                "--out",
-                str(out or self.out),
-                "--artifacts",
-                str(self.store),
-                *more,
-            ],
-            cwd=ROOT,
-            env=environment,
-            start_new_session=True,
-            stdout=self.log_file,
-            stderr=subprocess.STDOUT,
-            preexec_fn=before,
-        )
+        folders = ["--out", str(out or self.out), "--artifacts", str(self.store)]
+        with open(self.folder / "log.txt", "w") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "dfkd_lib", "run", *self.command, *folders, *more],
+                cwd=ROOT,
+                env=environment,
+                start_new_session=True,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=before,
+            )
 
     def ended(self, process: subprocess.Popen, seconds: float = 400) -> int:
-        """Wait for a run; its exit code, and what it said in `log`."""
+        """Wait for a run; its exit code, and its output in `log`."""
         try:
             code = process.wait(seconds)
         finally:
@@ -181,14 +130,10 @@ class Place:
         return self.ended(self.start(*more, **options))
 
     def verify(self) -> tuple[int, str]:
-        """Exit code and words of `python -m dfkd_lib verify`."""
-        done = subprocess.run(
-            [sys.executable, "-m", "dfkd_lib", "verify", "--artifacts", str(self.store)],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
+        """Exit code and output of `python -m dfkd_lib verify`."""
+        command = [sys.executable, "-m", "dfkd_lib", "verify", "--artifacts", str(self.store)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
 
     def finished(self) -> dict[str, dict[str, str]]:
@@ -216,20 +161,23 @@ class Place:
             }
             for name, r in saved.items()
         }
-        names = sorted(
-            str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and p.name != ".lock"
-        )
-        tables = {
-            p.name: p.read_text()
-            for p in sorted((out / "tables").glob("*.csv"))
-            if not PASSING.search(p.read_text().split("\n")[0])
+        files = [p for p in out.rglob("*") if p.is_file() and p.name != ".lock"]
+        tables = {p.name: p.read_text() for p in (out / "tables").glob("*.csv")}
+        figures = hashes(out / "figures")
+        return {
+            "notebooks": notebooks,
+            "files": sorted(str(p.relative_to(out)) for p in files),
+            "tables": {k: v for k, v in tables.items() if not PASSING.search(v.split("\n")[0])},
+            "figures": {
+                k: v for k, v in figures.items() if k.endswith("svg") and not PASSING.search(k[:-4])
+            },
         }
-        figures = {
-            p.name: hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in sorted((out / "figures").glob("*.svg"))
-            if not PASSING.search(p.stem)
-        }
-        return {"notebooks": notebooks, "files": names, "tables": tables, "figures": figures}
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    """The environment of a process whose pictures are the same file each time."""
+    (folder / "matplotlibrc").write_text("svg.hashsalt: faults\n")
+    return {**os.environ, **STEADY, "MATPLOTLIBRC": str(folder / "matplotlibrc")}
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -241,15 +189,14 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def contents(folder: Path) -> dict:
-    """{file: hash, or what it says if it is JSON that holds times} of an artifact."""
+    """{file: hash, or its content if it is JSON that holds times} of an artifact."""
     found = hashes(folder)
     for name in found:
         if name.endswith(".json"):
             found[name] = steady(json.loads((folder / name).read_text()))
             if name == "manifest.json":
-                found[name]["files"] = {
-                    k: v for k, v in found[name]["files"].items() if not k.endswith(".json")
-                }
+                files = found[name]["files"].items()
+                found[name]["files"] = {k: v for k, v in files if not k.endswith(".json")}
     return found
 
 
@@ -264,11 +211,16 @@ def tree(pid: int) -> list[psutil.Process]:
     """A process and all below it that live."""
     try:
         root = psutil.Process(pid)
-        return [
-            p for p in [root, *root.children(recursive=True)] if p.status() != psutil.STATUS_ZOMBIE
-        ]
+        return [p for p in [root, *root.children(recursive=True)] if lives(p)]
     except psutil.Error:
         return []
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def kernels(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -283,13 +235,6 @@ def kernels(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 def gone(processes: list[psutil.Process], seconds: float = 60) -> list[psutil.Process]:
     """Those that still live after a while."""
-
-    def lives(process):
-        try:
-            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
-
     end = time.monotonic() + seconds
     while (left := [p for p in processes if lives(p)]) and time.monotonic() < end:
         time.sleep(0.1)
@@ -307,10 +252,11 @@ def wait_until(process: subprocess.Popen, moment: float) -> bool:
 
 
 def running(place: Place, moment: float) -> str:
-    """When a fault struck, and the last thing that the run had said."""
-    said = [line.strip() for line in place.so_far().splitlines() if line.strip()]
+    """When a fault struck, and the last line that the run had printed."""
+    lines = [line.strip() for line in place.so_far().splitlines() if line.strip()]
     begun = ", ".join(key.rsplit("-", 1)[0] for key in place.begun())
-    return f"{moment:5.1f} s, {'making ' + begun if begun else 'between artifacts'}; {(said or ['nothing said'])[-1][:60]}"
+    doing = f"making {begun}" if begun else "between artifacts"
+    return f"{moment:5.1f} s, {doing}; {(lines or ['nothing printed'])[-1][:60]}"
 
 
 def strike(place: Place, moment: float, blow, *more: str, **options) -> tuple[str, int, float]:
@@ -327,12 +273,12 @@ def strike(place: Place, moment: float, blow, *more: str, **options) -> tuple[st
         assert moment > 1, place.so_far()
         moment *= 0.9 * min(1.0, lasted / moment)
         shutil.rmtree(place.out), shutil.rmtree(place.store)
-    told, processes = running(place, moment), tree(process.pid)
+    struck, processes = running(place, moment), tree(process.pid)
     blow(process, processes)
     code = place.ended(process)
     left = gone(processes)
     assert not left, f"still running: {[p.cmdline() for p in left]}"
-    return told, code, moment
+    return struck, code, moment
 
 
 def kill(processes) -> None:
@@ -346,8 +292,8 @@ def kill(processes) -> None:
 def recovers(place: Place, reference: Place, row: Row, **options) -> None:
     """After a fault: the store is sound, the next run completes, nothing finished is lost or made again, all is equal."""
     place.store.mkdir(exist_ok=True)  # the blow may have come before
-    code, said = place.verify()
-    assert code == 0, said
+    code, output = place.verify()
+    assert code == 0, output
     before, begun = place.finished(), place.begun()
     assert set(before) <= set(reference.artifacts()), (
         "something was made that an undisturbed run does not make"
@@ -360,10 +306,9 @@ def recovers(place: Place, reference: Place, row: Row, **options) -> None:
     )
     equal(place, reference)
     epochs = [int(n) for n in re.findall(r"epoch (\d+)/\d+", place.log)]
-    row.resumed = (
-        f"{len(before)} found, {len(after) - len(before)} made, {len(begun)} of them begun before"
-        + (f", first from epoch {epochs[0]}" if epochs and begun else "")
-    )
+    row.resumed = f"{len(before)} found, {len(after) - len(before)} made, {len(begun)} begun before"
+    if epochs and begun:
+        row.resumed += f", first from epoch {epochs[0]}"
     row.survived = True
 
 
@@ -391,16 +336,13 @@ class Disk:
     def __init__(self, folder: Path, size: int):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
-            check=True,
-            capture_output=True,
-        )
+        self._mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs")
+
+    def _mount(self, *words: str) -> None:
+        subprocess.run(["mount", *words, str(self.folder)], check=True, capture_output=True)
 
     def again(self, options: str) -> None:
-        subprocess.run(
-            ["mount", "-o", f"remount,{options}", str(self.folder)], check=True, capture_output=True
-        )
+        self._mount("-o", f"remount,{options}")
 
     def __enter__(self):
         return self
@@ -415,48 +357,18 @@ class Elsewhere:
     def __init__(self, folder: Path, workers: int):
         folder.mkdir(parents=True)
         self.file, self.folder = folder / "scheduler.json", folder
-        (folder / "matplotlibrc").write_text("svg.hashsalt: faults\n")
-        self.scheduler = self._start(
-            "scheduler",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-            "--no-dashboard",
-            "--scheduler-file",
-            str(self.file),
-        )
+        here = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(self.file)]
+        self.scheduler = self._start("scheduler", "--port", "0", *here)
         while not self.file.exists():
             time.sleep(0.1)
-        self.workers = [
-            self._start(
-                "worker",
-                "--scheduler-file",
-                str(self.file),
-                "--nthreads",
-                "1",
-                "--no-dashboard",
-                "--host",
-                "127.0.0.1",
-            )
-            for _ in range(workers)
-        ]
+        self.workers = [self._start("worker", "--nthreads", "1", *here) for _ in range(workers)]
 
     def _start(self, what: str, *more: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", f"distributed.cli.dask_{what}", *more]
+        environment = environment_of(self.folder) | {"PYTHONPATH": str(ROOT)}
         with open(self.folder / f"{what}.txt", "ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", f"distributed.cli.dask_{what}", *more],
-                stdout=log,
-                stderr=log,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": str(ROOT),
-                    "OMP_NUM_THREADS": "1",
-                    "MPLBACKEND": "agg",
-                    "MATPLOTLIBRC": str(self.folder / "matplotlibrc"),
-                    "SOURCE_DATE_EPOCH": "0",
-                },
-                cwd=self.folder,
+                command, stdout=log, stderr=log, env=environment, cwd=self.folder
             )
 
     def end(self) -> list[psutil.Process]:
@@ -476,19 +388,12 @@ def can_mount(folder: Path) -> bool:
 
 def table(rows: list[Row]) -> str:
     """The rows as text, and how many of them were survived."""
+    head = f"{'fault':<34} {'survived':<8} {'seconds':>7}  when, what was running | what the next run found"
     lines = [
-        f"{'fault':<34} {'survived':<8} {'seconds':>7}  when, what was running | what the next run found",
-        "-" * 120,
-    ]
-    lines += [
         f"{r.fault:<34} {'yes' if r.survived else 'NO':<8} {r.seconds:7.1f}  {r.running} | {r.resumed}"
         for r in rows
     ]
-    kills = [r for r in rows if r.fault.startswith("SIGKILL")]
-    return "\n".join(
-        [
-            *lines,
-            f"{sum(r.survived for r in kills)}/{len(kills)} kills survived, "
-            f"{sum(r.survived for r in rows)}/{len(rows)} faults in all; seed {SEED} (FAULTS_SEED)",
-        ]
-    )
+    kills = [r.survived for r in rows if r.fault.startswith("SIGKILL")]
+    every = f"{sum(r.survived for r in rows)}/{len(rows)} faults in all; seed {SEED} (FAULTS_SEED)"
+    last = f"{sum(kills)}/{len(kills)} kills survived, {every}"
+    return "\n".join([head, "-" * 120, *lines, last])
