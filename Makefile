@@ -2,7 +2,7 @@
 #
 # Each makes or updates .venv first if requirements.txt or pyproject.toml changed. PYTHON=... chooses the interpreter.
 
-.PHONY: help install report test test-slow lint types hooks lab bench faults fuzz audit clean distclean
+.PHONY: help install report test test-slow lint hooks lab bench faults fuzz audit clean distclean
 .DEFAULT_GOAL := report
 
 RUN := .venv/bin/python
@@ -28,12 +28,10 @@ test: $(STAMP)  ## the tests that a contributor waits for
 test-slow: $(STAMP)  ## the other tests: browser, faults, fuzz, several processes, notebooks at smoke size
 	@$(PYTEST) -m "$(SLOW)"
 
-lint: $(STAMP)  ## ruff, and notebooks without outputs
+lint: $(STAMP)  ## ruff, notebooks without outputs, and mypy on core, losses, attention, metrics and training
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m nbstripout --verify --keep-id notebooks/*.ipynb
-
-types: $(STAMP)  ## mypy on core, losses, attention, metrics and training
 	@$(RUN) -m mypy
 
 hooks: $(STAMP)  ## let git run ruff and nbstripout before each commit
