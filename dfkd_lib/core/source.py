@@ -294,9 +294,15 @@ def read_text(text: str, cell: bool = False) -> dict[str, list[Record]]:
 
 
 def _is_of(code: CodeType, body: ast.expr) -> bool:
-    """Whether a lambda's code is that of this body: several may stand in one line."""
-    place = (body.lineno, body.end_lineno, body.col_offset, body.end_col_offset)
-    return place in code.co_positions()
+    """Whether a lambda's code is that of this body: several may stand in one line, or inside one another.
+
+    Its first instruction begins where the body does and its last ends there; a single one need not span it, as a method's
+    call over several lines begins in the line of the method's name.
+    """
+    places = [place for place in code.co_positions() if None not in place and place[3] > 0]
+    begin = min(((line, column) for line, _, column, _ in places), default=None)
+    end = max(((line, column) for _, line, _, column in places), default=None)
+    return begin == (body.lineno, body.col_offset) and end == (body.end_lineno, body.end_col_offset)
 
 
 def remember(name: str, text: str) -> str:

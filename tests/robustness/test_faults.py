@@ -120,14 +120,19 @@ def test_stopped_by_hand(killed_reference, tmp_path, numbers):
             process.send_signal(signal_number)
             time.sleep(CHANCE.uniform(0, 0.3))
 
-    place = Place(tmp_path, killed_reference.command)
+    first = CHANCE.uniform(0.3, 0.9) if FULL else 0.5
     with row_of(" ".join(n.name for n in numbers)) as row:
-        moment = (CHANCE.uniform(0.3, 0.9) if FULL else 0.5) * killed_reference.seconds
-        row.running, code, _ = strike(place, moment, blow)
+        # Machines are not equally busy: a stop that finds every notebook finished is dealt again, earlier.
+        for number, share in enumerate((first, first / 2, first / 4)):
+            place = Place(tmp_path / str(number), killed_reference.command)
+            row.running, code, _ = strike(place, share * killed_reference.seconds, blow)
+            results = json.loads((place.out / "results.json").read_text())["notebooks"]
+            if "interrupted" in {result["status"] for result in results.values()}:
+                break
+        else:
+            pytest.fail(f"no notebook was interrupted: {results}")
         assert code == 130 and "Traceback" not in place.log, place.log
         assert "give the same command again" in place.log and (place.out / "index.html").exists()
-        notebooks = json.loads((place.out / "results.json").read_text())["notebooks"]
-        assert "interrupted" in {result["status"] for result in notebooks.values()}
         faults.recovers(place, killed_reference, row)
 
 

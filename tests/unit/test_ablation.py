@@ -15,7 +15,6 @@ from dfkd_lib import ablation, losses, models
 from dfkd_lib.ablation import Cell, cells, make_cell, read_grid
 from dfkd_lib.ablation.grid import DEFAULTS
 from dfkd_lib.core import NotMade, Store, WorkbenchError, processes
-from dfkd_lib.distill import step as library_step
 from dfkd_lib.jobs import Needs
 
 
@@ -238,7 +237,7 @@ def test_what_a_notebook_has_changed_is_reported_before_workers_train_anything(
     store, cell = Store(tmp_path), make_cell("a", {**TINY, "student_epochs": 2}, 0)
     sent = ablation.as_sent(cell)
     if changed == "a loss":
-        monkeypatch.setattr(library_step, "kd_loss", defined(LOSS, "kd_loss"))
+        monkeypatch.setattr(losses.classification, "kd_loss", defined(LOSS, "kd_loss"))
     else:
         builder = defined(STUDENT, "builder")
         monkeypatch.setitem(models.MODELS, "vit_mnist_smoke", (builder, {}))

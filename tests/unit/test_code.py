@@ -175,6 +175,22 @@ def test_every_kind_of_function_has_a_fingerprint(thing, same, other):
         assert found == fingerprint(same).digest
 
 
+def test_a_lambda_that_calls_a_method_over_several_lines():
+    def made(digits):
+        return lambda value: (
+            round(
+                value,
+                digits,
+            ).real
+        )
+
+    longer = lambda value: str(  # noqa: E731
+        value
+    ).upper()
+    assert fingerprint(made(1)).digest != fingerprint(made(2)).digest
+    assert fingerprint(longer).table
+
+
 def test_two_lambdas_of_one_line_are_told_apart():
     plus, minus = (lambda x: x + 1), (lambda x: x - 1)
     assert fingerprint(plus).digest != fingerprint(minus).digest

@@ -17,13 +17,17 @@ from dfkd_lib.training import make_optimizer
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 
 
+# Tests of the pipeline add a method of their own, in whichever process runs them.
+OURS = [method for method, place in presets.METHODS.items() if "small_notebooks" not in place]
+
+
 @pytest.mark.parametrize("method", presets.METHODS)
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_every_preset_of_every_method_is_possible(method, preset):
     assert isinstance(presets.of_preset(method, preset), presets.config_class(method))
 
 
-@pytest.mark.parametrize("method", sorted(set(presets.METHODS) - {"start", "summary"}))
+@pytest.mark.parametrize("method", sorted(set(OURS) - {"start", "summary"}))
 def test_no_method_runs_at_its_papers_sizes_unasked(method):
     for preset in ("smoke", "quick", "night"):
         assert presets.DIFFERENCES[preset].get(method), f"{preset} has no {method}"
