@@ -299,9 +299,13 @@ def _is_of(code: CodeType, body: ast.expr) -> bool:
     Its first instruction begins where the body does and its last ends there; a single one need not span it, as a method's
     call over several lines begins in the line of the method's name.
     """
-    places = [place for place in code.co_positions() if None not in place and place[3] > 0]
-    begin = min(((line, column) for line, _, column, _ in places), default=None)
-    end = max(((line, column) for _, line, _, column in places), default=None)
+    begins: list[tuple[int, int]] = []
+    ends: list[tuple[int, int]] = []
+    for line, last, column, right in code.co_positions():
+        if line and last and right and column is not None:  # others stand for no source: RESUME
+            begins.append((line, column))
+            ends.append((last, right))
+    begin, end = min(begins, default=None), max(ends, default=None)
     return begin == (body.lineno, body.col_offset) and end == (body.end_lineno, body.end_col_offset)
 
 
