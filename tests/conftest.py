@@ -1,9 +1,10 @@
-"""A JupyterLab and a Chromium page for the tests that click; what a failed one saw goes into its report."""
+"""Fixtures that several rooms share: tiny data with a teacher, a JupyterLab, a Chromium page; what a failed one saw goes into its report."""
 
 from contextlib import suppress
 
 import browser
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -15,6 +16,21 @@ def same_code(monkeypatch):
     monkeypatch.setattr(
         artifacts, "stage_fingerprint", lambda make, code=(): Fingerprint("0" * 16, [])
     )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """(store, images, teacher): random images of ten classes, and a teacher that has seen them once."""
+    from dfkd_lib.core import Store
+    from dfkd_lib.datasets import ImageSet
+    from dfkd_lib.training import TrainConfig, train_teacher
+
+    store = Store(tmp_path_factory.mktemp("store"))
+    pixels = torch.randint(0, 256, (40, 1, 28, 28), generator=torch.Generator().manual_seed(0))
+    classes = tuple("0123456789")
+    images = ImageSet(pixels.to(torch.uint8), torch.arange(40) % 10, classes, "random")
+    config = TrainConfig(epochs=1, batch_size=20, lr=1e-3)
+    return store, images, train_teacher(store, "vit_mnist_smoke", images, images, config)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Where images are made: the 32 × 32 plane of the GAN, labels, noise, and what training leaves behind to draw from."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -136,14 +137,14 @@ def generate(
     return torch.cat(made)
 
 
-class GeneratorMaker:
+class GeneratorMaker(ABC):
     """What makers share whose images come from a trained generator."""
 
     shard: ClassVar[int] = 2048
 
+    @abstractmethod
     def new_generator(self, classes: tuple[str, ...], shape: tuple[int, int, int]) -> nn.Module:
         """A generator for such images, untrained."""
-        raise NotImplementedError
 
     def parents(self, given: Given) -> list[Artifact]:
         """Drawing uses nothing beside the trained generator."""

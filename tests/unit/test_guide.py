@@ -8,28 +8,16 @@ from cells import examples, names_of_30, run_cell
 from steps import train_student
 
 from dfkd_lib import distill, models
-from dfkd_lib.core import Store, WorkbenchError
-from dfkd_lib.datasets import ImageSet
+from dfkd_lib.core import WorkbenchError
 from dfkd_lib.distill import KDWeights, StudentConfig, titn
 from dfkd_lib.synthesis import Given, make_images
-from dfkd_lib.training import TrainConfig, train_teacher
+from dfkd_lib.training import TrainConfig
 
 QUICK = {"epochs": 1, "batch_size": 20}
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    """(store, images, teacher): a teacher of one epoch on random images."""
-    store = Store(tmp_path_factory.mktemp("store"))
-    pixels = torch.randint(0, 256, (40, 1, 28, 28), generator=torch.Generator().manual_seed(0))
-    classes = tuple("0123456789")
-    images = ImageSet(pixels.to(torch.uint8), torch.arange(40) % 10, classes, "random")
-    config = TrainConfig(**QUICK, lr=1e-3)
-    return store, images, train_teacher(store, "vit_mnist_smoke", images, images, config)
-
-
-def test_a_loss_of_ones_own(parts):
-    store, images, teacher = parts
+def test_a_loss_of_ones_own(tiny):
+    store, images, teacher = tiny
     (source,) = examples("A loss of your own, in notebook 30")
     config = StudentConfig(**QUICK, model="vit_mnist_smoke", precision="fp32")
 
@@ -46,8 +34,8 @@ def test_a_loss_of_ones_own(parts):
     assert train(source.replace("ours @ ours.T", "ours @ theirs.T")).key != made.key
 
 
-def test_a_maker_of_ones_own(parts):
-    store, _, teacher = parts
+def test_a_maker_of_ones_own(tiny):
+    store, _, teacher = tiny
     (source,) = examples("A maker of your own, in notebook 20")
     given = Given(teacher, tuple("0123456789"), (1, 28, 28))
 
@@ -77,8 +65,8 @@ def tables(monkeypatch):
     titn.ROWS.pop("DeiT on convolutions", None)
 
 
-def test_a_student_of_ones_own(parts, tables):
-    store, images, teacher = parts
+def test_a_student_of_ones_own(tiny, tables):
+    store, images, teacher = tiny
     added, shallow = examples("A student of your own, in notebooks 60 and 30")
     run_cell(added, {"__name__": "__main__", "titn": titn})
     student = titn.TitnConfig(scale="small").students()["DeiT on convolutions"]

@@ -8,11 +8,10 @@ from cells import edit_cell, names_of_30, run_cell
 from steps import distill_step
 
 from dfkd_lib import attention, distill, losses, synthesis, training
-from dfkd_lib.core import Store, WorkbenchError
-from dfkd_lib.datasets import ImageSet
+from dfkd_lib.core import WorkbenchError
 from dfkd_lib.distill import EarlyConfig, KDWeights, StudentConfig, Targets, TitnConfig
 from dfkd_lib.models import Discriminator, EarlyAligner, Generator, create_model
-from dfkd_lib.training import Batch, TrainConfig, train_teacher
+from dfkd_lib.training import Batch
 
 
 @pytest.mark.parametrize("weights", [{}, {"kd": 0.5, "ce": 2.0, "patch": 3.0, "temperature": 2.0}])
@@ -89,35 +88,24 @@ def test_the_step_of_notebook_20_is_the_librarys(lam):
         assert_equal(ours[name], own[name])
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    """(store, images, test images, teacher): a teacher of one epoch on random images."""
-    store = Store(tmp_path_factory.mktemp("store"))
-    pixels = torch.randint(0, 256, (40, 1, 28, 28), generator=torch.Generator().manual_seed(0))
-    classes = tuple("0123456789")
-    images = ImageSet(pixels.to(torch.uint8), torch.arange(40) % 10, classes, "random")
-    config = TrainConfig(epochs=1, batch_size=20, lr=1e-3)
-    return store, images, images, train_teacher(store, "vit_mnist_smoke", images, images, config)
-
-
-def trained(parts, source: str, **weights):
-    store, images, test_set, teacher = parts
+def trained(tiny, source: str, **weights):
+    store, images, teacher = tiny
     step = run_cell(source, names_of_30(**weights))["step"]
     config = StudentConfig(model="vit_mnist_smoke", epochs=1, batch_size=20, precision="fp32")
-    return distill.train(store, config, step, images, test_set, teacher)
+    return distill.train(store, config, step, images, images, teacher)
 
 
-def test_an_edited_step_is_a_new_student_and_an_undone_edit_finds_the_old_one(parts):
+def test_an_edited_step_is_a_new_student_and_an_undone_edit_finds_the_old_one(tiny):
     source = edit_cell("30_classification_kd.ipynb")
-    first = trained(parts, source)
-    assert not first.cached and trained(parts, source).key == first.key
+    first = trained(tiny, source)
+    assert not first.cached and trained(tiny, source).key == first.key
     commented = source.replace("  # eq. 9", "  # the labels")
-    assert trained(parts, commented).key == first.key, "a comment is no edit"
-    edited = trained(parts, source.replace("+ λ.ce * ce", "+ 2 * λ.ce * ce"))
+    assert trained(tiny, commented).key == first.key, "a comment is no edit"
+    edited = trained(tiny, source.replace("+ λ.ce * ce", "+ 2 * λ.ce * ce"))
     assert edited.key != first.key and not edited.cached
-    warmer = trained(parts, source, temperature=2.0)
+    warmer = trained(tiny, source, temperature=2.0)
     assert warmer.key not in (first.key, edited.key), "a value that the step uses counts"
-    again = trained(parts, source)
+    again = trained(tiny, source)
     assert again.key == first.key and again.cached
 
 
@@ -134,22 +122,22 @@ ENDING = "    return {"
         ("    batch.images.zero_()\n    return {'loss': loss}", "changes its batch"),
     ],
 )
-def test_a_step_that_cannot_train_is_refused_with_its_place(parts, line, words):
+def test_a_step_that_cannot_train_is_refused_with_its_place(tiny, line, words):
     source = edit_cell("30_classification_kd.ipynb")
     head, _, _ = source.rpartition(ENDING)
     with pytest.raises(WorkbenchError, match=words) as caught:
-        trained(parts, head + line + "\n")
+        trained(tiny, head + line + "\n")
     assert "line" in str(caught.value.where) and caught.value.fix
 
 
-def test_a_step_that_asks_for_what_is_not_there_is_refused(parts):
+def test_a_step_that_asks_for_what_is_not_there_is_refused(tiny):
     with pytest.raises(WorkbenchError, match="asks for"):
-        trained(parts, "def step(student, batch, teacher, aligner):\n    return {}\n")
+        trained(tiny, "def step(student, batch, teacher, aligner):\n    return {}\n")
 
 
-def test_the_probe_of_notebook_10_is_the_librarys(parts):
+def test_the_probe_of_notebook_10_is_the_librarys(tiny):
     """Its class probes are found by the GAN of notebook 20; an edit makes others, and a wrong shape is refused."""
-    store, images, _, teacher = parts
+    store, images, teacher = tiny
     source = edit_cell("10_attention_probes.ipynb").split("\n\n\n")[0]
     made = synthesis.class_probes(store, teacher, images)
 
