@@ -44,6 +44,7 @@ from dfkd_lib.losses.table import (
     Loss,
     StudentOutputs,
     Weights,
+    loss_titles,
     weights_of,
 )
 
@@ -86,5 +87,6 @@ __all__ = [
     "read_schedules",
     "resize_maps",
     "total_variation",
+    "loss_titles",
     "weights_of",
 ]

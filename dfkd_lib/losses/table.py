@@ -154,6 +154,12 @@ LOSSES = {
     ),
 }
 
+
+def loss_titles() -> dict[str, str]:
+    """{name: title} of students' losses: label and first equation."""
+    return {name: f"{one.label} ({one.equation.partition(';')[0]})" for name, one in LOSSES.items()}
+
+
 # Detectors: each computed from paired predictions, see the function.
 DETECTION_LOSSES = {
     "classification": Loss("classes", "classes", "A eq. 11", detection.classification_loss, 2.0),
@@ -182,7 +188,8 @@ DETECTION_LOSSES = {
     ),
 }
 
-# Makers of images without real ones; defaults of the weights are each maker's own.
+# Makers of images without real ones: their steps call `compute`, or build their term from it; defaults of the weights are
+# each maker's own.
 MAKER_LOSSES = {
     "ce": Loss(
         "CE", "the cross entropy to the class asked for", "B (DeepInversion)", F.cross_entropy

@@ -27,13 +27,7 @@ SIGNIFICANT = 0.05  # a corrected p below it is a difference
 NO_LOSS = {"epoch", "lr", "seconds", "images_per_second", "test_accuracy"}
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
 PALETTE = (*COLORS[:-1], "#B8A800")  # yellow is too pale for lines on white: it is darkened
-TITLES = {
-    "test_accuracy": "test accuracy (%)",
-    "loss": "loss, all parts",
-    "kd": "KD loss",
-    "ce": "cross entropy",
-    "patch": "patch-probe loss",
-}
+FIRST = {"test_accuracy": "test accuracy (%)", "loss": "loss, all parts"}
 MOST_NAMED = 40  # classes that a heat map names each; of more it names some
 MOST_NUMBERS = 12  # classes for which it writes the numbers
 MOST_BANDS = 8  # settings of which curves carry bands; of more they would only be grey
@@ -162,17 +156,21 @@ def _columns(names: Sequence[str], width: float) -> tuple[int, float]:
     return columns, 0.2 * math.ceil(sum(map(_lines, names)) / columns) + 0.2
 
 
-def ablation_curves(histories: dict[str, Sequence[Sequence[dict]]]) -> Figure:
+def ablation_curves(
+    histories: dict[str, Sequence[Sequence[dict]]], titles: dict[str, str] | None = None
+) -> Figure:
     """Test accuracy and each loss over epochs: a line a setting, the mean of its seeds; the band holds all of them.
 
     Args:
         histories: {setting: [history of each seed]}, as `ablation.histories` gives them; "test_accuracy" is a share of 1.
+        titles: {loss in a history: its title}, as `losses.loss_titles` gives them; others have their names.
     """
     epochs = [row for runs in histories.values() for run in runs for row in run]
     found = dict.fromkeys(key for row in epochs for key, value in row.items() if value)
-    keys = [key for key in TITLES if key in found or key == "test_accuracy"]
-    keys += [key for key in found if key not in TITLES and key not in NO_LOSS]
-    return history_panels(histories, {key: TITLES.get(key, key) for key in keys})
+    named = FIRST | (titles or {})
+    keys = [key for key in named if key in found or key == "test_accuracy"]
+    keys += [key for key in found if key not in named and key not in NO_LOSS]
+    return history_panels(histories, {key: named.get(key, key) for key in keys})
 
 
 @styled

@@ -11,7 +11,7 @@ import pandas as pd
 from dfkd_lib import presets
 from dfkd_lib.core import Artifact, Config, WorkbenchError, resolve, save_json
 from dfkd_lib.distill.scores import SCORES, gigaflops, scores
-from dfkd_lib.losses import LOSSES
+from dfkd_lib.losses import loss_titles
 from dfkd_lib.metrics.intervals import (
     FEWEST,
     accuracy_interval,
@@ -295,7 +295,7 @@ def over(seeds: Sequence[int]) -> str:
 def loss_names(histories: dict[str, list[list[dict]]]) -> dict[str, str]:
     """{key in a history: title} of every loss that histories hold, for `plots.loss_components`; a loss of the user's own
     has its name for a title."""
-    titles = {k: f"{loss.label} ({loss.equation.partition(';')[0]})" for k, loss in LOSSES.items()}
+    titles = loss_titles()
     other = {"epoch", "lr", "seconds", "images_per_second", "loss", "test_accuracy"}
     keys = (key for runs in histories.values() for rows in runs for row in rows for key in row)
     return {key: titles.get(key, key) for key in dict.fromkeys(keys) if key not in other}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import traitlets
 
-from dfkd_lib import ablation, plots
+from dfkd_lib import ablation, losses, plots
 from dfkd_lib.ablation import Cell, Outcome, as_sent
 from dfkd_lib.core import ArtifactError, WorkbenchError
 from dfkd_lib.widgets.base import Widget, front_end
@@ -302,7 +302,7 @@ class AblationLab(Widget):
         cells = ablation.tidy(outcomes)
         # Named by what is drawn, so that another selection does not overwrite it.
         name = _digest(" ".join(sorted(line.id for line in lines)), 8)
-        curves = plots.ablation_curves(ablation.histories(outcomes))
+        curves = plots.ablation_curves(ablation.histories(outcomes), losses.loss_titles())
         self._save(curves, "ablation", "curves", name)
         self._save(
             plots.ablation_accuracy(cells, ablation.summary(cells)), "ablation", "accuracy", name

@@ -84,7 +84,8 @@ def history(epochs=3, offset=0.0, **losses):
 
 def test_curves_are_means_with_a_band_of_all_seeds():
     seeds = [history(offset=-2, kd=1, ce=2), history(offset=4, kd=3, ce=2)]
-    figure = plots.ablation_curves({"all": seeds, "without KD": [history(ce=5)]})
+    histories = {"all": seeds, "without KD": [history(ce=5)]}
+    figure = plots.ablation_curves(histories, {"kd": "KD loss", "ce": "cross entropy"})
     panels = {ax.get_title(): ax for ax in figure.axes if ax.get_title()}
     assert list(panels) == ["test accuracy (%)", "KD loss", "cross entropy"]
     of_accuracy, of_kd, of_ce = (
