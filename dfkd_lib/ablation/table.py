@@ -257,13 +257,13 @@ def _sentence(line: dict, unit: str, digits: int) -> str:
     elif not pairs:
         found = f"no seed in common with '{line['against']}', so nothing to compare"
     elif pairs == 1:
-        found = f"{amount} from one seed; no interval, so no difference can be told"
+        found = f"{amount} from one seed; no interval, so no difference is detected"
     elif not math.isfinite(line["p"]) and abs(line["difference"]) < 1e-9:
-        found = f"equal in each of {pairs} seeds, so no difference can be told"
+        found = f"equal in each of {pairs} seeds, so no difference is detected"
     elif not math.isfinite(line["p"]):
         found = (
             f"{amount} in each of {pairs} seeds; without spread there is nothing to test against, so no "
-            "difference can be told"
+            "difference is detected"
         )
     else:
         span = f"[{line['low']:+.{digits}f}, {line['high']:+.{digits}f}]"
@@ -272,7 +272,7 @@ def _sentence(line: dict, unit: str, digits: int) -> str:
             found = f"{'better' if line['difference'] > 0 else 'worse'}, {span}"
         else:
             corrected = " after correction" if line["p"] < SIGNIFICANT else ""
-            found = f"no difference can be told{corrected} ({span})"
+            found = f"no difference is detected{corrected} ({span})"
     return f"{row}: {'; '.join(filter(None, [found, ended]))}."
 
 

@@ -87,7 +87,7 @@ def _own_instead(study: Study, missing: WeightsMissing) -> Subject:
         own = Study(study.store, study.config.replace(data=DataConfig(), teacher=shipped))
     found = open_subject(own)
     return found._replace(
-        about=f"{missing}\nSo the workbench's own teacher is looked into instead, with its own "
+        about=f"{missing}\nSo the workbench's own teacher is shown instead, with its own "
         f"images, {found.test_set.name}: {found.about}"
     )
 

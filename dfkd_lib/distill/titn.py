@@ -166,7 +166,7 @@ def table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
 
 
 def drop_table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
-    """C Table 6: top-1 (%) of the teacher, of each model it taught, the difference, and what both cost."""
+    """C Table 6: top-1 (%) of the teacher, of each student, the difference, and what both cost."""
     import pandas as pd
 
     before, rows = 100 * scores(teacher)["top1"], []

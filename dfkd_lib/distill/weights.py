@@ -1,4 +1,4 @@
-"""What a student is taught by: the weight of each loss of `LOSSES`, and how it changes over training."""
+"""What a student learns by: the weight of each loss of `LOSSES`, and how it changes over training."""
 
 from typing import ClassVar
 

@@ -23,7 +23,7 @@ ANSWER_SECONDS = 10  # that all workers together may take: one that hangs must n
 
 
 class WorkerLost(WorkbenchError):
-    """A job's worker has died, more often than is borne."""
+    """A job's worker has died, more often than a job is tried again."""
 
 
 class SchedulerLost(WorkbenchError):

@@ -73,7 +73,7 @@ def offer_plugin():
             have = worker.state.total_resources
             limit = worker.memory_manager.memory_limit
             cards = visible_gpus()
-            # One GPU of several: tasks could not be told which is whose.
+            # One GPU of several: no task would know which is its own.
             known = {
                 "threads": worker.state.nthreads,
                 "memory": (limit or psutil.virtual_memory().total) / GIGABYTE,

@@ -65,7 +65,7 @@ class Line:
 
 
 def compared(lines: Sequence[Line], settings: Settings) -> str:
-    """What can be said of the lines: each setting against the first, paired by seed, or the mean of a single setting."""
+    """The comparison of the lines in words: each setting against the first, paired by seed, or the mean of a single setting."""
     named = distinct(lines, settings)
     names = list(dict.fromkeys(line.cell.name for line in named))
     if len(names) > 1:

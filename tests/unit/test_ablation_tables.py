@@ -1,4 +1,4 @@
-"""Tables of an ablation: pairs by seed, corrected p, unfinished cells counted, sentences that say what can be told."""
+"""Tables of an ablation: pairs by seed, corrected p, unfinished cells counted, sentences that say what is detected."""
 
 import math
 from types import SimpleNamespace
@@ -174,7 +174,7 @@ def test_another_measure():
         and told["difference"][1] == pytest.approx(-0.25)
         and "± test" not in told
     )
-    assert table.verdicts(told)[0].startswith("b: no difference can be told (-0.250 of agreement [")
+    assert table.verdicts(told)[0].startswith("b: no difference is detected (-0.250 of agreement [")
 
 
 def test_pairwise_has_every_pair_once():
@@ -189,7 +189,7 @@ def test_pairwise_has_every_pair_once():
     assert frame["p (Holm)"][smallest] == pytest.approx(3 * frame["p"][smallest])
 
 
-def test_verdicts_say_what_can_be_told():
+def test_verdicts_say_what_is_detected():
     said = table.verdicts(
         table.summary(
             grid(
@@ -209,11 +209,11 @@ def test_verdicts_say_what_can_be_told():
     expected = [
         "all (the baseline): 3 of 4 seeds finished, 1 diverged.",
         "worse: worse, -9.97 points [-10.35, -9.59], Holm p = 0.00016, 3 seeds.",
-        "same: equal in each of 3 seeds, so no difference can be told.",
-        "shifted: +1.00 points in each of 3 seeds; without spread there is nothing to test against, so no difference can be "
-        "told.",
-        "noise: no difference can be told (-0.17 points [-2.75, +2.42], Holm p = 0.81, 3 seeds).",
-        "one: -5.00 points from one seed; no interval, so no difference can be told; 1 of 4 seeds finished, 3 diverged.",
+        "same: equal in each of 3 seeds, so no difference is detected.",
+        "shifted: +1.00 points in each of 3 seeds; without spread there is nothing to test against, so no difference is "
+        "detected.",
+        "noise: no difference is detected (-0.17 points [-2.75, +2.42], Holm p = 0.81, 3 seeds).",
+        "one: -5.00 points from one seed; no interval, so no difference is detected; 1 of 4 seeds finished, 3 diverged.",
         "none: nothing to compare; 0 of 4 seeds finished, 4 diverged.",
         "apart: no seed in common with 'all', so nothing to compare; 1 of 4 seeds finished, 3 diverged.",
     ]
@@ -227,7 +227,7 @@ def test_correction_can_take_a_verdict_back():
         table.summary(grid(rows | {f"n{i}": [90 + i, 91, 92.1] for i in range(1, 5)}))
     )
     assert (
-        alone[0].startswith("a: worse, -1.07 points") and "can be told after correction" in among[0]
+        alone[0].startswith("a: worse, -1.07 points") and "is detected after correction" in among[0]
     )
 
 
