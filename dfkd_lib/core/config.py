@@ -171,7 +171,7 @@ class Config(BaseModel):
         ends = [full for full in known if full.endswith(f".{name}")]
         ends = ends or [full for full in known if full.replace(".", "_") == name]
         if not ends:
-            raise _unknown(name, list(known), type(self).__name__)
+            raise _unknown(name, list(known), type(self).__name__, also)
         if len(ends) > 1:
             raise WorkbenchError(
                 f"the setting '{name}' is not clear",
@@ -248,8 +248,8 @@ def parse_overrides(text: str) -> dict[str, str]:
     return pairs
 
 
-def _unknown(name: str, names: list[str], where: str) -> WorkbenchError:
-    near = nearest(name, names)
+def _unknown(name: str, names: list[str], where: str, also: Iterable[str] = ()) -> WorkbenchError:
+    near = nearest(name, [*names, *also])
     close = difflib.get_close_matches(name, names, n=SHOWN, cutoff=0.3)
     more = "" if len(names) <= SHOWN else f", … ({len(names)} settings)"
     return WorkbenchError(

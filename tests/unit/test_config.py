@@ -17,7 +17,12 @@ class Student(Config):
 
 class Gan(Config):
     epochs: int = Field(4, ge=1, description="passes")
-    lam: float = Field(1.0, ge=0, description="weight of the attention loss")
+    lam: float = Field(
+        1.0,
+        ge=0,
+        description="weight of the attention loss",
+        json_schema_extra={"also": "attention_weight"},
+    )
     clip: float | None = Field(None, gt=0, description="largest gradient norm")
 
 
@@ -53,6 +58,7 @@ def test_text_is_read_as_the_type_of_its_setting():
         ("seeds=", "seeds"),
         ("student.epoch=3", "did you mean 'student.epochs'"),
         ("studnt_epochs=3", "did you mean 'student.epochs'"),
+        ("attention_wieght=3", "did you mean 'attention_weight'"),
         ("epochs=3", "student.epochs, gan.epochs"),
         ("epochs", "name=value"),
         ("flag=1 flag=0", "each name once"),
