@@ -2,7 +2,7 @@
 
 from dfkd_lib.attention.capture import capture_attention
 from dfkd_lib.attention.explain import attention_rollout, detection_relevance, gradient_attention
-from dfkd_lib.attention.prefix import outputs_and_probe
+from dfkd_lib.attention.prefix import compiled_parts, outputs_and_probe
 from dfkd_lib.attention.probes import (
     ClassProbes,
     attention_map,
@@ -50,6 +50,7 @@ __all__ = [
     "class_attention_probe",
     "class_probe_statistics",
     "class_token",
+    "compiled_parts",
     "detection_relevance",
     "gradient_attention",
     "in_batches",

@@ -6,8 +6,7 @@ a model of three blocks that is a quarter of the whole step; the result is the s
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from functools import lru_cache
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from dfkd_lib.attention.sites import patch_tokens
 SHORT = 256  # tokens; beyond, the map of every head no longer fits the caches of a CPU
 
 
-def outputs_and_probe(model: nn.Module, images: Tensor, probe: bool = True) -> tuple:
+def outputs_and_probe(model: Any, images: Tensor, probe: bool = True) -> tuple:
     """What `model(images)` returns, and the probe of its last block; in timm's plain ViT and DeiT without needless work.
 
     Args:
@@ -38,25 +37,18 @@ def outputs_and_probe(model: nn.Module, images: Tensor, probe: bool = True) -> t
     """
     if not is_plain(model):
         return logits_and_probe(model, images) if probe else (model(images), None)
-    # A compiled model's own call would hide its attention: what is done in its place is compiled then.
-    if model._compiled_call_impl is not None:
-        return _compiled()(model, images, probe, False)
-    return _plain(model, images, probe)
-
-
-@lru_cache(maxsize=1)
-def _compiled():
-    return torch.compile(_plain)
-
-
-def _plain(model: Any, images: Tensor, probe: bool, products: bool = True) -> tuple:
     tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
-    with _as_products(model.blocks[:-1], tokens) if products else nullcontext():
+    with _as_products(model.blocks[:-1], tokens):
         for block in model.blocks[:-1]:
             tokens = block(tokens)
     prefix, weights = _last_block(model.blocks[-1], tokens, model.num_prefix_tokens)
     output = model.forward_head(model.norm(prefix))
     return output, weights[:, :, 0].mean(1)[:, patch_tokens(model)] if probe else None
+
+
+def compiled_parts(model: Any) -> list[nn.Module]:
+    """What torch.compile is to be given of a model: in a plain ViT each block but the last, which share one compilation."""
+    return list(model.blocks[:-1]) if is_plain(model) else [model]
 
 
 def is_plain(model: Any) -> bool:
@@ -87,7 +79,8 @@ def _as_products(blocks: nn.Sequential, tokens: Tensor) -> Iterator[None]:
     short = tokens.device.type == "cpu" and tokens.shape[1] <= SHORT
     sites: list[Any] = []
     if short and torch.is_autocast_enabled("cpu"):
-        sites = [block.attn for block in blocks if getattr(block.attn, "fused_attn", False)]
+        eager = [block for block in blocks if block._compiled_call_impl is None]
+        sites = [block.attn for block in eager if getattr(block.attn, "fused_attn", False)]
     for site in sites:
         site.fused_attn = False
     try:

@@ -6,7 +6,6 @@ else it sees each batch anew.
 
 import inspect
 from collections.abc import Callable, Collection, Sequence
-from typing import Literal
 
 import torch
 from pydantic import Field
@@ -22,6 +21,8 @@ from dfkd_lib.models import EarlyAligner, create_model, early_channels
 from dfkd_lib.training import (
     GIVEN,
     Augmentation,
+    Kind,
+    Mix,
     Precision,
     Share,
     TrainConfig,
@@ -56,10 +57,9 @@ class StudentConfig(TrainConfig):
     warmup_epochs: float = Field(0.5, ge=0, description="epochs of linear warm-up")
     grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm, or none")
     precision: Precision = Field("bf16", description="arithmetic: fp32, or bf16 by autocast")
-    augmentation: Literal["none", "shift", "autoaugment"] = Field(
-        "none", description="what is done to each of its images"
-    )
-    mix: Literal["none", "cutmix", "mixup"] = Field("none", description="how its images are mixed")
+    augmentation: Kind = Field("none", description="what is done to each of its images")
+    mix: Mix = Field("none", description="how its images are mixed")
+    erase: Share = Field(0.0, description="share of its images in which a rectangle is made grey")
     early_stage: int = Field(
         1, ge=0, le=5, description="early map of a CNN teacher that early features are aligned to"
     )
@@ -67,7 +67,7 @@ class StudentConfig(TrainConfig):
     @property
     def augment(self) -> Augmentation:
         """What is done to each batch of its images."""
-        return Augmentation(kind=self.augmentation, mix=self.mix)
+        return Augmentation(kind=self.augmentation, mix=self.mix, erase=self.erase)
 
     def untrained(self, images: ImageSet, overrides: dict | None = None) -> nn.Module:
         """The student's model before training; WorkbenchError if it cannot take such images."""
@@ -111,8 +111,7 @@ def train(
         images: what it learns from; if synthetic, the ledger refuses any real image but for evaluation by `test_set`.
         seed: of weights, order and dropout; config.seed by default.
         parents: what made the synthetic images.
-        overrides: for `create_model`.
-        modules: the student → modules trained beside it.
+        overrides, modules: for `create_model`; the student → modules trained beside it.
         needs: what the step reads of the teacher beside its logits: "probe", or "early features", its map of stage
             `config.early_stage`, for which the step may ask for an `aligner`.
 
@@ -134,6 +133,7 @@ def train(
         modules = modules or aligners(network, early_stage, images.shape)
     _check_parameters(step, modules is not None)
     stored = config.targets(store, teacher, images, parents) if early_stage is None else None
+    live = stored or LiveTeacher(network, "probe" in needs, early_stage, config.compile)
     return train_classifier(
         store,
         stage or f"student_{'real' if images.real else 'synthetic'}",
@@ -141,7 +141,7 @@ def train(
         images,
         test_set,
         config.training(**({} if seed is None else {"seed": seed})),
-        _step_maker(step, stored or LiveTeacher(network, "probe" in needs, early_stage), modules),
+        _step_maker(step, live, modules),
         overrides=overrides,
         settings=settings,
         augmentation=config.augment,

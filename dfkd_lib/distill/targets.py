@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib.attention import class_token, outputs_and_probe, patch_tokens
+from dfkd_lib.attention import class_token, compiled_parts, outputs_and_probe, patch_tokens
 from dfkd_lib.core import WorkbenchError, artifacts
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.core.files import whole_files
@@ -102,10 +102,20 @@ class LiveTeacher:
         teacher: frozen.
         probed: also its attention probe, if it has one.
         early_stage: also its feature map of that stage (a CNN's), and no probe.
+        compiled: by torch.compile, where it is a plain ViT.
     """
 
-    def __init__(self, teacher: nn.Module, probed: bool = True, early_stage: int | None = None):
+    def __init__(
+        self,
+        teacher: nn.Module,
+        probed: bool = True,
+        early_stage: int | None = None,
+        compiled: bool = False,
+    ):
         self.teacher, self.early_stage = teacher, early_stage
+        for part in compiled_parts(teacher) if compiled else ():
+            if part is not teacher:
+                part.compile(dynamic=False)
         self.probed = probed and has_probe(teacher)
 
     @torch.no_grad()

@@ -58,6 +58,57 @@ class SmallCNN(nn.Module):
         return self.forward_head(self.forward_intermediates(images, [])[0])
 
 
+class ResNet9(nn.Module):
+    """A plain residual network of 1.9M for 32 × 32 photographs, at most 8 MB: the ceiling that transformers are measured by.
+
+    A convolution, then two stages, each a convolution, pooling and a residual pair; stage i has widths[i] channels.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        img_size: int = 32,
+        in_chans: int = 3,
+        widths: tuple[int, int, int] = (64, 128, 256),
+    ):
+        super().__init__()
+        check_side(img_size, 4)
+        self.num_classes = num_classes
+        first, middle, last = widths
+        self.stages = nn.ModuleList(
+            [_convolution(in_chans, first), _Residual(first, middle), _Residual(middle, last)]
+        )
+        self.head = nn.Linear(last, num_classes)
+
+    def forward_intermediates(
+        self, images: Tensor, indices: list[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(the last features (B, widths[-1], h, w), the maps of the stages in `indices`)."""
+        found = []
+        for stage in self.stages:
+            images = stage(images)
+            found.append(images)
+        return images, [found[index] for index in indices]
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Features (B, widths[-1], h, w) → logits (B, num_classes)."""
+        return self.head(features.amax((2, 3)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_intermediates(images, [])[0])
+
+
+class _Residual(nn.Module):
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.enter = nn.Sequential(_convolution(before, after), nn.MaxPool2d(2))
+        self.pair = nn.Sequential(_convolution(after, after), _convolution(after, after))
+
+    def forward(self, images: Tensor) -> Tensor:
+        entered = self.enter(images)
+        return entered + self.pair(entered)
+
+
 def _convolution(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
@@ -91,4 +142,5 @@ def build_vgg16_bn(num_classes: int = 10, img_size: int = 32, in_chans: int = 3)
 CNN_MODELS = {
     "vgg16_bn": (build_vgg16_bn, {}),
     "cnn_small": (SmallCNN, {}),
+    "resnet9": (ResNet9, {}),
 }

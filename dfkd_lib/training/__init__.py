@@ -26,7 +26,7 @@ from dfkd_lib.training.config import (
     make_optimizer,
 )
 from dfkd_lib.training.loop import fit
-from dfkd_lib.training.mixing import Augmentation, Batch, keeps_images
+from dfkd_lib.training.mixing import Augmentation, Batch, Kind, Mix, keeps_images
 from dfkd_lib.training.shipped import read_shipped, write_shipped
 from dfkd_lib.training.teachers import (
     TeacherConfig,
@@ -46,6 +46,8 @@ __all__ = [
     "Batches",
     "Checkpoint",
     "DivergedError",
+    "Kind",
+    "Mix",
     "Precision",
     "Share",
     "StepConfig",

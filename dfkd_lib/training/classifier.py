@@ -11,7 +11,7 @@ from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet, to_float
 from dfkd_lib.models import MODELS, count_parameters, create_model, load_weights
 from dfkd_lib.training.batches import TensorBatches
-from dfkd_lib.training.config import TrainConfig, device
+from dfkd_lib.training.config import TrainConfig, arithmetic, device
 from dfkd_lib.training.loop import fit
 from dfkd_lib.training.mixing import Augmentation, Batch
 
@@ -171,13 +171,18 @@ def _trained(
         lambda batch, generator: augmentation(Batch(*batch), generator),
     )
     curve = test_set.sample(CURVE_IMAGES, seed=0)
+
+    def measured(epoch: int) -> dict[str, float]:
+        with arithmetic(config):
+            return {"test_accuracy": evaluate(model, curve)[0]}
+
     history = fit(
         {"model": model, **beside},
         step,
         batches,
         config,
         checkpoint=work / "checkpoint",
-        evaluate=lambda epoch: {"test_accuracy": evaluate(model, curve)[0]},
+        evaluate=measured,
         label=label,
     )
     speed = history[-1]["images_per_second"]

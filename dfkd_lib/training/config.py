@@ -21,8 +21,9 @@ class DivergedError(WorkbenchError):
 class TrainConfig(Config):
     """Settings of one training run; part of the artifact's key.
 
-    `compile` runs torch.compile, which takes a minute and a C++ compiler before the first step and pays in long
-    trainings; a network that a loss looks into is compiled round the place it looks at, but for timm's plain ViT.
+    `compile` runs torch.compile, which takes a C++ compiler and up to a minute before the first step and pays in long
+    trainings. timm's plain ViT is compiled block by block, once for all of them; another network that a loss looks into,
+    round the place it looks at.
     Weight decay is not applied to biases and norms under AdamW.
     """
 
@@ -72,19 +73,32 @@ def device() -> torch.device:
     return torch.device("cpu") if found.type == "cpu" else found
 
 
+def arithmetic(config: TrainConfig) -> torch.autocast:
+    """The context of a forward pass in the precision of a training."""
+    return torch.autocast(device().type, torch.bfloat16, config.precision == "bf16")
+
+
 def make_optimizer(modules: list[nn.Module], config: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer of `config` over every trainable parameter of `modules`, each once."""
     every = (p for module in modules for p in module.parameters() if p.requires_grad)
     parameters, decay = list(dict.fromkeys(every)), config.weight_decay
+    # On a GPU one kernel for all parameters; elsewhere PyTorch's own choice, whose rounding results on record have.
+    fused = True if parameters and parameters[0].is_cuda else None
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=decay)
+        return torch.optim.SGD(
+            parameters, config.lr, config.momentum, weight_decay=decay, fused=fused
+        )
     if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, config.lr, config.betas, weight_decay=decay)
+        return torch.optim.Adam(
+            parameters, config.lr, config.betas, weight_decay=decay, fused=fused
+        )
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], config.lr, config.betas)
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], config.lr, config.betas, fused=fused
+    )
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfkd_lib.attention import compiled_parts
 from dfkd_lib.core import WorkbenchError, memory, processes
 from dfkd_lib.training import parallel
 from dfkd_lib.training.batches import Batches, TensorBatches
@@ -26,6 +27,7 @@ from dfkd_lib.training.checkpoint import Checkpoint
 from dfkd_lib.training.config import (
     DivergedError,
     TrainConfig,
+    arithmetic,
     device,
     learning_rate,
     make_optimizer,
@@ -82,7 +84,7 @@ def fit(
         parallel.send_modules(modules.values())
     progress = Progress(label, config.epochs, len(batches), history)
     try:
-        with torch.random.fork_rng(), saved.same_threads(), run.compiled():
+        with torch.random.fork_rng(), saved.same_threads():
             run.epochs(history, progress, evaluate, saved)
     except (RuntimeError, MemoryError) as error:
         explained = _explained(error, config, label, len(history))
@@ -159,31 +161,36 @@ class _Run:
         compiled = config.compile
         self.norms = parallel.common_norms(modules.values(), compiled) if split else nullcontext()
         self.unequal = torch.zeros((), dtype=torch.bool, device=self.device)
+        self.calls: dict[nn.Module, Callable | None] = {}
+        for part in [p for m in modules.values() for p in compiled_parts(m)] if compiled else ():
+            part.compile(dynamic=False)  # every batch has one shape
+            self.calls[part], part._compiled_call_impl = part._compiled_call_impl, None
 
     @contextmanager
     def compiled(self) -> Iterator[None]:
-        """Inside, the modules are compiled; what looks into a finished one (attention, export) wants it as it was."""
-        modules = self.modules.values() if self.config.compile else ()
-        for module in modules:
-            module.compile()
+        """Inside, the modules are compiled; what measures or looks into a network wants it as it was."""
+        for part, call in self.calls.items():
+            part._compiled_call_impl = call
         try:
             yield
         finally:
-            for module in modules:
-                module._compiled_call_impl = None
+            for part in self.calls:
+                part._compiled_call_impl = None
 
     def epochs(
         self, history: list[dict], progress: Progress, evaluate: Callable | None, saved: Checkpoint
     ) -> None:
         """The epochs that the history lacks: each trained by all, then measured and saved by the main process."""
         for epoch in range(len(history), self.config.epochs):
-            row = self.epoch(epoch, progress)
+            with self.compiled():
+                row = self.epoch(epoch, progress)
 
             def ended(epoch: int = epoch, row: dict = row) -> dict:
                 self.check_weights(epoch)
                 row |= self.measured(evaluate, epoch + 1) if evaluate else {}
                 memory.check(self.label)
-                saved.save([*history, row])
+                at_once = self.device.type == "cpu" or epoch == self.config.epochs - 1
+                saved.save([*history, row], at_once)
                 return row
 
             history.append(processes.from_main(ended))
@@ -251,8 +258,11 @@ class _Run:
     @contextmanager
     def inside(self) -> Iterator[None]:
         """What a step's forward passes run in."""
-        autocast = torch.autocast(self.device.type, torch.bfloat16, self.config.precision == "bf16")
-        with autocast, self.norms, processes.splitting() if self.split else nullcontext():
+        with (
+            arithmetic(self.config),
+            self.norms,
+            processes.splitting() if self.split else nullcontext(),
+        ):
             yield
 
     def update(self, name: str, losses: dict[str, Tensor], totals: Totals) -> None:

@@ -1,5 +1,6 @@
-"""What is done to a batch of images before a student sees it: shifts or AutoAugment, then CutMix or MixUp."""
+"""What is done to a batch of images before a student sees it: shifts or a policy, erasing, then CutMix or MixUp."""
 
+import math
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -9,6 +10,10 @@ from torch import Tensor
 
 from dfkd_lib.core import Config
 from dfkd_lib.datasets import ImageSet, random_flip, random_shift, to_float
+from dfkd_lib.training.augment import auto_augment, rand_augment
+from dfkd_lib.training.config import Share
+
+POLICIES = {"autoaugment": auto_augment, "randaugment": rand_augment}
 
 
 class Batch(NamedTuple):
@@ -73,44 +78,69 @@ def mixup(
     return lam * images + (1 - lam) * images[order], labels, labels[order], share
 
 
-def auto_augment(images: Tensor) -> Tensor:
-    """AutoAugment's CIFAR-10 policy drawn anew for each image, uint8 (B, C, H, W) with 1 or 3 channels.
+def erased(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Each image, with probability `share`, with a rectangle of 2 to 33 % of its area made grey.
 
-    Reads torch's global generator, which the training loop seeds at each epoch. Source: Cubuk et al. 2019.
+    Args:
+        images: float (B, C, H, W) in [-1, 1].
+
+    Source: Zhong et al. 2020, random erasing.
     """
-    from torchvision.transforms import v2
+    (batch, _, height, width), where = images.shape, images.device
+    drawn = torch.rand(5, batch, generator=generator)
+    area, ratio = 0.02 + 0.31 * drawn[0], torch.exp((2 * drawn[1] - 1) * math.log(3.3))
+    sides = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    inside = (drawn[4] < share)[:, None, None].to(where)
+    for side, at, pixels, axis in zip(sides, drawn[2:4], (height, width), (1, 2), strict=True):
+        first = (at * (1 - side) * pixels).round()
+        last = first + (side * pixels).round()
+        place = torch.arange(pixels)
+        within = (place >= first[:, None]) & (place < last[:, None])
+        inside = inside & within.unsqueeze(3 - axis).to(where)
+    return images.masked_fill(inside[:, None], 0.0)
 
-    policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
-    return torch.stack([policy(image) for image in images])
+
+Kind = Literal["none", "shift", "flip", "randaugment", "autoaugment"]
+Mix = Literal["none", "cutmix", "mixup", "either"]
 
 
 class Augmentation(Config):
     """What is done to each batch; called with (Batch of uint8 images, generator) it gives the batch of a step.
 
-    "shift" moves by up to `shift` pixels; "autoaugment" shifts by up to 4, flips and applies AutoAugment (for colour
-    photographs). Mixing draws its share from Beta(alpha, alpha).
+    "shift" moves by up to `shift` pixels; "flip" by up to 4, and mirrors half of the images; "randaugment" and
+    "autoaugment" do so too, then the policy (for colour photographs). Mixing draws its share from Beta(alpha, alpha);
+    "either" takes CutMix or MixUp, a batch at a time.
     """
 
-    kind: Literal["none", "shift", "autoaugment"] = Field(
+    kind: Kind = Field(
         "none",
         description="what is done to each image",
         json_schema_extra={"also": "augmentation"},
     )
-    mix: Literal["none", "cutmix", "mixup"] = Field("none", description="how images are mixed")
+    mix: Mix = Field("none", description="how images are mixed")
     shift: int = Field(2, ge=0, description="pixels of the random shift")
     alpha: float = Field(0.5, gt=0, description="of Beta(alpha, alpha), the share of a mix")
+    erase: Share = Field(0.0, description="share of the images in which a rectangle is made grey")
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         images = batch.images
         if self.kind == "shift":
             images = random_shift(images, self.shift, generator)
-        elif self.kind == "autoaugment":
-            images = auto_augment(random_flip(random_shift(images, 4, generator), generator))
+        elif self.kind != "none":
+            images = random_flip(random_shift(images, 4, generator), generator)
+        if self.kind in POLICIES:
+            images = POLICIES[self.kind](images, generator)
         images = to_float(images)
+        if self.erase:
+            images = erased(images, self.erase, generator)
         if self.mix == "none":
             return batch._replace(images=images)
         lam = beta_sample(self.alpha, generator)
-        mixed = (cutmix if self.mix == "cutmix" else mixup)(images, batch.labels, lam, generator)
+        chosen = self.mix
+        if chosen == "either":
+            chosen = ("cutmix", "mixup")[int(torch.randint(2, (1,), generator=generator))]
+        mixing = cutmix if chosen == "cutmix" else mixup
+        mixed = mixing(images, batch.labels, lam, generator)
         return Batch(mixed[0], batch.labels, batch.rows, mixed[2], mixed[3])
 
 

@@ -21,8 +21,8 @@ from dfkd_lib.training.classifier import (
     save_tested,
     train_classifier,
 )
-from dfkd_lib.training.config import Precision, TrainConfig
-from dfkd_lib.training.mixing import Augmentation, Batch
+from dfkd_lib.training.config import Precision, Share, TrainConfig
+from dfkd_lib.training.mixing import Augmentation, Batch, Kind, Mix
 from dfkd_lib.training.shipped import FOLDER, read_shipped, write_shipped
 
 
@@ -42,6 +42,14 @@ class TeacherConfig(TrainConfig):
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
     grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm, or none")
     precision: Precision = Field("bf16", description="arithmetic: fp32, or bf16 by autocast")
+    augmentation: Kind = Field("shift", description="what is done to each of its images")
+    mix: Mix = Field("none", description="how its images are mixed")
+    erase: Share = Field(0.0, description="share of its images in which a rectangle is made grey")
+
+    @property
+    def augment(self) -> Augmentation:
+        """What is done to each batch of its images."""
+        return Augmentation(kind=self.augmentation, mix=self.mix, erase=self.erase)
 
 
 def label_step(model: nn.Module) -> Callable:
@@ -101,7 +109,8 @@ def open_teacher(
     if config.source == "shipped":
         return shipped_teacher(store, config.shipped, test_set)
     chosen = train_set.sample(config.images or len(train_set), 2)
-    return train_teacher(store, config.model, chosen, test_set, config.training(seed=seed))
+    training = config.training(seed=seed)
+    return train_teacher(store, config.model, chosen, test_set, training, config.augment)
 
 
 def open_model(store: Store, name: str, model: nn.Module) -> Artifact:
