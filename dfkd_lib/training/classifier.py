@@ -48,9 +48,11 @@ def evaluate(model: nn.Module, test_set: ImageSet) -> tuple[float, Tensor]:
 
 def check_fit(model: nn.Module, images: ImageSet, what: str) -> None:
     """Raise unless the model takes these images and has one output for each of their classes."""
+    # Outside of inference mode: weights that move to a GPU inside it can never learn.
+    model = frozen(model)
     try:
         with torch.inference_mode():
-            outputs = frozen(model)(torch.zeros(1, *images.shape, device=device()))
+            outputs = model(torch.zeros(1, *images.shape, device=device()))
     except (AssertionError, RuntimeError) as error:
         raise WorkbenchError(
             f"{what} does not take these images",
