@@ -187,7 +187,8 @@ def random_shift(x: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
     if pixels == 0:
         return x
     batch, _, height, width = x.shape
-    moves = torch.randint(-pixels, pixels + 1, (2, batch, 1), generator=generator).to(x.device)
+    moves = torch.randint(-pixels, pixels + 1, (2, batch, 1), generator=generator)
+    moves = moves.to(x.device, non_blocking=True)
     rows = (torch.arange(height, device=x.device) + moves[0]).clamp(0, height - 1)
     columns = (torch.arange(width, device=x.device) + moves[1]).clamp(0, width - 1)
     index = torch.arange(batch, device=x.device)[:, None, None]
@@ -196,5 +197,6 @@ def random_shift(x: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
 
 def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     """Each image (B, C, H, W) mirrored left to right with probability 1/2."""
-    chosen = torch.rand(len(x), generator=generator).to(x.device) < 0.5
+    # Not to wait for what the device is still doing; so with all that is drawn for a batch.
+    chosen = torch.rand(len(x), generator=generator).to(x.device, non_blocking=True) < 0.5
     return torch.where(chosen[:, None, None, None], x.flip(-1), x)

@@ -161,7 +161,8 @@ def _moved(images: Tensor, matrices: Tensor) -> Tensor:
     y, x = torch.meshgrid(down, across, indexing="ij")
     from_here = torch.stack([x, y, torch.ones_like(x)], -1)
     grid = torch.einsum("hwk,bdk->bhwd", from_here, matrices)
-    grid = grid / torch.tensor([width / 2, height / 2], device=where)
+    grid[..., 0].div_(width / 2)
+    grid[..., 1].div_(height / 2)
     moved = F.grid_sample(images.float(), grid, "nearest", "zeros", align_corners=False)
     return moved.round().to(torch.uint8)
 
@@ -186,7 +187,7 @@ def _flat(images: Tensor) -> Tensor:
 def _soft(images: Tensor) -> Tensor:
     """Each pixel but those of the border as a weighted mean of 3 × 3."""
     kernel = torch.ones(3, 3, device=images.device)
-    kernel[1, 1] = 5.0
+    kernel[1, 1].fill_(5.0)
     soft, channels = images.float(), images.shape[1]
     kernel = (kernel / kernel.sum()).expand(channels, 1, 3, 3)
     soft[..., 1:-1, 1:-1] = F.conv2d(images.float(), kernel, groups=channels).round()

@@ -55,6 +55,8 @@ class TensorBatches:
 
     def __call__(self, epoch: int, generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
         order = torch.randperm(len(self.tensors[0]), generator=generator)
+        # Once an epoch, not at every step, which would wait for the one before.
+        order = order.to(self.tensors[0].device)
         for rows in order[: len(self) * self.batch_size].split(self.batch_size):
-            batch = tuple(t[rows.to(t.device)] for t in self.tensors)
+            batch = tuple(t[rows] for t in self.tensors)
             yield self.transform(batch, generator) if self.transform else batch

@@ -56,7 +56,7 @@ def cutmix(
     Source: Yun et al. 2019; TITN paper, section 3.5.2.
     """
     batch, _, height, width = images.shape
-    order = torch.randperm(batch, generator=generator).to(images.device)
+    order = torch.randperm(batch, generator=generator).to(images.device, non_blocking=True)
     centre, half = torch.rand(2, generator=generator).tolist(), (1 - lam) ** 0.5 / 2
 
     def span(at: float, side: int) -> slice:
@@ -73,7 +73,8 @@ def mixup(
     images: Tensor, labels: Tensor, lam: float, generator: torch.Generator
 ) -> tuple[Tensor, ...]:
     """lam * image + (1 - lam) * image of a shuffled batch; shapes as in `cutmix` (Zhang et al. 2018)."""
-    order = torch.randperm(len(images), generator=generator).to(images.device)
+    order = torch.randperm(len(images), generator=generator)
+    order = order.to(images.device, non_blocking=True)
     share = torch.full((len(images),), float(lam), device=images.device)
     return lam * images + (1 - lam) * images[order], labels, labels[order], share
 
@@ -90,13 +91,13 @@ def erased(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
     drawn = torch.rand(5, batch, generator=generator)
     area, ratio = 0.02 + 0.31 * drawn[0], torch.exp((2 * drawn[1] - 1) * math.log(3.3))
     sides = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-    inside = (drawn[4] < share)[:, None, None].to(where)
+    inside = (drawn[4] < share)[:, None, None].to(where, non_blocking=True)
     for side, at, pixels, axis in zip(sides, drawn[2:4], (height, width), (1, 2), strict=True):
         first = (at * (1 - side) * pixels).round()
         last = first + (side * pixels).round()
         place = torch.arange(pixels)
         within = (place >= first[:, None]) & (place < last[:, None])
-        inside = inside & within.unsqueeze(3 - axis).to(where)
+        inside = inside & within.unsqueeze(3 - axis).to(where, non_blocking=True)
     return images.masked_fill(inside[:, None], 0.0)
 
 
