@@ -185,12 +185,12 @@ def _flat(images: Tensor) -> Tensor:
 
 
 def _soft(images: Tensor) -> Tensor:
-    """Each pixel but those of the border as a weighted mean of 3 × 3."""
-    kernel = torch.ones(3, 3, device=images.device)
-    kernel[1, 1].fill_(5.0)
-    soft, channels = images.float(), images.shape[1]
-    kernel = (kernel / kernel.sum()).expand(channels, 1, 3, 3)
-    soft[..., 1:-1, 1:-1] = F.conv2d(images.float(), kernel, groups=channels).round()
+    """Each pixel but those of the border as the mean of 3 × 3, itself counted five times."""
+    soft = images.float()
+    # In sums, not by a convolution: a GPU's library plans one anew for every number of images, in a tenth of a second.
+    down = soft[..., :-2, :] + soft[..., 1:-1, :] + soft[..., 2:, :]
+    around = down[..., :-2] + down[..., 1:-1] + down[..., 2:]
+    soft[..., 1:-1, 1:-1] = ((around + 4 * soft[..., 1:-1, 1:-1]) / 13).round()
     return soft
 
 

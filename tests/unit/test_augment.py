@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as T
 
@@ -117,3 +118,33 @@ def test_either_takes_cutmix_for_some_batches_and_mixup_for_others():
         # MixUp alone makes what is neither black nor white.
         between.append(bool((seen.images.abs() < 0.999).any()))
     assert 8 < sum(between) < 32
+
+
+class Copies(TorchDispatchMode):
+    """Notes the copies between devices that wait, and what reads a number off a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, kwargs = func.__name__, kwargs or {}
+        result = func(*args, **kwargs)
+        places = {a.device for a in (*args, result) if isinstance(a, torch.Tensor)}
+        quiet = kwargs.get("non_blocking") or (name.startswith("copy_") and len(args) > 2)
+        if "copy" in name and len(places) > 1 and not quiet:
+            self.waits.append(name)
+        return result
+
+
+@pytest.mark.parametrize("mix", ["none", "cutmix", "mixup"])
+@pytest.mark.parametrize("kind", ["none", "shift", "flip", "randaugment", "autoaugment"])
+def test_no_augmentation_waits_for_the_device(kind, mix):
+    """On a device without values whatever asks for one fails; whatever is drawn goes there without waiting."""
+    images = torch.zeros(64, 3, 32, 32, dtype=torch.uint8, device="meta")
+    labels = torch.zeros(64, dtype=torch.long, device="meta")
+    with Copies() as copies:
+        seen = Augmentation(kind=kind, mix=mix, erase=0.5)(
+            Batch(images, labels, labels), torch.Generator().manual_seed(0)
+        )
+    assert seen.images.device.type == "meta" and not copies.waits

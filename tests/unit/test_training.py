@@ -9,6 +9,7 @@ from torch import nn
 
 from dfkd_lib import training
 from dfkd_lib.core import WorkbenchError
+from dfkd_lib.models import create_model
 from dfkd_lib.training import DivergedError, TensorBatches, TrainConfig
 
 X = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
@@ -210,3 +211,19 @@ def test_a_progress_file_shows_where_a_training_is(model, tmp_path, monkeypatch)
     assert seen[5]["history"][0]["epoch"] == 1
     assert seen[5]["label"] == "toy" and seen[5]["epochs"] == 2
     assert "odd" not in seen[-1]["losses"]  # JSON knows no infinity
+
+
+def test_no_weights_move_inside_inference_mode(tiny, monkeypatch):
+    """On a GPU they would become tensors that can never learn: every training there broke off so."""
+    store, images, _ = tiny
+    moved = []
+
+    def to(module, *args, **kwargs):
+        moved.append(torch.is_inference_mode_enabled())
+        return module
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    model = create_model("vit_mnist_smoke")
+    training.check_fit(model, images, "the model")
+    training.predict(model, images.images)
+    assert moved and not any(moved)
