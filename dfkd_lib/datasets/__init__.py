@@ -10,7 +10,7 @@ from dfkd_lib.datasets.frames import FILL
 from dfkd_lib.datasets.images import ImageSet, random_flip, random_shift, to_float, to_uint8
 from dfkd_lib.datasets.scene_source import GENERATED, SCENES, SceneConfig, Scenes, open_scenes
 from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
-from dfkd_lib.datasets.sources import load_image, load_images
+from dfkd_lib.datasets.sources import load_images
 
 __all__ = [
     "FILL",
@@ -27,7 +27,6 @@ __all__ = [
     "generate_scenes",
     "ground_truth",
     "load_coco",
-    "load_image",
     "load_images",
     "load_splits",
     "open_scenes",

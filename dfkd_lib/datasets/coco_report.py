@@ -130,10 +130,6 @@ class CocoReport:
             "crowd regions": sum(bool(a.get("iscrowd")) for _, a, _ in self.annotations),
         }
 
-    def sizes(self) -> Counter:
-        """How many images there are of each (width, height)."""
-        return Counter((i["width"], i["height"]) for i in self.images.values())
-
     def table(self) -> "pd.DataFrame":
         """A row for each class and one for all: objects, images that show them, box width and height in pixels."""
         import pandas as pd
@@ -170,10 +166,9 @@ class CocoReport:
     def text(self, most: int = 20) -> str:
         """The report to read; at most `most` faults of each kind (0: all)."""
         counts = ", ".join(f"{n} {what}" for what, n in self.counts().items())
-        sizes = [f"{w} x {h} ({n})" for (w, h), n in self.sizes().most_common(5)] or ["none"]
-        if len(self.sizes()) > 5:
-            sizes.append(f"and {len(self.sizes()) - 5} more")
-        lines = [f"{self.file}", f"  {counts}", f"  image sizes: {', '.join(sizes)}"]
+        every = Counter((i["width"], i["height"]) for i in self.images.values())
+        sizes = ", ".join(f"{w} x {h} ({n})" for (w, h), n in every.most_common(5))
+        lines = [f"{self.file}", f"  {counts}", f"  {len(every)} image sizes: {sizes}"]
         if self.annotations:
             lines += ["  " + line for line in self.table().round(1).to_string().splitlines()]
         lines += self._listed(most) or ["  nothing wrong was found"]

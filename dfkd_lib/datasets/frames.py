@@ -16,9 +16,9 @@ def windows(
     rng: np.random.Generator,
     *,
     crop: float,
-    crops: int = 1,
-    spread: float = 1.0,
-    anywhere: float = 0.0,
+    crops: int,
+    spread: float,
+    anywhere: float,
 ) -> list[tuple[np.ndarray, int]]:
     """Square windows on a frame (H, W, 3): [(corner x, y int (2,), side in pixels)], `crops` of them.
 
@@ -33,18 +33,17 @@ def windows(
     """
     found = []
     for turn in range(crops):
-        extent = boxes[turn % len(boxes), 2:].max() if len(boxes) else rng.choice(usual)
+        box = boxes[turn % len(boxes)] if len(boxes) else None
+        extent = rng.choice(usual) if box is None else box[2:].max()
         factor = crop * spread ** rng.uniform(-1, 1) if spread > 1 else crop
         side = max(8, round(factor * extent))
         most = np.maximum(np.array(shape[1::-1]) - side, 0)
-        if not len(boxes) or (anywhere and rng.random() < anywhere):
+        if box is None or (anywhere and rng.random() < anywhere):
             corner = rng.integers(0, most, endpoint=True)
         else:
             room = max(side - extent, 0) / 2  # rounding may take half a pixel
-            middle = boxes[turn % len(boxes), :2] + boxes[turn % len(boxes), 2:] / 2
-            corner = (
-                np.round(middle - side / 2 + rng.uniform(-room, room, 2)).astype(int).clip(0, most)
-            )
+            low = box[:2] + box[2:] / 2 - side / 2 + rng.uniform(-room, room, 2)
+            corner = np.round(low).astype(int).clip(0, most)
         found.append((corner, side))
     return found
 

@@ -136,16 +136,8 @@ class ImageSet:
         """`count` images, as evenly over the classes as they allow, chosen by `seed`; all of them if count >= N.
 
         Raises:
-            WorkbenchError: if a class has no image, or count is below 1.
+            WorkbenchError: if a class has no image, or no image is asked for.
         """
-        if count < 1:
-            raise WorkbenchError(
-                "an impossible number of images",
-                expected="1 or more",
-                got=count,
-                where=self.name,
-                fix="ask for at least one",
-            )
         if count >= len(self):
             return self
         self.check_classes()

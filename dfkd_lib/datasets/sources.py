@@ -128,14 +128,6 @@ def _mnist(split: str, root: Path, _: bool) -> tuple:
         {folder / name: f"mnist/{s}" for s, names in MNIST_FILES.items() for name in names}
     )
     images, labels = (read_idx(folder / name) for name in MNIST_FILES[split])
-    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-        raise WorkbenchError(
-            "images and labels do not belong together",
-            where=folder,
-            expected="(N, height, width) images and (N,) labels",
-            got=f"{images.shape} and {labels.shape}",
-            fix="fetch both files of this split again",
-        )
     return images[:, None], labels, tuple("0123456789")
 
 
@@ -241,23 +233,6 @@ def _images_in(folder: Path) -> list[Path]:
         for f in folder.iterdir()
         if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "." and f.is_file()
     )
-
-
-def load_image(
-    path: str | Path, size: int | None = None, channels: int | None = None
-) -> torch.Tensor:
-    """One image file as uint8 (C, H, W), read as `load_images` reads those of "all": with a size, its middle square.
-
-    Args:
-        size: side in pixels, default as the file has it.
-        channels: 1 or 3 (default 3).
-
-    Raises:
-        WorkbenchError: if the file is missing or damaged, or the number of channels another.
-    """
-    path = resolve(path)
-    pixels = read_image(path, _mode(path, size, channels), size, crop=True)
-    return torch.tensor(np.atleast_3d(pixels)).permute(2, 0, 1).contiguous()
 
 
 @contextmanager

@@ -116,7 +116,7 @@ QUANTILE = 0.01
 
 def _nearness(made: Tensor, real: Tensor) -> Nearness:
     threshold, median = real.quantile(QUANTILE).item(), real.median().item()
-    ratio = made.median().item() / median if median else float("nan")
+    ratio = made.median().item() / median if median else math.nan
     return Nearness(ratio, (made <= threshold).double().mean().item(), threshold, len(made))
 
 

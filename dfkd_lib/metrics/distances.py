@@ -26,15 +26,14 @@ def root_sum(matrix: np.ndarray) -> float:
     return float(np.sqrt(values.clip(min=0)).sum())
 
 
-def check_features(features: Tensor, where: str | None = None) -> None:
-    """Raise WorkbenchError unless features are (N >= 2, D >= 1) and finite; `where` names them in the message."""
+def check_features(features: Tensor) -> None:
+    """Raise WorkbenchError unless features are (N >= 2, D >= 1) and finite."""
     finite = torch.isfinite(features).all()
     if features.ndim != 2 or len(features) < 2 or features.shape[1] < 1 or not finite:
         raise WorkbenchError(
             "features are of too few images, or hold values that are not numbers",
             expected="(N >= 2, D), finite",
             got=f"{tuple(features.shape)}, {'finite' if finite else 'NaN or infinity'}",
-            where=where,
             fix="give more images, or check them and the feature network",
         )
 
@@ -189,19 +188,12 @@ def kernel_distance(
         every subset is the whole of both sides, as one value has no spread.
 
     Raises:
-        WorkbenchError: on features that are not finite, too few, or of different dimensions; on no subset.
+        WorkbenchError: on features that are not finite, too few, or of different dimensions.
     """
     from torchmetrics.image.kid import poly_mmd
 
     check_pair(a, b)
     size = min(subset_size, len(a), len(b))
-    if subsets < 1 or size < 2:
-        raise WorkbenchError(
-            "a kernel distance needs subsets of several images",
-            expected="subsets >= 1, subset_size >= 2",
-            got=f"{subsets}, {subset_size}",
-            fix="give larger numbers",
-        )
     if size == len(a) == len(b):
         return KernelDistance(float(poly_mmd(a.double(), b.double())), float("nan"), 1, size)
     generator = torch.Generator().manual_seed(seed)

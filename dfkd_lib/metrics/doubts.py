@@ -22,7 +22,7 @@ def size_doubts(sizes: Sizes, dimensions: int, k: int) -> list[str]:
     """
     missing, singular = [], []
     for name, made, real in sizes:
-        shown = f"{name} ({made:,} made, {real:,} real)"
+        shown = f"{name if name == 'all' else f'class {name}'} ({made:,} made, {real:,} real)"
         if min(made, real) <= k:
             missing.append(shown)
         elif min(made, real) <= dimensions:

@@ -13,11 +13,7 @@ from torch import Tensor
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.metrics import bootstrap
 from dfkd_lib.metrics.coverage import Nearness, Number, memorisation, near_duplicates, prdc
-from dfkd_lib.metrics.distances import (
-    check_features,
-    frechet_distance_from_features,
-    kernel_distance,
-)
+from dfkd_lib.metrics.distances import frechet_distance_from_features, kernel_distance
 from dfkd_lib.metrics.doubts import collapse_doubts, size_doubts
 from dfkd_lib.metrics.score import score
 
@@ -157,7 +153,7 @@ def measure(
     """
     for name, side in (("real", real), ("made", made), ("seen in training", seen)):
         if side is not None:
-            _check(f"images {name}", side, made, num_classes, k)
+            _check(f"images {name}", side, made.space, num_classes)
     generator = torch.Generator().manual_seed(seed)
     rows = [_row("all", real, made, rounds, generator, k, BUDGET)]
     for label in range(num_classes):
@@ -172,12 +168,8 @@ def measure(
     else:
         copies = memorisation(made.values, seen.values, real.values)
     dimensions = made.values.shape[1]
-    sizes = [(f"class {row.name}", row.images, row.real_images) for row in rows[1:]]
-    every = [("all", rows[0].images, rows[0].real_images), *sizes]
-    warnings = [
-        *size_doubts(every, dimensions, k),
-        *collapse_doubts(real.labels, made.logits, num_classes, duplicates, copies),
-    ]
+    warnings = size_doubts([(row.name, row.images, row.real_images) for row in rows], dimensions, k)
+    warnings += collapse_doubts(real.labels, made.logits, num_classes, duplicates, copies)
     return Measures(made.space, dimensions, k, tuple(rows), duplicates, copies, warnings)
 
 
@@ -221,36 +213,26 @@ def _row(
     )
 
 
-def _check(name: str, side: Features, made: Features, num_classes: int, k: int) -> None:
-    """WorkbenchError unless a side is of the feature space of `made`, whole, and of more than k images."""
-    space, shape = (made.space, made.values.shape[-1]), tuple(side.values.shape)
-    if (side.space, *shape[1:]) != space:
+def _check(name: str, side: Features, space: str, num_classes: int) -> None:
+    """WorkbenchError unless a side is of that feature space, with labels and logits of its images."""
+    if side.space != space:
         raise WorkbenchError(
             "features of different spaces cannot be compared",
             where=name,
-            expected=f"{made.space}, (N, {made.values.shape[-1]})",
-            got=f"{side.space}, {shape}",
+            expected=space,
+            got=side.space,
             fix="take every side with the same feature network",
         )
-    check_features(side.values, name)
     count, labels, logits = len(side.values), side.labels, side.logits
     fits = labels.shape == (count,) and ((labels >= 0) & (labels < num_classes)).all()
     if logits is not None:
         fits = fits and logits.shape == (count, num_classes) and logits.isfinite().all()
     if not fits:
+        shapes = f"{tuple(labels.shape)}, {None if logits is None else tuple(logits.shape)}"
         raise WorkbenchError(
             "labels or logits do not fit the images",
-            expected=f"labels ({count},), 0..{num_classes - 1}; logits finite, ({count}, {num_classes}), or None",
+            expected=f"({count},), 0..{num_classes - 1}, and ({count}, {num_classes}), finite, or None",
             where=name,
-            got=f"{tuple(labels.shape)}, {labels.unique().tolist()[:20]}; "
-            f"{None if logits is None else tuple(logits.shape)}",
+            got=f"{shapes}; labels {labels.unique().tolist()[:20]}",
             fix="give one label an image, the number of classes, and logits of a classifier of these",
-        )
-    if count <= k:
-        raise WorkbenchError(
-            "too few images to measure",
-            expected=f"more than k = {k}",
-            got=count,
-            where=name,
-            fix="give more images or a smaller k",
         )

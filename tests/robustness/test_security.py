@@ -32,7 +32,7 @@ from PIL import Image
 from dfkd_lib.ablation import read_grid, saved_jobs
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import MANIFEST, REPOSITORY, ArtifactError, Store
-from dfkd_lib.datasets import load_coco, load_image, load_images, repair_coco
+from dfkd_lib.datasets import load_coco, load_images, repair_coco
 from dfkd_lib.datasets.cifar import read_cifar
 from dfkd_lib.models import WeightsMissing, load_model
 from dfkd_lib.pipeline import html, index
@@ -334,11 +334,12 @@ def test_postscript_in_an_image_file_is_not_run(marker, tmp_path, monkeypatch):
     (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\nmkdir {marker}\n")
     (tmp_path / "bin" / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    (tmp_path / "x.png").write_bytes(
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "x.png").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
     )
     with pytest.raises(WorkbenchError, match="cannot be read"):
-        load_image(tmp_path / "x.png")
+        load_images(str(tmp_path / "set"), "all")
     source = (LIBRARY / "deploy" / "predict.py").read_text()
     assert "Image.open(path, formats=FORMATS)" in source and '"EPS"' not in source
 

@@ -15,14 +15,13 @@ from dfkd_lib.core.artifacts import REPOSITORY
 from dfkd_lib.core.ledger import LedgerError
 from dfkd_lib.datasets import (
     ImageSet,
-    load_image,
     load_images,
     random_flip,
     random_shift,
     to_float,
     to_uint8,
 )
-from dfkd_lib.datasets.sources import MNIST_FILES, read_idx
+from dfkd_lib.datasets.sources import MNIST_FILES, read_idx, read_image
 
 
 @pytest.fixture
@@ -118,7 +117,7 @@ def test_truncated_gzip(tmp_path):
         (idx_bytes((4, 28, 28), bytes(100)), None, "wrong size"),
         (b"\x89PNG....", None, "not an IDX"),
         (b"", None, "not an IDX"),
-        (None, idx_bytes((3,), bytes(3)), "do not belong together"),
+        (None, idx_bytes((3,), bytes(3)), "do not fit"),
         (None, idx_bytes((4,), bytes([0, 1, 2, 77])), "77 for image 3"),
     ],
 )
@@ -160,6 +159,8 @@ def test_sample_is_even_and_seeded():
     assert torch.equal(chosen.pixels, sample_set().sample(8, seed=1).pixels)
     assert not torch.equal(chosen.pixels, sample_set().sample(8, seed=2).pixels)
     assert len(set(chosen.pixels[:, 0, 0, 0].tolist())) == 8
+    with pytest.raises(WorkbenchError, match="wrong form"):
+        sample_set().sample(0)
 
 
 def test_fingerprint_knows_pixels_and_labels():
@@ -253,23 +254,17 @@ def test_impossible_sizes_and_numbers(images_folder, wrong):
         load_images(str(images_folder), "train", **wrong)
 
 
-def test_one_image_and_its_middle(tmp_path):
+def test_the_middle_of_an_image_is_taken(tmp_path):
     write(tmp_path / "a.png", np.repeat([[0] * 4 + [255] * 8 + [0] * 4], 8, axis=0))
-    assert load_image(tmp_path / "a.png").shape == (3, 8, 16)
-    middle = load_image(tmp_path / "a.png", size=8, channels=1)
-    assert middle.shape == (1, 8, 8) and middle.dtype == torch.uint8 and (middle == 255).all()
-    assert torch.equal(middle, load_images(str(tmp_path), "all", size=8, channels=1).pixels[0])
-    with pytest.raises(WorkbenchError, match="cannot be read"):
-        load_image(tmp_path / "b.png")
-    with pytest.raises(WorkbenchError, match="number of channels"):
-        load_image(tmp_path / "a.png", channels=2)
+    middle = load_images(str(tmp_path), "all", size=8, channels=1)
+    assert middle.pixels.shape == (1, 1, 8, 8) and (middle.pixels == 255).all()
 
 
 def test_a_photograph_stands_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned a quarter
     Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
-    assert load_image(tmp_path / "a.jpg").shape == (3, 16, 8)
+    assert read_image(tmp_path / "a.jpg", "RGB", crop=True).shape == (16, 8, 3)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +277,7 @@ def test_a_photograph_stands_upright(tmp_path):
 def test_pixels_without_a_known_range_are_refused(tmp_path, pixels, message):
     Image.fromarray(pixels).save(tmp_path / "a.tif")
     with pytest.raises(WorkbenchError, match=message):
-        load_image(tmp_path / "a.tif")
+        read_image(tmp_path / "a.tif", "RGB")
 
 
 def png16(path, channels, values):
@@ -303,7 +298,7 @@ def png16(path, channels, values):
 
 def pixel(path):
     """The pixel of an image at row 15, column 30, int (3,)."""
-    return load_image(path)[:, 15, 30].numpy().astype(int)
+    return read_image(path, "RGB", crop=True)[15, 30].astype(int)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "YCbCr"])
@@ -335,7 +330,7 @@ def test_16_bit_images_keep_their_upper_bits(tmp_path, channels):
     if channels in (2, 4):
         values[..., -1] = 65535
     png16(tmp_path / "a.png", channels, values)
-    found = load_image(tmp_path / "a.png")[1].numpy().astype(int)
+    found = read_image(tmp_path / "a.png", "RGB")[..., 1].astype(int)
     assert np.abs(found - (values[..., 0] >> 8)).max() <= 1
 
 
@@ -344,6 +339,6 @@ def test_transparent_pixels_are_black(tmp_path):
     frame.paste((255, 255, 255, 0), (0, 0, 10, 10))
     frame.paste((200, 200, 200, 200), (10, 0, 20, 10))
     frame.save(tmp_path / "a.png")
-    found = load_image(tmp_path / "a.png")
-    assert found[:, 2, 2].tolist() == [0, 0, 0] and found[:, 15, 30].tolist() == [200, 60, 30]
-    assert found[0, 2, 12] == pytest.approx(157, abs=1)  # 200 of 255 opaque over black
+    found = read_image(tmp_path / "a.png", "RGB")
+    assert found[2, 2].tolist() == [0, 0, 0] and found[15, 30].tolist() == [200, 60, 30]
+    assert found[2, 12, 0] == pytest.approx(157, abs=1)  # 200 of 255 opaque over black

@@ -196,7 +196,7 @@ def test_a_seed_gives_the_same_again():
     "change, message",
     [
         (lambda f: f._replace(space="another"), "different spaces"),
-        (lambda f: f._replace(values=f.values[:, :3]), "different spaces"),
+        (lambda f: f._replace(values=f.values[:, :3]), "different networks"),
         (lambda f: f._replace(values=f.values.fill_(math.nan)), "not numbers"),
         (lambda f: f._replace(labels=f.labels + 1), "labels or logits do not fit"),
         (lambda f: f._replace(labels=f.labels[1:]), "labels or logits do not fit"),
