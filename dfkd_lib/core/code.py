@@ -14,24 +14,10 @@ from threading import RLock
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
+from dfkd_lib.core import reach
 from dfkd_lib.core.config import Config
 from dfkd_lib.core.errors import WorkbenchError
 from dfkd_lib.core.graph import Walk, drop_changed
-from dfkd_lib.core.reach import (
-    followed,
-    frozen,
-    function_of,
-    generated,
-    imported,
-    in_library,
-    is_field,
-    is_module,
-    is_tensor,
-    look_up,
-    outside,
-    state_of,
-    tensor_digest,
-)
 from dfkd_lib.core.source import Record, digest, record_of
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
@@ -123,13 +109,13 @@ class _Walk(Walk):
             if isinstance(own, type):
                 return self.function(value.__func__, own)
             return self.function(value.__func__, type(own)) + self.token(own, where, mode)
-        function = function_of(value)
+        function = reach.function_of(value)
         if function is not None:
             return self.function(function)
         if isinstance(value, type):
             return self.kind(value)
         if isinstance(value, ModuleType):
-            return value.__name__ if not followed(value.__name__) else ""
+            return value.__name__ if not reach.followed(value.__name__) else ""
         if isinstance(value, BuiltinFunctionType):
             return f"{value.__module__}.{value.__qualname__}"
         if isinstance(value, Registry):
@@ -163,7 +149,7 @@ class _Walk(Walk):
             return "" if mode == _CODE else str(value.fingerprint)
         if isinstance(value, Enum):
             return f"{kind.__qualname__}.{value.name}"
-        if is_tensor(value) or is_module(value):
+        if reach.is_tensor(value) or reach.is_module(value):
             return self.tensors(value, mode)
         return self.instance(value, where, mode)
 
@@ -173,9 +159,9 @@ class _Walk(Walk):
             return "" if mode == _CODE else type(value).__qualname__
         self.node.fixed = False
         name = self.kind(type(value), built=False)
-        if is_tensor(value):
-            return f"{name}{tensor_digest(value)}"
-        tensors = [(key, tensor_digest(one)) for key, one in value.state_dict().items()]
+        if reach.is_tensor(value):
+            return f"{name}{reach.tensor_digest(value)}"
+        tensors = [(key, reach.tensor_digest(one)) for key, one in value.state_dict().items()]
         return f"{name}{value!r}{tensors}{value.training}"
 
     def instance(self, value: Any, where: str, mode: str) -> str:
@@ -183,13 +169,13 @@ class _Walk(Walk):
         kind = type(value)
         if isinstance(value, Path):
             return "" if mode == _CODE else str(value)
-        if followed(kind.__module__) or hasattr(value, "__pydantic_private__"):
+        if reach.followed(kind.__module__) or hasattr(value, "__pydantic_private__"):
             return self.kind(kind, built=False) + self.state(value, where, mode)
-        if mode == _CODE or in_library(kind.__module__):
+        if mode == _CODE or reach.in_library(kind.__module__):
             return ""
         if mode == _LIBRARY:
             return kind.__qualname__
-        self.node.fixed &= frozen(value)
+        self.node.fixed &= reach.frozen(value)
         try:
             reduced = value.__reduce_ex__(4)
         except Exception:
@@ -213,8 +199,8 @@ class _Walk(Walk):
         module, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
         if not isinstance(function, FunctionType):
             return f"{module}.{name}"
-        if not followed(module):
-            return outside(module, name)
+        if not reach.followed(module):
+            return reach.outside(module, name)
         # Functions without a closure are one if their code is: a lambda is another object each time.
         parts = (owner, function.__code__, function.__defaults__, function.__kwdefaults__)
         which = function if function.__closure__ else function.__globals__
@@ -228,7 +214,7 @@ class _Walk(Walk):
         owner, name, record = parts[0], function.__qualname__, record_of(function)
         defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items())
         closed = set(function.__code__.co_freevars) - {"__class__"}
-        self.node.fixed &= in_library(function.__module__) and not closed
+        self.node.fixed &= reach.in_library(function.__module__) and not closed
         texts = [record.text, self.token(defaults, name, _mode_of(function))]
         texts += [self.name(function, chain, stage) for chain in record.names]
         if owner is not None:
@@ -241,14 +227,14 @@ class _Walk(Walk):
         where = f"{function.__qualname__}: {'.'.join(attributes)}"
         mode = _mode_of(function)
         if root:
-            found = imported(root)
+            found = reach.imported(root)
             if found is None:
                 return ".".join([root.replace(":", "."), *attributes])
             return self.attribute(found, attributes, where, mode)
         name, *attributes = attributes
         self.space(id(function.__globals__), function.__globals__)
         try:
-            found, closed = look_up(function, name)
+            found, closed = reach.look_up(function, name)
         except LookupError:
             return f"undefined {name}"
         if stage and closed:  # a stage's settings hold what its closure does
@@ -262,8 +248,8 @@ class _Walk(Walk):
         rest = list(attributes)
         while rest:
             if isinstance(found, ModuleType):
-                if not followed(found.__name__):
-                    return outside(found.__name__, *rest)
+                if not reach.followed(found.__name__):
+                    return reach.outside(found.__name__, *rest)
                 self.space(id(vars(found)), vars(found))
                 name = rest.pop(0)
                 if not hasattr(found, name):
@@ -271,16 +257,16 @@ class _Walk(Walk):
                 found = getattr(found, name)
                 continue
             kind = found if isinstance(found, type) else type(found)
-            if not followed(kind.__module__) or is_module(found):
+            if not reach.followed(kind.__module__) or reach.is_module(found):
                 break
             member = self.member(kind, rest[0], None)
-            function = function_of(member)
+            function = reach.function_of(member)
             if function is not None:
                 state = "" if kind is found else self.state(found, where, mode)
                 return self.function(function, kind) + state
-            values = {} if kind is found else state_of(found)
+            values = {} if kind is found else reach.state_of(found)
             if rest[0] in values:
-                self.node.fixed &= frozen(found)
+                self.node.fixed &= reach.frozen(found)
                 found = values[rest.pop(0)]
             elif isinstance(member, (*PLAIN, tuple, list, dict)):
                 rest.pop(0)
@@ -296,12 +282,14 @@ class _Walk(Walk):
 
     def state(self, value: Any, where: str, mode: str) -> str:
         """What an object holds; without its class, of which the method in use is reached by name."""
-        self.node.fixed &= frozen(value)
+        self.node.fixed &= reach.frozen(value)
         if mode == _CODE and isinstance(value, Config):  # plain values alone
             return ""
         if mode != _CODE and hasattr(type(value), "fingerprint"):
             return str(value.fingerprint)
-        held = [f"{name}={self.token(one, where, mode)}" for name, one in state_of(value).items()]
+        held = [
+            f"{name}={self.token(one, where, mode)}" for name, one in reach.state_of(value).items()
+        ]
         return str(held)
 
     def members(self, owner: type, record: Record, function: FunctionType) -> None:
@@ -310,10 +298,10 @@ class _Walk(Walk):
             self.kind(owner, built=False)
         for name in record.own:
             member = self.member(owner, name, ...)
-            inner = function_of(member)
+            inner = reach.function_of(member)
             if inner is not None:
                 self.function(inner, owner)
-            elif isinstance(member, (*PLAIN, tuple)) and not is_field(owner, name):
+            elif isinstance(member, (*PLAIN, tuple)) and not reach.is_field(owner, name):
                 self.attribute(member, [], f"{owner.__qualname__}.{name}", _mode_of(function))
         if ["", "super"] in record.names:
             for base in owner.__bases__:
@@ -322,8 +310,8 @@ class _Walk(Walk):
     def kind(self, kind: type, built: bool = True) -> str:
         """The token of a class, which is reached whole: methods, class values, bases; defaults of fields where it is built."""
         name = kind.__qualname__
-        if not followed(kind.__module__):
-            return outside(kind.__module__, name)
+        if not reach.followed(kind.__module__):
+            return reach.outside(kind.__module__, name)
         if not issubclass(kind, BaseException):
             for read in (_Walk.read_defaults, _Walk.read_class) if built else (_Walk.read_class,):
                 self.node.reached.setdefault((id(kind), read), partial(read, kind=kind))
@@ -332,13 +320,13 @@ class _Walk(Walk):
     def member(self, kind: type, name: str, default: object) -> Any:
         """What a class or its bases hold under a name, unevaluated."""
         for one in kind.__mro__:
-            if followed(one.__module__):
+            if reach.followed(one.__module__):
                 self.space(id(one), vars(one))
         return inspect.getattr_static(kind, name, default)
 
     def read_class(self, kind: type) -> None:
         """A class as a node: bases, methods and class values."""
-        self.node.fixed &= in_library(kind.__module__)
+        self.node.fixed &= reach.in_library(kind.__module__)
         self.space(id(kind), vars(kind))
         name = kind.__qualname__
         bases = [self.kind(base, built=False) for base in kind.__bases__ if base is not object]
@@ -349,11 +337,11 @@ class _Walk(Walk):
                 repr([(one.name, one.value) for one in vars(kind)["_member_map_"].values()])
             )
         for member, value in vars(kind).items():
-            if member == "__repr__" or is_field(kind, member):
+            if member == "__repr__" or reach.is_field(kind, member):
                 continue
-            function = function_of(value)
+            function = reach.function_of(value)
             if function is not None:
-                if not generated(inspect.unwrap(function)):
+                if not reach.generated(inspect.unwrap(function)):
                     parts.append(f"{member} {self.function(function, kind)}")
             elif not member.startswith(("__", "_abc", "_field", "model_")) and not choices:
                 parts.append(f"{member} {self.token(value, f'{name}.{member}', _LIBRARY)}")
@@ -361,7 +349,7 @@ class _Walk(Walk):
 
     def read_defaults(self, kind: type) -> None:
         """The defaults of a class's fields as a node."""
-        self.node.fixed &= in_library(kind.__module__)
+        self.node.fixed &= reach.in_library(kind.__module__)
         label = f"class {kind.__qualname__}: defaults"
         values: dict[str, tuple] = {}
         for name, one in (getattr(kind, "__pydantic_fields__", None) or {}).items():
@@ -377,8 +365,10 @@ class _Walk(Walk):
 
 def _own_wrapper(function: object) -> bool:
     """Whether what wraps a function is code that counts, unlike `torch.no_grad` and `functools.cache`."""
-    return isinstance(function, FunctionType) and followed(function.__globals__.get("__name__"))
+    return isinstance(function, FunctionType) and reach.followed(
+        function.__globals__.get("__name__")
+    )
 
 
 def _mode_of(function: object) -> str:
-    return _LIBRARY if in_library(getattr(function, "__module__", None)) else _FULL
+    return _LIBRARY if reach.in_library(getattr(function, "__module__", None)) else _FULL

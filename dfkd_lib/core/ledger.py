@@ -16,6 +16,7 @@ import numpy as np
 from dfkd_lib.core.errors import WorkbenchError
 
 EVALUATION = "evaluation"
+UNKNOWN = "?"  # the split of real data that belongs to no registered one
 
 
 class LedgerError(WorkbenchError):
@@ -37,18 +38,16 @@ class Stage:
                 "stage": self.name,
                 "split": split,
                 "purpose": purpose,
-                "images": int(len(self.seen.get(split, ()))),
+                "images": len(self.seen.get(split, ())),
             }
             for split, purpose in sorted(self.reads.items())
         ]
 
     def refuse(self, what: str, split: str, where: object = None) -> None:
-        declared = (
-            ", ".join(f"{s} ({p})" for s, p in sorted(self.reads.items())) or "no real data at all"
-        )
+        declared = ", ".join(f"{s} ({p})" for s, p in sorted(self.reads.items()))
         raise LedgerError(
             f"stage '{self.name}' may not read {what}",
-            expected=f"it declared: {declared}",
+            expected=f"it declared: {declared or 'no real data at all'}",
             got=split,
             where=where,
             fix="declare the split in reads={...} if the method really needs it, and the "
@@ -57,9 +56,9 @@ class Stage:
 
 
 _active: Stage | None = None
-_files: dict[str, str] = {}  # real file or folder -> split
-_free: set[str] = set()  # folders of trained things
-_roots: dict[str, tuple[str, ...]] = {}  # folder of real data -> sub-folders in it that hold none
+_places: dict[
+    str, str | None
+] = {}  # file or folder -> its split, UNKNOWN, or None where nothing is real
 
 
 @contextmanager
@@ -95,36 +94,31 @@ def read(split: str, indices: np.ndarray) -> None:
 
 
 def register_files(paths: dict[str | Path, str]) -> None:
-    """Tell the ledger that these files or folders hold real images of these splits."""
-    _files.update({os.path.realpath(path): split for path, split in paths.items()})
+    """These files or folders hold real images of these splits."""
+    _places.update({os.path.realpath(path): split for path, split in paths.items()})
 
 
 def register_root(folder: str | Path, free: tuple[str, ...] = ()) -> None:
-    """Tell the ledger that everything below `folder` is real data, but for the sub-folders named in `free`."""
+    """Everything below `folder` is real data, but for the sub-folders named in `free`."""
     root = os.path.realpath(folder)
-    _roots[root] = tuple(os.path.join(root, name) for name in free)
+    for name in free:
+        _places.setdefault(os.path.join(root, name), None)
+    _places.setdefault(root, UNKNOWN)
 
 
 def register_free(folder: str | Path) -> None:
-    """Tell the ledger that `folder` holds no real data, wherever it lies (a store of artifacts)."""
-    _free.add(os.path.realpath(folder))
-
-
-def _below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder + os.sep)
+    """`folder` holds no real data, wherever it lies (a store of artifacts)."""
+    _places[os.path.realpath(folder)] = None
 
 
 def _split_of(path: str) -> str | None:
-    """The split a file belongs to; "?" for a file of a real-data folder that belongs to no registered split."""
-    for known, split in _files.items():
-        if _below(path, known):
-            return split
-    if any(_below(path, folder) for folder in _free):
-        return None
-    for root, free in _roots.items():
-        if _below(path, root) and not any(_below(path, folder) for folder in free):
-            return "?"
-    return None
+    """The split of the innermost registered folder that a file is in, or of the file itself."""
+    while path not in _places:
+        above = os.path.dirname(path)
+        if above == path:
+            return None
+        path = above
+    return _places[path]
 
 
 def _audit(event: str, args: tuple) -> None:
@@ -138,7 +132,7 @@ def _audit(event: str, args: tuple) -> None:
     path = os.path.realpath(os.fsdecode(path))
     split = _split_of(path)
     if split is not None and split not in _active.reads:
-        _active.refuse("a file of real data", f"{path} ({split})" if split != "?" else path)
+        _active.refuse("a file of real data", f"{path} ({split})" if split != UNKNOWN else path)
 
 
 sys.addaudithook(_audit)

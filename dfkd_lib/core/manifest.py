@@ -119,11 +119,6 @@ class Artifact:
         return self.manifest["parents"]
 
     @property
-    def functions(self) -> dict[str, str]:
-        """{qualified name: digest, or "= value"} of the code that made it; empty for those of earlier versions."""
-        return self.manifest.get("code", {}).get("functions", {})
-
-    @property
     def seconds(self) -> float:
         """Seconds it took to make, over all its attempts."""
         return self.manifest["seconds"]

@@ -28,11 +28,15 @@ def check(where: object = None) -> None:
     Raises:
         WorkbenchError: if the highest use of address space so far is within the scratch space of the limit.
     """
-    limit = _limit()
-    if limit is None:
+    if not STATUS.exists():
         return
+    import resource
+
     import torch
 
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return
     used = re.search(r"^VmPeak:\s+(\d+) kB", STATUS.read_text(), re.M)
     peak = 1024 * int(used.group(1)) if used else 0
     scratch = SCRATCH * torch.get_num_threads()
@@ -45,13 +49,3 @@ def check(where: object = None) -> None:
             fix="raise the limit (ulimit -v), or lower batch_size or the model's size; what was finished "
             "before is kept and resumed",
         )
-
-
-def _limit() -> int | None:
-    """Bytes of address space that this process may use; None without a limit."""
-    if not STATUS.exists():
-        return None
-    import resource
-
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return None if limit == resource.RLIM_INFINITY else limit

@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import re
 import sys
-import sysconfig
 from collections.abc import Callable
 from enum import Enum
 from functools import cache, cached_property, partial
@@ -25,6 +24,7 @@ NOT_FOLLOWED = tuple(
         "training.progress training.checkpoint training.check"
     ).split()
 )
+INSTALLED = {"site-packages", "dist-packages"}  # folders of other people's code
 GENERATED = ("__create_fn__", "__dataclass", "_make_")  # qualified names of what dataclasses write
 _known: dict[str, bool] = {}
 
@@ -43,7 +43,7 @@ def followed(module: str | None) -> bool:
         else:
             file = getattr(sys.modules[top], "__file__", None)
             own = file is not None and top not in sys.stdlib_module_names
-            _known[module] = own and not _installed(Path(str(file)))
+            _known[module] = own and not INSTALLED & set(Path(str(file)).parts)
     return _known[module]
 
 
@@ -51,21 +51,6 @@ def followed(module: str | None) -> bool:
 def in_library(module: str | None) -> bool:
     """Whether a module is the library's."""
     return (module or "").partition(".")[0] == LIBRARY
-
-
-def _installed(file: Path) -> bool:
-    """Whether a module's file is Python's or an installed library's."""
-    return any(
-        place.is_relative_to(folder) for place in {file, file.resolve()} for folder in _folders()
-    )
-
-
-@cache
-def _folders() -> set[Path]:
-    """The folders of Python's and the installed libraries' modules, also as links resolve them."""
-    paths = sysconfig.get_paths()
-    folders = {Path(paths[name]) for name in ("purelib", "platlib", "stdlib")}
-    return {*folders, *(folder.resolve() for folder in folders)}
 
 
 def outside(module: str | None, *names: str) -> str:

@@ -27,7 +27,6 @@ DROPPED = ("annotation", "returns", "type_comment", "kind", "type_params", "ctx"
 MESSAGES = ("print", "warn")  # a call of these as a statement shows something and returns nothing
 FIELD = ("default", "default_factory")  # of pydantic's Field: help and ranges change no value
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 class Record(NamedTuple):

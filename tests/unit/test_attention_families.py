@@ -72,14 +72,13 @@ def test_where_the_tokens_are(family):
     layout = attention.token_layout(model)
     assert layout.prefix == model.num_prefix_tokens
     patches = expected[0][0, 0, 0][layout.patches]
-    rows, columns = attention.patch_grid(model, len(patches), *images.shape[-2:])
-    assert rows == columns == 4
-    if layout.class_token is not None:
-        probe = attention.attention_probe(model, images, 0)
-        assert (probe - expected[0].mean(1)[:, 0, layout.patches]).abs().max() < 1e-5
-    if layout.distillation is not None:
-        probe = attention.attention_probe(model, images, 1, token="distillation")
-        assert (probe - expected[1].mean(1)[:, 1, layout.patches]).abs().max() < 1e-5
+    assert attention.patch_grid(model, len(patches), *images.shape[-2:]) == (4, 4)
+    tokens = {"class": layout.class_token, "distillation": layout.distillation}
+    for token, row in tokens.items():
+        if row is not None:
+            probe = attention.attention_probe(model, images, 1, token=token)
+            wanted = expected[1].mean(1)[:, row, layout.patches]
+            assert (probe - wanted).abs().max() < 1e-5
 
 
 def test_swin_has_maps_of_its_windows():
@@ -114,14 +113,8 @@ def test_of_class_attention_alone_the_class_token_has_a_probe(name, sites):
 def test_transformers_classifiers(kind):
     import transformers
 
-    sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "image_size": 32,
-        "patch_size": 8,
-    }
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 64, "image_size": 32, "patch_size": 8}
     config = getattr(transformers, f"{kind}Config")(**sizes)
     name = f"{kind}ForImageClassification"
     torch.manual_seed(0)
@@ -139,16 +132,13 @@ def test_transformers_classifiers(kind):
             plain(images)
     assert model.config._attn_implementation == "sdpa"
     for found, row, wanted in zip(maps.values(), rows.values(), expected, strict=True):
-        assert (
-            wanted.std() > 1e-3
-            and (found - wanted).abs().max() < 1e-5
-            and (row - wanted[:, :, 0]).abs().max() < 1e-5
-        )
+        assert wanted.std() > 1e-3
+        assert (found - wanted).abs().max() < 1e-5
+        assert (row - wanted[:, :, 0]).abs().max() < 1e-5
     prefix = {"ViT": 1, "DeiT": 2, "Dinov2WithRegisters": 5}[kind]
     assert attention.token_layout(model).prefix == prefix
-    assert (
-        attention.attention_probe(model, images) - expected[-1].mean(1)[:, 0, prefix:]
-    ).abs().max() < 1e-5
+    probe = attention.attention_probe(model, images)
+    assert (probe - expected[-1].mean(1)[:, 0, prefix:]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name", ["detr_resnet18_2x2", "detr_nano"])
@@ -168,14 +158,10 @@ def test_detr_and_conditional_detr(name):
     pixels = (images - detector.mean) / detector.std
     with torch.no_grad():
         plain = network.model(pixels, output_attentions=True)
-    wanted = {
-        "encoder": plain.encoder_attentions,
-        "decoder": plain.decoder_attentions,
-        "cross": plain.cross_attentions,
-    }
-    for kind, found in (("encoder", encoder), ("decoder", decoder), ("cross", cross)):
-        assert len(found) == len(wanted[kind]) > 0
-        for a, b in zip(found.values(), wanted[kind], strict=True):
+    for kind, maps in (("encoder", encoder), ("decoder", decoder), ("cross", cross)):
+        wanted = plain[f"{kind}_attentions"]
+        assert len(maps) == len(wanted) > 0
+        for a, b in zip(maps.values(), wanted, strict=True):
             assert a.shape == b.shape and (a - b).abs().max() < 1e-5, kind
     assert cross[0].shape[2] == detector.num_queries and cross[0].shape[3] == encoder[0].shape[3]
 
@@ -312,9 +298,8 @@ def test_masks_are_seen(given):
         capture_attention(model, None, 4) as rows,
     ):
         module(tokens, **given)
-    assert (maps[0] - expected).abs().max() < 1e-5 and (
-        rows[0] - expected[:, :, 4]
-    ).abs().max() < 1e-5
+    assert (maps[0] - expected).abs().max() < 1e-5
+    assert (rows[0] - expected[:, :, 4]).abs().max() < 1e-5
     with pytest.raises(WorkbenchError, match="no such token"), capture_attention(model, None, 9):
         module(tokens, **given)
     assert "forward" not in module.__dict__ and "forward" not in module.qkv.__dict__
@@ -363,8 +348,5 @@ def test_two_threads_look_into_one_model(token):
         thread.start()
     for thread in threads:
         thread.join()
-    assert (
-        not wrong
-        and len(done) == 3
-        and all("forward" not in module.__dict__ for module in model.modules())
-    )
+    assert not wrong and len(done) == 3
+    assert all("forward" not in module.__dict__ for module in model.modules())

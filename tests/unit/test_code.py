@@ -60,10 +60,7 @@ def step_of(text: str) -> str:
     [
         ("        kd = ", "        # the distillation\n        kd = "),
         ("teacher):\n", 'teacher):\n        """What it does."""\n'),
-        (
-            "student, batch, teacher)",
-            "student: object, batch: dict, teacher=None) -> dict".replace("=None", ""),
-        ),
+        ("student, batch, teacher)", "student: object, batch: dict, teacher) -> dict"),
         (
             "teacher.logits, temperature)",
             "\n            teacher.logits,\n            temperature,\n        )",
