@@ -163,18 +163,6 @@ def test_every_module_says_what_it_is(trees):
     assert not [name_of(path) for path, tree in trees.items() if not ast.get_docstring(tree)]
 
 
-def test_no_argument_has_a_mutable_default(trees):
-    wrong = [
-        f"{name_of(path)}:{node.lineno}"
-        for path, tree in trees.items()
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.FunctionDef, ast.Lambda))
-        for default in [*node.args.defaults, *node.args.kw_defaults]
-        if isinstance(default, (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp))
-    ]
-    assert not wrong, wrong
-
-
 def test_no_file_names_a_folder_of_one_machine():
     home = re.compile(r"[\"' (](/work/|/root/|/home/|/tmp/|/Users/)")
     assert not [

@@ -131,3 +131,12 @@ def test_a_store_inside_the_data_folder_is_free(tmp_path):
     store.get_or_make("stage", {}, lambda work: (work / "a.txt").write_text("a") and None)
     with ledger.stage("data-free"):
         assert next(store.root.glob("stage-*/a.txt")).read_text() == "a"
+
+
+def test_real_data_inside_a_folder_of_artifacts_stays_real(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "0.bin").write_bytes(b"pixels")
+    ledger.register_root(tmp_path / "data")
+    ledger.register_free(tmp_path)
+    with pytest.raises(LedgerError, match="0.bin"), ledger.stage("data-free"):
+        (tmp_path / "data" / "0.bin").read_bytes()
