@@ -57,9 +57,19 @@ class StudentConfig(TrainConfig):
     warmup_epochs: float = Field(0.5, ge=0, description="epochs of linear warm-up")
     grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm, or none")
     precision: Precision = Field("bf16", description="arithmetic: fp32, or bf16 by autocast")
-    augmentation: Kind = Field("none", description="what is done to each of its images")
-    mix: Mix = Field("none", description="how its images are mixed")
-    erase: Share = Field(0.0, description="share of its images in which a rectangle is made grey")
+    augmentation: Kind = Field(
+        "none",
+        description="what is done to each of its images",
+        json_schema_extra={"also": "augmentation"},
+    )
+    mix: Mix = Field(
+        "none", description="how its images are mixed", json_schema_extra={"also": "mix"}
+    )
+    erase: Share = Field(
+        0.0,
+        description="share of its images in which a rectangle is made grey",
+        json_schema_extra={"also": "erase"},
+    )
     early_stage: int = Field(
         1, ge=0, le=5, description="early map of a CNN teacher that early features are aligned to"
     )

@@ -316,7 +316,7 @@ def test_a_generator_killed_after_an_epoch_resumes_bit_for_bit(parts, store, mon
     def spied(store):
         """The trained maker; `final` holds everything that its last checkpoint holds."""
 
-        def see(checkpoint, history):
+        def see(checkpoint, *_):
             for name, module in checkpoint.modules.items():
                 final[name] = {k: v.clone() for k, v in module.state_dict().items()}
 
