@@ -12,10 +12,12 @@ _tried: WeakKeyDictionary[nn.Module, set] = WeakKeyDictionary()
 
 def expected_shape(model: nn.Module) -> tuple[int, int] | None:
     """(channels, side) of the images a model was made for, as far as it says so; else None."""
-    # A model of ours or from elsewhere, or one of transformers.
-    for about in (model, getattr(model, "config", None)):
+    # A model of ours or from elsewhere, or one of transformers, whose image tower has a configuration of its own.
+    config = getattr(model, "config", None)
+    for about in (model, config, getattr(config, "vision_config", None)):
         for names in (("in_chans", "img_size"), ("num_channels", "image_size")):
             shape = tuple(getattr(about, name, None) for name in names)
+            shape = tuple(size[0] if isinstance(size, (list, tuple)) else size for size in shape)
             if all(isinstance(size, int) for size in shape):
                 return shape
     for module in model.modules():

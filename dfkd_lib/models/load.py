@@ -1,8 +1,10 @@
 """Classifiers from elsewhere: a timm name, a safetensors file, a folder in transformers' format, a hub repository."""
 
 import json
+import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,6 +20,7 @@ from dfkd_lib.models.create import (
     unknown_name,
 )
 from dfkd_lib.models.hub import WANTED, WeightsMissing, fetch
+from dfkd_lib.models.images import expected_shape
 from dfkd_lib.models.weights import (
     Record,
     as_numbers,
@@ -233,7 +236,7 @@ def _pretrained(name: str, download: bool) -> Loaded:
 def _timm(
     name: str, config, tensors: dict, file: Path, source: str, sizes: dict | None = None, *classes
 ) -> Loaded:
-    """A timm model of that name with these weights, of as many outputs and channels as they have."""
+    """A timm model of that name with these weights: its outputs, channels and size of images are theirs."""
     import timm
 
     tensors = unwrapped(tensors)
@@ -247,18 +250,52 @@ def _timm(
     sizes = {**own, **(sizes or {})}
     # Nothing else is opened, whatever a record asks for.
     nothing = {"pretrained": False, "checkpoint_path": ""}
+    side = _own_side(lambda: timm.create_model(name, **nothing, **sizes), tensors, config)
+    sizes = {**side, **sizes}
     model = built(lambda: timm.create_model(name, **nothing, **sizes), tensors, file)
     clean = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
-        tensors = clean(dict(tensors), model) if clean else tensors
+        fitted = clean(dict(tensors), model) if clean else tensors
     except ODD:  # a checkpoint of something else: `load_weights` names what does not fit
-        pass
-    load_weights(model, tensors, file)
+        fitted = tensors
+    load_weights(model, fitted, file)
+    source += _interpolated(model.state_dict(), tensors)
     if not model.num_classes:
         source += "; it has no classifier: its outputs are features"
-    side = sizes.get("img_size") or (config.input_size or (3, 224, 224))[-1]
+    usual = 3, (config.input_size or (3, 224, 224))[-1]
+    side = (expected_shape(model) or usual)[1]
     normalisation = config.mean or NEUTRAL, config.std or NEUTRAL
     return Loaded(model, side, sizes.get("in_chans", 3), *normalisation, source, *classes)
+
+
+def _interpolated(state: dict, tensors: dict) -> str:
+    """What of a file had to be brought to another size, in words; "" if nothing."""
+    other = [key for key in state if key in tensors and tensors[key].numel() != state[key].numel()]
+    if not other:
+        return ""
+    was, made = (tuple(each[other[0]].shape) for each in (tensors, state))
+    more = f" (and {len(other) - 1} more)" if other[1:] else ""
+    return (
+        f"; made for images of another size: {other[0]} is interpolated from {was} to {made}{more}"
+    )
+
+
+def _own_side(build: Callable[[], nn.Module], tensors: dict, config) -> dict:
+    """{"img_size": pixels} that a timm model's position embeddings, or its configuration, were made for; {} if the usual."""
+    with torch.device("meta"):
+        model = build()
+    patches = getattr(model, "patch_embed", None)
+    grid, patch = getattr(patches, "grid_size", None), getattr(patches, "patch_size", None)
+    here, there = (each.get("pos_embed") for each in (model.state_dict(), tensors))
+    if None in (grid, patch) or len(set(grid)) != 1:
+        return {}
+    if here is not None and there is not None and there.ndim == here.ndim == 3:
+        # Tokens before the patches have positions in some models and not in others.
+        count = there.shape[1] - here.shape[1] + grid[0] ** 2
+        side = math.isqrt(max(0, count))
+        return {"img_size": side * patch[0]} if side**2 == count and side != grid[0] else {}
+    wanted = (config.input_size or (3, None))[-1] if config.fixed_input_size else None
+    return {"img_size": wanted} if wanted and wanted != grid[0] * patch[0] else {}
 
 
 def _imagenet(count: int) -> tuple[str, ...] | None:
@@ -316,8 +353,6 @@ def _transformers(folder: Path, record: dict) -> Loaded:
         check_sizes(numbers, load_tensors(folder / "model.safetensors"), folder / "config.json")
     model = _from_pretrained(folder)
     config = model.config
-    side = getattr(config, "image_size", None) or 224
-    side, channels = side if isinstance(side, int) else side[0], getattr(config, "num_channels", 3)
     source, prepare = f"transformers' {config.model_type} from {folder}", {}
     if (folder / "preprocessor_config.json").is_file():
         prepare = _json(folder / "preprocessor_config.json")
@@ -327,9 +362,20 @@ def _transformers(folder: Path, record: dict) -> Loaded:
     if prepare.get("do_normalize") is False:
         mean, std = (0.0,) * 3, (1.0,) * 3
     names, classes = config.id2label or {}, None
-    if set(names) == set(range(len(names))):
+    unnamed = {i: f"LABEL_{i}" for i in names}  # transformers' own words for outputs without names
+    if set(names) == set(range(len(names))) and names != unnamed:
         classes = tuple(str(names[i]) for i in range(len(names)))
+    channels, side = expected_shape(model) or (3, _side(prepare))
     return Loaded(model, side, channels, mean, std, source, classes)
+
+
+def _side(prepare: dict) -> int:
+    """Pixels that a preprocessor_config.json brings images to; 224 where it does not say."""
+    for size in (prepare.get("crop_size"), prepare.get("size")):
+        each = list(size.values()) if isinstance(size, dict) else [size]
+        if each and is_number(each[0], 1, 4096):
+            return int(each[0])
+    return 224
 
 
 def _from_pretrained(folder: Path) -> nn.Module:

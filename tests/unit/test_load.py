@@ -6,12 +6,14 @@ import shutil
 import pytest
 import timm
 import torch
+import transformers
 from hubs import stand_in
 from safetensors.torch import save_file
 
 from dfkd_lib import attention
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.models import WeightsMissing, check_images, create_model, load_model, load_weights
+from dfkd_lib.models.images import expected_shape
 
 NAME = "vit_tiny_patch16_224"
 IMAGES = torch.rand(2, 3, 224, 224) * 2 - 1
@@ -58,6 +60,28 @@ def test_a_timm_name_with_a_file(trained):
     assert str(path) in loaded.source
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
     assert attention.attention_probe(loaded, IMAGES).shape == (2, 196)
+
+
+@pytest.mark.parametrize(
+    "name, made, record, side, said",
+    [
+        (NAME, {"img_size": 384}, {}, 384, ""),
+        ("deit_tiny_distilled_patch16_224", {"img_size": 64}, {}, 64, ""),  # two tokens first
+        ("vit_tiny_patch16_384", {"img_size": 224}, {}, 224, ""),
+        (NAME, {"img_size": 64}, {"img_size": 32}, 32, "pos_embed is interpolated from (1, 17,"),
+        ("beit_base_patch16_224", {"img_size": 64}, {}, 224, "relative_position_bias_table"),
+        ("resnet18", {}, {}, 224, ""),
+    ],
+)
+def test_the_size_of_images_is_the_files_or_the_change_is_said(
+    tmp_path, name, made, record, side, said
+):
+    depth = {} if name == "resnet18" else {"depth": 1}
+    save_file(timm.create_model(name, **made, **depth).state_dict(), tmp_path / "m.safetensors")
+    write(tmp_path / "m.json", {"model": name, "overrides": {**depth, **record}})
+    loaded = load_model(str(tmp_path / "m.safetensors"))
+    assert loaded.img_size == side and ("interpolated" in loaded.source) == bool(said)
+    assert said in loaded.source and loaded(torch.zeros(1, 3, side, side)).shape == (1, 1000)
 
 
 def test_weights_for_grey_images_get_their_mean(tmp_path):
@@ -166,6 +190,37 @@ def test_how_a_folder_wants_its_images(vit_folder, prepare, mean, std, words):
     loaded = load_model(str(vit_folder[1]))
     assert words in loaded.source and set(loaded.mean.flatten().tolist()) == {mean}
     assert set(loaded.std.flatten().tolist()) == {std}
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+def test_an_image_towers_own_configuration_tells_its_size(tmp_path, kind):
+    tower = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    vision = {**tower, "hidden_size": 8, "image_size": 32, "patch_size": 8}
+    text = {**tower, "hidden_size": 8, "vocab_size": 9, "projection_dim": 8}
+    text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = getattr(transformers, f"{kind}Config")(vision_config=vision, text_config=text)
+    getattr(transformers, f"{kind}ForImageClassification")(config).save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path))
+    assert loaded.img_size == 32 and loaded.classes is None  # LABEL_0, LABEL_1 name nothing
+    check_images(loaded, (3, 32, 32))
+    assert expected_shape(loaded.model) == (3, 32)
+
+
+@pytest.mark.parametrize(
+    "prepare, side",
+    [
+        ({}, 224),
+        ({"size": {"shortest_edge": 48}}, 48),
+        ({"size": 40}, 40),
+        ({"size": {"shortest_edge": 48}, "crop_size": {"height": 32, "width": 32}}, 32),
+    ],
+)
+def test_a_model_of_any_size_takes_that_of_its_preprocessing(tmp_path, prepare, side):
+    sizes = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "layer_type": "basic"}
+    config = transformers.ResNetConfig(**sizes)
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
+    write(tmp_path / "preprocessor_config.json", prepare)
+    assert load_model(str(tmp_path)).img_size == side
 
 
 def test_half_precision_is_read_as_single(vit_folder):
