@@ -10,7 +10,7 @@ import torch
 
 from dfkd_lib.core import WorkbenchError, is_number, ledger, printable, resolve
 from dfkd_lib.datasets.coco_report import CocoReport
-from dfkd_lib.datasets.sources import open_image, read_image
+from dfkd_lib.datasets.sources import open_image, read_image, upright_size
 
 SPLITS = ("train", "val", "test")
 TINY = 1e-3  # pixels: what is narrower has no area
@@ -235,7 +235,7 @@ def _check_doubles(report: CocoReport) -> None:
 
 
 def frame(report: CocoReport, index: int, decode: bool = True) -> np.ndarray | None:
-    """An image's pixels, uint8 (H, W, 3), or None; a file that is missing, broken or of another size is reported.
+    """An image's pixels, upright, uint8 (H, W, 3), or None; a file that is missing, broken or of another size is reported.
 
     Without `decode` only its header is read, and there are no pixels.
     """
@@ -245,20 +245,23 @@ def frame(report: CocoReport, index: int, decode: bool = True) -> np.ndarray | N
         report.flag("missing", "images", index, f"a file in {path.parent}", "none")
         return None
     try:
+        with open_image(path) as image:
+            stored, (size, turned) = image.size, upright_size(image)
         if decode:
             pixels = read_image(path, "RGB")
             size = pixels.shape[1::-1]
-        else:
-            with open_image(path) as image:
-                size = image.size
     except ledger.LedgerError:
         raise
     except WorkbenchError as error:
         report.flag("unreadable", "images", index, "a whole image file", error.got)
         return None
-    if size != (entry["width"], entry["height"]):
-        expected = f"{entry['width']} x {entry['height']} (from {report.file.name})"
-        report.flag("size", "images", index, expected, f"{size[0]} x {size[1]}")
+    wanted = (entry["width"], entry["height"])
+    if size != wanted:
+        kind = "lying" if stored == wanted else "size"
+        expected = f"{wanted[0]} x {wanted[1]} (from {report.file.name})"
+        report.flag(kind, "images", index, expected, f"{size[0]} x {size[1]}")
+    elif turned and stored == wanted:
+        report.flag("turned", "images", index, "a picture without an EXIF rotation", "one with it")
     return pixels
 
 

@@ -34,10 +34,19 @@ FATAL = {
         "an image has another size than its annotation file says",
         "correct width and height, or restore the image the boxes were drawn on",
     ),
+    "lying": (
+        "an annotation file has the size of a picture before its EXIF tag turns it upright",
+        "remove the tag (exiftool -Orientation= FILE) if the boxes lie on the unturned picture, "
+        "else give the size of the upright one",
+    ),
     "leak": ("one picture is in two splits, which makes a test worthless", "remove it from train"),
     "classes": ("two splits have different categories", "give all splits the same ids and names"),
 }
 WARNINGS = {
+    "turned": (
+        "an EXIF tag turns or mirrors a picture, and boxes are taken to lie on it as it then is",
+        "remove the tag (exiftool -Orientation= FILE) if they lie on the unturned picture",
+    ),
     "annotation_id": ("two annotations have one id", "number the annotations again"),
     "twice": ("an annotation is there twice", "remove one of them"),
     "near": ("two boxes are almost the same", "look whether they are one object"),

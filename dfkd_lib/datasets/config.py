@@ -45,7 +45,7 @@ def load_splits(config: DataConfig) -> tuple[ImageSet, ImageSet]:
         WorkbenchError: see `load_images`.
     """
     folder = resolve(config.name)
-    changed = stamp([folder, *folder.glob("*/"), *folder.glob("*/*/")])
+    changed = stamp([folder, *folder.glob("**/")])
     test = _known_images(config.name, "test", config.size or None, changed)
     train = _known_images(config.name, "train", config.size or None, changed)
     return train, test.sample(config.test_images or len(test), 0)

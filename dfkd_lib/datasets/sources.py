@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import ExifTags, Image, ImageChops, ImageOps
 
 from dfkd_lib.core import WorkbenchError, ledger, resolve
 from dfkd_lib.datasets.cifar import read_cifar
@@ -42,7 +43,8 @@ def load_images(
     """A labelled real split, in memory.
 
     Args:
-        name_or_path: "mnist", "digits", "cifar10", "cifar100", or a folder with `<split>/<class>/*.png|jpg|…`.
+        name_or_path: "mnist", "digits", "cifar10", "cifar100", or a folder with `<split>/<class>/*.png|jpg|…`; images in
+            sub-folders of a class's folder are of that class.
         split: "train" or "test" (a folder may also call its test images "val"); or "all" of a folder without splits,
             `<class>/*.png`, or images lying directly in it, which are one class then. Images of "all" that are not square
             lose their longer side's ends where a size is given.
@@ -213,13 +215,13 @@ def _class_files(folder: Path, split: str) -> dict[str, list[Path]]:
         )
     within = sorted(base.iterdir()) if base.is_dir() else []
     files = {p.name: _images_in(p) for p in within if p.is_dir() and p.name[0] != "."}
-    if split == "all" and not files and (own := _images_in(base)):
+    if split == "all" and not files and (own := _images_in(base, deep=False)):
         files = {folder.name: own}
     if not files or not all(files.values()):
         empty = [name for name, found in files.items() if not found]
         raise WorkbenchError(
             "a class has no image" if files else "a folder of images has no classes",
-            expected=f"<class>/*{{{','.join(IMAGE_SUFFIXES)}}}",
+            expected=f"<class>/**/*{{{','.join(IMAGE_SUFFIXES)}}}",
             got=f"no image in {', '.join(empty)}" if files else "no folder of a class",
             where=base,
             fix="put each class's images into a folder of its name, and remove empty ones",
@@ -227,12 +229,13 @@ def _class_files(folder: Path, split: str) -> dict[str, list[Path]]:
     return files
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(
-        f
-        for f in folder.iterdir()
-        if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "." and f.is_file()
-    )
+def _images_in(folder: Path, deep: bool = True) -> list[Path]:
+    """A folder's image files, sorted; with those of its sub-folders where `deep`."""
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if deep and name[0] != "."]
+        found += [Path(place, name) for name in names if name[0] != "."]
+    return sorted(f for f in found if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
 
 
 @contextmanager
@@ -241,8 +244,6 @@ def open_image(path: Path):
 
     Also on what goes wrong while it is open: a broken file makes Pillow's readers raise whatever they stumble over.
     """
-    from PIL import Image
-
     try:
         with warnings.catch_warnings():  # what Pillow only warns of fills the memory just as well
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -261,34 +262,46 @@ def open_image(path: Path):
 
 
 def read_image(path: Path, mode: str, size: int | None = None, crop: bool = False) -> np.ndarray:
-    """One image file as uint8 (H, W) for mode "L" or (H, W, 3) for "RGB", resized to size × size if given.
+    """One image file as uint8 (H, W) for mode "L" or (H, W, 3) for "RGB", see `upright`, resized to size × size if given.
 
-    `crop` turns a photograph upright and takes the middle square before resizing. Transparent pixels become black,
-    16-bit grey keeps its upper 8 bits; pixels that are not whole numbers of at most 16 bits are refused. CMYK is inverted
-    in a JPEG file with Adobe's marker alone. Of several frames the first is taken.
+    `crop` takes the middle square before resizing. Of several frames the first is taken.
     """
-    from PIL import Image, ImageChops, ImageOps
-
-    with open_image(path) as image:
-        if image.mode == "F":
-            raise ValueError("floating-point pixels, whose range nobody knows")
-        jpeg = image.format == "JPEG"
-        if crop:
-            image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip rather than scale
-            values = np.asarray(image)
-            if values.min() < 0 or values.max() > 65535:
-                raise ValueError("whole numbers beyond 16 bits, whose range nobody knows")
-            image = Image.fromarray((values >> 8).astype(np.uint8))
-        elif image.mode == "CMYK" and jpeg and "adobe" not in image.info:
-            # Pillow takes every CMYK JPEG for Adobe's, who write them inverted.
-            image = ImageChops.invert(image)
-        elif "A" in image.getbands() or "transparency" in image.info:
-            over = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", over.size, (0, 0, 0, 255)), over)
-        image = image.convert(mode)
+    with open_image(path) as opened:
+        image = upright(opened, mode)
         if size and crop:
             image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
         elif size:
             image = image.resize((size, size), Image.Resampling.BICUBIC)
         return np.asarray(image)
+
+
+# deploy/predict.py, which runs without this library, holds the same text.
+def upright(image: Image.Image, mode: str) -> Image.Image:
+    """An opened file in mode "L" or "RGB", turned as its EXIF tag says.
+
+    Transparent pixels become black, 16-bit grey keeps its upper 8 bits; pixels that are not whole numbers of at most 16
+    bits are refused. CMYK is inverted in a JPEG file with Adobe's marker alone.
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range nobody knows")
+    # Pillow takes every CMYK JPEG for Adobe's, who write them inverted.
+    inverted = (image.mode, image.format) == ("CMYK", "JPEG") and "adobe" not in image.info
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip rather than scale
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("whole numbers beyond 16 bits, whose range nobody knows")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif inverted:
+        image = ImageChops.invert(image)
+    elif "A" in image.getbands() or "transparency" in image.info:
+        over = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", over.size, (0, 0, 0, 255)), over)
+    return image.convert(mode)
+
+
+def upright_size(image: Image.Image) -> tuple[tuple[int, int], bool]:
+    """(width, height) of an opened file once it is upright, and whether its EXIF tag turns or mirrors it at all."""
+    # The method of PNG files decodes all pixels to look for a tag behind them.
+    turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    return image.size[::-1] if turned in (5, 6, 7, 8) else image.size, turned in range(2, 9)

@@ -22,7 +22,8 @@ README = """This folder runs without PyTorch: with Python 3.10 or later, onnxrun
 
 model.onnx       {kind}, one input "images": float32 (batch, {channels}, {height}, {width})
 labels.json      names of the classes, in the order of the model's outputs
-preprocess.json  how an image's pixels (0-255) become that input: resized, then pixels * scale + offset
+preprocess.json  how an image's pixels (0-255) become that input: turned as its EXIF tag says, transparent ones black,
+                 resized as predict.py does it, then pixels * scale + offset
 predict.py       an example to copy from; `python predict.py --help` tells what it prints
 """
 SIZES = """

@@ -7,21 +7,49 @@ pixels. Needs onnxruntime, numpy and pillow, and the files beside it: model.onnx
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageOps
 
 HERE = Path(__file__).resolve().parent
 # Not those that run a program to be read.
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")
 
 
+def upright(image: Image.Image, mode: str) -> Image.Image:
+    """An opened file in mode "L" or "RGB", turned as its EXIF tag says.
+
+    Transparent pixels become black, 16-bit grey keeps its upper 8 bits; pixels that are not whole numbers of at most 16
+    bits are refused. CMYK is inverted in a JPEG file with Adobe's marker alone.
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range nobody knows")
+    # Pillow takes every CMYK JPEG for Adobe's, who write them inverted.
+    inverted = (image.mode, image.format) == ("CMYK", "JPEG") and "adobe" not in image.info
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip rather than scale
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("whole numbers beyond 16 bits, whose range nobody knows")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif inverted:
+        image = ImageChops.invert(image)
+    elif "A" in image.getbands() or "transparency" in image.info:
+        over = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", over.size, (0, 0, 0, 255)), over)
+    return image.convert(mode)
+
+
 def load(path: str, how: dict) -> tuple[Image.Image, np.ndarray, float]:
     """An image; it as float32 (C, H, W), resized, with "fill" in its own proportions; by how much it was enlarged."""
     try:
-        image = Image.open(path, formats=FORMATS).convert("L" if how["channels"] == 1 else "RGB")
+        with warnings.catch_warnings():  # what Pillow only warns of fills the memory just as well
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as opened:
+                image = upright(opened, "L" if how["channels"] == 1 else "RGB")
     # A broken file makes Pillow's readers raise whatever they stumble over.
     except Exception as error:
         sys.exit(f"{path} cannot be read as an image: {error}")
@@ -33,7 +61,7 @@ def load(path: str, how: dict) -> tuple[Image.Image, np.ndarray, float]:
         seen = Image.new("RGB", frame, tuple(how["fill"]))
         seen.paste(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3))
     elif image.size != frame:
-        seen = image.resize(frame, Image.Resampling.BILINEAR)
+        seen = image.resize(frame, Image.Resampling.BICUBIC)
     pixels = np.asarray(seen, np.float32).reshape(how["height"], how["width"], how["channels"])
     pixels = pixels * np.float32(how["scale"]) + np.float32(how["offset"])
     return image, pixels.transpose(2, 0, 1), factor

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from dfkd_lib.core import WorkbenchError, ledger
 from dfkd_lib.datasets import (
@@ -21,6 +21,7 @@ from dfkd_lib.datasets import (
 )
 from dfkd_lib.datasets.__main__ import main
 from dfkd_lib.datasets.coco_report import KINDS
+from dfkd_lib.deploy import predict
 
 
 @pytest.fixture
@@ -269,7 +270,18 @@ def write_same(folder):
     (folder / "train" / "12.png").write_bytes((folder / "train" / "11.png").read_bytes())
 
 
-WARNINGS = {"annotation_id", "twice", "near", "class", "same"}
+def tag(orientation):
+    """The first picture gets an EXIF rotation, as a phone writes one."""
+
+    def spoil(folder):
+        exif, path = Image.Exif(), folder / "train" / "11.png"
+        exif[ExifTags.Base.Orientation] = orientation
+        Image.open(path).save(path, exif=exif)
+
+    return spoil
+
+
+WARNINGS = {"turned", "annotation_id", "twice", "near", "class", "same"}
 BOTH_SPLITS = {"leak", "classes"}  # which one split does not know of
 FRAME = {"file_name": "12.png", "width": 40, "height": 20}
 ODD = {"id": 1, "image_id": 12, "category_id": 7, "bbox": [20, 2, 10, 12]}
@@ -300,6 +312,8 @@ FAULTS = [
     ("missing", lambda folder: (folder / "train" / "11.png").unlink(), "11.png"),
     ("unreadable", lambda folder: cut_short(folder, "11.png"), "11.png"),
     ("size", edit("images", width=41), "41 x 20 (from train.json), found 40 x 20"),
+    ("lying", tag(6), "11.png: expected 40 x 20 (from train.json), found 20 x 40"),
+    ("turned", tag(3), "11.png"),
     ("same", write_same, "the same as 11.png"),
     ("leak", lambda folder: as_val(folder), "11.png: expected in one split only"),
     ("classes", lambda folder: as_val(folder, name="glider"), "glider"),
@@ -331,6 +345,37 @@ def test_a_fault_is_found_with_its_place(folder, kind, spoil, shown):
         with pytest.raises(WorkbenchError, match=what) as caught:
             load_coco(folder, "train")
         assert "train.json" in str(caught.value) and shown in str(caught.value)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_lie_on_the_upright_picture(folder, orientation):
+    path, exif = folder / "train" / "11.png", Image.Exif()
+    # A picture is stored as the opposite turn leaves it, with the tag that undoes that.
+    exif[ExifTags.Base.Orientation] = {6: 8, 8: 6}.get(orientation, orientation)
+    upright = Image.open(path)
+    upright.info["exif"] = exif.tobytes()
+    stored = ImageOps.exif_transpose(upright)
+    exif[ExifTags.Base.Orientation] = orientation
+    stored.save(path, exif=exif)
+    assert load_coco(folder, "train").pixels[0].float().mean((0, 2)).nonzero().min() == 6
+    assert (load_coco(folder, "train").pixels[0, :, 6:10, 4:12] == 255).all()
+
+
+def test_without_its_exif_tag_a_picture_lies_as_it_is_stored(folder):
+    tag(6)(folder)
+    Image.open(folder / "train" / "11.png").save(folder / "train" / "11.png", exif=b"")
+    assert (load_coco(folder, "train").pixels[0, :, 6:10, 4:12] == 255).all()
+
+
+@pytest.mark.parametrize("size", [16, 40, 64])
+def test_the_deployed_package_reads_frames_as_training_read_them(folder, size):
+    tag(6)(folder)
+    change(folder, "images", width=20, height=40)
+    change(folder, "annotations", bbox=[4, 6, 4, 8])
+    how = {"channels": 3, "width": size, "height": size, "scale": 1.0, "offset": 0.0, "fill": FILL}
+    trained = load_coco(folder, "train", size=size).pixels.numpy()
+    for pixels, name in zip(trained, ("11.png", "12.png"), strict=True):
+        assert np.array_equal(predict.load(str(folder / "train" / name), how)[1], pixels)
 
 
 def test_a_file_name_stays_in_its_folder(folder):

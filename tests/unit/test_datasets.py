@@ -1,25 +1,29 @@
 """Data as it lies on disk, and as it should not."""
 
 import gzip
+import inspect
 import struct
 import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageChops
+from PIL import ExifTags, Image, ImageChops
 
 from dfkd_lib.core import WorkbenchError, ledger
 from dfkd_lib.core.ledger import LedgerError
 from dfkd_lib.datasets import (
+    DataConfig,
     ImageSet,
     load_images,
+    load_splits,
     random_flip,
     random_shift,
     to_float,
     to_uint8,
 )
-from dfkd_lib.datasets.sources import MNIST_FILES, read_idx, read_image
+from dfkd_lib.datasets.sources import FORMATS, MNIST_FILES, read_idx, read_image, upright
+from dfkd_lib.deploy import predict
 
 
 @pytest.fixture
@@ -247,11 +251,31 @@ def test_impossible_sizes_and_numbers(images_folder, wrong):
         load_images(str(images_folder), "train", **wrong)
 
 
-def test_a_photograph_stands_upright(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned a quarter
-    Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_image(tmp_path / "a.jpg", "RGB", crop=True).shape == (16, 8, 3)
+@pytest.mark.parametrize("split", ["train", "test", "all"])
+def test_a_photograph_stands_upright(tmp_path, split):
+    turned, place = Image.Exif(), tmp_path / ("" if split == "all" else split) / "a"
+    turned[ExifTags.Base.Orientation] = 6  # its right side is up
+    place.mkdir(parents=True)
+    upright = np.repeat([[255], [0]], 8, axis=0).repeat(16, axis=1).astype(np.uint8)
+    Image.fromarray(np.rot90(upright).copy()).save(place / "1.png", exif=turned)
+    images = load_images(str(tmp_path), split, size=16, channels=1)
+    assert torch.equal(images.pixels[0, 0], torch.from_numpy(upright))
+
+
+def test_images_in_sub_folders_are_of_their_class(images_folder, tmp_path):
+    cats = images_folder / "train" / "cat"
+    for place in ("2021/a.png", "2021/may/0.png", ".thumbs/0.png", "2021/.hidden.png"):
+        write(cats / place, np.full((8, 8, 3), 255))
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path / "elsewhere" / "0.png", np.full((8, 8, 3), 255))
+    (cats / "link").symlink_to(tmp_path / "elsewhere")
+    images = load_images(str(images_folder), "train")
+    assert images.classes == ("cat", "dog") and images.labels.tolist() == [0] * 6 + [1] * 3
+    white = (images.pixels == 255).flatten(1).all(1)
+    assert white.tolist() == [False] * 3 + [True] * 3 + [False] * 3
+    before = len(load_splits(DataConfig(name=str(images_folder)))[0])
+    write(cats / "2021" / "may" / "1.png", np.zeros((8, 8, 3)))
+    assert len(load_splits(DataConfig(name=str(images_folder)))[0]) == before + 1 == 10
 
 
 @pytest.mark.parametrize(
@@ -319,6 +343,53 @@ def test_16_bit_images_keep_their_upper_bits(tmp_path, channels):
     png16(tmp_path / "a.png", channels, values)
     found = read_image(tmp_path / "a.png", "RGB")[..., 1].astype(int)
     assert np.abs(found - (values[..., 0] >> 8)).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def odd_files(tmp_path_factory):
+    """{name: file} of every kind of pixels, each also with an EXIF rotation where its format has one."""
+    folder, rng = tmp_path_factory.mktemp("odd"), np.random.default_rng(0)
+    rgba = Image.fromarray(rng.integers(0, 256, (20, 30, 4), np.uint8))
+    grey16 = Image.fromarray(rng.integers(0, 65536, (20, 30), np.uint16))
+    rgb, turned = rgba.convert("RGB"), Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    made = {f"{mode}.png": rgb.convert(mode) for mode in ("L", "1", "P", "RGB")}
+    made |= {"RGBA.png": rgba, "LA.png": rgba.convert("LA"), "I16.png": grey16, "RGB.gif": rgb}
+    made |= {"I16.tif": grey16, "F.tif": rgb.convert("F"), "LAB.tif": rgb.convert("LAB")}
+    made |= {"RGB.jpg": rgb, "CMYK.jpg": rgb.convert("CMYK"), "CMYK.tif": rgb.convert("CMYK")}
+    for name, image in made.items():
+        image.save(folder / name)
+        image.save(folder / f"turned_{name}", exif=turned)
+    rgb.convert("P").save(folder / "clear.png", transparency=3)
+    (folder / "cut.png").write_bytes((folder / "RGB.png").read_bytes()[:600])
+    adobe = (folder / "CMYK.jpg").read_bytes()
+    (folder / "plain_CMYK.jpg").write_bytes(adobe.replace(b"Adobe", b"Other"))
+    png16(folder / "RGB16.png", 3, rng.integers(0, 65536, (20, 30, 3)))
+    return folder
+
+
+@pytest.mark.parametrize("size", [None, 28])
+@pytest.mark.parametrize("mode, channels", [("RGB", 3), ("L", 1)])
+def test_the_deployed_package_reads_what_training_read(odd_files, mode, channels, size):
+    refused = set()
+    for file in sorted(odd_files.iterdir()):
+        how = {"channels": channels, "scale": 1.0, "offset": 0.0}
+        try:
+            trained = read_image(file, mode, size)
+        except WorkbenchError:
+            refused.add(file.name)
+            with pytest.raises(SystemExit, match="cannot be read"):
+                predict.load(str(file), how | {"width": 28, "height": 28})
+            continue
+        how |= {"width": trained.shape[1], "height": trained.shape[0]}
+        served = predict.load(str(file), how)[1].transpose(1, 2, 0)
+        assert np.array_equal(served, trained.reshape(served.shape)), file.name
+    assert refused == {"F.tif", "turned_F.tif", "cut.png"}
+
+
+def test_the_package_carries_the_librarys_reader():
+    assert inspect.getsource(predict.upright) == inspect.getsource(upright)
+    assert predict.FORMATS == FORMATS
 
 
 def test_transparent_pixels_are_black(tmp_path):
