@@ -106,6 +106,14 @@ def verify(artifacts: str) -> int:
     return 1 if damaged else 0
 
 
+def convert(file: str, out: str, part: str) -> int:
+    """Write a pickled checkpoint's weights (.pth, .ckpt, .bin) as safetensors, without running its code."""
+    from dfkd_lib import models
+
+    print(os.path.relpath(models.convert(file, out, part)))
+    return 0
+
+
 def existing(folder: str) -> Path:
     """The artifact folder of that name, which must exist."""
     path = resolve(folder)
@@ -163,6 +171,11 @@ ARGUMENTS = {
     "notebook": argument(nargs="?", help="its number or name: all settings of its method"),
     "a": argument(metavar="DIR_A", help="folder of a run"),
     "b": argument(metavar="DIR_B", help="folder of another"),
+    "file": argument(metavar="FILE", help="a checkpoint"),
+    "out": argument(
+        metavar="OUT", nargs="?", default="", help="the file to write (default: beside it)"
+    ),
+    "--part": argument(metavar="NAME", default="", help="which of several models in it"),
     "key": argument(metavar="KEY", help="an artifact's key, or the beginning of it"),
     "other": argument(metavar="KEY2", nargs="?", help="another, to compare it with"),
 }
@@ -177,6 +190,7 @@ VERBS = {
     "compare": (compare, "a b --out"),
     "published": (published, ""),
     "explain": (explain_artifact, "key other --artifacts"),
+    "convert": (convert, "file out --part"),
     "verify": (verify, "--artifacts"),
 }
 

@@ -191,7 +191,7 @@ def _read_file(path: Path):
             return super().construct_mapping(node, deep)
 
     try:
-        return yaml.load(path.read_text(), Plain)
+        return yaml.load(path.read_bytes(), Plain)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise WorkbenchError(
             "a grid cannot be read",

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from dfkd_lib.attention.capture import capture_attention
 from dfkd_lib.attention.probes import query_token
 from dfkd_lib.attention.sites import pick, token_layout
+from dfkd_lib.core import WorkbenchError
 
 
 def attention_rollout(model: nn.Module, images: Tensor, token: str | int = "class") -> Tensor:
@@ -49,8 +50,18 @@ def gradient_attention(
     Returns:
         (B, N) float32 ≥ 0, of no particular sum.
 
+    Raises:
+        WorkbenchError: if the model has no classifier.
+
     Source: Chefer, Gur and Wolf, Generic Attention-model Explainability (ICCV 2021), eq. 5, 6.
     """
+    if not getattr(model, "classifies", True):
+        raise WorkbenchError(
+            "a backbone has no class whose gradient could be followed",
+            expected="a model with a classifier",
+            got=getattr(model, "source", type(model).__name__),
+            fix="look at its attention or its rollout, or load a classifier",
+        )
     row = query_token(model, token)
     # Callers may be in inference mode, whose tensors know no gradients.
     with torch.inference_mode(False), torch.enable_grad():

@@ -2,6 +2,7 @@
 
 from dfkd_lib.models import detectors, gan, scene_gan
 from dfkd_lib.models.cnn import early_channels, logits_and_early_map
+from dfkd_lib.models.convert import convert
 from dfkd_lib.models.create import MODELS, count_flops, count_parameters, create_model, model_names
 from dfkd_lib.models.dearkd import EarlyAligner
 from dfkd_lib.models.detectors import Detections, Detector, create_detector, detector_names
@@ -26,6 +27,7 @@ __all__ = [
     "SceneGenerator",
     "WeightsMissing",
     "check_images",
+    "convert",
     "count_flops",
     "count_parameters",
     "create_detector",

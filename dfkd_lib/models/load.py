@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_lib.core import WorkbenchError, is_number, load_tensors, resolve
+from dfkd_lib.models.convert import PICKLES, pickled
 from dfkd_lib.models.create import (
     MODELS,
     ODD,
@@ -31,14 +32,14 @@ from dfkd_lib.models.weights import (
     unwrapped,
 )
 
-PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 NEUTRAL = (0.5, 0.5, 0.5)  # mean and deviation that leave images in [-1, 1] as they are
 
 
 class Loaded(nn.Module):
-    """A classifier from elsewhere that takes images as the workbench has them.
+    """A classifier, or the backbone of one, from elsewhere that takes images as the workbench has them.
 
-    Takes float images (B, in_chans, img_size, img_size) in [-1, 1], normalises them as its weights want, returns logits.
+    Takes float images (B, in_chans, img_size, img_size) in [-1, 1], normalises them as its weights want, returns logits,
+    or (B, D) features where `classifies` is False: of a model without a classifier.
 
     Args:
         mean, std: of each channel, for images in [0, 1].
@@ -55,8 +56,12 @@ class Loaded(nn.Module):
         std,
         source: str,
         classes: tuple[str, ...] | None = None,
+        classifies: bool = True,
     ):
         super().__init__()
+        self.classifies = classifies
+        if not classifies:
+            source += "; it has no classifier: its outputs are features"
         self.model, self.img_size, self.in_chans = model, img_size, in_chans
         self.classes, self.source = classes, source
         numbers = all(is_number(v) for v in (*mean, *std))
@@ -75,7 +80,10 @@ class Loaded(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         output = self.model(((images + 1) / 2 - self.mean) / self.std)
-        return getattr(output, "logits", output)
+        if isinstance(output, Tensor) or "logits" in output:
+            return getattr(output, "logits", output)
+        pooled = output.get("pooler_output")  # of transformers' backbones; else their class token
+        return output["last_hidden_state"][:, 0] if pooled is None else pooled
 
 
 def load_model(name: str, weights: str | Path = "", *, download: bool = False) -> Loaded:
@@ -93,14 +101,8 @@ def load_model(name: str, weights: str | Path = "", *, download: bool = False) -
         WeightsMissing: if pretrained weights are neither on disk nor to be downloaded.
         WorkbenchError: on an unknown name, a missing or damaged file, weights that do not fit (naming the first).
     """
-    if str(name).endswith(PICKLES) or str(weights).endswith(PICKLES):
-        raise WorkbenchError(
-            "checkpoints are read as safetensors only, since others may run code",
-            got=weights or name,
-            expected="a .safetensors file",
-            fix="convert it where you trust it: safetensors.torch."
-            "save_file(torch.load(path, weights_only=True), 'model.safetensors')",
-        )
+    if str(weights or name).endswith(PICKLES):
+        raise pickled(Path(weights or name))
     try:
         loaded = _open(str(name), weights, download)
     except WorkbenchError:
@@ -179,8 +181,8 @@ def _record(file: Path, needed: bool) -> Record | None:
     record = file.with_suffix(".json")
     if record.is_file():
         try:
-            return Record.model_validate_json(record.read_bytes())
-        except (OSError, ValueError) as error:
+            return Record.model_validate(json.loads(record.read_bytes()))
+        except (OSError, ValueError, RecursionError) as error:
             if needed:
                 raise WorkbenchError(
                     "the record beside a checkpoint cannot be used",
@@ -234,19 +236,29 @@ def _pretrained(name: str, download: bool) -> Loaded:
 
 
 def _timm(
-    name: str, config, tensors: dict, file: Path, source: str, sizes: dict | None = None, *classes
+    name: str,
+    config,
+    tensors: dict,
+    file: Path,
+    source: str,
+    sizes: dict | None = None,
+    classes=None,
 ) -> Loaded:
     """A timm model of that name with these weights: its outputs, channels and size of images are theirs."""
     import timm
 
-    tensors = unwrapped(tensors)
     head, first = (
         f"{part[0] if isinstance(part, (tuple, list)) else part}.weight"
         for part in (config.classifier, config.first_conv)
     )
-    own = {"num_classes": len(tensors[head])} if head in tensors else {}
-    if first in tensors:
-        own["in_chans"] = tensors[first].shape[1]
+    tensors, others = unwrapped(tensors, first, file)
+    if others:
+        source += (
+            f"; {len(others)} weights outside of the model are left out: {', '.join(others[:3])}"
+        )
+    own = {}
+    if first in tensors:  # by timm's own names: those without a head are a backbone's
+        own = {"num_classes": len(tensors.get(head, ())), "in_chans": tensors[first].shape[1]}
     sizes = {**own, **(sizes or {})}
     # Nothing else is opened, whatever a record asks for.
     nothing = {"pretrained": False, "checkpoint_path": ""}
@@ -260,12 +272,11 @@ def _timm(
         fitted = tensors
     load_weights(model, fitted, file)
     source += _interpolated(model.state_dict(), tensors)
-    if not model.num_classes:
-        source += "; it has no classifier: its outputs are features"
     usual = 3, (config.input_size or (3, 224, 224))[-1]
     side = (expected_shape(model) or usual)[1]
     normalisation = config.mean or NEUTRAL, config.std or NEUTRAL
-    return Loaded(model, side, sizes.get("in_chans", 3), *normalisation, source, *classes)
+    channels, classifies = sizes.get("in_chans", 3), model.num_classes > 0
+    return Loaded(model, side, channels, *normalisation, source, classes, classifies)
 
 
 def _interpolated(state: dict, tensors: dict) -> str:
@@ -311,7 +322,7 @@ def _imagenet(count: int) -> tuple[str, ...] | None:
 
 def _json(path: Path) -> dict:
     try:
-        if not isinstance(found := json.loads(path.read_text()), dict):
+        if not isinstance(found := json.loads(path.read_bytes()), dict):
             raise ValueError("no JSON object")
         return found
     except (OSError, ValueError, RecursionError) as error:
@@ -327,6 +338,8 @@ def _json(path: Path) -> dict:
 def _from_folder(folder: Path) -> Loaded:
     """A model in timm's or transformers' folder format."""
     config, file = _json(folder / "config.json"), folder / "model.safetensors"
+    if not file.is_file() and (pickles := [p for p in folder.iterdir() if p.suffix in PICKLES]):
+        raise pickled(pickles[0], file)
     if "architecture" not in config:
         return _transformers(folder, config)
     from timm.models import PretrainedCfg
@@ -339,6 +352,8 @@ def _from_folder(folder: Path) -> Loaded:
     tensors, sizes = load_tensors(file), config.get("model_args", {})
     check_sizes(sizes, tensors, folder / "config.json")
     loaded = _timm(name, about, tensors, file, f"timm's {name}, weights from {file}", sizes)
+    if config.get("num_classes") and not loaded.classifies:
+        raise misfit(f"a classifier of {config['num_classes']} classes", "none", file)
     labels = config.get("label_names") or known.get("label_names") or ()
     if len(labels) == loaded.model.num_classes:
         texts = config.get("label_descriptions") or known.get("label_descriptions") or {}
@@ -351,7 +366,7 @@ def _transformers(folder: Path, record: dict) -> Loaded:
     if (folder / "model.safetensors").is_file():
         numbers = {key: value for key, value in record.items() if is_number(value)}
         check_sizes(numbers, load_tensors(folder / "model.safetensors"), folder / "config.json")
-    model = _from_pretrained(folder)
+    model, classifies = _from_pretrained(folder)
     config = model.config
     source, prepare = f"transformers' {config.model_type} from {folder}", {}
     if (folder / "preprocessor_config.json").is_file():
@@ -362,6 +377,7 @@ def _transformers(folder: Path, record: dict) -> Loaded:
     if prepare.get("do_normalize") is False:
         mean, std = (0.0,) * 3, (1.0,) * 3
     names, classes = config.id2label or {}, None
+<<<<<<< HEAD
     unnamed = {i: f"LABEL_{i}" for i in names}  # transformers' own words for outputs without names
     if set(names) == set(range(len(names))) and names != unnamed:
         classes = tuple(str(names[i]) for i in range(len(names)))
@@ -381,20 +397,46 @@ def _side(prepare: dict) -> int:
 def _from_pretrained(folder: Path) -> nn.Module:
     """transformers' image classifier of a folder, every weight of it there and a number."""
     from transformers import AutoModelForImageClassification
+=======
+    if classifies and set(names) == set(range(len(names))):
+        classes = tuple(str(names[i]) for i in range(len(names)))
+    return Loaded(model, side, channels, mean, std, source, classes, classifies)
 
-    model, report = AutoModelForImageClassification.from_pretrained(
+
+def _from_pretrained(folder: Path) -> tuple[nn.Module, bool]:
+    """transformers' image classifier of a folder, or the backbone of one; and whether it is a classifier.
+>>>>>>> 85cb451 (Checkpoints with any prefix, backbones without a classifier and pickled state dicts can be used)
+
+    Every weight is there and a number. Of a backbone the output is what a classifier would be given.
+    """
+    import transformers
+
+    # A repository's own code is never run, nor is the reader asked whether it may.
+    local = {"local_files_only": True, "trust_remote_code": False}
+    config = transformers.AutoConfig.from_pretrained(folder, **local)
+    if config.model_type == "vit_mae":  # as MAE it hides and shuffles patches, as a ViT it does not
+        config = transformers.ViTConfig(**{**config.to_dict(), "model_type": "vit"})
+    known = type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    kind = transformers.AutoModelForImageClassification if known else transformers.AutoModel
+    model, report = kind.from_pretrained(
         folder,
-        local_files_only=True,
-        # A repository's own code is never run, nor is the reader asked whether it may.
-        trust_remote_code=False,
+        config=config,
         use_safetensors=True,
         dtype=torch.float32,
         output_loading_info=True,
+        **local,
     )
-    as_numbers(model.state_dict(), model.state_dict(), folder)
+    fix = "choose a checkpoint of an image classifier or its backbone"
+    if model.main_input_name != "pixel_values" or config.is_encoder_decoder:
+        raise misfit("pixel_values alone as input", type(model).__name__, folder, fix)
     missing = sorted(str(key) for key in report["missing_keys"])
-    if missing:
+    heads = {key.partition(".")[0] for key in missing}
+    whole = {f"{head}.{key}" for head in heads for key in getattr(model, head).state_dict()}
+    claimed = any(one.endswith("ForImageClassification") for one in config.architectures or ())
+    if missing and (set(missing) != whole or not (heads == {"pooler"} or not claimed and known)):
         first = f"{missing[0]} (and {len(missing) - 1} more)"
-        fix = "choose a checkpoint of an image classifier"
         raise misfit(first, "no such weight", folder, fix)
-    return model
+    for head in heads:
+        setattr(model, head, nn.Flatten() if known else None)
+    as_numbers(model.state_dict(), model.state_dict(), folder)
+    return model, known and not heads

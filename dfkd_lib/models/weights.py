@@ -10,6 +10,8 @@ from torch import nn
 
 from dfkd_lib.core import WorkbenchError, is_number, printable
 
+# What torch.compile, FSDP and activation checkpointing put into names.
+INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 REBUILD = "build the model the checkpoint was trained with"
 
 
@@ -30,7 +32,7 @@ def load_weights(model: nn.Module, tensors: dict, where, fix: str = REBUILD) -> 
     """
     state = model.state_dict()
     if not any(name in state for name in tensors):
-        tensors = unwrapped(tensors)
+        tensors, _ = unwrapped(tensors, next(iter(state)), where)
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     unfit = [name for name, value in state.items() if shapes.get(name) != tuple(value.shape)]
     extra = [name for name in tensors if name not in state]
@@ -62,12 +64,35 @@ def as_numbers(tensors: dict, state: dict, where) -> dict:
     return made
 
 
-def unwrapped(tensors: dict) -> dict:
-    """The tensors without the prefix of a wrapper that the checkpoint was saved from, if all share one."""
-    for prefix in ("module.", "_orig_mod.", "model."):
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
+def unwrapped(tensors: dict, own: str, where) -> tuple[dict, list[str]]:
+    """The tensors by the model's own names, without what compilers, wrappers and training loops put before them.
+
+    Args:
+        own: a weight that the model has under this very name. What stands before it in a checkpoint is taken off, and
+            what does not begin with it (a loss's weights, an optimizer's) is left out.
+
+    Returns:
+        The tensors, and the names of those left out.
+
+    Raises:
+        WorkbenchError: if several models are in the checkpoint.
+    """
+    for name in INSERTED:  # also within a name, where one block alone was wrapped
+        tensors = {key.replace(f"{name}.", ""): value for key, value in tensors.items()}
+    found = [key.removesuffix(own) for key in tensors if f".{key}".endswith(f".{own}")]
+    # conv1.weight is also the end of layer1.0.conv1.weight.
+    outer = [one for one in found if not any(one != o and one.startswith(o) for o in found)]
+    if len(outer) > 1:
+        raise WorkbenchError(
+            "a checkpoint holds several models",
+            expected="weights of one",
+            got=", ".join(one.rstrip(".") for one in outer),
+            where=where,
+            fix=f"python -m dfkd_lib convert {where} OUT --part {outer[0].rstrip('.')} writes one of them",
+        )
+    prefix = outer[0] if outer else ""
+    inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return inside, [k for k in tensors if not k.startswith(prefix)]
 
 
 def check_sizes(sizes: dict, tensors: dict, where: Path) -> None:

@@ -60,13 +60,14 @@ def check_fit(model: nn.Module, images: ImageSet, what: str) -> None:
             got=f"{images.shape} (C, H, W) of {images.name}: {str(error)[:200]}",
             fix="build it with img_size and in_chans of the images, or resize them",
         ) from None
-    if outputs.shape[-1] != images.num_classes:
+    classifies = getattr(model, "classifies", True)  # False: a backbone from elsewhere
+    if outputs.shape[-1] != images.num_classes or not classifies:
         raise WorkbenchError(
             f"{what} and the images have different classes",
             expected=f"{images.num_classes} classes",
-            got=f"{outputs.shape[-1]} outputs",
+            got=f"{outputs.shape[-1]} {'outputs' if classifies else 'features, and no classifier'}",
             where=images.name,
-            fix="give num_classes to the model",
+            fix="give num_classes to the model" if classifies else "take a model with a classifier",
         )
 
 

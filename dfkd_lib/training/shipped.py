@@ -57,7 +57,7 @@ def read_shipped(name: str, folder: str | Path = FOLDER) -> tuple[Path, dict]:
                 fix="choose teacher=train, or restore the file from the repository",
             )
     try:
-        record = json.loads(about.read_text())
+        record = json.loads(about.read_bytes())
         record["model"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise WorkbenchError(
