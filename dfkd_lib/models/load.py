@@ -22,9 +22,9 @@ from dfkd_lib.models.create import (
 )
 from dfkd_lib.models.hub import WANTED, WeightsMissing, fetch
 from dfkd_lib.models.images import expected_shape
+from dfkd_lib.models.pretrained import from_pretrained
 from dfkd_lib.models.weights import (
     Record,
-    as_numbers,
     built,
     check_sizes,
     load_weights,
@@ -366,7 +366,7 @@ def _transformers(folder: Path, record: dict) -> Loaded:
     if (folder / "model.safetensors").is_file():
         numbers = {key: value for key, value in record.items() if is_number(value)}
         check_sizes(numbers, load_tensors(folder / "model.safetensors"), folder / "config.json")
-    model, classifies = _from_pretrained(folder)
+    model, classifies = from_pretrained(folder)
     config = model.config
     source, prepare = f"transformers' {config.model_type} from {folder}", {}
     if (folder / "preprocessor_config.json").is_file():
@@ -377,12 +377,11 @@ def _transformers(folder: Path, record: dict) -> Loaded:
     if prepare.get("do_normalize") is False:
         mean, std = (0.0,) * 3, (1.0,) * 3
     names, classes = config.id2label or {}, None
-<<<<<<< HEAD
     unnamed = {i: f"LABEL_{i}" for i in names}  # transformers' own words for outputs without names
-    if set(names) == set(range(len(names))) and names != unnamed:
+    if classifies and set(names) == set(range(len(names))) and names != unnamed:
         classes = tuple(str(names[i]) for i in range(len(names)))
     channels, side = expected_shape(model) or (3, _side(prepare))
-    return Loaded(model, side, channels, mean, std, source, classes)
+    return Loaded(model, side, channels, mean, std, source, classes, classifies)
 
 
 def _side(prepare: dict) -> int:
@@ -392,51 +391,3 @@ def _side(prepare: dict) -> int:
         if each and is_number(each[0], 1, 4096):
             return int(each[0])
     return 224
-
-
-def _from_pretrained(folder: Path) -> nn.Module:
-    """transformers' image classifier of a folder, every weight of it there and a number."""
-    from transformers import AutoModelForImageClassification
-=======
-    if classifies and set(names) == set(range(len(names))):
-        classes = tuple(str(names[i]) for i in range(len(names)))
-    return Loaded(model, side, channels, mean, std, source, classes, classifies)
-
-
-def _from_pretrained(folder: Path) -> tuple[nn.Module, bool]:
-    """transformers' image classifier of a folder, or the backbone of one; and whether it is a classifier.
->>>>>>> 85cb451 (Checkpoints with any prefix, backbones without a classifier and pickled state dicts can be used)
-
-    Every weight is there and a number. Of a backbone the output is what a classifier would be given.
-    """
-    import transformers
-
-    # A repository's own code is never run, nor is the reader asked whether it may.
-    local = {"local_files_only": True, "trust_remote_code": False}
-    config = transformers.AutoConfig.from_pretrained(folder, **local)
-    if config.model_type == "vit_mae":  # as MAE it hides and shuffles patches, as a ViT it does not
-        config = transformers.ViTConfig(**{**config.to_dict(), "model_type": "vit"})
-    known = type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-    kind = transformers.AutoModelForImageClassification if known else transformers.AutoModel
-    model, report = kind.from_pretrained(
-        folder,
-        config=config,
-        use_safetensors=True,
-        dtype=torch.float32,
-        output_loading_info=True,
-        **local,
-    )
-    fix = "choose a checkpoint of an image classifier or its backbone"
-    if model.main_input_name != "pixel_values" or config.is_encoder_decoder:
-        raise misfit("pixel_values alone as input", type(model).__name__, folder, fix)
-    missing = sorted(str(key) for key in report["missing_keys"])
-    heads = {key.partition(".")[0] for key in missing}
-    whole = {f"{head}.{key}" for head in heads for key in getattr(model, head).state_dict()}
-    claimed = any(one.endswith("ForImageClassification") for one in config.architectures or ())
-    if missing and (set(missing) != whole or not (heads == {"pooler"} or not claimed and known)):
-        first = f"{missing[0]} (and {len(missing) - 1} more)"
-        raise misfit(first, "no such weight", folder, fix)
-    for head in heads:
-        setattr(model, head, nn.Flatten() if known else None)
-    as_numbers(model.state_dict(), model.state_dict(), folder)
-    return model, known and not heads
