@@ -15,16 +15,18 @@ from dfkd_lib.core.files import replacing
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
-def pickled(file: Path, out: Path | str = "") -> WorkbenchError:
+def command(file: Path, *more: object) -> str:
+    """The command line that converts a file."""
+    return shlex.join(["python", "-m", "dfkd_lib", "convert", str(file), *map(str, more)])
+
+
+def pickled(file: Path, *out: Path) -> WorkbenchError:
     """The error on a checkpoint that is no safetensors file, with the command that makes it one."""
-    command = shlex.join(
-        ["python", "-m", "dfkd_lib", "convert", str(file), *([str(out)] if out else [])]
-    )
     return WorkbenchError(
         "checkpoints are read as safetensors only, since others may run code",
         got=file,
         expected="a .safetensors file",
-        fix=f"{command} writes its state_dict as one, and runs none of its code",
+        fix=f"{command(file, *out)} writes its state_dict as one, and runs none of its code",
     )
 
 
@@ -76,7 +78,7 @@ def convert(file: str | Path, out: str | Path = "", part: str = "") -> Path:
             expected="one dict of tensors by name, or the name of one" if names else "a state dict",
             got=", ".join(names) or type(content).__name__,
             where=file,
-            fix=f"python -m dfkd_lib convert {file} --part {names[0]} takes one of them"
+            fix=f"{command(file, '--part', names[0])} takes one of them"
             if names
             else "save the model's state_dict() where it was trained",
         )
@@ -84,7 +86,7 @@ def convert(file: str | Path, out: str | Path = "", part: str = "") -> Path:
         raise WorkbenchError(
             "the file to write is there already",
             where=out,
-            fix=f"remove it, or name another: python -m dfkd_lib convert {file} OUT",
+            fix=f"remove it, or name another: {command(file, 'OUT')}",
         )
     (tensors,) = found.values()
     # Tied weights share memory, which safetensors refuses.

@@ -22,7 +22,7 @@ from dfkd_lib.models.create import (
 )
 from dfkd_lib.models.hub import WANTED, WeightsMissing, fetch
 from dfkd_lib.models.images import expected_shape
-from dfkd_lib.models.pretrained import from_pretrained
+from dfkd_lib.models.pretrained import open_transformers
 from dfkd_lib.models.weights import (
     Record,
     built,
@@ -345,8 +345,9 @@ def _from_folder(folder: Path) -> Loaded:
     from timm.models import PretrainedCfg
 
     name = config["architecture"]
-    _config(name)  # refuses a name that timm has not
-    known = {**config.get("pretrained_cfg", {}), "num_classes": config.get("num_classes", 1000)}
+    usual = _config(name)  # refuses a name that timm has not
+    known = {part: getattr(usual, part) for part in ("classifier", "first_conv")}
+    known |= {**config.get("pretrained_cfg", {}), "num_classes": config.get("num_classes", 1000)}
     fields = PretrainedCfg.__dataclass_fields__
     about = PretrainedCfg(**{key: value for key, value in known.items() if key in fields})
     tensors, sizes = load_tensors(file), config.get("model_args", {})
@@ -366,7 +367,7 @@ def _transformers(folder: Path, record: dict) -> Loaded:
     if (folder / "model.safetensors").is_file():
         numbers = {key: value for key, value in record.items() if is_number(value)}
         check_sizes(numbers, load_tensors(folder / "model.safetensors"), folder / "config.json")
-    model, classifies = from_pretrained(folder)
+    model, classifies = open_transformers(folder)
     config = model.config
     source, prepare = f"transformers' {config.model_type} from {folder}", {}
     if (folder / "preprocessor_config.json").is_file():

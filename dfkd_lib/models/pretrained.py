@@ -8,7 +8,7 @@ from torch import nn
 from dfkd_lib.models.weights import as_numbers, misfit
 
 
-def from_pretrained(folder: Path) -> tuple[nn.Module, bool]:
+def open_transformers(folder: Path) -> tuple[nn.Module, bool]:
     """transformers' image classifier of a folder, or the backbone of one; and whether it is a classifier.
 
     Every weight is there and a number. Of a backbone the output is what a classifier would be given.

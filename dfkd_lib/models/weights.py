@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from torch import nn
 
 from dfkd_lib.core import WorkbenchError, is_number, printable
+from dfkd_lib.models.convert import command
 
 # What torch.compile, FSDP and activation checkpointing put into names.
 INSERTED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -88,7 +89,7 @@ def unwrapped(tensors: dict, own: str, where) -> tuple[dict, list[str]]:
             expected="weights of one",
             got=", ".join(one.rstrip(".") for one in outer),
             where=where,
-            fix=f"python -m dfkd_lib convert {where} OUT --part {outer[0].rstrip('.')} writes one of them",
+            fix=f"{command(where, 'OUT', '--part', outer[0].rstrip('.'))} writes one of them",
         )
     prefix = outer[0] if outer else ""
     inside = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -7,13 +7,16 @@ import pytest
 import timm
 import torch
 import transformers
+from fixes import run_fix
 from hubs import stand_in
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dfkd_lib import attention
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.models import WeightsMissing, check_images, create_model, load_model, load_weights
 from dfkd_lib.models.images import expected_shape
+from dfkd_lib.synthesis.given import blank_set
+from dfkd_lib.training import check_fit
 
 NAME = "vit_tiny_patch16_224"
 IMAGES = torch.rand(2, 3, 224, 224) * 2 - 1
@@ -116,11 +119,60 @@ def test_a_file_may_name_its_architecture(trained, tmp_path):
     assert torch.equal(load_model(str(file)).model.head.weight, trained[0].head.weight)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod."])
-def test_wrappers_prefixes_are_taken_off(trained, tmp_path, prefix):
-    path = tmp_path / "wrapped.safetensors"
-    save_file({prefix + name: value for name, value in trained[0].state_dict().items()}, path)
-    assert torch.equal(load_model(NAME, path).model.head.weight, trained[0].head.weight)
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.module.", "module.model._orig_mod.", "state_dict.net.backbone.", "ema."],
+)
+@pytest.mark.parametrize("name", [NAME, "vit_mnist_smoke"])
+def test_whatever_stands_before_every_name_is_taken_off(trained, tmp_path, prefix, name):
+    model = trained[0] if name == NAME else create_model(name)
+    state = {prefix + key: value for key, value in model.state_dict().items()}
+    save_file(state | {"criterion.weight": torch.ones(7)}, tmp_path / "wrapped.safetensors")
+    loaded = load_model(name, tmp_path / "wrapped.safetensors")
+    assert torch.equal(loaded.model.head.weight, model.head.weight)
+    assert name != NAME or "1 weights outside of the model are left out: criterion.weight" in (
+        loaded.source
+    )
+
+
+def test_one_block_alone_may_be_wrapped(trained, tmp_path):
+    inserted = {"blocks.1.": "blocks.1._orig_mod.", "blocks.2.": "blocks.2._fsdp_wrapped_module."}
+    state = {
+        inserted.get(key[:9], key[:9]) + key[9:]: value
+        for key, value in trained[0].state_dict().items()
+    }
+    save_file(state, tmp_path / "wrapped.safetensors")
+    assert load_model(NAME, tmp_path / "wrapped.safetensors").classifies
+
+
+def test_of_two_models_in_a_file_one_is_chosen(trained, tmp_path):
+    state, file = trained[0].state_dict(), tmp_path / "two.safetensors"
+    save_file(
+        {f"{k}.{name}": v + i for i, k in enumerate(("net", "ema")) for name, v in state.items()},
+        file,
+    )
+    with pytest.raises(WorkbenchError, match="several models") as caught:
+        load_model(NAME, file)
+    run_fix(caught.value, OUT=str(tmp_path / "one.safetensors"), net="ema")
+    loaded = load_model(NAME, tmp_path / "one.safetensors")
+    assert torch.equal(loaded.model.norm.weight, state["norm.weight"] + 1)
+
+
+def test_a_file_without_a_head_is_a_backbone(trained, tmp_path):
+    state = {k: v for k, v in trained[0].state_dict().items() if not k.startswith("head")}
+    save_file(state, tmp_path / "model.safetensors")
+    loaded = load_model(NAME, tmp_path / "model.safetensors")
+    assert not loaded.classifies and "no classifier" in loaded.source
+    assert loaded(IMAGES).shape == (2, 192)
+    assert attention.attention_probe(loaded, IMAGES).shape == (2, 196)
+    with pytest.raises(WorkbenchError, match="backbone has no class"):
+        attention.gradient_attention(loaded, IMAGES)
+    images = blank_set(tuple(f"class {k}" for k in range(192)), (3, 224, 224))
+    with pytest.raises(WorkbenchError, match="192 features, and no classifier"):
+        check_fit(loaded, images, "teacher")
+    write(tmp_path / "config.json", {"architecture": NAME, "num_classes": 7})
+    with pytest.raises(WorkbenchError, match="a classifier of 7 classes"):
+        load_model(str(tmp_path))
 
 
 def test_a_file_with_its_record(tmp_path):
@@ -178,6 +230,59 @@ def test_a_folder_in_transformers_format(vit_folder):
     assert attention.attention_probe(loaded, images).shape == (2, 16)
     # The file in its folder is enough.
     assert load_model(str(folder / "model.safetensors")).classes == ("cat", "dog")
+
+
+SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_act": "gelu"}
+SMALL |= {"intermediate_size": 32, "image_size": 32, "patch_size": 8}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "kind, probes",
+    [
+        ("Dinov2Model", True),
+        ("ViTModel", True),
+        ("DINOv3ViTModel", True),
+        ("ViTMAEForPreTraining", True),
+        ("CLIPVisionModel", False),
+    ],
+)
+def test_a_backbone_in_transformers_format(tmp_path, kind, probes):
+    torch.manual_seed(0)
+    made = getattr(transformers, kind)
+    model, images = made(made.config_class(**SMALL)).eval(), torch.rand(2, 3, 32, 32) * 2 - 1
+    model.save_pretrained(tmp_path)
+    loaded, encoder = load_model(str(tmp_path)), model
+    assert not loaded.classifies and loaded.classes is None and "no classifier" in loaded.source
+    options = {}
+    if "MAE" in kind:  # every patch, in its order
+        encoder, options = model.vit, {"noise": torch.arange(16.0).expand(2, -1)}
+        encoder.embeddings.config.mask_ratio = 0.0
+    tokens = encoder(images, **options).last_hidden_state
+    expected = {
+        "Dinov2Model": torch.cat((tokens[:, 0], tokens[:, 1:].mean(1)), dim=1),
+        "CLIPVisionModel": None if probes else encoder(images).pooler_output,
+    }.get(kind, tokens[:, 0])
+    assert torch.allclose(loaded(images), expected, atol=1e-5)
+    assert not probes or attention.attention_probe(loaded, images).shape == (2, 16)
+
+
+@pytest.mark.parametrize("left_out", ["classifier", "classifier.bias", "vit.layernorm"])
+def test_a_damaged_classifier_is_no_backbone(vit_folder, left_out):
+    model, folder = vit_folder
+    state = load_file(folder / "model.safetensors")
+    kept = {k: v for k, v in state.items() if not k.startswith(left_out)}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WorkbenchError, match="no such weight"):
+        load_model(str(folder))
+
+
+def test_what_is_no_image_model_is_refused(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(**sizes, intermediate_size=16, vocab_size=30)
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(WorkbenchError, match="pixel_values"):
+        load_model(str(tmp_path))
 
 
 @pytest.mark.parametrize(
