@@ -7,7 +7,14 @@ from dfkd_lib.datasets.coco_report import CocoReport
 from dfkd_lib.datasets.config import DataConfig, load_splits
 from dfkd_lib.datasets.embedded import embedded_table
 from dfkd_lib.datasets.frames import FILL
-from dfkd_lib.datasets.images import ImageSet, random_flip, random_shift, to_float, to_uint8
+from dfkd_lib.datasets.images import (
+    ImageSet,
+    check_classes_agree,
+    random_flip,
+    random_shift,
+    to_float,
+    to_uint8,
+)
 from dfkd_lib.datasets.scene_source import GENERATED, SCENES, SceneConfig, Scenes, open_scenes
 from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
 from dfkd_lib.datasets.sources import load_images
@@ -22,6 +29,7 @@ __all__ = [
     "SceneConfig",
     "SceneSet",
     "Scenes",
+    "check_classes_agree",
     "check_coco",
     "embedded_table",
     "generate_scenes",

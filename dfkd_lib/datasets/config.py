@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from dfkd_lib.core import Config, resolve
-from dfkd_lib.datasets.images import ImageSet
+from dfkd_lib.datasets.images import ImageSet, check_classes_agree
 from dfkd_lib.datasets.sources import NAMED, load_images
 
 
@@ -42,12 +42,13 @@ def load_splits(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     """All real training images, and the (sample of) test images that measure every model.
 
     Raises:
-        WorkbenchError: see `load_images`.
+        WorkbenchError: see `load_images`; if a split lacks a class of the other.
     """
     folder = resolve(config.name)
     changed = stamp([folder, *folder.glob("**/")])
     test = _known_images(config.name, "test", config.size or None, changed)
     train = _known_images(config.name, "train", config.size or None, changed)
+    check_classes_agree(train.classes, test.classes, f"{train.name} and {test.name}")
     return train, test.sample(config.test_images or len(test), 0)
 
 

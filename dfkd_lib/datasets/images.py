@@ -1,6 +1,7 @@
 """`ImageSet`: labelled images in memory as uint8, which say what real split they come from; batch augmentation."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,6 +22,24 @@ def check_names(classes: tuple[str, ...], where: str) -> None:
             got=repr(bad[0]) if bad else "no classes",
             fix="rename it",
         )
+
+
+def check_classes_agree(expected: Sequence[str], got: Sequence[str], where: str) -> None:
+    """Raise unless both name the same classes in the same order: label k must mean one thing."""
+    expected, got = tuple(expected), tuple(got)
+    if expected == got:
+        return
+    lacking = [f"no {name}" for name in expected if name not in got]
+    others = [f"also {name}" for name in got if name not in expected]
+    difference = ", ".join([*lacking, *others]) or "in another order"
+    raise WorkbenchError(
+        "class names differ, so labels would mean different things",
+        expected=", ".join(expected) or "names, which nobody recorded",
+        got=f"{', '.join(got)} ({difference})",
+        where=where,
+        fix="give every split images of each class, in a folder (or under a COCO id) of one name; if a model has other "
+        "classes, train one on these images (teacher=train) or give your own (shipped=/path)",
+    )
 
 
 def evenly(labels: Tensor, count: int, seed: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dfkd_lib.core import Artifact, Store, WorkbenchError, ledger, provenance
-from dfkd_lib.datasets import ImageSet, SceneSet
+from dfkd_lib.datasets import ImageSet, SceneSet, check_classes_agree
 from dfkd_lib.deploy.export import (
     OPSET,
     Deployed,
@@ -23,7 +23,6 @@ from dfkd_lib.deploy.package import pack
 from dfkd_lib.deploy.tasks import Classification, task_of
 from dfkd_lib.metrics import intervals
 from dfkd_lib.models import count_flops, count_parameters
-from dfkd_lib.training import check_classes_agree
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +69,8 @@ def deploy_student(
     if int8 not in INT8:
         expected, fix = " or ".join(INT8), "choose one of them"
         raise WorkbenchError("no such quantization", expected=expected, got=int8, fix=fix)
-    check_classes_agree(task.classes(student), test_set.classes, f"{student.path} and test images")
+    for model in (student, teacher):
+        check_classes_agree(task.classes(model), test_set.classes, f"{model.path} and test images")
     settings = {
         "test": test_set.fingerprint,
         "classes": list(test_set.classes),

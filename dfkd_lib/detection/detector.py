@@ -1,6 +1,6 @@
 """Detectors in the store: trained by a step on scenes, measured on test scenes, opened again (METHODS A4)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfkd_lib import training
 from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger, resolve
-from dfkd_lib.datasets import Scenes, SceneSet
+from dfkd_lib.datasets import Scenes, SceneSet, check_classes_agree
 from dfkd_lib.detection.batches import SceneBatches
 from dfkd_lib.detection.step import answers
 from dfkd_lib.metrics import THRESHOLD, average_precision, same_classes, sure
@@ -152,10 +152,10 @@ def _check(model: str, scenes: Scenes, test: Scenes, teacher: Artifact | None) -
             fix="give teacher=, or train on labelled scenes",
         )
     who = "the drawn scenes" if scenes.parent else "the training scenes"
-    training.check_classes_agree(test.classes, scenes.classes, f"the test scenes and {who}")
+    check_classes_agree(test.classes, scenes.classes, f"the test scenes and {who}")
     if teacher is not None:
         known = teacher.metrics["classes"]
-        training.check_classes_agree(known, test.classes, "the teacher and the test scenes")
+        check_classes_agree(known, test.classes, "the teacher and the test scenes")
 
 
 def _identity(path: Path | None) -> str | None:
@@ -194,10 +194,17 @@ def save_predictions(
 
 
 def load_detector(artifact: Artifact) -> Detector:
-    """The detector of an artifact, frozen, in evaluation mode, on the training device."""
-    weights = artifact.path / "model.safetensors"
-    classes = len(artifact.metrics["classes"])
-    return training.frozen(create_detector(artifact.settings["model"], classes, weights=weights))
+    """The detector of an artifact, frozen, in evaluation mode, on the training device; `classes` names its classes."""
+    weights, classes = artifact.path / "model.safetensors", artifact.metrics["classes"]
+    return _named(
+        create_detector(artifact.settings["model"], len(classes), weights=weights), classes
+    )
+
+
+def _named(detector: Detector, classes: Sequence[str]) -> Detector:
+    """A finished detector, frozen, with the names of its classes."""
+    detector.classes = tuple(classes)
+    return training.frozen(detector)
 
 
 def predictions(artifact: Artifact) -> tuple[Tensor, Tensor]:
@@ -220,7 +227,7 @@ def predict(detector: Detector, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def detections(detector: Detector, scenes: SceneSet, threshold: float = THRESHOLD) -> list[dict]:
     """What a detector finds in each scene, as `sure` gives it; WorkbenchError if it has not the scenes' classes."""
-    same_classes(detector.num_labels, scenes, "the detector")
+    same_classes(detector.classes or detector.num_labels, scenes, "the detector")
     found = zip(*predict(detector, scenes.images), strict=True)
     return [sure(scores, boxes, threshold) for scores, boxes in found]
 
@@ -241,7 +248,7 @@ def shipped_detector(
     """
     weights, record = training.read_shipped(name, folder)
     model, known = record["model"], record["metrics"]["classes"]
-    training.check_classes_agree(known, test.classes, f"{weights.name} and the test scenes")
+    check_classes_agree(known, test.classes, f"{weights.name} and the test scenes")
     settings = {"model": model, "record": record["settings"], "test": test.identity}
     settings["shipped"] = artifacts.file_hash(weights)
 
@@ -258,5 +265,5 @@ def shipped_detector(
 def open_shipped(name: str, folder: str | Path = FOLDER) -> Detector:
     """A shipped detector by itself, frozen, on the training device; it is neither measured nor put in a store."""
     weights, record = training.read_shipped(name, folder)
-    classes = len(record["metrics"]["classes"])
-    return training.frozen(create_detector(record["model"], classes, weights=weights))
+    classes = record["metrics"]["classes"]
+    return _named(create_detector(record["model"], len(classes), weights=weights), classes)

@@ -12,7 +12,7 @@ from torchvision.ops import roi_align
 
 from dfkd_lib import metrics
 from dfkd_lib.core import Artifact, Store, ledger
-from dfkd_lib.datasets import Scenes, SceneSet
+from dfkd_lib.datasets import Scenes, SceneSet, check_classes_agree
 from dfkd_lib.detection.batches import SceneBatches
 from dfkd_lib.detection.detector import load_detector, predict
 from dfkd_lib.detection.probes import object_consistency_loss, object_probes
@@ -62,6 +62,8 @@ def measure_scenes(
         the teacher finds with their class, at score and IoU 0.5), "AP50" (of the teacher's detections against the layout),
         "attention" (loss), "scenes", "reference_scenes", "objects".
     """
+    for scenes in (Scenes.of(drawn) if drawn else test, train):
+        check_classes_agree(teacher.metrics["classes"], scenes.classes, "the teacher and scenes")
 
     def make(work: Path) -> dict:
         reference = train.load()

@@ -13,7 +13,7 @@ from torch import Tensor
 from dfkd_lib import training
 from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts
 from dfkd_lib.core.processes import shared_count
-from dfkd_lib.datasets import SCENES, Scenes, SceneSet
+from dfkd_lib.datasets import SCENES, Scenes, SceneSet, check_classes_agree
 from dfkd_lib.detection.batches import Batch, SceneBatches
 from dfkd_lib.detection.detector import load_detector
 from dfkd_lib.detection.probes import (
@@ -107,7 +107,9 @@ class SceneGAN(StepConfig):
         Raises:
             WorkbenchError: if the scenes are not square, or 16 does not divide their side. DivergedError: if it diverges.
         """
-        own = {"train": scenes.identity, "classes": teacher.metrics["classes"]}
+        known = teacher.metrics["classes"]
+        check_classes_agree(known, scenes.classes, "the teacher and the training scenes")
+        own = {"train": scenes.identity, "classes": known}
         reads = {scenes.split: "training the discriminator"}
 
         def make(work: Path) -> dict:
@@ -187,6 +189,9 @@ def check_side(height: int, width: int) -> None:
 
 def object_probe_artifact(store: Store, scenes: Scenes, teacher: Artifact) -> Artifact:
     """The class probes of a teacher's objects in labelled scenes: probes.safetensors "probes" (K, SIDE²)."""
+
+    known = teacher.metrics["classes"]
+    check_classes_agree(known, scenes.classes, "the teacher and the scenes of its probes")
 
     def make(work: Path) -> dict:
         known = scenes.load()

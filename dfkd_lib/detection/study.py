@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dfkd_lib.core import Artifact, Store, WorkbenchError, ledger
-from dfkd_lib.datasets import GENERATED, SceneConfig, Scenes, load_coco
+from dfkd_lib.datasets import GENERATED, SceneConfig, Scenes, check_classes_agree, load_coco
 from dfkd_lib.detection.config import VARIANTS, DetectionConfig
 from dfkd_lib.detection.detector import load_detector, save_predictions, shipped_detector, train
 from dfkd_lib.detection.measure import measure_scenes
@@ -113,6 +113,8 @@ class DetectionStudy:
         """A detector's detections in whole test frames of a folder, by tiles; metrics as of a detector's artifact."""
         data, tile = self.config.data, self.config.tile
         frames = SceneConfig(name=data.name, size=80, shortest=0).scenes("test")
+        known = detector.metrics["classes"]
+        check_classes_agree(known, frames.classes, f"{detector.path} and the test scenes")
 
         def make(work: Path) -> dict:
             test = load_coco(data.name, "test")

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dfkd_lib.core import Artifact, Store, resolve
-from dfkd_lib.datasets import DataConfig, ImageSet, load_images
+from dfkd_lib.datasets import DataConfig, ImageSet, check_classes_agree, load_images
 from dfkd_lib.distill.study import Study
 from dfkd_lib.models import (
     WeightsMissing,
@@ -101,10 +101,10 @@ def _sets_for(study: Study, model: nn.Module) -> tuple[ImageSet, ImageSet]:
     if not any((folder / split).is_dir() for split in ("train", "test", "val")):
         every = load_images(str(folder), "all", **how, max_images=config.train_images)
         return every, every
-    return (
-        load_images(str(folder), "train", **how, max_images=config.train_images),
-        load_images(str(folder), "test", **how, max_images=config.data.test_images),
-    )
+    train = load_images(str(folder), "train", **how, max_images=config.train_images)
+    test = load_images(str(folder), "test", **how, max_images=config.data.test_images)
+    check_classes_agree(train.classes, test.classes, f"{train.name} and {test.name}")
+    return train, test
 
 
 def _opened(

@@ -97,12 +97,13 @@ def coco_evaluation(
     return evaluation
 
 
-def same_classes(count: int, scenes: SceneSet, whose: str) -> None:
-    """WorkbenchError if `whose` (in words) number of classes is not the scenes'."""
-    if count != len(scenes.classes):
+def same_classes(classes: Sequence[str] | int, scenes: SceneSet, whose: str) -> None:
+    """WorkbenchError if `whose` (in words) classes, or their number where nobody knows names, are not the scenes'."""
+    known = len(scenes.classes) if isinstance(classes, int) else scenes.classes
+    if (classes if isinstance(classes, int) else tuple(classes)) != known:
         raise WorkbenchError(
             f"{whose} and the scenes have different classes",
-            got=f"{count} classes",
+            got=f"{classes} classes" if isinstance(classes, int) else ", ".join(classes),
             where=scenes.origin,
             expected=f"{len(scenes.classes)} classes: {', '.join(scenes.classes)}",
             fix="use a detector that was trained on these classes, or scenes of its own",

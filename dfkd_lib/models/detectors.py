@@ -76,11 +76,15 @@ class Detections(NamedTuple):
 
 
 class Detector(nn.Module):
-    """A DETR or Conditional DETR of transformers behind one small interface; `num_labels` is without "no object"."""
+    """A DETR or Conditional DETR of transformers behind one small interface; `num_labels` is without "no object".
+
+    `classes` are their names, in the order of the labels, once it has learned them; else None.
+    """
 
     def __init__(self, network: nn.Module, num_labels: int):
         super().__init__()
         self.network, self.num_labels = network, num_labels
+        self.classes: tuple[str, ...] | None = None
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 

@@ -14,13 +14,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from dfkd_lib import training
 from dfkd_lib.attention import attention_probe
 from dfkd_lib.core import Artifact, Store, WorkbenchError
-from dfkd_lib.datasets import to_float
+from dfkd_lib.datasets import check_classes_agree, to_float
 from dfkd_lib.losses import attention_consistency_loss
 from dfkd_lib.models import Discriminator, Generator
 from dfkd_lib.models.gan import SIDE
 from dfkd_lib.synthesis.canvas import GeneratorMaker, crop_middle, fit_to_last_good, pad_to_gan
 from dfkd_lib.synthesis.given import Given
-from dfkd_lib.training import Precision, Share, StepConfig, check_classes_agree
+from dfkd_lib.training import Precision, Share, StepConfig
 
 WATCH_EVERY = 8  # steps between measurements of the attention loss of a vanilla GAN, which does not learn from it
 

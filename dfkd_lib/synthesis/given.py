@@ -16,7 +16,7 @@ from dfkd_lib.attention import (
     reduce_heads,
 )
 from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts
-from dfkd_lib.datasets import ImageSet
+from dfkd_lib.datasets import ImageSet, check_classes_agree
 from dfkd_lib.training import check_fit, load_trained, reads_of, shape_of
 
 
@@ -77,6 +77,8 @@ class Given:
             )
         model = load_trained(artifact)
         check_fit(model, blank_set(self.classes, self.shape), what)
+        known = artifact.settings.get("classes", ())
+        check_classes_agree(known, self.classes, f"{what} and the images to make")
         return model
 
     def load_probes(self, teacher: nn.Module) -> Tensor:
@@ -109,6 +111,8 @@ class Given:
                 where=self.probes.path,
                 fix="make the probes with this teacher, on images of these classes and this size",
             )
+        known = self.probes.settings["classes"]
+        check_classes_agree(known, self.classes, f"{self.probes.path} and the images to make")
         return probes.to(sample.device)
 
 
@@ -151,5 +155,6 @@ def class_probes(
 
     reads = reads_of((images, "class attention probes"))
     kept = "mean and spread of every block"
-    settings = {"images": images.fingerprint, "block": block, "kept": kept}
+    settings = {"images": images.fingerprint, "classes": list(images.classes)}
+    settings |= {"block": block, "kept": kept}
     return store.get_or_make("class_probes", settings, make, [teacher], reads, code=[probe])

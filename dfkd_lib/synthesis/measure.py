@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dfkd_lib import metrics
 from dfkd_lib.core import Artifact, Config, Store, WorkbenchError, artifacts, ledger
-from dfkd_lib.datasets import ImageSet
+from dfkd_lib.datasets import ImageSet, check_classes_agree
 from dfkd_lib.models import load_model
 from dfkd_lib.synthesis.canvas import balanced_labels, kept_states
 from dfkd_lib.synthesis.given import Given
@@ -53,6 +53,12 @@ class FeatureSpace:
     @property
     def parents(self) -> list[Artifact]:
         return list({one.key: one for one in (self.judge, self.artifact) if one}.values())
+
+    def check_classes(self, images: ImageSet) -> None:
+        """Raise unless the judge knows the images' classes, in their order."""
+        check_classes_agree(
+            self.judge.settings.get("classes", ()), images.classes, f"the judge and {images.name}"
+        )
 
     def of(self, images: Tensor, labels: Tensor) -> metrics.Features:
         """Features and the judge's logits of uint8 images with their labels."""
@@ -161,6 +167,7 @@ def feature_space(
 
 def real_features(store: Store, images: ImageSet, space: FeatureSpace) -> Artifact:
     """Features of real images, kept: features.safetensors "values" (N, D), "labels", "logits" (N, K)."""
+    space.check_classes(images)
 
     def make(work: Path) -> dict:
         found = space.of(images.images, images.labels)
@@ -203,6 +210,7 @@ def measure_images(
         Artifact with metrics "frechet", "low", "high", "kid", "kid_std", "precision", "recall", "density", "coverage",
         "score", "images", "reference_images", "warnings".
     """
+    space.check_classes(images)
 
     def make(work: Path) -> dict:
         chosen = images.sample(count)

@@ -4,7 +4,6 @@ from dfkd_lib.training.batches import Batches, TensorBatches
 from dfkd_lib.training.check import GIVEN, bound, check_step, place_of
 from dfkd_lib.training.checkpoint import Checkpoint, restore
 from dfkd_lib.training.classifier import (
-    check_classes_agree,
     check_fit,
     evaluate,
     frozen,
@@ -55,7 +54,6 @@ __all__ = [
     "TensorBatches",
     "TrainConfig",
     "bound",
-    "check_classes_agree",
     "check_fit",
     "check_step",
     "device",

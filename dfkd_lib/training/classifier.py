@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dfkd_lib.core import WorkbenchError, artifacts, ledger
 from dfkd_lib.core.artifacts import Artifact, Store
-from dfkd_lib.datasets import ImageSet, to_float
+from dfkd_lib.datasets import ImageSet, check_classes_agree, to_float
 from dfkd_lib.models import MODELS, count_parameters, create_model, load_weights
 from dfkd_lib.training.batches import TensorBatches
 from dfkd_lib.training.config import TrainConfig, arithmetic, device
@@ -71,19 +71,6 @@ def check_fit(model: nn.Module, images: ImageSet, what: str) -> None:
         )
 
 
-def check_classes_agree(expected: Sequence[str], got: Sequence[str], where: str) -> None:
-    """Raise unless both name the same classes in the same order: label k must mean one thing."""
-    if tuple(expected) != tuple(got):
-        raise WorkbenchError(
-            "class names differ, so labels would mean different things",
-            expected=", ".join(expected),
-            got=", ".join(got),
-            where=where,
-            fix="give every split a folder for each class, of one name; if a teacher has other classes, train one on "
-            "these images (teacher=train) or give your own (shipped=/path)",
-        )
-
-
 def reads_of(*sets: tuple[ImageSet, str]) -> dict[str, str]:
     """The ledger's declaration {split: purpose} for the real ones among (set, purpose) pairs."""
     declared: dict[str, str] = {}
@@ -125,8 +112,7 @@ def train_classifier(
         Artifact with model.safetensors, history.json, test_logits.safetensors; metrics "accuracy" (all test images,
         last epoch), "parameters", "train_images", "images_per_second".
     """
-    names = f"{train_set.name} and {test_set.name}"
-    check_classes_agree(train_set.classes, test_set.classes, names)
+    check_classes_agree(train_set.classes, test_set.classes, f"{train_set.name}, {test_set.name}")
     # The whole configuration, not its name alone: a named model that is changed must not be found by an old key.
     overrides = {**MODELS.get(model_name, (None, {}))[1], **shape_of(train_set, overrides)}
     known = {
@@ -147,6 +133,7 @@ def train_classifier(
         check_fit(model, train_set, f"model {model_name}")
         model.requires_grad_(True)
         if start is not None:
+            check_classes_agree(start.settings["classes"], train_set.classes, str(start.path))
             model.load_state_dict(start.tensors())
         sets, label = (train_set, test_set), f"{stage} {model_name}"
         return _trained(work, model, make_step(model), *sets, config, augmentation, label)
@@ -204,9 +191,10 @@ def save_tested(work: Path, model: nn.Module, test_set: ImageSet, history: list[
 
 
 def load_trained(artifact: Artifact) -> nn.Module:
-    """The classifier of an artifact, rebuilt from its settings, frozen, on the training device."""
+    """The classifier of an artifact, rebuilt from its settings, frozen, on the training device; `classes` names its outputs."""
     model = create_model(artifact.settings["model"], **artifact.settings["overrides"])
     load_weights(model, artifact.tensors(), artifact.path)
+    model.classes = tuple(artifact.settings.get("classes") or ()) or None  # type: ignore[assignment]
     return frozen(model)
 
 

@@ -1,6 +1,7 @@
 """Teachers: trained here by cross entropy, or a checkpoint that comes with the workbench."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -9,13 +10,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dfkd_lib.attention import outputs_and_probe
-from dfkd_lib.core import artifacts, ledger
+from dfkd_lib.core import WorkbenchError, artifacts, ledger
 from dfkd_lib.core.artifacts import Artifact, Store
-from dfkd_lib.datasets import ImageSet
+from dfkd_lib.datasets import ImageSet, check_classes_agree
 from dfkd_lib.losses import label_loss
 from dfkd_lib.models import MODELS, count_parameters, create_model, load_weights
 from dfkd_lib.training.classifier import (
-    check_classes_agree,
     check_fit,
     reads_of,
     save_tested,
@@ -134,8 +134,9 @@ def shipped_teacher(
 
     Args:
         name: `<folder>/<name>.safetensors` (or an absolute path without suffix) beside `<name>.json`, which holds "model"
-            and "overrides" for `create_model`, and, where known, "config", "train_images", "history" and "ledger" (the
-            real images it was trained on; if absent the summary says that nobody recorded them).
+            and "overrides" for `create_model`, "classes", the names of its outputs in their order, and, where known,
+            "config", "train_images", "history" and "ledger" (the real images it was trained on; if absent the summary says
+            that nobody recorded them).
 
     Raises:
         WorkbenchError: if a file is missing, damaged, or does not fit the model it names.
@@ -150,11 +151,20 @@ def shipped_teacher(
     }
     record = {**unknown, "ledger": [nobody], **found}
     where = f"teacher {name} and {test_set.name}"
-    check_classes_agree(record.get("classes", test_set.classes), test_set.classes, where)
+    if not isinstance(record.get("classes"), list):
+        raise WorkbenchError(
+            "nobody recorded which class each output of a teacher stands for",
+            expected='"classes": names in the order of its outputs',
+            got=record.get("classes"),
+            where=weights.with_suffix(".json"),
+            fix='add them to that file; where its outputs are in the order of these images: "classes": '
+            f"{json.dumps(list(test_set.classes))}",
+        )
+    check_classes_agree(record["classes"], test_set.classes, where)
     settings = {
         "shipped": artifacts.file_hash(weights),
         "test": test_set.fingerprint,
-        **{key: record[key] for key in ("model", "overrides", "config", "ledger")},
+        **{key: record[key] for key in ("model", "overrides", "config", "classes", "ledger")},
     }
 
     def make(work: Path) -> dict:

@@ -34,7 +34,8 @@ def attention_explorer(
     Args:
         models: a model, or {name: model}: classifiers of any kind `attention.capture_attention` can read, for images in
             [-1, 1], and detectors of `models.create_detector`. data: an ImageSet, a SceneSet, or {name: set of either kind}.
-        class_probes: {name of a model: (K, blocks, N) or, of its last block, (K, N)}; for one model just the tensor.
+        class_probes: {name of a model (one by itself is "model"): {name of a class: (blocks, N) or, of its last block,
+            (N,)}}. Classes of models, probes and data are compared by name: a model's are its attribute `classes`.
         start: what is shown first. out_dir: where "save" puts figures, and parameters for `notebook` (its name) if one has
             the parameter `view`.
 
@@ -45,8 +46,6 @@ def attention_explorer(
         WorkbenchError: not interactive: for whatever the widget would report in place.
     """
     models, data = named(models, "model"), named(data, getattr(data, "name", "images"))
-    if class_probes is not None:
-        class_probes = named(class_probes, next(iter(models)))
     viewer, start = Viewer(models, data, class_probes), start or Choice()
     if not interactive:
         return plots.attention_panels(viewer.panels(start))

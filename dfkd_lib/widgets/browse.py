@@ -85,7 +85,7 @@ class Browse:
         models = {name: detector for name, detector in detectors.items() if detector is not None}
         for name, detector in models.items():
             for scenes in data.values():
-                same_classes(detector.num_labels, scenes, name)
+                same_classes(detector.classes or detector.num_labels, scenes, name)
         self.detectors, self.data = detectors, data
         self._found = {name: dict(predictions.get(name, {})) for name in data}
         for name, scenes in data.items():

@@ -34,7 +34,7 @@ class AttentionExplorer(StateWidget):
     def __init__(self, viewer: Viewer, start: Choice, out_dir: str | Path, notebook: str):
         self.viewer, self.notebook = viewer, notebook
         self.gallery = EVERYTHING
-        self._predicted: dict[tuple[str, str], np.ndarray] = {}
+        self._wrong: dict[tuple[str, str], tuple[np.ndarray, str]] = {}
         names = {"models": list(viewer.models), "data": list(viewer.data)}
         super().__init__(out_dir, weights=list(WEIGHTS), parameters=bool(notebook), **names)
         self._try(lambda: self._show(start))
@@ -112,16 +112,13 @@ class AttentionExplorer(StateWidget):
             page = int(place[0]) // PAGE if len(place) else 0
         page = min(max(0, page), pages - 1)
         shown = found[page * PAGE : (page + 1) * PAGE].tolist()
-        predicted = self._predicted.get((choice.model, choice.data), ())
+        wrong, _ = self._wrong.get((choice.model, choice.data), ((), ""))
         classes = [self.viewer.class_of(choice.data, image) for image in shown]
         message = {
             "kind": "gallery",
             "indices": shown,
             "labels": ["" if k is None else data.classes[k] for k in classes],
-            "wrong": [
-                image < len(predicted) and k is not None and int(predicted[image]) != k
-                for image, k in zip(shown, classes, strict=True)
-            ],
+            "wrong": [image < len(wrong) and bool(wrong[image]) for image in shown],
             "page": page,
             "pages": pages,
             "found": len(found),
@@ -139,12 +136,12 @@ class AttentionExplorer(StateWidget):
         label, found, note = self.gallery["label"], np.arange(len(data)), ""
         if self.gallery["wrong"]:
             key = (choice.model, choice.data)
-            if key not in self._predicted:
-                self._predicted[key] = self.viewer.predictions(*key, SEARCHED)
-            predicted = self._predicted[key]
-            found = np.flatnonzero(predicted != data.labels[: len(predicted)].numpy())
-            all_of_them = len(predicted) == len(data)
-            note = f"wrong among {'all' if all_of_them else 'the first'} {len(predicted):,}"
+            if key not in self._wrong:
+                self._wrong[key] = self.viewer.wrong(*key, SEARCHED)
+            wrong, why = self._wrong[key]
+            found = np.flatnonzero(wrong)
+            among = f"{'all' if len(wrong) == len(data) else 'the first'} {len(wrong):,}"
+            note = f"wrong among {among}" + (why and f" ({why})")
         if label >= 0:
             has = np.array([bool((data.labels[i] == label).any()) for i in found], dtype=bool)
             found = found[has]

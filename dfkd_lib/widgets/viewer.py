@@ -119,14 +119,14 @@ class Viewer:
 
     Args:
         models: {name: model in evaluation mode}. data: {name: ImageSet or SceneSet}.
-        class_probes: {name of a model: (K, blocks, N), or (K, N) for its last block}.
+        class_probes: {name of a model: {name of a class: (blocks, N), or (N,) for its last block}}.
     """
 
     def __init__(
         self,
         models: dict[str, nn.Module],
         data: dict[str, Data],
-        class_probes: dict[str, Tensor] | None = None,
+        class_probes: dict[str, dict[str, Tensor]] | None = None,
     ):
         if not models or not data:
             raise WorkbenchError(
@@ -137,6 +137,15 @@ class Viewer:
                 fix="give attention_explorer(model, images)",
             )
         self.models, self.data, self.class_probes = models, data, class_probes or {}
+        for name, probes in self.class_probes.items():
+            if not isinstance(probes, dict):
+                raise WorkbenchError(
+                    "class probes are given by the name of their class",
+                    expected="{model: {class: probe}}",
+                    got=type(probes).__name__,
+                    where=f"class_probes of {name}",
+                    fix="give {model: dict(zip(images.classes, probes))}, of the images they are means over",
+                )
 
     def is_detector(self, model: str) -> bool:
         """Whether a model of that name is a detector."""
@@ -258,9 +267,8 @@ class Viewer:
         }
 
     def _prediction(self, choice: Choice, model: nn.Module, data: Data, label: int) -> str:
-        names = getattr(model, "classes", None) or data.classes
-        true = self.class_of(choice.data, choice.image)
-        predicted = f"predicted {names[label] if label < len(names) else label}"
+        names, true = getattr(model, "classes", None), self.class_of(choice.data, choice.image)
+        predicted = f"predicted {names[label] if names else f'output {label}'}"
         return predicted if true is None else f"class {data.classes[true]}, {predicted}"
 
     def _class_probe(self, choice: Choice, patches: int) -> np.ndarray | None:
@@ -269,12 +277,13 @@ class Viewer:
         label = self.class_of(choice.data, choice.image)
         if probes is None or label is None or choice.token not in ("", "class"):
             return None
-        if label >= len(probes) or probes.shape[-1] != patches:
+        probe = probes.get(self.data[choice.data].classes[label])
+        if probe is None or probe.shape[-1] != patches:
             return None
-        if probes.ndim == 3:
-            return _array(probes[label, choice.block])
+        if probe.ndim == 2:
+            return _array(probe[choice.block])
         last = len(attention.attention_sites(self.models[choice.model])) - 1
-        return _array(probes[label]) if choice.block == last else None
+        return _array(probe) if choice.block == last else None
 
     def _detector(self, choice: Choice, model: Detector, data: Data, pixels: Tensor) -> dict:
         if pixels.shape[1] != 3:
@@ -295,8 +304,8 @@ class Viewer:
         best = order[0] if choice.kind == "cross" else 0
         row = best if choice.token in ("", "class") else _number(choice.token)
         pick(row, maps.shape[2], "token")
-        known, labels = dict(enumerate(data.classes)), found["labels"].tolist()
-        names = [known.get(label, str(label)) for label in labels]
+        labels = found["labels"].tolist()
+        names = [model.classes[k] if model.classes else f"class {k}" for k in labels]
         several = f"{len(names)} detections of score ≥ {choice.threshold:g}"
         if choice.weights == "attention":
             weights = {"row": row, **_weights(choice, maps[choice.block], maps[:, :, row])}
@@ -322,15 +331,23 @@ class Viewer:
             "labels": [f"{name} {s:.2f}" for name, s in zip(names, found["scores"], strict=True)],
         }
 
-    def predictions(self, model: str, data: str, count: int) -> np.ndarray:
-        """The class (int64, (n,)) that a classifier gives to each of the first `count` images."""
+    def wrong(self, model: str, data: str, count: int) -> tuple[np.ndarray, str]:
+        """Which of the first `count` images a classifier takes for another class, bool (n,), by the names of both; and a note
+        on classes of which that cannot be told."""
         images, net = self.data[data], self.models[model]
         check_images(net, images.shape, data)
+        first, names = images.subset(range(min(count, len(images)))), getattr(net, "classes", None)
+        if not names:
+            return np.zeros(len(first), bool), "not known: the model's outputs have no names"
         device = next(net.parameters()).device
-        first = images.subset(range(min(count, len(images)))).images
         with torch.inference_mode():
-            found = [net(to_float(b).to(device)).argmax(-1).cpu() for b in first.split(64)]
-        return torch.cat(found).numpy()
+            batches = first.images.split(64)
+            found = torch.cat([net(to_float(b).to(device)).argmax(-1).cpu() for b in batches])
+        true = np.array(images.classes)[first.labels.numpy()]
+        unknown = [name for name in images.classes if name not in names]
+        note = f"the model has no class {', '.join(unknown[:3])}{', …' * (len(unknown) > 3)}"
+        wrong = (np.array(names)[found.numpy()] != true) & ~np.isin(true, unknown)
+        return wrong, note if unknown else ""
 
 
 def _weights(choice: Choice, maps: Tensor, overview: Tensor) -> dict:

@@ -30,7 +30,7 @@ EXPLORE = """
 explorer = widgets.attention_explorer(
     {"teacher": teacher, "before training": fresh, "detr": open_shipped("detr_micro_scenes")},
     {"mnist": test, "flipped": test.subset(range(199, -1, -1)), "scenes": datasets.generate_scenes(8, 80, 0, "test")},
-    class_probes={"teacher": probes}, out_dir="OUT", notebook="10_attention_probes")
+    class_probes={"teacher": dict(zip(test.classes, probes))}, out_dir="OUT", notebook="10_attention_probes")
 explorer
 """
 PIXELS = """name => { const c = document.querySelector(`.dfkd-explorer ${name}`);

@@ -357,6 +357,10 @@ def test_what_cannot_be_deployed_is_refused(deployed, monkeypatch):
         deploy.deploy_student(store, teacher, teacher, test)
     with pytest.raises(WorkbenchError, match="class names differ"):
         deploy.deploy_student(store, teacher, student, replace(test, classes=tuple("abcdefghij")))
+    other = teacher.manifest["settings"] | {"classes": list("9876543210")}
+    other = replace(teacher, manifest={**teacher.manifest, "settings": other})
+    with pytest.raises(WorkbenchError, match="in another order"):
+        deploy.deploy_student(store, other, student, test)
     monkeypatch.setattr(
         "dfkd_lib.deploy.stage.largest_difference", lambda model, session, images: 2 * PARITY
     )

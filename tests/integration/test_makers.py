@@ -69,7 +69,9 @@ def model_artifact(store, name, seed=0, **overrides):
             p.data.add_(0.2 * torch.randn_like(p))
         artifacts.save_tensors(work / "model.safetensors", model.state_dict())
 
-    return store.get_or_make("teacher", {"model": name, "overrides": overrides, "seed": seed}, make)
+    known = {"model": name, "overrides": overrides, "seed": seed}
+    known["classes"] = list(CLASSES[: overrides.get("num_classes", 10)])
+    return store.get_or_make("teacher", known, make)
 
 
 @pytest.fixture(scope="module")
@@ -445,6 +447,7 @@ def test_divergence_in_the_first_epoch_is_reported(
         ("ViT", "cnn", {}, "use a vision transformer"),
         ("ViT", "vit", {"classes": CLASSES[:7]}, "num_classes"),
         ("CNN", "cnn", {"classes": CLASSES[:7]}, "num_classes"),
+        ("ViT", "vit", {"classes": CLASSES[::-1]}, "another order(.|\n)*train one on these"),
         ("ViT", "vit", {"shape": (1, 32, 32)}, "does not take these images(.|\n)*resize"),
         ("ViT", "vit", {"shape": (3, 28, 28)}, "in_chans"),
         (
@@ -487,6 +490,10 @@ def test_probes_that_are_not_the_teachers_are_refused(parts, store):
                 WorkbenchError, match="probes are of another teacher(.|\n)*this teacher"
             ):
                 make_images(store, MAKERS[name][0], given_to(parts, names, probes=probes), 20)
+    images = random_set(20, classes=CLASSES[::-1])
+    probes = synthesis.class_probes(parts.store, parts.vit, images)
+    with pytest.raises(WorkbenchError, match="in another order"):
+        make_images(store, ATTENTIVE, given_to(parts, "vit", probes=probes), 20)
     assert not store.keys()
 
 

@@ -18,6 +18,7 @@ from dfkd_lib.core import NotMade, WorkbenchError, artifacts, ledger
 from dfkd_lib.datasets import (
     SCENES,
     SceneConfig,
+    Scenes,
     SceneSet,
     generate_scenes,
     open_scenes,
@@ -46,6 +47,8 @@ from dfkd_lib.detection.matching import (
     paired_queries,
     pairwise_giou,
 )
+from dfkd_lib.detection.measure import measure_scenes
+from dfkd_lib.detection.scene_gan import object_probe_artifact
 from dfkd_lib.detection.step import confident
 from dfkd_lib.losses import detection_losses, distillation_loss
 from dfkd_lib.models import (
@@ -715,6 +718,20 @@ def test_a_step_that_cannot_be_trained_is_refused_with_its_place(trained):
     with pytest.raises(WorkbenchError, match="returns no loss"):
         drawn_scenes = study.scenes("synthetic")
         detection.train(store, ONE_EPOCH, reads_labels, drawn_scenes, test, made["teacher"])
+
+
+def test_scenes_probes_and_measures_take_no_teacher_of_other_classes(trained):
+    store, study, made = trained
+    renamed = replace(study.scenes("train", True).load(), classes=CLASSES[::-1])
+    scenes, teacher, probes = Scenes.of(renamed), made["teacher"], None
+    for refused in (
+        lambda: object_probe_artifact(store, scenes, teacher),
+        lambda: detection.SceneGAN().train(store, scenes, teacher, probes),
+        lambda: measure_scenes(store, None, teacher, teacher, probes, scenes, scenes),
+    ):
+        with pytest.raises(WorkbenchError, match="in another order"):
+            refused()
+    assert detection.load_detector(teacher).classes == CLASSES
 
 
 def test_other_classes_are_refused_before_training(trained, tmp_path):

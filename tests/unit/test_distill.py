@@ -1,13 +1,26 @@
 """Students and teachers: what they learn, what is refused, teachers that ship."""
 
+import dataclasses
+
+import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
 from steps import distill_step, train_student
 
-from dfkd_lib import training
+from dfkd_lib import synthesis, training
 from dfkd_lib.core import Store, WorkbenchError, artifacts
-from dfkd_lib.datasets import ImageSet, load_images, to_float
-from dfkd_lib.distill import KDWeights, LiveTeacher, StoredTeacher, teacher_targets
+from dfkd_lib.datasets import DataConfig, ImageSet, load_images, load_splits, to_float
+from dfkd_lib.distill import (
+    ClassificationConfig,
+    KDWeights,
+    LiveTeacher,
+    StoredTeacher,
+    Study,
+    open_subject,
+    teacher_targets,
+)
 from dfkd_lib.models import create_model, load_weights
 from dfkd_lib.training import Augmentation, Batch, DivergedError, TrainConfig, ship_teacher
 
@@ -141,6 +154,57 @@ def test_divergence_is_reported_and_leaves_no_artifact(store, digits):
     assert store.keys() == before
 
 
+def test_a_model_of_other_classes_is_refused_wherever_labels_meet(store, digits, teacher):
+    train, test = (dataclasses.replace(images, classes=tuple("9876543210")) for images in digits)
+    space = synthesis.FeatureSpace("judge", teacher, lambda images: images, teacher)
+    for refused in (
+        lambda: train_student(store, "student", "vit_mnist_smoke", teacher, train, test, CONFIG),
+        lambda: training.train_teacher(
+            store,
+            "vit_mnist_smoke",
+            train,
+            test,
+            CONFIG,
+            start=teacher,
+            overrides={"patch_size": 2},
+        ),
+        lambda: synthesis.real_features(store, test, space),
+        lambda: synthesis.measure_images(store, train, teacher, teacher, space),
+    ):
+        with pytest.raises(WorkbenchError, match="in another order"):
+            refused()
+    assert training.load_trained(teacher).classes == digits[0].classes
+
+
+@pytest.mark.parametrize("lacking, split", [("test", "no bear"), ("train", "also bear")])
+def test_splits_that_differ_in_their_classes_are_refused_and_the_fix_works(
+    tmp_path, store, lacking, split
+):
+    image = Image.fromarray(np.full((32, 32, 3), 90, np.uint8))
+    for place in ("train/ape", "train/bear", "train/cow", "test/ape", "test/bear", "test/cow"):
+        (tmp_path / place).mkdir(parents=True)
+        image.save(tmp_path / place / "1.png")
+    (tmp_path / lacking / "bear" / "1.png").rename(tmp_path / "aside.png")
+    (tmp_path / lacking / "bear").rmdir()
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32, depth=1)
+    how = {"overrides": {"depth": 1}, "model": "vit_tiny_patch16_224"}
+    artifacts.save_tensors(tmp_path / "m.safetensors", model.state_dict())
+    artifacts.save_json(tmp_path / "m.json", how)
+    config = ClassificationConfig().replace(data=DataConfig(name=str(tmp_path)))
+
+    def opened():
+        return open_subject(Study(store, config), str(tmp_path / "m.safetensors"))
+
+    for look in (opened, lambda: load_splits(config.data)):
+        with pytest.raises(WorkbenchError, match=f"{split}(.|\n)*images of each class"):
+            look()
+    (tmp_path / lacking / "bear").mkdir()
+    (tmp_path / "aside.png").rename(tmp_path / lacking / "bear" / "1.png")
+    assert (
+        opened().test_set.classes == load_splits(config.data)[0].classes == ("ape", "bear", "cow")
+    )
+
+
 def test_a_class_without_images_is_refused(store, digits):
     with pytest.raises(WorkbenchError, match="class has no image"):
         training.train_teacher(
@@ -173,9 +237,15 @@ def test_the_teacher_that_ships_is_as_good_as_it_says(store):
     assert f"{shipped.metrics['accuracy']:.3f}"[:4] in record
 
 
-def test_a_checkpoint_of_ones_own_needs_only_its_models_name(tmp_path, digits, teacher):
+def test_a_checkpoint_of_ones_own_needs_only_its_models_and_classes_names(
+    tmp_path, digits, teacher
+):
     ship_teacher(teacher, "mine", "a command", tmp_path)
-    settings = {"model": teacher.settings["model"], "overrides": teacher.settings["overrides"]}
+    settings = {name: teacher.settings[name] for name in ("model", "overrides", "classes")}
+    for classes in (None, list(reversed(settings["classes"]))):
+        artifacts.save_json(tmp_path / "mine.json", settings | {"classes": classes})
+        with pytest.raises(WorkbenchError, match="nobody recorded which class|in another order"):
+            training.shipped_teacher(Store(tmp_path / "store"), str(tmp_path / "mine"), digits[1])
     artifacts.save_json(tmp_path / "mine.json", settings)
     back = training.shipped_teacher(Store(tmp_path / "store"), str(tmp_path / "mine"), digits[1])
     assert back.metrics["accuracy"] > 0.8 and back.ledger[0]["split"] == "not recorded"

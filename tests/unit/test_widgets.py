@@ -1,5 +1,6 @@
 """Widgets: the static figure in batch, and controls that change the picture."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -20,7 +21,9 @@ NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "10_attention_pro
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return create_model("vit_mnist_smoke").eval()
+    made = create_model("vit_mnist_smoke").eval()
+    made.classes = tuple("0123456789")
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def explorer(model, images):
     box = widgets.attention_explorer(
         {"model": model, "other": other},
         {"some": images, "more": images.subset([3, 4, 5])},
-        class_probes={"model": probes},
+        class_probes={"model": dict(zip("012", probes, strict=True))},
         notebook="10_attention_probes",
     )
     sent = []
@@ -146,6 +149,57 @@ def test_the_gallery_filters_by_class_and_by_error(explorer, model, images):
     message, buffers = ask(box, sent, do="gallery", changes={"label": 9})["gallery"]
     assert message["indices"] == [] and "no such image of class 9" in message["note"]
     assert ask(box, sent, do="choose", changes={"image": 1})["view"]  # still usable
+
+
+@pytest.mark.parametrize(
+    "outputs, classes, wrong, note, said",
+    [
+        ("0123456789", "0123456789", [0, 2, 3, 5], "", "class 1, predicted 1"),
+        ("1032456789", "0123456789", [1, 2, 4, 5], "", "class 1, predicted 0"),
+        ("1032456789", "1032456789", [0, 2, 3, 5], "", "class 0, predicted 0"),
+        ("0123456789", "1x23456789", [2, 5], "has no class x", "class x, predicted 1"),
+        ("", "0123456789", [], "have no names", "class 1, predicted output 1"),
+    ],
+)
+def test_classes_of_model_probes_and_data_are_compared_by_name(
+    model, images, monkeypatch, outputs, classes, wrong, note, said
+):
+    assert set(model(to_float(images.images)).argmax(1).tolist()) == {1}
+    monkeypatch.setattr(model, "classes", tuple(outputs) or None)
+    data = ImageSet(images.pixels, images.labels, tuple(classes))
+    probes = {"1": torch.rand(2, 49), "2": torch.rand(2, 49)}
+    viewer = widgets.Viewer({"m": model}, {"d": data}, {"m": probes})
+    found, why = viewer.wrong("m", "d", 100)
+    assert found.nonzero()[0].tolist() == wrong and note in why and bool(note) == bool(why)
+    for image, name in enumerate(classes[:3]):
+        (panel,) = viewer.panels(widgets.Choice(image=image, block=0))
+        if name in probes:
+            assert np.array_equal(panel.class_probe, probes[name][0].numpy())
+        else:
+            assert panel.class_probe is None
+    assert viewer.panels(widgets.Choice(image=1))[0].prediction == said
+
+
+def test_class_probes_without_names_are_refused(model, images):
+    with pytest.raises(WorkbenchError, match="by the name of their class") as caught:
+        widgets.Viewer({"m": model}, {"d": images}, {"m": torch.rand(3, 2, 49)})
+    assert "dict(zip(images.classes, probes))" in caught.value.fix
+
+
+def test_a_detectors_classes_are_its_own(detector, scenes, monkeypatch):
+    other = dataclasses.replace(scenes, classes=tuple("abcd"))
+    choice = widgets.Choice(threshold=0.0)
+    for classes, first in ((("x", "y", "z", "w"), "xyzw"), (None, "c")):
+        monkeypatch.setattr(detector, "classes", classes)
+        (panel,) = widgets.Viewer({"d": detector}, {"s": other}).panels(choice)
+        assert panel.labels and {label[0] for label in panel.labels} <= set(first)
+    monkeypatch.setattr(detector, "classes", tuple("dcba"))
+    for refused in (
+        lambda: widgets.detection_browser({"d": detector}, other, interactive=False),
+        lambda: detection.detections(detector, other),
+    ):
+        with pytest.raises(WorkbenchError, match="different classes"):
+            refused()
 
 
 @pytest.mark.parametrize(
