@@ -3,13 +3,16 @@
 While an attention module runs, a torch function mode sees its call of `scaled_dot_product_attention`, with queries and
 keys as they are after normalisation, rotary positions and relative position bias. The rows asked for are then
 softmax(q Kᵀ s + bias) of those: one token's row costs O(N), and nothing is changed in the model. Where a model computes
-its attention eagerly, the mode sees the softmax instead. Outside the wanted modules no mode is active: the rest of the
-model runs as ever. (One row of timm's plain attention is had more cheaply still, off its projection.)
+its attention eagerly, the mode sees the softmax instead, and follows it to the product with the values: weights of
+sampling points, or heads mixed after the softmax, never get there, and are no map. Outside the wanted modules no mode is
+active: the rest of the model runs as ever. (One row of timm's plain attention is had more cheaply still, off its
+projection.)
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from threading import RLock, get_ident
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +20,15 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dfkd_lib.attention.sites import attention_sites, pick
+from dfkd_lib.attention.sites import Site, all_sites, attention_sites, pick
 from dfkd_lib.core import WorkbenchError
 
 LARGE = 200_000  # elements of an image's keys from which a product for each image beats one elementwise pass over all
 _SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax)
+# Functions that multiply attention with values, and those that leave it the same weights, by name (they exist as methods too).
+_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum"}
+_SAME = {"dropout", "to", "type_as", "float", "half", "bfloat16", "contiguous", "clone", "transpose", "permute", "view"}
+_SAME |= {"reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "nan_to_num"}
 # A notebook's widgets may run beside its cells, in a thread of their own: one of them looks into a model at a time.
 _LOOKING = RLock()
 
@@ -89,28 +96,58 @@ class _Enough(Exception):
 
 
 class _Catch(TorchFunctionMode):
-    """Hands the attention weights computed while it is active to `keep`."""
+    """Finds the attention weights that a module's forward computes while it is active; `keep` gets them at its end."""
 
     def __init__(self, keep: Callable[[Tensor], None], token: int | None, through: bool):
         super().__init__()
         self.keep, self.token, self.through = keep, token, through
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what an earlier forward pass computed."""
+        self.found: list[Tensor] = []
+        self.sizes = (0, 0, 0)  # heads, queries and keys of the whole map
+        self.softmax = self.weights = None  # not yet multiplied with values; the same after dropout and the like
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            kwargs = kwargs or {}
             weights = self._reachable(attention_weights(*args, token=self.token, **kwargs))
-            self.keep(weights)
+            self._find(weights, *_sizes(*args, **kwargs))
             return _values(weights, *args, **kwargs) if self.through else func(*args, **kwargs)
-        result = func(*args, **kwargs) if kwargs else func(*args)
-        if func in _SOFTMAX and result.ndim == 4:
-            result = self._reachable(result)
-            row = None if self.token is None else pick(self.token, result.shape[2], "token")
-            self.keep(result if row is None else result[:, :, row])
+        name = getattr(func, "__name__", "")
+        used = self.weights is not None and any(arg is self.weights for arg in args)
+        if used and name in _PRODUCTS:
+            self._find(self._row(self.softmax), *self.softmax.shape[1:])
+            self.softmax = self.weights = None
+        result = func(*args, **kwargs)
+        if func in _SOFTMAX and result.ndim == 4 and _dimension(*args, **kwargs) in (-1, 3):
+            self.softmax = self.weights = result = self._reachable(result)
+        elif used and name in _SAME:
+            self.weights = result
         return result
+
+    def _find(self, weights: Tensor, *sizes: int) -> None:
+        self.found.append(weights)
+        self.sizes = sizes
+
+    def _row(self, weights: Tensor) -> Tensor:
+        if self.token is None:
+            return weights
+        return weights[:, :, pick(self.token, weights.shape[2], "token")]
 
     def _reachable(self, weights: Tensor) -> Tensor:
         # Where nothing before them learns (a frozen DETR's first queries are constants) they begin the graph.
         return weights.requires_grad_() if self.through and torch.is_grad_enabled() else weights
+
+
+def _sizes(query: Tensor, key: Tensor, *_, **__) -> tuple[int, int, int]:
+    return query.shape[1], query.shape[-2], key.shape[-2]
+
+
+def _dimension(_: Tensor, dim: int | None = None, *__, **___) -> int | None:
+    """The dimension over which a softmax of these arguments is taken."""
+    return dim
 
 
 def _values(
@@ -139,16 +176,18 @@ def capture_attention(
         blocks: indices among the attention modules of that kind, None for all of them.
         token: the query whose row is kept; None keeps the whole map.
         stop: end the forward pass as soon as the last wanted block is captured; the `with` body then goes no further either.
-        kind: "encoder", "decoder", "cross" or "inner"; see `Site`.
+        kind: "encoder", "decoder", "cross", "pool" or "inner"; see `Site`.
         through: let the model's output depend on the captured maps (token=None), so that its gradient in them exists;
             attention is computed unfused then.
 
     Yields:
         dict {block index as given: (B, heads, S) rows or (B, heads, T, S) maps}, filled by each forward pass;
-        differentiable.
+        differentiable. As the module computes them: B counts windows where attention is within windows, and T is 1 where
+        the class token alone attends.
 
     Raises:
-        WorkbenchError: for a model without attention, a block or token out of range, or if nothing could be captured.
+        WorkbenchError: for a model without attention, a block or token out of range, or a wanted module that computes no
+            map of queries by keys: sampling points, attention among channels, several maps at once.
     """
     sites = attention_sites(model, kind)
     wanted = range(len(sites)) if blocks is None else blocks
@@ -168,31 +207,35 @@ def capture_attention(
 
     with _LOOKING, ExitStack() as stack:
         for place in set(places.values()):
-            stack.enter_context(_watched(sites[place].module, _Catch(keep(place), token, through)))
+            stack.enter_context(_watched(model, sites[place], _Catch(keep(place), token, through)))
         with suppress(_Enough):
             yield captured
     missed = [sites[place].name for index, place in places.items() if index not in captured]
     if missed:
         raise WorkbenchError(
             "no attention was captured",
-            got=f"{type(model).__name__}: nothing in {', '.join(missed[:3])}",
-            expected="a call of scaled_dot_product_attention, or a softmax of (B, heads, T, S), in each attention module "
-            "while the model runs",
-            fix="run the model inside the with statement, uncompiled; an attention without "
-            "such weights (linear, cross-covariance) has no map to show",
+            got=f"{type(model).__name__}: {', '.join(missed[:3])} did not run",
+            expected="each attention module at work while the model runs",
+            fix="run the model inside the with statement, uncompiled",
         )
 
 
 @contextmanager
-def _watched(module: nn.Module, mode: _Catch):
+def _watched(model: nn.Module, site: Site, mode: _Catch):
     """The module's forward under the mode. (Hooks would do the same, but cost as much as a small model's attention.)"""
-    forward, thread = module.forward, get_ident()
+    module, thread = site.module, get_ident()
+    forward = module.forward
 
     def watched(*args, **kwargs):
         if get_ident() != thread:  # somebody else's forward pass
             return forward(*args, **kwargs)
+        mode.begin()
         with mode:
-            return forward(*args, **kwargs)
+            result = forward(*args, **kwargs)
+        if problem := _no_map(module, forward, mode, args, kwargs):
+            raise _refusal(model, site, problem)
+        mode.keep(mode.found[0])
+        return result
 
     if type(module) is not Attention or mode.token is None or mode.through:
         with _replaced(module, watched):
@@ -219,6 +262,54 @@ def _watched(module: nn.Module, mode: _Catch):
 
     with _replaced(module, tapped), _replaced(module.qkv, projected):
         yield
+
+
+def _no_map(module: nn.Module, forward: Callable, mode: _Catch, args: tuple, kwargs: dict) -> str:
+    """Why what a forward pass of the module has shown is not a map of queries by keys; "" if it is."""
+    if len(mode.found) > 1:
+        return f"{len(mode.found)} attention maps in one module"
+    if not mode.found and mode.softmax is not None:
+        return f"a softmax of {tuple(mode.softmax.shape)} that does not itself multiply values: sampling points, or mixed heads"
+    if not mode.found:
+        return "no softmax over the keys of each head: linear attention, or torch's own MultiheadAttention"
+    return "attention among channels" if _among_channels(module, forward, mode, args, kwargs) else ""
+
+
+# Whether it is so takes two more forward passes of a module.
+_of_channels: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _among_channels(
+    module: nn.Module, forward: Callable, mode: _Catch, args: tuple, kwargs: dict
+) -> bool:
+    """Whether a map's queries and keys are the channels of a head, not tokens (B, N, C)."""
+    tokens = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+    heads, queries, keys = mode.sizes
+    if tokens is None or tokens.ndim != 3 or queries != keys or queries * heads != tokens.shape[2]:
+        return False
+    if queries != tokens.shape[1]:
+        return len(mode.found[0]) == len(tokens)
+    if module not in _of_channels:  # as many tokens as channels: only a map of channels does not see the tokens' order
+        noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0)).to(tokens)
+        maps = []
+        for given in (noise, noise.flip(1)):
+            again = _Catch(maps.append, None, False)
+            same = [given if x is tokens else x for x in args]
+            with torch.no_grad(), torch.random.fork_rng(), again:
+                forward(*same, **{k: given if x is tokens else x for k, x in kwargs.items()})
+            maps += again.found
+        _of_channels[module] = torch.allclose(*maps, atol=1e-4)
+    return _of_channels[module]
+
+
+def _refusal(model: nn.Module, site: Site, problem: str) -> WorkbenchError:
+    kinds = sorted({other.kind for other in all_sites(model)} - {site.kind})
+    return WorkbenchError(
+        "no attention was captured",
+        got=f"{site.name or 'the model'} ({type(site.module).__name__}) of {type(model).__name__}: {problem}",
+        expected="scaled_dot_product_attention, or a softmax of (B, heads, T, S) that multiplies values, once",
+        fix=f"choose another block{', or kind ' if kinds else ''}{' or '.join(kinds)}, or another model",
+    )
 
 
 def _row_of_projection(module: Attention, token: int) -> Callable[[Tensor], Tensor]:

@@ -13,8 +13,8 @@ class Site:
     """One attention module of a model: its dotted name, and its kind.
 
     Kinds: "encoder" (self-attention over patches or encoder tokens: a ViT's blocks, a DETR's encoder), "decoder"
-    (self-attention among a DETR's object queries), "cross" (object queries over the image), "inner" (TNT's attention
-    over the pixels within a patch).
+    (self-attention among a DETR's object queries), "cross" (object queries over the image), "pool" (a pooling head's
+    learned query over the patches, beside the blocks), "inner" (TNT's attention over the pixels within a patch).
     """
 
     name: str
@@ -33,15 +33,22 @@ class Site:
 
 
 def _is_attention(module: nn.Module) -> bool:
-    # Talking heads are mixed after the softmax: no single map multiplies the values.
     name = type(module).__name__.lower()
     named = any(part in name for part in ("attention", "attn"))
-    other = any(part in name for part in ("pool", "talkinghead"))
-    return named and not other and next(module.parameters(), None) is not None
+    return named and next(module.parameters(), None) is not None and not _mixes_heads(module)
 
 
-def _kind(name: str, module: nn.Module) -> str:
+def _mixes_heads(module: nn.Module) -> bool:
+    """Whether a layer from heads to heads mixes them (CaiT's talking heads): no single map multiplies the values."""
+    heads = getattr(module, "num_heads", None)
+    layers = (layer for layer in module.children() if isinstance(layer, nn.Linear))
+    return any(layer.in_features == layer.out_features == heads for layer in layers)
+
+
+def _kind(name: str, module: nn.Module, alone: bool) -> str:
     names = f"{name}.{type(module).__name__}".lower()
+    if alone:
+        return "pool"
     if "attn_in" in names:
         return "inner"
     if "encoder_attn" in names or "cross" in names:
@@ -69,7 +76,13 @@ def _find_sites(model: nn.Module) -> list[Site]:
         for name, _ in named
         if any(other != name and other.startswith(f"{name}." if name else "") for other, _ in named)
     }
-    sites = [Site(name, module, _kind(name, module)) for name, module in named if name not in outer]
+    found = [(name, module) for name, module in named if name not in outer]
+    # Blocks stand in lists; what stands by itself beside them pools what they give.
+    listed = {name for name, _ in found if any(part.isdigit() for part in name.split("."))}
+    sites = [
+        Site(name, module, _kind(name, module, bool(listed) and name not in listed))
+        for name, module in found
+    ]
     if not sites:
         raise WorkbenchError(
             "no attention to look at in this model",
@@ -156,16 +169,21 @@ def token_layout(model: nn.Module) -> TokenLayout:
 
 
 def _read_layout(model: nn.Module) -> TokenLayout:
-    has_class = isinstance(_first(model, "cls_token", "class_token"), Tensor)
+    token = _first(model, "cls_token", "class_token", "class_embedding")
+    classes = 0
+    if isinstance(token, Tensor):  # (1, 1, C), (C,), or (1, 2, C) with a distillation token in it
+        classes = token.shape[1] if token.ndim == 3 else 1
     distilled = _first(model, "dist_token", "distillation_token") is not None
     registers = _first(model, "reg_token", "register_tokens")
-    suffix = int(_first(model, "num_suffix_tokens") or 0)
+    detections = _first(model, "detection_tokens")
+    after = int(_first(model, "num_suffix_tokens") or 0)  # TITN's distillation token
+    suffix = after + (0 if detections is None else detections.shape[1])
     prefix = _first(model, "num_prefix_tokens")
     if prefix is None:
-        prefix = has_class + (distilled and not suffix)
+        prefix = classes + (distilled and not after)
         prefix += 0 if registers is None else registers.shape[1]
-    distillation = (-1 if suffix else 1) if distilled else None
-    return TokenLayout(0 if has_class and prefix else None, distillation, int(prefix), suffix)
+    distillation = (-1 if after else 1) if distilled or classes == 2 else None
+    return TokenLayout(0 if classes and prefix else None, distillation, int(prefix), suffix)
 
 
 def class_token(model: nn.Module) -> int:
