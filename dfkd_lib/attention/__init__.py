@@ -12,10 +12,13 @@ from dfkd_lib.attention.probes import (
     class_probe_statistics,
     in_batches,
     logits_and_probe,
+    on_patches,
     probe_from_rows,
     query_token,
     reduce_heads,
     resize_probe,
+    token_rows,
+    usual_token,
 )
 from dfkd_lib.attention.sites import (
     attention_sites,
@@ -57,6 +60,7 @@ __all__ = [
     "jensen_shannon",
     "logits_and_probe",
     "reduce_heads",
+    "on_patches",
     "outputs_and_probe",
     "patch_grid",
     "patch_tokens",
@@ -67,4 +71,6 @@ __all__ = [
     "rank_correlation",
     "resize_probe",
     "token_layout",
+    "token_rows",
+    "usual_token",
 ]

@@ -27,7 +27,19 @@ LARGE = 200_000  # elements of an image's keys from which a product for each ima
 _SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax)
 # Functions that multiply attention with values, and those that leave it the same weights, by name (they exist as methods too).
 _PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum"}
-_SAME = {"dropout", "to", "type_as", "float", "half", "bfloat16", "contiguous", "clone", "transpose", "permute", "view"}
+_SAME = {
+    "dropout",
+    "to",
+    "type_as",
+    "float",
+    "half",
+    "bfloat16",
+    "contiguous",
+    "clone",
+    "transpose",
+    "permute",
+    "view",
+}
 _SAME |= {"reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "nan_to_num"}
 # A notebook's widgets may run beside its cells, in a thread of their own: one of them looks into a model at a time.
 _LOOKING = RLock()
@@ -98,6 +110,8 @@ class _Enough(Exception):
 class _Catch(TorchFunctionMode):
     """Finds the attention weights that a module's forward computes while it is active; `keep` gets them at its end."""
 
+    only: "_Catch | None" = None
+
     def __init__(self, keep: Callable[[Tensor], None], token: int | None, through: bool):
         super().__init__()
         self.keep, self.token, self.through = keep, token, through
@@ -106,11 +120,15 @@ class _Catch(TorchFunctionMode):
     def begin(self) -> None:
         """Forget what an earlier forward pass computed."""
         self.found: list[Tensor] = []
-        self.sizes = (0, 0, 0)  # heads, queries and keys of the whole map
-        self.softmax = self.weights = None  # not yet multiplied with values; the same after dropout and the like
+        self.sizes: tuple[int, ...] = ()  # heads, queries and keys of the whole map
+        self.softmax = self.weights = (
+            None  # not yet multiplied with values; the same after dropout and the like
+        )
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self.only not in (None, self):
+            return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             weights = self._reachable(attention_weights(*args, token=self.token, **kwargs))
             self._find(weights, *_sizes(*args, **kwargs))
@@ -272,7 +290,9 @@ def _no_map(module: nn.Module, forward: Callable, mode: _Catch, args: tuple, kwa
         return f"a softmax of {tuple(mode.softmax.shape)} that does not itself multiply values: sampling points, or mixed heads"
     if not mode.found:
         return "no softmax over the keys of each head: linear attention, or torch's own MultiheadAttention"
-    return "attention among channels" if _among_channels(module, forward, mode, args, kwargs) else ""
+    return (
+        "attention among channels" if _among_channels(module, forward, mode, args, kwargs) else ""
+    )
 
 
 # Whether it is so takes two more forward passes of a module.
@@ -289,17 +309,33 @@ def _among_channels(
         return False
     if queries != tokens.shape[1]:
         return len(mode.found[0]) == len(tokens)
-    if module not in _of_channels:  # as many tokens as channels: only a map of channels does not see the tokens' order
+    # As many tokens as channels: only a map of channels does not see the tokens' order.
+    if module not in _of_channels:
         noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0)).to(tokens)
         maps = []
         for given in (noise, noise.flip(1)):
-            again = _Catch(maps.append, None, False)
-            same = [given if x is tokens else x for x in args]
-            with torch.no_grad(), torch.random.fork_rng(), again:
-                forward(*same, **{k: given if x is tokens else x for k, x in kwargs.items()})
-            maps += again.found
-        _of_channels[module] = torch.allclose(*maps, atol=1e-4)
+            positional = [given if x is tokens else x for x in args]
+            named = {name: given if x is tokens else x for name, x in kwargs.items()}
+            with (
+                torch.no_grad(),
+                torch.random.fork_rng(),
+                _alone(_Catch(lambda _: None, None, False)) as again,
+            ):
+                forward(*positional, **named)
+            maps.append(again.found[0])
+        _of_channels[module] = torch.allclose(maps[0], maps[1], atol=1e-4)
     return _of_channels[module]
+
+
+@contextmanager
+def _alone(mode: _Catch):
+    """The mode at work, while those around it look away."""
+    _Catch.only = mode
+    try:
+        with mode:
+            yield mode
+    finally:
+        _Catch.only = None
 
 
 def _refusal(model: nn.Module, site: Site, problem: str) -> WorkbenchError:

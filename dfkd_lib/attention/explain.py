@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_lib.attention.capture import capture_attention
-from dfkd_lib.attention.probes import query_token
-from dfkd_lib.attention.sites import pick, token_layout
+from dfkd_lib.attention.probes import alike, on_patches, token_rows
+from dfkd_lib.attention.sites import pick
 from dfkd_lib.core import WorkbenchError
 
 
@@ -22,16 +22,18 @@ def attention_rollout(model: nn.Module, images: Tensor, token: str | int = "clas
     Returns:
         (B, N) float32 ≥ 0; each row sums to at most 1.
 
+    Raises:
+        WorkbenchError: for a model whose blocks do not all mix the same tokens (windows, stages, class attention).
+
     Source: Abnar and Zuidema, Quantifying Attention Flow in Transformers (ACL 2020), section 3.
     """
-    row = query_token(model, token)
-    with capture_attention(model, None, None, stop=True) as maps:
+    with capture_attention(model, None, None, stop=True) as found:
         model(images)
-    kept = torch.eye(next(iter(maps.values())).shape[-1], device=images.device)
-    rolled = kept
-    for attention in maps.values():
+    maps = _whole(model, found, images)
+    rolled = kept = torch.eye(maps[0].shape[-1], device=images.device)
+    for attention in maps:
         rolled = (attention.mean(1) + kept) / 2 @ rolled
-    return rolled[:, pick(row, rolled.shape[1], "token"), token_layout(model).patches]
+    return token_rows(model, rolled, token)
 
 
 def gradient_attention(
@@ -51,7 +53,7 @@ def gradient_attention(
         (B, N) float32 ≥ 0, of no particular sum.
 
     Raises:
-        WorkbenchError: if the model has no classifier.
+        WorkbenchError: if the model has no classifier, and as `attention_rollout`.
 
     Source: Chefer, Gur and Wolf, Generic Attention-model Explainability (ICCV 2021), eq. 5, 6.
     """
@@ -62,17 +64,23 @@ def gradient_attention(
             got=getattr(model, "source", type(model).__name__),
             fix="look at its attention or its rollout, or load a classifier",
         )
-    row = query_token(model, token)
     # Callers may be in inference mode, whose tensors know no gradients.
     with torch.inference_mode(False), torch.enable_grad():
         pixels = images.clone().requires_grad_()
-        with capture_attention(model, None, None, through=True) as maps:
+        with capture_attention(model, None, None, through=True) as found:
             logits = model(pixels)
-        steps = _weighted(_chosen(logits, target), list(maps.values()))
+        steps = _weighted(_chosen(logits, target), _whole(model, found, images))
         reached = _identity(steps[0])
         for step in steps:
             reached = reached + step @ reached
-    return reached[:, pick(row, reached.shape[1], "token"), token_layout(model).patches]
+    return token_rows(model, reached, token)
+
+
+def _whole(model: nn.Module, found: dict[int, Tensor], images: Tensor) -> list[Tensor]:
+    """Every block's map over the same tokens; WorkbenchError if a block has none."""
+    for attention in found.values():
+        on_patches(model, attention, images)
+    return alike(model, found.values())
 
 
 def detection_relevance(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dfkd_lib.attention.capture import capture_attention
 from dfkd_lib.attention.moments import ClassMoments
-from dfkd_lib.attention.sites import class_token, pick, token_layout
+from dfkd_lib.attention.sites import class_token, patch_grid, pick, token_layout
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import to_float
 
@@ -29,10 +29,68 @@ def one_head(rows: Tensor, head: int) -> Tensor:
     return rows[:, pick(head, rows.shape[1], "head")]
 
 
-def probe_from_rows(model: nn.Module, rows: Tensor, head: int | None = None) -> Tensor:
+def on_patches(model: nn.Module, attention: Tensor, images: Tensor) -> Tensor:
+    """Attention (B, ..., S) of images (B, C, H, W) → on their patches alone, (B, ..., N).
+
+    Raises:
+        WorkbenchError: if it is of windows, or the tokens that are not known to be others do not form a grid.
+    """
+    if len(attention) != len(images):
+        raise WorkbenchError(
+            "attention within windows is no map over the image",
+            expected=f"{len(images)} maps of {len(images)} images",
+            got=f"{len(attention)} windows",
+            where=type(model).__name__,
+            fix="choose a block whose window is the whole grid, often the last; or read windows by capture_attention",
+        )
+    if model.training and getattr(getattr(model, "patch_drop", None), "prob", False):
+        raise WorkbenchError(
+            "some patches are left out at random",
+            expected="every patch in its place",
+            got="training with patch dropout",
+            where=type(model).__name__,
+            fix="call model.eval(), or make the model with patch_drop_rate=0",
+        )
+    found = attention[..., token_layout(model).patches]
+    patch_grid(model, found.shape[-1], *images.shape[-2:])
+    return found
+
+
+def alike(model: nn.Module, found: Iterable[Tensor]) -> list[Tensor]:
+    """The same maps (B, heads, T, S) or rows of all blocks; WorkbenchError if blocks differ, or T is not S."""
+    maps = list(found)
+    sizes = {tuple(each.shape[1:]) for each in maps}
+    if len(sizes) > 1 or any(len(size) == 3 and size[1] != size[2] for size in sizes):
+        heads = "heads x queries x keys" if maps[0].ndim == 4 else "heads x keys"
+        raise WorkbenchError(
+            "this model's blocks do not share one set of tokens",
+            expected="in every block as many tokens and heads, each token looking at all",
+            got=f"{heads}: {', '.join(' x '.join(map(str, size)) for size in sorted(sizes))}",
+            where=type(model).__name__,
+            fix="look at one block, by attention_probe or attention_map",
+        )
+    return maps
+
+
+def probe_from_rows(
+    model: nn.Module, rows: Tensor, images: Tensor, head: int | None = None
+) -> Tensor:
     """A token's rows (B, heads, T) → probes (B, N): patches only, heads averaged unless one is asked for."""
     rows = reduce_heads(rows) if head is None else one_head(rows, head)
-    return rows[:, token_layout(model).patches]
+    return on_patches(model, rows, images)
+
+
+def usual_token(model: nn.Module) -> str:
+    """Whose attention stands for a model's: "class" where it has a class token, else "mean"."""
+    return "mean" if token_layout(model).class_token is None else "class"
+
+
+def token_rows(model: nn.Module, maps: Tensor, token: str | int) -> Tensor:
+    """The attention of a token, as `attention_probe` names it, on the patches: maps (..., T, S) → (..., N)."""
+    patches = token_layout(model).patches
+    if token == "mean":
+        return maps[..., patches, patches].mean(-2)
+    return maps[..., pick(query_token(model, token), maps.shape[-2], "token"), patches]
 
 
 def query_token(model: nn.Module, token: str | int) -> int:
@@ -49,9 +107,9 @@ def query_token(model: nn.Module, token: str | int) -> int:
         raise WorkbenchError(
             missing,
             got=f"{token!r} of {type(model).__name__}",
-            expected="class, distillation (DeiT, TITN), or the number of a patch from 0",
+            expected="class, distillation (DeiT, TITN), mean, or the number of a patch from 0",
             where="token",
-            fix="ask for the class token or a patch",
+            fix="ask for the mean over patches, or a patch",
         )
     return layout.prefix + token
 
@@ -68,7 +126,7 @@ def logits_and_probe(model: nn.Module, images: Tensor, block: int = -1, head: in
     token = class_token(model)
     with capture_attention(model, (block,), token) as rows:
         output = model(images)
-    return output, probe_from_rows(model, rows[block], head)
+    return output, probe_from_rows(model, rows[block], images, head)
 
 
 def attention_probe(
@@ -85,24 +143,40 @@ def attention_probe(
         images: float (B, C, H, W) as the model wants them.
         block: index, from the end if negative.
         head: index, or None for the mean over heads.
-        token: "class", "distillation", or the number of a patch.
+        token: "class", "distillation", the number of a patch, or "mean", the mean over patches.
 
     Returns:
         (B, N) float32 ≥ 0; each row sums to the token's attention on patches (≤ 1). Differentiable.
 
     Raises:
-        WorkbenchError: for a model without attention or that token, a block or head out of range.
+        WorkbenchError: for a model without attention or that token, a block or head out of range, a block of windows.
     """
-    with capture_attention(model, (block,), query_token(model, token), stop=True) as rows:
-        model(images)
-    return probe_from_rows(model, rows[block], head)
+    (rows,) = _rows(model, images, (block,), token)
+    return reduce_heads(rows) if head is None else one_head(rows, head)
 
 
 def attention_probes(model: nn.Module, images: Tensor, token: str | int = "class") -> Tensor:
-    """The probes of every block and head in one forward pass: (blocks, B, heads, N); see `attention_probe`."""
-    with capture_attention(model, None, query_token(model, token), stop=True) as rows:
+    """The probes of every block and head in one forward pass: (blocks, B, heads, N); see `attention_probe`.
+
+    Raises:
+        WorkbenchError: if blocks differ in tokens or heads, beside the errors of `attention_probe`.
+    """
+    return torch.stack(alike(model, _rows(model, images, None, token)))
+
+
+def _rows(
+    model: nn.Module, images: Tensor, blocks: tuple[int] | None, token: str | int
+) -> list[Tensor]:
+    """The attention (B, heads, N) of a token of each of these blocks."""
+    row = None if token == "mean" else query_token(model, token)
+    with capture_attention(model, blocks, row, stop=True) as found:
         model(images)
-    return torch.stack(list(rows.values()))[..., token_layout(model).patches]
+    seen = [on_patches(model, each, images) for each in found.values()]
+    return (
+        seen
+        if row is not None
+        else [each[:, :, token_layout(model).patches].mean(2) for each in seen]
+    )
 
 
 def attention_map(
@@ -110,10 +184,17 @@ def attention_map(
 ) -> Tensor:
     """The whole attention softmax(QKᵀ/√d) of one block: (B, heads, T, S) float32, rows summing to 1.
 
-    S = T for self-attention; for kind "cross" the T object queries of a DETR look at the S tokens of its encoder.
+    S = T for self-attention; T = 1 where the class token alone attends (CaiT). For kind "cross" the T object queries of a
+    DETR look at the S tokens of its encoder, for "pool" the learned query of a pooling head at the patches.
+
+    Raises:
+        WorkbenchError: for a block without a map of queries by keys (sampling points, channels) over the whole grid of
+            patches (windows), and as `capture_attention`.
     """
     with capture_attention(model, (block,), token=None, stop=True, kind=kind) as maps:
         model(images)
+    if kind in ("encoder", "pool"):
+        on_patches(model, maps[block], images)
     return maps[block]
 
 
@@ -159,6 +240,7 @@ def class_probe_statistics(
     num_classes: int,
     block: int | None = -1,
     probe: Callable[[Tensor], Tensor] = reduce_heads,
+    token: str = "class",
 ) -> ClassProbes:
     """Mean and spread of the attention probes of each class in one pass, in memory that does not grow with the images.
 
@@ -166,7 +248,8 @@ def class_probe_statistics(
         batches: (images, labels) pairs, each any number of images.
         num_classes: K.
         block: as for `attention_probe`; None: every block.
-        probe: attention of the class token on the patches, (B, heads, N), to probes (B, N).
+        probe: attention of the token on the patches, (B, heads, N), to probes (B, N).
+        token: "class", or "mean" for a model without class token.
 
     Returns:
         ClassProbes; the standard deviation is that of the images (n - 1), NaN for a class of one image.
@@ -178,11 +261,11 @@ def class_probe_statistics(
     """
     moments = ClassMoments(num_classes, "class probes")
     for images, labels in model_inputs(model, batches):
-        rows = attention_probes(model, images)
         if block is None:
+            rows = attention_probes(model, images, token)
             moments.add(torch.stack([_checked(probe, each) for each in rows], 1), labels)
         else:
-            moments.add(_checked(probe, rows[pick(block, len(rows), "block")]), labels)
+            moments.add(_checked(probe, _rows(model, images, (block,), token)[0]), labels)
     return ClassProbes(*moments.stacked())
 
 

@@ -69,6 +69,13 @@ def all_sites(model: nn.Module) -> list[Site]:
 
 
 def _find_sites(model: nn.Module) -> list[Site]:
+    if hasattr(model, "text_model") and hasattr(model, "vision_model"):
+        raise WorkbenchError(
+            "this model has a tower of text beside that of images",
+            expected="a model that takes images alone",
+            got=_name(model),
+            fix="give its vision_model",
+        )
     named = [(name, module) for name, module in model.named_modules() if _is_attention(module)]
     # Modules outside others of them.
     outer = {
@@ -132,14 +139,18 @@ class TokenLayout:
     Args:
         class_token: index or None.
         distillation: likewise.
-        prefix: number of tokens before and after the patches.
-        suffix: likewise.
+        prefix: number of tokens before the patches.
+        suffix: number of tokens after them: detection tokens, TITN's distillation token.
+        patch: height and width of a patch in pixels, None where the model does not say.
+        grid: rows and columns of the patches of images of the model's own size, likewise.
     """
 
     class_token: int | None
     distillation: int | None
     prefix: int
     suffix: int
+    patch: tuple[int, int] | None = None
+    grid: tuple[int, int] | None = None
 
     @property
     def patches(self) -> slice:
@@ -162,13 +173,24 @@ _layouts: WeakKeyDictionary[nn.Module, TokenLayout] = WeakKeyDictionary()
 
 
 def token_layout(model: nn.Module) -> TokenLayout:
-    """The tokens of a ViT-like model: class, distillation and register tokens, then the patches."""
+    """The tokens of a ViT-like model: class, distillation and register tokens, the patches, detection tokens.
+
+    Raises:
+        WorkbenchError: for a masked autoencoder, which leaves out patches at random and puts the others in another order.
+    """
     if model not in _layouts:
         _layouts[model] = _read_layout(model)
     return _layouts[model]
 
 
 def _read_layout(model: nn.Module) -> TokenLayout:
+    if getattr(getattr(model, "config", None), "mask_ratio", None) is not None:
+        raise WorkbenchError(
+            "a masked autoencoder puts its patches in a random order",
+            expected="patches in their places",
+            got=_name(model),
+            fix="load its weights into the plain model, such as transformers.ViTModel.from_pretrained(FOLDER)",
+        )
     token = _first(model, "cls_token", "class_token", "class_embedding")
     classes = 0
     if isinstance(token, Tensor):  # (1, 1, C), (C,), or (1, 2, C) with a distillation token in it
@@ -183,7 +205,17 @@ def _read_layout(model: nn.Module) -> TokenLayout:
         prefix = classes + (distilled and not after)
         prefix += 0 if registers is None else registers.shape[1]
     distillation = (-1 if after else 1) if distilled or classes == 2 else None
-    return TokenLayout(0 if classes and prefix else None, distillation, int(prefix), suffix)
+    sizes = [_pair(_first(model, name)) for name in ("patch_size", "grid_size")]
+    class_token = 0 if classes and prefix else None
+    return TokenLayout(class_token, distillation, int(prefix), suffix, *sizes)
+
+
+def _pair(size: object) -> tuple[int, int] | None:
+    """A size as (rows, columns), None if it is none."""
+    if isinstance(size, int):
+        return size, size
+    two = isinstance(size, (tuple, list)) and len(size) == 2
+    return (int(size[0]), int(size[1])) if two else None  # type: ignore[index]
 
 
 def class_token(model: nn.Module) -> int:
@@ -194,8 +226,8 @@ def class_token(model: nn.Module) -> int:
         raise WorkbenchError(
             "this model has no class token, so it has no attention probe",
             got=_name(model),
-            expected="a model with cls_token",
-            fix="use attention_map, name a token, or use a model with a class token",
+            expected="a model with a class token",
+            fix="ask for token='mean', the mean over patches, or for a patch by its number",
         )
     return layout.class_token
 
@@ -211,18 +243,22 @@ def patch_grid(model: nn.Module, patches: int, height: int, width: int) -> tuple
     Raises:
         WorkbenchError: if no grid of that many patches fits the image's shape.
     """
-    known = _first(model, "grid_size")
-    if isinstance(known, tuple) and len(known) == 2 and known[0] * known[1] == patches:
-        return known
+    layout = token_layout(model)
+    patch = layout.patch or (height + 1, width + 1)
+    for rows, columns in ((height // patch[0], width // patch[1]), layout.grid or (0, 0)):
+        if rows * columns == patches > 0:
+            return rows, columns
     near = (patches * height / width) ** 0.5
     fitting = [rows for rows in range(1, patches + 1) if patches % rows == 0]
-    rows = min(fitting, key=lambda r: abs(r - near))
-    if abs(rows - near) > 0.5 * max(1.0, near**0.5):
+    rows = min(fitting, key=lambda r: abs(r - near), default=0)
+    # A square image has a square grid; of another, sides are rounded.
+    off = 0 if height == width else 0.5 * max(1.0, near**0.5)
+    if not rows or abs(rows - near) > off:
         raise WorkbenchError(
             "patches do not form a grid over the image",
             got=f"{patches} patches",
             expected=f"rows x columns in the ratio {height} : {width}",
             where=_name(model),
-            fix="give images of the shape the model was made for",
+            fix="give images of the shape the model was made for; capture_attention knows no grid and reads any tokens",
         )
     return rows, patches // rows

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from dfkd_lib.attention.capture import capture_attention
 from dfkd_lib.attention.moments import ClassMoments, Moments
-from dfkd_lib.attention.probes import Batches, attention_probe, model_inputs, resize_probe
+from dfkd_lib.attention.probes import (
+    Batches,
+    alike,
+    attention_probe,
+    model_inputs,
+    on_patches,
+    resize_probe,
+    usual_token,
+)
 from dfkd_lib.attention.sites import patch_grid, token_layout
 from dfkd_lib.core import WorkbenchError
 
@@ -46,7 +54,7 @@ def attention_statistics(model: nn.Module, batches: Batches) -> AttentionStatist
         batches: (images, labels) pairs.
 
     Raises:
-        WorkbenchError: for a model without attention, or no image at all.
+        WorkbenchError: for a model without attention, one whose blocks do not all have the same tokens, or no image.
 
     Source: distance: Dosovitskiy et al., An Image is Worth 16x16 Words (ICLR 2021), section 4.5.
     """
@@ -54,7 +62,9 @@ def attention_statistics(model: nn.Module, batches: Batches) -> AttentionStatist
     for images, _ in model_inputs(model, batches):
         with capture_attention(model, None, None, stop=True) as maps:
             model(images)
-        far = _distances(model, next(iter(maps.values())), *images.shape[-2:])
+        for attention in alike(model, maps.values()):
+            on_patches(model, attention, images)
+        far = _distances(model, attention, *images.shape[-2:])
         found = [_of_block(maps.pop(block), layout, far) for block in list(maps)]
         for moment, values in zip(moments, zip(*found, strict=True), strict=True):
             moment.add(torch.stack(values, 1))
@@ -148,7 +158,7 @@ def probe_agreement(
     """Agreement of two models' attention probes on the same images: cosine, rank correlation, Jensen-Shannon divergence.
 
     Args:
-        student: a model with a class token.
+        student: a model whose probe is its class token's, or without one the mean over patches.
         teacher: likewise; its probe on another grid is resized to the student's.
         batches: (images, labels) pairs.
 
@@ -157,8 +167,9 @@ def probe_agreement(
     """
     moments = ClassMoments(num_classes, "agreements")
     for images, labels in model_inputs(student, batches):
-        mine = attention_probe(student, images, student_block)
-        other = resize_probe(attention_probe(teacher, images, teacher_block), mine.shape[1])
+        mine = attention_probe(student, images, student_block, token=usual_token(student))
+        other = attention_probe(teacher, images, teacher_block, token=usual_token(teacher))
+        other = resize_probe(other, mine.shape[1])
         measures = (torch.cosine_similarity, rank_correlation, jensen_shannon)
         moments.add(torch.stack([measure(mine, other) for measure in measures], 1), labels)
     mean, std, count = moments.stacked()

@@ -31,7 +31,7 @@ def scores_features_probe(
         return *scores_and_features(teacher, images), None
     with capture_attention(teacher, (-1,), class_token(teacher)) as rows:
         logits, features = scores_and_features(teacher, images)
-    return logits, features, probe_from_rows(teacher, rows[-1])
+    return logits, features, probe_from_rows(teacher, rows[-1], images)
 
 
 def held_logits(student: nn.Module, images: Tensor) -> Tensor:

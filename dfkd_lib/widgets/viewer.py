@@ -71,7 +71,8 @@ class Panel:
             the chosen token alone for rollout and gradient-weighted attention.
         row: the chosen token's row. block, head: from 0; head -1 is the mean. blocks: how many there are.
         kind: of attention. kinds: those the model has. prefix: tokens before the patches among the rows.
-        overview: float32 (blocks, heads, N), the chosen token's attention everywhere; None where weights are no attention.
+        overview: float32 (blocks, heads, N), the chosen token's attention everywhere, 0 in blocks of other tokens or heads;
+            None where weights are no attention.
         class_probe: (N,) of the image's class at this block, or None. query: the chosen detection's.
         boxes: float (n, 4) cxcywh in [0, 1], with queries (n,) and labels [n], of a detector; else None.
     """
@@ -242,24 +243,21 @@ class Viewer:
         check_images(model, tuple(pixels.shape[1:]), choice.data)
         batch = to_float(pixels).to(next(model.parameters()).device)
         layout, row = attention.token_layout(model), _row(model, choice.token)
-        with (
-            capture_attention(model, None, row) as rows,
-            capture_attention(model, (choice.block,), None) as maps,
-        ):
-            logits = model(batch)
-        patches = maps[choice.block][0][..., layout.patches]
+        logits, found, overview = _look(model, batch, choice.block, row)
+        patches = attention.on_patches(model, found, batch)[0]
         shown = {
             "grid": attention.patch_grid(model, patches.shape[-1], *pixels.shape[-2:]),
             "class_probe": self._class_probe(choice, patches.shape[-1]),
             "prediction": self._prediction(choice, model, data, int(logits.argmax())),
         }
         if choice.weights == "attention":
-            overview = torch.stack([one[0] for one in rows.values()])[..., layout.patches]
             prefix, row = layout.prefix, row % patches.shape[1]
-            return shown | {"row": row, "prefix": prefix, **_weights(choice, patches, overview)}
+            weights = _weights(choice, patches, overview[..., layout.patches])
+            return shown | {"row": row, "prefix": prefix, **weights}
         rollout = choice.weights == "rollout"
         explain = attention.attention_rollout if rollout else attention.gradient_attention
-        token = int(choice.token) if choice.token.isdigit() else choice.token or "class"
+        token: str | int = choice.token or ("class" if layout.class_token is not None else "0")
+        token = int(token) if token.isdigit() else token
         return shown | {
             "weights": _array(explain(model, batch, token=token)),
             "row": 0,
@@ -348,6 +346,31 @@ class Viewer:
         note = f"the model has no class {', '.join(unknown[:3])}{', …' * (len(unknown) > 3)}"
         wrong = (np.array(names)[found.numpy()] != true) & ~np.isin(true, unknown)
         return wrong, note if unknown else ""
+
+
+def _look(model: nn.Module, batch: Tensor, block: int, row: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, the map of a block (1, heads, T, S), and a token's row in every block, (blocks, heads, S).
+
+    Where a block has other tokens or heads than this one (stages, windows), or no map at all, its rows are zero.
+    """
+    try:
+        with (
+            capture_attention(model, None, row) as rows,
+            capture_attention(model, (block,), None) as maps,
+        ):
+            output = model(batch)
+    except WorkbenchError:
+        with capture_attention(model, (block,), None) as maps:
+            output = model(batch)
+        rows = {block: maps[block][:, :, pick(row, maps[block].shape[2], "token")]}
+    own = rows[block]
+    every = (rows.get(index, own[:0]) for index in range(len(attention.attention_sites(model))))
+    blank = torch.zeros_like(own[0])
+    return (
+        output,
+        maps[block],
+        torch.stack([x[0] if x.shape == own.shape else blank for x in every]),
+    )
 
 
 def _weights(choice: Choice, maps: Tensor, overview: Tensor) -> dict:
