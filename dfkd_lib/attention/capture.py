@@ -120,7 +120,9 @@ class _Catch(TorchFunctionMode):
     def begin(self) -> None:
         """Forget what an earlier forward pass computed."""
         self.found: list[Tensor] = []
-        self.sizes: tuple[int, ...] = ()  # heads, queries and keys of the whole map
+        self.sizes: tuple[
+            int, ...
+        ] = ()  # of the whole map after B: heads, queries and keys, if it is one
         self.softmax = self.weights = (
             None  # not yet multiplied with values; the same after dropout and the like
         )
@@ -159,8 +161,8 @@ class _Catch(TorchFunctionMode):
         return weights.requires_grad_() if self.through and torch.is_grad_enabled() else weights
 
 
-def _sizes(query: Tensor, key: Tensor, *_, **__) -> tuple[int, int, int]:
-    return query.shape[1], query.shape[-2], key.shape[-2]
+def _sizes(query: Tensor, key: Tensor, *_, **__) -> tuple[int, ...]:
+    return (*query.shape[1:-1], key.shape[-2])
 
 
 def _dimension(_: Tensor, dim: int | None = None, *__, **___) -> int | None:
@@ -290,9 +292,10 @@ def _no_map(module: nn.Module, forward: Callable, mode: _Catch, args: tuple, kwa
         return f"a softmax of {tuple(mode.softmax.shape)} that does not itself multiply values: sampling points, or mixed heads"
     if not mode.found:
         return "no softmax over the keys of each head: linear attention, or torch's own MultiheadAttention"
-    return (
-        "attention among channels" if _among_channels(module, forward, mode, args, kwargs) else ""
-    )
+    if len(mode.sizes) != 3:
+        return f"attention of {mode.sizes} an image, of windows or no heads, not heads x queries x keys"
+    among_channels = _among_channels(module, forward, mode, args, kwargs)
+    return "attention among channels" if among_channels else ""
 
 
 # Whether it is so takes two more forward passes of a module.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_lib.attention.capture import capture_attention
-from dfkd_lib.attention.probes import alike, on_patches, token_rows
+from dfkd_lib.attention.probes import token_rows, whole_maps
 from dfkd_lib.attention.sites import pick
 from dfkd_lib.core import WorkbenchError
 
@@ -29,7 +29,7 @@ def attention_rollout(model: nn.Module, images: Tensor, token: str | int = "clas
     """
     with capture_attention(model, None, None, stop=True) as found:
         model(images)
-    maps = _whole(model, found, images)
+    maps = whole_maps(model, found, images)
     rolled = kept = torch.eye(maps[0].shape[-1], device=images.device)
     for attention in maps:
         rolled = (attention.mean(1) + kept) / 2 @ rolled
@@ -69,18 +69,11 @@ def gradient_attention(
         pixels = images.clone().requires_grad_()
         with capture_attention(model, None, None, through=True) as found:
             logits = model(pixels)
-        steps = _weighted(_chosen(logits, target), _whole(model, found, images))
+        steps = _weighted(_chosen(logits, target), whole_maps(model, found, images))
         reached = _identity(steps[0])
         for step in steps:
             reached = reached + step @ reached
     return token_rows(model, reached, token)
-
-
-def _whole(model: nn.Module, found: dict[int, Tensor], images: Tensor) -> list[Tensor]:
-    """Every block's map over the same tokens; WorkbenchError if a block has none."""
-    for attention in found.values():
-        on_patches(model, attention, images)
-    return alike(model, found.values())
 
 
 def detection_relevance(

@@ -72,6 +72,13 @@ def alike(model: nn.Module, found: Iterable[Tensor]) -> list[Tensor]:
     return maps
 
 
+def whole_maps(model: nn.Module, found: dict[int, Tensor], images: Tensor) -> list[Tensor]:
+    """Every block's map over the same patches of images; WorkbenchError if a block has none."""
+    for attention in found.values():
+        on_patches(model, attention, images)
+    return alike(model, found.values())
+
+
 def probe_from_rows(
     model: nn.Module, rows: Tensor, images: Tensor, head: int | None = None
 ) -> Tensor:
@@ -193,7 +200,7 @@ def attention_map(
     """
     with capture_attention(model, (block,), token=None, stop=True, kind=kind) as maps:
         model(images)
-    if kind in ("encoder", "pool"):
+    if kind == "encoder":
         on_patches(model, maps[block], images)
     return maps[block]
 

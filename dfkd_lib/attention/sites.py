@@ -176,7 +176,7 @@ def token_layout(model: nn.Module) -> TokenLayout:
     """The tokens of a ViT-like model: class, distillation and register tokens, the patches, detection tokens.
 
     Raises:
-        WorkbenchError: for a masked autoencoder, which leaves out patches at random and puts the others in another order.
+        WorkbenchError: for a model that puts its patches in another order: a masked autoencoder (at random), Hiera.
     """
     if model not in _layouts:
         _layouts[model] = _read_layout(model)
@@ -184,12 +184,14 @@ def token_layout(model: nn.Module) -> TokenLayout:
 
 
 def _read_layout(model: nn.Module) -> TokenLayout:
-    if getattr(getattr(model, "config", None), "mask_ratio", None) is not None:
+    masked = getattr(getattr(model, "config", None), "mask_ratio", None) is not None
+    if masked or _first(model, "reroll") is not None:
         raise WorkbenchError(
-            "a masked autoencoder puts its patches in a random order",
+            "this model's tokens are not in the order of its patches",
             expected="patches in their places",
-            got=_name(model),
-            fix="load its weights into the plain model, such as transformers.ViTModel.from_pretrained(FOLDER)",
+            got=f"{_name(model)}, {'masked and shuffled' if masked else 'unrolled (Hiera)'}",
+            fix="use a plain vision transformer; a masked autoencoder's encoder is read by "
+            "transformers.ViTModel.from_pretrained(FOLDER)",
         )
     token = _first(model, "cls_token", "class_token", "class_embedding")
     classes = 0

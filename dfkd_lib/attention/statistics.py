@@ -10,12 +10,11 @@ from dfkd_lib.attention.capture import capture_attention
 from dfkd_lib.attention.moments import ClassMoments, Moments
 from dfkd_lib.attention.probes import (
     Batches,
-    alike,
     attention_probe,
     model_inputs,
-    on_patches,
     resize_probe,
     usual_token,
+    whole_maps,
 )
 from dfkd_lib.attention.sites import patch_grid, token_layout
 from dfkd_lib.core import WorkbenchError
@@ -62,9 +61,7 @@ def attention_statistics(model: nn.Module, batches: Batches) -> AttentionStatist
     for images, _ in model_inputs(model, batches):
         with capture_attention(model, None, None, stop=True) as maps:
             model(images)
-        for attention in alike(model, maps.values()):
-            on_patches(model, attention, images)
-        far = _distances(model, attention, *images.shape[-2:])
+        far = _distances(model, whole_maps(model, maps, images)[0], *images.shape[-2:])
         found = [_of_block(maps.pop(block), layout, far) for block in list(maps)]
         for moment, values in zip(moments, zip(*found, strict=True), strict=True):
             moment.add(torch.stack(values, 1))
