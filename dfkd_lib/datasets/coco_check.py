@@ -1,14 +1,14 @@
 """Checks of a COCO folder before training: of its file's lists, its boxes, its image files, and between its splits."""
 
 import hashlib
-import json
 from collections import Counter, defaultdict
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from dfkd_lib.core import WorkbenchError, is_number, ledger, printable, resolve
+from dfkd_lib.datasets.coco_read import inside, is_file, read_content
 from dfkd_lib.datasets.coco_report import CocoReport
 from dfkd_lib.datasets.sources import open_image, read_image, upright_size
 
@@ -73,30 +73,6 @@ def check_coco(folder: str | Path, split: str = "train", thorough: bool = True) 
     return report
 
 
-def read_content(report: CocoReport) -> bool:
-    """Read the file into `report.content`; False if there is nothing to look at."""
-    try:
-        text = report.file.read_text(encoding="utf-8")
-        report.content = json.loads(text, object_pairs_hook=_once)
-    except FileNotFoundError:
-        expected = "a COCO folder holds train/ and train.json, val/ and val.json"
-        report.add("file", expected, "no such file")
-    except ledger.LedgerError:
-        raise
-    # ValueError: no JSON, no UTF-8, numbers of thousands of digits.
-    except (ValueError, OSError, RecursionError) as error:
-        report.add("file", "whole JSON", error)
-    return not report.faults
-
-
-def _once(pairs: list[tuple]) -> dict:
-    """A JSON object, none of whose names stands there twice: the first of two would be lost in silence."""
-    counts = Counter(name for name, _ in pairs)
-    if len(counts) < len(pairs):
-        raise ValueError(f"{counts.most_common(1)[0][0]!r} is given twice in one entry")
-    return dict(pairs)
-
-
 def check_content(report: CocoReport) -> None:
     """Check the three lists of `report.content`, and fill the report with their entries."""
     if not isinstance(report.content, dict):
@@ -127,16 +103,10 @@ def _whole(entry, key: str) -> bool:
     return (
         all(type(value) in (int, str) for value in ids)
         and all(isinstance(name, str) and name.strip() and printable(name) for name in names)
-        and ("file_name" not in needed or _inside(entry["file_name"]))
+        and ("file_name" not in needed or inside(entry["file_name"]))
         and all(is_number(entry[side]) and entry[side] > 0 for side in needed & {"width", "height"})
         and entry.get("iscrowd") in (None, 0, 1)
     )
-
-
-def _inside(name: str) -> bool:
-    """Whether a file name that an annotation file gives stays within its split's folder, on any system."""
-    path = PureWindowsPath(name)
-    return not (path.anchor or name.startswith("/") or ".." in path.parts)
 
 
 def _check_unique(report: CocoReport) -> None:
@@ -172,7 +142,7 @@ def _check_annotations(report: CocoReport) -> None:
             found = f"image id {annotation['image_id']!r}"
         elif category not in report.categories:
             wrong, expected = "category", f"one of {sorted(report.categories, key=str)}"
-            found = category
+            found = repr(category)
         else:
             found = annotation.get("bbox")
             wrong, expected, box = checked_box(found, image)
@@ -190,7 +160,7 @@ def _check_annotations(report: CocoReport) -> None:
 def checked_box(box, image: dict) -> tuple[str | None, str, tuple | None]:
     """(kind of fault or None, what was expected, the box cut to its image or None); it may leave it by SLACK pixels."""
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(is_number, box)):
-        return "numbers", "[x, y, width, height], finite", None
+        return "numbers", "[x, y, width, height], finite, or polygons", None
     x, y, width, height = map(float, box)
     if width < TINY or height < TINY:
         return "no_area", f"width and height above 0 (at least {TINY})", None
@@ -263,14 +233,6 @@ def frame(report: CocoReport, index: int, decode: bool = True) -> np.ndarray | N
     elif turned and stored == wanted:
         report.flag("turned", "images", index, "a picture without an EXIF rotation", "one with it")
     return pixels
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; False also for a name that is too long."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def _compare_splits(report: CocoReport) -> None:

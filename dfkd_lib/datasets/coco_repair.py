@@ -84,10 +84,10 @@ def _repaired(report: CocoReport) -> tuple[dict, list[tuple[Fault, str]]]:
     First images and categories are left out or joined; what that does to the annotations, another check finds.
     """
     names = [fault.found for fault in report.faults if fault.kind == "category_id"]
-    if names or not (report.images and report.categories and report.annotations):
+    if names or not (report.images and report.categories):
         raise WorkbenchError(
             "a COCO file cannot be repaired",
-            expected="images, categories with an id each, annotations",
+            expected="images, and categories with an id each",
             got=names[0] if names else report.error().got,
             where=report.file,
             fix="write it again",
@@ -116,14 +116,15 @@ def _repaired(report: CocoReport) -> tuple[dict, list[tuple[Fault, str]]]:
 
 def _joined(report: CocoReport) -> dict:
     """The content, in which annotations of a thing that has several ids name the first of them."""
-    first_ids = {"image_id": {}, "category_id": {}}
-    for entries, key, name in (
-        (report.images, "image_id", "file_name"),
-        (report.categories, "category_id", "name"),
+    first_ids: dict[str, dict] = {"image_id": {}, "category_id": {}}
+    for key, of, name in (
+        ("images", "image_id", "file_name"),
+        ("categories", "category_id", "name"),
     ):
         first: dict = {}
-        for entry in entries.values():
-            first_ids[key][entry["id"]] = first.setdefault(identity(entry, name), entry["id"])
+        for entry in report.whole[key].values():  # in the file's order, as `_leave_out` has it
+            one = first.setdefault(identity(entry, name), entry["id"])
+            first_ids[of].setdefault(entry["id"], one)
     whole = {
         index: annotation
         | {key: ids.get(annotation.get(key), annotation.get(key)) for key, ids in first_ids.items()}

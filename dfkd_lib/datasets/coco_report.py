@@ -1,5 +1,6 @@
 """`CocoReport`: what is wrong with a split of a COCO folder and where, fatal or not, and what the split holds."""
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,7 @@ FATAL = {
     "leak": ("one picture is in two splits, which makes a test worthless", "remove it from train"),
     "classes": ("two splits have different categories", "give all splits the same ids and names"),
 }
+HOPELESS = {"file", "list", "category_id", "classes"}  # what `repair_coco` cannot mend
 WARNINGS = {
     "turned": (
         "an EXIF tag turns or mirrors a picture, and boxes are taken to lie on it as it then is",
@@ -185,13 +187,26 @@ class CocoReport:
 
     def error(self) -> WorkbenchError:
         """The error of all fatal faults, with the first few of each kind and how to see all of them."""
+        check = f"python -m dfkd_lib.datasets check {shlex.quote(str(self.folder))}"
         return WorkbenchError(
             "; ".join(KINDS[kind][0] for kind in self.grouped() if kind in FATAL),
             got="\n" + "\n".join(self._listed(3, warnings=False)),
             where=self.file,
-            fix=f"python -m dfkd_lib.datasets check {self.folder} shows all of it, and with --repair OUT "
-            "writes a copy without it",
+            fix=f"{check} --repair OUT writes a copy without it; without --repair it shows all of it"
+            if self._mendable()
+            else f"{check} shows all of it; each kind has its fix",
         )
+
+    def _mendable(self) -> bool:
+        """Whether `repair_coco` would leave anything."""
+        gone = {
+            self.whole["images"][fault.entry[1]]["id"]
+            for fault in self.faults
+            if fault.kind in ("image_id", "missing", "unreadable", "size", "lying")
+        }
+        kinds = {fault.kind for fault in self.faults}
+        left = any(annotation["image_id"] not in gone for _, annotation, _ in self.annotations)
+        return (left or "outside" in kinds) and not kinds & HOPELESS  # boxes outside are cut
 
     def _listed(self, most: int, warnings: bool = True) -> list[str]:
         """A heading for each kind of fault with its count and fix, then its first `most` (0: all)."""

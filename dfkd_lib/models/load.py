@@ -221,11 +221,12 @@ def _pretrained(name: str, download: bool) -> Loaded:
     """A timm model with the weights timm names for it."""
     repository = None if name in MODELS else (config := _config(name)).hf_hub_id
     if not repository:
+        train = f", or train it: python -m dfkd_lib.training train-teacher --model {name}"
         raise WeightsMissing(
             f"model {name} has no pretrained weights",
             expected="weights=... a .safetensors file",
             got="none",
-            fix="name a file or another model, or train it: python -m dfkd_lib.training train-teacher",
+            fix=f"name a file or another model{train if name in MODELS else ''}",
         )
     file = fetch(repository, download, name) / "model.safetensors"
     source = f"timm's {name}, pretrained weights of {repository} on disk at {file}"

@@ -6,8 +6,15 @@ import shlex
 from dfkd_lib import cli
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import __main__ as datasets
+from dfkd_lib.detection import __main__ as detection
+from dfkd_lib.training import __main__ as training
 
-MODULES = {"dfkd_lib": cli.main, "dfkd_lib.datasets": datasets.main}
+MODULES = {
+    "dfkd_lib": cli.main,
+    "dfkd_lib.datasets": datasets.main,
+    "dfkd_lib.detection": detection.main,
+    "dfkd_lib.training": training.main,
+}
 
 
 def run_fix(error: WorkbenchError, **words: str) -> None:

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from fixes import run_fix
 from PIL import ExifTags, Image, ImageOps
 
 from dfkd_lib.core import WorkbenchError, ledger
@@ -345,6 +346,9 @@ def test_a_fault_is_found_with_its_place(folder, kind, spoil, shown):
         with pytest.raises(WorkbenchError, match=what) as caught:
             load_coco(folder, "train")
         assert "train.json" in str(caught.value) and shown in str(caught.value)
+        if "--repair" in caught.value.fix:
+            run_fix(caught.value, OUT=str(folder / "copy"))
+            assert len(load_coco(folder / "copy", "train"))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -376,6 +380,90 @@ def test_the_deployed_package_reads_frames_as_training_read_them(folder, size):
     trained = load_coco(folder, "train", size=size).pixels.numpy()
     for pixels, name in zip(trained, ("11.png", "12.png"), strict=True):
         assert np.array_equal(predict.load(str(folder / "train" / name), how)[1], pixels)
+
+
+def drop(folder, key, *names):
+    content = read(folder)
+    for entry in content[key]:
+        for name in names:
+            del entry[name]
+    (folder / "train.json").write_text(json.dumps(content))
+
+
+def outline(folder):
+    drop(folder, "annotations", "bbox", "area", "iscrowd", "id")
+    for place, (x, y) in enumerate(((4, 6), (20, 2))):
+        far = (12, 10) if not place else (30, 14)
+        parts = [[x, y, far[0], y, x, far[1] - 1], [x, y, *far, x, far[1]]]
+        change(folder, "annotations", place, segmentation=parts)
+
+
+def as_text(folder):
+    content = read(folder)
+    for key, names in (("images", ("id", "width")), ("annotations", ("category_id", "iscrowd"))):
+        for entry in content[key]:
+            entry.update((name, str(entry[name])) for name in names)
+    for annotation in content["annotations"]:
+        annotation["bbox"] = [f"{value}.0" for value in annotation["bbox"]]
+    (folder / "train.json").write_text(json.dumps(content))
+
+
+def from_windows(folder):
+    (folder / "train" / "sub").mkdir()
+    (folder / "train" / "11.png").rename(folder / "train" / "sub" / "11.png")
+    change(folder, "images", 0, file_name="sub\\11.png")
+    change(folder, "images", 1, file_name=".\\train\\12.png")
+    file = folder / "train.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b", ", b",\r\n"))
+
+
+WRITTEN = {
+    "Windows": from_windows,
+    "utf-16": lambda f: (f / "train.json").write_text((f / "train.json").read_text(), "utf-16"),
+    "numbers as text": as_text,
+    "pandas": lambda f: change(f, "images", 0, id=11.0, width=40.0),
+    "a backslash in a name": lambda f: [
+        (f / "train" / "11.png").rename(f / "train" / "a\\b.png"),
+        change(f, "images", 0, file_name="a\\b.png"),
+    ],
+    "no sizes": lambda f: drop(f, "images", "width", "height"),
+    "polygons for boxes": outline,
+    "no area": lambda f: drop(f, "annotations", "area"),
+}
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_what_others_write_means_the_same(folder, how):
+    meant = load_coco(folder, "train")
+    WRITTEN[how](folder)
+    found, report = load_coco(folder, "train"), check_coco(folder)
+    assert not report.faults, report.text()
+    assert torch.equal(found.pixels, meant.pixels) and found.classes == meant.classes
+    for name in ("boxes", "labels"):
+        assert all(map(torch.equal, getattr(found, name), getattr(meant, name)))
+    repair_coco(folder, folder / "copy", ("train",))
+    assert torch.equal(load_coco(folder / "copy", "train").pixels, meant.pixels)
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda f: change(f, "categories", 0, id="3"), "two categories have one id"),
+        (lambda f: change(f, "annotations", 0, category_id="plane"), "found 'plane'"),
+        (
+            lambda f: change(f, "annotations", 0, bbox=None, segmentation={"counts": "zz"}),
+            "polygons",
+        ),
+        (lambda f: change(f, "annotations", 0, bbox=None, segmentation=[[1, 2, 3]]), "polygons"),
+        (
+            lambda f: (f / "train.json").rename(f / "instances_train2017.json"),
+            "instances_train2017",
+        ),
+    ],
+)
+def test_what_does_not_say_enough_is_named(folder, spoil, words):
+    spoil(folder)
+    assert words in check_coco(folder).text()
 
 
 def test_a_file_name_stays_in_its_folder(folder):

@@ -1,0 +1,129 @@
+"""A COCO annotation file as its writer meant it: numbers as text, names from Windows, and what it leaves to the images."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path, PureWindowsPath
+
+from dfkd_lib.core import WorkbenchError, is_number, ledger
+from dfkd_lib.datasets.coco_report import CocoReport
+from dfkd_lib.datasets.sources import open_image, upright_size
+
+WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0*)?")
+DECIMAL = re.compile(r"-?\d{1,17}\.?\d{0,17}(e-?\d\d?)?")
+# What is a whole number in the entries of each list, however it is written.
+NUMBERS = {
+    "images": ("id", "width", "height"),
+    "categories": ("id",),
+    "annotations": ("id", "image_id", "category_id", "iscrowd"),
+}
+
+
+def read_content(report: CocoReport) -> bool:
+    """Read the file into `report.content`; False if there is nothing to look at."""
+    try:
+        # Of bytes, json finds the encoding, a byte order mark or none.
+        report.content = json.loads(report.file.read_bytes(), object_pairs_hook=_once)
+    except FileNotFoundError:
+        expected = "a COCO folder holds train/ and train.json, val/ and val.json"
+        pattern = f"*{report.split}*.json"
+        others = [*report.folder.glob(pattern), *report.folder.glob(f"*/{pattern}")]
+        names = ", ".join(str(path.relative_to(report.folder)) for path in sorted(others)[:3])
+        report.add("file", expected, f"no such file{names and f', but {names}'}")
+    except ledger.LedgerError:
+        raise
+    # ValueError: no JSON, no UTF-8, numbers of thousands of digits.
+    except (ValueError, OSError, RecursionError) as error:
+        report.add("file", "whole JSON", error)
+    else:
+        _make_plain(report)
+    return not report.faults
+
+
+def _once(pairs: list[tuple]) -> dict:
+    """A JSON object, none of whose names stands there twice: the first of two would be lost in silence."""
+    counts = Counter(name for name, _ in pairs)
+    if len(counts) < len(pairs):
+        raise ValueError(f"{counts.most_common(1)[0][0]!r} is given twice in one entry")
+    return dict(pairs)
+
+
+def _make_plain(report: CocoReport) -> None:
+    """Write numbers as numbers, names with /, and what follows from images and polygons, into the content."""
+    content = report.content if isinstance(report.content, dict) else {}
+    for key, names in NUMBERS.items():
+        entries = content.get(key)
+        for entry in entries if isinstance(entries, list) else ():
+            if not isinstance(entry, dict):
+                continue
+            entry.update((name, _whole(entry[name])) for name in names if name in entry)
+            if key == "images" and isinstance(entry.get("file_name"), str):
+                entry["file_name"] = _name(report, entry["file_name"])
+                _add_size(report, entry)
+            if key == "annotations":
+                _add_box(entry)
+
+
+def _whole(value: object) -> object:
+    """A whole number where text or a float (as pandas writes ids) means one; anything else as it is."""
+    if isinstance(value, str) and (found := WHOLE.fullmatch(value.strip())):
+        return int(found[0].partition(".")[0])
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _name(report: CocoReport, name: str) -> str:
+    """A file name as it is below the split's folder: Windows' backslashes are /, a leading name of the folder goes."""
+    place = report.folder / report.split
+    posix = PureWindowsPath(name).as_posix() if "\\" in name else name
+    below = posix.removeprefix("./").removeprefix(f"{report.split}/")
+    return next((one for one in (name, posix, below) if is_file(place / one)), posix)
+
+
+def _add_size(report: CocoReport, entry: dict) -> None:
+    """Width and height of the upright picture where an entry has none, and the picture can be read."""
+    sides = ("width", "height")
+    path = report.folder / report.split / entry["file_name"]
+    known = all(entry.get(side) is not None for side in sides)
+    if known or not inside(entry["file_name"]) or not is_file(path):
+        return
+    try:
+        with open_image(path) as image:
+            size, _ = upright_size(image)
+    except ledger.LedgerError:
+        raise
+    except WorkbenchError:  # it is reported with the other images
+        return
+    for side, pixels in zip(sides, size, strict=True):
+        entry[side] = pixels if entry.get(side) is None else entry[side]
+
+
+def _add_box(annotation: dict) -> None:
+    """A box of numbers written as text, or about the polygons of an object that has none.
+
+    Not about a run-length encoded mask: pycocotools takes a damaged one for another, or ends the process.
+    """
+    box, outline = annotation.get("bbox"), annotation.get("segmentation")
+    if isinstance(box, list):
+        text = [isinstance(v, str) and DECIMAL.fullmatch(v.strip()) for v in box]
+        annotation["bbox"] = [
+            float(v) if is_text else v for v, is_text in zip(box, text, strict=True)
+        ]
+    elif box is None and isinstance(outline, list) and outline:
+        whole = all(isinstance(part, list) and len(part) % 2 == 0 and part for part in outline)
+        if whole and all(is_number(value) for part in outline for value in part):
+            xs, ys = ([v for part in outline for v in part[axis::2]] for axis in (0, 1))
+            annotation["bbox"] = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def inside(name: str) -> bool:
+    """Whether a file name that an annotation file gives stays within its split's folder, on any system."""
+    path = PureWindowsPath(name)
+    return not (path.anchor or name.startswith("/") or ".." in path.parts)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False also for a name that is too long."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
