@@ -19,13 +19,13 @@ INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 def features_and_logits(
     model: nn.Module, images: Tensor, batch_size: int = 500
 ) -> tuple[Tensor, Tensor]:
-    """What a classifier's last linear layer is given (N, D), and what it says (N, K), in one pass over uint8 (N, C, H, W).
+    """What a classifier's head is given (N, D), and what it says (N, K), in one pass over uint8 (N, C, H, W).
 
     Returns:
         Both float32 on the CPU; only one batch at a time is on the model's device.
 
     Raises:
-        WorkbenchError: if there is no image, or the model has no linear layer.
+        WorkbenchError: if there is no image; as `scores_and_features`.
     """
     features, logits = [], []
     for batch in _batches(model, images, batch_size):
@@ -36,32 +36,47 @@ def features_and_logits(
 
 
 def scores_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (B, K), and what the model's last linear layer was given for them (B, D), in one pass, differentiable.
+    """Logits (B, K), and what the layer that gives them was given (B, D), in one pass, differentiable.
+
+    A model without a classifier (`num_classes` 0 in timm, `Loaded.classifies` False) gives features alone: both are these.
 
     Args:
         images: float (B, C, H, W) as the model wants them.
 
     Raises:
-        WorkbenchError: if the model has no linear layer.
+        WorkbenchError: if the model has no linear layer that gives its logits, or gives no vector for each image.
     """
-    heads = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    if not heads:
-        raise WorkbenchError(
-            "this model has no linear layer to take features before",
-            got=type(model).__name__,
-            fix="give a classifier with a linear head",
-        )
-    given: list[Tensor] = []
-    handle = heads[-1].register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    given: list[tuple[Tensor, Tensor]] = []
+
+    def note(_, inputs, output):
+        if output.ndim == 2:  # of tokens nothing is kept: that would hold every block's
+            given.append((inputs[0], output))
+
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    handles = [module.register_forward_hook(note) for module in linear]
     try:
         logits = model(images)
     finally:
-        handle.remove()
-    return logits, given[-1].flatten(1)
+        for handle in handles:
+            handle.remove()
+    if not getattr(model, "classifies", getattr(model, "num_classes", None) != 0):
+        given = [(logits, logits)] if logits.ndim == 2 else []
+    # The mean of several heads' logits is none of theirs: then the last head's input is taken.
+    heads = [one for one in given if one[1] is logits] or [
+        one for one in given if one[1].shape == logits.shape
+    ]
+    if not heads:
+        raise WorkbenchError(
+            "this model has no linear layer to take features before",
+            got=f"{type(model).__name__}, output {tuple(logits.shape)}",
+            expected="logits (B, K) of a linear head, or features (B, D) of a model without one",
+            fix="give a classifier with a linear head, or a backbone whose tokens are pooled",
+        )
+    return logits, heads[-1][0]
 
 
 def classifier_features(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
-    """What a classifier's last linear layer is given: (N, D) float32 on the CPU, for uint8 images (N, C, H, W).
+    """What a classifier's head is given, or a backbone's own output: (N, D) float32 on the CPU, for uint8 (N, C, H, W).
 
     Of a vision transformer with a class token and one head that is its normalised class token.
 
@@ -79,7 +94,7 @@ def token_features(model: nn.Module, images: Tensor, batch_size: int = 500) -> T
         model: one with timm's `forward_features`, tokens (B, T, D); also inside `models.load_model`'s wrapper.
 
     Returns:
-        Float32 on the CPU, (N, 2 D): class token first; (N, D), the mean alone, of a model without a class token.
+        Float32 on the CPU, (N, 2 D): class token first; (N, D), the mean alone, of a model without `cls_token`.
 
     Raises:
         WorkbenchError: if there is no image, or the model has no `forward_features` that gives tokens.
@@ -103,7 +118,9 @@ def token_features(model: nn.Module, images: Tensor, batch_size: int = 500) -> T
         first = getattr(vit, "num_prefix_tokens", 1)
         # TITN's distillation token comes after the patches.
         patches = tokens[:, first:][:, : getattr(vit, "num_patches", None)].mean(1)
-        kept.append((torch.cat((tokens[:, 0], patches), dim=1) if first else patches).float().cpu())
+        # Registers stand before the patches too, with a class token or without.
+        whole = getattr(vit, "cls_token", None) is not None
+        kept.append((torch.cat((tokens[:, 0], patches), dim=1) if whole else patches).float().cpu())
     return torch.cat(kept)
 
 

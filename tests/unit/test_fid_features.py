@@ -75,6 +75,59 @@ def test_token_features_without_a_class_token_and_with_one_at_the_end():
     assert torch.allclose(metrics.token_features(titn, IMAGES), expected, atol=1e-5)
 
 
+@torch.no_grad()
+def test_registers_are_no_class_token():
+    model = tiny_vit(class_token=False, reg_tokens=4, global_pool="avg")
+    expected = model.forward_features(IMAGES.float() / 127.5 - 1)[:, 4:].mean(1)
+    assert torch.allclose(metrics.token_features(model, IMAGES), expected, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", ["token", "avg", "map"])
+def test_features_of_a_backbone_are_its_output(pool):
+    """Not what the last linear layer of its last block, or of its pooling, is given."""
+    model = tiny_vit(global_pool=pool).eval()
+    model.reset_classifier(0)
+    images = IMAGES.float() / 127.5 - 1
+    found = metrics.classifier_features(model, IMAGES)
+    assert torch.allclose(found, model(images), atol=1e-5) and found.shape == (7, 24)
+    loaded = models.Loaded(model, 28, 1, [0.5], [0.5], "a file", classifies=False)
+    assert torch.equal(metrics.features_and_logits(loaded, IMAGES)[1], found)
+
+
+class HeadFirst(nn.Module):
+    """A head that is made before the layers it follows, and another that averages two."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(16, 3) for _ in range(heads))
+        self.body = nn.Linear(16, 16)
+
+    def forward(self, images):
+        features = self.body(images.flatten(1))
+        outputs = [head(features) for head in self.heads]
+        return outputs[0] if len(outputs) == 1 else sum(outputs) / len(outputs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("heads", [1, 2])
+def test_the_head_is_what_gives_the_logits(heads):
+    model, images = HeadFirst(heads).eval(), IMAGES[:, :, :4, :4]
+    expected = model.body((images.float() / 127.5 - 1).flatten(1))
+    assert torch.allclose(metrics.classifier_features(model, images), expected, atol=1e-6)
+
+
+def test_without_a_linear_head_or_pooled_output_there_are_no_features():
+    tokens = tiny_vit(global_pool="").eval()
+    tokens.reset_classifier(0, "")
+    with pytest.raises(WorkbenchError, match="linear"):
+        metrics.classifier_features(tokens, IMAGES)
+    conv = nn.Sequential(nn.Flatten(), nn.Linear(784, 784), nn.Unflatten(1, (1, 28, 28)))
+    conv.extend([nn.Conv2d(1, 3, 28), nn.Flatten()])
+    with pytest.raises(WorkbenchError, match="linear"):
+        metrics.classifier_features(conv.eval(), IMAGES)
+
+
 def test_the_error_of_a_model_without_tokens_or_head_names_the_fix():
     cnn = nn.Sequential(nn.Flatten(), nn.Linear(784, 5))
     with pytest.raises(WorkbenchError, match="classifier_features"):
