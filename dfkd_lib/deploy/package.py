@@ -32,14 +32,14 @@ objects into overlapping windows first.
 """
 
 
-def pack(folder: Path, model: Path, task: Classification) -> None:
+def pack(folder: Path, model: Path, task: Classification, student: Artifact) -> None:
     """Write the folder that labels images, or finds objects in them, with onnxruntime, numpy and pillow alone."""
     folder.mkdir(exist_ok=True)
     shutil.copyfile(model, folder / "model.onnx")
     shutil.copyfile(Path(__file__).with_name("predict.py"), folder / "predict.py")
     shape = dict(zip(("channels", "height", "width"), task.test.images.shape[1:], strict=True))
     save_json(folder / "labels.json", list(task.test.classes))
-    save_json(folder / "preprocess.json", {**shape, **task.preprocess})
+    save_json(folder / "preprocess.json", {**shape, **task.preprocessing(student)})
     text = README.format(kind=task.kind, **shape) + (SIZES if "fill" in task.preprocess else "")
     (folder / "README.txt").write_text(text, encoding="utf-8")
 

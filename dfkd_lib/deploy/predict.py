@@ -56,7 +56,9 @@ def load(path: str, how: dict) -> tuple[Image.Image, np.ndarray, float]:
     frame, factor = (how["width"], how["height"]), 1.0
     seen = image
     if "fill" in how:
-        factor = min(how["width"] / image.width, how["height"] / image.height)
+        factor = how.get("shortest", 1e9) / min(image.size)
+        if any(round(side * factor) > most for side, most in zip(image.size, frame, strict=True)):
+            factor = min(how["width"] / image.width, how["height"] / image.height)
         size = [max(1, round(side * factor)) for side in image.size]
         seen = Image.new("RGB", frame, tuple(how["fill"]))
         seen.paste(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3))

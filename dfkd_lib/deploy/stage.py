@@ -114,7 +114,7 @@ def _deployed(
     batches = (task.prepare(batch) for batch in calibration.split(32))
     files["static"] = quantize_static(files["student"], work / "student_static.onnx", batches)
     rows = _rows(task, models, files, made, settings["repeats"])
-    pack(work / "package", files[settings["int8"]], task)
+    pack(work / "package", files[settings["int8"]], task, made["student"])
     return {
         "kind": task.kind,
         "measures": list(task.measures),

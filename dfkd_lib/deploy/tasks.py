@@ -34,6 +34,10 @@ class Classification:
         """uint8 images (N, C, H, W) as the model wants them."""
         return pixels.float() * self.preprocess["scale"] + self.preprocess["offset"]
 
+    def preprocessing(self, student: Artifact) -> dict:
+        """How an image file becomes what the student has learned from, as `predict.py` reads it."""
+        return self.preprocess
+
     def classes(self, artifact: Artifact) -> list[str]:
         """The class names of such a model's artifact; a line in their place if it is of another kind."""
         return artifact.settings.get("classes") or ["none: it is of another kind"]
@@ -68,6 +72,10 @@ class Detection(Classification):
     kind = "detection"
     measures = ("AP50", "AP")
     preprocess = {"scale": 1 / 255, "offset": 0.0, "fill": list(FILL)}
+
+    def preprocessing(self, student: Artifact) -> dict:
+        shortest = student.settings["test"].get("shortest")
+        return {**self.preprocess, **({"shortest": shortest} if shortest else {})}
 
     def classes(self, artifact: Artifact) -> list[str]:
         return artifact.metrics.get("classes") or ["none: it is of another kind"]

@@ -102,10 +102,14 @@ class DetectionStudy:
         return DetectionStudy(self.store, like).student("train" if teacher else "plain", step)
 
     def check(self) -> None:
-        """WorkbenchError if the GANs cannot draw scenes of this size, or a class has no object to learn from: now, not after
-        the teacher's training."""
+        """WorkbenchError if the GANs cannot draw scenes of this size, the splits name other classes, or a class has no object
+        to learn from: now, not after the teacher's training."""
         data = self.config.data
         check_side(data.size, data.size)
+        train, test = self.scenes("train"), self.scenes("test")
+        check_classes_agree(
+            train.classes, test.classes, f"the training and test scenes, {data.name}"
+        )
         if data.name != GENERATED:
             check_objects(self.scenes("train", True).load())
 

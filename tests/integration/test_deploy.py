@@ -18,7 +18,7 @@ from dfkd_lib import deploy, detection, presets, training
 from dfkd_lib.core import Store, WorkbenchError, artifacts
 from dfkd_lib.datasets import SCENES, SceneConfig, generate_scenes, load_images, to_float
 from dfkd_lib.deploy.export import PARITY
-from dfkd_lib.deploy.tasks import task_of
+from dfkd_lib.deploy.tasks import Detection, task_of
 from dfkd_lib.detection import DetectorConfig, detections, load_detector
 from dfkd_lib.distill import KDWeights
 from dfkd_lib.models import count_flops, count_parameters, create_model
@@ -320,6 +320,15 @@ def test_odd_images_are_read_and_what_is_no_image_is_reported(deployed, detected
             assert done.returncode == 1 and f"{name} cannot be read as an image" in done.stderr
             assert "Traceback" not in done.stderr
         assert run_without_torch(bare, package).returncode == 2  # no image named: the usage
+
+
+def test_the_package_of_a_detector_knows_how_whole_frames_were_resized(detected):
+    task, student = Detection(detected[4]), detected[2]
+    assert "shortest" not in task.preprocessing(student)
+    frames = {"name": "folder", "shortest": 800}
+    settings = student.settings | {"test": frames}
+    student = replace(student, manifest={**student.manifest, "settings": settings})
+    assert task.preprocessing(student) == {**Detection.preprocess, "shortest": 800}
 
 
 def test_a_broken_package_says_so(deployed, tmp_path):

@@ -334,6 +334,9 @@ def test_what_would_stop_the_notebook_later_is_refused_first(made, mine):
     for ask in (study.check, lambda: study.probes):
         with pytest.raises(WorkbenchError, match="none of kite"):
             ask()
+    file.write_text(file.read_text().replace("kite", "dragon"))
+    with pytest.raises(WorkbenchError, match="no kite, also dragon"):
+        study.check()
 
 
 def test_a_folder_that_changes_is_read_again(tmp_path):

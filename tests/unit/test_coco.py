@@ -371,14 +371,17 @@ def test_without_its_exif_tag_a_picture_lies_as_it_is_stored(folder):
     assert (load_coco(folder, "train").pixels[0, :, 6:10, 4:12] == 255).all()
 
 
-@pytest.mark.parametrize("size", [16, 40, 64])
-def test_the_deployed_package_reads_frames_as_training_read_them(folder, size):
+@pytest.mark.parametrize("sizes", [{"size": 16}, {"size": 64}, {"shortest": 27, "longest": 59}])
+def test_the_deployed_package_reads_frames_as_training_read_them(folder, sizes):
     tag(6)(folder)
     change(folder, "images", width=20, height=40)
     change(folder, "annotations", bbox=[4, 6, 4, 8])
-    how = {"channels": 3, "width": size, "height": size, "scale": 1.0, "offset": 0.0, "fill": FILL}
-    trained = load_coco(folder, "train", size=size).pixels.numpy()
-    for pixels, name in zip(trained, ("11.png", "12.png"), strict=True):
+    Image.new("RGB", (71, 22), (9, 8, 7)).save(folder / "train" / "13.png")
+    add(folder, "images", id=13, file_name="13.png", width=71, height=22)
+    trained = load_coco(folder, "train", **sizes).pixels.numpy()
+    how = {"channels": 3, "scale": 1.0, "offset": 0.0, "fill": FILL, **sizes}
+    how |= dict(zip(("height", "width"), trained.shape[2:], strict=True))
+    for pixels, name in zip(trained, ("11.png", "12.png", "13.png"), strict=True):
         assert np.array_equal(predict.load(str(folder / "train" / name), how)[1], pixels)
 
 
