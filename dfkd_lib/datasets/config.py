@@ -45,7 +45,9 @@ def load_splits(config: DataConfig) -> tuple[ImageSet, ImageSet]:
         WorkbenchError: see `load_images`; if a split lacks a class of the other.
     """
     folder = resolve(config.name)
-    changed = stamp([folder, *folder.glob("**/")])
+    changed = stamp(
+        place for split in ("train", "test", "val") for place in (folder / split).glob("**/")
+    )
     test = _known_images(config.name, "test", config.size or None, changed)
     train = _known_images(config.name, "train", config.size or None, changed)
     check_classes_agree(train.classes, test.classes, f"{train.name} and {test.name}")

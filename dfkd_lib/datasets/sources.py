@@ -205,14 +205,16 @@ def _class_files(folder: Path, split: str) -> dict[str, list[Path]]:
     base = folder if split == "all" else folder / split
     if split == "test" and not base.is_dir():
         base = folder / "val"
-    if split == "all" and any((base / name).is_dir() for name in ("train", "test", "val")):
-        raise WorkbenchError(
-            "this folder has splits",
-            expected="a folder of class folders, or of images",
-            got="train, test or val in it",
-            where=base,
-            fix="load its splits, or name one of them as the folder",
-        )
+    places = [*base.glob("*/"), *base.glob("*/*/")] if split == "all" else []
+    for place in places:
+        if place.name in ("train", "test", "val"):
+            raise WorkbenchError(
+                "this folder has splits",
+                expected="a folder of class folders, or of images",
+                got=place,
+                where=base,
+                fix=f"load the splits of {place.parent}, or name one of them as the folder",
+            )
     within = sorted(base.iterdir()) if base.is_dir() else []
     files = {p.name: _images_in(p) for p in within if p.is_dir() and p.name[0] != "."}
     if split == "all" and not files and (own := _images_in(base, deep=False)):

@@ -265,8 +265,8 @@ class Viewer:
         }
 
     def _prediction(self, choice: Choice, model: nn.Module, data: Data, label: int) -> str:
-        names, true = getattr(model, "classes", None), self.class_of(choice.data, choice.image)
-        predicted = f"predicted {names[label] if names else f'output {label}'}"
+        true = self.class_of(choice.data, choice.image)
+        predicted = f"predicted {_output(model, label)}"
         return predicted if true is None else f"class {data.classes[true]}, {predicted}"
 
     def _class_probe(self, choice: Choice, patches: int) -> np.ndarray | None:
@@ -302,8 +302,7 @@ class Viewer:
         best = order[0] if choice.kind == "cross" else 0
         row = best if choice.token in ("", "class") else _number(choice.token)
         pick(row, maps.shape[2], "token")
-        labels = found["labels"].tolist()
-        names = [model.classes[k] if model.classes else f"class {k}" for k in labels]
+        names = [_output(model, label) for label in found["labels"].tolist()]
         several = f"{len(names)} detections of score ≥ {choice.threshold:g}"
         if choice.weights == "attention":
             weights = {"row": row, **_weights(choice, maps[choice.block], maps[:, :, row])}
@@ -344,8 +343,8 @@ class Viewer:
         true = np.array(images.classes)[first.labels.numpy()]
         unknown = [name for name in images.classes if name not in names]
         note = f"the model has no class {', '.join(unknown[:3])}{', …' * (len(unknown) > 3)}"
-        wrong = (np.array(names)[found.numpy()] != true) & ~np.isin(true, unknown)
-        return wrong, note if unknown else ""
+        said = np.array([_output(net, label) for label in found.tolist()])
+        return (said != true) & ~np.isin(true, unknown), note if unknown else ""
 
 
 def _look(model: nn.Module, batch: Tensor, block: int, row: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -371,6 +370,12 @@ def _look(model: nn.Module, batch: Tensor, block: int, row: int) -> tuple[Tensor
         maps[block],
         torch.stack([x[0] if x.shape == own.shape else blank for x in every]),
     )
+
+
+def _output(model: nn.Module, label: int) -> str:
+    """The name of a model's output, its number where nobody knows it."""
+    names = getattr(model, "classes", None) or ()
+    return names[label] if label < len(names) else f"output {label}"
 
 
 def _weights(choice: Choice, maps: Tensor, overview: Tensor) -> dict:

@@ -227,6 +227,13 @@ def test_a_folder_without_splits(tmp_path):
         load_images(str(tmp_path / "pets"), "all")
 
 
+def test_splits_are_not_taken_for_classes(images_folder):
+    for folder in (images_folder, images_folder.parent):
+        with pytest.raises(WorkbenchError, match="this folder has splits") as caught:
+            load_images(str(folder), "all")
+        assert f"load the splits of {images_folder}," in caught.value.fix
+
+
 def test_images_lying_in_a_folder_are_one_class(tmp_path):
     for i, shape in enumerate([(8, 12), (16, 8), (8, 8)]):
         write(tmp_path / "holiday" / f"{i}.jpg", np.zeros(shape))

@@ -189,7 +189,7 @@ def test_class_probes_without_names_are_refused(model, images):
 def test_a_detectors_classes_are_its_own(detector, scenes, monkeypatch):
     other = dataclasses.replace(scenes, classes=tuple("abcd"))
     choice = widgets.Choice(threshold=0.0)
-    for classes, first in ((("x", "y", "z", "w"), "xyzw"), (None, "c")):
+    for classes, first in ((("x", "y", "z", "w"), "xyzw"), (None, "o")):
         monkeypatch.setattr(detector, "classes", classes)
         (panel,) = widgets.Viewer({"d": detector}, {"s": other}).panels(choice)
         assert panel.labels and {label[0] for label in panel.labels} <= set(first)
