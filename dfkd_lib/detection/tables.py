@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfkd_lib.core import Artifact
-from dfkd_lib.datasets import SceneSet
+from dfkd_lib.datasets import SceneSet, check_classes_agree
 from dfkd_lib.detection.detector import predictions
 from dfkd_lib.detection.step import ObjectTargets, Queries
 from dfkd_lib.metrics import intervals, sure
@@ -112,6 +112,9 @@ def compared(
     rows = with_objects(test, count)
     some, found = test.subset(rows), {}
     for name, artifact in detectors.items():
+        check_classes_agree(
+            artifact.metrics["classes"], test.classes, f"{name} and the test scenes"
+        )
         scores, boxes = predictions(artifact)
         found[name] = [sure(scores[i], boxes[i], threshold) for i in rows]
     images = some.pixels.numpy()

@@ -41,13 +41,14 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
 
 
 def evaluate(model: nn.Module, test_set: ImageSet) -> tuple[float, Tensor]:
-    """Top-1 accuracy in [0, 1] on a set, and the logits (N, K) float32 behind it."""
+    """Top-1 accuracy in [0, 1] on a set, and the logits (N, K) float32 behind it; see `check_outputs`."""
+    check_outputs(model, test_set, "the model")
     logits = predict(model, test_set.images)
     return (logits.argmax(1) == test_set.labels).float().mean().item(), logits
 
 
 def check_fit(model: nn.Module, images: ImageSet, what: str) -> None:
-    """Raise unless the model takes these images and has one output for each of their classes."""
+    """Raise unless the model takes these images and has one output for each of their classes, see `check_outputs`."""
     # Outside of inference mode: weights that move to a GPU inside it can never learn.
     model = frozen(model)
     try:
@@ -69,6 +70,13 @@ def check_fit(model: nn.Module, images: ImageSet, what: str) -> None:
             where=images.name,
             fix="give num_classes to the model" if classifies else "take a model with a classifier",
         )
+    check_outputs(model, images, what)
+
+
+def check_outputs(model: nn.Module, images: ImageSet, what: str) -> None:
+    """Raise if a model that names its outputs (`classes`) names others than the images, or in another order."""
+    known = getattr(model, "classes", None) or images.classes
+    check_classes_agree(known, images.classes, f"{what} and {images.name}")
 
 
 def reads_of(*sets: tuple[ImageSet, str]) -> dict[str, str]:

@@ -266,7 +266,8 @@ class Viewer:
 
     def _prediction(self, choice: Choice, model: nn.Module, data: Data, label: int) -> str:
         true = self.class_of(choice.data, choice.image)
-        predicted = f"predicted {_output(model, label)}"
+        classifies = getattr(model, "classifies", True)  # False: a backbone from elsewhere
+        predicted = f"predicted {_output(model, label)}" if classifies else "no classifier"
         return predicted if true is None else f"class {data.classes[true]}, {predicted}"
 
     def _class_probe(self, choice: Choice, patches: int) -> np.ndarray | None:

@@ -168,6 +168,7 @@ def test_a_model_of_other_classes_is_refused_wherever_labels_meet(store, digits,
             start=teacher,
             overrides={"patch_size": 2},
         ),
+        lambda: training.evaluate(training.load_trained(teacher), test),
         lambda: synthesis.real_features(store, test, space),
         lambda: synthesis.measure_images(store, train, teacher, teacher, space),
     ):

@@ -178,6 +178,8 @@ def test_classes_of_model_probes_and_data_are_compared_by_name(
         else:
             assert panel.class_probe is None
     assert viewer.panels(widgets.Choice(image=1))[0].prediction == said
+    monkeypatch.setattr(model, "classifies", False, raising=False)
+    assert viewer.panels(widgets.Choice(image=1))[0].prediction.endswith(", no classifier")
 
 
 def test_class_probes_without_names_are_refused(model, images):
