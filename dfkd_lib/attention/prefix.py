@@ -18,32 +18,57 @@ from torch import Tensor, nn
 
 from dfkd_lib.attention.probes import logits_and_probe
 from dfkd_lib.attention.sites import patch_tokens
+from dfkd_lib.core import WorkbenchError
 
+PLAIN = (VisionTransformer, VisionTransformerDistilled)
 SHORT = 256  # tokens; beyond, the map of every head no longer fits the caches of a CPU
 
 
-def outputs_and_probe(model: Any, images: Tensor, probe: bool = True) -> tuple:
+def outputs_and_probe(
+    model: Any, images: Tensor, probe: bool = True, patches: Tensor | None = None
+) -> tuple:
     """What `model(images)` returns, and the probe of its last block; in timm's plain ViT and DeiT without needless work.
 
     Args:
         images: float (B, C, H, W) as the model wants them.
         probe: whether the probe is wanted.
+        patches: int64 (B, n), the patches that are computed, the others as if they were not there; None: all N. A plain ViT's
+            alone.
 
     Returns:
-        (the model's output, probe (B, N) float32 as of `attention_probe`, or None). Differentiable.
+        (the model's output, probe (B, N or n) float32 as of `attention_probe`, or None). Differentiable.
 
     Raises:
-        WorkbenchError: if a probe is wanted of a model that has none.
+        WorkbenchError: if a probe is wanted of a model that has none, or some patches of one that is no plain ViT.
     """
-    if not is_plain(model):
+    plain = is_plain(model)
+    if not plain and patches is None:
         return logits_and_probe(model, images) if probe else (model(images), None)
-    tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+    if type(model) not in PLAIN:
+        raise WorkbenchError(
+            "only a plain vision transformer computes some patches without the others",
+            expected=" or ".join(kind.__name__ for kind in PLAIN),
+            got=type(model).__name__,
+            fix="give it all patches",
+        )
+    tokens = _embedded(model, images, patches)
     with _as_products(model.blocks[:-1], tokens):
         for block in model.blocks[:-1]:
             tokens = block(tokens)
-    prefix, weights = _last_block(model.blocks[-1], tokens, model.num_prefix_tokens)
-    output = model.forward_head(model.norm(prefix))
+    last, weights = _last_block(model.blocks[-1], tokens, model.num_prefix_tokens)
+    # Whoever looks into the last block is to see all of it.
+    output = model.forward_head(model.norm(last if plain else model.blocks[-1](tokens)))
     return output, weights[:, :, 0].mean(1)[:, patch_tokens(model)] if probe else None
+
+
+def _embedded(model: Any, images: Tensor, patches: Tensor | None) -> Tensor:
+    """The tokens (B, T, width) that enter the first block: all, or those before the patches and some of these."""
+    tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+    if patches is None:
+        return tokens
+    first = model.num_prefix_tokens
+    rows = patches[..., None].expand(-1, -1, tokens.shape[2])
+    return torch.cat([tokens[:, :first], tokens[:, first:].gather(1, rows)], 1)
 
 
 def compiled_parts(model: Any) -> list[nn.Module]:
@@ -53,7 +78,7 @@ def compiled_parts(model: Any) -> list[nn.Module]:
 
 def is_plain(model: Any) -> bool:
     """Whether a model is one of timm's whose head reads the prefix tokens alone, and whose last block has no peculiarity."""
-    if type(model) not in (VisionTransformer, VisionTransformerDistilled):
+    if type(model) not in PLAIN:
         return False
     block, attention = model.blocks[-1], model.blocks[-1].attn
     return (
@@ -65,6 +90,7 @@ def is_plain(model: Any) -> bool:
         and not model.grad_checkpointing
         # A hook, or another forward put in its place, wants to see the block at work.
         and not block._forward_hooks
+        and not attention._forward_hooks
         and "forward" not in attention.__dict__
         and "forward" not in block.__dict__
     )

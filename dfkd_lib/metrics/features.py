@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,16 @@ def features_and_logits(
     return torch.cat(features), torch.cat(logits)
 
 
-def scores_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def scores_and_features(
+    model: nn.Module, images: Tensor, forward: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Logits (B, K), and what the layer that gives them was given (B, D), in one pass, differentiable.
 
     A model without a classifier (`num_classes` 0 in timm, `Loaded.classifies` False) gives features alone: both are these.
 
     Args:
         images: float (B, C, H, W) as the model wants them.
+        forward: another way through the model to its logits.
 
     Raises:
         WorkbenchError: if the model has no linear layer that gives its logits, or gives no vector for each image.
@@ -55,7 +58,7 @@ def scores_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tenso
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     handles = [module.register_forward_hook(note) for module in linear]
     try:
-        logits = model(images)
+        logits = (forward or model)(images)
     finally:
         for handle in handles:
             handle.remove()

@@ -4,7 +4,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dfkd_lib.attention import capture_attention, class_token, probe_from_rows
+from dfkd_lib.attention import outputs_and_probe
 from dfkd_lib.core import Config
 from dfkd_lib.losses import intra_divergence_loss
 from dfkd_lib.metrics import scores_and_features
@@ -24,14 +24,17 @@ class FromTeacher(Config):
 
 
 def scores_features_probe(
-    teacher: nn.Module, images: Tensor, probe: bool
+    teacher: nn.Module, images: Tensor, probe: bool, patches: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Logits, last features and, where asked for, the attention probe of the last block, in one pass."""
-    if not probe:
-        return *scores_and_features(teacher, images), None
-    with capture_attention(teacher, (-1,), class_token(teacher)) as rows:
-        logits, features = scores_and_features(teacher, images)
-    return logits, features, probe_from_rows(teacher, rows[-1], images)
+    """Logits, last features and, where asked for, the attention probe of the last block, in one pass over all or some patches."""
+    probes = []
+
+    def forward(images: Tensor) -> Tensor:
+        logits, found = outputs_and_probe(teacher, images, probe, patches)
+        probes.append(found)
+        return logits
+
+    return *scores_and_features(teacher, images, forward), probes[0]
 
 
 def held_logits(student: nn.Module, images: Tensor) -> Tensor:

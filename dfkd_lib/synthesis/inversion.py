@@ -1,12 +1,15 @@
 """Maker 3a, 3b: images found by gradient descent on their own pixels, until the teacher is sure of them (DeepInversion).
 
 The CNN form matches the teacher's batch-norm statistics. A vision transformer has none: its form asks instead for a high
-entropy of the similarities between patches, as natural images have it and noise has not (PSAQ-ViT).
+entropy of the similarities between patches, as natural images have it and noise has not (PSAQ-ViT). A plain one may be
+shown ever fewer patches, those that it attends to (sparse inversion): the others are left to the priors on images.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import ClassVar
+from functools import lru_cache
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dfkd_lib import training
+from dfkd_lib.attention import outputs_and_probe
 from dfkd_lib.core import Artifact, Store
-from dfkd_lib.datasets import random_flip, random_shift, to_uint8
+from dfkd_lib.datasets import random_flip, random_shift, to_float, to_uint8
 from dfkd_lib.losses import (
     MAKER_LOSSES,
     attention_outputs,
@@ -26,19 +30,26 @@ from dfkd_lib.losses import (
     total_variation,
     weights_of,
 )
-from dfkd_lib.metrics import scores_and_features
 from dfkd_lib.synthesis.canvas import Draws
-from dfkd_lib.synthesis.from_teacher import FromTeacher
+from dfkd_lib.synthesis.from_teacher import FromTeacher, scores_features_probe
 from dfkd_lib.synthesis.given import Given
 from dfkd_lib.training import Precision, TrainConfig
+
+WARM_SEED = 1_000_003  # of the images whose means others start from: of no batch
 
 
 class Canvas(nn.Module):
     """Pixels (B, C, S, S) that learn, in [-1, 1]."""
 
-    def __init__(self, count: int, shape: tuple[int, int, int], generator: torch.Generator):
+    def __init__(
+        self,
+        count: int,
+        shape: tuple[int, int, int],
+        generator: torch.Generator,
+        start: Tensor | float = 0.0,
+    ):
         super().__init__()
-        self.pixels = nn.Parameter(0.5 * torch.randn(count, *shape, generator=generator))
+        self.pixels = nn.Parameter(start + 0.5 * torch.randn(count, *shape, generator=generator))
 
     def forward(self) -> Tensor:
         with torch.no_grad():
@@ -55,8 +66,10 @@ class Inversion(FromTeacher, InversionWeights):
     """Inversion of the teacher alone: CE to the asked class, priors on the image, statistics of the teacher.
 
     `batch_norm` matches the batch-norm statistics of a CNN (3a), `patch_entropy` asks a vision transformer for a high
-    entropy of patch similarities (3b), `compete` is adaptive DeepInversion against `Given.student`.
-    Source: Yin et al. (CVPR 2020) for 3a; Li et al. (ECCV 2022) for 3b; METHODS B.
+    entropy of patch similarities (3b), `compete` is adaptive DeepInversion against `Given.student`. With fewer `patches`, at
+    the beginning of each part of the steps a plain vision transformer's own attention chooses anew which it is shown.
+    Source: Yin et al. (CVPR 2020) for 3a; Li et al. (ECCV 2022) for 3b; METHODS B; fewer patches: Hu et al. (ICML 2024),
+        and arXiv 2509.23235, in which patches come back.
     """
 
     sees: ClassVar[tuple[str, ...]] = ()
@@ -71,6 +84,16 @@ class Inversion(FromTeacher, InversionWeights):
     lr: float = Field(0.05, gt=0, le=10, description="learning rate of Adam on pixels")
     flip: bool = Field(False, description="mirror at random (not for digits)")
     precision: Precision = Field("fp32", description="arithmetic: fp32, or bf16 by autocast")
+    patches: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (1.0,),
+        min_length=1,
+        description="shares of the patches that the teacher is shown, in equal parts of the steps",
+    )
+    warm: int = Field(
+        0,
+        ge=0,
+        description="images a class made first, from whose mean all others start, 0: from noise",
+    )
 
     @property
     def budget(self) -> str:
@@ -92,8 +115,18 @@ class Inversion(FromTeacher, InversionWeights):
         teacher = given.load_teacher()
         student = given.load_student() if self.compete else None
 
+        def means() -> Tensor:
+            """The mean of a few images of each class, made as all are, but from noise."""
+            classes = torch.arange(len(given.classes)).repeat(self.warm)
+            made = self.replace(warm=0).drawing(None, given)(classes, WARM_SEED)
+            return to_float(made).view(self.warm, -1, *given.shape).mean(0)
+
+        start = lru_cache(1)(means)
+
         def draw(labels: Tensor, seed: int) -> Tensor:
-            canvas = Canvas(len(labels), given.shape, torch.Generator().manual_seed(seed))
+            generator = torch.Generator().manual_seed(seed)
+            begin = start()[labels] if self.warm else 0.0
+            canvas = Canvas(len(labels), given.shape, generator, begin)
             config = TrainConfig(
                 epochs=1,
                 batch_size=len(labels),
@@ -119,9 +152,13 @@ class Inversion(FromTeacher, InversionWeights):
     def step(self, canvas: Canvas, teacher: nn.Module, student: nn.Module | None) -> Callable:
         """The step for `training.fit`: one update of the pixels."""
 
+        shown: dict[int, Tensor | None] = {}
+
         def step(batch: tuple, progress: float) -> dict[str, Tensor]:
             labels, random = batch
-            images = canvas()
+            images, part = canvas(), int(progress * len(self.patches))
+            if part not in shown:
+                shown[part] = most_attended(teacher, images, self.patches[part])
             seen = random_shift(images, self.jitter, random)
             seen = random_flip(seen, random) if self.flip else seen
             with ExitStack() as inside:
@@ -129,7 +166,7 @@ class Inversion(FromTeacher, InversionWeights):
                 outputs = (
                     inside.enter_context(attention_outputs(teacher)) if self.patch_entropy else []
                 )
-                logits, features = scores_and_features(teacher, seen)
+                logits, features, _ = scores_features_probe(teacher, seen, False, shown[part])
             named = {
                 "ce": F.cross_entropy(logits.float(), labels),
                 "tv": total_variation(images),
@@ -146,3 +183,16 @@ class Inversion(FromTeacher, InversionWeights):
             return self.total(named)
 
         return step
+
+
+@torch.no_grad()
+def most_attended(teacher: nn.Module, images: Tensor, share: float) -> Tensor | None:
+    """The patches (B, n) that the class token looks at most, int64, n a share of all; None for all of them.
+
+    Raises:
+        WorkbenchError: for a teacher that is no plain vision transformer.
+    """
+    if share == 1:
+        return None
+    every = outputs_and_probe(teacher, images)[1]
+    return every.topk(math.ceil(share * every.shape[1]), 1).indices

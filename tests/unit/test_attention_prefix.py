@@ -6,6 +6,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from dfkd_lib.attention import logits_and_probe, outputs_and_probe, prefix
 from dfkd_lib.attention.prefix import is_plain
+from dfkd_lib.core import WorkbenchError
 from dfkd_lib.models import create_model
 
 SMALL = {
@@ -115,3 +116,39 @@ def test_short_attention_in_bf16_is_two_products_and_equal_but_for_rounding(monk
         block.attn.fused_attn for block in model.blocks
     )
     assert (found - exact).abs().max() < 2 * (fused - exact).abs().max() + 0.01 * exact.abs().max()
+
+
+@pytest.mark.parametrize("name, model", models(), ids=lambda v: v if isinstance(v, str) else "")
+def test_some_patches_are_computed_as_if_the_others_were_not_there(name, model):
+    """timm's own blocks on the tokens that are left; all of them in any order are the whole."""
+    model.eval()
+    images, count = torch.randn(3, 1, 28, 28), 49 if name == "library's" else 16
+    chosen = torch.stack([torch.randperm(count)[:5] for _ in range(3)])
+    tokens, first = model._pos_embed(model.patch_embed(images)), model.num_prefix_tokens
+    rows = [torch.cat([t[:first], t[first:][c]]) for t, c in zip(tokens, chosen, strict=True)]
+    wanted = model.forward_head(model.norm(model.blocks(torch.stack(rows))))
+    output, probe = outputs_and_probe(model, images, patches=chosen)
+    torch.testing.assert_close(output, wanted, atol=1e-5, rtol=1e-5)
+    assert probe.shape == (3, 5)
+    every = torch.stack([torch.randperm(count) for _ in range(3)])
+    output, probe = outputs_and_probe(model, images, patches=every)
+    whole, in_order = outputs_and_probe(model, images)
+    torch.testing.assert_close(output, whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(probe, in_order.gather(1, every), atol=1e-6, rtol=1e-5)
+
+
+def test_who_looks_into_the_last_block_of_some_patches_sees_all_of_them():
+    model, images, seen = create_model("vit_mnist_smoke").eval(), torch.randn(2, 1, 28, 28), []
+    chosen = torch.arange(6).expand(2, -1)
+    alone = outputs_and_probe(model, images, patches=chosen)[0]
+    handle = model.blocks[-1].attn.register_forward_hook(lambda *a: seen.append(a[2].shape))
+    torch.testing.assert_close(outputs_and_probe(model, images, patches=chosen)[0], alone)
+    handle.remove()
+    assert seen == [(2, 7, 16)]
+
+
+def test_other_models_refuse_some_patches():
+    with pytest.raises(WorkbenchError, match="plain vision transformer"):
+        outputs_and_probe(
+            create_model("cnn_small"), torch.zeros(1, 1, 28, 28), False, torch.zeros(1, 2).long()
+        )
