@@ -114,6 +114,15 @@ def convert(file: str, out: str, part: str) -> int:
     return 0
 
 
+def paper(run: str, out: str | None, only: str | None) -> int:
+    """Copy a run's figures and tables under the papers' numbers, with a README.tex."""
+    from dfkd_lib.reporting.tex import collect
+
+    chosen = [name.strip() for name in only.split(",")] if only else []
+    print(os.path.relpath(collect(run, out or "figures", chosen)))
+    return 0
+
+
 def existing(folder: str) -> Path:
     """The artifact folder of that name, which must exist."""
     path = resolve(folder)
@@ -132,7 +141,9 @@ def argument(**options) -> dict:
 
 ARGUMENTS = {
     "--profile": argument(default="quick", help="smoke, quick, night or paper (default: quick)"),
-    "--only": argument(metavar="10,20", help="these notebooks only"),
+    "--only": argument(
+        metavar="10,20", help="these notebooks only; of paper: these figures and tables"
+    ),
     "--set": argument(
         dest="settings",
         action="append",
@@ -145,7 +156,7 @@ ARGUMENTS = {
     ),
     "--out": argument(
         metavar="DIR",
-        help="where pages go (default: reports/<profile>, of a grid reports/grid_<its file>, of compare DIR_B)",
+        help="where pages go (default: reports/<profile>, of a grid reports/grid_<its file>, of compare DIR_B, of paper figures)",
     ),
     "--artifacts": argument(
         metavar="DIR", default="data/artifacts", help="where trained things are kept"
@@ -171,6 +182,7 @@ ARGUMENTS = {
     "notebook": argument(nargs="?", help="its number or name: all settings of its method"),
     "a": argument(metavar="DIR_A", help="folder of a run"),
     "b": argument(metavar="DIR_B", help="folder of another"),
+    "run": argument(metavar="DIR", help="folder of a run"),
     "file": argument(metavar="FILE", help="a checkpoint"),
     "out": argument(
         metavar="OUT", nargs="?", default="", help="the file to write (default: beside it)"
@@ -189,6 +201,7 @@ VERBS = {
     "list": (list_notebooks, "notebook"),
     "compare": (compare, "a b --out"),
     "published": (published, ""),
+    "paper": (paper, "run --out --only"),
     "explain": (explain_artifact, "key other --artifacts"),
     "convert": (convert, "file out --part"),
     "verify": (verify, "--artifacts"),

@@ -39,9 +39,10 @@ from dfkd_lib.plots.measures import (
     trade_off,
 )
 from dfkd_lib.plots.scenes import detection_compare, detection_grid, drawn_scenes
-from dfkd_lib.plots.style import COLORS, new_figure
+from dfkd_lib.plots.style import COLORS, STYLE, new_figure
 
 __all__ = [
+    "STYLE",
     "COLORS",
     "ablation_accuracy",
     "ablation_curves",

@@ -4,7 +4,8 @@
 - `notebooks`: what a notebook says of itself, and headline results.
 - `results`: results files read back.
 - `summary`: real images behind every stage, time.
+- `tex`: LaTeX of tables, and a folder of a run's figures for a paper.
 - `published`: the README of published results.
 """
 
-__all__ = ["notebooks", "published", "report", "results", "summary"]
+__all__ = ["notebooks", "published", "report", "results", "summary", "tex"]

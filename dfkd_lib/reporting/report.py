@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from matplotlib import rc_context
 
 from dfkd_lib import presets
 from dfkd_lib.core import Artifact, Config, WorkbenchError, resolve, save_json
@@ -19,6 +20,8 @@ from dfkd_lib.metrics.intervals import (
     paired_difference,
     shown_interval,
 )
+from dfkd_lib.plots import STYLE
+from dfkd_lib.reporting import tex
 from dfkd_lib.reporting.notebooks import read_notebooks
 from dfkd_lib.reporting.papers import paper_number
 from dfkd_lib.training import test_logits
@@ -81,28 +84,39 @@ class Report:
         """
         for kind in ("svg", "pdf"):
             path = self.out / "figures" / f"{_safe(name)}.{kind}"
-            figure.savefig(path, bbox_inches="tight", metadata={"Creator": None})
+            # Fonts are chosen when a file is written: TrueType ones, which submission systems take, and text as text.
+            with rc_context(STYLE):
+                figure.savefig(path, bbox_inches="tight", metadata={"Creator": None})
         self._show(figure, "figures", name, caption, paper, artifacts)
 
     def table(
-        self, table, name: str, caption: str, paper: str = "", digits: int = 4, artifacts=None
+        self,
+        table,
+        name: str,
+        caption: str,
+        paper: str = "",
+        digits: int = 4,
+        artifacts=None,
+        best: dict[str, str] | None = None,
     ) -> None:
-        """Show a pandas table and save it as tables/<name>.csv and .tex, floats with `digits` significant digits.
+        """Show a pandas table and save it as tables/<name>.csv and .tex.
 
         Args:
             name, caption, paper, artifacts: as for `figure`.
+            digits: significant digits of the largest number of a column, whose floats all have as many decimals.
+            best: {column: "max" or "min"}: what is best in it stands in bold.
         """
         base = self.out / "tables" / _safe(name)
         table.rename(columns=_not_a_formula).map(_not_a_formula).to_csv(
             base.with_suffix(".csv"), index=False
         )
-        shown = table.map(lambda value: _cell(value, digits))
-        base.with_suffix(".tex").write_text(
-            shown.to_latex(index=False, escape=True, caption=caption, label=f"tab:{name}")
-        )
+        shown, bold = tex.cells(table, digits), tex.best_cells(table, best or {})
+        base.with_suffix(".tex").write_text(tex.tabular(table, shown, caption, name, bold))
         # A Styler escapes nothing by itself, and class names come from folders that anyone may have named.
         styled = shown.style.hide(axis="index").format(escape="html")
         styled = styled.format_index(escape="html", axis="columns")
+        for column, rows in bold.items():
+            styled = styled.set_properties(subset=(rows, [column]), **{"font-weight": "bold"})
         self._show(styled, "tables", name, caption, paper, artifacts)
 
     def _show(self, thing, kind: str, name: str, caption: str, paper: str, artifacts) -> None:
@@ -347,13 +361,6 @@ def _plain(value):
         return {str(k): _plain(v) for k, v in value.items()}
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _cell(value, digits: int):
-    """A cell as it is shown: floats shortened, what is no number a dash."""
-    if isinstance(value, float):
-        return f"{value:.{digits}g}" if math.isfinite(value) else "–"
-    return "–" if value is None else value
 
 
 def _peak_memory_mb() -> float:

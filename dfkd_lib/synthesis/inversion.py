@@ -39,22 +39,31 @@ WARM_SEED = 1_000_003  # of the images whose means others start from: of no batc
 
 
 class Canvas(nn.Module):
-    """Pixels (B, C, S, S) that learn, in [-1, 1]."""
+    """Pixels (B, C, S, S) that learn, in [-1, 1]; `coarse` times fewer along a side, of which images are interpolated: without
+    fine patterns a teacher is not so easily fooled.
+    """
 
     def __init__(
         self,
         count: int,
         shape: tuple[int, int, int],
         generator: torch.Generator,
-        start: Tensor | float = 0.0,
+        coarse: int = 1,
+        start: Tensor | None = None,
     ):
         super().__init__()
-        self.pixels = nn.Parameter(start + 0.5 * torch.randn(count, *shape, generator=generator))
+        self.shape, few = shape[1:], [-(-side // coarse) for side in shape[1:]]
+        pixels = 0.5 * torch.randn(count, shape[0], *few, generator=generator)
+        if start is not None:
+            pixels += F.interpolate(start, few, mode="area")
+        self.pixels = nn.Parameter(pixels)
 
     def forward(self) -> Tensor:
         with torch.no_grad():
             self.pixels.clamp_(-1, 1)
-        return self.pixels
+        if self.pixels.shape[2:] == self.shape:
+            return self.pixels
+        return F.interpolate(self.pixels, self.shape, mode="bicubic").clamp(-1, 1)
 
 
 InversionWeights = weights_of(
@@ -88,6 +97,9 @@ class Inversion(FromTeacher, InversionWeights):
         (1.0,),
         min_length=1,
         description="shares of the patches that the teacher is shown, in equal parts of the steps",
+    )
+    coarse: int = Field(
+        1, ge=1, le=8, description="pixels of an image to one that learns, along a side"
     )
     warm: int = Field(
         0,
@@ -125,8 +137,8 @@ class Inversion(FromTeacher, InversionWeights):
 
         def draw(labels: Tensor, seed: int) -> Tensor:
             generator = torch.Generator().manual_seed(seed)
-            begin = start()[labels] if self.warm else 0.0
-            canvas = Canvas(len(labels), given.shape, generator, begin)
+            begin = start()[labels] if self.warm else None
+            canvas = Canvas(len(labels), given.shape, generator, self.coarse, begin)
             config = TrainConfig(
                 epochs=1,
                 batch_size=len(labels),

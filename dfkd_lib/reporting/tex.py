@@ -1,0 +1,182 @@
+"""LaTeX that any class compiles: tables of booktabs with every character escaped, and a folder of figures for a paper."""
+
+import functools
+import json
+import math
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from dfkd_lib.core import WorkbenchError, resolve
+
+HEAD = r"""\documentclass{article}
+\usepackage{amssymb,booktabs,graphicx,textcomp}
+\begin{document}
+"""
+
+
+@functools.cache
+def _encoder():
+    from pylatexenc.latexencode import UnicodeToLatexEncoder
+
+    return UnicodeToLatexEncoder(
+        unknown_char_policy="replace",
+        unknown_char_warning=False,
+        replacement_latex_protection="braces",
+    )
+
+
+def escaped(text: object) -> str:
+    """Text as LaTeX that shows it; a character that LaTeX has no name for is a question mark."""
+    return _encoder().unicode_to_latex(" ".join(str(text).split()))
+
+
+def cells(table: pd.DataFrame, digits: int) -> pd.DataFrame:
+    """The table as text: the floats of a column with one number of decimals, what is no number a dash.
+
+    Args:
+        digits: significant digits of the largest number of a column; numbers so small that they would be 0 have their own.
+    """
+    return table.apply(lambda column: _column(column, digits))
+
+
+def _column(column: pd.Series, digits: int) -> pd.Series:
+    finite = [abs(v) for v in column if isinstance(v, float) and math.isfinite(v) and v]
+    size = math.floor(math.log10(max(finite))) if finite else 0
+    decimals = max(0, digits - 1 - size)
+    wide = bool(finite) and (decimals > 6 or min(finite) < 0.5 * 10**-decimals)
+
+    def shown(value: object) -> object:
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                return "–"
+            return f"{value:.{digits}g}" if wide else f"{value:.{decimals}f}"
+        return "–" if value is None else value
+
+    return column.map(shown)
+
+
+def best_cells(table: pd.DataFrame, best: dict[str, str]) -> dict[str, list[int]]:
+    """{column: places of its best number} for columns whose "max" or "min" is best.
+
+    Raises:
+        WorkbenchError: on a column that is not there, or another word.
+    """
+    found = {}
+    for name, which in best.items():
+        if name not in table or which not in ("max", "min"):
+            raise WorkbenchError(
+                "the best of a column cannot be marked",
+                expected=f'one of {", ".join(map(str, table))}: "max" or "min"',
+                got=f"{name!r}: {which!r}",
+                where="best",
+                fix="correct it",
+            )
+        values = pd.to_numeric(table[name], errors="coerce")
+        # Of one number, or of numbers all alike, none is the best.
+        several = values.nunique() > 1
+        found[name] = [i for i, v in enumerate(values) if several and v == getattr(values, which)()]
+    return found
+
+
+def tabular(table: pd.DataFrame, shown: pd.DataFrame, caption: str, label: str, best: dict) -> str:
+    """A table environment of booktabs: numbers to the right, the best in bold.
+
+    Args:
+        table: with its numbers. shown: the same as text, of `cells`.
+        best: of `best_cells`.
+    """
+    right = [pd.api.types.is_numeric_dtype(table[name]) for name in table]
+    rows = []
+    for i in range(len(shown)):
+        texts = [escaped(value) for value in shown.iloc[i]]
+        bold = [i in best.get(name, ()) for name in table]
+        texts = [rf"\textbf{{{t}}}" if b else t for t, b in zip(texts, bold, strict=True)]
+        rows.append(" & ".join(texts) + r" \\")
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{escaped(caption)}}}",
+        rf"\label{{tab:{label}}}",
+        rf"\begin{{tabular}}{{{''.join('r' if r else 'l' for r in right)}}}",
+        r"\toprule",
+        " & ".join(escaped(name) for name in table) + r" \\",
+        r"\midrule",
+        *rows,
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def collect(run: str | Path, out: str | Path, only: Sequence[str] = ()) -> Path:
+    """Copy a run's figures (PDF) and tables (LaTeX) under the papers' numbers, with a README.tex that includes them all.
+
+    Args:
+        run: folder of a run, reports/quick. out: folder to make.
+        only: names of figures and tables; all by default.
+
+    Returns:
+        The README.tex.
+
+    Raises:
+        WorkbenchError: if the folder holds no run, or a name is none of its.
+    """
+    run, out = resolve(run), resolve(out)
+    pages = [json.loads(path.read_text()) for path in sorted(run.glob("metrics/*.json"))]
+    entries = [(kind, entry) for page in pages for kind in KINDS for entry in page[kind]]
+    names = [entry["name"] for _, entry in entries]
+    if not entries or (unknown := set(only) - set(names)):
+        raise WorkbenchError(
+            "this run has no such figure or table" if entries else "there is no run in this folder",
+            expected=", ".join(names) or "metrics/<notebook>.json of dfkd run",
+            got=", ".join(sorted(unknown)) if entries else None,
+            where=run,
+            fix="choose from those"
+            if entries
+            else "name the folder that a run wrote, reports/quick",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    parts, taken = [], set()
+    for kind, entry in sorted(entries, key=lambda pair: (not pair[1]["paper"], pair[1]["paper"])):
+        if only and entry["name"] not in only:
+            continue
+        suffix = KINDS[kind]
+        source = run / kind / f"{entry['name']}{suffix}"
+        name = file_name(entry, taken)
+        shutil.copyfile(source, out / f"{name}{suffix}")
+        parts.append(_included(kind, name, entry))
+    readme = out / "README.tex"
+    readme.write_text(HEAD + "\n".join(parts) + "\n\\end{document}\n")
+    return readme
+
+
+KINDS = {"figures": ".pdf", "tables": ".tex"}
+
+
+def file_name(entry: dict, taken: set[str]) -> str:
+    """The paper's number of a figure or table as a file name, its own name where it has none; new among `taken`."""
+    number = re.sub(r"[^A-Za-z0-9]+", "_", entry["paper"]).strip("_")
+    name = f"{number}_{entry['name']}" if number in taken else number or entry["name"]
+    taken.add(name)
+    return name
+
+
+def _included(kind: str, name: str, entry: dict) -> str:
+    if kind == "tables":
+        return rf"\input{{{name}}}"
+    beside = f" (beside {entry['paper']})" if entry["paper"] else ""
+    return "\n".join(
+        [
+            r"\begin{figure}",
+            r"\centering",
+            rf"\includegraphics[width=\linewidth]{{{name}.pdf}}",
+            rf"\caption{{{escaped(entry['caption'] + beside)}}}",
+            rf"\label{{fig:{entry['name']}}}",
+            r"\end{figure}",
+        ]
+    )
