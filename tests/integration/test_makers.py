@@ -24,6 +24,7 @@ from dfkd_lib.synthesis import (
     MemoryBank,
     from_teacher,
     guided,
+    inversion,
     make_images,
 )
 from dfkd_lib.synthesis.canvas import Draws
@@ -47,6 +48,7 @@ MAKERS = {
     "CNN": (INVERSION.replace(batch_norm=1.0), "cnn"),
     "ViT": (INVERSION.replace(patch_entropy=0.1), "vit"),
     "intra": (INVERSION.replace(intra=1.0, flip=True), "vit"),
+    "sparse": (INVERSION.replace(patches=(1.0, 0.3), coarse=2, warm=1), "vit"),
     "compete": (INVERSION.replace(compete=1.0), "vit student"),
 }
 
@@ -528,6 +530,8 @@ def test_too_few_images(parts, store):
         (lambda: PLAIN.replace(steps=0), "'(steps|batch_size)' is impossible(.|\n)*1"),
         (lambda: ADVERSARIAL.replace(bank=7), "bank(.|\n)*8"),
         (lambda: INVERSION.replace(steps=0), "'(steps|batch_size)' is impossible(.|\n)*1"),
+        (lambda: INVERSION.replace(patches=(1.0, 0.0)), "patches"),
+        (lambda: INVERSION.replace(patches=()), "patches"),
         (lambda: INVERSION.replace(batch_size=0), "'(steps|batch_size)' is impossible(.|\n)*1"),
         (lambda: GAN.replace(lam=-1.0), "'lam'"),
         (lambda: GAN.replace(attention_share=0.0), "attention_share"),
@@ -537,6 +541,41 @@ def test_impossible_settings(make, words):
     with pytest.raises(WorkbenchError, match=words) as error:
         make()
     assert error.value.where and error.value.fix
+
+
+def test_an_inversion_shows_the_teacher_fewer_patches(parts, store, monkeypatch):
+    """As many tokens as asked for go through its blocks, the attended ones; the canvas is coarse; some start warm."""
+    tokens, given = [], given_to(parts, "vit")
+    honest = inversion.scores_features_probe
+
+    def watched(teacher, images, probe, patches=None):
+        tokens.append(None if patches is None else patches.shape[1])
+        return honest(teacher, images, probe, patches)
+
+    monkeypatch.setattr(inversion, "scores_features_probe", watched)
+    maker = INVERSION.replace(steps=4, patches=(1.0, 0.5, 0.25, 0.25))
+    teacher, images = given.load_teacher(), to_float(random_set(6).pixels)
+    chosen = inversion.most_attended(teacher, images, 0.25)
+    probe = attention_probe(teacher, images)
+    assert chosen.shape == (6, 13) and torch.equal(chosen, probe.topk(13, 1).indices)
+    maker.drawing(None, given)(torch.arange(6), 3)
+    assert tokens == [None, 25, 13, 13]
+    fine, coarse = (
+        inversion.Canvas(2, SHAPE, torch.Generator().manual_seed(0), coarse)() for coarse in (1, 2)
+    )
+    rough = [(i[..., 1:] - i[..., :-1]).abs().mean() for i in (fine, coarse)]
+    assert coarse.shape == fine.shape and rough[1] < 0.8 * rough[0]
+    cold, warm = (
+        maker.replace(steps=1, lr=1e-6, warm=warm).drawing(None, given)(torch.arange(10), 3)
+        for warm in (0, 1)
+    )
+    assert not torch.equal(cold, warm)
+
+
+def test_only_a_plain_transformer_is_shown_fewer_patches(parts, store):
+    maker = INVERSION.replace(patches=(0.5,))
+    with pytest.raises(WorkbenchError, match="plain vision transformer|no class token|attention"):
+        make_images(store, maker, given_to(parts, "cnn"), 20)
 
 
 def test_feature_networks_without_weights(store, monkeypatch):
