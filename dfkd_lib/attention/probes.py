@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dfkd_lib.attention.capture import capture_attention
 from dfkd_lib.attention.moments import ClassMoments
-from dfkd_lib.attention.sites import class_token, patch_grid, pick, token_layout
+from dfkd_lib.attention.sites import class_token, first, patch_grid, pick, token_layout
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import to_float
 
@@ -43,7 +43,7 @@ def on_patches(model: nn.Module, attention: Tensor, images: Tensor) -> Tensor:
             where=type(model).__name__,
             fix="choose a block whose window is the whole grid, often the last; or read windows by capture_attention",
         )
-    if model.training and getattr(getattr(model, "patch_drop", None), "prob", False):
+    if model.training and getattr(first(model, "patch_drop"), "prob", False):
         raise WorkbenchError(
             "some patches are left out at random",
             expected="every patch in its place",

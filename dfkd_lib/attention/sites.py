@@ -69,7 +69,7 @@ def all_sites(model: nn.Module) -> list[Site]:
 
 
 def _find_sites(model: nn.Module) -> list[Site]:
-    if hasattr(model, "text_model") and hasattr(model, "vision_model"):
+    if any(hasattr(m, "text_model") and hasattr(m, "vision_model") for m in model.modules()):
         raise WorkbenchError(
             "this model has a tower of text beside that of images",
             expected="a model that takes images alone",
@@ -158,7 +158,7 @@ class TokenLayout:
         return slice(self.prefix, -self.suffix or None)
 
 
-def _first(model: nn.Module, *attributes: str):
+def first(model: nn.Module, *attributes: str):
     """The first of these attributes that a module of the model has and that is not None."""
     for module in model.modules():
         for attribute in attributes:
@@ -184,8 +184,8 @@ def token_layout(model: nn.Module) -> TokenLayout:
 
 
 def _read_layout(model: nn.Module) -> TokenLayout:
-    masked = getattr(getattr(model, "config", None), "mask_ratio", None) is not None
-    if masked or _first(model, "reroll") is not None:
+    masked = any(hasattr(getattr(m, "config", None), "mask_ratio") for m in model.modules())
+    if masked or first(model, "reroll") is not None:
         raise WorkbenchError(
             "this model's tokens are not in the order of its patches",
             expected="patches in their places",
@@ -193,21 +193,21 @@ def _read_layout(model: nn.Module) -> TokenLayout:
             fix="use a plain vision transformer; a masked autoencoder's encoder is read by "
             "transformers.ViTModel.from_pretrained(FOLDER)",
         )
-    token = _first(model, "cls_token", "class_token", "class_embedding")
+    token = first(model, "cls_token", "class_token", "class_embedding")
     classes = 0
     if isinstance(token, Tensor):  # (1, 1, C), (C,), or (1, 2, C) with a distillation token in it
         classes = token.shape[1] if token.ndim == 3 else 1
-    distilled = _first(model, "dist_token", "distillation_token") is not None
-    registers = _first(model, "reg_token", "register_tokens")
-    detections = _first(model, "detection_tokens")
-    after = int(_first(model, "num_suffix_tokens") or 0)  # TITN's distillation token
+    distilled = first(model, "dist_token", "distillation_token") is not None
+    registers = first(model, "reg_token", "register_tokens")
+    detections = first(model, "detection_tokens")
+    after = int(first(model, "num_suffix_tokens") or 0)  # TITN's distillation token
     suffix = after + (0 if detections is None else detections.shape[1])
-    prefix = _first(model, "num_prefix_tokens")
+    prefix = first(model, "num_prefix_tokens")
     if prefix is None:
         prefix = classes + (distilled and not after)
         prefix += 0 if registers is None else registers.shape[1]
     distillation = (-1 if after else 1) if distilled or classes == 2 else None
-    sizes = [_pair(_first(model, name)) for name in ("patch_size", "grid_size")]
+    sizes = [_pair(first(model, name)) for name in ("patch_size", "grid_size")]
     class_token = 0 if classes and prefix else None
     return TokenLayout(class_token, distillation, int(prefix), suffix, *sizes)
 

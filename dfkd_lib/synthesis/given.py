@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_lib.attention import (
+    attention_sites,
     class_probe_statistics,
     class_token,
     in_batches,
@@ -131,23 +132,31 @@ def class_probes(
     block: int = -1,
     model: nn.Module | None = None,
     probe: Callable[[Tensor], Tensor] = reduce_heads,
+    token: str = "class",
 ) -> Artifact:
     """The teacher's class attention probes on a (real) set, with their spread.
 
     Args:
         model: the teacher itself, where the artifact holds no weights (a model from elsewhere).
         probe: how heads become a probe, see `attention.class_probe_statistics`; part of the key.
+        token: "class", or "mean" for a model without class token; likewise.
 
     Returns:
         Artifact with probes.safetensors: "probes" (K, N) float32 of the block that was asked for; "mean" and "std"
-        (K, blocks, N) of every block; "count" (K,), images of each class.
+        (K, blocks, N) of every block, or of that one alone where heads differ in number, as patches do then (PiT, Swin);
+        "count" (K,), images of each class.
     """
 
     def make(work: Path) -> dict:
         network = load_trained(teacher) if model is None else model
         batches = in_batches(images.images, images.labels)
-        found = class_probe_statistics(network, batches, images.num_classes, None, probe)
-        chosen = found.mean[:, pick(block, found.mean.shape[1], "block")].contiguous()
+        every = len({site.heads for site in attention_sites(network)}) == 1
+        asked = None if every else block
+        found = class_probe_statistics(network, batches, images.num_classes, asked, probe, token)
+        if not every:
+            found = found._replace(mean=found.mean[:, None], std=found.std[:, None])
+        place = pick(block, found.mean.shape[1], "block") if every else 0
+        chosen = found.mean[:, place].contiguous()
         artifacts.save_tensors(work / "probes.safetensors", {"probes": chosen, **found._asdict()})
         return {"images": len(images), "patches": chosen.shape[1]}
 

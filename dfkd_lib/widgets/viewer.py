@@ -272,17 +272,18 @@ class Viewer:
 
     def _class_probe(self, choice: Choice, patches: int) -> np.ndarray | None:
         """The class probe of the image's class at the chosen block, where there is one and the class token is chosen."""
-        probes = self.class_probes.get(choice.model)
+        probes, model = self.class_probes.get(choice.model), self.models[choice.model]
         label = self.class_of(choice.data, choice.image)
-        if probes is None or label is None or choice.token not in ("", "class"):
+        has_token = attention.token_layout(model).class_token is not None
+        if probes is None or label is None or not has_token or choice.token not in ("", "class"):
             return None
         probe = probes.get(self.data[choice.data].classes[label])
         if probe is None or probe.shape[-1] != patches:
             return None
+        blocks = len(attention.attention_sites(model))
         if probe.ndim == 2:
-            return _array(probe[choice.block])
-        last = len(attention.attention_sites(self.models[choice.model])) - 1
-        return _array(probe) if choice.block == last else None
+            return _array(probe[choice.block]) if len(probe) == blocks else None
+        return _array(probe) if choice.block == blocks - 1 else None
 
     def _detector(self, choice: Choice, model: Detector, data: Data, pixels: Tensor) -> dict:
         if pixels.shape[1] != 3:
