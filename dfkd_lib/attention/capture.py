@@ -287,13 +287,13 @@ def _watched(model: nn.Module, site: Site, mode: _Catch):
 def _no_map(module: nn.Module, forward: Callable, mode: _Catch, args: tuple, kwargs: dict) -> str:
     """Why what a forward pass of the module has shown is not a map of queries by keys; "" if it is."""
     if len(mode.found) > 1:
-        return f"{len(mode.found)} attention maps in one module"
+        return "several maps in one module"
     if not mode.found and mode.softmax is not None:
-        return f"a softmax of {tuple(mode.softmax.shape)} that does not itself multiply values: sampling points, or mixed heads"
+        return "weights of sampling points, or heads mixed after the softmax"
     if not mode.found:
-        return "no softmax over the keys of each head: linear attention, or torch's own MultiheadAttention"
+        return "linear attention, or torch's own MultiheadAttention"
     if len(mode.sizes) != 3:
-        return f"attention of {mode.sizes} an image, of windows or no heads, not heads x queries x keys"
+        return "attention within windows, or without heads"
     among_channels = _among_channels(module, forward, mode, args, kwargs)
     return "attention among channels" if among_channels else ""
 
@@ -342,12 +342,16 @@ def _alone(mode: _Catch):
 
 
 def _refusal(model: nn.Module, site: Site, problem: str) -> WorkbenchError:
-    kinds = sorted({other.kind for other in all_sites(model)} - {site.kind})
+    others = [s for s in all_sites(model) if type(s.module) is not type(site.module)]
+    here = attention_sites(model, site.kind)
+    blocks = [f"block {here.index(s)}" for s in others if s.kind == site.kind]
+    kinds = [f"kind {kind}" for kind in sorted({s.kind for s in others} - {site.kind})]
+    choices = " or ".join(blocks[-1:] + kinds)
     return WorkbenchError(
-        "no attention was captured",
-        got=f"{site.name or 'the model'} ({type(site.module).__name__}) of {type(model).__name__}: {problem}",
+        f"no map of queries by keys, but {problem}",
+        got=f"{site.name or 'the model'} ({type(site.module).__name__}) of {type(model).__name__}",
         expected="scaled_dot_product_attention, or a softmax of (B, heads, T, S) that multiplies values, once",
-        fix=f"choose another block{', or kind ' if kinds else ''}{' or '.join(kinds)}, or another model",
+        fix=f"look at {choices} of this model" if choices else "use a ViT or a DETR",
     )
 
 

@@ -184,7 +184,7 @@ def token_layout(model: nn.Module) -> TokenLayout:
 
 
 def _read_layout(model: nn.Module) -> TokenLayout:
-    masked = any(hasattr(getattr(m, "config", None), "mask_ratio") for m in model.modules())
+    masked = any(hasattr(module, "random_masking") for module in model.modules())
     if masked or first(model, "reroll") is not None:
         raise WorkbenchError(
             "this model's tokens are not in the order of its patches",
