@@ -57,18 +57,19 @@ def gradient_attention(
 
     Source: Chefer, Gur and Wolf, Generic Attention-model Explainability (ICCV 2021), eq. 5, 6.
     """
-    if not getattr(model, "classifies", True):
-        raise WorkbenchError(
-            "a backbone has no class whose gradient could be followed",
-            expected="a model with a classifier",
-            got=getattr(model, "source", type(model).__name__),
-            fix="look at its attention or its rollout, or load a classifier",
-        )
     # Callers may be in inference mode, whose tensors know no gradients.
     with torch.inference_mode(False), torch.enable_grad():
         pixels = images.clone().requires_grad_()
         with capture_attention(model, None, None, through=True) as found:
-            logits = model(pixels)
+            output = model(pixels)
+        logits = getattr(output, "logits", output)  # of transformers' classifiers
+        if not isinstance(logits, Tensor) or not getattr(model, "classifies", True):
+            raise WorkbenchError(
+                "a backbone has no class whose gradient could be followed",
+                expected="a model with a classifier",
+                got=getattr(model, "source", type(model).__name__),
+                fix="look at its attention or its rollout, or load a classifier",
+            )
         steps = _weighted(_chosen(logits, target), whole_maps(model, found, images))
         reached = _identity(steps[0])
         for step in steps:

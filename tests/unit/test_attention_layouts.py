@@ -13,7 +13,10 @@ from torch import nn
 
 from dfkd_lib import attention
 from dfkd_lib.attention import capture_attention
-from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core import Store, WorkbenchError
+from dfkd_lib.datasets import ImageSet, to_float
+from dfkd_lib.synthesis import class_probes
+from dfkd_lib.widgets import Choice, Viewer
 
 EVERY = [("timm", name) for name in families.TIMM]
 EVERY += [("transformers", name) for name in families.TRANSFORMERS if name != "MAE"]
@@ -227,6 +230,25 @@ def test_what_needs_every_block_is_refused_where_blocks_differ(name, words):
             attention.attention_probes(model, images, token)
 
 
+def test_gradients_of_transformers_classifiers_and_towers():
+    model, images = families.in_transformers("SigLIP's tower")
+    with pytest.raises(WorkbenchError, match="no class whose gradient"):
+        attention.gradient_attention(model, images, token="mean")
+    config = transformers.ViTConfig(**families.SIZES, num_labels=3)
+    classifier = transformers.ViTForImageClassification(config).eval()
+    found = attention.gradient_attention(classifier, images)
+
+    class Logits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = classifier
+
+        def forward(self, x):
+            return self.net(x).logits
+
+    assert torch.equal(found, attention.gradient_attention(Logits(), images))
+
+
 def test_windows_and_text_are_read_as_it_is_advised():
     model, images = families.in_timm("Swin")
     with pytest.raises(WorkbenchError, match="within windows") as caught:
@@ -271,3 +293,48 @@ def test_the_guide_holds_the_table():
     )
     text = guide.read_text()
     assert text.split(begin)[1].split(end)[0].strip() == families.table()
+
+
+@pytest.mark.parametrize(
+    "name, block, alike, words",
+    [
+        ("ViT without class token", 0, 2, ""),
+        ("CaiT", 1, 2, "do not share"),
+        ("PiT, distilled", 11, 4, "do not share"),
+        ("Swin", 3, 1, "within windows"),
+        ("DaViT", 6, 1, "among channels"),
+    ],
+)
+def test_the_explorer_shows_the_blocks_that_have_a_map(name, block, alike, words):
+    model, images = families.in_timm(name)
+    data = ImageSet(images.sigmoid().mul(255).byte(), torch.tensor([0, 1]), ("a", "b"))
+    viewer = Viewer({"m": model}, {"d": data}, {"m": {"a": torch.rand(12, 16)}})
+    (panel,) = viewer.panels(Choice(block=block))
+    batch, patches = to_float(data.images[:1]), attention.patch_tokens(model)
+    with torch.no_grad():
+        wanted = attention.attention_map(model, batch, block)[0].mean(0)[:, patches]
+        assert torch.allclose(torch.from_numpy(panel.weights), wanted, atol=1e-5)
+        assert torch.equal(torch.tensor(panel.probe), torch.tensor(panel.weights[panel.row]))
+        # Blocks of other tokens are left blank, and what is of the class token is beside its own attention alone.
+        assert panel.overview.any((1, 2)).sum() == alike and panel.overview[block].any()
+        assert panel.class_probe is None
+        if words:
+            with pytest.raises(WorkbenchError, match=words):
+                viewer.panels(Choice(block=block, weights="rollout"))
+        else:
+            (rolled,) = viewer.panels(Choice(block=block, weights="rollout"))
+            expected = attention.attention_rollout(model, batch, token=0)
+            assert torch.allclose(torch.from_numpy(rolled.weights), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["PiT, distilled", "Swin", "ViT without class token"])
+def test_class_probes_are_of_every_block_where_blocks_are_alike(name, tmp_path):
+    model, images = families.in_timm(name)
+    data = ImageSet(images.sigmoid().mul(255).byte(), torch.tensor([0, 1]), ("a", "b"))
+    store, token = Store(tmp_path), attention.usual_token(model)
+    teacher = store.get_or_make("teacher", {"name": name}, lambda work: {})
+    made = class_probes(store, teacher, data, -1, model, token=token).tensors("probes.safetensors")
+    wanted = attention.attention_probe(model, to_float(data.images), token=token)
+    assert (made["probes"] - wanted).abs().max() < 1e-5
+    assert made["mean"].shape[1] == (2 if "ViT" in name else 1)
+    assert torch.equal(made["mean"][:, -1], made["probes"])
