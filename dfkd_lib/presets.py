@@ -232,7 +232,7 @@ DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
 def _checked(what: str, name: str, names: Iterable[str]) -> str:
     """The name, which must be one of these; WorkbenchError with the nearest."""
     if name not in names:
-        near = nearest(name, names)
+        near = nearest(str(name), names)
         raise WorkbenchError(
             f"there is no {what} '{name}'",
             expected="one of " + ", ".join(names),
@@ -289,6 +289,13 @@ def _injected() -> dict[str, object]:
     for source in cells:
         values = _literals(source)
         if source.startswith("# Parameters"):
+            if isinstance(word := values.get("interactive"), str):
+                raise WorkbenchError(
+                    "the parameter 'interactive' cannot have this value",
+                    expected="True or False",
+                    got=repr(word),
+                    fix="write it with a capital letter: papermill takes false for a word, which would count as True",
+                )
             found |= {name: value for name, value in values.items() if name not in declared}
         declared |= set(values)
     return {name: value for name, value in found.items() if name not in NOT_SETTINGS}

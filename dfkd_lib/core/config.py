@@ -138,7 +138,7 @@ class Config(BaseModel):
         Raises:
             WorkbenchError: on a name that none or several settings have, and on impossible values.
         """
-        pairs = parse_overrides(changes) if isinstance(changes, str) else dict(changes)
+        pairs = dict(changes) if isinstance(changes, Mapping) else parse_overrides(changes)
         tree: dict = {}
         for name, value in pairs.items():
             *parents, leaf = self.resolve(name).split(".")
@@ -226,7 +226,7 @@ def parse_overrides(text: str) -> dict[str, str]:
         WorkbenchError: on a word that is not name=value, and on a name given twice.
     """
     try:
-        words = shlex.split(text)
+        words = shlex.split(text) if isinstance(text, str) else [str(text)]
     except ValueError as error:
         raise WorkbenchError(
             "overrides could not be read",

@@ -190,6 +190,13 @@ def test_what_papermill_injects_beyond_the_declared_counts(tmp_path):
     assert code == 0 and text.split() == ["3", "(5,)", "False"]
     assert papermill("-p", "student_epoch", "3")[0] != 0
     assert papermill("-p", "seeds", "2.5")[0] != 0
+    assert papermill("-p", "interactive", "false")[0] != 0
+
+
+@pytest.mark.parametrize("preset, overrides", [(3, ""), (None, ""), ("quick", 5), ("quick", 0.5)])
+def test_words_that_papermill_made_numbers_are_refused(preset, overrides):
+    with pytest.raises(WorkbenchError):
+        presets.load("classification", preset, overrides)
 
 
 def test_an_unknown_preset_or_method_is_refused_with_the_nearest():
