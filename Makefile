@@ -14,6 +14,9 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 install: $(STAMP)  ## what all need, into .venv, and nothing else
+	@$(RUN) -m dfkd_lib list > /dev/null  # so that a typo is answered at once from now on
+	@echo "installed. Next: make lab opens the notebooks, make report runs all of them into reports/quick,"
+	@echo ".venv/bin/dfkd list 30 shows what notebook 30 may be told, make help what else there is."
 
 report: $(STAMP)  ## run every notebook on embedded real data into reports/quick (the main job)
 	@$(RUN) -m dfkd_lib run --profile quick --out reports/quick --jobs $(JOBS)

@@ -4,9 +4,10 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from dfkd_lib.core import Store, WorkbenchError, resolve
+from dfkd_lib.core import Store, WorkbenchError, nearest, resolve
 
 
 def run(**options) -> int:
@@ -32,13 +33,14 @@ def train(**options) -> int:
     """Train what notebooks train, without reports; for accelerate launch, torchrun."""
     from dfkd_lib import pipeline
 
-    pipeline.train(pipeline.make_plan(**options))
+    plan = pipeline.make_plan(**options)  # before what trains is imported
+    pipeline.train(plan)
     return 0
 
 
 def list_notebooks(notebook: str | None) -> int:
     """List notebooks and their parameters; of one, every setting."""
-    from dfkd_lib import pipeline, presets
+    from dfkd_lib import pipeline
 
     files = pipeline.notebook_files()
     wanted = [pipeline.find_notebook(notebook, list(files))] if notebook else list(files)
@@ -49,19 +51,19 @@ def list_notebooks(notebook: str | None) -> int:
             value = f"{parameter.name} = {parameter.default!r}"
             print(f"  {value:<40} {declared.help(parameter.name)}")
     if notebook and declared.method:
-        of_presets = {one: presets.of_preset(declared.method, one) for one in presets.PRESETS}
-        print_settings({preset: config.settings() for preset, config in of_presets.items()})
+        print_settings(declared.known.settings)
     return 0
 
 
-def print_settings(trees: dict[str, dict]) -> None:
+def print_settings(settings: dict[str, dict]) -> None:
     """Print every setting of a method: the paper's value and what other presets have, help and range."""
     print("  settings, as --set or in overrides: paper (and what other presets have), help, range")
-    for full, setting in trees["paper"].items():
-        values = {preset: tree[full].default for preset, tree in trees.items()}
-        others = [f"{p} {value!r}" for p, value in values.items() if value != setting.default]
-        value = f"{full} = {setting.default!r}" + (f" ({', '.join(others)})" if others else "")
-        print(f"    {value:<60} {setting.help}" + (f" [{setting.rule}]" if setting.rule else ""))
+    for full, setting in settings.items():
+        values = setting["values"]
+        others = [f"{preset} {v}" for preset, v in values.items() if v != values["paper"]]
+        value = f"{full} = {values['paper']}" + (f" ({', '.join(others)})" if others else "")
+        rule = f" [{setting['rule']}]" if setting["rule"] else ""
+        print(f"    {value:<60} {setting['help']}{rule}")
 
 
 def compare(a: str, b: str, out: str | None) -> int:
@@ -219,11 +221,33 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def checked(words: list[str]) -> list[str]:
+    """The words of a command line; WorkbenchError with the nearest right one on an unknown verb or option."""
+    if words and not words[0].startswith("-") and words[0] not in VERBS:
+        raise unknown("command", words[0], VERBS)
+    if words and words[0] in VERBS:
+        options = [name for name in VERBS[words[0]][1].split() if name.startswith("-")]
+        for word in (word.partition("=")[0] for word in words if word.startswith("--")):
+            if not any(option.startswith(word) for option in [*options, "--help"]):
+                raise unknown(f"option of {words[0]}", word, options)
+    return words
+
+
+def unknown(what: str, word: str, right: Iterable[str]) -> WorkbenchError:
+    near = nearest(word, right)
+    return WorkbenchError(
+        f"there is no {what} '{word}'",
+        expected="one of " + ", ".join(right) if right else "none",
+        got=word,
+        fix=f"did you mean '{near}'?" if near else "dfkd --help shows them",
+    )
+
+
 def main(words: list[str] | None = None) -> int:
     """Run one verb; an error a user can fix is printed without a traceback, and the exit code is 2."""
-    options = vars(parser().parse_args(words))
-    function, _ = VERBS[options.pop("verb")]
     try:
+        options = vars(parser().parse_args(checked(sys.argv[1:] if words is None else words)))
+        function, _ = VERBS[options.pop("verb")]
         return function(**options)
     except WorkbenchError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -242,9 +242,14 @@ def _checked(what: str, name: str, names: Iterable[str]) -> str:
     return name
 
 
+def config_name(method: str) -> str:
+    """Where the configuration class of a method is, "module:class"; WorkbenchError on a name that is none."""
+    return METHODS[_checked("method", method, METHODS)]
+
+
 def config_class(method: str) -> type[Config]:
     """The configuration class of a method; WorkbenchError on a name that is none."""
-    module, _, name = METHODS[_checked("method", method, METHODS)].partition(":")
+    module, _, name = config_name(method).partition(":")
     return cast(type[Config], getattr(importlib.import_module(module), name))
 
 

@@ -17,7 +17,7 @@ from dfkd_lib.core.artifacts import (
     save_tensors,
 )
 from dfkd_lib.core.code import Fingerprint, Registry, fingerprint
-from dfkd_lib.core.config import Config, Seed, Seeds, Setting, nearest
+from dfkd_lib.core.config import Config, Names, Seed, Seeds, Setting, nearest
 from dfkd_lib.core.errors import WorkbenchError, is_number, plain, printable
 from dfkd_lib.core.source import remember
 
@@ -27,6 +27,7 @@ __all__ = [
     "ArtifactError",
     "Config",
     "Fingerprint",
+    "Names",
     "NotMade",
     "Registry",
     "Seed",

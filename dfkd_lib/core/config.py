@@ -84,6 +84,47 @@ class Setting:
         return "comma-separated whole numbers" if self.kind is tuple else ""
 
 
+@dataclass(frozen=True)
+class Names:
+    """The names of a configuration's settings, without their types.
+
+    Args:
+        known: the dotted ones. also: {another name: dotted}. mains: {nested configuration: the setting it stands for}.
+        where: the configuration's class, for errors.
+    """
+
+    known: list[str]
+    also: dict[str, str]
+    mains: dict[str, str]
+    where: str
+
+    def resolve(self, name: str) -> str:
+        """The dotted name of the setting that a word stands for; WorkbenchError if none or several."""
+        if name in self.mains or name in self.known:
+            return self.mains.get(name, name)
+        if name in self.also:
+            return self.also[name]
+        ends = [full for full in self.known if full.endswith(f".{name}")]
+        ends = ends or [full for full in self.known if full.replace(".", "_") == name]
+        if not ends:
+            raise _unknown(name, self.known, self.where, self.also)
+        if len(ends) > 1:
+            raise WorkbenchError(
+                f"the setting '{name}' is not clear",
+                expected="one of " + ", ".join(ends),
+                got=name,
+                where=self.where,
+                fix="write the part before the dot too",
+            )
+        return ends[0]
+
+    def has(self, name: str) -> bool:
+        """Whether a word stands for a setting."""
+        with suppress(WorkbenchError):
+            return bool(self.resolve(name))
+        return False
+
+
 class Config(BaseModel):
     """The base class: frozen, unknown names refused with the nearest right one, finite numbers, printable text.
 
@@ -157,38 +198,24 @@ class Config(BaseModel):
         }
         return self.replace(**changes) if changes else self
 
-    def resolve(self, name: str) -> str:
-        """The dotted name of the setting that a word stands for; WorkbenchError if none or several."""
+    def names(self) -> "Names":
+        """What a word may stand for."""
         known = self.settings()
         also = {setting.also: full for full, setting in reversed(known.items()) if setting.also}
-        nested = getattr(self, name, None)
-        if isinstance(nested, Config) and nested.main:
-            return f"{name}.{nested.main}"
-        if name in known:
-            return name
-        if name in also:
-            return also[name]
-        ends = [full for full in known if full.endswith(f".{name}")]
-        ends = ends or [full for full in known if full.replace(".", "_") == name]
-        if not ends:
-            raise _unknown(name, list(known), type(self).__name__, also)
-        if len(ends) > 1:
-            raise WorkbenchError(
-                f"the setting '{name}' is not clear",
-                expected="one of " + ", ".join(ends),
-                got=name,
-                where=type(self).__name__,
-                fix="write the part before the dot too",
-            )
-        return ends[0]
+        mains = {
+            name: f"{name}.{nested.main}"
+            for name, nested in self
+            if isinstance(nested, Config) and nested.main
+        }
+        return Names(list(known), also, mains, type(self).__name__)
+
+    def resolve(self, name: str) -> str:
+        """The dotted name of the setting that a word stands for; WorkbenchError if none or several."""
+        return self.names().resolve(name)
 
     def has(self, name: str) -> bool:
         """Whether a word stands for a setting."""
-        try:
-            self.resolve(name)
-        except WorkbenchError:
-            return False
-        return True
+        return self.names().has(name)
 
     def settings(self) -> dict[str, Setting]:
         """Every leaf of the tree by its dotted name, with its value here as the default."""

@@ -6,10 +6,14 @@
 How a notebook declares its parameters, and how they are checked: `pipeline.parameters`.
 """
 
+from typing import TYPE_CHECKING
+
 from dfkd_lib.pipeline.parameters import Declared, Parameter, find_notebook, read_notebook
 from dfkd_lib.pipeline.plan import Plan, make_plan, notebook_files
-from dfkd_lib.pipeline.run import exit_code, run
-from dfkd_lib.pipeline.train import train
+
+if TYPE_CHECKING:
+    from dfkd_lib.pipeline.here import train
+    from dfkd_lib.pipeline.runs import exit_code, run
 
 __all__ = [
     "Declared",
@@ -24,3 +28,16 @@ __all__ = [
     "run",
     "train",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # What runs notebooks imports torch, papermill and nbconvert: not before a plan is checked.
+    if name == "train":
+        from dfkd_lib.pipeline.here import train
+
+        return train
+    if name in ("exit_code", "run"):
+        from dfkd_lib.pipeline import runs
+
+        return getattr(runs, name)
+    raise AttributeError(name)

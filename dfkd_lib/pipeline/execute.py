@@ -19,10 +19,10 @@ from papermill.exceptions import PapermillExecutionError
 from dfkd_lib.core import REPOSITORY
 from dfkd_lib.core.files import is_full
 from dfkd_lib.core.memory import RAN_OUT
+from dfkd_lib.pipeline.plan import HUNG_MINUTES
 
 MEGABYTE = 1e6
 POLL_SECONDS = 0.5
-HUNG_MINUTES = 30.0  # without a sign of life: far more than a slow download or disk takes
 STARTS = 3  # that a kernel may take
 IDLE_SHARE = 0.01  # of one core: what a kernel that only waits uses stays well below
 SUCCEEDED, FAILED, INTERRUPTED, SKIPPED = "succeeded", "failed", "interrupted", "skipped"

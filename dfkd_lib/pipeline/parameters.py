@@ -10,9 +10,10 @@ configuration. Any other takes values of its default's type, and its comment is 
 """
 
 import ast
+import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dfkd_lib import presets
 from dfkd_lib.core import Config, WorkbenchError, is_number, printable
+from dfkd_lib.pipeline.known import Known, known
 
 # The pipeline sets these itself, the same for every notebook.
 OWN = {"preset": "--profile", "out_dir": "--out", "artifacts_dir": "--artifacts", "interactive": ""}
@@ -64,18 +66,29 @@ class Declared:
     def tree(self) -> Config:
         return presets.config_class(self.method)() if self.method else Config()
 
+    @cached_property
+    def known(self) -> Known:
+        return known(self.method)
+
     def setting(self, name: str) -> str | None:
         """The dotted setting that a parameter stands for; None of one that is no setting."""
-        is_setting = name not in presets.NOT_SETTINGS and self.tree.has(name)
-        return self.tree.resolve(name) if is_setting else None
+        is_setting = name not in presets.NOT_SETTINGS and self.known.names.has(name)
+        return self.known.names.resolve(name) if is_setting else None
 
     def help(self, name: str) -> str:
         """Help and range of a parameter, from the setting that it stands for where there is one."""
         full = self.setting(name)
         if full is None:
             return self.parameters[name].help
-        setting = self.tree.settings()[full]
-        return f"{setting.help} [{setting.rule}]" if setting.rule else setting.help
+        help, rule = (self.known.settings[full][part] for part in ("help", "rule"))
+        return f"{help} [{rule}]" if rule else help
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raise WorkbenchError on a name that is no parameter and no setting, before anything large is imported."""
+        with self._named():
+            for name in names:
+                if name in OWN or name not in self.parameters:
+                    self._resolve(name)
 
     def values(self, preset: str, changes: list[tuple[str, str]]) -> dict[str, object]:
         """The parameters, the pipeline's own left out: the defaults, changed by (name, text).
@@ -113,9 +126,9 @@ class Declared:
                 fix=f"use {OWN[name]}" if OWN[name] else "leave it out",
             )
         try:
-            return self.tree.resolve(name)
+            return self.known.names.resolve(name)
         except WorkbenchError as error:
-            near = presets.nearest(name, [*self.parameters, *self.tree.settings()])
+            near = presets.nearest(name, [*self.parameters, *self.known.settings])
             raise WorkbenchError(
                 f"there is no parameter or setting '{name}'",
                 got=name,
@@ -175,12 +188,12 @@ def read_notebook(path: Path) -> Declared:
     Raises:
         WorkbenchError: if it cannot be read, or lacks a parameter that the pipeline sets.
     """
-    import nbformat
-
     try:
-        node = nbformat.read(path, as_version=4)
-        (cell,) = [c for c in node.cells if "parameters" in c.metadata.get("tags", [])]
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_bytes())  # nbformat would take seconds to import
+        cells = [c for c in content["cells"] if "parameters" in c["metadata"].get("tags", [])]
+        (source,) = ["".join(cell["source"]) for cell in cells]
+        method = content["metadata"].get("dfkd", {}).get("method", "")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WorkbenchError(
             "a notebook cannot be read",
             where=path,
@@ -188,8 +201,7 @@ def read_notebook(path: Path) -> Declared:
             expected="a notebook of format 4 with one cell tagged 'parameters'",
             fix="restore the file from the repository",
         ) from None
-    method = node.metadata.get("dfkd", {}).get("method", "")
-    parameters = parse_cell(cell.source, path.stem)
+    parameters = parse_cell(source, path.stem)
     missing = {*OWN, *(["overrides"] if method else [])} - set(parameters)
     if missing:
         raise WorkbenchError(

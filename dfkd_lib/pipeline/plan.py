@@ -10,10 +10,10 @@ from dfkd_lib import jobs as fanout
 from dfkd_lib import presets
 from dfkd_lib.core import REPOSITORY, WorkbenchError, home
 from dfkd_lib.core import resolve as resolve_path
-from dfkd_lib.pipeline.execute import HUNG_MINUTES
 from dfkd_lib.pipeline.parameters import find_notebook, parse_setting, read_notebook
 
 ABLATION = "35_ablation"
+HUNG_MINUTES = 30.0  # without a sign of life: far more than a slow download or disk takes
 
 
 @dataclass
@@ -166,11 +166,11 @@ def _parameters(
                 fix="name the notebook in --only too, or leave the setting out",
             )
         changes[notebook].append((name, text))
+    declared = {name: read_notebook(files[name]) for name in names}
+    for notebook, pairs in changes.items():
+        declared[notebook].check_names(name for name, _ in pairs)
     own = {"preset": profile, "interactive": False}
-    return {
-        name: read_notebook(files[name]).values(profile, pairs) | own
-        for name, pairs in changes.items()
-    }
+    return {name: declared[name].values(profile, pairs) | own for name, pairs in changes.items()}
 
 
 def _share_jobs(plan: Plan) -> None:
