@@ -26,21 +26,9 @@ from dfkd_lib.core import WorkbenchError
 LARGE = 200_000  # elements of an image's keys from which a product for each image beats one elementwise pass over all
 _SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax)
 # Functions that multiply attention with values, and those that leave it the same weights, by name (they exist as methods too).
-_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "einsum"}
-_SAME = {
-    "dropout",
-    "to",
-    "type_as",
-    "float",
-    "half",
-    "bfloat16",
-    "contiguous",
-    "clone",
-    "transpose",
-    "permute",
-    "view",
-}
-_SAME |= {"reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "nan_to_num"}
+_PRODUCTS = set("matmul __matmul__ __rmatmul__ bmm einsum".split())
+_SAME = set("dropout to type_as float half bfloat16 contiguous clone nan_to_num".split())
+_SAME |= set("transpose permute view reshape flatten unflatten squeeze unsqueeze".split())
 # A notebook's widgets may run beside its cells, in a thread of their own: one of them looks into a model at a time.
 _LOOKING = RLock()
 
@@ -120,12 +108,10 @@ class _Catch(TorchFunctionMode):
     def begin(self) -> None:
         """Forget what an earlier forward pass computed."""
         self.found: list[Tensor] = []
-        self.sizes: tuple[
-            int, ...
-        ] = ()  # of the whole map after B: heads, queries and keys, if it is one
-        self.softmax = self.weights = (
-            None  # not yet multiplied with values; the same after dropout and the like
-        )
+        # Of the whole map, without B: heads, queries and keys, if it is one.
+        self.sizes: tuple[int, ...] = ()
+        # A softmax that has not yet multiplied values, and the same after dropout and the like.
+        self.softmax = self.weights = None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -310,20 +296,15 @@ def _among_channels(
     heads, queries, keys = mode.sizes
     if tokens is None or tokens.ndim != 3 or queries != keys or queries * heads != tokens.shape[2]:
         return False
-    if queries != tokens.shape[1]:
-        return len(mode.found[0]) == len(tokens)
-    # As many tokens as channels: only a map of channels does not see the tokens' order.
+    # As many as a head has channels. Only a map of channels does not see the tokens' order.
     if module not in _of_channels:
         noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0)).to(tokens)
         maps = []
         for given in (noise, noise.flip(1)):
             positional = [given if x is tokens else x for x in args]
             named = {name: given if x is tokens else x for name, x in kwargs.items()}
-            with (
-                torch.no_grad(),
-                torch.random.fork_rng(),
-                _alone(_Catch(lambda _: None, None, False)) as again,
-            ):
+            again = _Catch(lambda _: None, None, False)
+            with torch.no_grad(), torch.random.fork_rng(), _alone(again):
                 forward(*positional, **named)
             maps.append(again.found[0])
         _of_channels[module] = torch.allclose(maps[0], maps[1], atol=1e-4)
@@ -336,7 +317,7 @@ def _alone(mode: _Catch):
     _Catch.only = mode
     try:
         with mode:
-            yield mode
+            yield
     finally:
         _Catch.only = None
 

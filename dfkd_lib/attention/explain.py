@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from dfkd_lib.attention.capture import capture_attention
 from dfkd_lib.attention.probes import token_rows, whole_maps
-from dfkd_lib.attention.sites import pick
+from dfkd_lib.attention.sites import pick, unread_attention
 from dfkd_lib.core import WorkbenchError
 
 
@@ -29,7 +29,7 @@ def attention_rollout(model: nn.Module, images: Tensor, token: str | int = "clas
     """
     with capture_attention(model, None, None, stop=True) as found:
         model(images)
-    maps = whole_maps(model, found, images)
+    maps = _followed(model, found, images)
     rolled = kept = torch.eye(maps[0].shape[-1], device=images.device)
     for attention in maps:
         rolled = (attention.mean(1) + kept) / 2 @ rolled
@@ -70,11 +70,23 @@ def gradient_attention(
                 got=getattr(model, "source", type(model).__name__),
                 fix="look at its attention or its rollout, or load a classifier",
             )
-        steps = _weighted(_chosen(logits, target), whole_maps(model, found, images))
+        steps = _weighted(_chosen(logits, target), _followed(model, found, images))
         reached = _identity(steps[0])
         for step in steps:
             reached = reached + step @ reached
     return token_rows(model, reached, token)
+
+
+def _followed(model: nn.Module, found: dict[int, Tensor], images: Tensor) -> list[Tensor]:
+    """The maps of all blocks, from the first to the last; WorkbenchError if one of them has none."""
+    if unread := unread_attention(model):
+        raise WorkbenchError(
+            "some blocks of this model have no map to follow",
+            expected="softmax attention among the same tokens in every block",
+            got=f"{', '.join(unread[:3])} of {type(model).__name__}",
+            fix="look at one block, by attention_probe or attention_map",
+        )
+    return whole_maps(model, found, images)
 
 
 def detection_relevance(

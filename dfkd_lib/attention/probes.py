@@ -179,11 +179,9 @@ def _rows(
     with capture_attention(model, blocks, row, stop=True) as found:
         model(images)
     seen = [on_patches(model, each, images) for each in found.values()]
-    return (
-        seen
-        if row is not None
-        else [each[:, :, token_layout(model).patches].mean(2) for each in seen]
-    )
+    if row is None:
+        seen = [each[:, :, token_layout(model).patches].mean(2) for each in seen]
+    return seen
 
 
 def attention_map(

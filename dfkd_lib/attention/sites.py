@@ -100,6 +100,18 @@ def _find_sites(model: nn.Module) -> list[Site]:
     return sites
 
 
+def unread_attention(model: nn.Module) -> list[str]:
+    """Names of modules that stand where attention does and are none that can be read: GPSA, cross-covariance, talking heads."""
+    read = [site.name for site in all_sites(model)]
+    return [
+        name
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in ("attn", "attention", "self_attn")
+        and next(module.parameters(), None) is not None
+        and not any(f"{a}.".startswith(f"{b}.") for r in read for a, b in ((r, name), (name, r)))
+    ]
+
+
 def attention_sites(model: nn.Module, kind: str = "encoder") -> list[Site]:
     """The attention modules of one kind in order; WorkbenchError if there is none."""
     sites = all_sites(model)

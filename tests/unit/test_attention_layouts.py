@@ -15,6 +15,7 @@ from dfkd_lib import attention
 from dfkd_lib.attention import capture_attention
 from dfkd_lib.core import Store, WorkbenchError
 from dfkd_lib.datasets import ImageSet, to_float
+from dfkd_lib.models import create_model
 from dfkd_lib.synthesis import class_probes
 from dfkd_lib.widgets import Choice, Viewer
 
@@ -207,8 +208,8 @@ def test_what_multiplies_the_values_must_be_one_softmax(form, words):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("CaiT", "do not share one set of tokens"),
-        ("XCiT", "do not share one set of tokens"),
+        ("CaiT", "no map to follow|do not share one set of tokens"),
+        ("XCiT", "no map to follow|do not share one set of tokens"),
         ("PiT, distilled", "do not share one set of tokens"),
         ("LeViT", "do not share one set of tokens"),
         ("Swin", "within windows"),
@@ -228,6 +229,13 @@ def test_what_needs_every_block_is_refused_where_blocks_differ(name, words):
     if name not in ("CaiT", "XCiT"):  # whose rows of class attention are alike
         with pytest.raises(WorkbenchError, match=words):
             attention.attention_probes(model, images, token)
+
+
+def test_rollout_does_not_pass_over_blocks_that_it_cannot_read():
+    model = create_model("dearkd_small", img_size=28, in_chans=1).eval()
+    with pytest.raises(WorkbenchError, match="no map to follow") as caught:
+        attention.attention_rollout(model, torch.zeros(1, 1, 28, 28))
+    assert "early_blocks.0.attn" in caught.value.got
 
 
 def test_gradients_of_transformers_classifiers_and_towers():
@@ -299,7 +307,7 @@ def test_the_guide_holds_the_table():
     "name, block, alike, words",
     [
         ("ViT without class token", 0, 2, ""),
-        ("CaiT", 1, 2, "do not share"),
+        ("CaiT", 1, 2, "no map to follow"),
         ("PiT, distilled", 11, 4, "do not share"),
         ("Swin", 3, 1, "within windows"),
         ("DaViT", 6, 1, "among channels"),
