@@ -163,5 +163,5 @@ def class_probes(
     reads = reads_of((images, "class attention probes"))
     kept = "mean and spread of every block"
     settings = {"images": images.fingerprint, "classes": list(images.classes)}
-    settings |= {"block": block, "kept": kept}
+    settings |= {"block": block, "token": token, "kept": kept}
     return store.get_or_make("class_probes", settings, make, [teacher], reads, code=[probe])

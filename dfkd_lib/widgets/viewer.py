@@ -367,11 +367,8 @@ def _look(model: nn.Module, batch: Tensor, block: int, row: int) -> tuple[Tensor
     own = rows[block]
     every = (rows.get(index, own[:0]) for index in range(len(attention.attention_sites(model))))
     blank = torch.zeros_like(own[0])
-    return (
-        output,
-        maps[block],
-        torch.stack([x[0] if x.shape == own.shape else blank for x in every]),
-    )
+    overview = torch.stack([x[0] if x.shape == own.shape else blank for x in every])
+    return output, maps[block], overview
 
 
 def _output(model: nn.Module, label: int) -> str:

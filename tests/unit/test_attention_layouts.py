@@ -341,7 +341,9 @@ def test_class_probes_are_of_every_block_where_blocks_are_alike(name, tmp_path):
     data = ImageSet(images.sigmoid().mul(255).byte(), torch.tensor([0, 1]), ("a", "b"))
     store, token = Store(tmp_path), attention.usual_token(model)
     teacher = store.get_or_make("teacher", {"name": name}, lambda work: {})
-    made = class_probes(store, teacher, data, -1, model, token=token).tensors("probes.safetensors")
+    artifact = class_probes(store, teacher, data, -1, model, token=token)
+    made = artifact.tensors("probes.safetensors")
+    assert artifact.settings["token"] == token
     wanted = attention.attention_probe(model, to_float(data.images), token=token)
     assert (made["probes"] - wanted).abs().max() < 1e-5
     assert made["mean"].shape[1] == (2 if "ViT" in name else 1)
