@@ -31,4 +31,7 @@ class DeployConfig(Config):
     examples: int = Field(
         6, ge=1, le=64, description="scenes in which the packed detector's finds are shown"
     )
+    fallback: bool = Field(
+        False, description="train the preset's own student where no report names one"
+    )
     seed: int = Field(0, ge=0, description="of the choice of images shown")

@@ -134,17 +134,43 @@ STUDENTS = {
 
 
 def find_student(
-    store: Store, out_dir: str | Path, profile: str, kind: str = "classification"
-) -> Artifact:
-    """The student of notebook 30's (classification: that on synthetic images) or 40's (detection) report in `out_dir`;
-    the profile's own one (made) if none is."""
+    store: Store,
+    out_dir: str | Path,
+    profile: str,
+    kind: str = "classification",
+    fallback: bool = False,
+) -> tuple[Artifact, str]:
+    """The student of notebook 30's (classification: that on synthetic images) or 40's (detection) report in `out_dir`.
+
+    Args:
+        fallback: where no report names one that is in the store, the profile's own student is made.
+
+    Returns:
+        The student, and in words what is missing where it is the profile's own; "" where a report names it.
+
+    Raises:
+        WorkbenchError: if no report names a student that is in the store, without `fallback`.
+    """
     notebook, metric, study = STUDENTS[kind]
     report = resolve(out_dir) / "metrics" / f"{notebook}.json"
-    if report.is_file():
-        found = store.find(json.loads(report.read_text())["metrics"].get(metric) or "none")
-        if found is not None:
-            return found
-    return study(store, presets.of_preset(kind, profile)).student("synthetic")
+    key = json.loads(report.read_text())["metrics"].get(metric) if report.is_file() else None
+    if key and (found := store.find(key)) is not None:
+        return found, ""
+    config = presets.of_preset(kind, profile)
+    error = WorkbenchError(
+        f"there is no {kind} student to deploy",
+        expected=f"a report of notebook {notebook}, and the student it names",
+        got=f"{key}, which is not in {store.root}" if key else "no such report",
+        where=report,
+        fix=f"run {notebook[:2]} with the same --out and --artifacts first (--only {notebook[:2]},70), leave it out "
+        f"(students={'detection' if kind == 'classification' else 'classification'}), or have the preset's own "
+        "student trained (fallback=True)",
+    )
+    if not fallback:
+        raise error
+    return study(store, config).student("synthetic"), (
+        f"{error.what}, so the preset's own is: no report names one in {report.parent.parent}"
+    )
 
 
 def scenes_of(student: Artifact) -> SceneSet:

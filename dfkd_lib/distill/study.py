@@ -123,6 +123,10 @@ class AttentionConfig(ClassificationConfig):
     statistics_images: int = Field(5000, ge=10, description="test images behind statistics")
     scenes: int = Field(100, ge=1, le=10_000, description="generated scenes for the detector")
     download: bool = Field(False, description="fetch pretrained weights that are not on this disk")
+    fallback: bool = Field(
+        False,
+        description="show the workbench's own teacher where the weights asked for are missing",
+    )
 
 
 class AblationConfig(ClassificationConfig):

@@ -24,6 +24,7 @@ class Subject(NamedTuple):
     Args:
         name: short, for titles. model: frozen. artifact: what it was made from, for keys. about: where it comes from.
         train_set, test_set: images behind class probes, and images to look at; the same if the data has no splits.
+        missing: what was asked for and is not shown, in words; "" where it is shown.
     """
 
     name: str
@@ -32,20 +33,27 @@ class Subject(NamedTuple):
     about: str
     train_set: ImageSet
     test_set: ImageSet
+    missing: str = ""
 
 
 def open_subject(
-    study: Study, name: str = "", weights: str = "", download: bool = False
+    study: Study,
+    name: str = "",
+    weights: str = "",
+    download: bool = False,
+    fallback: bool = False,
 ) -> Subject:
     """The model that a name stands for.
 
     Args:
         name: "" for the teacher, "untrained" for its architecture before training, "student" for the student on real
             images; else as for `models.load_model`: a timm name, a safetensors file, a folder in transformers' format.
-        weights, download: as for `models.load_model`. Where pretrained weights are neither on disk nor to be downloaded,
-            the teacher takes the model's place, and `about` says so.
+        weights, download: as for `models.load_model`.
+        fallback: where pretrained weights are neither on disk nor to be downloaded, the workbench's own teacher takes the
+            model's place, and `missing` says so.
 
     Raises:
+        WeightsMissing: where they are, without `fallback`.
         WorkbenchError: if it cannot be had, or does not take the images.
     """
     if name == "untrained":
@@ -67,7 +75,15 @@ def open_subject(
     try:
         model = frozen(load_model(name, weights, download=download))
     except WeightsMissing as missing:
-        return _own_instead(study, missing)
+        if fallback:
+            return _own_instead(study, missing)
+        raise WeightsMissing(
+            missing.what,
+            expected=missing.expected,
+            got=missing.got,
+            where=missing.where,
+            fix=f"{missing.fix}, or see the workbench's own teacher in its place (fallback=True)",
+        ) from None
     sets = _sets_for(study, model)
     for images in sets:
         check_images(model, images.shape, images.name)
@@ -87,8 +103,8 @@ def _own_instead(study: Study, missing: WeightsMissing) -> Subject:
         own = Study(study.store, study.config.replace(data=DataConfig(), teacher=shipped))
     found = open_subject(own)
     return found._replace(
-        about=f"{missing}\nSo the workbench's own teacher is shown instead, with its own "
-        f"images, {found.test_set.name}: {found.about}"
+        missing=f"{missing.what}: the workbench's own teacher is shown in its place, with its own images, "
+        f"{found.test_set.name}"
     )
 
 

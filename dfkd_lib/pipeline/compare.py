@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dfkd_lib.core import WorkbenchError, resolve
 from dfkd_lib.metrics.intervals import FEWEST, interval_text, paired_difference
-from dfkd_lib.pipeline.html import duration, entries, read_metrics, write_page
+from dfkd_lib.pipeline.html import duration, entries, fallbacks_of, read_metrics, write_page
 from dfkd_lib.pipeline.parameters import OWN
 from dfkd_lib.reporting.results import commit_text, metrics_of, read_results, value_text
 
@@ -135,6 +135,11 @@ def write_comparison(a: str | Path, b: str | Path, out: str | Path | None, comma
         return write_page(
             folder / "compare.html",
             "compare.html.j2",
+            {
+                f"{side}, {name}": text
+                for side, one in zip("AB", results, strict=True)
+                for name, text in fallbacks_of(one["notebooks"]).items()
+            },
             title="Two runs compared",
             names=[str(folder) for folder in folders],
             runs=run_rows(*results),

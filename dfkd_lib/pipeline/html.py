@@ -5,7 +5,7 @@ import csv
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -101,12 +101,22 @@ def templates() -> jinja2.Environment:
     return made
 
 
-def write_page(path: Path, template: str, **values) -> Path:
-    """Render a template into a file; returns the path."""
-    text = templates().get_template(template).render(**values)
+def write_page(path: Path, template: str, fallbacks: dict[str, str], **values) -> Path:
+    """Render a template into a file; returns the path.
+
+    Args:
+        fallbacks: {notebook: what was asked for and is not shown}, in red at the top.
+    """
+    text = templates().get_template(template).render(fallbacks=fallbacks, **values)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def fallbacks_of(results: Mapping[str, dict]) -> dict[str, str]:
+    """{notebook: what was asked for and is not shown} of notebooks' results."""
+    found = {name: result.get("metrics", {}).get("fallback") for name, result in results.items()}
+    return {name: str(text) for name, text in found.items() if text}
 
 
 def mark_failure(notebook: Path, error: str, index: int) -> None:
@@ -158,6 +168,7 @@ def write_notebook_page(notebook: Path, page: Path) -> None:
     write_page(
         page,
         "notebook.html.j2",
+        fallbacks_of({name: saved}),
         title=title,
         name=name,
         failure=Markup(failure),

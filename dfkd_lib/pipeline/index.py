@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from dfkd_lib.pipeline.html import entries, link, read_metrics, write_page
+from dfkd_lib.pipeline.html import entries, fallbacks_of, link, read_metrics, write_page
 from dfkd_lib.reporting.notebooks import COLUMNS, Notebook, headlines
 from dfkd_lib.reporting.results import commit_text, seeds_text
 
@@ -59,6 +59,7 @@ def write_index(out: Path, results: dict, about: Mapping[str, Notebook]) -> Path
     return write_page(
         out / "index.html",
         "index.html.j2",
+        fallbacks_of(results["notebooks"]),
         title="Data-free knowledge distillation of vision transformers",
         profile=results["profile"],
         started=provenance["started"],

@@ -92,6 +92,15 @@ def read_published(folder: Path = FOLDER) -> list[Published]:
                 where=path,
                 fix="run again from a clean checkout, or do not publish them",
             )
+        if "fallback" in {
+            name for one in file.notebooks.values() for name in one.get("metrics", {})
+        }:
+            raise WorkbenchError(
+                "published results are of something else than was asked for",
+                expected="no notebook with a fallback",
+                where=path,
+                fix="run again without fallback, or do not publish them",
+            )
         found.append(file)
     return found
 

@@ -1,5 +1,6 @@
 """What a notebook leaves behind: figures (SVG, PDF), tables (CSV, LaTeX), metrics, and the artifacts it used."""
 
+import html
 import math
 import re
 import time
@@ -135,6 +136,15 @@ class Report:
     def metric(self, name: str, value) -> None:
         """Note one number, string, or list of them for results.json; NaN and infinity become None."""
         self.data["metrics"][name] = _plain(value)
+
+    def fallback(self, *missing: str) -> None:
+        """Say in red, here and on every page of these results, what was asked for and is not shown; "" says nothing."""
+        from IPython.display import Markdown, display
+
+        if text := "; ".join(filter(None, missing)):
+            self.metric("fallback", text)
+            shown = Markdown(f'<b style="color: #b00020">{html.escape(text)}</b>')
+            display(shown, metadata={"dfkd": {"kind": "caption"}})
 
     def artifact(self, *artifacts: Artifact) -> None:
         """Note artifacts that the notebook made or found, with what they read."""

@@ -338,12 +338,15 @@ def test_a_broken_package_says_so(deployed, tmp_path):
         deploy.predict_with(package, deployed[3].images[:1])
 
 
-def test_the_student_is_the_reports_or_the_profiles_own(deployed, tmp_path, monkeypatch):
+def test_the_student_is_the_reports_and_the_profiles_own_only_where_asked(
+    deployed, tmp_path, monkeypatch
+):
     store, teacher, student, _, _ = deployed
     (tmp_path / "metrics").mkdir()
     report = tmp_path / "metrics" / "30_classification_kd.json"
     artifacts.save_json(report, {"metrics": {"student_synthetic_key": student.key}})
-    assert deploy.find_student(store, tmp_path, "quick").key == student.key
+    found, missing = deploy.find_student(store, tmp_path, "quick")
+    assert found.key == student.key and not missing
     assert deploy.teacher_of(store, student).key == teacher.key
     asked = []
     monkeypatch.setattr(
@@ -351,7 +354,15 @@ def test_the_student_is_the_reports_or_the_profiles_own(deployed, tmp_path, monk
         lambda study, source: asked.append((study.config, source)),
     )
     artifacts.save_json(report, {"metrics": {"student_synthetic_key": "student_synthetic-0"}})
-    deploy.find_student(store, tmp_path, "smoke")
+    for out, got in (
+        (tmp_path, "student_synthetic-0, which is not in"),
+        (tmp_path / "x", "no such"),
+    ):
+        with pytest.raises(WorkbenchError, match=f"(?s)no classification student.*{got}"):
+            deploy.find_student(store, out, "smoke")
+    assert not asked
+    _, missing = deploy.find_student(store, tmp_path, "smoke", fallback=True)
+    assert "the preset's own" in missing
     ((config, source),) = asked
     assert source == "synthetic" and config == presets.load("classification", "smoke")
     with pytest.raises(WorkbenchError, match="no preset 'slow'"):

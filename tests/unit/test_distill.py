@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from hubs import stand_in
 from PIL import Image
 from steps import distill_step, train_student
 
@@ -18,10 +19,12 @@ from dfkd_lib.distill import (
     LiveTeacher,
     StoredTeacher,
     Study,
+    Subject,
     open_subject,
+    subject,
     teacher_targets,
 )
-from dfkd_lib.models import create_model, load_weights
+from dfkd_lib.models import WeightsMissing, create_model, load_weights
 from dfkd_lib.training import Augmentation, Batch, DivergedError, TrainConfig, ship_teacher
 
 CONFIG = TrainConfig(epochs=2, batch_size=64, lr=5e-3, seed=1)
@@ -204,6 +207,27 @@ def test_splits_that_differ_in_their_classes_are_refused_and_the_fix_works(
     assert (
         opened().test_set.classes == load_splits(config.data)[0].classes == ("ape", "bear", "cow")
     )
+
+
+def test_a_model_without_weights_is_replaced_only_where_that_is_asked_for(
+    store, monkeypatch, tmp_path
+):
+    stand_in(monkeypatch, tmp_path)["online"] = False
+    data = DataConfig(name="digits", test_images=100)
+    study = Study(store, ClassificationConfig(data=data))
+    with pytest.raises(WeightsMissing, match=r"(?s)not on this disk.*fallback=True"):
+        open_subject(study, "deit_tiny_patch16_224")
+    own = Subject("teacher", None, None, "the teacher", None, ImageSet(*TWO, ("a", "b"), "own"))
+    opened = subject.open_subject
+    monkeypatch.setattr(
+        subject, "open_subject", lambda study, *a, **b: opened(study, *a, **b) if a else own
+    )
+    found = open_subject(study, "deit_tiny_patch16_224", fallback=True)
+    assert found.name == "teacher" and found.about == own.about and not own.missing
+    assert "deit_tiny_patch16_224" in found.missing and "in its place" in found.missing
+
+
+TWO = torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1])
 
 
 def test_a_class_without_images_is_refused(store, digits):

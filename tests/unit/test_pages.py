@@ -11,6 +11,7 @@ from dfkd_lib.cli import main
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.pipeline import html
 from dfkd_lib.pipeline.compare import write_comparison
+from dfkd_lib.pipeline.index import write_index
 from dfkd_lib.reporting.results import metrics_of
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 90 20"><path d="M0 0h9"/></svg>'
@@ -193,6 +194,32 @@ def test_two_runs_are_compared_on_one_page(two_runs, tmp_path, capsys):
     assert "2 metrics are equal" in text and "version of timm" not in text
     assert len(page.select(".pair figure")) == 2 and not page.find("script")
     assert "--out" in page.select_one(".command").get_text()
+
+
+def test_what_is_shown_in_place_of_something_else_is_said_in_red(make_page, two_runs):
+    text = f"{EVIL} was missing"
+    pages = [make_page({"preset": "smoke"}, {"metrics": {"acc": [0.5], "fallback": text}})]
+    file = two_runs[1] / "results.json"
+    results = json.loads(file.read_text())
+    results["notebooks"]["10_x"]["metrics"]["fallback"] = text
+    results["notebooks"]["10_x"]["peak_memory_mb"] = 1
+    file.write_text(json.dumps(results))
+    page = write_comparison(*two_runs, None, "").read_text()
+    pages.append(BeautifulSoup(page, "html.parser"))
+    hardware = {"cpu": "", "cores": 1, "memory_gib": 1, "system": "", "gpu": ""}
+    results["provenance"] |= {
+        "hardware": hardware,
+        "seeds": {},
+        "started": "",
+        "seconds": 1,
+        "command": "",
+    }
+    page = write_index(two_runs[1], results, {}).read_text()
+    pages.append(BeautifulSoup(page, "html.parser"))
+    for page in pages:
+        (banner,) = page.select("header .fallback")
+        assert banner.get_text().endswith(f"10_x: {text}") and not page.find("script")
+    assert not make_page({"preset": "smoke"}).select(".fallback")
 
 
 def test_equal_runs_differ_in_nothing(two_runs):

@@ -80,6 +80,13 @@ def test_what_no_commit_makes_again_is_refused(tmp_path, content):
         readme(write(tmp_path, a=content))
 
 
+def test_results_of_something_else_are_not_published(tmp_path):
+    content = run_of([0.5], "bbbbbbbbbbbb")
+    content["notebooks"]["30_classification_kd"]["metrics"]["fallback"] = "no weights"
+    with pytest.raises(WorkbenchError, match="something else"):
+        readme(write(tmp_path, a=content))
+
+
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(WorkbenchError, match=r"x\.json"):

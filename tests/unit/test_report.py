@@ -47,6 +47,16 @@ def test_a_report_leaves_figures_tables_and_metrics(tmp_path, shown):
     assert pd.read_csv(tmp_path / "tables" / "table01.csv")["name"][1] == HOSTILE
 
 
+def test_a_fallback_is_said_and_noted(tmp_path, shown):
+    rep = Report("10_x", tmp_path)
+    rep.fallback("", "")
+    assert not shown and "fallback" not in rep.data["metrics"]
+    rep.fallback("no weights", "", f"no {HOSTILE}")
+    assert rep.data["metrics"]["fallback"] == f"no weights; no {HOSTILE}"
+    (said,) = shown
+    assert "color" in said.data and "<script>" not in said.data
+
+
 def test_a_configuration_is_noted_beside_its_preset(tmp_path):
     """Notebook 50's method is known, so its preset stands beside it; another's is beside its class's defaults."""
     config = presets.load("early", "smoke", "passes=7")
