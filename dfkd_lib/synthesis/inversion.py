@@ -39,9 +39,15 @@ WARM_SEED = 1_000_003  # of the images whose means others start from: of no batc
 
 
 class Canvas(nn.Module):
-    """Pixels (B, C, S, S) that learn, in [-1, 1]; `coarse` times fewer along a side, of which images are interpolated: without
-    fine patterns a teacher is not so easily fooled.
+    """Images (B, C, S, S) in [-1, 1] that learn: their pixels, or a field `coarse` times coarser along a side, which is
+    interpolated and squashed. Without fine patterns a teacher is not so easily fooled.
+
+    Args:
+        background: value of an empty pixel; a field starts half way to it.
+        start: images to start from, beside noise.
     """
+
+    GAIN = 2.0
 
     def __init__(
         self,
@@ -49,21 +55,26 @@ class Canvas(nn.Module):
         shape: tuple[int, int, int],
         generator: torch.Generator,
         coarse: int = 1,
+        background: float = -1.0,
         start: Tensor | None = None,
     ):
         super().__init__()
-        self.shape, few = shape[1:], [-(-side // coarse) for side in shape[1:]]
+        self.coarse, self.side = coarse, shape[1:]
+        few = [-(-side // coarse) for side in self.side]
         pixels = 0.5 * torch.randn(count, shape[0], *few, generator=generator)
         if start is not None:
             pixels += F.interpolate(start, few, mode="area")
+        elif coarse > 1:
+            pixels += background / 2
         self.pixels = nn.Parameter(pixels)
 
     def forward(self) -> Tensor:
+        if self.coarse > 1:
+            field = F.interpolate(self.pixels, self.side, mode="bicubic")
+            return torch.tanh(self.GAIN * field)
         with torch.no_grad():
             self.pixels.clamp_(-1, 1)
-        if self.pixels.shape[2:] == self.shape:
-            return self.pixels
-        return F.interpolate(self.pixels, self.shape, mode="bicubic").clamp(-1, 1)
+        return self.pixels
 
 
 InversionWeights = weights_of(
@@ -138,7 +149,8 @@ class Inversion(FromTeacher, InversionWeights):
         def draw(labels: Tensor, seed: int) -> Tensor:
             generator = torch.Generator().manual_seed(seed)
             begin = start()[labels] if self.warm else None
-            canvas = Canvas(len(labels), given.shape, generator, self.coarse, begin)
+            how = (generator, self.coarse, self.background, begin)
+            canvas = Canvas(len(labels), given.shape, *how)
             config = TrainConfig(
                 epochs=1,
                 batch_size=len(labels),
