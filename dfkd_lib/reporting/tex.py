@@ -151,7 +151,8 @@ def collect(run: str | Path, out: str | Path, only: Sequence[str] = ()) -> Path:
         shutil.copyfile(source, out / f"{name}{suffix}")
         parts.append(_included(kind, name, entry))
     readme = out / "README.tex"
-    readme.write_text(HEAD + "\n".join(parts) + "\n\\end{document}\n")
+    # A page each: LaTeX holds no more than some tens of floats back.
+    readme.write_text(HEAD + "\n\\clearpage\n".join(parts) + "\n\\end{document}\n")
     return readme
 
 

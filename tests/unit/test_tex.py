@@ -126,6 +126,14 @@ def test_a_papers_folder_has_its_numbers_and_compiles(run, tmp_path):
     assert compiled(readme.parent, "README.tex").startswith(b"%PDF")
 
 
+def test_a_folder_of_many_figures_compiles(run, tmp_path):
+    page = run / "metrics" / "10_x.json"
+    content = json.loads(page.read_text())
+    content["figures"] *= 60
+    page.write_text(json.dumps(content))
+    assert compiled(tex.collect(run, tmp_path / "out").parent, "README.tex").startswith(b"%PDF")
+
+
 def test_two_of_one_number_have_names_of_their_own(run, tmp_path):
     page = run / "metrics" / "10_x.json"
     content = json.loads(page.read_text())
