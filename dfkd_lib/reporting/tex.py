@@ -14,6 +14,13 @@ from dfkd_lib.core import WorkbenchError, resolve
 
 HEAD = r"""\documentclass{article}
 \usepackage{amssymb,booktabs,graphicx,textcomp}
+% A table that is wider than the text is made as wide.
+\let\plaintabular\tabular \let\endplaintabular\endtabular
+\newsavebox{\fitted}
+\renewenvironment{tabular}[1]%
+  {\begin{lrbox}{\fitted}\plaintabular{#1}}%
+  {\endplaintabular\end{lrbox}%
+   \ifdim\wd\fitted>\linewidth \resizebox{\linewidth}{!}{\usebox{\fitted}}\else \usebox{\fitted}\fi}
 \begin{document}
 """
 
