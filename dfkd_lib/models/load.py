@@ -368,7 +368,7 @@ def _transformers(folder: Path, record: dict) -> Loaded:
     if (folder / "model.safetensors").is_file():
         numbers = {key: value for key, value in record.items() if is_number(value)}
         check_sizes(numbers, load_tensors(folder / "model.safetensors"), folder / "config.json")
-    model, classifies = open_transformers(folder)
+    model, classifies = open_transformers(folder, record)
     config = model.config
     source, prepare = f"transformers' {config.model_type} from {folder}", {}
     if (folder / "preprocessor_config.json").is_file():

@@ -8,16 +8,16 @@ from torch import nn
 from dfkd_lib.models.weights import as_numbers, misfit
 
 
-def open_transformers(folder: Path) -> tuple[nn.Module, bool]:
+def open_transformers(folder: Path, record: dict) -> tuple[nn.Module, bool]:
     """transformers' image classifier of a folder, or the backbone of one; and whether it is a classifier.
 
-    Every weight is there and a number. Of a backbone the output is what a classifier would be given.
+    Every weight is there and a number. Of a backbone the output is what a classifier would be given. `record` is what its
+    config.json holds.
     """
     import transformers
 
-    # A repository's own code is never run, nor is the reader asked whether it may.
-    local = {"local_files_only": True, "trust_remote_code": False}
-    config = transformers.AutoConfig.from_pretrained(folder, **local)
+    usual = transformers.AutoConfig.for_model(record.get("model_type", ""))
+    config = type(usual).from_dict(record)
     if config.model_type == "vit_mae":  # as MAE it hides and shuffles patches, as a ViT it does not
         config = transformers.ViTConfig(**{**config.to_dict(), "model_type": "vit"})
     known = type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
@@ -28,7 +28,9 @@ def open_transformers(folder: Path) -> tuple[nn.Module, bool]:
         use_safetensors=True,
         dtype=torch.float32,
         output_loading_info=True,
-        **local,
+        local_files_only=True,
+        # A repository's own code is never run, nor is the reader asked whether it may.
+        trust_remote_code=False,
     )
     fix = "choose a checkpoint of an image classifier or its backbone"
     if model.main_input_name != "pixel_values" or config.is_encoder_decoder:

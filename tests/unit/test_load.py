@@ -267,6 +267,17 @@ def test_a_backbone_in_transformers_format(tmp_path, kind, probes):
     assert not probes or attention.attention_probe(loaded, images).shape == (2, 16)
 
 
+def test_json_of_others_may_begin_with_a_byte_order_mark(vit_folder, trained, tmp_path):
+    write(tmp_path / "m.json", {"model": NAME, "classes": list("abcdefg")})
+    shutil.copy(trained[1], tmp_path / "m.safetensors")
+    write(vit_folder[1] / "preprocessor_config.json", {"image_mean": [0.4] * 3})
+    for file in (tmp_path / "m.json", *vit_folder[1].glob("*config.json")):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load_model(str(tmp_path / "m.safetensors")).classes == tuple("abcdefg")
+    loaded = load_model(str(vit_folder[1]))
+    assert loaded.classes == ("cat", "dog") and loaded.mean[0].item() == pytest.approx(0.4)
+
+
 @pytest.mark.parametrize("left_out", ["classifier", "classifier.bias", "vit.layernorm"])
 def test_a_damaged_classifier_is_no_backbone(vit_folder, left_out):
     model, folder = vit_folder
