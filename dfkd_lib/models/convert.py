@@ -67,20 +67,21 @@ def convert(file: str | Path, out: str | Path = "", part: str = "") -> Path:
     out = resolve(out) if out else file.with_suffix(".safetensors")
     content = load_tensors(file) if file.suffix == ".safetensors" else _unpickled(file)
     found = dict(_state_dicts(content))
-    if part and "" in found:
+    if part and "" in found:  # of a file without dicts in it, the beginnings of names
         inside = {k: v for k, v in found[""].items() if k.startswith(f"{part}.")}
-        found = {part: {k.removeprefix(f"{part}."): v for k, v in inside.items()}} if inside else {}
-    found = {name: tensors for name, tensors in found.items() if part in ("", name)} or found
-    if len(found) != 1 or (part and part not in found):
-        names = list(found)
+        others = {k.partition(".")[0]: {} for k in found[""]}
+        found = {**others, part: {k.removeprefix(f"{part}."): v for k, v in inside.items()}}
+    names = [name for name in found if name != part]
+    if part or len(found) > 1:
+        found = {name: tensors for name, tensors in found.items() if name == part and tensors}
+    if not found:
+        several = f"{command(file, '--part', names[0])} takes one of them" if names else None
         raise WorkbenchError(
             "a checkpoint holds several models" if names else "a checkpoint holds no weights",
-            expected="one dict of tensors by name, or the name of one" if names else "a state dict",
+            expected="one of their names as part" if names else "tensors by name",
             got=", ".join(names) or type(content).__name__,
             where=file,
-            fix=f"{command(file, '--part', names[0])} takes one of them"
-            if names
-            else "save the model's state_dict() where it was trained",
+            fix=several or "save the model's state_dict() where it was trained",
         )
     if out.exists():
         raise WorkbenchError(

@@ -32,7 +32,7 @@ def load_weights(model: nn.Module, tensors: dict, where, fix: str = REBUILD) -> 
         WorkbenchError: naming the first weights that do not fit, or are no finite numbers.
     """
     state = model.state_dict()
-    if not any(name in state for name in tensors):
+    if not tensors.keys() <= state.keys():
         tensors, _ = unwrapped(tensors, next(iter(state)), where)
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     unfit = [name for name, value in state.items() if shapes.get(name) != tuple(value.shape)]

@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 
-from dfkd_lib.core import processes
+from dfkd_lib.core import WorkbenchError, processes
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.datasets import load_images
 from dfkd_lib.training import TeacherConfig, ship_teacher, train_teacher
@@ -36,4 +36,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except WorkbenchError as error:  # what to fix; where in the library it arose helps nobody
+        sys.exit(str(error))

@@ -58,6 +58,8 @@ def test_a_file_gives_what_a_dict_gives(tmp_path):
     )
     same = {"rows": {"all": {}, "no labels": {"ce_weight": 0}}, "seeds": [0, 1]}
     assert read_grid(path, TINY) == read_grid(same, {**TINY, "student_lr": 1e-3})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_grid(path, TINY) == read_grid(same, {**TINY, "student_lr": 1e-3})
 
 
 @pytest.mark.parametrize(

@@ -135,25 +135,31 @@ def test_whatever_stands_before_every_name_is_taken_off(trained, tmp_path, prefi
     )
 
 
-def test_one_block_alone_may_be_wrapped(trained, tmp_path):
-    inserted = {"blocks.1.": "blocks.1._orig_mod.", "blocks.2.": "blocks.2._fsdp_wrapped_module."}
+@pytest.mark.parametrize("name", [NAME, "vit_mnist_smoke"])
+def test_one_block_alone_may_be_wrapped(trained, tmp_path, name):
+    inserted = {"blocks.0.": "blocks.0._orig_mod.", "blocks.1.": "blocks.1._fsdp_wrapped_module."}
+    model = trained[0] if name == NAME else create_model(name)
     state = {
-        inserted.get(key[:9], key[:9]) + key[9:]: value
-        for key, value in trained[0].state_dict().items()
+        inserted.get(key[:9], key[:9]) + key[9:]: value for key, value in model.state_dict().items()
     }
+    assert state.keys() != model.state_dict().keys()
     save_file(state, tmp_path / "wrapped.safetensors")
-    assert load_model(NAME, tmp_path / "wrapped.safetensors").classifies
+    assert load_model(name, tmp_path / "wrapped.safetensors").classifies
 
 
 def test_of_two_models_in_a_file_one_is_chosen(trained, tmp_path):
     state, file = trained[0].state_dict(), tmp_path / "two.safetensors"
     save_file(
-        {f"{k}.{name}": v + i for i, k in enumerate(("net", "ema")) for name, v in state.items()},
+        {
+            f"{k}.{name}": v + i
+            for i, k in enumerate(("net", "ema.module"))
+            for name, v in state.items()
+        },
         file,
     )
     with pytest.raises(WorkbenchError, match="several models") as caught:
         load_model(NAME, file)
-    run_fix(caught.value, OUT=str(tmp_path / "one.safetensors"), net="ema")
+    run_fix(caught.value, OUT=str(tmp_path / "one.safetensors"), net="ema.module")
     loaded = load_model(NAME, tmp_path / "one.safetensors")
     assert torch.equal(loaded.model.norm.weight, state["norm.weight"] + 1)
 
