@@ -2,6 +2,7 @@
 
 from dfkd_lib.attention.capture import capture_attention
 from dfkd_lib.attention.explain import attention_rollout, detection_relevance, gradient_attention
+from dfkd_lib.attention.faithfulness import Faithfulness, insertion_deletion
 from dfkd_lib.attention.prefix import compiled_parts, outputs_and_probe
 from dfkd_lib.attention.probes import (
     ClassProbes,
@@ -43,6 +44,7 @@ __all__ = [
     "Agreement",
     "AttentionStatistics",
     "ClassProbes",
+    "Faithfulness",
     "attention_map",
     "attention_probe",
     "attention_probes",
@@ -57,6 +59,7 @@ __all__ = [
     "detection_relevance",
     "gradient_attention",
     "in_batches",
+    "insertion_deletion",
     "jensen_shannon",
     "logits_and_probe",
     "reduce_heads",

@@ -14,6 +14,7 @@ from dfkd_lib.plots.attention import (
     class_probe_spread,
     explanations,
     image_map_probe,
+    insertion_deletion,
     probe_pipeline,
 )
 from dfkd_lib.plots.charts import (
@@ -70,6 +71,7 @@ __all__ = [
     "fidelity_scatter",
     "gan_diagram",
     "image_map_probe",
+    "insertion_deletion",
     "image_rows",
     "loss_components",
     "measure_curves",

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dfkd_lib.plots.images import NAMED, heat, overlay, show
-from dfkd_lib.plots.style import color, new_figure, styled
+from dfkd_lib.plots.style import color, mark, new_figure, styled
 
 
 @styled
@@ -82,6 +82,27 @@ def explanations(images, rows: dict[str, np.ndarray], names: Sequence[str]) -> F
         for ax, tile in zip(row, np.asarray(values, float), strict=True):
             heat(ax, tile)
         row[0].set_ylabel(method, **NAMED)
+    return figure
+
+
+@styled
+def insertion_deletion(found: dict) -> Figure:
+    """Mean curves of deletion and of insertion over images, their mean areas in the legends.
+
+    Args:
+        found: {map: `attention.Faithfulness`}.
+    """
+    figure, axes = new_figure(1, 2, 8.2, 3.4)
+    for ax, part, what in zip(
+        axes, ("deletion", "insertion"), ("taken away", "put in"), strict=True
+    ):
+        for i, (name, curves) in enumerate(found.items()):
+            area = float(np.mean(np.asarray(getattr(curves, f"{part}_area"))))
+            values = np.asarray(getattr(curves, part)).mean(0)
+            ax.plot(np.asarray(curves.shares), values, label=f"{name}, {area:.3f}", **mark(i))
+        ax.set(xlabel=f"share of patches {what}", ylabel="probability of the class")
+        ax.set(xlim=(0, 1), ylim=(0, 1))
+        ax.legend(title="mean area")
     return figure
 
 
