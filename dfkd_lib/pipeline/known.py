@@ -33,7 +33,8 @@ def known(method: str) -> Known:
     if not method:
         return Known(Names([], {}, {}, "Config"), {})
     presets.config_name(method)
-    found = _every(_state())[method]
+    # A method that another program adds to the table is not kept.
+    found = _every(_state()).get(method) or _described(method)
     return Known(Names(**found["names"]), found["settings"])
 
 
