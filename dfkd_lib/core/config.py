@@ -75,13 +75,13 @@ class Setting:
 
     @property
     def rule(self) -> str:
-        """The values allowed, in words: `1..1000`, `one of a|b`, `comma-separated whole numbers`."""
+        """The values allowed, in words: `1..1000`, `one of a|b`, `comma-separated numbers`."""
         if self.choices:
             return "one of " + "|".join(map(str, self.choices))
         if self.low is not None or self.high is not None:
             ends = ("" if end is None else f"{end:g}" for end in (self.low, self.high))
             return ("comma-separated " if self.kind is tuple else "") + "..".join(ends)
-        return "comma-separated whole numbers" if self.kind is tuple else ""
+        return "comma-separated numbers" if self.kind is tuple else ""
 
 
 @dataclass(frozen=True)
@@ -311,6 +311,9 @@ def read(annotation: Any, value: object) -> object:
         return None
     with suppress(ValidationError):
         return _reader(annotation).validate_strings(value)
+    with suppress(ValidationError):  # of a tuple: comma-separated, in brackets or not
+        parts = (part.strip() for part in value.strip("()[] ").split(","))
+        return _reader(annotation).validate_python([part for part in parts if part])
     return value
 
 

@@ -44,6 +44,17 @@ def test_text_is_read_as_the_type_of_its_setting():
     assert Root().student.epochs == 5, "the original is as it was"
 
 
+@pytest.mark.parametrize("text", ["0.4,0.9", "(0.4, 0.9)", "[0.4,0.9]", "0.4, 0.9,"])
+def test_tuples_are_written_with_commas_in_brackets_or_not(text):
+    from dfkd_lib.training import TrainConfig
+
+    config = TrainConfig(epochs=1, batch_size=1, lr=0.1).override({"betas": text})
+    assert config.betas == (0.4, 0.9)
+    for bad in ("a,b", "1", "0.1,0.2,0.3", "0.5,2", ""):
+        with pytest.raises(WorkbenchError, match="betas"):
+            config.override({"betas": bad})
+
+
 @pytest.mark.parametrize(
     "words, expected",
     [
