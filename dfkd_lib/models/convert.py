@@ -38,7 +38,7 @@ class _Settings:
 
 
 class _Number:
-    """Stands for numpy's arrays and numbers, which are filled otherwise."""
+    """Stands for numpy's arrays and numbers, and for partial functions, which are filled otherwise."""
 
     def __init__(self, *_, **__):
         pass
@@ -104,7 +104,8 @@ def _unpickled(file: Path) -> object:
 
     try:
         others = get_unsafe_globals_in_checkpoint(file) if is_zipfile(file) else []
-        stands = [(_Number if name.startswith("numpy.") else _Settings, name) for name in others]
+        filled = ("numpy.", "functools.")
+        stands = [(_Number if name.startswith(filled) else _Settings, name) for name in others]
         with safe_globals(stands):
             return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -259,7 +259,9 @@ def _timm(
         )
     own = {}
     if first in tensors:  # by timm's own names: those without a head are a backbone's
-        own = {"num_classes": len(tensors.get(head, ())), "in_chans": tensors[first].shape[1]}
+        # Swin's authors have head.weight for timm's head.fc.weight.
+        outputs = tensors.get(head, tensors.get(f"{head.partition('.')[0]}.weight", ()))
+        own = {"num_classes": len(outputs), "in_chans": tensors[first].shape[1]}
     sizes = {**own, **(sizes or {})}
     # Nothing else is opened, whatever a record asks for.
     nothing = {"pretrained": False, "checkpoint_path": ""}
@@ -339,8 +341,11 @@ def _json(path: Path) -> dict:
 def _from_folder(folder: Path) -> Loaded:
     """A model in timm's or transformers' folder format."""
     config, file = _json(folder / "config.json"), folder / "model.safetensors"
-    if not file.is_file() and (pickles := [p for p in folder.iterdir() if p.suffix in PICKLES]):
-        raise pickled(pickles[0], file)
+    if not any(folder.glob("model*.safetensors")):  # one, or parts of it
+        pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
+        # Beside it may lie an optimizer's and a trainer's.
+        if found := [p for p in pickles if "model" in p.name] or pickles:
+            raise pickled(found[0], file)
     if "architecture" not in config:
         return _transformers(folder, config)
     from timm.models import PretrainedCfg

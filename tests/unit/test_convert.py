@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ AROUND = {
     "timm": lambda s: {"state_dict": s, "args": argparse.Namespace(lr=1, out=Path("x"))},
     "lightning": lambda s: {
         "state_dict": {f"model.{k}": v for k, v in s.items()},
-        "hyper_parameters": Settings(lr=1, net=Settings()),
+        "hyper_parameters": Settings(lr=1, net=Settings(), scheduler=partial(print)),
         "optimizer_states": [MOMENTS],
         "best": np.float64(0.5),
     },
@@ -65,6 +66,7 @@ def test_the_advice_for_a_pickle_works(tmp_path, state, kind):
 
 def test_the_advice_for_a_folder_with_a_pickle_works(tmp_path, state):
     torch.save(dict(state), tmp_path / "pytorch_model.bin")
+    torch.save({"step": 1}, tmp_path / "optimizer.pt")  # as a trainer leaves it
     (tmp_path / "config.json").write_text(
         f'{{"architecture": "{NAME}", "num_classes": 3, "model_args": {{"depth": 1}}}}'
     )

@@ -1,6 +1,7 @@
 """Models from elsewhere: timm names, safetensors files, folders, the hub; what fits, and what is reported of what does not."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -179,6 +180,20 @@ def test_a_file_without_a_head_is_a_backbone(trained, tmp_path):
     write(tmp_path / "config.json", {"architecture": NAME, "num_classes": 7})
     with pytest.raises(WorkbenchError, match="a classifier of 7 classes"):
         load_model(str(tmp_path))
+
+
+def test_a_swin_by_its_authors_names(tmp_path):
+    name = "swin_tiny_patch4_window7_224"
+
+    def theirs(key):
+        key = re.sub(r"layers.(\d).downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", key)
+        return key.replace("head.fc.", "head.")
+
+    state = timm.create_model(name, num_classes=7).state_dict()
+    state = {theirs(key): value for key, value in state.items()}
+    save_file(state, tmp_path / "m.safetensors")
+    loaded = load_model(name, tmp_path / "m.safetensors")
+    assert loaded.classifies and torch.equal(loaded.model.head.fc.weight, state["head.weight"])
 
 
 def test_a_file_with_its_record(tmp_path):
