@@ -1,5 +1,6 @@
 """Weights, optimizer states and history after each epoch, to go on from."""
 
+import copy
 import hashlib
 import io
 import time
@@ -25,31 +26,45 @@ class Checkpoint:
         self.modules, self.optimizers = modules, optimizers
         self.threads: int | None = None
         self.next = 0.0  # when writing is due, by the monotonic clock
+        self.later: dict | None = None  # the state of an epoch whose writing was put off
 
     def save(self, history: list, at_once: bool = True) -> None:
         """Write the state after the history's last epoch; nothing without a folder.
 
-        `at_once` False: at most a tenth of the time goes into writing, for a GPU may do an epoch in less than that takes.
+        `at_once` False: at most a tenth of the time goes into writing, for a GPU may do an epoch in less than that takes;
+        what is put off is copied for `finish`.
         """
-        began = time.monotonic()
-        if self.file is None or not at_once and began < self.next:
+        if self.file is None:
             return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "modules": {n: m.state_dict() for n, m in self.modules.items()},
             "optimizers": {n: o.state_dict() for n, o in self.optimizers.items()},
             "history": history,
             "threads": torch.get_num_threads(),
         }
+        put_off = not at_once and time.monotonic() < self.next
+        self.later = copy.deepcopy(state) if put_off else None
+        if not put_off:
+            self._write(self.file, state)
+
+    def finish(self) -> None:
+        """Write what was put off: at the end of a training, whatever ended it."""
+        if self.file is not None and self.later is not None:
+            self._write(self.file, self.later)
+            self.later = None
+
+    def _write(self, path: Path, state: dict) -> None:
+        began = time.monotonic()
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with replacing(self.file) as temporary:
+            with replacing(path) as temporary:
                 torch.save(state, temporary)
                 with open(temporary, "ab") as file:
                     file.write(bytes.fromhex(file_hash(temporary)))
         except (OSError, RuntimeError) as error:
             if is_full(error):
                 what = "the checkpoint of this epoch cannot be written to disk"
-                raise disk_error(what, error, self.file) from error
+                raise disk_error(what, error, path) from error
             raise
         self.next = time.monotonic() + 10 * (time.monotonic() - began)
 

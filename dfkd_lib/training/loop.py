@@ -92,6 +92,7 @@ def fit(
             raise
         raise explained from error
     finally:
+        saved.finish()
         progress.close()
         for module in modules.values():
             module.eval()

@@ -11,6 +11,7 @@ from dfkd_lib import training
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.models import create_model
 from dfkd_lib.training import DivergedError, TensorBatches, TrainConfig
+from dfkd_lib.training.checkpoint import Checkpoint
 
 X = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
 Y = X.sum(1, keepdim=True)
@@ -79,8 +80,16 @@ def test_several_optimizers_update_only_their_own():
     assert {"first_loss", "second_loss", "extra"} <= set(history[0]) and history[0]["extra"] == 2.0
 
 
-def test_a_bad_number_stops_and_keeps_the_last_good_epoch(model, tmp_path):
-    calls = []
+@pytest.mark.parametrize("put_off", [False, True])  # on a GPU the writing of an epoch may be
+def test_a_bad_number_stops_and_keeps_the_last_good_epoch(model, tmp_path, monkeypatch, put_off):
+    calls, save = [], Checkpoint.save
+
+    def save_later(self, history, _):
+        self.next = math.inf if history[1:] else 0.0
+        save(self, history, at_once=False)
+
+    if put_off:
+        monkeypatch.setattr(Checkpoint, "save", save_later)
 
     def step(batch, progress):
         calls.append(1)
