@@ -55,7 +55,9 @@ def outputs_and_probe(
     with _as_products(model.blocks[:-1], tokens):
         for block in model.blocks[:-1]:
             tokens = block(tokens)
-    last, weights = _last_block(model.blocks[-1], tokens, model.num_prefix_tokens)
+    last, weights = tokens, tokens
+    if plain or probe:
+        last, weights = _last_block(model.blocks[-1], tokens, model.num_prefix_tokens)
     # Whoever looks into the last block is to see all of it.
     output = model.forward_head(model.norm(last if plain else model.blocks[-1](tokens)))
     return output, weights[:, :, 0].mean(1)[:, patch_tokens(model)] if probe else None
@@ -80,7 +82,8 @@ def is_plain(model: Any) -> bool:
     """Whether a model is one of timm's whose head reads the prefix tokens alone, and whose last block has no peculiarity."""
     if type(model) not in PLAIN:
         return False
-    block, attention = model.blocks[-1], model.blocks[-1].attn
+    block = model.blocks[-1]
+    attention = getattr(block, "attn", None)
     return (
         model.global_pool == "token"
         and type(block) is Block

@@ -1,5 +1,6 @@
 """Which images: a named set or a folder, at which size, and how many of them measure."""
 
+import os
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -46,7 +47,9 @@ def load_splits(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     """
     folder = resolve(config.name)
     changed = stamp(
-        place for split in ("train", "test", "val") for place in (folder / split).glob("**/")
+        Path(place)
+        for split in ("train", "test", "val")
+        for place, *_ in os.walk(folder / split, followlinks=True)
     )
     test = _known_images(config.name, "test", config.size or None, changed)
     train = _known_images(config.name, "train", config.size or None, changed)

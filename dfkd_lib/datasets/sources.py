@@ -306,4 +306,6 @@ def upright_size(image: Image.Image) -> tuple[tuple[int, int], bool]:
     """(width, height) of an opened file once it is upright, and whether its EXIF tag turns or mirrors it at all."""
     # The method of PNG files decodes all pixels to look for a tag behind them.
     turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    return image.size[::-1] if turned in (5, 6, 7, 8) else image.size, turned in range(2, 9)
+    # Pillow gives the size of a TIFF file as it will be upright.
+    across = turned in (5, 6, 7, 8) and image.format != "TIFF"
+    return image.size[::-1] if across else image.size, turned in range(2, 9)

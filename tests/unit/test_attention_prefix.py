@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
 from dfkd_lib.attention import logits_and_probe, outputs_and_probe, prefix
 from dfkd_lib.attention.prefix import is_plain
@@ -145,6 +145,13 @@ def test_who_looks_into_the_last_block_of_some_patches_sees_all_of_them():
     torch.testing.assert_close(outputs_and_probe(model, images, patches=chosen)[0], alone)
     handle.remove()
     assert seen == [(2, 7, 16)]
+
+
+def test_some_patches_of_a_vit_with_other_blocks():
+    model = VisionTransformer(**SMALL, block_fn=ParallelScalingBlock).eval()
+    images, every = torch.randn(2, 1, 28, 28), torch.arange(16).expand(2, -1)
+    output, _ = outputs_and_probe(model, images, False, every)
+    torch.testing.assert_close(output, model(images))
 
 
 def test_other_models_refuse_some_patches():

@@ -22,7 +22,14 @@ from dfkd_lib.datasets import (
     to_float,
     to_uint8,
 )
-from dfkd_lib.datasets.sources import FORMATS, MNIST_FILES, read_idx, read_image, upright
+from dfkd_lib.datasets.sources import (
+    FORMATS,
+    MNIST_FILES,
+    read_idx,
+    read_image,
+    upright,
+    upright_size,
+)
 from dfkd_lib.deploy import predict
 
 
@@ -269,6 +276,16 @@ def test_a_photograph_stands_upright(tmp_path, split):
     assert torch.equal(images.pixels[0, 0], torch.from_numpy(upright))
 
 
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif"])
+def test_the_size_of_a_turned_picture_is_known_from_its_header(tmp_path, kind):
+    turned, path = Image.Exif(), tmp_path / f"1.{kind}"
+    turned[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (40, 20)).save(path, exif=turned)
+    with Image.open(path) as image:
+        assert upright_size(image) == ((20, 40), True)
+    assert read_image(path, "RGB").shape == (40, 20, 3)
+
+
 def test_images_in_sub_folders_are_of_their_class(images_folder, tmp_path):
     cats = images_folder / "train" / "cat"
     for place in ("2021/a.png", "2021/may/0.png", ".thumbs/0.png", "2021/.hidden.png"):
@@ -283,6 +300,8 @@ def test_images_in_sub_folders_are_of_their_class(images_folder, tmp_path):
     before = len(load_splits(DataConfig(name=str(images_folder)))[0])
     write(cats / "2021" / "may" / "1.png", np.zeros((8, 8, 3)))
     assert len(load_splits(DataConfig(name=str(images_folder)))[0]) == before + 1 == 10
+    write(tmp_path / "elsewhere" / "1.png", np.zeros((8, 8, 3)))
+    assert len(load_splits(DataConfig(name=str(images_folder)))[0]) == before + 2
 
 
 @pytest.mark.parametrize(
