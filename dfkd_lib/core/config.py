@@ -81,7 +81,10 @@ class Setting:
         if self.low is not None or self.high is not None:
             ends = ("" if end is None else f"{end:g}" for end in (self.low, self.high))
             return ("comma-separated " if self.kind is tuple else "") + "..".join(ends)
-        return "comma-separated numbers" if self.kind is tuple else ""
+        if self.kind is not tuple:
+            return ""
+        whole = all(isinstance(value, int) for value in self.default)
+        return f"comma-separated {'whole ' * whole}numbers"
 
 
 @dataclass(frozen=True)
@@ -312,8 +315,8 @@ def read(annotation: Any, value: object) -> object:
     with suppress(ValidationError):
         return _reader(annotation).validate_strings(value)
     with suppress(ValidationError):  # of a tuple: comma-separated, in brackets or not
-        parts = (part.strip() for part in value.strip("()[] ").split(","))
-        return _reader(annotation).validate_python([part for part in parts if part])
+        parts = value.strip("()[] ").removesuffix(",").split(",")
+        return _reader(annotation).validate_python([part.strip() for part in parts])
     return value
 
 
