@@ -21,6 +21,7 @@ images = replace(images, classes=tuple(BAD + str(i) for i in range(10)), name=BA
 model = models.create_model("vit_mnist_small").eval()
 teacher = detection.open_shipped("detr_micro_scenes")
 scenes = replace(datasets.generate_scenes(8, 80, 0, "test"), classes=tuple(BAD + str(i) for i in range(4)), origin=BAD)
+teacher.classes = scenes.classes
 base = {{"data.test_images": 200, "source": "real", "real_images": 300, "student.model": "vit_mnist_smoke",
         "teacher.source": "shipped", "teacher.model": "vit_mnist_small", "seeds": "0"}}
 """
