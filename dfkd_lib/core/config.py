@@ -83,7 +83,7 @@ class Setting:
             return ("comma-separated " if self.kind is tuple else "") + "..".join(ends)
         if self.kind is not tuple:
             return ""
-        whole = all(isinstance(value, int) for value in self.default)
+        whole = all(isinstance(value, int) for value in typing.cast(tuple, self.default))
         return f"comma-separated {'whole ' * whole}numbers"
 
 
