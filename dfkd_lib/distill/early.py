@@ -1,7 +1,5 @@
 """DearKD: stage 1 distils a CNN's early features and labels into a transformer; stage 2 trains it without any teacher."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from dfkd_lib.core import Artifact, Config, Seeds, Store
@@ -9,7 +7,7 @@ from dfkd_lib.datasets import DataConfig, ImageSet
 from dfkd_lib.distill.classification import Step, StudentConfig, train
 from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.synthesis import JudgeConfig, train_judge
-from dfkd_lib.training import Augmentation, TrainConfig, train_teacher
+from dfkd_lib.training import Augmentation, Kind, TrainConfig, train_teacher
 
 
 class EarlyConfig(Config):
@@ -33,9 +31,7 @@ class EarlyConfig(Config):
     batch_size: int = Field(512, ge=1, description="images a step")
     lr: float = Field(1e-3, gt=0, le=1, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.05, ge=0, description="weight decay")
-    augmentation: Literal["none", "shift", "autoaugment"] = Field(
-        "shift", description="what is done to each image"
-    )
+    augmentation: Kind = Field("shift", description="what is done to each image")
     feature: JudgeConfig = JudgeConfig(epochs=10)
 
     def teacher(self, store: Store, train_set: ImageSet, test_set: ImageSet) -> Artifact:

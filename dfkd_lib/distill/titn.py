@@ -11,7 +11,7 @@ from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.metrics.intervals import interval_text, mean_interval
 from dfkd_lib.synthesis import JudgeConfig, train_judge
-from dfkd_lib.training import TrainConfig, train_teacher
+from dfkd_lib.training import Kind, TrainConfig, train_teacher
 
 # name in the tables -> (model at the quick size, at the paper's, mix)
 ROWS = {
@@ -76,9 +76,7 @@ class TitnConfig(Config):
     optimizer: Literal["adamw", "adam", "sgd"] = Field("sgd", description="optimizer")
     lr: float = Field(0.1, gt=0, le=1, description="peak learning rate")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay")
-    augmentation: Literal["none", "shift", "autoaugment"] = Field(
-        "autoaugment", description="what is done to each image"
-    )
+    augmentation: Kind = Field("autoaugment", description="what is done to each image")
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the class token's loss (C eq. 10)")
     feature: JudgeConfig = JudgeConfig(model="vgg16_bn", images=50_000, epochs=100)
 
