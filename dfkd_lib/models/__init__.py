@@ -8,7 +8,7 @@ from dfkd_lib.models.dearkd import EarlyAligner
 from dfkd_lib.models.detectors import Detections, Detector, create_detector, detector_names
 from dfkd_lib.models.gan import Discriminator, FieldGenerator, Generator
 from dfkd_lib.models.hub import WeightsMissing
-from dfkd_lib.models.images import check_images
+from dfkd_lib.models.images import check_images, expected_shape
 from dfkd_lib.models.load import Loaded, load_model
 from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneGenerator
 from dfkd_lib.models.shapes import layer_shapes
@@ -35,6 +35,7 @@ __all__ = [
     "detector_names",
     "detectors",
     "early_channels",
+    "expected_shape",
     "gan",
     "layer_shapes",
     "load_model",

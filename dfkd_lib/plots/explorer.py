@@ -15,14 +15,15 @@ def _frame(ax, x: float, y: float, w: float, h: float, edge: str = COLORS[5], lw
     ax.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=edge, lw=lw))
 
 
-def _image(ax, panel) -> None:
+def _image(ax, panel, covering: float, **how) -> None:
     """The image with the weights laid over it, the token's patch or the detections outlined."""
     height, width = panel.image.shape[1:]
     show(ax, panel.image, f"{panel.title}\n{panel.prediction}")
-    overlay(ax, panel.probe.reshape(panel.grid), (height, width), 0.55)
+    covered = height * panel.cover[0], width * panel.cover[1]
+    overlay(ax, panel.probe.reshape(panel.grid), covered, covering, **how)
     if panel.boxes is None:
         patch, (rows, columns) = panel.row - panel.prefix, panel.grid
-        w, h = width / columns, height / rows
+        w, h = covered[1] / columns, covered[0] / rows
         if patch >= 0:
             _frame(ax, patch % columns * w - 0.5, patch // columns * h - 0.5, w, h)
         return
@@ -37,14 +38,18 @@ def _image(ax, panel) -> None:
             text.set_bbox({"facecolor": COLORS[0], "edgecolor": "none", "pad": 1})
 
 
-def _overview(ax, panel) -> None:
+def _overview(ax, panel, cmap: str) -> None:
     """The token's attention in every block (row) and head (column), each map by its own maximum."""
     blocks, heads, _ = panel.overview.shape
     tall, wide = panel.grid[0] + 1, panel.grid[1] + 1  # of a tile, with a gap
     tiles = panel.overview / np.maximum(panel.overview.max(-1, keepdims=True), 1e-12)
     tiles = tiles.reshape(blocks, heads, *panel.grid)
     tiles = np.pad(tiles, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
-    ax.imshow(tiles.transpose(0, 2, 1, 3).reshape(blocks * tall, heads * wide), vmax=1, **HEAT)
+    ax.imshow(
+        tiles.transpose(0, 2, 1, 3).reshape(blocks * tall, heads * wide),
+        vmax=1,
+        **{**HEAT, "cmap": cmap},
+    )
     plain(ax, "every block and head")
     ax.set(xlabel="head", ylabel="block")
     ax.set_xticks(np.arange(heads) * wide + wide / 2 - 1, range(1, heads + 1), fontsize=8)
@@ -55,11 +60,14 @@ def _overview(ax, panel) -> None:
 
 
 @styled
-def attention_panels(panels: Sequence) -> Figure:
+def attention_panels(
+    panels: Sequence, covering: float = 0.55, colours: str = "magma", one_scale: bool = False
+) -> Figure:
     """The attention explorer's view: each panel's image and weights, class probe, and every block and head.
 
     Args:
-        panels: `dfkd_lib.widgets.Panel`s, each one image under one model.
+        panels: `dfkd_lib.widgets.Panel`s, each one image under one model. covering: how much weights hide the image, 0..1.
+        colours: matplotlib's name of the colour map. one_scale: a colour is the same weight on equal areas in all panels.
     """
     extra = [
         any(getattr(panel, part) is not None for panel in panels)
@@ -68,18 +76,21 @@ def attention_panels(panels: Sequence) -> Figure:
     columns = 2 + sum(extra)
     size = 2.7 * columns, 2.9 * len(panels)
     figure, axes = new_figure(len(panels), columns, *size, grid=False, squeeze=False)
+    # A panel of fewer patches has more weight on each: weights are compared with an even share.
+    most = max(panel.probe.max() * panel.probe.size for panel in panels)
     for ax_row, panel in zip(axes, panels, strict=True):
+        top = most / panel.probe.size if one_scale else None
         places = list(ax_row)
-        _image(places.pop(0), panel)
+        _image(places.pop(0), panel, covering, cmap=colours, vmax=top)
         head = f"head {panel.head + 1}" if panel.head >= 0 else "mean of heads"
         title = f"block {panel.block + 1} of {panel.blocks}, {head}"
         title = title if panel.overview is not None else "all blocks"
-        heat(places.pop(0), panel.probe.reshape(panel.grid), title, bar=True)
+        heat(places.pop(0), panel.probe.reshape(panel.grid), title, top, True, colours)
         if panel.class_probe is not None:
             title = f"class probe, cosine {panel.agreement:.3f}"
-            heat(places.pop(0), panel.class_probe.reshape(panel.grid), title, bar=True)
+            heat(places.pop(0), panel.class_probe.reshape(panel.grid), title, top, True, colours)
         if panel.overview is not None:
-            _overview(places.pop(0), panel)
+            _overview(places.pop(0), panel, colours)
         for ax in places:
             ax.set_axis_off()
     return figure

@@ -32,20 +32,27 @@ def as_grid(values) -> np.ndarray:
     return values.reshape(side, side) if side * side == len(values) else values[None]
 
 
-def heat(ax, values, title: str = "", top: float | None = None, bar: bool = False):
+def heat(
+    ax, values, title: str = "", top: float | None = None, bar: bool = False, cmap: str = "magma"
+):
     """Draw values over a grid, (N,) or (rows, columns), dark for 0; `bar` adds the scale."""
-    drawn = ax.imshow(as_grid(values), vmax=top, **HEAT)
+    drawn = ax.imshow(as_grid(values), vmax=top, **{**HEAT, "cmap": cmap})
     plain(ax, title)
     if bar:
         ax.figure.colorbar(drawn, ax=ax, shrink=0.8)
     return drawn
 
 
-def overlay(ax, values, shape: tuple[int, int], alpha: float = 0.6) -> None:
-    """Lay values over a grid over what is drawn of an image of `shape` (height, width)."""
+def overlay(ax, values, shape: tuple[float, float], alpha: float = 0.6, **how) -> None:
+    """Lay values over a grid over the upper left `shape` (height, width) of what is drawn of an image.
+
+    `how`: of matplotlib's imshow, in place of `HEAT`.
+    """
     height, width = shape
     place = (-0.5, width - 0.5, height - 0.5, -0.5)
-    ax.imshow(as_grid(values), alpha=alpha, extent=place, **HEAT)
+    limits = ax.axis()
+    ax.imshow(as_grid(values), alpha=alpha, extent=place, **{**HEAT, **how})
+    ax.axis(limits)
 
 
 @styled

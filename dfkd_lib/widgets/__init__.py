@@ -6,7 +6,8 @@ from pathlib import Path
 from dfkd_lib import plots
 from dfkd_lib.ablation import Outcome, saved_jobs, summary, tidy
 from dfkd_lib.widgets.browse import Browse, View
-from dfkd_lib.widgets.viewer import Choice, Panel, Viewer, named
+from dfkd_lib.widgets.panel import Panel
+from dfkd_lib.widgets.viewer import Choice, Viewer, named
 
 __all__ = [
     "Choice",
@@ -28,6 +29,7 @@ def attention_explorer(
     start: Choice | None = None,
     out_dir: str | Path = "reports/quick",
     notebook: str = "",
+    parameters: dict | None = None,
 ):
     """The attention of a vision transformer: choose model, image, block, head and token, and compare.
 
@@ -37,7 +39,7 @@ def attention_explorer(
         class_probes: {name of a model (one by itself is "model"): {name of a class: (blocks, N) or, of its last block,
             (N,)}}. Classes of models, probes and data are compared by name: a model's are its attribute `classes`.
         start: what is shown first. out_dir: where "save" puts figures, and parameters for `notebook` (its name) if one has
-            the parameter `view`.
+            the parameter `view`. parameters: other parameters of that notebook, saved beside the view.
 
     Returns:
         An ipywidget, or the static figure of `start` if not interactive.
@@ -48,10 +50,10 @@ def attention_explorer(
     models, data = named(models, "model"), named(data, getattr(data, "name", "images"))
     viewer, start = Viewer(models, data, class_probes), start or Choice()
     if not interactive:
-        return plots.attention_panels(viewer.panels(start))
+        return viewer.figure(start)
     from dfkd_lib.widgets.explorer import AttentionExplorer
 
-    return AttentionExplorer(viewer, start, out_dir, notebook)
+    return AttentionExplorer(viewer, start, out_dir, notebook, parameters)
 
 
 def detection_browser(

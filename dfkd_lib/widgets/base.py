@@ -39,8 +39,7 @@ class Widget(anywidget.AnyWidget):
     def __init__(self, out_dir: str | Path, **options):
         self.out = resolve(out_dir)
         super().__init__()
-        table = (matplotlib.colormaps["magma"](np.arange(256))[:, :3] * 255).astype(int)
-        shared = {"thumb": THUMB, "colors": list(plots.COLORS), "heat": table.tolist()}
+        shared = {"thumb": THUMB, "colors": list(plots.COLORS), "heat": color_table("magma")}
         self.options = {**shared, **options}
         self.on_msg(self._on_message)
 
@@ -102,6 +101,11 @@ class StateWidget(Widget):
     def choose(self, **changes) -> None:
         """Change the view by names of `State`; what cannot be had is reported in `error`, and the last view stays."""
         self._try(lambda: self._choose(changes))
+
+
+def color_table(name: str) -> list:
+    """The 256 colours of a colour map, [red, green, blue] from 0 to 255."""
+    return (matplotlib.colormaps[name](np.arange(256))[:, :3] * 255).astype(int).tolist()
 
 
 def rgb(image: np.ndarray) -> bytes:

@@ -16,8 +16,10 @@ const select = (className, onpick) => make("select", { className, onchange: (eve
 const slider = (className, label, props, onmove) => make("input", { type: "range", className, aria: { label }, ...props,
   oninput: (event) => onmove(Number(event.target.value)) });
 
-function fill(element, options, value) {
-  element.replaceChildren(...options.map(([key, text]) => make("option", { value: key, textContent: text })));
+// Options other than `possible` and the chosen one cannot be chosen.
+function fill(element, options, value, possible = null) {
+  element.replaceChildren(...options.map(([key, text]) => make("option", { value: key, textContent: text,
+    disabled: possible !== null && key !== value && !possible.includes(key) })));
   element.value = String(value);
 }
 

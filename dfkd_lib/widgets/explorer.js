@@ -1,13 +1,16 @@
 // The front end of AttentionExplorer. The kernel sends arrays, this draws them; hovering needs no kernel at all, since the
 // attention of every token at the chosen block and head is already here.
 
-const PICTURE = 205;  // side of the image and of the weights, in CSS pixels
+const PICTURE = 205;  // largest side of the image and of the weights, in CSS pixels
+const SCALE = 50;     // width of the colour bar with its numbers
 const ACROSS = 5;     // thumbnails in a row of the gallery
 const CHOSEN = "#56b4e9";
 const KINDS = { cross: "detections over the image", encoder: "image tokens" };
 const WAYS = { attention: "attention", rollout: "attention rollout", gradient: "gradient-weighted" };
 const share = (value) => `${(100 * value).toPrecision(3)} %`;
 const own = (list) => list.map((name) => [name, name]);
+const ARROWS = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
+const between = (low, value, high) => Math.max(low, Math.min(value, high));
 
 function render({ model, el }) {
   const options = model.get("options"), { ask, answered } = asker(model), { error, saved, show } = reports(model);
@@ -15,35 +18,48 @@ function render({ model, el }) {
 
   // -- the controls ----------------------------------------------------------------------------------------------------
   const choose = (changes) => ask({ do: "choose", changes });
-  const [models, data, compare, kind, weights] = ["model", "data", "compare", "kind", "weights"]
+  const [models, data, compare, kind, weights, colours, scale] = ["model", "data", "compare", "kind", "weights", "colours", "scale"]
     .map((name) => select(name, (value) => choose({ [name]: value })));
   const head = select("head", (value) => choose({ head: Number(value) }));
-  const blockText = make("span"), tokens = make("span");
+  const [blockText, thresholdText, opacityText, tokens] = Array.from({ length: 4 }, () => make("span"));
   const tellBlock = (value, of) => { blockText.textContent = `${value} of ${of}`; };
   const block = slider("block", "block", { min: 1, step: 1 }, (value) => { tellBlock(value, block.max); choose({ block: value - 1 }); });
-  const threshold = slider("threshold", "score from", { min: 0.05, max: 0.95, step: 0.05 }, (value) => choose({ threshold: value }));
-  const opacity = slider("opacity", "overlay", { min: 0, max: 100, value: 55 }, () => panels.forEach(draw));
+  const threshold = slider("threshold", "score from", { min: 0.05, max: 0.95, step: 0.05 }, (value) => {
+    thresholdText.textContent = value.toFixed(2);
+    choose({ threshold: value });
+  });
+  const tellOpacity = () => { opacityText.textContent = `${opacity.value} %`; };
+  const opacity = slider("opacity", "overlay", { min: 0, max: 100 }, () => { tellOpacity(); panels.forEach(draw); });
+  opacity.onchange = () => choose({ overlay: opacity.value / 100 });
   const nextPartner = (by) => choose({ compare_image: Math.max(0, view.choice.compare_image + by) });
-  const partner = make("span", {}, button("", "◀", () => nextPartner(-1), "previous image of this class there"),
-    button("", "▶", () => nextPartner(1), "next image of this class there"));
-  const kindLabel = labelled("attention of", kind), thresholdLabel = labelled("score from", threshold);
+  const earlier = button("", "◀", () => nextPartner(-1), "previous image of this class there");
+  const partner = make("span", {}, earlier, button("", "▶", () => nextPartner(1), "next image of this class there"));
+  const kindLabel = labelled("attention of", kind), thresholdLabel = labelled("score from", threshold, thresholdText);
   const foot = make("span", { className: "quiet" });
 
   function showControls() {
-    const { choice } = view, [first] = view.panels;
-    fill(models, own(options.models), choice.model);
-    fill(data, own(options.data), choice.data);
+    const { choice, possible } = view, [first] = view.panels;
+    fill(models, own(options.models), choice.model, possible.model);
+    fill(data, own(options.data), choice.data, possible.data);
     const others = (list, chosen, what, word) => list.filter((n) => n !== chosen).map((n) => [`${what}:${n}`, `${word} ${n}`]);
     fill(compare, [["", "nothing"], ...others(options.models, choice.model, "model", "model"),
-      ...others(options.data, choice.data, "data", "images")], choice.compare);
+      ...others(options.data, choice.data, "data", "images")], choice.compare, possible.compare);
     fill(kind, first.kinds.map((k) => [k, KINDS[k]]), choice.kind);
-    const ways = options.weights.filter((w) => w === "attention" || !first.boxes || (w === "gradient" && choice.kind === "cross"));
-    fill(weights, ways.map((w) => [w, WAYS[w]]), choice.weights);
+    const ways = possible.weights.filter((w) => w === "attention" || !first.boxes || choice.kind === "cross");
+    fill(weights, options.weights.map((w) => [w, WAYS[w]]), choice.weights, ways);
+    fill(colours, own(Object.keys(options.maps)), choice.colours);
+    fill(scale, [["own", "each its own"], ["one", "one for both"]], choice.scale);
+    scale.disabled = panels.length < 2;
     fill(head, [[-1, "mean"], ...Array.from({ length: view.heads }, (_, i) => [i, String(i + 1)])], choice.head);
     Object.assign(block, { max: first.blocks, value: first.block + 1 });
     tellBlock(first.block + 1, first.blocks);
-    block.disabled = head.disabled = choice.weights !== "attention";
+    block.disabled = choice.weights !== "attention" || first.blocks < 2;
+    head.disabled = choice.weights !== "attention" || view.heads < 2;
     threshold.value = choice.threshold;
+    thresholdText.textContent = choice.threshold.toFixed(2);
+    opacity.value = Math.round(100 * choice.overlay);
+    tellOpacity();
+    earlier.disabled = choice.compare_image === 0;
     kindLabel.hidden = first.kinds.length < 2;
     thresholdLabel.hidden = !first.boxes;
     partner.hidden = !choice.compare.startsWith("data:");
@@ -85,52 +101,93 @@ function render({ model, el }) {
 
   // -- the panels ------------------------------------------------------------------------------------------------------
   function makePanel() {
-    const panel = { title: make("h4"), hover: null };
+    const panel = { title: make("h4"), hover: null, reading: null };
     const figure = (name) => {
       panel[name] = make("canvas", { className: name });
       panel[`${name}Text`] = make("figcaption");
       return panel[`${name}Box`] = make("figure", {}, panel[name], panel[`${name}Text`]);
     };
-    panel.element = div("panel", panel.title, div("row", ...["picture", "map", "probe", "overview"].map(figure)));
+    panel.element = div("panel", panel.title, div("row", ...["picture", "map", "scale", "probe", "overview"].map(figure)));
     panel.picture.onmousemove = (event) => hover(panel, rowAt(panel, event));
-    panel.picture.onmouseleave = () => hover(panel, null);
-    panel.picture.onclick = (event) => {
-      const row = rowAt(panel, event);
-      if (row !== null) choose({ token: String(row - panel.meta.prefix) });
-    };
-    panel.map.onmousemove = (event) => readMap(panel, event);
-    panel.map.onmouseleave = () => tell(panel);
+    panel.picture.onmouseleave = panel.picture.onblur = () => hover(panel, null);
+    panel.picture.onclick = (event) => pickRow(panel, rowAt(panel, event));
+    keys(panel.picture, "image: arrows go to a patch or a detection, Enter chooses it", (step) => {
+      const { meta } = panel, from = panel.hover ?? meta.row, far = meta.queries.length - 1;
+      if (meta.kind !== "cross") hover(panel, meta.prefix + stepped(panel, from - meta.prefix, step));
+      else if (far >= 0) hover(panel, meta.queries[between(0, meta.queries.indexOf(panel.hover ?? meta.query) + step[0] + step[1], far)]);
+    }, () => pickRow(panel, panel.hover));
+    panel.map.onmousemove = (event) => read(panel, pointed(panel, event));
+    panel.map.onmouseleave = panel.map.onblur = () => read(panel, null);
+    keys(panel.map, "weights: arrows read the patches", (step) => {
+      read(panel, place(panel, stepped(panel, panel.reading === null ? -1 : patchAt(panel, panel.reading), step)));
+    }, () => {});
     panel.overview.onclick = (event) => pickTile(panel, event);
+    keys(panel.overview, "blocks and heads: arrows choose one, Enter the mean of the heads", ([down, across]) => {
+      const { meta } = panel, [blocks, heads] = meta.overview;
+      if (panel === panels[0]) choose({ block: between(0, meta.block + down, blocks - 1), head: between(0, Math.max(0, meta.head) + across, heads - 1) });
+    }, () => { if (panel === panels[0]) choose({ head: panel.meta.head < 0 ? 0 : -1 }); });
     return panel;
   }
-  const count = ({ grid: [rows, columns] }) => rows * columns;
-  // The point under the mouse as shares of a picture, and the patch that it is in: [x, y, row, column], or null.
-  function pointed({ meta: { grid: [rows, columns] } }, event) {
-    const x = event.offsetX / event.target.clientWidth, y = event.offsetY / event.target.clientHeight;
-    return x < 0 || y < 0 || x >= 1 || y >= 1 ? null : [x, y, Math.floor(y * rows), Math.floor(x * columns)];
+  // Makes a canvas answer the arrows with `go` and Enter with `enter`.
+  function keys(canvas, label, go, enter) {
+    Object.assign(canvas, { tabIndex: 0, ariaLabel: label, onkeydown: (event) => {
+      if (event.key !== "Enter" && !ARROWS[event.key]) return;
+      event.preventDefault();
+      if (event.key === "Enter") enter(); else go(ARROWS[event.key]);
+    } });
+    canvas.setAttribute("role", "application");
   }
+  const count = ({ grid: [rows, columns] }) => rows * columns;
+  // Places in an image, [x, y] as shares of it, are what panels have in common, whatever their grids.
+  function place({ meta: { grid: [rows, columns], cover } }, patch) {
+    return [(patch % columns + 0.5) / columns * cover[1], (Math.floor(patch / columns) + 0.5) / rows * cover[0]];
+  }
+  // The patch there, or null where no patch is.
+  function patchAt({ meta: { grid: [rows, columns], cover } }, [x, y]) {
+    const row = Math.floor(y / cover[0] * rows), column = Math.floor(x / cover[1] * columns);
+    return row < 0 || column < 0 || row >= rows || column >= columns ? null : row * columns + column;
+  }
+  // One step from a patch, from the middle if it is none.
+  function stepped({ meta: { grid: [rows, columns] } }, patch, [down, across]) {
+    if (patch === null || patch < 0) return Math.floor(rows / 2) * columns + Math.floor(columns / 2);
+    return between(0, Math.floor(patch / columns) + down, rows - 1) * columns + between(0, patch % columns + across, columns - 1);
+  }
+  const pointed = (panel, event) => [event.offsetX / event.target.clientWidth, event.offsetY / event.target.clientHeight];
   // The row of weights under the pointer: a patch's, or that of the smallest detection it is in.
   function rowAt(panel, event) {
     const at = pointed(panel, event), { meta } = panel;
-    if (!at) return null;
-    if (meta.kind !== "cross") return meta.prefix + at[2] * meta.grid[1] + at[3];
-    const hit = smallest(meta.boxes, at[0], at[1]);
+    if (meta.kind !== "cross") {
+      const patch = patchAt(panel, at);
+      return patch === null ? null : meta.prefix + patch;
+    }
+    const hit = smallest(meta.boxes, ...at);
     return hit === null ? null : meta.queries[hit];
   }
-  function hover(panel, row) {
-    const { meta } = panel;
-    if (meta.rows === 1) row = null;  // weights of the chosen token alone are here
-    if (row === panel.hover) return;
-    // What is under the pointer in one panel is shown in the other too, where both have it.
-    for (const other of panels) {
-      const there = row === null ? null : row - meta.prefix + other.meta.prefix;
-      const alike = other.meta.kind === meta.kind && other.meta.grid.join() === meta.grid.join();
-      other.hover = alike && there < other.meta.rows ? there : null;
-      draw(other);
-    }
+  // The row in another panel that is at the same place as one here. Queries are each detector's own.
+  function same(panel, row, other) {
+    if (row === null || panel === other) return row;
+    if (panel.meta.kind !== "encoder" || other.meta.kind !== "encoder") return null;
+    const patch = patchAt(other, place(panel, row - panel.meta.prefix));
+    return patch === null ? null : other.meta.prefix + patch;
   }
-  const rowOf = (panel) => panel.hover ?? panel.meta.row;
+  function pickRow(panel, row) {
+    const [first] = panels, chosen = same(panel, row, first);
+    if (chosen !== null) choose({ token: String(chosen - first.meta.prefix) });
+  }
+  function hover(panel, row) {
+    if (row === panel.hover) return;
+    panels.forEach((other) => { other.hover = same(panel, row, other); });
+    panels.forEach(draw);
+  }
+  // Of rollout and gradients the weights of the chosen token alone are here.
+  const rowOf = ({ meta, hover }) => meta.rows === 1 ? meta.row : hover ?? meta.row;
   const values = ({ meta, weights: all }, row) => all.subarray(row * count(meta), (row + 1) * count(meta));
+  // The weight of the brightest colour. On one scale, panels of fewer patches have more on each.
+  function topOf(panel) {
+    const tops = panels.map((other) => other.tops[rowOf(other)] * count(other.meta));
+    return view.choice.scale === "one" ? Math.max(...tops, 1e-12) / count(panel.meta) : panel.tops[rowOf(panel)];
+  }
+  const told = (value) => view.choice.weights === "attention" ? share(value) : value.toPrecision(3);
   function nameOf(panel, row) {
     const { meta } = panel, { token } = view.choice, patch = row - meta.prefix;
     if (meta.kind === "cross") {
@@ -141,50 +198,70 @@ function render({ model, el }) {
     if (patch < 0 || meta.rows === 1) return `${token || view.tokens[0] || "class"} token`;
     return `patch (${Math.floor(patch / meta.grid[1]) + 1}, ${(patch % meta.grid[1]) + 1})`;
   }
+  const colors = () => options.maps[view.choice.colours];
   function draw(panel) {
-    const { meta, width, height } = panel, row = rowOf(panel), weighed = values(panel, row), whole = [0, 0, width, height];
-    const context = sized(panel.picture, width, height);
-    context.drawImage(panel.image, ...whole);
+    const { meta, width, height } = panel, row = rowOf(panel), weighed = values(panel, row);
+    const top = topOf(panel), shares = 65535 * top / Math.max(panel.tops[row], 1e-12);
+    const covered = [0, 0, width * meta.cover[1], height * meta.cover[0]], context = sized(panel.picture, width, height);
+    context.drawImage(panel.image, 0, 0, width, height);
     context.globalAlpha = opacity.value / 100;
-    heat(context, options.heat, weighed, meta.grid, 65535, whole);
+    heat(context, colors(), weighed, meta.grid, shares, covered);
     context.globalAlpha = 1;
-    const [rows, columns] = meta.grid, patch = row - meta.prefix, taken = [];
+    const [rows, columns] = meta.grid, patch = (panel.hover ?? meta.row) - meta.prefix, taken = [];
     meta.boxes?.forEach((box, i) => {
       const chosen = meta.queries[i] === (panel.hover ?? meta.query);
       outline(context, box, width, height, chosen ? CHOSEN : "#555555", chosen ? 3 : 1.5);
       tag(context, box, meta.labels[i], width, height, chosen ? "#0072b2" : "#555555", taken);
     });
-    if (meta.kind === "encoder" && patch >= 0 && meta.rows > 1) {
-      outline(context, [(patch % columns + 0.5) / columns, (Math.floor(patch / columns) + 0.5) / rows, 1 / columns, 1 / rows],
-        width, height, CHOSEN, 2.5);
+    if (meta.kind === "encoder" && patch >= 0 && (meta.rows > 1 || panel.hover !== null)) {
+      outline(context, [...place(panel, patch), meta.cover[1] / columns, meta.cover[0] / rows], width, height, CHOSEN, 2.5);
     }
-    heat(sized(panel.map, width, height), options.heat, weighed, meta.grid, 65535, whole);
+    heat(sized(panel.map, width, height), colors(), weighed, meta.grid, shares, covered);
+    drawScale(panel, top);
     tell(panel);
   }
+  // The colour bar: what the brightest colour is, its half, and 0.
+  function drawScale({ scale: canvas, height }, top) {
+    const context = sized(canvas, SCALE, height), table = colors();
+    for (let y = 0; y < height; y++) {
+      context.fillStyle = `rgb(${table[Math.round(255 * (1 - y / (height - 1)))]})`;
+      context.fillRect(0, y, 10, 1.5);
+    }
+    Object.assign(context, { fillStyle: getComputedStyle(stage).color, font: "10px sans-serif" });
+    [[top, 9], [top / 2, height / 2 + 3], [0, height - 1]].forEach(([value, y]) => context.fillText(value ? told(value) : "0", 13, y));
+  }
   function tell(panel) {
-    const { meta } = panel, row = rowOf(panel), top = panel.tops[row], name = nameOf(panel, row), way = view.choice.weights;
-    const sum = values(panel, row).reduce((a, b) => a + b, 0) / 65535 * top;
+    const { meta } = panel, row = rowOf(panel), name = nameOf(panel, row), way = view.choice.weights;
+    const sum = values(panel, row).reduce((a, b) => a + b, 0) / 65535 * panel.tops[row];
     panel.pictureText.textContent = meta.rows === 1 ? `${name}; click for another` : meta.kind === "cross"
       ? `${name}: hover over a detection, click to choose it`
       : `${name}: ${share(sum)} of its attention is on patches. Hover over a patch, click to choose it`;
-    panel.mapText.textContent = way === "attention" ? `up to ${share(top)} a patch; even would be ${share(1 / count(meta))}`
-      : `${way === "rollout" ? "attention rollout" : "gradient-weighted attention"} through all blocks, up to ${top.toPrecision(3)}`;
+    panel.mapText.textContent = way === "attention" ? `up to ${share(panel.tops[row])} a patch; even would be ${share(1 / count(meta))}`
+      : `${way === "rollout" ? "attention rollout" : "gradient-weighted attention"} through all blocks, up to ${told(panel.tops[row])}`;
     el.dataset.token = name;
   }
-  function readMap(panel, event) {
-    const at = pointed(panel, event), row = rowOf(panel);
-    if (!at) return;
-    const value = values(panel, row)[at[2] * panel.meta.grid[1] + at[3]] / 65535 * panel.tops[row];
-    panel.mapText.textContent = `patch (${at[2] + 1}, ${at[3] + 1}): ${view.choice.weights === "attention" ? share(value) : value.toPrecision(3)}`;
+  // Says the weight at a place, in every panel; null: what they say otherwise.
+  function read(panel, at) {
+    panel.reading = at;
+    for (const other of panels) {
+      const patch = at && patchAt(other, at), row = rowOf(other), columns = other.meta.grid[1];
+      if (at === null || patch === null) tell(other);
+      else other.mapText.textContent = `patch (${Math.floor(patch / columns) + 1}, ${patch % columns + 1}): ${told(values(other, row)[patch] / 65535 * other.tops[row])}`;
+    }
   }
-  function drawProbe({ meta, probe, probeBox, probeText, width, height, class_probe: values }) {
-    probeBox.hidden = !meta.class_probe;
+  function drawProbe(panel) {
+    const { meta, width, height, class_probe: mean } = panel;
+    panel.probeBox.hidden = !meta.class_probe;
     if (!meta.class_probe) return;
-    heat(sized(probe, width, height), options.heat, values, meta.grid, largest(values), [0, 0, width, height]);
-    probeText.textContent = `class probe of this block; cosine with this image's probe ${meta.agreement.toFixed(3)}`;
+    const top = view.choice.scale === "one" ? topOf(panel) : largest(mean), covered = [0, 0, width * meta.cover[1], height * meta.cover[0]];
+    heat(sized(panel.probe, width, height), colors(), mean, meta.grid, top, covered);
+    panel.probeText.textContent = `class probe of this block, up to ${share(largest(mean))}; cosine with this image's probe ${meta.agreement.toFixed(3)}`;
   }
-  // [blocks, heads, side of a tile]: as large as fits beside the picture, none larger than 40 pixels.
-  const tiles = ({ meta: { overview: [blocks, heads] } }) => [blocks, heads, Math.max(14, Math.min(40, Math.floor(320 / Math.max(blocks, heads))))];
+  // [blocks, heads, side of a tile]: as large as fits, none larger than 40 pixels.
+  function tiles({ meta: { overview: [blocks, heads] } }) {
+    const room = panels.length < 2 ? 320 : Math.min(320, wide() - (panels.some((p) => p.meta.class_probe) ? side() + 14 : 0));
+    return [blocks, heads, between(14, Math.floor(Math.min(320 / blocks, room / heads)), 40)];
+  }
   function drawOverview(panel) {
     const { meta } = panel;
     panel.overviewBox.hidden = !meta.overview;
@@ -193,7 +270,7 @@ function render({ model, el }) {
     const [blocks, heads, side] = tiles(panel), size = count(meta), context = sized(panel.overview, heads * side, blocks * side);
     for (let i = 0; i < blocks * heads; i++) {
       const tile = panel.everywhere.subarray(i * size, (i + 1) * size);
-      heat(context, options.heat, tile, meta.grid, largest(tile), [i % heads * side + 1, Math.floor(i / heads) * side + 1, side - 2, side - 2]);
+      heat(context, colors(), tile, meta.grid, largest(tile), [i % heads * side + 1, Math.floor(i / heads) * side + 1, side - 2, side - 2]);
     }
     Object.assign(context, { strokeStyle: CHOSEN, lineWidth: 2 });
     context.strokeRect(Math.max(0, meta.head) * side + 1, meta.block * side + 1, (meta.head < 0 ? heads : 1) * side - 2, side - 2);
@@ -207,22 +284,31 @@ function render({ model, el }) {
 
   // -- answers from the kernel -----------------------------------------------------------------------------------------
   const stage = div("stage");
+  // Of two panels side by side each has half the width, and its pictures what is left beside the colour bar.
+  const wide = () => Math.floor((stage.clientWidth - 18 * (panels.length - 1)) / panels.length);
+  const side = () => between(110, Math.floor((wide() - SCALE - 24) / 2), PICTURE);
   function showView(content, buffers) {
     const same = view && view.choice.data === content.choice.data;
     view = content;
     panels = content.panels.map((meta, i) => {
       const [image, weighed, tops, overview, probe] = buffers.slice(5 * i, 5 * i + 5), panel = panels[i] ?? makePanel();
-      const scale = PICTURE / Math.max(meta.width, meta.height);
       panel.title.replaceChildren(meta.title, make("span", { className: "quiet", textContent: `  ${meta.prediction}` }));
-      return Object.assign(panel, { meta, hover: null, width: meta.width * scale, height: meta.height * scale,
-        image: raster(meta.width, meta.height, array(image, Uint8Array)), weights: array(weighed, Uint16Array), tops: array(tops, Float32Array),
+      return Object.assign(panel, { meta, hover: null, reading: null, image: raster(meta.width, meta.height, array(image, Uint8Array)), weights: array(weighed, Uint16Array), tops: array(tops, Float32Array),
         everywhere: array(overview, Float32Array), class_probe: array(probe, Float32Array) });
     });
-    stage.replaceChildren(...panels.map((panel) => panel.element));
-    panels.forEach((panel) => { draw(panel); drawProbe(panel); drawOverview(panel); });
-    if (gallery && same) drawGallery();
+    if (stage.childElementCount !== panels.length) stage.replaceChildren(...panels.map((panel) => panel.element));  // focus stays
     showControls();
+    redraw();
+    if (gallery && same) drawGallery();
     el.dataset.shown = Number(el.dataset.shown || 0) + 1;
+  }
+  function redraw() {
+    stage.style.setProperty("--side", `${side()}px`);
+    panels.forEach((panel) => {
+      const scaled = side() / Math.max(panel.meta.width, panel.meta.height);
+      Object.assign(panel, { width: panel.meta.width * scaled, height: panel.meta.height * scaled });
+    });
+    panels.forEach((panel) => { draw(panel); drawProbe(panel); drawOverview(panel); });
   }
   function receive(content, buffers) {
     if (content.kind === "view") showView(content, buffers);
@@ -240,11 +326,11 @@ function render({ model, el }) {
   const away = mount(model, el, "explorer", "attention, image by image", [
     div("bar", labelled("model", models), labelled("images", data), labelled("beside", compare, partner), kindLabel,
       labelled("weights", weights), labelled("block", block, blockText), labelled("head", head), tokens, thresholdLabel,
-      labelled("overlay", opacity)),
+      labelled("overlay", opacity, opacityText), labelled("colours", colours), labelled("scale", scale)),
     error,
     div("body", div("gallery", div("bar", only, wrongLabel), strip.element, div("bar", before, pageText, after), note), stage),
     div("bar", save("figure"), ...(options.parameters ? [save("parameters")] : []), foot), saved,
-  ], { "msg:custom": receive, "change:saved": show, "change:error": failed });
+  ], { "msg:custom": receive, "change:saved": show, "change:error": failed }, () => { if (view) redraw(); });
   show();
   ask({ do: "ready" });
   return away;

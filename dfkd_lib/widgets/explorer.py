@@ -1,15 +1,16 @@
 """The attention explorer: an ipywidget whose front end (explorer.js) draws on canvases the panels of a `Viewer`."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import traitlets
 
-from dfkd_lib import plots
 from dfkd_lib.attention import attention_sites, token_layout
 from dfkd_lib.datasets import ImageSet
-from dfkd_lib.widgets.base import StateWidget, front_end, rgb, thumbnails
-from dfkd_lib.widgets.viewer import WEIGHTS, Choice, Panel, Viewer
+from dfkd_lib.widgets.base import StateWidget, color_table, front_end, rgb, thumbnails
+from dfkd_lib.widgets.panel import Panel
+from dfkd_lib.widgets.viewer import WEIGHTS, Choice, Viewer
 
 PAGE = 30  # thumbnails at a time
 SEARCHED = 2000  # images that are classified to find the wrong ones
@@ -17,7 +18,9 @@ EVERYTHING = {"label": -1, "wrong": False, "page": None}
 # What begins anew with another model (which has other blocks, heads and tokens), or with another kind of attention.
 FRESH = {"block": -1, "head": -1, "token": "", "weights": "attention"}
 # What of a panel is sent as it is.
-PLAIN = "title prediction prefix row query block head blocks kind kinds queries labels agreement"
+PLAIN = (
+    "title prediction prefix row query block head blocks kind kinds queries labels agreement cover"
+)
 
 
 class AttentionExplorer(StateWidget):
@@ -31,18 +34,30 @@ class AttentionExplorer(StateWidget):
     State = Choice
     latency = traitlets.Float(0.0).tag(sync=True)
 
-    def __init__(self, viewer: Viewer, start: Choice, out_dir: str | Path, notebook: str):
-        self.viewer, self.notebook = viewer, notebook
+    def __init__(
+        self,
+        viewer: Viewer,
+        start: Choice,
+        out_dir: str | Path,
+        notebook: str,
+        parameters: dict | None = None,
+    ):
+        self.viewer, self.notebook, self.parameters = viewer, notebook, parameters or {}
         self.gallery = EVERYTHING
         self._wrong: dict[tuple[str, str], tuple[np.ndarray, str]] = {}
         names = {"models": list(viewer.models), "data": list(viewer.data)}
-        super().__init__(out_dir, weights=list(WEIGHTS), parameters=bool(notebook), **names)
+        maps = {
+            name: color_table(name) for name in get_args(Choice.model_fields["colours"].annotation)
+        }
+        super().__init__(
+            out_dir, weights=list(WEIGHTS), parameters=bool(notebook), maps=maps, **names
+        )
         self._try(lambda: self._show(start))
         self._start_error = self.error
 
     def figure(self):
         """The matplotlib figure of what is shown."""
-        return plots.attention_panels(self.viewer.panels(self.state))
+        return self.viewer.figure(self.state)
 
     def do_ready(self, _: dict) -> None:
         self.error, self._start_error = self._start_error, ""  # it stays to be read
@@ -61,28 +76,41 @@ class AttentionExplorer(StateWidget):
         if content.get("what") == "figure":
             self._save(self.figure(), *parts)
         else:
-            self.saved = self._save_parameters(self.notebook, {"view": self.state.text()}, *parts)
+            shown = {**self.parameters, "view": self.state.text()}
+            self.saved = self._save_parameters(self.notebook, shown, *parts)
 
     def _choose(self, changes: dict) -> None:
         before = self.state
         asked = before.replace(**changes)
-        detector = self.viewer.is_detector
+        self._show(before.replace(**{**self._reset(before, asked), **changes}))
+        if (self.view["data"], self.view["model"]) != (before.data, before.model):
+            self.gallery = EVERYTHING
+            self._show_gallery()
+
+    def _reset(self, before: Choice, asked: Choice) -> dict:
+        """What cannot stay as it was before this was asked for."""
+        detector, fitting = self.viewer.is_detector, self.viewer.fitting
         other = asked.differences(before)
         reset: dict = {}
-        if "model" in other:
+        if "model" in other and asked.model in self.viewer.models:
             reset = {name: FRESH[name] for name in ("block", "head", "token")} | {"kind": ""}
-            if detector(asked.model) != detector(before.model):
+            alike = detector(asked.model) == detector(before.model)
+            # Nothing is shown where the first choice could not be had.
+            shown = before.data in self.viewer.data
+            if not alike or not shown or not fitting.fits(asked.model, before.data):
                 reset |= {"data": "", "image": 0, "compare": "", "weights": "attention"}
+            elif before.weights not in fitting.ways(asked.model, before.data):
+                reset["weights"] = "attention"
         if "data" in other:
-            reset["image"] = 0
+            reset |= {"image": 0, "token": ""}
         if "image" in other and detector(before.model):
             reset["token"] = ""  # queries are of an image
         if "kind" in other:
             reset |= FRESH
-        self._show(before.replace(**{**reset, **changes}))
-        if (self.view["data"], self.view["model"]) != (before.data, before.model):
-            self.gallery = EVERYTHING
-            self._show_gallery()
+        for what in ("model", "data"):  # what stood beside changes places with what is chosen
+            if what in other and before.compare == f"{what}:{getattr(asked, what)}":
+                reset["compare"] = f"{what}:{getattr(before, what)}"
+        return reset
 
     def _show(self, choice: Choice) -> None:
         settled = self.viewer.settle(choice)
@@ -98,6 +126,7 @@ class AttentionExplorer(StateWidget):
             "choice": self.view,
             "tokens": tokens,
             "heads": attention_sites(model, settled.kind)[settled.block].heads or 1,
+            "possible": self.viewer.fitting.possible(settled.model, settled.data),
             "panels": [meta for meta, _ in packed],
         }
         self.send(message, [buffer for _, buffers in packed for buffer in buffers])

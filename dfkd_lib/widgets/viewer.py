@@ -1,7 +1,6 @@
 """What the attention explorer shows for a choice: from models, images and a choice to panels of arrays, no widget in it."""
 
 import shlex
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dfkd_lib import attention
+from dfkd_lib import attention, plots
 from dfkd_lib.attention import capture_attention
 from dfkd_lib.attention.sites import pick
 from dfkd_lib.core import Config, WorkbenchError
@@ -17,9 +16,10 @@ from dfkd_lib.datasets import ImageSet, SceneSet, to_float
 from dfkd_lib.metrics import sure
 from dfkd_lib.models import check_images
 from dfkd_lib.models.detectors import Detector
+from dfkd_lib.widgets.fitting import Data, Fitting, resized
+from dfkd_lib.widgets.panel import Panel
 
 WEIGHTS = ("attention", "rollout", "gradient")
-Data = ImageSet | SceneSet
 
 
 class Choice(Config):
@@ -45,6 +45,14 @@ class Choice(Config):
     )
     compare_image: int = Field(0, ge=0, description="which of that class's images there")
     threshold: float = Field(0.5, ge=0, le=1, description="score from which a detection is shown")
+    overlay: float = Field(0.55, ge=0, le=1, description="how much the weights cover the image")
+    colours: Literal["magma", "viridis", "cividis", "gray"] = Field(
+        "magma", description="the colour map"
+    )
+    scale: Literal["own", "one"] = Field(
+        "own",
+        description="one: a colour is the same weight on equal areas in both panels, whatever their grids",
+    )
 
     @classmethod
     def read(cls, text: str) -> "Choice":
@@ -59,55 +67,6 @@ class Choice(Config):
         """What differs from the default choice, as `read` takes it."""
         changes = {name: mine for name, (mine, _) in self.differences(Choice()).items()}
         return " ".join(shlex.quote(f"{name}={value}") for name, value in changes.items())
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One image under one model.
-
-    Args:
-        title, prediction: what it is, and what the model predicts of it. image: uint8 (C, H, W). grid: (rows, columns).
-        weights: float32 (R, N), the attention of each of R tokens on N patches, at the chosen block and head; (1, N) of
-            the chosen token alone for rollout and gradient-weighted attention.
-        row: the chosen token's row. block, head: from 0; head -1 is the mean. blocks: how many there are.
-        kind: of attention. kinds: those the model has. prefix: tokens before the patches among the rows.
-        overview: float32 (blocks, heads, N), the chosen token's attention everywhere, 0 in blocks of other tokens or heads;
-            None where weights are no attention.
-        class_probe: (N,) of the image's class at this block, or None. query: the chosen detection's.
-        boxes: float (n, 4) cxcywh in [0, 1], with queries (n,) and labels [n], of a detector; else None.
-    """
-
-    title: str
-    prediction: str
-    image: np.ndarray
-    grid: tuple[int, int]
-    weights: np.ndarray
-    row: int
-    block: int
-    head: int
-    blocks: int
-    kind: str
-    kinds: tuple[str, ...]
-    prefix: int = 0
-    overview: np.ndarray | None = None
-    class_probe: np.ndarray | None = None
-    query: int | None = None
-    boxes: np.ndarray | None = None
-    queries: list[int] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-
-    @property
-    def probe(self) -> np.ndarray:
-        """The chosen token's attention on the patches (N,)."""
-        return self.weights[self.row]
-
-    @property
-    def agreement(self) -> float | None:
-        """The cosine of the probe and the class probe in [0, 1], or None without one."""
-        if self.class_probe is None:
-            return None
-        norms = np.linalg.norm(self.probe) * np.linalg.norm(self.class_probe)
-        return float(self.probe @ self.class_probe / norms) if norms > 0 else None
 
 
 def named(things, fallback: str) -> dict:
@@ -138,6 +97,7 @@ class Viewer:
                 fix="give attention_explorer(model, images)",
             )
         self.models, self.data, self.class_probes = models, data, class_probes or {}
+        self.fitting = Fitting(models, data)
         for name, probes in self.class_probes.items():
             if not isinstance(probes, dict):
                 raise WorkbenchError(
@@ -164,10 +124,11 @@ class Viewer:
     def settle(self, choice: Choice) -> Choice:
         """The choice with every default filled in and everything checked; WorkbenchError if it cannot be had."""
         model = choice.model or next(iter(self.models))
-        scenes = self.is_detector(model)
-        fitting = (n for n, d in self.data.items() if isinstance(d, SceneSet) == scenes)
-        data = choice.data or next(fitting, next(iter(self.data)))
         one_of(model, self.models, "model")
+        scenes = self.is_detector(model)
+        fitting = [n for n in self.data if not choice.data and self.fitting.fits(model, n)]
+        fitting.sort(key=lambda n: isinstance(self.data[n], SceneSet) != scenes)
+        data = choice.data or next(iter(fitting or self.data))
         one_of(data, self.data, "data")
         kind = choice.kind or self.kinds(model)[0]
         one_of(kind, self.kinds(model), "kind")
@@ -189,12 +150,26 @@ class Viewer:
             WorkbenchError: for a model without attention, anything out of range, images that do not fit the model.
         """
         choice = self.settle(choice)
-        choices, (what, _, name) = [choice], choice.compare.partition(":")
+        first, (what, _, name) = self._panel(choice), choice.compare.partition(":")
         if what == "model":
-            choices.append(self._for_other(choice, name))
+            return [first, self._beside(first, self._for_other(choice, name))]
         if what == "data":
-            choices.append(choice.replace(data=name, image=self._partner(choice, name)))
-        return [self._panel(one) for one in choices]
+            other = choice.replace(data=name, image=self._partner(choice, name))
+            return [first, self._beside(first, other)]
+        return [first]
+
+    def figure(self, choice: Choice):
+        """The panels of a choice as a matplotlib figure."""
+        how = {"covering": choice.overlay, "colours": choice.colours}
+        return plots.attention_panels(self.panels(choice), one_scale=choice.scale == "one", **how)
+
+    def _beside(self, first: Panel, choice: Choice) -> Panel:
+        """The second panel; a patch that is chosen in the first is the one at the same place in the image here."""
+        if not choice.token.isdigit() or choice.kind == "cross":
+            return self._panel(choice, True)
+        here = self._panel(choice.replace(token=""), True)  # what grid it has
+        patch = here.patch_at(first.place(int(choice.token)))
+        return self._panel(choice.replace(token=str(patch)), True)
 
     def _for_other(self, choice: Choice, name: str) -> Choice:
         """The choice for a second model, which may have fewer blocks or heads: the same share of its depth, its mean."""
@@ -224,19 +199,23 @@ class Viewer:
         return int(found[choice.compare_image % len(found)])
 
     @torch.inference_mode()
-    def _panel(self, choice: Choice) -> Panel:
+    def _panel(self, choice: Choice, second: bool = False) -> Panel:
         model, data = self.models[choice.model], self.data[choice.data]
-        pixels = data.subset([choice.image]).images
+        pixels, size = data.subset([choice.image]).images, ""
+        if second and (side := self.fitting.sized(choice.model, choice.data)):
+            pixels, size = resized(pixels, side), f" resized to {side} x {side}"
         of_kind = self._detector if self.is_detector(choice.model) else self._classifier
+        shown = of_kind(choice, model, data, pixels)
         return Panel(
-            title=f"{choice.model} · {choice.data} {choice.image}",
+            title=f"{choice.model} · {choice.data} {choice.image}{size}",
             image=pixels[0].numpy(),
             block=choice.block,
             head=choice.head,
             kind=choice.kind,
             kinds=self.kinds(choice.model),
             blocks=len(attention.attention_sites(model, choice.kind)),
-            **of_kind(choice, model, data, pixels),
+            cover=_cover(model, shown["grid"], *pixels.shape[-2:]),
+            **shown,
         )
 
     def _classifier(self, choice: Choice, model: nn.Module, data: Data, pixels: Tensor) -> dict:
@@ -369,6 +348,14 @@ def _look(model: nn.Module, batch: Tensor, block: int, row: int) -> tuple[Tensor
     blank = torch.zeros_like(own[0])
     overview = torch.stack([x[0] if x.shape == own.shape else blank for x in every])
     return output, maps[block], overview
+
+
+def _cover(model: nn.Module, grid: tuple[int, int], height: int, width: int) -> tuple[float, float]:
+    """The shares of an image's height and width that whole patches cover; what is left over no patch sees."""
+    rows, columns = attention.token_layout(model).patch or (0, 0)
+    if not rows or grid != (height // rows, width // columns):
+        return 1.0, 1.0
+    return grid[0] * rows / height, grid[1] * columns / width
 
 
 def _output(model: nn.Module, label: int) -> str:

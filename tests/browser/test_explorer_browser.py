@@ -25,10 +25,11 @@ teacher = load_trained(shipped_teacher(Store("STORE"), "vit_mnist_small", test))
 probes = attention.class_probe_statistics(teacher, [(test.images, test.labels)], 10, None).mean
 torch.manual_seed(0)
 fresh = models.create_model("vit_mnist_small").eval()
+coarse = models.create_model("vit_mnist_mini_patch7").eval()
 """
 EXPLORE = """
 explorer = widgets.attention_explorer(
-    {"teacher": teacher, "before training": fresh, "detr": open_shipped("detr_micro_scenes")},
+    {"teacher": teacher, "before training": fresh, "coarse": coarse, "detr": open_shipped("detr_micro_scenes")},
     {"mnist": test, "flipped": test.subset(range(199, -1, -1)), "scenes": datasets.generate_scenes(8, 80, 0, "test")},
     class_probes={"teacher": dict(zip(test.classes, probes))}, out_dir="OUT", notebook="10_attention_probes")
 explorer
@@ -141,9 +142,38 @@ def test_models_and_images_stand_side_by_side(explored):
     titles = page.locator(".dfkd-explorer .panel h4").all_inner_texts()
     assert "teacher · mnist 0" in titles[0] and "teacher · flipped" in titles[1]
     assert titles[0].split("class ")[1][0] == titles[1].split("class ")[1][0]
+    page.set_viewport_size({"width": 1400, "height": 900})
+    boxes = [panel.bounding_box() for panel in page.locator(".dfkd-explorer .panel").all()]
+    assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
     acting(page, lambda: page.locator(".dfkd-explorer select.compare").select_option(""))
     acting(page, lambda: page.locator(".dfkd-explorer select.weights").select_option("gradient"))
     assert "gradient-weighted" in page.locator(".dfkd-explorer .map + figcaption").inner_text()
+
+
+def test_arrows_and_enter_do_what_the_mouse_does(explored):
+    page, notebook = explored
+    acting(
+        page, lambda: page.locator(".dfkd-explorer select.compare").select_option("model:coarse")
+    )
+    page.locator(".dfkd-explorer .picture").first.focus()
+    for key in ("ArrowUp", "ArrowUp", "ArrowRight"):  # the first arrow goes to the middle
+        page.keyboard.press(key)
+    captions = page.locator(".dfkd-explorer .picture + figcaption").all_inner_texts()
+    assert "patch (3, 5)" in captions[0] and "patch (2, 3)" in captions[1]
+    acting(page, lambda: page.keyboard.press("Enter"))
+    assert notebook.eval("explorer.view['token']") == str(2 * 7 + 4)
+    # A click in the other panel chooses the patch of the first at the same place.
+    second = page.locator(".dfkd-explorer .picture").nth(1)
+    side = second.bounding_box()["width"]
+    acting(page, lambda: second.click(position={"x": side * 3.5 / 4, "y": side * 0.5 / 4}))
+    assert notebook.eval("explorer.view['token']") == "6"
+    page.locator(".dfkd-explorer .overview").first.focus()
+    acting(page, lambda: page.keyboard.press("ArrowUp"))
+    acting(page, lambda: page.keyboard.press("ArrowRight"))
+    assert notebook.eval("(explorer.view['block'], explorer.view['head'])") == (1, 1)
+    acting(page, lambda: page.keyboard.press("Enter"))
+    assert notebook.eval("explorer.view['head']") == -1
+    assert not page.problems, page.problems
 
 
 def test_a_detection_is_clicked(explored):
@@ -175,7 +205,8 @@ def test_a_detection_is_clicked(explored):
 
 def test_what_cannot_be_shown_is_said_in_place(explored):
     page, notebook = explored
-    page.locator(".dfkd-explorer select.data").select_option("scenes")
+    assert page.locator(".dfkd-explorer select.data option[value=scenes]").is_disabled()
+    notebook.eval("explorer.choose(data='scenes')")
     page.wait_for_function(
         "() => document.querySelector('.dfkd-explorer .error').textContent.includes('expected')"
     )

@@ -14,8 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from dfkd_lib import attention
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.models import WeightsMissing, check_images, create_model, load_model, load_weights
-from dfkd_lib.models.images import expected_shape
+from dfkd_lib.models import (
+    WeightsMissing,
+    check_images,
+    create_model,
+    expected_shape,
+    load_model,
+    load_weights,
+)
 from dfkd_lib.synthesis.given import blank_set
 from dfkd_lib.training import check_fit
 

@@ -57,6 +57,7 @@ def explorer(model, images):
         {"some": images, "more": images.subset([3, 4, 5])},
         class_probes={"model": dict(zip("012", probes, strict=True))},
         notebook="10_attention_probes",
+        parameters={"data": "digits", "second": "none"},
     )
     sent = []
     box.send = lambda content, buffers=(): sent.append((content, [bytes(b) for b in buffers or ()]))
@@ -126,6 +127,71 @@ def test_two_models_and_two_images_side_by_side(explorer):
         message["panels"][1]["title"].endswith("more 1")
         and "class 1" in message["panels"][1]["prediction"]
     )
+
+
+def other_grid(side):
+    """A model of few weights whose patches are of 7 pixels, for images of a side."""
+    made = create_model("vit_mnist_smoke", patch_size=7, img_size=side).eval()
+    return made
+
+
+@pytest.mark.parametrize("side", [28, 42])
+def test_patches_of_two_models_are_matched_by_their_place_in_the_image(model, images, side):
+    other = other_grid(side)
+    viewer = widgets.Viewer({"m": model, "o": other}, {"d": images})
+    # Row 5, column 3 of 7 x 7: its middle is at 11/14 and 7/14 of the image.
+    choice = widgets.Choice(token=str(5 * 7 + 3), compare="model:o")
+    first, second = viewer.panels(choice)
+    n = side // 7
+    assert first.row == 1 + 38 and second.grid == (n, n)
+    assert second.row == 1 + int(11 / 14 * n) * n + n // 2
+    assert ("resized to 42 x 42" in second.title) == (side == 42)
+    pixels = to_float(torch.from_numpy(second.image)[None])
+    row = attention.attention_probe(other, pixels, token=second.row - 1)[0]
+    assert np.allclose(second.probe, row.detach().numpy(), atol=1e-6)
+
+
+def test_what_no_patch_sees_is_left_uncovered(images):
+    torch.manual_seed(0)
+    model = create_model("vit_mnist_smoke").eval()
+    model.patch_embed.img_size = (30, 30)  # 7 x 7 patches of 4 pixels, and two pixels over
+    large = ImageSet(
+        torch.nn.functional.pad(images.pixels, (0, 2, 0, 2)), images.labels, images.classes
+    )
+    (panel,) = widgets.Viewer({"m": model}, {"d": large}).panels(widgets.Choice())
+    assert panel.grid == (7, 7) and panel.cover == (28 / 30, 28 / 30)
+    assert panel.place(48) == pytest.approx((26 / 30, 26 / 30))
+    assert panel.patch_at((0.99, 0.99)) == 48 and panel.patch_at((0.5, 0.1)) == 3 * 7
+
+
+def test_impossible_choices_are_named(model, images, scenes, detector):
+    small = ImageSet(torch.zeros(2, 1, 14, 14, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b"))
+    cnn = create_model("cnn_small").eval()
+    viewer = widgets.Viewer(
+        {"m": model, "cnn": cnn, "o": other_grid(42), "detr": detector},
+        {"d": images, "small": small, "scenes": scenes},
+    )
+    found = viewer.fitting.possible("m", "d")
+    assert found["model"] == ["m", "detr"] and found["data"] == ["d"]
+    assert found["compare"] == ["", "model:m", "model:o", "data:d"]
+    assert found["weights"] == ["attention", "rollout", "gradient"]
+    found = viewer.fitting.possible("detr", "scenes")
+    assert found["data"] == ["scenes"] and found["weights"] == ["attention", "gradient"]
+    model.classifies = False
+    backbone = viewer.fitting.ways("m", "d")
+    del model.classifies
+    assert backbone == ["attention", "rollout"]
+
+
+def test_one_scale_is_by_equal_areas_and_the_saved_figure_has_it(model, images):
+    viewer = widgets.Viewer({"m": model, "o": other_grid(28)}, {"d": images})
+    choice = widgets.Choice(compare="model:o", scale="one", colours="cividis", overlay=0.25)
+    figure = viewer.figure(choice)
+    laid = [ax.images for ax in figure.axes if len(ax.images) == 2]
+    tops = [images[1].norm.vmax for images in laid]
+    assert tops[0] * 49 == pytest.approx(tops[1] * 16)
+    assert {images[1].cmap.name for images in laid} == {"cividis"}
+    assert {images[1].get_alpha() for images in laid} == {0.25}
 
 
 @pytest.mark.parametrize("weights", ["rollout", "gradient"])
@@ -273,13 +339,16 @@ def test_a_detection_is_looked_at_through_its_query(detector, scenes):
 def test_a_choice_is_saved_as_figure_and_as_parameters(explorer, tmp_path, model, images):
     box, sent = explorer
     box.out = tmp_path
-    box.choose(image=3, block=0, head=1, token="7")
+    look = {"overlay": 0.3, "colours": "gray", "scale": "one", "compare": "model:other"}
+    box.choose(image=3, block=0, head=1, token="7", **look)
     ask(box, sent, do="save", what="figure")
     assert sorted(p.suffix for p in (tmp_path / "figures").iterdir()) == [".pdf", ".png", ".svg"]
     ask(box, sent, do="save", what="parameters")
     (path,) = tmp_path.glob("*.yaml")
-    again = widgets.Choice.read(json.loads(path.read_text())["view"])
+    saved = json.loads(path.read_text())
+    again = widgets.Choice.read(saved["view"])
     assert again.as_dict() == box.view and str(path) in box.saved
+    assert saved["data"] == "digits" and saved["second"] == "none"
     # The notebook takes them all.
     assert set(json.loads(path.read_text())) <= set(read_notebook(NOTEBOOK).parameters)
 

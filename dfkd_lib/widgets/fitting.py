@@ -1,0 +1,82 @@
+"""Which models take which images, and which choices a model has: what the explorer offers, and what stands beside."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from dfkd_lib import attention
+from dfkd_lib.datasets import ImageSet, SceneSet, to_float
+from dfkd_lib.models import check_images, expected_shape
+from dfkd_lib.models.detectors import Detector
+
+Data = ImageSet | SceneSet
+
+
+class Fitting:
+    """What can be shown of these models and images; each pair is tried once.
+
+    Args:
+        models: {name: model in evaluation mode}. data: {name: ImageSet or SceneSet}.
+    """
+
+    def __init__(self, models: dict[str, nn.Module], data: dict[str, Data]):
+        self.models, self.data = models, data
+        self._tried: dict[tuple, bool] = {}
+
+    def fits(self, model: str, data: str) -> bool:
+        """Whether the model takes these images as they are, and has attention to look at."""
+
+        def look() -> None:
+            attention.attention_sites(self.models[model])
+            if not isinstance(self.models[model], Detector):
+                check_images(self.models[model], tuple(self.data[data].pixels.shape[1:]), data)
+
+        colour = self.data[data].pixels.shape[1] == 3
+        wanted = colour or not isinstance(self.models[model], Detector)
+        return wanted and self._try((model, data), look)
+
+    def sized(self, model: str, data: str) -> int | None:
+        """The side in pixels at which the model takes these images where it does not as they are; None where it does."""
+        known = None if self.fits(model, data) else expected_shape(self.models[model])
+        return known[1] if known and known[0] == self.data[data].pixels.shape[1] else None
+
+    def possible(self, model: str, data: str) -> dict[str, list[str]]:
+        """What can be chosen instead of, or beside, a model and its data, by names of `Choice`."""
+        beside = [f"model:{m}" for m in self.models if self.fits(m, data) or self.sized(m, data)]
+        fitting = [d for d in self.data if self.fits(model, d)]
+        return {
+            "model": [m for m in self.models if any(self.fits(m, d) for d in self.data)],
+            "data": fitting,
+            "compare": ["", *beside, *(f"data:{d}" for d in fitting)],
+            "weights": self.ways(model, data),
+        }
+
+    def ways(self, model: str, data: str) -> list[str]:
+        """The weights that can be shown of a model: rollout needs a map of every block, gradients a class too."""
+        net = self.models[model]
+        if isinstance(net, Detector):
+            return ["attention", "gradient"]
+
+        def look() -> None:
+            pixels = to_float(self.data[data].subset([0]).images)
+            attention.attention_rollout(net, pixels.to(next(net.parameters()).device), 0)
+
+        with torch.inference_mode():
+            followed = self._try((model, "rollout"), look)
+        classified = followed and getattr(net, "classifies", True)
+        return ["attention", *["rollout"] * followed, *["gradient"] * classified]
+
+    def _try(self, key: tuple, look) -> bool:
+        if key not in self._tried:
+            try:
+                look()
+                self._tried[key] = True
+            except Exception:  # whatever it is, it cannot be shown
+                self._tried[key] = False
+        return self._tried[key]
+
+
+def resized(pixels: Tensor, side: int) -> Tensor:
+    """Images uint8 (B, C, H, W) at another size, (B, C, side, side)."""
+    how = {"mode": "bilinear", "antialias": True}
+    return interpolate(pixels.float(), (side, side), **how).round().clamp(0, 255).byte()
