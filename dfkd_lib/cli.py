@@ -125,6 +125,22 @@ def paper(run: str, out: str | None, only: str | None) -> int:
     return 0
 
 
+def card(key: str, out: str | None, artifacts: str) -> int:
+    """Write a classifier as a folder for timm, with a model card and its data-free certificate."""
+    from dfkd_lib.reporting.card import write_card
+
+    print(os.path.relpath(write_card(Store(existing(artifacts)), key, out or "")))
+    return 0
+
+
+def push(key: str, repository: str, public: bool, out: str | None, artifacts: str) -> int:
+    """Write a classifier's folder, as card does, and upload it to the hub."""
+    from dfkd_lib.reporting import card
+
+    print(card.push(Store(existing(artifacts)), key, repository, out or "", public))
+    return 0
+
+
 def existing(folder: str) -> Path:
     """The artifact folder of that name, which must exist."""
     path = resolve(folder)
@@ -158,7 +174,8 @@ ARGUMENTS = {
     ),
     "--out": argument(
         metavar="DIR",
-        help="where pages go (default: reports/<profile>, of a grid reports/grid_<its file>, of compare DIR_B, of paper figures)",
+        help="where pages go (default: reports/<profile>, of a grid reports/grid_<its file>, of compare DIR_B, of paper figures, "
+        "of card and push reports/cards/<key>)",
     ),
     "--artifacts": argument(
         metavar="DIR", default="data/artifacts", help="where trained things are kept"
@@ -191,6 +208,8 @@ ARGUMENTS = {
     ),
     "--part": argument(metavar="NAME", default="", help="which of several models in it"),
     "key": argument(metavar="KEY", help="an artifact's key, or the beginning of it"),
+    "repository": argument(metavar="OWNER/NAME", help="a repository of the hub, made if missing"),
+    "--public": argument(action="store_true", help="for everybody to see (default: private)"),
     "other": argument(metavar="KEY2", nargs="?", help="another, to compare it with"),
 }
 # Each verb's function, whose arguments are named as the options.
@@ -205,6 +224,8 @@ VERBS = {
     "published": (published, ""),
     "paper": (paper, "run --out --only"),
     "explain": (explain_artifact, "key other --artifacts"),
+    "card": (card, "key --out --artifacts"),
+    "push": (push, "key repository --public --out --artifacts"),
     "convert": (convert, "file out --part"),
     "verify": (verify, "--artifacts"),
 }

@@ -16,6 +16,7 @@ import numpy as np
 from dfkd_lib.core.errors import WorkbenchError
 
 EVALUATION = "evaluation"
+NOT_RECORDED = "not recorded"  # the split that a checkpoint from elsewhere was trained on
 UNKNOWN = "?"  # the split of real data that belongs to no registered one
 
 

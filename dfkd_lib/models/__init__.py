@@ -12,6 +12,7 @@ from dfkd_lib.models.images import check_images, expected_shape
 from dfkd_lib.models.load import Loaded, load_model
 from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneGenerator
 from dfkd_lib.models.shapes import layer_shapes
+from dfkd_lib.models.timm_form import timm_form
 from dfkd_lib.models.weights import load_weights
 
 __all__ = [
@@ -43,4 +44,5 @@ __all__ = [
     "logits_and_early_map",
     "model_names",
     "scene_gan",
+    "timm_form",
 ]

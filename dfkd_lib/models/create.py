@@ -39,7 +39,7 @@ def model_names() -> list[str]:
 
 def unknown_name(what: str, name: str, known: Iterable[str], expected: str = "") -> WorkbenchError:
     """The error on a name that is none of the known ones, with those that are near it."""
-    known = list(known)
+    known = list(dict.fromkeys(known))
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return WorkbenchError(
         f"no such {what}",

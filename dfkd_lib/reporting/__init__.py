@@ -5,7 +5,8 @@
 - `results`: results files read back.
 - `summary`: real images behind every stage, time.
 - `tex`: LaTeX of tables, and a folder of a run's figures for a paper.
+- `card`: a classifier in timm's layout with its model card, for the hub.
 - `published`: the README of published results.
 """
 
-__all__ = ["notebooks", "published", "report", "results", "summary", "tex"]
+__all__ = ["card", "notebooks", "published", "report", "results", "summary", "tex"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from dfkd_lib.core import Store, WorkbenchError, resolve
-from dfkd_lib.core.ledger import EVALUATION
+from dfkd_lib.core.ledger import EVALUATION, NOT_RECORDED
 from dfkd_lib.reporting.notebooks import COLUMNS, headlines, read_notebooks
 
 
@@ -35,14 +35,14 @@ def headline_table(reports: dict[str, dict]) -> pd.DataFrame:
 
 
 def artifacts_behind(reports: dict[str, dict], store: Store) -> dict[str, dict]:
-    """Every artifact that the notebooks used, and all it was made from: {key: {stage, seconds, ledger, parents}}."""
+    """Every artifact that the notebooks used, and all it was made from: {key: {stage, seconds, ledger, settings, parents}}."""
     found = {record["key"]: record for r in reports.values() for record in r.get("artifacts", [])}
     waiting = [parent for record in found.values() for parent in record["parents"]]
     while waiting:
         key = waiting.pop()
         artifact = None if key in found else store.find(key)
         if artifact is not None:
-            names = ("stage", "seconds", "ledger", "parents")
+            names = ("stage", "seconds", "ledger", "settings", "parents")
             found[key] = {name: getattr(artifact, name) for name in names}
             waiting += artifact.parents
     return found
@@ -66,12 +66,15 @@ def most_images(rows: Iterable[dict]) -> dict[tuple[str, str], int]:
     for row in rows:
         place = (row["split"], row["purpose"])
         most[place] = max(most.get(place, 0), row["images"])
-    return {place: count for place, count in sorted(most.items()) if count}
+    return {place: n for place, n in sorted(most.items()) if n or place[0] == NOT_RECORDED}
 
 
 def in_words(counts: dict[tuple[str, str], int]) -> str:
     """Counts as text: `mnist/train 60,000 (training)`; "none" if there are none."""
-    texts = (f"{split} {count:,} ({purpose})" for (split, purpose), count in counts.items())
+    texts = (
+        f"{split}{f' {count:,}' * (split != NOT_RECORDED)} ({purpose})"
+        for (split, purpose), count in counts.items()
+    )
     return "; ".join(texts) or "none"
 
 
@@ -82,6 +85,13 @@ def learned_from(counts: dict[tuple[str, str], int]) -> int:
         if purpose != EVALUATION:
             splits[split] = max(splits.get(split, 0), count)
     return sum(splits.values())
+
+
+def data_free_of(ledger: Iterable[dict]) -> str:
+    """Whether a stage, and a training that it took in, learned from no real image: "yes", "no", or that nobody recorded it."""
+    counts = most_images(ledger)
+    known = all(split != NOT_RECORDED for split, _ in counts)
+    return "no" if learned_from(counts) else "yes" if known else NOT_RECORDED
 
 
 LEDGER = (
@@ -114,7 +124,7 @@ def ledger_table(artifacts: dict[str, dict]) -> pd.DataFrame:
         before = [row for row in ledger if row.get("inherited")]
         before += [row for one in ancestors(key, artifacts) for row in artifacts[one]["ledger"]]
         behind = most_images(before)
-        data_free = "no" if learned_from(most_images(ledger)) else "yes"
+        data_free = data_free_of(ledger)
         images = (learned_from(own), learned_from(behind))
         texts = (in_words(own), in_words(behind), data_free)
         rows.append((record["stage"], *texts, *images, record["seconds"]))

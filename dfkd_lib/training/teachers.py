@@ -142,7 +142,7 @@ def shipped_teacher(
         WorkbenchError: if a file is missing, damaged, or does not fit the model it names.
     """
     weights, found = read_shipped(name, folder)
-    nobody = {"stage": "teacher", "split": "not recorded", "purpose": "training", "images": 0}
+    nobody = {"stage": "teacher", "split": ledger.NOT_RECORDED, "purpose": "training", "images": 0}
     unknown: dict[str, object] = {
         "overrides": {},
         "config": {},

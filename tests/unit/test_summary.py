@@ -44,6 +44,13 @@ def test_a_checkpoint_brings_the_reads_of_its_training():
     assert row["data-free"] == "no" and row["images itself"] == 0 and row["images behind"] == 60000
 
 
+def test_a_training_that_nobody_recorded_is_no_data_free_one():
+    unknown = record("teacher", [], {**read("not recorded", "training", 0), "inherited": True})
+    row = summary.ledger_table({"own": unknown}).iloc[0]
+    assert row["data-free"] == "not recorded"
+    assert row["made from reads"] == "not recorded (training)"
+
+
 def test_splits_add_up_and_purposes_do_not():
     counts = {
         ("a", "training"): 5,

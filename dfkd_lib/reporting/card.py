@@ -1,0 +1,365 @@
+"""A classifier as others take it: its weights in timm's layout, and a model card with the real images behind it."""
+
+import html
+import json
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import timm
+
+from dfkd_lib import __version__, deploy
+from dfkd_lib.core import Artifact, Store, WorkbenchError, explain, resolve, save_json
+from dfkd_lib.core.ledger import EVALUATION
+from dfkd_lib.distill.scores import gigaflops
+from dfkd_lib.metrics.intervals import accuracy_interval, interval_text
+from dfkd_lib.models import timm_form
+from dfkd_lib.reporting.summary import (
+    ancestors,
+    artifacts_behind,
+    data_free_of,
+    in_words,
+    learned_from,
+    most_images,
+)
+from dfkd_lib.training import test_logits
+
+WEIGHTS, LOGITS = "model.safetensors", "test_logits.safetensors"
+ITSELF = {"yes": "no real image", "not recorded": "images that nobody recorded"}
+TEXT = """---
+{front}
+---
+
+# {title}
+
+A classifier of {classes} classes: artifact `{key}` of the DFKD workbench {version}, made {made} at commit
+`{commit}`.
+
+## Use
+
+```python
+{imports}from PIL import Image
+
+model = timm.create_model("{source}", pretrained=True).eval()
+prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+image = Image.open("image.png").convert("{mode}")
+shares = model(prepare(image).unsqueeze(0)).softmax(1)[0]
+print(model.pretrained_cfg["label_names"][shares.argmax()], shares.max().item())
+```
+
+`{weights}` holds the weights, `config.json` the architecture, the class names and how images become its input.
+
+## Figures
+
+{figures}
+
+## Size and latency
+
+{size}
+
+## Data-free certificate
+
+**Its own training learned from {itself}.** The workbench's ledger counts: a stage declares the splits of real images it
+may read and what for, and any other read stops it. Where several stages read one split for one purpose, the largest
+count stands: the least that can lie behind the model.
+
+- Real images it read itself: {own}
+- Real images read by what it was made from: {behind}
+
+{lineage}
+
+## Training
+
+```
+{settings}
+```
+
+Versions: {versions}.
+"""
+
+
+def write_card(
+    store: Store, key: str, folder: str | Path = "", source: str = "local-dir:FOLDER"
+) -> Path:
+    """Write a classifier as a folder that `timm.create_model("local-dir:…", pretrained=True)` opens, with a model card.
+
+    Args:
+        key: of a classifier's artifact, or the beginning of it.
+        folder: for README.md, config.json and model.safetensors; by default reports/cards/<key>.
+        source: what the card tells to open.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        WorkbenchError: on a key of nothing or of no classifier, or an architecture of a notebook alone.
+    """
+    made = _classifier(store, explain.resolve_key(store.root, key))
+    architecture, keywords = timm_form(made.settings["model"], made.settings["overrides"])
+    folder = resolve(folder or f"reports/cards/{made.key}")
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(made.path / WEIGHTS, folder / WEIGHTS)
+    config = _config(architecture, keywords, made.settings["classes"])
+    save_json(folder / "config.json", config)
+    card = folder / "README.md"
+    card.write_text(_text(store, made, config, source), encoding="utf-8")
+    return card
+
+
+def push(
+    store: Store, key: str, repository: str, folder: str | Path = "", public: bool = False
+) -> str:
+    """Write a classifier's folder and upload it to the hub; returns its address.
+
+    Args:
+        repository: owner/name; made if there is none, private unless `public`.
+
+    Raises:
+        WorkbenchError: as `write_card`; without a token; if a repository is public and was not to be; what the hub refuses.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    token = get_token()
+    if token is None:
+        raise WorkbenchError(
+            "nobody is logged in to the hub",
+            expected="a token that may write",
+            where=repository,
+            fix="run .venv/bin/hf auth login once, or set HF_TOKEN",
+        )
+    folder = write_card(store, key, folder, f"hf-hub:{repository}").parent
+    api = HfApi(token=token)
+    try:
+        address = api.create_repo(repository, private=not public, exist_ok=True)
+        private = api.repo_info(repository).private
+        if private or public:
+            message = f"Artifact {key}"
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+    except Exception as error:  # the client's HTTP library has its own, which change with it
+        raise WorkbenchError(
+            "the hub did not take it",
+            got=" ".join(str(error).split())[:300],
+            where=repository,
+            expected="owner/name that the token may write to, and the network",
+            fix=f"correct that and give the command again; what was to be uploaded is in {folder}",
+        ) from None
+    if not (private or public):
+        raise WorkbenchError(
+            "this repository is public already",
+            where=repository,
+            fix="add --public if everybody may have it, or name another repository",
+        )
+    return str(address)
+
+
+def _classifier(store: Store, key: str) -> Artifact:
+    """The artifact of that key; WorkbenchError if it is no classifier, naming one that it was made from, or another."""
+    made = store.find(key)
+    assert made is not None  # the key is of a folder with a manifest
+    if _classifies(made.manifest):
+        return made
+    others = (*made.parents, *reversed(explain.finished(store.root)))
+    near = (other for other in others if _classifies(explain.read_manifest(store.root, other)))
+    found = next(near, None)
+    raise WorkbenchError(
+        "this artifact is no classifier",
+        expected="one with class names, weights and answers on test images",
+        got=f"stage {made.stage}",
+        where=made.path,
+        fix=f"give a classifier's key, as {found}" if found else "run notebook 30: it trains some",
+    )
+
+
+def _classifies(manifest: dict | None) -> bool:
+    known = manifest or {}
+    return {WEIGHTS, LOGITS} <= set(known.get("files", ())) and bool(
+        known.get("settings", {}).get("classes")
+    )
+
+
+def _config(architecture: str, keywords: dict, classes: Sequence[str]) -> dict:
+    """A model folder's config.json as timm reads it; images as training has them: resized as they are, in [-1, 1]."""
+    usual, channels = timm.get_pretrained_cfg(architecture), keywords["in_chans"]
+    side = keywords.get("img_size", 32)
+    return {
+        "architecture": architecture,
+        "num_classes": len(classes),
+        "label_names": list(classes),
+        "model_args": keywords,
+        "pretrained_cfg": {
+            "input_size": [channels, side, side],
+            "fixed_input_size": usual.fixed_input_size,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "squash",
+            "mean": [0.5] * channels,
+            "std": [0.5] * channels,
+            "num_classes": len(classes),
+            "first_conv": usual.first_conv,
+            "classifier": usual.classifier,
+        },
+    }
+
+
+def _text(store: Store, made: Artifact, config: dict, source: str) -> str:
+    """The model card."""
+    record = {name: getattr(made, name) for name in ("stage", "seconds", "ledger", "settings")}
+    record |= {"key": made.key, "parents": made.parents}
+    behind = artifacts_behind({"": {"artifacts": [record]}}, store)
+    own = [row for row in made.ledger if not row.get("inherited")]
+    before = [row for row in made.ledger if row.get("inherited")]
+    before += [row for key in ancestors(made.key, behind) for row in behind[key]["ledger"]]
+    lost = {parent for one in behind.values() for parent in one["parents"]} - set(behind)
+    counts = in_words(most_images(before)) + "".join(f"; not known of {key}" for key in lost)
+    state, name = data_free_of(made.ledger), made.settings["model"]
+    teachers = [one.settings["model"] for one in _teachers(store, made)]
+    images = f"{learned_from(most_images(made.ledger)):,} real images"
+    ours = "import dfkd_lib.models  # timm lacks this architecture\n"
+    return TEXT.format(
+        front=_front(made),
+        title=f"{name}, distilled from {teachers[0]}" if teachers else name,
+        classes=len(made.settings["classes"]),
+        key=made.key,
+        version=__version__,
+        made=made.manifest["made"][:10],
+        commit=made.manifest.get("commit", "unknown"),
+        figures=_figures(store, made),
+        size=_size(store, made),
+        itself=ITSELF.get(state, images),
+        own=_plain(in_words(most_images(own))),
+        behind=_plain(counts),
+        lineage=_lineage(made.key, behind, lost),
+        settings=_settings(made.settings),
+        versions=", ".join(f"{k} {v}" for k, v in made.manifest["versions"].items()),
+        imports=("" if config["architecture"] != name or name == "vgg16_bn" else ours)
+        + "import timm\n",
+        source=source,
+        mode="L" if config["pretrained_cfg"]["input_size"][0] == 1 else "RGB",
+        weights=WEIGHTS,
+    )
+
+
+def _front(made: Artifact) -> str:
+    """The hub's metadata, with the accuracy as its leaderboards read it."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    split = _test_split(made)
+    task = "image-classification"
+    accuracy = EvalResult(
+        task_type=task,
+        dataset_type=re.sub(r"[^\w.-]+", "-", split.split("/")[0]),
+        dataset_name=split,
+        metric_type="accuracy",
+        metric_value=round(made.metrics["accuracy"], 6),
+    )
+    return ModelCardData(
+        library_name="timm",
+        pipeline_tag=task,
+        tags=["timm", task, "knowledge-distillation"]
+        + ["data-free"] * (data_free_of(made.ledger) == "yes"),
+        model_name=made.settings["model"],
+        eval_results=[accuracy],
+    ).to_yaml()
+
+
+def _test_split(made: Artifact) -> str:
+    splits = (row["split"] for row in made.ledger if row["purpose"] == EVALUATION)
+    return next(splits, "its test images")
+
+
+def _figures(store: Store, made: Artifact) -> str:
+    """Accuracy with the interval of its test sample; over seeds; and the teacher's, on as many images."""
+    rows = [_accuracy("this model", made)]
+    values = [100 * made.metrics["accuracy"], *_other_seeds(store.root, made)]
+    if len(values) > 1:
+        rows.append((f"all {len(values)} seeds of it", f"{interval_text(values)} %", "over seeds"))
+    rows += [
+        _accuracy(f"its teacher, {one.settings['model']}", one) for one in _teachers(store, made)
+    ]
+    images = f"{len(test_logits(made)[1]):,} images of {_test_split(made)}"
+    return (
+        _table(("", "top-1 accuracy", "95 % interval"), rows) + f"\n\nMeasured on {_plain(images)}."
+    )
+
+
+def _teachers(store: Store, made: Artifact) -> list[Artifact]:
+    """The classifiers that it was made from."""
+    parents = (store.find(key) for key in made.parents)
+    return [one for one in parents if one is not None and _classifies(one.manifest)]
+
+
+def _accuracy(who: str, made: Artifact) -> tuple[str, str, str]:
+    logits, labels = test_logits(made)
+    right = int((logits.argmax(1) == labels).sum())
+    low, high = accuracy_interval(right, len(labels))
+    return who, f"{100 * right / len(labels):.2f} %", f"{100 * low:.2f} to {100 * high:.2f}"
+
+
+def _other_seeds(root: Path, made: Artifact) -> list[float]:
+    """Accuracies, in percent, of artifacts that differ from one in the seed of its training alone."""
+
+    def but_seed(manifest: dict) -> tuple:
+        settings = manifest["settings"]
+        config = {**settings["config"], "seed": None}
+        return {**settings, "config": config}, manifest["parents"], manifest["code"]["digest"]
+
+    keys = (key for key in explain.finished(root, made.stage) if key != made.key)
+    found = (explain.read_manifest(root, key) for key in keys)
+    alike = (one for one in found if one and but_seed(one) == but_seed(made.manifest))
+    return [100 * one["metrics"]["accuracy"] for one in alike]
+
+
+def _size(store: Store, made: Artifact) -> str:
+    """Bytes, parameters and operations; of a deployed one its variants' sizes, scores and times."""
+    bytes_, parameters = (made.path / WEIGHTS).stat().st_size, made.metrics["parameters"]
+    text = (
+        f"{parameters:,} parameters, {gigaflops(made):.3g} GFLOP an image, {bytes_ / 1e3:,.0f} kB."
+    )
+    deploys = explain.finished(store.root, "deploy")
+    manifests = {key: explain.read_manifest(store.root, key) or {} for key in deploys}
+    found = {
+        one["made"]: key for key, one in manifests.items() if made.key in one.get("parents", ())
+    }
+    if not found:
+        return f"{text} Its latency was not measured; notebook 70 does."
+    newest = store.find(found[max(found)])
+    tables = (deploy.deployment_table(newest), deploy.speed_table(newest))
+    shown = [_table(table.columns, table.itertuples(index=False)) for table in tables]
+    return "\n\n".join([f"{text} Deployed on {newest.metrics['cpu']} (`{newest.key}`):", *shown])
+
+
+def _lineage(key: str, behind: dict[str, dict], lost: set[str]) -> str:
+    """Every artifact behind one, itself first, with the real images that each read; and those that the store lacks."""
+    rows = []
+    for one in (key, *sorted(ancestors(key, behind))):
+        record = behind[one]
+        what = record["settings"].get("model") or record["settings"].get("maker") or ""
+        rows.append((f"`{one}`", what, in_words(most_images(record["ledger"])), record["seconds"]))
+    rows += [(f"`{one}`", "", "not known: it is not in the store", "") for one in sorted(lost)]
+    head = ("it, and what it was made from", "model or maker", "real images read", "seconds")
+    return _table(head, rows)
+
+
+def _settings(settings: dict) -> str:
+    """How it was trained: its configuration, and what the step, augmentation and losses were told."""
+    parts = ("train_name", "overrides", "config", "weights", "augmentation")
+    known = {part: settings[part] for part in parts if part in settings}
+    lines = [
+        f"{name}.{inner} = {json.dumps(value)}" if inner else f"{name} = {value}"
+        for name, values in known.items()
+        for inner, value in (values.items() if isinstance(values, dict) else [("", values)])
+    ]
+    return "\n".join(lines).replace("```", "'''")
+
+
+def _table(head: Iterable, rows: Iterable[Iterable]) -> str:
+    """A Markdown table; names of data sets come from folders that anyone may have named."""
+    lines = [[_plain(cell) for cell in line] for line in (head, *rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plain(cell: object) -> str:
+    text = f"{cell:,.4g}" if isinstance(cell, float) else str(cell)
+    return html.escape(text, quote=False).replace("|", r"\|").replace("\n", " ")

@@ -1,0 +1,190 @@
+"""A classifier for others: timm opens its folder, the card says what the ledger has counted, nothing is shown unasked."""
+
+import json
+import re
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from dfkd_lib import cli, datasets, models, training
+from dfkd_lib.core import Store, WorkbenchError, load_tensors, save_json, save_tensors
+from dfkd_lib.models.create import MODELS, model_settings
+from dfkd_lib.reporting import card
+
+CLASSES = [str(digit) for digit in range(10)]
+TEST = datasets.load_images("mnist", "test").sample(200, seed=0)
+
+
+def student(store, parents, seed=0, model="vit_mnist_smoke"):
+    """An untrained student, which a stage has put into the store as if it were trained."""
+    overrides = {"img_size": 28, "in_chans": 1, **MODELS[model][1], "num_classes": 10}
+
+    def make(work):
+        torch.manual_seed(seed)
+        network = models.create_model(model, **overrides).eval()
+        save_tensors(work / "model.safetensors", network.state_dict())
+        with torch.no_grad():
+            logits = network(datasets.to_float(TEST.images))
+        save_tensors(work / "test_logits.safetensors", {"logits": logits, "labels": TEST.labels})
+        accuracy = float((logits.argmax(1) == TEST.labels).float().mean())
+        return {"accuracy": accuracy, "parameters": models.count_parameters(network)}
+
+    known = {"model": model, "overrides": overrides}
+    known |= {"config": {"seed": seed}, "classes": CLASSES, "train_name": "dreams | <b>"}
+    return store.get_or_make("student_synthetic", known, make, parents, {TEST.split: "evaluation"})
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "artifacts")
+
+
+@pytest.fixture
+def teacher(store):
+    return training.shipped_teacher(store, "vit_mnist_small", TEST)
+
+
+@pytest.mark.parametrize("name", models.model_names())
+def test_timm_builds_every_named_model(name):
+    overrides = {"num_classes": 7, "in_chans": 1}
+    ours = models.create_model(name, **overrides).eval()
+    architecture, keywords = models.timm_form(name, overrides)
+    theirs = timm.create_model(architecture, **keywords).eval()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 1, *2 * [model_settings(name, overrides)["img_size"]])
+    with torch.no_grad():
+        assert torch.equal(theirs(images), ours(images))
+
+
+@pytest.mark.parametrize("model", ["vit_mnist_smoke", "deit_small_28", "titn_small", "cnn_small"])
+def test_a_card_runs_as_it_stands(store, teacher, tmp_path, capsys, model):
+    made = student(store, [teacher], model=model)
+    folder = card.write_card(store, made.key, tmp_path / "card").parent
+    text = (folder / "README.md").read_text()
+    assert ("import dfkd_lib.models" in text) == (model in ("titn_small", "cnn_small"))
+    Image.fromarray(TEST.images[3, 0].numpy()).save(tmp_path / "image.png")
+    code = re.search("```python\n(.*?)```", text, re.DOTALL).group(1)
+    code = code.replace("FOLDER", str(folder)).replace("image.png", str(tmp_path / "image.png"))
+    exec(code, {})
+    named, share = capsys.readouterr().out.split()
+    logits = training.predict(training.load_trained(made), TEST.images[3:4])
+    shares = logits.softmax(1)[0]
+    assert named == CLASSES[shares.argmax()] and abs(float(share) - float(shares.max())) < 1e-5
+    opened = models.load_model(str(folder))
+    images = datasets.to_float(TEST.images[:4])
+    assert torch.allclose(
+        opened(images), training.predict(training.load_trained(made), TEST.images[:4]), atol=1e-5
+    )
+    assert opened.classes == tuple(CLASSES)
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=3).num_classes == 3
+
+
+def test_the_certificate_is_the_ledgers(store, teacher, tmp_path):
+    made = student(store, [teacher])
+    text = card.write_card(store, made.key, tmp_path).read_text()
+    assert "**Its own training learned from no real image.**" in text
+    assert "Real images it read itself: mnist/test 200 (evaluation)" in text
+    counted = [row for row in teacher.ledger if row["split"] == "mnist/train"]
+    assert counted and f"mnist/train {counted[0]['images']:,} (training)" in text
+    assert f"its teacher, vit_mnist_small | {100 * teacher.metrics['accuracy']:.2f} %" in text
+    assert "over seeds" not in text and "<b>" not in text.split("## Training")[0]
+    learned = card.write_card(store, teacher.key, tmp_path / "teacher").read_text()
+    assert f"learned from {counted[0]['images']:,} real images" in learned
+    assert "data-free\n" not in learned.split("model-index")[0]
+
+
+def test_what_nobody_knows_is_said(store, teacher, tmp_path):
+    about = json.loads((card.resolve("data/teachers") / "vit_mnist_small.json").read_text())
+    del about["ledger"]
+    weights = load_tensors(card.resolve("data/teachers") / "vit_mnist_small.safetensors")
+    save_tensors(tmp_path / "own.safetensors", weights)
+    save_json(tmp_path / "own.json", about)
+    own = training.shipped_teacher(store, str(tmp_path / "own"), TEST)
+    made = student(store, [own])
+    assert "made from: mnist/test 200 (evaluation); not recorded (training)" in (
+        card.write_card(store, made.key, tmp_path / "card").read_text()
+    )
+    (store.root / own.key).rename(tmp_path / "gone")
+    text = card.write_card(store, made.key, tmp_path / "card").read_text()
+    assert f"not known of {own.key}" in text and "distilled from" not in text
+
+
+def test_other_seeds_are_counted(store, teacher, tmp_path):
+    key = [student(store, [teacher], seed).key for seed in range(3)][0]
+    student(store, [], 3)  # of another parent
+    assert "| all 3 seeds of it |" in card.write_card(store, key, tmp_path).read_text()
+
+
+def test_only_classifiers_have_cards(store, teacher, tmp_path, capsys):
+    made = student(store, [teacher])
+    images = store.get_or_make("synthetic", {}, lambda work: {}, [teacher])
+    with pytest.raises(WorkbenchError, match=f"give a classifier's key, as {teacher.key}"):
+        card.write_card(store, images.key, tmp_path)
+    root = ["--artifacts", str(store.root)]
+    assert cli.main(["card", "studnt" + made.key[7:], *root]) == 2
+    assert f"did you mean {made.key}?" in capsys.readouterr().err
+    assert cli.main(["card", made.key, *root, "--out", str(tmp_path / "card")]) == 0
+    assert {path.name for path in (tmp_path / "card").iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
+
+
+class Hub:
+    """A stand-in for the hub's client: one repository, which exists if it is public."""
+
+    def __init__(self, public=False, down=False):
+        self.public, self.down, self.files, self.token = public, down, None, None
+
+    def __call__(self, token):
+        self.token = token
+        return self
+
+    def create_repo(self, repository, private, exist_ok):
+        if self.down:
+            raise ConnectionError("no route to the hub")
+        self.public |= not private
+        return f"https://huggingface.co/{repository}"
+
+    def repo_info(self, repository):
+        return type("Info", (), {"private": not self.public})
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        self.files = {path.name: path.read_bytes() for path in folder_path.iterdir()}
+
+
+@pytest.fixture
+def pushed(store, teacher, tmp_path, monkeypatch, capsys):
+    """Runs `dfkd push` to a hub; returns the exit code, what was printed, and what the hub has got."""
+
+    def push(hub, *more, token="secret"):
+        monkeypatch.setattr("huggingface_hub.HfApi", hub)
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
+        key = student(store, [teacher]).key
+        words = ["push", key, "me/mine", "--artifacts", str(store.root), *more]
+        code = cli.main([*words, "--out", str(tmp_path / "card")])
+        shown = capsys.readouterr()
+        return code, shown.out + shown.err, hub.files
+
+    return push
+
+
+def test_a_push_is_private_unless_asked(pushed):
+    hub = Hub()
+    code, shown, files = pushed(hub)
+    assert code == 0 and "https://huggingface.co/me/mine" in shown and not hub.public
+    assert hub.token == "secret" and b"hf-hub:me/mine" in files["README.md"]
+    assert {"README.md", "config.json", "model.safetensors"} == set(files)
+    assert pushed(hub, "--public")[0] == 0 and hub.public
+
+
+def test_a_push_that_cannot_be_is_refused(pushed):
+    code, shown, files = pushed(Hub(public=True))
+    assert code == 2 and "is public already" in shown and "--public" in shown and files is None
+    code, shown, files = pushed(Hub(), token=None)
+    assert code == 2 and "nobody is logged in" in shown and files is None
+    code, shown, files = pushed(Hub(down=True))
+    assert code == 2 and "no route to the hub" in shown and files is None
