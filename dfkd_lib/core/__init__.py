@@ -19,6 +19,7 @@ from dfkd_lib.core.artifacts import (
 from dfkd_lib.core.code import Fingerprint, Registry, fingerprint
 from dfkd_lib.core.config import Config, Names, Seed, Seeds, Setting, nearest
 from dfkd_lib.core.errors import WorkbenchError, is_number, plain, printable
+from dfkd_lib.core.sent import OtherCode, as_sent, received
 from dfkd_lib.core.source import remember
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Fingerprint",
     "Names",
     "NotMade",
+    "OtherCode",
     "Registry",
     "Seed",
     "Seeds",
@@ -36,6 +38,7 @@ __all__ = [
     "Store",
     "WorkbenchError",
     "artifacts",
+    "as_sent",
     "content_key",
     "explain",
     "file_hash",
@@ -52,6 +55,7 @@ __all__ = [
     "printable",
     "processes",
     "provenance",
+    "received",
     "remember",
     "resolve",
     "save_json",

@@ -63,7 +63,12 @@ def fingerprint(*things: object) -> Fingerprint:
         WorkbenchError: if one of them reaches an object without a value that could be compared (an open file, a
             generator), or its source has changed since it was loaded.
     """
-    return _walked(lambda walk: [walk.token(thing, "", _FULL) for thing in things])
+    return _walked(lambda walk: [walk.token(thing, "", _FULL) for thing in things])[0]
+
+
+def with_functions(thing: object) -> tuple[Fingerprint, list[FunctionType]]:
+    """The fingerprint of one thing, and every function outside the library that counts in it."""
+    return _walked(lambda walk: [walk.token(thing, "", _FULL)])
 
 
 def stage_fingerprint(make: Callable, code: Sequence[object] = ()) -> Fingerprint:
@@ -74,7 +79,7 @@ def stage_fingerprint(make: Callable, code: Sequence[object] = ()) -> Fingerprin
         first = walk.function(make, stage=True) if of_make else walk.token(make, "make", _FULL)
         return [first, *(walk.token(thing, "code", _FULL) for thing in code)]
 
-    return _walked(begin)
+    return _walked(begin)[0]
 
 
 # How values count: all of them, or else a refusal; only what is plain or callable, as in the library's own closures, whose
@@ -85,18 +90,22 @@ _FULL, _LIBRARY, _CODE = "full", "library", "code"
 _reading = RLock()
 
 
-def _walked(begin: "Callable[[_Walk], list[str]]") -> Fingerprint:
+def _walked(begin: "Callable[[_Walk], list[str]]") -> tuple[Fingerprint, list[FunctionType]]:
     with _reading:
         drop_changed()
         walk = _Walk()
         roots = begin(walk)
         lines = sorted(walk.take_in(walk.node, loose=True).lines)
     whole = "\n".join([*roots, *lines])
-    return Fingerprint(hashlib.sha256(whole.encode()).hexdigest()[:16], lines)
+    return Fingerprint(hashlib.sha256(whole.encode()).hexdigest()[:16], lines), walk.functions
 
 
 class _Walk(Walk):
-    """A walk that reads functions, classes and values."""
+    """A walk that reads functions, classes and values; `functions` are those outside the library."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.functions: list[FunctionType] = []
 
     # Values
 
@@ -214,7 +223,10 @@ class _Walk(Walk):
         owner, name, record = parts[0], function.__qualname__, record_of(function)
         defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items())
         closed = set(function.__code__.co_freevars) - {"__class__"}
-        self.node.fixed &= reach.in_library(function.__module__) and not closed
+        if not reach.in_library(function.__module__):
+            self.node.fixed = False
+            self.functions.append(function)
+        self.node.fixed &= not closed
         texts = [record.text, self.token(defaults, name, _mode_of(function))]
         texts += [self.name(function, chain, stage) for chain in record.names]
         if owner is not None:
@@ -336,7 +348,7 @@ class _Walk(Walk):
             parts.append(
                 repr([(one.name, one.value) for one in vars(kind)["_member_map_"].values()])
             )
-        for member, value in vars(kind).items():
+        for member, value in sorted(vars(kind).items()):
             if member == "__repr__" or reach.is_field(kind, member):
                 continue
             function = reach.function_of(value)
