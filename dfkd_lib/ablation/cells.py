@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import torch
 
-from dfkd_lib import jobs, training
+from dfkd_lib import core, jobs, training
 from dfkd_lib.ablation.grid import DEFAULTS, Cell
 from dfkd_lib.attention import in_batches, probe_agreement
 from dfkd_lib.core import (
     Artifact,
     NotMade,
+    OtherCode,
     Store,
     WorkbenchError,
     fingerprint,
@@ -43,10 +44,6 @@ class Outcome(NamedTuple):
     artifact: Artifact | None
     error: str
     cached: bool
-
-
-class OtherCode(WorkbenchError):
-    """A worker would make something else of a cell than the process that asked for it."""
 
 
 def run_cell(store: Store, cell: Cell, step: Callable | None = None) -> Artifact:
@@ -139,22 +136,29 @@ def run(
         jobs: cells at a time, each in a process with its share of this machine's threads; 0: one for each thread, as far as
             memory goes, on a CPU; 1 (in this process) on an accelerator.
         scheduler: address of a running Dask cluster that takes the cells instead; its workers see the store's folder.
-        step: a training step in place of the library's, see `distill.train`; it stays in this process.
+        step: a training step in place of the library's, see `distill.train`; other processes get it by `core.as_sent`.
 
     Returns:
         One Outcome a cell, in order.
 
     Raises:
         WorkbenchError: if jobs is negative, no cluster answers at `scheduler`, the store's disk takes no more, or not one
-            cell can be run; before anything is trained, if the step or changed code of this process would have to go to
-            others, which have only what the library's files say.
+            cell can be run; before anything is trained, if the step cannot go to other processes, or the library is
+            another there than in this one (a notebook has changed a loss or a student).
     """
-    _check_jobs(jobs, scheduler, step)
+    if jobs < 0:
+        raise WorkbenchError(
+            "an impossible number of processes",
+            expected="0 (as many as cores) or more",
+            got=jobs,
+            where="jobs",
+            fix="jobs=0",
+        )
     outcomes = _found(cells, store, step)
     missing = {f"cell-{place}": place for place in range(len(cells)) if place not in outcomes}
     if missing:
         say(f"{len(cells)} cells, {_cached(outcomes)} found, {len(missing)} to run")
-        jobs = 1 if step is not None else jobs or most_processes()
+        jobs = jobs or most_processes()
         # The threads follow from what was asked, not from how many cells are missing: they decide the last bits.
         threads = (
             None if scheduler else max(1, min(torch.get_num_threads(), processes.cores()) // jobs)
@@ -174,24 +178,6 @@ def run(
     return [outcomes[place] for place in range(len(cells))]
 
 
-def _check_jobs(jobs: int, scheduler: str | None, step: Callable | None) -> None:
-    if jobs < 0:
-        raise WorkbenchError(
-            "an impossible number of processes",
-            expected="0 (as many as cores) or more",
-            got=jobs,
-            where="jobs",
-        )
-    if step is not None and (jobs > 1 or scheduler is not None):
-        raise WorkbenchError(
-            "a step of your own cannot go to other processes",
-            expected="jobs=1 and no scheduler",
-            got=f"jobs={jobs}, scheduler={scheduler}",
-            where="step",
-            fix="train its cells in this process (jobs=1), or put the step into the library",
-        )
-
-
 def _cached(outcomes: dict[int, Outcome]) -> int:
     return sum(outcome.cached for outcome in outcomes.values())
 
@@ -200,13 +186,14 @@ def _fill(
     queue: Queue, store: Store, cells: dict[str, Cell], threads: int | None, step: Callable | None
 ) -> None:
     """Queue these cells by name, and before them, where several may run at a time, what they share."""
-    root, before = str(store.root), []
+    root, before, own = str(store.root), [], None
     if not queue.cluster.alone:
-        sent = [as_sent(cell) for cell in cells.values()]
+        step, own = None, None if step is None else core.as_sent(step)
+        sent = [as_sent(cell, own) for cell in cells.values()]
         queue.add(Job(SHARED, prepare, (root, sent), threads=threads))
         before = [SHARED]  # if it fails, each cell reports what it lacks
     for name, cell in cells.items():
-        queue.add(Job(name, work, (root, as_sent(cell), step), after=before, threads=threads))
+        queue.add(Job(name, work, (root, as_sent(cell, own), step), after=before, threads=threads))
 
 
 def _outcomes(
@@ -286,9 +273,13 @@ def most_processes() -> int:
 # -- in the process that trains --------------------------------------------------------------------------------------
 
 
-def as_sent(cell: Cell) -> dict:
-    """A cell as another process takes it, with the identity of the code that is to train it."""
-    return {**cell.as_dict(), "code": _code(cell.settings)}
+def as_sent(cell: Cell, step: dict | None = None) -> dict:
+    """A cell as another process takes it, with the identity of the code that is to train it.
+
+    Args:
+        step: in place of the library's, as `core.as_sent` gives it.
+    """
+    return {**cell.as_dict(), "code": _code(cell.settings), "step": step}
 
 
 def _code(settings: dict) -> str:
@@ -296,17 +287,18 @@ def _code(settings: dict) -> str:
     return fingerprint(run_cell, Study, builder).digest
 
 
-def _received(sent: dict) -> Cell:
-    """The cell that `as_sent` gave; OtherCode if this process would train it by other code."""
+def _received(sent: dict) -> tuple[Cell, Callable | None]:
+    """The cell and step that `as_sent` was given; OtherCode if this process would train it by other code."""
     if sent.get("code") not in (None, _code(sent["settings"])):
         raise OtherCode(
             "this cell was asked for by a process with other code than the one that would train it",
-            expected="the library as its files say: other processes know neither what a notebook defines nor what has "
-            "changed since they were started",
+            expected="the library as its files say: other processes know neither losses and students that a notebook "
+            "has changed nor what has changed since they were started",
             where=f"{sent['name']}, seed {sent['seed']}",
-            fix="give a step of your own as step= with jobs=1; after a change of the library restart the kernel and workers",
+            fix="give a step of your own as step=, or jobs=1; after a change of the library restart the kernel and workers",
         )
-    return Cell.of(sent)
+    own = sent.get("step")
+    return Cell.of(sent), None if own is None else core.received(own)
 
 
 def prepare(tell: jobs.Tell, needs: jobs.Needs, root: str, cells: list[dict]) -> list[dict]:
@@ -314,25 +306,30 @@ def prepare(tell: jobs.Tell, needs: jobs.Needs, root: str, cells: list[dict]) ->
 
     Without this the first cells would only wait for each other.
     """
-    store, known = Store(root), [_received(sent) for sent in cells]
-    found = _found(known, store)
-    missing = [place for place in range(len(known)) if place not in found]
+    store, missing = Store(root), []
     with jobs.alone_in_process(needs.threads):
-        for place in missing:
+        for (cell, step), sent in [(_received(sent), sent) for sent in cells]:
             try:
-                known[place].study(store).prepare(known[place].source)
+                if find(store, cell, step) is None:
+                    missing.append(sent)
+                    cell.study(store).prepare(cell.source)
             except Exception:  # its own job will report it
                 continue
-    return [cells[place] for place in missing]
+    return missing
 
 
 def work(
     tell: jobs.Tell, needs: jobs.Needs, root: str, sent: dict, step: Callable | None = None
 ) -> tuple[str | None, str]:
-    """A job: run one cell of a store; its key, or None and what happened."""
+    """A job: run one cell of a store; its key, or None and what happened.
+
+    Args:
+        step: in place of the library's, where this is the process that was given it.
+    """
     try:
         with jobs.alone_in_process(needs.threads):
-            return run_cell(Store(root), _received(sent), step).key, ""
+            cell, own = _received(sent)
+            return run_cell(Store(root), cell, step if own is None else own).key, ""
     except Exception as error:  # as text, which survives the way back
         return None, describe(error)
 

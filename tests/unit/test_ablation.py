@@ -14,7 +14,7 @@ from cells import run_cell as notebook_cell
 from dfkd_lib import ablation, losses, models
 from dfkd_lib.ablation import Cell, cells, make_cell, read_grid
 from dfkd_lib.ablation.grid import DEFAULTS
-from dfkd_lib.core import NotMade, Store, WorkbenchError, processes
+from dfkd_lib.core import NotMade, OtherCode, Store, WorkbenchError, as_sent, processes
 from dfkd_lib.jobs import Needs
 
 
@@ -215,17 +215,39 @@ def step(student, batch, teacher):
 """
 
 
-def test_a_step_of_the_notebooks_own_trains_the_cells_here_and_goes_to_no_other_process(ran, store):
-    step, cells, before = defined(STEP, "step"), ran[0][:1], store.keys()
-    for where in ({"jobs": 2}, {"scheduler": "tcp://127.0.0.1:1"}):
-        with pytest.raises(WorkbenchError, match="(?s)cannot go to other processes.*jobs=1"):
-            ablation.run(cells, store, step=step, say=pytest.fail, **where)
-    assert store.keys() == before
-    (outcome,) = ablation.run(cells, store, step=step, say=lambda line: None)
+def test_a_step_of_the_notebooks_own_trains_the_cells_here(ran, store):
+    step, cells = defined(STEP, "step"), ran[0][:1]
+    (outcome,) = ablation.run(cells, store, 1, step=step, say=lambda line: None)
     assert outcome.artifact.key != ran[1][0].artifact.key
     assert set(outcome.artifact.json("history.json")[0]) & {"kd", "ce", "patch"} == set()
     assert ablation.run(cells, store, step=step, say=pytest.fail)[0].cached
     assert ablation.run(cells, store, say=pytest.fail)[0].artifact.key == ran[1][0].artifact.key
+
+
+def test_a_step_of_the_notebooks_own_goes_to_other_processes_under_the_same_keys(ran, store):
+    text = STEP.replace("2.0", "temperature")
+    step = notebook_cell(text, {"__name__": "__main__", "losses": losses, "temperature": 3.0})
+    outcomes = ablation.run(ran[0][:2], store, 2, step=step["step"], say=lambda line: None)
+    assert not any(outcome.error for outcome in outcomes)
+    found = ablation.run(ran[0][:2], store, 1, step=step["step"], say=pytest.fail)
+    assert [o.artifact.key for o in found] == [o.artifact.key for o in outcomes]
+    assert all(o.cached for o in found)
+
+
+def test_a_step_that_cannot_go_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    cell, store = make_cell("a", TINY, 0), Store(tmp_path)
+    sent = ablation.as_sent(cell, as_sent(defined(STEP, "step")))
+    sent["step"]["digest"] = "of another Python"
+    assert "Python" in ablation.work(None, Needs(), str(tmp_path), sent)[1]
+    with pytest.raises(OtherCode, match="PYTHONPATH"):
+        ablation.prepare(None, Needs(), str(tmp_path), [sent])
+    held = "class Held:\n    def __reduce__(self): raise OSError\nheld = Held()\n"
+    step = defined(f"{held}def step(student, batch, teacher): return held", "step")
+    queue = SimpleNamespace(cluster=SimpleNamespace(alone=False), add=pytest.fail)
+    monkeypatch.setattr(cells, "opened_queue", lambda *args, **options: nullcontext(queue))
+    with pytest.raises(WorkbenchError, match="(?s)cannot be sent.*jobs=1"):
+        ablation.run([cell], store, 2, step=step, say=lambda line: None)
+    assert store.keys() == []
 
 
 LOSS = "def kd_loss(student, teacher, temperature):\n    return (student - teacher).square().mean()"
@@ -245,17 +267,17 @@ def test_what_a_notebook_has_changed_is_reported_before_workers_train_anything(
         monkeypatch.setitem(models.MODELS, "vit_mnist_smoke", (builder, {}))
     key, error = ablation.work(None, Needs(), str(tmp_path), sent)
     assert key is None and "other code" in error
-    with pytest.raises(cells.OtherCode):
+    with pytest.raises(OtherCode):
         ablation.prepare(None, Needs(), str(tmp_path), [sent])
     assert ablation.as_sent(cell)["code"] != sent["code"] and store.keys() == []
 
 
 def test_a_run_ends_at_once_if_its_workers_have_other_code(store, monkeypatch):
-    error = cells.OtherCode("other code")
+    error = OtherCode("other code")
     queue = [(SimpleNamespace(name=cells.SHARED), error)]
     monkeypatch.setattr(cells, "opened_queue", lambda *args, **options: nullcontext(queue))
     monkeypatch.setattr(cells, "_fill", lambda *args: None)
-    with pytest.raises(cells.OtherCode):
+    with pytest.raises(OtherCode):
         ablation.run([make_cell("a", TINY, 98)], store, jobs=2, say=lambda line: None)
 
 
