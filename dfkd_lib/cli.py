@@ -5,15 +5,17 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from dfkd_lib.core import Store, WorkbenchError, nearest, resolve
 
 
-def run(**options) -> int:
+def run(log: str | None, **options) -> int:
     """Run notebooks into HTML reports."""
     from dfkd_lib import pipeline
     from dfkd_lib.core import processes
+    from dfkd_lib.reporting import trackers
 
     if processes.count() > 1:
         raise WorkbenchError(
@@ -23,8 +25,11 @@ def run(**options) -> int:
             fix="give several processes the verb train; then run, started "
             "alone, finds what they trained and writes the reports",
         )
+    if log is not None:
+        trackers.check_tracker(log)
     plan = pipeline.make_plan(**options)
-    results = pipeline.run(plan)
+    ended = partial(trackers.track, log, plan.out) if log else None
+    results = pipeline.run(plan, ended=ended)
     print(os.path.relpath(plan.out / "index.html"))
     return pipeline.exit_code(results)
 
@@ -198,6 +203,10 @@ ARGUMENTS = {
         metavar="MINUTES",
         help="end a kernel that for so long used no processor time and printed nothing (default: 30; 0: never)",
     ),
+    "--log": argument(
+        metavar="TRACKER",
+        help="also to trackio, tensorboard or wandb: parameters, histories, metrics and figures, offline by default",
+    ),
     "notebook": argument(nargs="?", help="its number or name: all settings of its method"),
     "a": argument(metavar="DIR_A", help="folder of a run"),
     "b": argument(metavar="DIR_B", help="folder of another"),
@@ -216,7 +225,7 @@ ARGUMENTS = {
 VERBS = {
     "run": (
         run,
-        "--profile --only --grid --set --out --artifacts --jobs --scheduler --threads --hung",
+        "--profile --only --grid --set --out --artifacts --jobs --scheduler --threads --hung --log",
     ),
     "train": (train, "--profile --only --set --artifacts"),
     "list": (list_notebooks, "notebook"),

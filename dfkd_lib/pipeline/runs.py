@@ -60,11 +60,17 @@ class Part(Job):
 class Run:
     """One run in progress: hands in jobs as their turn comes, watches memory, writes results after each notebook."""
 
-    def __init__(self, plan: Plan, log: Callable[[str], None] | None = None):
+    def __init__(
+        self,
+        plan: Plan,
+        log: Callable[[str], None] | None = None,
+        ended: Callable[[str, dict], None] | None = None,
+    ):
         self.plan, self.start = plan, time.perf_counter()
         self.about = read_notebooks(next(iter(plan.notebooks.values())).parent)
         self.earlier = earlier_results(plan)  # of the notebooks that are not run now
         self.log = log or (lambda line: print(line, file=sys.stderr, flush=True))
+        self.ended = ended or (lambda name, result: None)
         self.queue: jobs.Queue | None = None
         self.place = Place()
         self.peak = self.begun = 0
@@ -246,6 +252,10 @@ class Run:
         if outcome.error:
             self.log("      " + outcome.error.replace("\n", "\n      "))
         self._write()
+        try:
+            self.ended(name, result)
+        except Exception as error:  # a tracker's whims must not stop the run
+            self.log(f"      what it found was not logged: {type(error).__name__}: {error}")
 
     def _write(self, last: bool = False) -> None:
         """results.json and index.html as things stand, in the notebooks' order, earlier results marked as such.
@@ -331,17 +341,21 @@ def stop_signals(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run(plan: Plan, log: Callable[[str], None] | None = None) -> dict:
+def run(
+    plan: Plan,
+    log: Callable[[str], None] | None = None,
+    ended: Callable[[str, dict], None] | None = None,
+) -> dict:
     """Run a plan; returns the results.
 
     Args:
-        log: gets each line of progress; stderr by default.
+        log: gets each line of progress; stderr by default. ended: gets each notebook and its result, once it has ended.
     """
     lock = prepare_folder(plan.out)
     try:
         for folder in {values["artifacts_dir"] for values in plan.parameters.values()}:
             Store(folder).tidy()  # raises before a kernel starts if it cannot be written to
-        return Run(plan, log)()
+        return Run(plan, log, ended)()
     finally:
         lock.release()
 

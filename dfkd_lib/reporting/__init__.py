@@ -6,7 +6,8 @@
 - `summary`: real images behind every stage, time.
 - `tex`: LaTeX of tables, and a folder of a run's figures for a paper.
 - `card`: a classifier in timm's layout with its model card, for the hub.
+- `trackers`: what a run's notebooks leave behind, for trackio, tensorboard and wandb.
 - `published`: the README of published results.
 """
 
-__all__ = ["card", "notebooks", "published", "report", "results", "summary", "tex"]
+__all__ = ["card", "notebooks", "published", "report", "results", "summary", "tex", "trackers"]

@@ -76,7 +76,11 @@ def finished(folder, tmp_path_factory):
     plan = pipeline.make_plan(
         "smoke", settings=["10.epochs=7"], out=str(out), jobs=2, notebooks=folder
     )
-    return out, pipeline.run(plan, lines.append), lines
+
+    def ended(name: str, result: dict) -> None:
+        raise OSError(f"no tracker for {name}, {result['status']}")
+
+    return out, pipeline.run(plan, lines.append, ended), lines
 
 
 def plan_error(folder, **options) -> str:
@@ -237,6 +241,12 @@ def test_the_command_prints_errors_plainly(capsys):
 def test_every_notebook_has_its_status(finished):
     _, results, _ = finished
     assert statuses(results) == STATUSES and pipeline.exit_code(results) == 1
+
+
+def test_who_is_told_of_a_notebook_cannot_stop_the_run(finished):
+    lines = "\n".join(finished[2])
+    for name, status in STATUSES.items():
+        assert f"not logged: OSError: no tracker for {name}, {status}" in lines
 
 
 def test_results_hold_what_was_promised(finished):
