@@ -3,6 +3,14 @@
 from dfkd_lib.attention.capture import capture_attention
 from dfkd_lib.attention.explain import attention_rollout, detection_relevance, gradient_attention
 from dfkd_lib.attention.faithfulness import Faithfulness, insertion_deletion
+from dfkd_lib.attention.features import (
+    NearestPatches,
+    PatchComponents,
+    nearest_patches,
+    patch_components,
+    patch_features,
+)
+from dfkd_lib.attention.heads import HeadAblation, head_ablation
 from dfkd_lib.attention.prefix import compiled_parts, outputs_and_probe
 from dfkd_lib.attention.probes import (
     ClassProbes,
@@ -45,6 +53,9 @@ __all__ = [
     "AttentionStatistics",
     "ClassProbes",
     "Faithfulness",
+    "HeadAblation",
+    "NearestPatches",
+    "PatchComponents",
     "attention_map",
     "attention_probe",
     "attention_probes",
@@ -58,13 +69,17 @@ __all__ = [
     "compiled_parts",
     "detection_relevance",
     "gradient_attention",
+    "head_ablation",
     "in_batches",
     "insertion_deletion",
     "jensen_shannon",
     "logits_and_probe",
+    "nearest_patches",
     "reduce_heads",
     "on_patches",
     "outputs_and_probe",
+    "patch_components",
+    "patch_features",
     "patch_grid",
     "patch_tokens",
     "pick",

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from dfkd_lib.plots.images import NAMED, heat, overlay, show
-from dfkd_lib.plots.style import color, mark, new_figure, styled
+from dfkd_lib.plots.style import color, mark, new_figure, plain, squares, styled
 
 
 @styled
@@ -154,4 +155,63 @@ def agreement_by_class(found, measures: Sequence[str], classes: Sequence[str]) -
         ax.set_xlim(min(0.0, float(np.nanmin(mean - half)) * 1.1), None)
         ax.margins(x=0.08)
     axes[0, 0].set_ylabel("class")
+    return figure
+
+
+@styled
+def head_ablation(found) -> Figure:
+    """What a classifier's accuracy loses without each head, and without all heads of a block, in percentage points.
+
+    Args:
+        found: `attention.HeadAblation`.
+    """
+    lost = 100 * (found.whole - np.column_stack([found.heads, found.blocks]))
+    blocks, columns = lost.shape
+    figure, ax = new_figure(width=0.62 * columns + 2.4, height=0.36 * blocks + 1.3, grid=False)
+    texts = np.array([f"{x:.1f}" if np.isfinite(x) else "" for x in lost.ravel()])
+    texts = texts.reshape(lost.shape)
+    drawn = squares(ax, lost, min(0.0, np.nanmin(lost)), max(1.0, np.nanmax(lost)), texts)
+    ax.set_xticks(range(columns), [*range(1, columns), "all"])
+    ax.set_yticks(range(blocks), range(1, blocks + 1))
+    ax.set(xlabel="head taken away", ylabel="block")
+    ax.axvline(columns - 1.5, color="white", lw=4)
+    figure.colorbar(drawn, ax=ax, label="accuracy lost (points)")
+    return figure
+
+
+@styled
+def patch_colours(images, colours, grid: tuple[int, int], names: Sequence[str]) -> Figure:
+    """Images (n, C, H, W) above their patches (n, N, 3) as colours, red, green and blue from 0 to 1, on a grid."""
+    count = len(images)
+    figure, axes = new_figure(2, count, 1.35 * count + 1.2, 3.0, squeeze=False)
+    for column, image, own, name in zip(axes.T, images, np.asarray(colours), names, strict=True):
+        show(column[0], image, name)
+        column[1].imshow(own.reshape(*grid, 3), interpolation="nearest")
+        plain(column[1])
+    axes[1, 0].set_ylabel("first three\ncomponents", **NAMED)
+    return figure
+
+
+@styled
+def nearest_patches(first, second, found, chosen: Sequence[int], grid: tuple[int, int]) -> Figure:
+    """Patches of an image (C, H, W) and their nearest in a second one, framed alike; dashed where it is nearer to another.
+
+    Args:
+        found: `attention.NearestPatches` of the first image's patches in the second. chosen: patches of the first.
+        grid: (rows, columns) of both.
+    """
+    figure, axes = new_figure(1, 2, 5.6, 3.1)
+    places = {"image": list(chosen), "nearest in another": [int(found.place[i]) for i in chosen]}
+    for ax, image, (title, patches) in zip(axes, (first, second), places.items(), strict=True):
+        show(ax, image, title)
+        tall, wide = (side / n for side, n in zip(np.shape(image)[1:], grid, strict=True))
+        for number, patch in enumerate(patches):
+            corner = patch % grid[1] * wide - 0.5, patch // grid[1] * tall - 0.5
+            dashes = "-" if found.mutual[chosen[number]] else (0, (2, 1))
+            for edge, lw, style in (("white", 3.2, "-"), (color(number), 2, dashes)):
+                how = {"fill": False, "edgecolor": edge, "lw": lw, "ls": style}
+                ax.add_patch(Rectangle(corner, wide, tall, **how))
+            middle = corner[0] + wide / 2, corner[1] + tall / 2
+            text = ax.text(*middle, str(number + 1), ha="center", va="center", fontsize=8)
+            text.set_bbox({"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.6})
     return figure
