@@ -7,7 +7,7 @@ laptop's, `smoke` the tests', `night` the papers' sizes as far as two cores get 
 import ast
 import importlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import cast
 
@@ -25,6 +25,16 @@ METHODS = {
     "titn": "dfkd_lib.distill:TitnConfig",
     "deploy": "dfkd_lib.deploy:DeployConfig",
     "summary": "dfkd_lib.core:Config",
+}
+# Method -> what its notebook trains, task by task, "module:function"; see `distill.tasks`.
+TASKS = {
+    "attention": "dfkd_lib.distill.tasks:attention",
+    "synthesis": "dfkd_lib.distill.tasks:synthesis",
+    "classification": "dfkd_lib.distill.tasks:classification",
+    "ablation": "dfkd_lib.ablation.cells:tasks",
+    "detection": "dfkd_lib.detection.study:tasks",
+    "early": "dfkd_lib.distill.tasks:early",
+    "titn": "dfkd_lib.distill.tasks:titn",
 }
 PRESETS = ("smoke", "quick", "night", "paper")
 # Parameters of notebooks that are no settings of their method.
@@ -259,8 +269,18 @@ def config_name(method: str) -> str:
 
 def config_class(method: str) -> type[Config]:
     """The configuration class of a method; WorkbenchError on a name that is none."""
-    module, _, name = config_name(method).partition(":")
-    return cast(type[Config], getattr(importlib.import_module(module), name))
+    return cast(type[Config], _named(config_name(method)))
+
+
+def tasks(method: str) -> Callable[[Mapping[str, object]], dict[str, Callable[[], object]]] | None:
+    """What a method's notebook trains, as a function of the names it defines, see `distill.tasks`; None: nothing."""
+    return _named(TASKS[method]) if method in TASKS else None
+
+
+def _named(name: str):
+    """What "module:name" stands for."""
+    module, _, name = name.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def load(method: str, preset: str = "quick", overrides: str = "", **given: object) -> Config:

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from dfkd_lib.core import (
     WorkbenchError,
     fingerprint,
     ledger,
+    only_finding,
     processes,
     save_json,
 )
@@ -114,7 +116,8 @@ def _agreement(student: Artifact, teacher: Artifact, images) -> dict | None:
 def find(store: Store, cell: Cell, step: Callable | None = None) -> Artifact | None:
     """The cell's artifact if all of it has been made before, else None; trains nothing."""
     try:
-        return run_cell(store.find_only(), cell, step)
+        with only_finding():
+            return run_cell(store, cell, step)
     except NotMade:
         return None
 
@@ -268,6 +271,14 @@ def most_processes() -> int:
     if kind == "cuda":
         return most
     return max(1, min(torch.get_num_threads(), most)) if kind == "cpu" else 1
+
+
+def tasks(names: Mapping[str, object]) -> dict[str, Callable[[], object]]:
+    """The cells of notebook 35's grid as `distill.tasks` gives what other notebooks train."""
+    made = {}
+    for cell in names["cells"]:
+        made[f"{cell.name}, seed {cell.seed}"] = partial(run_cell, names["store"], cell)
+    return made
 
 
 # -- in the process that trains --------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from dfkd_lib.core.artifacts import (
     REPOSITORY,
     Artifact,
     ArtifactError,
+    BeingMade,
     NotMade,
     Store,
     content_key,
@@ -12,9 +13,11 @@ from dfkd_lib.core.artifacts import (
     home,
     load_tensors,
     note_whole,
+    only_finding,
     resolve,
     save_json,
     save_tensors,
+    without_waiting,
 )
 from dfkd_lib.core.code import Fingerprint, Registry, fingerprint
 from dfkd_lib.core.config import Config, Names, Seed, Seeds, Setting, nearest
@@ -26,6 +29,7 @@ __all__ = [
     "REPOSITORY",
     "Artifact",
     "ArtifactError",
+    "BeingMade",
     "Config",
     "Fingerprint",
     "Names",
@@ -51,6 +55,7 @@ __all__ = [
     "memory",
     "nearest",
     "note_whole",
+    "only_finding",
     "plain",
     "printable",
     "processes",
@@ -60,4 +65,5 @@ __all__ = [
     "resolve",
     "save_json",
     "save_tensors",
+    "without_waiting",
 ]

@@ -6,7 +6,6 @@ checkpoint); only when all of it is on disk is that folder renamed to `<key>`. W
 deleted: it is moved to `.damaged/<key>` with a note, and made anew.
 """
 
-import copy
 import json
 import os
 import secrets
@@ -15,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,6 +52,7 @@ from dfkd_lib.core.manifest import (
 __all__ = [
     "Artifact",
     "ArtifactError",
+    "BeingMade",
     "NotMade",
     "REPOSITORY",
     "Store",
@@ -60,9 +61,11 @@ __all__ = [
     "home",
     "load_tensors",
     "note_whole",
+    "only_finding",
     "resolve",
     "save_json",
     "save_tensors",
+    "without_waiting",
 ]
 
 WAIT_SECONDS = 60.0  # between two messages that another process is being waited for
@@ -99,6 +102,34 @@ class NotMade(WorkbenchError):
     """An artifact that was only to be found is not there."""
 
 
+class BeingMade(WorkbenchError):
+    """Another process is making an artifact that is not to be waited for."""
+
+
+# What this thread does about an artifact that is missing, and about one that another process is making.
+_makes: ContextVar[bool] = ContextVar("makes", default=True)
+_waits: ContextVar[bool] = ContextVar("waits", default=True)
+
+
+@contextmanager
+def _set(what: ContextVar[bool], value: bool) -> Iterator[None]:
+    before = what.set(value)
+    try:
+        yield
+    finally:
+        what.reset(before)
+
+
+def only_finding():
+    """A context in which stores only find: what is not there raises `NotMade` instead of being made."""
+    return _set(_makes, False)
+
+
+def without_waiting():
+    """A context in which what another process is making raises `BeingMade` instead of being waited for."""
+    return _set(_waits, False)
+
+
 class Store:
     """A folder of artifacts that any number of processes may share.
 
@@ -111,7 +142,6 @@ class Store:
 
     def __init__(self, root: str | Path = "data/artifacts"):
         self.root = resolve(root)
-        self._finds_only = False
         ledger.register_free(self.root)
         try:
             (self.root / ".locks").mkdir(parents=True, exist_ok=True)
@@ -155,13 +185,13 @@ class Store:
         known = stage_fingerprint(make, code)
         key = content_key(stage, settings, parents, known)
         wanted = _Wanted(key, stage, settings, make, parents, reads, inherited, known)
-        if processes.count() > 1 and not self._finds_only:
+        if processes.count() > 1 and _makes.get():
             return self._make_together(wanted)
         with suppress(ArtifactError):
             if found := self.find(key):
                 report_versions(found)
                 return found
-        if self._finds_only:
+        if not _makes.get():
             raise NotMade("this has not been made yet", got=key, where=self.root, fix="run it")
         with self._lock(key):
             if found := self._find_sound(key):  # made by another process while we waited
@@ -173,12 +203,6 @@ class Store:
                     what = f"'{stage}' cannot be written to disk"
                     raise disk_error(what, error, self.root) from error
                 raise
-
-    def find_only(self) -> "Store":
-        """This store, to find things in: what is not there raises `NotMade` instead of being made."""
-        finds = copy.copy(self)
-        finds._finds_only = True
-        return finds
 
     def find(self, key: str) -> Artifact | None:
         """The finished artifact of that key, its checksums verified, or None."""
@@ -256,7 +280,10 @@ class Store:
             try:
                 lock.acquire(timeout=wait)
                 break
-            except Timeout:  # printed again and again: waiting must not be taken for hanging
+            except Timeout:
+                if not _waits.get():
+                    raise BeingMade("another process is making this", got=key) from None
+                # Printed again and again: waiting must not be taken for hanging.
                 print(f"{key}: another process is making this; waiting for it", flush=True)
                 wait = WAIT_SECONDS
         try:

@@ -1,7 +1,7 @@
 """Detection distillation from one configuration: scenes, teacher, class probes, GANs and students, by key."""
 
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 
 from dfkd_lib.core import Artifact, Store, WorkbenchError, ledger
@@ -70,8 +70,14 @@ class DetectionStudy:
         splits = (self.scenes(split, True) for split in ("train", "test"))
         return measure_scenes(self.store, drawn, self.teacher, judge, self.probes, *splits)
 
-    def student(self, variant: str, step: Callable | None = None) -> Artifact:
-        """A student by its short name in `VARIANTS`, trained by the library's step or one of the caller's; see `train`."""
+    def student(
+        self, variant: str, step: Callable | None = None, gan: SceneGAN | None = None
+    ) -> Artifact:
+        """A student by its short name in `VARIANTS`, trained by the library's step or one of the caller's; see `train`.
+
+        Args:
+            gan: the attention GAN in place of the configuration's.
+        """
         if variant not in VARIANTS:
             known = ", ".join(VARIANTS)
             raise WorkbenchError(
@@ -83,9 +89,8 @@ class DetectionStudy:
         elif variant == "generated":
             scenes = self.scenes("synthetic")
         else:
-            scenes = self.drawn(
-                config.gan if variant == "synthetic" else config.gan.replace(lam=0.0)
-            )
+            gan = gan or config.gan
+            scenes = self.drawn(gan if variant == "synthetic" else gan.replace(lam=0.0))
         step, test = step or detection_step(config.losses), self.scenes("test")
         own = (config.student, step, scenes, test, teacher, config.seed, self.start(teacher, step))
         return train(self.store, *own)
@@ -130,3 +135,24 @@ class DetectionStudy:
         settings = {"model": model, "tile": tile, "size": data.size, "test": test}
         reads = {frames.split: ledger.EVALUATION}
         return self.store.get_or_make("tiled_detections", settings, make, [detector], reads)
+
+
+def tasks(names: Mapping[str, object]) -> dict[str, Callable[[], object]]:
+    """Notebook 40's students and GANs, the scenes they draw and what these measure, as `distill.tasks` gives them."""
+    study, step, gans = names["study"], names["step"], names["gans"]
+
+    def measured(gan: SceneGAN, seed: int) -> Artifact:
+        return study.measured(study.drawn(gan, seed), study.student("plain", step))
+
+    students = {
+        f"student, {VARIANTS[variant]}": partial(
+            study.student, variant, step, gans["attention GAN"]
+        )
+        for variant in dict.fromkeys(("plain", *study.config.variants))
+    }
+    drawn = {
+        f"{name}, seed {seed}": partial(measured, gan, seed)
+        for name, gan in gans.items()
+        for seed in study.config.seeds
+    }
+    return students | drawn

@@ -85,13 +85,18 @@ def equal_epochs(
     Args:
         gan: the augmented one; the configuration's by default.
     """
-    gan, found = gan or study.config.gan, {}
-    for name, lam in (("vanilla", 0.0), ("augmented", gan.lam)):
-        found[name] = [_one_gan(study, gan.replace(lam=lam, seed=seed)) for seed in seeds]
-    return found
+    both = arms(gan or study.config.gan)
+    return {name: [one_gan(study, one, seed) for seed in seeds] for name, one in both.items()}
 
 
-def _one_gan(study: Study, maker: synthesis.CGAN) -> dict:
+def arms(gan: synthesis.CGAN) -> dict[str, synthesis.CGAN]:
+    """Both GANs of the comparison by name: they differ in λ alone."""
+    return {"vanilla": gan.replace(lam=0.0), "augmented": gan}
+
+
+def one_gan(study: Study, gan: synthesis.CGAN, seed: int) -> dict:
+    """One GAN of the comparison from a seed: {"trained", "measures", "curve"}."""
+    maker = gan.replace(seed=seed)
     given = dataclasses.replace(study.inputs(maker), real=study.claim_set)
     trained = maker.train(study.store, given)
     count = study.config.feature.fid_images

@@ -29,6 +29,7 @@ class Job:
         succeeded: of what the function returned, whether that is a success.
         messages: the last of each thing that it reported. began: when it first began, None before.
         lost: how often its worker was lost before it began.
+        later: how many jobs of the queue had ended when it answered `Later`: it is handed in again after the next.
     """
 
     name: str
@@ -43,6 +44,13 @@ class Job:
     messages: dict = field(default_factory=dict)
     began: float | None = None
     lost: int = 0
+    later: int = -1
+
+
+class Later(NamedTuple):
+    """The answer of a job that another one stands in the way of: it is handed in again when any other has ended."""
+
+    because_of: str
 
 
 class Skipped(NamedTuple):
@@ -66,6 +74,7 @@ class Queue:
         self.running: dict[str, object] = {}  # futures
         self._ended: queue.SimpleQueue = queue.SimpleQueue()
         self._succeeded: dict[str, bool] = {}
+        self._ends = 0  # of jobs
 
     def add(self, job: Job) -> None:
         self.jobs[job.name] = job
@@ -93,8 +102,11 @@ class Queue:
             if self.running and (name := self._wait()):
                 job = self.jobs[name]
                 answer = self._answer(job, self.running.pop(name))
-                if answer is not _AGAIN:
+                if isinstance(answer, Later) and self.running:
+                    job.later = self._ends
+                elif answer is not _AGAIN:
                     del self.jobs[name]
+                    self._ends += 1
                     good = not isinstance(answer, BaseException) and job.succeeded(answer)
                     self._succeeded[name] = good
                     yield job, answer
@@ -103,7 +115,7 @@ class Queue:
         """(whether all it waits for has ended, the first it builds on that did not succeed or "")."""
         waits = [name for name in (*job.builds_on, *job.after) if name not in self._succeeded]
         failed = [name for name in job.builds_on if not self._succeeded.get(name, True)]
-        return not waits, failed[0] if failed and not waits else ""
+        return not waits and job.later < self._ends, failed[0] if failed and not waits else ""
 
     def _hand_in(self, job: Job) -> None:
         needs = self.cluster.needs(job.memory, job.gpu, job.threads)

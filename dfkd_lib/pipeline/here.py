@@ -44,15 +44,53 @@ def train(plan: Plan) -> None:
 
 def execute_here(notebook: Path, values: dict) -> None:
     """Execute a notebook's code cells in one namespace of this process, `values` in place of its parameters."""
+    space = _space()
+    for place, cell in _code(notebook):
+        _execute(place, cell, space, values)
+
+
+@contextlib.contextmanager
+def definitions(notebook: Path, values: dict) -> Iterator[dict]:
+    """The names that a notebook defines in its first cell after the parameters, and in those marked "edit me".
+
+    Args:
+        values: of its parameters; reports go into a folder that is thrown away. A cell that needs what other cells make is
+            left out.
+    """
+    space, cells = _space(), list(_code(notebook))
+    last = next(i for i, (_, cell) in enumerate(cells) if _tagged(cell, "parameters")) + 1
+    with tempfile.TemporaryDirectory(prefix="dfkd-") as out:
+        for i, (place, cell) in enumerate(cells):
+            if i <= last:
+                _execute(place, cell, space, values | {"out_dir": out})
+            elif _tagged(cell, "edit-me"):
+                with contextlib.suppress(NameError):
+                    _execute(place, cell, space, values)
+        yield space
+
+
+def _space() -> dict:
+    return {"__name__": "__main__", "display": _show_nothing}
+
+
+def _code(notebook: Path) -> Iterator[tuple[str, dict]]:
+    """(a name for its code, cell) of each code cell."""
     import nbformat
 
-    space = {"__name__": "__main__", "display": _show_nothing}
     for number, cell in enumerate(nbformat.read(notebook, as_version=4).cells):
         if cell.cell_type == "code":
-            place = remember(f"{notebook.name}, cell {number}", cell.source)
-            exec(compile(cell.source, place, "exec"), space)
-            if "parameters" in cell.metadata.get("tags", []):
-                space |= values
+            yield f"{notebook.name}, cell {number}", cell
+
+
+def _tagged(cell: dict, tag: str) -> bool:
+    return tag in cell.metadata.get("tags", [])
+
+
+def _execute(place: str, cell: dict, space: dict, values: dict) -> None:
+    """Execute a cell in a namespace, which takes the values if these are the parameters."""
+    exec(compile(cell.source, remember(place, cell.source), "exec"), space)
+    if _tagged(cell, "parameters"):
+        space |= values
 
 
 def _show_nothing(*_, **__) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from dfkd_lib import jobs
+from dfkd_lib import jobs, presets
 from dfkd_lib.core import Store, WorkbenchError, provenance, save_json
 from dfkd_lib.core.files import disk_error
 from dfkd_lib.jobs import Job
@@ -31,8 +31,8 @@ from dfkd_lib.pipeline.execute import (
 from dfkd_lib.pipeline.folder import prepare_folder
 from dfkd_lib.pipeline.html import duration, memory, read_metrics
 from dfkd_lib.pipeline.index import write_index
-from dfkd_lib.pipeline.plan import ABLATION, Plan
-from dfkd_lib.pipeline.task import Place, clear, code, run_notebook, shared_parts, train_cell
+from dfkd_lib.pipeline.plan import Plan
+from dfkd_lib.pipeline.task import Place, clear, code, do_task, missing_tasks, run_notebook
 from dfkd_lib.reporting.notebooks import read_notebooks
 from dfkd_lib.reporting.results import seeds_text
 
@@ -43,13 +43,14 @@ STOP_SECONDS = 15.0  # that what runs may take to end when a run is stopped
 
 @dataclass
 class Part(Job):
-    """A job of a run: a notebook, what an ablation's students share, or one of these students.
+    """A job of a run: a notebook, the list of what it trains that is missing, or one of these tasks.
 
     Args:
-        notebook: the one it belongs to.
+        notebook: the one it belongs to. task: its name, of a task.
     """
 
     notebook: str = ""
+    task: str = ""
 
     @property
     def whole(self) -> bool:
@@ -89,13 +90,13 @@ class Run:
         }
 
     def _parts(self) -> Iterator[Part]:
-        """What is to be done; an ablation's students are added when it is known which are missing."""
+        """What is to be done; what notebooks train is added when it is known what is missing."""
         plan = self.plan
         for name, path in plan.notebooks.items():
             wanted = self.about[name].needs
             others = [n for n in plan.notebooks if n != name and ("*" in wanted or n in wanted)]
             args = (path, plan.parameters[name], plan.out, plan.hung_minutes)
-            part = self._part(name, run_notebook, *args, notebook=name)
+            part = self._part(name, name, run_notebook, *args)
             peak = float(self.earlier.get(name, {}).get("peak_memory_mb") or 0)
             part.memory = peak * MEGABYTE / 1e9 * MEMORY_ROOM or MEMORY_GB
             part.succeeded = lambda outcome: outcome.status == SUCCEEDED
@@ -103,14 +104,13 @@ class Run:
                 part.after = others
             else:
                 part.builds_on = tuple(others)
-            if name == ABLATION and plan.spread:
-                shared = self._part(f"{name}-shared", shared_parts, plan.parameters[name])
-                shared.builds_on = part.builds_on
-                part.after.append(shared.name)
-                yield shared
+            if self.about[name].method in presets.TASKS and plan.spread:
+                listing = self._part(name, f"{name}-tasks", missing_tasks, *args[:2])
+                part.after.append(listing.name)
+                yield listing
             yield part
 
-    def _part(self, name: str, function: Callable, *args, notebook: str = ABLATION) -> Part:
+    def _part(self, notebook: str, name: str, function: Callable, *args, task: str = "") -> Part:
         """A part of a notebook, with the run's place as its first argument."""
         return Part(
             name,
@@ -120,6 +120,7 @@ class Run:
             gpu=self.about[notebook].gpu,
             threads=self.plan.threads,
             notebook=notebook,
+            task=task,
         )
 
     def __call__(self) -> dict:
@@ -175,28 +176,25 @@ class Run:
                 self.begun += 1
                 self.log(f"[{self.begun}/{len(self.plan.notebooks)}] {part.name} starts{place}")
             elif place:
-                self._line(part.notebook, f"{part.name.removeprefix(f'{ABLATION}-')} starts{place}")
+                self._line(part.notebook, f"{part.task or 'what is missing'} starts{place}")
 
     def _line(self, name: str, text: str) -> None:
         self.log(f"    {name}: {text}")
 
     def _end(self, part: Part, answer: object) -> None:
         """Take in what a part has returned, or its error."""
-        failed = isinstance(answer, BaseException)
         first = str(answer).split("\n")[0]
         if part.whole:
             self._record(part, self._outcome(part, answer))
-        elif isinstance(answer, jobs.Skipped):
-            return
-        elif part.function is train_cell:
-            left = sum(other.function is train_cell for other in self.queue.jobs.values())
-            name = part.name.partition("-cell-")[2]
-            self._line(ABLATION, f"{name}: {first} | {left} left to train")
-        elif failed:
-            what = "what its students share could not be made, so it makes all itself"
-            self._line(ABLATION, f"{what}: {first}")
+        elif isinstance(answer, BaseException | jobs.Later):
+            what = part.task or "what is missing"
+            self._line(part.notebook, f"{what} is left to the notebook: {first}")
+        elif part.task:
+            jobs_left = self.queue.jobs.values()
+            left = sum(bool(other.task) for other in jobs_left if other.notebook == part.notebook)
+            self._line(part.notebook, f"{part.task}: {duration(answer)} | {left} left to make")
         else:
-            self._add_cells(answer)
+            self._add_tasks(part, answer)
 
     def _outcome(self, part: Part, answer: object) -> Outcome:
         """How a notebook ended; of one that never began nothing of an earlier run is left."""
@@ -214,15 +212,15 @@ class Run:
         held = part.messages.get("held", 0) / MEGABYTE
         return Outcome(FAILED, text, now - (part.began or now), held)
 
-    def _add_cells(self, cells: list[dict]) -> None:
-        """Put the students that are missing before their notebook."""
-        artifacts = self.plan.parameters[ABLATION]["artifacts_dir"]
-        for cell in cells:
-            name = f"{ABLATION}-cell-{cell['name']}, seed {cell['seed']}"
-            self.queue.add(self._part(name, train_cell, artifacts, cell))
-            self.queue.jobs[ABLATION].after.append(name)
-        if cells:
-            self._line(ABLATION, f"{len(cells)} students to train")
+    def _add_tasks(self, listing: Part, missing: list[str]) -> None:
+        """Put what a notebook trains and is missing before it."""
+        notebook, (_, path, parameters) = listing.notebook, listing.args
+        for task in missing:
+            name = f"{notebook}: {task}"
+            self.queue.add(self._part(notebook, name, do_task, path, parameters, task, task=task))
+            self.queue.jobs[notebook].after.append(name)
+        if missing:
+            self._line(notebook, f"{len(missing)} to make: {', '.join(missing)}")
 
     def _record(self, part: Part, outcome: Outcome) -> None:
         name, messages = part.name, part.messages

@@ -3,13 +3,25 @@
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfkd_lib import __version__, jobs
-from dfkd_lib.core import Store, WorkbenchError, processes, provenance
+from dfkd_lib import __version__, jobs, presets
+from dfkd_lib.core import (
+    BeingMade,
+    NotMade,
+    WorkbenchError,
+    only_finding,
+    processes,
+    provenance,
+    without_waiting,
+)
 from dfkd_lib.pipeline import html
 from dfkd_lib.pipeline.execute import FAILED, Outcome, Watch, execute
+from dfkd_lib.pipeline.here import definitions
+from dfkd_lib.reporting.notebooks import read_notebook
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # Dask's nannies set MKL's
 
@@ -121,24 +133,44 @@ def clear(out: Path, name: str) -> None:
         (out / path).unlink(missing_ok=True)
 
 
-def shared_parts(
-    report: jobs.Tell, needs: jobs.Needs, place: Place, parameters: dict
-) -> list[dict]:
-    """Make what the students of an ablation share; returns those that are to be trained."""
-    from dfkd_lib import ablation, presets
-
+def missing_tasks(
+    report: jobs.Tell, needs: jobs.Needs, place: Place, notebook: Path, parameters: dict
+) -> list[str]:
+    """The names of what a notebook trains and nobody has made yet, see `distill.tasks`."""
     place.check()
-    config = presets.of_parameters("ablation", parameters)
-    cells = [cell.as_dict() for cell in ablation.cells_of(config)]
-    return ablation.prepare(report, needs, parameters["artifacts_dir"], cells)
+    missing = []
+    with (
+        jobs.alone_in_process(needs.threads),
+        _tasks(notebook, parameters) as tasks,
+        only_finding(),
+    ):
+        for name, make in tasks.items():
+            try:
+                make()
+            except NotMade:
+                missing.append(name)
+            except Exception:  # the notebook will say what stands in its way
+                continue
+    return missing
 
 
-def train_cell(
-    report: jobs.Tell, needs: jobs.Needs, place: Place, artifacts: str, cell: dict
-) -> str:
-    """Train one student of an ablation; returns its accuracy, or what happened, as text."""
-    from dfkd_lib import ablation
-
+def do_task(
+    report: jobs.Tell, needs: jobs.Needs, place: Place, notebook: Path, parameters: dict, name: str
+) -> float | jobs.Later:
+    """Make one of a notebook's tasks; returns the seconds it took, or that another process is making a part of it."""
     place.check()
-    key, error = ablation.work(report, needs, artifacts, cell)
-    return error or f"{100 * Store(artifacts).find(key).metrics['accuracy']:.2f} %"
+    start = time.perf_counter()
+    with jobs.alone_in_process(needs.threads), _tasks(notebook, parameters) as tasks:
+        try:
+            with without_waiting():
+                tasks[name]()
+        except BeingMade as error:
+            return jobs.Later(str(error.got))
+    return time.perf_counter() - start
+
+
+@contextmanager
+def _tasks(notebook: Path, parameters: dict) -> Iterator[dict[str, Callable[[], object]]]:
+    """What a notebook trains with these parameters, by name."""
+    with definitions(notebook, parameters) as names:
+        yield presets.tasks(read_notebook(notebook).method)(names)

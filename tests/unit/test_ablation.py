@@ -14,7 +14,15 @@ from cells import run_cell as notebook_cell
 from dfkd_lib import ablation, losses, models
 from dfkd_lib.ablation import Cell, cells, make_cell, read_grid
 from dfkd_lib.ablation.grid import DEFAULTS
-from dfkd_lib.core import NotMade, OtherCode, Store, WorkbenchError, as_sent, processes
+from dfkd_lib.core import (
+    NotMade,
+    OtherCode,
+    Store,
+    WorkbenchError,
+    as_sent,
+    only_finding,
+    processes,
+)
 from dfkd_lib.jobs import Needs
 
 
@@ -168,8 +176,8 @@ def test_what_ran_is_found_and_what_did_not_is_not(ran, store):
     assert all(o.cached for o in again)
     assert ablation.find(store, make_cell("new", {**TINY, "temperature": 2.5}, 0)) is None
     assert store.keys() == before
-    with pytest.raises(NotMade):
-        store.find_only().get_or_make("stage", {}, lambda work: pytest.fail("made"))
+    with pytest.raises(NotMade), only_finding():
+        store.get_or_make("stage", {}, lambda work: pytest.fail("made"))
 
 
 def test_cells_of_one_row_differ_in_their_weights_only_by_seed(ran, store):

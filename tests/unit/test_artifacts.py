@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dfkd_lib.core import WorkbenchError, artifacts
-from dfkd_lib.core.artifacts import ArtifactError, NotMade, Store
+from dfkd_lib.core.artifacts import ArtifactError, NotMade, Store, only_finding
 from dfkd_lib.pipeline.folder import prepare_folder
 
 
@@ -79,8 +79,8 @@ def test_changed_bytes_are_named_set_aside_and_made_anew(store, capsys):
     with pytest.raises(ArtifactError, match="value.txt") as caught:
         store.find(made.key)
     assert "made anew" in str(caught.value)
-    with pytest.raises(NotMade):
-        store.find_only().get_or_make("stage", {}, write(1))
+    with pytest.raises(NotMade), only_finding():
+        store.get_or_make("stage", {}, write(1))
     assert [bad is not None for _, bad in store.verify()] == [True]
     again = store.get_or_make("stage", {}, write(1))
     assert (

@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torchvision.ops import box_convert, generalized_box_iou
 
 from dfkd_lib import detection, metrics, presets
-from dfkd_lib.core import NotMade, WorkbenchError, artifacts, ledger
+from dfkd_lib.core import NotMade, WorkbenchError, artifacts, ledger, only_finding
 from dfkd_lib.datasets import (
     SCENES,
     SceneConfig,
@@ -608,10 +608,11 @@ def test_artifacts_hold_curves_measures_and_detections(trained):
 )
 def test_a_changed_setting_makes_a_new_student(trained, change):
     store, study, made = trained
-    again = DetectionStudy(store.find_only(), study.config)
-    assert again.student("plain").key == made["plain"].key
-    other = DetectionStudy(store.find_only(), study.config.override(change))
-    with pytest.raises(NotMade):
+    again = DetectionStudy(store, study.config)
+    with only_finding():
+        assert again.student("plain").key == made["plain"].key
+    other = DetectionStudy(store, study.config.override(change))
+    with pytest.raises(NotMade), only_finding():
         other.student("plain")
 
 
