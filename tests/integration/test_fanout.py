@@ -330,13 +330,13 @@ def test_an_empty_address_is_no_scheduler():
             pass
 
 
-@pytest.mark.parametrize("step", ["notebook", "shared parts", "cell"])
+@pytest.mark.parametrize("step", ["notebook", "what is missing", "task"])
 def test_a_worker_with_other_folders_or_other_code_is_refused(tmp_path, step):
-    """Students too: they go into the store that all share."""
+    """What notebooks train too: it goes into the store that all share."""
     function, args = {
         "notebook": (task.run_notebook, (tmp_path / "n.ipynb", {}, tmp_path, 0.0)),
-        "shared parts": (task.shared_parts, ({},)),
-        "cell": (task.train_cell, (str(tmp_path), {})),
+        "what is missing": (task.missing_tasks, (tmp_path / "n.ipynb", {})),
+        "task": (task.do_task, (tmp_path / "n.ipynb", {}, "student")),
     }[step]
     for place, words in (
         (task.Place((tmp_path / ".seen-absent",)), "does not see the folder"),

@@ -101,6 +101,20 @@ def test_the_second_run_makes_nothing(smoke):
     )
 
 
+# What the tasks of the queue make, and notebooks only find; what else they make is a matter of seconds.
+TRAINED = ("student", "cgan", "guided", "inversion", "teacher", "scene_gan", "detection", "titn")
+TRAINED += ("dearkd", "plain_vit", "measures", "scene_measures", "ablation_cell")
+
+
+@pytest.mark.parametrize("notebook", ["10", "20", "30", "35", "40", "50", "60"])
+def test_tasks_make_what_a_notebook_trains(smoke, notebook):
+    """By the same keys: the notebook's own steps, makers and students are theirs."""
+    (result,) = [r for name, r in smoke[1]["notebooks"].items() if name.startswith(notebook)]
+    made = [a["key"] for a in result["artifacts"] if not a["cached"]]
+    assert not [key for key in made if key.startswith(TRAINED)]
+    assert any(a["key"].startswith(TRAINED) for a in result["artifacts"])
+
+
 def test_the_second_run_finds_the_same(smoke):
     _, first, second = smoke
     for name in NOTEBOOKS:

@@ -12,7 +12,15 @@ import pytest
 import torch
 
 from dfkd_lib.core import WorkbenchError, artifacts
-from dfkd_lib.core.artifacts import ArtifactError, NotMade, Store, only_finding
+from dfkd_lib.core.artifacts import (
+    ArtifactError,
+    BeingMade,
+    NotMade,
+    Store,
+    only_finding,
+    without_waiting,
+)
+from dfkd_lib.core.files import file_lock
 from dfkd_lib.pipeline.folder import prepare_folder
 
 
@@ -71,6 +79,18 @@ def test_a_failed_make_leaves_no_artifact(store):
         store.get_or_make("stage", {}, fail)
     assert store.keys() == []
     assert not store.get_or_make("stage", {}, write(2)).cached
+
+
+def test_what_another_process_makes_is_not_waited_for_where_nobody_wants_to(store):
+    with only_finding(), pytest.raises(NotMade) as missing:
+        store.get_or_make("stage", {}, write(1))
+    lock = file_lock(store.root / ".locks" / f"{missing.value.got}.lock")
+    with lock, without_waiting(), pytest.raises(BeingMade, match="another process"):
+        store.get_or_make("stage", {}, write(1))
+    with without_waiting():
+        assert not store.get_or_make("stage", {}, write(1)).cached
+    with lock, without_waiting():  # of what is there nobody needs the lock
+        assert store.get_or_make("stage", {}, write(1)).cached
 
 
 def test_changed_bytes_are_named_set_aside_and_made_anew(store, capsys):

@@ -2,9 +2,13 @@
 
 import json
 
+import nbformat
 import pytest
 
-from dfkd_lib.core.artifacts import REPOSITORY
+from dfkd_lib import presets
+from dfkd_lib.core import REPOSITORY, Store
+from dfkd_lib.pipeline.here import definitions
+from dfkd_lib.pipeline.plan import make_plan, notebook_files
 from dfkd_lib.reporting.notebooks import (
     Headline,
     Notebook,
@@ -101,3 +105,30 @@ def test_a_notebook_that_cannot_be_read_has_its_name(tmp_path):
     for text in ("{", json.dumps({"cells": [], "metadata": {}})):
         path.write_text(text)
         assert read_notebook(path) == Notebook("10_x", "10_x")
+
+
+@pytest.mark.parametrize("method", presets.TASKS)
+def test_a_notebooks_own_cells_say_what_it_trains(method, tmp_path):
+    """As tasks by name, from its first cell and those to edit: nothing is trained for the list."""
+    (path,) = [
+        path for name, path in notebook_files().items() if read_notebook(path).method == method
+    ]
+    parameters = make_plan("smoke", only=path.stem, artifacts=str(tmp_path)).parameters[path.stem]
+    with definitions(path, parameters) as names:
+        tasks = presets.tasks(method)(names)
+    assert tasks and all(map(callable, tasks.values()))
+    assert Store(tmp_path).keys() == []
+
+
+def test_a_maker_and_a_student_of_the_notebooks_own_are_tasks(tmp_path):
+    for name, line, task in (
+        ("20_gan_fid", 'makers["mine"] = makers["class probes"]', "mine: images and student"),
+        ("60_titn", 'students["mine"] = students["TITN"]', "mine, seed 1"),
+    ):
+        notebook = nbformat.read(REPOSITORY / "notebooks" / f"{name}.ipynb", 4)
+        edited = [c for c in notebook.cells if "edit-me" in c.metadata.get("tags", [])]
+        edited[-1].source += f"\n{line}"
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+        plan = make_plan("smoke", artifacts=str(tmp_path / "store"), notebooks=tmp_path, only=name)
+        with definitions(plan.notebooks[name], plan.parameters[name]) as names:
+            assert task in presets.tasks(read_notebook(plan.notebooks[name]).method)(names)

@@ -101,6 +101,34 @@ def test_what_builds_on_a_failure_is_skipped_and_what_only_waits_runs(made):
     assert found["after all"] == "after all" and "on both" not in made.cluster.handed_in
 
 
+def test_what_another_stands_in_the_way_of_is_handed_in_again_when_one_has_ended(made):
+    for name in ("maker", "student", "other"):
+        made.add(Job(name, print))
+    found, waiting = [], iter(made)
+
+    def end(name, answer):
+        made.cluster.end(name, answer)
+        found.append(next(waiting)[0].name)
+
+    made.interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        next(waiting)
+    waiting = iter(made)
+    made.cluster.end("student", jobs.Later("key"))
+    end("maker", "made")
+    assert made.cluster.handed_in == ["maker", "student", "other"] and found == ["maker"]
+    end("other", "made")
+    assert made.cluster.handed_in == ["maker", "student", "other", "student"]
+    end("student", "made")
+    assert found == ["maker", "other", "student"] and not made.jobs
+
+
+def test_what_nothing_of_this_run_stands_in_the_way_of_has_ended(made):
+    """Another run makes it: whoever needs it waits there."""
+    made.add(Job("student", print))
+    assert drive(made, student=jobs.Later("key")) == [("student", jobs.Later("key"))]
+
+
 def test_an_error_is_an_answer(made):
     made.add(Job("a", print))
     made.add(Job("b", print, builds_on=("a",)))
