@@ -181,7 +181,7 @@ DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
         },
         "attention": {**_SMOKE, "statistics_images": 40, "scenes": 4},
         "synthesis": {**_SMOKE, "student.epochs": 1},
-        "classification": _SMOKE,
+        "classification": {**_SMOKE, "student.watch": 2},
         "ablation": {**_SMOKE, "student.epochs": 1, "student.images": 200},
         "detection": {
             **_DETECTION_QUICK,
@@ -222,7 +222,7 @@ DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
         "deploy": _DEPLOY_QUICK,
         "attention": {**_QUICK, "statistics_images": 1000},
         "synthesis": _QUICK,
-        "classification": _QUICK,
+        "classification": {**_QUICK, "student.watch": 4},
         "ablation": {**_QUICK, "student.epochs": 3, "student.images": 6000},
         "detection": _DETECTION_QUICK,
         "early": _EARLY_QUICK,
@@ -232,7 +232,7 @@ DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
         "deploy": _DEPLOY_QUICK,
         "attention": _NIGHT,
         "synthesis": _NIGHT,
-        "classification": {**_NIGHT, "student.epochs": 10},
+        "classification": {**_NIGHT, "student.epochs": 10, "student.watch": 4},
         "ablation": {**_NIGHT, "student.epochs": 10},
         "detection": {
             **_DETECTION_QUICK,

@@ -73,6 +73,10 @@ class StudentConfig(TrainConfig):
         1, ge=0, le=5, description="early map of a CNN teacher that early features are aligned to"
     )
 
+    watch: int = Field(
+        0, ge=0, le=100, description="test images whose attention is kept after every epoch"
+    )
+
     @property
     def augment(self) -> Augmentation:
         """What is done to each batch of its images."""
@@ -118,8 +122,7 @@ def train(
             `training.Batch`; `teacher(batch)` gives `Targets`. It may ask for `progress`, the share of training done in
             [0, 1), and for modules of `modules`, by name. Its code is part of the student's key. Or weights, for `kd_step`.
         images: what it learns from; if synthetic, the ledger refuses any real image but for evaluation by `test_set`.
-        seed: of weights, order and dropout; config.seed by default.
-        parents: what made the synthetic images.
+        seed: of weights, order and dropout; config.seed by default. parents: what made the synthetic images.
         overrides, modules: for `create_model`; the student → modules trained beside it.
         needs: what the step reads of the teacher beside its logits: "probe", or "early features", its map of stage
             `config.early_stage`, for which the step may ask for an `aligner`.
@@ -128,8 +131,8 @@ def train(
         The student's artifact, see `training.train_classifier`.
 
     Raises:
-        WorkbenchError: if teacher and images differ in classes or size; if a loss in use needs what teacher or student
-            lack; if the step's result is no named losses, it changes its batch, or asks for what is not there.
+        WorkbenchError: if teacher and images differ in classes or size; if a loss needs what teacher or student lack; if the
+            step's result is no named losses, it changes its batch, or asks for what is not there.
     """
     images, settings = config.chosen(images), {}
     network = _fitting_teacher(teacher, images)
@@ -154,7 +157,8 @@ def train(
         overrides=overrides,
         settings=settings,
         augmentation=config.augment,
-        parents=[teacher, *parents, *([stored] if stored else [])],
+        parents=[teacher, *parents, *filter(None, [stored])],
+        watch=config.watch,
     )
 
 

@@ -9,6 +9,7 @@ from dfkd_lib.plots.ablation import (
 )
 from dfkd_lib.plots.attention import (
     agreement_by_class,
+    attention_by_epoch,
     attention_profile,
     class_probe_grid,
     class_probe_spread,
@@ -53,6 +54,7 @@ __all__ = [
     "ablation_grid",
     "accuracy_against_distance",
     "agreement_by_class",
+    "attention_by_epoch",
     "attention_panels",
     "attention_profile",
     "average_precision_bars",

@@ -14,6 +14,7 @@ from dfkd_lib.training.batches import TensorBatches
 from dfkd_lib.training.config import TrainConfig, arithmetic, device
 from dfkd_lib.training.loop import fit
 from dfkd_lib.training.mixing import Augmentation, Batch
+from dfkd_lib.training.watch import Watch
 
 CURVE_IMAGES = 2000  # test images behind the accuracy-per-epoch curve; the final figure always uses all of them
 
@@ -103,18 +104,19 @@ def train_classifier(
     augmentation: Augmentation = Augmentation(),
     parents: Sequence[Artifact] = (),
     start: Artifact | None = None,
+    watch: int = 0,
 ) -> Artifact:
     """Train a classifier by a step function and store it, with its history and its logits on the test images.
 
     Args:
         stage: name of the stage in keys and ledger.
         model_name, overrides: for `create_model`; its initial weights come from config.seed, or from the artifact `start`.
-        train_set: what it learns from; real or synthetic.
-        test_set: real images for evaluation alone.
+        train_set: what it learns from; real or synthetic. test_set: real images for evaluation alone.
         make_step: model → (step function, {name: module} trained beside the model).
         settings: everything else that the result depends on (of the step); part of the key.
         augmentation: from images of the set to what the step receives; part of the key.
         parents: artifacts it was made from (teacher, synthetic images).
+        watch: test images of which `Watch` keeps the attention, "probes" and "images" of attention.safetensors.
 
     Returns:
         Artifact with model.safetensors, history.json, test_logits.safetensors; metrics "accuracy" (all test images,
@@ -123,17 +125,12 @@ def train_classifier(
     check_classes_agree(train_set.classes, test_set.classes, f"{train_set.name}, {test_set.name}")
     # The whole configuration, not its name alone: a named model that is changed must not be found by an old key.
     overrides = {**MODELS.get(model_name, (None, {}))[1], **shape_of(train_set, overrides)}
-    known = {
-        "model": model_name,
-        "overrides": overrides,
-        "config": config.as_dict(),
-        "train": train_set.fingerprint,
-        "test": test_set.fingerprint,
-        "classes": list(train_set.classes),
-        "train_name": train_set.name,
-        "augmentation": augmentation.as_dict(),
-        **(settings or {}),
-    }
+    known: dict = {"model": model_name, "overrides": overrides, "config": config.as_dict()}
+    known |= {**_identity(train_set, test_set), "augmentation": augmentation.as_dict()}
+    known |= settings or {}
+    if watch:
+        known["watch"] = watch
+        make_step, kept = _watching(make_step, test_set.sample(watch), config.epochs)
 
     def make(work: Path) -> dict:
         torch.manual_seed(config.seed)
@@ -148,7 +145,39 @@ def train_classifier(
 
     ancestors = [*parents, *([start] if start else [])]
     reads = reads_of((train_set, "training"), (test_set, ledger.EVALUATION))
-    return store.get_or_make(stage, known, make, ancestors, reads, code=[MODELS.get(model_name)])
+    made = kept(make) if watch else make
+    return store.get_or_make(stage, known, made, ancestors, reads, code=[MODELS.get(model_name)])
+
+
+def _identity(train_set: ImageSet, test_set: ImageSet) -> dict:
+    """What of two sets a key holds."""
+    return {
+        "train": train_set.fingerprint,
+        "test": test_set.fingerprint,
+        "classes": list(train_set.classes),
+        "train_name": train_set.name,
+    }
+
+
+def _watching(make_step: Callable, images: ImageSet, epochs: int) -> tuple[Callable, Callable]:
+    """`make_step` whose model is watched beside what else it trains, and what makes `make` write down what was seen."""
+    watches: list[Watch] = []
+
+    def watched(model: nn.Module) -> tuple[Callable, dict[str, nn.Module]]:
+        step, modules = make_step(model)
+        watches.append(Watch(model, images.images, epochs))
+        return step, {**modules, "watch": watches[-1]}
+
+    def kept(make: Callable[[Path], dict]) -> Callable[[Path], dict]:
+        def made(work: Path) -> dict:
+            metrics = make(work)
+            seen = {"probes": watches[-1].probes, "images": images.images}
+            artifacts.save_tensors(work / "attention.safetensors", seen)
+            return metrics
+
+        return made
+
+    return watched, kept
 
 
 def _trained(
