@@ -40,8 +40,14 @@ lint: $(STAMP)  ## ruff, notebooks without outputs, and mypy on core, losses, at
 hooks: $(STAMP)  ## let git run ruff and nbstripout before each commit
 	@$(RUN) -m pre_commit install
 
-lab: $(STAMP)  ## JupyterLab on the notebooks, on this machine only
-	@$(RUN) -m jupyterlab --ip=127.0.0.1 --LabApp.default_url=/lab/tree/notebooks --LabApp.news_url=None \
+# What JupyterLab writes into a notebook that it has run is no change: git does not see outputs, counts and versions.
+LANGUAGE := codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version
+STRIP := $(RUN) -m nbstripout --keep-id --extra-keys "$(addprefix metadata.language_info.,$(LANGUAGE))"
+
+lab: $(STAMP)  ## JupyterLab on the notebooks, on this machine only, at notebook 00
+	@git config filter.notebooks.clean '$(STRIP)' 2>/dev/null || true
+	@$(RUN) -m jupyterlab --ip=127.0.0.1 --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb --LabApp.news_url=None \
+	    --FileContentsManager.post_save_hook=dfkd_lib.pipeline.lab.refresh \
 	    --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.extension_manager=readonly \
 	    $(if $(filter 0,$(shell id -u)),--allow-root)
 

@@ -6,6 +6,7 @@ laptop's, `smoke` the tests', `night` the papers' sizes as far as two cores get 
 
 import ast
 import importlib
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -312,6 +313,16 @@ def of_parameters(method: str, parameters: Mapping[str, object]) -> Config:
     known = config_class(method)()
     own = {k: v for k, v in parameters.items() if k not in NOT_SETTINGS and known.has(k)}
     return load(method, preset, str(parameters.get("overrides", "")), **own)
+
+
+def overrides_text(values: Mapping[str, object]) -> str:
+    """Settings by name as the text that `overrides` takes: "student.epochs=10 seeds=0,1"."""
+
+    def word(name: str, value: object) -> str:
+        text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        return shlex.quote(f"{name}={text}")
+
+    return " ".join(word(name, value) for name, value in values.items())
 
 
 def _injected() -> dict[str, object]:

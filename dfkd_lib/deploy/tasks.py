@@ -1,7 +1,7 @@
 """What the deployment of a classifier and of a detector do not share: images, scores, where the student comes from."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd_lib import presets
-from dfkd_lib.core import Artifact, Store, WorkbenchError, resolve
+from dfkd_lib.core import Artifact, Store, WorkbenchError
 from dfkd_lib.datasets import FILL, SCENES, ImageSet, SceneConfig, SceneSet
 from dfkd_lib.deploy.export import check_export
 from dfkd_lib.detection import DetectionStudy, load_detector
@@ -135,14 +135,15 @@ STUDENTS = {
 
 def find_student(
     store: Store,
-    out_dir: str | Path,
+    places: Sequence[Path],
     profile: str,
     kind: str = "classification",
     fallback: bool = False,
 ) -> tuple[Artifact, str]:
-    """The student of notebook 30's (classification: that on synthetic images) or 40's (detection) report in `out_dir`.
+    """The student of notebook 30's (classification: that on synthetic images) or 40's (detection) report; prints which.
 
     Args:
+        places: folders of reports; the first whose report names a student that is in the store counts.
         fallback: where no report names one that is in the store, the profile's own student is made.
 
     Returns:
@@ -152,10 +153,17 @@ def find_student(
         WorkbenchError: if no report names a student that is in the store, without `fallback`.
     """
     notebook, metric, study = STUDENTS[kind]
-    report = resolve(out_dir) / "metrics" / f"{notebook}.json"
-    key = json.loads(report.read_text())["metrics"].get(metric) if report.is_file() else None
-    if key and (found := store.find(key)) is not None:
-        return found, ""
+    reports = [Path(place) / "metrics" / f"{notebook}.json" for place in places]
+    named = {
+        report: json.loads(report.read_text())["metrics"].get(metric)
+        for report in reports
+        if report.is_file()
+    }
+    for report, key in named.items():
+        if key and (found := store.find(key)) is not None:
+            print(f"{kind}: the student of {report}")
+            return found, ""
+    report, key = next(iter(named.items()), (reports[0], None))
     config = presets.of_preset(kind, profile)
     error = WorkbenchError(
         f"there is no {kind} student to deploy",

@@ -22,6 +22,7 @@ from dfkd_lib.pipeline import html
 from dfkd_lib.pipeline.execute import FAILED, Outcome, Watch, execute
 from dfkd_lib.pipeline.here import definitions
 from dfkd_lib.reporting.notebooks import read_notebook
+from dfkd_lib.reporting.report import BATCH
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # Dask's nannies set MKL's
 
@@ -120,6 +121,7 @@ def run_notebook(
 def kernel_environment(needs: jobs.Needs) -> dict[str, str]:
     """The variables of a kernel: lines instead of bars, its threads, and no GPU unless its task asked for one."""
     chosen = {"DFKD_PROGRESS": "lines", "JUPYTER_PLATFORM_DIRS": "1", "PYTHONUNBUFFERED": "1"}
+    chosen[BATCH] = "1"
     if needs.threads:
         chosen |= dict.fromkeys(THREADS, str(needs.threads))
         if not needs.gpu:

@@ -2,9 +2,11 @@
 
 import html
 import math
+import os
 import re
 import time
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +29,8 @@ from dfkd_lib.reporting.notebooks import read_notebooks
 from dfkd_lib.reporting.papers import paper_number
 from dfkd_lib.training import test_logits
 
+LAB = "reports/lab"  # of what is done by hand, a folder a day
+BATCH = "DFKD_BATCH"  # set in the kernels of `dfkd run`
 ARTIFACT = ("key", "stage", "seconds", "cached", "ledger", "settings", "parents")
 
 
@@ -35,22 +39,31 @@ class Report:
 
     Args:
         notebook: its name, "20_gan_fid".
-        out_dir: folder of the report; relative to the repository root.
+        out_dir: folder of the report, relative to the repository root; "": reports/lab/<today>, with the parameters beside it.
         profile: the preset it ran under.
         config: the typed configuration in use; the page shows what differs from the notebook's method under that preset.
 
     Raises:
-        WorkbenchError: if the folder cannot be made.
+        WorkbenchError: if the folder cannot be made, or holds a batch run and this is none.
     """
 
     def __init__(
         self,
         notebook: str,
-        out_dir: str | Path,
+        out_dir: str | Path = "",
         profile: str = "quick",
         config: Config | None = None,
     ):
-        self.notebook, self.profile, self.out = notebook, profile, resolve(out_dir)
+        self.notebook, self.profile, self.lab = notebook, profile, not str(out_dir)
+        self.out = resolve(out_dir if str(out_dir) else f"{LAB}/{date.today()}")
+        self.overrides = ""  # what differs from the preset
+        if (self.out / "results.json").exists() and BATCH not in os.environ:
+            raise WorkbenchError(
+                "this folder holds the results of dfkd run",
+                got="a notebook that was run by hand",
+                where=self.out,
+                fix="leave out_dir empty (then it is reports/lab/<today>) or name another folder",
+            )
         self.start = time.perf_counter()
         self.data = {"metrics": {}, "settings": {}, "figures": [], "tables": [], "artifacts": []}
         try:
@@ -69,10 +82,20 @@ class Report:
     def _note_settings(self, config: Config) -> None:
         known = read_notebooks().get(self.notebook)
         of_preset = known and known.method and presets.of_preset(known.method, self.profile)
-        before = (of_preset or type(config)()).flat()
+        usual = of_preset or type(config)()
+        before = usual.flat()
+        changed = {name: here for name, (here, _) in config.differences(usual).items()}
+        self.overrides = presets.overrides_text(changed)
         for name, setting in config.settings().items():
             entry = [setting.default, before[name], setting.help, setting.also]
             self.data["settings"][name] = _plain(entry)
+
+    @property
+    def places(self) -> list[Path]:
+        """Where other notebooks' reports are to be read: here; in the lab then of earlier days, and of the batch run."""
+        days = sorted(resolve(LAB).glob("[0-9]*"), reverse=True)
+        more = [*days, resolve(f"reports/{self.profile}")] if self.lab else []
+        return [self.out, *(place for place in more if place != self.out)]
 
     def figure(self, figure, name: str, caption: str, paper: str = "", artifacts=None) -> None:
         """Show a figure and save it as figures/<name>.svg and .pdf.
@@ -154,13 +177,16 @@ class Report:
                 self.data["artifacts"].append({**record, "code": a.manifest.get("code", {})})
 
     def save(self) -> Path:
-        """Write metrics/<notebook>.json and return its path."""
+        """Write metrics/<notebook>.json and return its path; in the lab its parameters too, for papermill's -f."""
         path = self.out / "metrics" / f"{self.notebook}.json"
         ended = {
             "peak_memory_mb": _peak_memory_mb(),
             "seconds": round(time.perf_counter() - self.start, 2),
         }
         save_json(path, {"notebook": self.notebook, "profile": self.profile, **self.data, **ended})
+        if self.lab:  # JSON is YAML
+            parameters = {"preset": self.profile, "overrides": self.overrides}
+            save_json(self.out / f"{self.notebook}.yaml", parameters)
         return path
 
 

@@ -10,11 +10,20 @@ from dfkd_lib.core import Store, WorkbenchError, resolve
 from dfkd_lib.core.ledger import EVALUATION, NOT_RECORDED
 from dfkd_lib.reporting.notebooks import COLUMNS, headlines, read_notebooks
 
+SUMMARY = "90_summary"
 
-def read_reports(out_dir: str | Path) -> dict[str, dict]:
-    """What each notebook's report saved in `<out_dir>/metrics`, by notebook; {} if none has run."""
-    reports = {}
-    for path in sorted((resolve(out_dir) / "metrics").glob("*.json")):
+
+def read_reports(*places: str | Path) -> dict[str, dict]:
+    """What each notebook's report, the summary's own left out, saved in the first of these folders that has any; prints which."""
+    reports: dict[str, dict] = {}
+    found: list[Path] = []
+    for place in places:
+        files = sorted((resolve(place) / "metrics").glob("*.json"))
+        found = [path for path in files if path.stem != SUMMARY]
+        if found:
+            print(f"the reports of {resolve(place)}")
+            break
+    for path in found:
         try:
             reports[path.stem] = dict(json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:

@@ -1,6 +1,5 @@
 """The controls of the ablation widget, read from the configuration, and the cells that they ask for."""
 
-import shlex
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -9,7 +8,7 @@ import torch
 from dfkd_lib import attention, models
 from dfkd_lib.ablation import BASE, DEFAULTS, Cell, make_cell, resolved
 from dfkd_lib.core import WorkbenchError, nearest
-from dfkd_lib.presets import PRESETS, load
+from dfkd_lib.presets import PRESETS, load, overrides_text
 
 SETTINGS = BASE.settings()
 # The field that gives the number of images, by source.
@@ -186,17 +185,12 @@ class Settings:
         # A preset may change what here is as by default.
         named = {n for preset in PRESETS for n in load("ablation", preset).differences(BASE)}
         named |= {n for n in shown if shown[n] != DEFAULTS[n]}
-        overrides = (_override(n, shown[n]) for n in shown if n in named and n != "source")
+        overrides = {n: shown[n] for n in shown if n in named and n != "source"}
         return {
             "source": shown["source"],
             "seeds": ",".join(map(str, seeds)),
-            "overrides": " ".join(overrides),
+            "overrides": overrides_text(overrides),
         }
-
-
-def _override(name: str, value: object) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    return shlex.quote(f"{name}={text}")
 
 
 @lru_cache

@@ -345,7 +345,8 @@ def test_the_student_is_the_reports_and_the_profiles_own_only_where_asked(
     (tmp_path / "metrics").mkdir()
     report = tmp_path / "metrics" / "30_classification_kd.json"
     artifacts.save_json(report, {"metrics": {"student_synthetic_key": student.key}})
-    found, missing = deploy.find_student(store, tmp_path, "quick")
+    empty = tmp_path / "an earlier day"
+    found, missing = deploy.find_student(store, [empty, tmp_path], "quick")
     assert found.key == student.key and not missing
     assert deploy.teacher_of(store, student).key == teacher.key
     asked = []
@@ -359,14 +360,14 @@ def test_the_student_is_the_reports_and_the_profiles_own_only_where_asked(
         (tmp_path / "x", "no such"),
     ):
         with pytest.raises(WorkbenchError, match=f"(?s)no classification student.*{got}"):
-            deploy.find_student(store, out, "smoke")
+            deploy.find_student(store, [out], "smoke")
     assert not asked
-    _, missing = deploy.find_student(store, tmp_path, "smoke", fallback=True)
+    _, missing = deploy.find_student(store, [tmp_path], "smoke", fallback=True)
     assert "the preset's own" in missing
     ((config, source),) = asked
     assert source == "synthetic" and config == presets.load("classification", "smoke")
     with pytest.raises(WorkbenchError, match="no preset 'slow'"):
-        deploy.find_student(store, tmp_path / "nothing", "slow")
+        deploy.find_student(store, [tmp_path / "nothing"], "slow")
 
 
 def test_what_cannot_be_deployed_is_refused(deployed, monkeypatch):

@@ -1,12 +1,16 @@
 """What a notebook says of itself: headlines that name size and seeds, what it needs; bad metadata harms nothing."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import nbformat
 import pytest
 
 from dfkd_lib import presets
 from dfkd_lib.core import REPOSITORY, Store
+from dfkd_lib.pipeline import lab
 from dfkd_lib.pipeline.here import definitions
 from dfkd_lib.pipeline.plan import make_plan, notebook_files
 from dfkd_lib.reporting.notebooks import (
@@ -92,6 +96,57 @@ def test_every_notebook_of_the_repository_says_what_it_is_about():
 )
 def test_metadata_without_headlines_has_none(about):
     assert headlines_of({"dfkd": about}) == ()
+
+
+LAB = """
+import json, sys
+for path in sys.argv[1:]:
+    notebook = json.load(open(path))
+    for count, cell in enumerate(cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
+        output = {"data": {"text/plain": ["1"]}, "metadata": {}, "output_type": "execute_result"}
+        cell |= {"execution_count": count, "outputs": [output | {"execution_count": count}]}
+        cell["metadata"]["execution"] = {"iopub.status.busy": "2026-01-01T00:00:00.000000Z"}
+    notebook["metadata"]["language_info"] = {
+        "codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py", "mimetype": "text/x-python",
+        "name": "python", "nbconvert_exporter": "python", "pygments_lexer": "ipython3", "version": "3.12.1"}
+    notebook["metadata"]["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {}}}
+    json.dump(notebook, open(path, "w"), indent=1)
+"""
+
+
+def test_running_the_notebooks_leaves_git_clean(tmp_path):
+    """As JupyterLab saves them once they have run, with the filter that `make lab` sets; an edit is a change."""
+
+    def call(*words, **more):
+        done = subprocess.run(
+            words, cwd=tmp_path, check=True, capture_output=True, text=True, **more
+        )
+        return done.stdout.strip()
+
+    (tmp_path / "notebooks").mkdir()
+    for name in ("00_start_here", "40_detection_kd"):
+        shutil.copy(REPOSITORY / "notebooks" / f"{name}.ipynb", tmp_path / "notebooks")
+    shutil.copyfile(REPOSITORY / ".gitattributes", tmp_path / ".gitattributes")
+    make = ("make", "-f", REPOSITORY / "Makefile", f"RUN={sys.executable}")
+    strip = call(*make, "--eval=strip: ; @echo '$(STRIP)'", "strip")
+    call("git", "init", "-q")
+    call("git", "config", "filter.notebooks.clean", strip)
+    call("git", "add", ".")
+    author = ("-c", "user.name=a", "-c", "user.email=a@b")
+    call("git", *author, "commit", "-qm", "notebooks")
+    files = sorted((tmp_path / "notebooks").glob("*.ipynb"))
+    stored = call("git", "show", f"HEAD:notebooks/{files[0].name}")
+    assert stored == files[0].read_text().strip()
+    call(sys.executable, "-c", LAB, *files)
+    for path in files:
+        lab.refresh(os_path=str(path))
+    assert call("git", "status", "--porcelain") == ""
+    files[0].write_text(files[0].read_text().replace('preset = \\"quick', 'preset = \\"smoke'))
+    (tmp_path / "notebooks" / "new.ipynb").write_text(files[0].read_text())
+    for path in (files[0], tmp_path / "notebooks" / "new.ipynb"):
+        lab.refresh(os_path=str(path))
+    changed = f"M notebooks/{files[0].name}\n?? notebooks/new.ipynb"
+    assert call("git", "status", "--porcelain") == changed
 
 
 def test_a_headline_of_other_types_is_text():

@@ -2,14 +2,16 @@
 
 import json
 import math
+from datetime import date
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from dfkd_lib import plots, presets
-from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core import WorkbenchError, resolve
 from dfkd_lib.core.artifacts import Store
+from dfkd_lib.reporting import report
 from dfkd_lib.reporting.report import Report, accuracy_by_share, over, over_seeds
 
 HOSTILE = "<script>alert(1)</script>&\"'_%$#"
@@ -89,6 +91,39 @@ def test_text_of_a_table_stays_text(tmp_path, shown):
     assert "<script>alert" not in html and html.count("&lt;script&gt;") == 2 and "1.5" in html
     tex = (tmp_path / "tables" / "table.tex").read_text()
     assert r"\_\%\$\#" in tex
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """The folder of the lab, of these tests alone, with an earlier day; no kernel of `dfkd run`."""
+    monkeypatch.setattr(report, "LAB", str(tmp_path / "lab"))
+    monkeypatch.delenv(report.BATCH, raising=False)
+    (tmp_path / "lab" / "2020-01-02").mkdir(parents=True)
+    (tmp_path / "lab" / "2020-01-01").mkdir()
+    return tmp_path / "lab"
+
+
+def test_work_by_hand_has_a_folder_a_day_and_carries_its_parameters(lab):
+    config = presets.load("early", "smoke", "passes=7 seeds=3,4")
+    rep = Report("50_early_kd", "", "smoke", config)
+    assert rep.out == lab / str(date.today())
+    earlier = [lab / "2020-01-02", lab / "2020-01-01"]
+    assert rep.places == [rep.out, *earlier, resolve("reports/smoke")]
+    rep.save()
+    parameters = json.loads((rep.out / "50_early_kd.yaml").read_text())
+    assert parameters == {"preset": "smoke", "overrides": "seeds=3,4 passes=7"}
+    assert presets.load("early", **parameters) == config
+
+
+def test_work_by_hand_takes_no_batch_runs_folder(lab, tmp_path, monkeypatch):
+    rep = Report("10_x", tmp_path)
+    assert rep.places == [tmp_path] and not list(rep.save().parent.parent.glob("*.yaml"))
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(WorkbenchError, match="holds the results of dfkd run"):
+        Report("10_x", tmp_path)
+    Report("10_x", "")
+    monkeypatch.setenv(report.BATCH, "1")
+    Report("10_x", tmp_path)
 
 
 def test_an_unwritable_folder_is_refused(tmp_path):

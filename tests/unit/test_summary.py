@@ -75,6 +75,16 @@ def test_a_parent_that_is_gone_is_left_out(tmp_path):
     assert len(summary.ledger_table(summary.artifacts_behind(reports, Store(tmp_path)))) == 1
 
 
+def test_the_reports_are_those_of_the_first_folder_that_has_any(tmp_path, capsys):
+    for day, notebooks in {"b": ["30_x"], "c": ["20_y"], "a": ["90_summary"]}.items():
+        (tmp_path / day / "metrics").mkdir(parents=True)
+        for name in notebooks:
+            (tmp_path / day / "metrics" / f"{name}.json").write_text(f'{{"notebook": "{name}"}}')
+    found = summary.read_reports(*(tmp_path / day for day in "0abc"))
+    assert found == {"30_x": {"notebook": "30_x"}}
+    assert capsys.readouterr().out == f"the reports of {tmp_path / 'b'}\n"
+
+
 def test_nothing_run_yet_is_an_empty_summary(tmp_path):
     reports = summary.read_reports(tmp_path)
     tables = (summary.headline_table(reports), summary.time_table(reports))
