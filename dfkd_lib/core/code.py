@@ -111,8 +111,14 @@ class _Walk(Walk):
 
     def token(self, value: Any, where: str, mode: str) -> str:
         """A value as text; what it holds of code is reached. "" in the modes that skip it."""
+        if type(value) is FunctionType:  # what there is most of comes first
+            return self.function(value)
+        if isinstance(value, type):
+            return self.kind(value)
         if isinstance(value, PLAIN):
             return "" if mode == _CODE else repr(value)
+        if isinstance(value, BuiltinFunctionType):
+            return f"{value.__module__}.{value.__qualname__}"
         if isinstance(value, MethodType):
             own = value.__self__
             if isinstance(own, type):
@@ -121,12 +127,8 @@ class _Walk(Walk):
         function = reach.function_of(value)
         if function is not None:
             return self.function(function)
-        if isinstance(value, type):
-            return self.kind(value)
         if isinstance(value, ModuleType):
             return value.__name__ if not reach.followed(value.__name__) else ""
-        if isinstance(value, BuiltinFunctionType):
-            return f"{value.__module__}.{value.__qualname__}"
         if isinstance(value, Registry):
             return "registry"
         if id(value) in self.inside:
@@ -140,7 +142,10 @@ class _Walk(Walk):
     def compound(self, value: Any, where: str, mode: str) -> str:
         """The token of a container or an object."""
         kind = type(value)
-        self.node.fixed &= kind not in (list, set, dict)
+        if kind is dict:
+            self.space(value, value.keys(), value.values())
+        elif kind in (list, set):
+            self.space(value, value)
         if isinstance(value, partial):
             parts = [value.func, value.args, value.keywords]
             return f"partial{[self.token(part, where, mode) for part in parts]}"
@@ -214,79 +219,82 @@ class _Walk(Walk):
         parts = (owner, function.__code__, function.__defaults__, function.__kwdefaults__)
         which = function if function.__closure__ else function.__globals__
         key = (stage, id(which), *map(id, parts))
-        read = partial(_Walk.read_function, function=function, parts=parts, stage=stage)
-        self.node.reached.setdefault(key, read)
+        if key not in self.node.reached:
+            self.node.reached[key] = partial(
+                _Walk.read_function, function=function, parts=parts, stage=stage
+            )
         return name
 
     def read_function(self, function: FunctionType, parts: tuple, stage: bool) -> None:
         """A function as a node; `parts` are its owner, and what its key needs kept alive."""
         owner, name, record = parts[0], function.__qualname__, record_of(function)
         defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items())
-        closed = set(function.__code__.co_freevars) - {"__class__"}
-        if not reach.in_library(function.__module__):
+        mode = _FULL
+        if reach.in_library(function.__module__):
+            mode = _LIBRARY
+            self.node.fixed &= function.__code__.co_freevars in ((), ("__class__",))
+        else:
             self.node.fixed = False
             self.functions.append(function)
-        self.node.fixed &= not closed
-        texts = [record.text, self.token(defaults, name, _mode_of(function))]
-        texts += [self.name(function, chain, stage) for chain in record.names]
+        self.space(function.__globals__, function.__globals__.values())
+        texts = [record.text, self.token(defaults, name, mode) if defaults else "tuple[]"]
+        texts += [self.name(function, chain, mode, stage) for chain in record.names]
         if owner is not None:
-            self.members(owner, record, function)
+            self.members(owner, record, mode)
         self.node.lines.add(f"{name}\t{digest(texts)}")
 
-    def name(self, function: FunctionType, chain: list[str], stage: bool) -> str:
+    def name(self, function: FunctionType, chain: list[str], mode: str, stage: bool) -> str:
         """The token of a name that a function uses, with the attributes behind it."""
         root, *attributes = chain
-        where = f"{function.__qualname__}: {'.'.join(attributes)}"
-        mode = _mode_of(function)
         if root:
             found = reach.imported(root)
             if found is None:
                 return ".".join([root.replace(":", "."), *attributes])
-            return self.attribute(found, attributes, where, mode)
-        name, *attributes = attributes
-        self.space(id(function.__globals__), function.__globals__)
-        try:
-            found, closed = reach.look_up(function, name)
-        except LookupError:
-            return f"undefined {name}"
-        if stage and closed:  # a stage's settings hold what its closure does
-            mode = _CODE
-        elif stage and not isinstance(found, (*PLAIN, ModuleType)):
-            mode = _LIBRARY
+        else:
+            try:
+                found, closed = reach.look_up(function, attributes.pop(0))
+            except LookupError:
+                return f"undefined {chain[1]}"
+            if stage and closed:  # a stage's settings hold what its closure does
+                mode = _CODE
+            elif stage and not isinstance(found, (*PLAIN, ModuleType)):
+                mode = _LIBRARY
+        where = f"{function.__qualname__}: {'.'.join(chain[1:])}"
         return self.attribute(found, attributes, where, mode)
 
     def attribute(self, found: Any, attributes: list[str], where: str, mode: str) -> str:
-        """The token of `found.a.b.c`, without evaluating properties."""
-        rest = list(attributes)
-        while rest:
+        """The token of `found.a.b.c`, without evaluating properties; `attributes` is used up."""
+        while attributes:
             if isinstance(found, ModuleType):
                 if not reach.followed(found.__name__):
-                    return reach.outside(found.__name__, *rest)
-                self.space(id(vars(found)), vars(found))
-                name = rest.pop(0)
-                if not hasattr(found, name):
+                    return reach.outside(found.__name__, *attributes)
+                space, name = vars(found), attributes.pop(0)
+                self.space(space, space.values())
+                if name not in space and not hasattr(found, name):
                     return f"undefined {name}"
                 found = getattr(found, name)
                 continue
             kind = found if isinstance(found, type) else type(found)
             if not reach.followed(kind.__module__) or reach.is_module(found):
                 break
-            member = self.member(kind, rest[0], None)
+            member = self.member(kind, attributes[0], None)
             function = reach.function_of(member)
             if function is not None:
                 state = "" if kind is found else self.state(found, where, mode)
                 return self.function(function, kind) + state
             values = {} if kind is found else reach.state_of(found)
-            if rest[0] in values:
+            if attributes[0] in values:
                 self.node.fixed &= reach.frozen(found)
-                found = values[rest.pop(0)]
+                found = values[attributes.pop(0)]
             elif isinstance(member, (*PLAIN, tuple, list, dict)):
-                rest.pop(0)
+                attributes.pop(0)
                 found = member
             else:
                 break
-        value = ".".join([self.token(found, where, mode), *rest])
-        if isinstance(found, PLAIN) and mode != _CODE:
+        value = self.token(found, where, mode)
+        if attributes:
+            value = ".".join([value, *attributes])
+        if mode != _CODE and isinstance(found, PLAIN):
             shown = value if len(value) <= SHORT else digest([value])
             self.node.lines.add(f"{where}\t= {shown}")
             return "value"
@@ -304,7 +312,7 @@ class _Walk(Walk):
         ]
         return str(held)
 
-    def members(self, owner: type, record: Record, function: FunctionType) -> None:
+    def members(self, owner: type, record: Record, mode: str) -> None:
         """Reach the methods and class values that a method uses of its own object or class."""
         if record.whole:
             self.kind(owner, built=False)
@@ -313,8 +321,8 @@ class _Walk(Walk):
             inner = reach.function_of(member)
             if inner is not None:
                 self.function(inner, owner)
-            elif isinstance(member, (*PLAIN, tuple)) and not reach.is_field(owner, name):
-                self.attribute(member, [], f"{owner.__qualname__}.{name}", _mode_of(function))
+            elif isinstance(member, (*PLAIN, tuple)) and name not in reach.fields_of(owner):
+                self.attribute(member, [], f"{owner.__qualname__}.{name}", mode)
         if ["", "super"] in record.names:
             for base in owner.__bases__:
                 self.kind(base, built=False)
@@ -333,13 +341,15 @@ class _Walk(Walk):
         """What a class or its bases hold under a name, unevaluated."""
         for one in kind.__mro__:
             if reach.followed(one.__module__):
-                self.space(id(one), vars(one))
-        return inspect.getattr_static(kind, name, default)
+                self.space(one, vars(one).values())
+            if name in vars(one):
+                return vars(one)[name]
+        return default
 
     def read_class(self, kind: type) -> None:
         """A class as a node: bases, methods and class values."""
         self.node.fixed &= reach.in_library(kind.__module__)
-        self.space(id(kind), vars(kind))
+        self.space(kind, vars(kind).values())
         name = kind.__qualname__
         bases = [self.kind(base, built=False) for base in kind.__bases__ if base is not object]
         parts = [f"bases {bases}", repr(getattr(kind, "__dataclass_params__", ""))]
@@ -348,8 +358,9 @@ class _Walk(Walk):
             parts.append(
                 repr([(one.name, one.value) for one in vars(kind)["_member_map_"].values()])
             )
+        fields = {"__repr__", *reach.fields_of(kind)}
         for member, value in sorted(vars(kind).items()):
-            if member == "__repr__" or reach.is_field(kind, member):
+            if member in fields:
                 continue
             function = reach.function_of(value)
             if function is not None:
@@ -380,7 +391,3 @@ def _own_wrapper(function: object) -> bool:
     return isinstance(function, FunctionType) and reach.followed(
         function.__globals__.get("__name__")
     )
-
-
-def _mode_of(function: object) -> str:
-    return _LIBRARY if reach.in_library(getattr(function, "__module__", None)) else _FULL

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from enum import Enum
 from functools import cache, cached_property, partial
+from itertools import chain
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
@@ -106,22 +107,27 @@ def generated(function: object) -> bool:
     )
 
 
-def is_field(kind: type, name: str) -> bool:
-    """Whether a name of a class is a field of its objects."""
+def fields_of(kind: type) -> set[str]:
+    """The names of a class that are fields of its objects."""
     fields = (getattr(kind, f"__{by}_fields__", None) or () for by in ("pydantic", "dataclass"))
-    return any(name in known for known in (*fields, getattr(kind, "_fields", ())))
+    return {*getattr(kind, "_fields", ()), *chain.from_iterable(fields)}
 
 
 def state_of(value: Any) -> dict:
     """What an object holds, by name."""
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return value._asdict()
-    slots = (name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()))
-    return {
-        **{name: getattr(value, name, None) for name in slots if name[:2] != "__"},
-        **getattr(value, "__dict__", {}),
-        **(getattr(value, "__pydantic_private__", None) or {}),
-    }
+    held, private = getattr(value, "__dict__", {}), getattr(value, "__pydantic_private__", None)
+    slots = _slots(type(value).__mro__)
+    if not slots and not private:
+        return held
+    return {**{name: getattr(value, name, None) for name in slots}, **held, **(private or {})}
+
+
+@cache
+def _slots(bases: tuple[type, ...]) -> list[str]:
+    slots = chain.from_iterable(getattr(one, "__slots__", ()) for one in bases)
+    return [name for name in slots if name[:2] != "__"]
 
 
 def is_tensor(value: object) -> bool:

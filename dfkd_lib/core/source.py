@@ -243,14 +243,16 @@ def bound(nodes: list) -> dict[str, str | None]:
 def signature(code: CodeType) -> int:
     """A checksum of what a function does, whatever its docstring and its lines."""
     documented = code.co_name != "<lambda>" and code.co_consts and type(code.co_consts[0]) is str
-    total = zlib.crc32(repr((code.co_names, code.co_varnames)).encode(), zlib.crc32(code.co_code))
-    for constant in code.co_consts[1 if documented else 0 :]:
-        if isinstance(constant, CodeType):
-            total = zlib.crc32(str(signature(constant)).encode(), total)
-        else:
-            parts = sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant
-            total = zlib.crc32(repr(parts).encode(), total)
-    return total
+    constants = [
+        signature(one)
+        if isinstance(one, CodeType)
+        else sorted(map(repr, one))
+        if isinstance(one, frozenset)
+        else one
+        for one in code.co_consts[1 if documented else 0 :]
+    ]
+    text = repr((code.co_names, code.co_varnames, constants))
+    return zlib.crc32(text.encode(), zlib.crc32(code.co_code))
 
 
 def code_objects(code: CodeType) -> Iterator[CodeType]:
@@ -281,10 +283,13 @@ def read_text(text: str, cell: bool = False) -> dict[str, list[Record]]:
         if not isinstance(node, FUNCTIONS):
             continue
         first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-        for code in places.get((first, getattr(node, "name", "<lambda>")), []):
-            if isinstance(node, ast.Lambda) and not _is_of(code, node.body):
-                continue
-            read = Normaliser(node)
+        codes = places.get((first, getattr(node, "name", "<lambda>")), [])
+        if isinstance(node, ast.Lambda):
+            codes = [code for code in codes if _is_of(code, node.body)]
+        if not codes:
+            continue
+        read = Normaliser(node)
+        for code in codes:
             record = Record(
                 digest([read.text]), read.names, read.own, read.whole, signature(code), first
             )
@@ -397,7 +402,7 @@ def _read(name: str, anew: bool) -> dict | None:
         records = None
         with suppress(OSError, SyntaxError, ValueError):
             if state is not None:
-                records = _read_file(Path(name), state)
+                records = _read_file(name, state)
             else:
                 text = "".join(linecache.getlines(name))
                 records = read_text(text, cell=True) if text else None
@@ -405,18 +410,21 @@ def _read(name: str, anew: bool) -> dict | None:
     return _files[name][1]
 
 
-def _read_file(path: Path, state: list[int]) -> dict:
+def _read_file(name: str, state: list[int]) -> dict:
     """The records of a file, from the cache on disk where that is of this state of it."""
-    by = [*state, *(_state(__file__) or ())]
-    cache = Path(importlib.util.cache_from_source(str(path))).with_suffix(".json")
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        saved = json.loads(cache.read_text())
+    by = [*state, *_STATE]
+    cache = importlib.util.cache_from_source(name).removesuffix("pyc") + "json"
+    with suppress(OSError, ValueError, KeyError, TypeError), open(cache, "rb") as file:
+        saved = json.load(file)
         if saved["by"] == by:
             return saved["records"]
-    records = read_text(path.read_text())
-    temporary = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
+    records = read_text(Path(name).read_text())
+    temporary = f"{cache}.{os.getpid()}.tmp"
     with suppress(OSError):  # whoever cannot write it does without
-        cache.parent.mkdir(exist_ok=True)
-        temporary.write_text(json.dumps({"by": by, "records": records}))
+        os.makedirs(os.path.dirname(cache), exist_ok=True)
+        Path(temporary).write_text(json.dumps({"by": by, "records": records}))
         os.replace(temporary, cache)
     return records
+
+
+_STATE = _state(__file__) or []

@@ -274,6 +274,18 @@ def test_a_constant_of_the_library_counts_each_time_it_is_asked(monkeypatch):
     assert fingerprint(loop.fit) != before
 
 
+def test_what_changes_in_place_counts_each_time_it_is_asked(monkeypatch):
+    from dfkd_lib.metrics import coco
+
+    before, sizes = fingerprint(coco.coco_evaluation), dict(coco.SIZES)
+    monkeypatch.setitem(coco.SIZES, "small", (0, 32.0**2))  # equal, and another number
+    changed = fingerprint(coco.coco_evaluation)
+    monkeypatch.setattr(coco, "SIZES", sizes)
+    assert changed != before == fingerprint(coco.coco_evaluation)
+    sizes["tiny"] = sizes.pop("small")
+    assert fingerprint(coco.coco_evaluation) not in (before, changed)
+
+
 def test_what_is_read_each_time_counts_also_behind_what_holds():
     """A study's methods hold; what they call reaches the losses through their table, which may change in place."""
     assert {"train", "kd_step", "kd_loss"} <= set(fingerprint(Study).table)
