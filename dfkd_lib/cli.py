@@ -11,7 +11,7 @@ from pathlib import Path
 from dfkd_lib.core import Store, WorkbenchError, nearest, resolve
 
 
-def run(log: str | None, **options) -> int:
+def run(log: str | None, figure_width: str | None, font_size: float | None, **options) -> int:
     """Run notebooks into HTML reports."""
     from dfkd_lib import pipeline
     from dfkd_lib.core import processes
@@ -27,6 +27,8 @@ def run(log: str | None, **options) -> int:
         )
     if log is not None:
         trackers.check_tracker(log)
+    drawn = {"DFKD_FIGURE_WIDTH": figure_width, "DFKD_FONT_SIZE": font_size}
+    os.environ |= {name: str(value) for name, value in drawn.items() if value}
     plan = pipeline.make_plan(**options)
     ended = partial(trackers.track, log, plan.out) if log else None
     results = pipeline.run(plan, ended=ended)
@@ -207,6 +209,13 @@ ARGUMENTS = {
         metavar="TRACKER",
         help="also to trackio, tensorboard or wandb: parameters, histories, metrics and figures, offline by default",
     ),
+    "--figure-width": argument(
+        choices=("single", "double"),
+        help="figures as wide as a column of a paper, or as its page (default: as they come)",
+    ),
+    "--font-size": argument(
+        type=float, metavar="POINTS", help="of text in figures (default: 10, of a chosen width 8)"
+    ),
     "notebook": argument(nargs="?", help="its number or name: all settings of its method"),
     "a": argument(metavar="DIR_A", help="folder of a run"),
     "b": argument(metavar="DIR_B", help="folder of another"),
@@ -225,7 +234,8 @@ ARGUMENTS = {
 VERBS = {
     "run": (
         run,
-        "--profile --only --grid --set --out --artifacts --jobs --scheduler --threads --hung --log",
+        "--profile --only --grid --set --out --artifacts --jobs --scheduler --threads --hung --log "
+        "--figure-width --font-size",
     ),
     "train": (train, "--profile --only --set --artifacts"),
     "list": (list_notebooks, "notebook"),

@@ -86,6 +86,16 @@ def accuracy_interval(correct: int, total: int, confidence: float = 0.95) -> tup
     return float(ends.low), float(ends.high)
 
 
+def percent_interval(mean: float, half: float) -> tuple[float, float]:
+    """(low, high) of a mean share in percent ± `half`, bent so that it stays between 0 and 100: symmetric in the logit."""
+    share, width = mean / 100, half / 100
+    if not 0 < share < 1 or not math.isfinite(half):
+        return mean - half, mean + half
+    middle, width = math.log(share / (1 - share)), width / (share * (1 - share))
+    low, high = (50 * (1 + math.tanh((middle + side) / 2)) for side in (-width, width))
+    return low, high
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction of p values, in their order: each at most 1, in the same order of size.
 

@@ -7,7 +7,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from dfkd_lib.plots.images import NAMED, heat, overlay, show
-from dfkd_lib.plots.style import color, mark, new_figure, plain, squares, styled
+from dfkd_lib.plots.style import (
+    color,
+    legend_below,
+    legend_under,
+    mark,
+    new_figure,
+    plain,
+    squares,
+    styled,
+)
 
 
 @styled
@@ -130,7 +139,7 @@ def insertion_deletion(found: dict) -> Figure:
             ax.plot(np.asarray(curves.shares), values, label=f"{name}, {area:.3f}", **mark(i))
         ax.set(xlabel=f"share of patches {what}", ylabel="probability of the class")
         ax.set(xlim=(0, 1), ylim=(0, 1))
-        ax.legend(title="mean area")
+        legend_under(ax, 1, title="mean area")
     return figure
 
 
@@ -158,29 +167,30 @@ def attention_profile(models: dict) -> Figure:
         ax.set(xlabel="block", ylabel=label)
         ax.set_ylim(bottom=0)
     if len(models) > 1:
-        axes[0].legend()
+        legend_below(figure, len(models), axes[0].lines)
     return figure
 
 
 @styled
 def agreement_by_class(found, measures: Sequence[str], classes: Sequence[str]) -> Figure:
-    """One panel a measure: its mean for each class with the 95 % interval over images.
+    """One panel a measure: its mean for each class with the 95 % interval over images, dashed the mean of all classes.
 
     Args:
         found: `attention.Agreement`. measures: names of its rows. classes: names, K of them.
     """
     size = 3.2 * len(measures), 0.24 * len(classes) + 1.5
-    figure, axes = new_figure(1, len(measures), *size, squeeze=False)
+    figure, axes = new_figure(1, len(measures), *size, squeeze=False, sharey=True)
     places = np.arange(len(classes))
     means, halves = np.asarray(found.mean), np.nan_to_num(np.asarray(found.half))
     for ax, name, mean, half in zip(axes[0], measures, means, halves, strict=True):
         ax.errorbar(mean, places, xerr=half, fmt="o", markersize=4, capsize=2.5, lw=1.2)
-        ax.set_yticks(places, classes)
-        ax.invert_yaxis()
+        over_all = float(np.nanmean(mean))
+        ax.axvline(over_all, color="0.4", lw=1, ls="--", zorder=1)
+        ax.set_title(f"mean {over_all:.3f}", fontsize=9)
         ax.set_xlabel(name)
-        # Agreement is read against none at all: 0 belongs to the axis.
-        ax.set_xlim(min(0.0, float(np.nanmin(mean - half)) * 1.1), None)
         ax.margins(x=0.08)
+    axes[0, 0].set_yticks(places, classes)
+    axes[0, 0].invert_yaxis()
     axes[0, 0].set_ylabel("class")
     return figure
 

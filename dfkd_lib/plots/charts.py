@@ -13,9 +13,15 @@ from dfkd_lib.plots.style import (
     color,
     epochs_below,
     legend_below,
+    legend_under,
+    log_ticks,
+    mark,
     new_figure,
+    spans_decades,
     squares,
     styled,
+    whiskers,
+    within_percent,
 )
 
 DASHES = ("-", "--", "-.", ":")
@@ -27,26 +33,41 @@ def curves(
     xlabel: str,
     ylabel: str,
     x: Sequence | None = None,
-    bands: dict[str, Sequence[float]] | None = None,
+    bands: dict[str, dict] | None = None,
     zero: bool = False,
 ) -> Figure:
-    """Lines over epochs (or `x`): {name: values}; `bands` adds ± half widths of the same lengths around a name's line."""
+    """Lines over epochs (or `x`), each the mean over seeds.
+
+    Args:
+        series: {name: values}. xlabel, ylabel: of the axes; values in "(%)" stay between 0 and 100.
+        bands: {name: {"low": (n,), "high": (n,)} of an interval, or {"seeds": (seeds, n)} of too few seeds for one}.
+        zero: the axis begins at 0, or is logarithmic where values span decades.
+    """
     figure, ax = new_figure()
-    for name, values in series.items():
+    percent, bands = ylabel.endswith("(%)"), bands or {}
+    for i, (name, values) in enumerate(series.items()):
         places = x if x is not None else np.arange(1, len(values) + 1)
-        (line,) = ax.plot(places, values, marker="o", markersize=4, label=name)
-        half = (bands or {}).get(name)
-        if half is not None:
-            values, half = np.asarray(values, float), np.nan_to_num(np.asarray(half, float))
-            band = values - half, values + half
-            ax.fill_between(places, *band, color=line.get_color(), alpha=0.15, lw=0)
+        band = bands.get(name, {})
+        seeds = band.get("seeds", ())
+        label = f"{name} (n = {len(seeds)})" if seeds else name
+        ax.plot(places, values, marker="o", markersize=4, label=label, color=color(i))
+        for seed in seeds:
+            ax.plot(places, seed, ls="none", marker="o", ms=3, alpha=0.5, color=color(i))
+        if "low" in band:
+            shade = {"color": color(i), "alpha": 0.15, "lw": 0}
+            ax.fill_between(places, band["low"], band["high"], **shade)
     if x is None or all(isinstance(place, int) for place in x):
         epochs_below(ax)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    if zero:
+    if percent:
+        within_percent(ax)
+    if zero and spans_decades([*series.values()]):
+        ax.set_yscale("log")
+        log_ticks(ax.yaxis)
+    elif zero:
         ax.set_ylim(bottom=0)
     if len(series) > 1:
-        ax.legend()
+        legend_below(figure, min(3, len(series)))
     return figure
 
 
@@ -75,12 +96,12 @@ def measure_curves(
             label = f"{name}, {label}" if len(histories) > 1 else label
             rows = [row for row in history if key in row]
             places = [row["epoch"] for row in rows], [row[key] for row in rows]
-            mark = {"marker": "o", "markersize": 3, "color": color(i)}
-            ax.plot(*places, linestyle=dash, label=label, **mark)
+            dots = {"marker": "o", "markersize": 3, "color": color(i)}
+            ax.plot(*places, linestyle=dash, label=label, **dots)
     ax.set(ylabel=ylabel, ylim=(0, 1))
     epochs_below(ax)
     if len(histories) * len(measures) > 1:
-        ax.legend()
+        legend_below(figure)
     return figure
 
 
@@ -92,7 +113,7 @@ def precision_recall_plot(curves: dict[str, dict], mean: str = "mean of classes"
         curves: {detector: {class: curve with recall (R,) and precision (R,) in [0, 1]}}, as
             `metrics.precision_recall_curves` gives them. mean: the name among them that is drawn in black.
     """
-    size = 3.9 * len(curves) + 0.2, 3.9
+    size = 3.4 * len(curves) + 0.2, 4.8
     figure, axes = new_figure(1, len(curves), *size, squeeze=False, sharey=True)
     names = dict.fromkeys(name for found in curves.values() for name in found if name != mean)
     styles = {name: {"color": color(i), "ls": DASHES[i % 4]} for i, name in enumerate(names)}
@@ -101,12 +122,12 @@ def precision_recall_plot(curves: dict[str, dict], mean: str = "mean of classes"
         for name, style in styles.items():
             if name in found:
                 curve = found[name]
-                label = f"{name} {float(np.mean(curve.precision)):.2f}"
+                label = f"{name}, AP {float(np.mean(curve.precision)):.2f}"
                 ax.plot(curve.recall, curve.precision, label=label, **style)
         ax.set(title=textwrap.fill(title, 34), xlabel="recall")
         ax.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
         if found:
-            ax.legend(frameon=True, framealpha=0.85, edgecolor="none", title="AP", alignment="left")
+            legend_under(ax, 1)
         else:
             ax.text(0.5, 0.5, "no object to find", ha="center", va="center")
     axes[0, 0].set_ylabel("precision")
@@ -137,23 +158,27 @@ def _one_in_thousands(axis) -> None:
 
 
 @styled
-def bars(
-    names: Sequence[str],
-    values: Sequence[float],
-    ylabel: str,
-    halves: Sequence[float] | None = None,
-) -> Figure:
-    """One bar a name with its value written above it, and ± half widths as whiskers where given (NaN: none)."""
-    figure, ax = new_figure(width=max(4.8, 1.3 * len(names)))
-    places = np.arange(len(names))
-    whiskers = {}
-    if halves is not None:
-        ends = {"capsize": 4, "ecolor": "black", "error_kw": {"elinewidth": 1.5}}
-        whiskers = {"yerr": np.nan_to_num(np.asarray(halves, float)), **ends}
-    _grouped(ax, places, {"": values}, "{:.1f}".format, color=list(map(color, places)), **whiskers)
-    ax.set_xticks(places, names)
-    ax.set(ylabel=ylabel)
+def accuracies(models: dict[str, dict], ylabel: str) -> Figure:
+    """Every run's accuracy a point, each model's mean a diamond with its interval; how many there are where none is given.
+
+    Args:
+        models: {name: {"seeds": accuracies in percent, "low" and "high": ends of the interval of their mean, or NaN}}.
+    """
+    figure, ax = new_figure(width=max(4.8, 1.2 * len(models)))
+    few = {}
+    for i, (name, found) in enumerate(models.items()):
+        values, mean = found["seeds"], float(np.mean(found["seeds"]))
+        few[name] = "" if np.isfinite(found["low"]) else f"\nn = {len(values)}"
+        ax.plot(
+            [i - 0.12] * len(values), values, ls="none", marker="o", ms=4, alpha=0.5, color=color(i)
+        )
+        sides = whiskers([mean], [found["low"]], [found["high"]])
+        ax.errorbar([i], [mean], sides, fmt="D", ms=6, capsize=4, elinewidth=1.5, color=color(i))
+        ax.annotate(f"{mean:.1f}", (i, mean), (8, 0), textcoords="offset points", va="center")
+    ax.set_xticks(range(len(models)), [textwrap.fill(name, 12) + few[name] for name in models])
+    ax.set(xlim=(-0.5, len(models) - 0.3), ylabel=ylabel)
     ax.margins(y=0.15)
+    within_percent(ax)
     return figure
 
 
@@ -216,8 +241,26 @@ def class_counts(
 def real_images(stages: Sequence[str], itself: Sequence[int], behind: Sequence[int]) -> Figure:
     """Two bars a stage: real images it learned from itself, and those that what it was made from learned from."""
     named = {"read by the stage itself": itself, "read by what it was made from": behind}
-    figure, ax = _stages(stages, named, "{:,}".format, 0.46)
+    figure, ax = new_figure(width=7.2, height=1.2 + 0.36 * len(stages))
+    least = min((n for counts in named.values() for n in counts if n), default=1)
+    for i, (label, counts) in enumerate(named.items()):
+        places = np.arange(len(stages)) + (i - 0.5) * 0.36
+        ax.hlines(places, 0, counts, color=color(i), lw=1.2, alpha=0.5)
+        ax.plot(counts, places, ls="none", label=label, clip_on=False, ms=6, **mark(i))
+        for count, place in zip(counts, places, strict=True):
+            at = {"xytext": (7, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+            ax.annotate(f"{count:,}", (count, place), color=color(i), **at)
+    # Logarithmic, but for 0, which most data-free stages are to be at.
+    decades = 10 ** np.arange(int(np.log10(least)), np.log10(max([*itself, *behind, 1])) + 1)
+    ax.set_xscale("symlog", linthresh=decades[0], linscale=0.5)
+    ax.set_xticks([0, *decades])
+    ax.set_yticks(range(len(stages)), stages)
+    ax.invert_yaxis()
+    ax.margins(x=0.1)
+    ax.set_xlim(left=0)
+    _one_in_thousands(ax.xaxis)
     ax.set(xlabel="real images learned from (evaluation left out)")
+    ax.grid(axis="y", visible=False)
     legend_below(figure)
     return figure
 
@@ -225,20 +268,14 @@ def real_images(stages: Sequence[str], itself: Sequence[int], behind: Sequence[i
 @styled
 def stage_seconds(stages: Sequence[str], seconds: Sequence[float]) -> Figure:
     """One bar a stage: the seconds that making all of its artifacts took."""
-    figure, ax = _stages(stages, {"": seconds}, "{:,.1f}".format, 0.3)
-    ax.set(xlabel="seconds of making, all artifacts of the stage")
-    return figure
-
-
-def _stages(stages: Sequence[str], series: dict, text: Callable, tall: float) -> tuple:
-    """(Figure, axes) of bars that run across, one group a stage, `tall` inches each."""
-    figure, ax = new_figure(width=7.2, height=1.2 + tall * len(stages))
-    _grouped(ax, np.arange(len(stages)), series, text, across=True)
+    figure, ax = new_figure(width=7.2, height=1.2 + 0.3 * len(stages))
+    _grouped(ax, np.arange(len(stages)), {"": seconds}, "{:,.1f}".format, across=True)
     ax.set_yticks(range(len(stages)), stages)
     ax.invert_yaxis()
     _one_in_thousands(ax.xaxis)
     ax.margins(x=0.14)
-    return figure, ax
+    ax.set(xlabel="seconds of making, all artifacts of the stage")
+    return figure
 
 
 @styled

@@ -85,7 +85,9 @@ def attention_panels(
         head = f"head {panel.head + 1}" if panel.head >= 0 else "mean of heads"
         title = f"block {panel.block + 1} of {panel.blocks}, {head}"
         title = title if panel.overview is not None else "all blocks"
-        heat(places.pop(0), panel.probe.reshape(panel.grid), title, top, True, colours)
+        drawn = heat(places.pop(0), panel.probe.reshape(panel.grid), title, top, False, colours)
+        what = "attention of a patch" if panel.overview is not None else "relevance"
+        figure.colorbar(drawn, ax=drawn.axes, shrink=0.8, label=what)
         if panel.class_probe is not None:
             title = f"class probe, cosine {panel.agreement:.3f}"
             heat(places.pop(0), panel.class_probe.reshape(panel.grid), title, top, True, colours)

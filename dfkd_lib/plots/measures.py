@@ -15,8 +15,10 @@ from dfkd_lib.plots.style import (
     mark,
     new_figure,
     place,
+    spans_decades,
     styled,
     whiskers,
+    within_percent,
 )
 
 
@@ -88,8 +90,12 @@ def accuracy_against_distance(table) -> Figure:
     ax.set_xlabel("Fréchet distance (lower is nearer to the real images)")
     ax.set_ylabel("student's test accuracy (%)")
     ax.margins(x=0.12, y=0.18)
-    ax.set_xlim(left=max(0, ax.get_xlim()[0]))
-    ax.set_ylim(max(0, ax.get_ylim()[0]), min(102, ax.get_ylim()[1]))
+    if spans_decades(x):
+        ax.set_xscale("log")
+        log_ticks(ax.xaxis)
+    else:
+        ax.set_xlim(left=max(0, ax.get_xlim()[0]))
+    within_percent(ax)
     _name_points(ax, x, y, list(table["maker"]))
     return figure
 
@@ -97,17 +103,20 @@ def accuracy_against_distance(table) -> Figure:
 def _name_points(ax, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> None:
     """Name each point beside it, towards the axes' middle, off the other names."""
     ax.figure.draw_without_rendering()  # the layout is to be what it will be
-    renderer, taken = FigureCanvasAgg(ax.figure).get_renderer(), []
-    unit = ax.figure.dpi / 72
-    middle = ax.transAxes.transform((0.5, 0.5))[0]
+    renderer = FigureCanvasAgg(ax.figure).get_renderer()
+    unit, inside = ax.figure.dpi / 72, ax.get_window_extent(renderer)
+    at = ax.transData.transform(np.stack([x, y], 1))
+    # Neither are the marks to be hidden.
+    taken = [(*(point - 6 * unit), *(point + 6 * unit), 1.0) for point in at]
     for i in np.argsort(y):
         text = ax.text(x[i], y[i], names[i], fontsize=9, color=color(i))
         text.set_in_layout(False)
-        right, up = ax.transData.transform((x[i], y[i]))
-        wide = text.get_window_extent(renderer).width
-        left = right - 6 * unit - wide if right > middle else right + 6 * unit
-        spots = [(left, up + offset * unit) for offset in (6, -14, 20, -28, 34, -42, 48)]
-        place(text, spots, taken, renderer)
+        (right, up), size = at[i], text.get_window_extent(renderer)
+        lefts = [right + 8 * unit, right - 8 * unit - size.width]
+        lefts.sort(reverse=bool(right < inside.x0 + inside.width / 2))
+        tried = [(s, up + d * unit) for d in (-4, 8, -16, 22, -30, 36, -44, 50) for s in lefts]
+        most = inside.x1 - size.width, inside.y1 - size.height
+        place(text, np.clip(tried, (inside.x0, inside.y0), most).tolist(), taken, renderer)
 
 
 @styled
@@ -138,5 +147,7 @@ def trade_off(
         log_ticks(ax.xaxis)
         ax.margins(x=0.15, y=0.12)
     axes[0][0].set_ylabel(ylabel)
+    if "(%)" in ylabel:
+        within_percent(axes[0][0])
     legend_below(figure)
     return figure

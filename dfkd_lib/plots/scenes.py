@@ -78,13 +78,14 @@ def draw_scene(
     found: dict,
     classes: Sequence[str],
     look: tuple | None = None,
+    named_classes: bool = True,
 ) -> list[tuple]:
     """Draw one scene: dotted what is there (or was asked for), solid and named what is found, over it where it looks.
 
     Args:
         image: uint8 (3, H, W). true, found: dicts of boxes (n, 4) cxcywh in [0, 1] and labels (n,), found with scores
             too unless it is the truth itself, which is drawn solid then. look: (weights (rows, columns), box (4,) of
-            the detection that looks there).
+            the detection that looks there). named_classes: False writes scores alone, where colours say the class.
 
     Returns:
         [(text, patch of the box that it names)], for `_name_boxes`.
@@ -102,7 +103,8 @@ def draw_scene(
         outline = _outline(ax, box, shape, shade, 3.0 if chosen else 1.8)
         if score is not None:
             name = classes[int(label)] if int(label) < len(classes) else str(int(label))
-            text = ax.text(0, 0, f"{name} {score:.2f}", fontsize=FONT, color=ink(shade))
+            text = f"{name} {score:.2f}" if named_classes else f"{score:.2f}"
+            text = ax.text(0, 0, text, fontsize=FONT, color=ink(shade))
             text.set_bbox({"facecolor": shade, "edgecolor": "none", "pad": 1.0, "alpha": 0.92})
             text.set_in_layout(False)
             named.append((text, outline))
@@ -118,7 +120,7 @@ def _legend(figure: Figure, classes: Sequence[str], ncols: int, dotted: str) -> 
 
 
 def _grid(rows: dict[str, tuple], classes: Sequence[str], side: float, dotted: str) -> Figure:
-    """One row of scenes a name: {name: (images, truth, found)}."""
+    """One row of scenes a name: {name: (images, truth, found)}; colours say the classes, scores stand at the boxes."""
     columns = max(len(images) for images, _, _ in rows.values())
     size = side * columns + 0.5, (side + 0.05) * len(rows) + 0.4
     figure, axes = new_figure(len(rows), columns, *size, grid=False, squeeze=False)
@@ -126,7 +128,7 @@ def _grid(rows: dict[str, tuple], classes: Sequence[str], side: float, dotted: s
     for ax_row, (name, scenes) in zip(axes, rows.items(), strict=True):
         ax_row[0].set_ylabel(textwrap.fill(name, 18))
         for ax, image, true, found in zip(ax_row, *scenes, strict=False):
-            named += draw_scene(ax, np.asarray(image), true, found, classes)
+            named += draw_scene(ax, np.asarray(image), true, found, classes, None, False)
         for ax in ax_row[len(scenes[0]) :]:
             ax.set_axis_off()
     _legend(figure, classes, len(classes) + 1, dotted)

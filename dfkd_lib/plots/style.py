@@ -2,12 +2,14 @@
 
 import functools
 import io
+import os
 from collections.abc import Callable, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 # Okabe and Ito's palette, distinct under every common kind of colour blindness.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -31,6 +33,8 @@ STYLE = {
     "savefig.dpi": 160,
     "lines.linewidth": 1.8,
 }
+# Inches of a column, and of a page of two columns, as IEEE has them.
+WIDTHS = {"single": 3.5, "double": 7.16}
 SLANTED = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
 
 
@@ -44,14 +48,41 @@ class NotebookFigure(Figure):
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """A drawing function inside the house style, whatever the caller's own settings are."""
+    """A drawing function inside the house style, whatever the caller's own settings are, its text as large as `asked`."""
 
     @functools.wraps(draw)
     def inside(*args, **kwargs) -> Figure:
         with matplotlib.rc_context(STYLE):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            times = asked()[1] / STYLE["font.size"]
+            for text in figure.findobj(Text) if times != 1 else ():
+                text.set_fontsize(times * text.get_fontsize())
+            for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+                for label in axis.get_ticklabels()[:1]:  # of ticks that are still to come
+                    axis.set_tick_params(labelsize=label.get_fontsize())
+        return figure
 
     return inside
+
+
+def asked() -> tuple[float | None, float]:
+    """(width in inches, or None for each figure's own; size of text in points) of DFKD_FIGURE_WIDTH and DFKD_FONT_SIZE.
+
+    Raises:
+        ValueError: on another width than single or double, or a size that is no number from 4 to 24.
+    """
+    width, size = (os.environ.get(f"DFKD_{name}", "") for name in ("FIGURE_WIDTH", "FONT_SIZE"))
+    usual = 8.0 if width else STYLE["font.size"]
+    try:
+        inches, points = WIDTHS[width] if width else None, float(size or usual)
+        if 4 <= points <= 24:
+            return inches, points
+    except (KeyError, ValueError):
+        pass
+    raise ValueError(
+        "DFKD_FIGURE_WIDTH is to be single or double, DFKD_FONT_SIZE from 4 to 24 points, "
+        f"not {width!r} and {size!r}: correct these variables, or unset them"
+    )
 
 
 def new_figure(
@@ -62,12 +93,16 @@ def new_figure(
     grid: bool = True,
     **options,
 ):
-    """(Figure, axes) in the house style; width and height in inches, of the whole figure.
+    """(Figure, axes) in the house style; width and height in inches, of the whole figure, unless `asked` for others.
 
     The figure belongs to no pyplot state, so that thousands can be drawn without leaking memory.
     """
+    # Text shrinks less than the width does, so the height does too; what that leaves between pictures is pressed out.
+    wanted = asked()[0] or width
+    layout = "constrained" if wanted == width else "compressed"
+    size = wanted, height * (wanted / width) ** 0.5
     with matplotlib.rc_context(STYLE):
-        figure = NotebookFigure(figsize=(width, height), layout="constrained")
+        figure = NotebookFigure(figsize=size, layout=layout)
         axes = figure.subplots(rows, columns, **options)
         for ax in np.ravel(axes):
             ax.grid(grid)
@@ -96,13 +131,39 @@ def whiskers(values, low, high) -> np.ndarray:
 
 
 def legend_below(figure: Figure, ncols: int = 2, handles: Sequence | None = None) -> None:
-    """The legend below all axes, of the handles given or of all that have a label."""
+    """The legend below all axes, of the handles given or of all that have a label, on as many columns as fit."""
+    every = [h for ax in figure.axes for h in ax.get_legend_handles_labels()[0]]
+    texts = [str(handle.get_label()) for handle in (every if handles is None else handles)]
+    longest = max((len(line) for text in texts for line in text.split("\n")), default=1)
+    ncols = min(ncols, max(1, int(figure.get_size_inches()[0] / (0.065 * longest + 0.5))))
     figure.legend(handles=handles, loc="outside lower center", ncols=ncols)
 
 
+def legend_under(ax, ncols: int = 2, **options) -> None:
+    """The legend of one of several axes, below it."""
+    drop = -0.2 if ax.get_xlabel() else -0.06
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, drop), ncols=ncols, **options)
+
+
+def within_percent(ax, least: float = 2.0) -> None:
+    """A vertical axis of percent: nothing outside 0 to 100, and at least so many points high, so that noise looks like it."""
+    low, high = ax.get_ylim()
+    middle, half = (low + high) / 2, max(high - low, least) / 2
+    middle = min(max(middle, half), 100 - half) if half < 50 else 50
+    ax.set_ylim(max(0, middle - half), min(100, middle + half))
+
+
+def spans_decades(values) -> bool:
+    """Whether values are all above 0 and the largest at least ten times the least: on a linear axis most would be one."""
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values)]
+    return bool(values.size and values.min() > 0 and values.max() >= 10 * values.min())
+
+
 def log_ticks(axis) -> None:
-    """Ticks of a logarithmic axis at 1, 2 and 5, written as plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Ticks of a logarithmic axis written as plain numbers: at 1, 2 and 5, over more than three decades at 1 alone."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1,) if high > 1000 * low > 0 else (1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -119,7 +180,10 @@ def plain(ax, title: str = "") -> None:
 def epochs_below(ax) -> None:
     """Whole numbers of epochs along the horizontal axis."""
     ax.set_xlabel("epoch")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+    low, high = ax.dataLim.intervalx
+    if low == high:
+        ax.set_xlim(low - 0.5, high + 0.5)
 
 
 def squares(ax, values: np.ndarray, low: float, high: float, texts=None, size: float = 8):

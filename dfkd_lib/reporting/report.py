@@ -21,6 +21,7 @@ from dfkd_lib.metrics.intervals import (
     accuracy_interval,
     interval_text,
     paired_difference,
+    percent_interval,
     shown_interval,
 )
 from dfkd_lib.plots import STYLE
@@ -265,30 +266,35 @@ def scores_table(rows: list[tuple[str, str, list[Artifact]]]):
     return pd.DataFrame(table)
 
 
-def mean_and_half(values: dict[str, list[list[float]]]) -> tuple[dict, dict]:
-    """({variant: means}, {variant: half widths of the 95 % interval}) of [place][seed] values.
+def mean_and_band(values: dict[str, list[list[float]]], percent: bool = False) -> tuple[dict, dict]:
+    """({variant: means}, {variant: band}) of [place][seed] values, as `plots.curves` takes them.
 
-    With fewer than three seeds a variant has no half widths.
+    A band is the 95 % interval, {"low", "high"}; of two seeds their values, {"seeds": [seed][place]}; of one there is none.
+    `percent`: ends stay between 0 and 100.
     """
-    means, halves = {}, {}
+    means, bands = {}, {}
     for name, rows in values.items():
         pairs = [shown_interval(row) for row in rows]
         means[name] = [mean for mean, _ in pairs]
         if all(math.isfinite(half) for _, half in pairs):
-            halves[name] = [half for _, half in pairs]
-    return means, halves
+            ends = [percent_interval(m, h) if percent else (m - h, m + h) for m, h in pairs]
+            bands[name] = {"low": [low for low, _ in ends], "high": [high for _, high in ends]}
+        elif min(map(len, rows)) > 1:
+            bands[name] = {"seeds": [list(seed) for seed in zip(*rows, strict=True)]}
+    return means, bands
 
 
-def mean_by(table, name: str, value: str) -> tuple[dict[str, float], dict[str, float]]:
-    """({group: mean}, {group: half width of the 95 % interval}) of a column of a table with one line a run."""
-    groups = table.groupby(name, sort=False)[value]
-    pairs = {group: shown_interval(values.tolist()) for group, values in groups}
-    means = {group: mean for group, (mean, _) in pairs.items()}
-    return means, {group: half for group, (_, half) in pairs.items()}
+def accuracies_by(table, name: str, value: str) -> dict[str, dict]:
+    """{group: {"seeds", "low", "high"}} of a column of percent of a table with one line a run, as `plots.accuracies` takes it."""
+    found = {}
+    for group, values in table.groupby(name, sort=False)[value]:
+        low, high = percent_interval(*shown_interval(values.tolist()))
+        found[group] = {"seeds": values.tolist(), "low": low, "high": high}
+    return found
 
 
 def accuracy_by_share(runs: dict[str, list[list[list[Artifact]]]], shares: list[float], pool: int):
-    """B's figure: ({variant: mean accuracy (%) a share}, {variant: half widths}, the table with paired differences).
+    """B's figure: ({variant: mean accuracy (%) a share}, {variant: band}, the table with paired differences).
 
     Args:
         runs: {variant: [share][seed] → stages, the last being the result}; the second variant is the baseline.
@@ -298,7 +304,7 @@ def accuracy_by_share(runs: dict[str, list[list[list[Artifact]]]], shares: list[
         name: [[100 * stages[-1].metrics["accuracy"] for stages in share] for share in rows]
         for name, rows in runs.items()
     }
-    means, halves = mean_and_half(values)
+    means, bands = mean_and_band(values, percent=True)
     (first, a), (second, b) = values.items()
     table = []
     for i, share in enumerate(shares):
@@ -319,19 +325,18 @@ def accuracy_by_share(runs: dict[str, list[list[list[Artifact]]]], shares: list[
                 "result": result,
             }
         )
-    return means, halves, pd.DataFrame(table)
+    return means, bands, pd.DataFrame(table)
 
 
 def over_seeds(
     histories: dict[str, list[list[dict]]], key: str, times: float = 1.0
 ) -> tuple[dict, dict]:
-    """({variant: mean over seeds per epoch}, {variant: half widths per epoch}) of one entry of histories, times a factor."""
-    return mean_and_half(
-        {
-            name: [[times * row[key] for row in rows] for rows in zip(*runs, strict=True)]
-            for name, runs in histories.items()
-        }
-    )
+    """({variant: mean over seeds per epoch}, {variant: its band}) of one entry of histories, times a factor: 100 for percent."""
+    values = {
+        name: [[times * row[key] for row in rows] for rows in zip(*runs, strict=True)]
+        for name, runs in histories.items()
+    }
+    return mean_and_band(values, percent=times == 100)
 
 
 def over(seeds: Sequence[int]) -> str:

@@ -69,7 +69,7 @@ def picture(rows: Sequence[Row], about: str = "") -> Figure:
     shown = [row for row in rows if row.ratio is not None]
     names = list(dict.fromkeys(row.bench for row in shown))
     with matplotlib.rc_context(STYLE):
-        figure, ax = new_figure(width=11.5, height=1.6 + 0.24 * len(shown))
+        figure, ax = new_figure(width=9, height=1.6 + 0.38 * len(shown))
         places = range(len(shown) - 1, -1, -1)
         for place, row in zip(places, shown, strict=True):
             low, middle, high = row.ratio
@@ -92,7 +92,7 @@ def picture(rows: Sequence[Row], about: str = "") -> Figure:
         ax.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
-        labels = [f"{row.bench}: {row.what}, {row.setting}  |  {row.peer}" for row in shown]
+        labels = [f"{r.bench}: {r.what}, {r.setting}\nagainst {r.peer}" for r in shown]
         ax.set_yticks(places, labels, fontsize=8)
         ax.set_ylim(-0.7, len(shown) - 0.3)
         ax.set_xlabel("times as fast as the peer")

@@ -271,7 +271,7 @@ def test_figures_say_what_they_show():
     curves = {"teacher": precision_recall_curves(scenes, *found), "nothing": {}}
     figure = plots.precision_recall_plot(curves)
     legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert legend == ["bird 1.00", "plane 0.00", f"{MEAN} 0.50"]
+    assert legend == ["bird, AP 1.00", "plane, AP 0.00", f"{MEAN}, AP 0.50"]
     assert "no object to find" in texts(figure)
     figure = plots.detection_confusion({"teacher": confusion(scenes, *found)}, CLASSES)
     ax = figure.axes[0]

@@ -6,6 +6,8 @@ import pytest
 from figures import apart, error_bars, inside, written
 
 from dfkd_lib import plots
+from dfkd_lib.metrics.intervals import percent_interval
+from dfkd_lib.reporting.report import accuracies_by
 
 CLASSES = ["all", "a", "b", "c"]
 
@@ -77,3 +79,75 @@ def test_neighbours_stand_beside_the_made_image_with_their_distances(channels):
         assert [float(ax.get_xlabel()) for ax in axes[1:]] == row.tolist()
         assert axes[0].get_xlabel() == ""
     assert [ax.get_ylabel() for ax in figure.axes[::4]] == ["seven", "two"] and inside(figure)
+
+
+def test_an_axis_of_accuracy_stays_between_0_and_100_and_of_epochs_whole():
+    means = {"a": [93.0, 99.4], "b": [90.0, 98.0]}
+    low, high = zip(*map(percent_interval, means["a"], [2.0, 1.5]), strict=True)
+    bands = {"a": {"low": low, "high": high}, "b": {"seeds": [[89.0, 97.0], [91.0, 99.0]]}}
+    figure = plots.curves(means, "epoch", "test accuracy (%)", bands=bands)
+    (ax,) = figure.axes
+    (band,) = ax.collections
+    high = band.get_paths()[0].vertices[:, 1].max()
+    assert 99.4 < high < 100 and ax.get_ylim()[1] <= 100
+    assert written(figure.legends[0].get_texts()) == ["a", "b (n = 2)"]
+    seeds = [line.get_ydata().tolist() for line in ax.lines[2:]]
+    assert seeds == bands["b"]["seeds"] and inside(figure)
+    (ax,) = plots.curves({"a": [93.0]}, "epoch", "test accuracy (%)").axes
+    low, high = ax.get_xlim()
+    assert [t for t in ax.get_xticks() if low <= t <= high] == [1]
+    assert ax.get_ylim()[1] <= 100
+
+
+@pytest.mark.parametrize("values, scale", [([400, 90, 3], "log"), ([40, 9, 5], "linear")])
+def test_values_that_span_decades_have_a_logarithmic_axis(values, scale):
+    figure = plots.curves({"a": values}, "epoch", "Fréchet distance", zero=True)
+    assert figure.axes[0].get_yscale() == scale and inside(figure)
+    # An accuracy is never on one.
+    assert plots.curves({"a": [5, 50, 99]}, "epoch", "(%)").axes[0].get_yscale() == "linear"
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_accuracies_of_few_seeds_are_points_and_their_number(seeds):
+    rows = [
+        {"model": m, "top-1": x + s} for m, x in (("ViT", 90), ("TITN", 97)) for s in range(seeds)
+    ]
+    figure = plots.accuracies(accuracies_by(pd.DataFrame(rows), "model", "top-1"), "top-1 (%)")
+    (ax,) = figure.axes
+    few = "" if seeds == 3 else f"\nn = {seeds}"
+    assert written(ax.get_xticklabels()) == [f"ViT{few}", f"TITN{few}"]
+    assert sorted(ax.lines[0].get_ydata()) == [90 + s for s in range(seeds)]
+    lengths = [
+        np.ptp(segment[:, 1]) for bar in error_bars(ax) for segment in bar[2][0].get_segments()
+    ]
+    assert all(length > 0 for length in lengths) == (seeds == 3) and ax.get_ylim()[1] <= 100
+    assert inside(figure)
+
+
+def test_real_images_of_none_and_of_many_are_told_apart():
+    figure = plots.real_images(["teacher", "student"], [60_000, 0], [0, 60_000])
+    (ax,) = figure.axes
+    assert sorted(written(ax.texts)) == ["0", "0", "60,000", "60,000"]
+    assert ax.get_xlim()[0] == 0 and ax.transData.transform((10_000, 0))[0] > 0 and inside(figure)
+
+
+@pytest.mark.parametrize("width, inches", [("single", 3.5), ("double", 7.16)])
+def test_a_figure_is_as_wide_and_its_text_as_large_as_asked(monkeypatch, width, inches):
+    plain = plots.curves({"a": [1, 2], "b": [2, 3]}, "epoch", "loss")
+    monkeypatch.setenv("DFKD_FIGURE_WIDTH", width)
+    monkeypatch.setenv("DFKD_FONT_SIZE", "7")
+    figure = plots.curves({"a": [1, 2], "b": [2, 3]}, "epoch", "loss")
+    assert figure.get_size_inches()[0] == inches and inside(figure)
+
+    def sizes(one):
+        (ax,) = one.axes
+        return np.array([ax.xaxis.label.get_size(), ax.get_xticklabels()[0].get_size()])
+
+    assert np.allclose(sizes(figure), 0.7 * sizes(plain))
+
+
+@pytest.mark.parametrize("name, value", [("FIGURE_WIDTH", "wide"), ("FONT_SIZE", "large")])
+def test_a_width_or_size_that_is_none_is_refused(monkeypatch, name, value):
+    monkeypatch.setenv(f"DFKD_{name}", value)
+    with pytest.raises(ValueError, match="correct these variables"):
+        plots.curves({"a": [1, 2]}, "epoch", "loss")

@@ -80,8 +80,15 @@ def test_a_configuration_is_noted_beside_its_preset(tmp_path):
 )
 def test_a_caption_promises_no_interval_of_two_seeds(seeds, text):
     runs = [[{"epoch": 1, "acc": 0.1 * seed}] for seed in seeds]
-    means, halves = over_seeds({"a": runs}, "acc", 100)
-    assert over(seeds) == text and ("a" in halves) == ("interval" in text) and len(means["a"]) == 1
+    means, bands = over_seeds({"a": runs}, "acc", 100)
+    assert over(seeds) == text and len(means["a"]) == 1
+    # Two seeds are shown themselves, as [seed][epoch].
+    expected = {1: set(), 2: {"seeds"}, 3: {"low", "high"}}
+    assert set(bands.get("a", ())) == expected[len(seeds)]
+    if len(seeds) == 2:
+        assert bands["a"]["seeds"] == [[0], [10]]
+    if len(seeds) == 3:  # its half width of 24.8 is more than the mean of 10
+        assert 0 < bands["a"]["low"][0] < 10 < bands["a"]["high"][0] < 100
 
 
 def test_text_of_a_table_stays_text(tmp_path, shown):
@@ -151,9 +158,15 @@ def test_the_share_table_pairs_by_seed():
     assert table.loc[0, "difference"] == pytest.approx(10) and table.loc[0, "images"] == 100
     half = 4.3027 * 10 / 3**0.5  # Student's t of two degrees of freedom, differences 10, 20, 0
     assert table.loc[0, "low"] == pytest.approx(10 - half, abs=1e-2)
-    assert bands["plain"][0] == pytest.approx(half, abs=1e-2)
+    # Of 50 ± half the logit's ends: both as far from 50.
+    ends = bands["plain"]["low"][0], bands["plain"]["high"][0]
+    assert ends == (
+        pytest.approx(50 - 50 * math.tanh(half / 50), abs=1e-2),
+        pytest.approx(100 - ends[0]),
+    )
     assert table.loc[0, "result"] == "no difference"
     assert table_of([0.5, 0.6, 0.7], [0.4, 0.501, 0.6])[2].loc[0, "result"] == "DearKD better"
     assert table_of([0.4, 0.501, 0.6], [0.5, 0.6, 0.7])[2].loc[0, "result"] == "plain better"
     _, bands, two = table_of([0.5, 0.7], [0.4, 0.5])  # two seeds have no interval
-    assert two.loc[0, "result"] == "n = 2" and math.isnan(two.loc[0, "low"]) and not bands
+    assert two.loc[0, "result"] == "n = 2" and math.isnan(two.loc[0, "low"])
+    assert bands == {"DearKD": {"seeds": [[50], [70]]}, "plain": {"seeds": [[40], [50]]}}
