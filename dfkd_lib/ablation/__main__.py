@@ -3,6 +3,7 @@
 import signal
 import sys
 from contextlib import suppress
+from functools import partial
 
 from dfkd_lib.ablation.cells import saved_jobs, work
 from dfkd_lib.core import Store
@@ -12,7 +13,7 @@ def main(root: str) -> None:
     """Work until nothing has waited for a while; SIGTERM ends a training as Ctrl-C does, its finished epochs kept."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
-        saved_jobs(Store(root)).work(work, root)
+        saved_jobs(Store(root)).work(partial(work, from_disk=True), root)
 
 
 if __name__ == "__main__":

@@ -298,7 +298,7 @@ def _code(settings: dict) -> str:
     return fingerprint(run_cell, Study, builder).digest
 
 
-def _received(sent: dict) -> tuple[Cell, Callable | None]:
+def _received(sent: dict, from_disk: bool = False) -> tuple[Cell, Callable | None]:
     """The cell and step that `as_sent` was given; OtherCode if this process would train it by other code."""
     if sent.get("code") not in (None, _code(sent["settings"])):
         raise OtherCode(
@@ -309,7 +309,7 @@ def _received(sent: dict) -> tuple[Cell, Callable | None]:
             fix="give a step of your own as step=, or jobs=1; after a change of the library restart the kernel and workers",
         )
     own = sent.get("step")
-    return Cell.of(sent), None if own is None else core.received(own)
+    return Cell.of(sent), None if own is None else core.received(own, from_disk)
 
 
 def prepare(tell: jobs.Tell, needs: jobs.Needs, root: str, cells: list[dict]) -> list[dict]:
@@ -330,16 +330,22 @@ def prepare(tell: jobs.Tell, needs: jobs.Needs, root: str, cells: list[dict]) ->
 
 
 def work(
-    tell: jobs.Tell, needs: jobs.Needs, root: str, sent: dict, step: Callable | None = None
+    tell: jobs.Tell,
+    needs: jobs.Needs,
+    root: str,
+    sent: dict,
+    step: Callable | None = None,
+    from_disk: bool = False,
 ) -> tuple[str | None, str]:
     """A job: run one cell of a store; its key, or None and what happened.
 
     Args:
         step: in place of the library's, where this is the process that was given it.
+        from_disk: whether the cell was kept there; then a step of it must be `core.signed`.
     """
     try:
         with jobs.alone_in_process(needs.threads):
-            cell, own = _received(sent)
+            cell, own = _received(sent, from_disk)
             return run_cell(Store(root), cell, step if own is None else own).key, ""
     except Exception as error:  # as text, which survives the way back
         return None, describe(error)

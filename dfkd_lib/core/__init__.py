@@ -22,7 +22,7 @@ from dfkd_lib.core.artifacts import (
 from dfkd_lib.core.code import Fingerprint, Registry, fingerprint
 from dfkd_lib.core.config import Config, Names, Seed, Seeds, Setting, nearest
 from dfkd_lib.core.errors import WorkbenchError, is_number, plain, printable
-from dfkd_lib.core.sent import OtherCode, as_sent, received
+from dfkd_lib.core.sent import OtherCode, as_sent, received, signed
 from dfkd_lib.core.source import remember
 
 __all__ = [
@@ -65,5 +65,6 @@ __all__ = [
     "resolve",
     "save_json",
     "save_tensors",
+    "signed",
     "without_waiting",
 ]

@@ -1,12 +1,17 @@
 """Code of a notebook's own on its way to another process: pickled by value, with its source, and compared on arrival."""
 
 import base64
+import hashlib
+import hmac
+import json
 import linecache
 import os
 import pickle
+from pathlib import Path
 
 from dfkd_lib.core.code import fingerprint, with_functions
 from dfkd_lib.core.errors import WorkbenchError
+from dfkd_lib.core.files import unusable
 from dfkd_lib.core.source import record_of, remember
 
 MOST_BYTES = 10_000_000  # the size from which Dask warns too
@@ -63,12 +68,40 @@ def as_sent(thing: object) -> dict:
     }
 
 
-def received(sent: dict) -> object:
+def signed(sent: dict) -> dict:
+    """What `as_sent` gave, to be kept on a disk: with a signature by the secret with which Jupyter signs a user's notebooks."""
+    return {**sent, "signature": _signature(sent)}
+
+
+def _signature(sent: dict) -> str:
+    from jupyter_core.paths import jupyter_data_dir
+    from nbformat.sign import MemorySignatureStore, NotebookNotary
+
+    folder = Path(jupyter_data_dir())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        notary = NotebookNotary(data_dir=str(folder), store_factory=MemorySignatureStore)
+        secret = notary.secret
+    except OSError as error:
+        raise unusable("Jupyter's data folder", error, folder, "set JUPYTER_DATA_DIR") from None
+    content = json.dumps({name: sent[name] for name in ("digest", "pickled", "sources")})
+    return hmac.new(secret, content.encode(), hashlib.sha256).hexdigest()
+
+
+def received(sent: dict, from_disk: bool = False) -> object:
     """What `as_sent` was given. It is unpickled: only for what this user has sent.
 
+    Args:
+        from_disk: whether it was kept on a disk, which may hold anybody's: then it must be `signed` by this user.
+
     Raises:
-        OtherCode: if it cannot be read here, or would get another key than where it was sent from.
+        OtherCode: if it cannot be read here, or would get another key than where it was sent from; if it is not signed.
     """
+    if from_disk and not hmac.compare_digest(sent.get("signature", ""), _signature(sent)):
+        raise OtherCode(
+            "code on this disk does not bear your signature, and is not run",
+            fix="run it from the notebook that it is of, as the same user",
+        )
     for place, text in sent["sources"].items():
         if not os.path.exists(place):
             remember(place, text)

@@ -1,6 +1,6 @@
 """Interactive views; with interactive=False each gives the static figure that it would first show."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dfkd_lib import plots
@@ -107,6 +107,7 @@ def ablation_lab(
     interactive: bool = True,
     jobs=None,
     students: Sequence[str] | None = None,
+    step: Callable | None = None,
 ):
     """Set loss weights, student and images, run students in a process of their own, watch, stop and compare them.
 
@@ -115,13 +116,14 @@ def ablation_lab(
             has them, "seeds". store: where runs are found and stored. out_dir: where figures and parameter files go.
         notebook: that parameter files are for. shown: cells to begin the table with.
         jobs: the queue to use; default: the store's own. students: names of models to choose from; default: the
-            transformers that take the images, and `base`'s own.
+            transformers that take the images, and `base`'s own. step: a training step in place of the library's, as `shown`
+            were trained by.
 
     Returns:
         An ipywidget, or the static figure of `shown` if not interactive.
 
     Raises:
-        WorkbenchError: on a name in `base` that is none of these.
+        WorkbenchError: on a name in `base` that is none of these, or a step that cannot go to another process.
     """
     if not interactive:
         cells = tidy(shown)
@@ -130,5 +132,5 @@ def ablation_lab(
     from dfkd_lib.widgets.settings import Settings
 
     return AblationLab(
-        Settings(base, students), store, jobs or saved_jobs(store), shown, out_dir, notebook
+        Settings(base, students), store, jobs or saved_jobs(store), shown, out_dir, notebook, step
     )

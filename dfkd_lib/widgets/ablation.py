@@ -3,14 +3,15 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import traitlets
 
-from dfkd_lib import ablation, losses, plots
+from dfkd_lib import ablation, core, losses, plots
 from dfkd_lib.ablation import Cell, Outcome, as_sent
-from dfkd_lib.core import ArtifactError, WorkbenchError
+from dfkd_lib.core import ArtifactError, WorkbenchError, fingerprint
 from dfkd_lib.widgets.base import Widget, front_end
 from dfkd_lib.widgets.rows import Line, compared, distinct
 from dfkd_lib.widgets.settings import Settings
@@ -41,7 +42,9 @@ class AblationLab(Widget):
         shown: Sequence[Outcome],
         out_dir: str | Path,
         notebook: str,
+        step: Callable | None = None,
     ):
+        self.step, self._sent = step, None if step is None else core.signed(core.as_sent(step))
         self.settings, self.store, self.jobs, self.notebook = settings, store, jobs, notebook
         self.shown = [
             Line.of(o.cell, o.artifact, "found" if o.cached else "run")
@@ -101,6 +104,10 @@ class AblationLab(Widget):
         return self._submit(content["values"], first=False)
 
     def _submit(self, values: dict, first: bool) -> str:
+        if self._sent and fingerprint(self.step).digest != self._sent["digest"]:
+            raise WorkbenchError(
+                "the step has changed since this widget was made", fix="run the widget's cell again"
+            )
         cells = {self._same(cell): cell for cell in self.settings.cells(values, self._names())}
         known = {self._same(line.cell): line for line in self._lines()}
         found = {same: known.get(same) or self._find(cell) for same, cell in cells.items()}
@@ -123,7 +130,7 @@ class AblationLab(Widget):
         for same in (
             reversed(wanted) if first else wanted
         ):  # each before all others: first seed last
-            self.jobs.submit(as_sent(cells[same]), first=first)
+            self.jobs.submit(as_sent(cells[same], self._sent), first=first)
         new = [cells[same] for same in wanted if same not in moved]
         parts = []
         if lines:
@@ -138,7 +145,7 @@ class AblationLab(Widget):
         return ". ".join(parts)
 
     def _find(self, cell: Cell) -> Line | None:
-        artifact = ablation.find(self.store, cell)
+        artifact = ablation.find(self.store, cell, self.step)
         if artifact is None:
             return None
         return self._own.setdefault(artifact.key, Line.of(cell, artifact, "found"))
@@ -164,7 +171,7 @@ class AblationLab(Widget):
     def do_again(self, content: dict) -> str:
         job = self._job(content)
         cell = Cell.of(job["cell"])
-        self.jobs.submit(as_sent(cell), first=True)
+        self.jobs.submit(as_sent(cell, job["cell"].get("step")), first=True)
         self.jobs.forget(job["id"])
         return f"goes on next: {cell.name}, seed {cell.seed}"
 
@@ -205,7 +212,7 @@ class AblationLab(Widget):
         if job["id"] not in self._cells:
             saved = job["cell"]
             try:
-                cell = Cell.of(saved)
+                cell = self._marked(Cell.of(saved), saved.get("step"))
                 known = self._names().get(self.settings.identity(cell.settings))
                 name = known or self.settings.name(cell.settings)
             except (
@@ -215,6 +222,11 @@ class AblationLab(Widget):
                 name = f"{cell.name} (of another version)"
             self._cells[job["id"]] = Cell(name, cell.settings, cell.seed)
         return self._cells[job["id"]]
+
+    def _marked(self, cell: Cell, sent: dict | None) -> Cell:
+        """The cell, as one of other settings if its step is not this widget's."""
+        own, step = ((one or {}).get("digest", "of the library") for one in (self._sent, sent))
+        return cell if step == own else replace(cell, settings={**cell.settings, "step": step})
 
     def _chosen(self) -> list[Line]:
         """The checked lines, the notebook's first: what is compared is the new against the known."""

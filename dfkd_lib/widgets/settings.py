@@ -182,6 +182,7 @@ class Settings:
     def parameters(self, settings: dict, seeds: Sequence[int]) -> dict:
         """Parameters of notebook 35 that make exactly these settings its own, whatever its preset."""
         shown = {**self.base, **without_idle(settings)}
+        shown = {name: shown[name] for name in DEFAULTS if name in shown}  # not a step
         # A preset may change what here is as by default.
         named = {n for preset in PRESETS for n in load("ablation", preset).differences(BASE)}
         named |= {n for n in shown if shown[n] != DEFAULTS[n]}

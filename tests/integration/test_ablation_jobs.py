@@ -9,8 +9,10 @@ import psutil
 import pytest
 import torch
 from ablation_cells import TINY
+from cells import run_cell as notebook_cell
 from filelock import FileLock
 
+from dfkd_lib import core
 from dfkd_lib.ablation import as_sent, find, make_cell, run_cell, saved_jobs, work
 from dfkd_lib.core import Store, WorkbenchError
 from dfkd_lib.jobs import saved
@@ -129,6 +131,25 @@ def test_asking_often_starts_one_worker(store, monkeypatch):
     jobs.wake()
     assert len(started) == 2
     started[1].kill()
+
+
+def test_a_step_of_ones_own_is_trained_by_a_worker_and_anybody_elses_is_not(
+    store, tmp_path, monkeypatch
+):
+    """A real worker: the notebook finds what it has made by the same step; a step that is not signed is not read."""
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    text = """
+def step(student, batch, teacher):
+    return {"loss": (student(batch.images) - teacher(batch).logits).square().mean()}
+"""
+    step, jobs = notebook_cell(text, {"__name__": "__main__"})["step"], saved_jobs(store)
+    own, foreign = make_cell("own", TINY, 0), make_cell("foreign", TINY, 1)
+    jobs.submit(as_sent(foreign, core.as_sent(step)))
+    jobs.submit(as_sent(own, core.signed(core.as_sent(step))))
+    until(lambda: (jobs.wake(), {*states(jobs).values()} & {"queued", "running"})[1] == set())
+    assert states(jobs) == {"own": "finished", "foreign": "failed"}
+    assert "your signature" in jobs.all()[0]["error"]
+    assert find(store, own, step).key == jobs.all()[1]["key"]
 
 
 def test_stop_in_the_middle_of_an_epoch_loses_no_finished_one(store, tmp_path, one_thread):

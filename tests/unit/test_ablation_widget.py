@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 from ablation_cells import artifact
+from cells import run_cell
 
 from dfkd_lib import ablation, widgets
 from dfkd_lib.ablation import BASE as DEFAULTS
 from dfkd_lib.ablation import Cell, Outcome
-from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core import WorkbenchError, fingerprint
 from dfkd_lib.pipeline.parameters import read_notebook
 from dfkd_lib.presets import load
 from dfkd_lib.widgets.settings import Settings
@@ -104,7 +105,7 @@ def lab(tmp_path, shelf, monkeypatch):
     monkeypatch.setattr(
         ablation,
         "find",
-        lambda store, cell: next((a for a in store.values() if a.cell == cell), None),
+        lambda store, cell, step: next((a for a in store.values() if a.cell == cell), None),
     )
 
     def make(base=BASE, **more):
@@ -279,6 +280,28 @@ def test_stop_go_on_and_clear(lab, shelf):
     assert stopped["jobs"][0]["state"] == "failed" and "failed already" in box.status
     ask(box, "stop", job="job77")
     assert "no longer there" in box.error
+
+
+def test_a_step_of_the_notebooks_own_is_queued_and_told_from_the_librarys(
+    lab, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    names = run_cell("def step(student, batch, teacher): return scale", {"__name__": "__main__"})
+    names["scale"] = 2.0
+    ask(lab(), "queue")
+    box = lab(step=names["step"])
+    state = ask(box, "queue")
+    assert [job["name"] for job in state["jobs"]] == ["step of the library", "as the notebook"]
+    ask(box, "queue")
+    assert "already queued" in box.status
+    step = box.jobs.all()[-1]["cell"]["step"]
+    assert step["digest"] == fingerprint(names["step"]).digest and step["signature"]
+    box.jobs.set("job2", state="stopped")
+    ask(box, "again", job="job2")
+    assert box.jobs.all()[0]["cell"]["step"] == step
+    names["scale"] = 3.0
+    ask(box, "run")
+    assert "run the widget's cell again" in box.error
 
 
 def test_running_again_takes_the_place_of_the_stopped_record(lab):
