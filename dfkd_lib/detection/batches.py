@@ -18,6 +18,7 @@ class Batch(NamedTuple):
     images: Tensor  # float (B, 3, H, W) in [0, 1]
     labels: Tensor | None  # int64 (B, M), -1 where there is no object, objects first
     boxes: Tensor | None  # float (B, M, 4), cxcywh in [0, 1]
+    places: Tensor | None = None  # int64 (B,), of scenes that are as they were or mirrored
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
@@ -57,9 +58,24 @@ class SceneBatches:
         order = torch.randperm(len(self.images), generator=generator)
         for rows in order[: len(self) * self.batch_size].split(self.batch_size):
             batch = self.rows(rows)
-            if self.augment is not None:
+            if self.augment == 0:
+                batch = self.mirrored(rows, torch.rand(len(rows), generator=generator) < 0.5)
+            elif self.augment is not None:
                 batch = augmented(batch, generator, self.augment)
-            yield batch if self.labelled else Batch(batch.images, None, None)
+            yield batch if self.labelled else batch._replace(labels=None, boxes=None)
+
+    @property
+    def views(self) -> int:
+        """How many ways a scene may look: 2 of mirrored ones, 0 where each epoch makes others."""
+        return {None: 1, 0: 2}.get(self.augment, 0)
+
+    def mirrored(self, rows: Tensor, mirror: Tensor) -> Batch:
+        """The scenes at these places, those mirrored for which `mirror` (B,) is true."""
+        images, labels, boxes, places = self.rows(rows)
+        images = torch.where(mirror[:, None, None, None], images.flip(-1), images)
+        middle = torch.where(mirror[:, None], 1 - boxes[..., 0], boxes[..., 0])
+        boxes = torch.cat([torch.where(labels >= 0, middle, 0.0)[..., None], boxes[..., 1:]], -1)
+        return Batch(images, labels, boxes, places + mirror * len(self.images))
 
     def in_order(self) -> Iterator[Batch]:
         """All scenes as they are, in their order."""
@@ -67,26 +83,21 @@ class SceneBatches:
 
     def rows(self, rows: Tensor) -> Batch:
         """The scenes at these places, as they are."""
-        return Batch(self.images[rows].float() / 255, self.labels[rows], self.boxes[rows])
+        return Batch(self.images[rows].float() / 255, self.labels[rows], self.boxes[rows], rows)
 
 
 def augmented(batch: Batch, generator: torch.Generator, strength: float = 1.0) -> Batch:
     """Each scene mirrored (1/2) and, at strength 1, scaled by 0.8-1.25, shifted by up to 1/8, its light changed.
 
-    Edges are repeated. Objects of which less than half stays in view become -1; boxes are cut at the border. At
-    strength 0 scenes are only mirrored.
+    Edges are repeated. Objects of which less than half stays in view become -1; boxes are cut at the border.
     """
-    images, labels, boxes = batch
+    images, labels, boxes, _ = batch
     count = len(images)
 
     def uniform(span: float, *shape: int) -> Tensor:
         return (2 * torch.rand(count, *shape, generator=generator) - 1) * span * strength
 
     mirror = torch.where(torch.rand(count, 1, generator=generator) < 0.5, -1.0, 1.0)
-    if strength == 0:
-        flipped = torch.where(mirror[:, :, None, None] < 0, images.flip(-1), images)
-        scale = torch.cat([mirror, mirror.abs()], dim=1)
-        return Batch(flipped, *_moved(labels, boxes, scale[:, None], torch.zeros(count, 1, 2)))
     zoom, shift = torch.exp(uniform(0.223, 1)), uniform(0.125, 2)
     scale = torch.cat([mirror * zoom, zoom], dim=1)  # of content, about the middle of the image
     # affine_grid maps places of the result to places of the source, both in [-1, 1]: the inverse of content's motion.

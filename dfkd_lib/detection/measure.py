@@ -42,7 +42,7 @@ def consistency(teacher: Detector, scenes: SceneSet, probes: Tensor) -> float:
     """The attention loss of a teacher's objects in these scenes (see `object_consistency_loss`), in [0, 1]."""
     device = next(teacher.parameters()).device
     batches = SceneBatches(scenes, TOGETHER).in_order()
-    found = [object_probes(teacher, *batch.to(device))[0].cpu() for batch in batches]
+    found = [object_probes(teacher, *batch.to(device)[:3])[0].cpu() for batch in batches]
     return float(object_consistency_loss(torch.cat(found), probes, torch.cat(scenes.labels)))
 
 

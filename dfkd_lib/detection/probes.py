@@ -61,7 +61,7 @@ def class_object_probes(detector: Detector, batches: Iterable[Batch], num_classe
     total, count = torch.zeros(num_classes, SIDE * SIDE), torch.zeros(num_classes)
     device = next(detector.parameters()).device
     for batch in batches:
-        probes, _ = object_probes(detector, *batch.to(device))
+        probes, _ = object_probes(detector, *batch.to(device)[:3])
         known = batch.labels[batch.labels >= 0]
         total.index_add_(0, known, probes.cpu())
         count += torch.bincount(known, minlength=num_classes)

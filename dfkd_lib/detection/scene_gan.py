@@ -59,7 +59,8 @@ def scene_gan_step(nets: SceneNetworks, batch: Batch, lam: float) -> Iterator[tu
     """
     labels, boxes, noise = nets.draw(batch)
     fake = nets.generator(labels, boxes, *noise)
-    on_real, on_fake = nets.discriminator(*batch), nets.discriminator(fake.detach(), labels, boxes)
+    on_real = nets.discriminator(batch.images, batch.labels, batch.boxes)
+    on_fake = nets.discriminator(fake.detach(), labels, boxes)
     yield "discriminator", {"loss": real_loss(on_real) + real_loss([-score for score in on_fake])}
     with nets.judging() as discriminator:
         adversarial = real_loss(discriminator(fake, labels, boxes))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfkd_lib.attention import capture_attention, patch_grid
 from dfkd_lib.core import Config
-from dfkd_lib.detection.batches import Batch
+from dfkd_lib.detection.batches import Batch, SceneBatches
 from dfkd_lib.detection.matching import PAIRINGS, paired_queries
 from dfkd_lib.losses import (
     TeacherTargets,
@@ -21,6 +21,8 @@ from dfkd_lib.losses import (
 )
 from dfkd_lib.metrics import THRESHOLD
 from dfkd_lib.models import Detector
+
+STORED_BYTES = 1 << 29  # that a teacher's answers to all scenes may take
 
 
 def _weight(default: float, description: str, **extra: str) -> float:
@@ -141,6 +143,36 @@ def answers(teacher: Detector) -> Callable[..., Queries]:
     def answer(batch: Batch, attention: bool = False) -> Queries:
         with torch.no_grad():
             return queries(teacher, batch.images, attention, every_layer=False)
+
+    return answer
+
+
+def stored_answers(teacher: Detector, batches: SceneBatches) -> Callable[..., Queries]:
+    """`answers` of a frozen teacher on scenes that epochs only mirror: each is asked once, at the first call; where that
+    would take more than `STORED_BYTES`, in each epoch anew."""
+    ask, known, count = answers(teacher), {}, len(batches.images)
+
+    def all_of(attention: bool, device: torch.device) -> Queries | None:
+        found: list[Queries] = []
+        for view in range(batches.views):
+            for rows in torch.arange(count).split(batches.batch_size):
+                seen = batches.mirrored(rows, torch.full((len(rows),), view == 1))
+                found.append(ask(seen.to(device), attention))
+                held = sum(part.nbytes for part in found[0] if part is not None) / len(rows)
+                if held * count * batches.views > STORED_BYTES:
+                    return None
+        logits, boxes = (torch.cat(parts, 1) for parts in list(zip(*found, strict=True))[:2])
+        return Queries(logits, boxes, torch.cat([one.maps for one in found]) if attention else None)
+
+    def answer(batch: Batch, attention: bool = False) -> Queries:
+        if attention not in known:
+            known[attention] = all_of(attention, batch.images.device)
+        stored = known[attention]
+        if stored is None:
+            return ask(batch, attention)
+        logits, boxes, maps = stored
+        rows = batch.places
+        return Queries(logits[:, rows], boxes[:, rows], None if maps is None else maps[rows])
 
     return answer
 

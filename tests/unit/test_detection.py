@@ -49,7 +49,7 @@ from dfkd_lib.detection.matching import (
 )
 from dfkd_lib.detection.measure import measure_scenes
 from dfkd_lib.detection.scene_gan import object_probe_artifact
-from dfkd_lib.detection.step import confident
+from dfkd_lib.detection.step import confident, stored_answers
 from dfkd_lib.losses import detection_losses, distillation_loss
 from dfkd_lib.models import (
     Detections,
@@ -242,20 +242,53 @@ def test_augmented_boxes_follow_their_objects():
     images[:, :, 20:36, 12:44] = 1
     boxes[:, 0] = torch.tensor([28 / 64, 28 / 64, 32 / 64, 16 / 64])
     labels = torch.tensor([[2, -1]]).repeat(40, 1)
-    for strength in (0.0, 1.0):
-        batch = Batch(images, labels, boxes)
-        moved, found, where = augmented(batch, torch.Generator().manual_seed(0), strength)
-        assert (found == labels).all()
+    scenes = SceneSet(
+        (255 * images).to(torch.uint8),
+        [boxes[0, :1]] * 40,
+        [torch.tensor([2])] * 40,
+        ("a", "b", "c"),
+    )
+    mirrored = next(SceneBatches(scenes, 40)(0, torch.Generator().manual_seed(0)))
+    assert 0 < (mirrored.places >= 40).sum() < 40
+    assert (mirrored.places % 40).sort().values.tolist() == list(range(40))
+    moved = augmented(Batch(images, labels, boxes), torch.Generator().manual_seed(0))
+    for moved, found, where, _ in (mirrored, moved):
+        assert (found[:, 0] == 2).all() and (found[:, 1:] == -1).all()
         for image, box in zip(moved, corners(where[:, 0] * 64), strict=True):
             rows, columns = (image.mean(0) > 0.5).nonzero(as_tuple=True)
             drawn = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
             assert (drawn - box).abs().max() <= 1
 
 
+@pytest.mark.parametrize("room", [0, 1 << 20])
+def test_a_teachers_answers_are_kept_where_scenes_are_only_mirrored(monkeypatch, room):
+    """Each scene and its mirror image is asked once, and the answers are those to the batch as it is; without room, live."""
+    monkeypatch.setattr("dfkd_lib.detection.step.STORED_BYTES", room)
+    torch.manual_seed(0)
+    pixels, asked = torch.randint(256, (6, 3, 32, 32), dtype=torch.uint8), []
+    objects = [torch.rand(1, 4) / 4 + 0.3] * 6, [torch.tensor([k % 3]) for k in range(6)]
+    batches = SceneBatches(SceneSet(pixels, *objects, ("a", "b", "c")), 4)
+
+    class Teacher(torch.nn.Module):
+        def forward(self, images, every_layer):
+            asked.append(len(images))
+            seen = images.flatten(1)[:, :20].unflatten(1, (5, 4))
+            return Detections(seen, seen, ())
+
+    teacher = Teacher()
+    answer = stored_answers(teacher, batches)
+    for epoch in range(4):
+        for batch in batches(epoch, torch.Generator().manual_seed(epoch)):
+            known, live = answer(batch), detection.answers(teacher)(batch)
+            assert torch.equal(known.logits, live.logits) and torch.equal(known.boxes, live.boxes)
+    stored = 12 if room else 4 + 4 * 4
+    assert sum(asked) == stored + 4 * 4
+
+
 def test_an_object_moved_out_of_view_is_dropped():
     boxes = torch.tensor([[[0.02, 0.5, 0.04, 0.1], [0.5, 0.5, 0.2, 0.2]]]).repeat(64, 1, 1)
     batch = Batch(torch.zeros(64, 3, 32, 32), torch.tensor([[1, 3]]).repeat(64, 1), boxes)
-    _, labels, where = augmented(batch, torch.Generator().manual_seed(0))
+    _, labels, where, _ = augmented(batch, torch.Generator().manual_seed(0))
     gone = labels[:, 1] < 0
     assert gone.any() and not gone.all()
     assert (labels[gone, 0] == 3).all() and (where[gone, 1] == 0).all()
