@@ -251,8 +251,8 @@ def test_augmented_boxes_follow_their_objects():
     mirrored = next(SceneBatches(scenes, 40)(0, torch.Generator().manual_seed(0)))
     assert 0 < (mirrored.places >= 40).sum() < 40
     assert (mirrored.places % 40).sort().values.tolist() == list(range(40))
-    moved = augmented(Batch(images, labels, boxes), torch.Generator().manual_seed(0))
-    for moved, found, where, _ in (mirrored, moved):
+    zoomed = augmented(Batch(images, labels, boxes), torch.Generator().manual_seed(0))
+    for moved, found, where, _ in (mirrored, zoomed):
         assert (found[:, 0] == 2).all() and (found[:, 1:] == -1).all()
         for image, box in zip(moved, corners(where[:, 0] * 64), strict=True):
             rows, columns = (image.mean(0) > 0.5).nonzero(as_tuple=True)
