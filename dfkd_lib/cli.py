@@ -216,6 +216,10 @@ ARGUMENTS = {
     "--font-size": argument(
         type=float, metavar="POINTS", help="of text in figures (default: 10, of a chosen width 8)"
     ),
+    "--again": argument(
+        action="store_true",
+        help="run notebooks again of which nothing has changed (default: their pages are kept)",
+    ),
     "notebook": argument(nargs="?", help="its number or name: all settings of its method"),
     "a": argument(metavar="DIR_A", help="folder of a run"),
     "b": argument(metavar="DIR_B", help="folder of another"),
@@ -234,7 +238,7 @@ ARGUMENTS = {
 VERBS = {
     "run": (
         run,
-        "--profile --only --grid --set --out --artifacts --jobs --scheduler --threads --hung --log "
+        "--profile --only --grid --set --out --artifacts --jobs --scheduler --threads --hung --log --again "
         "--figure-width --font-size",
     ),
     "train": (train, "--profile --only --set --artifacts"),

@@ -16,6 +16,7 @@ def notebook_entry(out: Path, name: str, title: str, result: dict) -> dict:
     return {
         "error": None,
         "earlier": False,
+        "unchanged": False,
         "name": name,
         "title": title if title == name else f"{name[:2]} · {title}",
         **result,

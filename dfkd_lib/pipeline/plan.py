@@ -28,6 +28,7 @@ class Plan:
     hung_minutes: float = HUNG_MINUTES
     scheduler: str | None = None
     threads: int | None = None
+    again: bool = False
 
     @property
     def spread(self) -> bool:
@@ -66,6 +67,7 @@ def make_plan(
     grid: str | None = None,
     hung: float = HUNG_MINUTES,
     threads: int | None = None,
+    again: bool = False,
 ) -> Plan:
     """Check everything that can be checked before a kernel starts.
 
@@ -77,6 +79,7 @@ def make_plan(
         grid: a YAML file of settings and seeds: notebook 35 alone, unless `only` names more, into
             reports/grid_<name of the file>, its students `jobs` at a time (default: as many as cores).
         hung: minutes without processor time and output after which a kernel is ended; 0: never.
+        again: whether notebooks run whose pages there are, and nothing of which has changed.
         threads: of each task; by default an equal share of the cores (1 job: all), or all of a cluster's smallest worker.
 
     Raises:
@@ -100,6 +103,7 @@ def make_plan(
         hung,
         scheduler,
         threads,
+        again,
     )
     if grid is not None:
         from dfkd_lib import ablation  # imports torch: only where it is needed

@@ -33,6 +33,7 @@ from dfkd_lib.pipeline.html import duration, memory, read_metrics
 from dfkd_lib.pipeline.index import write_index
 from dfkd_lib.pipeline.plan import Plan
 from dfkd_lib.pipeline.task import Place, clear, code, do_task, missing_tasks, run_notebook
+from dfkd_lib.pipeline.unchanged import states, unchanged
 from dfkd_lib.reporting.notebooks import read_notebooks
 from dfkd_lib.reporting.results import seeds_text
 
@@ -69,7 +70,9 @@ class Run:
     ):
         self.plan, self.start = plan, time.perf_counter()
         self.about = read_notebooks(next(iter(plan.notebooks.values())).parent)
-        self.earlier = earlier_results(plan)  # of the notebooks that are not run now
+        self.earlier = earlier_results(plan)
+        self.states = states(plan, self.about, self.earlier)
+        self.kept = set() if plan.again else unchanged(plan, self.about, self.earlier)
         self.log = log or (lambda line: print(line, file=sys.stderr, flush=True))
         self.ended = ended or (lambda name, result: None)
         self.queue: jobs.Queue | None = None
@@ -93,8 +96,14 @@ class Run:
         """What is to be done; what notebooks train is added when it is known what is missing."""
         plan = self.plan
         for name, path in plan.notebooks.items():
+            if name in self.kept:
+                continue
             wanted = self.about[name].needs
-            others = [n for n in plan.notebooks if n != name and ("*" in wanted or n in wanted)]
+            others = [
+                n
+                for n in plan.notebooks
+                if n != name and n not in self.kept and ("*" in wanted or n in wanted)
+            ]
             args = (path, plan.parameters[name], plan.out, plan.hung_minutes)
             part = self._part(name, name, run_notebook, *args)
             peak = float(self.earlier.get(name, {}).get("peak_memory_mb") or 0)
@@ -164,6 +173,15 @@ class Run:
                 path.touch()
         for part in self._parts():
             self.queue.add(part)
+        for name in filter(self.kept.__contains__, self.plan.notebooks):
+            self.results["notebooks"][name] = {
+                **self.earlier[name],
+                "earlier": False,
+                "unchanged": True,
+            }
+            self.log(
+                f"    {name}: nothing has changed since its page was made (--again makes it anew)"
+            )
 
     def _receive(self, part: Part, message: dict) -> None:
         """What a running part reports, from another thread."""
@@ -174,7 +192,8 @@ class Run:
             place = f" on {message.get('where')}" if self.plan.scheduler else ""
             if part.whole:
                 self.begun += 1
-                self.log(f"[{self.begun}/{len(self.plan.notebooks)}] {part.name} starts{place}")
+                to_run = len(self.plan.notebooks) - len(self.kept)
+                self.log(f"[{self.begun}/{to_run}] {part.name} starts{place}")
             elif place:
                 self._line(part.notebook, f"{part.task or 'what is missing'} starts{place}")
 
@@ -230,6 +249,7 @@ class Run:
             "status": outcome.status,
             "seconds": round(outcome.seconds, 2),
             "parameters": self.plan.parameters[name],
+            "state": self.states[name],
             "settings": {k: entry[:2] for k, entry in saved.get("settings", {}).items()},
             "metrics": saved.get("metrics", {}),
             "peak_memory_mb": round(peak, 1),

@@ -341,6 +341,44 @@ def test_running_some_again_keeps_the_others_and_marks_them(finished, folder):
     assert saved["10_fine"]["earlier"] and "earlier" not in saved["90_summary"]
 
 
+def kept(out: Path, folder: Path, again: bool = False, **options) -> list[str]:
+    """The notebooks whose pages a run keeps, by what is in results.json."""
+    plan = pipeline.make_plan("smoke", out=str(out), notebooks=folder, again=again, **options)
+    results = pipeline.run(plan, lambda line: None)
+    assert pipeline.exit_code(results) == 0
+    saved = json.loads((out / "results.json").read_text())["notebooks"]
+    return [name for name, result in saved.items() if result.get("unchanged")]
+
+
+def test_a_notebook_runs_again_only_if_something_has_changed(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.txt").write_text("1")
+    save = "import json, pathlib; name = '{0}'\nsaved = dict(notebook=name, metrics={{}}, artifacts=[])\n"
+    save += "json.dump(saved, open(pathlib.Path(out_dir) / f'metrics/{{name}}.json', 'w'))"
+    names = ("10_a", "20_gan_fid", "30_classification_kd", "90_summary")
+    parameters = small_notebooks.PARAMETERS + "\nfolder = ''"
+    folder, out = tmp_path / "notebooks", tmp_path / "out"
+    cells = {name: [save.format(name)] for name in names}
+    write_notebooks(folder, cells, parameters)
+    common = {"artifacts": str(tmp_path / "store"), "settings": [f"10.folder={data}"]}
+    assert kept(out, folder, **common) == []
+    made = (out / "10_a.html").stat().st_mtime_ns
+    assert kept(out, folder, **common) == list(names)
+    assert (out / "10_a.html").stat().st_mtime_ns == made
+    assert kept(out, folder, again=True, **common) == []
+    # What builds on a changed one runs too, the others do not.
+    changed = {**common, "settings": [*common["settings"], "20.epochs=4"]}
+    assert kept(out, folder, **changed) == ["10_a"]
+    cells["30_classification_kd"].append("more = 1")
+    write_notebooks(folder, cells, parameters)
+    assert kept(out, folder, **changed) == ["10_a", "20_gan_fid"]
+    (data / "a.txt").write_text("22")  # a file of a folder that a parameter names
+    assert kept(out, folder, **changed) == ["20_gan_fid", "30_classification_kd"]
+    (out / "20_gan_fid.html").unlink()
+    assert kept(out, folder, **changed) == ["10_a"]
+
+
 def test_two_runs_may_not_share_a_folder(folder, tmp_path):
     lock = prepare_folder(tmp_path)
     with pytest.raises(WorkbenchError, match="another run is writing"):
