@@ -12,7 +12,7 @@ from dfkd_lib import training
 from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger, resolve
 from dfkd_lib.datasets import Scenes, SceneSet, check_classes_agree
 from dfkd_lib.detection.batches import SceneBatches
-from dfkd_lib.detection.step import answers, stored_answers
+from dfkd_lib.detection.step import kept_answers
 from dfkd_lib.metrics import THRESHOLD, average_precision, same_classes, sure
 from dfkd_lib.models import Detector, count_parameters, create_detector
 from dfkd_lib.models.detectors import SPECS
@@ -107,10 +107,8 @@ def train(
         own = (len(test.classes), config.pretrained, first, backbone)
         detector = create_detector(config.model, *own)
         batches = SceneBatches(scenes.load(), run.batch_size, config.augment, labelled)
-        answer = None
-        if teacher is not None:
-            once, asked = 0 < batches.views < run.epochs, load_detector(teacher)
-            answer = stored_answers(asked, batches) if once else answers(asked)
+        asked = None if teacher is None else load_detector(teacher)
+        answer = None if asked is None else kept_answers(asked, batches, run.epochs)
         bound = training.bound(step, detector, answer)
         label = f"detection {role} {config.model}"
         return _fitted(work, detector, bound, batches, run, test.load(), label)

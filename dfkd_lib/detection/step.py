@@ -147,10 +147,12 @@ def answers(teacher: Detector) -> Callable[..., Queries]:
     return answer
 
 
-def stored_answers(teacher: Detector, batches: SceneBatches) -> Callable[..., Queries]:
-    """`answers` of a frozen teacher on scenes that epochs only mirror: each is asked once, at the first call; where that
-    would take more than `STORED_BYTES`, in each epoch anew."""
+def kept_answers(teacher: Detector, batches: SceneBatches, epochs: int) -> Callable[..., Queries]:
+    """`answers` of a frozen teacher in a training of so many epochs. Where these only mirror scenes, each view of a scene is
+    asked about once, at the first call, if all answers take at most `STORED_BYTES`."""
     ask, known, count = answers(teacher), {}, len(batches.images)
+    if not 0 < batches.views < epochs:
+        return ask
 
     def all_of(attention: bool, device: torch.device) -> Queries | None:
         found: list[Queries] = []

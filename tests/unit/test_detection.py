@@ -49,7 +49,7 @@ from dfkd_lib.detection.matching import (
 )
 from dfkd_lib.detection.measure import measure_scenes
 from dfkd_lib.detection.scene_gan import object_probe_artifact
-from dfkd_lib.detection.step import confident, stored_answers
+from dfkd_lib.detection.step import confident, kept_answers
 from dfkd_lib.losses import detection_losses, distillation_loss
 from dfkd_lib.models import (
     Detections,
@@ -276,7 +276,7 @@ def test_a_teachers_answers_are_kept_where_scenes_are_only_mirrored(monkeypatch,
             return Detections(seen, seen, ())
 
     teacher = Teacher()
-    answer = stored_answers(teacher, batches)
+    answer = kept_answers(teacher, batches, 4)
     for epoch in range(4):
         for batch in batches(epoch, torch.Generator().manual_seed(epoch)):
             known, live = answer(batch), detection.answers(teacher)(batch)
