@@ -107,8 +107,7 @@ def train(
         own = (len(test.classes), config.pretrained, first, backbone)
         detector = create_detector(config.model, *own)
         batches = SceneBatches(scenes.load(), run.batch_size, config.augment, labelled)
-        asked = None if teacher is None else load_detector(teacher)
-        answer = None if asked is None else kept_answers(asked, batches, run.epochs)
+        answer = teacher and kept_answers(load_detector(teacher), batches, run.epochs)
         bound = training.bound(step, detector, answer)
         label = f"detection {role} {config.model}"
         return _fitted(work, detector, bound, batches, run, test.load(), label)

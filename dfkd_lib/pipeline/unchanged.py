@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
@@ -12,6 +13,7 @@ from dfkd_lib.pipeline.plan import Plan
 from dfkd_lib.reporting.notebooks import Notebook
 
 LIBRARY = REPOSITORY / "dfkd_lib"
+DRAWN = ("DFKD_FIGURE_WIDTH", "DFKD_FONT_SIZE")
 FOLDERS = (
     "out_dir",
     "artifacts_dir",
@@ -37,7 +39,8 @@ def states(
 ) -> dict[str, str]:
     """A hash for each notebook of all that its page depends on: the notebook, its parameters, the files that these name, the
     library, the versions of others, this machine, and the states of the notebooks it builds on."""
-    common = repr((_library(), provenance.versions(), provenance.hardware()))
+    drawn = sorted((k, v) for k, v in os.environ.items() if k in DRAWN)
+    common = repr((_library(), provenance.versions(), provenance.hardware(), drawn))
     found: dict[str, str] = {}
 
     def state(name: str) -> str:
