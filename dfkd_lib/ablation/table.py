@@ -334,11 +334,12 @@ def by_class(outcomes: Iterable[Outcome]) -> pd.DataFrame:
 
 
 def histories(outcomes: Iterable[Outcome]) -> dict[str, list[list[dict]]]:
-    """{row: [the student's history for each finished seed]}, as `plots.ablation_curves` takes it."""
+    """{row: [the student's history for each finished seed]}, every row, as `plots.ablation_curves` takes it."""
     found: dict[str, list] = {}
     for outcome in outcomes:
+        runs = found.setdefault(outcome.cell.name, [])
         if outcome.artifact is not None:
-            found.setdefault(outcome.cell.name, []).append(outcome.artifact.json("history.json"))
+            runs.append(outcome.artifact.json("history.json"))
     return found
 
 

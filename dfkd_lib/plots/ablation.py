@@ -30,7 +30,7 @@ PALETTE = (*COLORS[:-1], "#B8A800")  # yellow is too pale for lines on white: it
 FIRST = {"test_accuracy": "test accuracy (%)", "loss": "loss, all parts"}
 MOST_NAMED = 40  # classes that a heat map names each; of more it names some
 MOST_NUMBERS = 12  # classes for which it writes the numbers
-MOST_BANDS = 8  # settings of which curves carry bands; of more they would only be grey
+MOST_SEEDS = 8  # settings whose seeds are drawn too; of more they would only be grey
 DIAMOND = {"marker": "D", "markersize": 6, "markeredgewidth": 1.4}
 BASELINE = {"linewidth": 0.9, "linestyle": (0, (4, 3)), "color": "black"}
 AGREEMENT = "agreement with the teacher (mean cosine of probes)"
@@ -55,7 +55,8 @@ def _lines(text: str) -> int:
 
 @styled
 def ablation_accuracy(tidy: pd.DataFrame, summary: pd.DataFrame) -> Figure:
-    """Each cell a point, each setting its mean and 95 % t interval over seeds; on the right the difference to the baseline.
+    """Each cell a point, each setting its mean and 95 % t interval over seeds, in the colour that it has in every figure of
+    this grid; on the right the difference to the baseline.
 
     A filled diamond differs from the baseline by Holm's p < 0.05, an open one cannot be distinguished from it.
 
@@ -74,12 +75,14 @@ def ablation_accuracy(tidy: pd.DataFrame, summary: pd.DataFrame) -> Figure:
         _nothing(ax, "no cells")
         return figure
     outside = {"xycoords": ax.get_yaxis_transform(), "fontsize": 8, "annotation_clip": False}
+    shades = _shades(tidy)
     for place, line, text in zip(places, settings, beside, strict=True):
+        shade = shades[line["row"]]["color"]
         cells = tidy.loc[tidy["row"] == line["row"], measure].dropna()
         # Just above the mean's line, which would hide them.
-        ax.scatter(cells, np.full(len(cells), place - 0.09), s=16, color="0.35", alpha=0.6, lw=0)
+        ax.scatter(cells, np.full(len(cells), place - 0.09), s=16, color=shade, alpha=0.6, lw=0)
         if math.isfinite(line[measure]):
-            _mean(ax, place, line, measure)
+            _mean(ax, place, line, measure, shade)
         text = ax.annotate(text, (1.01, place), va="center", **outside)
         text.set_color(COLORS[1] if line["unfinished"] else "0.15")
     ax.annotate("difference [95 %]", (1.01, 0), va="bottom", style="italic", **outside)
@@ -96,9 +99,8 @@ def ablation_accuracy(tidy: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     return figure
 
 
-def _mean(ax, place: float, line: dict, measure: str) -> None:
+def _mean(ax, place: float, line: dict, measure: str, shade: str) -> None:
     """The diamond of a setting's mean with its interval; filled where it differs from the baseline, or is it."""
-    shade = COLORS[0] if line["against"] else "black"
     open_ = line["against"] and not line["p (Holm)"] < SIGNIFICANT
     half = line["± 95 %"] if math.isfinite(line["± 95 %"]) else None
     face = {"color": shade, "markerfacecolor": "white" if open_ else shade, "zorder": 3}
@@ -126,7 +128,7 @@ def _xlabel(settings: Sequence[dict], measure: str) -> str:
 
 def _marks() -> list[Line2D]:
     seed = {"linestyle": "none", "marker": "o", "markersize": 4, "color": "0.35", "alpha": 0.6}
-    mean = {**DIAMOND, "color": COLORS[0]}
+    mean = {**DIAMOND, "color": "0.35"}
     return [
         Line2D([], [], label="one seed", **seed),
         Line2D([], [], label="mean and 95 % interval over seeds", **mean),
@@ -148,6 +150,12 @@ def styles(count: int) -> list[dict]:
     ]
 
 
+def _shades(tidy: pd.DataFrame) -> dict[str, dict]:
+    """{setting: its style}, by its place among all settings of the grid."""
+    settings = list(dict.fromkeys(tidy["row"]))
+    return dict(zip(settings, styles(len(settings)), strict=True))
+
+
 def _columns(names: Sequence[str], width: float) -> tuple[int, float]:
     """(columns, inches high) of a legend below a figure of that width in inches, evenly filled."""
     longest = max((len(line) for name in names for line in name.split("\n")), default=1)
@@ -159,7 +167,7 @@ def _columns(names: Sequence[str], width: float) -> tuple[int, float]:
 def ablation_curves(
     histories: dict[str, Sequence[Sequence[dict]]], titles: dict[str, str] | None = None
 ) -> Figure:
-    """Test accuracy and each loss over epochs: a line a setting, the mean of its seeds; the band holds all of them.
+    """Test accuracy and each loss over epochs: of each setting its seeds as thin lines, their mean as a bold one.
 
     Args:
         histories: {setting: [history of each seed]}, as `ablation.histories` gives them; "test_accuracy" is a share of 1.
@@ -177,15 +185,14 @@ def ablation_curves(
 def history_panels(
     histories: dict[str, Sequence[Sequence[dict]]], titles: dict[str, str]
 ) -> Figure:
-    """Values over epochs, one panel each: a line a name, the mean of its histories; the band holds all of them.
+    """Values over epochs, one panel each: of each name its histories as thin lines, their mean as a bold one.
 
     Args:
         histories: {name: histories of the training loop}. titles: {key in a history: panel title}.
     """
     frames = {
-        name: pd.concat([pd.DataFrame(run).set_index("epoch") for run in runs])
+        name: [pd.DataFrame(run).set_index("epoch") for run in runs if run]
         for name, runs in histories.items()
-        if any(runs)
     }
     across = min(3, len(titles))
     down, width = math.ceil(len(titles) / across), max(5.0, 3.0 * across)
@@ -197,28 +204,30 @@ def history_panels(
         ax.set_axis_off()
     for ax, (key, title) in zip(axes.flat, titles.items(), strict=False):
         for name, style in zip(histories, series, strict=True):
-            if key in frames.get(name, ()):
-                _curve(ax, frames[name][key], style, len(histories) <= MOST_BANDS)
+            seeds = [run[key].dropna() for run in frames[name] if key in run]
+            if seeds:
+                _curve(ax, seeds, style, len(histories) <= MOST_SEEDS)
         ax.set(title=title, ylabel="")
         epochs_below(ax)
-    if not frames:
+    if not any(frames.values()):
         _nothing(axes.flat[0], "no student has finished")
     lines = [
         Line2D([], [], **{**style, "marker": ""}, label=name, linewidth=1.5)
-        for style, name in zip(series, names, strict=True)
+        for style, name, runs in zip(series, names, histories.values(), strict=True)
+        if any(runs)
     ]
     legend_below(figure, ncols, lines)
     return figure
 
 
-def _curve(ax, values: pd.Series, style: dict, band: bool) -> None:
-    """The mean over seeds of one value by epoch, the band of all of them; a point where there is a single epoch."""
-    scale = 100 if values.name == "test_accuracy" else 1
-    seeds = scale * values.astype(float).dropna().groupby(level=0).agg(["mean", "min", "max"])
-    single = {"marker": "o", "markersize": 4} if len(seeds) == 1 else {"marker": ""}
-    ax.plot(seeds.index, seeds["mean"], linewidth=1.5, **{**style, **single})
-    if band and (seeds["max"] > seeds["min"]).any():
-        ax.fill_between(seeds.index, seeds["min"], seeds["max"], color=style["color"], alpha=0.2)
+def _curve(ax, seeds: Sequence[pd.Series], style: dict, each: bool) -> None:
+    """One value by epoch: the mean over seeds, and where there are several each of them; a point where there is one epoch."""
+    scale = 100 if seeds[0].name == "test_accuracy" else 1
+    mean = scale * pd.concat(seeds).astype(float).groupby(level=0).mean()
+    single = {"marker": "o", "markersize": 4} if len(mean) == 1 else {"marker": ""}
+    for seed in seeds if each and len(seeds) > 1 else ():
+        ax.plot(seed.index, scale * seed, **{**style, **single}, linewidth=0.7, alpha=0.5)
+    ax.plot(mean.index, mean, **{**style, **single}, linewidth=2.0)
 
 
 @styled
@@ -309,8 +318,9 @@ def fidelity_scatter(tidy: pd.DataFrame, fidelity: dict) -> Figure:
     if not settings:
         _nothing(ax, "no finished student has an agreement")
         return figure
-    for setting, name, style in zip(settings, names, styles(len(settings)), strict=True):
-        part = cells[cells["row"] == setting]
+    shades = _shades(tidy)
+    for setting, name in zip(settings, names, strict=True):
+        part, style = cells[cells["row"] == setting], shades[setting]
         white = {"markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 0.5}
         style = {**style, **white, "linestyle": "none", "alpha": 0.85}
         ax.plot(part["agreement"], part[ACCURACY], label=name, **style)

@@ -132,9 +132,7 @@ class Report:
             best: {column: "max" or "min"}: what is best in it stands in bold.
         """
         base = self.out / "tables" / _safe(name)
-        table.rename(columns=_not_a_formula).map(_not_a_formula).to_csv(
-            base.with_suffix(".csv"), index=False
-        )
+        write_csv(table, base.with_suffix(".csv"))
         shown, bold = tex.cells(table, digits), tex.best_cells(table, best or {})
         base.with_suffix(".tex").write_text(tex.tabular(table, shown, caption, name, bold))
         # A Styler escapes nothing by itself, and class names come from folders that anyone may have named.
@@ -387,6 +385,12 @@ def _safe(name: str) -> str:
             fix="rename it",
         )
     return name
+
+
+def write_csv(table, path: Path) -> None:
+    """Write a pandas table as CSV whose cells no spreadsheet takes for formulas."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.rename(columns=_not_a_formula).map(_not_a_formula).to_csv(path, index=False)
 
 
 def _not_a_formula(cell):

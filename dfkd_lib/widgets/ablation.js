@@ -32,7 +32,14 @@ function ticks(low, high) {
   return { values, text: (value) => value.toFixed(Math.min(6, Math.max(0, -Math.floor(Math.log10(step) + 1e-9)))) };
 }
 
-// -- charts of series { name, color, history: rows of finished epochs, progress: of the epoch that runs, or null } --------
+// -- charts of series { name, color, history: rows of finished epochs, progress: of the epoch that runs, or null, seeds: how
+// many a mean is over (of others undefined), thin: whether it is one of them } --------------------------------------------
+// Means by epoch of what all these histories have.
+function meanOf(histories) {
+  const mean = (key, i) => histories.reduce((sum, rows) => sum + rows[i][key], 0) / histories.length;
+  return histories[0].slice(0, Math.min(...histories.map((rows) => rows.length))).map((row, i) => Object.fromEntries(Object.keys(row)
+    .filter((key) => histories.every((rows) => isNumber(rows[i][key]))).map((key) => [key, mean(key, i)])));
+}
 function keysOf(series) {
   const rows = series.flatMap(({ history, progress }) => [...history, progress?.losses ?? {}]), order = Object.keys(TITLES);
   const found = new Set(rows.flatMap((row) => Object.keys(row).filter((key) => isNumber(row[key]) && !NO_LOSS.includes(key))));
@@ -50,6 +57,7 @@ function pointsOf({ history, progress }, key) {
 function rangeOf(values, accuracy) {
   let low = Math.min(...values), high = Math.max(...values);
   if (!values.length) [low, high] = [0, 1];
+  if (high - low < 1e-9 * Math.abs(high)) low = high;  // a mean of equal values differs from them by rounding
   if (low > 0 && low < 0.4 * high && !accuracy) low = 0;
   const room = 0.08 * (high - low || Math.abs(high) * 0.1 || 1);
   return [low === 0 ? 0 : low - room, accuracy ? Math.min(high + room, 100.5) : high + room];
@@ -69,18 +77,18 @@ function chart(key, series, width) {
   for (const value of ticks(0, epochs).values.filter(Number.isInteger)) {
     picture.append(svg("text", { x: x(value), y: HEIGHT - 4, "text-anchor": "middle" }, String(value)));
   }
-  for (const { name, color, points, moving } of drawn) {
+  for (const { name, color, points, moving, thin, seeds } of drawn) {
     const style = `stroke: var(--s${color % COLORS}); --own: var(--s${color % COLORS})`, last = points.at(-1);
     const line = (class_, through, more = {}) => svg("polyline", { class: class_, style, ...more, points: through.map((p) => `${x(p[0])},${y(p[1])}`).join(" ") });
-    picture.append(line("line", points, color >= COLORS ? { "stroke-dasharray": "6 2" } : {}));
+    picture.append(line(thin ? "line thin" : seeds ? "line mean" : "line", points, color >= COLORS ? { "stroke-dasharray": "6 2" } : {}));
     if (moving && last) picture.append(line("line moving", [last, moving]));
-    for (const point of points.length > 40 ? [last] : points) {
+    for (const point of thin && points.length > 1 ? [] : points.length > 40 ? [last] : points) {
       picture.append(svg("circle", { class: "point", style, cx: x(point[0]), cy: y(point[1]), r: 2.5 }, svg("title", {}, `${name}\nepoch ${point[0]}: ${short(point[1])}`)));
     }
     if (moving) picture.append(svg("circle", { class: "point now", style, cx: x(moving[0]), cy: y(moving[1]), r: 4 }));
   }
   const title = TITLES[key] || key, at = ({ points, moving }) => moving || points.at(-1);
-  picture.setAttribute("aria-label", drawn.map((one) => `${title} of ${one.name}: ${at(one)
+  picture.setAttribute("aria-label", drawn.filter((one) => !one.thin).map((one) => `${title} of ${one.name}: ${at(one)
     ? `${short(at(one)[1])} at epoch ${Number(at(one)[0].toFixed(1))} of ${epochs}` : "none yet"}`).join("; "));
   const latest = drawn.length === 1 && at(drawn[0]) ? short(at(drawn[0])[1]) : "";
   return make("figure", { data: { key } }, make("figcaption", {}, title, make("b", { textContent: latest })), picture);
@@ -204,18 +212,27 @@ function render({ model, el }) {
   const charts = div("charts"), legend = div("legend"), verdict = make("div", { className: "verdict", aria: { live: "polite" } });
   const alone = button("alone", "Clear comparison", () => act({ do: "alone" }));
   const swatch = (color) => { const i = make("i"); i.style.background = `var(--s${color % COLORS})`; return i; };
-  const colorOf = (id) => 1 + state.overlaid.indexOf(id);  // 0 for what is not overlaid
+  // A colour a setting, whatever the seed: in legend, charts and table. 0 is what runs, or the last that has.
+  const settingOf = (id) => state.curves.find((curve) => curve.id === id)?.setting;
+  const settings = () => [...new Set(state.overlaid.map(settingOf))];
+  const colorOf = (id) => (state.overlaid.length ? 1 + settings().indexOf(settingOf(id)) : 0);
   function series() {
     const job = current(), { history = [] } = job?.progress ?? {}, beside = state.overlaid.length || !job ? state.curves : [];
-    return [...(job ? [{ name: titleOf(job), color: 0, history, progress: job.progress, runs: true }] : []),
-      ...beside.map((curve) => ({ ...curve, color: colorOf(curve.id), progress: null }))];
+    const groups = [...new Set(beside.map((curve) => curve.setting))].map((name) => beside.filter((curve) => curve.setting === name));
+    const drawn = (curves) => {
+      const each = curves.map((curve) => ({ ...curve, color: colorOf(curve.id), progress: null, thin: curves.length > 1 }));
+      const { setting, color } = each[0], seeds = each.length;
+      return seeds === 1 ? each : [...each, { ...each[0], name: `${setting}, mean of ${seeds} seeds`, color, seeds, thin: false,
+        history: meanOf(each.map((one) => one.history)) }];
+    };
+    return [...(job ? [{ name: titleOf(job), color: 0, history, progress: job.progress, runs: true }] : []), ...groups.flatMap(drawn)];
   }
   function showCharts() {
     const shown = series(), keys = shown.length ? keysOf(shown) : [], width = Math.max(150, Math.floor(el.clientWidth) - 10);
     const across = Math.max(1, Math.min(keys.length, Math.floor(width / 190))), each = Math.floor((width - 12 * (across - 1)) / across);
     charts.hidden = legend.hidden = !shown.length;
     charts.replaceChildren(...keys.map((key) => chart(key, shown, Math.min(each, 330))));
-    legend.replaceChildren(...shown.map(({ name, color, runs: now }) => make("span", {}, swatch(color), now ? `${name} (running)` : name)), quiet("by epoch"));
+    legend.replaceChildren(...shown.filter((one) => !one.thin).map(({ name, color, runs: now }) => make("span", {}, swatch(color), now ? `${name} (running)` : name)), quiet("by epoch"));
     verdict.textContent = state.compared;
     verdict.hidden = !state.compared;
     alone.hidden = !state.overlaid.length;
@@ -260,14 +277,17 @@ function render({ model, el }) {
     all.checked = there > 0 && there === state.rows.length;
     all.indeterminate = there > 0 && !all.checked;
     compare.disabled = there === 0;
-    saveFigure.disabled = !state || !state.rows.length;
+    saveFigure.disabled = saveTable.disabled = !state || !state.rows.length;
     saveFigure.textContent = there ? `Save figure of ${there}` : "Save figure";
+    saveTable.textContent = there ? `Save CSV of ${there}` : "Save CSV";
+    rename.disabled = there === 0 || !newName.value.trim();
     saveParameters.title = there ? "of the checked rows, which may differ in the seed alone" : "of the controls above";
   }
   function whisker(row, low, high) {
-    const x = (value) => 4 + 82 * (value - low) / (high - low || 1);
+    const x = (value) => 4 + 82 * (value - low) / (high - low || 1), own = state.overlaid.includes(row.id);
+    const style = own ? `fill: var(--s${colorOf(row.id) % COLORS})` : "";
     return svg("svg", { width: 90, height: 14, "aria-hidden": "true" },
-      svg("line", { class: "whisker", x1: x(row.low), x2: x(row.high), y1: 7, y2: 7 }), svg("circle", { class: "dot", cx: x(row.accuracy), cy: 7, r: 3 }));
+      svg("line", { class: "whisker", x1: x(row.low), x2: x(row.high), y1: 7, y2: 7 }), svg("circle", { class: "dot", style, cx: x(row.accuracy), cy: 7, r: 3 }));
   }
   function tableLine(row, low, high) {
     const title = titleOf(row), small = (textContent) => make("small", { textContent });
@@ -292,7 +312,12 @@ function render({ model, el }) {
   const compare = button("compare", "Compare", () => act({ do: "compare" }), "overlay the curves of the checked rows, and their difference");
   const saveFigure = button("save-figure", "Save figure", () => act({ do: "figure" }), "as svg, pdf and png: the checked rows, or all");
   const saveParameters = button("save-parameters", "Save parameters", () => act({ do: "parameters", values: { ...values } }));
-  const tools = div("bar", compare, alone, saveFigure, ...(notebook ? [saveParameters] : []));
+  const saveTable = button("save-csv", "Save CSV", () => act({ do: "csv" }), "the checked rows, or all: settings, accuracy, agreement");
+  const newName = make("input", { type: "text", className: "name", placeholder: "new name", spellcheck: false, aria: { label: "new name" },
+    oninput: () => showChecks(), onkeydown: (event) => { if (event.key === "Enter" && !rename.disabled) rename.click(); } });
+  const rename = button("rename", "Rename", () => { act({ do: "rename", name: newName.value }); },
+    "give the checked rows' setting this name");
+  const tools = div("bar", compare, alone, saveFigure, saveTable, ...(notebook ? [saveParameters] : []), newName, rename);
 
   // -- answers from the kernel -----------------------------------------------------------------------------------------
   // Only what has changed is built anew: a button that is being pressed, or has the focus, stays where it is.

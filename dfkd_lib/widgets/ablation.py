@@ -11,12 +11,15 @@ import traitlets
 
 from dfkd_lib import ablation, core, losses, plots
 from dfkd_lib.ablation import Cell, Outcome, as_sent
-from dfkd_lib.core import ArtifactError, WorkbenchError, fingerprint
+from dfkd_lib.core import ArtifactError, WorkbenchError, fingerprint, printable, save_json
+from dfkd_lib.reporting.report import write_csv
 from dfkd_lib.widgets.base import Widget, front_end
 from dfkd_lib.widgets.rows import Line, compared, distinct
 from dfkd_lib.widgets.settings import Settings
 
 ENDED = ("failed", "stopped")
+LONGEST = 80  # letters of a name
+NAMES = "names"  # the file beside the jobs with the names that the user gave
 
 
 class AblationLab(Widget):
@@ -56,6 +59,7 @@ class AblationLab(Widget):
         self._of_job: dict[str, str] = {}  # finished job -> key of its line, "" if that is gone
         self._cells: dict[str, Cell] = {}  # of jobs, by id
         self._overlaid: list[str] = []
+        self._renamed = _names_in(jobs.folder / NAMES)  # identity of settings -> name
         start = settings.values()
         super().__init__(out_dir, controls=settings.controls, start=start, notebook=notebook)
         self.values = start
@@ -154,9 +158,10 @@ class AblationLab(Widget):
         return self.settings.identity(cell.settings), cell.seed
 
     def _names(self) -> dict[str, str]:
-        """{identity of settings: the name that the notebook has for them}."""
+        """{identity of settings: the name that the user or the notebook has for them}."""
         cells = [line.cell for line in reversed(self.shown)]
-        return {self.settings.identity(cell.settings): cell.name for cell in cells}
+        known = {self.settings.identity(cell.settings): cell.name for cell in cells}
+        return known | self._renamed
 
     def do_stop(self, content: dict) -> str:
         job = self._job(content)["id"]
@@ -189,7 +194,13 @@ class AblationLab(Widget):
     def _lines(self) -> list[Line]:
         """Every finished cell once: own ones, the latest first, then the notebook's."""
         shown = {line.id for line in self.shown}
-        return [line for line in reversed(self._own.values()) if line.id not in shown] + self.shown
+        own = [line for line in reversed(self._own.values()) if line.id not in shown]
+        return [self._named(line) for line in own + self.shown]
+
+    def _named(self, line: Line) -> Line:
+        """A line under the name that the user gave its settings, if any."""
+        name = self._renamed.get(self.settings.identity(line.cell.settings), line.cell.name)
+        return replace(line, cell=replace(line.cell, name=name))
 
     def _take_in(self, jobs: list[dict]) -> None:
         """Lines of jobs that have finished meanwhile, and none of those another page has cleared."""
@@ -230,7 +241,8 @@ class AblationLab(Widget):
 
     def _chosen(self) -> list[Line]:
         """The checked lines, the notebook's first: what is compared is the new against the known."""
-        return [line for line in [*self.shown, *self._own.values()] if line.id in self.checked]
+        known = [*self.shown, *self._own.values()]
+        return [self._named(line) for line in known if line.id in self.checked]
 
     def state(self) -> dict:
         """Everything the front end shows, as JSON, with a `version` that changes if anything does."""
@@ -247,7 +259,10 @@ class AblationLab(Widget):
             {
                 "jobs": [job for job in map(self._job_shown, jobs) if job],
                 "rows": [line.as_dict(self.settings) for line in lines],
-                "curves": [{"id": c.id, "name": c.title, "history": c.history} for c in curves],
+                "curves": [
+                    {"id": c.id, "name": c.title, "setting": c.cell.name, "history": c.history}
+                    for c in curves
+                ],
                 "overlaid": [line.id for line in overlaid],
                 "compared": compared(overlaid, self.settings),
                 "lost": [f"{o.cell.name}, seed {o.cell.seed}: {o.error}" for o in self.lost],
@@ -301,19 +316,55 @@ class AblationLab(Widget):
         self.values = self.settings.values()
         return "the controls show the notebook's own values"
 
-    def do_figure(self, _: dict) -> str:
+    def do_rename(self, content: dict) -> str:
+        name, lines = " ".join(str(content["name"]).split()), self._chosen()
+        same = {self.settings.identity(line.cell.settings) for line in lines}
+        if len(same) != 1:
+            raise WorkbenchError(
+                "a name is of one setting",
+                expected="checked lines that differ in the seed alone",
+                got=f"{len(lines)} lines of {len(same)} settings",
+                fix="check lines of one setting",
+            )
+        others = [
+            line for line in self._lines() if self.settings.identity(line.cell.settings) not in same
+        ]
+        if name in {line.cell.name for line in others} or not (
+            0 < len(name) <= LONGEST and printable(name)
+        ):
+            raise WorkbenchError(
+                "this cannot be its name",
+                expected=f"1 to {LONGEST} letters that no other setting has for a name",
+                got=name,
+                fix="choose another",
+            )
+        self._cells.clear()
+        # Another page may have given others names meanwhile.
+        self._renamed = _names_in(self.jobs.folder / NAMES) | dict.fromkeys(same, name)
+        save_json(self.jobs.folder / NAMES, self._renamed)
+        return f"renamed: {name}"
+
+    def do_csv(self, _: dict) -> str:
+        outcomes, name = self._selected()
+        path = self._place("tables", ("ablation", "runs", name)).with_suffix(".csv")
+        write_csv(ablation.tidy(outcomes), path)
+        self.saved = str(path)
+        return f"{_runs(outcomes)} saved as {path}"
+
+    def _selected(self) -> tuple[list[Outcome], str]:
+        """The checked runs, or all, and a name of what they are, so that another selection does not overwrite it."""
         lines = distinct(self._chosen() or self._lines(), self.settings)
         if not lines:
             raise WorkbenchError(
-                "there is nothing to draw",
-                expected="at least one finished run",
-                got="none",
-                fix="run one first",
+                "no run has finished", expected="at least one", got="none", fix="run one first"
             )
-        outcomes = [line.outcome for line in lines]
+        return [line.outcome for line in lines], _digest(
+            " ".join(sorted(line.id for line in lines)), 8
+        )
+
+    def do_figure(self, _: dict) -> str:
+        outcomes, name = self._selected()
         cells = ablation.tidy(outcomes)
-        # Named by what is drawn, so that another selection does not overwrite it.
-        name = _digest(" ".join(sorted(line.id for line in lines)), 8)
         curves = plots.ablation_curves(ablation.histories(outcomes), losses.loss_titles())
         self._save(curves, "ablation", "curves", name)
         self._save(
@@ -337,6 +388,14 @@ class AblationLab(Widget):
         parameters = self.settings.parameters(settings, seeds)
         name = _digest(json.dumps(parameters), 8)
         return self._save_parameters(self.notebook, parameters, "ablation", name)
+
+
+def _names_in(file: Path) -> dict[str, str]:
+    """The names that a file gives settings, {} where there is none or it is damaged."""
+    try:
+        return {str(same): str(name) for same, name in json.loads(file.read_text()).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def _of_id(things: Sequence[dict], asked: str, what: str, fix: str) -> dict:

@@ -165,3 +165,52 @@ def test_bad_values_are_said_and_controls_are_used_by_keyboard(opened, tmp_path)
         page.evaluate("() => window.jupyterapp.shell.currentWidget.content.model.cells.length") == 1
     )
     assert not page.problems, page.problems
+
+
+SEEDS = f"""
+import sys
+for part in ("", "/tests/support", "/tests/unit"):
+    sys.path.insert(0, {str(REPOSITORY)!r} + part)
+from pathlib import Path
+import test_ablation_widget as small
+from dfkd_lib import widgets
+shelf, out = small.Shelf(), Path("OUT")
+def run(name, seed, accuracy, **changes):
+    made = small.outcome(name, {{**small.BASE_CELL, **changes}}, seed, f"ablation_cell-{{name[0]}}{{seed}}", accuracy, shelf)
+    made.artifact.json = lambda _: small.history(*(accuracy - 0.3 / epoch for epoch in range(1, 9)))
+    return made
+shown = [run("all", seed, 0.90 + seed / 50) for seed in (0, 1, 2)]
+shown += [run("without KD", seed, 0.80 + seed / 40, **{{"weights.kd": 0.0}}) for seed in (0, 1, 2)]
+shown += [run("hot", 0, 0.87, **{{"weights.temperature": 9.0}})]
+lab = widgets.ablation_lab(small.BASE, shelf, out, jobs=small.Queue(out), students=["vit_mnist_smoke"], shown=shown)
+lab
+"""
+
+
+def test_a_setting_has_one_colour_and_a_name_of_the_users(page, lab, tmp_path):
+    browser.open_notebook(page, lab, [SEEDS.replace("OUT", str(tmp_path))])
+    shown(page)
+    page.locator(f"{LAB} thead input").check()
+    page.locator(f"{LAB} button.compare").click()
+    page.wait_for_selector(f"{LAB} .charts .mean")
+    swatches = page.locator(f"{LAB} tbody i").all()
+    shades = [swatch.get_attribute("style") for swatch in swatches]
+    assert shades == [*3 * shades[:1], *3 * shades[3:4], shades[6]] and len(set(shades)) == 3
+    legend = page.locator(f"{LAB} .legend span").all_inner_texts()
+    assert legend[:3] == ["all, mean of 3 seeds", "without KD, mean of 3 seeds", "hot, seed 0"]
+    styles = [line.get_attribute("style") for line in page.locator(f"{LAB} .legend i").all()]
+    assert styles == list(dict.fromkeys(shades))
+    accuracy = page.locator(f"{LAB} .charts figure[data-key=test_accuracy]")
+    assert [accuracy.locator(kind).count() for kind in (".thin", ".mean", ".line")] == [6, 2, 9]
+    page.locator(f"{LAB} thead input").uncheck()
+    page.locator(f"{LAB} tbody input").nth(3).check()
+    page.locator(f"{LAB} input.name").fill("no distillation")
+    page.locator(f"{LAB} button.rename").click()
+    says(page, "renamed: no distillation")
+    says(page, "no distillation", "tbody")
+    assert page.locator(f"{LAB} tbody").inner_text().count("no distillation") == 3
+    page.locator(f"{LAB} button.save-csv").click()
+    says(page, "1 run saved as")
+    (table,) = (tmp_path / "tables").iterdir()
+    assert "no distillation,0" in table.read_text()
+    assert not page.problems, page.problems

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from ablation_cells import artifact
 from cells import run_cell
@@ -35,7 +36,7 @@ class Queue:
     """`SavedJobs` in one file: nothing runs but what a test says has run."""
 
     def __init__(self, folder):
-        self.file, self.woken = folder / "jobs.json", 0
+        self.folder, self.file, self.woken = folder, folder / "jobs.json", 0
         if not self.file.exists():
             self._write([])
 
@@ -427,10 +428,56 @@ def test_figures_are_saved_of_the_checked_rows(lab, shelf, tmp_path):
     assert box.status.startswith("saved")
 
 
+def test_a_setting_is_renamed_for_good(lab, shelf):
+    shown = [
+        outcome("all", BASE_CELL, 0, "ablation_cell-a", 0.9, shelf),
+        outcome("all", BASE_CELL, 1, "ablation_cell-b", 0.8, shelf),
+        outcome("hot", {**BASE_CELL, "weights.temperature": 9.0}, 0, "ablation_cell-c", 0.7, shelf),
+    ]
+    box = lab(shown=shown)
+    box.checked = ["ablation_cell-a"]
+    rows = ask(box, "rename", name="  as in the\npaper ")["rows"]
+    named = ["as in the paper", "as in the paper", "hot"]
+    assert [row["name"] for row in rows] == named and "renamed" in box.status
+    # Another seed of it, and the widget made anew on the same jobs.
+    assert ask(box, "run", values={**box.values, "seeds": "5"})["jobs"][0]["name"] == named[0]
+    assert [row["name"] for row in ask(lab(shown=shown), "ready")["rows"]] == named
+    for name in ("hot", " ", "x" * 81, "\x1b[1m"):
+        ask(box, "rename", name=name)
+        assert "cannot be its name" in box.error
+    box.checked = ["ablation_cell-a", "ablation_cell-c"]
+    ask(box, "rename", name="both")
+    assert "a name is of one setting" in box.error
+    assert [row["name"] for row in ask(box, "poll")["rows"]] == named
+    state = ask(box, "compare")
+    assert [curve["setting"] for curve in state["curves"]] == [named[0], "hot"]
+
+
+@pytest.mark.parametrize("damaged", ["[1]", "{", '{"a": 1}'])
+def test_a_damaged_file_of_names_is_as_good_as_none(lab, tmp_path, damaged):
+    (tmp_path / "names").write_text(damaged)
+    assert ask(lab(), "ready")["rows"] == []
+
+
+def test_the_checked_rows_are_saved_as_csv(lab, shelf, tmp_path):
+    shown = [
+        outcome("=1+1", BASE_CELL, 0, "ablation_cell-a", 0.9, shelf),
+        outcome("hot", {**BASE_CELL, "weights.temperature": 9.0}, 0, "ablation_cell-b", 0.8, shelf),
+    ]
+    box = lab(shown=shown)
+    ask(box, "csv")
+    box.checked = ["ablation_cell-b"]
+    ask(box, "csv")
+    tables = [pd.read_csv(path) for path in (tmp_path / "out" / "tables").glob("*.csv")]
+    both, one = sorted(tables, key=len, reverse=True)
+    assert list(both["row"]) == ["'=1+1", "hot"] and list(both["accuracy (%)"]) == [90, 80]
+    assert list(one["row"]) == ["hot"] and box.status.startswith("1 run saved as")
+
+
 def test_without_anything_finished_there_is_no_figure(lab):
     box = lab()
     ask(box, "figure")
-    assert "nothing to draw" in box.error
+    assert "no run has finished" in box.error
 
 
 def test_what_failed_in_the_notebook_is_said_and_what_is_damaged_does_not_stop_the_widget(

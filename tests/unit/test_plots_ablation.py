@@ -82,21 +82,41 @@ def history(epochs=3, offset=0.0, **losses):
     ]
 
 
-def test_curves_are_means_with_a_band_of_all_seeds():
+def test_curves_are_thin_seeds_and_a_bold_mean():
     seeds = [history(offset=-2, kd=1, ce=2), history(offset=4, kd=3, ce=2)]
     histories = {"all": seeds, "without KD": [history(ce=5)]}
     figure = plots.ablation_curves(histories, {"kd": "KD loss", "ce": "cross entropy"})
     panels = {ax.get_title(): ax for ax in figure.axes if ax.get_title()}
     assert list(panels) == ["test accuracy (%)", "KD loss", "cross entropy"]
-    of_accuracy, of_kd, of_ce = (
-        [line.get_ydata().tolist() for line in ax.lines if len(line.get_ydata())]
-        for ax in panels.values()
+    thin, bold = (
+        [
+            [line.get_ydata().tolist() for line in ax.lines if (line.get_linewidth() > 1) == wide]
+            for ax in panels.values()
+        ]
+        for wide in (False, True)
     )
-    assert np.allclose(of_accuracy, [[61, 71, 81], [60, 70, 80]])
-    assert np.allclose(of_kd, [[2, 1, 2 / 3]]) and np.allclose(of_ce[1], [5, 2.5, 5 / 3])
-    band = panels["test accuracy (%)"].collections[0].get_paths()[0].vertices[:, 1]
-    assert (band.min(), band.max()) == pytest.approx((58, 84))
+    assert np.allclose(bold[0], [[61, 71, 81], [60, 70, 80]])
+    assert np.allclose(bold[1], [[2, 1, 2 / 3]]) and np.allclose(bold[2][1], [5, 2.5, 5 / 3])
+    assert np.allclose(thin[0], [[58, 68, 78], [64, 74, 84]]) and len(thin[2]) == 2
+    shades = [line.get_color() for line in panels["test accuracy (%)"].lines]
+    assert shades == [*3 * [shades[0]], shades[-1]] and shades[0] != shades[-1]
     assert written(figure.legends[0].get_texts()) == ["all", "without KD"] and inside(figure)
+
+
+def test_a_setting_has_one_colour_in_every_figure():
+    """Also where another has no finished student or no agreement, and the baseline is not the first."""
+    frame = tidy({"all": [90, 91], "lost": [None, None], "none": [85, 86], "last": [80, 81]})
+    frame.loc[frame["row"] == "none", "agreement"] = None
+    histories = {row: [history()] * (row != "lost") for row in ("all", "lost", "none", "last")}
+    curves = plots.ablation_curves(histories)
+    lines = curves.legends[0].get_lines()
+    shades = {line.get_label(): line.get_color() for line in lines}
+    assert list(shades) == ["all", "none", "last"]
+    means = {c[0].get_color() for c in error_bars(accuracy(frame, "none").axes[0])}
+    assert means == set(shades.values())
+    scatter = plots.fidelity_scatter(frame, MEASURED | {"cells": 4, "rows": 2}).axes[0]
+    marks = {line.get_label(): line.get_color() for line in scatter.lines}
+    assert marks == {name: shades[name] for name in ("all", "last")}
 
 
 def test_curves_of_one_epoch_are_points_and_missing_losses_no_panel():
