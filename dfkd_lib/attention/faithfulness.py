@@ -77,24 +77,22 @@ def insertion_deletion(
         )
     rows, columns = grid or patch_grid(model, maps.shape[1], height, width)
     nothing = _blurred(images) if blank is None else torch.full_like(images, blank)
-    label = _logits(model, images, batch_size).argmax(1) if target is None else target
+    whole, none = (_logits(model, ends, batch_size).softmax(1) for ends in (images, nothing))
+    label = whole.argmax(1) if target is None else target
     label = torch.as_tensor(label, device=images.device).expand(count)[:, None]
     # Place in the order: 0 for the patch that is said to matter most.
     order = maps.to(images.device).argsort(dim=1, descending=True, stable=True).argsort(1)
     shares = torch.linspace(0, 1, steps + 1, device=images.device)
-    curves: list[list[Tensor]] = [[], []]
-    for share in shares:
+    deletion, insertion = [whole], [none]
+    for share in shares[1:-1]:
         marked = (order < torch.round(share * maps.shape[1])).float().view(count, 1, rows, columns)
         marked = F.interpolate(marked, (height, width), mode="nearest").bool()
-        for curve, mixed in zip(
-            curves,
-            (torch.where(marked, nothing, images), torch.where(marked, images, nothing)),
-            strict=True,
-        ):
-            found = _logits(model, mixed, batch_size).softmax(1)
-            curve.append(found.gather(1, label).squeeze(1))
-    deletion, insertion = (torch.stack(curve, 1) for curve in curves)
-    return Faithfulness(shares, deletion, insertion)
+        left, put = torch.where(marked, nothing, images), torch.where(marked, images, nothing)
+        deletion.append(_logits(model, left, batch_size).softmax(1))
+        insertion.append(_logits(model, put, batch_size).softmax(1))
+    curves = [*deletion, none], [*insertion, whole]
+    followed = [torch.cat([step.gather(1, label) for step in curve], 1) for curve in curves]
+    return Faithfulness(shares, *followed)
 
 
 def _logits(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
@@ -107,4 +105,6 @@ def _blurred(images: Tensor) -> Tensor:
     sigma = max(1.0, BLUR * min(images.shape[-2:]))
     # No wider than the image, whose ends it reflects.
     size = min(2 * round(2 * sigma) + 1, 2 * (min(images.shape[-2:]) // 2) - 1)
-    return gaussian_blur(images, [size, size], [sigma, sigma])
+    # Across, then down: the same as both at once, at a fraction of the time.
+    across = gaussian_blur(images, [size, 1], [sigma, sigma])
+    return gaussian_blur(across, [1, size], [sigma, sigma])
