@@ -28,6 +28,7 @@ class Job:
         memory, gpu, threads: see `Cluster.needs`.
         succeeded: of what the function returned, whether that is a success.
         messages: the last of each thing that it reported. began: when it first began, None before.
+        again, starts: how often it has answered `Later`, and how often it has said that it begins.
         lost: how often its worker was lost before it began.
         later: how many jobs of the queue had ended when it answered `Later`: it is handed in again after the next.
     """
@@ -43,6 +44,8 @@ class Job:
     succeeded: Callable[[object], bool] = lambda answer: True
     messages: dict = field(default_factory=dict)
     began: float | None = None
+    again: int = 0
+    starts: int = 0
     lost: int = 0
     later: int = -1
 
@@ -103,7 +106,7 @@ class Queue:
                 job = self.jobs[name]
                 answer = self._answer(job, self.running.pop(name))
                 if isinstance(answer, Later) and self.running:
-                    job.later = self._ends
+                    job.later, job.again = self._ends, job.again + 1
                 elif answer is not _AGAIN:
                     del self.jobs[name]
                     self._ends += 1
@@ -144,7 +147,7 @@ class Queue:
             answer = failed(error)
         if isinstance(answer, SchedulerLost):
             raise answer from None
-        if isinstance(answer, WorkerLost) and "started" not in job.messages:
+        if isinstance(answer, WorkerLost) and job.starts <= job.again:
             job.lost += 1
             if job.lost < LOST_TIMES:
                 self.note(f"{job.name}: its worker was lost before it began; it is handed in again")
@@ -156,7 +159,8 @@ class Queue:
         job = self.jobs.get(name)
         if job is None:
             return
-        if "started" in message and "started" in job.messages:
+        job.starts += "started" in message
+        if "started" in message and job.starts > job.again + 1:
             where = message.get("where")
             self.note(f"{name}: its worker was lost; it runs again on {where}, from its checkpoint")
             job.messages.update(message)

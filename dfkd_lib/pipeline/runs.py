@@ -17,6 +17,7 @@ from dfkd_lib import jobs, presets
 from dfkd_lib.core import Store, WorkbenchError, provenance, save_json
 from dfkd_lib.core.files import disk_error
 from dfkd_lib.jobs import Job
+from dfkd_lib.pipeline.estimate import Estimate, known_seconds
 from dfkd_lib.pipeline.execute import (
     FAILED,
     INTERRUPTED,
@@ -77,6 +78,7 @@ class Run:
         self.ended = ended or (lambda name, result: None)
         self.queue: jobs.Queue | None = None
         self.place = Place()
+        self.estimate = Estimate(known_seconds(plan.out, plan.profile))
         self.peak = self.begun = 0
         self.measured = 0.0
         self.results = {
@@ -211,9 +213,27 @@ class Run:
         elif part.task:
             jobs_left = self.queue.jobs.values()
             left = sum(bool(other.task) for other in jobs_left if other.notebook == part.notebook)
-            self._line(part.notebook, f"{part.task}: {duration(answer)} | {left} left to make")
+            self.estimate.ended(part.name, answer)
+            more = f"{left} left to make{self._left()}"
+            self._line(part.notebook, f"{part.task}: {duration(answer)} | {more}")
         else:
             self._add_tasks(part, answer)
+
+    def _left(self) -> str:
+        """How long the whole run will still take, in words; nothing while it is not known what there is to do."""
+        parts = self.queue.jobs.values()
+        if any(not (part.whole or part.task) for part in parts):
+            return ""
+        now = time.perf_counter()
+        running = {p.name: now - p.began for p in parts if p.name in self.queue.running and p.began}
+        waiting = [part.name for part in parts if part.name not in running]
+        workers = self.plan.jobs if not self.plan.scheduler else len(self.queue.cluster.workers())
+        left = self.estimate.left(waiting, running, workers)
+        if left is None:
+            return ""
+        minutes = max(1, round(left / 60))
+        about = f"{minutes} min" if minutes < 60 else duration(60 * minutes)
+        return f" | about {about} of the run left"
 
     def _outcome(self, part: Part, answer: object) -> Outcome:
         """How a notebook ended; of one that never began nothing of an earlier run is left."""
@@ -243,6 +263,8 @@ class Run:
 
     def _record(self, part: Part, outcome: Outcome) -> None:
         name, messages = part.name, part.messages
+        if outcome.status == SUCCEEDED:
+            self.estimate.ended(name, outcome.seconds)
         saved = read_metrics(self.plan.out, name) if part.began else {}
         peak = max(outcome.peak_memory_mb, saved.get("peak_memory_mb") or 0)
         result = {
@@ -266,7 +288,9 @@ class Run:
         self.results["provenance"]["seeds"][name] = seeds_text(result)
         self.results["notebooks"][name] = result
         held = f", peak memory {memory(peak)}" if peak else ""
-        self.log(f"    {name} {outcome.status} after {duration(outcome.seconds)}{held}")
+        self.log(
+            f"    {name} {outcome.status} after {duration(outcome.seconds)}{held}{self._left()}"
+        )
         if outcome.error:
             self.log("      " + outcome.error.replace("\n", "\n      "))
         self._write()
@@ -289,7 +313,8 @@ class Run:
         } | self.results["notebooks"]
         self.results["peak_memory_mb"] = round(self.peak / MEGABYTE, 1)
         self.results["provenance"]["seconds"] = round(time.perf_counter() - self.start, 2)
-        shown = self.results | {"notebooks": dict(sorted(notebooks.items()))}
+        took = self.estimate.known | self.estimate.took
+        shown = self.results | {"notebooks": dict(sorted(notebooks.items())), "took": took}
         out = self.plan.out
         try:
             save_json(out / "results.json", shown)
