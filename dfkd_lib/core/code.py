@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from dfkd_lib.core import reach
 from dfkd_lib.core.config import Config
 from dfkd_lib.core.errors import WorkbenchError
-from dfkd_lib.core.graph import Walk, drop_changed
+from dfkd_lib.core.graph import Walk, drop_changed, lines_of, wholes
 from dfkd_lib.core.source import Record, digest, record_of
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
@@ -95,9 +95,13 @@ def _walked(begin: "Callable[[_Walk], list[str]]") -> tuple[Fingerprint, list[Fu
         drop_changed()
         walk = _Walk()
         roots = begin(walk)
-        lines = sorted(walk.take_in(walk.node, loose=True).lines)
-    whole = "\n".join([*roots, *lines])
-    return Fingerprint(hashlib.sha256(whole.encode()).hexdigest()[:16], lines), walk.functions
+        fixed, own = walk.gathered()
+        whole = (*roots, fixed, own)
+        if whole not in wholes:
+            lines = sorted(own | lines_of(fixed))
+            text = "\n".join([*roots, *lines])
+            wholes[whole] = Fingerprint(hashlib.sha256(text.encode()).hexdigest()[:16], lines)
+        return wholes[whole], walk.functions
 
 
 class _Walk(Walk):

@@ -31,6 +31,7 @@ _nodes: dict[tuple, Node] = {}
 _spaces: set[int] = set()
 _views: list[Collection] = []
 _held: list = []
+wholes: dict = {}  # what several fixed nodes came to together; whoever puts it here says of which
 
 
 def forget() -> None:
@@ -40,7 +41,7 @@ def forget() -> None:
 
 
 def _drop() -> None:
-    for kept in (_nodes, _spaces, _views, _held):
+    for kept in (_nodes, _spaces, _views, _held, wholes):
         kept.clear()
 
 
@@ -63,25 +64,39 @@ class Walk:
         self.inside: list[int] = []
         self.loose: dict[tuple, Node] = {}
 
-    def take_in(self, node: Node, loose: bool) -> Node:
-        """Take the nodes that a node reaches into it: all of them, or only the fixed ones."""
-        waiting = list(node.reached.items())
-        node.reached = {}
+    def gathered(self) -> tuple[frozenset[tuple], frozenset[str]]:
+        """Of all that is reached: the keys of fixed nodes, each with the fixed ones behind it, and the lines of the others."""
+        fixed, lines, seen = set(), set(self.node.lines), set()
+        waiting = list(self.node.reached.items())
+        while waiting:
+            key, read = waiting.pop()
+            if key in seen:
+                continue
+            seen.add(key)
+            node = self.read(key, read)
+            if node.fixed:
+                self.close(node)
+                fixed.add(key)
+            else:
+                lines |= node.lines
+            waiting += node.reached.items()
+        return frozenset(fixed), frozenset(lines)
+
+    def close(self, node: Node) -> None:
+        """Take the fixed nodes that a fixed one reaches into it, once; the others have to be read each time."""
+        waiting = [] if node.taken else list(node.reached.items())
         while waiting:
             key, read = waiting.pop()
             if key in node.taken:
                 continue
             inner = self.read(key, read)
-            if not (inner.fixed or loose):
+            if inner.fixed:
+                node.reached.pop(key, None)
+                node.taken |= {key, *inner.taken}
+                node.lines |= inner.lines
+                waiting += inner.reached.items()
+            else:
                 node.reached[key] = read
-                continue
-            node.taken.add(key)
-            if loose and inner.fixed and not inner.taken:
-                self.take_in(inner, loose=False)
-            node.lines |= inner.lines
-            node.taken |= inner.taken
-            waiting += inner.reached.items()
-        return node
 
     def read(self, key: tuple, read: Callable) -> Node:
         """The node of a key, read now unless it is known."""
@@ -100,3 +115,8 @@ class Walk:
         """Note that the node holds only while all that these live views show of a namespace, class or container does."""
         if self.node.fixed and id(space) not in self.node.spaces:
             self.node.spaces[id(space)] = views
+
+
+def lines_of(fixed: frozenset[tuple]) -> set[str]:
+    """The lines of fixed nodes, by their keys."""
+    return set().union(*(_nodes[key].lines for key in fixed))
