@@ -14,7 +14,7 @@ from dfkd_lib.core import Artifact, Store, WorkbenchError, explain, resolve, sav
 from dfkd_lib.core.ledger import EVALUATION
 from dfkd_lib.distill.scores import gigaflops
 from dfkd_lib.metrics.intervals import accuracy_interval, interval_text
-from dfkd_lib.models import timm_form
+from dfkd_lib.models import MODELS, timm_form
 from dfkd_lib.reporting.summary import (
     ancestors,
     artifacts_behind,
@@ -25,7 +25,8 @@ from dfkd_lib.reporting.summary import (
 )
 from dfkd_lib.training import test_logits
 
-WEIGHTS, LOGITS = "model.safetensors", "test_logits.safetensors"
+CARD, CONFIG, WEIGHTS = "README.md", "config.json", "model.safetensors"
+LOGITS = "test_logits.safetensors"
 ITSELF = {"yes": "no real image", "not recorded": "images that nobody recorded"}
 TEXT = """---
 {front}
@@ -86,7 +87,7 @@ def write_card(
 
     Args:
         key: of a classifier's artifact, or the beginning of it.
-        folder: for README.md, config.json and model.safetensors; by default reports/cards/<key>.
+        folder: for card, configuration and weights; by default reports/cards/<key>.
         source: what the card tells to open.
 
     Returns:
@@ -101,8 +102,8 @@ def write_card(
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(made.path / WEIGHTS, folder / WEIGHTS)
     config = _config(architecture, keywords, made.settings["classes"])
-    save_json(folder / "config.json", config)
-    card = folder / "README.md"
+    save_json(folder / CONFIG, config)
+    card = folder / CARD
     card.write_text(_text(store, made, config, source), encoding="utf-8")
     return card
 
@@ -134,8 +135,12 @@ def push(
         address = api.create_repo(repository, private=not public, exist_ok=True)
         private = api.repo_info(repository).private
         if private or public:
-            message = f"Artifact {key}"
-            api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+            api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                allow_patterns=[CARD, CONFIG, WEIGHTS],  # whatever else lies there
+                commit_message=f"Artifact {key}",
+            )
     except Exception as error:  # the client's HTTP library has its own, which change with it
         raise WorkbenchError(
             "the hub did not take it",
@@ -158,6 +163,13 @@ def _classifier(store: Store, key: str) -> Artifact:
     made = store.find(key)
     assert made is not None  # the key is of a folder with a manifest
     if _classifies(made.manifest):
+        if (name := made.settings["model"]) not in MODELS:
+            raise WorkbenchError(
+                "the architecture of this model is in no file of the library",
+                got=name,
+                where=made.path,
+                fix="add it to dfkd_lib/models, see CONTRIBUTING.md, and give the command again",
+            )
         return made
     others = (*made.parents, *reversed(explain.finished(store.root)))
     near = (other for other in others if _classifies(explain.read_manifest(store.root, other)))
@@ -290,10 +302,9 @@ def _teachers(store: Store, made: Artifact) -> list[Artifact]:
 
 
 def _accuracy(who: str, made: Artifact) -> tuple[str, str, str]:
-    logits, labels = test_logits(made)
-    right = int((logits.argmax(1) == labels).sum())
-    low, high = accuracy_interval(right, len(labels))
-    return who, f"{100 * right / len(labels):.2f} %", f"{100 * low:.2f} to {100 * high:.2f}"
+    count, accuracy = len(test_logits(made)[1]), made.metrics["accuracy"]
+    low, high = accuracy_interval(round(accuracy * count), count)
+    return who, f"{100 * accuracy:.2f} %", f"{100 * low:.2f} to {100 * high:.2f}"
 
 
 def _other_seeds(root: Path, made: Artifact) -> list[float]:
@@ -302,7 +313,7 @@ def _other_seeds(root: Path, made: Artifact) -> list[float]:
     def but_seed(manifest: dict) -> tuple:
         settings = manifest["settings"]
         config = {**settings["config"], "seed": None}
-        return {**settings, "config": config}, manifest["parents"], manifest["code"]["digest"]
+        return {**settings, "config": config}, manifest["parents"], manifest.get("code")
 
     keys = (key for key in explain.finished(root, made.stage) if key != made.key)
     found = (explain.read_manifest(root, key) for key in keys)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import timm
@@ -125,6 +126,18 @@ def test_only_classifiers_have_cards(store, teacher, tmp_path, capsys):
     root = ["--artifacts", str(store.root)]
     assert cli.main(["card", "studnt" + made.key[7:], *root]) == 2
     assert f"did you mean {made.key}?" in capsys.readouterr().err
+    own = store.get_or_make(
+        "student_real",
+        made.settings | {"model": "mine"},
+        lambda work: (
+            shutil.copytree(
+                made.path, work, ignore=shutil.ignore_patterns("manifest.json"), dirs_exist_ok=True
+            )
+            and None
+        ),
+    )
+    with pytest.raises(WorkbenchError, match="in no file of the library"):
+        card.write_card(store, own.key, tmp_path)
     assert cli.main(["card", made.key, *root, "--out", str(tmp_path / "card")]) == 0
     assert {path.name for path in (tmp_path / "card").iterdir()} == {
         "README.md",
@@ -152,8 +165,9 @@ class Hub:
     def repo_info(self, repository):
         return type("Info", (), {"private": not self.public})
 
-    def upload_folder(self, repo_id, folder_path, commit_message):
-        self.files = {path.name: path.read_bytes() for path in folder_path.iterdir()}
+    def upload_folder(self, repo_id, folder_path, allow_patterns, commit_message):
+        chosen = [folder_path / name for name in allow_patterns]
+        self.files = {path.name: path.read_bytes() for path in chosen}
 
 
 @pytest.fixture
