@@ -129,7 +129,7 @@ def insertion_deletion(found: dict) -> Figure:
     Args:
         found: {map: `attention.Faithfulness`}.
     """
-    figure, axes = new_figure(1, 2, 8.2, 3.4)
+    figure, axes = new_figure(1, 2, 8.2, 4.4)
     for ax, part, what in zip(
         axes, ("deletion", "insertion"), ("taken away", "put in"), strict=True
     ):
@@ -165,7 +165,7 @@ def attention_profile(models: dict) -> Figure:
     for ax, label in zip(axes, labels, strict=True):
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set(xlabel="block", ylabel=label)
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.05 * ax.dataLim.y1)
     if len(models) > 1:
         legend_below(figure, len(models), axes[0].lines)
     return figure

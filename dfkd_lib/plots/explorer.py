@@ -10,6 +10,9 @@ from dfkd_lib.plots.images import HEAT, heat, overlay, show
 from dfkd_lib.plots.scenes import corners
 from dfkd_lib.plots.style import COLORS, new_figure, plain, styled
 
+# What weights are, by `Panel.way`; others are relevance through all blocks.
+WHAT = {"attention": "attention of a patch", "similarity": "cosine of features"}
+
 
 def _frame(ax, x: float, y: float, w: float, h: float, edge: str = COLORS[5], lw: float = 1.8):
     ax.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=edge, lw=lw))
@@ -22,7 +25,8 @@ def _image(ax, panel, covering: float, **how) -> None:
     covered = height * panel.cover[0], width * panel.cover[1]
     overlay(ax, panel.probe.reshape(panel.grid), covered, covering, **how)
     if panel.boxes is None:
-        patch, (rows, columns) = panel.row - panel.prefix, panel.grid
+        patch = int(panel.probe.argmax()) if panel.nearest else panel.row - panel.prefix
+        rows, columns = panel.grid
         w, h = covered[1] / columns, covered[0] / rows
         if patch >= 0:
             _frame(ax, patch % columns * w - 0.5, patch // columns * h - 0.5, w, h)
@@ -82,11 +86,11 @@ def attention_panels(
         top = most / panel.probe.size if one_scale else None
         places = list(ax_row)
         _image(places.pop(0), panel, covering, cmap=colours, vmax=top)
+        block, what = f"block {panel.block + 1} of {panel.blocks}", WHAT.get(panel.way, "relevance")
         head = f"head {panel.head + 1}" if panel.head >= 0 else "mean of heads"
-        title = f"block {panel.block + 1} of {panel.blocks}, {head}"
-        title = title if panel.overview is not None else "all blocks"
+        title = f"{block}, {head}" if panel.way == "attention" else block
+        title = title if panel.way in WHAT else "all blocks"
         drawn = heat(places.pop(0), panel.probe.reshape(panel.grid), title, top, False, colours)
-        what = "attention of a patch" if panel.overview is not None else "relevance"
         figure.colorbar(drawn, ax=drawn.axes, shrink=0.8, label=what)
         if panel.class_probe is not None:
             title = f"class probe, cosine {panel.agreement:.3f}"

@@ -6,7 +6,7 @@ const SCALE = 50;     // width of the colour bar with its numbers
 const ACROSS = 5;     // thumbnails in a row of the gallery
 const CHOSEN = "#56b4e9";
 const KINDS = { cross: "detections over the image", encoder: "image tokens" };
-const WAYS = { attention: "attention", rollout: "attention rollout", gradient: "gradient-weighted" };
+const WAYS = { attention: "attention", rollout: "attention rollout", gradient: "gradient-weighted", similarity: "similar patches" };
 const share = (value) => `${(100 * value).toPrecision(3)} %`;
 const own = (list) => list.map((name) => [name, name]);
 const ARROWS = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
@@ -53,7 +53,7 @@ function render({ model, el }) {
     fill(head, [[-1, "mean"], ...Array.from({ length: view.heads }, (_, i) => [i, String(i + 1)])], choice.head);
     Object.assign(block, { max: first.blocks, value: first.block + 1 });
     tellBlock(first.block + 1, first.blocks);
-    block.disabled = choice.weights !== "attention" || first.blocks < 2;
+    block.disabled = !["attention", "similarity"].includes(choice.weights) || first.blocks < 2;
     head.disabled = choice.weights !== "attention" || view.heads < 2;
     threshold.value = choice.threshold;
     thresholdText.textContent = choice.threshold.toFixed(2);
@@ -198,6 +198,8 @@ function render({ model, el }) {
     if (patch < 0 || meta.rows === 1) return `${token || view.tokens[0] || "class"} token`;
     return `patch (${Math.floor(patch / meta.grid[1]) + 1}, ${(patch % meta.grid[1]) + 1})`;
   }
+  // Of a second image the first one's patch marks what is most like it, not the same place.
+  const marked = (panel, weighed) => panel.meta.nearest ? weighed.indexOf(largest(weighed)) : (panel.hover ?? panel.meta.row) - panel.meta.prefix;
   const colors = () => options.maps[view.choice.colours];
   function draw(panel) {
     const { meta, width, height } = panel, row = rowOf(panel), weighed = values(panel, row);
@@ -207,7 +209,7 @@ function render({ model, el }) {
     context.globalAlpha = opacity.value / 100;
     heat(context, colors(), weighed, meta.grid, shares, covered);
     context.globalAlpha = 1;
-    const [rows, columns] = meta.grid, patch = (panel.hover ?? meta.row) - meta.prefix, taken = [];
+    const [rows, columns] = meta.grid, patch = marked(panel, weighed), taken = [];
     meta.boxes?.forEach((box, i) => {
       const chosen = meta.queries[i] === (panel.hover ?? meta.query);
       outline(context, box, width, height, chosen ? CHOSEN : "#555555", chosen ? 3 : 1.5);
@@ -233,10 +235,13 @@ function render({ model, el }) {
   function tell(panel) {
     const { meta } = panel, row = rowOf(panel), name = nameOf(panel, row), way = view.choice.weights;
     const sum = values(panel, row).reduce((a, b) => a + b, 0) / 65535 * panel.tops[row];
-    panel.pictureText.textContent = meta.rows === 1 ? `${name}; click for another` : meta.kind === "cross"
+    const at = marked(panel, values(panel, row)), columns = meta.grid[1];
+    panel.pictureText.textContent = meta.nearest ? `nearest: patch (${Math.floor(at / columns) + 1}, ${at % columns + 1})`
+      : way === "similarity" ? `${name}: hover over a patch, click to choose it` : meta.rows === 1 ? `${name}; click for another` : meta.kind === "cross"
       ? `${name}: hover over a detection, click to choose it`
       : `${name}: ${share(sum)} of its attention is on patches. Hover over a patch, click to choose it`;
-    panel.mapText.textContent = way === "attention" ? `up to ${share(panel.tops[row])} a patch; even would be ${share(1 / count(meta))}`
+    panel.mapText.textContent = way === "similarity" ? `cosine of the patch's features${meta.nearest ? " in the first image" : ""} with each here, up to ${told(panel.tops[row])}`
+      : way === "attention" ? `up to ${share(panel.tops[row])} a patch; even would be ${share(1 / count(meta))}`
       : `${way === "rollout" ? "attention rollout" : "gradient-weighted attention"} through all blocks, up to ${told(panel.tops[row])}`;
     el.dataset.token = name;
   }

@@ -19,7 +19,8 @@ EVERYTHING = {"label": -1, "wrong": False, "page": None}
 FRESH = {"block": -1, "head": -1, "token": "", "weights": "attention"}
 # What of a panel is sent as it is.
 PLAIN = (
-    "title prediction prefix row query block head blocks kind kinds queries labels agreement cover"
+    "title prediction prefix row query block head blocks kind kinds queries labels agreement cover "
+    "nearest"
 )
 
 

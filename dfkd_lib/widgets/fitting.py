@@ -52,19 +52,24 @@ class Fitting:
         }
 
     def ways(self, model: str, data: str) -> list[str]:
-        """The weights that can be shown of a model: rollout needs a map of every block, gradients a class too."""
+        """The weights that can be shown of a model: rollout needs a map of every block, gradients a class too, similarity the
+        tokens of every block."""
         net = self.models[model]
         if isinstance(net, Detector):
             return ["attention", "gradient"]
 
-        def look() -> None:
+        def image() -> Tensor:
             pixels = to_float(self.data[data].subset([0]).images)
-            attention.attention_rollout(net, pixels.to(next(net.parameters()).device), 0)
+            return pixels.to(next(net.parameters()).device)
 
         with torch.inference_mode():
-            followed = self._try((model, "rollout"), look)
+            followed = self._try(
+                (model, "rollout"), lambda: attention.attention_rollout(net, image(), 0)
+            )
+            alike = self._try((model, "features"), lambda: attention.patch_features(net, image()))
         classified = followed and getattr(net, "classifies", True)
-        return ["attention", *["rollout"] * followed, *["gradient"] * classified]
+        possible = {"rollout": followed, "gradient": classified, "similarity": alike}
+        return ["attention", *(way for way, can in possible.items() if can)]
 
     def _try(self, key: tuple, look) -> bool:
         if key not in self._tried:

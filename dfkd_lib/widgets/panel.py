@@ -11,13 +11,14 @@ class Panel:
 
     Args:
         title, prediction: what it is, and what the model predicts of it. image: uint8 (C, H, W). grid: (rows, columns).
-        cover: height and width that the grid covers from the upper left, as shares of the image.
+        way: what weights are, as `Choice.weights` names it. cover: height and width that the grid covers from the upper left, as shares of the image.
         weights: float32 (R, N), the attention of each of R tokens on N patches, at the chosen block and head; (1, N) of
             the chosen token alone for rollout and gradient-weighted attention.
         row: the chosen token's row. block, head: from 0; head -1 is the mean. blocks: how many there are.
         kind: of attention. kinds: those the model has. prefix: tokens before the patches among the rows.
         overview: float32 (blocks, heads, N), the chosen token's attention everywhere, 0 in blocks of other tokens or heads;
             None where weights are no attention.
+        nearest: rows are patches of the first image, and what is marked here is the patch most like the chosen one.
         class_probe: (N,) of the image's class at this block, or None. query: the chosen detection's.
         boxes: float (n, 4) cxcywh in [0, 1], with queries (n,) and labels [n], of a detector; else None.
     """
@@ -35,6 +36,8 @@ class Panel:
     kinds: tuple[str, ...]
     prefix: int = 0
     cover: tuple[float, float] = (1.0, 1.0)
+    way: str = "attention"
+    nearest: bool = False
     overview: np.ndarray | None = None
     class_probe: np.ndarray | None = None
     query: int | None = None

@@ -19,7 +19,7 @@ from dfkd_lib.models.detectors import Detector
 from dfkd_lib.widgets.fitting import Data, Fitting, resized
 from dfkd_lib.widgets.panel import Panel
 
-WEIGHTS = ("attention", "rollout", "gradient")
+WEIGHTS = ("attention", "rollout", "gradient", "similarity")
 
 
 class Choice(Config):
@@ -36,8 +36,10 @@ class Choice(Config):
         "cross; '' is the class token, or a detector's query of the highest score",
     )
     kind: str = Field("", description="encoder or, for a detector, cross; '' is its usual one")
-    weights: Literal["attention", "rollout", "gradient"] = Field(
-        "attention", description="gradient: gradient-weighted attention of the predicted class"
+    weights: Literal["attention", "rollout", "gradient", "similarity"] = Field(
+        "attention",
+        description="gradient: gradient-weighted attention of the predicted class; similarity: cosine of a patch's "
+        "features with those of the others, or of another image in the same model",
     )
     compare: str = Field(
         "",
@@ -152,10 +154,10 @@ class Viewer:
         choice = self.settle(choice)
         first, (what, _, name) = self._panel(choice), choice.compare.partition(":")
         if what == "model":
-            return [first, self._beside(first, self._for_other(choice, name))]
+            return [first, self._beside(first, self._for_other(choice, name), choice)]
         if what == "data":
             other = choice.replace(data=name, image=self._partner(choice, name))
-            return [first, self._beside(first, other)]
+            return [first, self._beside(first, other, choice)]
         return [first]
 
     def figure(self, choice: Choice):
@@ -163,13 +165,13 @@ class Viewer:
         how = {"covering": choice.overlay, "colours": choice.colours}
         return plots.attention_panels(self.panels(choice), one_scale=choice.scale == "one", **how)
 
-    def _beside(self, first: Panel, choice: Choice) -> Panel:
+    def _beside(self, first: Panel, choice: Choice, chosen: Choice) -> Panel:
         """The second panel; a patch that is chosen in the first is the one at the same place in the image here."""
         if not choice.token.isdigit() or choice.kind == "cross":
-            return self._panel(choice, True)
-        here = self._panel(choice.replace(token=""), True)  # what grid it has
+            return self._panel(choice, chosen)
+        here = self._panel(choice.replace(token=""), chosen)  # what grid it has
         patch = here.patch_at(first.place(int(choice.token)))
-        return self._panel(choice.replace(token=str(patch)), True)
+        return self._panel(choice.replace(token=str(patch)), chosen)
 
     def _for_other(self, choice: Choice, name: str) -> Choice:
         """The choice for a second model, which may have fewer blocks or heads: the same share of its depth, its mean."""
@@ -199,13 +201,14 @@ class Viewer:
         return int(found[choice.compare_image % len(found)])
 
     @torch.inference_mode()
-    def _panel(self, choice: Choice, second: bool = False) -> Panel:
+    def _panel(self, choice: Choice, first: Choice | None = None) -> Panel:
+        """One image under one model; `first` is the choice that it stands beside."""
         model, data = self.models[choice.model], self.data[choice.data]
         pixels, size = data.subset([choice.image]).images, ""
-        if second and (side := self.fitting.sized(choice.model, choice.data)):
+        if first and (side := self.fitting.sized(choice.model, choice.data)):
             pixels, size = resized(pixels, side), f" resized to {side} x {side}"
         of_kind = self._detector if self.is_detector(choice.model) else self._classifier
-        shown = of_kind(choice, model, data, pixels)
+        shown = of_kind(choice, model, data, pixels, first)
         return Panel(
             title=f"{choice.model} · {choice.data} {choice.image}{size}",
             image=pixels[0].numpy(),
@@ -215,10 +218,13 @@ class Viewer:
             kinds=self.kinds(choice.model),
             blocks=len(attention.attention_sites(model, choice.kind)),
             cover=_cover(model, shown["grid"], *pixels.shape[-2:]),
+            way=choice.weights,
             **shown,
         )
 
-    def _classifier(self, choice: Choice, model: nn.Module, data: Data, pixels: Tensor) -> dict:
+    def _classifier(
+        self, choice: Choice, model: nn.Module, data: Data, pixels: Tensor, first: Choice | None
+    ) -> dict:
         check_images(model, tuple(pixels.shape[1:]), choice.data)
         batch = to_float(pixels).to(next(model.parameters()).device)
         layout, row = attention.token_layout(model), _row(model, choice.token)
@@ -233,6 +239,8 @@ class Viewer:
             prefix, row = layout.prefix, row % patches.shape[1]
             weights = _weights(choice, patches, overview[..., layout.patches])
             return shown | {"row": row, "prefix": prefix, **weights}
+        if choice.weights == "similarity":
+            return shown | self._similar(choice, model, batch, first)
         rollout = choice.weights == "rollout"
         explain = attention.attention_rollout if rollout else attention.gradient_attention
         token: str | int = choice.token or ("class" if layout.class_token is not None else "0")
@@ -242,6 +250,22 @@ class Viewer:
             "row": 0,
             "prefix": 1,
         }
+
+    def _similar(
+        self, choice: Choice, model: nn.Module, batch: Tensor, first: Choice | None
+    ) -> dict:
+        """The cosines (N, N), where above 0, of patches with those here: of this image, or of the first in the same model."""
+        there = here = attention.patch_features(model, batch, choice.block)[0]
+        if first and first.model == choice.model:
+            pixels = to_float(self.data[first.data].subset([first.image]).images)
+            found = attention.patch_features(model, pixels.to(batch.device), first.block)[0]
+            here = found if len(found) == len(there) else here  # grids differ: by itself
+        cosines = torch.cosine_similarity(here[:, None], there[None], dim=-1).clamp(min=0)
+        rows, columns = attention.patch_grid(model, len(here), *batch.shape[-2:])
+        middle = rows // 2 * columns + columns // 2
+        row = _number(choice.token) if choice.token.isdigit() else middle
+        chosen = {"row": pick(row, len(here), "token"), "prefix": 0, "nearest": here is not there}
+        return {"weights": _array(cosines), **chosen}
 
     def _prediction(self, choice: Choice, model: nn.Module, data: Data, label: int) -> str:
         true = self.class_of(choice.data, choice.image)
@@ -264,7 +288,9 @@ class Viewer:
             return _array(probe[choice.block]) if len(probe) == blocks else None
         return _array(probe) if choice.block == blocks - 1 else None
 
-    def _detector(self, choice: Choice, model: Detector, data: Data, pixels: Tensor) -> dict:
+    def _detector(
+        self, choice: Choice, model: Detector, data: Data, pixels: Tensor, _: Choice | None
+    ) -> dict:
         if pixels.shape[1] != 3:
             raise WorkbenchError(
                 "a detector takes colour images",
@@ -287,7 +313,7 @@ class Viewer:
         several = f"{len(names)} detections of score ≥ {choice.threshold:g}"
         if choice.weights == "attention":
             weights = {"row": row, **_weights(choice, maps[choice.block], maps[:, :, row])}
-        elif choice.weights == "rollout" or choice.kind != "cross":
+        elif choice.weights != "gradient" or choice.kind != "cross":
             raise WorkbenchError(
                 "a detector has no such weights",
                 expected="attention, or gradient of a detection",

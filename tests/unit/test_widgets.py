@@ -174,13 +174,29 @@ def test_impossible_choices_are_named(model, images, scenes, detector):
     found = viewer.fitting.possible("m", "d")
     assert found["model"] == ["m", "detr"] and found["data"] == ["d"]
     assert found["compare"] == ["", "model:m", "model:o", "data:d"]
-    assert found["weights"] == ["attention", "rollout", "gradient"]
+    assert found["weights"] == ["attention", "rollout", "gradient", "similarity"]
     found = viewer.fitting.possible("detr", "scenes")
     assert found["data"] == ["scenes"] and found["weights"] == ["attention", "gradient"]
     model.classifies = False
     backbone = viewer.fitting.ways("m", "d")
     del model.classifies
-    assert backbone == ["attention", "rollout"]
+    assert backbone == ["attention", "rollout", "similarity"]
+
+
+def test_similar_patches_are_those_of_the_features_here_and_in_a_second_image(model, images):
+    viewer = widgets.Viewer({"m": model}, {"d": images, "e": images})
+    choice = widgets.Choice(weights="similarity", token="17", block=0, compare="data:e")
+    first, second = viewer.panels(choice.replace(compare_image=1))
+    features = attention.patch_features(model, to_float(images.images[[0, 3]]), 0)
+    for panel, others in ((first, features[0]), (second, features[1])):
+        expected = torch.cosine_similarity(features[0][17], others, dim=-1).clamp(min=0)
+        assert np.allclose(panel.probe, expected.numpy(), atol=1e-5) and panel.row == 17
+    assert first.probe.argmax() == 17 and first.prefix == 0
+    near = attention.nearest_patches(features[0], features[1])
+    assert second.probe.argmax() == near.place[17]
+    assert viewer.figure(choice)._repr_png_()
+    (middle,) = viewer.panels(widgets.Choice(weights="similarity"))
+    assert middle.row == 24
 
 
 def test_one_scale_is_by_equal_areas_and_the_saved_figure_has_it(model, images):
