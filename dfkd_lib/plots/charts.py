@@ -61,7 +61,7 @@ def curves(
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if percent:
         within_percent(ax)
-    if zero and spans_decades([*series.values()]):
+    if zero and spans_decades(np.concatenate([*series.values()])):
         ax.set_yscale("log")
         log_ticks(ax.yaxis)
     elif zero:

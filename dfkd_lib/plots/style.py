@@ -41,6 +41,11 @@ SLANTED = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
 class NotebookFigure(Figure):
     """A matplotlib figure that a notebook shows as a PNG without any backend having been chosen."""
 
+    def savefig(self, *args, **kwargs) -> None:
+        """As matplotlib's; fonts are chosen when a file is written: TrueType ones in PDFs, text as text in SVGs."""
+        with matplotlib.rc_context(STYLE):
+            super().savefig(*args, **kwargs)
+
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", bbox_inches="tight", dpi=STYLE["figure.dpi"])
@@ -55,14 +60,19 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         with matplotlib.rc_context(STYLE):
             figure = draw(*args, **kwargs)
             times = asked()[1] / STYLE["font.size"]
-            for text in figure.findobj(Text) if times != 1 else ():
-                text.set_fontsize(times * text.get_fontsize())
-            for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
-                for label in axis.get_ticklabels()[:1]:  # of ticks that are still to come
-                    axis.set_tick_params(labelsize=label.get_fontsize())
-        return figure
+            return figure if times == 1 else _enlarged(figure, times)
 
     return inside
+
+
+def _enlarged(figure: Figure, times: float) -> Figure:
+    """The figure with all text so many times as large."""
+    for text in figure.findobj(Text):
+        text.set_fontsize(times * text.get_fontsize())
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+        for label in axis.get_ticklabels()[:1]:  # of ticks that are still to come
+            axis.set_tick_params(labelsize=label.get_fontsize())
+    return figure
 
 
 def asked() -> tuple[float | None, float]:

@@ -359,6 +359,9 @@ def test_a_choice_is_saved_as_figure_and_as_parameters(explorer, tmp_path, model
     box.choose(image=3, block=0, head=1, token="7", **look)
     ask(box, sent, do="save", what="figure")
     assert sorted(p.suffix for p in (tmp_path / "figures").iterdir()) == [".pdf", ".png", ".svg"]
+    (svg,), (pdf,) = ((tmp_path / "figures").glob(f"*.{kind}") for kind in ("svg", "pdf"))
+    assert "<text" in svg.read_text()
+    assert b"/FontFile2" in pdf.read_bytes() and b"/Type3" not in pdf.read_bytes()
     ask(box, sent, do="save", what="parameters")
     (path,) = tmp_path.glob("*.yaml")
     saved = json.loads(path.read_text())
