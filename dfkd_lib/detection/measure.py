@@ -28,7 +28,7 @@ def scene_features(detector: Detector, scenes: SceneSet) -> tuple[Tensor, Tensor
     device, whole, things = next(detector.parameters()).device, [], []
     projection = detector.network.model.input_projection
     with projection.register_forward_hook(lambda module, inputs, output: outputs.append(output)):
-        for images, labels, boxes in SceneBatches(scenes, TOGETHER).in_order():
+        for images, labels, boxes, _ in SceneBatches(scenes, TOGETHER).in_order():
             detector(images.to(device))
             seen = outputs.pop().float().cpu()
             whole.append(seen.mean((2, 3)))
