@@ -189,7 +189,7 @@ class Run:
         """What a running part reports, from another thread."""
         self._measure()
         if "line" in message:
-            self._line(part.name, message["line"])
+            self._line(part.notebook, message["line"])
         if "started" in message:
             place = f" on {message.get('where')}" if self.plan.scheduler else ""
             if part.whole:

@@ -1,10 +1,11 @@
 """The tasks of a run, as they are done on whichever worker gets them."""
 
+import io
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,11 +165,38 @@ def do_task(
     start = time.perf_counter()
     with jobs.alone_in_process(needs.threads), _tasks(notebook, parameters) as tasks:
         try:
-            with without_waiting():
+            with without_waiting(), _printing(report):
                 tasks[name]()
         except BeingMade as error:
             return jobs.Later(str(error.got))
     return time.perf_counter() - start
+
+
+class _Lines(io.TextIOBase):
+    """Text whose whole lines are reported."""
+
+    def __init__(self, report: jobs.Tell):
+        self.report, self.rest = report, ""
+
+    def write(self, text: str) -> int:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in filter(str.strip, lines):
+            self.report({"line": line})
+        return len(text)
+
+
+@contextmanager
+def _printing(report: jobs.Tell) -> Iterator[None]:
+    """Report what is printed, a line an epoch among it: a process does one task at a time."""
+    before = os.environ.get("DFKD_PROGRESS")
+    os.environ["DFKD_PROGRESS"] = "lines"
+    try:
+        with redirect_stdout(_Lines(report)):
+            yield
+    finally:
+        os.environ.pop("DFKD_PROGRESS")
+        if before is not None:
+            os.environ["DFKD_PROGRESS"] = before
 
 
 @contextmanager
