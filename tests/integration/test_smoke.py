@@ -7,6 +7,8 @@ import pytest
 
 from dfkd_lib import pipeline
 from dfkd_lib.distill import MAKERS
+from dfkd_lib.jobs import Needs
+from dfkd_lib.pipeline.task import Place, do_task
 
 pytestmark = pytest.mark.slow
 NOTEBOOKS = tuple(pipeline.notebook_files())
@@ -173,3 +175,11 @@ def test_students_on_synthetic_images_are_held_to_it(smoke):
         for artifact in json.loads(path.read_text())["artifacts"]:
             if artifact["stage"] == "student_synthetic":
                 assert {row["purpose"] for row in artifact["ledger"]} == {"evaluation"}
+
+
+def test_a_task_reports_a_line_an_epoch(tmp_path):
+    plan = pipeline.make_plan("smoke", only="60", artifacts=str(tmp_path), out=str(tmp_path))
+    (name, path), heard = *plan.notebooks.items(), []
+    own = (path, plan.parameters[name], "ViT, seed 0")
+    assert do_task(heard.append, Needs(1), Place(), *own) > 0
+    assert sum("titn vit_small_28 epoch 1/1" in message["line"] for message in heard) == 1
