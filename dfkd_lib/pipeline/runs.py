@@ -176,14 +176,10 @@ class Run:
         for part in self._parts():
             self.queue.add(part)
         for name in filter(self.kept.__contains__, self.plan.notebooks):
-            self.results["notebooks"][name] = {
-                **self.earlier[name],
-                "earlier": False,
-                "unchanged": True,
-            }
-            self.log(
-                f"    {name}: nothing has changed since its page was made (--again makes it anew)"
-            )
+            kept = {**self.earlier[name], "earlier": False, "unchanged": True}
+            self.results["notebooks"][name] = kept
+            self.log(f"    {name}: nothing has changed since its page was made (see --again)")
+            self._track(name, kept)
 
     def _receive(self, part: Part, message: dict) -> None:
         """What a running part reports, from another thread."""
@@ -294,6 +290,9 @@ class Run:
         if outcome.error:
             self.log("      " + outcome.error.replace("\n", "\n      "))
         self._write()
+        self._track(name, result)
+
+    def _track(self, name: str, result: dict) -> None:
         try:
             self.ended(name, result)
         except Exception as error:  # a tracker's whims must not stop the run
