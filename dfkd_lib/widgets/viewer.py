@@ -27,7 +27,10 @@ class Choice(Config):
 
     model: str = Field("", description="name of a model given to the explorer; '' is the first")
     data: str = Field("", description="name of a set of images; '' is the first that fits")
-    image: int = Field(0, description="its place in the data")
+    image: int = Field(
+        0,
+        description="its place in the data; of scenes that are not named the first with an object",
+    )
     block: int = Field(-1, description="from the end if negative")
     head: int = Field(-1, description="-1 is the mean of the heads")
     token: str = Field(
@@ -138,6 +141,10 @@ class Viewer:
             what, _, name = choice.compare.partition(":")
             one_of(what, ("model", "data"), "compare (before the colon)")
             one_of(name, self.models if what == "model" else self.data, "compare")
+        if not choice.data and not choice.image and isinstance(self.data[data], SceneSet):
+            # It opens on something to see.
+            full = (i for i, labels in enumerate(self.data[data].labels) if len(labels))
+            choice = choice.replace(image=next(full, 0))
         within(choice.image, 0, len(self.data[data]) - 1, "image", data)
         sites = attention.attention_sites(self.models[model], kind)
         block = pick(choice.block, len(sites), "block")

@@ -164,6 +164,16 @@ def test_what_no_patch_sees_is_left_uncovered(images):
     assert panel.patch_at((0.99, 0.99)) == 48 and panel.patch_at((0.5, 0.1)) == 3 * 7
 
 
+def test_a_detector_opens_on_a_scene_with_an_object(detector):
+    scenes = generate_scenes(4, 48, split="test")
+    scenes.labels[:2] = [torch.zeros(0, dtype=torch.long)] * 2
+    scenes.boxes[:2] = [torch.zeros(0, 4)] * 2
+    viewer = widgets.Viewer({"d": detector}, {"s": scenes})
+    first = next(i for i in range(4) if len(scenes.labels[i]))
+    assert viewer.settle(widgets.Choice()).image == first >= 2
+    assert viewer.settle(widgets.Choice(data="s")).image == 0  # a saved view names its data
+
+
 def test_impossible_choices_are_named(model, images, scenes, detector):
     small = ImageSet(torch.zeros(2, 1, 14, 14, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b"))
     cnn = create_model("cnn_small").eval()
@@ -376,7 +386,8 @@ def test_what_a_detection_rests_on_is_shown_too(detector, scenes):
     box = widgets.attention_explorer({"detector": detector}, {"scenes": scenes})
     box.choose(weights="gradient", token="3")
     (panel,) = box.viewer.panels(widgets.Choice(**box.view))
-    expected = attention.detection_relevance(detector, scenes.images[:1].float() / 255, 3)[0]
+    shown = scenes.images[[box.view["image"]]].float() / 255
+    expected = attention.detection_relevance(detector, shown, 3)[0]
     assert (
         box.error == ""
         and np.allclose(panel.probe, expected.numpy(), atol=1e-6)
