@@ -170,7 +170,7 @@ def find_student(
         expected=f"a report of notebook {notebook}, and the student it names",
         got=f"{key}, which is not in {store.root}" if key else "no such report",
         where=report,
-        fix=f"run {notebook[:2]} with the same --out and --artifacts first (--only {notebook[:2]},70), leave it out "
+        fix=f"run notebook {notebook[:2]} first, with the same folders (dfkd run --only {notebook[:2]},70), leave it out "
         f"(students={'detection' if kind == 'classification' else 'classification'}), or have the preset's own "
         "student trained (fallback=True)",
     )

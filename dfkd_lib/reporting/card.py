@@ -313,7 +313,9 @@ def _other_seeds(root: Path, made: Artifact) -> list[float]:
     def but_seed(manifest: dict) -> tuple:
         settings = manifest["settings"]
         config = {**settings["config"], "seed": None}
-        return {**settings, "config": config}, manifest["parents"], manifest.get("code")
+        # Where its attention is watched, the function that makes it counts with the seed that it holds.
+        code = {k: v for k, v in explain.table_of(manifest).items() if ".<locals>.make" not in k}
+        return {**settings, "config": config}, manifest["parents"], code
 
     keys = (key for key in explain.finished(root, made.stage) if key != made.key)
     found = (explain.read_manifest(root, key) for key in keys)
