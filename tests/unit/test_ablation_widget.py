@@ -409,9 +409,10 @@ def test_notebook_35_takes_what_is_saved_from_it(lab, tmp_path):
     (path,) = (tmp_path / "out").glob("*.yaml")
     saved = json.loads(path.read_text())
     assert set(saved) <= set(declared.parameters)
-    again = load("ablation", "quick", saved["overrides"])
+    again = load("ablation", "quick", saved["overrides"], source=saved["source"])
     weights = config.weights.replace(kd=2.0, schedules="kd: 1@0 0@1")
-    assert box.error == "" and again == config.replace(weights=weights, seeds=again.seeds)
+    changed = config.replace(weights=weights, seeds=again.seeds, source="class probes")
+    assert box.error == "" and again == changed
 
 
 def test_figures_are_saved_of_the_checked_rows(lab, shelf, tmp_path):
