@@ -190,7 +190,7 @@ ARGUMENTS = {
     "--jobs": argument(
         type=int,
         metavar="N",
-        help="notebooks, or students of an ablation, at a time, in processes of their own "
+        help="notebooks, or what they train, at a time, in processes of their own "
         "(default: 1; of a grid: as many as cores)",
     ),
     "--scheduler": argument(

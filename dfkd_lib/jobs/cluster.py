@@ -1,6 +1,6 @@
 """Where jobs run: in a thread of this process, or on the workers of a Dask cluster.
 
-Jobs are whole notebooks and students of an ablation, minutes to hours each. They meet in folders that all machines see:
+Jobs are whole notebooks and what they train, minutes to hours each. They meet in folders that all machines see:
 artifacts by key, reports by name. A job whose worker is lost is run again by Dask, and goes on from its last checkpoint.
 """
 

@@ -14,6 +14,7 @@ WAKE_SECONDS = 5.0  # between questions whether the cluster is still there, and 
 LOST_TIMES = (
     3  # that a job may lose its worker before it has begun: others may have killed that one
 )
+LATER_SECONDS = 30.0
 _AGAIN, _BEGUN, _INTERRUPT = object(), object(), object()
 
 
@@ -30,7 +31,8 @@ class Job:
         messages: the last of each thing that it reported. began: when it first began, None before.
         again, starts: how often it has answered `Later`, and how often it has said that it begins.
         lost: how often its worker was lost before it began.
-        later: how many jobs of the queue had ended when it answered `Later`: it is handed in again after the next.
+        ends_before: how many jobs of the queue had ended when it was handed in.
+        not_before: when one that answered `Later` is handed in again, though no other has ended since.
     """
 
     name: str
@@ -47,11 +49,13 @@ class Job:
     again: int = 0
     starts: int = 0
     lost: int = 0
-    later: int = -1
+    ends_before: int = -1
+    not_before: float = 0.0
 
 
 class Later(NamedTuple):
-    """The answer of a job that another one stands in the way of: it is handed in again when any other has ended."""
+    """The answer of a job that another one stands in the way of: it is handed in again when any other has ended, or after
+    `LATER_SECONDS`, as what it waits for may be a part of the other's work."""
 
     because_of: str
 
@@ -105,8 +109,8 @@ class Queue:
             if self.running and (name := self._wait()):
                 job = self.jobs[name]
                 answer = self._answer(job, self.running.pop(name))
-                if isinstance(answer, Later) and self.running:
-                    job.later, job.again = self._ends, job.again + 1
+                if isinstance(answer, Later) and (self.running or job.ends_before < self._ends):
+                    job.again, job.not_before = job.again + 1, time.monotonic() + LATER_SECONDS
                 elif answer is not _AGAIN:
                     del self.jobs[name]
                     self._ends += 1
@@ -118,12 +122,14 @@ class Queue:
         """(whether all it waits for has ended, the first it builds on that did not succeed or "")."""
         waits = [name for name in (*job.builds_on, *job.after) if name not in self._succeeded]
         failed = [name for name in job.builds_on if not self._succeeded.get(name, True)]
-        return not waits and job.later < self._ends, failed[0] if failed and not waits else ""
+        now = job.ends_before < self._ends or job.not_before < time.monotonic()
+        return not waits and now, failed[0] if failed and not waits else ""
 
     def _hand_in(self, job: Job) -> None:
         needs = self.cluster.needs(job.memory, job.gpu, job.threads)
         future = self.cluster.submit(job.name, job.function, *job.args, needs=needs)
         self.running[job.name] = future
+        job.ends_before = self._ends
         future.add_done_callback(lambda future: self._ended.put(job.name))
 
     def _wait(self) -> str | None:

@@ -31,7 +31,8 @@ class Estimate:
         Returns:
             None while nothing is known of any part.
         """
-        seen = [name for name in self.took if self.known.get(name, 0) > 0]
+        # What a notebook took says little: it may have found all that it made before.
+        seen = [name for name in self.took if ": " in name and self.known.get(name, 0) > 0]
         ratio = 1.0
         if seen:
             ratio = sum(map(self.took.get, seen)) / sum(map(self.known.get, seen))
@@ -48,14 +49,11 @@ class Estimate:
         return max(sum(rest) / max(1, workers), max(rest, default=0.0))
 
 
-def known_seconds(out: Path, profile: str) -> dict[str, float]:
-    """What each part of a run under a preset took: in the last run into this folder, else in the published one."""
-    for folder in (out, PUBLISHED / profile):
-        try:
-            saved = json.loads((folder / "results.json").read_text())
-            seconds = saved["took"] if saved["profile"] == profile else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if seconds:
-            return {name: s for name, s in seconds.items() if is_number(s) and s > 0}
-    return {}
+def known_seconds(folder: Path, profile: str) -> dict[str, float]:
+    """What each part of a run under a preset took when it was last made, by the results in a folder; {} without any."""
+    try:
+        saved = json.loads((folder / "results.json").read_text())
+        seconds = saved["took"] if saved["profile"] == profile else {}
+        return {name: s for name, s in seconds.items() if is_number(s) and s > 0}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

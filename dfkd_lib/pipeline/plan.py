@@ -32,7 +32,7 @@ class Plan:
 
     @property
     def spread(self) -> bool:
-        """Whether several tasks may run at a time: then students of an ablation are tasks of their own."""
+        """Whether several tasks may run at a time: then what notebooks train are tasks of their own."""
         return self.jobs > 1 or self.scheduler is not None
 
     @property
@@ -74,7 +74,7 @@ def make_plan(
     Args:
         profile: a preset. only: comma-separated notebook prefixes. settings: such as "10.epochs=3".
         out, artifacts: folders, relative to the repository root.
-        jobs: tasks at a time on this machine, 1 by default; a task is a notebook, or a student of an ablation.
+        jobs: tasks at a time on this machine, 1 by default; a task is a notebook, or something that one trains.
         notebooks: another folder of notebooks. scheduler: address or file of a Dask scheduler whose workers run the tasks.
         grid: a YAML file of settings and seeds: notebook 35 alone, unless `only` names more, into
             reports/grid_<name of the file>, its students `jobs` at a time (default: as many as cores).

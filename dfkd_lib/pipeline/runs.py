@@ -17,7 +17,7 @@ from dfkd_lib import jobs, presets
 from dfkd_lib.core import Store, WorkbenchError, provenance, save_json
 from dfkd_lib.core.files import disk_error
 from dfkd_lib.jobs import Job
-from dfkd_lib.pipeline.estimate import Estimate, known_seconds
+from dfkd_lib.pipeline.estimate import PUBLISHED, Estimate, known_seconds
 from dfkd_lib.pipeline.execute import (
     FAILED,
     INTERRUPTED,
@@ -73,12 +73,14 @@ class Run:
         self.about = read_notebooks(next(iter(plan.notebooks.values())).parent)
         self.earlier = earlier_results(plan)
         self.states = states(plan, self.about, self.earlier)
-        self.kept = set() if plan.again else unchanged(plan, self.about, self.earlier)
+        known = plan, self.about, self.earlier, self.states
+        self.kept = set() if plan.again else unchanged(*known)
         self.log = log or (lambda line: print(line, file=sys.stderr, flush=True))
         self.ended = ended or (lambda name, result: None)
         self.queue: jobs.Queue | None = None
         self.place = Place()
-        self.estimate = Estimate(known_seconds(plan.out, plan.profile))
+        self.took = known_seconds(plan.out, plan.profile)  # by the parts of the last run here
+        self.estimate = Estimate(self.took or known_seconds(PUBLISHED / plan.profile, plan.profile))
         self.peak = self.begun = 0
         self.measured = 0.0
         self.results = {
@@ -136,7 +138,9 @@ class Run:
 
     def __call__(self) -> dict:
         """Run all; returns what `results.json` holds. Ctrl-C ends the kernels and keeps what is finished."""
-        options = (self.plan.jobs, self.plan.scheduler, self._receive, self.log)
+        nothing = self.kept == self.plan.notebooks.keys()  # to run: no worker is needed
+        place = (1, None) if nothing else (self.plan.jobs, self.plan.scheduler)
+        options = (*place, self._receive, self.log)
         try:
             with stop_signals(self._interrupt):
                 with jobs.opened_queue(*options) as self.queue:
@@ -178,6 +182,7 @@ class Run:
         for name in filter(self.kept.__contains__, self.plan.notebooks):
             kept = {**self.earlier[name], "earlier": False, "unchanged": True}
             self.results["notebooks"][name] = kept
+            self.results["provenance"]["seeds"][name] = seeds_text(kept)
             self.log(f"    {name}: nothing has changed since its page was made (see --again)")
             self._track(name, kept)
 
@@ -185,14 +190,14 @@ class Run:
         """What a running part reports, from another thread."""
         self._measure()
         if "line" in message:
-            self._line(part.notebook, message["line"])
+            self._line(part.name, message["line"])
         if "started" in message:
             place = f" on {message.get('where')}" if self.plan.scheduler else ""
             if part.whole:
                 self.begun += 1
                 to_run = len(self.plan.notebooks) - len(self.kept)
                 self.log(f"[{self.begun}/{to_run}] {part.name} starts{place}")
-            elif place:
+            elif place and not part.again:
                 self._line(part.notebook, f"{part.task or 'what is missing'} starts{place}")
 
     def _line(self, name: str, text: str) -> None:
@@ -205,6 +210,8 @@ class Run:
             self._record(part, self._outcome(part, answer))
         elif isinstance(answer, BaseException | jobs.Later):
             what = part.task or "what is missing"
+            if isinstance(answer, jobs.Later):
+                first = f"another process is making {answer.because_of}"
             self._line(part.notebook, f"{what} is left to the notebook: {first}")
         elif part.task:
             jobs_left = self.queue.jobs.values()
@@ -218,7 +225,7 @@ class Run:
     def _left(self) -> str:
         """How long the whole run will still take, in words; nothing while it is not known what there is to do."""
         parts = self.queue.jobs.values()
-        if any(not (part.whole or part.task) for part in parts):
+        if self.results.get("stopped") or any(not (part.whole or part.task) for part in parts):
             return ""
         now = time.perf_counter()
         running = {p.name: now - p.began for p in parts if p.name in self.queue.running and p.began}
@@ -306,13 +313,13 @@ class Run:
         """
         waiting = self.plan.notebooks if not self.results.get("stopped") else ()
         notebooks = {
-            name: result | {"earlier": True}
+            name: result | {"earlier": True, "unchanged": False}
             for name, result in self.earlier.items()
             if name not in waiting
         } | self.results["notebooks"]
         self.results["peak_memory_mb"] = round(self.peak / MEGABYTE, 1)
         self.results["provenance"]["seconds"] = round(time.perf_counter() - self.start, 2)
-        took = self.estimate.known | self.estimate.took
+        took = self.took | self.estimate.took
         shown = self.results | {"notebooks": dict(sorted(notebooks.items())), "took": took}
         out = self.plan.out
         try:

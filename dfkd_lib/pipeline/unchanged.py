@@ -3,33 +3,46 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from dfkd_lib.core import REPOSITORY, ArtifactError, Store, file_hash, home, provenance
+from dfkd_lib.core import (
+    REPOSITORY,
+    ArtifactError,
+    Store,
+    WorkbenchError,
+    file_hash,
+    provenance,
+    resolve,
+)
 from dfkd_lib.pipeline.plan import Plan
 from dfkd_lib.reporting.notebooks import Notebook
 
 LIBRARY = REPOSITORY / "dfkd_lib"
 DRAWN = ("DFKD_FIGURE_WIDTH", "DFKD_FONT_SIZE")
+KINDS = (("figures", "svg"), ("figures", "pdf"), ("tables", "csv"), ("tables", "tex"))
 FOLDERS = (
     "out_dir",
     "artifacts_dir",
 )  # of a run: what is in them is looked at artifact by artifact
 
 
-def unchanged(plan: Plan, about: Mapping[str, Notebook], earlier: Mapping[str, dict]) -> set[str]:
+def unchanged(
+    plan: Plan, about: Mapping[str, Notebook], earlier: Mapping[str, dict], now: Mapping[str, str]
+) -> set[str]:
     """The notebooks of a plan whose earlier results still hold: they succeeded, their pages and all that they were made from
-    are there and sound, and so it is with those they build on.
+    are there and sound, no older than the results of the notebooks they build on, and these hold too.
 
     Args:
         about: what each is about. earlier: the results in the plan's folder, each with the "state" it was made in.
+        now: see `states`.
     """
-    now = states(plan, about, earlier)
-    kept = {name for name in plan.notebooks if _holds(plan, name, earlier.get(name, {}), now[name])}
-    while lost := {name for name in kept if _needed(name, plan, about) - kept}:
+    kept = {name for name in plan.notebooks if _holds(plan, name, about, earlier, now[name])}
+    while lost := {n for n in kept if (_needed(n, about) & plan.notebooks.keys()) - kept}:
         kept -= lost
     return kept
 
@@ -50,31 +63,46 @@ def states(
             values = plan.parameters[name]
             parts = [common, _written(plan.notebooks[name]), repr(sorted(values.items()))]
             parts += [_contents(value) for key, value in values.items() if key not in FOLDERS]
-            parts += map(state, sorted(_needed(name, plan, about) | {*about[name].needs} - {"*"}))
+            parts += map(state, sorted(_needed(name, about)))
             found[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         return found[name]
 
     return {name: state(name) for name in plan.notebooks}
 
 
-def _needed(name: str, plan: Plan, about: Mapping[str, Notebook]) -> set[str]:
-    """The notebooks of the plan that a notebook builds on."""
+def _needed(name: str, about: Mapping[str, Notebook]) -> set[str]:
+    """The notebooks that a notebook builds on."""
     wanted = about[name].needs
-    return {n for n in plan.notebooks if n != name and ("*" in wanted or n in wanted)}
+    return {n for n in about if n != name and ("*" in wanted or n in wanted)}
 
 
-def _holds(plan: Plan, name: str, result: Mapping, state: str) -> bool:
+def _holds(
+    plan: Plan,
+    name: str,
+    about: Mapping[str, Notebook],
+    earlier: Mapping[str, dict],
+    state: str,
+) -> bool:
+    result, out = earlier.get(name, {}), plan.out
     if result.get("status") != "succeeded" or result.get("state") != state:
         return False
-    page, saved = plan.out / f"{name}.html", plan.out / "metrics" / f"{name}.json"
+    page = out / f"{name}.html"
     store = Store(plan.parameters[name]["artifacts_dir"])
     try:
-        return (
-            page.is_file()
-            and saved.is_file()
-            and all(store.find(a["key"]) for a in result["artifacts"])
-        )
-    except ArtifactError:  # the notebook sets it aside, and makes it anew
+        made = page.stat().st_mtime_ns
+        saved = json.loads((out / "metrics" / f"{name}.json").read_text())
+        builds_on = [out / "metrics" / f"{other}.json" for other in _needed(name, about)]
+        newer = [path for path in builds_on if path.exists() and path.stat().st_mtime_ns > made]
+        files = [
+            out / kind / f"{entry['name']}.{suffix}"
+            for kind, suffix in KINDS
+            for entry in saved.get(kind, ())
+        ]
+        found = all(path.is_file() for path in files)
+        # What took the place of something that was missing may be there by now.
+        whole = found and not newer and "fallback" not in result.get("metrics", {})
+        return whole and all(store.find(artifact["key"]) for artifact in result["artifacts"])
+    except (OSError, ValueError, KeyError, ArtifactError):  # the notebook makes it anew
         return False
 
 
@@ -94,16 +122,43 @@ def _library() -> str:
 
 
 def _contents(value: object) -> str:
-    """What stands behind a parameter that names a file or a folder: names, sizes and times of change; "" of another."""
+    """What stands behind the files and folders that a parameter names: names, sizes and times of change; "" of another."""
     if not (isinstance(value, str) and value):
         return ""
-    words = {value, *value.replace("=", " ").split()}  # a list of settings may name one too
-    return repr([row for word in sorted(words) for row in _files(home(word))])
+    words = _words(value) | {value}
+    for word in sorted(words):
+        if word.endswith((".yaml", ".yml")):  # a grid names data too
+            with suppress(OSError, UnicodeDecodeError, WorkbenchError):
+                words |= set(re.split(r"[\s,:\[\]{}'\"]+", resolve(word).read_text()))
+    return repr([row for word in sorted(words - {""}) for row in _files(word)])
 
 
-def _files(path: Path) -> Iterator[tuple]:
-    if path.is_file() or path.is_dir() and path.resolve() not in (REPOSITORY, Path.cwd()):
-        for each in [path] if path.is_file() else sorted(path.rglob("*")):
+def _words(text: str) -> set[str]:
+    """The words of a list of settings, "name=value name=value", quoted as in a shell."""
+    try:
+        parts = shlex.split(text)
+    except ValueError:
+        return set()
+    return {word for part in parts for word in part.split("=", 1)}
+
+
+def _files(word: str) -> Iterator[tuple]:
+    """(name, size, time of change) of the file, or of all files of the folder, linked ones too, of that name."""
+    try:
+        path = resolve(word)
+    except WorkbenchError:
+        return
+    if os.path.isfile(path):
+        folders: Iterable = [(path.parent, [], [path.name])]
+    elif os.path.isdir(path) and not REPOSITORY.is_relative_to(path.resolve()):
+        folders = os.walk(path, followlinks=True)
+    else:
+        return
+    seen = set()
+    for folder, inner, names in folders:
+        inner[:] = [n for n in inner if os.path.realpath(os.path.join(folder, n)) not in seen]
+        seen |= {os.path.realpath(os.path.join(folder, name)) for name in inner}
+        for name in sorted(names):
             with suppress(OSError):  # a link to nothing
-                about = each.stat()
-                yield str(each), about.st_size, about.st_mtime_ns
+                about = os.stat(os.path.join(folder, name))
+                yield os.path.join(folder, name), about.st_size, about.st_mtime_ns

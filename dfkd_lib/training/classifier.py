@@ -26,7 +26,7 @@ def shape_of(images: ImageSet, overrides: dict | None = None) -> dict:
 
 
 def frozen(model: nn.Module) -> nn.Module:
-    """The model in evaluation mode, without gradients, on the training device."""
+    """The model itself in evaluation mode, without gradients, on the training device, its convolutions channels last."""
     return model.eval().requires_grad_(False).to(device()).to(memory_format=torch.channels_last)
 
 

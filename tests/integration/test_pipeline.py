@@ -21,7 +21,7 @@ from small_notebooks import write_notebooks
 from dfkd_lib import pipeline
 from dfkd_lib.cli import main
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.pipeline import html
+from dfkd_lib.pipeline import html, unchanged
 from dfkd_lib.pipeline.folder import prepare_folder
 from dfkd_lib.pipeline.parameters import parse_cell
 
@@ -377,6 +377,33 @@ def test_a_notebook_runs_again_only_if_something_has_changed(tmp_path):
     assert kept(out, folder, **changed) == ["20_gan_fid", "30_classification_kd"]
     (out / "20_gan_fid.html").unlink()
     assert kept(out, folder, **changed) == ["10_a"]
+    # Another run of what it summarises, with other parameters and back: its page is older than theirs.
+    assert kept(out, folder, only="10_a", **common) == ["10_a"]
+    assert kept(out, folder, only="10_a", again=True, **common) == []
+    assert kept(out, folder, only="90", artifacts=common["artifacts"]) == []
+    assert kept(out, folder, **changed) == list(names)
+
+
+def test_files_that_a_parameter_names_are_looked_at_wherever_they_are_named(tmp_path):
+    real, data = tmp_path / "elsewhere", tmp_path / "my data"
+    real.mkdir()
+    data.mkdir()
+    (data / "linked").symlink_to(real)
+    (real / "a.png").write_text("1")
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(f"base: {{data.name: '{real}'}}")
+    values = (
+        str(data),
+        f"student.epochs=3 data.name='{data}'",
+        str(grid),
+        "x=1 " * 300,
+        "a\0b",
+        "'",
+    )
+    before = [unchanged._contents(value) for value in values]
+    (real / "a.png").write_text("22")
+    after = [unchanged._contents(value) for value in values]
+    assert [a != b for a, b in zip(before, after)] == [True, True, True, False, False, False]
 
 
 def test_two_runs_may_not_share_a_folder(folder, tmp_path):

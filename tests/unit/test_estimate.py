@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from dfkd_lib.pipeline import estimate
 from dfkd_lib.pipeline.estimate import Estimate, known_seconds
 
 
@@ -21,10 +20,11 @@ def test_what_is_left_is_what_parts_took_before():
 
 
 def test_a_slower_machine_is_seen_by_its_first_parts():
-    known = Estimate({"a": 10.0, "b": 30.0, "c": 100.0})
-    known.ended("a", 25.0)
-    known.ended("b", 55.0)
-    assert known.left(["c"], {}, 2) == pytest.approx(200)
+    known = Estimate({"20: a": 10.0, "20: b": 30.0, "20: c": 100.0, "20": 50.0})
+    known.ended("20: a", 25.0)
+    known.ended("20: b", 55.0)
+    known.ended("20", 1.0)  # a notebook that found all
+    assert known.left(["20: c"], {}, 2) == pytest.approx(200)
 
 
 def test_of_an_unknown_part_the_mean_is_expected():
@@ -33,15 +33,12 @@ def test_of_an_unknown_part_the_mean_is_expected():
     assert known.left(["other"], {}, 1) == pytest.approx(40)
 
 
-def test_the_last_run_into_the_folder_is_asked_and_else_the_published_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(estimate, "PUBLISHED", tmp_path / "published")
-    out, published = tmp_path / "out", tmp_path / "published" / "quick"
-    assert known_seconds(out, "quick") == {}
-    for folder, seconds in ((published, 3.0), (out, 2.0)):
-        folder.mkdir(parents=True)
-        saved = {"profile": "quick", "took": {"10_a": seconds, "bad": "x", "none": 0}}
-        (folder / "results.json").write_text(json.dumps(saved))
-        assert known_seconds(out, "quick") == {"10_a": seconds}
-    assert known_seconds(out, "smoke") == {}
-    (out / "results.json").write_text("{")
-    assert known_seconds(out, "quick") == {"10_a": 3.0}
+def test_what_parts_took_is_read_from_a_run_of_the_same_preset(tmp_path):
+    assert known_seconds(tmp_path, "quick") == {}
+    saved = {"profile": "quick", "took": {"10_a": 2.0, "bad": "x", "none": 0}}
+    (tmp_path / "results.json").write_text(json.dumps(saved))
+    assert known_seconds(tmp_path, "quick") == {"10_a": 2.0}
+    assert known_seconds(tmp_path, "smoke") == {}
+    for damaged in ("{", '{"profile": "quick"}', '{"profile": "quick", "took": [1]}'):
+        (tmp_path / "results.json").write_text(damaged)
+        assert known_seconds(tmp_path, "quick") == {}

@@ -123,6 +123,27 @@ def test_what_another_stands_in_the_way_of_is_handed_in_again_when_one_has_ended
     assert found == ["maker", "other", "student"] and not made.jobs
 
 
+def test_what_waits_for_a_part_of_another_ones_work_is_tried_again_after_a_while(made, monkeypatch):
+    monkeypatch.setattr(queue, "LATER_SECONDS", 0.0)
+    monkeypatch.setattr(queue, "WAKE_SECONDS", 0.01)
+    for name in ("long", "student"):
+        made.add(Job(name, print))
+    waiting = iter(made)
+    made.interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        next(waiting)
+    made.cluster.end("student", jobs.Later("key"))
+    submit = made.cluster.submit
+
+    def at_once(name, *args, needs):
+        future = submit(name, *args, needs=needs)
+        made.cluster.end(name, "made")
+        return future
+
+    made.cluster.submit = at_once
+    assert next(iter(made))[0].name == "student" and "long" in made.running
+
+
 def test_what_nothing_of_this_run_stands_in_the_way_of_has_ended(made):
     """Another run makes it: whoever needs it waits there."""
     made.add(Job("student", print))
