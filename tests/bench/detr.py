@@ -63,7 +63,7 @@ def ours(student: Detector, teacher: Detector, batch: Batch) -> Loss:
 def theirs(student: Detector, teacher: Detector, batch: Batch) -> Loss:
     """A copy of the student's network and transformers' loss of it, after the teacher's forward pass."""
     mine = copy.deepcopy(student).train()
-    network, (images, labels, boxes) = mine.network, batch
+    network, (images, labels, boxes) = mine.network, batch[:3]
     network.config.auxiliary_loss = True
     objects = [
         {"class_labels": names[names >= 0], "boxes": where[names >= 0]}

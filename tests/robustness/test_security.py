@@ -733,7 +733,8 @@ def lab_command() -> list[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     command = [make, "-n", "-o", ".venv/installed", "RUN=PYTHON", "lab"]
     said = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
-    words = shlex.split(said.stdout.replace("\\\n", " "))
+    lines = said.stdout.replace("\\\n", " ").splitlines()
+    words = shlex.split(next(line for line in lines if line.startswith("PYTHON")))
     assert words[:3] == ["PYTHON", "-m", "jupyterlab"], said
     return [sys.executable, *words[1:]]
 

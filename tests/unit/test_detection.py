@@ -310,7 +310,7 @@ def test_batches_are_padded_and_repeat_with_the_seed():
     assert len(batches) == 2
     first, again = (list(batches(0, torch.Generator().manual_seed(5))) for _ in range(2))
     for one, other in zip(first, again, strict=True):
-        assert all(map(torch.equal, one, other))
+        assert all(map(torch.equal, one[:3], other[:3])) and one.places is other.places is None
 
 
 # Detectors
