@@ -65,7 +65,6 @@ _QUICK = {
     "student.lr": 3e-3,
     "student.batch_size": 64,
     "student.precision": "fp32",
-    "student.watch": 4,  # in all notebooks alike: they share students
     "real_images": 60_000,
     "synthetic_images": 60_000,
     # Left to the longer presets: what is worth nothing at a size of minutes.
@@ -100,7 +99,6 @@ _SMOKE = {
     "student.model": "vit_mnist_smoke",
     "student.epochs": 2,
     "student.batch_size": 32,
-    "student.watch": 2,
     "real_images": 400,
     "synthetic_images": 400,
     "maker_images": 200,
@@ -193,8 +191,8 @@ DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
         },
         "attention": {**_SMOKE, "statistics_images": 40, "scenes": 4},
         "synthesis": {**_SMOKE, "student.epochs": 1},
-        "classification": _SMOKE,
-        "ablation": {**_SMOKE, "student.epochs": 1, "student.images": 200, "student.watch": 0},
+        "classification": {**_SMOKE, "student.watch": 2},
+        "ablation": {**_SMOKE, "student.epochs": 1, "student.images": 200},
         "detection": {
             **_DETECTION_QUICK,
             "data.size": 48,
@@ -234,13 +232,12 @@ DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
         "deploy": _DEPLOY_QUICK,
         "attention": {**_QUICK, "statistics_images": 1000},
         "synthesis": _QUICK,
-        "classification": _QUICK,
+        "classification": {**_QUICK, "student.watch": 4},
         # On real images: of a quick GAN's no student gets to where settings can be told apart.
         "ablation": {
             **_QUICK,
             "source": "real",
             "student.images": 20_000,
-            "student.watch": 0,
         },
         "detection": _DETECTION_QUICK,
         # One seed, so that no interval is printed: three take as long as all the rest.
@@ -251,8 +248,8 @@ DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
         "deploy": _DEPLOY_QUICK,
         "attention": _NIGHT,
         "synthesis": _NIGHT,
-        "classification": {**_NIGHT, "student.epochs": 10},
-        "ablation": {**_NIGHT, "student.epochs": 10, "student.watch": 0},
+        "classification": {**_NIGHT, "student.epochs": 10, "student.watch": 4},
+        "ablation": {**_NIGHT, "student.epochs": 10},
         "detection": {
             **_DETECTION_QUICK,
             "data.train_scenes": 20_000,

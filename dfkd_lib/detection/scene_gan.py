@@ -100,7 +100,8 @@ class SceneGAN(StepConfig):
     def networks(self, classes: int, side: int) -> dict[str, torch.nn.Module]:
         """A new generator and discriminator of square scenes of that side, untrained."""
         generator = SceneGenerator(classes, side, self.latent, self.width)
-        return {"generator": generator, "discriminator": SceneDiscriminator(classes, self.d_width)}
+        made = {"generator": generator, "discriminator": SceneDiscriminator(classes, self.d_width)}
+        return {name: one.to(memory_format=torch.channels_last) for name, one in made.items()}
 
     def train(self, store: Store, scenes: Scenes, teacher: Artifact, probes: Artifact) -> Artifact:
         """The trained GAN: generator.safetensors, layouts.safetensors (those of its training scenes), history.json.

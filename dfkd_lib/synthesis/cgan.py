@@ -197,7 +197,8 @@ class CGAN(GeneratorMaker, StepConfig):
         """A new generator and discriminator for such images, untrained."""
         generator = self.new_generator(given.classes, given.shape)
         judge = Discriminator(len(given.classes), given.shape[0], self.d_width, self.dropout)
-        return {"generator": generator, "discriminator": judge}
+        made = {"generator": generator, "discriminator": judge}
+        return {name: one.to(memory_format=torch.channels_last) for name, one in made.items()}
 
     def new_generator(self, classes: tuple[str, ...], shape: tuple[int, int, int]) -> Generator:
         """A generator for such images, untrained."""

@@ -26,8 +26,8 @@ def shape_of(images: ImageSet, overrides: dict | None = None) -> dict:
 
 
 def frozen(model: nn.Module) -> nn.Module:
-    """The model itself in evaluation mode, without gradients, on the training device, its convolutions channels last."""
-    return model.eval().requires_grad_(False).to(device()).to(memory_format=torch.channels_last)
+    """The model in evaluation mode, without gradients, on the training device."""
+    return model.eval().requires_grad_(False).to(device())
 
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:

@@ -152,8 +152,7 @@ class _Run:
         if isinstance(batches, TensorBatches):
             batches.to(self.device)
         for module in modules.values():
-            # Convolutions want their channels last, on a CPU as on a card; other weights stay as they are.
-            module.to(self.device).to(memory_format=torch.channels_last)
+            module.to(self.device)
         optimizers = optimizers or {"main": list(modules)}
         self.optimizers = {
             name: make_optimizer([modules[m] for m in names], config)

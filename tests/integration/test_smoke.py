@@ -117,15 +117,6 @@ def test_tasks_make_what_a_notebook_trains(smoke, notebook):
     assert any(a["key"].startswith(TRAINED) for a in result["artifacts"])
 
 
-def test_notebooks_share_a_student(smoke):
-    """The one of notebook 10 is notebook 30's first on real images: it is trained once."""
-    keys = [
-        {a["key"] for a in smoke[1]["notebooks"][name]["artifacts"]}
-        for name in ("10_attention_probes", "30_classification_kd")
-    ]
-    assert [key for key in keys[0] & keys[1] if key.startswith("student_real")]
-
-
 def test_the_second_run_finds_the_same(smoke):
     _, first, second = smoke
     for name in NOTEBOOKS:
