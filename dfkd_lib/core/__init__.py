@@ -1,6 +1,15 @@
 """The ground floor: errors, the artifact store, the ledger of real images, atomic files, processes, provenance."""
 
-from dfkd_lib.core import artifacts, explain, files, ledger, memory, processes, provenance
+from dfkd_lib.core import (
+    artifacts,
+    explain,
+    files,
+    ledger,
+    memory,
+    origin,
+    processes,
+    provenance,
+)
 from dfkd_lib.core.artifacts import (
     REPOSITORY,
     Artifact,
@@ -21,11 +30,17 @@ from dfkd_lib.core.artifacts import (
 )
 from dfkd_lib.core.code import Fingerprint, Registry, fingerprint
 from dfkd_lib.core.config import Config, Names, Seed, Seeds, Setting, nearest
+from dfkd_lib.core.counts import images_behind, learned_from, most_images, total_text
 from dfkd_lib.core.errors import WorkbenchError, is_number, plain, printable
+from dfkd_lib.core.origin import Pixels
 from dfkd_lib.core.sent import OtherCode, as_sent, received, signed
 from dfkd_lib.core.source import remember
 
 __all__ = [
+    "total_text",
+    "most_images",
+    "learned_from",
+    "images_behind",
     "REPOSITORY",
     "Artifact",
     "ArtifactError",
@@ -35,6 +50,7 @@ __all__ = [
     "Names",
     "NotMade",
     "OtherCode",
+    "Pixels",
     "Registry",
     "Seed",
     "Seeds",
@@ -56,6 +72,7 @@ __all__ = [
     "nearest",
     "note_whole",
     "only_finding",
+    "origin",
     "plain",
     "printable",
     "processes",

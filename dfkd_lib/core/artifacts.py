@@ -376,13 +376,13 @@ class Store:
         before = _seconds(spent)
         try:
             with ledger.stage(wanted.stage, wanted.reads) as seen:
-                metrics = wanted.make(work) or {}
+                metrics = seen.run(lambda: wanted.make(work)) or {}
             memory.check(key)
         finally:
             with suppress(OSError):  # a full disk must not hide what went wrong before
                 spent.write_text(str(before + time.perf_counter() - start))
         rows = [*({**row, "inherited": True} for row in wanted.inherited), *seen.entries()]
-        manifest = self._manifest(wanted, metrics, rows, _seconds(spent))
+        manifest = self._manifest(wanted, metrics, rows, seen.guard, _seconds(spent))
         for path in {p for name in manifest["files"] for p in (work / name, (work / name).parent)}:
             flush(path)  # or a power cut could leave the name of a file without its bytes
         save_json(work / MANIFEST, manifest)
@@ -399,7 +399,9 @@ class Store:
         self._drop_checkpoint(key)
         return Artifact(key, self.root / key, manifest, cached=False)
 
-    def _manifest(self, wanted: _Wanted, metrics: dict, rows: list[dict], seconds: float) -> dict:
+    def _manifest(
+        self, wanted: _Wanted, metrics: dict, rows: list[dict], guard: str, seconds: float
+    ) -> dict:
         work = self.root / f"{wanted.key}.partial"
         files = (p.relative_to(work) for p in work.rglob("*") if p.is_file())
         names = sorted(
@@ -411,6 +413,7 @@ class Store:
             "parents": [parent.key for parent in wanted.parents],
             "metrics": metrics,
             "ledger": rows,
+            "guard": guard,
             "data_free": all(row["purpose"] == ledger.EVALUATION for row in rows),
             "seconds": round(seconds, 2),
             "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

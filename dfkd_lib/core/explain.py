@@ -145,6 +145,7 @@ def explain(root: Path, key: str) -> str:
         "settings": [f"{n} = {v}" for n, v in _flat(made.get("settings", {})).items()],
         "parents": made.get("parents", []),
         "real images read": reads,
+        "kept from others": [made.get("guard", "not recorded")],
         "metrics": [f"{n} = {json.dumps(v)[:100]}" for n, v in made.get("metrics", {}).items()],
         code: [f"{n}  {v}" for n, v in sorted(table_of(made).items())],
     }

@@ -115,6 +115,11 @@ class Artifact:
         return self.manifest["ledger"]
 
     @property
+    def guard(self) -> str:
+        """How it was kept from undeclared real images, of `ledger.GUARDS`."""
+        return self.manifest.get("guard", "not recorded")
+
+    @property
     def parents(self) -> list[str]:
         return self.manifest["parents"]
 

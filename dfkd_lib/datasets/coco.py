@@ -130,7 +130,7 @@ def ground_truth(scenes: SceneSet) -> dict:
     for place, (boxes, labels, scale) in enumerate(
         zip(scenes.boxes, scenes.labels, scenes.scale.tolist(), strict=True)
     ):
-        height, width = (side * scale for side in scenes.pixels.shape[2:])
+        height, width = (side * scale for side in scenes.shape[1:])
         entry = {"id": place + 1, "file_name": f"{place:06d}.png"}
         images.append(entry | {"width": round(width), "height": round(height)})
         pixels = boxes.double() * torch.tensor([width, height, width, height], dtype=torch.float64)

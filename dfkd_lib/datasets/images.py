@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dfkd_lib.core import WorkbenchError, ledger, printable
+from dfkd_lib.core import Pixels, WorkbenchError, origin, printable
 
 
 def check_names(classes: tuple[str, ...], where: str) -> None:
@@ -57,6 +57,8 @@ def evenly(labels: Tensor, count: int, seed: int) -> Tensor:
 class ImageSet:
     """Labelled images; reading the pixels of a real split is counted by the ledger, and refused where undeclared.
 
+    A set that is made of a real one's tensor, or of copies of its images, is of its split.
+
     Args:
         pixels: uint8 (N, C, H, W), 0..255.
         labels: int64 (N,), 0..K-1.
@@ -69,7 +71,7 @@ class ImageSet:
         WorkbenchError: on wrong types or shapes, labels out of range, or no image at all.
     """
 
-    pixels: Tensor
+    pixels: Pixels = Pixels("places")
     labels: Tensor
     classes: tuple[str, ...]
     name: str = "images"
@@ -80,12 +82,13 @@ class ImageSet:
     def __post_init__(self):
         self.classes = tuple(str(c) for c in self.classes)
         check_names(self.classes, self.name)
-        pixels = self.pixels if isinstance(self.pixels, Tensor) else torch.empty(0)
+        held = Pixels.of(self)
+        pixels = held if isinstance(held, Tensor) else torch.empty(0)
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.numel() == 0:
             raise WorkbenchError(
                 "images have the wrong form",
                 expected="uint8 (N, C, H, W), none of them 0",
-                got=f"{type(self.pixels).__name__}, {pixels.dtype} {tuple(pixels.shape)}",
+                got=f"{type(held).__name__}, {pixels.dtype} {tuple(pixels.shape)}",
                 where=self.name,
                 fix="convert float images in [-1, 1] with datasets.to_uint8, which refuses NaN",
             )
@@ -103,12 +106,14 @@ class ImageSet:
             )
         if self.places is None:
             self.places = np.arange(count)
+        if self.split is not None:
+            origin.remember(pixels, self.split, self.places)
+        elif known := origin.found(pixels):
+            self.split, self.places = known
 
     @property
     def images(self) -> Tensor:
         """uint8 (N, C, H, W), 0..255; the ledger counts this read if the images are real."""
-        if self.split is not None:
-            ledger.read(self.split, self.places)
         return self.pixels
 
     @property
@@ -122,22 +127,23 @@ class ImageSet:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        return tuple(self.pixels.shape[1:])
+        return tuple(Pixels.of(self).shape[1:])
 
     @property
     def fingerprint(self) -> str:
         """A hash of pixels, labels and class names: the identity of the set in artifact keys."""
         if self._fingerprint is None:
-            what = repr((tuple(self.pixels.shape), self.classes, self.split))
+            pixels = Pixels.of(self)
+            what = repr((tuple(pixels.shape), self.classes, self.split))
             digest = hashlib.sha256(what.encode())
-            for part in self.pixels.split(4096):  # a set may be larger than memory
+            for part in pixels.split(4096):  # a set may be larger than memory
                 digest.update(part.numpy().tobytes())
             digest.update(self.labels.numpy().tobytes())
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(Pixels.of(self))
 
     def subset(self, indices) -> "ImageSet":
         """The images at `indices` (ints (n,), or a boolean mask (N,)), in that order."""
@@ -145,7 +151,7 @@ class ImageSet:
         indices = indices.nonzero().flatten() if indices.dtype == torch.bool else indices.long()
         return replace(
             self,
-            pixels=self.pixels[indices],
+            pixels=Pixels.of(self)[indices],
             labels=self.labels[indices],
             places=self.places[indices.numpy()],
             _fingerprint=None,

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from dfkd_lib.core import WorkbenchError, ledger
+from dfkd_lib.core import Pixels, WorkbenchError, origin
 from dfkd_lib.datasets.images import check_names
 from dfkd_lib.datasets.silhouettes import CLASSES, silhouette
 
@@ -34,7 +34,8 @@ class SceneSet:
     """Images with labelled boxes, in memory.
 
     Args:
-        pixels: uint8 (N, 3, H, W); read through `.images`, which counts in the ledger when `split` is set.
+        pixels: uint8 (N, 3, H, W); the ledger counts each read when `split` is set, as it is too where they are a real
+            set's.
         boxes: N float32 tensors (n, 4), centre x, centre y, width, height, as shares of the image in [0, 1].
         labels: N int64 tensors (n,), each in [0, len(classes)).
         classes: class names.
@@ -45,7 +46,7 @@ class SceneSet:
         scale: pixels of the original image to one pixel of the scene, float32 (N,) (1 by default).
     """
 
-    pixels: Tensor
+    pixels: Pixels = Pixels("rows")
     boxes: list[Tensor]
     labels: list[Tensor]
     classes: tuple[str, ...]
@@ -55,7 +56,8 @@ class SceneSet:
     scale: Tensor = field(default=None, repr=False)
 
     def __post_init__(self):
-        count = len(self.pixels)
+        pixels = Pixels.of(self)
+        count = len(pixels)
         if self.rows is None:
             object.__setattr__(self, "rows", np.arange(count))
         if self.scale is None:
@@ -63,35 +65,44 @@ class SceneSet:
         lengths = [len(self.boxes), len(self.labels), len(self.scale)]
         if (
             not count
-            or self.pixels.dtype != torch.uint8
-            or self.pixels.ndim != 4
+            or pixels.dtype != torch.uint8
+            or pixels.ndim != 4
             or lengths != [count] * 3
             or not (self.scale > 0).all()
         ):
             raise WorkbenchError(
                 "a scene set is not whole",
                 expected="uint8 (N >= 1, 3, H, W); for each image boxes, labels, a scale above 0",
-                got=f"{self.pixels.dtype} {tuple(self.pixels.shape)}; {lengths} of these",
+                got=f"{pixels.dtype} {tuple(pixels.shape)}; {lengths} of these",
                 where=self.origin,
                 fix="convert the images to uint8, and give a tensor of each for each image",
             )
         check_names(self.classes, self.origin)
+        if self.split is not None:
+            origin.remember(pixels, self.split, self.rows)
+        elif known := origin.found(pixels):
+            object.__setattr__(self, "split", known[0])
+            object.__setattr__(self, "rows", known[1])
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(Pixels.of(self))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(3, H, W)."""
+        return tuple(Pixels.of(self).shape[1:])
 
     @property
     def images(self) -> Tensor:
         """uint8 (N, 3, H, W); counted by the ledger, which raises if the active stage did not declare this split."""
-        if self.split is not None:
-            ledger.read(self.split, self.rows)
         return self.pixels
 
     @property
     def fingerprint(self) -> str:
         """A hash of pixels, boxes, labels and classes: names these very scenes in an artifact's settings."""
-        digest = hashlib.sha256(repr((self.classes, self.split, tuple(self.pixels.shape))).encode())
-        digest.update(self.pixels.numpy().tobytes())
+        pixels = Pixels.of(self)
+        digest = hashlib.sha256(repr((self.classes, self.split, tuple(pixels.shape))).encode())
+        digest.update(pixels.numpy().tobytes())
         for boxes, labels in zip(self.boxes, self.labels, strict=True):
             digest.update(boxes.numpy().tobytes() + labels.numpy().tobytes())
         # Scenes at their own size keep the name that they had before there were scales.
@@ -103,7 +114,7 @@ class SceneSet:
         """The scenes at `indices` (ints, any order), of the same split."""
         indices = [int(i) for i in indices]
         return SceneSet(
-            self.pixels[indices],
+            Pixels.of(self)[indices],
             [self.boxes[i] for i in indices],
             [self.labels[i] for i in indices],
             self.classes,

@@ -124,11 +124,19 @@ def read_idx(path: str | Path) -> np.ndarray:
     return np.frombuffer(body, np.uint8).reshape(shape).copy()
 
 
-def _mnist(split: str, root: Path, _: bool) -> tuple:
+def _register_mnist(root: Path) -> Path:
+    """Say which files below `root` are MNIST's; returns their folder."""
     folder = root / "mnist"
-    ledger.register_files(
-        {folder / name: f"mnist/{s}" for s, names in MNIST_FILES.items() for name in names}
-    )
+    files = {folder / name: f"mnist/{s}" for s, names in MNIST_FILES.items() for name in names}
+    ledger.register_files(files)
+    return folder
+
+
+_register_mnist(resolve("data"))
+
+
+def _mnist(split: str, root: Path, _: bool) -> tuple:
+    folder = _register_mnist(root)
     images, labels = (read_idx(folder / name) for name in MNIST_FILES[split])
     return images[:, None], labels, tuple("0123456789")
 
@@ -136,9 +144,6 @@ def _mnist(split: str, root: Path, _: bool) -> tuple:
 def _digits(split: str, *_) -> tuple:
     import sklearn.datasets
 
-    # One bundled file holds both splits: a stage that may read neither may not open it.
-    file = Path(sklearn.datasets.__file__).parent / "data" / "digits.csv.gz"
-    ledger.register_files({file: f"digits/{split}"})
     bunch = sklearn.datasets.load_digits()
     # The bundled copy comes in the writers' order; a fixed shuffle gives both splits every writer and class.
     order = np.random.default_rng(0).permutation(len(bunch.target))

@@ -89,7 +89,7 @@ class Detection(Classification):
 
     def calibration(self, store: Store, student: Artifact, count: int) -> Tensor:
         """Of the scenes that were drawn for the student; generated scenes of no data set if it learned from others."""
-        shape = self.test.pixels.shape[2:]
+        shape = self.test.shape[1:]
         drawn = parent_of(store, student, lambda parent: (parent.path / SCENES).is_file())
         if drawn is not None:
             pixels = _some(drawn.tensors(SCENES)["pixels"], count)

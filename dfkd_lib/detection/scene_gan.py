@@ -121,9 +121,9 @@ class SceneGAN(StepConfig):
         return store.get_or_make("scene_gan", settings, make, parents, reads)
 
     def _fit(self, work: Path, scenes: SceneSet, teacher: Artifact, probes: Artifact) -> dict:
-        check_side(*scenes.pixels.shape[2:])
+        check_side(*scenes.shape[1:])
         torch.manual_seed(self.seed)
-        side, config = scenes.pixels.shape[-1], self.training()
+        side, config = scenes.shape[-1], self.training()
         modules = self.networks(len(teacher.metrics["classes"]), side)
         batches = SceneBatches(scenes, self.batch_size)
         class_probes = probes.tensors(PROBES)["probes"].to(training.device())

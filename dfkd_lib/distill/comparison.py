@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from dfkd_lib import metrics, synthesis
-from dfkd_lib.core import Artifact, Store, ledger
+from dfkd_lib.core import Artifact, Store, images_behind, ledger, total_text
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.distill.study import Study
 from dfkd_lib.metrics import intervals
@@ -25,7 +25,8 @@ MEASURES = {
     "coverage": "coverage",
     "score": "score",
 }
-FIRST = ("maker", "may see", "real images read", "images made")
+READ, BEHIND = "real images read", "with teachers and priors"  # by the maker; and by all behind it
+FIRST = ("maker", "may see", READ, BEHIND, "images made")
 LAST = ("student (%)", "95 % interval", "seconds")
 # Of a student: more passes over the few images of an inversion only teach it these.
 MOST_EPOCHS = 100
@@ -116,19 +117,11 @@ def real_images_read(store: Store, kept: Artifact, teacher: str) -> dict[str, in
     Args:
         kept: the artifact of the images. teacher: key of the teacher, whose training images are another account.
     """
-    counts: dict[str, int] = {}
-    waiting, known = [kept.key], {teacher}
-    while waiting:
-        key = waiting.pop()
-        if key in known:
-            continue
-        known.add(key)
-        found = store.find(key)
-        waiting += found.parents
-        for row in found.ledger:
-            if row["purpose"] != ledger.EVALUATION:
-                counts[row["purpose"]] = max(counts.get(row["purpose"], 0), row["images"])
-    return counts
+    read: dict[str, int] = {}
+    for (_, purpose), count in images_behind(store, kept, without=teacher).items():
+        if purpose != ledger.EVALUATION:
+            read[purpose] = max(read.get(purpose, 0), count)
+    return read
 
 
 def makers_table(study: Study, found: dict[str, dict]):
@@ -138,13 +131,14 @@ def makers_table(study: Study, found: dict[str, dict]):
         found: of `compare_makers`.
 
     Returns:
-        A DataFrame; intervals are those of the samples: 95 %, images resampled, test images by Wilson.
+        A DataFrame; "with teachers and priors" counts each split once, as often as the stage that read most of it;
+        intervals are those of the samples: 95 %, images resampled, test images by Wilson.
     """
     import pandas as pd
 
     rows = []
     for name, part in found.items():
-        row = {"maker": name, "may see": may_see(part["maker"]), "real images read": "diverged"}
+        row = {"maker": name, "may see": may_see(part["maker"]), READ: "diverged"}
         rows.append(row | (_results(study, part) if "artifact" in part else {}))
     return pd.DataFrame(rows, columns=[*FIRST, *MEASURES, *LAST])
 
@@ -157,7 +151,8 @@ def _results(study: Study, part: dict) -> dict:
     low, high = intervals.accuracy_interval(round(accuracy * total), total)
     seconds = artifact.seconds + (trained.seconds if trained else 0)
     return {
-        "real images read": "; ".join(f"{n:,} ({purpose})" for purpose, n in read.items()) or "0",
+        READ: "; ".join(f"{n:,} ({purpose})" for purpose, n in read.items()) or "0",
+        BEHIND: total_text(images_behind(study.store, artifact)),
         "images made": artifact.metrics["images"],
         **{column: part["measures"].metrics[name] for column, name in MEASURES.items()},
         "student (%)": 100 * accuracy,
@@ -174,7 +169,7 @@ def short_table(table):
             lambda row: "–" if row.isna().any() else text.format(*row), axis=1
         )
 
-    short = table[["maker", "may see", "real images read"]].assign(
+    short = table[["maker", "may see", READ, BEHIND]].assign(
         images=table["images made"].astype("Int64"),
         **{
             "Fréchet distance [95 %]": shown(

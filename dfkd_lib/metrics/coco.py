@@ -117,7 +117,7 @@ def _mean(precision: np.ndarray) -> float | None:
 
 def _coco_rows(scenes: SceneSet, scores: Tensor, boxes: Tensor) -> list[dict]:
     """Each (query, class) above FAINT as pycocotools has a detection; boxes in pixels of the original."""
-    height, width = scenes.pixels.shape[2:]
+    height, width = scenes.shape[1:]
     sides = torch.tensor([width, height, width, height])
     pixels = boxes.double() * sides * scenes.scale.double()[:, None, None]
     pixels[..., :2] -= pixels[..., 2:] / 2

@@ -11,7 +11,7 @@ import timm
 
 from dfkd_lib import __version__, deploy
 from dfkd_lib.core import Artifact, Store, WorkbenchError, explain, resolve, save_json
-from dfkd_lib.core.ledger import EVALUATION
+from dfkd_lib.core.ledger import EVALUATION, GUARDS
 from dfkd_lib.distill.scores import gigaflops
 from dfkd_lib.metrics.intervals import accuracy_interval, interval_text
 from dfkd_lib.models import MODELS, timm_form
@@ -62,9 +62,10 @@ print(model.pretrained_cfg["label_names"][shares.argmax()], shares.max().item())
 ## Data-free certificate
 
 **Its own training learned from {itself}.** The workbench's ledger counts: a stage declares the splits of real images it
-may read and what for, and any other read stops it. Where several stages read one split for one purpose, the largest
-count stands: the least that can lie behind the model.
+may read and what for, and any other read that is known of stops it. Where several stages read one split for one
+purpose, the largest count stands: the least that can lie behind the model.
 
+- What kept undeclared images from its training: {guard}
 - Real images it read itself: {own}
 - Real images read by what it was made from: {behind}
 
@@ -216,7 +217,9 @@ def _config(architecture: str, keywords: dict, classes: Sequence[str]) -> dict:
 
 def _text(store: Store, made: Artifact, config: dict, source: str) -> str:
     """The model card."""
-    record = {name: getattr(made, name) for name in ("stage", "seconds", "ledger", "settings")}
+    record = {
+        name: getattr(made, name) for name in ("stage", "seconds", "ledger", "guard", "settings")
+    }
     record |= {"key": made.key, "parents": made.parents}
     behind = artifacts_behind({"": {"artifacts": [record]}}, store)
     own = [row for row in made.ledger if not row.get("inherited")]
@@ -239,6 +242,7 @@ def _text(store: Store, made: Artifact, config: dict, source: str) -> str:
         figures=_figures(store, made),
         size=_size(store, made),
         itself=ITSELF.get(state, images),
+        guard=f"{made.guard}: {GUARDS.get(made.guard, 'it was made before that was recorded')}",
         own=_plain(in_words(most_images(own))),
         behind=_plain(counts),
         lineage=_lineage(made.key, behind, lost),

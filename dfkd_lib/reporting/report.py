@@ -32,7 +32,7 @@ from dfkd_lib.training import test_logits
 
 LAB = "reports/lab"  # of what is done by hand, a folder a day
 BATCH = "DFKD_BATCH"  # set in the kernels of `dfkd run`
-ARTIFACT = ("key", "stage", "seconds", "cached", "ledger", "settings", "parents")
+ARTIFACT = ("key", "stage", "seconds", "cached", "ledger", "guard", "settings", "parents")
 
 
 class Report:

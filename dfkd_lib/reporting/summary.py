@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dfkd_lib.core import Store, WorkbenchError, resolve
-from dfkd_lib.core.ledger import EVALUATION, NOT_RECORDED
+from dfkd_lib.core import Store, WorkbenchError, learned_from, most_images, resolve
+from dfkd_lib.core.ledger import NOT_RECORDED
 from dfkd_lib.reporting.notebooks import COLUMNS, headlines, read_notebooks
 
 SUMMARY = "90_summary"
@@ -44,14 +44,15 @@ def headline_table(reports: dict[str, dict]) -> pd.DataFrame:
 
 
 def artifacts_behind(reports: dict[str, dict], store: Store) -> dict[str, dict]:
-    """Every artifact that the notebooks used, and all it was made from: {key: {stage, seconds, ledger, settings, parents}}."""
+    """Every artifact that the notebooks used, and all it was made from: {key: {stage, seconds, ledger, guard, settings,
+    parents}}."""
     found = {record["key"]: record for r in reports.values() for record in r.get("artifacts", [])}
     waiting = [parent for record in found.values() for parent in record["parents"]]
     while waiting:
         key = waiting.pop()
         artifact = None if key in found else store.find(key)
         if artifact is not None:
-            names = ("stage", "seconds", "ledger", "settings", "parents")
+            names = ("stage", "seconds", "ledger", "guard", "settings", "parents")
             found[key] = {name: getattr(artifact, name) for name in names}
             waiting += artifact.parents
     return found
@@ -69,15 +70,6 @@ def ancestors(key: str, artifacts: dict[str, dict]) -> set[str]:
     return seen
 
 
-def most_images(rows: Iterable[dict]) -> dict[tuple[str, str], int]:
-    """{(split, purpose): images}: the most that any one row read, as rows of one split mostly read the same images."""
-    most: dict[tuple[str, str], int] = {}
-    for row in rows:
-        place = (row["split"], row["purpose"])
-        most[place] = max(most.get(place, 0), row["images"])
-    return {place: n for place, n in sorted(most.items()) if n or place[0] == NOT_RECORDED}
-
-
 def in_words(counts: dict[tuple[str, str], int]) -> str:
     """Counts as text: `mnist/train 60,000 (training)`; "none" if there are none."""
     texts = (
@@ -85,15 +77,6 @@ def in_words(counts: dict[tuple[str, str], int]) -> str:
         for (split, purpose), count in counts.items()
     )
     return "; ".join(texts) or "none"
-
-
-def learned_from(counts: dict[tuple[str, str], int]) -> int:
-    """Real images read for anything but evaluation, each split counted once."""
-    splits: dict[str, int] = {}
-    for (split, purpose), count in counts.items():
-        if purpose != EVALUATION:
-            splits[split] = max(splits.get(split, 0), count)
-    return sum(splits.values())
 
 
 def data_free_of(ledger: Iterable[dict]) -> str:
@@ -108,6 +91,7 @@ LEDGER = (
     "reads itself",
     "made from reads",
     "data-free",
+    "undeclared images",
     "images itself",
     "images behind",
     "seconds",
@@ -123,7 +107,8 @@ def ledger_table(artifacts: dict[str, dict]) -> pd.DataFrame:
 
     Returns:
         columns stage, artifacts (how many share the row), reads itself, made from reads, data-free (whether neither the
-        stage itself nor a training it took in learns from a real image), images itself, images behind (numbers,
+        stage itself nor a training it took in learns from a real image), undeclared images (what kept them from it, of
+        `core.ledger.GUARDS`), images itself, images behind (numbers,
         evaluation left out), seconds.
     """
     rows = []
@@ -135,7 +120,7 @@ def ledger_table(artifacts: dict[str, dict]) -> pd.DataFrame:
         behind = most_images(before)
         data_free = data_free_of(ledger)
         images = (learned_from(own), learned_from(behind))
-        texts = (in_words(own), in_words(behind), data_free)
+        texts = in_words(own), in_words(behind), data_free, record.get("guard", NOT_RECORDED)
         rows.append((record["stage"], *texts, *images, record["seconds"]))
     groups = pd.DataFrame(rows, columns=LEDGER).groupby([*LEDGER[:-1]], sort=False)["seconds"]
     table = groups.agg(artifacts="count", seconds="sum").reset_index()

@@ -43,7 +43,7 @@ class DetectionBrowser(StateWidget):
     def do_scenes(self, content: dict) -> None:
         data = content["data"]
         scenes, found = self.browse.data[data], self.browse.found(data)
-        height, width = scenes.pixels.shape[2:]
+        height, width = scenes.shape[1:]
         about = {"count": len(scenes), "classes": list(scenes.classes)}
         about |= {"width": width, "height": height}
         buffers = [part for one in found.values() for part in pack_found(*one)]

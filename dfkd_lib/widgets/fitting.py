@@ -29,16 +29,16 @@ class Fitting:
         def look() -> None:
             attention.attention_sites(self.models[model])
             if not isinstance(self.models[model], Detector):
-                check_images(self.models[model], tuple(self.data[data].pixels.shape[1:]), data)
+                check_images(self.models[model], tuple(self.data[data].shape), data)
 
-        colour = self.data[data].pixels.shape[1] == 3
+        colour = self.data[data].shape[0] == 3
         wanted = colour or not isinstance(self.models[model], Detector)
         return wanted and self._try((model, data), look)
 
     def sized(self, model: str, data: str) -> int | None:
         """The side in pixels at which the model takes these images where it does not as they are; None where it does."""
         known = None if self.fits(model, data) else expected_shape(self.models[model])
-        return known[1] if known and known[0] == self.data[data].pixels.shape[1] else None
+        return known[1] if known and known[0] == self.data[data].shape[0] else None
 
     def possible(self, model: str, data: str) -> dict[str, list[str]]:
         """What can be chosen instead of, or beside, a model and its data, by names of `Choice`."""

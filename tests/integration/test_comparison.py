@@ -58,6 +58,10 @@ def found(study):
 def test_real_images_behind_each_makers_images(study, found, name, expected):
     teacher = study.inputs(found[name]["maker"]).teacher.key
     assert comparison.real_images_read(study.store, found[name]["artifact"], teacher) == expected
+    row = comparison.makers_table(study, {name: found[name]}).iloc[0]
+    behind = {"inversion (CNN)": study.cnn_teacher}.get(name, study.teacher).ledger
+    trained_on = max(row["images"] for row in behind if row["purpose"] == "training")
+    assert row["with teachers and priors"] == f"{max(trained_on, *expected.values(), 0):,}"
 
 
 def test_a_student_behind_images_counts_what_it_was_trained_on(study):
@@ -154,7 +158,7 @@ def test_the_comparison_survives_a_maker_that_diverges(store, found, monkeypatch
     short = comparison.short_table(table).set_index("maker")
     assert short.loc["inversion (ViT)", "images"] == 20
     assert short.loc["inversion (ViT)", "student (%)"] != "–"
-    assert list(short.loc["adversarial"])[2:] == ["–"] * 4
+    assert list(short.loc["adversarial"])[2:] == ["–"] * 5
     warnings = comparison.warnings_table(survived).groupby("maker")["take care"].apply(list)
     assert warnings["adversarial"] == [broken["diverged"]]
     assert warnings["inversion (ViT)"] == whole["measures"].metrics["warnings"] != []

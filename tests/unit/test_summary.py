@@ -1,5 +1,8 @@
 """The summary counts real images through everything that a stage was made from."""
 
+import numpy as np
+
+from dfkd_lib.core import counts, ledger
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.reporting import summary
 
@@ -38,6 +41,33 @@ def test_images_are_counted_through_ancestors():
     assert table.loc["teacher"]["data-free"] == "no" and table.loc["teacher"]["images behind"] == 0
 
 
+def test_teachers_and_priors_count_once_for_each_split(tmp_path):
+    store, images = Store(tmp_path), np.arange(5)
+
+    def made(stage: str, parents, **splits: int):
+        def make(work):
+            for split, count in splits.items():
+                ledger.read(split, images[:count])
+
+        return store.get_or_make(stage, {}, make, parents, dict.fromkeys(splits, "training"))
+
+    teacher, prior = made("teacher", [], a=5), made("prior", [], a=3, b=2)
+    student = made("student", [teacher, made("images", [teacher, prior])])
+    found = counts.images_behind(store, student)
+    assert found == {("a", "training"): 5, ("b", "training"): 2}
+    assert counts.total_text(found) == "7"
+    assert counts.images_behind(store, student, without=teacher.key)["a", "training"] == 3
+    assert counts.most_images(student.ledger) == {}
+    row = read("not recorded", "training", 0)
+    assert counts.total_text(counts.most_images([row])) == "0 and others that nobody recorded"
+
+
+def test_the_table_says_what_kept_other_images_away():
+    guarded = {**record("student", [], TEST), "guard": ledger.ISOLATED}
+    table = summary.ledger_table({"a": guarded, "b": record("student", [], TEST)})
+    assert sorted(table["undeclared images"]) == ["isolated", "not recorded"]
+
+
 def test_a_checkpoint_brings_the_reads_of_its_training():
     shipped = record("teacher", [], TEST, {**TRAINING, "inherited": True})
     row = summary.ledger_table({"shipped": shipped}).iloc[0]
@@ -52,13 +82,13 @@ def test_a_training_that_nobody_recorded_is_no_data_free_one():
 
 
 def test_splits_add_up_and_purposes_do_not():
-    counts = {
+    found = {
         ("a", "training"): 5,
         ("a", "class attention probes"): 3,
         ("b", "training"): 2,
         ("a", "evaluation"): 100,
     }
-    assert summary.learned_from(counts) == 7
+    assert summary.learned_from(found) == 7
 
 
 def test_parents_are_found_in_the_store(tmp_path):
