@@ -90,6 +90,31 @@ def published() -> int:
     return 0
 
 
+def tables(
+    names: list[str],
+    preset: str,
+    data: str,
+    settings: list[str],
+    out: str | None,
+    artifacts: str,
+    jobs: int | None,
+    threads: int | None,
+    hours: float | None,
+) -> int:
+    """Make the papers' tables beside ours, told first what they cost; without names: list them and the figures."""
+    from dfkd_lib.pipeline.tables import list_tables, run_tables
+
+    if not names:
+        print(list_tables())
+        return 0
+    command, processes = shlex.join(["dfkd", *sys.argv[1:]]), jobs or 1
+    page, whole = run_tables(
+        names, preset, data, settings, out or "", artifacts, processes, threads, hours, command
+    )
+    print(os.path.relpath(page))
+    return 0 if whole else 1
+
+
 def explain_artifact(key: str, other: str | None, artifacts: str) -> int:
     """Print what an artifact was made from, or what differs between two."""
     from dfkd_lib.core import explain
@@ -220,6 +245,18 @@ ARGUMENTS = {
         action="store_true",
         help="run notebooks again of which nothing has changed (default: their pages are kept)",
     ),
+    "--preset": argument(default="quick", help="smoke, quick, night or paper (default: quick)"),
+    "--data": argument(
+        metavar="NAME",
+        default="",
+        help="mnist, cifar10, cifar100 or a folder of their classes (default: each table's first)",
+    ),
+    "--hours": argument(
+        type=float,
+        metavar="H",
+        help="refuse what is expected to take longer (default: 8 for night, and for paper without a GPU)",
+    ),
+    "names": argument(metavar="TABLE", nargs="*", help="A2 A4 …; none: list them"),
     "notebook": argument(nargs="?", help="its number or name: all settings of its method"),
     "a": argument(metavar="DIR_A", help="folder of a run"),
     "b": argument(metavar="DIR_B", help="folder of another"),
@@ -246,6 +283,7 @@ VERBS = {
     "compare": (compare, "a b --out"),
     "published": (published, ""),
     "paper": (paper, "run --out --only"),
+    "tables": (tables, "names --preset --data --set --out --artifacts --jobs --threads --hours"),
     "explain": (explain_artifact, "key other --artifacts"),
     "card": (card, "key --out --artifacts"),
     "push": (push, "key repository --public --out --artifacts"),

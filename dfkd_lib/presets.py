@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import cast
 
-from dfkd_lib.core import Config, WorkbenchError, nearest
+from dfkd_lib.core import Config, WorkbenchError, nearest, resolve
 
 # Method -> its configuration, "module:class"; imported when it is asked for, so that a typo is refused at once.
 METHODS = {
@@ -265,7 +265,75 @@ DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
 }
 
 
-def _checked(what: str, name: str, names: Iterable[str]) -> str:
+def _cifar(study: dict, early: dict) -> dict[str, dict[str, object]]:
+    """What a preset changes besides for CIFAR: of A's methods, and of B's; and C's."""
+    photographs = {"data.background": 0.0}
+    a = {**photographs, "teacher.source": "train", "teacher.augmentation": "flip", **study}
+    made = dict.fromkeys(("attention", "synthesis", "classification", "ablation"), a)
+    return {
+        **made,
+        "early": {**photographs, "augmentation": "flip", "images": 50_000, **early},
+        "titn": {**photographs, "augmentation": "autoaugment"},
+    }
+
+
+_ALL_IMAGES = {"train_images": 50_000, "real_images": 50_000}
+_RESNET = {"feature.model": "resnet9", "feature.images": 50_000, "feature.epochs": 14}
+_CIFAR_QUICK = {
+    "teacher.model": "vit_cifar_small",
+    "student.model": "vit_cifar_mini",
+    "real_images": 50_000,
+    "synthetic_images": 50_000,
+}
+_CIFAR_NIGHT = {
+    **_CIFAR_QUICK,
+    **_ALL_IMAGES,
+    **_RESNET,
+    "teacher.epochs": 40,
+    "teacher.augmentation": "randaugment",
+    "seeds": "0,1,2",
+}
+_CIFAR_PAPER = {
+    **_ALL_IMAGES,
+    **_RESNET,
+    "teacher.model": "deit_base_patch4_32",
+    "student.model": "vit_cifar_student",
+}
+_CIFAR = {
+    "smoke": _cifar({}, {"patch_size": 8, "images": 400}),
+    "quick": _cifar(_CIFAR_QUICK, {"patch_size": 8, "images": 6000}),
+    "night": _cifar(_CIFAR_NIGHT, {"patch_size": 8, **_RESNET}),
+    "paper": _cifar(_CIFAR_PAPER, _RESNET),
+}
+# Data set -> preset -> method -> settings, over those of the preset.
+PROFILES = {
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+    # C pads digits to its 32 pixels; a mirrored digit is another one, or none.
+    "mnist": {
+        "paper": {
+            "titn": {"data.size": 32, "data.background": -1.0, "augmentation": "affine"},
+        }
+    },
+}
+CIFAR_CLASSES = {
+    "cifar10": set("airplane automobile bird cat deer dog frog horse ship truck".split()),
+    "cifar100": {"aquarium_fish", "maple_tree", "sweet_pepper", "willow_tree"},  # and 96 others
+}
+
+
+def data_set(name: str) -> str:
+    """The named set that images are of: a name's own, and that of a folder with the classes of CIFAR; else the name."""
+    folder = resolve(name or ".") / "train"
+    if name in PROFILES or not name or not folder.is_dir():
+        return name
+    found = {place.name for place in folder.iterdir() if place.is_dir()}
+    if found == CIFAR_CLASSES["cifar10"]:
+        return "cifar10"
+    return "cifar100" if len(found) == 100 and CIFAR_CLASSES["cifar100"] <= found else name
+
+
+def checked(what: str, name: str, names: Iterable[str]) -> str:
     """The name, which must be one of these; WorkbenchError with the nearest."""
     if name not in names:
         near = nearest(str(name), names)
@@ -280,7 +348,7 @@ def _checked(what: str, name: str, names: Iterable[str]) -> str:
 
 def config_name(method: str) -> str:
     """Where the configuration class of a method is, "module:class"; WorkbenchError on a name that is none."""
-    return METHODS[_checked("method", method, METHODS)]
+    return METHODS[checked("method", method, METHODS)]
 
 
 def config_class(method: str) -> type[Config]:
@@ -311,15 +379,20 @@ def load(method: str, preset: str = "quick", overrides: str = "", **given: objec
     Raises:
         WorkbenchError: on unknown names, with the nearest right one, and on impossible values.
     """
-    config = of_preset(method, preset)
+    config = of_preset(method, preset, str(given.get("data") or given.get("data.name") or ""))
     config = config.override({k: v for k, v in given.items() if not (v is None or v == "")})
     return config.override(overrides).override(_injected())
 
 
-def of_preset(method: str, preset: str) -> Config:
-    """The configuration of a method as a preset has it; WorkbenchError if there is no such method or preset."""
-    differences = DIFFERENCES[_checked("preset", preset, PRESETS)].get(method, {})
-    return config_class(method)().override(cast(Mapping, differences))
+def of_preset(method: str, preset: str, data: str = "") -> Config:
+    """The configuration of a method as a preset has it, for these images; WorkbenchError if there is no such method or preset.
+
+    Args:
+        data: a named set or a folder, see `PROFILES`; "": the method's own.
+    """
+    differences = DIFFERENCES[checked("preset", preset, PRESETS)].get(method, {})
+    profile = PROFILES.get(data_set(data), {}).get(preset, {}).get(method, {})
+    return config_class(method)().override({**differences, **profile})
 
 
 def of_parameters(method: str, parameters: Mapping[str, object]) -> Config:

@@ -22,7 +22,10 @@ class DataConfig(Config):
         "mnist", description="mnist, digits, cifar10, cifar100 or a folder with train/<class>/*.png"
     )
     size: int = Field(
-        0, ge=0, le=1024, description="pixels a folder's images are resized to, 0: as they are"
+        0,
+        ge=0,
+        le=1024,
+        description="pixels a folder's images are resized to, digits padded to; 0: as they are",
     )
     test_images: int = Field(0, ge=0, description="real test images that measure, 0: all")
     background: float = Field(

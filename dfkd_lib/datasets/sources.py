@@ -49,7 +49,8 @@ def load_images(
             `<class>/*.png`, or images lying directly in it, which are one class then. Images of "all" that are not square
             lose their longer side's ends where a size is given.
         root: where named data sets lie.
-        size: side in pixels that a folder's images are resized to (default: that of its first image).
+        size: side in pixels that a folder's images are resized to (default: that of its first image); digits are padded to
+            it with black.
         channels: 1 or 3 for a folder (default 3).
         download: fetch CIFAR if it is not there.
         max_images: of a folder, read no more files than that, as evenly over the classes as they allow, always the same
@@ -75,6 +76,7 @@ def load_images(
     ledger.register_root(root, free=("artifacts", "teachers"))
     if named:
         pixels, labels, classes = NAMED[name_or_path](split, root, download)
+        pixels = _padded(pixels, size or pixels.shape[-1], name_or_path)
         return _image_set(pixels, labels, classes, f"{name_or_path}/{split}")
     folder = resolve(name_or_path)
     if not os.path.isdir(folder):
@@ -86,6 +88,22 @@ def load_images(
             fix="check the name or the path",
         )
     return _folder(folder, split, size, channels, max_images)
+
+
+def _padded(pixels: np.ndarray, side: int, name: str) -> np.ndarray:
+    """Images (N, C, S, S) of a named set in the middle of a black square of `side` pixels; only digits stand on black."""
+    more = side - pixels.shape[-1]
+    if more and (more < 0 or pixels.shape[1] > 1):
+        raise WorkbenchError(
+            f"the images of {name} are not had at this size",
+            expected=f"size {pixels.shape[-1]}" + " or more" * (pixels.shape[1] == 1),
+            got=side,
+            where="size",
+            fix="leave size out (0), or name a folder of its images, which are resized",
+        )
+    before = more // 2
+    edges = (before, more - before)
+    return np.pad(pixels, ((0, 0), (0, 0), edges, edges)) if more else pixels
 
 
 def _image_set(pixels: np.ndarray, labels, classes: tuple[str, ...], split: str) -> ImageSet:

@@ -26,6 +26,7 @@ from dfkd_lib.training import (
     Precision,
     Share,
     TrainConfig,
+    augmentation_of,
     bound,
     check_fit,
     keeps_images,
@@ -80,7 +81,7 @@ class StudentConfig(TrainConfig):
     @property
     def augment(self) -> Augmentation:
         """What is done to each batch of its images."""
-        return Augmentation(kind=self.augmentation, mix=self.mix, erase=self.erase)
+        return augmentation_of(self.augmentation, self.mix, self.erase)
 
     def untrained(self, images: ImageSet, overrides: dict | None = None) -> nn.Module:
         """The student's model before training; WorkbenchError if it cannot take such images."""

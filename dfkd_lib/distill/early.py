@@ -1,5 +1,7 @@
 """DearKD: stage 1 distils a CNN's early features and labels into a transformer; stage 2 trains it without any teacher."""
 
+from typing import NamedTuple
+
 from pydantic import Field
 
 from dfkd_lib.core import Artifact, Config, Seeds, Store
@@ -7,7 +9,32 @@ from dfkd_lib.datasets import DataConfig, ImageSet
 from dfkd_lib.distill.classification import Step, StudentConfig, train
 from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.synthesis import JudgeConfig, train_judge
-from dfkd_lib.training import Augmentation, Kind, TrainConfig, train_teacher
+from dfkd_lib.training import Kind, TrainConfig, augmentation_of, train_teacher
+
+
+class Arm(NamedTuple):
+    """What of DearKD a run has: its attention, the CNN's label on a distillation token, the CNN's early features, stages."""
+
+    convolutional: bool = False
+    hard: bool = False
+    early: bool = False
+    stages: int = 1
+
+    @property
+    def distils(self) -> bool:
+        """Whether the CNN teaches it."""
+        return self.hard or self.early
+
+
+# Name in tables -> what it has; neighbours differ in one thing.
+ARMS = {
+    "DearKD": Arm(True, True, True, 2),
+    "DearKD, stage 1 alone": Arm(True, True, True),
+    "plain": Arm(),
+    "DeiT": Arm(hard=True),
+    "convolutional attention": Arm(convolutional=True),
+    "early features": Arm(early=True),
+}
 
 
 class EarlyConfig(Config):
@@ -62,39 +89,49 @@ class EarlyConfig(Config):
         seed: int,
         step: Step | None = None,
     ) -> list[Artifact]:
-        """The stages of one run, the last of which is the result: "DearKD" (two stages) or "plain" (one).
+        """The stages of one run of an arm (see `ARMS`), the last of which is the result.
 
         Args:
             step: of stage 1, see `distill.train`; it may ask for `aligner`. The library's own by default.
         """
+        arm = ARMS[variant]
         chosen = pool.sample(max(pool.num_classes, round(share * len(pool))), seed)
-        overrides = {"patch_size": self.patch_size}
+        model, overrides = self.architecture(arm)
 
-        def by_labels(model: str, part: float, stage: str, start: Artifact | None) -> Artifact:
+        def by_labels(part: float, stage: str, start: Artifact | None = None) -> Artifact:
             config = self.training(len(chosen), part, seed)
-            how = {"augmentation": Augmentation(kind=self.augmentation), "overrides": overrides}
+            how = {"augmentation": augmentation_of(self.augmentation), "overrides": overrides}
             return train_teacher(
                 store, model, chosen, test_set, config, stage=stage, start=start, **how
             )
 
-        if variant == "plain":
-            return [by_labels(self.baseline, 1.0, "plain_vit", None)]
+        if not arm.distils:
+            return [by_labels(1.0, "plain_vit")]
         config = StudentConfig(
-            **self.training(len(chosen), self.first_stage, seed),
-            model=self.student,
+            **self.training(len(chosen), self.first_stage if arm.stages == 2 else 1.0, seed),
+            model=model,
             augmentation=self.augmentation,
             early_stage=self.early_stage,
         )
-        weights = KDWeights(kd=0.0, patch=0.0, hard=self.hard_weight, early=self.early_weight)
+        hard, early = self.hard_weight * arm.hard, self.early_weight * arm.early
         first = train(
             store,
             config,
-            step or weights,
+            step or KDWeights(kd=0.0, patch=0.0, hard=hard, early=early),
             chosen,
             test_set,
             teacher,
             stage="dearkd_stage1",
             overrides=overrides,
-            needs=("early features",),
+            needs=("early features",) if arm.early else (),
         )
-        return [first, by_labels(self.student, 1 - self.first_stage, "dearkd_stage2", first)]
+        if arm.stages == 1:
+            return [first]
+        return [first, by_labels(1 - self.first_stage, "dearkd_stage2", first)]
+
+    def architecture(self, arm: Arm) -> tuple[str, dict]:
+        """(the name of an arm's model, what of it changes)."""
+        overrides = {"patch_size": self.patch_size}
+        if arm.convolutional:
+            return self.student, overrides
+        return self.baseline, overrides | ({"distilled": True} if arm.hard else {})

@@ -105,6 +105,12 @@ class TitnConfig(Config):
             for name, (small, large, mix) in ROWS.items()
         }
 
+    def overrides(self, name: str, side: int) -> dict | None:
+        """What of a small model's architecture another size of images than its own changes: as many patches as ever."""
+        if self.scale == "paper" or side == 28:
+            return None
+        return {"patch_size": side // (2 if name == "TITN large patch" else 4)}
+
     def run(
         self,
         store: Store,
@@ -124,7 +130,7 @@ class TitnConfig(Config):
         """
         student = (student or self.students()[name]).replace(seed=seed)
         chosen = train_set.sample(self.images or len(train_set), 4)
-        how = {"stage": "titn"}
+        how = {"stage": "titn", "overrides": self.overrides(name, chosen.shape[1])}
         if name in ONE_HEAD:  # no distillation token, no teacher: the class token's loss alone
             config, augment = student.training(), student.augment
             return train_teacher(store, student.model, chosen, test_set, config, augment, **how)

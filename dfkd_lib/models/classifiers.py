@@ -56,5 +56,7 @@ VIT_MODELS = {
     "vit_mnist_small": (build_vit, {**_MNIST, "width": 128, "heads": 4}),
     # Fewer, larger patches: a third of the tokens, and a probe on another grid than the teacher's.
     "vit_mnist_mini_patch7": (build_vit, {**_BARE, "patch_size": 7, "width": 64, "heads": 2}),
+    "vit_cifar_small": (build_vit, {**_CIFAR, "width": 128, "depth": 6, "heads": 4}),
+    "vit_cifar_mini": (build_vit, {**_CIFAR, "width": 64, "depth": 4, "heads": 2}),
     "vit_mnist_smoke": (build_vit, {**_BARE, "width": 16, "depth": 2, "heads": 2}),
 }

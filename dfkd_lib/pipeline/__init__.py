@@ -26,6 +26,7 @@ __all__ = [
     "notebook_files",
     "read_notebook",
     "run",
+    "tables",
     "train",
 ]
 

@@ -165,7 +165,7 @@ def do_task(
     start = time.perf_counter()
     with jobs.alone_in_process(needs.threads), _tasks(notebook, parameters) as tasks:
         try:
-            with without_waiting(), _printing(report):
+            with without_waiting(), printing(report):
                 tasks[name]()
         except BeingMade as error:
             return jobs.Later(str(error.got))
@@ -186,7 +186,7 @@ class _Lines(io.TextIOBase):
 
 
 @contextmanager
-def _printing(report: jobs.Tell) -> Iterator[None]:
+def printing(report: jobs.Tell) -> Iterator[None]:
     """Report what is printed, a line an epoch among it: a process does one task at a time."""
     before = os.environ.get("DFKD_PROGRESS")
     os.environ["DFKD_PROGRESS"] = "lines"

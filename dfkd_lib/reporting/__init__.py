@@ -2,6 +2,7 @@
 
 - `report`: `Report`, tables over seeds, the papers' numbers.
 - `notebooks`: what a notebook says of itself, and headline results.
+- `tables`: what each table of the papers is made of, from `parts`.
 - `results`: results files read back.
 - `summary`: real images behind every stage, time.
 - `tex`: LaTeX of tables, and a folder of a run's figures for a paper.
@@ -10,4 +11,15 @@
 - `published`: the README of published results.
 """
 
-__all__ = ["card", "notebooks", "published", "report", "results", "summary", "tex", "trackers"]
+__all__ = [
+    "card",
+    "notebooks",
+    "parts",
+    "published",
+    "report",
+    "results",
+    "summary",
+    "tables",
+    "tex",
+    "trackers",
+]

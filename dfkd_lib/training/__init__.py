@@ -24,8 +24,16 @@ from dfkd_lib.training.config import (
     learning_rate,
     make_optimizer,
 )
+from dfkd_lib.training.effort import Effort, classifier_effort, free_memory
 from dfkd_lib.training.loop import fit
-from dfkd_lib.training.mixing import Augmentation, Batch, Kind, Mix, keeps_images
+from dfkd_lib.training.mixing import (
+    Augmentation,
+    Batch,
+    Kind,
+    Mix,
+    augmentation_of,
+    keeps_images,
+)
 from dfkd_lib.training.shipped import read_shipped, write_shipped
 from dfkd_lib.training.teachers import (
     TeacherConfig,
@@ -45,6 +53,7 @@ __all__ = [
     "Batches",
     "Checkpoint",
     "DivergedError",
+    "Effort",
     "Kind",
     "Mix",
     "Precision",
@@ -53,12 +62,15 @@ __all__ = [
     "TeacherConfig",
     "TensorBatches",
     "TrainConfig",
+    "augmentation_of",
     "bound",
     "check_fit",
     "check_step",
+    "classifier_effort",
     "device",
     "evaluate",
     "fit",
+    "free_memory",
     "frozen",
     "keeps_images",
     "label_loss",

@@ -201,3 +201,35 @@ DULL: dict[str, Callable[[Tensor], Tensor]] = {
     "Contrast": _flat,
     "Sharpness": _soft,
 }
+
+
+DEGREES, SCALE, SHEAR, PIXELS, JITTER = 15.0, 0.1, 10.0, 2.0, 0.4  # the largest, either way
+
+
+def random_affine(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image turned, scaled, sheared and moved at random about its middle, nearest pixels, black outside; never mirrored.
+
+    Args:
+        images: uint8 (B, C, H, W).
+        generator: of the CPU.
+
+    Returns:
+        The same form.
+    """
+    drawn = 2 * torch.rand(len(images), 5, generator=generator) - 1
+    angle, shear = torch.deg2rad(DEGREES * drawn[:, 0]), torch.deg2rad(SHEAR * drawn[:, 1]).tan()
+    scale = 1 + SCALE * drawn[:, 2]
+    matrices = torch.zeros(len(images), 2, 3)
+    matrices[:, 0, 0], matrices[:, 1, 0] = angle.cos() / scale, angle.sin() / scale
+    matrices[:, 0, 1] = (shear * angle.cos() - angle.sin()) / scale
+    matrices[:, 1, 1] = (shear * angle.sin() + angle.cos()) / scale
+    matrices[:, :, 2] = PIXELS * drawn[:, 3:]
+    return _moved(images, matrices.to(images.device, non_blocking=True))
+
+
+def random_jitter(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image's contrast, then its brightness, times a factor within 1 ± 0.4; shapes as in `random_affine`."""
+    factors = 1 + JITTER * (2 * torch.rand(2, len(images), generator=generator) - 1)
+    factors = factors.to(images.device, non_blocking=True)
+    images = _blended(images, _flat(images), factors[0])
+    return _blended(images, torch.zeros_like(images, dtype=torch.float32), factors[1])

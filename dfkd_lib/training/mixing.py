@@ -10,7 +10,12 @@ from torch import Tensor
 
 from dfkd_lib.core import Config
 from dfkd_lib.datasets import ImageSet, random_flip, random_shift, to_float
-from dfkd_lib.training.augment import auto_augment, rand_augment
+from dfkd_lib.training.augment import (
+    auto_augment,
+    rand_augment,
+    random_affine,
+    random_jitter,
+)
 from dfkd_lib.training.config import Share
 
 POLICIES = {"autoaugment": auto_augment, "randaugment": rand_augment}
@@ -101,7 +106,7 @@ def erased(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
     return images.masked_fill(inside[:, None], 0.0)
 
 
-Kind = Literal["none", "shift", "flip", "randaugment", "autoaugment"]
+Kind = Literal["none", "shift", "flip", "randaugment", "autoaugment", "affine", "jitter"]
 Mix = Literal["none", "cutmix", "mixup", "either"]
 
 
@@ -143,6 +148,28 @@ class Augmentation(Config):
         mixing = cutmix if chosen == "cutmix" else mixup
         mixed = mixing(images, batch.labels, lam, generator)
         return Batch(mixed[0], batch.labels, batch.rows, mixed[2], mixed[3])
+
+
+class UnmirroredAugmentation(Augmentation):
+    """Random affine maps for images that mirroring would change into others, such as digits.
+
+    "affine" turns each image by up to 15°, scales it by 0.9 to 1.1, shears it by up to 10° and moves it by up to 2 pixels;
+    "jitter" does so too, then draws brightness and contrast within ± 40 %. Erasing and mixing follow as ever.
+    """
+
+    def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
+        images = random_affine(batch.images, generator)
+        if self.kind == "jitter":
+            images = random_jitter(images, generator)
+        plain = Augmentation(mix=self.mix, alpha=self.alpha, erase=self.erase)
+        return plain(batch._replace(images=images), generator)
+
+
+def augmentation_of(kind: Kind, mix: Mix = "none", erase: float = 0.0) -> Augmentation:
+    """The augmentation of these names."""
+    # Classes of their own: a new kind is no new code behind what the others have trained.
+    made = UnmirroredAugmentation if kind in ("affine", "jitter") else Augmentation
+    return made(kind=kind, mix=mix, erase=erase)
 
 
 def keeps_images(augmentation: Augmentation, images: ImageSet, batch_size: int = 512) -> bool:

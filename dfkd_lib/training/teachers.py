@@ -22,7 +22,7 @@ from dfkd_lib.training.classifier import (
     train_classifier,
 )
 from dfkd_lib.training.config import Precision, Share, TrainConfig
-from dfkd_lib.training.mixing import Augmentation, Batch, Kind, Mix
+from dfkd_lib.training.mixing import Augmentation, Batch, Kind, Mix, augmentation_of
 from dfkd_lib.training.shipped import FOLDER, read_shipped, write_shipped
 
 
@@ -49,7 +49,7 @@ class TeacherConfig(TrainConfig):
     @property
     def augment(self) -> Augmentation:
         """What is done to each batch of its images."""
-        return Augmentation(kind=self.augmentation, mix=self.mix, erase=self.erase)
+        return augmentation_of(self.augmentation, self.mix, self.erase)
 
 
 def label_step(model: nn.Module) -> Callable:

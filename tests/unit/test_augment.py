@@ -7,8 +7,15 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as T
 
 from dfkd_lib.datasets import random_flip, random_shift, to_float
-from dfkd_lib.training import Augmentation, Batch
-from dfkd_lib.training.augment import OPERATIONS, augment, auto_augment, rand_augment
+from dfkd_lib.training import Augmentation, Batch, augmentation_of
+from dfkd_lib.training.augment import (
+    OPERATIONS,
+    augment,
+    auto_augment,
+    rand_augment,
+    random_affine,
+    random_jitter,
+)
 from dfkd_lib.training.mixing import erased
 
 PEERS = {"auto": (v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), 10), "rand": (v2.RandAugment(), 31)}
@@ -148,3 +155,40 @@ def test_no_augmentation_waits_for_the_device(kind, mix):
             Batch(images, labels, labels), torch.Generator().manual_seed(0)
         )
     assert seen.images.device.type == "meta" and not copies.waits
+
+
+def test_a_random_affine_map_never_mirrors_and_moves_as_far_as_it_says():
+    """Three squares whose turning sense a mirror would reverse, followed through each image's map."""
+    images = torch.zeros(400, 3, 64, 64, dtype=torch.uint8)
+    for channel, (down, across) in enumerate([(20, 20), (20, 44), (44, 20)]):
+        images[:, channel, down - 3 : down + 4, across - 3 : across + 4] = 255
+    found = random_affine(images, torch.Generator().manual_seed(0)).float()
+    places = torch.arange(64.0)
+    weight = found.sum((2, 3))
+    down, across = (found.sum(a) @ places / weight for a in (3, 2))
+    first = torch.stack([across[:, 1] - across[:, 0], down[:, 1] - down[:, 0]], 1)
+    second = torch.stack([across[:, 2] - across[:, 0], down[:, 2] - down[:, 0]], 1)
+    turn = torch.rad2deg(torch.atan2(first[:, 1], first[:, 0]))
+    assert (first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0] > 0).all()
+    assert 12 < turn.max() < 17 and -17 < turn.min() < -12
+    lengths = first.norm(dim=1) / 24
+    assert 0.84 < lengths.min() < 0.93 and 1.07 < lengths.max() < 1.16  # a shear adds its part
+    assert random_affine(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.Generator()).sum() == 0
+
+
+def test_jitter_changes_brightness_within_its_range_and_keeps_black():
+    images = torch.full((500, 1, 4, 4), 100, dtype=torch.uint8)
+    found = random_jitter(images, torch.Generator().manual_seed(0)).float()
+    assert 59 <= found.min() < 65 and 135 < found.max() <= 140
+    black = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
+    assert random_jitter(black, torch.Generator().manual_seed(0)).sum() == 0
+
+
+@pytest.mark.parametrize("kind", ["affine", "jitter"])
+def test_kinds_that_do_not_mirror_erase_and_mix_as_others_do(kind):
+    images = smooth_images(1, 8).expand(-1, 1, -1, -1)
+    batch = Batch(images, torch.arange(8), torch.arange(8))
+    made = augmentation_of(kind, "mixup", 0.5)(batch, torch.Generator().manual_seed(0))
+    assert made.images.dtype == torch.float32 and made.share.shape == made.others.shape == (8,)
+    assert made.images.abs().max() <= 1
+    assert type(augmentation_of("flip")) is Augmentation

@@ -430,3 +430,13 @@ def test_transparent_pixels_are_black(tmp_path):
 def test_a_sample_of_no_image_is_refused(count):
     with pytest.raises(WorkbenchError, match="impossible number of images"):
         load_images("digits", "test").sample(count)
+
+
+def test_digits_are_padded_to_a_larger_size_and_never_cut():
+    plain, padded = (load_images("digits", "test", size=size) for size in (None, 11))
+    assert padded.shape == (1, 11, 11) and torch.equal(padded.pixels[:, :, 1:9, 1:9], plain.pixels)
+    assert padded.pixels.sum() == plain.pixels.sum()
+    assert padded.fingerprint != plain.fingerprint
+    assert load_images("digits", "test", size=8).fingerprint == plain.fingerprint
+    with pytest.raises(WorkbenchError, match="size 8 or more"):
+        load_images("digits", "test", size=7)

@@ -1,0 +1,421 @@
+"""`dfkd tables`: the papers' tables beside ours; what they cost is said first, and what cannot be is refused."""
+
+import csv
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from dfkd_lib import jobs, presets, training
+from dfkd_lib.core import (
+    Artifact,
+    BeingMade,
+    NotMade,
+    Store,
+    WorkbenchError,
+    only_finding,
+    provenance,
+    resolve,
+    save_json,
+    without_waiting,
+)
+from dfkd_lib.distill import comparison
+from dfkd_lib.metrics.intervals import interval_text
+from dfkd_lib.pipeline.html import duration, write_page
+from dfkd_lib.pipeline.index import provenance_rows
+from dfkd_lib.pipeline.task import printing
+from dfkd_lib.reporting.parts import Cell, Made
+from dfkd_lib.reporting.results import value_text
+from dfkd_lib.reporting.tables import FIGURES, TABLES, configuration, open_table
+from dfkd_lib.training import Effort
+
+NIGHT_HOURS = 8.0  # that a night has, and a run at the papers' sizes without a GPU
+ROOM = 0.9  # share of the free memory that a training may be expected to take
+HEAD = "row,column,paper,ours,seeds,size,seconds,hardware,real images read,its teacher's,note"
+
+SHOWN = "row,column,paper,ours,seeds,size,seconds,real images read,its teacher's"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A table that was asked for: all that another process needs to open it."""
+
+    table: str
+    preset: str
+    data: str
+    overrides: str
+    artifacts: str
+
+    @property
+    def title(self) -> str:
+        return f"{TABLES[self.table].title}, {self.data}, {self.preset}"
+
+
+@dataclass
+class Report:
+    """What comes of a table.
+
+    Args:
+        missing: names of the parts that were to be made. seconds, operations: that these were estimated to take.
+        errors: {part: what happened}. places: {part: the hardware it was made on, as far as known}.
+    """
+
+    asked: Asked
+    made: Made
+    missing: list[str]
+    errors: dict[str, str]
+    places: dict[str, str]
+    seconds: float = 0.0
+    operations: float = 0.0
+
+
+@lru_cache(maxsize=16)
+def opened(asked: Asked) -> Made:
+    """The table, opened once in a process."""
+    config = configuration(asked.table, asked.preset, asked.data, asked.overrides)
+    return open_table(asked.table, Store(asked.artifacts), config)
+
+
+def list_tables() -> str:
+    """The papers' tables and figures by name."""
+    lines = ["tables, for dfkd tables NAME … --preset smoke|quick|night|paper [--data …]"]
+    lines += [f"  {k:4} {t.title} ({', '.join(t.data)})" for k, t in TABLES.items()]
+    lines += ["figures, for dfkd run --profile … --only NN [--set NN.data=cifar10]"]
+    return "\n".join(
+        [*lines, *(f"  {nn}   {name}: {what}" for name, (nn, what) in FIGURES.items())]
+    )
+
+
+def chosen(
+    names: Sequence[str], preset: str, data: str, settings: Sequence[str], artifacts: str
+) -> list[Asked]:
+    """The tables asked for; WorkbenchError on a name, data set or setting that is none of theirs."""
+    presets.of_preset("summary", preset)  # an unknown one is refused
+    names = [name.upper() for name in names]
+    for name in names:
+        presets.checked("table", name, TABLES)
+    kind = presets.data_set(data)
+    if data and not any(kind in TABLES[name].data for name in names):
+        known = {one for name in names for one in TABLES[name].data}
+        others = [name for name, table in TABLES.items() if kind in table.data]
+        raise WorkbenchError(
+            "none of these tables is of such images",
+            expected=f"{', '.join(sorted(known))}, or a folder of their classes",
+            got=data,
+            where="--data",
+            fix=f"name another table: {', '.join(others)}" if others else "leave --data out",
+        )
+    changes: dict[str, list[str]] = {name: [] for name in names}
+    for setting in settings:
+        table, _, rest = setting.partition(".")
+        if table.upper() not in changes or "=" not in rest:
+            raise WorkbenchError(
+                "a setting of no table that is asked for",
+                expected="TABLE.setting=value, of " + ", ".join(names),
+                got=setting,
+                where="--set",
+                fix=f"--set {names[0]}.seeds=0",
+            )
+        changes[table.upper()].append(rest)
+    return [
+        Asked(
+            name,
+            preset,
+            data if kind in TABLES[name].data else TABLES[name].data[0],
+            presets.overrides_text(dict(c.split("=", 1) for c in changes[name])),
+            artifacts,
+        )
+        for name in dict.fromkeys(names)
+    ]
+
+
+def look(asked: Asked, places: dict[str, str]) -> Report:
+    """A table with what is missing of it, and what that will cost; trains nothing."""
+    made, missing = opened(asked), []
+    with only_finding():
+        for name, part in made.parts.items():
+            try:
+                part.make()
+            except NotMade:
+                missing.append(name)
+    efforts = [effort for name in missing for effort in made.parts[name].efforts]
+    seconds, operations = (sum(getattr(e, of) for e in efforts) for of in ("seconds", "operations"))
+    return Report(asked, made, missing, {}, places, seconds, operations)
+
+
+def estimate_text(reports: Sequence[Report]) -> str:
+    """What the tables will take, in words."""
+    lines = [
+        f"{r.asked.table} ({r.asked.data}, {r.asked.preset}): {len(r.missing)} of {len(r.made.parts)} parts are to be made, "
+        f"{r.operations:.2g} operations, about {duration(r.seconds)}"
+        for r in reports
+    ]
+    seconds, operations = sum(r.seconds for r in reports), sum(r.operations for r in reports)
+    if seconds:
+        rate = operations / seconds / 1e9
+        lines.append(
+            f"in all about {duration(seconds)} on {machine()} at {rate:.0f} thousand million operations a second, "
+            "measured on a step of each network; measuring images comes on top"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """This machine's GPU, or its processor and cores."""
+    found = provenance.hardware()
+    return found["gpu"] or f"{found['cpu']}, {found['cores']} cores"
+
+
+def refuse(reports: Sequence[Report], hours: float | None, processes: int) -> None:
+    """Raise a WorkbenchError on what does not fit this machine's memory, or the time there is, with what would."""
+    room = ROOM * training.free_memory() / processes
+    for report in reports:
+        for name in report.missing:
+            for effort in report.made.parts[name].efforts:
+                if effort.memory > room:
+                    raise _too_large(report, name, effort, room)
+    preset, on_cpu = reports[0].asked.preset, training.device().type == "cpu"
+    bounded = preset == "night" or preset == "paper" and on_cpu
+    limit = hours or (NIGHT_HOURS if bounded else 0)
+    total = sum(report.seconds for report in reports)
+    if not limit or total <= 3600 * limit:
+        return
+    raise WorkbenchError(
+        "the papers' sizes want a GPU, and there is none here"
+        if preset == "paper" and on_cpu
+        else f"this does not fit {limit:g} hours",
+        expected=f"at most {limit:g} h of training on {machine()}",
+        got="; ".join(f"{r.asked.table} about {duration(r.seconds)}" for r in reports),
+        where=f"--preset {preset}",
+        fix=_what_fits(reports, 3600 * limit),
+    )
+
+
+def _too_large(report: Report, name: str, effort: Effort, room: float) -> WorkbenchError:
+    batch, table = effort.fitting_batch(room), report.asked.table
+    fits = f"--set {table}.{effort.setting}={batch}" if batch and effort.setting else ""
+    return WorkbenchError(
+        f"{name} of table {table} would not fit in memory",
+        expected=f"at most {room / 1e9:.1f} GB, which are free",
+        got=f"about {effort.memory / 1e9:.1f} GB: {effort.name}, batch {effort.batch_size}",
+        where=f"--preset {report.asked.preset}",
+        fix=f"{fits} would" if fits else "a smaller preset (--preset night), or more memory",
+    )
+
+
+def _what_fits(reports: Sequence[Report], limit: float) -> str:
+    """What to ask for instead: some of the tables, or one seed; else a GPU or a smaller preset."""
+    fits, spent = [], 0.0
+    for report in sorted(reports, key=lambda r: r.seconds):
+        if spent + report.seconds <= limit:
+            fits.append(report.asked.table)
+            spent += report.seconds
+    if fits:
+        return f"these fit: dfkd tables {' '.join(fits)}; --hours allows more"
+    report = min(reports, key=lambda r: r.seconds)
+    one = [f", seed {seed}" for seed in report.made.config.seeds[:1]]
+    parts = {n: p for n, p in report.made.parts.items() if n in report.missing}
+    alone = [p for n, p in parts.items() if ", seed " not in n or any(map(n.endswith, one))]
+    seconds = sum(effort.seconds for part in alone for effort in part.efforts)
+    if seconds <= limit:
+        seed, table = report.made.config.seeds[0], report.asked.table
+        return f"one seed fits: dfkd tables {table} --set {table}.seeds={seed}, about {duration(seconds)}"
+    smaller = "night" if report.asked.preset == "paper" else "quick"
+    return f"--preset {smaller}, a GPU, or --hours {sum(r.seconds for r in reports) / 3600:.0f}"
+
+
+def make_part(tell: jobs.Tell, needs: jobs.Needs, asked: Asked, name: str) -> float | jobs.Later:
+    """A job: make one part of a table; the seconds it took, or that another process is making some of it."""
+    start = time.perf_counter()
+    with jobs.alone_in_process(needs.threads):
+        try:
+            with without_waiting(), printing(tell):
+                opened(asked).parts[name].make()
+        except BeingMade as error:
+            return jobs.Later(str(error.got))
+    return time.perf_counter() - start
+
+
+def train(reports: Sequence[Report], processes: int, threads: int | None, log: Callable) -> None:
+    """Make what is missing through one queue; errors and the hardware go into the reports."""
+    by_table = {report.asked.table: report for report in reports}
+    waiting = sum(len(report.missing) for report in reports)
+    if not waiting:
+        return
+
+    def hear(job: jobs.Job, message: dict) -> None:
+        if "line" in message:
+            log(f"    {job.name}: {message['line']}")
+
+    with jobs.opened_queue(min(processes, waiting), None, hear, log) as queue:
+        for table, report in by_table.items():
+            for name in report.missing:
+                needs = [n for n in report.made.parts[name].needs if n in report.missing]
+                built_on = tuple(f"{table}: {need}" for need in needs)
+                args = (report.asked, name)
+                queue.add(jobs.Job(f"{table}: {name}", make_part, args, built_on, threads=threads))
+        for job, answer in queue:
+            table, _, name = job.name.partition(": ")
+            waiting -= 1
+            if isinstance(answer, float):
+                by_table[table].places[name] = machine()
+                log(f"{job.name}: {duration(answer)} | {waiting} left")
+            else:
+                by_table[table].errors[name] = str(answer)
+                log(f"{job.name}: not made: {str(answer)}")
+
+
+def cell_row(report: Report, cell: Cell, found: dict[str, list[Artifact]]) -> dict[str, object]:
+    """A cell as a line of the page: the paper's figure, ours, its size, time, hardware and real images."""
+    parts = [name for name in cell.parts if name in found]
+    lost = [f"{name}: {report.errors[name]}" for name in cell.parts if name in report.errors]
+    values = [cell.value(found[name]) for name in parts]
+    row: dict[str, object] = dict.fromkeys(HEAD.split(","), "–")
+    row |= {
+        "row": cell.row,
+        "column": cell.column,
+        "note": "; ".join([cell.note, *lost]).strip("; "),
+    }
+    if cell.paper is not None:
+        row["paper"] = f"{cell.paper:.4g}"
+    if not values:
+        return row
+    store, teacher = Store(report.asked.artifacts), found.get("teacher", [None])[0]
+    first = found[parts[0]][0]
+    seconds = sum(artifact.seconds for name in parts for artifact in found[name]) / len(parts)
+    own = comparison.real_images_read(store, first, "" if first is teacher else teacher.key)
+    row |= {
+        "ours": interval_text(values, ".2f"),
+        "values": values,
+        "seeds": len(values),
+        "size": _size(first),
+        "seconds": f"{seconds:.3g}",
+        "hardware": ", ".join(dict.fromkeys(report.places.get(n, "not recorded") for n in parts)),
+        "real images read": _counts(own),
+    }
+    if teacher is not None and first is not teacher:
+        row["its teacher's"] = _counts(comparison.real_images_read(store, teacher, ""))
+    return row
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return "; ".join(f"{count:,} ({purpose})" for purpose, count in counts.items()) or "0"
+
+
+def _size(artifact: Artifact) -> str:
+    """Parameters and images of a classifier; width and epochs of a GAN."""
+    known, settings = artifact.metrics, artifact.settings
+    texts = [
+        (known.get("parameters"), "parameters"),
+        (known.get("train_images"), "images"),
+        (settings.get("width"), "channels"),
+        (settings.get("config", settings).get("epochs"), "epochs"),
+    ]
+    return ", ".join(f"{value:,} {what}" for value, what in texts if value)
+
+
+def deviations(report: Report, rows: Sequence[dict]) -> list[str]:
+    """One line on each thing that differs from the paper whatever the settings: of the table, of the images, of cells."""
+    asked, lines = report.asked, list(TABLES[report.asked.table].deviations)
+    if presets.data_set(asked.data) != asked.data:
+        lines.append(
+            f"images of {asked.data}: other files than the paper's, whose figures do not transfer"
+        )
+    for note in dict.fromkeys(row["note"] for row in rows if row["note"]):
+        cells = [f"{row['row']} ({row['column']})" for row in rows if row["note"] == note]
+        lines.append(note if len(cells) == len(rows) else f"{', '.join(cells)}: {note}")
+    return lines
+
+
+def settings(report: Report) -> list[tuple[str, str, str]]:
+    """(setting, here, in the paper preset) of what differs and changes something in the table."""
+    asked, unused = report.asked, ("data.name", *TABLES[report.asked.table].unused)
+    paper = configuration(asked.table, "paper", presets.data_set(asked.data))
+    return [
+        (name, value_text(ours), value_text(theirs))
+        for name, (ours, theirs) in report.made.config.differences(paper).items()
+        if not name.startswith(unused)
+    ]
+
+
+def write(reports: Iterable[Report], out: Path, estimate: str, command: str) -> Path:
+    """Write tables.html, a CSV for each table and results.json; returns the page's path."""
+    content, sections = {}, []
+    for report in reports:
+        found = {}
+        with only_finding():
+            for name, part in report.made.parts.items():
+                with suppress(NotMade):
+                    found[name] = part.make()
+        rows = [cell_row(report, cell, found) for cell in report.made.cells]
+        name, differ = report.asked.table, settings(report)
+        content[name] = {
+            "title": report.asked.title,
+            "cells": rows,
+            "deviations": deviations(report, rows),
+            "settings": differ,
+            "keys": {part: [one.key for one in made] for part, made in found.items()},
+            "hardware": report.places,
+            "errors": report.errors,
+        }
+        (out / "tables").mkdir(parents=True, exist_ok=True)
+        with open(out / "tables" / f"{name}.csv", "w", newline="") as file:
+            lines = ([row[column] for column in HEAD.split(",")] for row in rows)
+            csv.writer(file).writerows([HEAD.split(","), *lines])
+        body = [[row[column] for column in SHOWN.split(",")] for row in rows]
+        places = dict.fromkeys(str(row["hardware"]) for row in rows if row["seeds"] != "–")
+        where = "; ".join(places)
+        sections.append((name, report.asked.title, where, body, deviations(report, rows), differ))
+    known = provenance.describe()
+    save_json(
+        out / "results.json",
+        {"tables": content, "estimate": estimate, "command": command, "provenance": known},
+    )
+    return write_page(
+        out / "tables.html",
+        "tables.html.j2",
+        {},
+        title="The papers' tables beside ours",
+        estimate=estimate,
+        head=SHOWN.split(","),
+        sections=sections,
+        contents=[(2, table, title) for table, title, *_ in sections],
+        command=command,
+        provenance=provenance_rows({**known, "seeds": {}}),
+    )
+
+
+def run_tables(
+    names: Sequence[str],
+    preset: str,
+    data: str,
+    settings: Sequence[str],
+    out: str,
+    artifacts: str,
+    processes: int,
+    threads: int | None,
+    hours: float | None,
+    command: str,
+) -> tuple[Path, bool]:
+    """Estimate, refuse or make, and write; (the page's path, whether every part was made)."""
+
+    def log(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    folder = resolve(out or f"reports/tables_{preset}")
+    earlier = {}
+    with suppress(OSError, ValueError):
+        earlier = json.loads((folder / "results.json").read_text())["tables"]
+    reports = [
+        look(asked, dict(earlier.get(asked.table, {}).get("hardware", {})))
+        for asked in chosen(names, preset, data, settings, artifacts)
+    ]
+    estimate = estimate_text(reports)
+    log(estimate)
+    refuse(reports, hours, processes)
+    train(reports, processes, threads, log)
+    return write(reports, folder, estimate, command), not any(r.errors for r in reports)

@@ -1,0 +1,141 @@
+"""What a paper's table is made of: parts that are trained, what they cost, and cells that stand beside the paper's figures."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from dfkd_lib import synthesis, training
+from dfkd_lib.core import Artifact, Config, Store
+from dfkd_lib.datasets import ImageSet
+from dfkd_lib.synthesis import CGAN
+from dfkd_lib.training import Effort, TrainConfig, classifier_effort
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that is trained for a table.
+
+    Args:
+        make: trains it, or finds it by its key: what was measured first, then what else it took time for.
+        efforts: what it costs. needs: the parts that it is built on.
+    """
+
+    make: Callable[[], list[Artifact]]
+    efforts: tuple[Effort, ...] = ()
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of a table.
+
+    Args:
+        parts: that give it, one a seed; none where `note` says what is missing.
+        value: of what such a part made. paper: the paper's, None where it gives none. note: how this one deviates.
+    """
+
+    row: str
+    column: str
+    parts: tuple[str, ...] = ()
+    value: Callable[[list[Artifact]], float] = lambda made: 100 * made[0].metrics["accuracy"]
+    paper: float | None = None
+    note: str = ""
+
+
+@dataclass
+class Made:
+    """A table opened: its configuration, its parts by name ("teacher" among them), its cells."""
+
+    config: Config
+    parts: dict[str, Part] = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a paper.
+
+    Args:
+        title: what it is. method: of `presets.METHODS`. data: named sets that it can be of, the first by default.
+        build: from its configuration and data to its parts and cells.
+        deviations: lines on what differs from the paper whatever the preset.
+        unused: beginnings of settings that change nothing in it.
+    """
+
+    title: str
+    method: str
+    data: tuple[str, ...]
+    build: Callable[["Given"], Made]
+    deviations: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a table is built from."""
+
+    store: Store
+    config: Config
+    data: str
+    train_set: ImageSet
+    test_set: ImageSet
+
+    def shape(self, overrides: dict | None = None) -> dict:
+        return training.shape_of(self.train_set, overrides)
+
+    def learning(
+        self, model: str, images: int, config: TrainConfig, setting: str, overrides=None
+    ) -> Effort:
+        """A classifier's training on so many images."""
+        return classifier_effort(
+            model,
+            self.shape(overrides),
+            images * config.epochs,
+            batch_size=config.batch_size,
+            precision=config.precision,
+            setting=setting,
+        )
+
+    def looking(self, model: str, images: float, overrides: dict | None = None) -> Effort:
+        """Passes over so many images without learning."""
+        return classifier_effort(model, self.shape(overrides), images, learns=False)
+
+    def judge(self, config) -> Effort:
+        """The training of `synthesis.train_judge`."""
+        images = min(config.images, len(self.train_set)) * config.epochs
+        return classifier_effort(
+            config.model, self.shape(), images, batch_size=128, precision="bf16"
+        )
+
+    def gan(self, gan: CGAN, images: int, teacher: str) -> Iterator[Effort]:
+        """A GAN's training: its discriminator sees real images, made ones, and made ones again for the generator's gradient."""
+        shape, seen = self.train_set.shape, images * gan.epochs
+        how = {
+            "batch_size": gan.batch_size,
+            "precision": gan.precision,
+            "setting": "gan.batch_size",
+        }
+        classes = self.train_set.classes
+
+        def labels(count: int) -> torch.Tensor:
+            return torch.zeros(count, dtype=torch.int64)
+
+        yield Effort(
+            f"generator {gan.width}, {shape[0]}, {len(classes)}",
+            lambda: gan.new_generator(classes, shape),
+            lambda count: (labels(count), torch.zeros(count, gan.latent)),
+            seen * 4 / 3,
+            **how,
+        )
+        yield Effort(
+            f"discriminator {gan.d_width}, {shape[0]}, {len(classes)}",
+            lambda: gan.networks(synthesis.Given(None, classes, shape))["discriminator"],
+            lambda count: (torch.zeros(count, shape[0], 32, 32), labels(count)),
+            seen * 3,
+            **how,
+        )
+        if gan.lam:
+            sizes = {"batch_size": max(1, round(gan.attention_share * gan.batch_size))}
+            passes = seen * gan.attention_share
+            yield classifier_effort(teacher, self.shape(), passes, **{**how, **sizes})

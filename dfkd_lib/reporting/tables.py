@@ -1,0 +1,355 @@
+"""The papers' tables: what each is made of, the papers' figures, and where ours deviate.
+
+A table is parts (what is trained, by the studies that notebooks use, with what it costs) and cells (a figure of the paper,
+and the parts, one a seed, that give ours).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
+
+from dfkd_lib import datasets, presets, training
+from dfkd_lib.core import Artifact, Config, Store, WorkbenchError
+from dfkd_lib.distill import ClassificationConfig, EarlyConfig, Study, TitnConfig, comparison, titn
+from dfkd_lib.distill.early import ARMS
+from dfkd_lib.distill.scores import SCORES, gigaflops, scores
+from dfkd_lib.metrics import check_inception
+from dfkd_lib.reporting.papers import paper_number
+from dfkd_lib.reporting.parts import Cell, Given, Made, Part, Table
+from dfkd_lib.synthesis import CGAN
+from dfkd_lib.training import Effort, classifier_effort
+
+SPACES = {"classifier": "own classifier", "teacher": "teacher's tokens", "inception": "Inception"}
+LAMBDAS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
+CNN_TEACHERS = ("vgg16_bn", "resnet9")
+ADAM_LR = 1e-3  # of Adam and AdamW, for which SGD's 0.1 is too much
+
+
+def configuration(name: str, preset: str, data: str, overrides: str = "") -> Config:
+    """The settings of a table: the preset's, the data set's profile over them, then overrides."""
+    return presets.load(TABLES[name].method, preset, overrides, data=data)
+
+
+def open_table(name: str, store: Store, config: Config) -> Made:
+    """A table's parts and cells; WorkbenchError if its data are not there."""
+    sets = datasets.load_splits(config.data)
+    return TABLES[name].build(Given(store, config, presets.data_set(config.data.name), *sets))
+
+
+# -- paper A ---------------------------------------------------------------------------------------------------------
+
+
+def _teacher(given: Given) -> Part:
+    config = given.config
+    study = Study(given.store, config)
+    if config.teacher.source == "shipped":
+        looking = given.looking(config.teacher.model, len(given.test_set))
+        return Part(lambda: [study.teacher], (looking,))
+    images = config.teacher.images or len(given.train_set)
+    effort = given.learning(config.teacher.model, images, config.teacher, "teacher.batch_size")
+    return Part(lambda: [study.teacher], (effort,))
+
+
+def _pair(given: Given) -> Made:
+    """A Tables 4, 5: teacher and student on true and on synthetic data, by Algorithm 1."""
+    config: ClassificationConfig = given.config
+    study, teacher = Study(given.store, config), config.teacher.model
+    names = {"study": study, "cfg": config, "step": config.weights}
+    made = Made(config, {"teacher": _teacher(given)})
+    images = {
+        "real": min(config.real_images, len(given.train_set)),
+        "synthetic": config.synthetic_images,
+    }
+    gan = tuple(given.gan(config.gan, config.train_images, teacher))
+    made.parts["GAN"] = Part(lambda: study.images("synthetic")[1], gan, ("teacher",))
+    for name, task in presets.tasks("classification")(names).items():
+        source = "synthetic" if "synthetic" in name else "real"
+        needs = ("teacher",) if source == "real" else ("teacher", "GAN")
+        many = images[source]
+        if name.startswith("teacher"):
+            training_of = config.teacher.replace(epochs=config.teacher_synthetic_epochs)
+            efforts = (given.learning(teacher, many, training_of, "teacher.batch_size"),)
+        else:
+            student, batch = config.student, "student.batch_size"
+            times = 1 if student.augment == training.Augmentation() else student.epochs
+            efforts = (
+                given.learning(student.model, student.images or many, student, batch),
+                given.looking(teacher, times * (student.images or many)),
+            )
+        made.parts[name] = Part(partial(_alone, task), efforts, needs)
+    for source, column in (("real", "true data"), ("synthetic", "synthetic")):
+        for who in ("teacher", "student"):
+            paper, _ = paper_number(given.data, f"{who}_{source}_accuracy")
+            parts = [n for n in made.parts if n.startswith(f"{who}, {source}")]
+            note = "each seed on the same images"
+            if who == "teacher":
+                parts = ["teacher"] if source == "real" else parts
+                note = "" if source == "real" else "its architecture on the GAN's images and labels"
+            cell = Cell(who, column, tuple(parts), paper=paper and 100 * paper, note=note)
+            made.cells.append(cell)
+    return made
+
+
+def _alone(task: Callable[[], Artifact]) -> list[Artifact]:
+    return [task()]
+
+
+def _gans(given: Given, lambdas: Sequence[float] = ()) -> Made:
+    """A Table 2: both GANs at equal epochs, in each feature space; or the distance against λ."""
+    config, teacher = given.config, given.config.teacher.model
+    arms = {f"λ = {lam:g}": config.gan.replace(lam=lam) for lam in lambdas}
+    arms = arms or comparison.arms(config.gan)
+    first = Study(given.store, config)
+    judge = Part(lambda: [first.reference], (given.judge(config.feature),), ("teacher",))
+    made = Made(config, {"teacher": _teacher(given), "judge": judge})
+    missing = {}
+    try:
+        check_inception(config.feature.download)
+    except WorkbenchError as error:
+        missing["inception"] = f"not measured: {error.what}; {error.fix}"
+    spaces = [space for space in SPACES if space not in missing]
+    studies = [Study(given.store, config.override({"feature.space": one})) for one in spaces]
+    images = min(config.claim_images or config.train_images, len(given.train_set))
+    for arm, gan in arms.items():
+        efforts = tuple(given.gan(gan, images, teacher))
+        for seed in config.seeds:
+            make = partial(_distances, studies, gan, seed)
+            made.parts[f"{arm}, seed {seed}"] = Part(make, efforts, ("teacher", "judge"))
+    for arm, (space, title) in product(arms, SPACES.items()):
+        inception = space == "inception"
+        made.cells.append(
+            Cell(
+                arm,
+                f"Fréchet distance, {title}",
+                () if space in missing else tuple(f"{arm}, seed {s}" for s in config.seeds),
+                partial(_distance, spaces.index(space)) if space in spaces else _distance,
+                paper_number(given.data, f"frechet_{arm}")[0] if inception else None,
+                missing.get(space, "" if inception else "the paper's is of Inception"),
+            )
+        )
+    return made
+
+
+def _distances(studies: Sequence[Study], gan: CGAN, seed: int) -> list[Artifact]:
+    """One GAN, measured in every space: its training, then the measures."""
+    found = [comparison.one_gan(study, gan, seed) for study in studies]
+    return [found[0]["trained"], *(one["measures"] for one in found)]
+
+
+def _distance(place: int, made: list[Artifact]) -> float:
+    return made[1 + place].metrics["frechet"]
+
+
+# -- paper B ---------------------------------------------------------------------------------------------------------
+
+
+def _early(given: Given) -> Made:
+    """B: accuracy against the share of the images; at all of them every arm, which differ in one thing each."""
+    config: EarlyConfig = given.config
+    store, sets = given.store, (given.train_set, given.test_set)
+    made = Made(config)
+    made.parts["teacher"] = Part(
+        lambda: [config.teacher(store, *sets)], (given.judge(config.feature),)
+    )
+
+    def make(arm: str, share: float, seed: int) -> list[Artifact]:
+        pool, (teacher,) = sets[0].sample(config.images, 5), made.parts["teacher"].make()
+        return config.run(store, arm, teacher, pool, sets[1], share, seed)[::-1]
+
+    shares = sorted(map(float, config.shares.split(",")))
+    for arm, share in product(ARMS, shares):
+        if share < shares[-1] and arm not in ("DearKD", "plain"):
+            continue
+        parts = {f"{arm}, {100 * share:g} %, seed {seed}": seed for seed in config.seeds}
+        for name, seed in parts.items():
+            work = partial(make, arm, share, seed)
+            made.parts[name] = Part(work, tuple(_early_efforts(given, arm)), ("teacher",))
+        note = "as many image passes as every other"
+        made.cells.append(Cell(arm, f"{100 * share:g} % of the images", tuple(parts), note=note))
+    made.cells.insert(0, Cell("CNN teacher", "100 % of the images", ("teacher",)))
+    return made
+
+
+def _early_efforts(given: Given, arm: str) -> Iterator[Effort]:
+    config, how = given.config, ARMS[arm]
+    model, overrides = config.architecture(how)
+    shape = given.shape(overrides)
+    batch = {"batch_size": config.batch_size, "setting": "batch_size"}
+    yield classifier_effort(model, shape, config.passes, **batch)
+    if how.distils:
+        passes = config.passes * (config.first_stage if how.stages == 2 else 1)
+        yield given.looking(config.feature.model, passes)
+
+
+# -- paper C ---------------------------------------------------------------------------------------------------------
+
+
+def _titn(given: Given, names: Sequence[str] = tuple(titn.ROWS)) -> Made:
+    """C Tables 3-5: every model from each seed."""
+    config: TitnConfig = given.config
+    store, sets = given.store, (given.train_set, given.test_set)
+    made = Made(config)
+    made.parts["teacher"] = Part(
+        lambda: [config.teacher(store, *sets)], (given.judge(config.feature),)
+    )
+    paper = titn.PAPER.get(given.data, {})
+    students = {name: one for name, one in config.students().items() if name in names}
+    tasks = presets.tasks("titn")(
+        {"store": store, "cfg": config, "students": students, "step": None}
+    )
+    for name, task in tasks.items():
+        row = name.rpartition(", seed ")[0]
+        efforts = tuple(_titn_efforts(given, row, students[row]))
+        made.parts[name] = Part(partial(_alone, task), efforts, ("teacher",))
+    for row in ("teacher", *students):
+        parts = tuple(name for name in made.parts if name.startswith(f"{row}, seed "))
+        numbers = paper.get(row, ())
+        for place, (key, title) in enumerate(SCORES.items()):
+            if place < max(map(len, paper.values()), default=2):
+                known = numbers[place] if place < len(numbers) else None
+                cell = Cell(row, title, parts or ("teacher",), partial(_score, key), known)
+                made.cells.append(cell)
+        cost = titn.PAPER_COST.get(row)
+        known = cost[0] / 1024 if cost and given.data == "cifar100" else None
+        made.cells.append(Cell(row, "GMACs", (parts or ("teacher",))[:1], _gmacs, known))
+    return made
+
+
+def _titn_efforts(given: Given, row: str, student) -> Iterator[Effort]:
+    config = given.config
+    images = config.images or len(given.train_set)
+    overrides = config.overrides(row, given.train_set.shape[1])
+    yield given.learning(student.model, images, student, "batch_size", overrides)
+    if row not in titn.ONE_HEAD:
+        yield given.looking(config.feature.model, images * student.epochs)
+
+
+def _score(key: str, made: list[Artifact]) -> float:
+    return 100 * scores(made[0])[key]
+
+
+def _gmacs(made: list[Artifact]) -> float:
+    return gigaflops(made[0]) / 2
+
+
+def _drop(given: Given) -> Made:
+    """C Table 6: what is lost from the teacher to TITN."""
+    made = _titn(given, ("TITN",))
+    parts = tuple(name for name in made.parts if name != "teacher")
+    before, after = titn.PAPER_DROP if given.data == "cifar10" else (None, None)
+
+    def difference(student: list[Artifact]) -> float:
+        (teacher,) = made.parts["teacher"].make()
+        return 100 * (student[0].metrics["accuracy"] - teacher.metrics["accuracy"])
+
+    lost = None if before is None else after - before
+    made.cells = [
+        Cell("teacher", "top-1 before", ("teacher",), paper=before),
+        Cell("TITN", "top-1 after", parts, paper=after),
+        Cell("TITN", "difference", parts, difference, lost),
+    ]
+    return made
+
+
+def _optimizers(given: Given) -> Made:
+    """C Table 2: TITN by each optimizer, and from each teacher."""
+    changes = {f"optimizer {name}": {"optimizer": name} for name in ("sgd", "adam", "adamw")}
+    changes |= {f"teacher {name}": {"feature.model": name} for name in CNN_TEACHERS}
+    whole = Made(given.config)
+    for row, change in changes.items():
+        config = given.config.override(change)
+        if config.optimizer != "sgd" and given.config.optimizer == "sgd":
+            config = config.replace(lr=ADAM_LR)
+        one = _titn(replace(given, config=config), ("TITN",))
+        named = {name: f"{row}: {name}" for name in one.parts}
+        own = config.feature == given.config.feature
+        if own:
+            named["teacher"] = "teacher"
+        for name, part in one.parts.items():
+            needs = tuple(named[need] for need in part.needs)
+            whole.parts[named[name]] = replace(part, needs=needs)
+        students = tuple(new for old, new in named.items() if old != "teacher")
+        note = f"lr {config.lr:g}, {config.optimizer}"
+        whole.cells.append(Cell(row, "TITN, top-1", students, note=note))
+        if not own:
+            whole.cells.append(Cell(row, "teacher, top-1", (named["teacher"],)))
+    return whole
+
+
+_GAN_NOTE = "λ and epochs are ours: the paper names neither"
+_SIZE_NOTE = (
+    "teacher and students of the GAN's images and labels are our reading of “synthetic data”"
+)
+_ARMS_NOTE = (
+    "the paper's figures are of ImageNet: 74.8 % with half of the images, +2.6 over DeiT-Ti"
+)
+_C_NOTE = "heads 3 and 2 are those of the published TNT-Ti; the paper is silent"
+_MAKERS = (
+    "guided",
+    "inversion",
+    "maker",
+    "claim",
+    "probe_",
+    "adversarial",
+    "batch_norm",
+    "entropy",
+)
+_NO_GAN_TABLE = ("student", "weights", "real_images", "synthetic", "teacher_synthetic", *_MAKERS)
+_A2 = ("mnist", "cifar10", "cifar100")
+TABLES: dict[str, Table] = {
+    "A2": Table(
+        "A Table 2: distance at equal epochs", "synthesis", _A2, _gans, (_GAN_NOTE,), _NO_GAN_TABLE
+    ),
+    "A2L": Table(
+        "A Table 2's distance against λ",
+        "synthesis",
+        _A2,
+        partial(_gans, lambdas=LAMBDAS),
+        ("not in the paper, which names no λ",),
+        _NO_GAN_TABLE,
+    ),
+    "A4": Table(
+        "A Table 4: MNIST pair",
+        "classification",
+        ("mnist",),
+        _pair,
+        (_GAN_NOTE, _SIZE_NOTE),
+        ("feature", *_MAKERS),
+    ),
+    "A5": Table(
+        "A Table 5: CIFAR-10 pair",
+        "classification",
+        ("cifar10",),
+        _pair,
+        (_GAN_NOTE, _SIZE_NOTE),
+        ("feature", *_MAKERS),
+    ),
+    "B": Table(
+        "B: accuracy against the share of the images, and what each part is worth",
+        "early",
+        ("cifar10", "mnist", "cifar100"),
+        _early,
+        (_ARMS_NOTE, "the source at hand is a summary: METHODS, Deviations"),
+    ),
+    "C2": Table(
+        "C Table 2: optimizers and teachers",
+        "titn",
+        ("cifar10", "mnist", "cifar100"),
+        _optimizers,
+        (_C_NOTE, "its figures are not in METHODS: none stand beside ours"),
+    ),
+    "C3": Table("C Table 3: CIFAR-100", "titn", ("cifar100",), _titn, (_C_NOTE,)),
+    "C4": Table("C Table 4: CIFAR-10", "titn", ("cifar10",), _titn, (_C_NOTE,)),
+    "C5": Table("C Table 5: MNIST", "titn", ("mnist",), _titn, (_C_NOTE,)),
+    "C6": Table("C Table 6: what is lost from VGG16-BN to TITN", "titn", ("cifar10",), _drop),
+}
+# Name of a figure of a paper -> what draws it: notebook and data sets.
+FIGURES = {
+    "A Figures 1-4": ("10", "attention maps, probes, class probes"),
+    "A Figures 6-8": ("20", "attention loss, images, distance over epochs"),
+    "A Figures 10-13": ("30", "accuracy and loss over epochs, confusion"),
+    "A Figures 14-19": ("40", "detection"),
+    "B, accuracy against share": ("50", "early features"),
+    "C Figure 4 and tables": ("60", "TITN"),
+}

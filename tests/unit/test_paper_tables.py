@@ -1,0 +1,274 @@
+"""The papers' tables: the presets hold METHODS.md's numbers, costs are counted, what cannot be is refused first."""
+
+import csv
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from dfkd_lib import presets
+from dfkd_lib.core import REPOSITORY, Store, WorkbenchError
+from dfkd_lib.distill import early, titn
+from dfkd_lib.pipeline import tables
+from dfkd_lib.reporting.papers import PAPERS
+from dfkd_lib.reporting.parts import Cell, Made, Part, Table
+from dfkd_lib.reporting.tables import TABLES, configuration
+from dfkd_lib.training import Effort, classifier_effort, effort
+
+METHODS = (REPOSITORY / "dfkd_lib" / "METHODS.md").read_text()
+
+
+def methods_table(head: str) -> list[list[str]]:
+    """The rows of the table of METHODS.md whose first line begins so."""
+    lines = METHODS[METHODS.index(f"| {head}") :].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def numbers(cells):
+    return [None if cell == "–" else float(cell) for cell in cells]
+
+
+SETTINGS = methods_table("method | data | setting")[2:]
+
+
+@pytest.mark.parametrize("method, data, name, value, source", SETTINGS)
+def test_the_paper_preset_holds_what_methods_says(method, data, name, value, source):
+    for one in presets.PROFILES if data == "–" else [data]:
+        config = presets.of_preset(method, "paper", one)
+        assert config.override({name: value}) == config, f"{one}: {config[name]}"
+
+
+def test_the_papers_figures_are_those_of_methods():
+    (_, *rows) = methods_table("A Table 2, FID")[1:]
+    sets = ["mnist", "cifar10", "cifar100"]
+    for data, (_, vanilla, augmented) in zip(sets, methods_table("A Table 2, FID")[2:]):
+        assert PAPERS["A Table 2"][data, "frechet_vanilla"] == float(vanilla)
+        assert PAPERS["A Table 2"][data, "frechet_augmented"] == float(augmented)
+    pairs = {row[0]: numbers(row[1:]) for row in methods_table("A Tables 4, 5")[2:]}
+    for place, data, title in (
+        ("A Table 4", "mnist", "MNIST"),
+        ("A Table 5", "cifar10", "CIFAR-10"),
+    ):
+        for source, column in (("real", "true data"), ("synthetic", "synthetic")):
+            for who, number in zip(("teacher", "student"), pairs[f"{title}, {column}"]):
+                assert 100 * PAPERS[place][data, f"{who}_{source}_accuracy"] == pytest.approx(
+                    number
+                )
+    (head, _, *rows) = methods_table("C Tables 3-5, top-1")
+    for row in rows:
+        known = titn.PAPER[row[0].lower().replace("-", "")]
+        for name, number in zip(head[1:], numbers(row[1:])):
+            assert (known[name][0] if name in known else None) == number, (row[0], name)
+
+
+def linear(images=1000, batch_size=50, **how):
+    return Effort(
+        f"linear {how}",
+        lambda: nn.Linear(300, 200),
+        lambda count: (torch.zeros(count, 300),),
+        images,
+        batch_size,
+        **how,
+    )
+
+
+def test_operations_and_memory_of_a_linear_layer_are_known():
+    learning, looking = linear(), linear(learns=False)
+    assert (
+        looking.operations == 1000 * 2 * 300 * 200 and learning.operations == 3 * looking.operations
+    )
+    assert looking.memory == 4 * 300 * 200 + 4 * 200
+    # Weights, gradients and Adam's two moments; of each image of the batch the input.
+    assert learning.memory == 4 * looking.memory + 4 * 50 * 300
+    assert learning.memory_of(2) < learning.memory and learning.seconds > 0
+    assert learning.fitting_batch(learning.memory_of(32)) == 32 and learning.fitting_batch(10) == 0
+
+
+def test_a_rate_is_measured_once(monkeypatch):
+    first = classifier_effort("cnn_small", {"img_size": 8, "in_chans": 1, "num_classes": 3}, 5)
+    assert first.seconds
+    monkeypatch.setattr(effort, "_measure", None)
+    more = classifier_effort("cnn_small", {"img_size": 8, "in_chans": 1, "num_classes": 3}, 50)
+    assert more.seconds == pytest.approx(10 * first.seconds)
+
+
+def refused(call, *args):
+    with pytest.raises(WorkbenchError) as caught:
+        call(*args)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "names, data, settings, fix",
+    [
+        (["A3"], "", [], "did you mean"),
+        (["A4"], "cifar10", [], "A5"),
+        (["A4"], "nowhere", [], "leave --data out"),
+        (["A4"], "", ["student.epochs=1"], "--set A4."),
+        (["A4"], "", ["A5.seeds=0"], "--set A4."),
+    ],
+)
+def test_what_is_no_table_no_data_and_no_setting_is_refused(names, data, settings, fix, tmp_path):
+    error = refused(tables.chosen, names, "smoke", data, settings, str(tmp_path))
+    assert fix in error.fix
+
+
+def test_data_go_to_the_tables_they_are_of(tmp_path):
+    for name in presets.CIFAR_CLASSES["cifar10"]:
+        (tmp_path / "photographs" / "train" / name).mkdir(parents=True)
+    folder = str(tmp_path / "photographs")
+    asked = tables.chosen(["a4", "A5", "C6"], "smoke", folder, ["a5.seeds=3"], str(tmp_path))
+    assert [one.data for one in asked] == ["mnist", folder, folder]
+    assert [one.overrides for one in asked] == ["", "seeds=3", ""]
+    config = configuration("A5", "paper", folder, "seeds=3")
+    assert config.teacher.model == "deit_base_patch4_32" and config.seeds == (3,)
+
+
+def test_data_that_are_not_there_are_refused_with_what_would():
+    error = refused(tables.opened, tables.Asked("C3", "smoke", "cifar100", "", "unused"))
+    assert "folder of class folders" in error.fix
+
+
+def report(efforts, preset, names=("one",), table="A4"):
+    made = Made(configuration(table, "smoke", "mnist"), {n: Part(list, efforts) for n in names})
+    asked = tables.Asked(table, preset, "mnist", "", "unused")
+    seconds = sum(one.seconds for one in efforts) * len(names)
+    return tables.Report(asked, made, list(names), {}, {}, seconds, 1.0)
+
+
+def hours(count):
+    """An effort of so many hours here."""
+    one = linear()
+    return linear(images=one.images * count * 3600 / one.seconds)
+
+
+def test_a_night_of_more_than_eight_hours_is_refused_with_the_tables_that_fit():
+    tables.refuse([report([hours(7.9)], "night")], None, 1)
+    error = refused(
+        tables.refuse,
+        [report([hours(7)], "night"), report([hours(2)], "night", table="C5")],
+        None,
+        1,
+    )
+    assert "8 hours" in error.what and "dfkd tables C5" in error.fix
+    names = ("one, seed 0", "one, seed 1")
+    error = refused(tables.refuse, [report([hours(5)], "night", names)], None, 1)
+    assert "--set A4.seeds=0" in error.fix
+    tables.refuse([report([hours(7)], "night", names)], 15, 1)
+
+
+def test_the_papers_sizes_without_a_gpu_are_refused_where_they_take_days():
+    tables.refuse([report([hours(1)], "paper")], None, 1)
+    error = refused(tables.refuse, [report([hours(100)], "paper")], None, 1)
+    assert "GPU" in error.what and "--preset night" in error.fix
+    tables.refuse([report([hours(100)], "quick")], None, 1)
+
+
+def test_what_does_not_fit_memory_is_refused_with_the_batch_that_would(monkeypatch):
+    large = linear(batch_size=4096, setting="student.batch_size")
+    monkeypatch.setattr(tables.training, "free_memory", lambda: large.memory_of(300) / tables.ROOM)
+    error = refused(tables.refuse, [report([large], "smoke")], None, 1)
+    assert error.fix == "--set A4.student.batch_size=256 would"
+
+
+def test_the_arms_of_b_differ_in_one_thing_each():
+    def differences(a, b):
+        return sum(x != y for x, y in zip(early.ARMS[a], early.ARMS[b]))
+
+    for name in ("DeiT", "convolutional attention", "early features"):
+        assert differences(name, "plain") == 1
+    assert differences("DearKD", "DearKD, stage 1 alone") == 1
+
+
+@pytest.fixture
+def small_table(monkeypatch, tmp_path):
+    """A table of two students whose training is to write a number down."""
+    store = Store(tmp_path / "artifacts")
+
+    def student(seed):
+        def make(work):
+            if seed == 9:
+                raise ValueError("it broke")
+            return {"accuracy": 0.5 + seed / 10, "parameters": 7}
+
+        return [store.get_or_make("student", {"seed": seed}, make)]
+
+    def build(given):
+        parts = {f"student, seed {s}": Part(lambda s=s: student(s), (linear(),)) for s in (0, 1, 9)}
+        parts["teacher"] = Part(lambda: student(5), (linear(),))
+        cells = [
+            Cell("student", "<top-1>", tuple(parts)[:2], paper=61.5),
+            Cell("broken", "top-1", ("student, seed 9",)),
+            Cell("none", "top-1", note="its weights are missing"),
+        ]
+        return Made(given.config, parts, cells)
+
+    monkeypatch.setitem(TABLES, "T", Table("A small table", "classification", ("mnist",), build))
+    tables.opened.cache_clear()
+    yield str(tmp_path / "artifacts"), str(tmp_path / "out")
+    tables.opened.cache_clear()
+
+
+def test_a_table_is_made_once_and_written_with_papers_figure_ours_and_notes(small_table, capsys):
+    artifacts, out = small_table
+    how = ("smoke", "", [], out, artifacts, 1, None, None, "dfkd tables T")
+    page, whole = tables.run_tables(["T"], *how)
+    said = capsys.readouterr().err
+    assert not whole and re.search(r"4 of 4 parts .*operations, about", said.splitlines()[0])
+    head, first, broken, none = csv.reader((page.parent / "tables" / "T.csv").open())
+    row = dict(zip(head, first))
+    assert (row["paper"], row["ours"], row["size"]) == (
+        "61.5",
+        "50.00, 60.00 (n = 2)",
+        "7 parameters",
+    )
+    assert row["hardware"] == tables.machine() and row["real images read"] == "0"
+    assert "it broke" in broken[-1] and none[3] == "–" and none[-1] == "its weights are missing"
+    text = page.read_text()
+    assert (
+        "&lt;top-1&gt;" in text and "its weights are missing" in text and "student.epochs" in text
+    )
+    saved = json.loads((page.parent / "results.json").read_text())["tables"]["T"]
+    assert saved["cells"][0]["values"] == [50.0, 60.0]
+    tables.run_tables(["T"], *how)
+    assert (
+        "1 of 4 parts" in capsys.readouterr().err
+    )  # the others are found, and where they were made is known
+    again = dict(zip(*list(csv.reader((page.parent / "tables" / "T.csv").open()))[:2]))
+    assert again == row
+
+
+@pytest.mark.slow
+def test_every_table_is_made_of_a_few_images(tmp_path):
+    """C5 and B on digits, A2 and A5 on photographs of ten classes, each cell with a number or what is missing."""
+    noise = torch.Generator().manual_seed(0)
+    for split, name, place in (
+        (split, name, place)
+        for split in ("train", "test")
+        for name in presets.CIFAR_CLASSES["cifar10"]
+        for place in range(6)
+    ):
+        folder = tmp_path / "cifar" / split / name
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (32, 32, 3), generator=noise, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{place}.png")
+    small = ["A2.seeds=0", "A5.seeds=0", "C6.seeds=0", "B.passes=60", "B.seeds=0", "C5.images=20"]
+    page, whole = tables.run_tables(
+        ["A2", "A5", "B", "C5", "C6"],
+        "smoke",
+        str(tmp_path / "cifar"),
+        [*small, "A2.feature.fid_images=50", "A2.gan.epochs=1", "C5.seeds=0"],
+        str(tmp_path / "out"),
+        str(tmp_path / "artifacts"),
+        1,
+        None,
+        None,
+        "dfkd tables",
+    )
+    assert whole
+    for name, table in json.loads((page.parent / "results.json").read_text())["tables"].items():
+        for cell in table["cells"]:
+            assert cell["ours"] != "–" or "not measured" in cell["note"], (name, cell)
