@@ -17,7 +17,7 @@ from dfkd_lib.datasets.images import (
 )
 from dfkd_lib.datasets.scene_source import GENERATED, SCENES, SceneConfig, Scenes, open_scenes
 from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
-from dfkd_lib.datasets.sources import load_images
+from dfkd_lib.datasets.sources import load_images, read_image
 
 __all__ = [
     "FILL",
@@ -40,6 +40,7 @@ __all__ = [
     "open_scenes",
     "random_flip",
     "random_shift",
+    "read_image",
     "repair_coco",
     "to_float",
     "to_uint8",

@@ -6,8 +6,9 @@ from pathlib import Path
 from dfkd_lib import plots
 from dfkd_lib.ablation import Outcome, saved_jobs, summary, tidy
 from dfkd_lib.widgets.browse import Browse, View
+from dfkd_lib.widgets.choice import Choice
 from dfkd_lib.widgets.panel import Panel
-from dfkd_lib.widgets.viewer import Choice, Viewer, named
+from dfkd_lib.widgets.viewer import Viewer, named
 
 __all__ = [
     "Choice",

@@ -82,12 +82,13 @@ class AblationLab(Widget):
 
     def _try(self, act) -> None:
         """Act, and show in `status` what was done, or in `error` and `field` what was wrong."""
-        self.status = self.field = ""
 
         def noted() -> None:
             self.status = act() or ""
 
-        super()._try(noted)
+        with self.hold_sync():  # one message: an error is never shown without the control to blame
+            self.status = self.field = ""
+            super()._try(noted)
 
     def _failed(self, error: Exception) -> None:
         super()._failed(error)

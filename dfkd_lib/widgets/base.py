@@ -43,10 +43,10 @@ class Widget(anywidget.AnyWidget):
         self.options = {**shared, **options}
         self.on_msg(self._on_message)
 
-    def _on_message(self, _, content: dict, __) -> None:
+    def _on_message(self, _, content: dict, buffers) -> None:
         act = getattr(self, f"do_{content.get('do')}", None)
         if act is not None:
-            self._try(lambda: act(content))
+            self._try(lambda: act({**content, "buffers": buffers}))
         self._answer(content)
 
     def _answer(self, content: dict) -> None:

@@ -8,12 +8,13 @@ const CHOSEN = "#56b4e9";
 const KINDS = { cross: "detections over the image", encoder: "image tokens" };
 const WAYS = { attention: "attention", rollout: "attention rollout", gradient: "gradient-weighted", similarity: "similar patches" };
 const share = (value) => `${(100 * value).toPrecision(3)} %`;
+const MOST = 8;       // megabytes of an own image: Jupyter's connection breaks at 10
 const own = (list) => list.map((name) => [name, name]);
 const ARROWS = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
 const between = (low, value, high) => Math.max(low, Math.min(value, high));
 
 function render({ model, el }) {
-  const options = model.get("options"), { ask, answered } = asker(model), { error, saved, show } = reports(model);
+  const options = model.get("options"), { ask, answered } = asker(model), { error, saved, show, problem } = reports(model);
   let view = null, panels = [], gallery = null;
 
   // -- the controls ----------------------------------------------------------------------------------------------------
@@ -36,19 +37,38 @@ function render({ model, el }) {
   const partner = make("span", {}, earlier, button("", "▶", () => nextPartner(1), "next image of this class there"));
   const kindLabel = labelled("attention of", kind), thresholdLabel = labelled("score from", threshold, thresholdText);
   const foot = make("span", { className: "quiet" });
+  // An image of one's own: picked, dropped anywhere on the explorer, or pasted.
+  const picker = make("input", { type: "file", accept: "image/*", className: "own", hidden: true, onchange: () => { take(picker.files); picker.value = ""; } });
+  const pick = button("pick", "own image …", () => picker.click(), "or drop or paste one here");
+  async function take(files) {
+    const [file] = [...files].filter((one) => one.type.startsWith("image/"));
+    if (!file) return problem("what was dropped or pasted is no image file\n  fix: give a file of an image");
+    if (file.size > MOST * 1e6) {
+      return problem(`the image is too large\n  expected: at most ${MOST} MB\n  got: ${(file.size / 1e6).toFixed(1)} MB\n  fix: make it smaller, or choose it by its path: explorer.choose(data="/path/to/image.jpg")`);
+    }
+    problem("");
+    model.send({ do: "own", name: file.name }, undefined, [await file.arrayBuffer()]);
+  }
+  const given = (event) => event.dataTransfer ?? event.clipboardData;
+  for (const name of ["drop", "paste"]) {
+    el.addEventListener(name, (event) => { if (given(event)?.files.length) { event.preventDefault(); event.stopPropagation(); take(given(event).files); } });
+  }
+  el.addEventListener("dragover", (event) => { if ([...given(event).types].includes("Files")) { event.preventDefault(); event.stopPropagation(); } });
 
   function showControls() {
     const { choice, possible } = view, [first] = view.panels;
     fill(models, own(options.models), choice.model, possible.model);
-    fill(data, own(options.data), choice.data, possible.data);
+    const taken = options.data.includes(choice.data) ? [] : [[choice.data, choice.data.split(/[\\/]/).pop()]];
+    fill(data, [...own(options.data), ...taken], choice.data, possible.data);
     const others = (list, chosen, what, word) => list.filter((n) => n !== chosen).map((n) => [`${what}:${n}`, `${word} ${n}`]);
-    fill(compare, [["", "nothing"], ...others(options.models, choice.model, "model", "model"),
+    fill(compare, [["", "nothing"], ...(options.models.length > 2 ? [["models", "all other models"]] : []),
+      ...others(options.models, choice.model, "model", "model"),
       ...others(options.data, choice.data, "data", "images")], choice.compare, possible.compare);
     fill(kind, first.kinds.map((k) => [k, KINDS[k]]), choice.kind);
     const ways = possible.weights.filter((w) => w === "attention" || !first.boxes || choice.kind === "cross");
     fill(weights, options.weights.map((w) => [w, WAYS[w]]), choice.weights, ways);
     fill(colours, own(Object.keys(options.maps)), choice.colours);
-    fill(scale, [["own", "each its own"], ["one", "one for both"]], choice.scale);
+    fill(scale, [["own", "each its own"], ["one", "one for all"]], choice.scale);
     scale.disabled = panels.length < 2;
     fill(head, [[-1, "mean"], ...Array.from({ length: view.heads }, (_, i) => [i, String(i + 1)])], choice.head);
     Object.assign(block, { max: first.blocks, value: first.block + 1 });
@@ -329,7 +349,7 @@ function render({ model, el }) {
   const failed = () => { show(); if (view) showControls(); };
   const save = (what) => button(`save-${what}`, `Save ${what}`, () => ask({ do: "save", what }));
   const away = mount(model, el, "explorer", "attention, image by image", [
-    div("bar", labelled("model", models), labelled("images", data), labelled("beside", compare, partner), kindLabel,
+    div("bar", labelled("model", models), labelled("images", data), pick, picker, labelled("beside", compare, partner), kindLabel,
       labelled("weights", weights), labelled("block", block, blockText), labelled("head", head), tokens, thresholdLabel,
       labelled("overlay", opacity, opacityText), labelled("colours", colours), labelled("scale", scale)),
     error,

@@ -1,5 +1,6 @@
 """The attention explorer: an ipywidget whose front end (explorer.js) draws on canvases the panels of a `Viewer`."""
 
+import hashlib
 from pathlib import Path
 from typing import get_args
 
@@ -9,8 +10,9 @@ import traitlets
 from dfkd_lib.attention import attention_sites, token_layout
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.widgets.base import StateWidget, color_table, front_end, rgb, thumbnails
+from dfkd_lib.widgets.choice import WEIGHTS, Choice
 from dfkd_lib.widgets.panel import Panel
-from dfkd_lib.widgets.viewer import WEIGHTS, Choice, Viewer
+from dfkd_lib.widgets.viewer import Viewer
 
 PAGE = 30  # thumbnails at a time
 SEARCHED = 2000  # images that are classified to find the wrong ones
@@ -72,6 +74,15 @@ class AttentionExplorer(StateWidget):
         self.gallery = {**self.gallery, **content["changes"]}
         self._show_gallery()
 
+    def do_own(self, content: dict) -> None:
+        """An image that was dropped, pasted or picked: kept beside the figures, so that a saved view finds it again."""
+        sent, name = bytes(content["buffers"][0]), Path(content["name"])
+        kind = name.suffix if name.suffix[1:].isalnum() else ".png"
+        place = self._place("own", [name.stem, hashlib.sha256(sent).hexdigest()[:8]])
+        path = place.with_name(place.name + kind)
+        path.write_bytes(sent)
+        self._choose({"data": str(path), "image": 0})
+
     def do_save(self, content: dict) -> None:
         parts = ["explorer", *self._parts()]
         if content.get("what") == "figure":
@@ -97,7 +108,7 @@ class AttentionExplorer(StateWidget):
             reset = {name: FRESH[name] for name in ("block", "head", "token")} | {"kind": ""}
             alike = detector(asked.model) == detector(before.model)
             # Nothing is shown where the first choice could not be had.
-            shown = before.data in self.viewer.data
+            shown = bool(before.data)
             if not alike or not shown or not fitting.fits(asked.model, before.data):
                 reset |= {"data": "", "image": 0, "compare": "", "weights": "attention"}
             elif before.weights not in fitting.ways(asked.model, before.data):
@@ -134,7 +145,7 @@ class AttentionExplorer(StateWidget):
 
     def _show_gallery(self) -> None:
         choice = self.state
-        data = self.viewer.data[choice.data]
+        data = self.viewer.fitting.images(choice.model, choice.data)
         found, note = self._found(choice, data)
         pages, page = max(1, -(-len(found) // PAGE)), self.gallery["page"]
         if page is None:  # where the chosen image is
@@ -182,8 +193,9 @@ class AttentionExplorer(StateWidget):
     def _parts(self) -> list[str]:
         """What is shown, for the names of files."""
         c = self.state
+        data = c.data if c.data in self.viewer.data else Path(c.data).stem
         head = f"head{c.head + 1}" if c.head >= 0 else "mean"
-        parts = [c.model, c.data, str(c.image), f"block{c.block + 1}", head, c.token or "class"]
+        parts = [c.model, data, str(c.image), f"block{c.block + 1}", head, c.token or "class"]
         parts += [c.weights] if c.weights != "attention" else []
         return parts + ([f"and_{c.compare}_{c.compare_image}"] if c.compare else [])
 

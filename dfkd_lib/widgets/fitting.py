@@ -5,11 +5,13 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from dfkd_lib import attention
-from dfkd_lib.datasets import ImageSet, SceneSet, to_float
+from dfkd_lib.core import WorkbenchError, resolve
+from dfkd_lib.datasets import ImageSet, SceneSet, read_image, to_float
 from dfkd_lib.models import check_images, expected_shape
 from dfkd_lib.models.detectors import Detector
 
 Data = ImageSet | SceneSet
+OWN_SIDE = 640  # longest side in pixels of an own image under a model that takes any size
 
 
 class Fitting:
@@ -22,6 +24,23 @@ class Fitting:
     def __init__(self, models: dict[str, nn.Module], data: dict[str, Data]):
         self.models, self.data = models, data
         self._tried: dict[tuple, bool] = {}
+        self._own: dict[tuple, SceneSet] = {}
+
+    def images(self, model: str, data: str) -> Data:
+        """The images of a name; of the path of an image file that image, as this model takes it.
+
+        A model of one size gets the middle square of the image at that size, any other its whole.
+
+        Raises:
+            WorkbenchError: if it is neither, or the file cannot be read.
+        """
+        if data in self.data:
+            return self.data[data]
+        net = self.models[model]
+        known = None if isinstance(net, Detector) else expected_shape(net)
+        if (data, known) not in self._own:
+            self._own[data, known] = _own(data, list(self.data), *(known or (3, None)))
+        return self._own[data, known]
 
     def fits(self, model: str, data: str) -> bool:
         """Whether the model takes these images as they are, and has attention to look at."""
@@ -29,25 +48,35 @@ class Fitting:
         def look() -> None:
             attention.attention_sites(self.models[model])
             if not isinstance(self.models[model], Detector):
-                check_images(self.models[model], tuple(self.data[data].shape), data)
+                check_images(self.models[model], tuple(images.shape), data)
 
-        colour = self.data[data].shape[0] == 3
+        images = self.images(model, data)
+        colour = images.shape[0] == 3
         wanted = colour or not isinstance(self.models[model], Detector)
         return wanted and self._try((model, data), look)
 
     def sized(self, model: str, data: str) -> int | None:
         """The side in pixels at which the model takes these images where it does not as they are; None where it does."""
         known = None if self.fits(model, data) else expected_shape(self.models[model])
-        return known[1] if known and known[0] == self.data[data].shape[0] else None
+        return known[1] if known and known[0] == self.images(model, data).shape[0] else None
+
+    def beside(self, data: str) -> list[str]:
+        """The models that can be shown with these images, at another size if need be."""
+        return [m for m in self.models if self.fits(m, data) or self.sized(m, data)]
 
     def possible(self, model: str, data: str) -> dict[str, list[str]]:
         """What can be chosen instead of, or beside, a model and its data, by names of `Choice`."""
-        beside = [f"model:{m}" for m in self.models if self.fits(m, data) or self.sized(m, data)]
+        beside = [f"model:{m}" for m in self.beside(data)]
         fitting = [d for d in self.data if self.fits(model, d)]
         return {
             "model": [m for m in self.models if any(self.fits(m, d) for d in self.data)],
             "data": fitting,
-            "compare": ["", *beside, *(f"data:{d}" for d in fitting)],
+            "compare": [
+                "",
+                *beside,
+                *["models"] * (len(beside) > 2),
+                *(f"data:{d}" for d in fitting),
+            ],
             "weights": self.ways(model, data),
         }
 
@@ -59,7 +88,7 @@ class Fitting:
             return ["attention", "gradient"]
 
         def image() -> Tensor:
-            pixels = to_float(self.data[data].subset([0]).images)
+            pixels = to_float(self.images(model, data).subset([0]).images)
             return pixels.to(next(net.parameters()).device)
 
         with torch.inference_mode():
@@ -81,7 +110,27 @@ class Fitting:
         return self._tried[key]
 
 
-def resized(pixels: Tensor, side: int) -> Tensor:
-    """Images uint8 (B, C, H, W) at another size, (B, C, side, side)."""
+def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images uint8 (B, C, H, W) at another size, (height, width)."""
     how = {"mode": "bilinear", "antialias": True}
-    return interpolate(pixels.float(), (side, side), **how).round().clamp(0, 255).byte()
+    return interpolate(pixels.float(), size, **how).round().clamp(0, 255).byte()
+
+
+def _own(data: str, names: list[str], channels: int, side: int | None) -> SceneSet:
+    """The image of a file as a scene without objects, (1, channels, side, side), or as it is up to `OWN_SIDE`."""
+    path = resolve(data)
+    if not path.is_file():
+        raise WorkbenchError(
+            "no such data",
+            expected=f"{', '.join(names)}, or the path of an image file",
+            got=data,
+            where="data",
+            fix="choose one of the expected; a relative path begins at the repository",
+        )
+    pixels = read_image(path, "L" if channels == 1 else "RGB", side, crop=True)
+    planes = torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], -1).movedim(-1, 0)[None]
+    if not side and (most := max(planes.shape[-2:])) > OWN_SIDE:
+        height, width = (max(1, round(n * OWN_SIDE / most)) for n in planes.shape[-2:])
+        planes = resized(planes, (height, width))
+    nothing = [torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.long)]
+    return SceneSet(planes.contiguous(), *nothing, ("own image",), origin=path.name)

@@ -1,77 +1,22 @@
 """What the attention explorer shows for a choice: from models, images and a choice to panels of arrays, no widget in it."""
 
-import shlex
-from typing import Literal
+from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from dfkd_lib import attention, plots
 from dfkd_lib.attention import capture_attention
 from dfkd_lib.attention.sites import pick
-from dfkd_lib.core import Config, WorkbenchError
+from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import ImageSet, SceneSet, to_float
 from dfkd_lib.metrics import sure
 from dfkd_lib.models import check_images
 from dfkd_lib.models.detectors import Detector
+from dfkd_lib.widgets.choice import Choice
 from dfkd_lib.widgets.fitting import Data, Fitting, resized
 from dfkd_lib.widgets.panel import Panel
-
-WEIGHTS = ("attention", "rollout", "gradient", "similarity")
-
-
-class Choice(Config):
-    """What is shown, as plain scalars: the explorer's state, and notebook 10's parameter `view`."""
-
-    model: str = Field("", description="name of a model given to the explorer; '' is the first")
-    data: str = Field("", description="name of a set of images; '' is the first that fits")
-    image: int = Field(
-        0,
-        description="its place in the data; of scenes that are not named the first with an object",
-    )
-    block: int = Field(-1, description="from the end if negative")
-    head: int = Field(-1, description="-1 is the mean of the heads")
-    token: str = Field(
-        "",
-        description="whose attention: class, distillation, the number of a patch, or of a detection's query for kind "
-        "cross; '' is the class token, or a detector's query of the highest score",
-    )
-    kind: str = Field("", description="encoder or, for a detector, cross; '' is its usual one")
-    weights: Literal["attention", "rollout", "gradient", "similarity"] = Field(
-        "attention",
-        description="gradient: gradient-weighted attention of the predicted class; similarity: cosine of a patch's "
-        "features with those of the others, or of another image in the same model",
-    )
-    compare: str = Field(
-        "",
-        description="model:NAME for the same image in another model, data:NAME for an image of the same class there",
-    )
-    compare_image: int = Field(0, ge=0, description="which of that class's images there")
-    threshold: float = Field(0.5, ge=0, le=1, description="score from which a detection is shown")
-    overlay: float = Field(0.55, ge=0, le=1, description="how much the weights cover the image")
-    colours: Literal["magma", "viridis", "cividis", "gray"] = Field(
-        "magma", description="the colour map"
-    )
-    scale: Literal["own", "one"] = Field(
-        "own",
-        description="one: a colour is the same weight on equal areas in both panels, whatever their grids",
-    )
-
-    @classmethod
-    def read(cls, text: str) -> "Choice":
-        """The choice that `text` wrote, as notebook 10's parameter `view`: "image=3 head=1"; "" is the default one.
-
-        Raises:
-            WorkbenchError: on a name that is none of these, or a value of another type.
-        """
-        return cls().override(text)
-
-    def text(self) -> str:
-        """What differs from the default choice, as `read` takes it."""
-        changes = {name: mine for name, (mine, _) in self.differences(Choice()).items()}
-        return " ".join(shlex.quote(f"{name}={value}") for name, value in changes.items())
 
 
 def named(things, fallback: str) -> dict:
@@ -123,7 +68,7 @@ class Viewer:
 
     def class_of(self, data: str, image: int) -> int | None:
         """The class of an image, or None for a scene."""
-        images = self.data[data]
+        images = self.data.get(data)
         return int(images.labels[image]) if isinstance(images, ImageSet) else None
 
     def settle(self, choice: Choice) -> Choice:
@@ -134,18 +79,18 @@ class Viewer:
         fitting = [n for n in self.data if not choice.data and self.fitting.fits(model, n)]
         fitting.sort(key=lambda n: isinstance(self.data[n], SceneSet) != scenes)
         data = choice.data or next(iter(fitting or self.data))
-        one_of(data, self.data, "data")
+        images = self.fitting.images(model, data)
         kind = choice.kind or self.kinds(model)[0]
         one_of(kind, self.kinds(model), "kind")
-        if choice.compare:
+        if choice.compare not in ("", "models"):
             what, _, name = choice.compare.partition(":")
-            one_of(what, ("model", "data"), "compare (before the colon)")
+            one_of(what, ("model", "data", "models"), "compare (before the colon)")
             one_of(name, self.models if what == "model" else self.data, "compare")
-        if not choice.data and not choice.image and isinstance(self.data[data], SceneSet):
+        if not choice.data and not choice.image and isinstance(images, SceneSet):
             # It opens on something to see.
-            full = (i for i, labels in enumerate(self.data[data].labels) if len(labels))
+            full = (i for i, labels in enumerate(images.labels) if len(labels))
             choice = choice.replace(image=next(full, 0))
-        within(choice.image, 0, len(self.data[data]) - 1, "image", data)
+        within(choice.image, 0, len(images) - 1, "image", data)
         sites = attention.attention_sites(self.models[model], kind)
         block = pick(choice.block, len(sites), "block")
         heads = sites[block].heads
@@ -153,15 +98,19 @@ class Viewer:
         return choice.replace(model=model, data=data, kind=kind, block=block, head=head)
 
     def panels(self, choice: Choice) -> list[Panel]:
-        """The panels of a choice: one, or two where it compares.
+        """The panels of a choice: one, or two or more where it compares.
 
         Raises:
             WorkbenchError: for a model without attention, anything out of range, images that do not fit the model.
         """
         choice = self.settle(choice)
         first, (what, _, name) = self._panel(choice), choice.compare.partition(":")
-        if what == "model":
-            return [first, self._beside(first, self._for_other(choice, name), choice)]
+        if what in ("model", "models"):
+            others = [m for m in self.fitting.beside(choice.data) if m != choice.model]
+            others = [name] if name else others
+            return [first] + [
+                self._beside(first, self._for_other(choice, m), choice) for m in others
+            ]
         if what == "data":
             other = choice.replace(data=name, image=self._partner(choice, name))
             return [first, self._beside(first, other, choice)]
@@ -210,14 +159,16 @@ class Viewer:
     @torch.inference_mode()
     def _panel(self, choice: Choice, first: Choice | None = None) -> Panel:
         """One image under one model; `first` is the choice that it stands beside."""
-        model, data = self.models[choice.model], self.data[choice.data]
+        model, data = self.models[choice.model], self.fitting.images(choice.model, choice.data)
         pixels, size = data.subset([choice.image]).images, ""
         if first and (side := self.fitting.sized(choice.model, choice.data)):
-            pixels, size = resized(pixels, side), f" resized to {side} x {side}"
+            pixels, size = resized(pixels, (side, side)), f" resized to {side} x {side}"
+        known = choice.data in self.data
+        shown_as = f"{choice.data} {choice.image}" if known else Path(choice.data).name
         of_kind = self._detector if self.is_detector(choice.model) else self._classifier
         shown = of_kind(choice, model, data, pixels, first)
         return Panel(
-            title=f"{choice.model} · {choice.data} {choice.image}{size}",
+            title=f"{choice.model} · {shown_as}{size}",
             image=pixels[0].numpy(),
             block=choice.block,
             head=choice.head,
@@ -264,7 +215,8 @@ class Viewer:
         """The cosines (N, N), where above 0, of patches with those here: of this image, or of the first in the same model."""
         there = here = attention.patch_features(model, batch, choice.block)[0]
         if first and first.model == choice.model:
-            pixels = to_float(self.data[first.data].subset([first.image]).images)
+            images = self.fitting.images(first.model, first.data)
+            pixels = to_float(images.subset([first.image]).images)
             found = attention.patch_features(model, pixels.to(batch.device), first.block)[0]
             here = found if len(found) == len(there) else here  # grids differ: by itself
         cosines = torch.cosine_similarity(here[:, None], there[None], dim=-1).clamp(min=0)

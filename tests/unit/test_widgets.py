@@ -1,12 +1,14 @@
 """Widgets: the static figure in batch, and controls that change the picture."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dfkd_lib import attention, detection, widgets
 from dfkd_lib.core import WorkbenchError
@@ -64,9 +66,9 @@ def explorer(model, images):
     return box, sent
 
 
-def ask(box, sent, **content):
+def ask(box, sent, *buffers, **content):
     sent.clear()
-    box._on_message(box, {"id": 1, **content}, [])
+    box._on_message(box, {"id": 1, **content}, list(buffers))
     return {message["kind"]: (message, buffers) for message, buffers in sent}
 
 
@@ -127,6 +129,47 @@ def test_two_models_and_two_images_side_by_side(explorer):
         message["panels"][1]["title"].endswith("more 1")
         and "class 1" in message["panels"][1]["prediction"]
     )
+
+
+def test_all_models_that_take_an_image_stand_side_by_side(model, images):
+    models = {"m": model, "cnn": create_model("cnn_small").eval(), "coarse": other_grid(28)}
+    larger = {**models, "larger": other_grid(42)}
+    viewer = widgets.Viewer(larger, {"d": images})
+    assert "models" in viewer.fitting.possible("m", "d")["compare"]
+    panels = viewer.panels(widgets.Choice(compare="models", token="38"))
+    assert [panel.title.split(" ")[0] for panel in panels] == ["m", "coarse", "larger"]
+    for panel, one in zip(panels[1:], ("coarse", "larger"), strict=True):
+        alone = viewer.panels(widgets.Choice(compare=f"model:{one}", token="38"))[1]
+        assert np.array_equal(panel.weights, alone.weights) and panel.row == alone.row
+    assert len(viewer.figure(widgets.Choice(compare="models")).axes) >= 3 * len(panels)
+    two = widgets.Viewer(dict(list(models.items())[:2]), {"d": images})
+    assert "models" not in two.fitting.possible("m", "d")["compare"]
+
+
+def test_an_own_image_is_shown_as_each_model_takes_it(explorer, model, detector, images, tmp_path):
+    box, sent = explorer
+    box.out = tmp_path
+    pixels = np.zeros((60, 90, 3), np.uint8)
+    pixels[:, 15:75, 0] = 200  # the middle square is red, the sides are black
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "PNG")
+    answers = ask(box, sent, encoded.getvalue(), do="own", name="../my cat.PNG")
+    message, buffers = answers["view"]
+    (panel,) = message["panels"]
+    assert (panel["height"], panel["width"]) == (28, 28) and "my-cat" in panel["title"]
+    assert panel["prediction"].startswith("predicted ") and answers["gallery"][0]["indices"] == [0]
+    grey = round(0.299 * 200)
+    assert all(abs(value - grey) <= 5 for value in buffers[0])  # bicubic: a little more at the sides
+    path = Path(box.view["data"])
+    assert path.parent == tmp_path / "own" and path.read_bytes() == encoded.getvalue()
+    # A saved view finds it again; each model gets the image in its own way.
+    viewer = widgets.Viewer({"m": model, "d": detector, "big": other_grid(42)}, {"some": images})
+    choice = widgets.Choice.read(box.state.text()).replace(model="m", compare="models")
+    shapes = [panel.image.shape for panel in viewer.panels(choice)]
+    assert shapes == [(1, 28, 28), (3, 60, 90), (1, 42, 42)]
+    assert viewer.panels(choice)[1].boxes is not None
+    ask(box, sent, b"no image", do="own", name="broken.png")
+    assert "an image cannot be read" in box.error and box.view["data"] == str(path)
 
 
 def other_grid(side):
