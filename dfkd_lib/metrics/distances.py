@@ -28,7 +28,8 @@ def root_sum(matrix: np.ndarray) -> float:
 
 def check_features(features: Tensor) -> None:
     """Raise WorkbenchError unless features are (N >= 2, D >= 1) and finite."""
-    finite = torch.isfinite(features).all()
+    # A sum meets every NaN and infinity, at a tenth of the time that looking at each value takes.
+    finite = features.sum(dtype=torch.float64).isfinite()
     if features.ndim != 2 or len(features) < 2 or features.shape[1] < 1 or not finite:
         raise WorkbenchError(
             "features are of too few images, or hold values that are not numbers",
@@ -66,14 +67,13 @@ def _mean_and_root(features: Tensor) -> tuple[Tensor, Tensor]:
     """The mean (D,), and X (N, D) of which Xᵀ X is the covariance, float64 on the CPU."""
     features = features.double().cpu()
     mean = features.mean(0)
-    return mean, (features - mean) / (len(features) - 1) ** 0.5
+    return mean, (features - mean).div_((len(features) - 1) ** 0.5)
 
 
 def _checked_statistics(size: int, *statistics) -> list[Tensor]:
     """Means (D,) and covariances (D, D) by turns as float64; WorkbenchError unless they are of `size` and finite."""
     parts = [torch.as_tensor(part, dtype=torch.float64).cpu() for part in statistics]
     shapes = [tuple(part.shape) for part in parts]
-    # A sum meets every NaN and infinity, at a tenth of the time that looking at each value takes.
     finite = all(part.sum().isfinite() for part in parts)
     if shapes != [(size,), (size, size)] * (len(parts) // 2) or not finite:
         raise WorkbenchError(
@@ -128,8 +128,9 @@ def frechet_distance(mu_a: Tensor, sigma_a: Tensor, mu_b: Tensor, sigma_b: Tenso
 def frechet_distance_from_features(a: Tensor, b: Tensor) -> float:
     """The distance of `frechet_distance` straight from features (Na, D) and (Nb, D).
 
-    With fewer images than dimensions on both sides, tr (Σa Σb)^½ is the sum of singular values of Xa Xbᵀ, X being the
-    centred features over √(N − 1); on one side, see `frechet_distance_to`. Exact, at the cost of the smaller matrix.
+    With fewer images than dimensions on both sides, tr (Σa Σb)^½ is the sum of the singular values of M = Xa Xbᵀ, X being
+    the centred features over √(N − 1), taken as square roots of the eigenvalues of M Mᵀ on the side of fewer images, which
+    costs half and keeps eight digits; on one side, see `frechet_distance_to`.
 
     Raises:
         WorkbenchError: on features that are not finite, too few, or of different dimensions.
@@ -138,11 +139,11 @@ def frechet_distance_from_features(a: Tensor, b: Tensor) -> float:
     few, many = (a, b) if len(a) <= len(b) else (b, a)
     if len(many) >= a.shape[1]:
         return frechet_distance_to(*statistics(many), few)
-    (mean_a, root_a), (mean_b, root_b) = _mean_and_root(a), _mean_and_root(b)
-    with controller().limit(limits=1, user_api="blas"):
-        cross = scipy.linalg.svdvals((root_a @ root_b.T).numpy(), check_finite=False).sum()
+    (mean_a, root_a), (mean_b, root_b) = _mean_and_root(few), _mean_and_root(many)
+    product = root_a @ root_b.T
+    cross = root_sum((product @ product.T).numpy())
     traces = root_a.square().sum() + root_b.square().sum()
-    return _distance(mean_a - mean_b, traces, float(cross))
+    return _distance(mean_a - mean_b, traces, cross)
 
 
 def frechet_distance_to(mu: Tensor, sigma: Tensor, features: Tensor) -> float:

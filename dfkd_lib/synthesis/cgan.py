@@ -11,11 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from dfkd_lib import training
-from dfkd_lib.attention import attention_probe
+from dfkd_lib import attention, losses, training
 from dfkd_lib.core import Artifact, Store, WorkbenchError
 from dfkd_lib.datasets import check_classes_agree, to_float
-from dfkd_lib.losses import attention_consistency_loss
 from dfkd_lib.models import Discriminator, Generator
 from dfkd_lib.models.gan import SIDE
 from dfkd_lib.synthesis.canvas import GeneratorMaker, crop_middle, fit_to_last_good, pad_to_gan
@@ -93,15 +91,15 @@ def gan_step(
     yield "discriminator", {"loss": d_loss}
     with nets.judging() as discriminator:
         score = discriminator(fake, wanted).float()
-        losses = {"adversarial": bce(score, torch.ones_like(score))}
-        total = losses["adversarial"]
+        adversarial = bce(score, torch.ones_like(score))
+        found, total = {"adversarial": adversarial}, adversarial
         if lam > 0 or nets.watching:
             part = nets.part(fake)
             with torch.set_grad_enabled(lam > 0):
-                probe = attention_probe(nets.teacher, nets.crop(fake[part]))
-                attention = attention_consistency_loss(probe, nets.probes[wanted[part]])
-            losses["attention"], total = attention, total + lam * attention
-        yield "generator", {"loss": total, **losses}
+                probe = attention.attention_probe(nets.teacher, nets.crop(fake[part]))
+                consistency = losses.attention_consistency_loss(probe, nets.probes[wanted[part]])
+            found["attention"], total = consistency, adversarial + lam * consistency
+        yield "generator", {"loss": total, **found}
 
 
 class CGAN(GeneratorMaker, StepConfig):
@@ -111,6 +109,7 @@ class CGAN(GeneratorMaker, StepConfig):
     """
 
     sees: ClassVar[tuple[str, ...]] = ("real images", "class probes")
+    own_step: ClassVar = staticmethod(gan_step)
 
     epochs: int = Field(50, ge=1, description="passes over the real images")
     batch_size: int = Field(
@@ -183,7 +182,7 @@ class CGAN(GeneratorMaker, StepConfig):
         )
         more = {"side": given.shape[1], "attention_share": self.attention_share}
         nets = Networks(**modules, teacher=teacher, probes=probes, **more)
-        steps, chosen = len(batches), self._step or gan_step
+        steps, chosen = len(batches), self._step or self.own_step
 
         def step(batch: tuple, progress: float) -> Iterator[tuple[str, dict]]:
             place = round(progress * config.epochs * steps) % steps

@@ -71,7 +71,13 @@ def test_the_step_of_notebook_20_is_the_librarys(lam):
         "losses": losses,
         "cfg": SimpleNamespace(gan=synthesis.CGAN()),
     }
-    shown = run_cell(source, names)["step"]
+    found = run_cell(source, names)
+    shown = found["gan_step"]
+    assert found["gan"]._step is None, (
+        "what it trains is found wherever the library makes these GANs"
+    )
+    edited = run_cell(source.replace("+ lam *", "+ 2 * lam *"), names)["gan"]
+    assert edited._step is not None and "2 * lam" in source.replace("+ lam *", "+ 2 * lam *")
 
     def losses_of(step):
         torch.manual_seed(0)

@@ -4,13 +4,12 @@ import pytest
 import torch
 from steps import gan_step
 
-from dfkd_lib import synthesis
+from dfkd_lib import attention, synthesis
 from dfkd_lib.attention import attention_probe
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.distill import ClassificationConfig, Study
 from dfkd_lib.models import Discriminator, Generator, create_model
-from dfkd_lib.synthesis import cgan
 
 TINY = ClassificationConfig().override(
     "teacher=train teacher.model=vit_mnist_smoke teacher.epochs=1 teacher.images=300 test_images=100 train_images=96 "
@@ -87,13 +86,13 @@ def test_the_variants_differ_in_the_attention_term_alone():
 
 def test_a_share_of_the_batch_stands_for_the_attention_loss(monkeypatch):
     """On a quarter the teacher looks at two of eight images, and nothing else of the step changes."""
-    honest, seen = cgan.attention_probe, []
+    honest, seen = attention.attention_probe, []
 
     def spied(teacher, images):
         seen.append(images)
         return honest(teacher, images)
 
-    monkeypatch.setattr(cgan, "attention_probe", spied)
+    monkeypatch.setattr(attention, "attention_probe", spied)
     (whole, _), (part, _) = run_step(2.0), run_step(2.0, share=0.25)
     assert [len(images) for images in seen] == [8, 2] and torch.equal(seen[1], seen[0][:2])
     assert part["generator"]["adversarial"].item() == whole["generator"]["adversarial"].item()

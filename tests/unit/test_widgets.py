@@ -159,7 +159,9 @@ def test_an_own_image_is_shown_as_each_model_takes_it(explorer, model, detector,
     assert (panel["height"], panel["width"]) == (28, 28) and "my-cat" in panel["title"]
     assert panel["prediction"].startswith("predicted ") and answers["gallery"][0]["indices"] == [0]
     grey = round(0.299 * 200)
-    assert all(abs(value - grey) <= 5 for value in buffers[0])  # bicubic: a little more at the sides
+    assert all(
+        abs(value - grey) <= 5 for value in buffers[0]
+    )  # bicubic: a little more at the sides
     path = Path(box.view["data"])
     assert path.parent == tmp_path / "own" and path.read_bytes() == encoded.getvalue()
     # A saved view finds it again; each model gets the image in its own way.
