@@ -43,7 +43,7 @@ def load_images(
     """A labelled real split, in memory.
 
     Args:
-        name_or_path: "mnist", "digits", "cifar10", "cifar100", or a folder with `<split>/<class>/*.png|jpg|…`; images in
+        name_or_path: "mnist", "digits", "cifar10", "cifar100" (also as a folder of this name below `root`), or a folder with `<split>/<class>/*.png|jpg|…`; images in
             sub-folders of a class's folder are of that class.
         split: "train" or "test" (a folder may also call its test images "val"); or "all" of a folder without splits,
             `<class>/*.png`, or images lying directly in it, which are one class then. Images of "all" that are not square
@@ -74,11 +74,12 @@ def load_images(
         )
     root = resolve(root)
     ledger.register_root(root, free=("artifacts", "teachers"))
-    if named:
+    own = root / name_or_path if named else None
+    if own and not (own / "train").is_dir():
         pixels, labels, classes = NAMED[name_or_path](split, root, download)
         pixels = _padded(pixels, size or pixels.shape[-1], name_or_path)
         return _image_set(pixels, labels, classes, f"{name_or_path}/{split}")
-    folder = resolve(name_or_path)
+    folder = own or resolve(name_or_path)
     if not os.path.isdir(folder):
         raise WorkbenchError(
             "no such data set",

@@ -61,6 +61,7 @@ class Table:
         build: from its configuration and data to its parts and cells.
         deviations: lines on what differs from the paper whatever the preset.
         unused: beginnings of settings that change nothing in it.
+        choice: whether it compares settings to choose from: then a tenth of the training images measures.
     """
 
     title: str
@@ -69,6 +70,7 @@ class Table:
     build: Callable[["Given"], Made]
     deviations: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    choice: bool = False
 
 
 @dataclass(frozen=True)

@@ -440,3 +440,55 @@ def test_digits_are_padded_to_a_larger_size_and_never_cut():
     assert load_images("digits", "test", size=8).fingerprint == plain.fingerprint
     with pytest.raises(WorkbenchError, match="size 8 or more"):
         load_images("digits", "test", size=7)
+
+
+def binary_cifar(root, name, head):
+    """Ten records a file whose pixels count up, in the authors' binary form."""
+    folder = root / {"cifar10": "cifar-10-batches-bin", "cifar100": "cifar-100-binary"}[name]
+    folder.mkdir()
+    parts = {"cifar10": [f"data_batch_{i}" for i in range(1, 6)], "cifar100": ["train"]}[name]
+    for number, part in enumerate(parts):
+        pixels = np.full((10, 3, 32, 32), number, np.uint8)
+        pixels[:, 1, 2, 3] = 200
+        heads = np.tile(np.arange(10, dtype=np.uint8)[:, None], (1, head))
+        heads[:, 0] = 0 if head == 2 else heads[:, 0]  # CIFAR-100's coarse label comes first
+        records = np.concatenate([heads, pixels.reshape(10, -1)], 1)
+        (folder / f"{part}.bin").write_bytes(records.tobytes())
+    names = {"cifar10": "batches.meta.txt", "cifar100": "fine_label_names.txt"}[name]
+    (folder / names).write_text("\n".join(f"class{i}" for i in range(10)) + "\n\n")
+    return folder
+
+
+@pytest.mark.parametrize("name, head, count", [("cifar10", 1, 50), ("cifar100", 2, 10)])
+def test_cifars_binary_version_is_read_in_its_order(tmp_path, name, head, count):
+    folder = binary_cifar(tmp_path, name, head)
+    images = load_images(name, "train", tmp_path)
+    assert images.pixels.shape == (count, 3, 32, 32) and images.split == f"{name}/train"
+    assert images.labels.tolist() == list(range(10)) * (count // 10)
+    assert images.classes[3] == "class3" and images.pixels[-1, 0, 0, 0] == count // 10 - 1
+    assert (images.pixels[:, 1, 2, 3] == 200).all()
+    file = sorted(folder.glob("*.bin"))[0]
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(WorkbenchError, match="bytes an image"):
+        load_images(name, "train", tmp_path)
+
+
+def test_a_named_set_may_lie_as_a_folder_of_class_folders(tmp_path):
+    for split in ("train", "test"):
+        for label, name in enumerate(("bird", "airplane")):
+            (tmp_path / "cifar10" / split / name).mkdir(parents=True)
+            grey = Image.new("RGB", (32, 32), (100 * label,) * 3)
+            grey.save(tmp_path / "cifar10" / split / name / "0.png")
+    images = load_images("cifar10", "train", tmp_path)
+    assert images.classes == ("airplane", "bird") and images.split == "cifar10/train"
+    assert images.pixels[:, 0, 0, 0].tolist() == [100, 0]
+
+
+def test_images_that_validate_are_training_images_that_nothing_learns_from():
+    whole, _ = load_splits(DataConfig(name="digits"))
+    learns, validates = load_splits(DataConfig(name="digits", validation=0.2))
+    assert len(validates) == round(0.2 * len(whole)) and len(learns) + len(validates) == len(whole)
+    assert not set(learns.places) & set(validates.places) and validates.split == "digits/train"
+    assert validates.labels.bincount().min() >= 28 and "held out" in validates.name
+    again = load_splits(DataConfig(name="digits", validation=0.2))
+    assert again[1].fingerprint == validates.fingerprint
