@@ -4,15 +4,12 @@ A method's defaults are its paper's settings wherever the paper gives one, so `p
 laptop's, `smoke` the tests', `night` the papers' sizes as far as two cores get in one night.
 """
 
-import ast
 import importlib
 import shlex
-import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from typing import cast
 
-from dfkd_lib.core import Config, WorkbenchError, nearest, resolve
+from dfkd_lib.core import Config, WorkbenchError, injected, nearest, resolve
 
 # Method -> its configuration, "module:class"; imported when it is asked for, so that a typo is refused at once.
 METHODS = {
@@ -137,6 +134,8 @@ _EARLY_QUICK = {
     "lr": 2e-3,
     "feature_images": 20_000,
     "feature_epochs": 2,
+    "inversion_images": 256,
+    "inversion.steps": 150,
 }
 _TITN_QUICK = {
     "data.name": "mnist",
@@ -217,6 +216,8 @@ DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
             "passes": 1200,
             "shares": "0.5,1",
             "feature_images": 1000,
+            "inversion_images": 20,
+            "inversion.steps": 2,
             "seeds": "0,1",
         },
         "titn": {
@@ -258,7 +259,12 @@ DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
             "students": "train,plain,synthetic,vanilla,generated",
             "seeds": "0,1,2",
         },
-        "early": {**_EARLY_QUICK, "images": 60_000, "passes": 240_000},
+        "early": {
+            **_EARLY_QUICK,
+            "images": 60_000,
+            "passes": 240_000,
+            "inversion_images": 2560,
+        },
         "titn": {**_TITN_QUICK, "images": 20_000, "epochs": 10},
     },
     "paper": {"ablation": {"student.epochs": 10}},
@@ -381,7 +387,7 @@ def load(method: str, preset: str = "quick", overrides: str = "", **given: objec
     """
     config = of_preset(method, preset, str(given.get("data") or given.get("data.name") or ""))
     config = config.override({k: v for k, v in given.items() if not (v is None or v == "")})
-    return config.override(overrides).override(_injected())
+    return config.override(overrides).override(injected(NOT_SETTINGS))
 
 
 def of_preset(method: str, preset: str, data: str = "") -> Config:
@@ -411,39 +417,3 @@ def overrides_text(values: Mapping[str, object]) -> str:
         return shlex.quote(f"{name}={text}")
 
     return " ".join(word(name, value) for name, value in values.items())
-
-
-def _injected() -> dict[str, object]:
-    """What papermill set beyond the parameters that the running notebook declares, {} elsewhere."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    cells = shell.user_ns.get("In", []) if shell else []
-    declared: set[str] = set()
-    found: dict[str, object] = {}
-    for source in cells:
-        values = _literals(source)
-        if source.startswith("# Parameters"):
-            if isinstance(word := values.get("interactive"), str):
-                raise WorkbenchError(
-                    "the parameter 'interactive' cannot have this value",
-                    expected="True or False",
-                    got=repr(word),
-                    fix="write it with a capital letter: papermill takes false for a word, which would count as True",
-                )
-            found |= {name: value for name, value in values.items() if name not in declared}
-        declared |= set(values)
-    return {name: value for name, value in found.items() if name not in NOT_SETTINGS}
-
-
-def _literals(source: str) -> dict[str, object]:
-    """{name: value} of the `name = literal` lines of a cell."""
-    try:
-        statements = ast.parse(source).body
-    except (SyntaxError, ValueError):  # of IPython's own magic
-        return {}
-    values = {}
-    for statement in statements:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            with suppress(ValueError):
-                values[statement.targets[0].id] = ast.literal_eval(statement.value)
-    return values

@@ -32,6 +32,7 @@ from dfkd_lib.core.code import Fingerprint, Registry, fingerprint
 from dfkd_lib.core.config import Config, Names, Seed, Seeds, Setting, nearest
 from dfkd_lib.core.counts import images_behind, learned_from, most_images, total_text
 from dfkd_lib.core.errors import WorkbenchError, is_number, plain, printable
+from dfkd_lib.core.injected import injected
 from dfkd_lib.core.origin import Pixels
 from dfkd_lib.core.sent import OtherCode, as_sent, received, signed
 from dfkd_lib.core.source import remember
@@ -65,6 +66,7 @@ __all__ = [
     "files",
     "fingerprint",
     "home",
+    "injected",
     "is_number",
     "ledger",
     "load_tensors",

@@ -1,5 +1,6 @@
 """DearKD: stage 1 distils a CNN's early features and labels into a transformer; stage 2 trains it without any teacher."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pydantic import Field
@@ -8,7 +9,7 @@ from dfkd_lib.core import Artifact, Config, Seeds, Store
 from dfkd_lib.datasets import DataConfig, ImageSet
 from dfkd_lib.distill.classification import Step, StudentConfig, train
 from dfkd_lib.distill.weights import KDWeights
-from dfkd_lib.synthesis import JudgeConfig, train_judge
+from dfkd_lib.synthesis import Given, Inversion, JudgeConfig, make_images, train_judge
 from dfkd_lib.training import Kind, TrainConfig, augmentation_of, train_teacher
 
 
@@ -60,10 +61,21 @@ class EarlyConfig(Config):
     weight_decay: float = Field(0.05, ge=0, description="weight decay")
     augmentation: Kind = Field("shift", description="what is done to each image")
     feature: JudgeConfig = JudgeConfig(epochs=10)
+    inversion: Inversion = Inversion(batch_norm=1.0, intra=1.0)
+    inversion_images: int = Field(10_000, ge=10, description="images of DF-DearKD, inverted")
 
     def teacher(self, store: Store, train_set: ImageSet, test_set: ImageSet) -> Artifact:
         """The CNN teacher, trained on real images by cross entropy."""
         return train_judge(store, self.feature, train_set, test_set)
+
+    def inverted(
+        self, store: Store, teacher: Artifact, test_set: ImageSet, intra: bool = True
+    ) -> tuple[ImageSet, Artifact]:
+        """DF-DearKD's images: the CNN inverted, with its intra-divergence or without."""
+        weight = self.inversion.intra if intra else 0.0
+        maker = self.inversion.replace(background=self.data.background, intra=weight)
+        given = Given(teacher, test_set.classes, test_set.shape)
+        return make_images(store, maker, given, self.inversion_images)
 
     def training(self, images: int, part: float, seed: int) -> TrainConfig:
         """So many epochs that a share of `images` is passed over as often as `passes` and `part` ask for."""
@@ -88,10 +100,12 @@ class EarlyConfig(Config):
         share: float,
         seed: int,
         step: Step | None = None,
+        parents: Sequence[Artifact] = (),
     ) -> list[Artifact]:
         """The stages of one run of an arm (see `ARMS`), the last of which is the result.
 
         Args:
+            parents: what made the pool, if it is synthetic.
             step: of stage 1, see `distill.train`; it may ask for `aligner`. The library's own by default.
         """
         arm = ARMS[variant]
@@ -101,9 +115,8 @@ class EarlyConfig(Config):
         def by_labels(part: float, stage: str, start: Artifact | None = None) -> Artifact:
             config = self.training(len(chosen), part, seed)
             how = {"augmentation": augmentation_of(self.augmentation), "overrides": overrides}
-            return train_teacher(
-                store, model, chosen, test_set, config, stage=stage, start=start, **how
-            )
+            how |= {"stage": stage, "start": start, "parents": parents}
+            return train_teacher(store, model, chosen, test_set, config, **how)
 
         if not arm.distils:
             return [by_labels(1.0, "plain_vit")]
@@ -122,6 +135,7 @@ class EarlyConfig(Config):
             test_set,
             teacher,
             stage="dearkd_stage1",
+            parents=parents,
             overrides=overrides,
             needs=("early features",) if arm.early else (),
         )

@@ -170,8 +170,34 @@ def _early(given: Given) -> Made:
             made.parts[name] = Part(work, tuple(_early_efforts(given, arm)), ("teacher",))
         note = "as many image passes as every other"
         made.cells.append(Cell(arm, f"{100 * share:g} % of the images", tuple(parts), note=note))
+    for row, intra in {"DF-DearKD": True, "DF-DearKD without intra-divergence": False}.items():
+        _data_free(given, made, row, intra)
     made.cells.insert(0, Cell("CNN teacher", "100 % of the images", ("teacher",)))
     return made
+
+
+def _data_free(given: Given, made: Made, row: str, intra: bool) -> None:
+    """DF-DearKD: DearKD on images that the CNN's inversion gives."""
+    config: EarlyConfig = given.config
+    store, test_set, count = given.store, given.test_set, config.inversion_images
+
+    def make(seed: int | None = None) -> list[Artifact]:
+        (teacher,) = made.parts["teacher"].make()
+        images, source = config.inverted(store, teacher, test_set, intra)
+        if seed is None:
+            return [source]
+        stages = config.run(store, "DearKD", teacher, images, test_set, 1.0, seed, parents=[source])
+        return stages[::-1]
+
+    looks = given.looking(config.feature.model, 3 * count * config.inversion.steps)
+    made.parts[f"{row}: images"] = Part(make, (looks,), ("teacher",))
+    for seed in config.seeds:
+        efforts = tuple(_early_efforts(given, "DearKD"))
+        part = Part(partial(make, seed), efforts, ("teacher", f"{row}: images"))
+        made.parts[f"{row}, seed {seed}"] = part
+    parts = tuple(f"{row}, seed {seed}" for seed in config.seeds)
+    note = f"{count:,} images inverted from the CNN, which saw real ones"
+    made.cells.append(Cell(row, "no real image", parts, note=note))
 
 
 def _early_efforts(given: Given, arm: str) -> Iterator[Effort]:

@@ -272,3 +272,5 @@ def test_every_table_is_made_of_a_few_images(tmp_path):
     for name, table in json.loads((page.parent / "results.json").read_text())["tables"].items():
         for cell in table["cells"]:
             assert cell["ours"] != "–" or "not measured" in cell["note"], (name, cell)
+            if cell["column"] == "no real image":
+                assert (cell["real images read"], cell["its teacher's"]) == ("0", "60 (training)")
