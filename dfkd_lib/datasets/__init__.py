@@ -6,7 +6,7 @@ from dfkd_lib.datasets.coco_repair import repair_coco
 from dfkd_lib.datasets.coco_report import CocoReport
 from dfkd_lib.datasets.config import DataConfig, load_splits
 from dfkd_lib.datasets.embedded import embedded_table
-from dfkd_lib.datasets.frames import FILL
+from dfkd_lib.datasets.frames import FILL, Frames, in_turn
 from dfkd_lib.datasets.images import (
     ImageSet,
     check_classes_agree,
@@ -25,6 +25,7 @@ __all__ = [
     "SCENES",
     "CocoReport",
     "DataConfig",
+    "Frames",
     "ImageSet",
     "SceneConfig",
     "SceneSet",
@@ -34,6 +35,7 @@ __all__ = [
     "embedded_table",
     "generate_scenes",
     "ground_truth",
+    "in_turn",
     "load_coco",
     "load_images",
     "load_splits",

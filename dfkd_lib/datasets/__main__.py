@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dfkd_lib.core import WorkbenchError, resolve
 from dfkd_lib.datasets.coco_check import SPLITS, check_coco
+from dfkd_lib.datasets.coco_read import has_split
 from dfkd_lib.datasets.coco_repair import LIST, repair_coco
 from dfkd_lib.datasets.config import DataConfig, load_splits
 
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     folder = resolve(args.folder)
-    there = [split for split in SPLITS if (folder / f"{split}.json").exists()]
+    there = [split for split in SPLITS if has_split(folder, split)]
     if not there and (folder / "train").is_dir():
         return _check_images(folder, args.size)
     splits = args.split or there or ["train"]

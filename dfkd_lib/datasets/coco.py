@@ -8,13 +8,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from dfkd_lib.core import WorkbenchError, is_number, resolve
+from dfkd_lib.core import WorkbenchError, is_number, ledger, resolve
 from dfkd_lib.datasets.coco_check import check_coco, frame
+from dfkd_lib.datasets.coco_read import has_split
 from dfkd_lib.datasets.coco_report import CocoReport
-from dfkd_lib.datasets.frames import cut, enlargement, resized, shares, stacked, windows
+from dfkd_lib.datasets.frames import Frames, View, enlargement, inside, resized, shares, windows
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.datasets.sources import LARGEST_SIDE
+
+HELD = (
+    1 << 29
+)  # bytes of a split that are held in memory: of a larger one, frames are read when they are needed
 
 
 def load_coco(
@@ -29,7 +35,8 @@ def load_coco(
     crop_spread: float = 1.0,
     crop_anywhere: float = 0.0,
 ) -> SceneSet:
-    """A split of a COCO folder (`<split>.json` beside `<split>/`), checked, resized and in memory.
+    """A split of a COCO folder (`<split>.json` beside `<split>/`) or of a YOLO one (`data.yaml`), checked and resized; in
+    memory if it takes at most `HELD` bytes, else read from disk whenever scenes are asked for.
 
     Args:
         folder: absolute, or relative to the repository.
@@ -55,27 +62,46 @@ def load_coco(
     view = {"crop": crop, "crops": crops, "spread": crop_spread, "anywhere": crop_anywhere}
     _check_view(size, **view)
     folder = resolve(folder)
-    if split == "test" and not (folder / "test.json").exists():
+    if split == "test" and not has_split(folder, split):
         split = "val"
     report = check_coco(folder, split, thorough=False)
     if report.fatal:
         raise report.error()
-    scenes = []
-    for row, pixels, boxes, labels in _frames(report, view, np.random.default_rng(seed)):
-        factor = enlargement(pixels.shape, size, shortest, longest)
-        scenes.append((row, *resized(pixels, boxes, factor, size), labels, factor))
-    rows, images, boxes, labels, factors = zip(*scenes, strict=True)
-    stack = stacked(images)
+    views, rows, boxes, labels, scale = [], [], [], [], []
+    for row, shape, window, found, classes in _seen(report, view, np.random.default_rng(seed)):
+        factor = enlargement(shape, size, shortest, longest)
+        views.append(View(report.path(row), resized(shape, factor), window))
+        boxes.append(found * (np.array(views[-1].size * 2) / (shape[1::-1] * 2)))
+        rows.append(row)
+        labels.append(torch.from_numpy(classes))
+        scale.append(1 / factor)
+    height, width = (size or max(view.size[axis] for view in views) for axis in (1, 0))
+    frames = Frames(views, height, width)
     return SceneSet(
-        stack,
-        [shares(inside, stack.shape[2:]) for inside in boxes],
-        list(labels),
+        _held(frames, report) if frames.shape.numel() <= HELD else frames,
+        [shares(found, (height, width)) for found in boxes],
+        labels,
         tuple(c["name"] for c in report.categories.values()),
         f"COCO folder {folder.name}",
         f"{folder.name}/{split}",
         np.array(rows),
-        torch.tensor([1 / factor for factor in factors]),
+        torch.tensor(scale),
+        frames.identity,
     )
+
+
+def _held(frames: Frames, report: CocoReport) -> Tensor:
+    """All frames in memory; an error names all that cannot be read."""
+    try:
+        return frames[:]
+    except ledger.LedgerError:
+        raise
+    except WorkbenchError:
+        for row in report.whole["images"]:
+            frame(report, row)
+        if report.fatal:
+            raise report.error() from None
+        raise
 
 
 def _check_view(size, crop, crops, spread, anywhere) -> None:
@@ -94,11 +120,9 @@ def _check_view(size, crop, crops, spread, anywhere) -> None:
         )
 
 
-def _frames(report: CocoReport, view: dict, rng: np.random.Generator) -> Iterator[tuple]:
-    """(row in the file, uint8 (H, W, 3), boxes (n, 4) in pixels, classes int64 (n,)) of every frame, or of its crops.
-
-    Crowd regions are left out. What cannot be read is raised when all frames were tried.
-    """
+def _seen(report: CocoReport, view: dict, rng: np.random.Generator) -> Iterator[tuple]:
+    """(row in the file, (height, width), window or None, boxes (n, 4) in pixels, classes int64 (n,)) of every frame, or of
+    its crops. Crowd regions are left out."""
     order = {key: k for k, key in enumerate(report.categories)}
     found = {key: [] for key in report.images}
     for _, annotation, box in report.annotations:
@@ -106,18 +130,18 @@ def _frames(report: CocoReport, view: dict, rng: np.random.Generator) -> Iterato
             found[annotation["image_id"]].append((*box, order[annotation["category_id"]]))
     objects = [np.array(some, float).reshape(-1, 5) for some in found.values()]
     sides = np.concatenate(objects)[:, 2:4].max(axis=1) if any(map(len, objects)) else [8.0]
-    for row, some in enumerate(objects):
-        pixels, boxes, labels = frame(report, row), some[:, :4], torch.from_numpy(some[:, 4]).long()
-        if report.fatal:
-            continue
+    for row, (image, some) in enumerate(zip(report.images.values(), objects, strict=True)):
+        shape, boxes, labels = (
+            (image["height"], image["width"]),
+            some[:, :4],
+            some[:, 4].astype(int),
+        )
         if not view["crop"]:
-            yield row, pixels, boxes, labels
+            yield row, shape, None, boxes, labels
             continue
-        for window in windows(pixels.shape, boxes, sides, rng, **view):
-            part, inside, shown = cut(pixels, boxes, *window)
-            yield row, part, inside, labels[shown]
-    if report.fatal:
-        raise report.error()
+        for corner, side in windows(shape, boxes, sides, rng, **view):
+            cut, shown = inside(boxes, corner, side)
+            yield row, (side, side), (*corner.tolist(), side), cut, labels[shown]
 
 
 def ground_truth(scenes: SceneSet) -> dict:
@@ -157,9 +181,9 @@ def write_coco(scenes: SceneSet, folder: str | Path, split: str) -> Path:
     folder = resolve(folder)
     (folder / split).mkdir(parents=True, exist_ok=True)
     content = ground_truth(replace(scenes, scale=None))
-    pixels = scenes.images.permute(0, 2, 3, 1).numpy()
-    for entry, image in zip(content["images"], pixels, strict=True):
-        Image.fromarray(image).save(folder / split / entry["file_name"])
+    for entry, image in zip(content["images"], scenes.images, strict=True):
+        pixels = image.permute(1, 2, 0).contiguous().numpy()
+        Image.fromarray(pixels).save(folder / split / entry["file_name"])
     file = folder / f"{split}.json"
     file.write_text(json.dumps(content))
     return file

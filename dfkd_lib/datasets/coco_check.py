@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from dfkd_lib.core import WorkbenchError, is_number, ledger, printable, resolve
-from dfkd_lib.datasets.coco_read import inside, is_file, read_content
+from dfkd_lib.datasets.coco_read import has_split, inside, is_file, places, read_content
 from dfkd_lib.datasets.coco_report import CocoReport
 from dfkd_lib.datasets.sources import open_image, read_image, upright_size
 
@@ -39,7 +39,8 @@ UNIQUE = {
 
 
 def check_coco(folder: str | Path, split: str = "train", thorough: bool = True) -> CocoReport:
-    """Look at a split of a COCO folder (`<split>.json` beside `<split>/`) and report all that is wrong with it.
+    """Look at a split of a COCO folder (`<split>.json` beside `<split>/`), or of a YOLO one (`data.yaml`), and report all
+    that is wrong with it.
 
     Args:
         folder: absolute, or relative to the repository.
@@ -60,10 +61,9 @@ def check_coco(folder: str | Path, split: str = "train", thorough: bool = True) 
             fix="name the split alone, and its folder as the folder",
         )
     for name in {*SPLITS, split}:
-        places = (folder / name, folder / f"{name}.json")
-        ledger.register_files(dict.fromkeys(places, f"{folder.name}/{name}"))
+        ledger.register_files(dict.fromkeys(places(folder, name), f"{folder.name}/{name}"))
     report = CocoReport(folder, split)
-    if read_content(report):
+    if read_content(report, lean=not thorough):
         check_content(report)
         for index, entry in report.whole["images"].items():
             if report.images[entry["id"]] is entry:
@@ -210,7 +210,7 @@ def frame(report: CocoReport, index: int, decode: bool = True) -> np.ndarray | N
     Without `decode` only its header is read, and there are no pixels.
     """
     entry, pixels = report.whole["images"][index], None
-    path = report.folder / report.split / entry["file_name"]
+    path = report.path(index)
     if not is_file(path):
         report.flag("missing", "images", index, f"a file in {path.parent}", "none")
         return None
@@ -240,18 +240,20 @@ def _compare_splits(report: CocoReport) -> None:
     indices: dict[str, int] = {}
     for index, entry in report.whole["images"].items():
         indices.setdefault(entry["file_name"], index)
-    files = [(report.split, name) for name in indices]
+    files = {(report.split, name): report.place / name for name in indices}
     classes = [(key, entry["name"]) for key, entry in report.categories.items()]
     for split in SPLITS:
         other = CocoReport(report.folder, split)
-        if split == report.split or not other.file.exists() or not read_content(other):
+        there = split != report.split and has_split(report.folder, split)
+        if not there or not read_content(other):
             continue
         check_content(other)
-        files += [(split, entry["file_name"]) for entry in other.images.values()]
+        names = (entry["file_name"] for entry in other.images.values())
+        files |= {(split, name): other.place / name for name in names}
         theirs = [(key, entry["name"]) for key, entry in other.categories.items()]
         if theirs != classes:
             report.add("classes", f"as in {split}.json: {theirs}", classes)
-    for group in _same_bytes(report.folder, files):
+    for group in _same_bytes(files):
         mine = [name for split, name in group if split == report.split]
         abroad = [f"{split}/{name}" for split, name in group if split != report.split]
         for place, name in enumerate(mine):
@@ -263,9 +265,8 @@ def _compare_splits(report: CocoReport) -> None:
                 report.flag("same", "images", indices[name], "another picture", found)
 
 
-def _same_bytes(folder: Path, files: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+def _same_bytes(paths: dict[tuple[str, str], Path]) -> list[list[tuple[str, str]]]:
     """Groups of two files or more, (split, name), with the same content; only files of one length are read."""
-    paths = {(split, name): folder / split / name for split, name in files}
     lengths = {key: path.stat().st_size for key, path in paths.items() if is_file(path)}
     common = Counter(lengths.values())
     groups = defaultdict(list)

@@ -3,11 +3,13 @@
 import json
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path, PureWindowsPath
 
 from dfkd_lib.core import WorkbenchError, is_number, ledger
-from dfkd_lib.datasets.coco_report import CocoReport
+from dfkd_lib.datasets.coco_report import YOLO, CocoReport
 from dfkd_lib.datasets.sources import open_image, upright_size
+from dfkd_lib.datasets.yolo import read_yolo, yolo_places
 
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0*)?")
 DECIMAL = re.compile(r"-?\d{1,17}\.?\d{0,17}(e-?\d\d?)?")
@@ -19,13 +21,32 @@ NUMBERS = {
 }
 
 
-def read_content(report: CocoReport) -> bool:
-    """Read the file into `report.content`; False if there is nothing to look at."""
+def places(folder: Path, split: str) -> list[Path]:
+    """The files and folders of a split that hold real data, whether they are there or not."""
+    if CocoReport(folder, split).file.name == YOLO:
+        return yolo_places(folder, split)
+    return [folder / split, folder / f"{split}.json"]
+
+
+def has_split(folder: Path, split: str) -> bool:
+    """Whether a COCO or YOLO folder has this split."""
+    return any(place.exists() for place in places(folder, split)[-1:])
+
+
+def read_content(report: CocoReport, lean: bool = False) -> bool:
+    """Read the file into `report.content`; False if there is nothing to look at. `lean` forgets outlines of objects that
+    have boxes: of COCO itself they are most of the file."""
+    if report.file.name == YOLO:
+        read_yolo(report)
+        return not any(fault.kind == "file" for fault in report.faults)
     try:
         # Of bytes, json finds the encoding, a byte order mark or none.
-        report.content = json.loads(report.file.read_bytes(), object_pairs_hook=_once)
+        once = partial(_once, lean=lean)
+        report.content = json.loads(report.file.read_bytes(), object_pairs_hook=once)
     except FileNotFoundError:
-        expected = "a COCO folder holds train/ and train.json, val/ and val.json"
+        expected = (
+            "a COCO folder holds train/ and train.json, val/ and val.json; a YOLO one data.yaml"
+        )
         pattern = f"*{report.split}*.json"
         others = [*report.folder.glob(pattern), *report.folder.glob(f"*/{pattern}")]
         names = ", ".join(str(path.relative_to(report.folder)) for path in sorted(others)[:3])
@@ -40,11 +61,13 @@ def read_content(report: CocoReport) -> bool:
     return not report.faults
 
 
-def _once(pairs: list[tuple]) -> dict:
+def _once(pairs: list[tuple], lean: bool = False) -> dict:
     """A JSON object, none of whose names stands there twice: the first of two would be lost in silence."""
     counts = Counter(name for name, _ in pairs)
     if len(counts) < len(pairs):
         raise ValueError(f"{counts.most_common(1)[0][0]!r} is given twice in one entry")
+    if lean and counts["bbox"] and counts["segmentation"]:
+        pairs = [pair for pair in pairs if pair[0] != "segmentation" or not dict(pairs)["bbox"]]
     return dict(pairs)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dfkd_lib.core import WorkbenchError, resolve
 from dfkd_lib.datasets.coco_check import check_coco, check_content, checked_box, identity
-from dfkd_lib.datasets.coco_report import CocoReport, Fault
+from dfkd_lib.datasets.coco_report import LINES, CocoReport, Fault
 
 LIST = "repairs.csv"
 
@@ -52,12 +52,13 @@ def repair_coco(folder: str | Path, out: str | Path, splits: tuple[str, ...]) ->
     folder, done = resolve(folder), []
     with new_folder(out) as work:
         for split in splits:
-            content, changes = _repaired(check_coco(folder, split))
+            report = check_coco(folder, split)
+            content, changes = _repaired(report)
             done += [{"split": split, **_row(fault), "done": how} for fault, how in changes]
             for entry in content["images"]:
                 target = work / split / entry["file_name"]
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _link(folder / split / entry["file_name"], target)
+                _link(report.place / entry["file_name"], target)
             (work / f"{split}.json").write_text(json.dumps(content))
         columns = ["split", "what", "place", "image", "found", "done"]
         pd.DataFrame(done, columns=columns).to_csv(work / LIST, index=False)
@@ -93,7 +94,8 @@ def _repaired(report: CocoReport) -> tuple[dict, list[tuple[Fault, str]]]:
             fix="write it again",
         )
     again = CocoReport(report.folder, report.split, content=_joined(report))
-    done = _leave_out(again.content, report)
+    done = [(fault, "left out") for fault in report.faults if fault.kind in LINES]
+    done += _leave_out(again.content, report)
     check_content(again)
     kept = dict(enumerate(again.content["annotations"]))
     for fault in again.faults:

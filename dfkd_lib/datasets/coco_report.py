@@ -11,6 +11,7 @@ from dfkd_lib.core import WorkbenchError, plain
 if TYPE_CHECKING:
     import pandas as pd
 
+YOLO = "data.yaml"
 BOX = "bbox is [x, y, width, height] in pixels from the top left"
 # Kind of fault: what it is, and its fix. Fatal ones stop training, warnings do not.
 FATAL = {
@@ -42,7 +43,20 @@ FATAL = {
     ),
     "leak": ("one picture is in two splits, which makes a test worthless", "remove it from train"),
     "classes": ("two splits have different categories", "give all splits the same ids and names"),
+    "line": (
+        "a line of a label file is no object",
+        "write class, centre x, centre y, width, height, or class and three points of an outline or more",
+    ),
+    "line_class": (
+        "an object has a class without a name in data.yaml",
+        "correct it, or add a name",
+    ),
+    "share": (
+        "coordinates of a label file are no shares of the image",
+        "divide x and width by the image's width, y and height by its height",
+    ),
 }
+LINES = ("line", "line_class", "share")  # of YOLO's label files
 HOPELESS = {"file", "list", "category_id", "classes"}  # what `repair_coco` cannot mend
 WARNINGS = {
     "turned": (
@@ -105,7 +119,18 @@ class CocoReport:
 
     @property
     def file(self) -> Path:
-        return self.folder / f"{self.split}.json"
+        """The annotation file: COCO's, or where that is not there YOLO's data.yaml."""
+        own, yolo = self.folder / f"{self.split}.json", self.folder / YOLO
+        return yolo if yolo.is_file() and not own.exists() else own
+
+    @property
+    def place(self) -> Path:
+        """The folder that names of image files are relative to."""
+        return self.folder if self.file.name == YOLO else self.folder / self.split
+
+    def path(self, index: int) -> Path:
+        """The file of an entry of 'images'."""
+        return self.place / self.whole["images"][index]["file_name"]
 
     @property
     def fatal(self) -> bool:

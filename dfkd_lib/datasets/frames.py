@@ -1,9 +1,19 @@
-"""From a frame with boxes to scenes: windows about its objects, resizing, filling."""
+"""From frames on disk to scenes: windows about objects, resizing, filling; read when they are asked for."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from dfkd_lib.core import file_hash, fingerprint
+from dfkd_lib.datasets.sources import read_image
 
 FILL = (124, 116, 104)  # ImageNet's mean: 0 after a detector's normalisation
 SHOWN = 0.5  # share of an object's box that must lie in a window for the object to count
@@ -48,17 +58,12 @@ def windows(
     return found
 
 
-def cut(pixels: np.ndarray, boxes: np.ndarray, corner: np.ndarray, side: int):
-    """The window of a frame uint8 (H, W, 3), filled where it leaves it; the boxes in it and which of `boxes` they are."""
-    frame = Image.fromarray(pixels)
-    window = frame.crop((*corner, *(corner + side)))
-    if (corner + side > frame.size).any():  # PIL fills with black; fill with the mean
-        mask = Image.new("L", frame.size, 255).crop((*corner, *(corner + side)))
-        window = Image.composite(window, Image.new("RGB", window.size, FILL), mask)
+def inside(boxes: np.ndarray, corner: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a window of a frame shows of boxes (n, 4) x, y, width, height: cut to it, and which of them they are."""
     low = (boxes[:, :2] - corner).clip(0, side)
     high = (boxes[:, :2] + boxes[:, 2:] - corner).clip(0, side)
     keep = np.flatnonzero((high - low).prod(axis=1) >= SHOWN * boxes[:, 2:].prod(axis=1))
-    return np.asarray(window), np.concatenate([low, high - low], axis=1)[keep], keep
+    return np.concatenate([low, high - low], axis=1)[keep], keep
 
 
 def enlargement(shape: tuple, size: int | None, shortest: int | None, longest: int) -> float:
@@ -69,18 +74,9 @@ def enlargement(shape: tuple, size: int | None, shortest: int | None, longest: i
     return min(shortest / short, longest / long) if shortest else 1.0
 
 
-def resized(pixels: np.ndarray, boxes: np.ndarray, factor: float, size: int | None):
-    """Image and boxes (x, y, width, height) enlarged by `factor`; with `size`, filled to a square of that side."""
-    height, width = pixels.shape[:2]
-    wide, high = max(1, round(width * factor)), max(1, round(height * factor))
-    image = Image.fromarray(pixels)
-    if (wide, high) != image.size:
-        image = image.resize((wide, high), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    if size and (wide, high) != (size, size):
-        square = Image.new("RGB", (size, size), FILL)
-        square.paste(image)
-        image = square
-    return np.asarray(image), boxes * np.array([wide / width, high / height] * 2)
+def resized(shape: tuple, factor: float) -> tuple[int, int]:
+    """Width and height in pixels of an image (H, W, ...) enlarged by `factor`."""
+    return max(1, round(shape[1] * factor)), max(1, round(shape[0] * factor))
 
 
 def shares(boxes: np.ndarray, shape: tuple) -> Tensor:
@@ -90,11 +86,97 @@ def shares(boxes: np.ndarray, shape: tuple) -> Tensor:
     return torch.from_numpy(scaled.astype(np.float32))
 
 
-def stacked(images: list[np.ndarray]) -> Tensor:
-    """uint8 (N, 3, H, W) of the largest height and width; smaller images are filled at right and bottom."""
-    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
-    every = np.empty((len(images), height, width, 3), np.uint8)
-    every[:] = FILL
-    for row, image in zip(every, images, strict=True):
-        row[: image.shape[0], : image.shape[1]] = image
-    return torch.from_numpy(every).permute(0, 3, 1, 2).contiguous()
+class View(NamedTuple):
+    """What a scene shows of a frame on disk: all of it or a square window, resized to (width, height)."""
+
+    file: Path
+    size: tuple[int, int]
+    window: tuple[int, int, int] | None = None  # left, top, side in pixels of the frame
+
+    def of(self, frame: Image.Image) -> np.ndarray:
+        """Its pixels uint8 (3, height, width), filled where the window leaves the frame."""
+        seen = frame
+        if self.window:
+            x, y, side = self.window
+            corners = (x, y, x + side, y + side)
+            seen = frame.crop(corners)
+            if corners[2] > frame.width or corners[3] > frame.height:  # PIL fills with black
+                mask = Image.new("L", frame.size, 255).crop(corners)
+                seen = Image.composite(seen, Image.new("RGB", seen.size, FILL), mask)
+        if seen.size != self.size:
+            seen = seen.resize(self.size, Image.Resampling.BILINEAR, reducing_gap=3.0)
+        return np.asarray(seen).transpose(2, 0, 1)
+
+
+class Frames:
+    """Scenes of frames on disk in the form of a tensor uint8 (N, 3, H, W), read whenever scenes are asked for.
+
+    Args:
+        views: what each scene shows.
+        height, width: of all scenes; smaller ones are filled at right and bottom.
+    """
+
+    dtype, ndim = torch.uint8, 4
+
+    def __init__(self, views: Sequence[View], height: int, width: int):
+        self.views, self.shape = views, torch.Size((len(views), 3, height, width))
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> Tensor:
+        """One scene uint8 (3, H, W), or several (n, 3, H, W); each file is read once, by as many threads as torch has."""
+        if isinstance(rows, (int, np.integer)):
+            return self[[range(len(self))[rows]]][0]
+        places = range(len(self))[rows] if isinstance(rows, slice) else torch.as_tensor(rows)
+        found = np.empty((len(places), *self.shape[1:]), np.uint8)
+        found[:] = np.array(FILL, np.uint8)[:, None, None]
+        of_file = defaultdict(list)
+        for place, row in enumerate(map(int, places)):
+            of_file[self.views[row].file].append((place, self.views[row]))
+
+        def read(file: Path) -> None:
+            frame = Image.fromarray(read_image(file, "RGB"))
+            for place, view in of_file[file]:
+                found[place, :, : view.size[1], : view.size[0]] = view.of(frame)
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            [*pool.map(read, of_file)]
+        return torch.from_numpy(found)
+
+    def take(self, rows: Sequence[int]) -> "Frames":
+        """The scenes at these places, not read yet."""
+        return Frames([self.views[row] for row in rows], *self.shape[2:])
+
+    def split(self, count: int) -> Iterator[Tensor]:
+        """All scenes in their order, so many at a time."""
+        return in_turn(self, torch.arange(len(self)).split(count))
+
+    def numpy(self) -> np.ndarray:
+        """All scenes, in memory."""
+        return self[:].numpy()
+
+    @property
+    def identity(self) -> str:
+        """A hash of the files' bytes, of what is shown of them, and of the code that reads them."""
+        files = [*dict.fromkeys(view.file for view in self.views)]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            hashes = dict(zip(files, pool.map(file_hash, files), strict=True))
+        shown = [(hashes[view.file], *view[1:]) for view in self.views]
+        of = repr((tuple(self.shape), shown, fingerprint(Frames).digest))
+        return hashlib.sha256(of.encode()).hexdigest()
+
+
+def in_turn(images: Tensor | Frames, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Images uint8 (n, 3, H, W) at the places of each chunk; of frames on disk the next chunk is read meanwhile."""
+    if isinstance(images, Tensor):
+        yield from (images[rows] for rows in chunks)
+        return
+    with ThreadPoolExecutor(1) as reader:
+        coming = None
+        for rows in chunks:
+            now, coming = coming, reader.submit(images.__getitem__, rows)
+            if now is not None:
+                yield now.result()
+        if coming is not None:
+            yield coming.result()

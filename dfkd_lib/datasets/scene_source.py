@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from dfkd_lib.core import Artifact, Config, Seed, WorkbenchError, resolve
 from dfkd_lib.datasets.coco import load_coco
+from dfkd_lib.datasets.coco_read import places
 from dfkd_lib.datasets.config import stamp
 from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
 
@@ -27,6 +28,7 @@ class Scenes:
         classes: names, in the order of the labels.
         split: name in the ledger; None for scenes of no data set, whose labels are not read.
         parent: the artifact that holds them, if one does.
+        folder: where they are read from; "" for those that are drawn.
     """
 
     load: Callable[[], SceneSet]
@@ -34,6 +36,7 @@ class Scenes:
     classes: tuple[str, ...]
     split: str | None = None
     parent: Artifact | None = None
+    folder: str = ""
 
     @classmethod
     def of(cls, scenes: "Scenes | SceneSet | Artifact") -> "Scenes":
@@ -55,7 +58,7 @@ class SceneConfig(Config):
 
     name: str = Field(
         GENERATED,
-        description="scenes (generated), or a COCO folder with train/, train.json, val/, val.json",
+        description="scenes (generated), or a folder: COCO's train/, train.json, val/, val.json, or YOLO's data.yaml",
     )
     size: int = Field(512, ge=32, le=2048, description="side of the square scenes in pixels")
     shortest: int = Field(
@@ -91,11 +94,13 @@ class SceneConfig(Config):
         """
         if self.name != GENERATED and split != "synthetic":
             folder = resolve(self.name)
-            places = (folder / f"{name}{end}" for name in {split, "val"} for end in ("", ".json"))
-            load = partial(_load, self, split, stamp(places))
+            changing = [place for name in {split, "val"} for place in places(folder, name)]
+            load = partial(_load, self, split, stamp(changing))
             found = load()
-            identity = {**self.as_dict(), "scenes": found.fingerprint}
-            return Scenes(load, identity, found.classes, found.split)
+            # Where the folder lies and what it is called says nothing about its scenes.
+            own = {name: value for name, value in self.as_dict().items() if name != "name"}
+            identity = {**own, "scenes": found.fingerprint}
+            return Scenes(load, identity, found.classes, found.split, folder=self.name)
         count = self.test_scenes if split == "test" else self.train_scenes
         first = generate_scenes(min(PROBE, count), self.size, self.seed, split)
         identity = {"generated": split, "count": count, "size": self.size, "seed": self.seed}

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from dfkd_lib.core import Pixels, WorkbenchError, origin
+from dfkd_lib.datasets.frames import Frames
 from dfkd_lib.datasets.images import check_names
 from dfkd_lib.datasets.silhouettes import CLASSES, silhouette
 
@@ -31,11 +32,11 @@ STREAMS = {"train": 0, "test": 1, "val": 2, "synthetic": 3}
 
 @dataclass(frozen=True)
 class SceneSet:
-    """Images with labelled boxes, in memory.
+    """Images with labelled boxes.
 
     Args:
-        pixels: uint8 (N, 3, H, W); the ledger counts each read when `split` is set, as it is too where they are a real
-            set's.
+        pixels: uint8 (N, 3, H, W), in memory or frames on disk; the ledger counts each read when `split` is set, as it is too
+            where they are a real set's.
         boxes: N float32 tensors (n, 4), centre x, centre y, width, height, as shares of the image in [0, 1].
         labels: N int64 tensors (n,), each in [0, len(classes)).
         classes: class names.
@@ -44,6 +45,7 @@ class SceneSet:
         rows: place of each scene's image within its split, int64 (N,); several crops of an image share one
             place.
         scale: pixels of the original image to one pixel of the scene, float32 (N,) (1 by default).
+        source: what tells pixels that come from files from others, in place of the pixels and of the folder's name.
     """
 
     pixels: Pixels = Pixels("rows")
@@ -54,6 +56,7 @@ class SceneSet:
     split: str | None = None
     rows: np.ndarray = field(default=None, repr=False)
     scale: Tensor = field(default=None, repr=False)
+    source: str = field(default="", repr=False)
 
     def __post_init__(self):
         pixels = Pixels.of(self)
@@ -78,6 +81,8 @@ class SceneSet:
                 fix="convert the images to uint8, and give a tensor of each for each image",
             )
         check_names(self.classes, self.origin)
+        if isinstance(pixels, Frames):
+            return  # the ledger knows files by their places
         if self.split is not None:
             origin.remember(pixels, self.split, self.rows)
         elif known := origin.found(pixels):
@@ -93,7 +98,7 @@ class SceneSet:
         return tuple(Pixels.of(self).shape[1:])
 
     @property
-    def images(self) -> Tensor:
+    def images(self) -> Tensor | Frames:
         """uint8 (N, 3, H, W); counted by the ledger, which raises if the active stage did not declare this split."""
         return self.pixels
 
@@ -101,8 +106,10 @@ class SceneSet:
     def fingerprint(self) -> str:
         """A hash of pixels, boxes, labels and classes: names these very scenes in an artifact's settings."""
         pixels = Pixels.of(self)
-        digest = hashlib.sha256(repr((self.classes, self.split, tuple(pixels.shape))).encode())
-        digest.update(pixels.numpy().tobytes())
+        of = self.classes, self.source or self.split, tuple(pixels.shape)
+        digest = hashlib.sha256(repr(of).encode())
+        if not self.source:
+            digest.update(pixels.numpy().tobytes())
         for boxes, labels in zip(self.boxes, self.labels, strict=True):
             digest.update(boxes.numpy().tobytes() + labels.numpy().tobytes())
         # Scenes at their own size keep the name that they had before there were scales.
@@ -113,8 +120,10 @@ class SceneSet:
     def subset(self, indices) -> "SceneSet":
         """The scenes at `indices` (ints, any order), of the same split."""
         indices = [int(i) for i in indices]
+        pixels = Pixels.of(self)
+        held = isinstance(pixels, Tensor)
         return SceneSet(
-            Pixels.of(self)[indices],
+            pixels[indices] if held else pixels.take(indices),
             [self.boxes[i] for i in indices],
             [self.labels[i] for i in indices],
             self.classes,
@@ -122,6 +131,7 @@ class SceneSet:
             self.split,
             self.rows[indices],
             self.scale[indices],
+            self.source and f"{self.source} {indices}",
         )
 
     def counts(self) -> dict[str, int]:

@@ -15,6 +15,7 @@ class DeployConfig(Config):
     students: Literal["classification,detection", "classification", "detection"] = Field(
         "classification,detection", description="what is deployed"
     )
+    scenes: str = Field("", description="the detector's folder of scenes, if it was moved since")
     int8: Literal["dynamic", "static"] = Field(
         "dynamic", description="the int8 classifier that is packed; both are measured"
     )

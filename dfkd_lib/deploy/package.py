@@ -24,7 +24,8 @@ model.onnx       {kind}, one input "images": float32 (batch, {channels}, {height
 labels.json      names of the classes, in the order of the model's outputs
 preprocess.json  how an image's pixels (0-255) become that input: turned as its EXIF tag says, transparent ones black,
                  resized as predict.py does it, then pixels * scale + offset
-predict.py       an example to copy from; `python predict.py --help` tells what it prints
+predict.py       reads any image file, draws, takes many at once; `python predict.py --help` tells what it prints
+example.py       the same for one ordinary image in 30 lines, to copy from
 """
 SIZES = """
 A detector finds what fills about as much of its input as the objects it was trained on: cut a large photograph of small
@@ -36,7 +37,8 @@ def pack(folder: Path, model: Path, task: Classification, student: Artifact) -> 
     """Write the folder that labels images, or finds objects in them, with onnxruntime, numpy and pillow alone."""
     folder.mkdir(exist_ok=True)
     shutil.copyfile(model, folder / "model.onnx")
-    shutil.copyfile(Path(__file__).with_name("predict.py"), folder / "predict.py")
+    for name in ("predict.py", "example.py"):
+        shutil.copyfile(Path(__file__).with_name(name), folder / name)
     shape = dict(zip(("channels", "height", "width"), task.test.images.shape[1:], strict=True))
     save_json(folder / "labels.json", list(task.test.classes))
     save_json(folder / "preprocess.json", {**shape, **task.preprocessing(student)})

@@ -181,13 +181,15 @@ def find_student(
     )
 
 
-def scenes_of(student: Artifact) -> SceneSet:
-    """The test scenes that a detection student was measured on, from its own record; WorkbenchError if they have changed."""
+def scenes_of(student: Artifact, folder: str = "") -> SceneSet:
+    """The test scenes that a detection student was measured on, from its own record, or from where their folder lies now;
+    WorkbenchError if they have changed."""
     recorded = student.settings["test"]
     if "generated" in recorded:
         own = {"test_scenes": recorded["count"], "size": recorded["size"], "seed": recorded["seed"]}
     else:
         own = {name: value for name, value in recorded.items() if name != "scenes"}
+        own["name"] = folder or student.metrics.get("test_folder") or own.get("name", "")
     test = SceneConfig(**own).scenes("test")
     if test.identity != recorded:
         raise WorkbenchError(
@@ -195,7 +197,7 @@ def scenes_of(student: Artifact) -> SceneSet:
             expected=recorded["scenes"],
             got=test.identity["scenes"],
             where=own.get("name", "generated scenes"),
-            fix="run notebook 40 again",
+            fix="run notebook 40 again; if the folder was moved, give its place as scenes=FOLDER",
         )
     return test.load()
 

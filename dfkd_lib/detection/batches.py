@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfkd_lib.datasets import SceneSet
+from dfkd_lib.datasets import SceneSet, in_turn
 
 IN_VIEW = 0.5  # share of an object that must stay in view for it to stay a target
 
@@ -56,10 +56,10 @@ class SceneBatches:
 
     def __call__(self, epoch: int, generator: torch.Generator) -> Iterator[Batch]:
         order = torch.randperm(len(self.images), generator=generator)
-        for rows in order[: len(self) * self.batch_size].split(self.batch_size):
-            batch = self.rows(rows)
+        for batch in self._read(order[: len(self) * self.batch_size]):
             if self.augment == 0:
-                batch = self.mirrored(rows, torch.rand(len(rows), generator=generator) < 0.5)
+                mirror = torch.rand(len(batch.images), generator=generator) < 0.5
+                batch = self._mirrored(batch, mirror)
             elif self.augment is not None:
                 batch = augmented(batch, generator, self.augment)
             yield batch if self.labelled else batch._replace(labels=None, boxes=None)
@@ -71,7 +71,10 @@ class SceneBatches:
 
     def mirrored(self, rows: Tensor, mirror: Tensor) -> Batch:
         """The scenes at these places, those mirrored for which `mirror` (B,) is true."""
-        images, labels, boxes, places = self.rows(rows)
+        return self._mirrored(self.rows(rows), mirror)
+
+    def _mirrored(self, batch: Batch, mirror: Tensor) -> Batch:
+        images, labels, boxes, places = batch
         images = torch.where(mirror[:, None, None, None], images.flip(-1), images)
         middle = torch.where(mirror[:, None], 1 - boxes[..., 0], boxes[..., 0])
         boxes = torch.cat([torch.where(labels >= 0, middle, 0.0)[..., None], boxes[..., 1:]], -1)
@@ -79,11 +82,19 @@ class SceneBatches:
 
     def in_order(self) -> Iterator[Batch]:
         """All scenes as they are, in their order."""
-        return map(self.rows, torch.arange(len(self.images)).split(self.batch_size))
+        return self._read(torch.arange(len(self.images)))
 
     def rows(self, rows: Tensor) -> Batch:
         """The scenes at these places, as they are."""
-        return Batch(self.images[rows].float() / 255, self.labels[rows], self.boxes[rows], rows)
+        return self._batch(rows, self.images[rows])
+
+    def _read(self, rows: Tensor) -> Iterator[Batch]:
+        """The scenes at these places, as they are, batch by batch."""
+        chunks = rows.split(self.batch_size)
+        yield from map(self._batch, chunks, in_turn(self.images, chunks))
+
+    def _batch(self, rows: Tensor, images: Tensor) -> Batch:
+        return Batch(images.float() / 255, self.labels[rows], self.boxes[rows], rows)
 
 
 def augmented(batch: Batch, generator: torch.Generator, strength: float = 1.0) -> Batch:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfkd_lib import training
 from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger, resolve
-from dfkd_lib.datasets import Scenes, SceneSet, check_classes_agree
+from dfkd_lib.datasets import Frames, Scenes, SceneSet, check_classes_agree
 from dfkd_lib.detection.batches import SceneBatches
 from dfkd_lib.detection.step import kept_answers
 from dfkd_lib.metrics import THRESHOLD, average_precision, same_classes, sure
@@ -110,7 +110,8 @@ def train(
         answer = teacher and kept_answers(load_detector(teacher), batches, run.epochs)
         bound = training.bound(step, detector, answer)
         label = f"detection {role} {config.model}"
-        return _fitted(work, detector, bound, batches, run, test.load(), label)
+        made = _fitted(work, detector, bound, batches, run, test.load(), label)
+        return {**made, "test_folder": test.folder}
 
     parents = [artifact for artifact in (teacher, scenes.parent, start) if artifact is not None]
     code = [SPECS.get(config.model)]
@@ -214,11 +215,11 @@ def predictions(artifact: Artifact) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def predict(detector: Detector, images: Tensor) -> tuple[Tensor, Tensor]:
+def predict(detector: Detector, images: Tensor | Frames) -> tuple[Tensor, Tensor]:
     """Scores (N, Q, classes) in [0, 1] and boxes (N, Q, 4) of uint8 images (N, 3, H, W), on the CPU, in eval mode."""
     was_training, target = detector.training, training.device()
     detector.eval().to(target)
-    batch_size = max(1, PIXELS // images[0, 0].numel())
+    batch_size = max(1, PIXELS // images.shape[2:].numel())
     found = [detector(rows.to(target).float() / 255) for rows in images.split(batch_size)]
     detector.train(was_training)
     scores = torch.cat([d.logits for d in found]).sigmoid()[..., :-1]

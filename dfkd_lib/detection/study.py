@@ -14,6 +14,9 @@ from dfkd_lib.detection.scene_gan import SceneGAN, check_side, object_probe_arti
 from dfkd_lib.detection.step import detection_step
 from dfkd_lib.detection.tiles import predict_tiled
 
+# Weights in `DetectionWeights` of losses that a detector without a teacher has not.
+FROM_TEACHER = ("distillation", "box_distillation", "attention_distillation")
+
 
 class DetectionStudy:
     """What a configuration asks for, each part made or found in a store when it is first used."""
@@ -45,7 +48,9 @@ class DetectionStudy:
                     where="teacher.model",
                     fix=f"give teacher.model={start.settings['model']}, or start=nothing",
                 )
-        step, scenes = detection_step(self.config.losses), self.scenes("train")
+        # What distils into students must not make another teacher.
+        weights = self.config.losses.replace(**dict.fromkeys(FROM_TEACHER, 0.0), temperature=1.0)
+        step, scenes = detection_step(weights), self.scenes("train")
         return train(self.store, config, step, scenes, test, seed=self.config.seed, start=start)
 
     @cached_property

@@ -6,7 +6,7 @@ from torchvision.ops import batched_nms, box_convert
 from torchvision.transforms.v2 import functional as images_of
 
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.datasets import FILL
+from dfkd_lib.datasets import FILL, Frames
 from dfkd_lib.detection.detector import PIXELS, predict
 from dfkd_lib.metrics import FAINT
 from dfkd_lib.models import Detector
@@ -19,7 +19,7 @@ COVERED = 0.7  # share of a cut box that another one must cover to stand for it
 @torch.no_grad()
 def predict_tiled(
     detector: Detector,
-    images: Tensor,
+    images: Tensor | Frames,
     tile: int,
     size: int,
     overlap: float = 0.25,
@@ -31,7 +31,7 @@ def predict_tiled(
     non-maximum suppression within each class. An object that no window holds stays in pieces: it needs a larger tile.
 
     Args:
-        images: uint8 (N, 3, H, W).
+        images: uint8 (N, 3, H, W), in memory or on disk.
         tile: side of the windows in pixels of the frames; what lies outside a frame is filled with the mean colour.
         size: side that windows are resized to.
         overlap: of neighbouring windows as a share of their side, at least, in [0, 1): as much as objects are large.
@@ -50,7 +50,7 @@ def predict_tiled(
     return scores, box_convert(boxes, "xyxy", "cxcywh")
 
 
-def _check(images: Tensor, tile: int, size: int, overlap: float, keep: int) -> None:
+def _check(images: Tensor | Frames, tile: int, size: int, overlap: float, keep: int) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise WorkbenchError(
             "frames have the wrong form",

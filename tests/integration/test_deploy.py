@@ -299,6 +299,34 @@ def test_the_package_sees_what_the_library_sees(deployed, tmp_path):
     np.testing.assert_allclose(seen, to_float(image).numpy(), atol=1e-6)
 
 
+def test_the_example_to_copy_has_at_most_30_lines_and_prints_the_same(
+    deployed, detected, bare, tmp_path
+):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / "one.png")
+    for made in (deployed[4], detected[3]):
+        package = deploy.copy_package(made, tmp_path / made.key)
+        assert len((package / "example.py").read_text().splitlines()) <= 30
+        if made is detected[3]:  # a detector that is sure of everything
+            source = (package / "example.py").read_text()
+            (package / "example.py").write_text(source.replace(">= 0.5", ">= 0"))
+        code = "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+        done = bare_python(bare, package, code, package / "example.py", tmp_path / "one.png")
+        assert done.returncode == 0, done.stderr
+        own = run_without_torch(bare, package, "--threshold", "0", tmp_path / "one.png")
+        meant = [line.split("\t")[1:] for line in own.stdout.splitlines()]
+        shown = [line.rstrip().split("\t") for line in done.stdout.splitlines()]
+        assert len(shown) == len(meant) > 0
+        for line in shown if made is detected[3] else ():
+            middle, size = np.split(np.array(line[2:], float), 2)
+            corners = np.concatenate([middle - size / 2, middle + size / 2])
+            near = [m for m in meant if m[:2] == line[:2]]
+            assert min(abs(np.array(m[2:], float) - corners).max() for m in near) < 0.2
+        if made is deployed[4]:
+            assert [line[0] for line in shown] == [line[0] for line in meant]
+            assert abs(float(shown[0][1]) - float(meant[0][1])) < 2e-4
+
+
 def test_odd_images_are_read_and_what_is_no_image_is_reported(deployed, detected, bare, tmp_path):
     rng = np.random.default_rng(0)
     colours = Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8))

@@ -20,7 +20,9 @@ from dfkd_lib.datasets import (
     SceneConfig,
     Scenes,
     SceneSet,
+    coco,
     generate_scenes,
+    load_coco,
     open_scenes,
     write_coco,
 )
@@ -653,6 +655,37 @@ def test_a_changed_setting_makes_a_new_student(trained, change):
     other = DetectionStudy(store, study.config.override(change))
     with pytest.raises(NotMade), only_finding():
         other.student("plain")
+
+
+@pytest.mark.parametrize("weight", ["distillation", "box_distillation", "attention_distillation"])
+def test_what_distils_into_students_makes_no_other_teacher(trained, weight):
+    store, study, made = trained
+    other = DetectionStudy(store, study.config.override(f"losses.{weight}=7 temperature=3"))
+    with only_finding():
+        assert other.teacher.key == made["teacher"].key
+    with pytest.raises(NotMade), only_finding():
+        other.student("train")
+    with pytest.raises(NotMade), only_finding():
+        _ = DetectionStudy(store, study.config.override("losses.giou=1")).teacher
+
+
+@pytest.mark.parametrize("augment", [0.0, 1.0])
+def test_frames_on_disk_give_the_batches_and_detections_of_those_in_memory(
+    tmp_path, monkeypatch, augment
+):
+    write_coco(generate_scenes(12, size=48), tmp_path, "train")
+    detector, seen = create_detector("detr_nano", len(CLASSES)), []
+    for held in (coco.HELD, 0):
+        monkeypatch.setattr(coco, "HELD", held)
+        scenes = load_coco(tmp_path, "train")
+        batches = SceneBatches(scenes, 5, augment)
+        drawn = [*batches(0, torch.Generator().manual_seed(3)), *batches.in_order()]
+        seen.append((drawn, detection.predict(detector, scenes.images)))
+    (first, found), (second, again) = seen
+    assert len(first) == len(second) == 2 + 3
+    for one, other in zip(first, second, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
+    assert all(map(torch.equal, found, again))
 
 
 def test_unknown_students_and_teachers_are_refused(trained):
