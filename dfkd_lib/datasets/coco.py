@@ -1,9 +1,10 @@
 """Any COCO folder as a `SceneSet`, checked before training; scenes written as COCO; ground truth for pycocotools."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -34,6 +35,10 @@ def load_coco(
     crops: int = 1,
     crop_spread: float = 1.0,
     crop_anywhere: float = 0.0,
+    crop_whole: float = 0.0,
+    empty: bool = False,
+    held_back: float = 0.0,
+    calibrating: bool = False,
 ) -> SceneSet:
     """A split of a COCO folder (`<split>.json` beside `<split>/`) or of a YOLO one (`data.yaml`), checked and resized; in
     memory if it takes at most `HELD` bytes, else read from disk whenever scenes are asked for.
@@ -49,6 +54,11 @@ def load_coco(
         crops: crops a frame, about each of its objects in turn; a frame without objects is cut anywhere.
         crop_spread: from 1 to crop; the factor is drawn log-uniformly from crop / crop_spread to crop * crop_spread.
         crop_anywhere: share of crops, 0..1, that lie anywhere on their frame: empty sky too.
+        crop_whole: share of crops, 0..1, that show their whole frame.
+        empty: crops that show no part of an object alone, anywhere on their frames.
+        held_back: share of videos (see `video_of`), 0..1, drawn by chance that is always the same, whose frames are left
+            out.
+        calibrating: these videos' frames alone.
 
     Returns:
         SceneSet of split "<folder name>/<split>", classes in the order of the category ids. Crowd regions are left out.
@@ -60,6 +70,7 @@ def load_coco(
             finds), in one error.
     """
     view = {"crop": crop, "crops": crops, "spread": crop_spread, "anywhere": crop_anywhere}
+    view["whole"] = crop_whole
     _check_view(size, **view)
     folder = resolve(folder)
     if split == "test" and not has_split(folder, split):
@@ -67,23 +78,40 @@ def load_coco(
     report = check_coco(folder, split, thorough=False)
     if report.fatal:
         raise report.error()
+    chosen = _chosen(report, held_back, calibrating)
+    seen = _seen(report, chosen, view, empty, np.random.default_rng(seed))
+    return _scene_set(report, seen, size, shortest, longest)
+
+
+def _scene_set(
+    report: CocoReport, seen: Iterator[tuple], size: int | None, shortest: int | None, longest: int
+) -> SceneSet:
+    """Scenes of what `_seen` gives, in memory if they are small enough."""
     views, rows, boxes, labels, scale = [], [], [], [], []
-    for row, shape, window, found, classes in _seen(report, view, np.random.default_rng(seed)):
+    for row, shape, window, found, classes in seen:
         factor = enlargement(shape, size, shortest, longest)
         views.append(View(report.path(row), resized(shape, factor), window))
         boxes.append(found * (np.array(views[-1].size * 2) / (shape[1::-1] * 2)))
         rows.append(row)
         labels.append(torch.from_numpy(classes))
         scale.append(1 / factor)
+    if not views:
+        raise WorkbenchError(
+            "no window of the frames is without an object",
+            where=report.file,
+            expected="empty ground",
+            got="an object in each window",
+            fix="leave such windows out (empty=0), or lower crop",
+        )
     height, width = (size or max(view.size[axis] for view in views) for axis in (1, 0))
-    frames = Frames(views, height, width)
+    frames, folder = Frames(views, height, width), report.folder.name
     return SceneSet(
         _held(frames, report) if frames.shape.numel() <= HELD else frames,
         [shares(found, (height, width)) for found in boxes],
         labels,
         tuple(c["name"] for c in report.categories.values()),
-        f"COCO folder {folder.name}",
-        f"{folder.name}/{split}",
+        f"COCO folder {folder}",
+        f"{folder}/{report.split}",
         np.array(rows),
         torch.tensor(scale),
         frames.identity,
@@ -104,33 +132,65 @@ def _held(frames: Frames, report: CocoReport) -> Tensor:
         raise
 
 
-def _check_view(size, crop, crops, spread, anywhere) -> None:
+def _check_view(size, crop, crops, spread, anywhere, whole) -> None:
     """WorkbenchError on impossible sizes or crops."""
     if crop:
-        possible = size and crops >= 1 and crop >= spread >= 1 and 0 <= anywhere <= 1
+        possible = size and crops >= 1 and crop >= spread >= 1
+        possible = possible and 0 <= anywhere <= 1 and 0 <= whole <= 1
     else:
-        possible = crops == spread == 1 and not anywhere
+        possible = crops == spread == 1 and not anywhere and not whole
     if not possible or not (size is None or is_number(size, 1, LARGEST_SIDE)):
         raise WorkbenchError(
             "impossible size or crops of scenes",
             expected=f"a size of 1..{LARGEST_SIDE}; crop with a size, crops and crop_spread from 1, "
-            "crop >= crop_spread, crop_anywhere 0..1; without crop, none of these",
-            got=f"size {size}, crop {crop}, crops {crops}, crop_spread {spread}, crop_anywhere {anywhere}",
+            "crop >= crop_spread, crop_anywhere and crop_whole 0..1; without crop, none of these",
+            got=f"size {size}, crop {crop}, crops {crops}, crop_spread {spread}, crop_anywhere {anywhere}, "
+            f"crop_whole {whole}",
             fix="correct the value out of range, or give a crop, as crop=4.0",
         )
 
 
-def _seen(report: CocoReport, view: dict, rng: np.random.Generator) -> Iterator[tuple]:
-    """(row in the file, (height, width), window or None, boxes (n, 4) in pixels, classes int64 (n,)) of every frame, or of
-    its crops. Crowd regions are left out."""
+def video_of(image: dict) -> str:
+    """The video that an entry of 'images' is a frame of: its "video_id", or its file's name without the number at its end."""
+    if image.get("video_id") is not None:
+        return str(image["video_id"])
+    name = PurePosixPath(image["file_name"]).with_suffix("")
+    return re.sub(r"[\W_]*\d+$", "", name.name) or str(name)
+
+
+def _chosen(report: CocoReport, held_back: float, calibrating: bool) -> set[int]:
+    """The places of the frames whose videos are not held back, or of those alone whose videos are."""
+    of = [video_of(image) for image in report.images.values()]
+    videos = sorted(set(of))
+    count = round(held_back * len(videos))
+    if not (0 <= count < len(videos)) or (held_back and not count):
+        raise WorkbenchError(
+            "no such share of the videos can be held back",
+            expected="some of them, not all",
+            got=f"{held_back:g} of {len(videos)}",
+            where=report.file,
+            fix="give another share (calibration), or a test split of its own beside val",
+        )
+    back = {videos[i] for i in np.random.default_rng(0).permutation(len(videos))[:count]}
+    return {row for row, video in enumerate(of) if (video in back) == calibrating}
+
+
+def _seen(
+    report: CocoReport, chosen: set[int], view: dict, empty: bool, rng: np.random.Generator
+) -> Iterator[tuple]:
+    """(row in the file, (height, width), window or None, boxes (n, 4) in pixels, classes int64 (n,)) of every chosen frame,
+    of its crops, or of those without any object. Crowd regions are left out, but are not empty."""
     order = {key: k for k, key in enumerate(report.categories)}
     found = {key: [] for key in report.images}
     for _, annotation, box in report.annotations:
-        if not annotation.get("iscrowd"):
-            found[annotation["image_id"]].append((*box, order[annotation["category_id"]]))
-    objects = [np.array(some, float).reshape(-1, 5) for some in found.values()]
+        label = -1 if annotation.get("iscrowd") else order[annotation["category_id"]]
+        found[annotation["image_id"]].append((*box, label))
+    every = [np.array(some, float).reshape(-1, 5) for some in found.values()]
+    objects = [some[some[:, 4] >= 0] for some in every]
     sides = np.concatenate(objects)[:, 2:4].max(axis=1) if any(map(len, objects)) else [8.0]
     for row, (image, some) in enumerate(zip(report.images.values(), objects, strict=True)):
+        if row not in chosen:
+            continue
         shape, boxes, labels = (
             (image["height"], image["width"]),
             some[:, :4],
@@ -139,9 +199,11 @@ def _seen(report: CocoReport, view: dict, rng: np.random.Generator) -> Iterator[
         if not view["crop"]:
             yield row, shape, None, boxes, labels
             continue
-        for corner, side in windows(shape, boxes, sides, rng, **view):
+        about = boxes[:0] if empty else boxes
+        for corner, side in windows(shape, about, sides, rng, **view):
             cut, shown = inside(boxes, corner, side)
-            yield row, (side, side), (*corner.tolist(), side), cut, labels[shown]
+            if not empty or not len(inside(every[row][:, :4], corner, side, 0)[1]):
+                yield row, (side, side), (*corner.tolist(), side), cut, labels[shown]
 
 
 def ground_truth(scenes: SceneSet) -> dict:

@@ -29,6 +29,7 @@ def windows(
     crops: int,
     spread: float,
     anywhere: float,
+    whole: float = 0.0,
 ) -> list[tuple[np.ndarray, int]]:
     """Square windows on a frame (H, W, 3): [(corner x, y int (2,), side in pixels)], `crops` of them.
 
@@ -40,9 +41,13 @@ def windows(
         spread: `crop` is drawn log-uniformly from crop / spread to crop * spread.
         anywhere: share of windows that lie anywhere on the frame instead (so that empty sky is seen); of a
             frame without objects, all.
+        whole: share of windows that show all of the frame.
     """
     found = []
     for turn in range(crops):
+        if whole and rng.random() < whole:
+            found.append((np.zeros(2, int), max(shape[:2])))
+            continue
         box = boxes[turn % len(boxes)] if len(boxes) else None
         extent = rng.choice(usual) if box is None else box[2:].max()
         factor = crop * spread ** rng.uniform(-1, 1) if spread > 1 else crop
@@ -58,11 +63,15 @@ def windows(
     return found
 
 
-def inside(boxes: np.ndarray, corner: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a window of a frame shows of boxes (n, 4) x, y, width, height: cut to it, and which of them they are."""
+def inside(
+    boxes: np.ndarray, corner: np.ndarray, side: int, share: float = SHOWN
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a window of a frame shows of boxes (n, 4) x, y, width, height, of each more than nothing and at least a share:
+    cut to it, and which of them they are."""
     low = (boxes[:, :2] - corner).clip(0, side)
     high = (boxes[:, :2] + boxes[:, 2:] - corner).clip(0, side)
-    keep = np.flatnonzero((high - low).prod(axis=1) >= SHOWN * boxes[:, 2:].prod(axis=1))
+    area = (high - low).prod(axis=1)
+    keep = np.flatnonzero((area > 0) & (area >= share * boxes[:, 2:].prod(axis=1)))
     return np.concatenate([low, high - low], axis=1)[keep], keep
 
 

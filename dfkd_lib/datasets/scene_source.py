@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from dfkd_lib.core import Artifact, Config, Seed, WorkbenchError, resolve
 from dfkd_lib.datasets.coco import load_coco
-from dfkd_lib.datasets.coco_read import places
+from dfkd_lib.datasets.coco_read import has_split, places
 from dfkd_lib.datasets.config import stamp
 from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
 
@@ -74,6 +75,21 @@ class SceneConfig(Config):
     crop_anywhere: float = Field(
         0.0, ge=0, le=1, description="share of crops that lie anywhere: empty sky"
     )
+    crop_whole: float = Field(
+        0.0, ge=0, le=1, description="share of crops that show the whole frame"
+    )
+    empty: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="windows of empty ground of each training frame, of which detectors learn those they fire on",
+    )
+    calibration: float = Field(
+        0.0,
+        ge=0,
+        le=0.9,
+        description="share of a folder's training videos held back to calibrate scores, where it has no val beside test",
+    )
     train_scenes: int = Field(5000, ge=1, le=10**7, description="generated training scenes")
     test_scenes: int = Field(1000, ge=1, le=10**6, description="generated scenes that measure")
     seed: Seed = Field(0, description="of the generated scenes and of the crops")
@@ -84,24 +100,41 @@ class SceneConfig(Config):
             raise ValueError(
                 "frames cannot be both cut around objects and resized whole: set crop or shortest to 0"
             )
+        if self.empty and not self.crop and self.name != GENERATED:
+            raise ValueError("empty ground is cut as objects are: set crop, or empty to 0")
         return self
 
-    def scenes(self, split: str) -> Scenes:
-        """The scenes of split "train", "test" or "synthetic" (always generated, of no data set, as many as "train").
+    @property
+    def cropped(self) -> bool:
+        """Whether the scenes are crops of larger frames."""
+        return bool(self.crop) and self.name != GENERATED
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether there are scenes to calibrate scores on, that neither train nor test."""
+        return self.calibration > 0 or (self.name != GENERATED and _own(resolve(self.name)))
+
+    def scenes(self, split: str, frames: bool = False) -> Scenes:
+        """The scenes of split "train", "test", "calibration" (if it `calibrates`), "empty" (windows of training frames
+        without an object) or "synthetic" (always generated, of no data set, as many as "train"); or a folder's whole
+        `frames`, at their own size.
 
         Scene i of a generated set depends on seed and i alone, so its first scenes stand for the program that drew it:
         thousands need not be drawn to find an artifact that was made from them.
         """
         if self.name != GENERATED and split != "synthetic":
             folder = resolve(self.name)
-            changing = [place for name in {split, "val"} for place in places(folder, name)]
-            load = partial(_load, self, split, stamp(changing))
+            names = ("train", "val", "test")
+            changing = [place for name in names for place in places(folder, name)]
+            load = partial(_load, self, split, frames, stamp(changing))
             found = load()
             # Where the folder lies and what it is called says nothing about its scenes.
             own = {name: value for name, value in self.as_dict().items() if name != "name"}
+            own = {"frames": split} if frames else own
             identity = {**own, "scenes": found.fingerprint}
             return Scenes(load, identity, found.classes, found.split, folder=self.name)
-        count = self.test_scenes if split == "test" else self.train_scenes
+        split = "val" if split == "calibration" else split
+        count = self.train_scenes if split in ("train", "synthetic") else self.test_scenes
         first = generate_scenes(min(PROBE, count), self.size, self.seed, split)
         identity = {"generated": split, "count": count, "size": self.size, "seed": self.seed}
         identity["scenes"] = first.fingerprint
@@ -113,16 +146,36 @@ _generated = cache(generate_scenes)
 
 
 @cache
-def _load(config: SceneConfig, split: str, changed: tuple) -> SceneSet:
+def _load(config: SceneConfig, split: str, frames: bool, changed: tuple) -> SceneSet:
     """The scenes of a folder, read anew where `changed` is another."""
+    own = _own(resolve(config.name))
+    back = 0.0 if own else config.calibration
+    if split == "calibration":
+        more = {} if own else {"held_back": back, "calibrating": True}
+        return load_coco(config.name, "val" if own else "train", **more, **_view(config, frames))
+    if split == "test":
+        return load_coco(config.name, split, **_view(config, frames))
+    view = _view(config, frames)
+    if view.get("crop"):
+        names = ("seed", "crops", "crop_spread", "crop_anywhere", "crop_whole")
+        view |= {name: getattr(config, name) for name in names}
+    if split == "empty":
+        view |= {"empty": True, "crops": config.empty, "crop_anywhere": 0.0, "crop_whole": 0.0}
+    return load_coco(config.name, "train", held_back=back, **view)
+
+
+def _own(folder: Path) -> bool:
+    """Whether a folder has scenes to calibrate on beside those that test."""
+    return has_split(folder, "test") and has_split(folder, "val")
+
+
+def _view(config: SceneConfig, frames: bool) -> dict:
+    """How frames become scenes that measure: all cut in one fixed way (seed 0), so that every detector is asked the same."""
+    if frames:
+        return {}
     if config.shortest:
-        return load_coco(config.name, split, shortest=config.shortest)
-    cut = {"size": config.size, "crop": config.crop or None}
-    if split == "train":
-        names = ("seed", "crops", "crop_spread", "crop_anywhere")
-        cut |= {name: getattr(config, name) for name in names}
-    # Test frames are cut in one fixed way (seed 0), so that every detector is asked the same question.
-    return load_coco(config.name, split, **cut)
+        return {"shortest": config.shortest}
+    return {"size": config.size, "crop": config.crop or None}
 
 
 def open_scenes(artifact: Artifact) -> SceneSet:

@@ -28,6 +28,7 @@ from dfkd_lib.detection.step import (
 from dfkd_lib.detection.study import DetectionStudy
 from dfkd_lib.detection.tables import (
     ap_table,
+    calibration_table,
     class_table,
     compared,
     measures_table,
@@ -53,6 +54,7 @@ __all__ = [
     "SceneNetworks",
     "answers",
     "ap_table",
+    "calibration_table",
     "class_table",
     "compared",
     "detection_step",

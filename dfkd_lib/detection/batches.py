@@ -1,6 +1,6 @@
 """Scenes as batches of padded tensors, augmented a batch at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from dfkd_lib.datasets import SceneSet, in_turn
 
 IN_VIEW = 0.5  # share of an object that must stay in view for it to stay a target
+EMPTY = 0.25  # share of a batch that is empty ground, where this is learned
 
 
 class Batch(NamedTuple):
@@ -42,21 +43,32 @@ class SceneBatches:
     Args:
         augment: strength of `augmented`, ≥ 0; None for none at all.
         labelled: False leaves labels and boxes out of every batch.
+        empty: scenes without objects, of which each batch has `EMPTY`: in the first epoch any, then the hard ones.
+        fires: how sure the detector in training is, at most, of an object in each of these: (n,).
     """
 
     def __init__(
-        self, scenes: SceneSet, batch_size: int, augment: float | None = 0.0, labelled: bool = True
+        self,
+        scenes: SceneSet,
+        batch_size: int,
+        augment: float | None = 0.0,
+        labelled: bool = True,
+        empty: SceneSet | None = None,
+        fires: Callable[[], Tensor] | None = None,
     ):
         self.images, self.augment, self.labelled = scenes.images, augment, labelled
         self.labels, self.boxes = padded(scenes)
         self.batch_size = min(batch_size, len(scenes))
+        self.empty, self.fires = empty and empty.images, fires
+        self.negatives = round(EMPTY * self.batch_size) if empty else 0
 
     def __len__(self) -> int:
-        return len(self.images) // self.batch_size
+        return len(self.images) // (self.batch_size - self.negatives)
 
     def __call__(self, epoch: int, generator: torch.Generator) -> Iterator[Batch]:
+        own = self.batch_size - self.negatives
         order = torch.randperm(len(self.images), generator=generator)
-        for batch in self._read(order[: len(self) * self.batch_size]):
+        for batch in self._beside(self._read(order[: len(self) * own], own), epoch, generator):
             if self.augment == 0:
                 mirror = torch.rand(len(batch.images), generator=generator) < 0.5
                 batch = self._mirrored(batch, mirror)
@@ -64,10 +76,30 @@ class SceneBatches:
                 batch = augmented(batch, generator, self.augment)
             yield batch if self.labelled else batch._replace(labels=None, boxes=None)
 
+    def _beside(
+        self, batches: Iterator[Batch], epoch: int, generator: torch.Generator
+    ) -> Iterator[Batch]:
+        """The batches, each with scenes of empty ground beside its own."""
+        if not self.negatives:
+            yield from batches
+            return
+        count = len(self) * self.negatives
+        if epoch:
+            order = self.fires().argsort(descending=True, stable=True)
+            rows = order[torch.arange(count) % len(order)]
+            rows = rows[torch.randperm(count, generator=generator)]
+        else:
+            rows = torch.randint(len(self.empty), (count,), generator=generator)
+        chunks = rows.split(self.negatives)
+        for batch, more in zip(batches, in_turn(self.empty, chunks), strict=True):
+            images = torch.cat([batch.images, more.float() / 255])
+            labels = F.pad(batch.labels, (0, 0, 0, len(more)), value=-1)
+            yield Batch(images, labels, F.pad(batch.boxes, (0, 0, 0, 0, 0, len(more))))
+
     @property
     def views(self) -> int:
         """How many ways a scene may look: 2 of mirrored ones, 0 where each epoch makes others."""
-        return {None: 1, 0: 2}.get(self.augment, 0)
+        return 0 if self.negatives else {None: 1, 0: 2}.get(self.augment, 0)
 
     def mirrored(self, rows: Tensor, mirror: Tensor) -> Batch:
         """The scenes at these places, those mirrored for which `mirror` (B,) is true."""
@@ -78,19 +110,20 @@ class SceneBatches:
         images = torch.where(mirror[:, None, None, None], images.flip(-1), images)
         middle = torch.where(mirror[:, None], 1 - boxes[..., 0], boxes[..., 0])
         boxes = torch.cat([torch.where(labels >= 0, middle, 0.0)[..., None], boxes[..., 1:]], -1)
-        return Batch(images, labels, boxes, places + mirror * len(self.images))
+        places = None if places is None else places + mirror * len(self.images)
+        return Batch(images, labels, boxes, places)
 
     def in_order(self) -> Iterator[Batch]:
         """All scenes as they are, in their order."""
-        return self._read(torch.arange(len(self.images)))
+        return self._read(torch.arange(len(self.images)), self.batch_size)
 
     def rows(self, rows: Tensor) -> Batch:
         """The scenes at these places, as they are."""
         return self._batch(rows, self.images[rows])
 
-    def _read(self, rows: Tensor) -> Iterator[Batch]:
-        """The scenes at these places, as they are, batch by batch."""
-        chunks = rows.split(self.batch_size)
+    def _read(self, rows: Tensor, together: int) -> Iterator[Batch]:
+        """The scenes at these places, as they are, so many at a time."""
+        chunks = rows.split(together)
         yield from map(self._batch, chunks, in_turn(self.images, chunks))
 
     def _batch(self, rows: Tensor, images: Tensor) -> Batch:

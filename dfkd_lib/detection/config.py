@@ -81,7 +81,7 @@ class DetectionConfig(Config):
         0,
         ge=0,
         le=4096,
-        description="detect in whole frames too, in tiles of so many pixels, 0: no",
+        description="measure on a folder's whole frames in tiles of so many pixels, 0: as large as training crops are",
     )
     examples: int = Field(8, ge=1, le=64, description="scenes that are shown")
     threshold: float = Field(

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dfkd_lib import training
-from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger, resolve
+from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger, processes, resolve
 from dfkd_lib.datasets import Frames, Scenes, SceneSet, check_classes_agree
 from dfkd_lib.detection.batches import SceneBatches
 from dfkd_lib.detection.step import kept_answers
@@ -64,6 +64,7 @@ def train(
     teacher: Artifact | None = None,
     seed: int | None = None,
     start: Artifact | None = None,
+    empty: Scenes | None = None,
 ) -> Artifact:
     """A detector trained by a step on scenes, measured after every epoch on test scenes that choose nothing.
 
@@ -75,6 +76,7 @@ def train(
         teacher: a detector's artifact to distil from; without it the detector is a teacher itself.
         seed: of weights, order, augmentation and dropout; config.seed by default.
         start: an artifact of such a detector, whose weights are the first.
+        empty: scenes without objects; those that the detector fires on at the beginning of an epoch are learned in it.
 
     Returns:
         Artifact with model.safetensors, history.json, predictions.safetensors; metrics of `save_detector`,
@@ -99,6 +101,8 @@ def train(
         "weights": {"artifact": start.key} if start else _identity(weights),
         "backbone_weights": _identity(backbone),
     }
+    if empty is not None:
+        settings["empty"] = empty.identity
     reads = {test.split: ledger.EVALUATION} | ({scenes.split: "training"} if labelled else {})
     first = start.path / "model.safetensors" if start else weights
 
@@ -106,7 +110,7 @@ def train(
         torch.manual_seed(run.seed)
         own = (len(test.classes), config.pretrained, first, backbone)
         detector = create_detector(config.model, *own)
-        batches = SceneBatches(scenes.load(), run.batch_size, config.augment, labelled)
+        batches = _batches(detector, scenes, run.batch_size, config.augment, labelled, empty)
         answer = teacher and kept_answers(load_detector(teacher), batches, run.epochs)
         bound = training.bound(step, detector, answer)
         label = f"detection {role} {config.model}"
@@ -116,6 +120,24 @@ def train(
     parents = [artifact for artifact in (teacher, scenes.parent, start) if artifact is not None]
     code = [SPECS.get(config.model)]
     return store.get_or_make(f"detection-{role}", settings, make, parents, reads, code=code)
+
+
+def _batches(
+    detector: Detector,
+    scenes: Scenes,
+    batch_size: int,
+    augment: float | None,
+    labelled: bool,
+    empty: Scenes | None,
+) -> SceneBatches:
+    """What a detector learns, with the empty scenes that it fires on itself."""
+    ground = empty and empty.load()
+
+    def fires() -> Tensor:
+        # All processes must take the same scenes, and one that rounds otherwise would order them otherwise.
+        return processes.from_main(lambda: predict(detector, ground.images)[0].amax((1, 2)))
+
+    return SceneBatches(scenes.load(), batch_size, augment, labelled, ground, fires)
 
 
 def _fitted(

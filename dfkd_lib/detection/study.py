@@ -4,15 +4,25 @@ from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 
+import torch
+
 from dfkd_lib.core import Artifact, Store, WorkbenchError, ledger
-from dfkd_lib.datasets import GENERATED, SceneConfig, Scenes, check_classes_agree, load_coco
+from dfkd_lib.datasets import GENERATED, SceneConfig, Scenes, check_classes_agree
 from dfkd_lib.detection.config import VARIANTS, DetectionConfig
-from dfkd_lib.detection.detector import load_detector, save_predictions, shipped_detector, train
+from dfkd_lib.detection.detector import (
+    load_detector,
+    predict,
+    predictions,
+    save_predictions,
+    shipped_detector,
+    train,
+)
 from dfkd_lib.detection.measure import measure_scenes
 from dfkd_lib.detection.probes import check_objects
 from dfkd_lib.detection.scene_gan import SceneGAN, check_side, object_probe_artifact
 from dfkd_lib.detection.step import detection_step
 from dfkd_lib.detection.tiles import predict_tiled
+from dfkd_lib.metrics import calibration_error, fit_scaling, judged
 
 # Weights in `DetectionWeights` of losses that a detector without a teacher has not.
 FROM_TEACHER = ("distillation", "box_distillation", "attention_distillation")
@@ -51,7 +61,13 @@ class DetectionStudy:
         # What distils into students must not make another teacher.
         weights = self.config.losses.replace(**dict.fromkeys(FROM_TEACHER, 0.0), temperature=1.0)
         step, scenes = detection_step(weights), self.scenes("train")
-        return train(self.store, config, step, scenes, test, seed=self.config.seed, start=start)
+        own = {"seed": self.config.seed, "start": start, "empty": self.empty}
+        return train(self.store, config, step, scenes, test, **own)
+
+    @cached_property
+    def empty(self) -> Scenes | None:
+        """Windows of empty ground of a folder's training frames, which detectors of these frames learn; None: not asked for."""
+        return self.scenes("empty") if self.config.data.cropped and self.config.data.empty else None
 
     @cached_property
     def probes(self) -> Artifact:
@@ -89,6 +105,7 @@ class DetectionStudy:
                 "no such student", expected=known, got=variant, fix="name one of these"
             )
         config, teacher = self.config, None if variant == "plain" else self.teacher
+        empty = self.empty if variant in ("train", "plain") else None
         if variant in ("train", "plain"):
             scenes = self.scenes("train")
         elif variant == "generated":
@@ -97,7 +114,8 @@ class DetectionStudy:
             gan = gan or config.gan
             scenes = self.drawn(gan if variant == "synthetic" else gan.replace(lam=0.0))
         step, test = step or detection_step(config.losses), self.scenes("test")
-        own = (config.student, step, scenes, test, teacher, config.seed, self.start(teacher, step))
+        start = self.start(teacher, step)
+        own = (config.student, step, scenes, test, teacher, config.seed, start, empty)
         return train(self.store, *own)
 
     def start(self, teacher: Artifact | None, step: Callable) -> Artifact | None:
@@ -123,23 +141,55 @@ class DetectionStudy:
         if data.name != GENERATED:
             check_objects(self.scenes("train", True).load())
 
-    def tiled(self, detector: Artifact) -> Artifact:
-        """A detector's detections in whole test frames of a folder, by tiles; metrics as of a detector's artifact."""
-        data, tile = self.config.data, self.config.tile
-        frames = SceneConfig(name=data.name, size=80, shortest=0).scenes("test")
+    @cached_property
+    def tile(self) -> int:
+        """Side in pixels of the windows by which whole frames are searched, 0: frames are measured as they are."""
+        data = self.config.data
+        if self.config.tile or not data.cropped:
+            return self.config.tile if data.name != GENERATED else 0
+        return round(data.size * float(self.scenes("train").load().scale.median()))
+
+    def frames(self, split: str) -> Scenes:
+        """Whole frames of split "test" or "calibration", as detectors are measured on them."""
+        return self.config.data.scenes(split, frames=True) if self.tile else self.scenes(split)
+
+    def whole(self, detector: Artifact, split: str = "test") -> Artifact:
+        """A detector's detections in whole frames, by tiles where it has learned crops; metrics as of a detector's artifact."""
+        if not self.tile and split == "test":
+            return detector
+        tile, size, frames = self.tile, self.config.data.size, self.frames(split)
         known = detector.metrics["classes"]
-        check_classes_agree(known, frames.classes, f"{detector.path} and the test scenes")
+        check_classes_agree(known, frames.classes, f"{detector.path} and the {split} scenes")
 
         def make(work: Path) -> dict:
-            test = load_coco(data.name, "test")
-            finder = load_detector(detector)
-            found = predict_tiled(finder, test.images, tile, data.size)
+            test, finder = frames.load(), load_detector(detector)
+            if tile:
+                found = predict_tiled(finder, test.images, tile, size)
+            else:
+                found = predict(finder, test.images)
             return save_predictions(work, finder, test, *found)
 
-        model, test = detector.settings["model"], frames.identity
-        settings = {"model": model, "tile": tile, "size": data.size, "test": test}
+        settings = {"model": detector.settings["model"], "tile": tile, "size": size}
+        settings["test"] = frames.identity
         reads = {frames.split: ledger.EVALUATION}
-        return self.store.get_or_make("tiled_detections", settings, make, [detector], reads)
+        return self.store.get_or_make("whole_frames", settings, make, [detector], reads)
+
+    def calibrated(self, detector: Artifact) -> Artifact:
+        """The scaling of a detector's scores that is fitted on the calibration scenes, which neither train nor test: metrics
+        "temperature", "shift", and on the test scenes "ECE" and "ECE_scaled"; see `metrics.Scaling`."""
+        parts = [(self.frames(one), self.whole(detector, one)) for one in ("calibration", "test")]
+
+        def make(work: Path) -> dict:
+            fitted, tested = (judged(scenes.load(), *predictions(found)) for scenes, found in parts)
+            scaling = fit_scaling(*fitted)
+            scaled = scaling(torch.from_numpy(tested[0])).numpy()
+            errors = calibration_error(*tested), calibration_error(scaled, tested[1])
+            return {**scaling._asdict(), **dict(zip(("ECE", "ECE_scaled"), errors, strict=True))}
+
+        reads = {scenes.split: ledger.EVALUATION for scenes, _ in parts}
+        settings = {"scenes": [scenes.identity for scenes, _ in parts]}
+        parents = [found for _, found in parts]
+        return self.store.get_or_make("calibration", settings, make, parents, reads)
 
 
 def tasks(names: Mapping[str, object]) -> dict[str, Callable[[], object]]:

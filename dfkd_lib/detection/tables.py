@@ -131,3 +131,15 @@ def pairs(found: Queries, targets: ObjectTargets) -> list[dict]:
         chance = scores.gather(1, labels[:, None]).flatten()
         shown.append({"boxes": boxes.numpy(), "labels": labels.numpy(), "scores": chance.numpy()})
     return shown
+
+
+def calibration_table(calibrated: dict[str, Artifact]) -> "pd.DataFrame":
+    """Whether scores are probabilities, of `DetectionStudy.calibrated` of each detector: its expected calibration error as
+    it is and scaled, and the scaling."""
+    columns = {"ECE": "ECE", "ECE_scaled": "ECE, scaled", "temperature": "T", "shift": "shift"}
+    return _table(
+        [
+            {"detector": name, **{text: one.metrics[key] for key, text in columns.items()}}
+            for name, one in calibrated.items()
+        ]
+    )

@@ -1,6 +1,7 @@
 """Measures of synthetic images against real ones, in the feature space of a network and tied to it; COCO AP; intervals."""
 
 from dfkd_lib.metrics import intervals
+from dfkd_lib.metrics.calibration import Scaling, calibration_error, fit_scaling, judged
 from dfkd_lib.metrics.coco import FAINT, THRESHOLD, average_precision, same_classes, sure
 from dfkd_lib.metrics.coverage import Nearness, Prdc, memorisation, near_duplicates, nearest, prdc
 from dfkd_lib.metrics.detection_curves import confusion, matched, precision_recall_curves
@@ -34,6 +35,10 @@ __all__ = [
     "same_classes",
     "sure",
     "Features",
+    "Scaling",
+    "calibration_error",
+    "fit_scaling",
+    "judged",
     "KernelDistance",
     "Measures",
     "Nearness",

@@ -280,10 +280,40 @@ def test_whole_frames_by_tiles(made, mine):
     entry["images"][0]["width"] = 120  # frames of two sizes
     file.write_text(json.dumps(entry))
     Image.new("RGB", (120, 96)).save(mine / "val" / entry["images"][0]["file_name"])
-    found = changed(made, f"data={mine} tile=48").tiled(made.teacher)
+    found = changed(made, f"data={mine} tile=48").whole(made.teacher)
     assert found.metrics["test_scenes"] == 6 and 0 <= found.metrics["AP50"] <= 1
     assert "AP_small" in found.metrics
     assert found.tensors("predictions.safetensors")["boxes"].shape == (6, 100, 4)
+
+
+def test_detectors_of_crops_are_measured_on_whole_frames_and_learn_empty_ground(made, mine):
+    study = changed(made, f"data={mine} crop=3 crops=2 crop_whole=0.2 empty=3 calibration=0.5")
+    teacher, whole = study.teacher, study.whole(study.teacher)
+    assert teacher.settings["empty"]["empty"] == 3
+    side = study.scenes("train").load().scale.median() * study.config.data.size
+    assert study.tile == round(float(side)) == whole.settings["tile"]
+    assert {row["split"]: row["images"] for row in whole.ledger} == {"mine/val": 6}
+    found = study.calibrated(teacher)
+    assert found.metrics["temperature"] > 0 and 0 <= found.metrics["ECE"] <= 1
+    table = detection.calibration_table({"teacher": found})
+    assert list(table.columns) == ["detector", "ECE", "ECE, scaled", "T", "shift"]
+    rows = study.scenes("train").load().rows, study.scenes("calibration").load().rows
+    assert set(rows[0]).isdisjoint(rows[1]) and len(set(rows[0])) == len(set(rows[1])) == 6
+    assert set(study.empty.load().rows) <= set(rows[0])
+    plain = made.whole(made.teacher)
+    assert plain is made.teacher and made.tile == 0, "generated scenes are measured as they are"
+    assert not made.config.data.calibrates
+    with pytest.raises(WorkbenchError, match="set crop, or empty to 0"):
+        changed(made, f"data={mine} empty=2")
+
+
+def test_scores_are_calibrated_on_val_where_there_is_a_test_split(made, mine):
+    write_coco(generate_scenes(4, 96, seed=9), mine, "test")
+    study = changed(made, f"data={mine}")
+    assert study.config.data.calibrates
+    found = study.calibrated(study.teacher)
+    read = {row["split"]: row["images"] for row in found.ledger}
+    assert set(read) == {"mine/val", "mine/test"}
 
 
 @pytest.mark.parametrize("wrong", [{"lam": -1.0}, {"attention_share": 0.0}, {"batch_size": 1}])

@@ -24,6 +24,7 @@ from dfkd_lib.datasets import (
     write_coco,
 )
 from dfkd_lib.datasets.__main__ import main
+from dfkd_lib.datasets.coco import video_of
 from dfkd_lib.datasets.coco_report import KINDS, LINES
 from dfkd_lib.deploy import predict
 
@@ -168,6 +169,60 @@ def test_crops_anywhere_show_the_sky_too(wide):
     assert 30 <= sum(not len(labels) for labels in scenes.labels[:100]) <= 60
 
 
+def test_crops_show_whole_frames_too(wide):
+    whole = load_coco(wide, "train", size=32, crop=3.0, crops=100, crop_whole=0.5)
+    shown = (whole.scale * 32 == 200).numpy() & (whole.rows == 0)
+    assert 30 <= shown.sum() <= 70
+    one = whole.subset([int(np.flatnonzero(shown)[0])])
+    assert one.labels[0].tolist() == [0, 1]
+    x, y, width, height = (one.boxes[0][1] * 200).tolist()
+    assert (x, y, width, height) == pytest.approx((160, 106, 20, 12), abs=0.5)
+    assert tuple(one.pixels[0, :, -1, 0]) == FILL, "a frame is wider than high: below it is filled"
+
+
+def test_empty_ground_shows_no_part_of_an_object(wide):
+    crowd = {"id": 3, "image_id": "b", "category_id": 1, "bbox": [0, 0, 200, 80], "iscrowd": 1}
+    add(wide, "annotations", **crowd)
+    scenes = load_coco(wide, "train", size=16, crop=3.0, crops=200, empty=True)
+    assert not any(map(len, scenes.labels)) and set(scenes.rows.tolist()) == {0, 1}
+    of_a, of_b = (scenes.pixels[torch.from_numpy(scenes.rows == row)] for row in (0, 1))
+    assert not of_a.any(), "the frame is black but for its objects"
+    assert 0 < len(of_b) < 100, "nothing that a crowd region covers is empty"
+    add(wide, "annotations", **crowd | {"id": 4, "bbox": [0, 0, 200, 160]})
+    add(wide, "annotations", **crowd | {"id": 5, "image_id": "a", "bbox": [0, 0, 200, 160]})
+    with pytest.raises(WorkbenchError, match="no window of the frames is without an object"):
+        load_coco(wide, "train", size=16, crop=3.0, empty=True)
+
+
+@pytest.mark.parametrize(
+    "entry, video",
+    [
+        ({"file_name": "v_drone_001_0042.jpg"}, "v_drone_001"),
+        ({"file_name": "a/clip-7.frame12.png"}, "clip-7.frame"),
+        ({"file_name": "000123.jpg"}, "000123"),
+        ({"file_name": "x.jpg", "video_id": 7}, "7"),
+    ],
+)
+def test_frames_belong_to_videos(entry, video):
+    assert video_of(entry) == video
+
+
+def test_videos_are_held_back_whole_and_always_the_same(tmp_path):
+    write_coco(generate_scenes(12, size=32), tmp_path, "train")
+    content = read(tmp_path)
+    for k, image in enumerate(content["images"]):
+        image["video_id"] = k // 3
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    kept = load_coco(tmp_path, "train", held_back=0.5)
+    back = load_coco(tmp_path, "train", held_back=0.5, calibrating=True)
+    assert sorted([*kept.rows, *back.rows]) == [*range(12)] and len(kept) == len(back) == 6
+    assert {row // 3 for row in kept.rows}.isdisjoint({row // 3 for row in back.rows})
+    assert load_coco(tmp_path, "train", held_back=0.5).fingerprint == kept.fingerprint
+    for share in (0.05, 0.95):
+        with pytest.raises(WorkbenchError, match="no such share of the videos"):
+            load_coco(tmp_path, "train", held_back=share)
+
+
 def test_frames_are_decoded_once_and_counted_once(wide, monkeypatch):
     opened, read_image = [], frames.read_image
 
@@ -194,6 +249,8 @@ def test_frames_are_decoded_once_and_counted_once(wide, monkeypatch):
         {"size": 32, "crop": 3.0, "crops": 0},
         {"size": 32, "crop": 3.0, "crop_spread": 4.0},
         {"size": 32, "crop": 3.0, "crop_anywhere": 1.5},
+        {"size": 32, "crop": 3.0, "crop_whole": -0.5},
+        {"size": 32, "crop_whole": 0.5},
     ],
 )
 def test_impossible_crops_are_refused(wide, settings):

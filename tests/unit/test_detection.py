@@ -669,6 +669,25 @@ def test_what_distils_into_students_makes_no_other_teacher(trained, weight):
         _ = DetectionStudy(store, study.config.override("losses.giou=1")).teacher
 
 
+def test_empty_ground_is_a_share_of_each_batch_and_the_hardest_of_it_comes_back():
+    scenes = generate_scenes(12, size=32)
+    pixels = torch.arange(20, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 32, 32)
+    nothing = [torch.zeros(0, 4)] * 20, [torch.zeros(0, dtype=torch.int64)] * 20
+    empty = SceneSet(pixels.contiguous(), *nothing, scenes.classes)
+    fires = torch.rand(20, generator=torch.Generator().manual_seed(0))
+    batches = SceneBatches(scenes, 8, 0.0, True, empty, lambda: fires)
+    assert len(batches) == 2 and not batches.views
+    for epoch in (0, 1):
+        drawn = [*batches(epoch, torch.Generator().manual_seed(epoch))]
+        assert [batch.images.shape for batch in drawn] == [(8, 3, 32, 32)] * 2
+        shown = [int(v) for batch in drawn for v in 255 * batch.images[6:, 0, 0, 0]]
+        assert all((batch.labels[6:] == -1).all() and not batch.boxes[6:].any() for batch in drawn)
+        if epoch:
+            assert sorted(shown) == sorted(fires.topk(4).indices.tolist())
+    own = [*SceneBatches(scenes, 6)(0, torch.Generator().manual_seed(0))]
+    assert all(batch.places is not None for batch in own)
+
+
 @pytest.mark.parametrize("augment", [0.0, 1.0])
 def test_frames_on_disk_give_the_batches_and_detections_of_those_in_memory(
     tmp_path, monkeypatch, augment

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from scipy import ndimage
@@ -143,6 +144,52 @@ def test_the_pair_of_greatest_overlap_goes_first():
     assert matched(found[:0], truth).missed.tolist() == [0, 1]
     assert matched(found, truth[:0]).false.tolist() == [0, 1, 2]
     assert matched(found[:1], truth, iou=0.95).pairs.tolist() == []
+
+
+# Calibration
+
+
+def test_the_calibration_error_of_a_case_worked_out_by_hand():
+    """Two bins: 0.9 three times, of which one is right (mean gap 0.9 - 1/3), and 0.2 once, right (gap 0.8)."""
+    scores, right = np.array([0.9, 0.9, 0.9, 0.2]), np.array([True, False, False, True])
+    assert metrics.calibration_error(scores, right) == pytest.approx((3 * (0.9 - 1 / 3) + 0.8) / 4)
+    assert metrics.calibration_error(np.array([1.0, 0.0]), np.array([True, False])) == 0
+    assert metrics.calibration_error(np.empty(0), np.empty(0, bool)) == 0
+
+
+def test_scaling_finds_the_temperature_and_shift_that_scores_were_made_with():
+    random = np.random.default_rng(0)
+    chance = random.uniform(0.02, 0.98, 100_000)
+    right = random.random(len(chance)) < chance
+    logits = 2.5 * (np.log(chance / (1 - chance)) + 0.7)  # too sure, and too high
+    scores = 1 / (1 + np.exp(-logits))
+    scaling = metrics.fit_scaling(scores, right)
+    assert scaling == pytest.approx((2.5, -0.7), abs=0.05)
+    after = scaling(torch.from_numpy(scores)).numpy()
+    assert (
+        metrics.calibration_error(scores, right)
+        > 0.1
+        > 0.01
+        > metrics.calibration_error(after, right)
+    )
+    assert (np.argsort(after, kind="stable") == np.argsort(scores, kind="stable")).all()
+    assert scaling(torch.tensor([0.0, 1.0])).tolist()[0] == 0
+    assert metrics.fit_scaling(scores, np.ones(len(scores), bool)) == metrics.Scaling()
+    assert torch.equal(metrics.Scaling()(torch.tensor([0.25])), torch.tensor([0.25]))
+
+
+def test_each_object_makes_its_surest_detection_right():
+    boxes = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.31, 0.3, 0.2, 0.2], [0.8, 0.8, 0.1, 0.1]])
+    scenes = SceneSet(
+        torch.zeros(1, 3, 100, 100, dtype=torch.uint8), [boxes[:1]], [torch.tensor([1])], ("a", "b")
+    )
+    scores = torch.tensor([[[0.0, 0.6], [0.0, 0.8], [0.7, 0.005]]])
+    found = zip(*metrics.judged(scenes, scores, boxes[None]), strict=True)
+    assert sorted((round(float(s), 3), bool(r)) for s, r in found) == [
+        (0.6, False),
+        (0.7, False),
+        (0.8, True),
+    ]
 
 
 # Tiles
