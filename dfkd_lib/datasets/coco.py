@@ -19,9 +19,8 @@ from dfkd_lib.datasets.frames import Frames, View, enlargement, inside, resized,
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.datasets.sources import LARGEST_SIDE
 
-HELD = (
-    1 << 29
-)  # bytes of a split that are held in memory: of a larger one, frames are read when they are needed
+# Bytes of a split that are held in memory: of a larger one, frames are read when they are needed.
+HELD = 1 << 29
 
 
 def load_coco(
@@ -191,11 +190,8 @@ def _seen(
     for row, (image, some) in enumerate(zip(report.images.values(), objects, strict=True)):
         if row not in chosen:
             continue
-        shape, boxes, labels = (
-            (image["height"], image["width"]),
-            some[:, :4],
-            some[:, 4].astype(int),
-        )
+        shape = image["height"], image["width"]
+        boxes, labels = some[:, :4], some[:, 4].astype(int)
         if not view["crop"]:
             yield row, shape, None, boxes, labels
             continue

@@ -28,6 +28,13 @@ def places(folder: Path, split: str) -> list[Path]:
     return [folder / split, folder / f"{split}.json"]
 
 
+def changing(folder: Path) -> list[Path]:
+    """The files and folders whose times say whether a folder's splits are as they were."""
+    found = [place for split in ("train", "val", "test") for place in places(folder, split)]
+    yolo = folder / YOLO
+    return [*found, yolo, *folder.rglob("*.txt")] if yolo.is_file() else found
+
+
 def has_split(folder: Path, split: str) -> bool:
     """Whether a COCO or YOLO folder has this split."""
     return any(place.exists() for place in places(folder, split)[-1:])

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from dfkd_lib.core import Artifact, Config, Seed, WorkbenchError, resolve
 from dfkd_lib.datasets.coco import load_coco
-from dfkd_lib.datasets.coco_read import has_split, places
+from dfkd_lib.datasets.coco_read import changing, has_split
 from dfkd_lib.datasets.config import stamp
 from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
 
@@ -124,9 +124,7 @@ class SceneConfig(Config):
         """
         if self.name != GENERATED and split != "synthetic":
             folder = resolve(self.name)
-            names = ("train", "val", "test")
-            changing = [place for name in names for place in places(folder, name)]
-            load = partial(_load, self, split, frames, stamp(changing))
+            load = partial(_load, self, split, frames, stamp(changing(folder)))
             found = load()
             # Where the folder lies and what it is called says nothing about its scenes.
             own = {name: value for name, value in self.as_dict().items() if name != "name"}

@@ -68,13 +68,21 @@ def read_yolo(report: CocoReport) -> None:
 
 
 def yolo_places(folder: Path, split: str) -> list[Path]:
-    """The label files and image files of a split, the images last; [] where data.yaml names none."""
+    """The folders of a split's label files and images, the images' last; its files where another split's lie there too; []
+    where data.yaml names none."""
     try:
         about = _about(folder)
     except (yaml.YAMLError, ValueError, OSError):
         return []
-    files = _images(folder, about, split)
-    return [_labels(folder, file) for file in files] + files
+    own, others = [], set()
+    for name in {*about} & {"train", "val", "valid", "test", split}:
+        images = _images(folder, about, name)
+        files = [*(_labels(folder, image) for image in images), *images]
+        if name == split or (name == "valid" and split == "val"):
+            own = files
+        else:
+            others |= {file.parent for file in files}
+    return [*dict.fromkeys(f if f.parent in others else f.parent for f in own)]
 
 
 def _about(folder: Path) -> dict:

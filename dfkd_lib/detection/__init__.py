@@ -13,6 +13,8 @@ from dfkd_lib.detection.detector import (
     shipped_detector,
     train,
 )
+from dfkd_lib.detection.inversion import SceneInversion
+from dfkd_lib.detection.layouts import layout_statistics, sampled_layouts
 from dfkd_lib.detection.probes import object_consistency_loss, object_probes
 from dfkd_lib.detection.scene_gan import SceneGAN, SceneNetworks, real_loss, scene_gan_step
 from dfkd_lib.detection.step import (
@@ -51,6 +53,7 @@ __all__ = [
     "Queries",
     "SceneBatches",
     "SceneGAN",
+    "SceneInversion",
     "SceneNetworks",
     "answers",
     "ap_table",
@@ -59,6 +62,7 @@ __all__ = [
     "compared",
     "detection_step",
     "detections",
+    "layout_statistics",
     "load_detector",
     "measures_table",
     "object_consistency_loss",
@@ -74,6 +78,7 @@ __all__ = [
     "predictions",
     "queries",
     "real_loss",
+    "sampled_layouts",
     "scene_gan_step",
     "seen_table",
     "ship_detector",

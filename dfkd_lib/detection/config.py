@@ -16,6 +16,7 @@ from dfkd_lib.detection.detector import (
     Rows,
     Strength,
 )
+from dfkd_lib.detection.inversion import SceneInversion
 from dfkd_lib.detection.scene_gan import SceneGAN
 from dfkd_lib.detection.step import DetectionWeights
 from dfkd_lib.metrics import THRESHOLD
@@ -67,6 +68,10 @@ class DetectionConfig(Config):
     gan_scenes: int = Field(
         0, ge=0, le=10**7, description="scenes a GAN draws for a student, 0: as many as it saw"
     )
+    inversion: SceneInversion = SceneInversion()
+    inverted_scenes: int = Field(
+        1000, ge=1, le=10**7, description="scenes that are inverted from the teacher for a student"
+    )
     seeds: Seeds = Field(
         (0, 1, 2),
         description="seeds of both GANs, the first one's teach students",
@@ -74,7 +79,7 @@ class DetectionConfig(Config):
     )
     students: str = Field(
         "",
-        description="students, comma-separated, of train, plain, synthetic, vanilla, generated; all",
+        description="students, comma-separated, of train, plain, synthetic, vanilla, layouts, inverted, generated; all",
         json_schema_extra=_also("arms"),
     )
     tile: int = Field(
@@ -123,5 +128,7 @@ VARIANTS = {
     "plain": "labels alone",
     "synthetic": "attention GAN's scenes",
     "vanilla": "vanilla GAN's scenes",
+    "layouts": "attention GAN's scenes, teacher's layouts",
+    "inverted": "scenes inverted from the teacher",
     "generated": "generated scenes",
 }

@@ -89,20 +89,17 @@ def train(
     labelled = scenes.split is not None
     run = config.training(**({} if seed is None else {"seed": seed}))
     _check(config.model, scenes, test, teacher)
-    weights = resolve(config.weights) if config.weights else None
-    backbone = resolve(config.backbone_weights) if config.backbone_weights else None
+    files = (config.weights, config.backbone_weights)
+    weights, backbone = (resolve(file) if file else None for file in files)
     settings = {
         "model": config.model,
         "config": run.as_dict(),
         **{name: config[name] for name in ("augment", "pretrained")},
-        "labelled": labelled,
-        "train": scenes.identity,
-        "test": test.identity,
+        **{"labelled": labelled, "train": scenes.identity, "test": test.identity},
         "weights": {"artifact": start.key} if start else _identity(weights),
         "backbone_weights": _identity(backbone),
+        **({} if empty is None else {"empty": empty.identity}),
     }
-    if empty is not None:
-        settings["empty"] = empty.identity
     reads = {test.split: ledger.EVALUATION} | ({scenes.split: "training"} if labelled else {})
     first = start.path / "model.safetensors" if start else weights
 
@@ -113,9 +110,7 @@ def train(
         batches = _batches(detector, scenes, run.batch_size, config.augment, labelled, empty)
         answer = teacher and kept_answers(load_detector(teacher), batches, run.epochs)
         bound = training.bound(step, detector, answer)
-        label = f"detection {role} {config.model}"
-        made = _fitted(work, detector, bound, batches, run, test.load(), label)
-        return {**made, "test_folder": test.folder}
+        return _fitted(work, detector, bound, batches, run, test, f"{role} {config.model}")
 
     parents = [artifact for artifact in (teacher, scenes.parent, start) if artifact is not None]
     code = [SPECS.get(config.model)]
@@ -146,10 +141,11 @@ def _fitted(
     step: Callable,
     batches: SceneBatches,
     config: TrainConfig,
-    test: SceneSet,
+    scenes: Scenes,
     label: str,
 ) -> dict:
     """Train a detector, write its files into `work`, return its metrics."""
+    test = scenes.load()
 
     def measured(epoch: int) -> dict[str, float]:
         measures = average_precision(test, *predict(detector, test.images))
@@ -157,11 +153,18 @@ def _fitted(
 
     modules, saved = {"detector": detector}, work / "checkpoint"
     history = training.fit(
-        modules, step, batches, config, checkpoint=saved, evaluate=measured, label=label
+        modules,
+        step,
+        batches,
+        config,
+        checkpoint=saved,
+        evaluate=measured,
+        label=f"detection {label}",
     )
     speed = {"images_per_second": history[-1]["images_per_second"]}
     metrics = save_detector(work, detector, test, history)
-    return {**metrics, "train_scenes": len(batches.images), **speed}
+    own = {"train_scenes": len(batches.images), "test_folder": scenes.folder}
+    return {**metrics, **own, **speed}
 
 
 def _check(model: str, scenes: Scenes, test: Scenes, teacher: Artifact | None) -> None:

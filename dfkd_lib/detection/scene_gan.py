@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dfkd_lib import training
 from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts
@@ -16,6 +17,7 @@ from dfkd_lib.core.processes import shared_count
 from dfkd_lib.datasets import SCENES, Scenes, SceneSet, check_classes_agree
 from dfkd_lib.detection.batches import Batch, SceneBatches
 from dfkd_lib.detection.detector import load_detector
+from dfkd_lib.detection.layouts import STATISTICS, sampled_layouts
 from dfkd_lib.detection.probes import (
     check_objects,
     class_object_probes,
@@ -95,6 +97,12 @@ class SceneGAN(StepConfig):
     )
     width: int = Field(512, ge=16, le=4096, description="channels of the generator's first layers")
     d_width: int = Field(64, ge=4, le=1024, description="of the discriminator's first layer")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of a moving average of the generator that draws in its place, 0: none",
+    )
     latent: int = Field(32, ge=1, description="length of each noise vector")
 
     def networks(self, classes: int, side: int) -> dict[str, torch.nn.Module]:
@@ -130,24 +138,39 @@ class SceneGAN(StepConfig):
         frozen = {"teacher": load_detector(teacher), "probes": class_probes}
         nets = SceneNetworks(**modules, **frozen, attention_share=self.attention_share)
         steps, chosen = len(batches) * self.epochs, self._step or scene_gan_step
+        names = {name: [name] for name in modules}
+        if self.ema:
+            averaging = get_ema_multi_avg_fn(self.ema)
+            mean = AveragedModel(modules["generator"], multi_avg_fn=averaging, use_buffers=True)
+            modules["mean"] = mean.requires_grad_(False)
 
         def step(batch: Batch, progress: float) -> Iterator[tuple[str, dict]]:
             nets.watching = round(progress * steps) % WATCH_EVERY == 0
             yield from chosen(nets, batch, self.lam)
+            if self.ema:
+                mean.update_parameters(modules["generator"])
 
-        names = {name: [name] for name in modules}
         label, saved = f"scene GAN λ={self.lam:g} seed {self.seed}", work / "checkpoint"
         history = training.fit(modules, step, batches, config, names, checkpoint=saved, label=label)
-        artifacts.save_tensors(work / "generator.safetensors", modules["generator"].state_dict())
+        drawing = mean.module if self.ema else modules["generator"]
+        artifacts.save_tensors(work / "generator.safetensors", drawing.state_dict())
         layouts = {"labels": batches.labels, "boxes": batches.boxes}
         artifacts.save_tensors(work / "layouts.safetensors", layouts)
         artifacts.save_json(work / "history.json", history)
         speed = history[-1]["images_per_second"]
         return {"images_per_second": speed, "train_scenes": len(batches.images), "side": side}
 
-    def draw(self, store: Store, trained: Artifact, count: int, seed: int = 0) -> Artifact:
-        """`count` scenes of the trained GAN, of its layouts moved a little, as an artifact for `open_scenes`: pixels uint8
-        (N, 3, S, S), and the layout that was asked for, which a detector may or may not find.
+    def draw(
+        self,
+        store: Store,
+        trained: Artifact,
+        count: int,
+        seed: int = 0,
+        statistics: Artifact | None = None,
+    ) -> Artifact:
+        """`count` scenes of the trained GAN, of its layouts moved a little or of ones drawn from a teacher's `layout_statistics`,
+        as an artifact for `open_scenes`: pixels uint8 (N, 3, S, S), and the layout that was asked for, which a detector may or
+        may not find.
 
         Drawing reads no real image; that the layouts, and the GAN, come from real scenes stands in the ledger of its parent.
         """
@@ -157,11 +180,14 @@ class SceneGAN(StepConfig):
             model = self.networks(len(classes), trained.metrics["side"])["generator"]
             model.load_state_dict(trained.tensors("generator.safetensors"))
             training.frozen(model)
-            layouts, random = trained.tensors("layouts.safetensors"), torch.Generator()
-            random.manual_seed(seed)
-            chosen = torch.randint(len(layouts["labels"]), (count,), generator=random)
-            found = (layouts[name][chosen] for name in ("labels", "boxes"))
-            labels, boxes = moved_layouts(*found, random)
+            random = torch.Generator().manual_seed(seed)
+            if statistics is None:
+                layouts = trained.tensors("layouts.safetensors")
+                chosen = torch.randint(len(layouts["labels"]), (count,), generator=random)
+                found = (layouts[name][chosen] for name in ("labels", "boxes"))
+                labels, boxes = moved_layouts(*found, random)
+            else:
+                labels, boxes = sampled_layouts(statistics.tensors(STATISTICS), count, random)
             pixels = []
             with torch.inference_mode():
                 for rows in torch.arange(count).split(TOGETHER):
@@ -174,7 +200,8 @@ class SceneGAN(StepConfig):
             return {"scenes": count}
 
         settings = {"gan": trained.key, "classes": classes, "count": count, "seed": seed}
-        return store.get_or_make("synthetic_scenes", settings, make, [trained])
+        parents = [trained, *([] if statistics is None else [statistics])]
+        return store.get_or_make("synthetic_scenes", settings, make, parents)
 
 
 def check_side(height: int, width: int) -> None:

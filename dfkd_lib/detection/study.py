@@ -17,6 +17,7 @@ from dfkd_lib.detection.detector import (
     shipped_detector,
     train,
 )
+from dfkd_lib.detection.layouts import layout_statistics
 from dfkd_lib.detection.measure import measure_scenes
 from dfkd_lib.detection.probes import check_objects
 from dfkd_lib.detection.scene_gan import SceneGAN, check_side, object_probe_artifact
@@ -80,11 +81,23 @@ class DetectionStudy:
         scenes = self.scenes("train", True)
         return gan.replace(seed=seed).train(self.store, scenes, self.teacher, self.probes)
 
-    def drawn(self, gan: SceneGAN, seed: int | None = None) -> Artifact:
-        """The scenes that this GAN draws for a student."""
+    def drawn(self, gan: SceneGAN, seed: int | None = None, layouts: bool = False) -> Artifact:
+        """The scenes that this GAN draws for a student, of the training scenes' layouts or after the teacher's `layouts`."""
         trained = self.gan(gan, seed)
         count = self.config.gan_scenes or trained.metrics["train_scenes"]
-        return gan.draw(self.store, trained, count, self.config.seed)
+        statistics = self.layouts(self.scenes("train", True)) if layouts else None
+        return gan.draw(self.store, trained, count, self.config.seed, statistics)
+
+    def layouts(self, scenes: Scenes | None) -> Artifact:
+        """The statistics of what the teacher finds in these scenes, or, shown none, in noise."""
+        return layout_statistics(self.store, self.teacher, scenes, self.config.data.size)
+
+    def inverted(self) -> Artifact:
+        """Scenes inverted from the teacher, behind which no image stands but those of the teacher's own training."""
+        config = self.config
+        asked = config.data.size, config.inverted_scenes, config.seed
+        own = self.teacher, self.layouts(None), config.losses
+        return config.inversion.draw(self.store, *own, *asked)
 
     def measured(self, drawn: Artifact | None, judge: Artifact) -> Artifact:
         """Measures of drawn scenes, or of the real test scenes (None), in the features of a judge."""
@@ -110,9 +123,12 @@ class DetectionStudy:
             scenes = self.scenes("train")
         elif variant == "generated":
             scenes = self.scenes("synthetic")
+        elif variant == "inverted":
+            scenes = self.inverted()
         else:
             gan = gan or config.gan
-            scenes = self.drawn(gan if variant == "synthetic" else gan.replace(lam=0.0))
+            gan = gan.replace(lam=0.0) if variant == "vanilla" else gan
+            scenes = self.drawn(gan, layouts=variant == "layouts")
         step, test = step or detection_step(config.losses), self.scenes("test")
         start = self.start(teacher, step)
         own = (config.student, step, scenes, test, teacher, config.seed, start, empty)
@@ -186,7 +202,8 @@ class DetectionStudy:
             errors = calibration_error(*tested), calibration_error(scaled, tested[1])
             return {**scaling._asdict(), **dict(zip(("ECE", "ECE_scaled"), errors, strict=True))}
 
-        reads = {scenes.split: ledger.EVALUATION for scenes, _ in parts}
+        purposes = ("calibration", ledger.EVALUATION)
+        reads = {scenes.split: why for (scenes, _), why in zip(parts, purposes, strict=True)}
         settings = {"scenes": [scenes.identity for scenes, _ in parts]}
         parents = [found for _, found in parts]
         return self.store.get_or_make("calibration", settings, make, parents, reads)
@@ -209,5 +226,13 @@ def tasks(names: Mapping[str, object]) -> dict[str, Callable[[], object]]:
         f"{name}, seed {seed}": partial(measured, gan, seed)
         for name, gan in gans.items()
         for seed in study.config.seeds
+    }
+    drawn |= {
+        name: partial(lambda draw: study.measured(draw(), study.student("plain", step)), draw)
+        for variant, name, draw in (
+            ("layouts", "layouts", partial(study.drawn, gans["attention GAN"], layouts=True)),
+            ("inverted", "inversion", study.inverted),
+        )
+        if variant in study.config.variants
     }
     return students | drawn

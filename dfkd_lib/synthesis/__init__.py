@@ -1,6 +1,7 @@
 """Makers of training images behind one shape, by what they may see: real images, class probes, or the teacher alone."""
 
 from dfkd_lib.synthesis.canvas import (
+    Draws,
     balanced_labels,
     crop_middle,
     generate,
@@ -33,6 +34,7 @@ __all__ = [
     "WATCH_EVERY",
     "CGAN",
     "Canvas",
+    "Draws",
     "FeatureConfig",
     "FeatureSpace",
     "Given",

@@ -287,9 +287,9 @@ def test_whole_frames_by_tiles(made, mine):
 
 
 def test_detectors_of_crops_are_measured_on_whole_frames_and_learn_empty_ground(made, mine):
-    study = changed(made, f"data={mine} crop=3 crops=2 crop_whole=0.2 empty=3 calibration=0.5")
+    study = changed(made, f"data={mine} crop=1.2 crops=2 crop_whole=0.2 empty=8 calibration=0.5")
     teacher, whole = study.teacher, study.whole(study.teacher)
-    assert teacher.settings["empty"]["empty"] == 3
+    assert teacher.settings["empty"]["empty"] == 8
     side = study.scenes("train").load().scale.median() * study.config.data.size
     assert study.tile == round(float(side)) == whole.settings["tile"]
     assert {row["split"]: row["images"] for row in whole.ledger} == {"mine/val": 6}

@@ -21,6 +21,7 @@ from dfkd_lib.datasets import (
     ground_truth,
     load_coco,
     repair_coco,
+    scene_source,
     write_coco,
 )
 from dfkd_lib.datasets.__main__ import main
@@ -715,4 +716,5 @@ def test_a_moved_folder_is_the_same_folder_and_a_changed_one_is_not(folder):
     assert identity(place) == before
     image = place / "train" / "000000.png"
     Image.new("RGB", (40, 20), (1, 2, 3)).save(image)
+    scene_source._load.cache_clear()  # as a new process begins
     assert identity(place) != before

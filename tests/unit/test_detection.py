@@ -601,7 +601,8 @@ def test_impossible_weights_are_refused(wrong, message):
 
 SMALL = (
     "data.size=48 train_scenes=12 test_scenes=6 teacher=train teacher.model=detr_nano student.epochs=1 "
-    "teacher.epochs=2 teacher.batch_size=6 batch_size=6 gan.epochs=1 gan.width=16 gan.d_width=8"
+    "teacher.epochs=2 teacher.batch_size=6 batch_size=6 gan.epochs=1 gan.width=16 gan.d_width=8 "
+    "inverted_scenes=4 inversion.steps=2"
 )
 ONE_EPOCH = DetectorConfig(model="detr_nano", epochs=1, batch_size=4, lr=1e-3, augment=0.0)
 STEP = detection_step(DetectionWeights(giou=2.0))
