@@ -11,7 +11,11 @@ from dfkd_lib.plots.scenes import corners
 from dfkd_lib.plots.style import COLORS, new_figure, plain, styled
 
 # What weights are, by `Panel.way`; others are relevance through all blocks.
-WHAT = {"attention": "attention of a patch", "similarity": "cosine of features"}
+WHAT = {
+    "attention": "attention of a patch",
+    "similarity": "cosine of features",
+    "learning": "attention of a patch",
+}
 
 
 def _frame(ax, x: float, y: float, w: float, h: float, edge: str = COLORS[5], lw: float = 1.8):
@@ -90,6 +94,8 @@ def attention_panels(
         head = f"head {panel.head + 1}" if panel.head >= 0 else "mean of heads"
         title = f"{block}, {head}" if panel.way == "attention" else block
         title = title if panel.way in WHAT else "all blocks"
+        if panel.epoch is not None:
+            title = f"last block, after epoch {panel.epoch} of {panel.epochs}"
         drawn = heat(places.pop(0), panel.probe.reshape(panel.grid), title, top, False, colours)
         figure.colorbar(drawn, ax=drawn.axes, shrink=0.8, label=what)
         if panel.class_probe is not None:

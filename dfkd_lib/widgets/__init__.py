@@ -27,6 +27,7 @@ def attention_explorer(
     interactive: bool = True,
     *,
     class_probes=None,
+    learning: dict | None = None,
     start: Choice | None = None,
     out_dir: str | Path = "reports/quick",
     notebook: str = "",
@@ -39,6 +40,8 @@ def attention_explorer(
             [-1, 1], and detectors of `models.create_detector`. data: an ImageSet, a SceneSet, or {name: set of either kind}.
         class_probes: {name of a model (one by itself is "model"): {name of a class: (blocks, N) or, of its last block,
             (N,)}}. Classes of models, probes and data are compared by name: a model's are its attribute `classes`.
+        learning: {name of a model: attention.safetensors of its artifact}, kept by `student.watch`: choose weights "learning"
+            and go through the epochs.
         start: what is shown first. out_dir: where "save" puts figures, and parameters for `notebook` (its name) if one has
             the parameter `view`. parameters: other parameters of that notebook, saved beside the view.
 
@@ -49,7 +52,7 @@ def attention_explorer(
         WorkbenchError: not interactive: for whatever the widget would report in place.
     """
     models, data = named(models, "model"), named(data, getattr(data, "name", "images"))
-    viewer, start = Viewer(models, data, class_probes), start or Choice()
+    viewer, start = Viewer(models, data, class_probes, learning), start or Choice()
     if not interactive:
         return viewer.figure(start)
     from dfkd_lib.widgets.explorer import AttentionExplorer

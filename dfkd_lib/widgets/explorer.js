@@ -6,7 +6,7 @@ const SCALE = 50;     // width of the colour bar with its numbers
 const ACROSS = 5;     // thumbnails in a row of the gallery
 const CHOSEN = "#56b4e9";
 const KINDS = { cross: "detections over the image", encoder: "image tokens" };
-const WAYS = { attention: "attention", rollout: "attention rollout", gradient: "gradient-weighted", similarity: "similar patches" };
+const WAYS = { attention: "attention", rollout: "attention rollout", gradient: "gradient-weighted", similarity: "similar patches", learning: "while it learned" };
 const share = (value) => `${(100 * value).toPrecision(3)} %`;
 const MOST = 8;       // megabytes of an own image: Jupyter's connection breaks at 10
 const own = (list) => list.map((name) => [name, name]);
@@ -22,9 +22,11 @@ function render({ model, el }) {
   const [models, data, compare, kind, weights, colours, scale] = ["model", "data", "compare", "kind", "weights", "colours", "scale"]
     .map((name) => select(name, (value) => choose({ [name]: value })));
   const head = select("head", (value) => choose({ head: Number(value) }));
-  const [blockText, thresholdText, opacityText, tokens] = Array.from({ length: 4 }, () => make("span"));
+  const [blockText, epochText, thresholdText, opacityText, tokens] = Array.from({ length: 5 }, () => make("span"));
   const tellBlock = (value, of) => { blockText.textContent = `${value} of ${of}`; };
   const block = slider("block", "block", { min: 1, step: 1 }, (value) => { tellBlock(value, block.max); choose({ block: value - 1 }); });
+  const tellEpoch = (value, of) => { epochText.textContent = value ? `${value} of ${of}` : "before training"; };
+  const epoch = slider("epoch", "epoch", { min: 0, step: 1 }, (value) => { tellEpoch(value, epoch.max); choose({ epoch: value }); });
   const threshold = slider("threshold", "score from", { min: 0.05, max: 0.95, step: 0.05 }, (value) => {
     thresholdText.textContent = value.toFixed(2);
     choose({ threshold: value });
@@ -35,7 +37,7 @@ function render({ model, el }) {
   const nextPartner = (by) => choose({ compare_image: Math.max(0, view.choice.compare_image + by) });
   const earlier = button("", "◀", () => nextPartner(-1), "previous image of this class there");
   const partner = make("span", {}, earlier, button("", "▶", () => nextPartner(1), "next image of this class there"));
-  const kindLabel = labelled("attention of", kind), thresholdLabel = labelled("score from", threshold, thresholdText);
+  const kindLabel = labelled("attention of", kind), thresholdLabel = labelled("score from", threshold, thresholdText), epochLabel = labelled("epoch", epoch, epochText);
   const foot = make("span", { className: "quiet" });
   // An image of one's own: picked, dropped anywhere on the explorer, or pasted.
   const picker = make("input", { type: "file", accept: "image/*", className: "own", hidden: true, onchange: () => { take(picker.files); picker.value = ""; } });
@@ -75,6 +77,9 @@ function render({ model, el }) {
     tellBlock(first.block + 1, first.blocks);
     block.disabled = !["attention", "similarity"].includes(choice.weights) || first.blocks < 2;
     head.disabled = choice.weights !== "attention" || view.heads < 2;
+    epochLabel.hidden = first.epochs === null;
+    Object.assign(epoch, { max: first.epochs ?? 0, value: first.epoch ?? 0 });
+    tellEpoch(first.epoch, first.epochs);
     threshold.value = choice.threshold;
     thresholdText.textContent = choice.threshold.toFixed(2);
     opacity.value = Math.round(100 * choice.overlay);
@@ -114,7 +119,7 @@ function render({ model, el }) {
     pageText.textContent = `${gallery.page + 1} / ${gallery.pages}`;
     before.disabled = gallery.page === 0;
     after.disabled = gallery.page + 1 >= gallery.pages;
-    note.textContent = `${grouped(gallery.found)} images${gallery.note ? `, ${gallery.note}` : ""}`;
+    note.textContent = `${grouped(gallery.found)} image${gallery.found === 1 ? "" : "s"}${gallery.note ? `, ${gallery.note}` : ""}`;
     el.dataset.gallery = gallery.indices.length;
     drawGallery();
   }
@@ -207,7 +212,7 @@ function render({ model, el }) {
     const tops = panels.map((other) => other.tops[rowOf(other)] * count(other.meta));
     return view.choice.scale === "one" ? Math.max(...tops, 1e-12) / count(panel.meta) : panel.tops[rowOf(panel)];
   }
-  const told = (value) => view.choice.weights === "attention" ? share(value) : value.toPrecision(3);
+  const told = (value) => ["attention", "learning"].includes(view.choice.weights) ? share(value) : value.toPrecision(3);
   function nameOf(panel, row) {
     const { meta } = panel, { token } = view.choice, patch = row - meta.prefix;
     if (meta.kind === "cross") {
@@ -256,11 +261,12 @@ function render({ model, el }) {
     const { meta } = panel, row = rowOf(panel), name = nameOf(panel, row), way = view.choice.weights;
     const sum = values(panel, row).reduce((a, b) => a + b, 0) / 65535 * panel.tops[row];
     const at = marked(panel, values(panel, row)), columns = meta.grid[1];
-    panel.pictureText.textContent = meta.nearest ? `nearest: patch (${Math.floor(at / columns) + 1}, ${at % columns + 1})`
+    panel.pictureText.textContent = way === "learning" ? `${name}: drag "epoch"` : meta.nearest ? `nearest: patch (${Math.floor(at / columns) + 1}, ${at % columns + 1})`
       : way === "similarity" ? `${name}: hover over a patch, click to choose it` : meta.rows === 1 ? `${name}; click for another` : meta.kind === "cross"
       ? `${name}: hover over a detection, click to choose it`
       : `${name}: ${share(sum)} of its attention is on patches. Hover over a patch, click to choose it`;
     panel.mapText.textContent = way === "similarity" ? `cosine of the patch's features${meta.nearest ? " in the first image" : ""} with each here, up to ${told(panel.tops[row])}`
+      : way === "learning" ? `attention of the last block ${meta.epoch ? `after epoch ${meta.epoch}` : "before training"}, up to ${told(panel.tops[row])} a patch`
       : way === "attention" ? `up to ${share(panel.tops[row])} a patch; even would be ${share(1 / count(meta))}`
       : `${way === "rollout" ? "attention rollout" : "gradient-weighted attention"} through all blocks, up to ${told(panel.tops[row])}`;
     el.dataset.token = name;
@@ -350,7 +356,7 @@ function render({ model, el }) {
   const save = (what) => button(`save-${what}`, `Save ${what}`, () => ask({ do: "save", what }));
   const away = mount(model, el, "explorer", "attention, image by image", [
     div("bar", labelled("model", models), labelled("images", data), pick, picker, labelled("beside", compare, partner), kindLabel,
-      labelled("weights", weights), labelled("block", block, blockText), labelled("head", head), tokens, thresholdLabel,
+      labelled("weights", weights), epochLabel, labelled("block", block, blockText), labelled("head", head), tokens, thresholdLabel,
       labelled("overlay", opacity, opacityText), labelled("colours", colours), labelled("scale", scale)),
     error,
     div("body", div("gallery", div("bar", only, wrongLabel), strip.element, div("bar", before, pageText, after), note), stage),

@@ -22,7 +22,7 @@ FRESH = {"block": -1, "head": -1, "token": "", "weights": "attention"}
 # What of a panel is sent as it is.
 PLAIN = (
     "title prediction prefix row query block head blocks kind kinds queries labels agreement cover "
-    "nearest"
+    "nearest epoch epochs"
 )
 
 
@@ -115,6 +115,9 @@ class AttentionExplorer(StateWidget):
                 reset["weights"] = "attention"
         if "data" in other:
             reset |= {"image": 0, "token": ""}
+            known = asked.model in self.viewer.models and asked.data in self.viewer.data
+            if known and asked.weights not in fitting.ways(asked.model, asked.data):
+                reset["weights"] = "attention"
         if "image" in other and detector(before.model):
             reset["token"] = ""  # queries are of an image
         if "kind" in other:

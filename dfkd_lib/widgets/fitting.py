@@ -1,5 +1,7 @@
 """Which models take which images, and which choices a model has: what the explorer offers, and what stands beside."""
 
+from itertools import count
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -19,10 +21,14 @@ class Fitting:
 
     Args:
         models: {name: model in evaluation mode}. data: {name: ImageSet or SceneSet}.
+        learning: {name of a model: its attention.safetensors of `student.watch`}.
     """
 
-    def __init__(self, models: dict[str, nn.Module], data: dict[str, Data]):
-        self.models, self.data = models, data
+    def __init__(
+        self, models: dict[str, nn.Module], data: dict[str, Data], learning: dict[str, dict]
+    ):
+        self.models, self.data, self.learning = models, data, learning
+        self.watched = {name: watched_name(data, one["images"]) for name, one in learning.items()}
         self._tried: dict[tuple, bool] = {}
         self._own: dict[tuple, SceneSet] = {}
 
@@ -98,6 +104,7 @@ class Fitting:
             alike = self._try((model, "features"), lambda: attention.patch_features(net, image()))
         classified = followed and getattr(net, "classifies", True)
         possible = {"rollout": followed, "gradient": classified, "similarity": alike}
+        possible["learning"] = self.watched.get(model) == data
         return ["attention", *(way for way, can in possible.items() if can)]
 
     def _try(self, key: tuple, look) -> bool:
@@ -108,6 +115,17 @@ class Fitting:
             except Exception:  # whatever it is, it cannot be shown
                 self._tried[key] = False
         return self._tried[key]
+
+
+def watched_name(data: dict[str, Data], images: Tensor) -> str:
+    """The name, in `data` from now on, of images that were watched while models learned: one for all of the same images."""
+    for number in count(1):
+        name = "watched" if number == 1 else f"watched {number}"
+        if name not in data:
+            data[name] = _without_objects(images, name)
+        if torch.equal(data[name].images, images):
+            return name
+    raise AssertionError
 
 
 def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -132,5 +150,10 @@ def _own(data: str, names: list[str], channels: int, side: int | None) -> SceneS
     if not side and (most := max(planes.shape[-2:])) > OWN_SIDE:
         height, width = (max(1, round(n * OWN_SIDE / most)) for n in planes.shape[-2:])
         planes = resized(planes, (height, width))
-    nothing = [torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.long)]
-    return SceneSet(planes.contiguous(), *nothing, ("own image",), origin=path.name)
+    return _without_objects(planes.contiguous(), path.name)
+
+
+def _without_objects(images: Tensor, name: str) -> SceneSet:
+    """Images uint8 (n, C, H, W) of which nobody says what they show."""
+    boxes, labels = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
+    return SceneSet(images, [boxes] * len(images), [labels] * len(images), (name,), origin=name)

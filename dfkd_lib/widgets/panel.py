@@ -18,6 +18,7 @@ class Panel:
         kind: of attention. kinds: those the model has. prefix: tokens before the patches among the rows.
         overview: float32 (blocks, heads, N), the chosen token's attention everywhere, 0 in blocks of other tokens or heads;
             None where weights are no attention.
+        epoch, epochs: of weights while the model learned, which and how many; else None.
         nearest: rows are patches of the first image, and what is marked here is the patch most like the chosen one.
         class_probe: (N,) of the image's class at this block, or None. query: the chosen detection's.
         boxes: float (n, 4) cxcywh in [0, 1], with queries (n,) and labels [n], of a detector; else None.
@@ -38,6 +39,8 @@ class Panel:
     cover: tuple[float, float] = (1.0, 1.0)
     way: str = "attention"
     nearest: bool = False
+    epoch: int | None = None
+    epochs: int | None = None
     overview: np.ndarray | None = None
     class_probe: np.ndarray | None = None
     query: int | None = None

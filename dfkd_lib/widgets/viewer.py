@@ -30,6 +30,7 @@ class Viewer:
     Args:
         models: {name: model in evaluation mode}. data: {name: ImageSet or SceneSet}.
         class_probes: {name of a model: {name of a class: (blocks, N), or (N,) for its last block}}.
+        learning: {name of a model: {"images": uint8 (n, C, H, W), "probes": (epochs + 1, n, N)}} of `student.watch`.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Viewer:
         models: dict[str, nn.Module],
         data: dict[str, Data],
         class_probes: dict[str, dict[str, Tensor]] | None = None,
+        learning: dict[str, dict[str, Tensor]] | None = None,
     ):
         if not models or not data:
             raise WorkbenchError(
@@ -46,8 +48,8 @@ class Viewer:
                 where="attention_explorer",
                 fix="give attention_explorer(model, images)",
             )
-        self.models, self.data, self.class_probes = models, data, class_probes or {}
-        self.fitting = Fitting(models, data)
+        self.models, self.data, self.class_probes = models, dict(data), class_probes or {}
+        self.fitting = Fitting(models, self.data, learning or {})
         for name, probes in self.class_probes.items():
             if not isinstance(probes, dict):
                 raise WorkbenchError(
@@ -131,7 +133,8 @@ class Viewer:
 
     def _for_other(self, choice: Choice, name: str) -> Choice:
         """The choice for a second model, which may have fewer blocks or heads: the same share of its depth, its mean."""
-        kind = choice.kind if choice.kind in self.kinds(name) else self.kinds(name)[0]
+        alike = self.is_detector(name) == self.is_detector(choice.model)
+        kind = choice.kind if alike else self.kinds(name)[0]
         mine = attention.attention_sites(self.models[choice.model], choice.kind)
         other = attention.attention_sites(self.models[name], kind)
         block = round(choice.block * (len(other) - 1) / max(1, len(mine) - 1))
@@ -197,6 +200,8 @@ class Viewer:
             prefix, row = layout.prefix, row % patches.shape[1]
             weights = _weights(choice, patches, overview[..., layout.patches])
             return shown | {"row": row, "prefix": prefix, **weights}
+        if choice.weights == "learning":
+            return shown | self._learning(choice)
         if choice.weights == "similarity":
             return shown | self._similar(choice, model, batch, first)
         rollout = choice.weights == "rollout"
@@ -208,6 +213,23 @@ class Viewer:
             "row": 0,
             "prefix": 1,
         }
+
+    def _learning(self, choice: Choice) -> dict:
+        """What was kept of a watched image after an epoch."""
+        if "learning" not in self.fitting.ways(choice.model, choice.data):
+            raise WorkbenchError(
+                "nobody watched this model learn from these images",
+                expected=", ".join(f"{m} on {d}" for m, d in self.fitting.watched.items())
+                or "none",
+                got=f"{choice.model} on {choice.data}",
+                where="weights",
+                fix="train it with student.watch=4 and give attention_explorer(learning={its name: the artifact's "
+                "attention.safetensors})",
+            )
+        probes = self.fitting.learning[choice.model]["probes"]
+        epoch = pick(choice.epoch, len(probes), "epoch")
+        about = {"row": 0, "prefix": 1, "epoch": epoch, "epochs": len(probes) - 1}
+        return {"weights": _array(probes[epoch, choice.image][None]), "class_probe": None, **about}
 
     def _similar(
         self, choice: Choice, model: nn.Module, batch: Tensor, first: Choice | None

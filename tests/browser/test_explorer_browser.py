@@ -1,10 +1,13 @@
 """The attention explorer in a real JupyterLab and a real Chromium: chosen, hovered over, clicked, saved."""
 
 import json
+from pathlib import Path
 
 import browser
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dfkd_lib import attention, datasets
 from dfkd_lib.core import REPOSITORY, Store
@@ -31,7 +34,8 @@ EXPLORE = """
 explorer = widgets.attention_explorer(
     {"teacher": teacher, "before training": fresh, "coarse": coarse, "detr": open_shipped("detr_micro_scenes")},
     {"mnist": test, "flipped": test.subset(range(199, -1, -1)), "scenes": datasets.generate_scenes(8, 80, 0, "test")},
-    class_probes={"teacher": dict(zip(test.classes, probes))}, out_dir="OUT", notebook="10_attention_probes")
+    class_probes={"teacher": dict(zip(test.classes, probes))}, out_dir="OUT", notebook="10_attention_probes",
+    learning={"teacher": {"images": test.images[:2], "probes": torch.eye(49)[:3, None].expand(3, 2, 49)}})
 explorer
 """
 PIXELS = """name => { const c = document.querySelector(`.dfkd-explorer ${name}`);
@@ -66,11 +70,11 @@ def acting(page, act) -> None:
     )
 
 
-def slide(page, value: int) -> None:
+def slide(page, value: int, name: str = "block") -> None:
     page.evaluate(
-        """value => { const b = document.querySelector('.dfkd-explorer .block'); b.value = value;
+        """([value, name]) => { const b = document.querySelector(`.dfkd-explorer .${name}`); b.value = value;
         b.dispatchEvent(new Event('input')); }""",
-        value,
+        [value, name],
     )
 
 
@@ -243,3 +247,27 @@ def test_figure_and_parameters_are_saved(explored, tmp_path):
         "() => document.querySelector('.dfkd-explorer .saved').textContent.includes('.svg')"
     )
     assert len(list((tmp_path / "out" / "figures").iterdir())) == 3
+
+
+def test_an_own_image_is_picked_and_what_was_watched_is_gone_through(explored, tmp_path):
+    page, notebook = explored
+    photo = tmp_path / "half.png"
+    Image.fromarray(np.repeat([[0], [255]], 40, 0).repeat(60, 1).astype(np.uint8)).save(photo)
+    acting(page, lambda: page.locator(".dfkd-explorer input.own").set_input_files(str(photo)))
+    assert "half" in page.locator(".dfkd-explorer select.data option:checked").inner_text()
+    kept = Path(notebook.eval("explorer.view['data']"))
+    assert kept.parent == tmp_path / "out" / "own" and kept.read_bytes() == photo.read_bytes()
+    acting(
+        page, lambda: page.locator(".dfkd-explorer select.compare").select_option("models")
+    )  # the DETR takes a colour image at its own size
+    assert page.locator(".dfkd-explorer .panel").count() == 4
+    acting(page, lambda: page.locator(".dfkd-explorer select.data").select_option("watched"))
+    acting(page, lambda: page.locator(".dfkd-explorer select.compare").select_option(""))
+    assert page.locator(".dfkd-explorer .epoch").is_hidden()
+    acting(page, lambda: page.locator(".dfkd-explorer select.weights").select_option("learning"))
+    for value, words in ((0, "before training"), (1, "after epoch 1")):
+        acting(page, lambda value=value: slide(page, value, "epoch"))
+        page.mouse.move(5, 5)
+        assert brightest_patch(page) == value
+        assert words in page.locator(".dfkd-explorer .map + figcaption").first.inner_text()
+    assert not page.problems, page.problems

@@ -174,6 +174,32 @@ def test_an_own_image_is_shown_as_each_model_takes_it(explorer, model, detector,
     assert "an image cannot be read" in box.error and box.view["data"] == str(path)
 
 
+def test_what_was_watched_while_a_model_learned_is_gone_through_by_epoch(model, images):
+    watched, probes = images.images[2:4], torch.rand(4, 2, 49)
+    kept = {"model": {"images": watched, "probes": probes}}
+    both = kept | {"other": {"images": watched, "probes": 1 - probes}}
+    models = {"model": model, "other": create_model("vit_mnist_small").eval()}
+    viewer = widgets.Viewer(models, {"some": images}, learning=both)
+    assert list(viewer.data) == ["some", "watched"]  # the same images are one set
+    assert "learning" in viewer.fitting.possible("model", "watched")["weights"]
+    assert "learning" not in viewer.fitting.possible("model", "some")["weights"]
+    choice = widgets.Choice(data="watched", image=1, weights="learning", epoch=2)
+    first, second = viewer.panels(choice.replace(compare="model:other"))
+    assert np.array_equal(first.probe, probes[2, 1]) and (first.epoch, first.epochs) == (2, 3)
+    assert np.allclose(second.probe, 1 - probes[2, 1]) and np.array_equal(first.image, watched[1])
+    assert viewer.panels(choice.replace(epoch=-1))[0].epoch == 3
+    titles = [ax.get_title() for ax in viewer.figure(choice).axes]
+    assert "last block, after epoch 2 of 3" in titles
+    with pytest.raises(WorkbenchError, match="no epoch 4|no such epoch"):
+        viewer.panels(choice.replace(epoch=4))
+    lone = widgets.Viewer(models, {"some": images}, learning=kept)
+    with pytest.raises(WorkbenchError, match=r"student\.watch"):
+        lone.panels(choice.replace(compare="model:other"))
+    box = widgets.attention_explorer(models, images, learning=both, start=choice)
+    box.choose(data="images")
+    assert box.view["weights"] == "attention" and box.error == ""
+
+
 def other_grid(side):
     """A model of few weights whose patches are of 7 pixels, for images of a side."""
     made = create_model("vit_mnist_smoke", patch_size=7, img_size=side).eval()
