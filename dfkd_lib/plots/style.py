@@ -35,6 +35,7 @@ STYLE = {
 }
 # Inches of a column, and of a page of two columns, as IEEE has them.
 WIDTHS = {"single": 3.5, "double": 7.16}
+LEAST = 1.8  # inches of one of several axes side by side; narrower ones stand below one another
 SLANTED = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
 
 
@@ -59,6 +60,9 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     def inside(*args, **kwargs) -> Figure:
         with matplotlib.rc_context(STYLE):
             figure = draw(*args, **kwargs)
+            for ax in getattr(figure, "stacked", ()):
+                if not ax.get_ylabel():  # its own was beside it, on an axis that both share
+                    ax.set_ylabel(figure.stacked[0].get_ylabel())
             times = asked()[1] / STYLE["font.size"]
             return figure if times == 1 else _enlarged(figure, times)
 
@@ -105,17 +109,22 @@ def new_figure(
 ):
     """(Figure, axes) in the house style; width and height in inches, of the whole figure, unless `asked` for others.
 
-    The figure belongs to no pyplot state, so that thousands can be drawn without leaking memory.
+    A row of axes that would be too narrow is stacked instead. The figure belongs to no pyplot state, so that thousands can be drawn without leaking memory.
     """
     # Text shrinks less than the width does, so the height does too; what that leaves between pictures is pressed out.
     wanted = asked()[0] or width
+    stack = rows == 1 and columns > 1 and wanted < width and wanted / columns < LEAST
+    if stack:
+        height = columns * min(height, 0.7 * wanted) * (width / wanted) ** 0.5
     layout = "constrained" if wanted == width else "compressed"
     size = wanted, height * (wanted / width) ** 0.5
     with matplotlib.rc_context(STYLE):
         figure = NotebookFigure(figsize=size, layout=layout)
-        axes = figure.subplots(rows, columns, **options)
+        axes = figure.subplots(*((columns, rows) if stack else (rows, columns)), **options)
         for ax in np.ravel(axes):
             ax.grid(grid)
+    if stack:
+        figure.stacked, axes = np.ravel(axes), axes.T
     return figure, axes
 
 

@@ -146,6 +146,18 @@ def test_a_figure_is_as_wide_and_its_text_as_large_as_asked(monkeypatch, width, 
     assert np.allclose(sizes(figure), 0.7 * sizes(plain))
 
 
+def test_a_row_too_narrow_for_a_column_of_text_is_stacked(monkeypatch):
+    names, score, costs = ["a", "b"], [90.0, 95.0], {f"cost {i}": [1.0, 100.0] for i in range(3)}
+    row = plots.trade_off(names, score, costs, None, "accuracy (%)")
+    monkeypatch.setenv("DFKD_FIGURE_WIDTH", "single")
+    stacked = plots.trade_off(names, score, costs, None, "accuracy (%)")
+    for figure, along in ((row, 0), (stacked, 1)):
+        starts = np.array([ax.get_position().bounds[:2] for ax in figure.axes])
+        assert len(np.unique(starts[:, along].round(3))) == 3, "one beside, or below, another"
+    assert [ax.get_ylabel() for ax in stacked.axes] == 3 * ["accuracy (%)"]
+    assert stacked.get_size_inches()[0] == 3.5 and inside(stacked)
+
+
 @pytest.mark.parametrize("name, value", [("FIGURE_WIDTH", "wide"), ("FONT_SIZE", "large")])
 def test_a_width_or_size_that_is_none_is_refused(monkeypatch, name, value):
     monkeypatch.setenv(f"DFKD_{name}", value)
