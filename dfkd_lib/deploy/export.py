@@ -15,14 +15,17 @@ from torch import Tensor, nn
 
 from dfkd_lib.attention.prefix import outputs_and_probe
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.models import Detector
+from dfkd_lib.models import Detector, RealTimeDetector
 
 OPSET = 17  # the first with LayerNormalization, which every onnxruntime since 1.13 runs
 INPUT, OUTPUTS = "images", ("logits", "boxes")
 PARITY = 1e-4  # largest difference of a logit or of a box's coordinate that still counts as the same model in float32
+# The same of a D-FINE, DEIMv2 or RT-DETR, in probabilities: rounding alone moves a float32 logit of D-FINE's by 1e-3.
+PARITY_REALTIME = 1e-3
 LINEAR = ["MatMul", "Gemm"]
 # A detector's last layers keep float: int8 there costs two points of AP, and they are a hundredth of the work.
 FLOAT_LAYERS = ("bbox_predictor", "class_labels_classifier", "ref_point_head")
+FLOAT_LAYERS += ("bbox_embed", "class_embed", "bbox_head", "score_head", "sampling_offsets")
 
 
 class Deployed(nn.Module):
@@ -120,11 +123,13 @@ def check_export(model: nn.Module, shape: tuple[int, int, int]) -> float:
         The largest difference of an output.
 
     Raises:
-        WorkbenchError: on an operator that ONNX lacks, or if ONNX and PyTorch differ by more than 1e-4.
+        WorkbenchError: on an operator that ONNX lacks, or if ONNX and PyTorch differ by more than `parity_of` it.
     """
     from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
     bright = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+    if isinstance(model, RealTimeDetector):
+        model = _settled(model, bright)
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(export_onnx(model, bright[:2], Path(folder) / "model.onnx"))
         try:
@@ -140,16 +145,32 @@ def check_export(model: nn.Module, shape: tuple[int, int, int]) -> float:
                 fix="take the size of the batch from images.shape[0]: a number or len(images) is "
                 "fixed at export",
             ) from None
-    return same_model(type(model).__name__, difference)
+    return same_model(type(model).__name__, difference, parity_of(model))
 
 
-def same_model(who: str, difference: float) -> float:
+def _settled(model: nn.Module, images: Tensor) -> nn.Module:
+    """A copy whose norms know these images: untrained ones let features vanish, and which tokens become queries is chance."""
+    model = copy.deepcopy(model).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean of all batches, of one here
+    with torch.no_grad():
+        model(images)
+    return model.eval()
+
+
+def parity_of(model: nn.Module) -> float:
+    """How far outputs of a model's ONNX form may be from its own."""
+    return PARITY_REALTIME if isinstance(model, RealTimeDetector) else PARITY
+
+
+def same_model(who: str, difference: float, parity: float = PARITY) -> float:
     """The difference, if it is small enough; otherwise WorkbenchError."""
-    if not difference <= PARITY:
+    if not difference <= parity:
         raise WorkbenchError(
             f"the ONNX form of the {who} is another model",
             got=f"a difference of {difference:.3g}",
-            expected=f"outputs within {PARITY:g} of PyTorch's",
+            expected=f"outputs within {parity:g} of PyTorch's",
             fix="look for steps that depend on the values or the number of their images (if, for, "
             ".item(), len(images)): the export keeps only what its sample took",
         )
@@ -233,12 +254,20 @@ def run(runner, images: Tensor, batch_size: int = 64) -> tuple[Tensor, ...]:
 
 
 def largest_difference(model: nn.Module, session, images: Tensor) -> float:
-    """Largest difference of an output of PyTorch and ONNX on float32 images (N, C, H, W), alone and in batches of 64."""
+    """Largest difference of an output of PyTorch and ONNX on float32 images (N, C, H, W), alone and in batches of 64.
+
+    Of a detector that chooses its queries among the tokens, probabilities and boxes of each query are compared with the
+    nearest query's: two tokens of nearly the same score change places by rounding alone.
+    """
     expected = run(copy.deepcopy(model).cpu().float().eval(), images)
     apart = []
     for found in (run(session, images), run(session, images[:16], 1)):
-        for got, want in zip(found, expected, strict=True):
-            if got.shape[1:] != want.shape[1:] or len(got) > len(want):
-                return float("inf")
-            apart.append((got - want[: len(got)]).abs().max())
+        wanted = tuple(want[: len(got)] for got, want in zip(found, expected, strict=True))
+        if any(got.shape != want.shape for got, want in zip(found, wanted, strict=True)):
+            return float("inf")
+        if isinstance(model, RealTimeDetector):
+            rows, known = (torch.cat([part[0].sigmoid(), part[1]], -1) for part in (found, wanted))
+            nearest = torch.cdist(known, rows).argmin(2, keepdim=True)
+            found, wanted = (rows.take_along_dim(nearest, 1),), (known,)
+        apart += [(got - want).abs().max() for got, want in zip(found, wanted, strict=True)]
     return float(torch.stack(apart).max())  # NaN if any of them is

@@ -14,6 +14,7 @@ from dfkd_lib.deploy.export import (
     export_onnx,
     largest_difference,
     open_session,
+    parity_of,
     quantize_dynamic,
     quantize_static,
     same_model,
@@ -62,7 +63,7 @@ def deploy_student(
         "cpu", and int8's ratios.
 
     Raises:
-        WorkbenchError: if a model cannot be exported, or its ONNX form gives other outputs (more than 1e-4 apart);
+        WorkbenchError: if a model cannot be exported, or its ONNX form gives other outputs (further apart than `parity_of` it);
             if the test images are not of the student's classes and size.
     """
     task = task_of(test_set)
@@ -109,7 +110,7 @@ def _deployed(
     for who, model in models.items():
         files[who] = export_onnx(model, few[:2], work / f"{who}.onnx")
         difference = largest_difference(model, open_session(files[who]), few)
-        parity[who] = same_model(who, difference)
+        parity[who] = same_model(who, difference, parity_of(model))
     files["dynamic"] = quantize_dynamic(files["student"], work / "student_dynamic.onnx")
     batches = (task.prepare(batch) for batch in calibration.split(32))
     files["static"] = quantize_static(files["student"], work / "student_static.onnx", batches)

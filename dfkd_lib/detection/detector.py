@@ -14,8 +14,8 @@ from dfkd_lib.datasets import Frames, Scenes, SceneSet, check_classes_agree
 from dfkd_lib.detection.batches import SceneBatches
 from dfkd_lib.detection.step import kept_answers
 from dfkd_lib.metrics import THRESHOLD, average_precision, same_classes, sure
-from dfkd_lib.models import Detector, count_parameters, create_detector
-from dfkd_lib.models.detectors import SPECS
+from dfkd_lib.models import Detector, count_parameters, create_detector, detector_names
+from dfkd_lib.models.detectors import SPECS, known_classes
 from dfkd_lib.training import Precision, TrainConfig
 
 PREDICTIONS = "predictions.safetensors"
@@ -35,7 +35,7 @@ File = Annotated[
     str, Field(description="start from a .safetensors file or folder in transformers' format")
 ]
 Backbone = Annotated[str, Field(description="start the backbone from timm's .safetensors file")]
-Name = Annotated[str, Field(description="name for models.create_detector")]
+Name = Annotated[str, Field(description=f"one of {', '.join(detector_names())}")]
 
 
 class DetectorConfig(TrainConfig):
@@ -80,7 +80,8 @@ def train(
 
     Returns:
         Artifact with model.safetensors, history.json, predictions.safetensors; metrics of `save_detector`,
-        "images_per_second", "train_scenes".
+        "images_per_second", "train_scenes" and, where the weights it started from name their classes, "classes_kept":
+        those whose rows of the class head it started with, matched by name.
 
     Raises:
         WorkbenchError: if classes differ, nobody labels the scenes, or `training.check_step` refuses the step.
@@ -106,7 +107,7 @@ def train(
     def make(work: Path) -> dict:
         torch.manual_seed(run.seed)
         own = (len(test.classes), config.pretrained, first, backbone)
-        detector = create_detector(config.model, *own)
+        detector = create_detector(config.model, *own, classes=test.classes)
         batches = _batches(detector, scenes, run.batch_size, config.augment, labelled, empty)
         answer = teacher and kept_answers(load_detector(teacher), batches, run.epochs)
         bound = training.bound(step, detector, answer)

@@ -26,8 +26,9 @@ def scene_features(detector: Detector, scenes: SceneSet) -> tuple[Tensor, Tensor
     """A detector's backbone features, projected for its encoder: means over scenes (N, D), and about objects (n, D)."""
     outputs: list[Tensor] = []
     device, whole, things = next(detector.parameters()).device, [], []
-    projection = detector.network.model.input_projection
-    with projection.register_forward_hook(lambda module, inputs, output: outputs.append(output)):
+    with detector.projection.register_forward_hook(
+        lambda module, inputs, output: outputs.append(output)
+    ):
         for images, labels, boxes, _ in SceneBatches(scenes, TOGETHER).in_order():
             detector(images.to(device))
             seen = outputs.pop().float().cpu()

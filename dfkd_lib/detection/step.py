@@ -17,10 +17,12 @@ from dfkd_lib.losses import (
     attention_distillation_loss,
     box_distillation_loss,
     detection_losses,
+    distillation_loss,
     objectness,
+    own_loss,
 )
 from dfkd_lib.metrics import THRESHOLD
-from dfkd_lib.models import Detector
+from dfkd_lib.models import Detector, RealTimeDetector
 
 STORED_BYTES = 1 << 29  # that a teacher's answers to all scenes may take
 
@@ -45,6 +47,9 @@ class DetectionWeights(Config):
     )
     box_distillation: float = _weight(0.0, "of the teacher's boxes, which are not the paper's")
     attention_distillation: float = _weight(0.0, "of its cross-attention, likewise")
+    own: float = _weight(
+        1.0, "of D-FINE's, DEIMv2's, RT-DETR's own losses, for classification, boxes, giou"
+    )
     temperature: float = Field(2.0, ge=0.01, le=1000, title="T", description="T of eq. 14")
     pairing: Literal["hungarian", "expanded"] = Field(
         "hungarian", description="of predictions and objects: DETR's own, or the paper's"
@@ -52,7 +57,8 @@ class DetectionWeights(Config):
 
     @model_validator(mode="after")
     def _some(self) -> Self:
-        if not any(self[name] for name in self.keys() if name not in ("temperature", "pairing")):
+        others = ("own", "temperature", "pairing")
+        if not any(self[name] for name in self.keys() if name not in others):
             raise ValueError("a weight above 0: at least one loss must count")
         return self
 
@@ -69,6 +75,9 @@ class Queries(NamedTuple):
     logits: Tensor  # (L, B, Q, K), the last of K classes "no object"
     boxes: Tensor  # (L, B, Q, 4), cxcywh in [0, 1]
     maps: Tensor | None = None  # the last layer's cross-attention (B, Q, h, w), mean over heads
+    own: Tensor | None = (
+        None  # (1,), its own loss, of a detector that brings one and was given objects
+    )
 
 
 class ObjectTargets(NamedTuple):
@@ -80,21 +89,27 @@ class ObjectTargets(NamedTuple):
 
 
 def queries(
-    detector: Detector, images: Tensor, attention: bool = False, every_layer: bool = True
+    detector: Detector,
+    images: Tensor,
+    attention: bool = False,
+    every_layer: bool = True,
+    objects: tuple[Tensor, Tensor] | None = None,
 ) -> Queries:
     """The predictions on float images (B, 3, H, W) in [0, 1] of every decoder layer (deep supervision), or of the last
-    alone; `attention` reads the last layer's cross-attention too."""
+    alone; `attention` reads the last layer's cross-attention too. Of `objects` (padded labels (B, M), boxes (B, M, 4)) D-FINE,
+    DEIMv2 and RT-DETR compute their own loss, with matching, denoising and all layers in it."""
     maps, blocks = None, nullcontext()
     if attention:
         blocks = capture_attention(detector.network, (-1,), token=None, kind="cross")
+    given = (objects,) if objects and isinstance(detector, RealTimeDetector) else ()
     with blocks as captured:
-        found = detector(images, every_layer)
+        found = detector(images, every_layer, *given)
     if attention:
         seen = captured[-1].mean(1)
         maps = seen.unflatten(-1, patch_grid(detector.network, seen.shape[-1], *images.shape[-2:]))
     layers = (*found.earlier, found[:2])
     logits, boxes = (torch.stack(parts) for parts in zip(*layers, strict=True))
-    return Queries(logits, boxes, maps)
+    return Queries(logits, boxes, maps, own_loss(found.own) if given else None)
 
 
 def objects(batch: Batch, answer: Queries | None) -> tuple[Tensor, Tensor]:
@@ -186,7 +201,7 @@ def kept_answers(teacher: Detector, batches: SceneBatches, epochs: int) -> Calla
             return ask(batch, attention)
         if not torch.allclose(_mark(batch.images), marks[0][rows], rtol=1e-4):
             return ask(batch, attention)
-        logits, boxes, maps = stored
+        logits, boxes, maps, _ = stored
         return Queries(logits[:, rows], boxes[:, rows], None if maps is None else maps[rows])
 
     return answer
@@ -195,16 +210,24 @@ def kept_answers(teacher: Detector, batches: SceneBatches, epochs: int) -> Calla
 def detection_step(weights: DetectionWeights) -> Callable:
     """The weighted losses of objects (A eq. 11-13) and, with a teacher, of distillation (eq. 14), as a step for `train`.
 
-    Every decoder layer of the student answers for the objects (deep supervision); the last one's losses are logged.
+    Every decoder layer of the student answers for the objects (deep supervision); the last one's losses are logged. Of a
+    student with a loss of its own (D-FINE, DEIMv2, RT-DETR) that one stands in place of eq. 11-13.
     """
     cross = weights.attention_distillation > 0
 
     def step(student: Detector, batch: Batch, teacher: Callable | None) -> dict[str, Tensor]:
         answer = None if teacher is None else teacher(batch, cross)
-        found = queries(student, batch.images, cross and answer is not None)
-        target = pair_objects(found, *objects(batch, answer), weights.pairing)
+        known = objects(batch, answer)
+        found = queries(student, batch.images, cross and answer is not None, objects=known)
         like = None if answer is None else pair_teacher(found, answer)
-        named = detection_losses(*found[:2], target.labels, target.boxes, like, weights.temperature)
+        if found.own is None:
+            target = pair_objects(found, *known, weights.pairing)
+            named = detection_losses(*found[:2], target.labels, target.boxes)
+        else:
+            named = {"own": found.own}
+        if like is not None:
+            softened = found.logits, like.logits, weights.temperature, like.paired
+            named["distillation"] = distillation_loss(*softened)
         if like is not None and weights.box_distillation:
             boxes = found.boxes, like.boxes, like.objectness
             named["box_distillation"] = box_distillation_loss(*boxes)

@@ -62,7 +62,7 @@ def seen_table(detectors: dict[str, Artifact]) -> "pd.DataFrame":
         rows.append(
             {
                 "detector": name,
-                "started from": _start(artifact.settings),
+                "started from": _start(artifact),
                 "scenes it trained on": artifact.metrics["train_scenes"],
                 "of them from a data set": sum(read.values()),
                 "splits": ", ".join(read) or "none",
@@ -72,12 +72,15 @@ def seen_table(detectors: dict[str, Artifact]) -> "pd.DataFrame":
     return _table(rows)
 
 
-def _start(settings: dict) -> str:
+def _start(artifact: Artifact) -> str:
+    settings, kept, text = artifact.settings, artifact.metrics.get("classes_kept"), "nothing"
     if isinstance(settings.get("weights"), dict):
-        return "a detector of the generated scenes"
-    if settings.get("weights") or settings.get("backbone_weights"):
-        return "a file of weights"
-    return "published weights" if settings.get("pretrained") else "nothing"
+        text = "a detector of the generated scenes"
+    elif settings.get("weights") or settings.get("backbone_weights"):
+        text = "a file of weights"
+    elif settings.get("pretrained"):
+        text = "published weights"
+    return text if kept is None else f"{text}, with {', '.join(kept) or 'none'} of its classes"
 
 
 def measures_table(measured: dict[str, Sequence[Artifact]]) -> "pd.DataFrame":

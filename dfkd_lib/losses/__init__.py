@@ -19,6 +19,7 @@ from dfkd_lib.losses.detection import (
     giou_apart,
     giou_loss,
     objectness,
+    own_loss,
     resize_maps,
 )
 from dfkd_lib.losses.schedule import Schedule, read_schedules
@@ -81,6 +82,7 @@ __all__ = [
     "label_loss",
     "logit_distance",
     "objectness",
+    "own_loss",
     "patch_probe_loss",
     "patch_similarity_entropy",
     "patch_similarity_loss",

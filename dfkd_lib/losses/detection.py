@@ -112,6 +112,11 @@ def distillation_loss(
     return temperature**2 * (apart.mean((-2, -1)) if paired is None else _of_pairs(apart, paired))
 
 
+def own_loss(loss: Tensor) -> Tensor:
+    """The loss that a detector's network computes of itself (`models.Detections.own`), as one of a step's: scalar → (1,)."""
+    return loss[None]
+
+
 def objectness(logits: Tensor) -> Tensor:
     """Objectness of queries: probability of the best class times that of not being "no object".
 

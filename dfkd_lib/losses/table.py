@@ -186,6 +186,13 @@ DETECTION_LOSSES = {
         "A eq. 10 for each object query",
         detection.attention_distillation_loss,
     ),
+    "own": Loss(
+        "its own",
+        "the losses that D-FINE, DEIMv2 and RT-DETR bring along",
+        "transformers: matching, boxes, denoising, all layers",
+        detection.own_loss,
+        1.0,
+    ),
 }
 
 # Makers of images without real ones: their steps call `compute`, or build their term from it; defaults of the weights are

@@ -5,11 +5,13 @@ from dfkd_lib.models.cnn import early_channels, logits_and_early_map
 from dfkd_lib.models.convert import convert
 from dfkd_lib.models.create import MODELS, count_flops, count_parameters, create_model, model_names
 from dfkd_lib.models.dearkd import EarlyAligner
-from dfkd_lib.models.detectors import Detections, Detector, create_detector, detector_names
+from dfkd_lib.models.detector import Detections, Detector
+from dfkd_lib.models.detectors import create_detector, detector_names
 from dfkd_lib.models.gan import Discriminator, FieldGenerator, Generator
 from dfkd_lib.models.hub import WeightsMissing
 from dfkd_lib.models.images import check_images, expected_shape
 from dfkd_lib.models.load import Loaded, load_model
+from dfkd_lib.models.realtime import RealTimeDetector
 from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneGenerator
 from dfkd_lib.models.shapes import layer_shapes
 from dfkd_lib.models.timm_form import timm_form
@@ -24,6 +26,7 @@ __all__ = [
     "FieldGenerator",
     "Generator",
     "Loaded",
+    "RealTimeDetector",
     "SceneDiscriminator",
     "SceneGenerator",
     "WeightsMissing",

@@ -1,4 +1,4 @@
-"""DETR teachers and students by name, as transformers configurations with a timm backbone.
+"""Detection teachers and students by name: DETRs as transformers configurations with a timm backbone, and `realtime`'s.
 
 transformers replaces every batch norm of a DETR backbone by a frozen one. Frozen norms are right for pretrained weights
 and wrong from nothing: they hold no statistics, and the replacement drops the activation that timm fuses into some
@@ -7,11 +7,13 @@ detectors of the paper's sizes these norms have no scale and shift of their own,
 exact (frozen norms are not counted in it) and loses nothing that the next convolution could not learn.
 """
 
+import json
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import timm
 import torch
@@ -19,11 +21,18 @@ from torch import Tensor, nn
 
 from dfkd_lib.core import Registry, WorkbenchError, load_tensors
 from dfkd_lib.models.create import unknown_name
+from dfkd_lib.models.detector import Detections, Detector
 from dfkd_lib.models.hub import WeightsMissing, fetch
+from dfkd_lib.models.realtime import REALTIME, RealTime, RealTimeDetector
 from dfkd_lib.models.weights import load_weights, misfit
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HEAD = ("network.class_labels_classifier.weight", "network.class_labels_classifier.bias")
+__all__ = ["SPECS", "Detections", "Detector", "create_detector", "detector_names"]
+
+# Weights with a row for each class, and perhaps one more, of "no object" or of padding.
+HEAD = re.compile(
+    r"(class_labels_classifier|class_embed\.\d+|enc_score_head)\.(weight|bias)$|denoising_class_embed\.weight$"
+)
+BOXES = re.compile(r"(model\.decoder\.)?bbox_embed\.\d+\.")
 PRIOR = 0.1  # chance of each class at a query before training
 
 
@@ -62,56 +71,9 @@ SPECS = Registry(
         "conditional_detr_resnet18_2x2": _Spec("resnet18", _SHALLOW),
         "detr_micro": _Spec("resnet18", _small(112, 3, 16), keywords=_MICRO),
         "detr_nano": _Spec("resnet10t", _small(96, 2, 10), keywords=_NANO),
+        **REALTIME,
     }
 )
-
-
-class Detections(NamedTuple):
-    """The predictions of a detector."""
-
-    logits: Tensor  # (B, Q, classes + 1), the last column "no object"
-    boxes: Tensor  # (B, Q, 4) cxcywh in [0, 1]
-    # Both of each earlier decoder layer, if asked for.
-    earlier: tuple[tuple[Tensor, Tensor], ...] = ()
-
-
-class Detector(nn.Module):
-    """A DETR or Conditional DETR of transformers behind one small interface; `num_labels` is without "no object".
-
-    `classes` are their names, in the order of the labels, once it has learned them; else None.
-    """
-
-    def __init__(self, network: nn.Module, num_labels: int):
-        super().__init__()
-        self.network, self.num_labels = network, num_labels
-        self.classes: tuple[str, ...] | None = None
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
-
-    @property
-    def num_queries(self) -> int:
-        return self.network.config.num_queries
-
-    def forward(self, images: Tensor, earlier: bool = False) -> Detections:
-        """Detect in images, float (B, 3, H, W) in [0, 1]; `earlier` adds the predictions of earlier decoder layers."""
-        pixels = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        output = self.network.model(pixels, output_hidden_states=earlier)
-        reference = getattr(output, "reference_points", None)
-        if not earlier:
-            return Detections(*self._heads(output.last_hidden_state, reference))
-        states = map(self.network.model.decoder.layernorm, output.decoder_hidden_states[1:-1])
-        every = self._heads(torch.stack([*states, output.last_hidden_state]), reference)
-        *before, last = zip(*(part.unbind() for part in every), strict=True)
-        return Detections(*last, tuple(before))
-
-    def _heads(self, state: Tensor, reference: Tensor | None) -> tuple[Tensor, Tensor]:
-        logits = self.network.class_labels_classifier(state).float()
-        boxes = self.network.bbox_predictor(state).float()
-        # Conditional DETR predicts centres relative to each query's reference point.
-        if reference is not None:
-            centre = torch.logit(reference.transpose(0, 1).float(), eps=1e-5)
-            boxes = torch.cat([boxes[..., :2] + centre, boxes[..., 2:]], dim=-1)
-        return logits, boxes.sigmoid()
 
 
 def detector_names() -> list[str]:
@@ -125,20 +87,24 @@ def create_detector(
     pretrained: bool = False,
     weights: str | Path | None = None,
     backbone_weights: str | Path | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Detector:
     """A detector by name, randomly initialised from torch's global generator unless weights are asked for.
 
     Args:
-        name: one of `detector_names()`; the conditional ones converge faster (Meng et al. 2021), `detr_micro` and
-            `detr_nano` are for small images.
+        name: one of `detector_names()`; the conditional ones converge faster than DETR (Meng et al. 2021), `detr_micro`
+            and `detr_nano` are for small images; D-FINE, DEIMv2 and RT-DETR are trained by their own losses.
         num_labels: classes, without "no object".
-        pretrained: start from published weights in the hub's cache on disk, or download them: COCO detectors for the
-            ResNet-50 ones, ImageNet's backbone for the ResNet-18 ones; norms and the stem stay frozen then (222,400
-            parameters of ResNet-50), as in the paper. False never touches the network.
+        pretrained: start from published weights in the hub's cache on disk, or download them: COCO detectors, of the
+            ResNet-18 DETRs ImageNet's backbone. Norms and stem of a DETR stay frozen then (222,400 parameters of
+            ResNet-50), as in the paper. False never touches the network.
         weights: a .safetensors file saved from a detector of that name, or a folder in transformers' format. Of other
             classes, the class head is made anew and everything else loaded.
-        backbone_weights: a .safetensors file of timm's backbone alone, frozen as under `pretrained` in detectors of the
+        backbone_weights: a .safetensors file of timm's backbone alone, frozen as under `pretrained` in DETRs of the
             paper's sizes.
+        classes: names of the labels, in their order. Where the weights name theirs too (id2label in a folder's
+            config.json; "classes" in the record beside a file), the head keeps the rows of the names they share,
+            whatever case, and the others are made anew; `kept` names the former.
 
     Raises:
         WorkbenchError: on an unknown name, impossible labels, missing or unfit weights, or two kinds of them.
@@ -146,12 +112,12 @@ def create_detector(
     """
     if name not in SPECS:
         raise unknown_name("detector", name, detector_names())
-    if num_labels < 1:
+    if num_labels < 1 or (classes is not None and len(classes) != num_labels):
         raise WorkbenchError(
-            "a detector needs a class",
-            expected="num_labels >= 1",
+            "a detector needs a class" if num_labels < 1 else "the classes are not as many",
+            expected=f"num_labels = {len(classes)}" if classes else "num_labels >= 1",
             got=num_labels,
-            fix="name at least one class",
+            fix="name at least one class, and give their number",
         )
     kinds = {"pretrained": pretrained, "weights": weights, "backbone_weights": backbone_weights}
     asked = [kind for kind, given in kinds.items() if given]
@@ -169,25 +135,24 @@ def create_detector(
         weights = folder if spec.hub else None
         backbone_weights = None if spec.hub else folder / "model.safetensors"
     if backbone_weights:
-        detector = _with_backbone(spec, num_labels, backbone_weights)
+        detector = _with_backbone(name, spec, num_labels, backbone_weights)
     elif not weights:
         detector = _fresh(spec, num_labels)
-    elif Path(weights).is_dir():
-        detector = _from_folder(spec, num_labels, weights)
     else:
-        detector = _from_file(spec, num_labels, weights)
+        detector = _started(spec, num_labels, Path(weights), classes)
     # Convolutions are up to twice as fast so on a CPU.
     return detector.to(memory_format=torch.channels_last)
 
 
-def _published(name: str, spec: _Spec) -> Path:
+def _published(name: str, spec: _Spec | RealTime) -> Path:
     """The folder of published weights: from the hub's cache on disk, or else downloaded."""
-    if not spec.full:
+    if not spec.hub and (isinstance(spec, RealTime) or not spec.full):
+        known = (other for other, one in SPECS.items() if one.hub or getattr(one, "full", False))
         raise WorkbenchError(
-            f"no pretrained weights exist for {name}",
+            f"no pretrained weights in transformers' format are known for {name}",
             got=name,
-            fix="train it (weights=None), or give a file of your own as weights=...",
-            expected=", ".join(other for other in detector_names() if SPECS[other].full),
+            fix="train it (weights=None), or give a file or folder of your own as weights=...",
+            expected=", ".join(sorted(known)),
         )
     repository = spec.hub or timm.get_pretrained_cfg(spec.backbone).hf_hub_id
     try:
@@ -196,8 +161,13 @@ def _published(name: str, spec: _Spec) -> Path:
         return fetch(repository, True, name)
 
 
-def _network(spec: _Spec, num_labels: int) -> nn.Module:
-    """transformers' network of that shape, its backbone's norms frozen, nothing downloaded."""
+def _network(spec: _Spec | RealTime, outputs: int) -> nn.Module:
+    """transformers' network of that shape, the norms of a DETR's backbone frozen, nothing downloaded.
+
+    `outputs` are the configuration's labels; DETR itself adds "no object" to them.
+    """
+    if isinstance(spec, RealTime):
+        return spec.network(outputs)
     import transformers
 
     kind = "ConditionalDetr" if spec.conditional else "Detr"
@@ -209,17 +179,18 @@ def _network(spec: _Spec, num_labels: int) -> nn.Module:
         "use_pretrained_backbone": False,
         "out_indices": [1, 2, 3, 4],
     }
-    # The conditional one has no "no object" class of its own: it gets one, as every detector here has.
-    classes = num_labels + 1 if spec.conditional else num_labels
     config = getattr(transformers, f"{kind}Config")(
-        num_labels=classes, backbone_config=backbone, **spec.sizes
+        num_labels=outputs, backbone_config=backbone, **spec.sizes
     )
     return getattr(transformers, f"{kind}ForObjectDetection")(config)
 
 
-def _fresh(spec: _Spec, num_labels: int, frozen: bool = False) -> Detector:
-    """An untrained detector; with `frozen` its backbone has transformers' frozen norms, for pretrained weights."""
-    network = _network(spec, num_labels)
+def _fresh(spec: _Spec | RealTime, num_labels: int, frozen: bool = False) -> Detector:
+    """An untrained detector; with `frozen` a DETR's backbone has transformers' frozen norms, for pretrained weights."""
+    if isinstance(spec, RealTime):
+        return RealTimeDetector(_network(spec, num_labels), num_labels)
+    # The conditional one has no "no object" class of its own: it gets one, as every detector here has.
+    network = _network(spec, num_labels + spec.conditional)
     if not frozen:
         norm = {"norm_layer": partial(nn.BatchNorm2d, affine=False)} if spec.full else {}
         stages = (1, 2, 3, 4) if spec.full else (3,)
@@ -256,21 +227,70 @@ def _spread_references(network: nn.Module, queries: int) -> None:
     last.bias.copy_(solution[-1])
 
 
-def _from_file(spec: _Spec, num_labels: int, file: str | Path) -> Detector:
-    """A detector that was saved; a class head of other classes stays as it is made."""
-    tensors = load_tensors(file)
-    frozen = spec.full and "network.model.backbone.model.bn1.weight" in tensors
+def _started(
+    spec: _Spec | RealTime, num_labels: int, source: Path, classes: Sequence[str] | None
+) -> Detector:
+    """A detector that was saved, to a file or a folder; rows of its class heads are its classes' where these are named."""
+    if source.is_dir():
+        tensors, fix = _of_folder(spec, source), "choose the detector it is of"
+    else:
+        tensors, fix = load_tensors(source), "create the detector that was saved"
+    frozen = not isinstance(spec, RealTime) and spec.full
+    frozen = frozen and "network.model.backbone.model.bn1.weight" in tensors
     detector = _fresh(spec, num_labels, frozen)
-    own = detector.state_dict()
-    head = [name for name in HEAD if name in tensors]
-    if len(head) == len(HEAD) and all(tensors[n].shape[1:] == own[n].shape[1:] for n in head):
-        tensors |= {name: own[name] for name in head if tensors[name].shape != own[name].shape}
-    load_weights(detector, tensors, file, "create the detector that was saved")
+    own, known = detector.state_dict(), known_classes(source) if classes else None
+    heads = [name for name in own if HEAD.search(name) and name in tensors]
+    if all(tensors[name].shape[1:] == own[name].shape[1:] for name in heads):
+        if known:
+            detector.kept = tuple(name for name in classes if _plain(name) in map(_plain, known))
+            rows = {name: _rows(tensors[name], own[name], known, classes) for name in heads}
+        else:
+            rows = {name: own[name] for name in heads if tensors[name].shape != own[name].shape}
+        tensors |= rows
+    load_weights(detector, tensors, source, fix)
     return _freeze_stem(detector) if frozen else detector
 
 
-def _with_backbone(spec: _Spec, num_labels: int, file: str | Path) -> Detector:
+def _plain(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _rows(theirs: Tensor, own: Tensor, known: Sequence[str], classes: Sequence[str]) -> Tensor:
+    """A head's own rows, those of known classes theirs; what follows the classes ("no object", padding) is theirs too."""
+    places, rows = {_plain(name): row for row, name in enumerate(known)}, own.clone()
+    for row, name in enumerate(classes):
+        if (place := places.get(_plain(name))) is not None:
+            rows[row] = theirs[place]
+    if len(theirs) - len(known) == len(own) - len(classes):
+        rows[len(classes) :] = theirs[len(known) :]
+    return rows
+
+
+def known_classes(source: Path) -> tuple[str, ...] | None:
+    """The names of the classes of saved weights, in the order of their rows: of a folder in transformers' format by its
+    config.json, of a file by the record beside it, of an artifact's by its manifest; None where nothing names them."""
+    files = [source / "config.json"] if source.is_dir() else []
+    files = files or [source.with_suffix(".json"), source.parent / "manifest.json"]
+    record: dict = next((json.loads(one.read_bytes()) for one in files if one.is_file()), {})
+    if "id2label" in record:
+        names = [record["id2label"][row] for row in sorted(record["id2label"], key=int)]
+    else:
+        names = record.get("classes") or record.get("metrics", {}).get("classes") or []
+    unnamed = not names or all(re.fullmatch(r"LABEL_\d+", str(name)) for name in names)
+    return None if unnamed else tuple(map(str, names))
+
+
+def _with_backbone(
+    name: str, spec: _Spec | RealTime, num_labels: int, file: str | Path
+) -> Detector:
     """A detector whose backbone has timm's weights in that file, a classifier's head left out."""
+    if isinstance(spec, RealTime):
+        raise WorkbenchError(
+            f"the backbone of {name} is not timm's",
+            expected="weights of a whole detector",
+            got=f"backbone_weights={file}",
+            fix="give a file or folder of such a detector as weights=...",
+        )
     detector = _fresh(spec, num_labels, frozen=spec.full)
     tensors = {
         key: value
@@ -282,10 +302,11 @@ def _with_backbone(spec: _Spec, num_labels: int, file: str | Path) -> Detector:
     return _freeze_stem(detector) if spec.full else detector
 
 
-def _from_folder(spec: _Spec, num_labels: int, folder: str | Path) -> Detector:
-    """A detector in transformers' format, from a local folder or the hub; a head of other classes is made anew."""
-    network = _network(spec, num_labels)
+def _of_folder(spec: _Spec | RealTime, folder: Path) -> dict[str, Tensor]:
+    """The weights of a detector in transformers' format, by the names that they have in a `Detector`."""
     try:
+        labels = json.loads((folder / "config.json").read_bytes()).get("id2label")
+        network = _network(spec, len(labels) if labels else 2)  # transformers writes no 2
         loaded, report = type(network).from_pretrained(
             str(folder),
             config=network.config,
@@ -301,15 +322,22 @@ def _from_folder(spec: _Spec, num_labels: int, folder: str | Path) -> Detector:
             expected="a folder with config.json and model.safetensors of that architecture",
             fix="point weights= to such a folder",
         ) from None
-    unfit = [*report["missing_keys"], *report["mismatched_keys"]]
-    # A mismatch is (name, shape, shape).
-    fresh = {(key if isinstance(key, str) else key[0]).split(".")[0] for key in unfit}
-    if fresh - {"class_labels_classifier"}:
-        expected, got = "weights for everything but the class head", f"nothing for {sorted(fresh)}"
+    # A mismatch is (name, shape, shape). Frozen norms, as most were saved with, count no batches.
+    unfit = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    unfit += [key for key in report["missing_keys"] if not key.endswith("num_batches_tracked")]
+    if unfit:
+        expected, got = "weights of every layer", f"none that fit {', '.join(sorted(unfit)[:3])}"
         raise misfit(expected, got, folder, "choose the detector it is of")
-    if fresh:
-        _start_rare(loaded)
-    return _freeze_stem(Detector(loaded, num_labels))
+    state = loaded.state_dict()
+    if getattr(loaded.config, "share_bbox_head", False):
+        # transformers saves a head that all layers share under the last one's name, looks for it under the first one's
+        # and, not finding it, leaves it untrained in silence.
+        every = (load_tensors(file) for file in sorted(folder.glob("*.safetensors")))
+        known = {
+            BOXES.sub("", key): v for one in every for key, v in one.items() if BOXES.match(key)
+        }
+        state |= {key: known[BOXES.sub("", key)] for key in state if BOXES.match(key)}
+    return {f"network.{name}": value for name, value in state.items()}
 
 
 def _freeze_stem(detector: Detector) -> Detector:

@@ -61,6 +61,7 @@ from dfkd_lib.models import (
     detector_names,
     detectors,
 )
+from dfkd_lib.models.realtime import REALTIME
 
 CLASSES = ("bird", "helicopter", "drone", "plane")
 
@@ -370,7 +371,7 @@ def test_impossible_detectors(wrong, message):
     with pytest.raises(WorkbenchError, match=message):
         create_detector(**{"name": "detr_nano", "num_labels": 4, **wrong})
     conditional = {"conditional_detr_resnet18_2x2", "conditional_detr_resnet50"}
-    assert set(detector_names()) == {*SIZES, *conditional}
+    assert set(detector_names()) == {*SIZES, *conditional, *REALTIME}
 
 
 def saved(detector, file):

@@ -1,0 +1,75 @@
+"""Frames that are filled up to a scene: the mask is the processor's, and a DETR sees and places within the frame."""
+
+import pytest
+import torch
+from transformers import DetrImageProcessor
+
+from dfkd_lib.datasets import FILL
+from dfkd_lib.models import create_detector
+from dfkd_lib.models.detector import pixel_mask
+
+
+def filled(frames, height, width):
+    """uint8 frames (3, h, w) as one batch in [0, 1], filled at right and bottom."""
+    images = torch.tensor(FILL, dtype=torch.uint8).view(1, 3, 1, 1)
+    images = images.expand(len(frames), 3, height, width).clone()
+    for image, frame in zip(images, frames, strict=True):
+        image[:, : frame.shape[1], : frame.shape[2]] = frame
+    return images.float() / 255
+
+
+@pytest.fixture
+def frames():
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((96, 64), (50, 64), (96, 33))
+    return [
+        torch.randint(256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes
+    ]
+
+
+def test_the_mask_is_the_processors(frames):
+    """Whose frames of several sizes are filled with 0, at right and bottom too."""
+    known = DetrImageProcessor(do_resize=False)(images=frames, return_tensors="pt")["pixel_mask"]
+    mask, place = pixel_mask(filled(frames, 96, 64))
+    assert torch.equal(mask, known)
+    share = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 50 / 96], [0, 0, 33 / 64, 1]])
+    assert torch.equal(place, share)
+
+
+def test_a_mirrored_frame_is_filled_at_its_left():
+    images = torch.rand(1, 3, 64, 80)
+    images[..., 20:40] = (
+        torch.tensor(FILL).view(3, 1, 1) / 255
+    )  # of this colour, but within the frame
+    images[..., :16] = torch.tensor(FILL).view(3, 1, 1) / 255
+    mask, place = pixel_mask(images)
+    assert mask[0, :, :16].sum() == 0 and mask[0, :, 16:].all()
+    assert place[0].tolist() == pytest.approx([0.2, 0, 0.8, 1])
+
+
+@pytest.mark.parametrize("seen", [0, 20])
+def test_what_would_be_narrower_than_a_token_counts_as_a_whole(seen):
+    images = filled([torch.full((3, 64, seen), 9, dtype=torch.uint8)], 64, 64)
+    mask, place = pixel_mask(images)
+    assert mask.all() and place[0].tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["detr_nano", "detr_resnet18_2x2"])
+def test_a_detr_is_given_the_mask_and_its_boxes_lie_in_the_frame(frames, name):
+    detector, images = create_detector(name, 4).eval(), filled(frames, 96, 64)
+    pixels = (images - detector.mean) / detector.std
+    mask, _ = pixel_mask(images)
+    with torch.no_grad():
+        found, known = detector(images), detector.network(pixel_values=pixels, pixel_mask=mask)
+    assert torch.allclose(found.logits, known.logits, atol=1e-5)
+    share = torch.tensor([[1, 1], [1, 50 / 96], [33 / 64, 1]]).repeat(1, 2)
+    assert torch.allclose(found.boxes, known.pred_boxes * share[:, None], atol=1e-5)
+    with torch.no_grad():
+        mirrored = images.flip(-1)
+        place = pixel_mask(mirrored)[1]
+        moved, inside = (
+            detector(mirrored).boxes[2],
+            detector.network(pixel_values=pixels.flip(-1), pixel_mask=mask.flip(-1)).pred_boxes[2],
+        )
+    assert place[2].tolist() == pytest.approx([31 / 64, 0, 33 / 64, 1])
+    assert torch.allclose(moved[:, 0], 31 / 64 + inside[:, 0] * 33 / 64, atol=1e-5)
