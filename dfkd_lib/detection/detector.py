@@ -146,7 +146,9 @@ def _fitted(
     label: str,
 ) -> dict:
     """Train a detector, write its files into `work`, return its metrics."""
-    test = scenes.load()
+    test, kept = scenes.load(), detector.kept
+    if kept is not None and processes.is_main():
+        print(f"{label} starts with the rows of {', '.join(kept) or 'no class'} in its head")
 
     def measured(epoch: int) -> dict[str, float]:
         measures = average_precision(test, *predict(detector, test.images))
@@ -165,7 +167,7 @@ def _fitted(
     speed = {"images_per_second": history[-1]["images_per_second"]}
     metrics = save_detector(work, detector, test, history)
     own = {"train_scenes": len(batches.images), "test_folder": scenes.folder}
-    return {**metrics, **own, **speed}
+    return {**metrics, **own, **speed, **({} if kept is None else {"classes_kept": list(kept)})}
 
 
 def _check(model: str, scenes: Scenes, test: Scenes, teacher: Artifact | None) -> None:
@@ -186,7 +188,7 @@ def _check(model: str, scenes: Scenes, test: Scenes, teacher: Artifact | None) -
 
 
 def _identity(path: Path | None) -> str | None:
-    """A hash of a weights file, or of the weights in a folder of transformers' format."""
+    """A hash of a weights file, or of the weights in a folder of transformers' format, and the classes that it names."""
     if path is None:
         return None
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
@@ -197,7 +199,8 @@ def _identity(path: Path | None) -> str | None:
             expected="a .safetensors file, or a folder with one",
             fix="check the path",
         )
-    return " ".join(artifacts.file_hash(file) for file in files)
+    hashes, known = " ".join(artifacts.file_hash(file) for file in files), known_classes(path)
+    return f"{hashes} of {', '.join(known)}" if known else hashes
 
 
 def save_detector(work: Path, detector: Detector, test: SceneSet, history: list[dict]) -> dict:

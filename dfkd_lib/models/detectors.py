@@ -110,25 +110,8 @@ def create_detector(
         WorkbenchError: on an unknown name, impossible labels, missing or unfit weights, or two kinds of them.
         WeightsMissing: if published weights are neither on disk nor can be downloaded.
     """
-    if name not in SPECS:
-        raise unknown_name("detector", name, detector_names())
-    if num_labels < 1 or (classes is not None and len(classes) != num_labels):
-        raise WorkbenchError(
-            "a detector needs a class" if num_labels < 1 else "the classes are not as many",
-            expected=f"num_labels = {len(classes)}" if classes else "num_labels >= 1",
-            got=num_labels,
-            fix="name at least one class, and give their number",
-        )
     kinds = {"pretrained": pretrained, "weights": weights, "backbone_weights": backbone_weights}
-    asked = [kind for kind, given in kinds.items() if given]
-    if len(asked) > 1:
-        raise WorkbenchError(
-            "a detector cannot start from two kinds of weights",
-            where=name,
-            expected=f"one of {', '.join(kinds)}",
-            got=" and ".join(asked),
-            fix="leave one of them out",
-        )
+    _check(name, num_labels, kinds, classes)
     spec = SPECS[name]
     if pretrained:
         folder = _published(name, spec)
@@ -142,6 +125,28 @@ def create_detector(
         detector = _started(spec, num_labels, Path(weights), classes)
     # Convolutions are up to twice as fast so on a CPU.
     return detector.to(memory_format=torch.channels_last)
+
+
+def _check(name: str, num_labels: int, kinds: dict, classes: Sequence[str] | None) -> None:
+    """WorkbenchError on what `create_detector` cannot be asked for."""
+    if name not in SPECS:
+        raise unknown_name("detector", name, detector_names())
+    if num_labels < 1 or (classes is not None and len(classes) != num_labels):
+        raise WorkbenchError(
+            "a detector needs a class" if num_labels < 1 else "the classes are not as many",
+            expected=f"num_labels = {len(classes)}" if classes else "num_labels >= 1",
+            got=num_labels,
+            fix="name at least one class, and give their number",
+        )
+    asked = [kind for kind, given in kinds.items() if given]
+    if len(asked) > 1:
+        raise WorkbenchError(
+            "a detector cannot start from two kinds of weights",
+            where=name,
+            expected=f"one of {', '.join(kinds)}",
+            got=" and ".join(asked),
+            fix="leave one of them out",
+        )
 
 
 def _published(name: str, spec: _Spec | RealTime) -> Path:
