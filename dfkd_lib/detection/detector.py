@@ -80,8 +80,7 @@ def train(
 
     Returns:
         Artifact with model.safetensors, history.json, predictions.safetensors; metrics of `save_detector`,
-        "images_per_second", "train_scenes" and, where the weights it started from name their classes, "classes_kept":
-        those whose rows of the class head it started with, matched by name.
+        "images_per_second", "train_scenes", "classes_kept" (`Detector.kept`, where the first weights name theirs).
 
     Raises:
         WorkbenchError: if classes differ, nobody labels the scenes, or `training.check_step` refuses the step.
