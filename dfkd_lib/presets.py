@@ -148,6 +148,7 @@ _TITN_QUICK = {
     "lr": 2e-3,
     "weight_decay": 0.05,
     "augmentation": "shift",
+    "recipe": "short",
     "feature_model": "cnn_small",
     "feature_images": 20_000,
     "feature_epochs": 2,
@@ -318,7 +319,7 @@ PROFILES = {
     # C pads digits to its 32 pixels; a mirrored digit is another one, or none.
     "mnist": {
         "paper": {
-            "titn": {"data.size": 32, "data.background": -1.0, "augmentation": "affine"},
+            "titn": {"data.size": 32, "data.background": -1.0, "augmentation": "jitter"},
         }
     },
 }

@@ -4,6 +4,7 @@ Both follow timm's shape: `forward_intermediates(images, indices=[i])` gives (la
 `forward_head(last features)` the logits; stage i is cut before its pooling.
 """
 
+import timm
 import torch
 from timm.models import vgg
 from torch import Tensor, nn
@@ -139,7 +140,21 @@ def build_vgg16_bn(num_classes: int = 10, img_size: int = 32, in_chans: int = 3)
     return vgg.vgg16_bn(pretrained=False, num_classes=num_classes, in_chans=in_chans)
 
 
+def build_timm(
+    architecture: str, num_classes: int = 10, img_size: int = 32, in_chans: int = 3
+) -> nn.Module:
+    """A CNN of timm by its name there, untrained, for small images: the teachers that C Table 2 chooses from."""
+    check_side(img_size, 32)
+    return timm.create_model(architecture, num_classes=num_classes, in_chans=in_chans)
+
+
 CNN_MODELS = {
+    "densenet121_32": (build_timm, {"architecture": "densenet121"}),
+    "mobilenetv3_32": (build_timm, {"architecture": "mobilenetv3_large_100"}),
+    "resnet50_32": (build_timm, {"architecture": "resnet50"}),
+    "wide_resnet50_32": (build_timm, {"architecture": "wide_resnet50_2"}),
+    "vgg16_32": (build_timm, {"architecture": "vgg16"}),
+    "vgg19_32": (build_timm, {"architecture": "vgg19"}),
     "vgg16_bn": (build_vgg16_bn, {}),
     "cnn_small": (SmallCNN, {}),
     "resnet9": (ResNet9, {}),

@@ -8,7 +8,7 @@ from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
 from dfkd_lib.models.classifiers import build_vit
-from dfkd_lib.models.cnn import build_vgg16_bn
+from dfkd_lib.models.cnn import build_timm, build_vgg16_bn
 from dfkd_lib.models.create import MODELS, model_settings
 
 # By `distilled`; timm's entry points take any size as keywords.
@@ -29,6 +29,9 @@ def timm_form(name: str, overrides: dict) -> tuple[str, dict]:
     if builder is build_vgg16_bn:
         del settings["img_size"]  # it takes any
         return "vgg16_bn", settings
+    if builder is build_timm:
+        del settings["img_size"]
+        return settings.pop("architecture"), settings
     if builder is build_vit:
         architecture = PLAIN[settings.pop("distilled")]
         return architecture, {KEYWORDS.get(key, key): value for key, value in settings.items()}

@@ -287,7 +287,8 @@ def cell_row(report: Report, cell: Cell, found: dict[str, list[Artifact]]) -> di
     store, teacher = Store(report.asked.artifacts), found.get("teacher", [None])[0]
     first = found[parts[0]][0]
     seconds = sum(artifact.seconds for name in parts for artifact in found[name]) / len(parts)
-    own = comparison.real_images_read(store, first, "" if first is teacher else teacher.key)
+    key = "" if teacher is None or first is teacher else teacher.key
+    own = comparison.real_images_read(store, first, key)
     row |= {
         "ours": interval_text(values, ".2f"),
         "values": values,

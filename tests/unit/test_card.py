@@ -48,7 +48,8 @@ def teacher(store):
     return training.shipped_teacher(store, "vit_mnist_small", TEST)
 
 
-@pytest.mark.parametrize("name", models.model_names())
+# Of timm's VGGs, 130 million parameters each, one stands for all.
+@pytest.mark.parametrize("name", sorted({*models.model_names()} - {"vgg16_32", "vgg19_32"}))
 def test_timm_builds_every_named_model(name):
     overrides = {"num_classes": 7, "in_chans": 1}
     ours = models.create_model(name, **overrides).eval()
