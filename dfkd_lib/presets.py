@@ -105,6 +105,8 @@ _SMOKE = {
     "inversion_images": 40,
     "inversion.steps": 4,
     "inversion.batch_size": 20,
+    "fast_rounds": 2,
+    "fast_steps": 2,
     "seeds": "0,1",
 }
 # MNIST at the paper's sizes with the shipped teacher, as far as two cores get in one night.

@@ -9,12 +9,21 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dfkd_lib import datasets, synthesis, training
+from dfkd_lib import datasets, models, synthesis, training
 from dfkd_lib.core import Artifact, Config, Seed, Seeds, Store, WorkbenchError
 from dfkd_lib.datasets import DataConfig, ImageSet
 from dfkd_lib.distill.classification import Step, StudentConfig, train
 from dfkd_lib.distill.weights import KDWeights
-from dfkd_lib.synthesis import CGAN, FeatureConfig, FeatureSpace, Given, GuidedGenerator, Inversion
+from dfkd_lib.synthesis import (
+    CGAN,
+    ContrastiveInversion,
+    FastGenerator,
+    FeatureConfig,
+    FeatureSpace,
+    Given,
+    GuidedGenerator,
+    Inversion,
+)
 from dfkd_lib.training import TeacherConfig
 
 
@@ -59,6 +68,15 @@ class ClassificationConfig(Config):
     batch_norm_weight: float = Field(
         1.0, ge=0, le=1000, description="weight of the batch-norm statistics (maker 3a)"
     )
+    contrast_weight: float = Field(
+        0.8, ge=0, le=1000, description="weight of the contrast with earlier images (maker 3d)"
+    )
+    fast_rounds: int = Field(
+        400, ge=1, description="batches that a meta-learnt generator learns from (maker 3e)"
+    )
+    fast_steps: int = Field(
+        5, ge=1, le=1000, description="steps of each of its batches: Fast-5, Fast-10 (maker 3e)"
+    )
     entropy_weight: float = Field(
         0.1, ge=0, le=1000, description="weight of the patch-similarity entropy (maker 3b)"
     )
@@ -88,9 +106,23 @@ def _inversion(config: ClassificationConfig, **weights) -> Inversion:
     return config.inversion.replace(background=config.data.background, **weights)
 
 
-def _adversarial(config: ClassificationConfig) -> GuidedGenerator:
+def _adversarial(config: ClassificationConfig, **changes) -> GuidedGenerator:
     rival = config.rival_model or config.student.model
-    return _guided(config, adversarial=config.adversarial_weight, student_model=rival)
+    weight = config.adversarial_weight
+    return _guided(config, adversarial=weight, student_model=rival, **changes)
+
+
+def _fitted(config: ClassificationConfig, kind: type, **own) -> synthesis.Maker:
+    """A maker with the weights, batches and steps of the inversion, but for its rate: that is of pixels."""
+    known = kind.model_fields.keys() - {"lr"}
+    shared = {name: value for name, value in config.inversion if name in known}
+    how = {"background": config.data.background, "batch_norm": config.batch_norm_weight}
+    return kind(**{**shared, **how, **own})
+
+
+def _fast(config: ClassificationConfig) -> synthesis.Maker:
+    own = {"rounds": config.fast_rounds, "inner": config.fast_steps, "seed": config.seed}
+    return _fitted(config, FastGenerator, **own)
 
 
 # Name in every table -> the maker of a configuration.
@@ -101,6 +133,11 @@ MAKERS: dict[str, Callable[[ClassificationConfig], synthesis.Maker]] = {
     "inversion (CNN)": lambda config: _inversion(config, batch_norm=config.batch_norm_weight),
     "inversion (ViT)": lambda config: _inversion(config, patch_entropy=config.entropy_weight),
     "adversarial": _adversarial,
+    "adversarial (no prior)": lambda config: _adversarial(config, strokes=False, ink=0, blank=0),
+    "contrastive memory": lambda config: _fitted(
+        config, ContrastiveInversion, contrast=config.contrast_weight
+    ),
+    "fast": _fast,
 }
 
 
@@ -182,7 +219,10 @@ class Study:
 
     @cached_property
     def cnn_teacher(self) -> Artifact:
-        """The CNN that an inversion by batch-norm statistics inverts: not the one that judges, which would flatter it."""
+        """The CNN that makers by batch-norm statistics invert: the teacher, if it is one; else a CNN of their own, not the
+        one that judges, which would flatter them."""
+        if self.config.teacher.model in models.CNNS:
+            return self.teacher
         return synthesis.train_judge(self.store, self.config.feature, *self._splits, seed=1)
 
     @cached_property
@@ -203,7 +243,7 @@ class Study:
 
     def made(self, maker: synthesis.Maker, count: int) -> tuple[ImageSet, Artifact]:
         """`count` images of a maker, an inversion's at most `inversion_images`, and their artifact."""
-        if isinstance(maker, Inversion):
+        if isinstance(maker, (Inversion, ContrastiveInversion)):
             count = self.config.inversion_images
         seed = self.config.seed + 1000
         return synthesis.make_images(self.store, maker, self.inputs(maker), count, seed)

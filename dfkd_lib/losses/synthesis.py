@@ -97,6 +97,29 @@ def logit_distance(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return (centred[0] - centred[1]).abs().mean()
 
 
+def contrastive_loss(
+    first: Tensor, second: Tensor, earlier: Tensor, temperature: float = 0.1
+) -> Tensor:
+    """How hard an image's two views are to find among the views of other images, and among earlier images.
+
+    L = mean over i of −log(exp(s(f_i, g_i)/T) / (Σ_j exp(s(f_i, g_j)/T) + Σ_m exp(s(f_i, e_m)/T))), s the cosine.
+
+    Args:
+        first, second: (B, D), features of the views, row by row of the same image.
+        earlier: (M, D), of images made before, M ≥ 0.
+        temperature: T > 0.
+
+    Returns:
+        A scalar ≥ 0.
+
+    Source: Fang et al., Contrastive Model Inversion for Data-Free Knowledge Distillation (IJCAI 2021), eq. 6.
+    """
+    same_shape(first, second, "features of two views")
+    unit = [F.normalize(x.float(), dim=-1) for x in (first, second, earlier)]
+    similarity = unit[0] @ torch.cat(unit[1:]).mT / temperature
+    return F.cross_entropy(similarity, torch.arange(len(first), device=first.device))
+
+
 def batch_norm_loss(features: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
     """‖mean − running mean‖ + ‖variance − running variance‖ of one layer (DeepInversion's R_feature).
 

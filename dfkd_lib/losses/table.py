@@ -228,6 +228,12 @@ MAKER_LOSSES = {
     "batch_norm": Loss(
         "batch norm", "batch-norm statistics", "B (DeepInversion)", synthesis.batch_norm_loss
     ),
+    "contrast": Loss(
+        "contrast",
+        "finding an image's views among other images, those made before included",
+        "Fang et al. 2021, eq. 6",
+        synthesis.contrastive_loss,
+    ),
     "compete": Loss(
         "competition",
         "1 − disagreement of teacher and student",

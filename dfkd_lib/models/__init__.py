@@ -3,7 +3,14 @@
 from dfkd_lib.models import detectors, gan, scene_gan
 from dfkd_lib.models.cnn import early_channels, logits_and_early_map
 from dfkd_lib.models.convert import convert
-from dfkd_lib.models.create import MODELS, count_flops, count_parameters, create_model, model_names
+from dfkd_lib.models.create import (
+    CNNS,
+    MODELS,
+    count_flops,
+    count_parameters,
+    create_model,
+    model_names,
+)
 from dfkd_lib.models.dearkd import EarlyAligner
 from dfkd_lib.models.detector import Detections, Detector
 from dfkd_lib.models.detectors import create_detector, detector_names
@@ -18,6 +25,7 @@ from dfkd_lib.models.timm_form import timm_form
 from dfkd_lib.models.weights import load_weights
 
 __all__ = [
+    "CNNS",
     "MODELS",
     "Detections",
     "Detector",

@@ -13,10 +13,13 @@ from dfkd_lib.core import Registry, WorkbenchError
 from dfkd_lib.models.classifiers import VIT_MODELS
 from dfkd_lib.models.cnn import CNN_MODELS
 from dfkd_lib.models.dearkd import DEARKD_MODELS
+from dfkd_lib.models.peers import PEER_MODELS
 from dfkd_lib.models.titn import TITN_MODELS
 
 # name -> (builder, its keywords)
-MODELS = Registry({**VIT_MODELS, **CNN_MODELS, **TITN_MODELS, **DEARKD_MODELS})
+MODELS = Registry({**VIT_MODELS, **CNN_MODELS, **PEER_MODELS, **TITN_MODELS, **DEARKD_MODELS})
+# Those with batch norms, whose statistics makers of images match.
+CNNS = frozenset((*CNN_MODELS, *PEER_MODELS))
 # What a senseless request sets off inside an architecture's own code.
 ODD = (
     ArithmeticError,

@@ -34,12 +34,15 @@ def down(
 class Generator(nn.Module):
     """Noise and a class → an image; four transposed convolutions, the class as a 5-d embedding beside the noise.
 
-    `width`: channels after the first layer, halved by each of the next two (the paper's 512, 256, 128).
+    `width`: channels after the first layer, halved by each of the next two (the paper's 512, 256, 128). `side` ≤ 32: of its
+    images, the middle of what it draws.
     """
 
-    def __init__(self, num_classes: int, channels: int, latent: int = 100, width: int = 512):
+    def __init__(
+        self, num_classes: int, channels: int, latent: int = 100, width: int = 512, side: int = SIDE
+    ):
         super().__init__()
-        self.latent = latent
+        self.latent, self.side = latent, side
         self.embed = nn.Embedding(num_classes, 5)
         layers: list[nn.Module] = []
         before, padding = latent + 5, 0
@@ -59,8 +62,16 @@ class Generator(nn.Module):
         return (torch.randn(count, self.latent, generator=generator),)
 
     def forward(self, labels: Tensor, noise: Tensor) -> Tensor:
-        """Labels int64 (B,), noise (B, latent) → images (B, C, 32, 32) in [-1, 1]."""
-        return self.layers(torch.cat([noise, self.embed(labels)], 1)[:, :, None, None])
+        """Labels int64 (B,), noise (B, latent) → images (B, C, side, side) in [-1, 1]."""
+        images = self.layers(torch.cat([noise, self.embed(labels)], 1)[:, :, None, None])
+        first = (SIDE - self.side) // 2
+        return images[..., first : first + self.side, first : first + self.side]
+
+    @torch.no_grad()
+    def inherit(self, other: "Generator") -> None:
+        """Take over how another one draws, all but its classes and its first layer: those are what it draws."""
+        for mine, its in zip(self.layers[1:], other.layers[1:], strict=True):
+            mine.load_state_dict(its.state_dict())
 
 
 class Discriminator(nn.Module):

@@ -1,7 +1,7 @@
 """The named models as timm builds them; of those that timm lacks it learns the names when this is imported.
 
 So `timm.create_model("local-dir:FOLDER", pretrained=True)` opens what is written in timm's layout: a plain vision
-transformer anywhere, TITN, DearKD and the small CNNs after `import dfkd_lib.models`.
+transformer anywhere, TITN, DearKD, the small CNNs and the peers' CNNs after `import dfkd_lib.models`.
 """
 
 from timm.models import build_model_with_cfg, register_model
@@ -10,6 +10,7 @@ from torch import nn
 from dfkd_lib.models.classifiers import build_vit
 from dfkd_lib.models.cnn import build_timm, build_vgg16_bn
 from dfkd_lib.models.create import MODELS, model_settings
+from dfkd_lib.models.peers import build_resnet
 
 # By `distilled`; timm's entry points take any size as keywords.
 PLAIN = {False: "vit_tiny_patch16_224", True: "deit_tiny_distilled_patch16_224"}
@@ -44,12 +45,13 @@ def _register(name: str, own: dict) -> None:
     def entry(pretrained: bool = False, **keywords) -> nn.Module:
         return build_model_with_cfg(MODELS[name][0], name, pretrained, **{**own, **keywords})
 
+    last = "fc" if MODELS[name][0] is build_resnet else "head"
     two = own.get("distilled", name.startswith("dearkd"))
     default_cfgs[name] = {
         "input_size": (own["in_chans"], own["img_size"], own["img_size"]),
         "fixed_input_size": True,
         "num_classes": own["num_classes"],
-        "classifier": ("head", "head_dist") if two else "head",
+        "classifier": ("head", "head_dist") if two else last,
     }
     entry.__name__ = name
     register_model(entry)

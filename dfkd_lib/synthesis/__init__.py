@@ -9,8 +9,11 @@ from dfkd_lib.synthesis.canvas import (
     kept_states,
     latent_walk,
     pad_to_gan,
+    plain_generator,
 )
 from dfkd_lib.synthesis.cgan import CGAN, WATCH_EVERY, Networks, gan_step
+from dfkd_lib.synthesis.contrastive import ContrastiveInversion
+from dfkd_lib.synthesis.fast import FastGenerator
 from dfkd_lib.synthesis.given import Given, class_probes
 from dfkd_lib.synthesis.guided import GuidedGenerator, MemoryBank
 from dfkd_lib.synthesis.inversion import Canvas, Inversion
@@ -34,7 +37,9 @@ __all__ = [
     "WATCH_EVERY",
     "CGAN",
     "Canvas",
+    "ContrastiveInversion",
     "Draws",
+    "FastGenerator",
     "FeatureConfig",
     "FeatureSpace",
     "Given",
@@ -60,6 +65,7 @@ __all__ = [
     "open_features",
     "open_images",
     "pad_to_gan",
+    "plain_generator",
     "real_features",
     "train_judge",
 ]

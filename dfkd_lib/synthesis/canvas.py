@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd_lib import training
-from dfkd_lib.core import artifacts
+from dfkd_lib.core import WorkbenchError, artifacts
 from dfkd_lib.core.artifacts import Artifact
 from dfkd_lib.datasets import to_uint8
+from dfkd_lib.models import Generator
 from dfkd_lib.models.gan import SIDE
 from dfkd_lib.synthesis.given import Given
 from dfkd_lib.training import DivergedError, TrainConfig
@@ -36,6 +37,22 @@ def crop_middle(images: Tensor, side: int) -> Tensor:
 def balanced_labels(count: int, num_classes: int) -> Tensor:
     """0, 1, …, K−1, 0, 1, … : `count` labels, as even over the classes as can be."""
     return torch.arange(count) % num_classes
+
+
+def plain_generator(
+    num_classes: int, shape: tuple[int, int, int], latent: int, width: int
+) -> Generator:
+    """The paper's generator (A2) for images (C, S, S); WorkbenchError if they are larger than 32 × 32."""
+    channels, side, _ = shape
+    if side > SIDE:
+        raise WorkbenchError(
+            "images are larger than this maker's generator draws",
+            expected=f"at most {SIDE} x {SIDE} pixels",
+            got=f"{side} x {side}",
+            where="Given.shape",
+            fix="resize the images (size=…), or choose another maker",
+        )
+    return Generator(num_classes, channels, latent, width, side)
 
 
 class Draws:

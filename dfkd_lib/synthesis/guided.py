@@ -1,5 +1,7 @@
 """Makers 2 and 3c: a generator trained against the frozen teacher, without any real pixel.
 
+Its images are strokes unless `strokes` is off: level sets of smooth fields, bent and textured, with ink asked for. That is
+knowledge of digits and drawings which no teacher gives, a prior; without it the generator is the paper's (A2).
 With class probes it is maker 2 (their attention consistency beside cross entropy). With a student to disagree with it is
 maker 3c: the generator looks for images on which student and teacher differ, the student learns them, and a memory bank
 keeps what it learnt before from being forgotten.
@@ -26,8 +28,14 @@ from dfkd_lib.losses import (
     total_variation,
     weights_of,
 )
-from dfkd_lib.models import MODELS, FieldGenerator, create_model
-from dfkd_lib.synthesis.canvas import Draws, GeneratorMaker, fit_to_last_good, kept_states
+from dfkd_lib.models import MODELS, FieldGenerator, Generator, create_model
+from dfkd_lib.synthesis.canvas import (
+    Draws,
+    GeneratorMaker,
+    fit_to_last_good,
+    kept_states,
+    plain_generator,
+)
 from dfkd_lib.synthesis.from_teacher import (
     FromTeacher,
     held_logits,
@@ -90,7 +98,7 @@ GuidedWeights = weights_of(
 
 
 class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
-    """A generator that learns from the frozen teacher alone, or from its class probes too.
+    """A generator that learns from the frozen teacher, or from its class probes too, with a prior of strokes or without.
 
     An epoch has `steps` steps. With `restart` each epoch trains a new generator, which inherits from the one before how to
     draw but not what, so that the images come from as many as there are epochs; else one is trained throughout. No source
@@ -124,6 +132,12 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
         "bf16", description="arithmetic", json_schema_extra={"also": "maker_precision"}
     )
     restart: bool = Field(True, description="whether each epoch trains a new generator")
+    strokes: bool = Field(
+        True,
+        title="prior of strokes",
+        description="whether images are drawn as strokes (level sets, bent and textured) with ink, a prior; else by the "
+        "paper's generator",
+    )
     width: int = Field(128, ge=4, description="of the generator")
     latent: int = Field(100, ge=1, description="dimensions of the noise")
     texture: float = Field(1.0, ge=0, le=100, description="strength of the random texture")
@@ -141,6 +155,8 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
             raise ValueError("student_model, a name for models.create_model, where adversarial > 0")
         if self.adversarial and self.bank < self.batch_size:
             raise ValueError(f"a bank of at least a batch, {self.batch_size}")
+        if not self.strokes and (self.ink or self.blank):
+            raise ValueError("ink=0 and blank=0 without strokes: both are of that prior")
         return self
 
     @property
@@ -149,6 +165,8 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
 
     @property
     def budget(self) -> str:
+        if self.strokes:
+            return f"{'class probes' if self.attention else 'the teacher'} and a prior of strokes"
         return "class probes" if self.attention else "nothing but the teacher"
 
     def train(self, store: Store, given: Given) -> Artifact:
@@ -204,8 +222,10 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
 
     def new_generator(
         self, classes: tuple[str, ...], shape: tuple[int, int, int]
-    ) -> FieldGenerator:
+    ) -> FieldGenerator | Generator:
         """A generator for such images, untrained."""
+        if not self.strokes:
+            return plain_generator(len(classes), shape, self.latent, self.width)
         sizes = self.latent, self.width, self.texture, self.bend
         return FieldGenerator(len(classes), *shape[:2], *sizes)
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import lru_cache
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,52 @@ InversionWeights = weights_of(
 )
 
 
-class Inversion(FromTeacher, InversionWeights):
+class InversionLosses(FromTeacher, InversionWeights):
+    """What makers share whose images are fitted to the teacher: CE to the asked class, priors on images, its statistics."""
+
+    flip: bool = Field(False, description="mirror at random (not for digits)")
+
+    @property
+    def sees(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def budget(self) -> str:
+        return f"nothing but {'a CNN' if self.batch_norm else 'the'} teacher"
+
+    def named(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        random: torch.Generator,
+        teacher: nn.Module,
+        student: nn.Module | None = None,
+        patches: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The losses of images (B, C, S, S) in [-1, 1], and the teacher's last features (B, D) of them."""
+        seen = random_shift(images, self.jitter, random)
+        seen = random_flip(seen, random) if self.flip else seen
+        with ExitStack() as inside:
+            norms = inside.enter_context(batch_norm_losses(teacher)) if self.batch_norm else []
+            outputs = inside.enter_context(attention_outputs(teacher)) if self.patch_entropy else []
+            logits, features, _ = scores_features_probe(teacher, seen, False, patches)
+        named = {
+            "ce": F.cross_entropy(logits.float(), labels),
+            "tv": total_variation(images),
+            "l2": ink(images, self.background).mean(),
+        }
+        if self.batch_norm:
+            named["batch_norm"] = torch.stack(norms).sum()
+        if self.patch_entropy:
+            named["patch_entropy"] = patch_similarity_loss(teacher, outputs)
+        if self.compete and student is not None:
+            named["compete"] = 1 - disagreement(student(seen), logits)
+        if self.intra:
+            named["intra"] = self.intra_loss(features, logits, labels)
+        return named, features
+
+
+class Inversion(InversionLosses):
     """Inversion of the teacher alone: CE to the asked class, priors on the image, statistics of the teacher.
 
     `batch_norm` matches the batch-norm statistics of a CNN (3a), `patch_entropy` asks a vision transformer for a high
@@ -92,8 +137,6 @@ class Inversion(FromTeacher, InversionWeights):
         and arXiv 2509.23235, in which patches come back.
     """
 
-    sees: ClassVar[tuple[str, ...]] = ()
-
     steps: int = Field(1000, ge=1, description="steps of Adam for each batch")
     batch_size: int = Field(
         128,
@@ -102,7 +145,6 @@ class Inversion(FromTeacher, InversionWeights):
         json_schema_extra={"also": "inversion_batch"},
     )
     lr: float = Field(0.05, gt=0, le=10, description="learning rate of Adam on pixels")
-    flip: bool = Field(False, description="mirror at random (not for digits)")
     precision: Precision = Field("fp32", description="arithmetic: fp32, or bf16 by autocast")
     patches: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (1.0,),
@@ -117,10 +159,6 @@ class Inversion(FromTeacher, InversionWeights):
         ge=0,
         description="images a class made first, from whose mean all others start, 0: from noise",
     )
-
-    @property
-    def budget(self) -> str:
-        return f"nothing but {'a CNN' if self.batch_norm else 'the'} teacher"
 
     @property
     def shard(self) -> int:
@@ -183,27 +221,7 @@ class Inversion(FromTeacher, InversionWeights):
             images, part = canvas(), int(progress * len(self.patches))
             if part not in shown:
                 shown[part] = most_attended(teacher, images, self.patches[part])
-            seen = random_shift(images, self.jitter, random)
-            seen = random_flip(seen, random) if self.flip else seen
-            with ExitStack() as inside:
-                norms = inside.enter_context(batch_norm_losses(teacher)) if self.batch_norm else []
-                outputs = (
-                    inside.enter_context(attention_outputs(teacher)) if self.patch_entropy else []
-                )
-                logits, features, _ = scores_features_probe(teacher, seen, False, shown[part])
-            named = {
-                "ce": F.cross_entropy(logits.float(), labels),
-                "tv": total_variation(images),
-                "l2": ink(images, self.background).mean(),
-            }
-            if self.batch_norm:
-                named["batch_norm"] = torch.stack(norms).sum()
-            if self.patch_entropy:
-                named["patch_entropy"] = patch_similarity_loss(teacher, outputs)
-            if self.compete:
-                named["compete"] = 1 - disagreement(student(seen), logits)
-            if self.intra:
-                named["intra"] = self.intra_loss(features, logits, labels)
+            named, _ = self.named(images, labels, random, teacher, student, shown[part])
             return self.total(named)
 
         return step

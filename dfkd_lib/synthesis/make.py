@@ -40,7 +40,10 @@ class Maker(Protocol):
         """What has to be trained before images can be drawn, made or found by key."""
 
     def drawing(self, trained: Artifact | None, given: Given) -> Callable[[Tensor, int], Tensor]:
-        """A function from (labels (N,), seed) to uint8 images (N, C, S, S) of these classes, the same at every call."""
+        """A function from (labels (N,), seed) to uint8 images (N, C, S, S) of these classes, the same at every call.
+
+        One that remembers has an attribute `earlier`, which is called with those that a killed run had drawn before.
+        """
 
     def parents(self, given: Given) -> list[Artifact]:
         """The artifacts that drawing uses beside `trained`."""
@@ -114,6 +117,11 @@ def draw_shards(
             place = f"{work / IMAGES}: damaged in part {whole + 1} of {len(sums)}"
             print(f"{place}; drawn anew from there", flush=True)
         del sums[whole:]
+        if whole and (earlier := getattr(draw, "earlier", None)):
+            file.seek(begin)
+            for _ in range(whole):
+                held = np.frombuffer(bytearray(file.read(size)), np.uint8)
+                earlier(torch.from_numpy(held).view(-1, *given.shape))
         for shard, part in enumerate(labels.split(maker.shard)):
             if shard < whole:
                 continue

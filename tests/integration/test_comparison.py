@@ -1,6 +1,7 @@
 """Makers compared: budgets as the ledger has them, a line a maker, equal epochs, no maker's failure is the others'."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ TINY = ClassificationConfig().override(
     "gan.epochs=2 gan.width=16 gan.d_width=4 gan.batch_size=32 gan.lr=1e-3 feature.images=200 feature.epochs=1 fid_images=60 "
     "student.model=vit_mnist_smoke student.epochs=1 student.batch_size=64 student.precision=fp32 claim_images=64 "
     "maker_images=60 generators=2 maker_steps=2 maker_batch=8 maker_precision=fp32 inversion_images=20 inversion.steps=2 "
-    "inversion_batch=16"
+    "inversion_batch=16 fast_rounds=2 fast_steps=1"
 )
 GAN_READS = {"training the discriminator": 96, "class attention probes": 96}
 
@@ -53,15 +54,37 @@ def found(study):
         ("inversion (CNN)", {}),
         ("inversion (ViT)", {}),
         ("adversarial", {}),
+        ("adversarial (no prior)", {}),
+        ("contrastive memory", {}),
+        ("fast", {}),
     ],
 )
 def test_real_images_behind_each_makers_images(study, found, name, expected):
     teacher = study.inputs(found[name]["maker"]).teacher.key
     assert comparison.real_images_read(study.store, found[name]["artifact"], teacher) == expected
     row = comparison.makers_table(study, {name: found[name]}).iloc[0]
-    behind = {"inversion (CNN)": study.cnn_teacher}.get(name, study.teacher).ledger
+    inverts = getattr(found[name]["maker"], "batch_norm", 0)
+    behind = (study.cnn_teacher if inverts else study.teacher).ledger
     trained_on = max(row["images"] for row in behind if row["purpose"] == "training")
     assert row["with teachers and priors"] == f"{max(trained_on, *expected.values(), 0):,}"
+
+
+def test_a_pair_of_the_fields_cnns(store):
+    """As the field has it: the CNN teacher itself is inverted, and a CNN learns from the images alone."""
+    config = TINY.override(
+        "teacher.model=wrn_16_1 teacher.images=100 student.model=wrn_16_1 weights.patch=0"
+    )
+    study, maker = Study(store, config), config.maker_settings()["contrastive memory"]
+    student = study.student("contrastive memory")
+    assert study.inputs(maker).teacher.key == study.teacher.key in student.parents
+    assert student.settings["model"] == "wrn_16_1" and student.manifest["data_free"]
+
+
+def test_figures_of_others_are_those_of_the_methods_page_and_marked():
+    table = comparison.published_table()
+    assert set(table["whose"]) == {"theirs"} and len(table) == 18
+    page = (Path(__file__).parents[2] / "dfkd_lib/METHODS.md").read_text()
+    assert all(f"{figure:.2f}" in page for figure in table["student (%)"])
 
 
 def test_a_student_behind_images_counts_what_it_was_trained_on(study):
@@ -89,10 +112,13 @@ def test_the_table_has_a_line_for_each_maker(study, found):
     assert list(table["may see"]) == [
         "1: real images",
         "1: real images and class probes",
-        "2: class probes",
+        "2: class probes and a prior of strokes",
         "3: nothing but a CNN teacher",
         "3: nothing but the teacher",
+        "3: the teacher and a prior of strokes",
         "3: nothing but the teacher",
+        "3: nothing but a CNN teacher, and what it made before",
+        "3: nothing but a CNN teacher",
     ]
     rows = table.set_index("maker")
     assert rows.loc["class probes", "real images read"] == "96 (class attention probes)"

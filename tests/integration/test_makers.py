@@ -18,10 +18,13 @@ from dfkd_lib.distill import ClassificationConfig, Study
 from dfkd_lib.models import FieldGenerator, WeightsMissing, create_model
 from dfkd_lib.synthesis import (
     CGAN,
+    ContrastiveInversion,
+    FastGenerator,
     Given,
     GuidedGenerator,
     Inversion,
     MemoryBank,
+    contrastive,
     from_teacher,
     guided,
     inversion,
@@ -39,6 +42,9 @@ PLAIN = GuidedGenerator(**CONFIG, steps=2, width=16, latent=8)
 ATTENTIVE = PLAIN.replace(attention=1.0)
 ADVERSARIAL = PLAIN.replace(adversarial=0.5, student_model="vit_mnist_smoke", bank=24)
 INVERSION = Inversion(steps=2, batch_size=16, tv=0.1)
+SMALL = {"batch_size": 16, "latent": 8, "width": 16, "batch_norm": 1.0}
+MEMORY = ContrastiveInversion(steps=2, **SMALL)
+FAST = FastGenerator(rounds=2, inner=2, **SMALL)
 # name -> (maker, what it is given)
 MAKERS = {
     "GAN": (GAN, "vit probes real"),
@@ -50,6 +56,9 @@ MAKERS = {
     "intra": (INVERSION.replace(intra=1.0, flip=True), "vit"),
     "sparse": (INVERSION.replace(patches=(1.0, 0.3), coarse=2, warm=1), "vit"),
     "compete": (INVERSION.replace(compete=1.0), "vit student"),
+    "no strokes": (ADVERSARIAL.replace(strokes=False, ink=0.0, blank=0.0), "vit"),
+    "memory": (MEMORY, "cnn"),
+    "fast": (FAST, "cnn"),
 }
 
 
@@ -142,7 +151,8 @@ def test_colour_images_of_32_pixels(parts):
     probes = synthesis.class_probes(parts.store, vit, real)
     given = Given(vit, CLASSES, shape, probes, real)
     for name in MAKERS:
-        own = {"CNN": {"teacher": cnn}, "compete": {"student": vit}}.get(name, {})
+        own = {"student": vit} if name == "compete" else {}
+        own |= {"teacher": cnn} if MAKERS[name][1] == "cnn" else {}
         images, _ = make_images(parts.store, MAKERS[name][0], replace(given, **own), 10)
         assert images.shape == shape and len(images.pixels.unique()) > 1
 
@@ -281,6 +291,7 @@ def killing(monkeypatch, module, name, at):
         ("GAN", "canvas", "generate"),
         ("adversarial", "canvas", "generate"),
         ("ViT", "inversion", "Canvas"),
+        ("memory", "contrastive", "Batch"),
     ],
 )
 def test_a_broken_off_drawing_goes_on_with_the_next_shard(
@@ -288,7 +299,7 @@ def test_a_broken_off_drawing_goes_on_with_the_next_shard(
 ):
     maker, names = MAKERS[name]
     given, kind = given_to(parts, names), type(maker)
-    if kind is not Inversion:
+    if kind not in (Inversion, ContrastiveInversion):
         monkeypatch.setattr(kind, "shard", 16)
     a_shard = 2 if kind is GuidedGenerator else 1  # calls
     whole, kept = make_images(Store(store.root / "other"), maker, given, 40, seed=1)
@@ -302,6 +313,82 @@ def test_a_broken_off_drawing_goes_on_with_the_next_shard(
     assert len(calls) - before == 2 * a_shard
     assert made.key == kept.key and torch.equal(images.pixels, whole.pixels)
     assert (made.path / "images.npy").read_bytes() == (kept.path / "images.npy").read_bytes()
+
+
+def test_a_batch_is_told_from_those_made_before(parts, store, monkeypatch):
+    """Fang et al. 2021: negatives are the batch's other images and, up to the memory's size, earlier ones."""
+    sizes = []
+    spy(monkeypatch, contrastive, "contrastive_loss", lambda a, b, old, t: sizes.append(len(old)))
+    maker, given = MEMORY.replace(steps=1, memory=24), given_to(parts, "cnn")
+    make_images(store, maker, given, 48)
+    assert sizes == [0, 16, 24]
+    strong = maker.replace(steps=3, contrast=100.0, lr=0.1)
+    draw, again = strong.drawing(None, given), strong.drawing(None, given)
+    labels = torch.arange(10)
+    again.earlier(random_set(20).images)
+    assert not torch.equal(draw(labels, 1), again(labels, 1))
+
+
+def test_starting_weights_learn_where_a_batchs_own_steps_lead(parts):
+    """FOMAML: the gradient of the starting weights is that at the end of the inner steps."""
+    maker = FAST.replace(jitter=0)
+    teacher = given_to(parts, "cnn").load_teacher()
+    torch.manual_seed(0)
+    generator = synthesis.plain_generator(10, SHAPE, maker.latent, maker.width)
+    labels = torch.arange(10)
+    (noise,) = generator.noise(10, torch.Generator().manual_seed(1))
+    before = {name: p.clone() for name, p in generator.named_parameters()}
+    random = torch.Generator()
+    ends, latent = maker.fitted(generator, teacher, labels, noise, random)
+    assert all(torch.equal(before[name], p) for name, p in generator.named_parameters())
+    assert not torch.equal(latent, noise) and not torch.equal(
+        ends["layers.0.weight"], before["layers.0.weight"]
+    )
+    images = torch.func.functional_call(generator, ends, (labels, latent))
+    loss = maker.total(maker.named(images, labels, random, teacher)[0])["loss"]
+    wanted = torch.autograd.grad(loss, list(ends.values()))
+    found = maker.step(generator, teacher)((labels, noise), 0.0)["loss"]
+    found.backward()
+    assert found.item() == pytest.approx(loss.item(), rel=1e-5)
+    for parameter, gradient in zip(generator.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_a_few_steps_fit_a_batch_to_the_teacher(parts):
+    maker = FAST.replace(inner=20, jitter=0, inner_lr=1e-2)
+    teacher = given_to(parts, "cnn").load_teacher()
+    torch.manual_seed(0)
+    generator = synthesis.plain_generator(10, SHAPE, maker.latent, maker.width)
+    labels, random = torch.arange(10), torch.Generator()
+    (noise,) = generator.noise(10, torch.Generator().manual_seed(1))
+    ends, latent = maker.fitted(generator, teacher, labels, noise, random)
+    first, last = (
+        maker.total(maker.named(images, labels, random, teacher)[0])["loss"].item()
+        for images in (
+            generator(labels, noise),
+            torch.func.functional_call(generator, ends, (labels, latent)),
+        )
+    )
+    assert last < 0.8 * first
+
+
+def test_a_prior_of_strokes_is_named_and_can_be_left_out(parts):
+    plain = MAKERS["no strokes"][0]
+    assert "prior of strokes" in ADVERSARIAL.budget and "prior of strokes" in ATTENTIVE.budget
+    assert plain.budget == "nothing but the teacher"
+    assert isinstance(ADVERSARIAL.new_generator(CLASSES, SHAPE), FieldGenerator)
+    assert not isinstance(plain.new_generator(CLASSES, SHAPE), FieldGenerator)
+    with pytest.raises(WorkbenchError, match="ink=0 and blank=0"):
+        ADVERSARIAL.replace(strokes=False)
+
+
+@pytest.mark.parametrize("name", ["no strokes", "memory", "fast"])
+def test_images_beyond_the_papers_generator_are_refused(parts, store, name):
+    shape = (1, 40, 40)
+    teacher = "vit_mnist_smoke" if name == "no strokes" else "cnn_small"
+    known = model_artifact(parts.store, teacher, img_size=40, in_chans=1, num_classes=10)
+    with pytest.raises(WorkbenchError, match="at most 32 x 32"):
+        make_images(store, MAKERS[name][0], Given(known, CLASSES, shape), 10)
 
 
 def states(trained):

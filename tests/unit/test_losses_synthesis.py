@@ -10,6 +10,7 @@ from dfkd_lib.core import WorkbenchError
 from dfkd_lib.losses import (
     attention_outputs,
     batch_norm_losses,
+    contrastive_loss,
     disagreement,
     diversity_loss,
     ink,
@@ -27,6 +28,18 @@ def test_total_variation_and_ink_by_hand():
     assert total_variation(image).item() == pytest.approx((3 + 6) / 2 + (1 + 4) / 2)
     assert total_variation(torch.full((2, 3, 5, 5), 0.3)).item() == 0
     assert ink(image, 1.0).tolist() == pytest.approx([(1 + 0 + 4 + 36) / 16])
+
+
+def test_the_contrast_by_hand():
+    """Orthonormal views: each is like its own at 1/T and like all others at 0; an earlier copy halves the odds."""
+    views, none = 3.0 * torch.eye(4), torch.zeros(0, 4)
+    own = math.exp(1 / 0.5)
+    found = contrastive_loss(views, views, none, 0.5).item()
+    assert found == pytest.approx(math.log((own + 3) / own), rel=1e-5)
+    found = contrastive_loss(views, views, torch.eye(4), 0.5).item()
+    assert found == pytest.approx(math.log((2 * own + 6) / own), rel=1e-5)
+    alike = torch.ones(4, 4)
+    assert contrastive_loss(alike, alike, none).item() == pytest.approx(math.log(4), rel=1e-5)
 
 
 def test_diversity_sees_shapes_not_brightness_and_only_within_a_class():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.models import Discriminator, Generator, count_parameters, create_model, model_names
@@ -15,10 +16,37 @@ from dfkd_lib.models import Discriminator, Generator, count_parameters, create_m
         ("deit_base_patch4_32", 21_342_346),
         ("vit_cifar_student", 12_025_450),
         ("vit_cifar_student_128", 2_395_530),
+        # 21.28, 11.17, 2.24, 0.69 and 0.18 million of the field's pairs of CNNs.
+        ("resnet34_32", 21_282_122),
+        ("resnet18_32", 11_173_962),
+        ("wrn_40_2", 2_243_546),
+        ("wrn_16_2", 691_674),
+        ("wrn_16_1", 175_066),
     ],
 )
 def test_parameter_counts_of_the_paper(name, count):
     assert count_parameters(create_model(name)) == count
+
+
+@pytest.mark.parametrize("name, last", [("resnet18_32", 512), ("wrn_16_2", 128)])
+def test_the_peers_networks_halve_32_pixels_twice_or_thrice(name, last):
+    """What the pairs of the field share: a first convolution that keeps the side."""
+    model = create_model(name, num_classes=7).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    features, (first,) = model.forward_intermediates(images, indices=[0])
+    assert first.shape[2:] == (32, 32) and features.shape[1] == last
+    torch.testing.assert_close(model.forward_head(features), model(images))
+    assert features.shape[-1] == (4 if name == "resnet18_32" else 8)
+
+
+def test_a_wide_block_is_the_published_one():
+    """BN, ReLU, convolution, twice; where channels change, the way round is a convolution of the first ReLU."""
+    block = create_model("wrn_16_2").stages[1][0].eval()
+    x = torch.randn(2, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    seen = F.relu(block.norm1(x))
+    inner = F.conv2d(seen, block.conv1.weight, padding=1)
+    inner = F.conv2d(F.relu(block.norm2(inner)), block.conv2.weight, padding=1)
+    torch.testing.assert_close(block(x), inner + F.conv2d(seen, block.round.weight))
 
 
 @pytest.mark.parametrize("name", [n for n in model_names() if n.startswith("vit_mnist")])
@@ -42,6 +70,8 @@ def test_same_seed_same_weights():
         ("vit_mnist_small", {"patchsize": 4}, "no such setting"),
         ("vit_mnist_small", {"heads": 3}, "cannot be built"),
         ("vit_mnist_small", {"img_size": 30}, "cannot be built"),
+        ("wrn_16_1", {"depth": 17}, "6 n \\+ 4"),
+        ("resnet18_32", {"img_size": 4}, "at least 8"),
     ],
 )
 def test_bad_requests(name, overrides, words):
