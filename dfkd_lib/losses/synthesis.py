@@ -112,7 +112,7 @@ def contrastive_loss(
     Returns:
         A scalar ≥ 0.
 
-    Source: Fang et al., Contrastive Model Inversion for Data-Free Knowledge Distillation (IJCAI 2021), eq. 6.
+    Source: Fang et al., Contrastive Model Inversion for Data-Free Knowledge Distillation (IJCAI 2021).
     """
     same_shape(first, second, "features of two views")
     unit = [F.normalize(x.float(), dim=-1) for x in (first, second, earlier)]

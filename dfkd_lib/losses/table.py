@@ -231,7 +231,7 @@ MAKER_LOSSES = {
     "contrast": Loss(
         "contrast",
         "finding an image's views among other images, those made before included",
-        "Fang et al. 2021, eq. 6",
+        "Fang et al. 2021",
         synthesis.contrastive_loss,
     ),
     "compete": Loss(

@@ -61,7 +61,7 @@ class ContrastiveInversion(InversionLosses):
         0.8,
         ge=0,
         title="contrast",
-        description="λ of finding an image's views among other images (Fang et al. 2021, eq. 6)",
+        description="λ of finding an image's views among other images (Fang et al. 2021)",
     )
     warmth: float = Field(0.1, gt=0, description="temperature of the contrast")
     memory: int = Field(2048, ge=0, description="earlier images that a batch is told from")

@@ -28,8 +28,8 @@ EPOCH = 25  # batches between checkpoints
 class FastGenerator(InversionLosses):
     """A meta-learnt generator: `inner` steps for each batch from common starting weights, which learn over `rounds` batches.
 
-    Source: Fang et al., Up to 100× Faster Data-Free Knowledge Distillation (AAAI 2022), Algorithm 1, first order
-        (FOMAML), without the adversarial term. There images for the student are those that the starting weights learn
+    Source: Fang et al., Up to 100× Faster Data-Free Knowledge Distillation (AAAI 2022), in its first-order
+        form (FOMAML), without the adversarial term. There images for the student are those that the starting weights learn
         from; here they are drawn afterwards, so that any number can be, for any student.
     """
 

@@ -134,7 +134,7 @@ def test_the_table_has_a_line_for_each_maker(study, found):
         assert {k: row[k] for k in measures} == {k: measured[v] for k, v in measures.items()}
         assert row["Fréchet distance"] > 0 and row["seconds"] > 0
     points = comparison.accuracy_points(table)
-    assert (points["accuracy low"] <= points["accuracy"]).all() and len(points) == 6
+    assert (points["accuracy low"] <= points["accuracy"]).all() and len(points) == len(MAKERS)
 
 
 def test_students_learn_from_the_made_images_alone_for_as_many_steps(found):
