@@ -22,12 +22,19 @@ def _frame(ax, x: float, y: float, w: float, h: float, edge: str = COLORS[5], lw
     ax.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=edge, lw=lw))
 
 
+def _drawn(panel) -> np.ndarray:
+    """What is drawn over the patches: weights (rows, columns), or colours (rows, columns, 3)."""
+    if panel.tints is None:
+        return panel.probe.reshape(panel.grid)
+    return np.asarray(panel.tints).reshape(*panel.grid, 3) / 255
+
+
 def _image(ax, panel, covering: float, **how) -> None:
     """The image with the weights laid over it, the token's patch or the detections outlined."""
     height, width = panel.image.shape[1:]
     show(ax, panel.image, f"{panel.title}\n{panel.prediction}")
     covered = height * panel.cover[0], width * panel.cover[1]
-    overlay(ax, panel.probe.reshape(panel.grid), covered, covering, **how)
+    overlay(ax, _drawn(panel), covered, covering, **how)
     if panel.boxes is None:
         patch = int(panel.probe.argmax()) if panel.nearest else panel.row - panel.prefix
         rows, columns = panel.grid
@@ -96,8 +103,11 @@ def attention_panels(
         title = title if panel.way in WHAT else "all blocks"
         if panel.epoch is not None:
             title = f"last block, after epoch {panel.epoch} of {panel.epochs}"
-        drawn = heat(places.pop(0), panel.probe.reshape(panel.grid), title, top, False, colours)
-        figure.colorbar(drawn, ax=drawn.axes, shrink=0.8, label=what)
+        if panel.tints is not None:
+            title = f"components, {' + '.join(f'{100 * one:.0f}' for one in panel.shares)} % of the variance"
+        drawn = heat(places.pop(0), _drawn(panel), title, top, False, colours)
+        if panel.tints is None:
+            figure.colorbar(drawn, ax=drawn.axes, shrink=0.8, label=what)
         if panel.class_probe is not None:
             title = f"class probe, cosine {panel.agreement:.3f}"
             heat(places.pop(0), panel.class_probe.reshape(panel.grid), title, top, True, colours)

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from dfkd_lib.core import Config
 
-WEIGHTS = ("attention", "rollout", "gradient", "similarity", "learning")
+WEIGHTS = ("attention", "rollout", "gradient", "similarity", "components", "learning")
 
 
 class Choice(Config):
@@ -30,11 +30,14 @@ class Choice(Config):
         "cross; '' is the class token, or a detector's query of the highest score",
     )
     kind: str = Field("", description="encoder or, for a detector, cross; '' is its usual one")
-    weights: Literal["attention", "rollout", "gradient", "similarity", "learning"] = Field(
-        "attention",
-        description="gradient: gradient-weighted attention of the predicted class; similarity: cosine of a patch's "
-        "features with those of the others, or of another image in the same model; learning: the last block's attention "
-        "after an epoch of its training, of images that were watched",
+    weights: Literal["attention", "rollout", "gradient", "similarity", "components", "learning"] = (
+        Field(
+            "attention",
+            description="gradient: gradient-weighted attention of the predicted class; similarity: cosine of a patch's "
+            "features with those of the others, or of another image in the same model; components: the first three principal components of the "
+            "patches' features, as colours; learning: the last block's attention "
+            "after an epoch of its training, of images that were watched",
+        )
     )
     epoch: int = Field(-1, description="of learning, 0 before training, from the end if negative")
     compare: str = Field(

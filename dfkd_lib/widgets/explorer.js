@@ -6,7 +6,7 @@ const SCALE = 50;     // width of the colour bar with its numbers
 const ACROSS = 5;     // thumbnails in a row of the gallery
 const CHOSEN = "#56b4e9";
 const KINDS = { cross: "detections over the image", encoder: "image tokens" };
-const WAYS = { attention: "attention", rollout: "attention rollout", gradient: "gradient-weighted", similarity: "similar patches", learning: "while it learned" };
+const WAYS = { attention: "attention", rollout: "attention rollout", gradient: "gradient-weighted", similarity: "similar patches", components: "patch components", learning: "while it learned" };
 const share = (value) => `${(100 * value).toPrecision(3)} %`;
 const MOST = 8;       // megabytes of an own image: Jupyter's connection breaks at 10
 const own = (list) => list.map((name) => [name, name]);
@@ -75,7 +75,7 @@ function render({ model, el }) {
     fill(head, [[-1, "mean"], ...Array.from({ length: view.heads }, (_, i) => [i, String(i + 1)])], choice.head);
     Object.assign(block, { max: first.blocks, value: first.block + 1 });
     tellBlock(first.block + 1, first.blocks);
-    block.disabled = !["attention", "similarity"].includes(choice.weights) || first.blocks < 2;
+    block.disabled = !["attention", "similarity", "components"].includes(choice.weights) || first.blocks < 2;
     head.disabled = choice.weights !== "attention" || view.heads < 2;
     epochLabel.hidden = first.epochs === null;
     Object.assign(epoch, { max: first.epochs ?? 0, value: first.epoch ?? 0 });
@@ -232,7 +232,9 @@ function render({ model, el }) {
     const covered = [0, 0, width * meta.cover[1], height * meta.cover[0]], context = sized(panel.picture, width, height);
     context.drawImage(panel.image, 0, 0, width, height);
     context.globalAlpha = opacity.value / 100;
-    heat(context, colors(), weighed, meta.grid, shares, covered);
+    const laid = (where) => meta.tints ? where.drawImage(raster(meta.grid[1], meta.grid[0], meta.tints.flat()), ...covered)
+      : heat(where, colors(), weighed, meta.grid, shares, covered);
+    laid(context);
     context.globalAlpha = 1;
     const [rows, columns] = meta.grid, patch = marked(panel, weighed), taken = [];
     meta.boxes?.forEach((box, i) => {
@@ -243,7 +245,8 @@ function render({ model, el }) {
     if (meta.kind === "encoder" && patch >= 0 && (meta.rows > 1 || panel.hover !== null)) {
       outline(context, [...place(panel, patch), meta.cover[1] / columns, meta.cover[0] / rows], width, height, CHOSEN, 2.5);
     }
-    heat(sized(panel.map, width, height), colors(), weighed, meta.grid, shares, covered);
+    laid(sized(panel.map, width, height));
+    panel.scaleBox.hidden = meta.tints !== null;
     drawScale(panel, top);
     tell(panel);
   }
@@ -261,11 +264,12 @@ function render({ model, el }) {
     const { meta } = panel, row = rowOf(panel), name = nameOf(panel, row), way = view.choice.weights;
     const sum = values(panel, row).reduce((a, b) => a + b, 0) / 65535 * panel.tops[row];
     const at = marked(panel, values(panel, row)), columns = meta.grid[1];
-    panel.pictureText.textContent = way === "learning" ? `${name}: drag "epoch"` : meta.nearest ? `nearest: patch (${Math.floor(at / columns) + 1}, ${at % columns + 1})`
+    panel.pictureText.textContent = meta.tints ? "patches of like features have like colours" : way === "learning" ? `${name}: drag "epoch"` : meta.nearest ? `nearest: patch (${Math.floor(at / columns) + 1}, ${at % columns + 1})`
       : way === "similarity" ? `${name}: hover over a patch, click to choose it` : meta.rows === 1 ? `${name}; click for another` : meta.kind === "cross"
       ? `${name}: hover over a detection, click to choose it`
       : `${name}: ${share(sum)} of its attention is on patches. Hover over a patch, click to choose it`;
-    panel.mapText.textContent = way === "similarity" ? `cosine of the patch's features${meta.nearest ? " in the first image" : ""} with each here, up to ${told(panel.tops[row])}`
+    panel.mapText.textContent = meta.tints ? `red, green, blue: the first components of the patches' features, ${meta.shares.map((one) => percent(one, 0)).join(", ")} of the variance`
+      : way === "similarity" ? `cosine of the patch's features${meta.nearest ? " in the first image" : ""} with each here, up to ${told(panel.tops[row])}`
       : way === "learning" ? `attention of the last block ${meta.epoch ? `after epoch ${meta.epoch}` : "before training"}, up to ${told(panel.tops[row])} a patch`
       : way === "attention" ? `up to ${share(panel.tops[row])} a patch; even would be ${share(1 / count(meta))}`
       : `${way === "rollout" ? "attention rollout" : "gradient-weighted attention"} through all blocks, up to ${told(panel.tops[row])}`;

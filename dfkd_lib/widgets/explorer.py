@@ -22,7 +22,7 @@ FRESH = {"block": -1, "head": -1, "token": "", "weights": "attention"}
 # What of a panel is sent as it is.
 PLAIN = (
     "title prediction prefix row query block head blocks kind kinds queries labels agreement cover "
-    "nearest epoch epochs"
+    "nearest epoch epochs tints shares"
 )
 
 

@@ -104,6 +104,7 @@ class Fitting:
             alike = self._try((model, "features"), lambda: attention.patch_features(net, image()))
         classified = followed and getattr(net, "classifies", True)
         possible = {"rollout": followed, "gradient": classified, "similarity": alike}
+        possible["components"] = alike
         possible["learning"] = self.watched.get(model) == data
         return ["attention", *(way for way, can in possible.items() if can)]
 

@@ -19,6 +19,7 @@ class Panel:
         overview: float32 (blocks, heads, N), the chosen token's attention everywhere, 0 in blocks of other tokens or heads;
             None where weights are no attention.
         epoch, epochs: of weights while the model learned, which and how many; else None.
+        tints, shares: red, green and blue (N, 3) in 0..255 of components, and the shares of the variance of each; else None.
         nearest: rows are patches of the first image, and what is marked here is the patch most like the chosen one.
         class_probe: (N,) of the image's class at this block, or None. query: the chosen detection's.
         boxes: float (n, 4) cxcywh in [0, 1], with queries (n,) and labels [n], of a detector; else None.
@@ -41,6 +42,8 @@ class Panel:
     nearest: bool = False
     epoch: int | None = None
     epochs: int | None = None
+    tints: list[list[int]] | None = None
+    shares: list[float] | None = None
     overview: np.ndarray | None = None
     class_probe: np.ndarray | None = None
     query: int | None = None

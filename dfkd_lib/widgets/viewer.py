@@ -115,6 +115,8 @@ class Viewer:
             ]
         if what == "data":
             other = choice.replace(data=name, image=self._partner(choice, name))
+            if choice.weights == "components":  # one basis for both
+                first = self._panel(choice, other)
             return [first, self._beside(first, other, choice)]
         return [first]
 
@@ -202,6 +204,8 @@ class Viewer:
             return shown | {"row": row, "prefix": prefix, **weights}
         if choice.weights == "learning":
             return shown | self._learning(choice)
+        if choice.weights == "components":
+            return shown | {"class_probe": None} | self._components(choice, model, batch, first)
         if choice.weights == "similarity":
             return shown | self._similar(choice, model, batch, first)
         rollout = choice.weights == "rollout"
@@ -231,15 +235,33 @@ class Viewer:
         about = {"row": 0, "prefix": 1, "epoch": epoch, "epochs": len(probes) - 1}
         return {"weights": _array(probes[epoch, choice.image][None]), "class_probe": None, **about}
 
+    def _components(
+        self, choice: Choice, model: nn.Module, batch: Tensor, beside: Choice | None
+    ) -> dict:
+        """The components of the patches here, of one basis with those of another image in the same model."""
+        features = here = attention.patch_features(model, batch, choice.block)
+        if beside and beside.model == choice.model:
+            there = self._features(model, beside, batch.device)
+            if there.shape == here.shape:
+                features = torch.cat([here, there])
+        found = attention.patch_components(features)
+        tints = (255 * found.values[0]).round().int().tolist()
+        weights = {"weights": _array(found.values[:1, :, 0]), "row": 0, "prefix": 1}
+        return weights | {"tints": tints, "shares": found.shares.tolist()}
+
+    def _features(self, model: nn.Module, choice: Choice, device: torch.device) -> Tensor:
+        """The patch features (1, N, width) of another choice's image in this model."""
+        images = self.fitting.images(choice.model, choice.data)
+        pixels = to_float(images.subset([choice.image]).images)
+        return attention.patch_features(model, pixels.to(device), choice.block)
+
     def _similar(
         self, choice: Choice, model: nn.Module, batch: Tensor, first: Choice | None
     ) -> dict:
         """The cosines (N, N), where above 0, of patches with those here: of this image, or of the first in the same model."""
         there = here = attention.patch_features(model, batch, choice.block)[0]
         if first and first.model == choice.model:
-            images = self.fitting.images(first.model, first.data)
-            pixels = to_float(images.subset([first.image]).images)
-            found = attention.patch_features(model, pixels.to(batch.device), first.block)[0]
+            found = self._features(model, first, batch.device)[0]
             here = found if len(found) == len(there) else here  # grids differ: by itself
         cosines = torch.cosine_similarity(here[:, None], there[None], dim=-1).clamp(min=0)
         rows, columns = attention.patch_grid(model, len(here), *batch.shape[-2:])

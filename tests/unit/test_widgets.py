@@ -200,6 +200,22 @@ def test_what_was_watched_while_a_model_learned_is_gone_through_by_epoch(model, 
     assert box.view["weights"] == "attention" and box.error == ""
 
 
+def test_components_of_two_images_have_one_basis(model, images):
+    viewer = widgets.Viewer({"m": model}, {"some": images, "more": images.subset([3, 4, 5])})
+    assert "components" in viewer.fitting.possible("m", "some")["weights"]
+    choice = widgets.Choice(image=1, weights="components", compare="data:more", block=0)
+    both = viewer.panels(choice)
+    pixels = to_float(torch.stack([torch.from_numpy(panel.image) for panel in both]))
+    found = attention.patch_components(attention.patch_features(model, pixels, 0))
+    for panel, values in zip(both, found.values, strict=True):
+        assert np.abs(np.array(panel.tints) - 255 * values.numpy()).max() <= 1
+        assert np.allclose(panel.shares, found.shares, atol=1e-4)
+    (alone,) = viewer.panels(choice.replace(compare=""))
+    assert alone.tints != both[0].tints, "its own basis"
+    titles = [ax.get_title() for ax in viewer.figure(choice).axes]
+    assert sum("of the variance" in title for title in titles) == 2
+
+
 def other_grid(side):
     """A model of few weights whose patches are of 7 pixels, for images of a side."""
     made = create_model("vit_mnist_smoke", patch_size=7, img_size=side).eval()
@@ -255,13 +271,13 @@ def test_impossible_choices_are_named(model, images, scenes, detector):
     found = viewer.fitting.possible("m", "d")
     assert found["model"] == ["m", "detr"] and found["data"] == ["d"]
     assert found["compare"] == ["", "model:m", "model:o", "data:d"]
-    assert found["weights"] == ["attention", "rollout", "gradient", "similarity"]
+    assert found["weights"] == ["attention", "rollout", "gradient", "similarity", "components"]
     found = viewer.fitting.possible("detr", "scenes")
     assert found["data"] == ["scenes"] and found["weights"] == ["attention", "gradient"]
     model.classifies = False
     backbone = viewer.fitting.ways("m", "d")
     del model.classifies
-    assert backbone == ["attention", "rollout", "similarity"]
+    assert backbone == ["attention", "rollout", "similarity", "components"]
 
 
 def test_similar_patches_are_those_of_the_features_here_and_in_a_second_image(model, images):
