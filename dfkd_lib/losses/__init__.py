@@ -6,6 +6,8 @@ from dfkd_lib.losses.classification import (
     hard_distillation_loss,
     kd_loss,
     label_loss,
+    patch_kl_loss,
+    patch_mse_loss,
     patch_probe_loss,
 )
 from dfkd_lib.losses.detection import (
@@ -85,6 +87,8 @@ __all__ = [
     "logit_distance",
     "objectness",
     "own_loss",
+    "patch_kl_loss",
+    "patch_mse_loss",
     "patch_probe_loss",
     "patch_similarity_entropy",
     "patch_similarity_loss",

@@ -60,6 +60,26 @@ def patch_probe_loss(student_probe: Tensor, teacher_probe: Tensor) -> Tensor:
     return attention_consistency_loss(student_probe, target)
 
 
+def _shares(student_probe: Tensor, teacher_probe: Tensor) -> tuple[Tensor, Tensor]:
+    """Both probes on the student's grid, each with sum 1."""
+    target = resize_probe(teacher_probe.float(), student_probe.shape[-1])
+    pair = student_probe.float().clamp_min(1e-12), target.clamp_min(1e-12)
+    student, teacher = (one / one.sum(-1, keepdim=True) for one in pair)
+    return student, teacher
+
+
+def patch_mse_loss(student_probe: Tensor, teacher_probe: Tensor) -> Tensor:
+    """Mean squared difference of the probes' shares, in units of an even share (1/N); shapes as in `patch_probe_loss`."""
+    student, teacher = _shares(student_probe, teacher_probe)
+    return (student.shape[-1] * (student - teacher)).square().mean()
+
+
+def patch_kl_loss(student_probe: Tensor, teacher_probe: Tensor) -> Tensor:
+    """Mean of KL(teacher's probe ‖ student's), as distributions over patches; shapes as in `patch_probe_loss`."""
+    student, teacher = _shares(student_probe, teacher_probe)
+    return F.kl_div(student.log(), teacher, reduction="batchmean")
+
+
 def attention_consistency_loss(probe: Tensor, class_probe: Tensor) -> Tensor:
     """Mean of 1 − cos(probe of a generated image, class probe of the class asked for).
 

@@ -112,6 +112,14 @@ def _patch(student, teacher, batch, temperature: float) -> Tensor:
     return classification.patch_probe_loss(student.probe, teacher.probe)
 
 
+def _patch_mse(student, teacher, batch, temperature: float) -> Tensor:
+    return classification.patch_mse_loss(student.probe, teacher.probe)
+
+
+def _patch_kl(student, teacher, batch, temperature: float) -> Tensor:
+    return classification.patch_kl_loss(student.probe, teacher.probe)
+
+
 def _hard(student, teacher, batch, temperature: float) -> Tensor:
     return classification.hard_distillation_loss(student.distilled, teacher.logits)
 
@@ -131,6 +139,20 @@ LOSSES = {
     "kd": Loss("KD", "the teacher's softened outputs", "A eq. 8", _kd, 1.0),
     "ce": Loss("CE", "the labels, mixed where images are mixed", "A eq. 9; C eq. 9", _ce, 1.0),
     "patch": Loss("patch", "the teacher's attention probe", "A eq. 10", _patch, 1.0, ("probe",)),
+    "patch_mse": Loss(
+        "patch MSE",
+        "the teacher's attention probe, mean squared error",
+        "A eq. 10 with another distance",
+        _patch_mse,
+        needs=("probe",),
+    ),
+    "patch_kl": Loss(
+        "patch KL",
+        "the teacher's attention probe, KL divergence",
+        "A eq. 10 with another distance",
+        _patch_kl,
+        needs=("probe",),
+    ),
     "hard": Loss(
         "hard label",
         "the teacher's label on a distillation token",

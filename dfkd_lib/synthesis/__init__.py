@@ -1,5 +1,6 @@
 """Makers of training images behind one shape, by what they may see: real images, class probes, or the teacher alone."""
 
+from dfkd_lib.synthesis.averaged import AveragedCGAN
 from dfkd_lib.synthesis.canvas import (
     Draws,
     balanced_labels,
@@ -33,6 +34,7 @@ from dfkd_lib.synthesis.measure import (
 )
 
 __all__ = [
+    "AveragedCGAN",
     "CURVE_IMAGES",
     "WATCH_EVERY",
     "CGAN",

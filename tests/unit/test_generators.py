@@ -6,7 +6,7 @@ from steps import gan_step
 
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.models import Discriminator, FieldGenerator, Generator, create_model
-from dfkd_lib.synthesis import CGAN, crop_middle, kept_epochs, latent_walk
+from dfkd_lib.synthesis import CGAN, AveragedCGAN, crop_middle, kept_epochs, latent_walk
 
 
 def test_a_generator_inherits_how_to_draw_but_not_what():
@@ -76,3 +76,21 @@ def test_a_share_is_another_key():
     assert keys == [1.0, 0.5]
     with pytest.raises(WorkbenchError, match="attention_share"):
         CGAN(attention_share=0.0)
+
+
+def test_an_averaged_generator_learns_live_and_draws_by_the_mean():
+    maker = AveragedCGAN(width=16, latent=8, ema=0.75)
+    made = maker.new_generator(("a", "b"), (1, 32, 32))
+    weight, labels, noise = made.live.layers[-2].weight, torch.tensor([0, 1]), torch.randn(2, 8)
+    seen = []
+    for value in (1.0, 2.0, 4.0):
+        torch.nn.init.constant_(weight, value)
+        assert torch.equal(made.train()(labels, noise), made.live(labels, noise))
+        seen.append(made.mean.module.layers[-2].weight.mean().item())
+    assert seen == pytest.approx([1.0, 1.25, 0.75 * 1.25 + 0.25 * 4])
+    drawn = made.eval()(labels, noise)
+    assert torch.equal(drawn, made.mean.module(labels, noise))
+    assert not torch.equal(drawn, made.live(labels, noise))
+    assert all(p.requires_grad for p in made.live.parameters())
+    assert not any(p.requires_grad for p in made.mean.parameters())
+    assert maker.as_dict() == {**CGAN(width=16, latent=8).as_dict(), "ema": 0.75}

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 
@@ -111,6 +112,19 @@ def test_a_query_without_an_object_counts_for_nothing():
     assert bird > 0.95 and nothing < 1e-3 and both < 0.02
 
 
+def test_other_distances_of_probes_are_those_of_shares_over_patches():
+    student, teacher = torch.rand(6, 9), torch.rand(6, 9)
+    p, q = (one / one.sum(1, keepdim=True) for one in (student, teacher))
+    entropy = scipy.stats.entropy(q.numpy(), p.numpy(), axis=1).mean()
+    assert losses.patch_kl_loss(student, 7 * teacher).item() == pytest.approx(entropy, rel=1e-4)
+    mse = 81 * F.mse_loss(p, q)
+    assert losses.patch_mse_loss(5 * student, teacher).item() == pytest.approx(mse.item(), rel=1e-4)
+    for loss in (losses.patch_kl_loss, losses.patch_mse_loss):
+        assert loss(student, 3 * student).item() == pytest.approx(0, abs=1e-6)
+    one, other = torch.eye(4)[:1], torch.eye(4)[1:2]
+    assert losses.patch_mse_loss(one, other).item() == pytest.approx(16 * 2 / 4)
+
+
 def outputs(classes=5, grid=9, batch=4, **more):
     return losses.StudentOutputs(
         torch.randn(batch, classes), torch.rand(batch, grid), torch.randn(batch, classes), **more
@@ -130,6 +144,8 @@ def test_the_table_computes_what_its_functions_compute():
             "kd": losses.kd_loss(student.logits, teacher.logits, 3.0).item(),
             "ce": F.cross_entropy(student.logits, batch.labels).item(),
             "patch": losses.patch_probe_loss(student.probe, teacher.probe).item(),
+            "patch_mse": losses.patch_mse_loss(student.probe, teacher.probe).item(),
+            "patch_kl": losses.patch_kl_loss(student.probe, teacher.probe).item(),
             "hard": F.cross_entropy(student.distilled, teacher.logits.argmax(1)).item(),
             "soft": losses.kd_loss(student.distilled, teacher.logits, 3.0).item(),
             "early": 4.0,
