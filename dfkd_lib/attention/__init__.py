@@ -11,6 +11,7 @@ from dfkd_lib.attention.features import (
     patch_features,
 )
 from dfkd_lib.attention.heads import HeadAblation, head_ablation
+from dfkd_lib.attention.points import SamplingPoints, attention_points
 from dfkd_lib.attention.prefix import compiled_parts, outputs_and_probe
 from dfkd_lib.attention.probes import (
     ClassProbes,
@@ -32,6 +33,7 @@ from dfkd_lib.attention.probes import (
 from dfkd_lib.attention.sites import (
     attention_sites,
     class_token,
+    is_deformable,
     patch_grid,
     patch_tokens,
     pick,
@@ -56,7 +58,9 @@ __all__ = [
     "HeadAblation",
     "NearestPatches",
     "PatchComponents",
+    "SamplingPoints",
     "attention_map",
+    "attention_points",
     "attention_probe",
     "attention_probes",
     "attention_rollout",
@@ -72,6 +76,7 @@ __all__ = [
     "head_ablation",
     "in_batches",
     "insertion_deletion",
+    "is_deformable",
     "jensen_shannon",
     "logits_and_probe",
     "nearest_patches",

@@ -20,7 +20,7 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dfkd_lib.attention.sites import Site, all_sites, attention_sites, pick
+from dfkd_lib.attention.sites import Site, all_sites, attention_sites, is_deformable, pick
 from dfkd_lib.core import WorkbenchError
 
 LARGE = 200_000  # elements of an image's keys from which a product for each image beats one elementwise pass over all
@@ -274,8 +274,10 @@ def _no_map(module: nn.Module, forward: Callable, mode: _Catch, args: tuple, kwa
     """Why what a forward pass of the module has shown is not a map of queries by keys; "" if it is."""
     if len(mode.found) > 1:
         return "several maps in one module"
+    if is_deformable(module):
+        return "weights of sampling points"
     if not mode.found and mode.softmax is not None:
-        return "weights of sampling points, or heads mixed after the softmax"
+        return "heads mixed after the softmax"
     if not mode.found:
         return "linear attention, or torch's own MultiheadAttention"
     if len(mode.sizes) != 3:
@@ -328,11 +330,14 @@ def _refusal(model: nn.Module, site: Site, problem: str) -> WorkbenchError:
     blocks = [f"block {here.index(s)}" for s in others if s.kind == site.kind]
     kinds = [f"kind {kind}" for kind in sorted({s.kind for s in others} - {site.kind})]
     choices = " or ".join(blocks[-1:] + kinds)
+    fix = f"look at {choices} of this model" if choices else "use a ViT or a DETR"
+    if is_deformable(site.module):
+        fix = f"attention_points(model, images, kind={site.kind!r}) gives the points; or {fix}"
     return WorkbenchError(
         f"no map of queries by keys, but {problem}",
         got=f"{site.name or 'the model'} ({type(site.module).__name__}) of {type(model).__name__}",
         expected="scaled_dot_product_attention, or a softmax of (B, heads, T, S) that multiplies values, once",
-        fix=f"look at {choices} of this model" if choices else "use a ViT or a DETR",
+        fix=fix,
     )
 
 

@@ -45,6 +45,11 @@ def _mixes_heads(module: nn.Module) -> bool:
     return any(layer.in_features == layer.out_features == heads for layer in layers)
 
 
+def is_deformable(module: nn.Module) -> bool:
+    """Whether an attention module reads points that its queries choose, so that it has no map of queries by keys."""
+    return hasattr(module, "sampling_offsets")
+
+
 def _kind(name: str, module: nn.Module, alone: bool) -> str:
     names = f"{name}.{type(module).__name__}".lower()
     if alone:
