@@ -38,11 +38,11 @@ class SamplingPoints(NamedTuple):
 class _Watch(TorchFunctionMode):
     """Keeps the scales and places that a module samples, and its last softmax."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.places: list[Tensor] = []
         self.grids: list[tuple[int, int]] = []
-        self.weights: Tensor | None = None
+        self.weights = torch.empty(0)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -103,7 +103,7 @@ def attention_points(
             module = sites[place].module
             stack.enter_context(_replaced(module, _watched(module.forward, watch)))
         model(images)
-    if any(watch.weights is None or not watch.places for watch in seen.values()):
+    if any(not watch.weights.numel() or not watch.places for watch in seen.values()):
         raise WorkbenchError(
             "no sampling was seen",
             expected="torch.nn.functional.grid_sample in each deformable module",
@@ -111,7 +111,8 @@ def attention_points(
             fix="build the model with decoder_method='default', and without custom kernels",
         )
     every = [seen[place].points() for place in wanted]
-    locations, weights = (torch.stack([one[part] for one in every]) for part in (0, 1))
+    locations = torch.stack([one.locations for one in every])
+    weights = torch.stack([one.weights for one in every])
     return SamplingPoints(locations, weights, every[0].levels.to(images.device), every[0].grids)
 
 

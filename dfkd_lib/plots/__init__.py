@@ -43,10 +43,17 @@ from dfkd_lib.plots.measures import (
     fidelity_diversity,
     trade_off,
 )
-from dfkd_lib.plots.scenes import detection_compare, detection_grid, drawn_scenes
+from dfkd_lib.plots.scenes import (
+    SCALES,
+    detection_compare,
+    detection_grid,
+    drawn_scenes,
+    sampling_points,
+)
 from dfkd_lib.plots.style import COLORS, STYLE, new_figure
 
 __all__ = [
+    "SCALES",
     "STYLE",
     "COLORS",
     "ablation_accuracy",
@@ -87,6 +94,7 @@ __all__ = [
     "patch_colours",
     "precision_recall_plot",
     "probe_pipeline",
+    "sampling_points",
     "real_images",
     "stage_seconds",
     "titn_diagram",

@@ -16,6 +16,7 @@ from dfkd_lib.plots.style import color, legend_below, new_figure, place, styled
 
 SIDE = 2.5  # of a scene, in inches
 FONT = 8
+SCALES = ("#00e5ff", "#ff2fd0", "#ffe14d", "#7cff6b")  # of sampling points, the finest scale first
 DOTTED = {"linestyle": (0, (1, 1.3)), "linewidth": 1.6}
 
 
@@ -84,15 +85,15 @@ def draw_scene(
 
     Args:
         image: uint8 (3, H, W). true, found: dicts of boxes (n, 4) cxcywh in [0, 1] and labels (n,), found with scores
-            too unless it is the truth itself, which is drawn solid then. look: (weights (rows, columns), box (4,) of
-            the detection that looks there). named_classes: False writes scores alone, where colours say the class.
+            too unless it is the truth itself, which is drawn solid then. look: (weights (rows, columns) or None, box (4,)
+            of the detection that looks there, points (n, 4) as `sampling_points` takes them or None). named_classes: False writes scores alone, where colours say the class.
 
     Returns:
         [(text, patch of the box that it names)], for `_name_boxes`.
     """
     shape = image.shape[1:]
     show(ax, image)
-    if look is not None:
+    if look is not None and look[0] is not None:
         overlay(ax, look[0], shape)
     if found is not true:
         for box, label in zip(true["boxes"], true["labels"], strict=True):
@@ -108,8 +109,55 @@ def draw_scene(
             text.set_bbox({"facecolor": shade, "edgecolor": "none", "pad": 1.0, "alpha": 0.92})
             text.set_in_layout(False)
             named.append((text, outline))
+    if look is not None and look[0] is None:
+        _draw_points(ax, look[2], shape)
     ax.set(xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))
     return named
+
+
+def _draw_points(ax, points: np.ndarray, shape: tuple[int, int]) -> None:
+    """Points (n, 4) in a scene: colour is the scale, area the weight."""
+    x, y, weights, scales = np.asarray(points, float).T
+    order = weights.argsort()
+    ax.scatter(
+        (x * shape[1] - 0.5)[order],
+        (y * shape[0] - 0.5)[order],
+        s=(3 + 60 * weights / max(weights.max(), 1e-12))[order],
+        c=[SCALES[int(scale) % len(SCALES)] for scale in scales[order]],
+        edgecolors="black",
+        linewidths=0.5,
+        alpha=0.85,
+        zorder=4,
+    )
+
+
+@styled
+def sampling_points(
+    images: np.ndarray, rows: dict[str, Sequence[np.ndarray]], boxes: np.ndarray | None = None
+) -> Figure:
+    """Where deformable attention samples images, a row a name: decoder layers, heads.
+
+    Args:
+        images: uint8 (N, 3, H, W). rows: {name: N arrays (n, 4): x, y as shares of the image, weight ≥ 0, scale from 0,
+            the finest}, of `attention.attention_points`. boxes: (N, 4) cxcywh in [0, 1] of the queries that look.
+    """
+    shape, count = images.shape[2:], len(images)
+    tall = SIDE * shape[0] / shape[1]
+    size = SIDE * count + 0.5, tall * len(rows) + 0.4
+    figure, axes = new_figure(len(rows), count, *size, grid=False, squeeze=False)
+    for ax_row, (name, points) in zip(axes, rows.items(), strict=True):
+        ax_row[0].set_ylabel(textwrap.fill(name, 18))
+        for i, ax in enumerate(ax_row):
+            show(ax, np.asarray(images[i]))
+            if boxes is not None:
+                _outline(ax, boxes[i], shape, color(0), 1.8)
+            _draw_points(ax, points[i], shape)
+            ax.set(xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))
+    used = sorted({int(s) for points in rows.values() for each in points for s in each[:, 3]})
+    marks = {"linestyle": "", "marker": "o", "markeredgecolor": "black"}
+    lines = [Line2D([], [], color=SCALES[k % 4], label=f"scale {k + 1}", **marks) for k in used]
+    legend_below(figure, len(lines), lines)
+    return figure
 
 
 def _legend(figure: Figure, classes: Sequence[str], ncols: int, dotted: str) -> None:
@@ -189,7 +237,8 @@ def detection_compare(
     Args:
         images: uint8 (N, 3, H, W). truth: N dicts with "boxes" (n, 4) cxcywh in [0, 1] and "labels" (n,).
         found: {detector: N such dicts, with "scores" (n,)}, as `detection.detections` gives them. classes: names.
-        looks: {detector: N of (weights (rows, columns), box (4,) of the detection that looks there), or None}.
+        looks: {detector: N of (weights (rows, columns) or None, box (4,) of the detection that looks there, points (n, 4)
+            as `sampling_points` takes them or None), or None}.
         columns: scenes beside each other; of a single scene, detectors. titles: over each scene; default: what is there.
     """
     names, one = list(found), len(images) == 1

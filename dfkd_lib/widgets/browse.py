@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
-from dfkd_lib.attention.sites import attention_sites
+from dfkd_lib.attention import attention_points, attention_sites, is_deformable
 from dfkd_lib.core import Config, WorkbenchError
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.detection import predict
@@ -17,6 +17,10 @@ from dfkd_lib.models.detectors import Detector
 from dfkd_lib.widgets.viewer import Choice, Viewer, one_of, within
 
 FAINT = 0.05  # score below which a detection is never shown
+NOT_ITS_OWN = (
+    "these are not its own detections in the whole scene (tiles or another model made them), so no query's attention "
+    "belongs to them"
+)
 SAME = 0.02  # how far a box may be from what its detector predicts for the scene now
 Found = tuple[Tensor, Tensor]  # scores (N, Q, classes), boxes (N, Q, 4)
 
@@ -45,7 +49,8 @@ class QueryAttention(NamedTuple):
     """The attention of a detector's queries in one scene.
 
     Args:
-        weights: float32 (Q, rows · columns). grid: (rows, columns). block, head: from 0, head -1 for the mean. blocks: how
+        weights: float32 (Q, rows · columns), or, of deformable attention, (Q, 4 · points): x, y as shares of the image,
+            weight and scale (0 the finest) of each. grid: (rows, columns). block, head: from 0, head -1 for the mean. blocks: how
             many there are. why: in words, why there is no attention to show; weights are empty then.
     """
 
@@ -55,6 +60,7 @@ class QueryAttention(NamedTuple):
     head: int = -1
     blocks: int = 0
     why: str = ""
+    points: int = 0  # 0 where there is a map
 
 
 class Browse:
@@ -170,17 +176,23 @@ class Browse:
         sites = attention_sites(detector, "cross")
         block = max(-len(sites), block)
         head = head if head < (sites[block].heads or 0) else -1
+        if is_deformable(sites[block].module):
+            pixels = self.data[data].subset([scene]).images
+            now = predict(detector, pixels)
+            if scores.shape[1:] != now[0].shape[1:] or not _alike(
+                scores[scene], boxes[scene], *now
+            ):
+                return QueryAttention(why=NOT_ITS_OWN)
+            return _sampled(detector, pixels, block, head, len(sites))
         asked = {"model": name, "data": data, "image": scene, "block": block, "head": head}
         (panel,) = self.viewer.panels(Choice(**asked, token="0", kind="cross", threshold=0.0))
         if scores.shape[1] != len(panel.queries) or not _same(panel, scores[scene], boxes[scene]):
-            return QueryAttention(
-                why="these are not its own detections in the whole scene (tiles or another model made them), "
-                "so no query's attention belongs to them"
-            )
+            return QueryAttention(why=NOT_ITS_OWN)
         return QueryAttention(panel.weights, panel.grid, panel.block, panel.head, panel.blocks)
 
     def shown_attention(self, view: View) -> dict[str, list] | None:
-        """{detector: [(weights over the grid, box) of the chosen detection, or of its partner]}; None if none is chosen."""
+        """{detector: [look]}, of the chosen detection or of its partner, as `plots.detection_compare` takes them; None if none
+        is chosen."""
         if not view.chosen:
             return None
         found, shown = self.found(view.data), {}
@@ -190,7 +202,9 @@ class Browse:
             own = name == view.chosen
             query = view.query if own else partner(scores, boxes, box, view.threshold)
             if query is not None and len(look.weights):
-                shown[name] = [(look.weights[query].reshape(look.grid), boxes[query].numpy())]
+                values = look.weights[query].reshape((-1, 4) if look.points else look.grid)
+                own = (None, values) if look.points else (values, None)
+                shown[name] = [(own[0], boxes[query].numpy(), own[1])]
         return shown
 
     def heads(self) -> tuple[int, int]:
@@ -207,6 +221,30 @@ def partner(scores, boxes, box, threshold: float, iou: float = 0.5) -> int | Non
     corners = (box_convert(b, "cxcywh", "xyxy") for b in (boxes[above], torch.as_tensor(box)[None]))
     overlap = box_iou(*corners)
     return int(above[overlap.argmax()]) if float(overlap.max()) >= iou else None
+
+
+@torch.no_grad()
+def _sampled(
+    detector: Detector, pixels: Tensor, block: int, head: int, blocks: int
+) -> QueryAttention:
+    """The sampling points of every query in one scene, uint8 (1, 3, H, W); of all heads for their mean."""
+    images = pixels.to(next(detector.parameters()).device).float() / 255
+    found = attention_points(detector, images, [block])
+    weights, scale = found.weights[0, 0], found.levels.expand_as(found.weights[0, 0])
+    if head < 0:
+        weights = weights / len(weights)
+    every = torch.cat([found.locations[0, 0], torch.stack([weights, scale], -1)], -1)
+    every = every if head < 0 else every[head : head + 1]
+    flat = every.transpose(0, 1).flatten(1).float().cpu().numpy()  # (Q, heads · points · 4)
+    own = {"block": block % blocks, "head": head, "blocks": blocks}
+    return QueryAttention(flat, found.grids[0], **own, points=flat.shape[1] // 4)
+
+
+def _alike(scores: Tensor, boxes: Tensor, now_scores: Tensor, now_boxes: Tensor) -> bool:
+    """Whether what is shown of a scene is what its detector finds now, (1, Q, ...)."""
+    shown = scores.amax(-1) >= FAINT
+    apart = (boxes - now_boxes[0])[shown].abs(), (scores - now_scores[0])[shown].abs()
+    return not shown.any() or max(float(part.max()) for part in apart) <= SAME
 
 
 def _same(panel, scores: Tensor, boxes: Tensor) -> bool:

@@ -53,6 +53,21 @@ function countsOf({ kinds, missed }) {
   return counts;
 }
 
+// Sampling points, [x, y, weight, scale] each: colour is the scale, area the weight.
+function dots(context, flat, width, height, shades) {
+  const all = Array.from({ length: flat.length / 4 }, (_, i) => flat.subarray(4 * i, 4 * i + 4)).sort((a, b) => a[2] - b[2]);
+  const most = all.length ? all[all.length - 1][2] : 1;
+  context.lineWidth = 1;
+  context.strokeStyle = "black";
+  for (const [x, y, weight, scale] of all) {
+    context.fillStyle = shades[scale % shades.length];
+    context.beginPath();
+    context.arc(x * width, y * height, 1.2 + 5 * Math.sqrt(weight / most), 0, 2 * Math.PI);
+    context.fill();
+    context.stroke();
+  }
+}
+
 // A map that forgets its oldest entries.
 class Kept extends Map {
   constructor(most) { super(); this.most = most; }
@@ -229,7 +244,8 @@ function render({ model, el }) {
     const context = sized(canvas, width, height), image = images.get(key(view.data, view.scene)), look = looks.get(lookKey())?.[n];
     const outcome = outcomes[n][view.scene], truth = set.truth[view.scene], own = detectionsOf(n);
     if (image) context.drawImage(image, 0, 0, width, height);
-    if (looked && look?.weights.length) {
+    const points = looked && look?.points;
+    if (looked && look?.weights.length && !points) {
       const weights = weightsOf(look, looked);
       context.globalAlpha = overlay.value / 100;
       heat(context, options.heat, weights, look.grid, largest(weights), [0, 0, width, height]);
@@ -237,6 +253,11 @@ function render({ model, el }) {
     }
     truth.forEach((object) => outline(context, object.box, width, height, colour(object.label), 2, [2, 3]));
     own.forEach((d) => outline(context, d.box, width, height, colour(d.label), looked === d ? 4 : 2.2));
+    if (points) {
+      context.globalAlpha = 0.25 + 0.75 * overlay.value / 100;
+      dots(context, weightsOf(look, looked), width, height, options.scales);
+      context.globalAlpha = 1;
+    }
     // Names stand off the boxes, and off each other, where there is room.
     const taken = [...own, ...truth].map(({ box }) => corner(box, width, height)).map(([x, y, w, h]) => [x, y, x + w, y + h, 0.3]);
     own.forEach((d) => tag(context, d.box, `${className(d.label)} ${d.score.toFixed(2)}`, width, height, colour(d.label), taken));
@@ -250,8 +271,10 @@ function render({ model, el }) {
     if (!view.chosen) return "";
     if (!looked) return "no detection of the same object here";
     if (!look) return "asking for its attention …";
-    return look.why || `query ${looked.query}: decoder block ${look.block + 1} of ${look.blocks}, ${look.head < 0 ? "mean of heads"
-      : `head ${look.head + 1}`}, up to ${percent(largest(weightsOf(look, looked)))} a patch`;
+    const flat = look.why ? [] : weightsOf(look, looked), top = look.points ? largest(flat.filter((_, i) => i % 4 === 2)) : largest(flat);
+    const among = look.points ? `${look.points} points, ` : "";
+    return look.why || `query ${looked.query}: decoder block ${look.block + 1} of ${look.blocks}, ${look.head < 0
+      ? look.points ? "all heads" : "mean of heads" : `head ${look.head + 1}`}, ${among}up to ${percent(top)} a ${look.points ? "point" : "patch"}`;
   }
   // The same in words, to be read and pressed without a mouse.
   function drawList(n, list, { kinds, object, missed }, looked) {
@@ -274,7 +297,8 @@ function render({ model, el }) {
   fill(block, Array.from({ length: options.blocks }, (_, i) => [-1 - i, i ? `${i} before the last` : "last"]), view.block);
   fill(head, [[-1, "mean"], ...Array.from({ length: options.heads }, (_, i) => [i, String(i + 1)])], view.head);
   const hint = make("span", { className: "quiet", textContent: "Dotted: true boxes. Click a detection to see its query's attention." });
-  const looksBar = div("bar", labelled("decoder block", block), labelled("head", head), labelled("overlay", overlay),
+  const scales = make("span", { className: "quiet scales" });
+  const looksBar = div("bar", labelled("decoder block", block), labelled("head", head), labelled("overlay", overlay), scales,
     button("", "hide attention", () => go({ chosen: "" })));
 
   // -- drawing all -----------------------------------------------------------------------------------------------------
@@ -297,6 +321,13 @@ function render({ model, el }) {
     const looked = looking();
     looksBar.hidden = !view.chosen;
     hint.hidden = Boolean(view.chosen);
+    const sampled = (looks.get(lookKey()) ?? []).filter((look) => look.points && look.weights.length);
+    const count = Math.max(0, ...sampled.map((look) => 1 + largest(look.weights.subarray(0, look.count).filter((_, i) => i % 4 === 3))));
+    scales.replaceChildren(...options.scales.slice(0, count).map((shade, k) => {
+      const mark = make("i");
+      mark.style.background = shade;
+      return make("span", {}, mark, ` scale ${k + 1}${k ? "" : " (finest)"} `);
+    }));
     panels.forEach((panel) => { panel.title.style.minHeight = ""; drawPanel(panel, looked[panel.n]); });
     const highest = `${Math.max(...panels.map((panel) => panel.title.offsetHeight))}px`;
     panels.forEach((panel) => { panel.title.style.minHeight = highest; });
@@ -331,7 +362,7 @@ function render({ model, el }) {
       rows.forEach((row, i) => thumbs.set(key(content.data, row), raster(options.thumb, options.thumb, rgb.subarray(i * size, (i + 1) * size))));
     } else if (kind === "look") {
       looks.set(key(content.data, content.scene, content.block, content.head), content.looks.map((look, n) => ({ ...look,
-        count: look.grid[0] * look.grid[1], weights: array(buffers[n], Float32Array) })));
+        count: look.points ? 4 * look.points : look.grid[0] * look.grid[1], weights: array(buffers[n], Float32Array) })));
     }
     return draw();
   }

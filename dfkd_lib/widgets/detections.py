@@ -25,6 +25,7 @@ class DetectionBrowser(StateWidget):
         self.browse = browse
         blocks, heads = browse.heads()
         names = {"detectors": list(browse.detectors), "data": list(browse.data)}
+        names["scales"] = list(plots.SCALES)
         super().__init__(out_dir, blocks=blocks, heads=heads, faint=FAINT, **names)
         self.view = browse.settle(start).as_dict()
 

@@ -216,3 +216,56 @@ def what_cannot_be_had_is_said_in_place(page, notebook):
     notebook.eval("browsed.choose(scene=6, threshold=0.25, chosen='')")
     data(page, "scene", "6")
     assert error.inner_text() == "" and of(page, "threshold") == "0.25"
+
+
+SAMPLED = f"""
+import sys, torch
+sys.path.insert(0, {str(REPOSITORY)!r})
+from dfkd_lib import attention, datasets, detection, models, widgets
+torch.manual_seed(0)
+scenes = datasets.generate_scenes(4, 96, 0, "test")
+atto = models.create_detector("deimv2_atto", 4).train()
+for module in atto.modules():
+    if isinstance(module, torch.nn.BatchNorm2d):
+        module.momentum = None
+    if hasattr(module, "sampling_offsets"):  # fresh ones weigh all points alike
+        torch.nn.init.normal_(module.attention_weights.weight)
+        torch.nn.init.normal_(module.sampling_offsets.weight)
+atto(scenes.images.float() / 255)
+atto.eval()
+scores, boxes = detection.predict(atto, scenes.images)
+top = scores[0].amax(-1).topk(2)
+query = int(top.indices[0])
+sampled = widgets.detection_browser({{"atto": atto}}, scenes, threshold=float(top.values.mean()), out_dir="OUT")
+sampled
+"""
+# Of the chosen query's points in the second decoder layer and third head: the weightiest, [x, y, weight, scale].
+WEIGHTIEST = """(lambda p: [*p.locations[0, 0, 2, query, (k := int(p.weights[0, 0, 2, query].argmax()))].tolist(),
+    float(p.weights[0, 0, 2, query, k]), int(p.levels[k])])(attention.attention_points(atto, scenes.images[:1].float() / 255, [1]))"""
+COLOUR = """([x, y]) => { const c = document.querySelector('.dfkd-browse .picture');
+    const at = [Math.floor(x * c.width), Math.floor(y * c.height), 1, 1];
+    return Array.from(c.getContext('2d').getImageData(...at).data).slice(0, 3); }"""
+
+
+def test_sampling_points_are_drawn_where_deformable_attention_reads(page, lab, tmp_path):
+    """The weightiest is drawn last: its middle has the colour of its scale."""
+    notebook = browser.open_notebook(page, lab, [SAMPLED.replace("OUT", str(tmp_path / "out"))])
+    data(page, "boxes", "1")
+    page.evaluate("() => document.querySelector('.dfkd-browse').scrollIntoView()")
+    notebook.eval("sampled.choose(chosen='atto', query=query, block=-2, head=2)")
+    data(page, "looks", "1")
+    strength = page.locator(f"{ROOT} input.overlay")
+    strength.evaluate("one => { one.value = 100; one.dispatchEvent(new Event('input')); }")
+    x, y, weight, scale = notebook.eval(WEIGHTIEST)
+    told = page.locator(f"{ROOT} figcaption").first.inner_text()
+    assert f"decoder block 2 of 3, head 3, 6 points, up to {100 * weight:.1f} % a point" in told
+    assert (
+        page.locator(f"{ROOT} .scales").inner_text().split() == "scale 1 (finest) scale 2".split()
+    )
+    shade = [(0, 229, 255), (255, 47, 208)][scale]
+    assert 0 < x < 1 and 0 < y < 1 and page.evaluate(COLOUR, [x, y]) == list(shade)
+    page.screenshot(path=str(tmp_path / "points.png"))
+    page.locator(f"{ROOT} select.head").select_option("-1")
+    page.wait_for_function("""() => document.querySelector('.dfkd-browse figcaption').textContent
+        .includes('all heads, 48 points')""")
+    assert not page.problems, page.problems

@@ -552,6 +552,36 @@ def test_every_query_looks_where_its_detector_says(browsed, scenes):
     )
 
 
+def test_deformable_attention_is_sent_as_points(scenes, tmp_path):
+    """x, y, weight and scale of each, of one head or, shared out, of all; a figure is made of them."""
+    torch.manual_seed(0)
+    atto = create_detector("deimv2_atto", 4).eval()
+    box = widgets.detection_browser({"atto": atto}, scenes, threshold=0.05, out_dir=tmp_path)
+    sent = []
+    box.send = lambda content, buffers=(): sent.append((content, [bytes(b) for b in buffers or ()]))
+    points = attention.attention_points(atto, scenes.pixels[3:4].float() / 255, [0])
+    for head, count in ((1, 6), (-1, 48)):
+        asked = {"data": "scenes", "scene": 3, "block": -3, "head": head}
+        message, (buffer,) = ask(box, sent, do="look", **asked)["look"]
+        (look,) = message["looks"]
+        assert (look["points"], look["blocks"], look["block"], look["why"]) == (count, 3, 0, "")
+        got = torch.frombuffer(bytearray(buffer), dtype=torch.float32).view(100, -1, 6, 4)
+        share, heads = (1, slice(1, 2)) if head == 1 else (8, slice(None))
+        wanted = points.locations[0, 0, heads].transpose(0, 1)
+        assert torch.allclose(got[..., :2], wanted, atol=1e-5)
+        weights = points.weights[0, 0, heads].transpose(0, 1) / share
+        assert torch.allclose(got[..., 2], weights, atol=1e-6)
+        assert torch.equal(got[..., 3], points.levels.float().expand_as(got[..., 3]))
+    query = int(box.browse.found("scenes")["atto"][0][3].amax(-1).argmax())
+    box.choose(scene=3, chosen="atto", query=query, block=-1, head=-1)
+    drawn = [c for c in box.figure().axes[0].collections if len(c.get_offsets()) == 48]
+    last = attention.attention_points(atto, scenes.pixels[3:4].float() / 255, [-1])
+    places = last.locations[0, 0, :, query].flatten(0, 1).detach()
+    size = torch.tensor([scenes.pixels.shape[3], scenes.pixels.shape[2]])
+    expected = sorted((places * size - 0.5).tolist())
+    assert np.allclose(sorted(drawn[0].get_offsets().tolist()), expected, atol=1e-3)
+
+
 def test_detections_of_tiles_have_no_query_to_look_at(scenes, detector, tmp_path):
     scores, boxes = detection.predict(detector, scenes.images)
     browse = widgets.detection_browser(
