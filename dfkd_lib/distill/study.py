@@ -231,9 +231,9 @@ class Study:
 
     @cached_property
     def cnn_teacher(self) -> Artifact:
-        """The CNN that makers by batch-norm statistics invert: the teacher, if it is one; else a CNN of their own, not the
+        """The CNN that makers by batch-norm statistics invert: the teacher, if it has any; else a CNN of their own, not the
         one that judges, which would flatter them."""
-        if self.config.teacher.model in models.CNNS:
+        if models.has_batch_norm(self.config.teacher.model):
             return self.teacher
         return synthesis.train_judge(self.store, self.config.feature, *self._splits, seed=1)
 

@@ -4,11 +4,11 @@ from dfkd_lib.models import detectors, gan, scene_gan
 from dfkd_lib.models.cnn import early_channels, logits_and_early_map
 from dfkd_lib.models.convert import convert
 from dfkd_lib.models.create import (
-    CNNS,
     MODELS,
     count_flops,
     count_parameters,
     create_model,
+    has_batch_norm,
     model_names,
 )
 from dfkd_lib.models.dearkd import EarlyAligner
@@ -25,7 +25,6 @@ from dfkd_lib.models.timm_form import timm_form
 from dfkd_lib.models.weights import load_weights
 
 __all__ = [
-    "CNNS",
     "MODELS",
     "Detections",
     "Detector",
@@ -48,6 +47,7 @@ __all__ = [
     "detectors",
     "early_channels",
     "expected_shape",
+    "has_batch_norm",
     "gan",
     "layer_shapes",
     "load_model",

@@ -4,6 +4,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Iterable
+from functools import cache
 
 import torch
 from timm.layers import trunc_normal_
@@ -18,8 +19,6 @@ from dfkd_lib.models.titn import TITN_MODELS
 
 # name -> (builder, its keywords)
 MODELS = Registry({**VIT_MODELS, **CNN_MODELS, **PEER_MODELS, **TITN_MODELS, **DEARKD_MODELS})
-# Those with batch norms, whose statistics makers of images match.
-CNNS = frozenset((*CNN_MODELS, *PEER_MODELS))
 # What a senseless request sets off inside an architecture's own code.
 ODD = (
     ArithmeticError,
@@ -50,6 +49,15 @@ def unknown_name(what: str, name: str, known: Iterable[str], expected: str = "")
         expected=expected or ", ".join(known),
         fix=f"did you mean {', '.join(near)}?" if near else "choose one of the expected names",
     )
+
+
+@cache
+def has_batch_norm(name: str) -> bool:
+    """Whether a named classifier has batch norms, whose statistics makers of images can match; False for unknown names."""
+    if name not in MODELS:
+        return False
+    with torch.device("meta"):
+        return any(isinstance(part, nn.BatchNorm2d) for part in create_model(name).modules())
 
 
 def model_settings(name: str, overrides: dict) -> dict:

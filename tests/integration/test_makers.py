@@ -1,6 +1,7 @@
 """Every maker of images through `make_images`: what comes out, what may be read, what survives a kill, what is refused."""
 
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -481,7 +482,7 @@ def diverging(monkeypatch, module, name, from_call):
     [
         ("adversarial", "guided", "total_variation"),
         ("one generator", "guided", "total_variation"),
-        ("GAN", "cgan", "attention_consistency_loss"),
+        ("GAN", "cgan.losses", "attention_consistency_loss"),
     ],
 )
 def test_after_divergence_the_last_good_epoch_is_used(
@@ -494,7 +495,7 @@ def test_after_divergence_the_last_good_epoch_is_used(
     maker, given = maker.replace(epochs=epochs), given_to(parts, names)
     short = maker if name == "adversarial" else maker.replace(epochs=1)
     good = short.train(Store(store.root / "other"), given)
-    diverging(monkeypatch, getattr(synthesis, module), function, steps + 1)
+    diverging(monkeypatch, attrgetter(module)(synthesis), function, steps + 1)
     trained = maker.train(store, given)
     assert trained.metrics["stopped"] == f"diverged in epoch 2 of {epochs}; epoch 1 is used"
     assert len(trained.json("history.json")) == 1
@@ -507,7 +508,7 @@ def test_after_divergence_the_last_good_epoch_is_used(
     "name, module, function",
     [
         ("adversarial", "guided", "total_variation"),
-        ("GAN", "cgan", "attention_consistency_loss"),
+        ("GAN", "cgan.losses", "attention_consistency_loss"),
         ("ViT", "inversion", "total_variation"),
     ],
 )
@@ -515,7 +516,7 @@ def test_divergence_in_the_first_epoch_is_reported(
     parts, store, monkeypatch, name, module, function
 ):
     maker, names = MAKERS[name]
-    diverging(monkeypatch, getattr(synthesis, module), function, 1)
+    diverging(monkeypatch, attrgetter(module)(synthesis), function, 1)
     with pytest.raises(DivergedError, match="learning rate"):
         make_images(store, maker, given_to(parts, names), 10)
     assert not store.keys()

@@ -5,7 +5,14 @@ import torch
 import torch.nn.functional as F
 
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.models import Discriminator, Generator, count_parameters, create_model, model_names
+from dfkd_lib.models import (
+    Discriminator,
+    Generator,
+    count_parameters,
+    create_model,
+    has_batch_norm,
+    model_names,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +44,11 @@ def test_the_peers_networks_halve_32_pixels_twice_or_thrice(name, last):
     assert first.shape[2:] == (32, 32) and features.shape[1] == last
     torch.testing.assert_close(model.forward_head(features), model(images))
     assert features.shape[-1] == (4 if name == "resnet18_32" else 8)
+
+
+def test_batch_norms_are_known_by_name():
+    assert all(map(has_batch_norm, ("wrn_16_1", "resnet18_32", "vgg16_bn", "cnn_small")))
+    assert not any(map(has_batch_norm, ("vit_mnist_small", "vgg16_32", "unknown")))
 
 
 def test_a_wide_block_is_the_published_one():
