@@ -5,7 +5,7 @@ Notebooks 10, 20, 30, 35 and 70 share it, so that each of them runs alone and st
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -25,7 +25,7 @@ from dfkd_lib.synthesis import (
     GuidedGenerator,
     Inversion,
 )
-from dfkd_lib.training import TeacherConfig
+from dfkd_lib.training import Kind, TeacherConfig, augmentation_of
 
 
 class ClassificationConfig(Config):
@@ -50,6 +50,9 @@ class ClassificationConfig(Config):
     )
     synthetic_images: int = Field(
         50_000, ge=10, description="synthetic images for the one that may not"
+    )
+    synthetic_augmentation: Literal["", *get_args(Kind)] = Field(
+        "", description="what is done to each synthetic image (A §6.1), empty: as to real ones"
     )
     teacher_synthetic_epochs: int = Field(
         20, ge=0, description="passes of the teacher trained on synthetic images, 0: leave it out"
@@ -99,6 +102,11 @@ class ClassificationConfig(Config):
         """The makers to compare, in the order of every table."""
         asked = {name.strip() for name in self.makers.split(",")} - {""}
         return [name for name in (*MAKERS, *(asked - MAKERS.keys())) if name in asked or not asked]
+
+    def student_for(self, images: ImageSet, student: StudentConfig | None = None) -> StudentConfig:
+        """The student's settings (or others of its kind) for these images: made ones have an augmentation of their own."""
+        student, kind = student or self.student, self.synthetic_augmentation
+        return student.replace(augmentation=kind) if kind and not images.real else student
 
     @property
     def conditional_gan(self) -> CGAN:
@@ -300,13 +308,14 @@ class Study:
         step: Step | None = None,
     ) -> Artifact:
         """A student of the configuration's kind on these images."""
+        config = self.config.student_for(images, config)
         step, test_set = step or self.config.weights, self.test_set
         return train(self.store, config, step, images, test_set, self.teacher, parents=parents)
 
     def prepare(self, source: str) -> None:
         """Make what all students on a source share: the teacher, the images, and teacher targets if they are stored."""
-        student = self.config.student
         images, parents = self.images(source)
+        student = self.config.student_for(images)
         if "early features" not in self.config.weights.needs:
             student.targets(self.store, self.teacher, student.chosen(images), parents)
 
@@ -322,6 +331,7 @@ class Study:
             images,
             self.test_set,
             config,
+            augmentation_of(self.config.synthetic_augmentation or "shift"),
             stage="teacher_synthetic",
             parents=parents,
         )

@@ -44,7 +44,8 @@ def classification(names: Names) -> Tasks:
 
     def student(source: str, seed: int) -> object:
         images, parents = study.images(source)
-        own = (study.store, config.student, step, images, study.test_set, study.teacher)
+        student = config.student_for(images)
+        own = (study.store, student, step, images, study.test_set, study.teacher)
         return train(*own, seed=seed, parents=parents)
 
     made = {

@@ -278,3 +278,15 @@ def test_a_checkpoint_of_ones_own_needs_only_its_models_and_classes_names(
         (tmp_path / "mine.json").write_text(text)
         with pytest.raises(WorkbenchError, match="record beside a checkpoint"):
             training.shipped_teacher(Store(tmp_path / "store"), str(tmp_path / "mine"), digits[1])
+
+
+def test_made_images_may_have_an_augmentation_of_their_own():
+    real = ImageSet(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.arange(2), ("a", "b"))
+    made, real = real, dataclasses.replace(real, split="somewhere/train")
+    config = ClassificationConfig(student={"augmentation": "shift"})
+    assert config.student_for(made) == config.student_for(real) == config.student
+    config = config.replace(synthetic_augmentation="affine")
+    assert config.student_for(real) == config.student
+    assert config.student_for(made) == config.student.replace(augmentation="affine")
+    other = config.student.replace(epochs=7)
+    assert config.student_for(made, other) == other.replace(augmentation="affine")
