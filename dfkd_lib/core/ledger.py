@@ -46,6 +46,7 @@ READERS = (
     ("torchvision.io.image", "decode_image"),
     ("cv2", "imread"),
 )
+MOST_FILES = 50_000  # whose other names are looked for: each takes a call of the file system
 # Programs that a stage may start where nothing keeps files from them: compilers, and questions about the machine.
 TOOLS = set(
     "ar as c++ cc cl clang clang++ cuobjdump fc-list file g++ gcc git hipcc ld ldconfig lscpu ninja nvcc nvdisasm nvidia-smi objdump "
@@ -119,7 +120,8 @@ class Stage:
         if self.learns:
             return make()
         places = {path: self.may_read(split) for path, split in _places.items()}
-        apart = None if _linked() else isolation.apart_from(places)
+        # A second name of a file the kernel would show.
+        apart = None if _inodes() else isolation.apart_from(places)
         if apart is None:
             return make()
         self.guard = ISOLATED
@@ -218,30 +220,34 @@ def _split_of(path: str) -> str | None:
     return _places[path]
 
 
+def _files() -> Iterator[str]:
+    """Every file of real data."""
+    for place in [path for path, split in _places.items() if split is not None]:
+        if os.path.isfile(place):
+            yield place
+        for folder, inner, names in os.walk(place):
+            # What lies in another registered place is that one's.
+            inner[:] = [name for name in inner if os.path.join(folder, name) not in _places]
+            yield from (os.path.join(folder, name) for name in names)
+
+
 def _inodes() -> dict[tuple[int, int], str | None]:
-    """{(device, inode): split} of all files of real data that have several names; found once for the places known."""
+    """{(device, inode): split} of all files of real data that have several names; found once for the places known.
+
+    Of very many files not all are looked at; an entry of no file then stands for the others.
+    """
     global _links
     if _links is None:
-        files: list[str] = []
-        for place in [path for path, split in _places.items() if split is not None]:
-            if os.path.isfile(place):
-                files.append(place)
-            for folder, inner, names in os.walk(place):
-                # What lies in another registered place is that one's.
-                inner[:] = [name for name in inner if os.path.join(folder, name) not in _places]
-                files += [os.path.join(folder, name) for name in names]
         _links = {}
-        for file in files:
+        for count, file in enumerate(_files()):
+            if count == MOST_FILES:
+                _links[0, 0] = UNKNOWN
+                break
             with suppress(OSError):
                 found = os.stat(file)
                 if found.st_nlink > 1 and (split := _split_of(file)) is not None:
                     _links[found.st_dev, found.st_ino] = split
     return _links
-
-
-def _linked() -> bool:
-    """Whether a file of real data has a second name, which the kernel would show."""
-    return bool(_inodes())
 
 
 @contextmanager

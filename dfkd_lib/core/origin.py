@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOOKED_AT = 64  # images of a set, evenly over it, that are compared with real ones
+AT_ONCE = 1 << 26  # bytes that are hashed at a time
 WORDS = 128  # of 8 bytes, evenly over an image, that its hash is made of at most
 
 
@@ -116,7 +117,12 @@ def _rows(known: np.ndarray, hashes: np.ndarray) -> np.ndarray:
 
 def _hashes(images: "Tensor") -> np.ndarray:
     """A hash uint64 (N,) of each uint8 image."""
-    flat = images.flatten(1).numpy()
+    some = max(1, AT_ONCE // max(1, images[0].numel())) if len(images) else 1
+    parts = [_hashes_at_once(part.flatten(1).numpy()) for part in images.split(some)]
+    return np.concatenate(parts)
+
+
+def _hashes_at_once(flat: np.ndarray) -> np.ndarray:
     padded = np.zeros((len(flat), -(-flat.shape[1] // 8) * 8), np.uint8)
     padded[:, : flat.shape[1]] = flat
     words = padded.view(np.uint64)

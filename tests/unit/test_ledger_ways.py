@@ -280,6 +280,11 @@ def test_a_second_name_of_real_data_is_not_isolated(elsewhere, tmp_path):
     assert made(elsewhere, lambda work: None)["guard"] == ledger.WATCHED
 
 
+def test_more_files_than_are_looked_at_are_not_isolated(elsewhere, monkeypatch):
+    monkeypatch.setattr(ledger, "MOST_FILES", 1)
+    assert made(elsewhere, lambda work: None)["guard"] == ledger.WATCHED
+
+
 def test_the_shipped_data_is_declared_as_before():
     with ledger.stage("s", {"digits/test": ledger.EVALUATION}) as seen:
         load_images("digits", "test").images
