@@ -4,6 +4,7 @@ This maker sees no image: the layouts come from what the teacher expects in nois
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -29,8 +30,8 @@ START = 0.2  # of the canvas' own noise, which fills its range, and from which p
 class SceneInversion(Config):
     """Inversion of a detector: its own losses at a layout, total variation, l2, its batch norms' statistics where it has any.
 
-    Source: Yin et al. (CVPR 2020) for the priors and the statistics; the losses are the detector's own (A eq. 11-13, GIoU);
-        dropping patches keeps an object from resting on a few pixels.
+    Source: Yin et al. (CVPR 2020) for the priors and the statistics; the losses are the detector's own (A eq. 11-13, GIoU;
+        of D-FINE, DEIMv2 and RT-DETR theirs); dropping patches keeps an object from resting on a few pixels.
     """
 
     steps: int = Field(150, ge=1, le=100_000, description="steps of Adam for each batch")
@@ -63,7 +64,7 @@ class SceneInversion(Config):
             layouts: of `layout_statistics`; made from noise, no image stands behind these scenes but those of the teacher.
             weights: of the teacher's losses of classes and boxes.
         """
-        own = {name: weights[name] for name in ("classification", "boxes", "giou")}
+        own = {name: weights[name] for name in ("classification", "boxes", "giou", "own")}
         classes = teacher.metrics["classes"]
         settings = {**self.as_dict(), **own, "classes": classes, "side": side}
 
@@ -111,21 +112,24 @@ class SceneInversion(Config):
 
     def step(self, canvas: Canvas, teacher: Detector, weights: dict) -> Callable:
         """The step for `training.fit`: one update of the pixels."""
-        norms = any(isinstance(part, nn.BatchNorm2d) for part in teacher.modules())
+        batch_norms = any(isinstance(part, nn.BatchNorm2d) for part in teacher.modules())
+        norms = batch_norms and self.batch_norm > 0
 
         def step(batch: tuple, progress: float) -> dict[str, Tensor]:
-            labels, boxes, dropped = batch
+            *layout, dropped = batch
             images = canvas()
             seen = (images.masked_fill(dropped, 0.0) + 1) / 2
             total = self.tv * total_variation(images) + self.l2 * images.square().mean()
-            if norms and self.batch_norm:
-                with batch_norm_losses(teacher) as statistics:
-                    found = queries(teacher, seen)
+            with ExitStack() as inside:
+                statistics = inside.enter_context(batch_norm_losses(teacher)) if norms else []
+                found = queries(teacher, seen, objects=tuple(layout))
+            if norms:
                 total = total + self.batch_norm * torch.stack(statistics).sum()
+            if found.own is None:
+                target = pair_objects(found, *layout)
+                named = detection_losses(*found[:2], target.labels, target.boxes)
             else:
-                found = queries(teacher, seen)
-            target = pair_objects(found, labels, boxes)
-            named = detection_losses(*found[:2], target.labels, target.boxes)
+                named = {"own": found.own}
             total = total + sum(weights[name] * value.sum() for name, value in named.items())
             return {"loss": total, **{name: value[-1] for name, value in named.items()}}
 

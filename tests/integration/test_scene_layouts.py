@@ -10,6 +10,8 @@ from dfkd_lib.datasets import Scenes, generate_scenes, open_scenes
 from dfkd_lib.detection import DetectionStudy, SceneGAN, SceneInversion, padded, sampled_layouts
 from dfkd_lib.detection.inversion import hidden
 from dfkd_lib.detection.layouts import STATISTICS, _statistics
+from dfkd_lib.models import create_detector
+from dfkd_lib.synthesis import Canvas
 
 SMALL = (
     "data.size=48 train_scenes=24 test_scenes=8 teacher=train teacher.model=detr_nano teacher.epochs=1 "
@@ -114,6 +116,19 @@ def test_descent_makes_a_detector_find_what_was_asked_for():
     assert loss(made) < 0.7 * loss(start)
     again = maker.invert(detector, labels, boxes, 48, weights, 0)
     assert torch.equal(made, again)
+
+
+def test_a_detector_with_a_loss_of_its_own_is_inverted_by_that():
+    torch.manual_seed(0)
+    detector = training.frozen(create_detector("deimv2_atto", 4)).cpu()
+    layout = padded(generate_scenes(2, 64, seed=3))
+    canvas = Canvas(2, (3, 64, 64), torch.Generator().manual_seed(0), 4, 0.0)
+    step = SceneInversion(tv=0, l2=0, batch_norm=0).step(canvas, detector, {"own": 2.0})
+    named = step((*layout, torch.zeros(2, 1, 64, 64, dtype=torch.bool)), 0.0)
+    own = detection.queries(detector, (canvas() + 1) / 2, objects=layout).own
+    torch.testing.assert_close(named["loss"], 2 * own.sum())
+    named["loss"].backward()
+    assert canvas.pixels.grad.abs().sum() > 0
 
 
 def test_patches_are_hidden_by_their_share():
