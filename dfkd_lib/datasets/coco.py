@@ -89,7 +89,7 @@ def _scene_set(
     views, rows, boxes, labels, scale = [], [], [], [], []
     for row, shape, window, found, classes in seen:
         factor = enlargement(shape, size, shortest, longest)
-        views.append(View(report.path(row), resized(shape, factor), window))
+        views.append(View(report.path(row), resized(shape, size, shortest, longest), window))
         boxes.append(found * (np.array(views[-1].size * 2) / (shape[1::-1] * 2)))
         rows.append(row)
         labels.append(torch.from_numpy(classes))

@@ -83,9 +83,19 @@ def enlargement(shape: tuple, size: int | None, shortest: int | None, longest: i
     return min(shortest / short, longest / long) if shortest else 1.0
 
 
-def resized(shape: tuple, factor: float) -> tuple[int, int]:
-    """Width and height in pixels of an image (H, W, ...) enlarged by `factor`."""
-    return max(1, round(shape[1] * factor)), max(1, round(shape[0] * factor))
+def resized(
+    shape: tuple, size: int | None, shortest: int | None = None, longest: int = 1333
+) -> tuple[int, int]:
+    """Width and height in pixels of an image (H, W, ...) so enlarged; by DETR's rule to the pixel as transformers'
+    processor rounds it."""
+    high, wide = shape[:2]
+    if shortest and not size:
+        from transformers.image_transforms import get_size_with_aspect_ratio
+
+        high, wide = get_size_with_aspect_ratio((high, wide), shortest, longest)
+    elif size:
+        high, wide = (round(side * size / max(shape[:2])) for side in (high, wide))
+    return max(1, wide), max(1, high)
 
 
 def shares(boxes: np.ndarray, shape: tuple) -> Tensor:

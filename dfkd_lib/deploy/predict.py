@@ -56,10 +56,7 @@ def load(path: str, how: dict) -> tuple[Image.Image, np.ndarray, float]:
     frame, factor = (how["width"], how["height"]), 1.0
     seen = image
     if "fill" in how:
-        factor = how.get("shortest", 1e9) / min(image.size)
-        if any(round(side * factor) > most for side, most in zip(image.size, frame, strict=True)):
-            factor = min(how["width"] / image.width, how["height"] / image.height)
-        size = [max(1, round(side * factor)) for side in image.size]
+        size, factor = fitted(image.size, how)
         seen = Image.new("RGB", frame, tuple(how["fill"]))
         seen.paste(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3))
     elif image.size != frame:
@@ -67,6 +64,22 @@ def load(path: str, how: dict) -> tuple[Image.Image, np.ndarray, float]:
     pixels = np.asarray(seen, np.float32).reshape(how["height"], how["width"], how["channels"])
     pixels = pixels * np.float32(how["scale"]) + np.float32(how["offset"])
     return image, pixels.transpose(2, 0, 1), factor
+
+
+def fitted(image: tuple[int, int], how: dict) -> tuple[list[int], float]:
+    """The size (width, height) that an image is resized to, and by how much that enlarges it: its shortest side to
+    "shortest", its longest to at most "longest", rounded as for training; or as large as the input has room for."""
+    short, long = sorted(image)
+    side = raw = how.get("shortest", short)
+    if long / short * raw > how.get("longest", 1333):
+        raw = how.get("longest", 1333) * short / long
+        side = round(raw)
+    size = [side if one == short else int(raw * one / short) for one in image]
+    size, factor = (list(image) if short == side else size), raw / short
+    room = min(how["width"] / image[0], how["height"] / image[1])
+    if "shortest" not in how or size[0] > how["width"] or size[1] > how["height"]:
+        size, factor = [round(one * room) for one in image], room
+    return [max(1, one) for one in size], factor
 
 
 def objects(logits: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[tuple]:

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfkd_lib.datasets import SceneSet, in_turn
+from dfkd_lib.datasets import FILL, SceneSet, in_turn
+from dfkd_lib.models.detector import pixel_mask
 
 IN_VIEW = 0.5  # share of an object that must stay in view for it to stay a target
 EMPTY = 0.25  # share of a batch that is empty ground, where this is learned
@@ -133,7 +134,7 @@ class SceneBatches:
 def augmented(batch: Batch, generator: torch.Generator, strength: float = 1.0) -> Batch:
     """Each scene mirrored (1/2) and, at strength 1, scaled by 0.8-1.25, shifted by up to 1/8, its light changed.
 
-    Edges are repeated. Objects of which less than half stays in view become -1; boxes are cut at the border.
+    Edges are repeated, and what fills a frame up to a scene stays so filled. Objects of which less than half stays in view become -1; boxes are cut at the border.
     """
     images, labels, boxes, _ = batch
     count = len(images)
@@ -149,8 +150,13 @@ def augmented(batch: Batch, generator: torch.Generator, strength: float = 1.0) -
     theta[:, 0, 0], theta[:, 1, 1] = 1 / scale[:, 0], 1 / scale[:, 1]
     theta[:, :, 2] = -2 * shift / scale
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    frame, _ = pixel_mask(images)
     images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     images = images * (1 + uniform(0.2, 3, 1, 1)) + uniform(0.1, 1, 1, 1)
+    if not frame.all():
+        how = {"mode": "nearest", "padding_mode": "border", "align_corners": False}
+        inside = F.grid_sample(frame[:, None].float(), grid, **how) > 0
+        images = torch.where(inside, images, torch.tensor(FILL).view(3, 1, 1) / 255)
     return Batch(images.clamp(0, 1), *_moved(labels, boxes, scale[:, None], shift[:, None]))
 
 

@@ -24,6 +24,7 @@ from dfkd_lib.detection.scene_gan import SceneGAN, check_side, object_probe_arti
 from dfkd_lib.detection.step import detection_step
 from dfkd_lib.detection.tiles import predict_tiled
 from dfkd_lib.metrics import calibration_error, fit_scaling, judged
+from dfkd_lib.models.realtime import REALTIME
 
 # Weights in `DetectionWeights` of losses that a detector without a teacher has not.
 FROM_TEACHER = ("distillation", "box_distillation", "attention_distillation")
@@ -148,7 +149,15 @@ class DetectionStudy:
     def check(self) -> None:
         """WorkbenchError if the GANs cannot draw scenes of this size, the splits name other classes, or a class has no object
         to learn from: now, not after the teacher's training."""
-        data = self.config.data
+        data, config = self.config.data, self.config.teacher
+        if config.source == "train" and config.model in REALTIME:
+            raise WorkbenchError(
+                "the GANs cannot be guided by deformable attention, which has no map over the image",
+                expected="a DETR or Conditional DETR as teacher",
+                got=config.model,
+                where="teacher.model",
+                fix=f"give teacher.model=detr_micro; a student may be a {config.model} (student.model)",
+            )
         check_side(data.size, data.size)
         train, test = self.scenes("train"), self.scenes("test")
         check_classes_agree(

@@ -348,6 +348,7 @@ def test_what_would_stop_the_notebook_later_is_refused_first(made, mine):
     start = changed(study, "start=generated")
     for refused, message in (
         (lambda: changed(study, "data.size=56").check(), "16 divides"),
+        (lambda: changed(study, "teacher.model=deimv2_atto").check(), "cannot be guided by deform"),
         (lambda: changed(study, "shortest=64"), "both cut around objects and resized whole"),
         (lambda: start.teacher, "teacher.model=detr_micro"),
         (

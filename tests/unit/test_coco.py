@@ -8,6 +8,7 @@ import pytest
 import torch
 from fixes import run_fix
 from PIL import ExifTags, Image, ImageOps
+from transformers import DetrImageProcessor
 
 from dfkd_lib.core import WorkbenchError, ledger
 from dfkd_lib.datasets import (
@@ -27,6 +28,7 @@ from dfkd_lib.datasets import (
 from dfkd_lib.datasets.__main__ import main
 from dfkd_lib.datasets.coco import video_of
 from dfkd_lib.datasets.coco_report import KINDS, LINES
+from dfkd_lib.datasets.frames import resized
 from dfkd_lib.deploy import predict
 
 
@@ -94,6 +96,20 @@ def test_boxes_follow_their_objects_through_resizing_and_cropping(folder, settin
 def test_detr_sizes(folder):
     assert load_coco(folder, "train", shortest=30, longest=50).pixels.shape == (2, 3, 25, 50)
     assert load_coco(folder, "train", shortest=20, longest=50).pixels.shape == (2, 3, 20, 40)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_frames_have_the_size_that_the_processor_gives_them(seed):
+    """To the pixel: a third of all frames was one off, where a side was rounded that the processor cuts off."""
+    shapes = np.random.default_rng(seed).integers(20, 120, (40, 2)).tolist()
+    shapes += [[27, 40], [18, 71], [22, 71], [60, 20]]
+    sizes = {"shortest_edge": 27, "longest_edge": 59}
+    processor = DetrImageProcessor(size=sizes, do_pad=False)
+    how = {"shortest": 27, "longest": 59, "width": 200, "height": 200}
+    for shape in shapes:
+        known = processor(images=np.zeros((*shape, 3), np.uint8))["pixel_values"][0].shape[1:]
+        assert resized(shape, None, 27, 59)[::-1] == tuple(known), shape
+        assert predict.fitted(tuple(shape[::-1]), how)[0] == list(known)[::-1], shape
 
 
 def test_written_scenes_come_back(folder, tmp_path):

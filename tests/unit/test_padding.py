@@ -5,6 +5,8 @@ import torch
 from transformers import DetrImageProcessor
 
 from dfkd_lib.datasets import FILL
+from dfkd_lib.detection import Batch
+from dfkd_lib.detection.batches import augmented
 from dfkd_lib.models import create_detector
 from dfkd_lib.models.detector import pixel_mask
 
@@ -45,6 +47,24 @@ def test_a_mirrored_frame_is_filled_at_its_left():
     mask, place = pixel_mask(images)
     assert mask[0, :, :16].sum() == 0 and mask[0, :, 16:].all()
     assert place[0].tolist() == pytest.approx([0.2, 0, 0.8, 1])
+
+
+def test_augmented_scenes_stay_filled_where_their_frames_end():
+    """A frame of half a scene's width is an object itself: its box ends where the mask does."""
+    frame = torch.randint(
+        256, (3, 96, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+    images, labels = filled([frame] * 32, 96, 96), torch.zeros(32, 1, dtype=torch.int64)
+    boxes = torch.tensor([0.25, 0.5, 0.5, 1.0]).expand(32, 1, 4)
+    moved, labels, boxes, _ = augmented(
+        Batch(images, labels, boxes), torch.Generator().manual_seed(0)
+    )
+    mask, place = pixel_mask(moved)
+    assert (mask.sum(1) % 96 == 0).all() and 0.2 < mask.float().mean() < 0.8
+    left, right = boxes[:, 0, 0] - boxes[:, 0, 2] / 2, boxes[:, 0, 0] + boxes[:, 0, 2] / 2
+    mirrored = place[:, 0] > 0
+    ends = torch.where(mirrored, left - place[:, 0], right - place[:, 0] - place[:, 2])
+    assert 8 < mirrored.sum() < 24 and ends.abs().max() < 1.5 / 96
 
 
 @pytest.mark.parametrize("seen", [0, 20])
