@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dfkd_lib.datasets import FILL, SceneSet, in_turn
-from dfkd_lib.models.detector import pixel_mask
+from dfkd_lib.models import pixel_mask
 
 IN_VIEW = 0.5  # share of an object that must stay in view for it to stay a target
 EMPTY = 0.25  # share of a batch that is empty ground, where this is learned

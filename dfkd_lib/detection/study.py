@@ -24,7 +24,7 @@ from dfkd_lib.detection.scene_gan import SceneGAN, check_side, object_probe_arti
 from dfkd_lib.detection.step import detection_step
 from dfkd_lib.detection.tiles import predict_tiled
 from dfkd_lib.metrics import calibration_error, fit_scaling, judged
-from dfkd_lib.models.realtime import REALTIME
+from dfkd_lib.models import REALTIME
 
 # Weights in `DetectionWeights` of losses that a detector without a teacher has not.
 FROM_TEACHER = ("distillation", "box_distillation", "attention_distillation")

@@ -12,13 +12,13 @@ from dfkd_lib.models.create import (
     model_names,
 )
 from dfkd_lib.models.dearkd import EarlyAligner
-from dfkd_lib.models.detector import Detections, Detector
+from dfkd_lib.models.detector import Detections, Detector, pixel_mask
 from dfkd_lib.models.detectors import create_detector, detector_names
 from dfkd_lib.models.gan import Discriminator, FieldGenerator, Generator
 from dfkd_lib.models.hub import WeightsMissing
 from dfkd_lib.models.images import check_images, expected_shape
 from dfkd_lib.models.load import Loaded, load_model
-from dfkd_lib.models.realtime import RealTimeDetector
+from dfkd_lib.models.realtime import REALTIME, RealTimeDetector
 from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneGenerator
 from dfkd_lib.models.shapes import layer_shapes
 from dfkd_lib.models.timm_form import timm_form
@@ -26,6 +26,7 @@ from dfkd_lib.models.weights import load_weights
 
 __all__ = [
     "MODELS",
+    "REALTIME",
     "Detections",
     "Detector",
     "Discriminator",
@@ -54,6 +55,7 @@ __all__ = [
     "load_weights",
     "logits_and_early_map",
     "model_names",
+    "pixel_mask",
     "scene_gan",
     "timm_form",
 ]
