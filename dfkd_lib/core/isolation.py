@@ -26,7 +26,7 @@ MOST_ENTRIES = 4096  # of a folder on the way to hidden files: each of its other
 
 
 class Unavailable(Exception):
-    """The kernel refused; nothing has been run."""
+    """The system refused; nothing has been run."""
 
 
 class _PathBeneath(ctypes.Structure):
@@ -116,7 +116,8 @@ def _ruleset(allowed: list[str]) -> int:
     size, flags = ctypes.c_size_t(ctypes.sizeof(handled)), ctypes.c_uint32(0)
     rules = _syscall(CREATE_RULESET, ctypes.byref(handled), size, flags)
     for path in allowed:
-        with suppress(FileNotFoundError, PermissionError):
+        # Without its rule a file that cannot be opened stays hidden.
+        with suppress(OSError):
             place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 folder = stat.S_ISDIR(os.fstat(place).st_mode)
@@ -154,7 +155,11 @@ def _in_thread(rules: int, function: Callable[[], Any]) -> Any:
             done.set()
 
     thread = threading.Thread(target=work, name="stage", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # for want of memory
+        os.close(rules)
+        raise Unavailable(str(error)) from None
     while not done.is_set():
         try:
             done.wait(0.2)  # what another thread raises in this one comes between waits
