@@ -107,7 +107,7 @@ def tables(
     if not names:
         print(list_tables())
         return 0
-    command, processes = shlex.join(["dfkd", *sys.argv[1:]]), jobs or 1
+    command, processes = shlex.join(["dfkd", *sys.argv[1:]]), 1 if jobs is None else jobs
     page, whole = run_tables(
         names, preset, data, settings, out or "", artifacts, processes, threads, hours, command
     )

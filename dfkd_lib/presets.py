@@ -266,7 +266,7 @@ DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
             **_EARLY_QUICK,
             "images": 60_000,
             "passes": 240_000,
-            "inversion_images": 2560,
+            "inversion_images": 1280,
         },
         "titn": {**_TITN_QUICK, "images": 20_000, "epochs": 10},
     },

@@ -76,7 +76,7 @@ def read_cifar(
             f"{root / name}/train/<class>/*.png",
             got=error,
             fix=f"load_images('{name}', '{split}', download=True) fetches it, or name a "
-            "folder of class folders instead",
+            "folder of class folders instead (--data FOLDER, 30.data=FOLDER)",
         ) from None
     kind_of_labels = "labels" if name == "cifar10" else "fine_labels"
     labels = [label for part in parts for label in part[kind_of_labels]]

@@ -85,7 +85,7 @@ def make_plan(
     Raises:
         WorkbenchError: naming the notebook, the parameter, what was expected and the nearest right name.
     """
-    _check_options(profile, jobs, hung, threads, scheduler)
+    check_options(profile, jobs, hung, threads, scheduler)
     files = notebook_files(notebooks)
     if grid is not None:
         path = home(grid).resolve()
@@ -115,9 +115,10 @@ def make_plan(
     return plan
 
 
-def _check_options(
+def check_options(
     profile: str, jobs: int | None, hung: float, threads: int | None, scheduler: str | None
 ) -> None:
+    """Raise a WorkbenchError on a preset that is none, and on options out of range."""
     presets.of_preset("summary", profile)  # an unknown one is refused
     for option, value, least in (
         ("--jobs", jobs, 1),

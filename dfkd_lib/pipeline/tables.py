@@ -27,6 +27,7 @@ from dfkd_lib.distill import comparison
 from dfkd_lib.metrics.intervals import interval_text
 from dfkd_lib.pipeline.html import duration, write_page
 from dfkd_lib.pipeline.index import provenance_rows
+from dfkd_lib.pipeline.plan import HUNG_MINUTES, check_options
 from dfkd_lib.pipeline.task import printing
 from dfkd_lib.reporting.parts import Cell, Made
 from dfkd_lib.reporting.results import value_text
@@ -94,7 +95,6 @@ def chosen(
     names: Sequence[str], preset: str, data: str, settings: Sequence[str], artifacts: str
 ) -> list[Asked]:
     """The tables asked for; WorkbenchError on a name, data set or setting that is none of theirs."""
-    presets.of_preset("summary", preset)  # an unknown one is refused
     names = [name.upper() for name in names]
     for name in names:
         presets.checked("table", name, TABLES)
@@ -403,6 +403,7 @@ def run_tables(
     command: str,
 ) -> tuple[Path, bool]:
     """Estimate, refuse or make, and write; (the page's path, whether every part was made)."""
+    check_options(preset, processes, HUNG_MINUTES, threads, None)
 
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -117,6 +117,26 @@ def test_what_is_no_table_no_data_and_no_setting_is_refused(names, data, setting
     assert fix in error.fix
 
 
+@pytest.mark.parametrize(
+    "change, fix", [({"preset": "quik"}, "'quick'"), ({"processes": 0}, "1"), ({"threads": 0}, "1")]
+)
+def test_options_out_of_range_are_refused(change, fix, tmp_path):
+    given = {"preset": "smoke", "processes": 1, "threads": None} | change
+    out, artifacts = str(tmp_path / "out"), str(tmp_path / "artifacts")
+    with pytest.raises(WorkbenchError) as caught:
+        tables.run_tables(
+            ["A4"],
+            data="",
+            settings=[],
+            out=out,
+            artifacts=artifacts,
+            hours=None,
+            command="",
+            **given,
+        )
+    assert fix in caught.value.fix
+
+
 def test_data_go_to_the_tables_they_are_of(tmp_path):
     for name in presets.CIFAR_CLASSES["cifar10"]:
         (tmp_path / "photographs" / "train" / name).mkdir(parents=True)
