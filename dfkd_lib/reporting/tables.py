@@ -89,6 +89,7 @@ def _pair(given: Given) -> Made:
             if who == "teacher":
                 parts = ["teacher"] if source == "real" else parts
                 note = "" if source == "real" else "its architecture on the GAN's images and labels"
+                note = note if parts else "left out: teacher_synthetic_epochs is 0 in this preset"
             cell = Cell(who, column, tuple(parts), paper=paper and 100 * paper, note=note)
             made.cells.append(cell)
     return made

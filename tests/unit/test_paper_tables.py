@@ -15,7 +15,7 @@ from dfkd_lib.distill import early, titn
 from dfkd_lib.pipeline import tables
 from dfkd_lib.reporting.papers import PAPERS
 from dfkd_lib.reporting.parts import Cell, Made, Part, Table
-from dfkd_lib.reporting.tables import TABLES, configuration
+from dfkd_lib.reporting.tables import TABLES, configuration, open_table
 from dfkd_lib.training import Effort, classifier_effort, effort
 
 METHODS = (REPOSITORY / "dfkd_lib" / "METHODS.md").read_text()
@@ -193,6 +193,13 @@ def test_what_does_not_fit_memory_is_refused_with_the_batch_that_would(monkeypat
     monkeypatch.setattr(tables.training, "free_memory", lambda: large.memory_of(300) / tables.ROOM)
     error = refused(tables.refuse, [report([large], "smoke")], None, 1)
     assert error.fix == "--set A4.student.batch_size=256 would"
+
+
+def test_a_cell_that_a_preset_leaves_out_says_so(tmp_path):
+    config = configuration("A4", "smoke", "mnist", "teacher_synthetic_epochs=0")
+    made = open_table("A4", Store(tmp_path / "artifacts"), config)
+    (cell,) = [c for c in made.cells if (c.row, c.column) == ("teacher", "synthetic")]
+    assert not cell.parts and "teacher_synthetic_epochs" in cell.note and cell.paper == 97.32
 
 
 def test_the_arms_of_b_differ_in_one_thing_each():
