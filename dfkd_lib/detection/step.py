@@ -75,9 +75,7 @@ class Queries(NamedTuple):
     logits: Tensor  # (L, B, Q, K), the last of K classes "no object"
     boxes: Tensor  # (L, B, Q, 4), cxcywh in [0, 1]
     maps: Tensor | None = None  # the last layer's cross-attention (B, Q, h, w), mean over heads
-    own: Tensor | None = (
-        None  # (1,), its own loss, of a detector that brings one and was given objects
-    )
+    own: Tensor | None = None  # (1,), the loss of objects that a detector of its own loss was given
 
 
 class ObjectTargets(NamedTuple):

@@ -276,7 +276,18 @@ def known_classes(source: Path) -> tuple[str, ...] | None:
     config.json, of a file by the record beside it, of an artifact's by its manifest; None where nothing names them."""
     files = [source / "config.json"] if source.is_dir() else []
     files = files or [source.with_suffix(".json"), source.parent / "manifest.json"]
-    record: dict = next((json.loads(one.read_bytes()) for one in files if one.is_file()), {})
+    record: dict = {}
+    if there := next((one for one in files if one.is_file()), None):
+        try:
+            record = json.loads(there.read_bytes())
+        except ValueError as error:
+            raise WorkbenchError(
+                "the record of a detector's classes cannot be read",
+                expected="JSON",
+                got=str(error)[:100],
+                where=there,
+                fix="repair it, or remove it: class heads are then taken by their size",
+            ) from None
     if "id2label" in record:
         names = [record["id2label"][row] for row in sorted(record["id2label"], key=int)]
     else:

@@ -180,6 +180,10 @@ def test_classes_are_matched_by_name(name, saved_as, tmp_path):
     assert all(torch.equal(now[key], was[key]) for key in now if key not in heads)
     with pytest.raises(WorkbenchError, match="not as many"):
         create_detector(name, 4, weights=source, classes=new)
+    if source.is_file():
+        source.with_suffix(".json").write_text("{")
+        with pytest.raises(WorkbenchError, match="cannot be read.*"):
+            create_detector(name, 3, weights=source, classes=new)
 
 
 def test_names_of_nothing_match_nothing(tmp_path):
