@@ -246,6 +246,11 @@ def _started(
     own, known = detector.state_dict(), known_classes(source) if classes else None
     heads = [name for name in own if HEAD.search(name) and name in tensors]
     if all(tensors[name].shape[1:] == own[name].shape[1:] for name in heads):
+        if known and any(len(tensors[name]) < len(known) for name in heads):
+            got = f"{len(known)} classes in the record beside them"
+            raise misfit(
+                "a row for each class", got, source, "correct that record's names, or remove it"
+            )
         if known:
             detector.kept = tuple(name for name in classes if _plain(name) in map(_plain, known))
             rows = {name: _rows(tensors[name], own[name], known, classes) for name in heads}

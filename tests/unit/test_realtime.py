@@ -181,6 +181,9 @@ def test_classes_are_matched_by_name(name, saved_as, tmp_path):
     with pytest.raises(WorkbenchError, match="not as many"):
         create_detector(name, 4, weights=source, classes=new)
     if source.is_file():
+        artifacts.save_json(source.with_suffix(".json"), {"classes": [*old, "a", "b"]})
+        with pytest.raises(WorkbenchError, match="5 classes in the record"):
+            create_detector(name, 3, weights=source, classes=new)
         source.with_suffix(".json").write_text("{")
         with pytest.raises(WorkbenchError, match="cannot be read.*"):
             create_detector(name, 3, weights=source, classes=new)
