@@ -259,7 +259,7 @@ DIFFERENCES: dict[str, dict[str, dict[str, object]]] = {
             "data.train_scenes": 20_000,
             "student.epochs": 12,
             "gan.epochs": 6,
-            "students": "train,plain,synthetic,vanilla,layouts,inverted,generated",
+            "students": "train,plain,aligned,synthetic,vanilla,layouts,inverted,generated",
             "seeds": "0,1,2",
         },
         "early": {

@@ -1,5 +1,6 @@
 """DETR teacher and student: scenes in, matching, losses, training, COCO AP (data-free KD paper, section 7-9)."""
 
+from dfkd_lib.detection.aligned import QueryAligner, listening, shared_losses
 from dfkd_lib.detection.batches import Batch, SceneBatches, padded
 from dfkd_lib.detection.config import VARIANTS, DetectionConfig, DetectionStudent, DetectionTeacher
 from dfkd_lib.detection.detector import (
@@ -33,6 +34,7 @@ from dfkd_lib.detection.tables import (
     calibration_table,
     class_table,
     compared,
+    gain_table,
     measures_table,
     pairs,
     seen_table,
@@ -51,6 +53,7 @@ __all__ = [
     "DetectionWeights",
     "DetectorConfig",
     "Queries",
+    "QueryAligner",
     "SceneBatches",
     "SceneGAN",
     "SceneInversion",
@@ -62,7 +65,9 @@ __all__ = [
     "compared",
     "detection_step",
     "detections",
+    "gain_table",
     "layout_statistics",
+    "listening",
     "load_detector",
     "measures_table",
     "object_consistency_loss",
@@ -81,6 +86,7 @@ __all__ = [
     "sampled_layouts",
     "scene_gan_step",
     "seen_table",
+    "shared_losses",
     "ship_detector",
     "shipped_detector",
     "train",

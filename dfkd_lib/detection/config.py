@@ -74,12 +74,12 @@ class DetectionConfig(Config):
     )
     seeds: Seeds = Field(
         (0, 1, 2),
-        description="seeds of both GANs, the first one's teach students",
+        description="seeds of both GANs, the first one's teach students; and of the students whose gain by a teacher is compared",
         json_schema_extra=_also("gan_seeds"),
     )
     students: str = Field(
         "",
-        description="students, comma-separated, of train, plain, synthetic, vanilla, layouts, inverted, generated; all",
+        description="students, comma-separated, of train, plain, aligned, synthetic, vanilla, layouts, inverted, generated; all",
         json_schema_extra=_also("arms"),
     )
     tile: int = Field(
@@ -121,14 +121,23 @@ class DetectionConfig(Config):
         names = tuple(name.strip() for name in self.students.split(",") if name.strip())
         return names or tuple(VARIANTS)
 
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The students asked for whose gain by a teacher is measured over seeds; none unless two of them and two seeds are."""
+        names = tuple(name for name in ARMS if name in self.variants)
+        return names if min(len(names), len(self.seeds)) > 1 else ()
+
 
 # Short name of a student, as in metrics -> what it learns from.
 VARIANTS = {
     "train": "labels + teacher",
     "plain": "labels alone",
+    "aligned": "labels + teacher's queries",
     "synthetic": "attention GAN's scenes",
     "vanilla": "vanilla GAN's scenes",
     "layouts": "attention GAN's scenes, teacher's layouts",
     "inverted": "scenes inverted from the teacher",
     "generated": "generated scenes",
 }
+# Students of the training scenes and their labels: without a teacher, with matched, with query-aligned distillation.
+ARMS = ("plain", "train", "aligned")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -11,6 +11,7 @@ from torch import Tensor
 from dfkd_lib import training
 from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger, processes, resolve
 from dfkd_lib.datasets import Frames, Scenes, SceneSet, check_classes_agree
+from dfkd_lib.detection.aligned import QueryAligner, check_shareable
 from dfkd_lib.detection.batches import SceneBatches
 from dfkd_lib.detection.step import kept_answers
 from dfkd_lib.metrics import THRESHOLD, average_precision, same_classes, sure
@@ -65,6 +66,7 @@ def train(
     seed: int | None = None,
     start: Artifact | None = None,
     empty: Scenes | None = None,
+    shared: int | None = None,
 ) -> Artifact:
     """A detector trained by a step on scenes, measured after every epoch on test scenes that choose nothing.
 
@@ -77,44 +79,75 @@ def train(
         seed: of weights, order, augmentation and dropout; config.seed by default.
         start: an artifact of such a detector, whose weights are the first.
         empty: scenes without objects; those that the detector fires on at the beginning of an epoch are learned in it.
+        shared: the step is given an `aligner`, a `QueryAligner` with so many groups of general queries.
 
     Returns:
         Artifact with model.safetensors, history.json, predictions.safetensors; metrics of `save_detector`,
         "images_per_second", "train_scenes", "classes_kept" (`Detector.kept`, where the first weights name theirs).
 
     Raises:
-        WorkbenchError: if classes differ, nobody labels the scenes, or `training.check_step` refuses the step.
+        WorkbenchError: if classes differ, nobody labels the scenes, queries cannot be shared, or the step is refused.
     """
     scenes, role = Scenes.of(scenes), "teacher" if teacher is None else "student"
     labelled = scenes.split is not None
     run = config.training(**({} if seed is None else {"seed": seed}))
-    _check(config.model, scenes, test, teacher)
+    _check(config.model, scenes, test, teacher, shared)
     files = (config.weights, config.backbone_weights)
     weights, backbone = (resolve(file) if file else None for file in files)
     settings = {
-        "model": config.model,
-        "config": run.as_dict(),
-        **{name: config[name] for name in ("augment", "pretrained")},
+        **_settings(config, run, start, weights, backbone),
         **{"labelled": labelled, "train": scenes.identity, "test": test.identity},
-        "weights": {"artifact": start.key} if start else _identity(weights),
-        "backbone_weights": _identity(backbone),
         **({} if empty is None else {"empty": empty.identity}),
+        **({} if shared is None else {"shared": shared}),
     }
     reads = {test.split: ledger.EVALUATION} | ({scenes.split: "training"} if labelled else {})
     first = start.path / "model.safetensors" if start else weights
 
     def make(work: Path) -> dict:
         torch.manual_seed(run.seed)
-        own = (len(test.classes), config.pretrained, first, backbone)
-        detector = create_detector(config.model, *own, classes=test.classes)
+        own = len(test.classes), config.pretrained, first, backbone, test.classes
+        detector = create_detector(config.model, *own)
         batches = _batches(detector, scenes, run.batch_size, config.augment, labelled, empty)
-        answer = teacher and kept_answers(load_detector(teacher), batches, run.epochs)
-        bound = training.bound(step, detector, answer)
-        return _fitted(work, detector, bound, batches, run, test, f"{role} {config.model}")
+        modules, bound = _taught(step, detector, teacher, batches, run.epochs, shared)
+        return _fitted(work, modules, bound, batches, run, test, f"{role} {config.model}")
 
     parents = [artifact for artifact in (teacher, scenes.parent, start) if artifact is not None]
     code = [SPECS.get(config.model)]
     return store.get_or_make(f"detection-{role}", settings, make, parents, reads, code=code)
+
+
+def _settings(
+    config: DetectorConfig,
+    run: TrainConfig,
+    start: Artifact | None,
+    weights: Path | None,
+    backbone: Path | None,
+) -> dict:
+    """What a detector's result depends on but for scenes and teacher."""
+    return {
+        "model": config.model,
+        "config": run.as_dict(),
+        **{name: config[name] for name in ("augment", "pretrained")},
+        "weights": {"artifact": start.key} if start else _identity(weights),
+        "backbone_weights": _identity(backbone),
+    }
+
+
+def _taught(
+    step: Callable,
+    detector: Detector,
+    teacher: Artifact | None,
+    batches: SceneBatches,
+    epochs: int,
+    shared: int | None,
+) -> tuple[dict[str, Any], Callable]:
+    """What is trained, by name, and the step as the training loop calls it, with the frozen teacher's answers."""
+    asked = teacher and load_detector(teacher)
+    modules: dict[str, Any] = {"detector": detector}
+    if asked and shared is not None:
+        modules["aligner"] = QueryAligner(detector, asked, shared)
+    answer = asked and kept_answers(asked, batches, epochs)
+    return modules, training.bound(step, detector, answer, modules)
 
 
 def _batches(
@@ -137,14 +170,15 @@ def _batches(
 
 def _fitted(
     work: Path,
-    detector: Detector,
+    modules: dict[str, Any],
     step: Callable,
     batches: SceneBatches,
     config: TrainConfig,
     scenes: Scenes,
     label: str,
 ) -> dict:
-    """Train a detector, write its files into `work`, return its metrics."""
+    """Train a detector and what is trained beside it, write its files into `work`, return its metrics."""
+    detector: Detector = modules["detector"]
     test, kept = scenes.load(), detector.kept
     if kept is not None and processes.is_main():
         print(f"{label} starts with the rows of {', '.join(kept) or 'no class'} in its head")
@@ -153,7 +187,7 @@ def _fitted(
         measures = average_precision(test, *predict(detector, test.images))
         return {name: value for name, value in measures.items() if name != "per_class"}
 
-    modules, saved = {"detector": detector}, work / "checkpoint"
+    saved = work / "checkpoint"
     history = training.fit(
         modules,
         step,
@@ -169,8 +203,13 @@ def _fitted(
     return {**metrics, **own, **speed, **({} if kept is None else {"classes_kept": list(kept)})}
 
 
-def _check(model: str, scenes: Scenes, test: Scenes, teacher: Artifact | None) -> None:
-    """Raise unless the scenes are labelled by somebody, and all name the classes of the test scenes, in their order."""
+def _check(
+    model: str, scenes: Scenes, test: Scenes, teacher: Artifact | None, shared: int | None
+) -> None:
+    """Raise unless the scenes are labelled by somebody, all name the classes of the test scenes, in their order, and queries
+    that are to be shared can be."""
+    if shared is not None:
+        check_shareable(*([teacher.settings["model"]] if teacher else []), model)
     if scenes.split is None and teacher is None:
         raise WorkbenchError(
             "scenes of no data set carry no labels",

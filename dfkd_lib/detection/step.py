@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dfkd_lib.attention import capture_attention, patch_grid
 from dfkd_lib.core import Config, processes
+from dfkd_lib.detection.aligned import QueryAligner, listening, shared_losses
 from dfkd_lib.detection.batches import Batch, SceneBatches
 from dfkd_lib.detection.matching import PAIRINGS, paired_queries
 from dfkd_lib.losses import (
@@ -24,6 +25,9 @@ from dfkd_lib.losses import (
 from dfkd_lib.metrics import THRESHOLD
 from dfkd_lib.models import Detector, RealTimeDetector
 
+# Losses in `DetectionWeights` towards the teacher's query that is nearest, and towards its answers to queries put to both.
+MATCHED = ("distillation", "box_distillation", "attention_distillation")
+SHARED = ("query_logits", "query_boxes", "query_features", "query_attention")
 STORED_BYTES = 1 << 29  # that a teacher's answers to all scenes may take
 
 
@@ -47,6 +51,13 @@ class DetectionWeights(Config):
     )
     box_distillation: float = _weight(0.0, "of the teacher's boxes, which are not the paper's")
     attention_distillation: float = _weight(0.0, "of its cross-attention, likewise")
+    query_logits: float = _weight(0.0, "of the teacher's logits at queries that both are asked")
+    query_boxes: float = _weight(0.0, "of its boxes at these queries")
+    query_features: float = _weight(0.0, "of its decoder's features at these queries")
+    query_attention: float = _weight(0.0, "of its cross-attention at these queries, in each layer")
+    general: int = Field(
+        1, ge=0, le=64, description="groups of random queries that both are asked beside its own"
+    )
     own: float = _weight(
         1.0, "of D-FINE's, DEIMv2's, RT-DETR's own losses, for classification, boxes, giou"
     )
@@ -57,10 +68,26 @@ class DetectionWeights(Config):
 
     @model_validator(mode="after")
     def _some(self) -> Self:
-        others = ("own", "temperature", "pairing")
+        others = ("own", "temperature", "pairing", "general")
         if not any(self[name] for name in self.keys() if name not in others):
             raise ValueError("a weight above 0: at least one loss must count")
         return self
+
+    @property
+    def matched(self) -> bool:
+        """Whether the teacher's nearest queries are distilled."""
+        return any(self[name] for name in MATCHED)
+
+    @property
+    def shared(self) -> int | None:
+        """The groups of general queries of query-aligned distillation; None where it has no weight."""
+        return self.general if any(self[name] for name in SHARED) else None
+
+    @property
+    def aligned(self) -> Self:
+        """With query-aligned distillation in place of the matched: its own weights, or 1 each where all are 0."""
+        weights = {name: self[name] if self.shared is not None else 1.0 for name in SHARED}
+        return self.replace(**dict.fromkeys(MATCHED, 0.0), **weights)
 
     def total(self, named: dict[str, Tensor]) -> dict[str, Tensor]:
         """What a step returns: "loss", weighted and summed over decoder layers, and the last layer's named losses, of losses
@@ -209,15 +236,23 @@ def detection_step(weights: DetectionWeights) -> Callable:
     """The weighted losses of objects (A eq. 11-13) and, with a teacher, of distillation (eq. 14), as a step for `train`.
 
     Every decoder layer of the student answers for the objects (deep supervision); the last one's losses are logged. Of a
-    student with a loss of its own (D-FINE, DEIMv2, RT-DETR) that one stands in place of eq. 11-13.
+    student with a loss of its own (D-FINE, DEIMv2, RT-DETR) that one stands in place of eq. 11-13. Query-aligned
+    distillation needs the `aligner` that `train(…, shared=weights.shared)` gives.
     """
-    cross = weights.attention_distillation > 0
+    cross, matched = weights.attention_distillation > 0, weights.matched
 
-    def step(student: Detector, batch: Batch, teacher: Callable | None) -> dict[str, Tensor]:
-        answer = None if teacher is None else teacher(batch, cross)
+    def step(
+        student: Detector,
+        batch: Batch,
+        teacher: Callable | None,
+        aligner: QueryAligner | None = None,
+    ) -> dict[str, Tensor]:
+        wanted = teacher is not None and (matched or batch.labels is None)
+        answer = teacher(batch, cross) if teacher and wanted else None
         known = objects(batch, answer)
-        found = queries(student, batch.images, cross and answer is not None, objects=known)
-        like = None if answer is None else pair_teacher(found, answer)
+        with listening(aligner, student) as given:
+            found = queries(student, batch.images, cross and answer is not None, objects=known)
+        like = pair_teacher(found, answer) if answer and matched else None
         if found.own is None:
             target = pair_objects(found, *known, weights.pairing)
             named = detection_losses(*found[:2], target.labels, target.boxes)
@@ -232,6 +267,9 @@ def detection_step(weights: DetectionWeights) -> Callable:
         if like is not None and cross:
             attention = attention_distillation_loss(found.maps, like.maps, like.objectness[-1])
             named["attention_distillation"] = attention[None]
+        if aligner is not None:
+            both = aligner(student, given, batch.images)
+            named |= shared_losses(*both, weights, weights.temperature)
         return weights.total(named)
 
     return step

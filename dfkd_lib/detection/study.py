@@ -8,7 +8,8 @@ import torch
 
 from dfkd_lib.core import Artifact, Store, WorkbenchError, ledger
 from dfkd_lib.datasets import GENERATED, SceneConfig, Scenes, check_classes_agree
-from dfkd_lib.detection.config import VARIANTS, DetectionConfig
+from dfkd_lib.detection.aligned import check_shareable
+from dfkd_lib.detection.config import ARMS, VARIANTS, DetectionConfig
 from dfkd_lib.detection.detector import (
     load_detector,
     predict,
@@ -21,13 +22,10 @@ from dfkd_lib.detection.layouts import layout_statistics
 from dfkd_lib.detection.measure import measure_scenes
 from dfkd_lib.detection.probes import check_objects
 from dfkd_lib.detection.scene_gan import SceneGAN, check_side, object_probe_artifact
-from dfkd_lib.detection.step import detection_step
+from dfkd_lib.detection.step import MATCHED, SHARED, detection_step
 from dfkd_lib.detection.tiles import predict_tiled
 from dfkd_lib.metrics import calibration_error, fit_scaling, judged
 from dfkd_lib.models import REALTIME
-
-# Weights in `DetectionWeights` of losses that a detector without a teacher has not.
-FROM_TEACHER = ("distillation", "box_distillation", "attention_distillation")
 
 
 class DetectionStudy:
@@ -61,7 +59,8 @@ class DetectionStudy:
                     fix=f"give teacher.model={start.settings['model']}, or start=nothing",
                 )
         # What distils into students must not make another teacher.
-        weights = self.config.losses.replace(**dict.fromkeys(FROM_TEACHER, 0.0), temperature=1.0)
+        none = dict.fromkeys((*MATCHED, *SHARED), 0.0)
+        weights = self.config.losses.replace(**none, temperature=1.0, general=1)
         step, scenes = detection_step(weights), self.scenes("train")
         own = {"seed": self.config.seed, "start": start, "empty": self.empty}
         return train(self.store, config, step, scenes, test, **own)
@@ -106,12 +105,17 @@ class DetectionStudy:
         return measure_scenes(self.store, drawn, self.teacher, judge, self.probes, *splits)
 
     def student(
-        self, variant: str, step: Callable | None = None, gan: SceneGAN | None = None
+        self,
+        variant: str,
+        step: Callable | None = None,
+        gan: SceneGAN | None = None,
+        seed: int | None = None,
     ) -> Artifact:
         """A student by its short name in `VARIANTS`, trained by the library's step or one of the caller's; see `train`.
 
         Args:
             gan: the attention GAN in place of the configuration's.
+            seed: of the student alone, in place of the configuration's.
         """
         if variant not in VARIANTS:
             known = ", ".join(VARIANTS)
@@ -119,8 +123,9 @@ class DetectionStudy:
                 "no such student", expected=known, got=variant, fix="name one of these"
             )
         config, teacher = self.config, None if variant == "plain" else self.teacher
-        empty = self.empty if variant in ("train", "plain") else None
-        if variant in ("train", "plain"):
+        weights = config.losses.aligned if variant == "aligned" else config.losses
+        labelled = variant in ARMS
+        if labelled:
             scenes = self.scenes("train")
         elif variant == "generated":
             scenes = self.scenes("synthetic")
@@ -130,25 +135,30 @@ class DetectionStudy:
             gan = gan or config.gan
             gan = gan.replace(lam=0.0) if variant == "vanilla" else gan
             scenes = self.drawn(gan, layouts=variant == "layouts")
-        step, test = step or detection_step(config.losses), self.scenes("test")
-        start = self.start(teacher, step)
-        own = (config.student, step, scenes, test, teacher, config.seed, start, empty)
-        return train(self.store, *own)
+        step, test = step or detection_step(weights), self.scenes("test")
+        start = self.start(teacher, step, variant)
+        seed = config.seed if seed is None else seed
+        own = (config.student, step, scenes, test, teacher, seed, start)
+        more = {"empty": self.empty if labelled else None, "shared": teacher and weights.shared}
+        return train(self.store, *own, **more)
 
-    def start(self, teacher: Artifact | None, step: Callable) -> Artifact | None:
+    def start(
+        self, teacher: Artifact | None, step: Callable, variant: str = "train"
+    ) -> Artifact | None:
         """What a student starts from: nothing, or one of its shape that learned the generated scenes, from the shipped
-        teacher too unless it never has a teacher."""
+        teacher too, as that variant does, unless it never has a teacher."""
         if not self.config.from_generated:
             return None
         own = self.config.data
         sizes = {name: own[name] for name in ("size", "train_scenes", "test_scenes")}
         like = self.config.replace(data=SceneConfig(**sizes), start="nothing")
         like = like.override({"teacher.source": "shipped", "student.augment": 0.0})
-        return DetectionStudy(self.store, like).student("train" if teacher else "plain", step)
+        same = "aligned" if variant == "aligned" else "train"
+        return DetectionStudy(self.store, like).student(same if teacher else "plain", step)
 
     def check(self) -> None:
-        """WorkbenchError if the GANs cannot draw scenes of this size, the splits name other classes, or a class has no object
-        to learn from: now, not after the teacher's training."""
+        """WorkbenchError if the GANs cannot draw scenes of this size, the splits name other classes, a class has no object
+        to learn from, or queries cannot be shared: now, not after the teacher's training."""
         data, config = self.config.data, self.config.teacher
         if config.source == "train" and config.model in REALTIME:
             raise WorkbenchError(
@@ -158,6 +168,8 @@ class DetectionStudy:
                 where="teacher.model",
                 fix=f"give teacher.model=detr_micro; a student may be a {config.model} (student.model)",
             )
+        if self.config.losses.shared is not None or "aligned" in self.config.variants:
+            check_shareable(self.config.student.model)
         check_side(data.size, data.size)
         train, test = self.scenes("train"), self.scenes("test")
         check_classes_agree(
@@ -221,15 +233,24 @@ class DetectionStudy:
 def tasks(names: Mapping[str, object]) -> dict[str, Callable[[], object]]:
     """Notebook 40's students and GANs, the scenes they draw and what these measure, as `distill.tasks` gives them."""
     study, step, gans = names["study"], names["step"], names["gans"]
+    steps = {"aligned": names["aligned_step"]}
 
     def measured(gan: SceneGAN, seed: int) -> Artifact:
         return study.measured(study.drawn(gan, seed), study.student("plain", step))
 
     students = {
         f"student, {VARIANTS[variant]}": partial(
-            study.student, variant, step, gans["attention GAN"]
+            study.student, variant, steps.get(variant, step), gans["attention GAN"]
         )
         for variant in dict.fromkeys(("plain", *study.config.variants))
+    }
+    students |= {
+        f"student, {VARIANTS[variant]}, seed {seed}": partial(
+            study.student, variant, steps.get(variant, step), seed=seed
+        )
+        for variant in study.config.compared
+        for seed in study.config.seeds
+        if seed != study.config.seed
     }
     drawn = {
         f"{name}, seed {seed}": partial(measured, gan, seed)

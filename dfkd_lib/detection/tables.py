@@ -1,6 +1,7 @@
 """Detectors and drawn scenes as tables, and as examples in the form that the plots of scenes take."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +39,21 @@ def ap_table(detectors: dict[str, Artifact]) -> "pd.DataFrame":
     for name, artifact in detectors.items():
         found = {measure.replace("_", " "): artifact.metrics.get(measure) for measure in measures}
         rows.append({"detector": f"{name} ({artifact.settings['model']})", **found})
+    return _table(rows)
+
+
+def gain_table(students: dict[str, Sequence[Artifact]], measure: str = "AP50") -> "pd.DataFrame":
+    """What each student has over each one before it, trained from the same seeds: mean difference of a measure, its paired
+    95 % interval and p (`metrics.intervals.paired_difference`); of fewer than three seeds the mean alone."""
+    rows = []
+    for one, other in combinations(students, 2):
+        before, after = ([made.metrics[measure] for made in students[key]] for key in (one, other))
+        gain = intervals.paired_difference(before, after)
+        if gain["pairs"] < intervals.FEWEST:
+            gain |= dict.fromkeys(("low", "high", "p"), np.nan)
+        own = {measure: intervals.interval_text(after, ".3f")}
+        own["of the other"] = intervals.interval_text(before, ".3f")
+        rows.append({"student": other, "against": one, **own, **gain})
     return _table(rows)
 
 

@@ -22,6 +22,9 @@ from dfkd_lib.losses.detection import (
     giou_loss,
     objectness,
     own_loss,
+    query_box_loss,
+    query_feature_loss,
+    query_logit_loss,
     resize_maps,
 )
 from dfkd_lib.losses.schedule import Schedule, read_schedules
@@ -92,6 +95,9 @@ __all__ = [
     "patch_probe_loss",
     "patch_similarity_entropy",
     "patch_similarity_loss",
+    "query_box_loss",
+    "query_feature_loss",
+    "query_logit_loss",
     "read_schedules",
     "resize_maps",
     "total_variation",

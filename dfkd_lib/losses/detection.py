@@ -162,6 +162,63 @@ def attention_distillation_loss(maps: Tensor, teacher_maps: Tensor, weights: Ten
     return _weighted(1 - alike, weights)
 
 
+def query_logit_loss(
+    logits: Tensor, teacher_logits: Tensor, weights: Tensor, temperature: float
+) -> Tensor:
+    """T² Σ_k KL(σ(t_k / T) ‖ σ(s_k / T)), of the same query put to both, per object of the teacher's.
+
+    Each class by itself, as `classification_loss` trains it.
+
+    Args:
+        logits, teacher_logits: (..., B, Q, K).
+        weights: (..., B, Q), the teacher's `objectness`.
+        temperature: T > 0.
+
+    Returns:
+        (...), ≥ 0.
+
+    Source: after KD-DETR (Wang et al. 2024); Hinton et al. 2015 for T.
+    """
+    soft, target = logits / temperature, teacher_logits / temperature
+    chance = target.sigmoid()
+    cross, own = (
+        F.binary_cross_entropy_with_logits(one, chance, reduction="none") for one in (soft, target)
+    )
+    return temperature**2 * _weighted((cross - own).sum(-1), weights)
+
+
+def query_box_loss(boxes: Tensor, teacher_boxes: Tensor, weights: Tensor) -> Tensor:
+    """5 · L1 + 2 · (1 - generalised IoU), DETR's box loss, of the same query put to both, per object of the teacher's.
+
+    Args:
+        boxes, teacher_boxes: (..., B, Q, 4) cxcywh in [0, 1].
+        weights: (..., B, Q), the teacher's `objectness`.
+
+    Returns:
+        (...), ≥ 0.
+
+    Source: after KD-DETR (Wang et al. 2024).
+    """
+    apart = (boxes - teacher_boxes).abs().sum(-1)
+    return _weighted(5 * apart + 2 * giou_apart(boxes, teacher_boxes), weights)
+
+
+def query_feature_loss(features: Tensor, teacher_features: Tensor, weights: Tensor) -> Tensor:
+    """1 - cos(student's, teacher's decoder features) of the same query put to both, per object of the teacher's.
+
+    Args:
+        features, teacher_features: (..., B, Q, D), the student's mapped to the teacher's width.
+        weights: (..., B, Q), the teacher's `objectness`.
+
+    Returns:
+        (...), in [0, 2].
+
+    Source: after D³ETR (Chen et al. 2022).
+    """
+    alike = F.cosine_similarity(features.float(), teacher_features.float(), dim=-1)
+    return _weighted(1 - alike, weights)
+
+
 def resize_maps(maps: Tensor, grid: Sequence[int]) -> Tensor:
     """Attention maps (B, Q, h, w) on another grid, bilinear, the sum of each kept."""
     if maps.shape[-2:] == tuple(grid):

@@ -208,6 +208,30 @@ DETECTION_LOSSES = {
         "A eq. 10 for each object query",
         detection.attention_distillation_loss,
     ),
+    "query_logits": Loss(
+        "query KD",
+        "the teacher's logits at its queries, put to both",
+        "after KD-DETR",
+        detection.query_logit_loss,
+    ),
+    "query_boxes": Loss(
+        "query boxes",
+        "the teacher's boxes at these queries",
+        "after KD-DETR",
+        detection.query_box_loss,
+    ),
+    "query_features": Loss(
+        "query features",
+        "the teacher's decoder features at these queries",
+        "after D³ETR",
+        detection.query_feature_loss,
+    ),
+    "query_attention": Loss(
+        "query attention",
+        "the teacher's cross-attention at these queries, layer by layer",
+        "A eq. 10 for each query; after D³ETR",
+        detection.attention_distillation_loss,
+    ),
     "own": Loss(
         "its own",
         "the losses that D-FINE, DEIMv2 and RT-DETR bring along",

@@ -637,6 +637,9 @@ def test_artifacts_hold_curves_measures_and_detections(trained):
     history = made["train"].json("history.json")
     assert {"AP", "AP50", "precision", "classification", "boxes", "distillation"} <= set(history[0])
     assert "distillation" not in made["teacher"].json("history.json")[0]
+    aligned = made["aligned"].json("history.json")[0]
+    assert aligned["query_features"] > 0 and "distillation" not in aligned
+    assert made["aligned"].metrics["parameters"] == made["train"].metrics["parameters"]
     detector, test = detection.load_detector(made["train"]), study.scenes("test").load()
     found = metrics.average_precision(test, *detection.predict(detector, test.images))
     assert found["AP"] == pytest.approx(made["train"].metrics["AP"])
@@ -659,7 +662,7 @@ def test_a_changed_setting_makes_a_new_student(trained, change):
         other.student("plain")
 
 
-@pytest.mark.parametrize("weight", ["distillation", "box_distillation", "attention_distillation"])
+@pytest.mark.parametrize("weight", ["distillation", "attention_distillation", "query_logits"])
 def test_what_distils_into_students_makes_no_other_teacher(trained, weight):
     store, study, made = trained
     other = DetectionStudy(store, study.config.override(f"losses.{weight}=7 temperature=3"))
