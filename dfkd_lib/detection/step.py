@@ -121,9 +121,10 @@ def queries(
     objects: tuple[Tensor, Tensor] | None = None,
 ) -> Queries:
     """The predictions on float images (B, 3, H, W) in [0, 1] of every decoder layer (deep supervision), or of the last
-    alone; `attention` reads the last layer's cross-attention too. Of `objects` (padded labels (B, M), boxes (B, M, 4)) D-FINE,
+    alone; `attention` reads the last layer's cross-attention too, where there are maps (not of deformable attention). Of `objects` (padded labels (B, M), boxes (B, M, 4)) D-FINE,
     DEIMv2 and RT-DETR compute their own loss, with matching, denoising and all layers in it."""
     maps, blocks = None, nullcontext()
+    attention = attention and not isinstance(detector, RealTimeDetector)
     if attention:
         blocks = capture_attention(detector.network, (-1,), token=None, kind="cross")
     given = (objects,) if objects and isinstance(detector, RealTimeDetector) else ()
@@ -264,7 +265,7 @@ def detection_step(weights: DetectionWeights) -> Callable:
         if like is not None and weights.box_distillation:
             boxes = found.boxes, like.boxes, like.objectness
             named["box_distillation"] = box_distillation_loss(*boxes)
-        if like is not None and cross:
+        if like is not None and found.maps is not None and like.maps is not None:
             attention = attention_distillation_loss(found.maps, like.maps, like.objectness[-1])
             named["attention_distillation"] = attention[None]
         if aligner is not None:

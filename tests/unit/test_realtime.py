@@ -106,7 +106,8 @@ def test_a_teacher_of_the_old_kind_and_a_student_of_the_new_one_fit_together():
     student, teacher = create_detector(ATTO, 4).train(), create_detector("detr_nano", 4).eval()
     with torch.no_grad():
         teacher.network.class_labels_classifier.bias[0] = 3.0  # sure of birds everywhere
-    step = detection.detection_step(DetectionWeights(distillation=1.0, box_distillation=0.5))
+    weights = {"distillation": 1.0, "box_distillation": 0.5, "attention_distillation": 1.0}
+    step = detection.detection_step(DetectionWeights(**weights))  # no maps: the last says nothing
     batch = batch_of()._replace(labels=None, boxes=None)
     losses = step(student, batch, answers(teacher))
     assert set(losses) == {"loss", "own", "distillation", "box_distillation"}
