@@ -148,8 +148,8 @@ def test_data_go_to_the_tables_they_are_of(tmp_path):
     assert config.teacher.model == "deit_base_patch4_32" and config.seeds == (3,)
 
 
-def test_data_that_are_not_there_are_refused_with_what_would():
-    error = refused(tables.opened, tables.Asked("C3", "smoke", "cifar100", "", "unused"))
+def test_data_that_are_not_there_are_refused_with_what_would(tmp_path):
+    error = refused(tables.opened, tables.Asked("C3", "smoke", "cifar100", "", str(tmp_path)))
     assert "folder of class folders" in error.fix
 
 
