@@ -6,15 +6,15 @@ import sys
 import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
+from predict import fitted
 
 names, how = (json.load(open(f"{name}.json", "rb")) for name in ("labels", "preprocess"))
 image = ImageOps.exif_transpose(Image.open(sys.argv[1]))
 image = seen = image.convert("L" if how["channels"] == 1 else "RGB")
 frame, factor = np.array([how["width"], how["height"]]), 1.0
 if "fill" in how:  # a detector sees an image in its own proportions
-    factor = min(*(frame / image.size), how.get("shortest", np.inf) / min(image.size))
+    size, factor = fitted(image.size, how)
     seen = Image.new("RGB", tuple(frame), tuple(how["fill"]))
-    size = [max(1, round(side * factor)) for side in image.size]
     seen.paste(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3))
 elif image.size != tuple(frame):
     seen = image.resize(tuple(frame), Image.Resampling.BICUBIC)

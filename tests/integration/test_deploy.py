@@ -314,7 +314,8 @@ def test_the_example_to_copy_has_at_most_30_lines_and_prints_the_same(
         if made is detected[3]:  # a detector that is sure of everything
             source = (package / "example.py").read_text()
             (package / "example.py").write_text(source.replace(">= 0.5", ">= 0"))
-        code = "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+        code = "sys.argv = sys.argv[1:]\nsys.path.insert(0, '.')  # as `python example.py` has it\n"
+        code += "runpy.run_path(sys.argv[0], run_name='__main__')"
         done = bare_python(bare, package, code, package / "example.py", tmp_path / "one.png")
         assert done.returncode == 0, done.stderr
         own = run_without_torch(bare, package, "--threshold", "0", tmp_path / "one.png")
