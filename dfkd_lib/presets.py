@@ -5,8 +5,10 @@ laptop's, `smoke` the tests', `night` the papers' sizes as far as two cores get 
 """
 
 import importlib
+import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import cast
 
 from dfkd_lib.core import Config, WorkbenchError, injected, nearest, resolve
@@ -333,10 +335,12 @@ CIFAR_CLASSES = {
 
 def data_set(name: str) -> str:
     """The named set that images are of: a name's own, and that of a folder with the classes of CIFAR; else the name."""
-    folder = resolve(name or ".") / "train"
-    if name in PROFILES or not name or not folder.is_dir():
+    if name in PROFILES or not name:
         return name
-    found = {place.name for place in folder.iterdir() if place.is_dir()}
+    found: set[str] = set()
+    with suppress(OSError, ValueError):  # words that cannot be a path name no folder
+        with os.scandir(resolve(name) / "train") as entries:
+            found = {entry.name for entry in entries if entry.is_dir()}
     if found == CIFAR_CLASSES["cifar10"]:
         return "cifar10"
     return "cifar100" if len(found) == 100 and CIFAR_CLASSES["cifar100"] <= found else name

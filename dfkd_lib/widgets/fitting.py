@@ -1,5 +1,6 @@
 """Which models take which images, and which choices a model has: what the explorer offers, and what stands beside."""
 
+import os
 from itertools import count
 
 import torch
@@ -138,7 +139,7 @@ def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 def _own(data: str, names: list[str], channels: int, side: int | None) -> SceneSet:
     """The image of a file as a scene without objects, (1, channels, side, side), or as it is up to `OWN_SIDE`."""
     path = resolve(data)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WorkbenchError(
             "no such data",
             expected=f"{', '.join(names)}, or the path of an image file",

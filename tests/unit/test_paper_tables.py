@@ -148,6 +148,11 @@ def test_data_go_to_the_tables_they_are_of(tmp_path):
     assert config.teacher.model == "deit_base_patch4_32" and config.seeds == (3,)
 
 
+@pytest.mark.parametrize("word", ["1" * 400, "a\0b", "no/such/place"])
+def test_words_that_can_be_no_folder_are_no_data_set_of_ours(word):
+    assert presets.data_set(word) == word
+
+
 def test_data_that_are_not_there_are_refused_with_what_would(tmp_path):
     error = refused(tables.opened, tables.Asked("C3", "smoke", "cifar100", "", str(tmp_path)))
     assert "folder of class folders" in error.fix
