@@ -1,6 +1,6 @@
 """DETR teacher and student: scenes in, matching, losses, training, COCO AP (data-free KD paper, section 7-9)."""
 
-from dfkd_lib.detection.aligned import QueryAligner, listening, shared_losses
+from dfkd_lib.detection.aligned import QueryAligner, inputs_if_shared, shared_losses
 from dfkd_lib.detection.batches import Batch, SceneBatches, padded
 from dfkd_lib.detection.config import VARIANTS, DetectionConfig, DetectionStudent, DetectionTeacher
 from dfkd_lib.detection.detector import (
@@ -67,7 +67,7 @@ __all__ = [
     "detections",
     "gain_table",
     "layout_statistics",
-    "listening",
+    "inputs_if_shared",
     "load_detector",
     "measures_table",
     "object_consistency_loss",

@@ -34,7 +34,7 @@ class Answers(NamedTuple):
 
 
 @contextmanager
-def heard(detector: Detector) -> Iterator[dict[str, Any]]:
+def decoder_inputs(detector: Detector) -> Iterator[dict[str, Any]]:
     """What the decoder of a DETR is given while the detector runs, by name: the encoder's tokens and their positions."""
     given: dict[str, Any] = {}
     hook = detector.network.model.decoder.register_forward_pre_hook(
@@ -46,7 +46,7 @@ def heard(detector: Detector) -> Iterator[dict[str, Any]]:
         hook.remove()
 
 
-def asked(
+def decode_queries(
     detector: Detector,
     given: dict[str, Any],
     images: Tensor,
@@ -56,7 +56,7 @@ def asked(
     """A DETR's answers to groups of queries of anyone's; queries attend to those of their group alone.
 
     Args:
-        given: what `heard` kept of these images.
+        given: what `decoder_inputs` kept of these images.
         images: float (B, 3, H, W) in [0, 1].
         embeddings: positions of the queries, (G, Q, D).
         references: logits of their reference points (G, Q, 2), of Conditional DETR, whose own head gives them by default.
@@ -79,8 +79,7 @@ def asked(
         output = decoder(**given, output_hidden_states=True)
     states = [*map(decoder.layernorm, output.hidden_states[1:-1]), output.last_hidden_state]
     features, frame = torch.stack(states), pixel_mask(images)[1].repeat(groups, 1)
-    # As the detector answers its own queries; a public name would be another class in the keys of all results.
-    heads = detector._heads(features, getattr(output, "reference_points", None), frame)
+    heads = detector.heads(features, getattr(output, "reference_points", None), frame)
     maps = torch.stack([seen[layer].mean(1) for layer in range(len(states))])
     grid = patch_grid(detector.network, maps.shape[-1], *images.shape[-2:])
     return Answers(*heads, features, maps.unflatten(-1, grid))
@@ -127,15 +126,15 @@ class QueryAligner(nn.Module):
         """The student's answers, features in the teacher's width, and the teacher's of its layer that is as deep.
 
         Args:
-            given: what `heard` kept of the student at these images, float (B, 3, H, W) in [0, 1].
+            given: what `decoder_inputs` kept of the student at these images, float (B, 3, H, W) in [0, 1].
         """
         (teacher,) = self._teacher
         with torch.no_grad():
-            with heard(teacher) as known:
+            with decoder_inputs(teacher) as known:
                 teacher(images)
             queries, references = self.sampled()
-            target = asked(teacher, known, images, queries, references)
-        found = asked(student, given, images, self.queries(queries), references)
+            target = decode_queries(teacher, known, images, queries, references)
+        found = decode_queries(student, given, images, self.queries(queries), references)
         layers, count = len(found.logits), len(target.logits)
         rows = [-(-(layer + 1) * count // layers) - 1 for layer in range(layers)]
         found = found._replace(features=self.features(found.features))
@@ -152,9 +151,9 @@ class QueryAligner(nn.Module):
         return queries, None if head is None else head(queries)
 
 
-def listening(aligner: QueryAligner | None, student: Detector):
-    """`heard` of the student where queries are shared; else a context that gives None."""
-    return nullcontext() if aligner is None else heard(student)
+def inputs_if_shared(aligner: QueryAligner | None, student: Detector):
+    """`decoder_inputs` of the student where queries are shared; else a context that gives None."""
+    return nullcontext() if aligner is None else decoder_inputs(student)
 
 
 def shared_losses(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfkd_lib.attention import capture_attention, patch_grid
 from dfkd_lib.core import Config, processes
-from dfkd_lib.detection.aligned import QueryAligner, listening, shared_losses
+from dfkd_lib.detection.aligned import QueryAligner, inputs_if_shared, shared_losses
 from dfkd_lib.detection.batches import Batch, SceneBatches
 from dfkd_lib.detection.matching import PAIRINGS, paired_queries
 from dfkd_lib.losses import (
@@ -251,7 +251,7 @@ def detection_step(weights: DetectionWeights) -> Callable:
         wanted = teacher is not None and (matched or batch.labels is None)
         answer = teacher(batch, cross) if teacher and wanted else None
         known = objects(batch, answer)
-        with listening(aligner, student) as given:
+        with inputs_if_shared(aligner, student) as given:
             found = queries(student, batch.images, cross and answer is not None, objects=known)
         like = pair_teacher(found, answer) if answer and matched else None
         if found.own is None:

@@ -58,17 +58,23 @@ class Detector(nn.Module):
         output = self.network.model(pixels, pixel_mask=mask, output_hidden_states=earlier)
         reference = getattr(output, "reference_points", None)
         if not earlier:
-            return Detections(*self._heads(output.last_hidden_state, reference, frame))
+            return Detections(*self.heads(output.last_hidden_state, reference, frame))
         states = map(self.network.model.decoder.layernorm, output.decoder_hidden_states[1:-1])
         every = torch.stack([*states, output.last_hidden_state])
         *before, last = zip(
-            *(part.unbind() for part in self._heads(every, reference, frame)), strict=True
+            *(part.unbind() for part in self.heads(every, reference, frame)), strict=True
         )
         return Detections(*last, tuple(before))
 
-    def _heads(
+    def heads(
         self, state: Tensor, reference: Tensor | None, frame: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Logits (…, Q, classes + 1) and boxes (…, Q, 4) of decoder states (…, Q, D).
+
+        Args:
+            reference: points (Q, B, 2) in [0, 1] that Conditional DETR's centres are relative to; else None.
+            frame: (B, 4) corner and size of each frame within its image, as shares.
+        """
         logits = self.network.class_labels_classifier(state).float()
         boxes = self.network.bbox_predictor(state).float()
         # Conditional DETR predicts centres relative to each query's reference point.

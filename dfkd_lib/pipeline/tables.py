@@ -42,7 +42,7 @@ SHOWN = "row,column,paper,ours,seeds,size,seconds,real images read,its teacher's
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """A table that was asked for: all that another process needs to open it."""
 
     table: str
@@ -57,7 +57,7 @@ class Asked:
 
 
 @dataclass
-class Report:
+class TableRun:
     """What comes of a table.
 
     Args:
@@ -65,7 +65,7 @@ class Report:
         errors: {part: what happened}. places: {part: the hardware it was made on, as far as known}.
     """
 
-    asked: Asked
+    request: Request
     made: Made
     missing: list[str]
     errors: dict[str, str]
@@ -75,10 +75,10 @@ class Report:
 
 
 @lru_cache(maxsize=16)
-def opened(asked: Asked) -> Made:
+def opened(request: Request) -> Made:
     """The table, opened once in a process."""
-    config = configuration(asked.table, asked.preset, asked.data, asked.overrides)
-    return open_table(asked.table, Store(asked.artifacts), config)
+    config = configuration(request.table, request.preset, request.data, request.overrides)
+    return open_table(request.table, Store(request.artifacts), config)
 
 
 def list_tables() -> str:
@@ -93,7 +93,7 @@ def list_tables() -> str:
 
 def chosen(
     names: Sequence[str], preset: str, data: str, settings: Sequence[str], artifacts: str
-) -> list[Asked]:
+) -> list[Request]:
     """The tables asked for; WorkbenchError on a name, data set or setting that is none of theirs."""
     names = [name.upper() for name in names]
     for name in names:
@@ -122,7 +122,7 @@ def chosen(
             )
         changes[table.upper()].append(rest)
     return [
-        Asked(
+        Request(
             name,
             preset,
             data if kind in TABLES[name].data else TABLES[name].data[0],
@@ -133,9 +133,9 @@ def chosen(
     ]
 
 
-def look(asked: Asked, places: dict[str, str]) -> Report:
+def look(request: Request, places: dict[str, str]) -> TableRun:
     """A table with what is missing of it, and what that will cost; trains nothing."""
-    made, missing = opened(asked), []
+    made, missing = opened(request), []
     with only_finding():
         for name, part in made.parts.items():
             try:
@@ -144,13 +144,13 @@ def look(asked: Asked, places: dict[str, str]) -> Report:
                 missing.append(name)
     efforts = [effort for name in missing for effort in made.parts[name].efforts]
     seconds, operations = (sum(getattr(e, of) for e in efforts) for of in ("seconds", "operations"))
-    return Report(asked, made, missing, {}, places, seconds, operations)
+    return TableRun(request, made, missing, {}, places, seconds, operations)
 
 
-def estimate_text(reports: Sequence[Report]) -> str:
+def estimate_text(reports: Sequence[TableRun]) -> str:
     """What the tables will take, in words."""
     lines = [
-        f"{r.asked.table} ({r.asked.data}, {r.asked.preset}): {len(r.missing)} of {len(r.made.parts)} parts are to be made, "
+        f"{r.request.table} ({r.request.data}, {r.request.preset}): {len(r.missing)} of {len(r.made.parts)} parts are to be made, "
         f"{r.operations:.2g} operations, about {duration(r.seconds)}"
         for r in reports
     ]
@@ -158,7 +158,7 @@ def estimate_text(reports: Sequence[Report]) -> str:
     if seconds:
         rate = operations / seconds / 1e9
         lines.append(
-            f"in all about {duration(seconds)} on {machine()} at {rate:.0f} thousand million operations a second, "
+            f"in all about {duration(seconds)} on {machine()} at {rate:.0f} GFLOP/s, "
             "measured on a step of each network; measuring images comes on top"
         )
     return "\n".join(lines)
@@ -170,7 +170,7 @@ def machine() -> str:
     return found["gpu"] or f"{found['cpu']}, {found['cores']} cores"
 
 
-def refuse(reports: Sequence[Report], hours: float | None, processes: int) -> None:
+def refuse(reports: Sequence[TableRun], hours: float | None, processes: int) -> None:
     """Raise a WorkbenchError on what does not fit this machine's memory, or the time there is, with what would."""
     room = ROOM * training.free_memory() / processes
     for report in reports:
@@ -178,7 +178,7 @@ def refuse(reports: Sequence[Report], hours: float | None, processes: int) -> No
             for effort in report.made.parts[name].efforts:
                 if effort.memory > room:
                     raise _too_large(report, name, effort, room)
-    preset, on_cpu = reports[0].asked.preset, training.device().type == "cpu"
+    preset, on_cpu = reports[0].request.preset, training.device().type == "cpu"
     bounded = preset == "night" or preset == "paper" and on_cpu
     limit = hours or (NIGHT_HOURS if bounded else 0)
     total = sum(report.seconds for report in reports)
@@ -189,30 +189,30 @@ def refuse(reports: Sequence[Report], hours: float | None, processes: int) -> No
         if preset == "paper" and on_cpu
         else f"this does not fit {limit:g} hours",
         expected=f"at most {limit:g} h of training on {machine()}",
-        got="; ".join(f"{r.asked.table} about {duration(r.seconds)}" for r in reports),
+        got="; ".join(f"{r.request.table} about {duration(r.seconds)}" for r in reports),
         where=f"--preset {preset}",
         fix=_what_fits(reports, 3600 * limit),
     )
 
 
-def _too_large(report: Report, name: str, effort: Effort, room: float) -> WorkbenchError:
-    batch, table = effort.fitting_batch(room), report.asked.table
+def _too_large(report: TableRun, name: str, effort: Effort, room: float) -> WorkbenchError:
+    batch, table = effort.fitting_batch(room), report.request.table
     fits = f"--set {table}.{effort.setting}={batch}" if batch and effort.setting else ""
     return WorkbenchError(
         f"{name} of table {table} would not fit in memory",
         expected=f"at most {room / 1e9:.1f} GB, which are free",
         got=f"about {effort.memory / 1e9:.1f} GB: {effort.name}, batch {effort.batch_size}",
-        where=f"--preset {report.asked.preset}",
+        where=f"--preset {report.request.preset}",
         fix=f"{fits} would" if fits else "a smaller preset (--preset night), or more memory",
     )
 
 
-def _what_fits(reports: Sequence[Report], limit: float) -> str:
+def _what_fits(reports: Sequence[TableRun], limit: float) -> str:
     """What to ask for instead: some of the tables, or one seed; else a GPU or a smaller preset."""
     fits, spent = [], 0.0
     for report in sorted(reports, key=lambda r: r.seconds):
         if spent + report.seconds <= limit:
-            fits.append(report.asked.table)
+            fits.append(report.request.table)
             spent += report.seconds
     if fits:
         return f"these fit: dfkd tables {' '.join(fits)}; --hours allows more"
@@ -222,27 +222,29 @@ def _what_fits(reports: Sequence[Report], limit: float) -> str:
     alone = [p for n, p in parts.items() if ", seed " not in n or any(map(n.endswith, one))]
     seconds = sum(effort.seconds for part in alone for effort in part.efforts)
     if seconds <= limit:
-        seed, table = report.made.config.seeds[0], report.asked.table
+        seed, table = report.made.config.seeds[0], report.request.table
         return f"one seed fits: dfkd tables {table} --set {table}.seeds={seed}, about {duration(seconds)}"
-    smaller = "night" if report.asked.preset == "paper" else "quick"
+    smaller = "night" if report.request.preset == "paper" else "quick"
     return f"--preset {smaller}, a GPU, or --hours {sum(r.seconds for r in reports) / 3600:.0f}"
 
 
-def make_part(tell: jobs.Tell, needs: jobs.Needs, asked: Asked, name: str) -> float | jobs.Later:
+def make_part(
+    tell: jobs.Tell, needs: jobs.Needs, request: Request, name: str
+) -> float | jobs.Later:
     """A job: make one part of a table; the seconds it took, or that another process is making some of it."""
     start = time.perf_counter()
     with jobs.alone_in_process(needs.threads):
         try:
             with without_waiting(), printing(tell):
-                opened(asked).parts[name].make()
+                opened(request).parts[name].make()
         except BeingMade as error:
             return jobs.Later(str(error.got))
     return time.perf_counter() - start
 
 
-def train(reports: Sequence[Report], processes: int, threads: int | None, log: Callable) -> None:
-    """Make what is missing through one queue; errors and the hardware go into the reports."""
-    by_table = {report.asked.table: report for report in reports}
+def train(reports: Sequence[TableRun], processes: int, threads: int | None, log: Callable) -> None:
+    """Make what is missing through one queue; errors and the hardware go into the runs."""
+    by_table = {report.request.table: report for report in reports}
     waiting = sum(len(report.missing) for report in reports)
     if not waiting:
         return
@@ -256,7 +258,7 @@ def train(reports: Sequence[Report], processes: int, threads: int | None, log: C
             for name in report.missing:
                 needs = [n for n in report.made.parts[name].needs if n in report.missing]
                 built_on = tuple(f"{table}: {need}" for need in needs)
-                args = (report.asked, name)
+                args = (report.request, name)
                 queue.add(jobs.Job(f"{table}: {name}", make_part, args, built_on, threads=threads))
         for job, answer in queue:
             table, _, name = job.name.partition(": ")
@@ -269,7 +271,7 @@ def train(reports: Sequence[Report], processes: int, threads: int | None, log: C
                 log(f"{job.name}: not made: {str(answer)}")
 
 
-def cell_row(report: Report, cell: Cell, found: dict[str, list[Artifact]]) -> dict[str, object]:
+def cell_row(report: TableRun, cell: Cell, found: dict[str, list[Artifact]]) -> dict[str, object]:
     """A cell as a line of the page: the paper's figure, ours, its size, time, hardware and real images."""
     parts = [name for name in cell.parts if name in found]
     lost = [f"{name}: {report.errors[name]}" for name in cell.parts if name in report.errors]
@@ -284,7 +286,7 @@ def cell_row(report: Report, cell: Cell, found: dict[str, list[Artifact]]) -> di
         row["paper"] = f"{cell.paper:.4g}"
     if not values:
         return row
-    store, teacher = Store(report.asked.artifacts), found.get("teacher", [None])[0]
+    store, teacher = Store(report.request.artifacts), found.get("teacher", [None])[0]
     first = found[parts[0]][0]
     seconds = sum(artifact.seconds for name in parts for artifact in found[name]) / len(parts)
     key = "" if teacher is None or first is teacher else teacher.key
@@ -319,12 +321,12 @@ def _size(artifact: Artifact) -> str:
     return ", ".join(f"{value:,} {what}" for value, what in texts if value)
 
 
-def deviations(report: Report, rows: Sequence[dict]) -> list[str]:
+def deviations(report: TableRun, rows: Sequence[dict]) -> list[str]:
     """One line on each thing that differs from the paper whatever the settings: of the table, of the images, of cells."""
-    asked, lines = report.asked, list(TABLES[report.asked.table].deviations)
-    if presets.data_set(asked.data) != asked.data:
+    request, lines = report.request, list(TABLES[report.request.table].deviations)
+    if presets.data_set(request.data) != request.data:
         lines.append(
-            f"images of {asked.data}: other files than the paper's, whose figures do not transfer"
+            f"images of {request.data}: other files than the paper's, whose figures do not transfer"
         )
     for note in dict.fromkeys(row["note"] for row in rows if row["note"]):
         cells = [f"{row['row']} ({row['column']})" for row in rows if row["note"] == note]
@@ -332,10 +334,10 @@ def deviations(report: Report, rows: Sequence[dict]) -> list[str]:
     return lines
 
 
-def settings(report: Report) -> list[tuple[str, str, str]]:
+def settings(report: TableRun) -> list[tuple[str, str, str]]:
     """(setting, here, in the paper preset) of what differs and changes something in the table."""
-    asked, unused = report.asked, ("data.name", *TABLES[report.asked.table].unused)
-    paper = configuration(asked.table, "paper", presets.data_set(asked.data))
+    request, unused = report.request, ("data.name", *TABLES[report.request.table].unused)
+    paper = configuration(request.table, "paper", presets.data_set(request.data))
     return [
         (name, value_text(ours), value_text(theirs))
         for name, (ours, theirs) in report.made.config.differences(paper).items()
@@ -343,7 +345,7 @@ def settings(report: Report) -> list[tuple[str, str, str]]:
     ]
 
 
-def write(reports: Iterable[Report], out: Path, estimate: str, command: str) -> Path:
+def write(reports: Iterable[TableRun], out: Path, estimate: str, command: str) -> Path:
     """Write tables.html, a CSV for each table and results.json; returns the page's path."""
     content, sections = {}, []
     for report in reports:
@@ -353,9 +355,9 @@ def write(reports: Iterable[Report], out: Path, estimate: str, command: str) -> 
                 with suppress(NotMade):
                     found[name] = part.make()
         rows = [cell_row(report, cell, found) for cell in report.made.cells]
-        name, differ = report.asked.table, settings(report)
+        name, differ = report.request.table, settings(report)
         content[name] = {
-            "title": report.asked.title,
+            "title": report.request.title,
             "cells": rows,
             "deviations": deviations(report, rows),
             "settings": differ,
@@ -370,7 +372,7 @@ def write(reports: Iterable[Report], out: Path, estimate: str, command: str) -> 
         body = [[row[column] for column in SHOWN.split(",")] for row in rows]
         places = dict.fromkeys(str(row["hardware"]) for row in rows if row["seeds"] != "–")
         where = "; ".join(places)
-        sections.append((name, report.asked.title, where, body, deviations(report, rows), differ))
+        sections.append((name, report.request.title, where, body, deviations(report, rows), differ))
     known = provenance.describe()
     save_json(
         out / "results.json",
@@ -413,8 +415,8 @@ def run_tables(
     with suppress(OSError, ValueError):
         earlier = json.loads((folder / "results.json").read_text())["tables"]
     reports = [
-        look(asked, dict(earlier.get(asked.table, {}).get("hardware", {})))
-        for asked in chosen(names, preset, data, settings, artifacts)
+        look(request, dict(earlier.get(request.table, {}).get("hardware", {})))
+        for request in chosen(names, preset, data, settings, artifacts)
     ]
     estimate = estimate_text(reports)
     log(estimate)

@@ -1,7 +1,6 @@
 """Which models take which images, and which choices a model has: what the explorer offers, and what stands beside."""
 
 import os
-from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -121,13 +120,13 @@ class Fitting:
 
 def watched_name(data: dict[str, Data], images: Tensor) -> str:
     """The name, in `data` from now on, of images that were watched while models learned: one for all of the same images."""
-    for number in count(1):
-        name = "watched" if number == 1 else f"watched {number}"
-        if name not in data:
-            data[name] = _without_objects(images, name)
-        if torch.equal(data[name].images, images):
-            return name
-    raise AssertionError
+    name, number = "watched", 1
+    while name in data and not torch.equal(data[name].images, images):
+        number += 1
+        name = f"watched {number}"
+    if name not in data:
+        data[name] = _without_objects(images, name)
+    return name
 
 
 def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -10,7 +10,7 @@ from dfkd_lib import detection, losses, presets
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import generate_scenes
 from dfkd_lib.detection import DetectionWeights, QueryAligner, SceneBatches, answers, detection_step
-from dfkd_lib.detection.aligned import asked, heard
+from dfkd_lib.detection.aligned import decode_queries, decoder_inputs
 from dfkd_lib.detection.step import MATCHED, SHARED
 from dfkd_lib.models import create_detector
 
@@ -29,7 +29,7 @@ def pair(student, teacher="detr_micro", seed=0):
 
 def compared(student, teacher, general=1):
     aligner = QueryAligner(student, teacher, general)
-    with heard(student) as given:
+    with decoder_inputs(student) as given:
         student(BATCH.images)
     return aligner, *aligner(student, given, BATCH.images)
 
@@ -101,9 +101,11 @@ def test_a_student_is_asked_at_the_teachers_reference_points():
     queries, references = aligner.sampled()
     own = teacher.network.model.query_position_embeddings.weight
     assert torch.equal(queries[0], own) and queries.shape == (2, *own.shape)
-    with heard(student) as given:
+    with decoder_inputs(student) as given:
         student(BATCH.images)
-    got = asked(student, given, BATCH.images, aligner.queries(queries), references).boxes[-1]
+    got = decode_queries(student, given, BATCH.images, aligner.queries(queries), references).boxes[
+        -1
+    ]
     expected = references.sigmoid().repeat_interleave(2, 0)
     torch.testing.assert_close(got[..., :2], expected, atol=1e-4, rtol=0)
 

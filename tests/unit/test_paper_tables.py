@@ -154,15 +154,15 @@ def test_words_that_can_be_no_folder_are_no_data_set_of_ours(word):
 
 
 def test_data_that_are_not_there_are_refused_with_what_would(tmp_path):
-    error = refused(tables.opened, tables.Asked("C3", "smoke", "cifar100", "", str(tmp_path)))
+    error = refused(tables.opened, tables.Request("C3", "smoke", "cifar100", "", str(tmp_path)))
     assert "folder of class folders" in error.fix
 
 
 def report(efforts, preset, names=("one",), table="A4"):
     made = Made(configuration(table, "smoke", "mnist"), {n: Part(list, efforts) for n in names})
-    asked = tables.Asked(table, preset, "mnist", "", "unused")
+    asked = tables.Request(table, preset, "mnist", "", "unused")
     seconds = sum(one.seconds for one in efforts) * len(names)
-    return tables.Report(asked, made, list(names), {}, {}, seconds, 1.0)
+    return tables.TableRun(asked, made, list(names), {}, {}, seconds, 1.0)
 
 
 def hours(count):
