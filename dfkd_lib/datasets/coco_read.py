@@ -6,9 +6,9 @@ from collections import Counter
 from functools import partial
 from pathlib import Path, PureWindowsPath
 
-from dfkd_lib.core import WorkbenchError, is_number, ledger
+from dfkd_lib.core import is_number, ledger
 from dfkd_lib.datasets.coco_report import YOLO, CocoReport
-from dfkd_lib.datasets.sources import open_image, upright_size
+from dfkd_lib.datasets.sources import size_of
 from dfkd_lib.datasets.yolo import read_yolo, yolo_places
 
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0*)?")
@@ -116,12 +116,8 @@ def _add_size(report: CocoReport, entry: dict) -> None:
     known = all(entry.get(side) is not None for side in sides)
     if known or not inside(entry["file_name"]) or not is_file(path):
         return
-    try:
-        with open_image(path) as image:
-            size, _ = upright_size(image)
-    except ledger.LedgerError:
-        raise
-    except WorkbenchError:  # it is reported with the other images
+    size = size_of(path)
+    if size is None:
         return
     for side, pixels in zip(sides, size, strict=True):
         entry[side] = pixels if entry.get(side) is None else entry[side]

@@ -333,3 +333,14 @@ def upright_size(image: Image.Image) -> tuple[tuple[int, int], bool]:
     # Pillow gives the size of a TIFF file as it will be upright.
     across = turned in (5, 6, 7, 8) and image.format != "TIFF"
     return image.size[::-1] if across else image.size, turned in range(2, 9)
+
+
+def size_of(path: Path) -> tuple[int, int] | None:
+    """Width and height of a file's upright picture; None if it cannot be read, which is reported with the other images."""
+    try:
+        with open_image(path) as image:
+            return upright_size(image)[0]
+    except ledger.LedgerError:
+        raise
+    except WorkbenchError:
+        return None

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from dfkd_lib.core import WorkbenchError, ledger
+from dfkd_lib.core import ledger
 from dfkd_lib.datasets.coco_report import YOLO, CocoReport
-from dfkd_lib.datasets.sources import IMAGE_SUFFIXES, open_image, upright_size
+from dfkd_lib.datasets.sources import IMAGE_SUFFIXES, size_of
 
 SLACK = 1e-6  # by which a share may leave [0, 1] through rounding
 LINE = "class and 4 shares of a box, or class and the points of an outline"
@@ -49,12 +49,8 @@ def read_yolo(report: CocoReport) -> None:
     for number, file in enumerate(files, 1):
         name = file.relative_to(report.folder).as_posix()
         images.append({"id": number, "file_name": name, "width": 1, "height": 1})
-        try:
-            with open_image(file) as image:
-                size, _ = upright_size(image)
-        except ledger.LedgerError:
-            raise
-        except WorkbenchError:  # it is reported with the other images
+        size = size_of(file)
+        if size is None:
             continue
         images[-1].update(zip(("width", "height"), size, strict=True))
         labels = _labels(report.folder, file)

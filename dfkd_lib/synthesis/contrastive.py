@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dfkd_lib import training
-from dfkd_lib.core import Artifact, Store
+from dfkd_lib.core import Artifact
 from dfkd_lib.datasets import to_float, to_uint8
 from dfkd_lib.losses import contrastive_loss
 from dfkd_lib.models import Generator
@@ -71,14 +71,6 @@ class ContrastiveInversion(InversionLosses):
     @property
     def budget(self) -> str:
         return f"{super().budget}, and what it made before"
-
-    @property
-    def shard(self) -> int:
-        return self.batch_size
-
-    def train(self, store: Store, given: Given) -> Artifact | None:
-        """Nothing has to be trained first."""
-        return None
 
     def parents(self, given: Given) -> list[Artifact]:
         return [given.teacher]

@@ -44,10 +44,6 @@ class FastGenerator(InversionLosses):
     width: int = Field(256, ge=4, description="of the generator")
     seed: int = Field(0, ge=0, lt=2**32, description="of weights and batches")
 
-    @property
-    def shard(self) -> int:
-        return self.batch_size
-
     def parents(self, given: Given) -> list[Artifact]:
         """Drawing is fitted to the teacher too."""
         return [given.teacher]

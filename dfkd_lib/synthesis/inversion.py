@@ -95,6 +95,14 @@ class InversionLosses(FromTeacher, InversionWeights):
     def budget(self) -> str:
         return f"nothing but {'a CNN' if self.batch_norm else 'the'} teacher"
 
+    @property
+    def shard(self) -> int:
+        return self.batch_size
+
+    def train(self, store: Store, given: Given) -> Artifact | None:
+        """Nothing has to be trained first."""
+        return None
+
     def named(
         self,
         images: Tensor,
@@ -159,14 +167,6 @@ class Inversion(InversionLosses):
         ge=0,
         description="images a class made first, from whose mean all others start, 0: from noise",
     )
-
-    @property
-    def shard(self) -> int:
-        return self.batch_size
-
-    def train(self, store: Store, given: Given) -> Artifact | None:
-        """Nothing has to be trained first."""
-        return None
 
     def parents(self, given: Given) -> list[Artifact]:
         return [given.teacher, *([given.student] if self.compete and given.student else [])]
