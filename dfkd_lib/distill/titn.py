@@ -11,7 +11,7 @@ from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.metrics.intervals import interval_text, mean_interval
 from dfkd_lib.synthesis import JudgeConfig, train_judge
-from dfkd_lib.training import Kind, TrainConfig, augmentation_of, train_teacher
+from dfkd_lib.training import Kind, Optimizer, TrainConfig, augmentation_of, train_teacher
 
 # name in the tables -> (model at the quick size, at the paper's, mix)
 ROWS = {
@@ -60,13 +60,13 @@ PAPER_COST = {
     "TITN MixUp": (111.40, 5.85),
     "TITN large patch": (36.09, 5.85),
 }
-# C Table 2, CIFAR-100: top-1 and top-5 in % of the teachers it chooses from, by our names; SqueezeNet is not in timm.
+# C Table 2, CIFAR-100: top-1 and top-5 in % of the teachers it chooses from, by our names.
 PAPER_TEACHERS = {
     "densenet121_32": (69.06, 89.61),
     "mobilenetv3_32": (65.50, 88.86),
     "resnet50_32": (65.17, 87.32),
     "wide_resnet50_32": (66.32, 87.91),
-    "squeezenet": (42.34, 67.13),
+    "squeezenet_32": (42.34, 67.13),
     "vgg16_32": (79.42, 94.72),
     "vgg16_bn": (79.80, 94.51),
     "vgg19_32": (79.46, 94.75),
@@ -86,7 +86,7 @@ class TitnConfig(Config):
     images: int = Field(0, ge=0, description="real images they are trained on, 0: all")
     epochs: int = Field(300, ge=1, description="passes over them")
     batch_size: int = Field(1024, ge=1, description="images a step")
-    optimizer: Literal["adamw", "adam", "sgd"] = Field("sgd", description="optimizer")
+    optimizer: Optimizer = Field("sgd", description="optimizer")
     lr: float = Field(0.1, gt=0, le=1, description="peak learning rate")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay")
     augmentation: Kind = Field("autoaugment", description="what is done to each image")

@@ -148,11 +148,25 @@ def build_timm(
     return timm.create_model(architecture, num_classes=num_classes, in_chans=in_chans)
 
 
+def build_squeezenet(num_classes: int = 10, img_size: int = 32, in_chans: int = 3) -> nn.Module:
+    """torchvision's SqueezeNet 1.0, untrained: the one teacher of C Table 2 that timm has not."""
+    from torchvision.models import squeezenet1_0  # slow to import
+
+    check_side(img_size, 32)
+    model = squeezenet1_0(num_classes=num_classes)
+    if in_chans != 3:
+        model.features[0] = nn.Conv2d(in_chans, 96, 7, 2)
+        nn.init.kaiming_uniform_(model.features[0].weight)
+        nn.init.zeros_(model.features[0].bias)
+    return model
+
+
 CNN_MODELS = {
     "densenet121_32": (build_timm, {"architecture": "densenet121"}),
     "mobilenetv3_32": (build_timm, {"architecture": "mobilenetv3_large_100"}),
     "resnet50_32": (build_timm, {"architecture": "resnet50"}),
     "wide_resnet50_32": (build_timm, {"architecture": "wide_resnet50_2"}),
+    "squeezenet_32": (build_squeezenet, {}),
     "vgg16_32": (build_timm, {"architecture": "vgg16"}),
     "vgg19_32": (build_timm, {"architecture": "vgg19"}),
     "vgg16_bn": (build_vgg16_bn, {}),

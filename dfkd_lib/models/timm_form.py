@@ -8,7 +8,7 @@ from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
 from dfkd_lib.models.classifiers import build_vit
-from dfkd_lib.models.cnn import build_timm, build_vgg16_bn
+from dfkd_lib.models.cnn import build_squeezenet, build_timm, build_vgg16_bn
 from dfkd_lib.models.create import MODELS, model_settings
 from dfkd_lib.models.peers import build_resnet
 
@@ -45,7 +45,7 @@ def _register(name: str, own: dict) -> None:
     def entry(pretrained: bool = False, **keywords) -> nn.Module:
         return build_model_with_cfg(MODELS[name][0], name, pretrained, **{**own, **keywords})
 
-    last = "fc" if MODELS[name][0] is build_resnet else "head"
+    last = {build_resnet: "fc", build_squeezenet: "classifier.1"}.get(MODELS[name][0], "head")
     two = own.get("distilled", name.startswith("dearkd"))
     default_cfgs[name] = {
         "input_size": (own["in_chans"], own["img_size"], own["img_size"]),

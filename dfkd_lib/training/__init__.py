@@ -16,6 +16,7 @@ from dfkd_lib.training.classifier import (
 )
 from dfkd_lib.training.config import (
     DivergedError,
+    Optimizer,
     Precision,
     Share,
     StepConfig,
@@ -56,6 +57,7 @@ __all__ = [
     "Effort",
     "Kind",
     "Mix",
+    "Optimizer",
     "Precision",
     "Share",
     "StepConfig",

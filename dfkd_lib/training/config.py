@@ -11,6 +11,7 @@ from torch import nn
 from dfkd_lib.core import Config, WorkbenchError, fingerprint, processes
 
 Precision = Literal["fp32", "bf16"]
+Optimizer = Literal["adamw", "adam", "sgd", "rmsprop"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -30,7 +31,7 @@ class TrainConfig(Config):
     epochs: int = Field(ge=1, description="passes over the batches")
     batch_size: int = Field(ge=1, description="images a step, of all processes together")
     lr: float = Field(gt=0, description="peak learning rate")
-    optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="optimizer")
+    optimizer: Optimizer = Field("adamw", description="optimizer")
     betas: tuple[Share, Share] = Field((0.9, 0.999), description="of AdamW and Adam")
     weight_decay: float = Field(0.0, ge=0, description="weight decay")
     momentum: float = Field(0.9, ge=0, le=1, description="of SGD")
@@ -94,6 +95,8 @@ def make_optimizer(modules: list[nn.Module], config: TrainConfig) -> torch.optim
         return torch.optim.SGD(
             parameters, config.lr, config.momentum, weight_decay=decay, fused=fused
         )
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, config.lr, weight_decay=decay)
     if config.optimizer == "adam":
         return torch.optim.Adam(
             parameters, config.lr, config.betas, weight_decay=decay, fused=fused

@@ -29,6 +29,8 @@ from dfkd_lib.models import (
         ("wrn_40_2", 2_243_546),
         ("wrn_16_2", 691_674),
         ("wrn_16_1", 175_066),
+        # 1,248,424 for ImageNet, of which the last layer has 512 weights and a bias a class.
+        ("squeezenet_32", 1_248_424 - 990 * 513),
     ],
 )
 def test_parameter_counts_of_the_paper(name, count):

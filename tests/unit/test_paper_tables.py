@@ -12,6 +12,7 @@ from torch import nn
 from dfkd_lib import presets
 from dfkd_lib.core import REPOSITORY, Store, WorkbenchError
 from dfkd_lib.distill import early, titn
+from dfkd_lib.models import model_names
 from dfkd_lib.pipeline import tables
 from dfkd_lib.reporting.papers import PAPERS
 from dfkd_lib.reporting.parts import Cell, Made, Part, Table
@@ -205,6 +206,14 @@ def test_a_cell_that_a_preset_leaves_out_says_so(tmp_path):
     made = open_table("A4", Store(tmp_path / "artifacts"), config)
     (cell,) = [c for c in made.cells if (c.row, c.column) == ("teacher", "synthetic")]
     assert not cell.parts and "teacher_synthetic_epochs" in cell.note and cell.paper == 97.32
+
+
+def test_every_teacher_of_c_is_built_and_every_optimizer_trains_one(tmp_path):
+    small = configuration("C2", "paper", "mnist", "data.test_images=10")
+    made = open_table("C2", Store(tmp_path / "artifacts"), small)
+    optimizers = {f"vgg16_bn, {name}" for name in titn.PAPER_OPTIMIZERS}
+    assert {cell.row for cell in made.cells} == {*titn.PAPER_TEACHERS, *optimizers}
+    assert all(cell.parts and {*titn.PAPER_TEACHERS} < {*model_names()} for cell in made.cells)
 
 
 def test_the_arms_of_b_differ_in_one_thing_each():

@@ -39,11 +39,11 @@ def fit(model, step=None, checkpoint=None, label="training", **config):
     return training.fit({"m": model}, step or squared(model), batches, config, **how)
 
 
-def test_same_weights_as_a_plain_loop(model):
-    plain = linear()
-    own = {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.1, "schedule": "constant"}
-    history = fit(model, epochs=3, lr=0.05, seed=7, **own)
-    optimizer = torch.optim.SGD(plain.parameters(), 0.05, momentum=0.5, weight_decay=0.1)
+@pytest.mark.parametrize("kind, own", [("SGD", {"momentum": 0.5}), ("RMSprop", {})])
+def test_same_weights_as_a_plain_loop(model, kind, own):
+    plain, how = linear(), {"schedule": "constant", "weight_decay": 0.1}
+    history = fit(model, epochs=3, lr=0.05, seed=7, optimizer=kind.lower(), **how, **own)
+    optimizer = getattr(torch.optim, kind)(plain.parameters(), 0.05, weight_decay=0.1, **own)
     for epoch in range(3):
         order = torch.randperm(32, generator=torch.Generator().manual_seed(7 * 100_003 + epoch))
         for rows in order.split(8):
