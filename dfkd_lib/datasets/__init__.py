@@ -18,33 +18,3 @@ from dfkd_lib.datasets.images import (
 from dfkd_lib.datasets.scene_source import GENERATED, SCENES, SceneConfig, Scenes, open_scenes
 from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
 from dfkd_lib.datasets.sources import load_images, read_image
-
-__all__ = [
-    "FILL",
-    "GENERATED",
-    "SCENES",
-    "CocoReport",
-    "DataConfig",
-    "Frames",
-    "ImageSet",
-    "SceneConfig",
-    "SceneSet",
-    "Scenes",
-    "check_classes_agree",
-    "check_coco",
-    "embedded_table",
-    "generate_scenes",
-    "ground_truth",
-    "in_turn",
-    "load_coco",
-    "load_images",
-    "load_splits",
-    "open_scenes",
-    "random_flip",
-    "random_shift",
-    "read_image",
-    "repair_coco",
-    "to_float",
-    "to_uint8",
-    "write_coco",
-]

@@ -5,25 +5,3 @@ from dfkd_lib.jobs.queue import LOST_TIMES, Job, Later, Queue, Skipped, opened_q
 from dfkd_lib.jobs.saved import SavedJobs
 from dfkd_lib.jobs.start import opened
 from dfkd_lib.jobs.worker import NO_GPU, Needs, Tell, alone_in_process, most_processes, stopped_by
-
-__all__ = [
-    "LOST_TIMES",
-    "NO_GPU",
-    "Cluster",
-    "Inline",
-    "Job",
-    "Later",
-    "Needs",
-    "Queue",
-    "SavedJobs",
-    "SchedulerLost",
-    "Skipped",
-    "Tell",
-    "WorkerLost",
-    "alone_in_process",
-    "failed",
-    "most_processes",
-    "opened",
-    "opened_queue",
-    "stopped_by",
-]

@@ -10,16 +10,6 @@ from dfkd_lib.widgets.choice import Choice
 from dfkd_lib.widgets.panel import Panel
 from dfkd_lib.widgets.viewer import Viewer, named
 
-__all__ = [
-    "Choice",
-    "Panel",
-    "View",
-    "Viewer",
-    "ablation_lab",
-    "attention_explorer",
-    "detection_browser",
-]
-
 
 def attention_explorer(
     models,

@@ -40,14 +40,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dfkd_lib.ablation import read_grid
-from dfkd_lib.core.artifacts import (
-    MANIFEST,
-    REPOSITORY,
-    ArtifactError,
-    Store,
-    load_tensors,
-    save_tensors,
-)
+from dfkd_lib.core import REPOSITORY, ArtifactError, Store, load_tensors, save_tensors
+from dfkd_lib.core.manifest import MANIFEST
 from dfkd_lib.datasets import check_coco, load_coco, load_images, repair_coco
 from dfkd_lib.datasets.__main__ import main as datasets_main
 from dfkd_lib.datasets.sources import read_idx, read_image

@@ -29,8 +29,8 @@ import torch
 from PIL import Image
 
 from dfkd_lib.ablation import read_grid, saved_jobs
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.core.artifacts import MANIFEST, REPOSITORY, ArtifactError, Store
+from dfkd_lib.core import REPOSITORY, ArtifactError, Store, WorkbenchError
+from dfkd_lib.core.manifest import MANIFEST
 from dfkd_lib.datasets import load_coco, load_images, repair_coco
 from dfkd_lib.datasets.cifar import read_cifar
 from dfkd_lib.models import WeightsMissing, load_model

@@ -122,16 +122,20 @@ def test_some_libraries_have_one_importer(trees):
 
 
 def public_names(room: str) -> set[str] | None:
-    """What a room's `__all__` names, its public submodules among them; None of a single file."""
+    """What a room's `__init__` imports of its own modules, defines, or names in `__all__`; None of a single file."""
     path = LIBRARY / room / "__init__.py"
     if not path.exists():
         return None
-    return {
-        name
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
-        for name in ast.literal_eval(node.value)
-    }
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        match node:
+            case ast.ImportFrom(module=module) if module.startswith(f"dfkd_lib.{room}"):
+                found |= {alias.name for alias in node.names}
+            case ast.FunctionDef(name=name):
+                found.add(name)
+            case ast.Assign(targets=[ast.Name(id="__all__")], value=value):
+                found |= set(ast.literal_eval(value))
+    return found
 
 
 def test_a_room_takes_from_another_what_that_one_names(trees):
