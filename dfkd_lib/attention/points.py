@@ -69,7 +69,7 @@ class _Watch(TorchFunctionMode):
 def attention_points(
     model: nn.Module, images: Tensor, blocks: Sequence[int] | None = None, kind: str = "cross"
 ) -> SamplingPoints:
-    """The sampling points of deformable attention: D-FINE, DEIMv2, RT-DETR, Deformable DETR.
+    """The sampling points of deformable attention: D-FINE, DEIMv2, RT-DETR, RF-DETR, Deformable DETR.
 
     What a module gives, before a projection that it may have after it, is the sum of the values at its points (bilinear
     between tokens), each times its weight, head by head.

@@ -20,7 +20,7 @@ from dfkd_lib.models import Detector, RealTimeDetector
 OPSET = 17  # the first with LayerNormalization, which every onnxruntime since 1.13 runs
 INPUT, OUTPUTS = "images", ("logits", "boxes")
 PARITY = 1e-4  # largest difference of a logit or of a box's coordinate that still counts as the same model in float32
-# The same of a D-FINE, DEIMv2 or RT-DETR, in probabilities: rounding alone moves a float32 logit of D-FINE's by 1e-3.
+# The same of a D-FINE, DEIMv2, RT-DETR or RF-DETR, in probabilities: rounding alone moves a float32 logit of D-FINE's by 1e-3.
 PARITY_REALTIME = 1e-3
 LINEAR = ["MatMul", "Gemm"]
 # A detector's last layers keep float: int8 there costs two points of AP, and they are a hundredth of the work.
@@ -55,6 +55,7 @@ def export_onnx(model: nn.Module, sample: Tensor, path: str | Path) -> Path:
         WorkbenchError: if the model holds an operator that ONNX has no form of; names it and its place.
     """
     model, sample = Deployed(model).eval(), sample.cpu().float()
+    _fix_positions(model, sample)
     names = OUTPUTS if isinstance(model.model, Detector) else OUTPUTS[:1]
     axes = {name: {0: "batch"} for name in (INPUT, *names)}
     with warnings.catch_warnings(), torch.no_grad(), _silent():
@@ -82,6 +83,26 @@ def export_onnx(model: nn.Module, sample: Tensor, path: str | Path) -> Path:
                 fix="write that step with operators ONNX has (matmul, softmax, where, gather, ...)",
             ) from None
     return Path(path)
+
+
+@torch.no_grad()
+def _fix_positions(model: nn.Module, sample: Tensor) -> None:
+    """Keep position embeddings that RF-DETR interpolates for each size of image as they are for the sample's: ONNX has no
+    smoothed interpolation."""
+
+    def once(find: Callable, known: Tensor | None = None) -> Callable:
+        def positions(*of):
+            nonlocal known
+            known = find(*of) if known is None else known
+            return known
+
+        return positions
+
+    asked = [module for module in model.modules() if hasattr(module, "interpolate_pos_encoding")]
+    for module in asked:
+        module.interpolate_pos_encoding = once(module.interpolate_pos_encoding)
+    if asked:
+        model(sample)
 
 
 @contextlib.contextmanager

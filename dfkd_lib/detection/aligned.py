@@ -181,8 +181,8 @@ def check_shareable(*models: str) -> None:
     if other:
         raise WorkbenchError(
             f"{', '.join(other)} cannot be asked another detector's queries",
-            expected="DETRs or Conditional DETRs as teacher and as student: D-FINE, DEIMv2 and RT-DETR choose their "
-            "queries among the tokens of each image",
+            expected="DETRs or Conditional DETRs as teacher and as student: D-FINE, DEIMv2, RT-DETR and RF-DETR "
+            "choose their queries among the tokens of each image",
             got=" and ".join(models),
             where="query-aligned distillation",
             fix="name students without aligned (students=train,plain) and leave losses.query_… at 0: matched "

@@ -31,7 +31,7 @@ class SceneInversion(Config):
     """Inversion of a detector: its own losses at a layout, total variation, l2, its batch norms' statistics where it has any.
 
     Source: Yin et al. (CVPR 2020) for the priors and the statistics; the losses are the detector's own (A eq. 11-13, GIoU;
-        of D-FINE, DEIMv2 and RT-DETR theirs); dropping patches keeps an object from resting on a few pixels.
+        of a `RealTimeDetector` theirs); dropping patches keeps an object from resting on a few pixels.
     """
 
     steps: int = Field(150, ge=1, le=100_000, description="steps of Adam for each batch")

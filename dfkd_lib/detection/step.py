@@ -59,7 +59,8 @@ class DetectionWeights(Config):
         1, ge=0, le=64, description="groups of random queries that both are asked beside its own"
     )
     own: float = _weight(
-        1.0, "of D-FINE's, DEIMv2's, RT-DETR's own losses, for classification, boxes, giou"
+        1.0,
+        "of D-FINE's, DEIMv2's, RT-DETR's, RF-DETR's own losses, for classification, boxes, giou",
     )
     temperature: float = Field(2.0, ge=0.01, le=1000, title="T", description="T of eq. 14")
     pairing: Literal["hungarian", "expanded"] = Field(
@@ -121,8 +122,9 @@ def queries(
     objects: tuple[Tensor, Tensor] | None = None,
 ) -> Queries:
     """The predictions on float images (B, 3, H, W) in [0, 1] of every decoder layer (deep supervision), or of the last
-    alone; `attention` reads the last layer's cross-attention too, where there are maps (not of deformable attention). Of `objects` (padded labels (B, M), boxes (B, M, 4)) D-FINE,
-    DEIMv2 and RT-DETR compute their own loss, with matching, denoising and all layers in it."""
+    alone; `attention` reads the last layer's cross-attention too, where there are maps (not of deformable attention).
+    Of `objects` (padded labels (B, M), boxes (B, M, 4)) a `RealTimeDetector` computes its own loss, with matching, denoising
+    and all layers in it."""
     maps, blocks = None, nullcontext()
     attention = attention and not isinstance(detector, RealTimeDetector)
     if attention:
@@ -237,7 +239,7 @@ def detection_step(weights: DetectionWeights) -> Callable:
     """The weighted losses of objects (A eq. 11-13) and, with a teacher, of distillation (eq. 14), as a step for `train`.
 
     Every decoder layer of the student answers for the objects (deep supervision); the last one's losses are logged. Of a
-    student with a loss of its own (D-FINE, DEIMv2, RT-DETR) that one stands in place of eq. 11-13. Query-aligned
+    student with a loss of its own (D-FINE, DEIMv2, RT-DETR, RF-DETR) that one stands in place of eq. 11-13. Query-aligned
     distillation needs the `aligner` that `train(…, shared=weights.shared)` gives.
     """
     cross, matched = weights.attention_distillation > 0, weights.matched

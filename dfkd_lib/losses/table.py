@@ -234,7 +234,7 @@ DETECTION_LOSSES = {
     ),
     "own": Loss(
         "its own",
-        "the losses that D-FINE, DEIMv2 and RT-DETR bring along",
+        "the losses that D-FINE, DEIMv2, RT-DETR and RF-DETR bring along",
         "transformers: matching, boxes, denoising, all layers",
         detection.own_loss,
         1.0,

@@ -23,14 +23,14 @@ from dfkd_lib.core import Registry, WorkbenchError, load_tensors
 from dfkd_lib.models.create import unknown_name
 from dfkd_lib.models.detector import Detections, Detector
 from dfkd_lib.models.hub import WeightsMissing, fetch
-from dfkd_lib.models.realtime import REALTIME, RealTime, RealTimeDetector
+from dfkd_lib.models.realtime import REALTIME, RealTime
 from dfkd_lib.models.weights import load_weights, misfit
 
 __all__ = ["SPECS", "Detections", "Detector", "create_detector", "detector_names"]
 
 # Weights with a row for each class, and perhaps one more, of "no object" or of padding.
 HEAD = re.compile(
-    r"(class_labels_classifier|class_embed\.\d+|enc_score_head)\.(weight|bias)$|denoising_class_embed\.weight$"
+    r"(class_labels_classifier|class_embed(\.\d+)?|enc_score_head)\.(weight|bias)$|denoising_class_embed\.weight$"
 )
 BOXES = re.compile(r"(model\.decoder\.)?bbox_embed\.\d+\.")
 PRIOR = 0.1  # chance of each class at a query before training
@@ -93,7 +93,7 @@ def create_detector(
 
     Args:
         name: one of `detector_names()`; the conditional ones converge faster than DETR (Meng et al. 2021), `detr_micro`
-            and `detr_nano` are for small images; D-FINE, DEIMv2 and RT-DETR are trained by their own losses.
+            and `detr_nano` are for small images; D-FINE, DEIMv2, RT-DETR and RF-DETR are trained by their own losses.
         num_labels: classes, without "no object".
         pretrained: start from published weights in the hub's cache on disk, or download them: COCO detectors, of the
             ResNet-18 DETRs ImageNet's backbone. Norms and stem of a DETR stay frozen then (222,400 parameters of
@@ -193,7 +193,7 @@ def _network(spec: _Spec | RealTime, outputs: int) -> nn.Module:
 def _fresh(spec: _Spec | RealTime, num_labels: int, frozen: bool = False) -> Detector:
     """An untrained detector; with `frozen` a DETR's backbone has transformers' frozen norms, for pretrained weights."""
     if isinstance(spec, RealTime):
-        return RealTimeDetector(_network(spec, num_labels), num_labels)
+        return spec.detector(num_labels)
     # The conditional one has no "no object" class of its own: it gets one, as every detector here has.
     network = _network(spec, num_labels + spec.conditional)
     if not frozen:

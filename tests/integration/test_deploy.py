@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from families import SMALL_RFDETR
 from PIL import Image
 from steps import train_student
 from torch import nn
@@ -25,7 +26,7 @@ from dfkd_lib.models import count_flops, count_parameters, create_model
 from dfkd_lib.synthesis import open_images
 from dfkd_lib.training import Augmentation, TrainConfig
 
-LARGER = ("deimv2_pico", "dfine_nano", "rtdetr_v2_r18")
+LARGER = ("deimv2_pico", "dfine_nano", "rtdetr_v2_r18", "rfdetr_nano")
 SIZES = {"calibration_images": 64, "parity_images": 40, "repeats": 3}
 
 
@@ -147,6 +148,10 @@ def test_models_can_be_exported_and_are_asked_without_a_trace_in_the_random_stat
     largest = PARITY_REALTIME if name in (*LARGER, "deimv2_atto") else PARITY
     assert deploy.check_exportable(name, 4, shape) <= largest
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_rfdetr_is_exported_with_the_positions_of_the_size_that_it_is_exported_for():
+    assert deploy.check_export(SMALL_RFDETR.detector(4).eval(), (3, 64, 80)) <= PARITY_REALTIME
 
 
 def test_an_unknown_model_cannot_be_asked_for():

@@ -51,7 +51,7 @@ def ours(name):
 
 
 OURS = ("deimv2_atto", "dfine_nano", "rtdetr_v2_r18", "rtdetr_r18")
-OTHERS = ("Deformable DETR", "RT-DETR", "D-FINE")
+OTHERS = ("Deformable DETR", "RT-DETR", "D-FINE", "RF-DETR")
 MODELS = [(ours, name) for name in OURS] + [(families.detector, name) for name in OTHERS]
 
 
