@@ -1,12 +1,20 @@
 """How long a run still takes, from what its parts took before."""
 
+import heapq
 import json
-from collections.abc import Iterable, Mapping
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
-from dfkd_lib.core import REPOSITORY, is_number
+import numpy as np
 
-PUBLISHED = REPOSITORY / "reports" / "published"
+from dfkd_lib.core import is_number, save_json
+
+# Preset -> {"product": of the machine, see `product_rate`, "took": {part: seconds}}, of one run of all notebooks.
+SHIPPED = Path(__file__).with_name("took.json")
+SIDE = 512  # of the matrices whose product tells how fast a machine is
+DOUBT = 120.0  # seconds of parts that must have ended in a run for its own pace to count half
 
 
 class Estimate:
@@ -24,36 +32,86 @@ class Estimate:
         self.took[name] = round(seconds, 2)
 
     def left(
-        self, waiting: Iterable[str], running: Mapping[str, float], workers: int
+        self, waiting: Mapping[str, Collection[str]], running: Mapping[str, float], workers: int
     ) -> float | None:
-        """Seconds until all parts have ended: those that wait, and those that have run for so many seconds.
+        """Seconds until all parts have ended, each begun as soon as a worker is free and what it needs has ended.
+
+        Args:
+            waiting: part → the parts that must end before, in the order of their turns.
+            running: part → seconds that it has run for.
 
         Returns:
             None while nothing is known of any part.
         """
         # What a notebook took says little: it may have found all that it made before.
         seen = [name for name in self.took if ": " in name and self.known.get(name, 0) > 0]
-        ratio = 1.0
-        if seen:
-            ratio = sum(map(self.took.get, seen)) / sum(map(self.known.get, seen))
-        all_known = [ratio * seconds for seconds in self.known.values()] + [*self.took.values()]
-        if not all_known:
+        known, took = (DOUBT + sum(map(of.get, seen)) for of in (self.known, self.took))
+        ratio = took / known
+        every = [ratio * seconds for seconds in self.known.values()] + [*self.took.values()]
+        if not every:
             return None
-        usual = sum(all_known) / len(all_known)
+        usual = sum(every) / len(every)
 
         def expected(name: str) -> float:
             return ratio * self.known[name] if name in self.known else usual
 
-        rest = [max(0.0, expected(name) - spent) for name, spent in running.items()]
-        rest += map(expected, waiting)
-        return max(sum(rest) / max(1, workers), max(rest, default=0.0))
+        ends = {name: max(0.0, expected(name) - spent) for name, spent in running.items()}
+        free, rest = [*ends.values(), *[0.0] * (workers - len(ends))], dict(waiting)
+        heapq.heapify(free)
+        while rest:
+            starts = {
+                name: max((ends.get(other, 0.0) for other in needs), default=0.0)
+                for name, needs in rest.items()
+                if not rest.keys() & needs
+            }
+            name = min(starts, key=lambda name: max(starts[name], free[0]))
+            ends[name] = max(starts[name], heapq.heappop(free)) + expected(name)
+            heapq.heappush(free, ends[name])
+            del rest[name]
+        return max(ends.values(), default=0.0)
 
 
 def known_seconds(folder: Path, profile: str) -> dict[str, float]:
     """What each part of a run under a preset took when it was last made, by the results in a folder; {} without any."""
+    return _took(folder / "results.json", lambda saved: saved["profile"] == profile and saved)
+
+
+def shipped_seconds(profile: str) -> dict[str, float]:
+    """What each part takes on this machine, by the run that the library ships and what both machines multiply; or {}."""
+    took = _took(SHIPPED, lambda saved: saved[profile])
+    scale = json.loads(SHIPPED.read_text())[profile]["product"] / product_rate() if took else 1
+    return {name: scale * seconds for name, seconds in took.items()}
+
+
+def _took(path: Path, run: Callable[[dict], dict]) -> dict[str, float]:
+    """The seconds by part of a run in a file; {} where it is not there."""
     try:
-        saved = json.loads((folder / "results.json").read_text())
-        seconds = saved["took"] if saved["profile"] == profile else {}
+        seconds = run(json.loads(path.read_text()))["took"]
         return {name: s for name, s in seconds.items() if is_number(s) and s > 0}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def product_rate(seconds: float = 0.3) -> float:
+    """Products of two float32 matrices of 512 × 512 that this machine computes in a second."""
+    a = np.ones((SIDE, SIDE), np.float32)
+    a @ a  # threads and caches wake up
+    start, done = time.perf_counter(), 0
+    while (spent := time.perf_counter() - start) < seconds:
+        a @ a
+        done += 1
+    return done / spent
+
+
+def ship(folders: Iterable[Path]) -> None:
+    """Take what the runs in these folders took, on this machine, as what is known of their presets everywhere."""
+    shipped = json.loads(SHIPPED.read_text())
+    for folder in folders:
+        saved = json.loads((folder / "results.json").read_text())
+        took = {name: round(seconds, 1) for name, seconds in sorted(saved["took"].items())}
+        shipped[saved["profile"]] = {"product": round(product_rate(3.0)), "took": took}
+    save_json(SHIPPED, shipped)
+
+
+if __name__ == "__main__":
+    ship(map(Path, sys.argv[1:]))

@@ -17,7 +17,7 @@ from dfkd_lib import jobs, presets
 from dfkd_lib.core import Store, WorkbenchError, provenance, save_json
 from dfkd_lib.core.files import disk_error
 from dfkd_lib.jobs import Job
-from dfkd_lib.pipeline.estimate import PUBLISHED, Estimate, known_seconds
+from dfkd_lib.pipeline.estimate import Estimate, known_seconds, shipped_seconds
 from dfkd_lib.pipeline.execute import (
     FAILED,
     INTERRUPTED,
@@ -80,7 +80,7 @@ class Run:
         self.queue: jobs.Queue | None = None
         self.place = Place()
         self.took = known_seconds(plan.out, plan.profile)  # by the parts of the last run here
-        self.estimate = Estimate(self.took or known_seconds(PUBLISHED / plan.profile, plan.profile))
+        self.estimate = Estimate(shipped_seconds(plan.profile) | self.took)
         self.peak = self.begun = 0
         self.measured = 0.0
         self.results = {
@@ -229,7 +229,7 @@ class Run:
             return ""
         now = time.perf_counter()
         running = {p.name: now - p.began for p in parts if p.name in self.queue.running and p.began}
-        waiting = [part.name for part in parts if part.name not in running]
+        waiting = {p.name: {*p.builds_on, *p.after} for p in parts if p.name not in running}
         workers = self.plan.jobs if not self.plan.scheduler else len(self.queue.cluster.workers())
         left = self.estimate.left(waiting, running, workers)
         if left is None:
