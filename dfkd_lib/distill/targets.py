@@ -18,6 +18,7 @@ from dfkd_lib.models import logits_and_early_map
 from dfkd_lib.training import Batch, device, load_trained, reads_of
 
 SHARD = 8192  # images a file
+BATCH = 128  # images of a forward pass: on a CPU a third faster than 512, whose activations leave the cache
 
 
 class Targets(NamedTuple):
@@ -54,7 +55,7 @@ def teacher_targets(
             if path.name in finished:
                 continue
             with torch.inference_mode():
-                parts = (to_float(part).to(device()) for part in images.split(512))
+                parts = (to_float(part).to(device()) for part in images.split(BATCH))
                 found = [Targets(*outputs_and_probe(model, part, probed)) for part in parts]
             tensors = {"logits": torch.cat([part.logits for part in found]).half()}
             if probed:

@@ -30,7 +30,7 @@ def frozen(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False).to(device())
 
 
-def predict(model: nn.Module, images: Tensor, batch_size: int = 512) -> Tensor:
+def predict(model: nn.Module, images: Tensor, batch_size: int = 128) -> Tensor:
     """Logits (N, K) float32 on the CPU of uint8 images (N, C, H, W), in evaluation mode."""
     where, was_training = next(model.parameters()).device, model.training
     model.eval()
