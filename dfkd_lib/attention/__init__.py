@@ -12,7 +12,7 @@ from dfkd_lib.attention.features import (
 )
 from dfkd_lib.attention.heads import HeadAblation, head_ablation
 from dfkd_lib.attention.points import SamplingPoints, attention_points
-from dfkd_lib.attention.prefix import compiled_parts, outputs_and_probe
+from dfkd_lib.attention.prefix import LAST, compiled_parts, outputs_and_probe
 from dfkd_lib.attention.probes import (
     ClassProbes,
     attention_map,

@@ -16,16 +16,22 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from dfkd_lib.attention.probes import logits_and_probe
-from dfkd_lib.attention.sites import patch_tokens
+from dfkd_lib.attention.capture import capture_attention
+from dfkd_lib.attention.probes import alike, logits_and_probe, probe_from_rows
+from dfkd_lib.attention.sites import class_token, patch_tokens
 from dfkd_lib.core import WorkbenchError
 
 PLAIN = (VisionTransformer, VisionTransformerDistilled)
+LAST = (-1,)
 SHORT = 256  # tokens; beyond, the map of every head no longer fits the caches of a CPU
 
 
 def outputs_and_probe(
-    model: Any, images: Tensor, probe: bool = True, patches: Tensor | None = None
+    model: Any,
+    images: Tensor,
+    probe: bool = True,
+    patches: Tensor | None = None,
+    blocks: tuple[int, ...] = LAST,
 ) -> tuple:
     """What `model(images)` returns, and the probe of its last block; in timm's plain ViT and DeiT without needless work.
 
@@ -34,13 +40,21 @@ def outputs_and_probe(
         probe: whether the probe is wanted.
         patches: int64 (B, n), the patches that are computed, the others as if they were not there; None: all N. A plain ViT's
             alone.
+        blocks: others than the last whose probes are wanted, from the end if negative; no work is saved then.
 
     Returns:
-        (the model's output, probe (B, N or n) float32 as of `attention_probe`, or None). Differentiable.
+        (the model's output, probe (B, N or n) float32 as of `attention_probe`, or None); of P > 1 blocks (B, P, N).
+        Differentiable.
 
     Raises:
         WorkbenchError: if a probe is wanted of a model that has none, or some patches of one that is no plain ViT.
     """
+    if probe and blocks != LAST:
+        with capture_attention(model, blocks, class_token(model)) as rows:
+            output = model(images)
+        found = alike(model, (rows[block] for block in blocks))
+        probes = [probe_from_rows(model, each, images) for each in found]
+        return output, torch.stack(probes, 1) if len(probes) > 1 else probes[0]
     plain = is_plain(model)
     if not plain and patches is None:
         return logits_and_probe(model, images) if probe else (model(images), None)

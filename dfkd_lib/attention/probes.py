@@ -204,7 +204,7 @@ def attention_map(
 
 
 def resize_probe(probe: Tensor, patches: int) -> Tensor:
-    """Probes (B, M) on a square grid → (B, patches) on another, bilinear, each row's sum kept.
+    """Probes (..., M) on a square grid → (..., patches) on another, bilinear, each row's sum kept.
 
     Raises:
         WorkbenchError: if M or `patches` is not a square number (the grid would be a guess).
@@ -220,7 +220,8 @@ def resize_probe(probe: Tensor, patches: int) -> Tensor:
             where="resize_probe",
             fix="use models with square inputs",
         )
-    grid = F.interpolate(probe.view(-1, 1, old, old), (new, new), mode="bilinear").flatten(1)
+    grid = F.interpolate(probe.reshape(-1, 1, old, old), (new, new), mode="bilinear")
+    grid = grid.view(*probe.shape[:-1], patches)
     return grid * (probe.sum(-1, keepdim=True) / grid.sum(-1, keepdim=True))
 
 

@@ -6,11 +6,13 @@ else it sees each batch anew.
 
 import inspect
 from collections.abc import Callable, Collection, Sequence
+from typing import Annotated, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from dfkd_lib.attention import LAST, attention_sites, pick
 from dfkd_lib.core import Artifact, Store, WorkbenchError
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.distill.step import kd_step
@@ -73,10 +75,42 @@ class StudentConfig(TrainConfig):
     early_stage: int = Field(
         1, ge=0, le=5, description="early map of a CNN teacher that early features are aligned to"
     )
-
+    patch_blocks: tuple[int, ...] = Field(
+        LAST,
+        min_length=1,
+        description="blocks whose attention probes the patch losses match, from the end if negative",
+    )
+    teacher_blocks: tuple[int, ...] = Field(
+        LAST,
+        min_length=1,
+        description="blocks of the teacher that these are matched with, one each",
+    )
+    block_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (1.0,),
+        min_length=1,
+        description="weight of each such pair in the patch losses, or one of all",
+    )
     watch: int = Field(
         0, ge=0, le=100, description="test images whose attention is kept after every epoch"
     )
+
+    @model_validator(mode="after")
+    def _blocks_in_pairs(self) -> Self:
+        pairs = len(self.patch_blocks)
+        if len(self.teacher_blocks) != pairs or len(self.block_weights) not in (1, pairs):
+            raise ValueError(
+                "as many teacher_blocks, and block_weights if not one, as patch_blocks"
+            )
+        if not sum(self.block_weights):
+            raise ValueError("block_weights of which one at least is above 0")
+        if self.matches_others and self.compile:
+            raise ValueError("compile=False where other blocks than the last are matched")
+        return self
+
+    @property
+    def matches_others(self) -> bool:
+        """Whether the patch losses match other blocks than the last."""
+        return not self.patch_blocks == self.teacher_blocks == LAST
 
     @property
     def augment(self) -> Augmentation:
@@ -97,8 +131,13 @@ class StudentConfig(TrainConfig):
     ) -> Artifact | None:
         """The teacher's stored targets on images, where augmentation leaves every one as it is, which is tested."""
         if keeps_images(self.augment, images):
-            return teacher_targets(store, teacher, images, parents)
+            return teacher_targets(store, teacher, images, parents, self.teacher_blocks)
         return None
+
+    def live(self, teacher: nn.Module, needs: Collection[str]) -> LiveTeacher:
+        """The teacher of images that change, or of early features: what it gives beside its logits is what is needed."""
+        stage = self.early_stage if "early features" in needs else None
+        return LiveTeacher(teacher, "probe" in needs, stage, self.compile, self.teacher_blocks)
 
 
 def train(
@@ -116,9 +155,10 @@ def train(
     modules: Callable[[nn.Module], dict[str, nn.Module]] | None = None,
     needs: Collection[str] = ("probe",),
 ) -> Artifact:
-    """A student distilled from a frozen teacher, by a step of the caller's or by the library's with these weights.
+    """A student distilled from a frozen teacher, by a step of the caller's or the library's; see `training.train_classifier`.
 
     Args:
+        config: of the student; step and teacher give the probes of its `patch_blocks` and `teacher_blocks`.
         step: `step(student, batch, teacher)` → {"loss": scalar to minimise, other names: scalars to log}. `batch` is a
             `training.Batch`; `teacher(batch)` gives `Targets`. It may ask for `progress`, the share of training done in
             [0, 1), and for modules of `modules`, by name. Its code is part of the student's key. Or weights, for `kd_step`.
@@ -128,9 +168,6 @@ def train(
         needs: what the step reads of the teacher beside its logits: "probe", or "early features", its map of stage
             `config.early_stage`, for which the step may ask for an `aligner`.
 
-    Returns:
-        The student's artifact, see `training.train_classifier`.
-
     Raises:
         WorkbenchError: if teacher and images differ in classes or size; if a loss needs what teacher or student lack; if the
             step's result is no named losses, it changes its batch, or asks for what is not there.
@@ -139,22 +176,23 @@ def train(
     network = _fitting_teacher(teacher, images)
     if isinstance(step, KDWeights):
         check_losses(step, config.untrained(images, overrides), network, images, config.early_stage)
-        step, needs, settings = kd_step(step), step.needs, {"weights": step.record()}
+        needs, settings = step.needs, {"weights": step.record()}
+        step = kd_step(step, config.patch_blocks, config.block_weights)
+    settings |= _matching(config, network, images, overrides) if "probe" in needs else {}
     early_stage = config.early_stage if "early features" in needs else None
     if early_stage is not None:
         settings["early_stage"] = early_stage
         modules = modules or aligners(network, early_stage, images.shape)
     _check_parameters(step, modules is not None)
     stored = config.targets(store, teacher, images, parents) if early_stage is None else None
-    live = stored or LiveTeacher(network, "probe" in needs, early_stage, config.compile)
     return train_classifier(
         store,
         stage or f"student_{'real' if images.real else 'synthetic'}",
         config.model,
         images,
         test_set,
-        config.training(**({} if seed is None else {"seed": seed})),
-        _step_maker(step, live, modules),
+        config.training(seed=config.seed if seed is None else seed),
+        _step_maker(step, stored or config.live(network, needs), modules),
         overrides=overrides,
         settings=settings,
         augmentation=config.augment,
@@ -168,6 +206,20 @@ def _fitting_teacher(teacher: Artifact, images: ImageSet) -> nn.Module:
     network = load_trained(teacher)
     check_fit(network, images, "the teacher")
     return network
+
+
+def _matching(
+    config: StudentConfig, teacher: nn.Module, images: ImageSet, overrides: dict | None
+) -> dict[str, list]:
+    """The blocks that are matched, as settings of the key, none if these are the last; WorkbenchError if there is none such."""
+    if not config.matches_others:
+        return {}
+    asked = {"patch_blocks": config.untrained(images, overrides), "teacher_blocks": teacher}
+    for name, model in asked.items():
+        for block in getattr(config, name) if has_probe(model) else ():
+            pick(block, len(attention_sites(model)), "block")
+    names = (*asked, "block_weights")
+    return {name: list(getattr(config, name)) for name in names}
 
 
 def _step_maker(

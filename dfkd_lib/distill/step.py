@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 from torch import Tensor, nn
 
-from dfkd_lib.attention import outputs_and_probe
+from dfkd_lib.attention import LAST, outputs_and_probe
 from dfkd_lib.distill.targets import Targets, early_tokens
 from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.losses import LOSSES, StudentOutputs
@@ -13,19 +13,29 @@ from dfkd_lib.training import Batch
 
 
 def student_outputs(
-    student: nn.Module, images: Tensor, probed: bool, aligner: nn.Module | None, target: Targets
+    student: nn.Module,
+    images: Tensor,
+    probed: bool,
+    aligner: nn.Module | None,
+    target: Targets,
+    blocks: tuple[int, ...] = LAST,
 ) -> StudentOutputs:
-    """All that losses read of a student: logits of one or two heads, its probe if wanted, early features by the aligner."""
+    """All that losses read of a student: logits of one or two heads, probes if wanted, early features by the aligner."""
     with early_tokens(student) if aligner else nullcontext() as early:
-        output, probe = outputs_and_probe(student, images, probed)
+        output, probe = outputs_and_probe(student, images, probed, blocks=blocks)
     logits, distilled = output if isinstance(output, tuple) else (output, None)
     aligned = aligner(early[0], target.early.shape[2:]) if aligner else None
     return StudentOutputs(logits, probe, distilled, aligned)
 
 
-def kd_step(weights: KDWeights) -> Callable:
+def kd_step(
+    weights: KDWeights,
+    blocks: tuple[int, ...] = LAST,
+    block_weights: tuple[float, ...] = (1.0,),
+) -> Callable:
     """The weighted sum of the losses that `weights` uses, against a teacher's targets, as a step for `train`.
 
+    The student's probes are those of `blocks`, whose patch losses `block_weights` weighs (or one of them all).
     Early features need an `aligner` beside the student (`models.dearkd.EarlyAligner`).
     Source: A Algorithm 1; B stage 1; C eq. 9, 10.
     """
@@ -41,7 +51,8 @@ def kd_step(weights: KDWeights) -> Callable:
         aligner: nn.Module | None = None,
     ) -> dict[str, Tensor]:
         target = teacher(batch)
-        found = student_outputs(student, batch.images, probed, aligner, target)
+        found = student_outputs(student, batch.images, probed, aligner, target, blocks)
+        found = found._replace(block_weights=block_weights)
         losses = {name: of(found, target, batch, temperature) for name, of in compute.items()}
         total = sum(curves[name](progress) * loss for name, loss in losses.items())
         return {"loss": total, **losses}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib.attention import class_token, compiled_parts, outputs_and_probe, patch_tokens
+from dfkd_lib.attention import LAST, class_token, compiled_parts, outputs_and_probe, patch_tokens
 from dfkd_lib.core import WorkbenchError, artifacts
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.core.files import whole_files
@@ -22,7 +22,7 @@ BATCH = 128  # images of a forward pass: on a CPU a third faster than 512, whose
 
 
 class Targets(NamedTuple):
-    """Teacher targets of a batch: logits (B, K), attention probe (B, M) or None, early feature map (B, C, h, w) or None."""
+    """Teacher targets of a batch: logits (B, K), attention probe (B, M), of P blocks (B, P, M), or None, early feature map (B, C, h, w) or None."""
 
     logits: Tensor
     probe: Tensor | None = None
@@ -39,9 +39,13 @@ def has_probe(model: nn.Module) -> bool:
 
 
 def teacher_targets(
-    store: Store, teacher: Artifact, train_set: ImageSet, parents: Sequence[Artifact] = ()
+    store: Store,
+    teacher: Artifact,
+    train_set: ImageSet,
+    parents: Sequence[Artifact] = (),
+    blocks: tuple[int, ...] = LAST,
 ) -> Artifact:
-    """The teacher's logits, and its probes if it has any, on images that never change, computed once.
+    """The teacher's logits, and probes of these blocks if it has any, on images that never change, computed once.
 
     Float16, in files targets-00000.safetensors, … of 8192 rows in the order of the set; a run that was killed goes on with
     its next file. The ledger counts the images if they are real.
@@ -56,7 +60,9 @@ def teacher_targets(
                 continue
             with torch.inference_mode():
                 parts = (to_float(part).to(device()) for part in images.split(BATCH))
-                found = [Targets(*outputs_and_probe(model, part, probed)) for part in parts]
+                found = [
+                    Targets(*outputs_and_probe(model, part, probed, None, blocks)) for part in parts
+                ]
             tensors = {"logits": torch.cat([part.logits for part in found]).half()}
             if probed:
                 tensors["probes"] = torch.cat([part.probe for part in found]).half()
@@ -64,9 +70,12 @@ def teacher_targets(
             artifacts.note_whole(work, path)
         return {"images": len(train_set), "probes": probed}
 
+    settings = {"images": train_set.fingerprint, "shard": SHARD, "kept": "float16"}
+    if blocks != LAST:
+        settings["blocks"] = list(blocks)
     return store.get_or_make(
         "teacher_targets",
-        {"images": train_set.fingerprint, "shard": SHARD, "kept": "float16"},
+        settings,
         make,
         [teacher, *parents],
         reads_of((train_set, "teacher targets")),
@@ -74,7 +83,7 @@ def teacher_targets(
 
 
 class StoredTeacher:
-    """Batch → the stored targets of its rows, float32; `.logits` (N, K) and `.probes` (N, M) or None hold all of them.
+    """Batch → the stored targets of its rows, float32; `.logits` (N, K) and `.probes` (N, M), (N, P, M) or None hold all of them.
 
     Args:
         artifact: of `teacher_targets`.
@@ -104,6 +113,7 @@ class LiveTeacher:
         probed: also its attention probe, if it has one.
         early_stage: also its feature map of that stage (a CNN's), and no probe.
         compiled: by torch.compile, where it is a plain ViT.
+        blocks: whose probes are wanted.
     """
 
     def __init__(
@@ -112,8 +122,9 @@ class LiveTeacher:
         probed: bool = True,
         early_stage: int | None = None,
         compiled: bool = False,
+        blocks: tuple[int, ...] = LAST,
     ):
-        self.teacher, self.early_stage = teacher, early_stage
+        self.teacher, self.early_stage, self.blocks = teacher, early_stage, blocks
         for part in compiled_parts(teacher) if compiled else ():
             if part is not teacher:
                 part.compile(dynamic=False)
@@ -124,7 +135,8 @@ class LiveTeacher:
         if self.early_stage is not None:
             logits, early = logits_and_early_map(self.teacher, batch.images, self.early_stage)
             return Targets(logits, None, early)
-        return Targets(*outputs_and_probe(self.teacher, batch.images, self.probed))
+        asked = self.probed, None, self.blocks
+        return Targets(*outputs_and_probe(self.teacher, batch.images, *asked))
 
 
 @contextmanager

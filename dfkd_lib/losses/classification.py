@@ -1,5 +1,7 @@
 """Losses of the classification students and of the probe-guided generator."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,40 +46,62 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     return F.kl_div(log_p, log_q, log_target=True, reduction="batchmean") * temperature**2
 
 
-def patch_probe_loss(student_probe: Tensor, teacher_probe: Tensor) -> Tensor:
-    """Mean of 1 − cos(student's probe, teacher's probe) on the same images.
+def patch_probe_loss(
+    student_probe: Tensor, teacher_probe: Tensor, weights: Sequence[float] = (1.0,)
+) -> Tensor:
+    """Mean of 1 − cos(student's probe, teacher's probe) on the same images, layer by layer where several blocks are matched.
 
     Args:
-        student_probe: (B, N) ≥ 0.
-        teacher_probe: (B, M) ≥ 0, resized to the student's grid where M ≠ N.
+        student_probe: (B, N) ≥ 0, or (B, P, N) of P blocks.
+        teacher_probe: (B, M) or (B, P, M) ≥ 0, resized to the student's grid where M ≠ N.
+        weights: w_p ≥ 0 of each block, or one for all: the loss is Σ w_p L_p / Σ w_p.
 
     Returns:
         A scalar in [0, 1].
 
     Source: A eq. 10, L_patch.
     """
+    student, teacher = _on_one_grid(student_probe, teacher_probe)
+    return _over_blocks(1 - F.cosine_similarity(student, teacher, dim=-1), weights)
+
+
+def _on_one_grid(student_probe: Tensor, teacher_probe: Tensor) -> tuple[Tensor, Tensor]:
+    """Both probes on the student's grid, float32."""
     target = resize_probe(teacher_probe.float(), student_probe.shape[-1])
-    return attention_consistency_loss(student_probe, target)
+    same_shape(student_probe, target, "probes")
+    return student_probe.float(), target
 
 
 def _shares(student_probe: Tensor, teacher_probe: Tensor) -> tuple[Tensor, Tensor]:
     """Both probes on the student's grid, each with sum 1."""
-    target = resize_probe(teacher_probe.float(), student_probe.shape[-1])
-    pair = student_probe.float().clamp_min(1e-12), target.clamp_min(1e-12)
+    pair = (one.clamp_min(1e-12) for one in _on_one_grid(student_probe, teacher_probe))
     student, teacher = (one / one.sum(-1, keepdim=True) for one in pair)
     return student, teacher
 
 
-def patch_mse_loss(student_probe: Tensor, teacher_probe: Tensor) -> Tensor:
-    """Mean squared difference of the probes' shares, in units of an even share (1/N); shapes as in `patch_probe_loss`."""
-    student, teacher = _shares(student_probe, teacher_probe)
-    return (student.shape[-1] * (student - teacher)).square().mean()
+def _over_blocks(losses: Tensor, weights: Sequence[float]) -> Tensor:
+    """The mean over images of losses (B,); of (B, P) their mean over blocks by weights."""
+    if losses.ndim == 1:
+        return losses.mean()
+    shares = torch.tensor(weights, device=losses.device).expand(losses.shape[1])
+    return losses.mean(0) @ shares / shares.sum()
 
 
-def patch_kl_loss(student_probe: Tensor, teacher_probe: Tensor) -> Tensor:
-    """Mean of KL(teacher's probe ‖ student's), as distributions over patches; shapes as in `patch_probe_loss`."""
+def patch_mse_loss(
+    student_probe: Tensor, teacher_probe: Tensor, weights: Sequence[float] = (1.0,)
+) -> Tensor:
+    """Mean squared difference of the probes' shares, in units of an even share (1/N); arguments as of `patch_probe_loss`."""
     student, teacher = _shares(student_probe, teacher_probe)
-    return F.kl_div(student.log(), teacher, reduction="batchmean")
+    apart = (student.shape[-1] * (student - teacher)).square().mean(-1)
+    return _over_blocks(apart, weights)
+
+
+def patch_kl_loss(
+    student_probe: Tensor, teacher_probe: Tensor, weights: Sequence[float] = (1.0,)
+) -> Tensor:
+    """Mean of KL(teacher's probe ‖ student's), as distributions over patches; arguments as of `patch_probe_loss`."""
+    student, teacher = _shares(student_probe, teacher_probe)
+    return _over_blocks(F.kl_div(student.log(), teacher, reduction="none").sum(-1), weights)
 
 
 def attention_consistency_loss(probe: Tensor, class_probe: Tensor) -> Tensor:

@@ -24,15 +24,17 @@ class StudentOutputs(NamedTuple):
 
     Args:
         logits: (B, K), of the class token.
-        probe: attention probe (B, N) ≥ 0, or None.
+        probe: attention probe (B, N) ≥ 0, (B, P, N) of P blocks, or None.
         distilled: (B, K), logits of the distillation token, or None.
         early: (B, C, h, w), early features aligned to the teacher's early map, or None.
+        block_weights: of these blocks, or one for all.
     """
 
     logits: Tensor
     probe: Tensor | None = None
     distilled: Tensor | None = None
     early: Tensor | None = None
+    block_weights: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True)
@@ -109,15 +111,15 @@ def _ce(student, teacher, batch, temperature: float) -> Tensor:
 
 
 def _patch(student, teacher, batch, temperature: float) -> Tensor:
-    return classification.patch_probe_loss(student.probe, teacher.probe)
+    return classification.patch_probe_loss(student.probe, teacher.probe, student.block_weights)
 
 
 def _patch_mse(student, teacher, batch, temperature: float) -> Tensor:
-    return classification.patch_mse_loss(student.probe, teacher.probe)
+    return classification.patch_mse_loss(student.probe, teacher.probe, student.block_weights)
 
 
 def _patch_kl(student, teacher, batch, temperature: float) -> Tensor:
-    return classification.patch_kl_loss(student.probe, teacher.probe)
+    return classification.patch_kl_loss(student.probe, teacher.probe, student.block_weights)
 
 
 def _hard(student, teacher, batch, temperature: float) -> Tensor:

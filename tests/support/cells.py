@@ -5,9 +5,10 @@ import linecache
 import re
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 from dfkd_lib import attention, losses
-from dfkd_lib.distill import KDWeights
+from dfkd_lib.distill import KDWeights, StudentConfig
 from dfkd_lib.training import label_loss
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
@@ -35,11 +36,12 @@ def examples(heading: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", re.split(r"\n##+ ", rest)[0], re.DOTALL)
 
 
-def names_of_30(**weights) -> dict:
+def names_of_30(student=StudentConfig(), **weights) -> dict:
     return {
         "__name__": "__main__",
         "attention": attention,
         "losses": losses,
         "label_loss": label_loss,
+        "cfg": SimpleNamespace(student=student),
         "λ": KDWeights(**weights),
     }

@@ -5,9 +5,9 @@ from dfkd_lib.distill import KDWeights, StudentConfig
 from dfkd_lib.training import Augmentation
 
 
-def distill_step(student, teacher, weights, aligner=None):
-    """`kd_step` of these weights as (batch, progress) → losses."""
-    step = distill.kd_step(weights)
+def distill_step(student, teacher, weights, aligner=None, **blocks):
+    """`kd_step` of these weights and blocks as (batch, progress) → losses."""
+    step = distill.kd_step(weights, **blocks)
     return lambda batch, progress: step(student, batch, teacher, progress, aligner)
 
 

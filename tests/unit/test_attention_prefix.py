@@ -4,7 +4,13 @@ import pytest
 import torch
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
-from dfkd_lib.attention import logits_and_probe, outputs_and_probe, prefix
+from dfkd_lib.attention import (
+    attention_probe,
+    attention_sites,
+    logits_and_probe,
+    outputs_and_probe,
+    prefix,
+)
 from dfkd_lib.attention.prefix import is_plain
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.models import create_model
@@ -55,6 +61,18 @@ def test_outputs_probe_and_gradients_are_those_of_the_whole_block(name, model, t
     torch.testing.assert_close(found[1][1], found[0][1], atol=1e-6, rtol=1e-5)
     for mine, whole in zip(found[1][2], found[0][2], strict=True):
         torch.testing.assert_close(mine, whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vit_mnist_smoke", "deit_small_28", "dearkd_small"])
+def test_probes_of_chosen_blocks_are_those_of_each_alone(name):
+    torch.manual_seed(0)
+    model, images = create_model(name).eval(), torch.randn(3, 1, 28, 28)
+    last = len(attention_sites(model)) - 1
+    output, probes = outputs_and_probe(model, images, blocks=(-1, 0, last))
+    torch.testing.assert_close(output, model(images))
+    each = [attention_probe(model, images, block) for block in (-1, 0, -1)]
+    torch.testing.assert_close(probes, torch.stack(each, 1))
+    torch.testing.assert_close(outputs_and_probe(model, images, blocks=(0,))[1], each[1])
 
 
 def test_without_a_probe_there_is_none():

@@ -125,6 +125,22 @@ def test_other_distances_of_probes_are_those_of_shares_over_patches():
     assert losses.patch_mse_loss(one, other).item() == pytest.approx(16 * 2 / 4)
 
 
+def test_patch_losses_over_blocks_are_weighted_means_of_each_blocks():
+    """Of the first block equal probes, of the second all in one patch against all in another."""
+    one, other = torch.eye(4)[:1], torch.eye(4)[1:2]
+    student, teacher = torch.stack([one, one], 1), torch.stack([one, other], 1)
+    for loss, apart in ((losses.patch_probe_loss, 1.0), (losses.patch_mse_loss, 16 * 2 / 4)):
+        assert loss(student, teacher).item() == pytest.approx(apart / 2)
+        assert loss(student, teacher, (1.0, 3.0)).item() == pytest.approx(apart * 3 / 4)
+    student, teacher = torch.rand(6, 2, 9), torch.rand(6, 2, 16)
+    for loss in (losses.patch_probe_loss, losses.patch_mse_loss, losses.patch_kl_loss):
+        each = [loss(student[:, block], teacher[:, block]).item() for block in (0, 1)]
+        found = loss(student, teacher, (2.0, 0.5)).item()
+        assert found == pytest.approx((2 * each[0] + 0.5 * each[1]) / 2.5, rel=1e-5)
+    with pytest.raises(WorkbenchError, match="probes of student and teacher do not fit"):
+        losses.patch_probe_loss(student, teacher[:, :1])
+
+
 def outputs(classes=5, grid=9, batch=4, **more):
     return losses.StudentOutputs(
         torch.randn(batch, classes), torch.rand(batch, grid), torch.randn(batch, classes), **more

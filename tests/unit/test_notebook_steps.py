@@ -27,6 +27,24 @@ def test_the_step_of_notebook_30_is_the_librarys(weights):
     assert list(shown) == ["loss", "kd", "ce", "patch"]
 
 
+def test_the_step_of_notebook_30_matches_the_blocks_that_the_students_settings_name():
+    torch.manual_seed(0)
+    student = create_model("vit_mnist_smoke")
+    batch = Batch(torch.randn(4, 1, 28, 28), torch.arange(4), torch.arange(4))
+    target = Targets(torch.randn(4, 10), torch.rand(4, 2, 16))
+    chosen = {"patch_blocks": (0, -1), "block_weights": (1.0, 3.0)}
+    config = StudentConfig(**chosen, teacher_blocks=(3, 11))
+    step = run_cell(edit_cell("30_classification_kd.ipynb"), names_of_30(config))["step"]
+    blocks = {"blocks": chosen["patch_blocks"], "block_weights": chosen["block_weights"]}
+    own = distill_step(student, lambda batch: target, KDWeights(), **blocks)(batch, 0.0)
+    assert_equal(step(student, batch, lambda batch: target), own)
+    probes = [attention.attention_probe(student, batch.images, block) for block in (0, -1)]
+    each = [
+        losses.patch_probe_loss(one, target.probe[:, place]) for place, one in enumerate(probes)
+    ]
+    torch.testing.assert_close(own["patch"], (each[0] + 3 * each[1]) / 4)
+
+
 def assert_equal(shown: dict, own: dict) -> None:
     """The losses of two steps have the same names and values."""
     torch.testing.assert_close(dict(shown), dict(own), rtol=1e-6, atol=0)

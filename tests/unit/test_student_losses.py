@@ -15,11 +15,18 @@ import torch.nn.functional as F
 from steps import distill_step, train_student
 
 from dfkd_lib import distill, training
-from dfkd_lib.attention import logits_and_probe
+from dfkd_lib.attention import attention_probe, logits_and_probe
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.datasets import ImageSet, load_images
-from dfkd_lib.distill import KDWeights, StoredTeacher, Targets, early_tokens, teacher_targets
+from dfkd_lib.distill import (
+    KDWeights,
+    LiveTeacher,
+    StoredTeacher,
+    Targets,
+    early_tokens,
+    teacher_targets,
+)
 from dfkd_lib.losses import Schedule, kd_loss, patch_probe_loss, read_schedules
 from dfkd_lib.models import EarlyAligner, create_model
 from dfkd_lib.training import Augmentation, Batch, TrainConfig, keeps_images
@@ -283,11 +290,11 @@ def test_broken_off_targets_go_on_with_their_next_file(tmp_path, teachers, digit
 
     asked, whole = [], targets.outputs_and_probe
 
-    def broken(model, images, probed):
+    def broken(model, images, *how):
         asked.append(len(images))
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return whole(model, images, probed)
+        return whole(model, images, *how)
 
     monkeypatch.setattr(targets, "outputs_and_probe", broken)
     store = Store(tmp_path)
@@ -312,6 +319,51 @@ def test_students_share_targets_unless_their_images_change(teachers, digits):
         for student in students
     )
     assert len(one) == 1 and one == two and not three
+
+
+def test_chosen_blocks_are_matched_and_part_of_the_key(teachers, digits):
+    store, (vit, _) = teachers
+    pairs = {"patch_blocks": (0, 1), "teacher_blocks": (1, -1), "block_weights": (1.0, 2.0)}
+    plain, made = (
+        distill.train(
+            store,
+            distill.StudentConfig(model="vit_mnist_smoke", epochs=1, batch_size=64, **chosen),
+            KDWeights(),
+            *digits,
+            vit,
+            overrides={"patch_size": 2},
+        )
+        for chosen in ({}, pairs)
+    )
+    assert made.key != plain.key and "patch_blocks" not in plain.settings
+    assert {name: tuple(made.settings[name]) for name in pairs} == pairs
+    (kept,) = (store.find(key) for key in made.parents if key.startswith("teacher_targets"))
+    assert kept.settings["blocks"] == [1, -1]
+    rows, teacher = torch.tensor([0, 299]), training.load_trained(vit)
+    seen = digits[0].pixels[rows].float() / 127.5 - 1
+    stored = StoredTeacher(kept)(Batch(None, None, rows)).probe
+    live = LiveTeacher(teacher, blocks=(1, -1))(Batch(seen, None, rows)).probe
+    each = [attention_probe(teacher, seen, block) for block in (1, -1)]
+    torch.testing.assert_close(live, torch.stack(each, 1))
+    torch.testing.assert_close(stored, live, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        ({"patch_blocks": (0, 1)}, "as many teacher_blocks"),
+        ({"patch_blocks": (0,), "block_weights": (1.0, 2.0)}, "as many teacher_blocks"),
+        ({"block_weights": (0.0,)}, "above 0"),
+        ({"patch_blocks": (0,), "compile": True}, "compile=False"),
+        ({"patch_blocks": (7,)}, "no such block"),
+        ({"teacher_blocks": (-8,)}, "no such block"),
+    ],
+)
+def test_impossible_blocks(teachers, digits, bad, words):
+    store, (vit, _) = teachers
+    with pytest.raises(WorkbenchError, match=words):
+        config = distill.StudentConfig(model="vit_mnist_smoke", **bad)
+        distill.train(store, config, KDWeights(), *digits, vit, overrides={"patch_size": 2})
 
 
 def test_a_cnn_teaches_by_logits_early_features_and_labels(teachers, digits):
