@@ -97,10 +97,10 @@ def pixel_mask(images: Tensor) -> tuple[Tensor, Tensor]:
         the frame as shares of the image.
     """
     fill = torch.tensor(FILL, dtype=torch.float32, device=images.device).view(3, 1, 1) / 255
-    seen = ((images.detach().float() - fill).abs() > 1e-3).any(1)
+    apart = (images.detach().float() - fill).abs().amax(1)
     sides = []
     for axis in (2, 1):  # rows, then columns
-        line = seen.any(axis).long()
+        line = (apart.amax(axis) > 1e-3).long()
         before = line.cumsum(1)
         inside = ((before > 0) & (before[:, -1:] - before + line > 0)).long()
         enough = (inside.sum(1, keepdim=True) >= min(NARROW, line.shape[1])).long()

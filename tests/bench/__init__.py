@@ -11,7 +11,8 @@ from bench.output import line, save
 from dfkd_lib.core import WorkbenchError, resolve
 
 # Each module holds its part of the table of comparisons, COMPARISONS.
-BENCHES = ("capture", "frechet", "students", "gan", "detr", "pipeline", "workers", "memory")
+BENCHES = ("capture", "frechet", "students", "gan", "detr", "frames")
+BENCHES += ("pipeline", "workers", "memory")
 
 
 def chosen(only: str | None) -> list[str]:

@@ -17,12 +17,12 @@ from torch import nn
 
 from dfkd_lib import deploy, detection, presets, training
 from dfkd_lib.core import Store, WorkbenchError, artifacts
-from dfkd_lib.datasets import SCENES, SceneConfig, generate_scenes, load_images, to_float
-from dfkd_lib.deploy.export import PARITY, PARITY_REALTIME
+from dfkd_lib.datasets import FILL, SCENES, SceneConfig, generate_scenes, load_images, to_float
+from dfkd_lib.deploy.export import PARITY, PARITY_REALTIME, largest_difference, run
 from dfkd_lib.deploy.tasks import Detection, task_of
 from dfkd_lib.detection import DetectorConfig, detections, load_detector
 from dfkd_lib.distill import KDWeights
-from dfkd_lib.models import count_flops, count_parameters, create_model
+from dfkd_lib.models import count_flops, count_parameters, create_detector, create_model
 from dfkd_lib.synthesis import open_images
 from dfkd_lib.training import Augmentation, TrainConfig
 
@@ -152,6 +152,24 @@ def test_models_can_be_exported_and_are_asked_without_a_trace_in_the_random_stat
 
 def test_rfdetr_is_exported_with_the_positions_of_the_size_that_it_is_exported_for():
     assert deploy.check_export(SMALL_RFDETR.detector(4).eval(), (3, 64, 80)) <= PARITY_REALTIME
+
+
+@pytest.mark.parametrize("name", ["detr_nano", "detr_resnet18_2x2"])
+def test_the_exported_mask_of_filled_frames_is_pytorchs(name, tmp_path):
+    torch.manual_seed(0)
+    detector, images = create_detector(name, 4).eval(), torch.rand(3, 3, 96, 128)
+    images[1, :, :, 64:] = images[2, :, 50:] = torch.tensor(FILL).view(3, 1, 1) / 255
+    session = deploy.open_session(deploy.export_onnx(detector, images[:2], tmp_path / "m.onnx"))
+    assert largest_difference(detector, session, images) < 2e-5
+
+
+def test_an_int8_deimv2_runs(tmp_path):
+    """Its distributions of distances are read in float: onnxruntime refuses their weights of one scale a column."""
+    images = torch.rand(4, 3, 160, 160)
+    deploy.export_onnx(create_detector("deimv2_atto", 4).eval(), images, tmp_path / "fp32.onnx")
+    deploy.quantize_static(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", images.split(2))
+    logits, boxes = run(deploy.open_session(tmp_path / "int8.onnx"), images)
+    assert logits.shape == (4, 100, 5) and boxes.isfinite().all()
 
 
 def test_an_unknown_model_cannot_be_asked_for():
