@@ -9,7 +9,7 @@ active: the rest of the model runs as ever. (One row of timm's plain attention i
 projection.)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from threading import RLock, get_ident
 from weakref import WeakKeyDictionary
@@ -166,6 +166,20 @@ def _values(
 
 
 @contextmanager
+def _uncheckpointed(model: nn.Module) -> Iterator[None]:
+    """Inside, no block is computed a second time in the backward pass, where nobody looks: the same results, more memory."""
+    names = ("grad_checkpointing", "gradient_checkpointing")  # timm's, transformers'
+    found = [(m, n) for m in model.modules() for n in names if getattr(m, n, False) is True]
+    for module, name in found:
+        setattr(module, name, False)
+    try:
+        yield
+    finally:
+        for module, name in found:
+            setattr(module, name, True)
+
+
+@contextmanager
 def capture_attention(
     model: nn.Module,
     blocks: Sequence[int] | None = (-1,),
@@ -212,6 +226,7 @@ def capture_attention(
         return kept
 
     with _LOOKING, ExitStack() as stack:
+        stack.enter_context(_uncheckpointed(model))
         for place in set(places.values()):
             stack.enter_context(_watched(model, sites[place], _Catch(keep(place), token, through)))
         with suppress(_Enough):

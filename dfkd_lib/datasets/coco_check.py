@@ -39,8 +39,8 @@ UNIQUE = {
 
 
 def check_coco(folder: str | Path, split: str = "train", thorough: bool = True) -> CocoReport:
-    """Look at a split of a COCO folder (`<split>.json` beside `<split>/`), or of a YOLO one (`data.yaml`), and report all
-    that is wrong with it.
+    """Look at a split of a COCO folder (`CocoReport.layout`: this project's, Roboflow's, COCO's) or of a YOLO one, and report
+    all that is wrong with it.
 
     Args:
         folder: absolute, or relative to the repository.
@@ -252,7 +252,7 @@ def _compare_splits(report: CocoReport) -> None:
         files |= {(split, name): other.place / name for name in names}
         theirs = [(key, entry["name"]) for key, entry in other.categories.items()]
         if theirs != classes:
-            report.add("classes", f"as in {split}.json: {theirs}", classes)
+            report.add("classes", f"as in {other.file.name} of {split}: {theirs}", classes)
     for group in _same_bytes(files):
         mine = [name for split, name in group if split == report.split]
         abroad = [f"{split}/{name}" for split, name in group if split != report.split]

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path, PureWindowsPath
 
 from dfkd_lib.core import is_number, ledger
-from dfkd_lib.datasets.coco_report import YOLO, CocoReport
+from dfkd_lib.datasets.coco_report import ROBOFLOW, YOLO, CocoReport
 from dfkd_lib.datasets.sources import size_of
 from dfkd_lib.datasets.yolo import read_yolo, yolo_places
 
@@ -23,9 +23,8 @@ NUMBERS = {
 
 def places(folder: Path, split: str) -> list[Path]:
     """The files and folders of a split that hold real data, whether they are there or not."""
-    if CocoReport(folder, split).file.name == YOLO:
-        return yolo_places(folder, split)
-    return [folder / split, folder / f"{split}.json"]
+    report = CocoReport(folder, split)
+    return yolo_places(folder, split) if report.file.name == YOLO else [report.place, report.file]
 
 
 def changing(folder: Path) -> list[Path]:
@@ -52,7 +51,8 @@ def read_content(report: CocoReport, lean: bool = False) -> bool:
         report.content = json.loads(report.file.read_bytes(), object_pairs_hook=once)
     except FileNotFoundError:
         expected = (
-            "a COCO folder holds train/ and train.json, val/ and val.json; a YOLO one data.yaml"
+            f"{report.split}.json beside {report.split}/, {report.split}/{ROBOFLOW}, "
+            f"annotations/instances_{report.split}2017.json beside {report.split}2017/, or {YOLO}"
         )
         pattern = f"*{report.split}*.json"
         others = [*report.folder.glob(pattern), *report.folder.glob(f"*/{pattern}")]
@@ -103,16 +103,16 @@ def _whole(value: object) -> object:
 
 def _name(report: CocoReport, name: str) -> str:
     """A file name as it is below the split's folder: Windows' backslashes are /, a leading name of the folder goes."""
-    place = report.folder / report.split
+    place = report.place
     posix = PureWindowsPath(name).as_posix() if "\\" in name else name
-    below = posix.removeprefix("./").removeprefix(f"{report.split}/")
+    below = posix.removeprefix("./").removeprefix(f"{place.name}/")
     return next((one for one in (name, posix, below) if is_file(place / one)), posix)
 
 
 def _add_size(report: CocoReport, entry: dict) -> None:
     """Width and height of the upright picture where an entry has none, and the picture can be read."""
     sides = ("width", "height")
-    path = report.folder / report.split / entry["file_name"]
+    path = report.place / entry["file_name"]
     known = all(entry.get(side) is not None for side in sides)
     if known or not inside(entry["file_name"]) or not is_file(path):
         return

@@ -3,6 +3,8 @@
 import shlex
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ from dfkd_lib.core import WorkbenchError, plain
 if TYPE_CHECKING:
     import pandas as pd
 
-YOLO = "data.yaml"
+YOLO, ROBOFLOW = "data.yaml", "_annotations.coco.json"
 BOX = "bbox is [x, y, width, height] in pixels from the top left"
 # Kind of fault: what it is, and its fix. Fatal ones stop training, warnings do not.
 FATAL = {
@@ -117,16 +119,31 @@ class CocoReport:
     categories: dict[int | str, dict] = field(default_factory=dict, repr=False)
     annotations: list[tuple[int, dict, tuple]] = field(default_factory=list, repr=False)
 
+    @cached_property
+    def layout(self) -> tuple[Path, Path]:
+        """The annotation file, and the folder that its names of images are relative to: train.json, train/; else as
+        Roboflow, COCO itself and YOLO lay them out."""
+        folder, split = self.folder, self.split
+        own = folder / f"{split}.json", folder / split
+        exported = [folder / name / ROBOFLOW for name in (split, *["valid"][: split == "val"])]
+        named = [*folder.glob(f"annotations/instances_{escape(split)}*.json")]
+        year = (
+            named[0].stem.removeprefix("instances_") if len(named) == 1 else ""
+        )  # of one, not of two
+        pictures = [place for place in (folder / year, folder / "images" / year) if place.is_dir()]
+        found = [own, *((file, file.parent) for file in exported)]
+        found += [(named[0], place) for place in pictures if year]
+        return next((pair for pair in (*found, (folder / YOLO, folder)) if pair[0].is_file()), own)
+
     @property
     def file(self) -> Path:
-        """The annotation file: COCO's, or where that is not there YOLO's data.yaml."""
-        own, yolo = self.folder / f"{self.split}.json", self.folder / YOLO
-        return yolo if yolo.is_file() and not own.exists() else own
+        """The annotation file, YOLO's data.yaml among them; train.json where there is none."""
+        return self.layout[0]
 
     @property
     def place(self) -> Path:
         """The folder that names of image files are relative to."""
-        return self.folder if self.file.name == YOLO else self.folder / self.split
+        return self.layout[1]
 
     def path(self, index: int) -> Path:
         """The file of an entry of 'images'."""

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,8 @@ class Loaded(nn.Module):
     or (B, D) features where `classifies` is False: of a model without a classifier.
 
     Args:
-        mean, std: of each channel, for images in [0, 1].
+        mean, std: of each channel of the model's, for images in [0, 1].
+        order: the image's channel that each of the model's is; None: the same.
         source: one sentence on where it comes from.
         classes: names of its outputs, or None where nobody knows them.
     """
@@ -57,9 +59,10 @@ class Loaded(nn.Module):
         source: str,
         classes: tuple[str, ...] | None = None,
         classifies: bool = True,
+        order: list[int] | None = None,
     ):
         super().__init__()
-        self.classifies = classifies
+        self.classifies, self.order = classifies, order
         if not classifies:
             source += "; it has no classifier: its outputs are features"
         self.model, self.img_size, self.in_chans = model, img_size, in_chans
@@ -79,6 +82,7 @@ class Loaded(nn.Module):
             self.register_buffer(name, torch.tensor(each).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        images = images if self.order is None else images[:, self.order]
         output = self.model(((images + 1) / 2 - self.mean) / self.std)
         if isinstance(output, Tensor) or "logits" in output:
             return getattr(output, "logits", output)
@@ -380,15 +384,58 @@ def _transformers(folder: Path, record: dict) -> Loaded:
         prepare = _json(folder / "preprocessor_config.json")
     else:
         source += ", whose preprocessor_config.json is not there: it gets images in [-1, 1]"
-    mean, std = prepare.get("image_mean") or NEUTRAL, prepare.get("image_std") or NEUTRAL
-    if prepare.get("do_normalize") is False:
-        mean, std = (0.0,) * 3, (1.0,) * 3
+    mean, std, order = _normalisation(folder, prepare) if prepare else (NEUTRAL, NEUTRAL, None)
     names, classes = config.id2label or {}, None
     unnamed = {i: f"LABEL_{i}" for i in names}  # transformers' own words for outputs without names
     if classifies and set(names) == set(range(len(names))) and names != unnamed:
         classes = tuple(str(names[i]) for i in range(len(names)))
     channels, side = expected_shape(model) or (3, _side(prepare))
-    return Loaded(model, side, channels, mean, std, source, classes, classifies)
+    return Loaded(model, side, channels, mean, std, source, classes, classifies, order)
+
+
+def _normalisation(folder: Path, prepare: dict) -> tuple:
+    """(mean, std of images in [0, 1], which channel each of the model's is or None) by what a folder's own image processor
+    makes of plain colours: its file may leave out what its class does besides (scale, offset, blue first)."""
+    from transformers import AutoImageProcessor
+
+    if len(prepare.get("image_mean") or "RGB") != 3:  # of one channel: their names say all
+        return prepare["image_mean"], prepare["image_std"], None
+    colours = 255 * torch.cat([torch.zeros(1, 3), torch.eye(3)]).to(
+        torch.uint8
+    )  # black, red, green, blue
+    flat = colours[:, :, None, None].expand(-1, -1, 32, 32)
+    try:
+        with (
+            TemporaryDirectory() as plain
+        ):  # as read here: those of others may begin with a byte order mark
+            for name in ("config.json", "preprocessor_config.json"):
+                Path(plain, name).write_text(json.dumps(_json(folder / name)))
+            processor = AutoImageProcessor.from_pretrained(plain, local_files_only=True)
+        seen = processor(list(flat), return_tensors="pt", input_data_format="channels_first")
+        black, *pure = seen["pixel_values"].float().mean((2, 3))
+        slopes = torch.stack(pure, 1) - black[:, None]  # (of the model's channels, of the image's)
+        order = slopes.abs().argmax(1)
+        scale = slopes.gather(1, order[:, None])[:, 0]
+        apart = slopes.scatter(1, order[:, None], 0.0).abs().max()
+    except (OSError, ImportError, *ODD) as error:
+        raise WorkbenchError(
+            "a model's image processor cannot be used",
+            got=f"{type(error).__name__}: {str(error)[:200]}",
+            where=folder / "preprocessor_config.json",
+            expected="one of transformers' own, for three channels",
+            fix="correct that file; without it the model gets images in [-1, 1]",
+        ) from None
+    if apart > 1e-3 * scale.abs().max() or len(set(order.tolist())) != 3:
+        raise WorkbenchError(
+            "a model's image processor does more than scale and order channels",
+            got=type(processor).__name__,
+            where=folder / "preprocessor_config.json",
+            expected="each channel of the model made of one of the image",
+            fix="use a model whose processor normalises",
+        )
+    # Single precision has 7 digits; a mean of 0.485 is to be that.
+    mean, std = ([round(v, 6) for v in each.tolist()] for each in (-black / scale, 1 / scale))
+    return mean, std, None if order.tolist() == [0, 1, 2] else order.tolist()
 
 
 def _side(prepare: dict) -> int:

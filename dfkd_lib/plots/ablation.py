@@ -37,11 +37,11 @@ AGREEMENT = "agreement with the teacher (mean cosine of probes)"
 
 
 def wrap(name: str, width: int = 30, most: int = 3) -> str:
-    """A name on at most `most` lines of `width` letters; no formulas."""
+    """A name on at most `most` lines of `width` letters."""
     lines = textwrap.wrap(str(name), width) or [""]
     if len(lines) > most:
         lines = [*lines[: most - 1], lines[most - 1][: width - 1] + "…"]
-    return "\n".join(lines).replace("$", r"\$")
+    return "\n".join(lines)
 
 
 def _nothing(ax, text: str) -> None:

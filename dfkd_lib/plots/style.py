@@ -27,6 +27,7 @@ STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+    "text.parse_math": False,  # a class may be called $5
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
     "figure.dpi": 110,

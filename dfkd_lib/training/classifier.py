@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from timm.utils.misc import natural_key
 from torch import Tensor, nn
 
 from dfkd_lib.core import WorkbenchError, artifacts, ledger
@@ -75,9 +76,26 @@ def check_fit(model: nn.Module, images: ImageSet, what: str) -> None:
 
 
 def check_outputs(model: nn.Module, images: ImageSet, what: str) -> None:
-    """Raise if a model that names its outputs (`classes`) names others than the images, or in another order."""
-    known = getattr(model, "classes", None) or images.classes
-    check_classes_agree(known, images.classes, f"{what} and {images.name}")
+    """Raise if a model that names its outputs (`classes`) names others than the images, or in another order; and if one
+    from elsewhere names none, where it depends on its trainer's way of sorting which class each output is."""
+    known = getattr(model, "classes", images.classes)
+    if known:
+        check_classes_agree(known, images.classes, f"{what} and {images.name}")
+        return
+    # torchvision sorts folders as text, timm and others by the numbers in their names.
+    others = tuple(sorted(images.classes, key=natural_key))
+    if others != images.classes:
+        texts = (
+            ", ".join(names[:6]) + ", …" * (len(names) > 6) for names in (images.classes, others)
+        )
+        raise WorkbenchError(
+            f"{what} does not name its outputs, and the names of these classes are sorted in two ways",
+            expected="a model with class names",
+            got=" or ".join(f"({text})" for text in texts),
+            where=images.name,
+            fix='write the names, in the order of its outputs, as "classes" into the .json beside its weights '
+            "(of a transformers folder: as id2label into config.json)",
+        )
 
 
 def reads_of(*sets: tuple[ImageSet, str]) -> dict[str, str]:

@@ -34,6 +34,18 @@ def test_maps_and_probes_equal_eager_attention(vit, block):
     )
 
 
+def test_checkpointed_blocks_are_looked_into_and_keep_their_gradients(vit):
+    found = []
+    for checkpointed in (False, True):
+        vit.set_grad_checkpointing(checkpointed)
+        images = IMAGES.clone().requires_grad_()
+        attention.attention_probes(vit, images)[..., 0].sum().backward()
+        found.append(images.grad)
+    assert vit.grad_checkpointing
+    vit.set_grad_checkpointing(False)
+    assert torch.allclose(*found, atol=1e-7) and found[0].abs().max() > 1e-6
+
+
 def test_the_model_is_left_as_it_was_found(vit):
     before = [len(m._forward_hooks) for m in vit.modules()]
     with torch.inference_mode():

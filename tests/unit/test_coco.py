@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -77,6 +78,35 @@ def test_frames_boxes_and_classes(folder):
     assert [labels.tolist() for labels in scenes.labels] == [[1], [0]]
     assert scenes.boxes[0].tolist() == [pytest.approx([8 / 40, 8 / 20, 8 / 40, 4 / 20])]
     assert scenes.split == f"{folder.name}/train"
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("valid/_annotations.coco.json", "valid"),
+        ("annotations/instances_val2017.json", "val2017"),
+        ("annotations/instances_val2017.json", "images/val2017"),
+    ],
+)
+def test_the_layouts_of_others_hold_the_same_scenes(folder, tmp_path, layout):
+    file, pictures = (tmp_path / "other" / name for name in layout)
+    for place in (file.parent, pictures.parent):
+        place.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(folder / "train", pictures, dirs_exist_ok=True)
+    shutil.copy(folder / "train.json", file)
+    own, theirs = load_coco(folder, "train"), load_coco(tmp_path / "other", "val")
+    assert torch.equal(own.pixels, theirs.pixels) and own.classes == theirs.classes
+    assert all(torch.equal(*pair) for pair in zip(own.boxes, theirs.boxes, strict=True))
+    assert check_coco(tmp_path / "other", "val").faults == []
+
+
+def test_of_two_annotation_files_none_is_chosen(folder):
+    (folder / "annotations").mkdir()
+    for year in (2014, 2017):
+        (folder / f"val{year}").mkdir()
+        shutil.copy(folder / "train.json", folder / "annotations" / f"instances_val{year}.json")
+    (fault,) = check_coco(folder, "val").faults
+    assert fault.kind == "file" and "instances_val2014.json" in fault.found
 
 
 RESIZED = [{"size": 32}, {"shortest": 30, "longest": 50}, {"size": 32, "crop": 2.0}]

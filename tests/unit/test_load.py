@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dfkd_lib import attention
 from dfkd_lib.core import WorkbenchError
+from dfkd_lib.datasets import ImageSet
 from dfkd_lib.models import (
     WeightsMissing,
     check_images,
@@ -22,6 +23,7 @@ from dfkd_lib.models import (
     load_model,
     load_weights,
 )
+from dfkd_lib.models.load import Loaded
 from dfkd_lib.synthesis.given import blank_set
 from dfkd_lib.training import check_fit
 
@@ -333,6 +335,64 @@ def test_how_a_folder_wants_its_images(vit_folder, prepare, mean, std, words):
     loaded = load_model(str(vit_folder[1]))
     assert words in loaded.source and set(loaded.mean.flatten().tolist()) == {mean}
     assert set(loaded.std.flatten().tolist()) == {std}
+
+
+@pytest.mark.parametrize(
+    "kind, settings",
+    [
+        ("ViT", {}),
+        ("ViT", {"do_normalize": False}),
+        ("ViT", {"do_normalize": False, "do_rescale": False}),  # pixels as they are, 0 to 255
+        ("ViT", {"do_normalize": False, "rescale_factor": 1 / 127.5}),
+        ("ViT", {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}),
+        ("MobileViT", {"crop_size": {"height": 32, "width": 32}}),  # blue first, and no mean
+    ],
+)
+def test_pixels_reach_a_model_as_its_own_image_processor_gives_them(tmp_path, kind, settings):
+    torch.manual_seed(0)
+    narrow = {"hidden_sizes": [8, 12, 16], "neck_hidden_sizes": [4, 4, 4, 8, 8, 8, 12]}
+    sizes = {**narrow, "image_size": 32} if kind == "MobileViT" else SMALL
+    model = getattr(transformers, f"{kind}ForImageClassification")(
+        getattr(transformers, f"{kind}Config")(**sizes)
+    ).eval()
+    for weights in (p for p in model.parameters() if p.ndim > 1):
+        torch.nn.init.kaiming_normal_(weights)
+    side = {"shortest_edge": 32} if kind == "MobileViT" else {"height": 32, "width": 32}
+    processor = getattr(transformers, f"{kind}ImageProcessor")(size=side, **settings)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = model(**processor(list(pixels), return_tensors="pt")).logits
+        found = load_model(str(tmp_path))(pixels / 127.5 - 1)
+    assert (found - expected).abs().max() < 1e-2 * expected.std()
+
+
+@pytest.mark.parametrize("settings", [{"image_processor_type": "NoSuch"}, {"image_std": [0.0] * 3}])
+def test_an_image_processor_that_is_none(vit_folder, settings):
+    write(vit_folder[1] / "preprocessor_config.json", settings)
+    with pytest.raises(WorkbenchError, match=r"(?s)image processor.*preprocessor_config\.json"):
+        load_model(str(vit_folder[1]))
+
+
+@pytest.mark.parametrize(
+    "names, sure", [("0 1 2 3", True), ("1 2 10", False), ("Zebra ant", False)]
+)
+def test_outputs_without_names_meet_folders_that_are_sorted_in_two_ways(names, sure):
+    """As torchvision sorts them, "10" comes before "2", and "Zebra" before "ant"; as timm does, not."""
+    classes = tuple(sorted(names.split()))
+    labels = torch.arange(len(classes))
+    pixels = torch.zeros(len(classes), 3, 8, 8, dtype=torch.uint8)
+    images = ImageSet(pixels, labels, classes, "folder")
+    inner = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, len(classes)))
+    unnamed, named = (
+        Loaded(inner, 8, 3, [0.5], [0.5], "a file", given) for given in (None, classes)
+    )
+    check_fit(named, images, "the teacher")
+    if sure:
+        return check_fit(unnamed, images, "the teacher")
+    with pytest.raises(WorkbenchError, match="sorted in two ways"):
+        check_fit(unnamed, images, "the teacher")
 
 
 @pytest.mark.parametrize("kind", ["CLIP", "Siglip"])

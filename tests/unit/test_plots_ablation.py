@@ -1,5 +1,6 @@
 """Figures of ablations: what the tables say is what is drawn, whatever is missing, and nothing is cut off or left open."""
 
+import io
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from figures import apart, error_bars, inside, written
 from matplotlib.collections import PathCollection
 from matplotlib.colors import same_color
+from matplotlib.text import Text
 
 from dfkd_lib import plots
 from dfkd_lib.ablation import summary
@@ -219,4 +221,11 @@ def test_agreement_of_nobody():
 def test_long_names_are_wrapped_and_cut_and_are_no_formulas():
     assert ablation.wrap("temperature=2, weight=0.5, x", 16) == "temperature=2,\nweight=0.5, x"
     assert ablation.wrap("a" * 40, 16, 2) == "a" * 16 + "\n" + "a" * 15 + "…"
-    assert ablation.wrap("$x$") == r"\$x\$"
+
+
+def test_a_class_may_be_called_5_dollars():
+    names = ("$5", "a$b$c", r"$\frac$")
+    figure = plots.confusion({"$1$": np.eye(3, dtype=int)}, names)
+    figure.savefig(io.BytesIO())
+    assert not any(text.get_parse_math() for text in figure.findobj(Text))
+    assert figure.axes[0].get_title() == "$1$"
