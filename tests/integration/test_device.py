@@ -73,6 +73,6 @@ def test_the_settings_are_the_papers():
     gan = CGAN(**values)
     assert (gan.lr, gan.betas, gan.weight_decay) == (1e-4, (0.5, 0.999), 2e-5)
     assert paper["gan"]["images"] == 50_000
-    counts = {"teacher": 21_342_346, "student_real": 12_025_450, "cnn": 1_849_930}
+    counts = {"teacher": 21_342_346, "student_real": 12_025_450, "cnn": 11_173_962}
     for stage, count in counts.items():
         assert count_parameters(create_model(paper[stage]["model"], num_classes=10)) == count
