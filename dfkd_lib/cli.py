@@ -102,15 +102,16 @@ def tables(
     hours: float | None,
 ) -> int:
     """Make the papers' tables beside ours, told first what they cost; without names: list them and the figures."""
-    from dfkd_lib.pipeline.tables import list_tables, run_tables
+    from dfkd_lib.pipeline.asked import chosen, list_tables
 
     if not names:
         print(list_tables())
         return 0
     command, processes = shlex.join(["dfkd", *sys.argv[1:]]), 1 if jobs is None else jobs
-    page, whole = run_tables(
-        names, preset, data, settings, out or "", artifacts, processes, threads, hours, command
-    )
+    requests = chosen(names, preset, data, settings, artifacts, processes, threads)
+    from dfkd_lib.pipeline.tables import run_tables  # torch: not before all of this is right
+
+    page, whole = run_tables(requests, out or "", processes, threads, hours, command)
     print(os.path.relpath(page))
     return 0 if whole else 1
 

@@ -421,5 +421,6 @@ class Store:
             "code": {"digest": wanted.code.digest, "functions": wanted.code.table},
             "versions": provenance.versions(provenance.DECISIVE),
             "commit": provenance.commit(),
+            "hardware": provenance.machine(),
         }
         return manifest | {"sealed": seal(json.loads(json.dumps(manifest)))}  # as it will be read

@@ -120,6 +120,11 @@ class Artifact:
         return self.manifest.get("guard", "not recorded")
 
     @property
+    def hardware(self) -> str:
+        """The machine that made it, in words."""
+        return self.manifest.get("hardware", "not recorded")
+
+    @property
     def parents(self) -> list[str]:
         return self.manifest["parents"]
 

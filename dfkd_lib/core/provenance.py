@@ -89,6 +89,13 @@ def hardware() -> dict:
     }
 
 
+@cache
+def machine() -> str:
+    """The graphics card of this machine, or its processor and usable cores, in words."""
+    found = hardware()
+    return found["gpu"] or f"{found['cpu']}, {found['cores']} cores"
+
+
 def describe() -> dict:
     """{"git", "versions", "hardware"}: all of it, as JSON-able values."""
     return {"git": code(), "versions": versions(), "hardware": hardware()}

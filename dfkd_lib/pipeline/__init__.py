@@ -19,6 +19,7 @@ __all__ = [
     "Declared",
     "Parameter",
     "Plan",
+    "asked",
     "compare",
     "exit_code",
     "find_notebook",

@@ -1,7 +1,6 @@
 """`dfkd tables`: the papers' tables beside ours; what they cost is said first, and what cannot be is refused."""
 
 import csv
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,13 +24,14 @@ from dfkd_lib.core import (
 )
 from dfkd_lib.distill import comparison
 from dfkd_lib.metrics.intervals import interval_text
-from dfkd_lib.pipeline.html import duration, write_page
+from dfkd_lib.pipeline.asked import Request
+from dfkd_lib.pipeline.html import duration, place_figure, read_entry, write_page
 from dfkd_lib.pipeline.index import provenance_rows
-from dfkd_lib.pipeline.plan import HUNG_MINUTES, check_options
 from dfkd_lib.pipeline.task import printing
+from dfkd_lib.reporting.papers import TABLES
 from dfkd_lib.reporting.parts import Cell, Made
 from dfkd_lib.reporting.results import value_text
-from dfkd_lib.reporting.tables import FIGURES, TABLES, configuration, open_table
+from dfkd_lib.reporting.tables import configuration, open_table
 from dfkd_lib.training import Effort
 
 NIGHT_HOURS = 8.0  # that a night has, and a run at the papers' sizes without a GPU
@@ -41,37 +41,23 @@ HEAD = "row,column,paper,ours,seeds,size,seconds,hardware,real images read,its t
 SHOWN = "row,column,paper,ours,seeds,size,seconds,real images read,its teacher's"
 
 
-@dataclass(frozen=True)
-class Request:
-    """A table that was asked for: all that another process needs to open it."""
-
-    table: str
-    preset: str
-    data: str
-    overrides: str
-    artifacts: str
-
-    @property
-    def title(self) -> str:
-        return f"{TABLES[self.table].title}, {self.data}, {self.preset}"
-
-
 @dataclass
 class TableRun:
     """What comes of a table.
 
     Args:
-        missing: names of the parts that were to be made. seconds, operations: that these were estimated to take.
-        errors: {part: what happened}. places: {part: the hardware it was made on, as far as known}.
+        missing: {part that was to be made: what it is, equal where tables share it}. errors: {part: what happened}.
     """
 
     request: Request
     made: Made
-    missing: list[str]
+    missing: dict[str, object]
     errors: dict[str, str]
-    places: dict[str, str]
-    seconds: float = 0.0
-    operations: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the missing parts are estimated to take."""
+        return total([self], "seconds")
 
 
 @lru_cache(maxsize=16)
@@ -81,93 +67,45 @@ def opened(request: Request) -> Made:
     return open_table(request.table, Store(request.artifacts), config)
 
 
-def list_tables() -> str:
-    """The papers' tables and figures by name."""
-    lines = ["tables, for dfkd tables NAME … --preset smoke|quick|night|paper [--data …]"]
-    lines += [f"  {k:4} {t.title} ({', '.join(t.data)})" for k, t in TABLES.items()]
-    lines += ["figures, for dfkd run --profile … --only NN [--set NN.data=cifar10]"]
-    return "\n".join(
-        [*lines, *(f"  {nn}   {name}: {what}" for name, (nn, what) in FIGURES.items())]
-    )
-
-
-def chosen(
-    names: Sequence[str], preset: str, data: str, settings: Sequence[str], artifacts: str
-) -> list[Request]:
-    """The tables asked for; WorkbenchError on a name, data set or setting that is none of theirs."""
-    names = [name.upper() for name in names]
-    for name in names:
-        presets.checked("table", name, TABLES)
-    kind = presets.data_set(data)
-    if data and not any(kind in TABLES[name].data for name in names):
-        known = {one for name in names for one in TABLES[name].data}
-        others = [name for name, table in TABLES.items() if kind in table.data]
-        raise WorkbenchError(
-            "none of these tables is of such images",
-            expected=f"{', '.join(sorted(known))}, or a folder of their classes",
-            got=data,
-            where="--data",
-            fix=f"name another table: {', '.join(others)}" if others else "leave --data out",
-        )
-    changes: dict[str, list[str]] = {name: [] for name in names}
-    for setting in settings:
-        table, _, rest = setting.partition(".")
-        if table.upper() not in changes or "=" not in rest:
-            raise WorkbenchError(
-                "a setting of no table that is asked for",
-                expected="TABLE.setting=value, of " + ", ".join(names),
-                got=setting,
-                where="--set",
-                fix=f"--set {names[0]}.seeds=0",
-            )
-        changes[table.upper()].append(rest)
-    return [
-        Request(
-            name,
-            preset,
-            data if kind in TABLES[name].data else TABLES[name].data[0],
-            presets.overrides_text(dict(c.split("=", 1) for c in changes[name])),
-            artifacts,
-        )
-        for name in dict.fromkeys(names)
-    ]
-
-
-def look(request: Request, places: dict[str, str]) -> TableRun:
-    """A table with what is missing of it, and what that will cost; trains nothing."""
-    made, missing = opened(request), []
+def look(request: Request) -> TableRun:
+    """A table with what is missing of it; trains nothing."""
+    made = opened(request)
+    missing: dict[str, object] = {}
     with only_finding():
         for name, part in made.parts.items():
             try:
                 part.make()
-            except NotMade:
-                missing.append(name)
-    efforts = [effort for name in missing for effort in made.parts[name].efforts]
-    seconds, operations = (sum(getattr(e, of) for e in efforts) for of in ("seconds", "operations"))
-    return TableRun(request, made, missing, {}, places, seconds, operations)
+            except NotMade as error:
+                # The key is that of the first thing missing: of a part that needs others perhaps not its own.
+                own = (TABLES[request.table].method, name, str(made.config)) if part.needs else ()
+                missing[name] = (error.got, *own)
+    return TableRun(request, made, missing, {})
+
+
+def total(reports: Iterable[TableRun], of: str) -> float:
+    """ "seconds" or "operations" of all missing parts, each that several tables share once."""
+    parts = {what: r.made.parts[name] for r in reports for name, what in r.missing.items()}
+    return sum(getattr(effort, of) for part in parts.values() for effort in part.efforts)
 
 
 def estimate_text(reports: Sequence[TableRun]) -> str:
     """What the tables will take, in words."""
     lines = [
         f"{r.request.table} ({r.request.data}, {r.request.preset}): {len(r.missing)} of {len(r.made.parts)} parts are to be made, "
-        f"{r.operations:.2g} operations, about {duration(r.seconds)}"
+        f"{total([r], 'operations'):.2g} operations, about {duration(r.seconds)}"
         for r in reports
     ]
-    seconds, operations = sum(r.seconds for r in reports), sum(r.operations for r in reports)
+    seconds = total(reports, "seconds")
     if seconds:
-        rate = operations / seconds / 1e9
+        rate = total(reports, "operations") / seconds / 1e9
+        once = ", what tables share counted once," * (
+            seconds < 0.999 * sum(r.seconds for r in reports)
+        )
         lines.append(
-            f"in all about {duration(seconds)} on {machine()} at {rate:.0f} GFLOP/s, "
+            f"in all about {duration(seconds)}{once} on {provenance.machine()} at {rate:.0f} GFLOP/s, "
             "measured on a step of each network; measuring images comes on top"
         )
     return "\n".join(lines)
-
-
-def machine() -> str:
-    """This machine's GPU, or its processor and cores."""
-    found = provenance.hardware()
-    return found["gpu"] or f"{found['cpu']}, {found['cores']} cores"
 
 
 def refuse(reports: Sequence[TableRun], hours: float | None, processes: int) -> None:
@@ -181,14 +119,13 @@ def refuse(reports: Sequence[TableRun], hours: float | None, processes: int) -> 
     preset, on_cpu = reports[0].request.preset, training.device().type == "cpu"
     bounded = preset == "night" or preset == "paper" and on_cpu
     limit = hours or (NIGHT_HOURS if bounded else 0)
-    total = sum(report.seconds for report in reports)
-    if not limit or total <= 3600 * limit:
+    if not limit or total(reports, "seconds") <= 3600 * limit:
         return
     raise WorkbenchError(
         "the papers' sizes want a GPU, and there is none here"
         if preset == "paper" and on_cpu
         else f"this does not fit {limit:g} hours",
-        expected=f"at most {limit:g} h of training on {machine()}",
+        expected=f"at most {limit:g} h of training on {provenance.machine()}",
         got="; ".join(f"{r.request.table} about {duration(r.seconds)}" for r in reports),
         where=f"--preset {preset}",
         fix=_what_fits(reports, 3600 * limit),
@@ -209,13 +146,12 @@ def _too_large(report: TableRun, name: str, effort: Effort, room: float) -> Work
 
 def _what_fits(reports: Sequence[TableRun], limit: float) -> str:
     """What to ask for instead: some of the tables, or one seed; else a GPU or a smaller preset."""
-    fits, spent = [], 0.0
+    fits: list[TableRun] = []
     for report in sorted(reports, key=lambda r: r.seconds):
-        if spent + report.seconds <= limit:
-            fits.append(report.request.table)
-            spent += report.seconds
+        fits += [report] * (total([*fits, report], "seconds") <= limit)
     if fits:
-        return f"these fit: dfkd tables {' '.join(fits)}; --hours allows more"
+        names = " ".join(report.request.table for report in fits)
+        return f"these fit: dfkd tables {names}; --hours allows more"
     report = min(reports, key=lambda r: r.seconds)
     one = [f", seed {seed}" for seed in report.made.config.seeds[:1]]
     parts = {n: p for n, p in report.made.parts.items() if n in report.missing}
@@ -225,7 +161,7 @@ def _what_fits(reports: Sequence[TableRun], limit: float) -> str:
         seed, table = report.made.config.seeds[0], report.request.table
         return f"one seed fits: dfkd tables {table} --set {table}.seeds={seed}, about {duration(seconds)}"
     smaller = "night" if report.request.preset == "paper" else "quick"
-    return f"--preset {smaller}, a GPU, or --hours {sum(r.seconds for r in reports) / 3600:.0f}"
+    return f"--preset {smaller}, a GPU, or --hours {total(reports, 'seconds') / 3600:.0f}"
 
 
 def make_part(
@@ -264,7 +200,6 @@ def train(reports: Sequence[TableRun], processes: int, threads: int | None, log:
             table, _, name = job.name.partition(": ")
             waiting -= 1
             if isinstance(answer, float):
-                by_table[table].places[name] = machine()
                 log(f"{job.name}: {duration(answer)} | {waiting} left")
             else:
                 by_table[table].errors[name] = str(answer)
@@ -297,7 +232,7 @@ def cell_row(report: TableRun, cell: Cell, found: dict[str, list[Artifact]]) -> 
         "seeds": len(values),
         "size": _size(first),
         "seconds": f"{seconds:.3g}",
-        "hardware": ", ".join(dict.fromkeys(report.places.get(n, "not recorded") for n in parts)),
+        "hardware": ", ".join(dict.fromkeys(found[name][0].hardware for name in parts)),
         "real images read": _counts(own),
     }
     if teacher is not None and first is not teacher:
@@ -362,7 +297,7 @@ def write(reports: Iterable[TableRun], out: Path, estimate: str, command: str) -
             "deviations": deviations(report, rows),
             "settings": differ,
             "keys": {part: [one.key for one in made] for part, made in found.items()},
-            "hardware": report.places,
+            "hardware": {part: made[0].hardware for part, made in found.items()},
             "errors": report.errors,
         }
         (out / "tables").mkdir(parents=True, exist_ok=True)
@@ -370,9 +305,10 @@ def write(reports: Iterable[TableRun], out: Path, estimate: str, command: str) -
             lines = ([row[column] for column in HEAD.split(",")] for row in rows)
             csv.writer(file).writerows([HEAD.split(","), *lines])
         body = [[row[column] for column in SHOWN.split(",")] for row in rows]
-        places = dict.fromkeys(str(row["hardware"]) for row in rows if row["seeds"] != "–")
-        where = "; ".join(places)
-        sections.append((name, report.request.title, where, body, deviations(report, rows), differ))
+        where = "; ".join(dict.fromkeys(made[0].hardware for made in found.values()))
+        figures = drawn(report, out)
+        known = report.request.title, where, body, deviations(report, rows), differ, figures
+        sections.append((name, *known))
     known = provenance.describe()
     save_json(
         out / "results.json",
@@ -392,32 +328,38 @@ def write(reports: Iterable[TableRun], out: Path, estimate: str, command: str) -
     )
 
 
+def drawn(report: TableRun, out: Path) -> list[dict]:
+    """The figures of a table whose parts are there, saved under figures/, as entries of the page."""
+    entries = []
+    with only_finding():
+        for name, figure in report.made.figures.items():
+            file = f"{report.request.table}_{name}"
+            with suppress(NotMade):
+                picture, about = figure.draw(), f"{figure.caption}; {report.request.title}"
+                (out / "figures").mkdir(parents=True, exist_ok=True)
+                for kind in ("svg", "pdf"):
+                    path = out / "figures" / f"{file}.{kind}"
+                    picture.savefig(path, bbox_inches="tight", metadata={"Creator": None})
+                note = {"name": file, "caption": about, "paper": figure.paper}
+                entries.append({"label": "", **(place_figure(out, read_entry(note)) or {})})
+    return entries
+
+
 def run_tables(
-    names: Sequence[str],
-    preset: str,
-    data: str,
-    settings: Sequence[str],
+    requests: Sequence[Request],
     out: str,
-    artifacts: str,
     processes: int,
     threads: int | None,
     hours: float | None,
     command: str,
 ) -> tuple[Path, bool]:
     """Estimate, refuse or make, and write; (the page's path, whether every part was made)."""
-    check_options(preset, processes, HUNG_MINUTES, threads, None)
 
     def log(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    folder = resolve(out or f"reports/tables_{preset}")
-    earlier = {}
-    with suppress(OSError, ValueError):
-        earlier = json.loads((folder / "results.json").read_text())["tables"]
-    reports = [
-        look(request, dict(earlier.get(request.table, {}).get("hardware", {})))
-        for request in chosen(names, preset, data, settings, artifacts)
-    ]
+    folder = resolve(out or f"reports/tables_{requests[0].preset}")
+    reports = [look(request) for request in requests]
     estimate = estimate_text(reports)
     log(estimate)
     refuse(reports, hours, processes)

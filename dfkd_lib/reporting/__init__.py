@@ -2,7 +2,8 @@
 
 - `report`: `Report`, tables over seeds, the papers' numbers.
 - `notebooks`: what a notebook says of itself, and headline results.
-- `tables`: what each table of the papers is made of, from `parts`.
+- `papers`: the papers' own numbers, and their tables by name.
+- `tables`: what each table of the papers is made of, from `parts`; `figures`: what stands beside paper A's.
 - `results`: results files read back.
 - `summary`: real images behind every stage, time.
 - `tex`: LaTeX of tables, and a folder of a run's figures for a paper.
@@ -13,7 +14,9 @@
 
 __all__ = [
     "card",
+    "figures",
     "notebooks",
+    "papers",
     "parts",
     "published",
     "report",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from matplotlib.figure import Figure
 
 from dfkd_lib import synthesis, training
 from dfkd_lib.core import Artifact, Config, Store
@@ -43,34 +44,23 @@ class Cell:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of a paper: what draws it of the table's parts, where it stands in the paper, what it shows."""
+
+    draw: Callable[[], Figure]
+    paper: str
+    caption: str
+
+
 @dataclass
 class Made:
-    """A table opened: its configuration, its parts by name ("teacher" among them), its cells."""
+    """A table opened: its configuration, its parts by name ("teacher" among them), its cells, its figures by file name."""
 
     config: Config
     parts: dict[str, Part] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of a paper.
-
-    Args:
-        title: what it is. method: of `presets.METHODS`. data: named sets that it can be of, the first by default.
-        build: from its configuration and data to its parts and cells.
-        deviations: lines on what differs from the paper whatever the preset.
-        unused: beginnings of settings that change nothing in it.
-        choice: whether it compares settings to choose from: then a tenth of the training images measures.
-    """
-
-    title: str
-    method: str
-    data: tuple[str, ...]
-    build: Callable[["Given"], Made]
-    deviations: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
-    choice: bool = False
+    figures: dict[str, Drawing] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

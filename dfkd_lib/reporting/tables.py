@@ -14,8 +14,9 @@ from dfkd_lib.distill import ClassificationConfig, EarlyConfig, Study, TitnConfi
 from dfkd_lib.distill.early import ARMS
 from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.metrics import check_inception
-from dfkd_lib.reporting.papers import paper_number
-from dfkd_lib.reporting.parts import Cell, Given, Made, Part, Table
+from dfkd_lib.reporting import figures
+from dfkd_lib.reporting.papers import TABLES, paper_number
+from dfkd_lib.reporting.parts import Cell, Given, Made, Part
 from dfkd_lib.synthesis import CGAN
 from dfkd_lib.training import Effort, classifier_effort
 
@@ -33,7 +34,7 @@ def configuration(name: str, preset: str, data: str, overrides: str = "") -> Con
 def open_table(name: str, store: Store, config: Config) -> Made:
     """A table's parts and cells; WorkbenchError if its data are not there."""
     sets = datasets.load_splits(config.data)
-    return TABLES[name].build(Given(store, config, presets.data_set(config.data.name), *sets))
+    return BUILDERS[name](Given(store, config, presets.data_set(config.data.name), *sets))
 
 
 # -- paper A ---------------------------------------------------------------------------------------------------------
@@ -80,6 +81,7 @@ def _pair(given: Given) -> Made:
                 given.looking(teacher, times * (student.images or many)),
             )
         made.parts[name] = Part(partial(_alone, task), efforts, needs)
+    made.figures = figures.of_pair(given, study, made.parts)
     for source, column in (("real", "true data"), ("synthetic", "synthetic")):
         for who in ("teacher", "student"):
             paper, _ = paper_number(given.data, f"{who}_{source}_accuracy")
@@ -119,6 +121,8 @@ def _gans(given: Given, lambdas: Sequence[float] = ()) -> Made:
         for seed in config.seeds:
             make = partial(_distances, studies, gan, seed)
             made.parts[f"{arm}, seed {seed}"] = Part(make, efforts, ("teacher", "judge"))
+    if not lambdas:
+        made.figures = figures.of_gans(given, first, made.parts, arms)
     for arm, (space, title) in product(arms, SPACES.items()):
         inception = space == "inception"
         made.cells.append(
@@ -306,8 +310,8 @@ def _teachers(given: Given) -> Made:
     def known(paper: float | None) -> float | None:
         return paper if given.data == "cifar100" else None
 
-    for name, figures in names.items():
-        add(name, config.override({"feature.model": name}), figures)
+    for name, scored in names.items():
+        add(name, config.override({"feature.model": name}), scored)
     for optimizer, figure in titn.PAPER_OPTIMIZERS.items():
         lr = config.lr if optimizer == config.optimizer else 0.1 if optimizer == "sgd" else 1e-3
         changed = config.replace(recipe="paper", optimizer=optimizer, lr=lr)
@@ -316,92 +320,16 @@ def _teachers(given: Given) -> Made:
     return made
 
 
-_GAN_NOTE = "λ and epochs are ours: the paper names neither"
-_AUGMENT_NOTE = (
-    "§6.1 augments synthetic images but not how: synthetic_augmentation does, off by default"
-)
-_SIZE_NOTE = (
-    "teacher and students of the GAN's images and labels are our reading of “synthetic data”"
-)
-_ARMS_NOTE = (
-    "the paper's figures are of ImageNet: 74.8 % with half of the images, +2.6 over DeiT-Ti"
-)
-_C_NOTE = "heads 3 and 2 are those of the published TNT-Ti; the paper is silent"
-_CHOICE = "measured on a tenth of the training images, held out: settings are to be chosen by it"
-_MAKERS = (
-    "guided",
-    "inversion",
-    "maker",
-    "claim",
-    "probe_",
-    "adversarial",
-    "batch_norm",
-    "entropy",
-    "contrast",
-    "fast",
-    "rival",
-)
-_NO_GAN_TABLE = ("student", "weights", "real_images", "synthetic", "teacher_synthetic", *_MAKERS)
-_A2 = ("mnist", "cifar10", "cifar100")
-TABLES: dict[str, Table] = {
-    "A2": Table(
-        "A Table 2: distance at equal epochs", "synthesis", _A2, _gans, (_GAN_NOTE,), _NO_GAN_TABLE
-    ),
-    "A2L": Table(
-        "A Table 2's distance against λ",
-        "synthesis",
-        _A2,
-        partial(_gans, lambdas=LAMBDAS),
-        ("not in the paper, which names no λ", _CHOICE),
-        _NO_GAN_TABLE,
-        choice=True,
-    ),
-    "A4": Table(
-        "A Table 4: MNIST pair",
-        "classification",
-        ("mnist",),
-        _pair,
-        (_GAN_NOTE, _SIZE_NOTE, _AUGMENT_NOTE),
-        ("feature", *_MAKERS),
-    ),
-    "A5": Table(
-        "A Table 5: CIFAR-10 pair",
-        "classification",
-        ("cifar10",),
-        _pair,
-        (_GAN_NOTE, _SIZE_NOTE, _AUGMENT_NOTE),
-        ("feature", *_MAKERS),
-    ),
-    "B": Table(
-        "B: accuracy against the share of the images, and what each part is worth",
-        "early",
-        ("cifar10", "mnist", "cifar100"),
-        _early,
-        (_ARMS_NOTE, "the source at hand is a summary: METHODS, Deviations"),
-    ),
-    "C2": Table(
-        "C Table 2, Figure 5: which teacher, by which optimizer",
-        "titn",
-        ("cifar100", "cifar10", "mnist"),
-        _teachers,
-        (
-            "CNNs of ImageNet's stems, untrained, at 32 px; the paper starts from pretrained ones",
-            _CHOICE,
-        ),
-        ("alpha", "epochs"),
-        choice=True,
-    ),
-    "C3": Table("C Table 3: CIFAR-100", "titn", ("cifar100",), _titn, (_C_NOTE,)),
-    "C4": Table("C Table 4: CIFAR-10", "titn", ("cifar10",), _titn, (_C_NOTE,)),
-    "C5": Table("C Table 5: MNIST", "titn", ("mnist",), _titn, (_C_NOTE,)),
-    "C6": Table("C Table 6: what is lost from VGG16-BN to TITN", "titn", ("cifar10",), _drop),
-}
-# Name of a figure of a paper -> what draws it: notebook and data sets.
-FIGURES = {
-    "A Figures 1-4": ("10", "attention maps, probes, class probes"),
-    "A Figures 6-8": ("20", "attention loss, images, distance over epochs"),
-    "A Figures 10-13": ("30", "accuracy and loss over epochs, confusion"),
-    "A Figures 14-19": ("40", "detection"),
-    "B, accuracy against share": ("50", "early features"),
-    "C Figure 4 and tables": ("60", "TITN"),
+# Name of a table of `TABLES` -> what builds it of its configuration and data.
+BUILDERS: dict[str, Callable[[Given], Made]] = {
+    "A2": _gans,
+    "A2L": partial(_gans, lambdas=LAMBDAS),
+    "A4": _pair,
+    "A5": _pair,
+    "B": _early,
+    "C2": _teachers,
+    "C3": _titn,
+    "C4": _titn,
+    "C5": _titn,
+    "C6": _drop,
 }

@@ -3,20 +3,23 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from dfkd_lib import presets
-from dfkd_lib.core import REPOSITORY, Store, WorkbenchError
+from dfkd_lib import cli, presets
+from dfkd_lib.core import REPOSITORY, Store, WorkbenchError, provenance
 from dfkd_lib.distill import early, titn
 from dfkd_lib.models import model_names
 from dfkd_lib.pipeline import tables
-from dfkd_lib.reporting.papers import PAPERS
-from dfkd_lib.reporting.parts import Cell, Made, Part, Table
-from dfkd_lib.reporting.tables import TABLES, configuration, open_table
+from dfkd_lib.pipeline.asked import chosen
+from dfkd_lib.reporting.papers import PAPERS, TABLES, Table
+from dfkd_lib.reporting.parts import Cell, Made, Part
+from dfkd_lib.reporting.tables import BUILDERS, configuration, open_table
 from dfkd_lib.training import Effort, classifier_effort, effort
 
 METHODS = (REPOSITORY / "dfkd_lib" / "METHODS.md").read_text()
@@ -109,40 +112,30 @@ def refused(call, *args):
         (["A3"], "", [], "did you mean"),
         (["A4"], "cifar10", [], "A5"),
         (["A4"], "nowhere", [], "leave --data out"),
+        (["A4"], "mnits", [], "did you mean 'mnist'"),
+        (["A4"], "", ["A4.studnt.epochs=1"], "did you mean 'student.epochs'"),
         (["A4"], "", ["student.epochs=1"], "--set A4."),
         (["A4"], "", ["A5.seeds=0"], "--set A4."),
     ],
 )
 def test_what_is_no_table_no_data_and_no_setting_is_refused(names, data, settings, fix, tmp_path):
-    error = refused(tables.chosen, names, "smoke", data, settings, str(tmp_path))
+    error = refused(chosen, names, "smoke", data, settings, str(tmp_path))
     assert fix in error.fix
 
 
 @pytest.mark.parametrize(
-    "change, fix", [({"preset": "quik"}, "'quick'"), ({"processes": 0}, "1"), ({"threads": 0}, "1")]
+    "words, fix",
+    [(["--preset", "quik"], "'quick'"), (["--jobs", "0"], "1"), (["--threads", "0"], "1")],
 )
-def test_options_out_of_range_are_refused(change, fix, tmp_path):
-    given = {"preset": "smoke", "processes": 1, "threads": None} | change
-    out, artifacts = str(tmp_path / "out"), str(tmp_path / "artifacts")
-    with pytest.raises(WorkbenchError) as caught:
-        tables.run_tables(
-            ["A4"],
-            data="",
-            settings=[],
-            out=out,
-            artifacts=artifacts,
-            hours=None,
-            command="",
-            **given,
-        )
-    assert fix in caught.value.fix
+def test_options_out_of_range_are_refused(words, fix, capsys):
+    assert cli.main(["tables", "A4", *words]) == 2 and fix in capsys.readouterr().err
 
 
 def test_data_go_to_the_tables_they_are_of(tmp_path):
     for name in presets.CIFAR_CLASSES["cifar10"]:
         (tmp_path / "photographs" / "train" / name).mkdir(parents=True)
     folder = str(tmp_path / "photographs")
-    asked = tables.chosen(["a4", "A5", "C6"], "smoke", folder, ["a5.seeds=3"], str(tmp_path))
+    asked = chosen(["a4", "A5", "C6"], "smoke", folder, ["a5.seeds=3"], str(tmp_path))
     assert [one.data for one in asked] == ["mnist", folder, folder]
     assert [one.overrides for one in asked] == ["", "seeds=3", ""]
     config = configuration("A5", "paper", folder, "seeds=3")
@@ -162,14 +155,55 @@ def test_data_that_are_not_there_are_refused_with_what_would(tmp_path):
 def report(efforts, preset, names=("one",), table="A4"):
     made = Made(configuration(table, "smoke", "mnist"), {n: Part(list, efforts) for n in names})
     asked = tables.Request(table, preset, "mnist", "", "unused")
-    seconds = sum(one.seconds for one in efforts) * len(names)
-    return tables.TableRun(asked, made, list(names), {}, {}, seconds, 1.0)
+    return tables.TableRun(asked, made, {name: (table, name) for name in names}, {})
 
 
 def hours(count):
     """An effort of so many hours here."""
     one = linear()
     return linear(images=one.images * count * 3600 / one.seconds)
+
+
+def test_what_two_tables_share_is_counted_once(small_table, capsys):
+    """Parts without needs are the same by key; of others, whose own keys are not known yet, method, name and settings count."""
+    asked = chosen(["T", "T2"], "smoke", "", [], small_table[0])
+    reports = [tables.look(one) for one in asked]
+    alone = 4 * linear().seconds
+    assert [report.seconds for report in reports] == pytest.approx([alone, alone])
+    assert tables.total(reports, "seconds") == pytest.approx(alone)
+    assert "shared" not in tables.estimate_text(reports[:1])
+    assert "what tables share counted once" in tables.estimate_text(reports)
+    tables.refuse([reports[0]], 1.5 * alone / 3600, 1)
+    tables.refuse(reports, 1.5 * alone / 3600, 1)
+
+
+def test_c4_and_c6_share_teacher_and_titn(tmp_path):
+    for split in ("train", "test"):
+        for name in presets.CIFAR_CLASSES["cifar10"]:
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(tmp_path / split / name / "0.png")
+    names = ["C4", "C6"]
+    c4, c6 = (
+        tables.look(one)
+        for one in chosen(names, "smoke", str(tmp_path), [], str(tmp_path / "artifacts"))
+    )
+    assert {"teacher", "TITN, seed 0"} < c6.missing.keys() < c4.missing.keys()
+    assert c6.missing.items() < c4.missing.items()
+    changed = chosen(names, "smoke", str(tmp_path), ["C6.alpha=0.3"], str(tmp_path / "artifacts"))
+    other = tables.look(changed[1])
+    assert set(other.missing.items()) & set(c4.missing.items()) == {
+        ("teacher", c4.missing["teacher"])
+    }
+
+
+@pytest.mark.parametrize(
+    "words", [["A3"], ["A4", "--data", "mnits"], ["A4", "--preset", "quik"], []]
+)
+def test_a_typo_is_answered_before_torch_is_imported(words):
+    code = f"import sys; from dfkd_lib import cli; cli.main(['tables', *{words}]); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("error: " in done.stderr) == bool(words) and words or "A2L" in done.stdout
 
 
 def test_a_night_of_more_than_eight_hours_is_refused_with_the_tables_that_fit():
@@ -248,7 +282,10 @@ def small_table(monkeypatch, tmp_path):
         ]
         return Made(given.config, parts, cells)
 
-    monkeypatch.setitem(TABLES, "T", Table("A small table", "classification", ("mnist",), build))
+    for name in ("T", "T2"):
+        table = Table("A small table", "classification", ("mnist",))
+        monkeypatch.setitem(TABLES, name, table)
+        monkeypatch.setitem(BUILDERS, name, build)
     tables.opened.cache_clear()
     yield str(tmp_path / "artifacts"), str(tmp_path / "out")
     tables.opened.cache_clear()
@@ -256,8 +293,9 @@ def small_table(monkeypatch, tmp_path):
 
 def test_a_table_is_made_once_and_written_with_papers_figure_ours_and_notes(small_table, capsys):
     artifacts, out = small_table
-    how = ("smoke", "", [], out, artifacts, 1, None, None, "dfkd tables T")
-    page, whole = tables.run_tables(["T"], *how)
+    asked = chosen(["T"], "smoke", "", [], artifacts)
+    how = (asked, out, 1, None, None, "dfkd tables T")
+    page, whole = tables.run_tables(*how)
     said = capsys.readouterr().err
     assert not whole and re.search(r"4 of 4 parts .*operations, about", said.splitlines()[0])
     head, first, broken, none = csv.reader((page.parent / "tables" / "T.csv").open())
@@ -267,7 +305,7 @@ def test_a_table_is_made_once_and_written_with_papers_figure_ours_and_notes(smal
         "50.00, 60.00 (n = 2)",
         "7 parameters",
     )
-    assert row["hardware"] == tables.machine() and row["real images read"] == "0"
+    assert row["hardware"] == provenance.machine() and row["real images read"] == "0"
     assert "it broke" in broken[-1] and none[3] == "–" and none[-1] == "its weights are missing"
     text = page.read_text()
     assert (
@@ -275,10 +313,9 @@ def test_a_table_is_made_once_and_written_with_papers_figure_ours_and_notes(smal
     )
     saved = json.loads((page.parent / "results.json").read_text())["tables"]["T"]
     assert saved["cells"][0]["values"] == [50.0, 60.0]
-    tables.run_tables(["T"], *how)
-    assert (
-        "1 of 4 parts" in capsys.readouterr().err
-    )  # the others are found, and where they were made is known
+    (page.parent / "results.json").unlink()
+    tables.run_tables(*how)  # the others are found, and where they were made is known
+    assert "1 of 4 parts" in capsys.readouterr().err
     again = dict(zip(*list(csv.reader((page.parent / "tables" / "T.csv").open()))[:2]))
     assert again == row
 
@@ -298,19 +335,20 @@ def test_every_table_is_made_of_a_few_images(tmp_path):
         pixels = torch.randint(256, (32, 32, 3), generator=noise, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(folder / f"{place}.png")
     small = ["A2.seeds=0", "A5.seeds=0", "C6.seeds=0", "B.passes=60", "B.seeds=0", "C5.images=20"]
-    page, whole = tables.run_tables(
+    asked = chosen(
         ["A2", "A5", "B", "C5", "C6"],
         "smoke",
         str(tmp_path / "cifar"),
         [*small, "A2.feature.fid_images=50", "A2.gan.epochs=1", "C5.seeds=0"],
-        str(tmp_path / "out"),
         str(tmp_path / "artifacts"),
-        1,
-        None,
-        None,
-        "dfkd tables",
     )
+    page, whole = tables.run_tables(asked, str(tmp_path / "out"), 1, None, None, "dfkd tables")
     assert whole
+    text = page.read_text()
+    for table, number in (("A2", 4), ("A2", 8), ("A5", 4), ("A5", 8), ("A5", 11)):
+        section = text.split(f'<h2 id="{table}">')[1].split("<h2 ")[0]
+        assert f"(A Figure {number})" in section
+    assert len([*(page.parent / "figures").glob("*.svg")]) == 5
     for name, table in json.loads((page.parent / "results.json").read_text())["tables"].items():
         for cell in table["cells"]:
             assert cell["ours"] != "–" or "not measured" in cell["note"], (name, cell)
