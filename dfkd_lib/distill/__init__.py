@@ -5,7 +5,7 @@ from dfkd_lib.distill.classification import StudentConfig, check_losses, train
 from dfkd_lib.distill.comparison import chosen_makers, compare_makers, equal_epochs, may_see
 from dfkd_lib.distill.early import EarlyConfig
 from dfkd_lib.distill.scores import scores
-from dfkd_lib.distill.step import kd_step
+from dfkd_lib.distill.step import kd_step, known_step
 from dfkd_lib.distill.study import (
     MAKERS,
     AblationConfig,
@@ -49,6 +49,7 @@ __all__ = [
     "equal_epochs",
     "has_probe",
     "kd_step",
+    "known_step",
     "may_see",
     "open_subject",
     "scores",

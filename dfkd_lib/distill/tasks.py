@@ -11,6 +11,7 @@ from functools import partial
 from dfkd_lib import datasets
 from dfkd_lib.distill import comparison
 from dfkd_lib.distill.classification import train
+from dfkd_lib.distill.step import known_step
 
 Names = Mapping[str, object]
 Tasks = dict[str, Callable[[], object]]
@@ -40,7 +41,8 @@ def synthesis(names: Names) -> Tasks:
 
 def classification(names: Names) -> Tasks:
     """Both students from each seed, and the teacher on synthetic images."""
-    study, config, step = names["study"], names["cfg"], names["step"]
+    study, config = names["study"], names["cfg"]
+    step = known_step(names["step"], config.weights, config.student)
 
     def student(source: str, seed: int) -> object:
         images, parents = study.images(source)

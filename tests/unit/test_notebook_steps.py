@@ -45,6 +45,18 @@ def test_the_step_of_notebook_30_matches_the_blocks_that_the_students_settings_n
     torch.testing.assert_close(own["patch"], (each[0] + 3 * each[1]) / 4)
 
 
+def test_what_the_step_of_notebook_30_trains_is_found_by_its_weights_until_it_is_edited():
+    source, student = edit_cell("30_classification_kd.ipynb"), StudentConfig()
+    names = names_of_30(student, patch=3.0)
+    step, λ = run_cell(source, names)["step"], names["λ"]
+    assert distill.known_step(step, λ, student) is λ
+    for others in (KDWeights(), λ.replace(hard=1.0), λ.replace(schedules="kd: 1@0 0@1")):
+        assert distill.known_step(step, others, student) is step
+    assert distill.known_step(step, λ, student.replace(block_weights=(2.0,))) is step
+    edited = run_cell(source.replace("λ.kd * kd", "2 * kd"), names)["step"]
+    assert distill.known_step(edited, λ, student) is edited
+
+
 def assert_equal(shown: dict, own: dict) -> None:
     """The losses of two steps have the same names and values."""
     torch.testing.assert_close(dict(shown), dict(own), rtol=1e-6, atol=0)
