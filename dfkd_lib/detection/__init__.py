@@ -17,7 +17,14 @@ from dfkd_lib.detection.detector import (
 from dfkd_lib.detection.inversion import SceneInversion
 from dfkd_lib.detection.layouts import layout_statistics, sampled_layouts
 from dfkd_lib.detection.probes import object_consistency_loss, object_probes
-from dfkd_lib.detection.scene_gan import SceneGAN, SceneNetworks, real_loss, scene_gan_step
+from dfkd_lib.detection.scene_gan import (
+    LIKENESS,
+    SceneGAN,
+    SceneNetworks,
+    likeness_loss,
+    real_loss,
+    scene_gan_step,
+)
 from dfkd_lib.detection.step import (
     DetectionWeights,
     Queries,
@@ -44,6 +51,7 @@ from dfkd_lib.detection.tables import (
 from dfkd_lib.detection.tiles import predict_tiled
 
 __all__ = [
+    "LIKENESS",
     "VARIANTS",
     "Batch",
     "DetectionConfig",
@@ -68,6 +76,7 @@ __all__ = [
     "gain_table",
     "layout_statistics",
     "inputs_if_shared",
+    "likeness_loss",
     "load_detector",
     "measures_table",
     "object_consistency_loss",

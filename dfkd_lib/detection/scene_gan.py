@@ -1,4 +1,4 @@
-"""Scenes from a GAN conditioned on a layout, with and without the frozen teacher's attention (METHODS A4)."""
+"""Scenes from a VAE-GAN conditioned on a layout, with and without the frozen teacher's attention (METHODS A4)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,27 +24,52 @@ from dfkd_lib.detection.probes import (
     object_consistency_loss,
     object_probes,
 )
-from dfkd_lib.models import SceneDiscriminator, SceneGenerator
+from dfkd_lib.models import SceneDiscriminator, SceneEncoder, SceneGenerator
+from dfkd_lib.models.scene_gan import Normal
 from dfkd_lib.synthesis import WATCH_EVERY, Networks
 from dfkd_lib.training import Precision, StepConfig
 
 TOGETHER = 128  # scenes drawn at a time
 SHIFT, STRETCH = 0.06, 0.15  # by which a layout that is drawn anew moves, and changes in size (log)
 PROBES = "probes.safetensors"
+SPREAD = 0.1  # standard deviation that a pixel of a drawn scene is granted about the real one
+LIKENESS = 1e-3  # weight of the VAE's loss beside the adversarial one
+CODED = 2048  # scenes whose codes tell how those of new ones lie
 
 
 @dataclass
 class SceneNetworks(Networks):
-    """What the step of the GAN of scenes works on: as of the GAN of images, its teacher a detector that sees whole scenes."""
+    """What the step of the GAN of scenes works on: as of the GAN of images, its teacher a detector that sees whole scenes,
+    and an encoder; `judged`: whether the discriminator plays yet."""
 
     side: int = 0  # nothing is cropped
+    encoder: SceneEncoder | None = None
+    judged: bool = True
 
-    def draw(self, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Layouts of other scenes of the batch, labels (B, M) and boxes (B, M, 4), and noise for the generator."""
-        order = torch.randperm(len(batch.labels))
-        noise = self.generator.noise(*batch.labels.shape)
-        device = batch.images.device
-        return batch.labels[order], batch.boxes[order], tuple(n.to(device) for n in noise)
+    def encode(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Codes of a batch's skies and objects for the generator, with texture at random, and their divergence from a
+        standard normal distribution, Σ KL, mean over scenes."""
+        skies, things = self.encoder(*batch[:3])
+        present = batch.labels >= 0
+        *_, texture = self.generator.noise(*batch.labels.shape)
+        drawn = things[0].new_zeros(*present.shape, things[0].shape[1])
+        drawn = drawn.index_put(present.nonzero(as_tuple=True), _drawn_of(*things))
+        apart = sum(_divergence(*part) for part in (skies, things)) / len(present)
+        return (_drawn_of(*skies), drawn, texture.to(drawn.device)), apart
+
+
+def _drawn_of(mean: Tensor, log_variance: Tensor) -> Tensor:
+    return mean + (log_variance / 2).exp() * torch.randn_like(mean)
+
+
+def _divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()
+
+
+def likeness_loss(drawn: Tensor, real: Tensor) -> Tensor:
+    """Squared difference of scenes (B, 3, S, S) over 2 · `SPREAD`², summed over a scene, mean over scenes: the negative log
+    likelihood of a VAE but for a constant (Kingma and Welling 2014)."""
+    return (drawn - real).square().sum() / (2 * SPREAD**2 * len(real))
 
 
 def real_loss(scores: tuple[Tensor, Tensor]) -> Tensor:
@@ -54,33 +79,42 @@ def real_loss(scores: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def scene_gan_step(nets: SceneNetworks, batch: Batch, lam: float) -> Iterator[tuple[str, dict]]:
-    """The step of the GAN of scenes: L_D of parts and of objects, then L_G = L_adv + λ L_attention (A eq. 5).
+    """The step of the GAN of scenes: L_D of parts and of objects, then L_G = L_adv + λ L_attention (A eq. 5) + the VAE's loss.
 
     λ = 0 is the vanilla GAN: the attention loss is then measured now and then but has no gradient. Both variants draw the
     same random numbers in the same order, so from one seed they differ in λ alone. Yields (optimizer's name, named losses).
     """
-    labels, boxes, noise = nets.draw(batch)
-    fake = nets.generator(labels, boxes, *noise)
-    on_real = nets.discriminator(batch.images, batch.labels, batch.boxes)
-    on_fake = nets.discriminator(fake.detach(), labels, boxes)
-    yield "discriminator", {"loss": real_loss(on_real) + real_loss([-score for score in on_fake])}
+    layout = batch.labels, batch.boxes
+    codes, apart = nets.encode(batch)
+    fake = nets.generator(*layout, *codes)
+    if nets.judged:
+        on_real = nets.discriminator(batch.images, *layout)
+        on_fake = nets.discriminator(fake.detach(), *layout)
+        loss = real_loss(on_real) + real_loss([-score for score in on_fake])
+        yield "discriminator", {"loss": loss}
+    found = {"likeness": likeness_loss(fake, batch.images), "divergence": apart}
+    total = LIKENESS * (found["likeness"] + apart)
     with nets.judging() as discriminator:
-        adversarial = real_loss(discriminator(fake, labels, boxes))
-        named, total = {"adversarial": adversarial}, adversarial
+        if nets.judged:
+            found["adversarial"] = real_loss(discriminator(fake, *layout))
+            total = total + found["adversarial"]
         if lam > 0 or nets.watching:
             part = nets.part(fake)
+            labels, boxes = (one[part] for one in layout)
             with torch.set_grad_enabled(lam > 0):
-                probes, _ = object_probes(nets.teacher, fake[part], labels[part], boxes[part])
-                known = labels[part][labels[part] >= 0]
-                attention = object_consistency_loss(probes, nets.probes, known)
-            named["attention"], total = attention, total + lam * attention
-        yield "generator", {"loss": total, **named}
+                probes, _ = object_probes(nets.teacher, fake[part], labels, boxes)
+                attention = object_consistency_loss(probes, nets.probes, labels[labels >= 0])
+            found["attention"], total = attention, total + lam * attention
+        yield "generator", {"loss": total, **found}
 
 
 class SceneGAN(StepConfig):
     """The GAN of scenes: reads real scenes with their layouts, and class probes for its attention loss; λ = 0 is vanilla."""
 
     epochs: int = Field(100, ge=1, le=100_000, description="passes over the training scenes")
+    judged_from: float = Field(
+        0.4, ge=0, lt=1, description="share of the training after which the discriminator plays"
+    )
     batch_size: int = Field(
         32, ge=2, le=4096, description="scenes a step", json_schema_extra={"also": "gan_batch"}
     )
@@ -106,9 +140,12 @@ class SceneGAN(StepConfig):
     latent: int = Field(32, ge=1, description="length of each noise vector")
 
     def networks(self, classes: int, side: int) -> dict[str, torch.nn.Module]:
-        """A new generator and discriminator of square scenes of that side, untrained."""
-        generator = SceneGenerator(classes, side, self.latent, self.width)
-        made = {"generator": generator, "discriminator": SceneDiscriminator(classes, self.d_width)}
+        """A new generator, discriminator and encoder of square scenes of that side, untrained."""
+        made = {
+            "generator": SceneGenerator(classes, side, self.latent, self.width),
+            "discriminator": SceneDiscriminator(classes, self.d_width),
+            "encoder": SceneEncoder(classes, side, self.latent),
+        }
         return {name: one.to(memory_format=torch.channels_last) for name, one in made.items()}
 
     def train(self, store: Store, scenes: Scenes, teacher: Artifact, probes: Artifact) -> Artifact:
@@ -138,7 +175,7 @@ class SceneGAN(StepConfig):
         frozen = {"teacher": load_detector(teacher), "probes": class_probes}
         nets = SceneNetworks(**modules, **frozen, attention_share=self.attention_share)
         steps, chosen = len(batches) * self.epochs, self._step or scene_gan_step
-        names = {name: [name] for name in modules}
+        names = {"generator": ["generator", "encoder"], "discriminator": ["discriminator"]}
         if self.ema:
             averaging = get_ema_multi_avg_fn(self.ema)
             mean = AveragedModel(modules["generator"], multi_avg_fn=averaging, use_buffers=True)
@@ -146,6 +183,7 @@ class SceneGAN(StepConfig):
 
         def step(batch: Batch, progress: float) -> Iterator[tuple[str, dict]]:
             nets.watching = round(progress * steps) % WATCH_EVERY == 0
+            nets.judged = progress >= self.judged_from
             yield from chosen(nets, batch, self.lam)
             if self.ema:
                 mean.update_parameters(modules["generator"])
@@ -153,6 +191,7 @@ class SceneGAN(StepConfig):
         label, saved = f"scene GAN λ={self.lam:g} seed {self.seed}", work / "checkpoint"
         history = training.fit(modules, step, batches, config, names, checkpoint=saved, label=label)
         drawing = mean.module if self.ema else modules["generator"]
+        drawing.fit_prior(*_codes(modules["encoder"], batches))
         artifacts.save_tensors(work / "generator.safetensors", drawing.state_dict())
         layouts = {"labels": batches.labels, "boxes": batches.boxes}
         artifacts.save_tensors(work / "layouts.safetensors", layouts)
@@ -192,7 +231,7 @@ class SceneGAN(StepConfig):
             with torch.inference_mode():
                 for rows in torch.arange(count).split(TOGETHER):
                     noise = model.noise(len(rows), labels.shape[1], random)
-                    inputs = (labels[rows], boxes[rows], *noise)
+                    inputs = (labels[rows], boxes[rows], *model.codes(labels[rows], *noise))
                     drawn = model(*(t.to(training.device()) for t in inputs))
                     pixels.append((255 * drawn).round().clamp(0, 255).to(torch.uint8).cpu())
             drawn = {"pixels": torch.cat(pixels), "labels": labels, "boxes": boxes}
@@ -202,6 +241,18 @@ class SceneGAN(StepConfig):
         settings = {"gan": trained.key, "classes": classes, "count": count, "seed": seed}
         parents = [trained, *([] if statistics is None else [statistics])]
         return store.get_or_make("synthetic_scenes", settings, make, parents)
+
+
+@torch.inference_mode()
+def _codes(encoder: SceneEncoder, batches: SceneBatches) -> tuple[Normal, Normal, Tensor]:
+    """The codes of real skies and objects, as `SceneGenerator.fit_prior` takes them, on the CPU."""
+    parts = []
+    for rows in torch.arange(len(batches.images))[:CODED].split(TOGETHER):
+        batch = batches.rows(rows).to(training.device())
+        skies, things = encoder(*batch[:3])
+        parts.append((*skies, *things, batch.labels[batch.labels >= 0]))
+    *codes, labels = (torch.cat(one).cpu() for one in zip(*parts, strict=True))
+    return tuple(codes[:2]), tuple(codes[2:]), labels
 
 
 def check_side(height: int, width: int) -> None:

@@ -19,7 +19,7 @@ from dfkd_lib.models.hub import WeightsMissing
 from dfkd_lib.models.images import check_images, expected_shape
 from dfkd_lib.models.load import Loaded, load_model
 from dfkd_lib.models.realtime import REALTIME, RealTimeDetector
-from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneGenerator
+from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneEncoder, SceneGenerator
 from dfkd_lib.models.shapes import layer_shapes
 from dfkd_lib.models.timm_form import timm_form
 from dfkd_lib.models.weights import load_weights
@@ -36,6 +36,7 @@ __all__ = [
     "Loaded",
     "RealTimeDetector",
     "SceneDiscriminator",
+    "SceneEncoder",
     "SceneGenerator",
     "WeightsMissing",
     "check_images",

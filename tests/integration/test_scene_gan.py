@@ -30,7 +30,7 @@ from dfkd_lib.detection.probes import (
     object_probes,
 )
 from dfkd_lib.detection.scene_gan import moved_layouts
-from dfkd_lib.models import SceneDiscriminator, SceneGenerator, create_detector
+from dfkd_lib.models import SceneDiscriminator, SceneEncoder, SceneGenerator, create_detector
 from dfkd_lib.models.scene_gan import layout_planes, object_boxes
 
 LABELS = torch.tensor([[1, 0], [2, -1], [-1, -1]])
@@ -88,6 +88,48 @@ def test_the_discriminator_judges_parts_and_each_object_with_its_class():
     judge.train()(images, NO_LABELS, BOXES)  # batch norms have nothing to count then
 
 
+def test_codes_of_new_scenes_lie_as_those_of_real_ones():
+    """Mean and covariance of codes are those of the mixture of normal distributions that the prior was fitted to."""
+    torch.manual_seed(0)
+    model, mixed = SceneGenerator(4, 48, latent=3, width=16), torch.randn(3, 3)
+    skies = torch.randn(4000, 3) @ mixed + 1, torch.full((4000, 3), math.log(0.25))
+    things = torch.cat([torch.full((2, 3), 2.0), torch.zeros(2, 3)]), torch.full((4, 3), -9.0)
+    model.fit_prior(skies, things, torch.tensor([1, 1, 2, 2]))
+    noise = torch.randn(4000, 3), torch.randn(4000, 2, 3), torch.zeros(1)
+    sky, drawn, _ = model.codes(torch.tensor([[1, -1]]).expand(4000, -1), *noise)
+    expected = skies[0].T.cov() + 0.25 * torch.eye(3)
+    torch.testing.assert_close(sky.T.cov(), expected, rtol=0.1, atol=0.15)
+    torch.testing.assert_close(sky.mean(0), skies[0].mean(0), rtol=0.1, atol=0.1)
+    assert (drawn[:, 0] - 2).abs().max() < 0.1, "the codes of class 1 are all 2"
+    untouched = model.codes(torch.tensor([[0, 3]]).expand(4000, -1), *noise)[1]
+    assert torch.equal(untouched, noise[1]), (
+        "a class without objects keeps the standard distribution"
+    )
+
+
+def test_the_likeness_and_the_divergence_are_a_vaes(detector):
+    nets = SceneNetworks(
+        **SceneGAN(width=16, d_width=8).networks(4, 48), teacher=detector, probes=None
+    )
+    batch = SceneBatches(generate_scenes(3, 48), 3).rows(torch.arange(3))
+    codes, apart = nets.encode(batch)
+    skies, things = nets.encoder(*batch[:3])
+    normals = [torch.distributions.Normal(m, (v / 2).exp()) for m, v in (skies, things)]
+    own = [
+        torch.distributions.kl_divergence(n, torch.distributions.Normal(0.0, 1.0)) for n in normals
+    ]
+    assert codes[1].shape == (*batch.labels.shape, 32) and things[0].shape[0] == sum(
+        batch.labels.ge(0).flatten()
+    )
+    torch.testing.assert_close(apart, sum(one.sum() for one in own) / 3)
+    drawn = torch.zeros_like(batch.images)
+    given = torch.distributions.Normal(drawn, 0.1)
+    expected = given.log_prob(drawn) - given.log_prob(batch.images)
+    torch.testing.assert_close(detection.likeness_loss(drawn, batch.images), expected.sum() / 3)
+    nothing = nets.encode(batch._replace(labels=torch.full_like(batch.labels, -1)))
+    assert not nothing[0][1].any()
+
+
 def test_probes_are_shares_read_in_the_frame_of_the_box(detector):
     images = torch.rand(3, 3, 48, 48, requires_grad=True)
     probes, found = object_probes(detector, images, LABELS, BOXES)
@@ -122,7 +164,7 @@ def test_the_variants_differ_in_lambda_alone(detector):
     def trained(lam):
         torch.manual_seed(0)
         networks = SceneGenerator(4, 48, width=16), SceneDiscriminator(4, 8)
-        nets = SceneNetworks(*networks, detector, probes)
+        nets = SceneNetworks(*networks, detector, probes, encoder=SceneEncoder(4, 48))
         torch.manual_seed(1)
         found = {}
         for batch in SceneBatches(scenes, 4, 0.0)(0, torch.Generator().manual_seed(0)):
@@ -135,6 +177,9 @@ def test_the_variants_differ_in_lambda_alone(detector):
     assert vanilla == again and torch.equal(plain, twice)
     for name in ("discriminator loss", "generator adversarial", "generator attention"):
         assert vanilla[name] == pytest.approx(augmented[name], rel=1e-5)
+    loss = vanilla["generator likeness"] + vanilla["generator divergence"]
+    loss = vanilla["generator adversarial"] + detection.LIKENESS * loss
+    assert vanilla["generator loss"] == pytest.approx(loss, rel=1e-5)
     expected = vanilla["generator loss"] + augmented["generator attention"]
     assert augmented["generator loss"] == pytest.approx(expected, abs=1e-5)
     assert not torch.equal(plain, guided)
@@ -188,8 +233,8 @@ def test_the_notebooks_gan_step_is_the_librarys(detector, lam):
     values = []
     for step in (edited_cell("gan_step", cfg=cfg)["gan_step"], scene_gan_step):
         torch.manual_seed(0)
-        networks = SceneGAN(width=16, d_width=8).networks(4, 48).values()
-        nets = SceneNetworks(*networks, detector, torch.ones(4, SIDE * SIDE))
+        networks = SceneGAN(width=16, d_width=8).networks(4, 48)
+        nets = SceneNetworks(**networks, teacher=detector, probes=torch.ones(4, SIDE * SIDE))
         updates = [(name, dict(named)) for name, named in step(nets, BATCH, lam)]
         found = {(name, key): v.item() for name, named in updates for key, v in named.items()}
         values.append(found)
@@ -198,7 +243,7 @@ def test_the_notebooks_gan_step_is_the_librarys(detector, lam):
 
 SMALL = (
     "data.size=48 train_scenes=24 test_scenes=8 teacher=train teacher.model=detr_nano teacher.epochs=1 "
-    "student.epochs=1 teacher.batch_size=8 batch_size=8 gan.epochs=1 gan.width=16 gan.d_width=8 "
+    "student.epochs=1 teacher.batch_size=8 batch_size=8 gan.epochs=2 gan.width=16 gan.d_width=8 "
     "gan_scenes=12 gan.precision=fp32 precision=fp32 teacher.precision=fp32"
 )
 
@@ -230,7 +275,7 @@ def test_a_student_of_drawn_scenes_is_data_free_and_what_is_behind_it_is_counted
     assert drawn.ledger == [] and {row["purpose"] for row in student.ledger} == {"evaluation"}
     scenes = open_scenes(drawn)
     assert len(scenes) == 12 and scenes.split is None and isinstance(scenes, SceneSet)
-    history = gan.json("history.json")[0]
+    history = gan.json("history.json")[-1]
     assert {"discriminator_loss", "adversarial", "attention"} <= set(history)
     assert math.isfinite(history["attention"])
     assert made.drawn(augmented).cached and made.student("synthetic").cached
