@@ -102,10 +102,6 @@ class SceneBatches:
         """How many ways a scene may look: 2 of mirrored ones, 0 where each epoch makes others."""
         return 0 if self.negatives else {None: 1, 0: 2}.get(self.augment, 0)
 
-    def mirrored(self, rows: Tensor, mirror: Tensor) -> Batch:
-        """The scenes at these places, those mirrored for which `mirror` (B,) is true."""
-        return self._mirrored(self.rows(rows), mirror)
-
     def _mirrored(self, batch: Batch, mirror: Tensor) -> Batch:
         images, labels, boxes, places = batch
         images = torch.where(mirror[:, None, None, None], images.flip(-1), images)

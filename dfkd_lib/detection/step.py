@@ -196,27 +196,34 @@ def _mark(images: Tensor) -> Tensor:
     return (pixels * (torch.arange(pixels.shape[1], device=pixels.device) % 97 / 97)).sum(1)
 
 
+def mirrored_answers(found: Queries, mirror: Tensor) -> Queries:
+    """Answers to scenes as the answers to their mirror images, for those of a batch for which `mirror` (B,) is true."""
+    logits, boxes, maps, _ = found
+    middle = torch.where(mirror[:, None], 1 - boxes[..., 0], boxes[..., 0])
+    boxes = torch.cat([middle[..., None], boxes[..., 1:]], -1)
+    if maps is not None:
+        maps = torch.where(mirror[:, None, None, None], maps.flip(-1), maps)
+    return Queries(logits, boxes, maps)
+
+
 def kept_answers(teacher: Detector, batches: SceneBatches, epochs: int) -> Callable[..., Queries]:
-    """`answers` of a frozen teacher in a training of so many epochs. Where these only mirror scenes, each view of a scene is
-    asked about once, at the first call, if all answers take at most `STORED_BYTES`; images that a step has changed are asked
-    about as they are."""
+    """`answers` of a frozen teacher in a training of so many epochs. Where these only mirror scenes, each scene is asked about
+    once, at the first call, if all answers take at most `STORED_BYTES`, and its mirror image is given the mirrored answer;
+    images that a step has changed are asked about as they are."""
     ask, known, count = answers(teacher), {}, len(batches.images)
     marks: list[Tensor] = []  # of the images that were asked about
-    if not 0 < batches.views * processes.count() < epochs:
+    if not batches.views or epochs <= processes.count():
         return ask
 
     def all_of(attention: bool, device: torch.device) -> Queries | None:
         found: list[Queries] = []
         marks.clear()
-        for view in range(batches.views):
-            for rows in torch.arange(count).split(batches.batch_size):
-                seen = batches.mirrored(rows, torch.full((len(rows),), view == 1))
-                seen = seen.to(device)
-                found.append(ask(seen, attention))
-                marks.append(_mark(seen.images))
-                held = sum(part.nbytes for part in found[0] if part is not None)
-                if held / len(marks[0]) * count * batches.views > STORED_BYTES:
-                    return None
+        for seen in batches.in_order():
+            found.append(ask(seen.to(device), attention))
+            marks.append(_mark(seen.images.to(device)))
+            held = sum(part.nbytes for part in found[0] if part is not None)
+            if held / len(marks[0]) * count > STORED_BYTES:
+                return None
         marks[:] = [torch.cat(marks)]
         logits, boxes = (torch.cat(parts, 1) for parts in list(zip(*found, strict=True))[:2])
         return Queries(logits, boxes, torch.cat([one.maps for one in found]) if attention else None)
@@ -224,13 +231,16 @@ def kept_answers(teacher: Detector, batches: SceneBatches, epochs: int) -> Calla
     def answer(batch: Batch, attention: bool = False) -> Queries:
         if attention not in known:
             known[attention] = all_of(attention, batch.images.device)
-        stored, rows = known[attention], batch.places
-        if stored is None or rows is None:
+        stored, places = known[attention], batch.places
+        if stored is None or places is None:
             return ask(batch, attention)
-        if not torch.allclose(_mark(batch.images), marks[0][rows], rtol=1e-4):
+        rows, mirror = places % count, places >= count
+        seen = torch.where(mirror[:, None, None, None], batch.images.flip(-1), batch.images)
+        if not torch.allclose(_mark(seen), marks[0][rows], rtol=1e-4):
             return ask(batch, attention)
         logits, boxes, maps, _ = stored
-        return Queries(logits[:, rows], boxes[:, rows], None if maps is None else maps[rows])
+        own = Queries(logits[:, rows], boxes[:, rows], None if maps is None else maps[rows])
+        return mirrored_answers(own, mirror)
 
     return answer
 

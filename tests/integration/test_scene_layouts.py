@@ -157,6 +157,8 @@ def test_the_moving_average_draws_and_leaves_the_training_as_it_is(made, tmp_pat
         drawing[ema] = trained.tensors("generator.safetensors")
     first, second = states
     for name, value in drawing[0.75].items():
+        if name.split("_")[-1] in ("mean", "spread") and "." not in name:
+            continue  # where codes lie, which is fitted at the end
         assert torch.equal(drawing[0.0][name], second[name]), name
         if value.is_floating_point():
             meant = 0.75 * first[name] + 0.25 * second[name]
