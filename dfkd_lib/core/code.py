@@ -20,7 +20,8 @@ from dfkd_lib.core.errors import WorkbenchError
 from dfkd_lib.core.graph import Walk, drop_changed, lines_of, wholes
 from dfkd_lib.core.source import Record, digest, record_of
 
-PLAIN = (type(None), bool, int, float, complex, str, bytes)
+PLAIN = (str, int, float, type(None), bool, complex, bytes)
+CONTAINERS = (dict, list, tuple, set, frozenset)
 SHORT = 60  # characters of a value that the table shows as it is
 
 
@@ -115,12 +116,12 @@ class _Walk(Walk):
 
     def token(self, value: Any, where: str, mode: str) -> str:
         """A value as text; what it holds of code is reached. "" in the modes that skip it."""
-        if type(value) is FunctionType:  # what there is most of comes first
+        if isinstance(value, PLAIN):  # what there is most of comes first
+            return "" if mode == _CODE else repr(value)
+        if type(value) is FunctionType:
             return self.function(value)
         if isinstance(value, type):
             return self.kind(value)
-        if isinstance(value, PLAIN):
-            return "" if mode == _CODE else repr(value)
         if isinstance(value, BuiltinFunctionType):
             return f"{value.__module__}.{value.__qualname__}"
         if isinstance(value, MethodType):
@@ -153,13 +154,15 @@ class _Walk(Walk):
         if isinstance(value, partial):
             parts = [value.func, value.args, value.keywords]
             return f"partial{[self.token(part, where, mode) for part in parts]}"
+        if kind in CONTAINERS and mode == _CODE:
+            parts = [*value, *value.values()] if kind is dict else value
+            code = [one for one in parts if not isinstance(one, PLAIN)]
+            return "".join([self.token(one, where, mode) for one in code])
         if kind is dict:
             items = [[self.token(part, where, mode) for part in pair] for pair in value.items()]
-            return "".join(part for _, part in items) if mode == _CODE else f"dict{items}"
-        if kind in (list, tuple, set, frozenset):
+            return f"dict{items}"
+        if kind in CONTAINERS:
             tokens = [self.token(one, where, mode) for one in value]
-            if mode == _CODE:
-                return "".join(tokens)
             if kind in (set, frozenset):
                 return f"set{sorted(tokens)}"
             return f"{kind.__name__}{tokens}"
