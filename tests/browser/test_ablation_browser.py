@@ -91,9 +91,8 @@ def test_run_watch_stop_go_on_reload_restart(opened):
     page.locator(f"{LAB} .running button.stop").click()
     says(page, "stopped; its finished epochs stay")
     page.wait_for_selector(f"{LAB} .jobs li.stopped")
-    assert [job["state"] for job in jobs.all()] == ["stopped"] and page.locator(
-        f"{LAB} tbody tr"
-    ).count() == 0
+    assert [job["state"] for job in jobs.all()] == ["stopped"]
+    assert page.locator(f"{LAB} tbody tr").count() == 0
     # The same settings go on; a page that is loaded anew finds them running, or done.
     page.locator(f"{LAB} button.run").click()
     says(page, "1 run next")
@@ -120,10 +119,8 @@ def test_run_watch_stop_go_on_reload_restart(opened):
     assert float(row.get_attribute("data-accuracy")) == pytest.approx(
         100 * artifact.metrics["accuracy"]
     )
-    assert (
-        "KD 2, T 3.5" in row.inner_text()
-        and f"{100 * artifact.metrics['accuracy']:.2f}" in row.inner_text()
-    )
+    assert "KD 2, T 3.5" in row.inner_text()
+    assert f"{100 * artifact.metrics['accuracy']:.2f}" in row.inner_text()
     # What is there answers at once: nothing is queued.
     row.locator("button.use").click()
     says(page, "the controls show KD 2")
@@ -151,10 +148,8 @@ def test_bad_values_are_said_and_controls_are_used_by_keyboard(opened, tmp_path)
     says(page, "at least one above 0", ".error")
     page.locator(f"{LAB} button.reset").click()
     says(page, "the notebook's own values")
-    assert (
-        page.locator(f"{LAB} .error").inner_text() == ""
-        and page.locator(f"{LAB} .changed").count() == 0
-    )
+    assert page.locator(f"{LAB} .error").inner_text() == ""
+    assert page.locator(f"{LAB} .changed").count() == 0
     page.locator(f"{LAB} .control[data-name='source'] select").select_option("class probes")
     assert page.locator(f"{LAB} .control[data-name='real_images']").is_hidden()
     page.locator(f"{LAB} button.save-parameters").click()

@@ -104,10 +104,8 @@ def the_threshold_redraws_and_counts_without_the_kernel(page, notebook):
         page.evaluate(SLIDE, threshold)
         notebook.until(f"browsed.view['threshold'] == {threshold}")
         expected = notebook.eval(counts("scenes", "test", threshold))
-        assert (
-            notebook.eval("browsed.counts") == expected
-            and expected["student"]["missed"] > expected["teacher"]["missed"]
-        )
+        assert notebook.eval("browsed.counts") == expected
+        assert expected["student"]["missed"] > expected["teacher"]["missed"]
         cells = page.locator(f"{ROOT} tbody tr").nth(1).locator("td").all_inner_texts()
         assert cells[2:] == [
             str(expected["student"][kind]) for kind in ("right", "wrong", "false", "missed")
@@ -167,9 +165,8 @@ def a_click_shows_where_both_detectors_look(page, notebook):
     canvas.click(position={"x": boxes[0][0] * size["width"], "y": boxes[0][1] * size["height"]})
     data(page, "looks", "2")
     chosen = notebook.until("browsed.view['chosen'] and browsed.view")
-    assert chosen["chosen"] == "teacher" and all(
-        page.evaluate(PIXELS, n) != plain[n] for n in range(2)
-    )
+    assert chosen["chosen"] == "teacher"
+    assert all(page.evaluate(PIXELS, n) != plain[n] for n in range(2))
     # The query answers for the object that was clicked, and its strongest patch is the one that is told.
     near = notebook.eval(
         f"browsed.browse.found('test')['teacher'][1][4, {chosen['query']}].tolist()"
@@ -201,11 +198,9 @@ def what_cannot_be_had_is_said_in_place(page, notebook):
     error = page.locator(f"{ROOT} .error")
     page.locator(f"{ROOT} .place").fill("40")
     page.locator(f"{ROOT} .place").press("Enter")
-    assert (
-        "0..39" in error.inner_text()
-        and "got: 40" in error.inner_text()
-        and of(page, "scene") == "4"
-    )
+    assert "0..39" in error.inner_text()
+    assert "got: 40" in error.inner_text()
+    assert of(page, "scene") == "4"
     page.locator(f"{ROOT} .exact").fill("7")
     page.locator(f"{ROOT} .exact").press("Enter")
     assert "0.05..1" in error.inner_text() and of(page, "threshold") == "0.5"

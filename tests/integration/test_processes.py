@@ -99,9 +99,8 @@ def one(folder):
 
 
 def same_curves(ours: list[dict], theirs: list[dict], tolerance: float, small: float = 0.0) -> None:
-    assert len(ours) == len(theirs) > 0 and [set(row) for row in ours] == [
-        set(row) for row in theirs
-    ]
+    assert len(ours) == len(theirs) > 0
+    assert [set(row) for row in ours] == [set(row) for row in theirs]
     for row, other in zip(ours, theirs, strict=True):
         for name in set(row) - set(TIMES):
             assert row[name] == pytest.approx(other[name], rel=tolerance, abs=small), (
@@ -119,9 +118,8 @@ def test_a_student_learns_alike_in_two_processes_and_in_one(one, two):
     # Adam makes of a gradient that is 0 but for rounding a step like any other: such weights differ, to no effect.
     for name, weights in mine["weights"].items():
         assert weights == pytest.approx(theirs["weights"][name], abs=5e-3), name
-    assert mine["key"] == theirs["key"] and mine["accuracy"] == pytest.approx(
-        theirs["accuracy"], abs=0.01
-    )
+    assert mine["key"] == theirs["key"]
+    assert mine["accuracy"] == pytest.approx(theirs["accuracy"], abs=0.01)
     assert second["students"] == first["students"]  # the other process found what the main one kept
 
 
@@ -149,11 +147,9 @@ def test_batch_norms_see_the_whole_batch(one, two):
 def test_an_artifact_is_made_once_and_found_afterwards(one, two, folder):
     (first, second), printed = two
     for name in ("fp32", "bf16"):
-        assert (
-            not first["students"][name]["cached"]
-            and first["again"][name]["cached"]
-            and second["again"][name]["cached"]
-        )
+        assert not first["students"][name]["cached"]
+        assert first["again"][name]["cached"]
+        assert second["again"][name]["cached"]
         assert first["students"][name]["ledger"] == one["students"][name]["ledger"] != []
     assert (
         printed.count("student vit_mnist_smoke epoch 1/3") == 2
@@ -223,11 +219,9 @@ def test_what_train_trained_with_two_processes_run_finds(tmp_path, capsys):
     assert "epoch" not in capsys.readouterr().out  # nothing was trained
     assert sorted(path.name for path in (tmp_path / "store").glob("*-*")) == made
     (result,) = json.loads((tmp_path / "out" / "results.json").read_text())["notebooks"].values()
-    assert (
-        result["status"] == "succeeded"
-        and result["artifacts"]
-        and all(a["cached"] for a in result["artifacts"])
-    )
+    assert result["status"] == "succeeded"
+    assert result["artifacts"]
+    assert all(a["cached"] for a in result["artifacts"])
 
 
 def test_several_processes_may_not_run_notebooks(monkeypatch, capsys):
@@ -255,14 +249,12 @@ def test_rows_are_parted_through_every_kind_of_batch(monkeypatch):
     parted = parallel.own_rows(
         (Batch(rows, rows, rows, None, rows / 6), {"a": [rows]}, generator, torch.tensor(3))
     )
-    assert (
-        isinstance(parted[0], Batch)
-        and parted[0].images.tolist() == [3, 4, 5]
-        and parted[0].others is None
-    )
-    assert (
-        parted[1]["a"][0].tolist() == [3, 4, 5] and parted[2] is generator and int(parted[3]) == 3
-    )
+    assert isinstance(parted[0], Batch)
+    assert parted[0].images.tolist() == [3, 4, 5]
+    assert parted[0].others is None
+    assert parted[1]["a"][0].tolist() == [3, 4, 5]
+    assert parted[2] is generator
+    assert int(parted[3]) == 3
     with pytest.raises(WorkbenchError, match="parted evenly"):
         parallel.own_rows((torch.arange(7),))
 
@@ -283,10 +275,8 @@ def test_one_process_starts_no_group():
 
 
 def test_a_count_of_one_process_is_only_kept_from_0():
-    assert (
-        processes.shared_count(torch.tensor([0, 3])).tolist() == [1, 3]
-        and processes.shared_count(0) == 1
-    )
+    assert processes.shared_count(torch.tensor([0, 3])).tolist() == [1, 3]
+    assert processes.shared_count(0) == 1
 
 
 @pytest.mark.parametrize(
@@ -304,9 +294,8 @@ def test_the_common_batch_norm_of_one_process_is_torchs(norm):
         got = common(other)
     expected.pow(3).sum().backward()
     got.pow(3).sum().backward()
-    assert torch.allclose(got, expected, atol=1e-5) and torch.allclose(
-        x.grad, other.grad, atol=1e-4
-    )
+    assert torch.allclose(got, expected, atol=1e-5)
+    assert torch.allclose(x.grad, other.grad, atol=1e-4)
     kept = common.state_dict()
     assert all(
         torch.allclose(kept[name].float(), value.float(), atol=1e-6)

@@ -439,9 +439,8 @@ def test_a_flipped_bit_in_the_work_of_a_stage_that_was_broken_off(reference, tmp
             store.get_or_make("parts", {}, parts)
         flip(store.root / f"{store.unfinished()[0]}.partial" / "a", random.Random(SEED))
         made = store.get_or_make("parts", {}, parts)
-        assert (made.path / "a").read_text() == "content of a" and store.verify() == [
-            (made.key, None)
-        ]
+        assert (made.path / "a").read_text() == "content of a"
+        assert store.verify() == [(made.key, None)]
         assert store.set_aside() == [f"{made.key}.partial"]
         row.survived, row.running = True, "seen, and drawn or made anew from there"
 
@@ -556,14 +555,10 @@ def test_a_kernel_that_hangs_is_ended_and_the_others_go_on(tmp_path):
             "40_talks": "succeeded",
         }
         for name in ("10_waits", "20_stopped"):
-            assert (
-                "hung and was ended: for 0.1 min" in results[name]["error"]
-                and "--hung" in results[name]["error"]
-            )
-        assert (
-            results["25_full"]["error"].startswith("MemoryError")
-            and "fix: set a smaller batch" in results["25_full"]["error"]
-        )
+            assert "hung and was ended: for 0.1 min" in results[name]["error"]
+            assert "--hung" in results[name]["error"]
+        assert results["25_full"]["error"].startswith("MemoryError")
+        assert "fix: set a smaller batch" in results["25_full"]["error"]
         row.survived, row.running = (
             True,
             "ended after 0.1 min without a sign of life; busy and talking ones went on",

@@ -287,11 +287,9 @@ def test_cifar_is_read_as_its_authors_wrote_it(cifar):
     assert b"cnumpy.core.multiarray\n_reconstruct" in batch and b"_codecs" not in batch
     found = load_images("cifar10", "test", root=cifar(batch))
     assert torch.equal(found.pixels, torch.from_numpy(pixels).reshape(5, 3, 32, 32))
-    assert (
-        found.labels.tolist() == [3, 1, 4, 1, 5]
-        and found.classes[9] == "class 9"
-        and found.split == "cifar10/test"
-    )
+    assert found.labels.tolist() == [3, 1, 4, 1, 5]
+    assert found.classes[9] == "class 9"
+    assert found.split == "cifar10/test"
 
 
 def test_cifar_runs_nothing(cifar, marker):

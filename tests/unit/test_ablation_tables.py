@@ -51,11 +51,9 @@ def test_a_line_a_cell_with_the_settings_that_differ():
     # Wilson at one half of 1000: ± z sqrt(1/4000 + z²/4e6) / (1 + z²/1000).
     assert (first["low"], first["high"]) == pytest.approx((46.907, 53.093), abs=1e-3)
     assert (first["images"], first["epochs"], first["seconds"]) == (30_000, 4, 61)
-    assert (
-        first["agreement"] == 0.9
-        and math.isnan(second["agreement"])
-        and first["key"] == "ablation_cell-all-0"
-    )
+    assert first["agreement"] == 0.9
+    assert math.isnan(second["agreement"])
+    assert first["key"] == "ablation_cell-all-0"
 
 
 def test_a_setting_that_a_cell_does_not_name_has_its_default():
@@ -83,11 +81,9 @@ def test_cells_that_did_not_finish_keep_their_line():
     )
     assert list(frame["state"]) == ["finished", "diverged", "failed", "not run"]
     assert frame["error"][1] == "diverged: loss inf" and frame["accuracy (%)"].count() == 1
-    assert (
-        frame["images"][0] == 30_000
-        and isinstance(frame["images"][0], int)
-        and frame["images"][1] is None
-    )
+    assert frame["images"][0] == 30_000
+    assert isinstance(frame["images"][0], int)
+    assert frame["images"][1] is None
 
 
 def test_a_cell_given_twice_counts_once():
@@ -137,12 +133,10 @@ def test_holm_over_the_rows_that_have_a_p():
         baseline="all",
     ).set_index("row")
     p = told["p"]
-    assert set(p.dropna().index) == {"b", "d"} and told.loc["b", "p (Holm)"] == pytest.approx(
-        2 * p["b"]
-    )
-    assert told.loc["d", "p (Holm)"] == pytest.approx(p["d"]) and math.isnan(
-        told.loc["e", "p (Holm)"]
-    )
+    assert set(p.dropna().index) == {"b", "d"}
+    assert told.loc["b", "p (Holm)"] == pytest.approx(2 * p["b"])
+    assert told.loc["d", "p (Holm)"] == pytest.approx(p["d"])
+    assert math.isnan(told.loc["e", "p (Holm)"])
     assert told.loc["e", "difference"] == pytest.approx(-20) and math.isnan(told.loc["e", "low"])
     assert told.loc["c", "difference"] == 0 and math.isnan(told.loc["c", "p"])
 
@@ -150,10 +144,8 @@ def test_holm_over_the_rows_that_have_a_p():
 def test_the_baseline_may_be_any_row_and_must_be_one():
     frame = grid({"all": [90, 91], "without KD": [80, 82]})
     told = table.summary(frame, "without KD").set_index("row")
-    assert (
-        told.loc["all", "difference"] == pytest.approx(9.5)
-        and told.loc["without KD", "against"] == ""
-    )
+    assert told.loc["all", "difference"] == pytest.approx(9.5)
+    assert told.loc["without KD", "against"] == ""
     with pytest.raises(WorkbenchError, match="did you mean 'without KD'"):
         table.summary(frame, "without kd")
     with pytest.raises(WorkbenchError, match="measure"):
@@ -169,11 +161,9 @@ def test_another_measure():
         ]
     )
     told = table.summary(frame, measure="agreement")
-    assert (
-        told.columns[1] == "agreement"
-        and told["difference"][1] == pytest.approx(-0.25)
-        and "± test" not in told
-    )
+    assert told.columns[1] == "agreement"
+    assert told["difference"][1] == pytest.approx(-0.25)
+    assert "± test" not in told
     assert table.verdicts(told)[0].startswith("b: no difference is detected (-0.250 of agreement [")
 
 
@@ -226,9 +216,8 @@ def test_correction_can_take_a_verdict_back():
     among = table.verdicts(
         table.summary(grid(rows | {f"n{i}": [90 + i, 91, 92.1] for i in range(1, 5)}))
     )
-    assert (
-        alone[0].startswith("a: worse, -1.07 points") and "is detected after correction" in among[0]
-    )
+    assert alone[0].startswith("a: worse, -1.07 points")
+    assert "is detected after correction" in among[0]
 
 
 def test_the_short_table_and_the_report_print_no_objects(tmp_path, capsys):
@@ -264,11 +253,9 @@ def test_agreement_by_class():
         [outcome("a", 1, 90.0, 0.9, classes=classes), outcome("b", 1, 90.0), outcome("c", 1)]
     )
     assert list(frame) == ["row", "seed", "class", "agreement", "half", "count"]
-    assert (
-        frame.iloc[0].tolist() == ["a", 1, "0", 0.9, 0.01, 980]
-        and math.isnan(frame["agreement"][1])
-        and len(frame) == 2
-    )
+    assert frame.iloc[0].tolist() == ["a", 1, "0", 0.9, 0.01, 980]
+    assert math.isnan(frame["agreement"][1])
+    assert len(frame) == 2
     assert list(table.by_class([])) == list(frame)
 
 
@@ -289,9 +276,8 @@ def test_fidelity_is_the_correlation_with_rows_as_clusters():
         for seed in range(3)
     ]
     found = table.fidelity(table.tidy([*cells, outcome("r9", 0, 1.0, None), outcome("r9", 1)]))
-    assert found["pearson"] == pytest.approx(1, abs=1e-5) and found["spearman"] == pytest.approx(
-        0.9487, abs=0.1
-    )
+    assert found["pearson"] == pytest.approx(1, abs=1e-5)
+    assert found["spearman"] == pytest.approx(0.9487, abs=0.1)
     assert (found["cells"], found["rows"]) == (12, 4) and found["p"] == pytest.approx(2 / 24)
     assert found["low"] > 0.999
     few = table.fidelity(table.tidy(cells[:6]))

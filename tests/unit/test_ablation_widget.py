@@ -226,7 +226,8 @@ def test_the_state_is_sent_only_if_it_has_changed(lab, shelf):
     }
     box.jobs.set("job1", state="running", progress=progress)
     running = ask(box, "poll", seen=state["version"])
-    assert running["kind"] == "state" and running["jobs"][0]["progress"]["losses"] == {
+    assert running["kind"] == "state"
+    assert running["jobs"][0]["progress"]["losses"] == {
         "loss": None,
         "kd": 1,
     }
@@ -246,15 +247,14 @@ def test_another_widget_on_the_same_jobs_finds_everything_again(lab, shelf):
     box.jobs.set("job3", state="failed", error="diverged: loss is nan at epoch 2")
     before, again = ask(box, "ready"), lab()
     state = ask(again, "ready")
-    assert state == before and [job["state"] for job in state["jobs"]] == [
+    assert state == before
+    assert [job["state"] for job in state["jobs"]] == [
         "running",
         "failed",
         "queued",
     ]
-    assert (
-        "nan at epoch 2" in state["jobs"][1]["error"]
-        and state["rows"][0]["name"] == "as the notebook"
-    )
+    assert "nan at epoch 2" in state["jobs"][1]["error"]
+    assert state["rows"][0]["name"] == "as the notebook"
     # Seen from a notebook with other values the same cell is another row.
     other = lab({**BASE, "weights.kd": 2.0})
     assert ask(other, "ready")["rows"][0]["name"] == "KD 1" and other.values["weights.kd"] == 2.0
@@ -391,11 +391,9 @@ def test_the_parameters_file_is_what_the_notebook_takes(lab, shelf, tmp_path):
     assert "student.mix=cutmix" in saved["overrides"] and "epochs=9" in saved["overrides"]
     assert saved["seeds"] == "2,5"
     ask(box, "use", row=rows[1]["id"])
-    assert (
-        box.values["student.epochs"] == 9
-        and box.values["student.mix"] == "cutmix"
-        and box.values["seeds"] == "5"
-    )
+    assert box.values["student.epochs"] == 9
+    assert box.values["student.mix"] == "cutmix"
+    assert box.values["seeds"] == "5"
     ask(box, "reset")
     assert box.values == box.settings.values() and box.values["seeds"] == "0"
 
@@ -489,10 +487,8 @@ def test_what_failed_in_the_notebook_is_said_and_what_is_damaged_does_not_stop_t
     box.jobs.set("job1", state="finished", key="ablation_cell-gone")
     state = ask(box, "poll")
     assert state["lost"] == ["all, seed 0: diverged: loss is inf"]
-    assert (
-        state["jobs"][0]["state"] == "failed"
-        and "no longer on this disk" in state["jobs"][0]["error"]
-    )
+    assert state["jobs"][0]["state"] == "failed"
+    assert "no longer on this disk" in state["jobs"][0]["error"]
 
 
 def test_the_controls_are_those_of_the_configuration(lab):

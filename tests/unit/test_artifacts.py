@@ -103,11 +103,9 @@ def test_changed_bytes_are_named_set_aside_and_made_anew(store, capsys):
         store.get_or_make("stage", {}, write(1))
     assert [bad is not None for _, bad in store.verify()] == [True]
     again = store.get_or_make("stage", {}, write(1))
-    assert (
-        not again.cached
-        and (again.path / "value.txt").read_text() == "1"
-        and store.verify() == [(made.key, None)]
-    )
+    assert not again.cached
+    assert (again.path / "value.txt").read_text() == "1"
+    assert store.verify() == [(made.key, None)]
     assert (store.root / ".damaged" / made.key / "value.txt").read_text() == "2", (
         "nothing is deleted"
     )

@@ -29,9 +29,8 @@ def test_maps_and_probes_equal_eager_attention(vit, block):
     assert probe.shape == (3, 49) and (probe - expected.mean(1)[:, 0, 1:]).abs().max() < 1e-5
     head = attention.attention_probe(vit, IMAGES, block, head=1)
     assert (head - expected[:, 1, 0, 1:]).abs().max() < 1e-5
-    assert (probe.sum(1) <= 1).all() and torch.allclose(
-        probe.sum(1), 1 - maps.mean(1)[:, 0, 0], atol=1e-5
-    )
+    assert (probe.sum(1) <= 1).all()
+    assert torch.allclose(probe.sum(1), 1 - maps.mean(1)[:, 0, 0], atol=1e-5)
 
 
 def test_checkpointed_blocks_are_looked_into_and_keep_their_gradients(vit):

@@ -113,11 +113,9 @@ def test_mixed_precision_gives_float32_probes():
     model = create_model("vit_mnist_smoke")
     with torch.autocast("cpu", torch.bfloat16):
         output, probe = outputs_and_probe(model, torch.randn(2, 1, 28, 28))
-    assert (
-        probe.dtype == torch.float32
-        and output.dtype == torch.bfloat16
-        and torch.isfinite(probe).all()
-    )
+    assert probe.dtype == torch.float32
+    assert output.dtype == torch.bfloat16
+    assert torch.isfinite(probe).all()
 
 
 def test_short_attention_in_bf16_is_two_products_and_equal_but_for_rounding(monkeypatch):
@@ -130,9 +128,8 @@ def test_short_attention_in_bf16_is_two_products_and_equal_but_for_rounding(monk
         found = outputs_and_probe(model, images)[0]
         monkeypatch.setattr(prefix, "SHORT", 0)
         fused = outputs_and_probe(model, images)[0]
-    assert seen == [True, True, False, False, True, True] and all(
-        block.attn.fused_attn for block in model.blocks
-    )
+    assert seen == [True, True, False, False, True, True]
+    assert all(block.attn.fused_attn for block in model.blocks)
     assert (found - exact).abs().max() < 2 * (fused - exact).abs().max() + 0.01 * exact.abs().max()
 
 

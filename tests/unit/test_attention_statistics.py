@@ -33,9 +33,8 @@ def test_moments_are_those_of_all_rows():
         moments = Moments()
         for part in rows.split(size):
             moments.add(part)
-        assert torch.allclose(moments.mean, rows.mean(0)) and torch.allclose(
-            moments.std, rows.std(0), rtol=1e-9
-        )
+        assert torch.allclose(moments.mean, rows.mean(0))
+        assert torch.allclose(moments.std, rows.std(0), rtol=1e-9)
     one = Moments()
     one.add(rows[:1])
     assert one.std.isnan().all()
@@ -172,11 +171,9 @@ def test_relevance_of_a_detection_by_hand():
     for own, over in zip(decoder.values(), cross.values(), strict=True):
         r_query, r_cross = r_query + bar(own) @ r_query, r_cross + bar(own) @ r_cross
         r_cross = r_cross + unit(r_query).T @ bar(over) @ unit(r_image)
-    assert (
-        found.shape == (1, tokens)
-        and found.max() > 0
-        and torch.allclose(found[0], r_cross[2], rtol=1e-4, atol=1e-9)
-    )
+    assert found.shape == (1, tokens)
+    assert found.max() > 0
+    assert torch.allclose(found[0], r_cross[2], rtol=1e-4, atol=1e-9)
     with pytest.raises(WorkbenchError, match="no such query"):
         attention.detection_relevance(detector, images, 10)
 
@@ -229,7 +226,8 @@ def test_agreement_by_class(vit):
     cosine = torch.cosine_similarity(mine, theirs)[LABELS == 1]
     half = stats.t.ppf(0.975, len(cosine) - 1) * cosine.std() / len(cosine) ** 0.5
     assert found.mean[0, 1] == pytest.approx(cosine.mean().item(), abs=1e-5)
-    assert found.half[0, 1] == pytest.approx(half.item(), abs=1e-5) and found.count.tolist() == [
+    assert found.half[0, 1] == pytest.approx(half.item(), abs=1e-5)
+    assert found.count.tolist() == [
         7,
         7,
         6,

@@ -305,9 +305,8 @@ def test_a_wrapper_of_ones_own_counts_and_that_of_a_library_does_not():
         step = doubled(step)
     """
     found = step_of(text)
-    assert found != step_of(text.replace("2 * f", "3 * f")) and found != step_of(
-        text.replace("x + 1", "x + 2")
-    )
+    assert found != step_of(text.replace("2 * f", "3 * f"))
+    assert found != step_of(text.replace("x + 1", "x + 2"))
     bare = text.replace("step = doubled(step)", "step = torch.no_grad()(step)")
     assert step_of(bare) == step_of(bare.replace("step = torch.no_grad()(step)", ""))
 

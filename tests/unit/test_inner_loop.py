@@ -196,11 +196,9 @@ def test_images_stay_uint8_until_they_are_augmented(images):
     batches = batches_of(images, seen=seen)
     batches.to(torch.device("cpu"))
     (first, *_) = batches(0, torch.Generator().manual_seed(0))
-    assert (
-        set(seen) == {torch.uint8}
-        and batches.tensors[0].dtype == torch.uint8
-        and first.images.dtype == torch.float32
-    )
+    assert set(seen) == {torch.uint8}
+    assert batches.tensors[0].dtype == torch.uint8
+    assert first.images.dtype == torch.float32
 
 
 @pytest.fixture

@@ -61,9 +61,8 @@ def test_each_loss_joins_what_it_compares():
     figure = distillation()
     arrows = [p for p in figure.axes[0].patches if isinstance(p, FancyArrowPatch)]
     # Two images, the outputs in use of both (2 + 2), two arrows a loss.
-    assert len(arrows) == 2 + 4 + 2 * len(KD) and not any(
-        "unused" in text for text in texts(figure)
-    )
+    assert len(arrows) == 2 + 4 + 2 * len(KD)
+    assert not any("unused" in text for text in texts(figure))
 
 
 def test_titn_shows_pixels_and_tokens():
@@ -75,9 +74,9 @@ def test_titn_shows_pixels_and_tokens():
 def test_the_shapes_of_a_model_leave_it_as_it_was():
     model = models.create_model("vit_mnist_smoke").train()
     found = layer_shapes(model, torch.zeros(2, 1, 28, 28))
-    assert (
-        found[0][1] == (49, model.embed_dim) and found[-1] == ("Linear", (10,)) and model.training
-    )
+    assert found[0][1] == (49, model.embed_dim)
+    assert found[-1] == ("Linear", (10,))
+    assert model.training
     assert not any(layer._forward_hooks for layer in model.modules())
 
 

@@ -60,9 +60,8 @@ def test_a_silhouette_fits_its_size(label):
 
 def test_a_subset_keeps_its_place_in_the_split(train):
     part = train.subset([5, 2])
-    assert torch.equal(part.pixels[1], train.pixels[2]) and torch.equal(
-        part.boxes[0], train.boxes[5]
-    )
+    assert torch.equal(part.pixels[1], train.pixels[2])
+    assert torch.equal(part.boxes[0], train.boxes[5])
     assert part.split == "aerial/train" and part.rows.tolist() == [5, 2]
 
 

@@ -60,9 +60,8 @@ def test_a_notebook_is_one_run_of_wandb_or_trackio(monkeypatch, ended, name):
     trackers.track(name, out, "30_x", result)
     assert os.environ["WANDB_MODE"] == "offline"
     assert options["config"].items() >= {**CONFIG, "status": "succeeded"}.items()
-    assert options["name"] == f"{out.name}/30_x" and (options.get("dir") == str(out)) == (
-        name == "wandb"
-    )
+    assert options["name"] == f"{out.name}/30_x"
+    assert (options.get("dir") == str(out)) == (name == "wandb")
     assert logged[:2] == [{f"{KEY}/{k}": v for k, v in row.items()} for row in HISTORY]
     assert {"metrics/share": 0.5} in logged
     assert {"metrics/accuracy/0": 0.25, "metrics/accuracy/1": 0.75} in logged

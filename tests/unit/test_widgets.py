@@ -117,18 +117,14 @@ def test_two_models_and_two_images_side_by_side(explorer):
         "view"
     ]
     first, second = message["panels"]
-    assert (
-        (first["blocks"], second["blocks"]) == (2, 3)
-        and second["block"] == 2
-        and len(buffers) == 10
-    )
+    assert (first["blocks"], second["blocks"]) == (2, 3)
+    assert second["block"] == 2
+    assert len(buffers) == 10
     message, _ = ask(
         box, sent, do="choose", changes={"image": 1, "compare": "data:more", "compare_image": 5}
     )["view"]
-    assert (
-        message["panels"][1]["title"].endswith("more 1")
-        and "class 1" in message["panels"][1]["prediction"]
-    )
+    assert message["panels"][1]["title"].endswith("more 1")
+    assert "class 1" in message["panels"][1]["prediction"]
 
 
 def test_all_models_that_take_an_image_stand_side_by_side(model, images):
@@ -321,10 +317,8 @@ def test_the_gallery_filters_by_class_and_by_error(explorer, model, images):
     assert message["indices"] == [2, 5] and len(buffers[0]) == 2 * 44 * 44 * 3
     said = model(to_float(images.images)).argmax(1)
     message, _ = ask(box, sent, do="gallery", changes={"label": -1, "wrong": True})["gallery"]
-    assert (
-        message["indices"] == (said != images.labels).nonzero().flatten().tolist()
-        and "wrong among all 6" in message["note"]
-    )
+    assert message["indices"] == (said != images.labels).nonzero().flatten().tolist()
+    assert "wrong among all 6" in message["note"]
     message, buffers = ask(box, sent, do="gallery", changes={"label": 9})["gallery"]
     assert message["indices"] == [] and "no such image of class 9" in message["note"]
     assert ask(box, sent, do="choose", changes={"image": 1})["view"]  # still usable
@@ -475,11 +469,9 @@ def test_what_a_detection_rests_on_is_shown_too(detector, scenes):
     (panel,) = box.viewer.panels(widgets.Choice(**box.view))
     shown = scenes.images[[box.view["image"]]].float() / 255
     expected = attention.detection_relevance(detector, shown, 3)[0]
-    assert (
-        box.error == ""
-        and np.allclose(panel.probe, expected.numpy(), atol=1e-6)
-        and panel.query == 3
-    )
+    assert box.error == ""
+    assert np.allclose(panel.probe, expected.numpy(), atol=1e-6)
+    assert panel.query == 3
     box.choose(weights="rollout")
     assert "no such weights" in box.error
 
@@ -505,11 +497,9 @@ def browsed(scenes, tmp_path):
 def test_the_browser_is_sent_what_was_detected(browsed, scenes):
     box, sent, found = browsed
     message, buffers = ask(box, sent, do="scenes", data="scenes")["scenes"]
-    assert (
-        message["count"] == 4
-        and message["classes"] == list(scenes.classes)
-        and len(buffers) == 3 + 2 * 5
-    )
+    assert message["count"] == 4
+    assert message["classes"] == list(scenes.classes)
+    assert len(buffers) == 3 + 2 * 5
     starts = np.frombuffer(buffers[0], np.int32)
     assert np.diff(starts).tolist() == [len(b) for b in scenes.boxes]
     assert np.array_equal(np.frombuffer(buffers[2], np.int32), torch.cat(scenes.labels))
@@ -546,10 +536,8 @@ def test_every_query_looks_where_its_detector_says(browsed, scenes):
     ):
         detector(scenes.pixels[3:4].float() / 255)
     got = np.frombuffer(buffers[1], np.float32).reshape(16, -1)
-    assert (
-        got.shape[1] == np.prod(student["grid"])
-        and np.abs(got - maps[0][0, 1].numpy()).max() < 1e-6
-    )
+    assert got.shape[1] == np.prod(student["grid"])
+    assert np.abs(got - maps[0][0, 1].numpy()).max() < 1e-6
 
 
 def test_deformable_attention_is_sent_as_points(scenes, tmp_path):
@@ -590,9 +578,9 @@ def test_detections_of_tiles_have_no_query_to_look_at(scenes, detector, tmp_path
         {"tiled": (scores, boxes.roll(1, 1)), "kept": (scores, boxes)},
     ).browse
     tiled, kept = browse.attention("scenes", 0, -1, -1).values()
-    assert (
-        "not its own" in tiled.why and "only its predictions" in kept.why and not tiled.weights.size
-    )
+    assert "not its own" in tiled.why
+    assert "only its predictions" in kept.why
+    assert not tiled.weights.size
 
 
 def test_the_browser_says_what_it_cannot_show(browsed, scenes, detector, images):
@@ -626,11 +614,9 @@ def test_the_browser_saves_what_it_shows(browsed, tmp_path):
     scores, _ = found["teacher"]
     query = int(scores[1].amax(-1).argmax())
     ask(box, sent, do="save", view={**box.view, "scene": 1, "chosen": "teacher", "query": query})
-    assert (
-        box.error == ""
-        and len(list((tmp_path / "figures").iterdir())) == 3
-        and box.view["query"] == query
-    )
+    assert box.error == ""
+    assert len(list((tmp_path / "figures").iterdir())) == 3
+    assert box.view["query"] == query
     assert len(box.figure().axes[0].images) == 2  # the scene, and where the query looks
 
 
@@ -653,11 +639,7 @@ def test_the_static_browser_begins_with_what_detectors_disagree_on(scenes):
 def test_partners_overlap_enough_and_are_sure_enough():
     scores = torch.tensor([[0.9, 0], [0.6, 0], [0.95, 0]])
     boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.52, 0.5, 0.2, 0.2], [0.9, 0.9, 0.1, 0.1]])
-    assert (
-        partner(scores, boxes, [0.52, 0.5, 0.2, 0.2], 0.5) == 1
-        and partner(scores, boxes, [0.52, 0.5, 0.2, 0.2], 0.7) == 0
-    )
-    assert (
-        partner(scores, boxes, [0.1, 0.1, 0.1, 0.1], 0.5) is None
-        and partner(scores, boxes, [0.5, 0.5, 0.2, 0.2], 0.99) is None
-    )
+    assert partner(scores, boxes, [0.52, 0.5, 0.2, 0.2], 0.5) == 1
+    assert partner(scores, boxes, [0.52, 0.5, 0.2, 0.2], 0.7) == 0
+    assert partner(scores, boxes, [0.1, 0.1, 0.1, 0.1], 0.5) is None
+    assert partner(scores, boxes, [0.5, 0.5, 0.2, 0.2], 0.99) is None
