@@ -4,11 +4,10 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from dfkd_lib.core import Store, WorkbenchError, nearest, resolve
+from dfkd_lib.core import Store, WorkbenchError, one_of, resolve
 
 
 def run(log: str | None, figure_width: str | None, font_size: float | None, **options) -> int:
@@ -186,91 +185,85 @@ def existing(folder: str) -> Path:
     return path
 
 
-def argument(**options) -> dict:
-    return options
-
-
 ARGUMENTS = {
-    "--profile": argument(default="quick", help="smoke, quick, night or paper (default: quick)"),
-    "--only": argument(
+    "--profile": dict(default="quick", help="smoke, quick, night or paper (default: quick)"),
+    "--only": dict(
         metavar="10,20", help="these notebooks only; of paper: these figures and tables"
     ),
-    "--set": argument(
+    "--set": dict(
         dest="settings",
         action="append",
         default=[],
         metavar="notebook.parameter=value",
         help="change one parameter or setting; may be given again",
     ),
-    "--grid": argument(
+    "--grid": dict(
         metavar="FILE", help="run an ablation: a YAML file of settings and seeds, in notebook 35"
     ),
-    "--out": argument(
+    "--out": dict(
         metavar="DIR",
         help="where pages go (default: reports/<profile>, of a grid reports/grid_<its file>, of compare DIR_B, of paper figures, "
         "of card and push reports/cards/<key>)",
     ),
-    "--artifacts": argument(
+    "--artifacts": dict(
         metavar="DIR", default="data/artifacts", help="where trained things are kept"
     ),
-    "--jobs": argument(
+    "--jobs": dict(
         type=int,
         metavar="N",
         help="notebooks, or what they train, at a time, in processes of their own "
         "(default: 1; of a grid: as many as cores)",
     ),
-    "--scheduler": argument(
+    "--scheduler": dict(
         metavar="ADDRESS", help="run on a Dask cluster: its scheduler's address or file"
     ),
-    "--threads": argument(
-        type=int, metavar="T", help="threads of each task (default: an equal share)"
-    ),
-    "--hung": argument(
+    "--threads": dict(type=int, metavar="T", help="threads of each task (default: an equal share)"),
+    "--hung": dict(
         type=float,
         default=30.0,
         metavar="MINUTES",
         help="end a kernel that for so long used no processor time and printed nothing (default: 30; 0: never)",
     ),
-    "--log": argument(
+    "--log": dict(
         metavar="TRACKER",
         help="also to trackio, tensorboard or wandb: parameters, histories, metrics and figures, offline by default",
     ),
-    "--figure-width": argument(
+    "--figure-width": dict(
         choices=("single", "double"),
         help="figures as wide as a column of a paper, or as its page (default: as they come)",
     ),
-    "--font-size": argument(
+    "--font-size": dict(
         type=float, metavar="POINTS", help="of text in figures (default: 10, of a chosen width 8)"
     ),
-    "--again": argument(
+    "--again": dict(
         action="store_true",
         help="run notebooks again of which nothing has changed (default: their pages are kept)",
     ),
-    "--preset": argument(default="quick", help="smoke, quick, night or paper (default: quick)"),
-    "--data": argument(
+    "--preset": dict(default="quick", help="smoke, quick, night or paper (default: quick)"),
+    "--data": dict(
         metavar="NAME",
         default="",
         help="mnist, cifar10, cifar100 or a folder of their classes (default: each table's first)",
     ),
-    "--hours": argument(
+    "--hours": dict(
         type=float,
         metavar="H",
         help="refuse what is expected to take longer (default: 8 for night, and for paper without a GPU)",
     ),
-    "names": argument(metavar="TABLE", nargs="*", help="A2 A4 …; none: list them"),
-    "notebook": argument(nargs="?", help="its number or name: all settings of its method"),
-    "a": argument(metavar="DIR_A", help="folder of a run"),
-    "b": argument(metavar="DIR_B", help="folder of another"),
-    "run": argument(metavar="DIR", help="folder of a run"),
-    "file": argument(metavar="FILE", help="a checkpoint"),
-    "out": argument(
+    "names": dict(metavar="TABLE", nargs="*", help="A2 A4 …; none: list them"),
+    "notebook": dict(nargs="?", help="its number or name: all settings of its method"),
+    "a": dict(metavar="DIR_A", help="folder of a run"),
+    "b": dict(metavar="DIR_B", help="folder of another"),
+    "run": dict(metavar="DIR", help="folder of a run"),
+    "file": dict(metavar="FILE", help="a checkpoint"),
+    "out": dict(
         metavar="OUT", nargs="?", default="", help="the file to write (default: beside it)"
     ),
-    "--part": argument(metavar="NAME", default="", help="which of several models in it"),
-    "key": argument(metavar="KEY", help="an artifact's key, or the beginning of it"),
-    "repository": argument(metavar="OWNER/NAME", help="a repository of the hub, made if missing"),
-    "--public": argument(action="store_true", help="for everybody to see (default: private)"),
-    "other": argument(metavar="KEY2", nargs="?", help="another, to compare it with"),
+    "--part": dict(metavar="NAME", default="", help="which of several models in it"),
+    "key": dict(metavar="KEY", help="an artifact's key, or the beginning of it"),
+    "repository": dict(metavar="OWNER/NAME", help="a repository of the hub, made if missing"),
+    "--public": dict(action="store_true", help="for everybody to see (default: private)"),
+    "other": dict(metavar="KEY2", nargs="?", help="another, to compare it with"),
 }
 # Each verb's function, whose arguments are named as the options.
 VERBS = {
@@ -307,23 +300,13 @@ def parser() -> argparse.ArgumentParser:
 def checked(words: list[str]) -> list[str]:
     """The words of a command line; WorkbenchError with the nearest right one on an unknown verb or option."""
     if words and not words[0].startswith("-") and words[0] not in VERBS:
-        raise unknown("command", words[0], VERBS)
+        one_of("command", words[0], VERBS)
     if words and words[0] in VERBS:
         options = [name for name in VERBS[words[0]][1].split() if name.startswith("-")]
         for word in (word.partition("=")[0] for word in words if word.startswith("--")):
             if not any(option.startswith(word) for option in [*options, "--help"]):
-                raise unknown(f"option of {words[0]}", word, options)
+                one_of(f"option of {words[0]}", word, options)
     return words
-
-
-def unknown(what: str, word: str, right: Iterable[str]) -> WorkbenchError:
-    near = nearest(word, right)
-    return WorkbenchError(
-        f"there is no {what} '{word}'",
-        expected="one of " + ", ".join(right) if right else "none",
-        got=word,
-        fix=f"did you mean '{near}'?" if near else "dfkd --help shows them",
-    )
 
 
 def main(words: list[str] | None = None) -> int:

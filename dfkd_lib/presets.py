@@ -7,11 +7,11 @@ laptop's, `smoke` the tests', `night` the papers' sizes as far as two cores get 
 import importlib
 import os
 import shlex
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import cast
 
-from dfkd_lib.core import Config, WorkbenchError, injected, nearest, resolve
+from dfkd_lib.core import Config, injected, one_of, resolve
 
 # Method -> its configuration, "module:class"; imported when it is asked for, so that a typo is refused at once.
 METHODS = {
@@ -350,22 +350,9 @@ def data_set(name: str) -> str:
     return "cifar100" if len(found) == 100 and CIFAR_CLASSES["cifar100"] <= found else name
 
 
-def checked(what: str, name: str, names: Iterable[str]) -> str:
-    """The name, which must be one of these; WorkbenchError with the nearest."""
-    if name not in names:
-        near = nearest(str(name), names)
-        raise WorkbenchError(
-            f"there is no {what} '{name}'",
-            expected="one of " + ", ".join(names),
-            got=name,
-            fix=f"did you mean '{near}'?" if near else "choose one of them",
-        )
-    return name
-
-
 def config_name(method: str) -> str:
     """Where the configuration class of a method is, "module:class"; WorkbenchError on a name that is none."""
-    return METHODS[checked("method", method, METHODS)]
+    return METHODS[one_of("method", method, METHODS)]
 
 
 def config_class(method: str) -> type[Config]:
@@ -407,7 +394,7 @@ def of_preset(method: str, preset: str, data: str = "") -> Config:
     Args:
         data: a named set or a folder, see `PROFILES`; "": the method's own.
     """
-    differences = DIFFERENCES[checked("preset", preset, PRESETS)].get(method, {})
+    differences = DIFFERENCES[one_of("preset", preset, PRESETS)].get(method, {})
     profile = PROFILES.get(data_set(data), {}).get(preset, {}).get(method, {})
     return config_class(method)().override({**differences, **profile})
 

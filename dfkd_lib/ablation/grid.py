@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from dfkd_lib.core import Config, Seeds, WorkbenchError, nearest, plain, resolve
+from dfkd_lib.core import Config, Seeds, WorkbenchError, one_of, plain, resolve
 from dfkd_lib.distill import AblationConfig, ClassificationConfig, Study, drop_one
 from dfkd_lib.models import model_names
 
@@ -75,17 +75,11 @@ def _refused(what: str, got: object, expected: str, fix: str) -> WorkbenchError:
     return WorkbenchError(what, expected=expected, got=plain(got), where="grid", fix=fix)
 
 
-def _unknown(what: str, got: object, known: Iterable[str]) -> WorkbenchError:
-    near, expected = nearest(str(got), known), ", ".join(known)
-    fix = f"did you mean '{near}'?" if near else "choose one of the expected names"
-    return _refused(f"the grid names an unknown {what}", got, expected, fix)
-
-
 def resolved(settings: dict) -> dict:
     """The settings by their dotted names; WorkbenchError with the nearest right name of one that a cell has not."""
     found = {BASE.resolve(str(name)): value for name, value in settings.items()}
     for name in found.keys() - DEFAULTS.keys():
-        raise _unknown("setting of a cell", name, DEFAULTS)
+        one_of("setting of a cell", name, DEFAULTS)
     return found
 
 
@@ -101,8 +95,7 @@ def make_cell(name: str, settings: dict, seed: int) -> Cell:
         WorkbenchError: with the nearest right name, or what was expected.
     """
     config = BASE.override({**resolved(settings), "seeds": [seed]})
-    if config.student.model not in model_names():
-        raise _unknown("student.model", config.student.model, model_names())
+    one_of("student.model", config.student.model, model_names())
     found = config.flat()
     differing = {k: found[k] for k, default in DEFAULTS.items() if found[k] != default}
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in differing.items()}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from dfkd_lib.ablation.grid import DEFAULTS, short_name
-from dfkd_lib.core import WorkbenchError, nearest
+from dfkd_lib.core import WorkbenchError, one_of
 from dfkd_lib.metrics import intervals
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def summary(
     if baseline is None:
         baseline = next(iter(values), None)
     else:
-        _check_name(baseline, list(values), "baseline")
+        one_of("baseline", baseline, values)
     lines = []
     for row, of_seed in values.items():
         cells, own = tidy[tidy["row"] == row], row == baseline
@@ -186,24 +186,12 @@ def _corrected(lines: list[dict], columns: list[str]) -> pd.DataFrame:
 
 def _values(tidy: pd.DataFrame, measure: str) -> dict[str, dict[int, float]]:
     """{row: {seed: value}} of the finished cells that have one, rows in their order, also those that have none."""
-    _check_name(measure, list(MEASURES), "measure")
+    one_of("measure", measure, MEASURES)
     found: dict[str, dict[int, float]] = {row: {} for row in tidy["row"]}
     for row, seed, value in zip(tidy["row"], tidy["seed"], tidy[measure], strict=True):
         if math.isfinite(value):
             found[row][seed] = value
     return found
-
-
-def _check_name(name: str, known: Sequence[str], where: str) -> None:
-    if name not in known:
-        near = nearest(str(name), known)
-        raise WorkbenchError(
-            f"no such {where}",
-            expected=", ".join(known) or "nothing: there are no rows",
-            got=name,
-            where=where,
-            fix=f"did you mean '{near}'?" if near else f"name a {where} that is there",
-        )
 
 
 def _difference(a: dict[int, float], b: dict[int, float]) -> dict:

@@ -301,6 +301,19 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return ends[close[0]] if close else None
 
 
+def one_of(what: str, name: str, names: Iterable[str]) -> str:
+    """The name, which must be one of these; WorkbenchError with the nearest."""
+    if name not in names:
+        near = nearest(str(name), filter(None, names))
+        raise WorkbenchError(
+            f"there is no {what} '{name}'",
+            expected="one of " + ", ".join(filter(None, names)),
+            got=name,
+            fix=f"did you mean '{near}'?" if near else "choose one of them",
+        )
+    return name
+
+
 @cache
 def _reader(annotation: Any) -> TypeAdapter:
     return TypeAdapter(annotation)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dfkd_lib import presets
-from dfkd_lib.core import WorkbenchError, nearest
+from dfkd_lib.core import WorkbenchError, nearest, one_of
 from dfkd_lib.pipeline.known import known
 from dfkd_lib.pipeline.plan import check_options
 from dfkd_lib.reporting.papers import FIGURES, TABLES
@@ -48,7 +48,7 @@ def chosen(
     check_options(preset, processes, 0, threads, None)
     names = [name.upper() for name in names]
     for name in names:
-        presets.checked("table", name, TABLES)
+        one_of("table", name, TABLES)
     kind = presets.data_set(data)
     if data and not any(kind in TABLES[name].data for name in names):
         right = sorted({one for name in names for one in TABLES[name].data})

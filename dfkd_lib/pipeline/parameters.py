@@ -22,7 +22,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from dfkd_lib import presets
-from dfkd_lib.core import Config, WorkbenchError, is_number, printable
+from dfkd_lib.core import Config, WorkbenchError, is_number, nearest, printable
 from dfkd_lib.pipeline.known import Known, known
 
 # The pipeline sets these itself, the same for every notebook.
@@ -128,7 +128,7 @@ class Declared:
         try:
             return self.known.names.resolve(name)
         except WorkbenchError as error:
-            near = presets.nearest(name, [*self.parameters, *self.known.settings])
+            near = nearest(name, [*self.parameters, *self.known.settings])
             raise WorkbenchError(
                 f"there is no parameter or setting '{name}'",
                 got=name,
@@ -219,7 +219,7 @@ def find_notebook(word: str, names: list[str]) -> str:
     if word in names or len(found) == 1:
         return word if word in names else found[0]
     ends = {name.partition("_")[2]: name for name in names}
-    near = presets.nearest(word, [*names, *ends])
+    near = nearest(word, [*names, *ends])
     raise WorkbenchError(
         f"notebook '{word}' is {'not clear' if found else 'unknown'}",
         got=word,

@@ -361,13 +361,13 @@ def confusion_counts(logits, labels):
     return confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), labels=range(logits.shape[1]))
 
 
-def verdict(difference: dict, what: str, unit: str = "", lower_is_better: bool = True) -> str:
+def verdict(difference: dict, what: str, lower_is_better: bool = True) -> str:
     """One honest sentence about a paired difference b − a: its sign, its interval, and whether that excludes 0."""
     low, high, mean = difference["low"], difference["high"], difference["difference"]
     if difference["pairs"] < FEWEST:
-        return f"{what}: difference {mean:+.3g}{unit}, n = {difference['pairs']}: too few seeds to conclude anything."
+        return f"{what}: difference {mean:+.3g}, n = {difference['pairs']}: too few seeds to conclude anything."
     span = (
-        f"{mean:+.3g}{unit}, 95 % interval {low:+.3g} to {high:+.3g}, {difference['pairs']} seeds, "
+        f"{mean:+.3g}, 95 % interval {low:+.3g} to {high:+.3g}, {difference['pairs']} seeds, "
         f"p = {difference['p']:.2g}"
     )
     if low <= 0 <= high:

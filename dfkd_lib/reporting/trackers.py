@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from dfkd_lib.core import WorkbenchError, is_number, nearest, provenance
+from dfkd_lib.core import WorkbenchError, is_number, one_of, provenance
 from dfkd_lib.reporting.results import metrics_of
 
 PROJECT = "dfkd"
@@ -20,15 +20,7 @@ TRACKERS = ("trackio", "tensorboard", "wandb")
 
 def check_tracker(name: str) -> None:
     """Raise WorkbenchError unless this is a tracker whose library is installed; imports nothing."""
-    if name not in TRACKERS:
-        near = nearest(name, TRACKERS)
-        raise WorkbenchError(
-            "there is no such tracker",
-            expected=", ".join(TRACKERS),
-            got=name,
-            where="--log",
-            fix=f"did you mean '{near}'?" if near else "choose one of them",
-        )
+    one_of("tracker", name, TRACKERS)
     if find_spec(name) is None:
         raise WorkbenchError(
             f"{name} is not installed",

@@ -9,12 +9,12 @@ from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
 from dfkd_lib.attention import attention_points, attention_sites, is_deformable
-from dfkd_lib.core import Config, WorkbenchError
+from dfkd_lib.core import Config, WorkbenchError, one_of
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.detection import predict
 from dfkd_lib.metrics import matched, same_classes, sure
 from dfkd_lib.models.detectors import Detector
-from dfkd_lib.widgets.viewer import Choice, Viewer, one_of, within
+from dfkd_lib.widgets.viewer import Choice, Viewer, within
 
 FAINT = 0.05  # score below which a detection is never shown
 NOT_ITS_OWN = (
@@ -102,9 +102,9 @@ class Browse:
     def settle(self, view: View) -> View:
         """The view with its defaults filled in and everything checked; WorkbenchError if it cannot be had."""
         data = view.data or next(iter(self.data))
-        one_of(data, self.data, "set of scenes")
+        one_of("set of scenes", data, self.data)
         for name in (view.of, view.chosen):
-            one_of(name, ("", *self.detectors), "detector")
+            one_of("detector", name, ("", *self.detectors))
         scenes = self.data[data]
         within(view.scene, 0, len(scenes) - 1, "scene", data)
         within(view.label, -1, len(scenes.classes) - 1, "class", data)

@@ -7,7 +7,7 @@ import torch
 
 from dfkd_lib import attention, models
 from dfkd_lib.ablation import BASE, DEFAULTS, Cell, make_cell, resolved
-from dfkd_lib.core import WorkbenchError, nearest
+from dfkd_lib.core import WorkbenchError, one_of
 from dfkd_lib.presets import PRESETS, load, overrides_text
 
 SETTINGS = BASE.settings()
@@ -131,14 +131,8 @@ class Settings:
         """Refuse a value that is wrong by itself, naming its control."""
         known = [one for one, _ in self.by_name[name]["choices"]]
         try:
-            if known and value not in known:
-                near = nearest(str(value), known)
-                raise WorkbenchError(
-                    f"no such {self.by_name[name]['label']}",
-                    expected=", ".join(known),
-                    got=value,
-                    fix=f"did you mean '{near}'?" if near else "choose one of the expected",
-                )
+            if known:
+                one_of(self.by_name[name]["label"], value, known)
             BASE.override({name: value})
         except WorkbenchError as error:
             error.where = name

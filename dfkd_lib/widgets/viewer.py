@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dfkd_lib import attention, plots
 from dfkd_lib.attention import capture_attention
 from dfkd_lib.attention.sites import pick
-from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core import WorkbenchError, one_of
 from dfkd_lib.datasets import ImageSet, SceneSet, to_float
 from dfkd_lib.metrics import sure
 from dfkd_lib.models import check_images
@@ -76,18 +76,18 @@ class Viewer:
     def settle(self, choice: Choice) -> Choice:
         """The choice with every default filled in and everything checked; WorkbenchError if it cannot be had."""
         model = choice.model or next(iter(self.models))
-        one_of(model, self.models, "model")
+        one_of("model", model, self.models)
         scenes = self.is_detector(model)
         fitting = [n for n in self.data if not choice.data and self.fitting.fits(model, n)]
         fitting.sort(key=lambda n: isinstance(self.data[n], SceneSet) != scenes)
         data = choice.data or next(iter(fitting or self.data))
         images = self.fitting.images(model, data)
         kind = choice.kind or self.kinds(model)[0]
-        one_of(kind, self.kinds(model), "kind")
+        one_of("kind", kind, self.kinds(model))
         if choice.compare not in ("", "models"):
             what, _, name = choice.compare.partition(":")
-            one_of(what, ("model", "data", "models"), "compare (before the colon)")
-            one_of(name, self.models if what == "model" else self.data, "compare")
+            one_of("comparison", what, ("model", "data", "models"))
+            one_of(what, name, self.models if what == "model" else self.data)
         if not choice.data and not choice.image and isinstance(images, SceneSet):
             # It opens on something to see.
             full = (i for i, labels in enumerate(images.labels) if len(labels))
@@ -401,12 +401,6 @@ def _weights(choice: Choice, maps: Tensor, overview: Tensor) -> dict:
 
 def _array(values: Tensor) -> np.ndarray:
     return values.detach().float().cpu().numpy()
-
-
-def one_of(name: str, known, where: str) -> None:
-    """Refuse a name that is not known."""
-    if name not in known:
-        _refuse(where.split()[0], ", ".join(filter(None, known)), name, where)
 
 
 def within(value: float, low: float, high: float, what: str, where: str) -> None:

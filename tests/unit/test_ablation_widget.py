@@ -184,7 +184,7 @@ def test_run_goes_before_all_that_wait_and_queue_behind_them(lab):
         ({"seeds": ""}, "'seeds' is impossible", "seeds"),
         ({"seeds": "a"}, "'seeds' is impossible", "seeds"),
         ({"student.model": "vit_mnist_smok"}, "vit_mnist_smoke", "student.model"),
-        ({"source": "thin air"}, "no such", "source"),
+        ({"source": "thin air"}, "there is no", "source"),
         ({"weights.schedules": "kd: 1"}, "schedule", "weights.schedules"),
         ({"colour": 1}, "no such control", ""),
     ],

@@ -386,9 +386,9 @@ def test_a_detectors_classes_are_its_own(detector, scenes, monkeypatch):
         ({"token": "nose"}, "no such token"),
         ({"token": "distillation"}, "no distillation token"),
         ({"image": 6}, "no such image"),
-        ({"model": "third"}, "no such model"),
+        ({"model": "third"}, "there is no model"),
         ({"data": "third"}, "no such data"),
-        ({"compare": "model:third"}, "no such compare"),
+        ({"compare": "model:third"}, "there is no model"),
         ({"weights": "heavy"}, "'weights' is impossible"),
         ({"data": "more", "compare": "data:some", "image": 9}, "no such image"),
     ],
@@ -590,7 +590,7 @@ def test_the_browser_says_what_it_cannot_show(browsed, scenes, detector, images)
         ({"threshold": 1.5}, "'threshold' is impossible"),
         ({"label": 4}, "class"),
         ({"outcome": "odd"}, "'outcome' is impossible"),
-        ({"of": "nobody"}, "no such detector"),
+        ({"of": "nobody"}, "there is no detector"),
     ):
         before = box.view
         box.choose(**changes)
