@@ -10,7 +10,7 @@ from dfkd_lib.attention.features import (
     patch_components,
     patch_features,
 )
-from dfkd_lib.attention.heads import HeadAblation, head_ablation
+from dfkd_lib.attention.heads import HeadAblation, head_ablation, without_attention
 from dfkd_lib.attention.points import SamplingPoints, attention_points
 from dfkd_lib.attention.prefix import LAST, compiled_parts, outputs_and_probe
 from dfkd_lib.attention.probes import (

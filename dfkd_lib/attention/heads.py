@@ -1,14 +1,17 @@
 """What a head carries: a classifier's accuracy without the attention of one head, or of a whole block."""
 
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from timm.layers import Attention
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 
 from dfkd_lib.attention.capture import _LOOKING, _Catch, _watched, capture_attention
 from dfkd_lib.attention.features import block_of
 from dfkd_lib.attention.probes import Batches, model_inputs
-from dfkd_lib.attention.sites import attention_sites
+from dfkd_lib.attention.sites import attention_sites, pick
 from dfkd_lib.core import WorkbenchError
 
 ROWS = 256  # images, each once for every head, that go through a block at a time
@@ -39,7 +42,46 @@ class _Without(_Catch):
 
     def _reachable(self, weights: Tensor) -> Tensor:
         kept = self.kept.repeat_interleave(len(weights) // len(self.kept), 0)
-        return weights * kept[:, :, None, None].to(weights.dtype)
+        weights = weights * kept[:, :, None, None].to(weights)
+        for mode in _get_current_function_mode_stack():  # whoever looks on sees what is left
+            if isinstance(mode, _Catch):
+                weights = mode._reachable(weights)
+                mode.softmax = mode.weights = None
+                mode._find(mode._row(weights), *weights.shape[1:])
+        return weights
+
+
+class _SeenAttention(Attention):
+    """timm's plain attention where the weights are to be had in the module alone, not off its projection."""
+
+
+@contextmanager
+def without_attention(model: nn.Module, block: int, head: int | None = None, kind: str = "encoder"):
+    """While it is open, the model runs without the attention of one head of a block, or of all its heads.
+
+    A head that is taken away gives 0 in place of its mean of values, as in `head_ablation`; `capture_attention` within sees
+    weights of 0.
+
+    Args:
+        block: index among the attention modules of that kind, from the end if negative.
+        head: likewise; None for all of the block.
+        kind: see `Site`.
+
+    Raises:
+        WorkbenchError: if there is no such block or head; when the model runs, if that module computes no map.
+    """
+    sites = attention_sites(model, kind)
+    site = sites[pick(block, len(sites), "block")]
+    kept = torch.zeros(1, 1)
+    if head is not None:
+        kept = 1 - torch.eye(site.heads or 1)[None, pick(head, site.heads or 1, "head")]
+    known = type(site.module)
+    with _LOOKING, _watched(model, site, _Without(kept)):
+        site.module.__class__ = _SeenAttention if known is Attention else known
+        try:
+            yield
+        finally:
+            site.module.__class__ = known
 
 
 @torch.inference_mode()
@@ -81,7 +123,7 @@ def head_ablation(model: nn.Module, batches: Batches) -> HeadAblation:
             whole += int((_predicted(model, part) == wanted).sum())
             for block, n in enumerate(heads):
                 # Without each head in turn, then without all of them.
-                kept = torch.cat([1 - torch.eye(n), torch.zeros(1, n)]).to(images.device)
+                kept = torch.cat([1 - torch.eye(n), torch.zeros(1, n)])
                 found = (_lesioned(model, part, block, kept) == wanted).sum(1).cpu()
                 right[block, :n] += found[:-1]
                 right[block, -1] += found[-1]

@@ -45,6 +45,11 @@ class Choice(Config):
         description="model:NAME for the same image in another model, models for it in all others, data:NAME for an image "
         "of the same class there",
     )
+    without: str = Field(
+        "",
+        pattern=r"^(\d+(\.\d+)?)?$",
+        description="a block (3) or a head of it (3.1), from 0: the model without its attention stands beside",
+    )
     compare_image: int = Field(0, ge=0, description="which of that class's images there")
     threshold: float = Field(0.5, ge=0, le=1, description="score from which a detection is shown")
     overlay: float = Field(0.55, ge=0, le=1, description="how much the weights cover the image")
@@ -55,6 +60,12 @@ class Choice(Config):
         "own",
         description="one: a colour is the same weight on equal areas in both panels, whatever their grids",
     )
+
+    @property
+    def gone(self) -> tuple[int, int | None]:
+        """Block and head (None: all of them) that the model beside is without."""
+        block, _, head = self.without.partition(".")
+        return int(block), int(head) if head else None
 
     @classmethod
     def read(cls, text: str) -> "Choice":

@@ -53,7 +53,7 @@ function raster(width, height, rgb) {
 // Values over a grid [rows, columns] through the colour map, as shares of `top`, into the place [x, y, width, height].
 function heat(context, table, values, [rows, columns], top, place) {
   const rgb = new Uint8Array(3 * rows * columns);
-  for (let i = 0; i < rows * columns; i++) rgb.set(table[Math.round(255 * Math.min(1, values[i] / top))], 3 * i);
+  for (let i = 0; i < rows * columns; i++) rgb.set(table[Math.round(255 * Math.min(1, values[i] / (top || 1)))], 3 * i);
   context.drawImage(raster(columns, rows, rgb), ...place);
 }
 

@@ -38,6 +38,14 @@ function render({ model, el }) {
   const earlier = button("", "◀", () => nextPartner(-1), "previous image of this class there");
   const partner = make("span", {}, earlier, button("", "▶", () => nextPartner(1), "next image of this class there"));
   const kindLabel = labelled("attention of", kind), thresholdLabel = labelled("score from", threshold, thresholdText), epochLabel = labelled("epoch", epoch, epochText);
+  // The chosen head, or all of the chosen block, switched off in a second panel; once more, and it is on again.
+  const off = button("off", "", () => choose({ without: view.choice.without ? "" : `${view.choice.block}${view.choice.head < 0 ? "" : `.${view.choice.head}`}` }),
+    "the same model without the attention of this head or block, beside");
+  const tellOff = ({ without, block, head }) => {
+    const [b, h] = without ? without.split(".").map(Number) : [block, head < 0 ? undefined : head];
+    off.textContent = `switch ${without ? "on" : "off"} block ${b + 1}${h === undefined ? "" : `, head ${h + 1}`}`;
+    off.setAttribute("aria-pressed", without !== "");
+  };
   const foot = make("span", { className: "quiet" });
   // An image of one's own: picked, dropped anywhere on the explorer, or pasted.
   const picker = make("input", { type: "file", accept: "image/*", className: "own", hidden: true, onchange: () => { take(picker.files); picker.value = ""; } });
@@ -80,6 +88,7 @@ function render({ model, el }) {
     epochLabel.hidden = first.epochs === null;
     Object.assign(epoch, { max: first.epochs ?? 0, value: first.epoch ?? 0 });
     tellEpoch(first.epoch, first.epochs);
+    tellOff(choice);
     threshold.value = choice.threshold;
     thresholdText.textContent = choice.threshold.toFixed(2);
     opacity.value = Math.round(100 * choice.overlay);
@@ -360,7 +369,7 @@ function render({ model, el }) {
   const save = (what) => button(`save-${what}`, `Save ${what}`, () => ask({ do: "save", what }));
   const away = mount(model, el, "explorer", "attention, image by image", [
     div("bar", labelled("model", models), labelled("images", data), pick, picker, labelled("beside", compare, partner), kindLabel,
-      labelled("weights", weights), epochLabel, labelled("block", block, blockText), labelled("head", head), tokens, thresholdLabel,
+      labelled("weights", weights), epochLabel, labelled("block", block, blockText), labelled("head", head), off, tokens, thresholdLabel,
       labelled("overlay", opacity, opacityText), labelled("colours", colours), labelled("scale", scale)),
     error,
     div("body", div("gallery", div("bar", only, wrongLabel), strip.element, div("bar", before, pageText, after), note), stage),

@@ -18,7 +18,7 @@ PAGE = 30  # thumbnails at a time
 SEARCHED = 2000  # images that are classified to find the wrong ones
 EVERYTHING = {"label": -1, "wrong": False, "page": None}
 # What begins anew with another model (which has other blocks, heads and tokens), or with another kind of attention.
-FRESH = {"block": -1, "head": -1, "token": "", "weights": "attention"}
+FRESH = {"block": -1, "head": -1, "token": "", "without": "", "weights": "attention"}
 # What of a panel is sent as it is.
 PLAIN = (
     "title prediction prefix row query block head blocks kind kinds queries labels agreement cover "
@@ -105,7 +105,7 @@ class AttentionExplorer(StateWidget):
         other = asked.differences(before)
         reset: dict = {}
         if "model" in other and asked.model in self.viewer.models:
-            reset = {name: FRESH[name] for name in ("block", "head", "token")} | {"kind": ""}
+            reset = {name: FRESH[name] for name in FRESH if name != "weights"} | {"kind": ""}
             alike = detector(asked.model) == detector(before.model)
             # Nothing is shown where the first choice could not be had.
             shown = bool(before.data)
@@ -122,6 +122,8 @@ class AttentionExplorer(StateWidget):
             reset["token"] = ""  # queries are of an image
         if "kind" in other:
             reset |= FRESH
+        if other.keys() & {"compare", "without"}:  # one of them at a time
+            reset |= {"without": ""} if asked.compare != before.compare else {"compare": ""}
         for what in ("model", "data"):  # what stood beside changes places with what is chosen
             if what in other and before.compare == f"{what}:{getattr(asked, what)}":
                 reset["compare"] = f"{what}:{getattr(before, what)}"
@@ -200,6 +202,7 @@ class AttentionExplorer(StateWidget):
         head = f"head{c.head + 1}" if c.head >= 0 else "mean"
         parts = [c.model, data, str(c.image), f"block{c.block + 1}", head, c.token or "class"]
         parts += [c.weights] if c.weights != "attention" else []
+        parts += [f"without_{c.without}"] if c.without else []
         return parts + ([f"and_{c.compare}_{c.compare_image}"] if c.compare else [])
 
 

@@ -1,5 +1,6 @@
 """What the attention explorer shows for a choice: from models, images and a choice to panels of arrays, no widget in it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,8 @@ class Viewer:
         """
         choice = self.settle(choice)
         first, (what, _, name) = self._panel(choice), choice.compare.partition(":")
+        if choice.without:
+            return [first, self._without(choice)]
         if what in ("model", "models"):
             others = [m for m in self.fitting.beside(choice.data) if m != choice.model]
             others = [name] if name else others
@@ -132,6 +135,14 @@ class Viewer:
         here = self._panel(choice.replace(token=""), chosen)  # what grid it has
         patch = here.patch_at(first.place(int(choice.token)))
         return self._panel(choice.replace(token=str(patch)), chosen)
+
+    def _without(self, choice: Choice) -> Panel:
+        """The panel of the same model without the attention of a block or head."""
+        block, head = choice.gone
+        with attention.without_attention(self.models[choice.model], block, head, choice.kind):
+            panel = self._panel(choice)
+        what = f"block {block + 1}" + ("" if head is None else f", head {head + 1}")
+        return replace(panel, title=f"{panel.title}, without {what}")
 
     def _for_other(self, choice: Choice, name: str) -> Choice:
         """The choice for a second model, which may have fewer blocks or heads: the same share of its depth, its mean."""
@@ -196,7 +207,7 @@ class Viewer:
         shown = {
             "grid": attention.patch_grid(model, patches.shape[-1], *pixels.shape[-2:]),
             "class_probe": self._class_probe(choice, patches.shape[-1]),
-            "prediction": self._prediction(choice, model, data, int(logits.argmax())),
+            "prediction": self._prediction(choice, model, data, logits[0]),
         }
         if choice.weights == "attention":
             prefix, row = layout.prefix, row % patches.shape[1]
@@ -270,10 +281,12 @@ class Viewer:
         chosen = {"row": pick(row, len(here), "token"), "prefix": 0, "nearest": here is not there}
         return {"weights": _array(cosines), **chosen}
 
-    def _prediction(self, choice: Choice, model: nn.Module, data: Data, label: int) -> str:
+    def _prediction(self, choice: Choice, model: nn.Module, data: Data, logits: Tensor) -> str:
         true = self.class_of(choice.data, choice.image)
         classifies = getattr(model, "classifies", True)  # False: a backbone from elsewhere
-        predicted = f"predicted {_output(model, label)}" if classifies else "no classifier"
+        chance = f" ({100 * float(logits.softmax(0).amax()):.1f} %)" if choice.without else ""
+        predicted = f"predicted {_output(model, int(logits.argmax()))}{chance}"
+        predicted = predicted if classifies else "no classifier"
         return predicted if true is None else f"class {data.classes[true]}, {predicted}"
 
     def _class_probe(self, choice: Choice, patches: int) -> np.ndarray | None:

@@ -192,3 +192,62 @@ def test_the_figures_say_what_is_lost_and_which_patches_belong_together():
     left, right = plots.nearest_patches(*images, near, [0, 3], (2, 2)).axes
     assert [t.get_position() for t in left.texts] == [(1.5, 1.5), (5.5, 5.5)]
     assert [t.get_position() for t in right.texts] == [(5.5, 1.5), (5.5, 5.5)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name, model, projection, heads", list(families()))
+@pytest.mark.parametrize("head", [1, None])
+def test_without_attention_is_a_model_whose_projection_ignores_it(
+    name, model, projection, heads, head
+):
+    """Captured within, the weights of what is gone are 0, and those of the next block are that model's."""
+    model, n = sharpened(model), heads[0] if isinstance(heads, tuple) else heads
+    side = getattr(getattr(model, "config", None), "image_size", None) or 64
+    side = 56 if name in ("EVA-02", "Swin") else side
+    images, other = torch.randn(2, 3, side, side), copy.deepcopy(model)
+    weight = other.get_submodule(projection.format(0)).weight
+    width = weight.shape[1] // n
+    weight[:, slice(None) if head is None else slice(head * width, (head + 1) * width)] = 0
+
+    def looked(one, token):
+        with attention.capture_attention(one, None, token) as maps:
+            output = one(images)
+        return getattr(output, "logits", output), maps
+
+    plain, _ = looked(model, None)
+    for token in (None,) if name == "Swin" else (None, 0):  # windows have no class token
+        wanted, known = looked(other, token)
+        with attention.without_attention(model, 0, head):
+            found, maps = looked(model, token)
+        apart = (found - wanted).abs().max()
+        assert apart < 1e-4 and (found - plain).abs().max() > 10 * apart
+        assert not maps[0][:, slice(None) if head is None else head].any()
+        assert maps[0][:, 0].any() == (head is not None)
+        assert torch.allclose(maps[1], known[1], atol=1e-4)
+    assert torch.equal(looked(model, None)[0], plain)
+
+
+def test_explanations_follow_a_model_without_attention():
+    """Rollout multiplies the halves of the residual there; relevance is that of a model whose projection ignores it."""
+    torch.manual_seed(0)
+    model, images = (
+        sharpened(create_model("vit_mnist_smoke", num_classes=4)),
+        torch.rand(2, 1, 28, 28),
+    )
+    other, last = copy.deepcopy(model), len(model.blocks) - 1
+    with torch.no_grad():
+        other.blocks[last].attn.proj.weight.zero_()
+    with attention.without_attention(model, last):
+        found = attention.attention_rollout(model, images)
+        graded = attention.gradient_attention(model, images)
+    with attention.capture_attention(model, range(last), None) as maps:
+        model(images)
+    rolled = kept = torch.eye(maps[0].shape[-1])
+    for block in range(last):
+        rolled = (maps[block].mean(1) + kept) / 2 @ rolled
+    assert torch.allclose(found, rolled[:, 0, 1:] / 2, atol=1e-6)
+    assert torch.allclose(graded, attention.gradient_attention(other, images), atol=1e-6)
+    heads = model.blocks[0].attn.num_heads
+    with pytest.raises(WorkbenchError, match="no such head"):
+        with attention.without_attention(model, 0, heads):
+            pass

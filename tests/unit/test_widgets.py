@@ -127,6 +127,38 @@ def test_two_models_and_two_images_side_by_side(explorer):
     assert "class 1" in message["panels"][1]["prediction"]
 
 
+def test_a_head_or_block_that_is_switched_off_stands_beside(explorer, model, images):
+    """Its weights are 0 there, later blocks and the prediction those of the model without it; one comparison at a time."""
+    box, sent = explorer
+    ask(box, sent, do="choose", changes={"compare": "model:other", "head": 1})
+    message, buffers = ask(box, sent, do="choose", changes={"without": "0.1", "block": 0})["view"]
+    whole, less = message["panels"]
+    assert message["choice"]["compare"] == "" and less["title"].endswith("without block 1, head 2")
+    weights = [np.frombuffer(buffers[i], np.float32) for i in (2, 7)]  # rows' maxima
+    assert weights[0].min() > 0 and not weights[1].any()
+    batch = to_float(images.images[:1])
+    with torch.no_grad(), attention.without_attention(model, 0, 1):
+        logits, probe = model(batch)[0], attention.attention_probe(model, batch)[0]
+    told = f"predicted {int(logits.argmax())} ({100 * logits.softmax(0).max():.1f} %)"
+    assert less["prediction"] == f"class 0, {told}" != whole["prediction"]
+    message, buffers = ask(box, sent, do="choose", changes={"block": 1, "head": -1})["view"]
+    shares = np.frombuffer(buffers[6], np.uint16).reshape(50, 49)[0] / 65535
+    assert np.allclose(shares * np.frombuffer(buffers[7], np.float32)[0], probe, atol=1e-5)
+    figure = box.figure()
+    assert sum("without block 1, head 2" in ax.get_title() for ax in figure.axes) == 1
+    assert "without=0.1" in box.state.text()
+    message, _ = ask(box, sent, do="choose", changes={"compare": "model:other"})["view"]
+    assert message["choice"]["without"] == "" and "without" not in message["panels"][1]["title"]
+
+
+def test_a_detectors_head_is_switched_off_too(detector, scenes):
+    viewer = widgets.Viewer({"detector": detector}, {"scenes": scenes})
+    choice = widgets.Choice(without="1.0", head=0, threshold=0.0)
+    whole, less = viewer.panels(choice)
+    assert whole.kind == "cross" and whole.weights.any() and not less.weights.any()
+    assert not np.array_equal(whole.boxes, less.boxes)
+
+
 def test_all_models_that_take_an_image_stand_side_by_side(model, images):
     models = {"m": model, "cnn": create_model("cnn_small").eval(), "coarse": other_grid(28)}
     larger = {**models, "larger": other_grid(42)}
@@ -391,6 +423,9 @@ def test_a_detectors_classes_are_its_own(detector, scenes, monkeypatch):
         ({"compare": "model:third"}, "there is no model"),
         ({"weights": "heavy"}, "'weights' is impossible"),
         ({"data": "more", "compare": "data:some", "image": 9}, "no such image"),
+        ({"without": "first"}, "'without' is impossible"),
+        ({"without": "2"}, "no such block"),
+        ({"without": "0.7"}, "no such head"),
     ],
 )
 def test_bad_choices_are_said_in_place(explorer, changes, words):
