@@ -80,9 +80,8 @@ def pytest_runtest_makereport(item, call):
     report = yield
     page = getattr(item, "funcargs", {}).get("page")
     if report.failed and report.when == "call" and page is not None:
-        with suppress(
-            Exception
-        ):  # whatever the page cannot do any more, the test's own failure is to be told
+        # Whatever the page cannot do any more, the test's own failure is to be told.
+        with suppress(Exception):
             page.screenshot(path=page.shot, timeout=10_000)
             report.sections.append(("page", str(page.shot)))
         report.sections.append(("console errors", "\n".join(page.problems) or "none"))

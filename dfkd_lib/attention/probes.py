@@ -14,9 +14,8 @@ from dfkd_lib.attention.sites import class_token, first, patch_grid, pick, token
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import to_float
 
-Batches = Iterable[
-    tuple[Tensor, Tensor]
-]  # images, uint8 (B, C, H, W) or float as the model wants them; labels (B,)
+# Images, uint8 (B, C, H, W) or float as the model wants them; labels (B,).
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def reduce_heads(rows: Tensor) -> Tensor:

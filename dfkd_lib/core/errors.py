@@ -10,9 +10,8 @@ def is_number(value: object, low: float = -math.inf, high: float = math.inf) -> 
     """Whether a value is a finite int or float (no bool) from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    return (
-        low <= value <= high and abs(value) <= 1.7e308
-    )  # also of whole numbers that no float can hold
+    # Also of whole numbers that no float can hold.
+    return low <= value <= high and abs(value) <= 1.7e308
 
 
 def printable(text: str) -> bool:

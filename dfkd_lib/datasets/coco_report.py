@@ -127,9 +127,8 @@ class CocoReport:
         own = folder / f"{split}.json", folder / split
         exported = [folder / name / ROBOFLOW for name in (split, *["valid"][: split == "val"])]
         named = [*folder.glob(f"annotations/instances_{escape(split)}*.json")]
-        year = (
-            named[0].stem.removeprefix("instances_") if len(named) == 1 else ""
-        )  # of one, not of two
+        # Of one, not of two.
+        year = named[0].stem.removeprefix("instances_") if len(named) == 1 else ""
         pictures = [place for place in (folder / year, folder / "images" / year) if place.is_dir()]
         found = [own, *((file, file.parent) for file in exported)]
         found += [(named[0], place) for place in pictures if year]

@@ -11,9 +11,8 @@ from dfkd_lib.jobs.cluster import Cluster, Inline, SchedulerLost, WorkerLost, fa
 from dfkd_lib.jobs.start import opened
 
 WAKE_SECONDS = 5.0  # between questions whether the cluster is still there, and has more workers
-LOST_TIMES = (
-    3  # that a job may lose its worker before it has begun: others may have killed that one
-)
+# That a job may lose its worker before it has begun: others may have killed that one.
+LOST_TIMES = 3
 LATER_SECONDS = 30.0
 _AGAIN, _BEGUN, _INTERRUPT = object(), object(), object()
 

@@ -68,7 +68,6 @@ def fit_scaling(scores: np.ndarray, right: np.ndarray) -> Scaling:
     clear = np.clip(scores, EDGE, 1 - EDGE)
     logits = np.log(clear / (1 - clear))[:, None]
     fitted = LogisticRegression(C=np.inf).fit(logits, right)
-    slope = max(
-        float(fitted.coef_[0, 0]), 1e-3
-    )  # surer detections are never made less sure than others
+    # Surer detections are never made less sure than others.
+    slope = max(float(fitted.coef_[0, 0]), 1e-3)
     return Scaling(1 / slope, float(fitted.intercept_[0]))

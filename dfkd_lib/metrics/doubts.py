@@ -7,9 +7,8 @@ from torch import Tensor
 from dfkd_lib.metrics.coverage import QUANTILE, Nearness
 
 HARDLY = 0.1  # of a class's share among the real images: below it, the class counts as lost
-EXPECTED = (
-    10  # images that real shares would give a class; with fewer, that none came may be chance
-)
+# Images that real shares would give a class; with fewer, that none came may be chance.
+EXPECTED = 10
 REPEATED, COPIED = 0.10, 0.05  # shares of made images, where real ones would have 0.01
 Sizes = Iterable[tuple[str, int, int]]  # (name, made images, real images)
 

@@ -84,9 +84,8 @@ class WatchedEngine(Engine):
             timeout=None,
             startup_timeout=120,
             coalesce_streams=True,
-            extra_arguments=[
-                "--log-level=50"
-            ],  # its own remarks; what notebooks print is passed on
+            # Its own remarks; what notebooks print is passed on.
+            extra_arguments=["--log-level=50"],
             resources={"metadata": {"path": str(REPOSITORY)}},
             stdout_file=watch,
             stderr_file=watch,

@@ -132,9 +132,8 @@ class AblationLab(Widget):
             if same in states:
                 self.jobs.stop(jobs[same]["id"])
                 self.jobs.forget(jobs[same]["id"])
-        for same in (
-            reversed(wanted) if first else wanted
-        ):  # each before all others: first seed last
+        # Each before all others: first seed last.
+        for same in reversed(wanted) if first else wanted:
             self.jobs.submit(as_sent(cells[same], self._sent), first=first)
         new = [cells[same] for same in wanted if same not in moved]
         parts = []
@@ -227,9 +226,8 @@ class AblationLab(Widget):
                 cell = self._marked(Cell.of(saved), saved.get("step"))
                 known = self._names().get(self.settings.identity(cell.settings))
                 name = known or self.settings.name(cell.settings)
-            except (
-                WorkbenchError
-            ):  # of a version with other settings: refused if it is to run again
+            # Of a version with other settings: refused if it is to run again.
+            except WorkbenchError:
                 cell = Cell(saved["name"], saved["settings"], saved["seed"])
                 name = f"{cell.name} (of another version)"
             self._cells[job["id"]] = Cell(name, cell.settings, cell.seed)

@@ -165,10 +165,8 @@ class Viewer:
         place = other.classes.index(label) if label in other.classes else -1
         found = (other.labels == place).nonzero().flatten()
         if not len(found):
-            what, fix = (
-                f"no image of class {label}",
-                "choose an image of another class, or other data",
-            )
+            what = f"no image of class {label}"
+            fix = "choose an image of another class, or other data"
             raise WorkbenchError(what, expected="one at least", got="none", where=name, fix=fix)
         return int(found[choice.compare_image % len(found)])
 

@@ -66,11 +66,9 @@ def commands(folder: Path, name: str, profile: str) -> dict[str, Callable[[], No
     ours += ["--out", str(folder / "ours")]
     run(ours)  # says which parameters a profile has: the others get the same
     parameters = result(folder / "ours", name)["parameters"]
-    notebook, by_hand, alone = (
-        REPOSITORY / "notebooks" / f"{name}.ipynb",
-        folder / "by_hand",
-        folder / "alone",
-    )
+    notebook = REPOSITORY / "notebooks" / f"{name}.ipynb"
+    by_hand = folder / "by_hand"
+    alone = folder / "alone"
     for made in (by_hand, alone):
         made.mkdir()
     given, executed = folder / "parameters.yaml", by_hand / f"{name}.ipynb"

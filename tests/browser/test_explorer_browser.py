@@ -216,9 +216,8 @@ def test_what_cannot_be_shown_is_said_in_place(explored):
     )
     text = page.locator(".dfkd-explorer .error").inner_text()
     assert "(1, 28, 28)" in text and "(3, 80, 80)" in text
-    assert (
-        page.locator(".dfkd-explorer select.data").input_value() == "mnist"
-    )  # back to what is shown
+    # Back to what is shown.
+    assert page.locator(".dfkd-explorer select.data").input_value() == "mnist"
     acting(page, lambda: slide(page, 1))
     assert page.locator(".dfkd-explorer .error").inner_text() == ""
 
@@ -257,9 +256,8 @@ def test_an_own_image_is_picked_and_what_was_watched_is_gone_through(explored, t
     assert "half" in page.locator(".dfkd-explorer select.data option:checked").inner_text()
     kept = Path(notebook.eval("explorer.view['data']"))
     assert kept.parent == tmp_path / "out" / "own" and kept.read_bytes() == photo.read_bytes()
-    acting(
-        page, lambda: page.locator(".dfkd-explorer select.compare").select_option("models")
-    )  # the DETR takes a colour image at its own size
+    # The DETR takes a colour image at its own size.
+    acting(page, lambda: page.locator(".dfkd-explorer select.compare").select_option("models"))
     assert page.locator(".dfkd-explorer .panel").count() == 4
     acting(page, lambda: page.locator(".dfkd-explorer select.data").select_option("watched"))
     acting(page, lambda: page.locator(".dfkd-explorer select.compare").select_option(""))

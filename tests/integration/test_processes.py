@@ -151,9 +151,8 @@ def test_an_artifact_is_made_once_and_found_afterwards(one, two, folder):
         assert first["again"][name]["cached"]
         assert second["again"][name]["cached"]
         assert first["students"][name]["ledger"] == one["students"][name]["ledger"] != []
-    assert (
-        printed.count("student vit_mnist_smoke epoch 1/3") == 2
-    )  # the KD student's and the classifier's: main's alone
+    # The KD student's and the classifier's: main's alone.
+    assert printed.count("student vit_mnist_smoke epoch 1/3") == 2
     assert not list((folder / "all-store2").glob("student-*.partial"))
 
 

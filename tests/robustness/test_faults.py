@@ -396,10 +396,8 @@ def test_a_flipped_bit_in_a_checkpoint(tmp_path, capsys):
                 assert torch.equal(toy(tmp_path / "broken", 3), whole)
             seen += "is damaged" in capsys.readouterr().out
         assert seen > 20
-        row.survived, row.running = (
-            True,
-            f"200 flips, {seen} in places that matter: the training starts anew",
-        )
+        row.survived = True
+        row.running = f"200 flips, {seen} in places that matter: the training starts anew"
 
 
 def test_a_flipped_bit_in_the_work_of_a_stage_that_was_broken_off(reference, tmp_path, monkeypatch):
@@ -559,7 +557,5 @@ def test_a_kernel_that_hangs_is_ended_and_the_others_go_on(tmp_path):
             assert "--hung" in results[name]["error"]
         assert results["25_full"]["error"].startswith("MemoryError")
         assert "fix: set a smaller batch" in results["25_full"]["error"]
-        row.survived, row.running = (
-            True,
-            "ended after 0.1 min without a sign of life; busy and talking ones went on",
-        )
+        row.survived = True
+        row.running = "ended after 0.1 min without a sign of life; busy and talking ones went on"

@@ -95,12 +95,10 @@ def start_lab(folder: Path, seconds: float = 90) -> Lab:
     Raises:
         AssertionError: with its log, if it ends or does not answer in time, or if it answers without its token.
     """
-    root, runtime, log, token = (
-        folder / "root",
-        folder / "runtime",
-        folder / "lab.log",
-        secrets.token_hex(24),
-    )
+    root = folder / "root"
+    runtime = folder / "runtime"
+    log = folder / "lab.log"
+    token = secrets.token_hex(24)
     root.mkdir(parents=True)
     own = {
         "JUPYTER_CONFIG_DIR": folder / "config",

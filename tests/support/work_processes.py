@@ -47,10 +47,8 @@ def digest(modules) -> float:
 
 def students(store: Store) -> dict:
     """A KD student of MNIST images, shifted anew at each step, in fp32 and, for an epoch, in bf16: curves, ledger, digest."""
-    train, test = (
-        load_images("mnist", "train").sample(512, 0),
-        load_images("mnist", "test").sample(200, 0),
-    )
+    train = load_images("mnist", "train").sample(512, 0)
+    test = load_images("mnist", "test").sample(200, 0)
     teacher, found = shipped_teacher(store, "vit_mnist_small", test), {}
     for name, epochs, precision in (("fp32", 3, "fp32"), ("bf16", 2, "bf16")):
         config = TrainConfig(
@@ -116,10 +114,8 @@ def without_chance(module: nn.Module) -> None:
 
 def normed() -> dict:
     """A CNN with batch norms: history and digest, running statistics among it."""
-    train, test = (
-        load_images("mnist", "train").sample(96, 1),
-        load_images("mnist", "test").sample(50, 0),
-    )
+    train = load_images("mnist", "train").sample(96, 1)
+    test = load_images("mnist", "test").sample(50, 0)
     torch.manual_seed(3)
     model = nn.Sequential(
         nn.Conv2d(1, 8, 3, 2),
@@ -194,10 +190,8 @@ def refusals(store: Store) -> dict:
 
 def killed(folder: Path, store: Store) -> dict:
     """A classifier of three epochs; the last process dies in the second if FOLDER/kill is there."""
-    train, test = (
-        load_images("mnist", "train").sample(128, 0),
-        load_images("mnist", "test").sample(100, 0),
-    )
+    train = load_images("mnist", "train").sample(128, 0)
+    test = load_images("mnist", "test").sample(100, 0)
     steps = 0
 
     def make_step(model):

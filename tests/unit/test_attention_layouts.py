@@ -63,14 +63,10 @@ def test_in_timm_each_map_is_the_unfused_one_or_refused(name):
 @pytest.mark.parametrize("name", [name for name in families.TRANSFORMERS if name != "MAE"])
 @torch.no_grad()
 def test_in_transformers_each_map_is_the_eager_one(name):
-    (model, images), (plain, _) = (
-        families.in_transformers(name),
-        families.in_transformers(name, "eager"),
-    )
-    layout, expected = (
-        attention.token_layout(model),
-        plain(images, output_attentions=True).attentions,
-    )
+    (model, images) = families.in_transformers(name)
+    (plain, _) = families.in_transformers(name, "eager")
+    layout = attention.token_layout(model)
+    expected = plain(images, output_attentions=True).attentions
     for read in (model, plain):
         for block, wanted in enumerate(expected):
             found = attention.attention_map(read, images, block)
@@ -295,10 +291,8 @@ def test_tokens_that_form_no_grid_are_refused():
 
 def test_the_guide_holds_the_table():
     guide = Path(__file__).resolve().parents[2] / "notebooks" / "README.md"
-    begin, end = (
-        "<!-- what attention gives of each family, made by tests/support/families.py -->",
-        "<!-- end -->",
-    )
+    begin = "<!-- what attention gives of each family, made by tests/support/families.py -->"
+    end = "<!-- end -->"
     text = guide.read_text()
     assert text.split(begin)[1].split(end)[0].strip() == families.table()
 

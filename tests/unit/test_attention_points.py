@@ -87,10 +87,8 @@ def test_weights_times_sampled_values_are_the_modules_output(make, name):
 
 
 def test_dense_attention_has_no_points_and_sampling_no_map():
-    detr, deformable = (
-        create_detector("detr_nano", 4).eval(),
-        create_detector("deimv2_atto", 4).eval(),
-    )
+    detr = create_detector("detr_nano", 4).eval()
+    deformable = create_detector("deimv2_atto", 4).eval()
     images = torch.rand(1, 3, 64, 64)
     with pytest.raises(WorkbenchError, match=r"(?s)samples no points.*attention_map") as caught:
         attention.attention_points(detr, images)

@@ -40,9 +40,8 @@ def test_the_mask_is_the_processors(frames):
 
 def test_a_mirrored_frame_is_filled_at_its_left():
     images = torch.rand(1, 3, 64, 80)
-    images[..., 20:40] = (
-        torch.tensor(FILL).view(3, 1, 1) / 255
-    )  # of this colour, but within the frame
+    # Of this colour, but within the frame.
+    images[..., 20:40] = torch.tensor(FILL).view(3, 1, 1) / 255
     images[..., :16] = torch.tensor(FILL).view(3, 1, 1) / 255
     mask, place = pixel_mask(images)
     assert mask[0, :, :16].sum() == 0 and mask[0, :, 16:].all()
@@ -87,9 +86,9 @@ def test_a_detr_is_given_the_mask_and_its_boxes_lie_in_the_frame(frames, name):
     with torch.no_grad():
         mirrored = images.flip(-1)
         place = pixel_mask(mirrored)[1]
-        moved, inside = (
-            detector(mirrored).boxes[2],
-            detector.network(pixel_values=pixels.flip(-1), pixel_mask=mask.flip(-1)).pred_boxes[2],
-        )
+        moved = detector(mirrored).boxes[2]
+        inside = detector.network(
+            pixel_values=pixels.flip(-1), pixel_mask=mask.flip(-1)
+        ).pred_boxes[2]
     assert place[2].tolist() == pytest.approx([31 / 64, 0, 33 / 64, 1])
     assert torch.allclose(moved[:, 0], 31 / 64 + inside[:, 0] * 33 / 64, atol=1e-5)

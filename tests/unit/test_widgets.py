@@ -187,9 +187,8 @@ def test_an_own_image_is_shown_as_each_model_takes_it(explorer, model, detector,
     assert (panel["height"], panel["width"]) == (28, 28) and "my-cat" in panel["title"]
     assert panel["prediction"].startswith("predicted ") and answers["gallery"][0]["indices"] == [0]
     grey = round(0.299 * 200)
-    assert all(
-        abs(value - grey) <= 5 for value in buffers[0]
-    )  # bicubic: a little more at the sides
+    # Bicubic: a little more at the sides.
+    assert all(abs(value - grey) <= 5 for value in buffers[0])
     path = Path(box.view["data"])
     assert path.parent == tmp_path / "own" and path.read_bytes() == encoded.getvalue()
     # A saved view finds it again; each model gets the image in its own way.
@@ -664,9 +663,8 @@ def test_the_static_browser_begins_with_what_detectors_disagree_on(scenes):
     counts = torch.tensor([len(boxes) for boxes in scenes.boxes])
     detectors, found = {"teacher": None, "student": None}, {"teacher": truth, "student": nothing}
     browse = widgets.detection_browser(detectors, scenes, found).browse
-    assert (
-        browse.disagreement("scenes", 0.5).tolist() == (2 * counts).tolist()
-    )  # right under one, missed under the other
+    # Right under one, missed under the other.
+    assert browse.disagreement("scenes", 0.5).tolist() == (2 * counts).tolist()
     figure = widgets.detection_browser(detectors, scenes, found, interactive=False, examples=1)
     assert len(figure.axes) == 2 and len(figure.axes[0].texts) == counts.max()
 
