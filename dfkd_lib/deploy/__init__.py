@@ -18,25 +18,3 @@ from dfkd_lib.deploy.stage import (
     trade_off_of,
 )
 from dfkd_lib.deploy.tasks import check_exportable, find_student, scenes_of, teacher_of
-
-__all__ = [
-    "DeployConfig",
-    "check_export",
-    "check_exportable",
-    "copy_package",
-    "deploy_student",
-    "deployment_table",
-    "export_onnx",
-    "find_student",
-    "largest_difference",
-    "objects_found",
-    "open_session",
-    "predict_with",
-    "quantize_dynamic",
-    "quantize_static",
-    "run",
-    "scenes_of",
-    "speed_table",
-    "teacher_of",
-    "trade_off_of",
-]

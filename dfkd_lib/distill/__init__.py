@@ -24,36 +24,3 @@ from dfkd_lib.distill.targets import (
 )
 from dfkd_lib.distill.titn import TitnConfig
 from dfkd_lib.distill.weights import KDWeights, drop_one
-
-__all__ = [
-    "MAKERS",
-    "AblationConfig",
-    "AttentionConfig",
-    "ClassificationConfig",
-    "EarlyConfig",
-    "KDWeights",
-    "LiveTeacher",
-    "StoredTeacher",
-    "StudentConfig",
-    "Study",
-    "Subject",
-    "Targets",
-    "TitnConfig",
-    "check_losses",
-    "chosen_makers",
-    "compare_makers",
-    "comparison",
-    "drop_one",
-    "early",
-    "early_tokens",
-    "equal_epochs",
-    "has_probe",
-    "kd_step",
-    "known_step",
-    "may_see",
-    "open_subject",
-    "scores",
-    "teacher_targets",
-    "titn",
-    "train",
-]
