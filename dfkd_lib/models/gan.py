@@ -1,6 +1,8 @@
 """Generators: the conditional GAN of METHODS A2 for 32 × 32 images, and one for learning from a teacher alone."""
 
+import copy
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,21 @@ def down(
         nn.LeakyReLU(SLOPE, True),
         nn.Dropout2d(dropout),
     ]
+
+
+def _renew(generator: nn.Module, seed: int, start: Callable[[nn.Module], None]) -> None:
+    """Give a generator new classes and a new first layer, which are what it draws, and leave the rest, which is how.
+
+    Args:
+        seed: of the new ones, the same on every device. start: what is done to a layer when it is made.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for part in (generator.embed, generator.layers[0]):
+            fresh = copy.deepcopy(part).cpu()
+            fresh.reset_parameters()
+            start(fresh)
+            part.load_state_dict(fresh.state_dict())
 
 
 class Generator(nn.Module):
@@ -67,11 +84,9 @@ class Generator(nn.Module):
         first = (SIDE - self.side) // 2
         return images[..., first : first + self.side, first : first + self.side]
 
-    @torch.no_grad()
-    def inherit(self, other: "Generator") -> None:
-        """Take over how another one draws, all but its classes and its first layer: those are what it draws."""
-        for mine, its in zip(self.layers[1:], other.layers[1:], strict=True):
-            mine.load_state_dict(its.state_dict())
+    def renew(self, seed: int) -> None:
+        """Forget what it draws, but not how; see `_renew`."""
+        _renew(self, seed, normal_weights)
 
 
 class Discriminator(nn.Module):
@@ -134,11 +149,9 @@ class FieldGenerator(nn.Module):
         last = nn.Conv2d(width, channels, 3, 1, 1)
         self.layers = nn.Sequential(*layers, nn.BatchNorm2d(width), nn.ReLU(), last)
 
-    @torch.no_grad()
-    def inherit(self, other: "FieldGenerator") -> None:
-        """Take over how another one draws, all but its classes and its first layer: those are what it draws."""
-        for mine, its in zip(self.layers[1:], other.layers[1:], strict=True):
-            mine.load_state_dict(its.state_dict())
+    def renew(self, seed: int) -> None:
+        """Forget what it draws, but not how; see `_renew`."""
+        _renew(self, seed, lambda module: None)
 
     def noise(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         """What `forward` wants beside labels: latent (n, L), texture (n, C, S, S), places (n, S, S, 2), offsets (n, 1, 1, 1)."""

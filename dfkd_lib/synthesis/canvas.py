@@ -75,9 +75,7 @@ def kept_epochs(epochs: int, count: int = KEPT) -> list[int]:
 
 
 def keep_state(work: Path, generator: nn.Module, epoch: int) -> None:
-    """Write the generator's state after that epoch; of a list of generators that of the epoch's own, or the only one."""
-    if isinstance(generator, nn.ModuleList):
-        generator = generator[min(epoch, len(generator)) - 1]
+    """Write the generator's state after that epoch."""
     path = work / f"generator-{epoch:05d}.safetensors"
     artifacts.save_tensors(path, generator.state_dict())
     # A resumed training will not write those of its finished epochs again.
@@ -98,8 +96,12 @@ def fit_to_last_good(
     config: TrainConfig,
     label: str,
     optimizers: dict[str, list[str]],
+    states: int = KEPT,
 ) -> dict:
     """`training.fit` for a generator: its states and history.json in `work`; if it diverges, its last good epoch is taken.
+
+    Args:
+        states: how many are kept, evenly over the epochs.
 
     Returns:
         {"images_per_second", "stopped": what stopped it, "" if nothing did}.
@@ -108,8 +110,7 @@ def fit_to_last_good(
         DivergedError: if it diverged in its first epoch, so that there is no good state.
     """
     generator, checkpoint, stopped = modules["generator"], work / "checkpoint", ""
-    count = config.epochs if isinstance(generator, nn.ModuleList) else KEPT
-    wanted = kept_epochs(config.epochs, count)
+    wanted = kept_epochs(config.epochs, states)
 
     def keep(epoch: int) -> dict:
         if epoch in wanted:

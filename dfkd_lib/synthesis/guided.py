@@ -100,9 +100,9 @@ GuidedWeights = weights_of(
 class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
     """A generator that learns from the frozen teacher, or from its class probes too, with a prior of strokes or without.
 
-    An epoch has `steps` steps. With `restart` each epoch trains a new generator, which inherits from the one before how to
-    draw but not what, so that the images come from as many as there are epochs; else one is trained throughout. No source
-    gives sizes: the defaults are ours.
+    An epoch has `steps` steps. With `restart` each epoch begins with new classes and a new first layer, so that the generator
+    goes on knowing how to draw but not what, and the images come from as many of its states as there are epochs; else one is
+    trained throughout. No source gives sizes: the defaults are ours.
 
     Source: the losses' own; a generator against a student: Fang et al., Data-Free Adversarial Distillation (2019);
         memory: Binici et al., Preventing Catastrophic Forgetting in Data-Free KD (WACV 2022).
@@ -189,7 +189,7 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
         probes = given.load_probes(teacher) if self.attention else None
         torch.manual_seed(config.seed)
         modules, count = self.networks(given), config.batch_size
-        noise = modules["generator"][0].noise
+        noise = modules["generator"].noise
 
         def draw(random: torch.Generator) -> tuple[Tensor, ...]:
             labels = torch.randint(len(given.classes), (count,), generator=random)
@@ -198,15 +198,12 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
         step, label = self.step(modules, teacher, probes), f"generator, {self.budget}"
         optimizers = {name: [name] for name in modules if name != "bank"}
         batches, label = Draws(self.steps, draw), f"{label}, seed {config.seed}"
-        return fit_to_last_good(work, modules, step, batches, config, label, optimizers)
+        kept = (self.epochs,) if self.restart else ()
+        return fit_to_last_good(work, modules, step, batches, config, label, optimizers, *kept)
 
     def networks(self, given: Given) -> dict[str, nn.Module]:
-        """What is trained: a generator, or one for each epoch, and the student it works against with its memory."""
-        made = (
-            self.new_generator(given.classes, given.shape)
-            for _ in range(self.epochs if self.restart else 1)
-        )
-        modules: dict[str, nn.Module] = {"generator": nn.ModuleList(made)}
+        """What is trained: a generator, and the student it works against with its memory."""
+        modules = {"generator": self.new_generator(given.classes, given.shape)}
         if self.adversarial:
             student = create_model(self.student_model, **given.architecture)
             if isinstance(student(torch.zeros(2, *given.shape)), tuple):
@@ -236,11 +233,14 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
 
     def step(self, modules: dict, teacher: nn.Module, probes: Tensor | None) -> Callable:
         """The step for `training.fit`: the generator's update, then that of the student it works against."""
-        generators, student, bank = (modules.get(name) for name in ("generator", "student", "bank"))
+        generator, student, bank = (modules.get(name) for name in ("generator", "student", "bank"))
 
         def step(batch: tuple, progress: float) -> Iterator[tuple[str, dict]]:
             labels, *noise = batch
-            images = self._current(generators, progress)(labels, *noise)
+            done = round(progress * self.epochs * self.steps)
+            if self.restart and done and done % self.steps == 0:
+                generator.renew(self.seed * 100_003 + done // self.steps)
+            images = generator(labels, *noise)
             seen = random_shift(images, self.jitter, local_random())
             logits, features, probe = scores_features_probe(teacher, seen, probes is not None)
             ce = F.cross_entropy(logits.float(), labels, reduction="none")
@@ -269,15 +269,3 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
                 yield "student", {"loss": kd_loss(logits, answers, self.temperature)}
 
         return step
-
-    def _current(self, generators: nn.ModuleList, progress: float) -> nn.Module:
-        """The generator whose turn it is; at the first step of an epoch of its own it inherits and alone may learn."""
-        done = round(progress * self.epochs * self.steps)
-        epoch = done // self.steps if self.restart else 0
-        if self.restart and done % self.steps == 0:
-            # The others get no gradient: the optimizer leaves them alone, and processes do not exchange it.
-            generators.requires_grad_(False)
-            generators[epoch].requires_grad_(True)
-            if epoch:
-                generators[epoch].inherit(generators[epoch - 1])
-        return generators[epoch]

@@ -31,7 +31,6 @@ from dfkd_lib.synthesis import (
     inversion,
     make_images,
 )
-from dfkd_lib.synthesis.canvas import Draws
 from dfkd_lib.training import DivergedError, TrainConfig
 
 CLASSES, SHAPE = tuple("0123456789"), (1, 28, 28)
@@ -436,29 +435,16 @@ def test_a_generator_killed_after_an_epoch_resumes_bit_for_bit(parts, store, mon
     assert histories[0] == histories[1] and len(histories[0]) == 3
 
 
-def test_with_restarts_each_epoch_trains_its_own_generator_alone(parts, monkeypatch):
-    """It begins with how the one before draws, taken over once."""
-    maker, given = PLAIN.replace(epochs=3), given_to(parts, "vit")
-    torch.manual_seed(0)
-    modules = maker.networks(given)
-    generators, found, heirs = list(modules["generator"]), [], []
-
-    def inherits(*pair):
-        heirs.append([[g is one for g in generators].index(True) for one in pair])
-
-    def keep(epoch):
-        found.append([{k: v.clone() for k, v in g.state_dict().items()} for g in generators])
-        return {}
-
-    spy(monkeypatch, FieldGenerator, "inherit", inherits)
-    keep(0)
-    draws = Draws(maker.steps, lambda random: (torch.arange(8), *generators[0].noise(8, random)))
-    step = maker.step(modules, given.load_teacher(), None)
-    training.fit(modules, step, draws, maker.training(), {"generator": ["generator"]}, keep)
-    for epoch in (1, 2, 3):
-        changed = [not same(a, b) for a, b in zip(found[epoch - 1], found[epoch], strict=True)]
-        assert changed == [number == epoch - 1 for number in range(3)]
-    assert heirs == [[1, 0], [2, 1]]
+def test_with_restarts_each_epoch_begins_with_new_classes_and_its_state_is_kept(
+    parts, store, monkeypatch
+):
+    maker, renewed = PLAIN.replace(epochs=3, seed=2), []
+    spy(monkeypatch, FieldGenerator, "renew", lambda _, seed: renewed.append(seed))
+    kept = states(maker.train(store, given_to(parts, "vit")))
+    assert renewed == [200_007, 200_008] and kept.keys() == {1, 2, 3}
+    for first, second in ((1, 2), (2, 3)):
+        moved = (kept[first]["embed.weight"] - kept[second]["embed.weight"]).abs().mean()
+        assert moved > 0.5  # those of two generators: standard normal
 
 
 # Divergence.
@@ -715,7 +701,7 @@ def test_the_student_learns_and_the_generator_works_against_it(parts):
     maker, given = ADVERSARIAL.replace(restart=False), given_to(parts, "vit")
     torch.manual_seed(0)
     modules, gradients = maker.networks(given), {}
-    noise = modules["generator"][0].noise(8, torch.Generator().manual_seed(0))
+    noise = modules["generator"].noise(8, torch.Generator().manual_seed(0))
     step = maker.step(modules, given.load_teacher(), None)
     for name, losses in step((torch.arange(8), *noise), 0.0):
         for module in modules.values():
