@@ -1,7 +1,7 @@
 """Where images are made: the 32 × 32 plane of the GAN, labels, noise, and what training leaves behind to draw from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -97,11 +97,12 @@ def fit_to_last_good(
     label: str,
     optimizers: dict[str, list[str]],
     states: int = KEPT,
+    renewed: Collection[str] = (),
 ) -> dict:
     """`training.fit` for a generator: its states and history.json in `work`; if it diverges, its last good epoch is taken.
 
     Args:
-        states: how many are kept, evenly over the epochs.
+        states: how many are kept, evenly over the epochs. renewed: see `training.fit`.
 
     Returns:
         {"images_per_second", "stopped": what stopped it, "" if nothing did}.
@@ -118,9 +119,8 @@ def fit_to_last_good(
         return {}
 
     try:
-        history = training.fit(
-            modules, step, batches, config, optimizers, keep, checkpoint=checkpoint, label=label
-        )
+        how = {"checkpoint": checkpoint, "label": label, "renewed": renewed}
+        history = training.fit(modules, step, batches, config, optimizers, keep, **how)
     except DivergedError as error:
         history = training.restore(checkpoint, modules)
         if not history:

@@ -198,8 +198,8 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
         step, label = self.step(modules, teacher, probes), f"generator, {self.budget}"
         optimizers = {name: [name] for name in modules if name != "bank"}
         batches, label = Draws(self.steps, draw), f"{label}, seed {config.seed}"
-        kept = (self.epochs,) if self.restart else ()
-        return fit_to_last_good(work, modules, step, batches, config, label, optimizers, *kept)
+        own = {"states": self.epochs, "renewed": ["generator"]} if self.restart else {}
+        return fit_to_last_good(work, modules, step, batches, config, label, optimizers, **own)
 
     def networks(self, given: Given) -> dict[str, nn.Module]:
         """What is trained: a generator, and the student it works against with its memory."""

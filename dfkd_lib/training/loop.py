@@ -11,7 +11,7 @@ statistics of a batch): it sees the rows of its own process. Losses over boxes a
 import inspect
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ def fit(
     checkpoint: str | Path | None = None,
     label: str = "training",
     split: bool = True,
+    renewed: Collection[str] = (),
 ) -> list[dict]:
     """Train `modules` in place by a step function and return the history, one dict an epoch.
 
@@ -65,6 +66,7 @@ def fit(
             joins the history.
         checkpoint: folder to resume from and save to after each epoch.
         split: False: every process does all of every batch (where the images themselves are what is trained).
+        renewed: optimizers that begin every epoch anew, without moments, because what they train does.
 
     Returns:
         [{"epoch", "lr", "seconds", "images_per_second", mean of each loss, what evaluate gave}].
@@ -78,6 +80,7 @@ def fit(
     if split:
         parallel.check_batch_size(config.batch_size, label)
     run = _Run(modules, step, batches, config, optimizers, label, split)
+    run.renewed = renewed
     saved = Checkpoint(checkpoint, modules, run.optimizers)
     history = _agreed(saved.load(), saved.file)
     if split:
@@ -136,6 +139,8 @@ def _agreed(history: list[dict], file: Path | None) -> list[dict]:
 
 class _Run:
     """What an epoch needs, together."""
+
+    renewed: Collection[str] = ()
 
     def __init__(
         self,
@@ -212,6 +217,8 @@ class _Run:
         seed = self.config.seed * 100_003 + epoch
         torch.manual_seed(seed + (processes.rank() * PROCESS_SEEDS if self.split else 0))
         generator = torch.Generator().manual_seed(seed)
+        for name in self.renewed:
+            self.optimizers[name].state.clear()
         for module in self.modules.values():
             module.train()
         totals, steps, images = Totals(), len(self.batches), 0

@@ -236,3 +236,22 @@ def test_no_weights_move_inside_inference_mode(tiny, monkeypatch):
     training.check_fit(model, images, "the model")
     training.predict(model, images.images)
     assert moved and not any(moved)
+
+
+def test_a_renewed_optimizer_forgets_its_moments_at_every_epoch():
+    """Adam's first step is as long as its rate, whatever the gradient: a hundred times less moves as far only when renewed."""
+
+    def moved(renewed):
+        network = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(network.weight)
+        config = TrainConfig(epochs=2, batch_size=1, lr=0.1, optimizer="adam", schedule="constant")
+        batches = training.TensorBatches((torch.ones(1, 1),), 1)
+
+        def step(batch, progress):
+            return {"loss": network(batch[0]).sum() * (100.0 if progress < 0.5 else 1.0)}
+
+        training.fit({"network": network}, step, batches, config, renewed=renewed)
+        return network.weight.item()
+
+    assert moved(["main"]) == pytest.approx(-0.2, abs=1e-6)
+    assert moved([]) > -0.18
