@@ -271,7 +271,8 @@ def read_text(text: str, cell: bool = False) -> dict[str, list[Record]]:
             other bytecode where it has not seen the import.
     """
     tree = ast.parse(text)
-    units = [tree, *(ast.Module([node], []) for node in tree.body if cell)]
+    own = [node for node in tree.body if any(isinstance(n, FUNCTIONS) for n in ast.walk(node))]
+    units = [tree, *(ast.Module([node], []) for node in own if cell)]
     places: dict[tuple[int, str], list[CodeType]] = {}
     for unit in units:
         # As a notebook's cell is compiled, which may await at its top.

@@ -34,7 +34,7 @@ from dfkd_lib.pipeline.html import duration, memory, read_metrics
 from dfkd_lib.pipeline.index import write_index
 from dfkd_lib.pipeline.plan import Plan
 from dfkd_lib.pipeline.task import Place, clear, code, do_task, missing_tasks, run_notebook
-from dfkd_lib.pipeline.unchanged import states, unchanged
+from dfkd_lib.pipeline.unchanged import needed, states, unchanged
 from dfkd_lib.reporting.notebooks import read_notebooks
 from dfkd_lib.reporting.results import seeds_text
 
@@ -102,18 +102,14 @@ class Run:
         for name, path in plan.notebooks.items():
             if name in self.kept:
                 continue
-            wanted = self.about[name].needs
-            others = [
-                n
-                for n in plan.notebooks
-                if n != name and n not in self.kept and ("*" in wanted or n in wanted)
-            ]
+            wanted = needed(name, self.about) - self.kept
+            others = [n for n in plan.notebooks if n in wanted]
             args = (path, plan.parameters[name], plan.out, plan.hung_minutes)
             part = self._part(name, name, run_notebook, *args)
             peak = float(self.earlier.get(name, {}).get("peak_memory_mb") or 0)
             part.memory = peak * MEGABYTE / 1e9 * MEMORY_ROOM or MEMORY_GB
             part.succeeded = lambda outcome: outcome.status == SUCCEEDED
-            if "*" in wanted:  # it waits for all others, and runs however they end
+            if "*" in self.about[name].needs:  # it waits for all others, and runs however they end
                 part.after = others
             else:
                 part.builds_on = tuple(others)

@@ -42,7 +42,7 @@ def unchanged(
         now: see `states`.
     """
     kept = {name for name in plan.notebooks if _holds(plan, name, about, earlier, now[name])}
-    while lost := {n for n in kept if (_needed(n, about) & plan.notebooks.keys()) - kept}:
+    while lost := {n for n in kept if (needed(n, about) & plan.notebooks.keys()) - kept}:
         kept -= lost
     return kept
 
@@ -63,14 +63,14 @@ def states(
             values = plan.parameters[name]
             parts = [common, _written(plan.notebooks[name]), repr(sorted(values.items()))]
             parts += [_contents(value) for key, value in values.items() if key not in FOLDERS]
-            parts += map(state, sorted(_needed(name, about)))
+            parts += map(state, sorted(needed(name, about)))
             found[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         return found[name]
 
     return {name: state(name) for name in plan.notebooks}
 
 
-def _needed(name: str, about: Mapping[str, Notebook]) -> set[str]:
+def needed(name: str, about: Mapping[str, Notebook]) -> set[str]:
     """The notebooks that a notebook builds on."""
     wanted = about[name].needs
     return {n for n in about if n != name and ("*" in wanted or n in wanted)}
@@ -91,7 +91,7 @@ def _holds(
     try:
         made = page.stat().st_mtime_ns
         saved = json.loads((out / "metrics" / f"{name}.json").read_text())
-        builds_on = [out / "metrics" / f"{other}.json" for other in _needed(name, about)]
+        builds_on = [out / "metrics" / f"{other}.json" for other in needed(name, about)]
         newer = [path for path in builds_on if path.exists() and path.stat().st_mtime_ns > made]
         files = [
             out / kind / f"{entry['name']}.{suffix}"

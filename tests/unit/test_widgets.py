@@ -48,8 +48,8 @@ def detector():
 
 
 @pytest.fixture
-def explorer(model, images):
-    """An explorer of two models and two sets, and the messages it has sent."""
+def box(model, images):
+    """An explorer of two models and two sets."""
     other = create_model("vit_mnist_small").eval()
     probes = attention.class_probe_statistics(
         model, [(images.images, images.labels % 3)], 3, None
@@ -61,15 +61,20 @@ def explorer(model, images):
         notebook="10_attention_probes",
         parameters={"data": "digits", "second": "none"},
     )
-    sent = []
-    box.send = lambda content, buffers=(): sent.append((content, [bytes(b) for b in buffers or ()]))
-    return box, sent
+    return listened(box)
 
 
-def ask(box, sent, *buffers, **content):
-    sent.clear()
+def listened(box):
+    """The widget, which puts what it sends into `sent`."""
+    box.sent = []
+    box.send = lambda content, buffers=(): box.sent.append((content, [*map(bytes, buffers or ())]))
+    return box
+
+
+def ask(box, *buffers, **content):
+    box.sent.clear()
     box._on_message(box, {"id": 1, **content}, list(buffers))
-    return {message["kind"]: (message, buffers) for message, buffers in sent}
+    return {message["kind"]: (message, buffers) for message, buffers in box.sent}
 
 
 def test_static_figures(model, images):
@@ -78,10 +83,9 @@ def test_static_figures(model, images):
     )
 
 
-def test_what_is_sent_is_the_attention_of_the_choice(explorer, model, images):
-    box, sent = explorer
+def test_what_is_sent_is_the_attention_of_the_choice(box, model, images):
     message, buffers = ask(
-        box, sent, do="choose", changes={"image": 4, "block": 0, "head": 1, "token": "10"}
+        box, do="choose", changes={"image": 4, "block": 0, "head": 1, "token": "10"}
     )["view"]
     (meta,), (pixels, weights, tops, overview, _) = message["panels"], buffers
     batch = to_float(images.images[4:5])
@@ -100,38 +104,33 @@ def test_what_is_sent_is_the_attention_of_the_choice(explorer, model, images):
     assert message["choice"] == box.view and box.view["image"] == 4
 
 
-def test_the_probe_stands_beside_its_class_probe(explorer, model, images):
-    box, sent = explorer
-    message, buffers = ask(box, sent, do="choose", changes={"image": 2})["view"]
+def test_the_probe_stands_beside_its_class_probe(box, model, images):
+    message, buffers = ask(box, do="choose", changes={"image": 2})["view"]
     probe = attention.attention_probe(model, to_float(images.images[2:3])).detach().numpy()[0]
     class_probe = np.frombuffer(buffers[4], np.float32)
     cosine = probe @ class_probe / np.linalg.norm(probe) / np.linalg.norm(class_probe)
     assert message["panels"][0]["agreement"] == pytest.approx(cosine, abs=1e-5)
-    message, _ = ask(box, sent, do="choose", changes={"token": "3"})["view"]
+    message, _ = ask(box, do="choose", changes={"token": "3"})["view"]
     assert not message["panels"][0]["class_probe"]  # of a patch there is none
 
 
-def test_two_models_and_two_images_side_by_side(explorer):
-    box, sent = explorer
-    message, buffers = ask(box, sent, do="choose", changes={"compare": "model:other", "block": 1})[
-        "view"
-    ]
+def test_two_models_and_two_images_side_by_side(box):
+    message, buffers = ask(box, do="choose", changes={"compare": "model:other", "block": 1})["view"]
     first, second = message["panels"]
     assert (first["blocks"], second["blocks"]) == (2, 3)
     assert second["block"] == 2
     assert len(buffers) == 10
     message, _ = ask(
-        box, sent, do="choose", changes={"image": 1, "compare": "data:more", "compare_image": 5}
+        box, do="choose", changes={"image": 1, "compare": "data:more", "compare_image": 5}
     )["view"]
     assert message["panels"][1]["title"].endswith("more 1")
     assert "class 1" in message["panels"][1]["prediction"]
 
 
-def test_a_head_or_block_that_is_switched_off_stands_beside(explorer, model, images):
+def test_a_head_or_block_that_is_switched_off_stands_beside(box, model, images):
     """Its weights are 0 there, later blocks and the prediction those of the model without it; one comparison at a time."""
-    box, sent = explorer
-    ask(box, sent, do="choose", changes={"compare": "model:other", "head": 1})
-    message, buffers = ask(box, sent, do="choose", changes={"without": "0.1", "block": 0})["view"]
+    ask(box, do="choose", changes={"compare": "model:other", "head": 1})
+    message, buffers = ask(box, do="choose", changes={"without": "0.1", "block": 0})["view"]
     whole, less = message["panels"]
     assert message["choice"]["compare"] == "" and less["title"].endswith("without block 1, head 2")
     weights = [np.frombuffer(buffers[i], np.float32) for i in (2, 7)]  # rows' maxima
@@ -141,13 +140,13 @@ def test_a_head_or_block_that_is_switched_off_stands_beside(explorer, model, ima
         logits, probe = model(batch)[0], attention.attention_probe(model, batch)[0]
     told = f"predicted {int(logits.argmax())} ({100 * logits.softmax(0).max():.1f} %)"
     assert less["prediction"] == f"class 0, {told}" != whole["prediction"]
-    message, buffers = ask(box, sent, do="choose", changes={"block": 1, "head": -1})["view"]
+    message, buffers = ask(box, do="choose", changes={"block": 1, "head": -1})["view"]
     shares = np.frombuffer(buffers[6], np.uint16).reshape(50, 49)[0] / 65535
     assert np.allclose(shares * np.frombuffer(buffers[7], np.float32)[0], probe, atol=1e-5)
     figure = box.figure()
     assert sum("without block 1, head 2" in ax.get_title() for ax in figure.axes) == 1
     assert "without=0.1" in box.state.text()
-    message, _ = ask(box, sent, do="choose", changes={"compare": "model:other"})["view"]
+    message, _ = ask(box, do="choose", changes={"compare": "model:other"})["view"]
     assert message["choice"]["without"] == "" and "without" not in message["panels"][1]["title"]
 
 
@@ -174,14 +173,13 @@ def test_all_models_that_take_an_image_stand_side_by_side(model, images):
     assert "models" not in two.fitting.possible("m", "d")["compare"]
 
 
-def test_an_own_image_is_shown_as_each_model_takes_it(explorer, model, detector, images, tmp_path):
-    box, sent = explorer
+def test_an_own_image_is_shown_as_each_model_takes_it(box, model, detector, images, tmp_path):
     box.out = tmp_path
     pixels = np.zeros((60, 90, 3), np.uint8)
     pixels[:, 15:75, 0] = 200  # the middle square is red, the sides are black
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, "PNG")
-    answers = ask(box, sent, encoded.getvalue(), do="own", name="../my cat.PNG")
+    answers = ask(box, encoded.getvalue(), do="own", name="../my cat.PNG")
     message, buffers = answers["view"]
     (panel,) = message["panels"]
     assert (panel["height"], panel["width"]) == (28, 28) and "my-cat" in panel["title"]
@@ -197,7 +195,7 @@ def test_an_own_image_is_shown_as_each_model_takes_it(explorer, model, detector,
     shapes = [panel.image.shape for panel in viewer.panels(choice)]
     assert shapes == [(1, 28, 28), (3, 60, 90), (1, 42, 42)]
     assert viewer.panels(choice)[1].boxes is not None
-    ask(box, sent, b"no image", do="own", name="broken.png")
+    ask(box, b"no image", do="own", name="broken.png")
     assert "an image cannot be read" in box.error and box.view["data"] == str(path)
 
 
@@ -335,24 +333,22 @@ def test_one_scale_is_by_equal_areas_and_the_saved_figure_has_it(model, images):
 
 
 @pytest.mark.parametrize("weights", ["rollout", "gradient"])
-def test_explanations_are_shown_too(explorer, weights):
-    box, sent = explorer
-    message, buffers = ask(box, sent, do="choose", changes={"weights": weights})["view"]
+def test_explanations_are_shown_too(box, weights):
+    message, buffers = ask(box, do="choose", changes={"weights": weights})["view"]
     assert message["panels"][0]["rows"] == 1 and message["panels"][0]["overview"] is None
     assert np.frombuffer(buffers[1], np.uint16).max() == 65535
 
 
-def test_the_gallery_filters_by_class_and_by_error(explorer, model, images):
-    box, sent = explorer
-    message, buffers = ask(box, sent, do="gallery", changes={"label": 2})["gallery"]
+def test_the_gallery_filters_by_class_and_by_error(box, model, images):
+    message, buffers = ask(box, do="gallery", changes={"label": 2})["gallery"]
     assert message["indices"] == [2, 5] and len(buffers[0]) == 2 * 44 * 44 * 3
     said = model(to_float(images.images)).argmax(1)
-    message, _ = ask(box, sent, do="gallery", changes={"label": -1, "wrong": True})["gallery"]
+    message, _ = ask(box, do="gallery", changes={"label": -1, "wrong": True})["gallery"]
     assert message["indices"] == (said != images.labels).nonzero().flatten().tolist()
     assert "wrong among all 6" in message["note"]
-    message, buffers = ask(box, sent, do="gallery", changes={"label": 9})["gallery"]
+    message, buffers = ask(box, do="gallery", changes={"label": 9})["gallery"]
     assert message["indices"] == [] and "no such image of class 9" in message["note"]
-    assert ask(box, sent, do="choose", changes={"image": 1})["view"]  # still usable
+    assert ask(box, do="choose", changes={"image": 1})["view"]  # still usable
 
 
 @pytest.mark.parametrize(
@@ -427,13 +423,12 @@ def test_a_detectors_classes_are_its_own(detector, scenes, monkeypatch):
         ({"without": "0.7"}, "no such head"),
     ],
 )
-def test_bad_choices_are_said_in_place(explorer, changes, words):
-    box, sent = explorer
+def test_bad_choices_are_said_in_place(box, changes, words):
     before = dict(box.view)
-    answers = ask(box, sent, do="choose", changes=changes)
+    answers = ask(box, do="choose", changes=changes)
     assert words in box.error and "expected" in box.error and list(answers) == ["done"]
     assert box.view == before
-    assert ask(box, sent, do="choose", changes={"image": 3})["view"] and box.error == ""
+    assert ask(box, do="choose", changes={"image": 3})["view"] and box.error == ""
 
 
 def test_images_that_do_not_fit_are_said_in_place(model, images):
@@ -457,13 +452,12 @@ def test_a_model_without_attention_is_said_in_place(images, model):
 
 def test_a_detection_is_looked_at_through_its_query(detector, scenes):
     box = widgets.attention_explorer({"detector": detector}, {"scenes": scenes})
-    sent = []
-    box.send = lambda content, buffers=(): sent.append((content, [bytes(b) for b in buffers or ()]))
-    message, buffers = ask(box, sent, do="choose", changes={"image": 1, "threshold": 0.01})["view"]
+    listened(box)
+    message, buffers = ask(box, do="choose", changes={"image": 1, "threshold": 0.01})["view"]
     (meta,) = message["panels"]
     assert len(meta["boxes"]) == len(meta["queries"]) == len(meta["labels"]) > 0
     query = meta["queries"][-1]
-    message, buffers = ask(box, sent, do="choose", changes={"token": str(query)})["view"]
+    message, buffers = ask(box, do="choose", changes={"token": str(query)})["view"]
     batch = scenes.images[1:2].float() / 255
     with attention.capture_attention(detector, (-1,), query, kind="cross") as rows, torch.no_grad():
         detector(batch)
@@ -473,21 +467,20 @@ def test_a_detection_is_looked_at_through_its_query(detector, scenes):
         * np.frombuffer(buffers[2], np.float32)[:, None]
     )
     assert np.abs(got[query] - rows[-1][0].mean(0).numpy()).max() < 1e-5
-    message, _ = ask(box, sent, do="choose", changes={"kind": "encoder"})["view"]
+    message, _ = ask(box, do="choose", changes={"kind": "encoder"})["view"]
     assert message["panels"][0]["kind"] == "encoder" and box.error == ""
 
 
-def test_a_choice_is_saved_as_figure_and_as_parameters(explorer, tmp_path, model, images):
-    box, sent = explorer
+def test_a_choice_is_saved_as_figure_and_as_parameters(box, tmp_path, model, images):
     box.out = tmp_path
     look = {"overlay": 0.3, "colours": "gray", "scale": "one", "compare": "model:other"}
     box.choose(image=3, block=0, head=1, token="7", **look)
-    ask(box, sent, do="save", what="figure")
+    ask(box, do="save", what="figure")
     assert sorted(p.suffix for p in (tmp_path / "figures").iterdir()) == [".pdf", ".png", ".svg"]
     (svg,), (pdf,) = ((tmp_path / "figures").glob(f"*.{kind}") for kind in ("svg", "pdf"))
     assert "<text" in svg.read_text()
     assert b"/FontFile2" in pdf.read_bytes() and b"/Type3" not in pdf.read_bytes()
-    ask(box, sent, do="save", what="parameters")
+    ask(box, do="save", what="parameters")
     (path,) = tmp_path.glob("*.yaml")
     saved = json.loads(path.read_text())
     again = widgets.Choice.read(saved["view"])
@@ -515,7 +508,7 @@ def test_what_a_detection_rests_on_is_shown_too(detector, scenes):
 
 @pytest.fixture
 def browsed(scenes, tmp_path):
-    """A browser of two detectors whose predictions are given, and the messages it has sent."""
+    """A browser of two detectors whose predictions are given, and these."""
     torch.manual_seed(0)
     detectors = {
         "teacher": create_detector("detr_nano", 4).eval(),
@@ -523,14 +516,12 @@ def browsed(scenes, tmp_path):
     }
     found = {name: detection.predict(d, scenes.images) for name, d in detectors.items()}
     box = widgets.detection_browser(detectors, scenes, found, threshold=0.08, out_dir=tmp_path)
-    sent = []
-    box.send = lambda content, buffers=(): sent.append((content, [bytes(b) for b in buffers or ()]))
-    return box, sent, found
+    return listened(box), found
 
 
 def test_the_browser_is_sent_what_was_detected(browsed, scenes):
-    box, sent, found = browsed
-    message, buffers = ask(box, sent, do="scenes", data="scenes")["scenes"]
+    box, found = browsed
+    message, buffers = ask(box, do="scenes", data="scenes")["scenes"]
     assert message["count"] == 4
     assert message["classes"] == list(scenes.classes)
     assert len(buffers) == 3 + 2 * 5
@@ -548,13 +539,13 @@ def test_the_browser_is_sent_what_was_detected(browsed, scenes):
             np.frombuffer(buffers[9], np.float32).reshape(-1, 4)[mine],
             boxes[i, queries[mine].tolist()],
         )
-    message, (pixels,) = ask(box, sent, do="images", data="scenes", rows=[2])["images"]
+    message, (pixels,) = ask(box, do="images", data="scenes", rows=[2])["images"]
     assert pixels == scenes.pixels[2].permute(1, 2, 0).numpy().tobytes() and box.error == ""
 
 
 def test_every_query_looks_where_its_detector_says(browsed, scenes):
-    box, sent, found = browsed
-    message, buffers = ask(box, sent, do="look", data="scenes", scene=3, block=-3, head=1)["look"]
+    box, found = browsed
+    message, buffers = ask(box, do="look", data="scenes", scene=3, block=-3, head=1)["look"]
     teacher, student = message["looks"]  # two blocks and three
     assert (teacher["blocks"], teacher["block"], student["blocks"], student["block"]) == (
         2,
@@ -579,12 +570,11 @@ def test_deformable_attention_is_sent_as_points(scenes, tmp_path):
     torch.manual_seed(0)
     atto = create_detector("deimv2_atto", 4).eval()
     box = widgets.detection_browser({"atto": atto}, scenes, threshold=0.05, out_dir=tmp_path)
-    sent = []
-    box.send = lambda content, buffers=(): sent.append((content, [bytes(b) for b in buffers or ()]))
+    listened(box)
     points = attention.attention_points(atto, scenes.pixels[3:4].float() / 255, [0])
     for head, count in ((1, 6), (-1, 48)):
         asked = {"data": "scenes", "scene": 3, "block": -3, "head": head}
-        message, (buffer,) = ask(box, sent, do="look", **asked)["look"]
+        message, (buffer,) = ask(box, do="look", **asked)["look"]
         (look,) = message["looks"]
         assert (look["points"], look["blocks"], look["block"], look["why"]) == (count, 3, 0, "")
         got = torch.frombuffer(bytearray(buffer), dtype=torch.float32).view(100, -1, 6, 4)
@@ -618,7 +608,7 @@ def test_detections_of_tiles_have_no_query_to_look_at(scenes, detector, tmp_path
 
 
 def test_the_browser_says_what_it_cannot_show(browsed, scenes, detector, images):
-    box, sent, found = browsed
+    box, found = browsed
     for changes, words in (
         ({"scene": 4}, "no such scene"),
         ({"threshold": 1.5}, "'threshold' is impossible"),
@@ -644,10 +634,10 @@ def test_the_browser_says_what_it_cannot_show(browsed, scenes, detector, images)
 
 
 def test_the_browser_saves_what_it_shows(browsed, tmp_path):
-    box, sent, found = browsed
+    box, found = browsed
     scores, _ = found["teacher"]
     query = int(scores[1].amax(-1).argmax())
-    ask(box, sent, do="save", view={**box.view, "scene": 1, "chosen": "teacher", "query": query})
+    ask(box, do="save", view={**box.view, "scene": 1, "chosen": "teacher", "query": query})
     assert box.error == ""
     assert len(list((tmp_path / "figures").iterdir())) == 3
     assert box.view["query"] == query
