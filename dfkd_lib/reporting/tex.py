@@ -96,28 +96,18 @@ def tabular(table: pd.DataFrame, shown: pd.DataFrame, caption: str, label: str, 
         table: with its numbers. shown: the same as text, of `cells`.
         best: of `best_cells`.
     """
-    right = [pd.api.types.is_numeric_dtype(table[name]) for name in table]
-    rows = []
-    for i in range(len(shown)):
-        texts = [escaped(value) for value in shown.iloc[i]]
-        bold = [i in best.get(name, ()) for name in table]
-        texts = [rf"\textbf{{{t}}}" if b else t for t, b in zip(texts, bold, strict=True)]
-        rows.append(" & ".join(texts) + r" \\")
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{escaped(caption)}}}",
-        rf"\label{{tab:{label}}}",
-        rf"\begin{{tabular}}{{{''.join('r' if r else 'l' for r in right)}}}",
-        r"\toprule",
-        " & ".join(escaped(name) for name in table) + r" \\",
-        r"\midrule",
-        *rows,
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    sides = ["r" if pd.api.types.is_numeric_dtype(table[name]) else "l" for name in table]
+    written = shown.map(escaped).set_axis(map(escaped, table), axis=1).reset_index(drop=True)
+    style = written.style.hide(axis="index")
+    for name, rows in best.items():
+        style = style.set_properties(subset=(rows, [escaped(name)]), textbf="--rwrap")
+    return style.to_latex(
+        column_format="".join(sides),
+        caption=escaped(caption),
+        label=f"tab:{label}",
+        position_float="centering",
+        hrules=True,
+    )
 
 
 def collect(run: str | Path, out: str | Path, only: Sequence[str] = ()) -> Path:
