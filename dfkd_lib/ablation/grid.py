@@ -21,6 +21,11 @@ DEFAULTS = {
     if name not in ("seeds", "grid", "baseline", "jobs")
 }
 SETTINGS = BASE.settings()
+RIVALS = (
+    "adversarial",
+    "contrastive",
+    "fast",
+)  # beginnings of the makers that may work against a student
 MOST_ROWS = 10_000  # the product of a few long lists would fill the memory
 
 
@@ -156,8 +161,8 @@ def read_grid(
 
 
 def _without_rival(settings: dict) -> dict:
-    """The settings without what only the maker "adversarial" knows, unless it is the source: it would split equal cells."""
-    if settings.get("source") == "adversarial":
+    """The settings without what only makers against a student know, unless one is the source: it would split equal cells."""
+    if str(settings.get("source")).startswith(RIVALS):
         return settings
     return {k: v for k, v in settings.items() if k != "rival_model"}
 

@@ -73,13 +73,21 @@ class ClassificationConfig(Config):
     adversarial_weight: float = Field(
         0.2, ge=0, le=1000, description="weight of the disagreement with a student (maker 3c)"
     )
-    rival_model: str = Field("", description="that student, '': the student's own architecture")
+    rival_model: str = Field(
+        "", description="that student, and of makers 3d and 3e; '': the student's own architecture"
+    )
     inversion: Inversion = Inversion()
     batch_norm_weight: float = Field(
         1.0, ge=0, le=1000, description="weight of the batch-norm statistics (maker 3a)"
     )
     contrast_weight: float = Field(
         0.8, ge=0, le=1000, description="weight of the contrast with earlier images (maker 3d)"
+    )
+    disagreement_weight: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="weight of the disagreement with a student of their own, rival_model (makers 3d, 3e)",
     )
     fast_rounds: int = Field(
         400, ge=1, description="batches that a meta-learnt generator learns from (maker 3e)"
@@ -137,6 +145,9 @@ def _fitted(config: ClassificationConfig, kind: type, **own) -> synthesis.Maker:
     known = kind.model_fields.keys() - {"lr"}
     shared = {name: value for name, value in config.inversion if name in known}
     how = {"background": config.data.background, "batch_norm": config.batch_norm_weight}
+    if config.disagreement_weight:
+        how["decision_adversarial"] = config.disagreement_weight
+        how["student_model"] = config.rival_model or config.student.model
     return kind(**{**shared, **how, **own})
 
 

@@ -33,6 +33,7 @@ from dfkd_lib.losses.synthesis import (
     batch_norm_loss,
     batch_norm_losses,
     contrastive_loss,
+    decision_adversarial_loss,
     disagreement,
     diversity_loss,
     hooked,

@@ -288,6 +288,12 @@ MAKER_LOSSES = {
         "Yin et al. 2020",
         synthesis.disagreement,
     ),
+    "decision_adversarial": Loss(
+        "decisions",
+        "minus the divergence of a student where it agrees with the teacher on the class",
+        "Fang et al. 2021, 2022",
+        synthesis.decision_adversarial_loss,
+    ),
     "adversarial": Loss(
         "disagreement",
         "minus the disagreement of teacher and student",

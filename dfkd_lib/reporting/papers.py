@@ -81,6 +81,7 @@ _MAKERS = (
     "batch_norm",
     "entropy",
     "contrast",
+    "disagreement",
     "fast",
     "rival",
 )

@@ -16,7 +16,7 @@ from dfkd_lib.synthesis.cgan import CGAN, WATCH_EVERY, Networks, gan_step
 from dfkd_lib.synthesis.contrastive import ContrastiveInversion
 from dfkd_lib.synthesis.fast import FastGenerator
 from dfkd_lib.synthesis.given import Given, class_probes
-from dfkd_lib.synthesis.guided import GuidedGenerator, MemoryBank
+from dfkd_lib.synthesis.guided import GuidedGenerator
 from dfkd_lib.synthesis.inversion import Canvas, Inversion
 from dfkd_lib.synthesis.make import Maker, make_images, open_images
 from dfkd_lib.synthesis.measure import (
@@ -32,6 +32,7 @@ from dfkd_lib.synthesis.measure import (
     real_features,
     train_judge,
 )
+from dfkd_lib.synthesis.rival import MemoryBank
 
 __all__ = [
     "AveragedCGAN",

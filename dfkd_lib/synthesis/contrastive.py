@@ -20,7 +20,7 @@ from dfkd_lib.models import Generator
 from dfkd_lib.synthesis.canvas import Draws, plain_generator
 from dfkd_lib.synthesis.from_teacher import scores_features_probe
 from dfkd_lib.synthesis.given import Given
-from dfkd_lib.synthesis.inversion import InversionLosses
+from dfkd_lib.synthesis.rival import MemoryBank, RivalLosses
 from dfkd_lib.training import Precision, TrainConfig
 
 PROJECTED = 128  # dimensions that views are compared in
@@ -43,18 +43,18 @@ class Batch(nn.Module):
         return self.generator(self.labels.to(self.latent.device), self.latent)
 
 
-class ContrastiveInversion(InversionLosses):
+class ContrastiveInversion(RivalLosses):
     """Inversion with a memory: a generator and latents for each batch, fitted to the teacher, and told from earlier images.
 
-    Source: Fang et al., Contrastive Model Inversion for Data-Free Knowledge Distillation (IJCAI 2021), without the
-        adversarial term: images are made once, for any student. Our choices: the projection starts anew with each batch,
-        and the memory holds the teacher's features of the last images.
+    Source: Fang et al., Contrastive Model Inversion for Data-Free Knowledge Distillation (IJCAI 2021). Images are made once,
+        for any student: without its adversarial term by default, else against a student of the maker's own, which learns
+        after each batch. Our choices: the projection and that student's optimizer start anew with each batch, and the
+        memory holds the teacher's features of the last images.
     """
 
-    losses: ClassVar[tuple[str, ...]] = (*InversionLosses.losses, "contrast")
+    losses: ClassVar[tuple[str, ...]] = (*RivalLosses.losses, "contrast")
 
     steps: int = Field(1000, ge=1, description="steps of Adam for each batch")
-    batch_size: int = Field(128, ge=2, description="images fitted together")
     precision: Precision = Field("fp32", description="arithmetic: fp32, or bf16 by autocast")
     lr: float = Field(1e-3, gt=0, le=10, description="learning rate of Adam on generator, latents")
     contrast: float = Field(
@@ -82,13 +82,20 @@ class ContrastiveInversion(InversionLosses):
         blank = torch.zeros(1, *given.shape, device=device)
         with torch.no_grad():
             memory = [scores_features_probe(teacher, blank, False)[1][:0].float()]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # whatever the images' seeds, one student
+            rival = {name: part.to(device) for name, part in self.rival(given).items()}
 
-        @torch.no_grad()
         def earlier(images: Tensor) -> None:
             seen = to_float(images).to(device)
-            memory.append(scores_features_probe(teacher, seen, False)[1].float())
+            with torch.no_grad():
+                logits, features, _ = scores_features_probe(teacher, seen, False)
+            memory.append(features.float())
             kept = torch.cat(memory)
             memory[:] = [kept[max(0, len(kept) - self.memory) :]]
+            if rival:
+                rival["bank"].add(seen, logits)
+                self._teach(**rival)
 
         def draw(labels: Tensor, seed: int) -> Tensor:
             random = torch.Generator().manual_seed(seed)
@@ -97,7 +104,7 @@ class ContrastiveInversion(InversionLosses):
             batch = Batch(generator, labels, memory[0].shape[1], random)
             training.fit(
                 {"batch": batch},
-                self.fitting(batch, teacher, memory[0]),
+                self.fitting(batch, teacher, memory[0], rival.get("student")),
                 Draws(self.steps, lambda random: (labels, random)),
                 TrainConfig(
                     epochs=1,
@@ -119,13 +126,31 @@ class ContrastiveInversion(InversionLosses):
         draw.earlier = earlier  # type: ignore[attr-defined]
         return draw
 
-    def fitting(self, batch: Batch, teacher: nn.Module, memory: Tensor) -> Callable:
+    def _teach(self, student: nn.Module, bank: MemoryBank) -> None:
+        """Some steps of the student on what its memory holds."""
+        seen, size = int(bank.seen), self.batch_size
+        training.fit(
+            {"student": student},
+            lambda batch, progress: self.lesson(student, bank),
+            Draws(self.student_steps, lambda random: (torch.empty(size),)),
+            TrainConfig(epochs=1, batch_size=size, lr=1e-3, optimizer="adam", seed=seen),
+            label=f"student of {seen} images",
+            split=False,
+        )
+
+    def fitting(
+        self,
+        batch: Batch,
+        teacher: nn.Module,
+        memory: Tensor,
+        student: nn.Module | None = None,
+    ) -> Callable:
         """The step for `training.fit`: one update of generator, latents and projection."""
 
         def step(given: tuple, progress: float) -> dict[str, Tensor]:
             labels, random = given
             images = batch()
-            named, features = self.named(images, labels, random, teacher)
+            named, features = self.named(images, labels, random, teacher, student)
             if self.contrast:
                 _, local, _ = scores_features_probe(teacher, local_view(images, random), False)
                 views = (batch.projection(x.float()) for x in (features, local, memory))

@@ -5,7 +5,7 @@ own, on a copy of the weights and on its latents. The starting weights learn fro
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -13,29 +13,29 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dfkd_lib.core import Artifact, Store
+from dfkd_lib.core import Artifact, Store, save_tensors
 from dfkd_lib.datasets import to_uint8
 from dfkd_lib.models import Generator
 from dfkd_lib.synthesis.canvas import Draws, fit_to_last_good, kept_states, plain_generator
 from dfkd_lib.synthesis.from_teacher import local_random
 from dfkd_lib.synthesis.given import Given
-from dfkd_lib.synthesis.inversion import InversionLosses
+from dfkd_lib.synthesis.rival import MemoryBank, RivalLosses
 from dfkd_lib.training import Precision, TrainConfig, device
 
 EPOCH = 25  # batches between checkpoints
 
 
-class FastGenerator(InversionLosses):
+class FastGenerator(RivalLosses):
     """A meta-learnt generator: `inner` steps for each batch from common starting weights, which learn over `rounds` batches.
 
     Source: Fang et al., Up to 100× Faster Data-Free Knowledge Distillation (AAAI 2022), in its first-order
-        form (FOMAML), without the adversarial term. There images for the student are those that the starting weights learn
-        from; here they are drawn afterwards, so that any number can be, for any student.
+        form (FOMAML). There images for the student are those that the starting weights learn from; here they are drawn
+        afterwards, so that any number can be, for any student: without its adversarial term by default, else against a
+        student of the maker's own, which learns beside the starting weights.
     """
 
     rounds: int = Field(400, ge=1, description="batches that the starting weights learn from")
     inner: int = Field(5, ge=1, le=1000, description="steps of each batch on weights and latents")
-    batch_size: int = Field(128, ge=2, description="images fitted together")
     lr: float = Field(1e-3, gt=0, le=1, description="of Adam on the starting weights")
     inner_lr: float = Field(5e-3, gt=0, le=1, description="of Adam on a batch's weights")
     latent_lr: float = Field(0.015, gt=0, le=10, description="of Adam on a batch's latents")
@@ -57,7 +57,11 @@ class FastGenerator(InversionLosses):
         """
         settings = {**self.as_dict(), **given.wanted}
         return store.get_or_make(
-            "meta_generator", settings, lambda work: self._fit(work, given), [given.teacher]
+            "meta_generator",
+            settings,
+            lambda work: self._fit(work, given),
+            [given.teacher],
+            code=self.code,
         )
 
     def _fit(self, work: Path, given: Given) -> dict:
@@ -80,20 +84,43 @@ class FastGenerator(InversionLosses):
         )
         batches = Draws(math.ceil(self.rounds / epochs), draw)
         label = f"starting weights, {self.inner} steps a batch, seed {self.seed}"
-        modules: dict[str, nn.Module] = {"generator": generator}
-        step = self.step(generator, teacher)
-        one = {"main": ["generator"]}
-        return fit_to_last_good(work, modules, step, batches, config, label, one)
+        modules: dict[str, nn.Module] = {"generator": generator, **self.rival(given)}
+        one, student, bank = {"main": ["generator"]}, modules.get("student"), modules.get("bank")
+        step = self.step(generator, teacher, student, bank)
+        if student is None:
+            return fit_to_last_good(work, modules, step, batches, config, label, one)
 
-    def step(self, generator: Generator, teacher: nn.Module) -> Callable:
-        """The step for `training.fit`: the starting weights get the gradient where a batch's own steps have led."""
+        def both(batch: tuple, progress: float) -> Iterator[tuple[str, dict]]:
+            yield "main", step(batch, progress)
+            for _ in range(self.student_steps):
+                yield "student", self.lesson(student, bank)
+
+        each = {**one, "student": ["student"]}
+        found = fit_to_last_good(work, modules, both, batches, config, label, each)
+        save_tensors(work / "student.safetensors", student.state_dict())
+        return found
+
+    def step(
+        self,
+        generator: Generator,
+        teacher: nn.Module,
+        student: nn.Module | None = None,
+        bank: MemoryBank | None = None,
+    ) -> Callable:
+        """The step for `training.fit`: the starting weights get the gradient where a batch's own steps have led.
+
+        A `bank` keeps the batch's images for the student that they are to disagree with.
+        """
 
         def step(batch: tuple, progress: float) -> dict[str, Tensor]:
             labels, noise = batch
             random = local_random()
-            weights, latent = self.fitted(generator, teacher, labels, noise, random)
+            weights, latent = self.fitted(generator, teacher, labels, noise, random, student)
             images = functional_call(generator, weights, (labels, latent))
-            losses = self.total(self.named(images, labels, random, teacher)[0])
+            losses = self.total(self.named(images, labels, random, teacher, student)[0])
+            if bank is not None:
+                with torch.no_grad():
+                    bank.add(images, teacher(images))
             ends = torch.autograd.grad(losses["loss"], list(weights.values()))
             # Its gradient is that at the end, its value the loss there.
             pairs = zip(generator.parameters(), ends, strict=True)
@@ -109,6 +136,7 @@ class FastGenerator(InversionLosses):
         labels: Tensor,
         noise: Tensor,
         random: torch.Generator,
+        student: nn.Module | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """A batch's weights by name and its latents (B, L), after its own steps from the generator's."""
         weights = {
@@ -120,7 +148,7 @@ class FastGenerator(InversionLosses):
         optimizer = torch.optim.Adam(groups, lr=self.inner_lr, betas=(0.5, 0.999))
         for _ in range(self.inner):
             images = functional_call(generator, weights, (labels, latent))
-            named, _ = self.named(images, labels, random, teacher)
+            named, _ = self.named(images, labels, random, teacher, student)
             optimizer.zero_grad()
             self.total(named)["loss"].backward()
             optimizer.step()
@@ -132,12 +160,16 @@ class FastGenerator(InversionLosses):
         generator = plain_generator(len(given.classes), given.shape, self.latent, self.width)
         generator.load_state_dict(trained.tensors(states[max(states)]))
         generator.to(device()).train()
+        student = self.rival(given).get("student")
+        if student is not None:
+            student.load_state_dict(trained.tensors("student.safetensors"))
+            student.to(device())
 
         def draw(labels: Tensor, seed: int) -> Tensor:
             random = torch.Generator().manual_seed(seed)
             (noise,) = generator.noise(len(labels), random)
             asked, noise = labels.to(device()), noise.to(device())
-            weights, latent = self.fitted(generator, teacher, asked, noise, random)
+            weights, latent = self.fitted(generator, teacher, asked, noise, random, student)
             with torch.no_grad():
                 return to_uint8(functional_call(generator, weights, (asked, latent))).cpu()
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from dfkd_lib.core import Artifact, Store, WorkbenchError, processes
-from dfkd_lib.datasets import random_shift, to_float
+from dfkd_lib.core import Artifact, Store
+from dfkd_lib.datasets import random_shift
 from dfkd_lib.losses import (
     MAKER_LOSSES,
     attention_consistency_loss,
@@ -28,7 +28,7 @@ from dfkd_lib.losses import (
     total_variation,
     weights_of,
 )
-from dfkd_lib.models import MODELS, FieldGenerator, Generator, create_model
+from dfkd_lib.models import MODELS, FieldGenerator, Generator
 from dfkd_lib.synthesis.canvas import (
     Draws,
     GeneratorMaker,
@@ -43,46 +43,8 @@ from dfkd_lib.synthesis.from_teacher import (
     scores_features_probe,
 )
 from dfkd_lib.synthesis.given import Given
+from dfkd_lib.synthesis.rival import rival
 from dfkd_lib.training import Precision, Share, TrainConfig
-
-
-class MemoryBank(nn.Module):
-    """Images the student has seen, with the teacher's answers; the oldest give way. Kept with a training's checkpoint.
-
-    Args:
-        size: images it holds.
-        shape: (C, S, S).
-        num_classes: K.
-    """
-
-    def __init__(self, size: int, shape: tuple[int, int, int], num_classes: int):
-        super().__init__()
-        self.register_buffer("images", torch.zeros(size, *shape, dtype=torch.uint8))
-        self.register_buffer("logits", torch.zeros(size, num_classes))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
-        # min(seen, size) on the host: to ask the device at every draw would be to wait for it.
-        self._held = 0
-        self.register_load_state_dict_post_hook(lambda bank, _: bank._count())
-
-    def _count(self) -> None:
-        self._held = min(int(self.seen), len(self.images))
-
-    @torch.no_grad()
-    def add(self, images: Tensor, logits: Tensor) -> None:
-        """Keep float images (B, C, S, S) in [-1, 1] and logits (B, K), of all processes that part a batch among them."""
-        # Bad numbers are the training loop's to report, which then goes back to a bank without them.
-        images = images.float().nan_to_num().clamp(-1, 1)
-        pixels = processes.gathered(images.add(1.0).mul(127.5).round().to(torch.uint8))
-        rows = (self.seen + torch.arange(len(pixels), device=self.seen.device)) % len(self.images)
-        self.images[rows], self.logits[rows] = pixels, processes.gathered(logits.float())
-        self.seen += len(pixels)
-        self._held = min(self._held + len(pixels), len(self.images))
-
-    def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        """`count` random (images float, logits) of those kept."""
-        rows = torch.randint(self._held, (count,), device=self.seen.device)
-        return to_float(self.images[rows]), self.logits[rows]
-
 
 GuidedWeights = weights_of(
     MAKER_LOSSES,
@@ -205,16 +167,7 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
         """What is trained: a generator, and the student it works against with its memory."""
         modules = {"generator": self.new_generator(given.classes, given.shape)}
         if self.adversarial:
-            student = create_model(self.student_model, **given.architecture)
-            if isinstance(student(torch.zeros(2, *given.shape)), tuple):
-                raise WorkbenchError(
-                    "the student of an adversarial generator has two outputs in training",
-                    expected="one: a model without a distillation token",
-                    got=self.student_model,
-                    fix="name another student_model",
-                )
-            bank = MemoryBank(self.bank, given.shape, len(given.classes))
-            modules |= {"student": student, "bank": bank}
+            modules |= rival(self.student_model, self.bank, given)
         return modules
 
     def new_generator(

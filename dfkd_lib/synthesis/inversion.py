@@ -6,10 +6,11 @@ shown ever fewer patches, those that it attends to (sparse inversion): the other
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +79,7 @@ class Canvas(nn.Module):
 
 
 InversionWeights = weights_of(
-    MAKER_LOSSES, ce=1.0, tv=1.0, l2=0.5, batch_norm=0.0, patch_entropy=0.0, compete=0.0, intra=0.0
+    MAKER_LOSSES, ce=1.0, tv=1.0, l2=0.5, batch_norm=0.0, patch_entropy=0.0, intra=0.0
 )
 
 
@@ -128,11 +129,15 @@ class InversionLosses(FromTeacher, InversionWeights):
             named["batch_norm"] = torch.stack(norms).sum()
         if self.patch_entropy:
             named["patch_entropy"] = patch_similarity_loss(teacher, outputs)
-        if self.compete and student is not None:
-            named["compete"] = 1 - disagreement(student(seen), logits)
+        if student is not None:
+            named |= self.against(student, seen, logits)
         if self.intra:
             named["intra"] = self.intra_loss(features, logits, labels)
         return named, features
+
+    @abstractmethod
+    def against(self, student: nn.Module, images: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        """The loss by a student's answers to images (B, C, S, S), and the teacher's (B, K), by its name."""
 
 
 class Inversion(InversionLosses):
@@ -145,6 +150,15 @@ class Inversion(InversionLosses):
         and arXiv 2509.23235, in which patches come back.
     """
 
+    losses: ClassVar[tuple[str, ...]] = (*InversionLosses.losses, "compete")
+
+    compete: float = Field(
+        0.0,
+        ge=0,
+        title="competition",
+        description="λ of 1 − disagreement of teacher and student (Yin et al. 2020)",
+        json_schema_extra={"also": "compete_weight"},
+    )
     steps: int = Field(1000, ge=1, description="steps of Adam for each batch")
     batch_size: int = Field(
         128,
@@ -170,6 +184,10 @@ class Inversion(InversionLosses):
 
     def parents(self, given: Given) -> list[Artifact]:
         return [given.teacher, *([given.student] if self.compete and given.student else [])]
+
+    def against(self, student: nn.Module, images: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        """The competition with `Given.student`."""
+        return {"compete": 1 - disagreement(student(images), logits)}
 
     def drawing(self, trained: None, given: Given) -> Callable[[Tensor, int], Tensor]:
         """(labels (N,), seed) → uint8 images (N, C, S, S), N optimised together."""

@@ -94,7 +94,8 @@ def make_images(
         draw_shards(work, maker, trained, given, count, seed)
         return {"images": count, "maker": maker.budget}
 
-    made = store.get_or_make("synthetic", settings, make, parents)
+    # Of a student that is trained while images are drawn, the architecture's code.
+    made = store.get_or_make("synthetic", settings, make, parents, code=getattr(maker, "code", ()))
     return open_images(made), made
 
 

@@ -16,6 +16,7 @@ from dfkd_lib.core.artifacts import Store
 from dfkd_lib.core.ledger import LedgerError
 from dfkd_lib.datasets import ImageSet, load_images, to_float, to_uint8
 from dfkd_lib.distill import ClassificationConfig, Study
+from dfkd_lib.losses import decision_adversarial_loss
 from dfkd_lib.models import FieldGenerator, WeightsMissing, create_model
 from dfkd_lib.synthesis import (
     CGAN,
@@ -31,6 +32,7 @@ from dfkd_lib.synthesis import (
     inversion,
     make_images,
 )
+from dfkd_lib.synthesis import rival as from_rival
 from dfkd_lib.training import DivergedError, TrainConfig
 
 CLASSES, SHAPE = tuple("0123456789"), (1, 28, 28)
@@ -45,6 +47,7 @@ INVERSION = Inversion(steps=2, batch_size=16, tv=0.1)
 SMALL = {"batch_size": 16, "latent": 8, "width": 16, "batch_norm": 1.0}
 MEMORY = ContrastiveInversion(steps=2, **SMALL)
 FAST = FastGenerator(rounds=2, inner=2, **SMALL)
+RIVAL = {"decision_adversarial": 1.0, "student_model": "cnn_small", "bank": 24, "student_steps": 2}
 # name -> (maker, what it is given)
 MAKERS = {
     "GAN": (GAN, "vit probes real"),
@@ -59,6 +62,8 @@ MAKERS = {
     "no strokes": (ADVERSARIAL.replace(strokes=False, ink=0.0, blank=0.0), "vit"),
     "memory": (MEMORY, "cnn"),
     "fast": (FAST, "cnn"),
+    "memory against a student": (MEMORY.replace(**RIVAL), "cnn"),
+    "fast against a student": (FAST.replace(**RIVAL), "cnn"),
 }
 
 
@@ -292,6 +297,7 @@ def killing(monkeypatch, module, name, at):
         ("adversarial", "canvas", "generate"),
         ("ViT", "inversion", "Canvas"),
         ("memory", "contrastive", "Batch"),
+        ("memory against a student", "contrastive", "Batch"),
     ],
 )
 def test_a_broken_off_drawing_goes_on_with_the_next_shard(
@@ -313,6 +319,33 @@ def test_a_broken_off_drawing_goes_on_with_the_next_shard(
     assert len(calls) - before == 2 * a_shard
     assert made.key == kept.key and torch.equal(images.pixels, whole.pixels)
     assert (made.path / "images.npy").read_bytes() == (kept.path / "images.npy").read_bytes()
+
+
+@pytest.mark.parametrize("maker", [MEMORY, FAST])
+def test_images_move_to_where_a_held_student_is_least_sure_of_the_teachers_class(parts, maker):
+    """Fang et al. 2021, 2022: the student's weights have no part in it, and it learns what is made."""
+    teacher, student = training.load_trained(parts.cnn), create_model("cnn_small", in_chans=1)
+    images = (
+        torch.rand(12, *SHAPE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    ).requires_grad_()
+    against, labels = maker.replace(**RIVAL, jitter=0), torch.arange(12) % 10
+    named, _ = against.named(images, labels, torch.Generator(), teacher, student)
+    found = named["decision_adversarial"]
+    found.backward()
+    assert images.grad is not None and all(p.grad is None for p in student.parameters())
+    by_hand = decision_adversarial_loss(student.eval()(images), teacher(images))
+    torch.testing.assert_close(found, by_hand)
+
+
+@pytest.mark.parametrize("name", ["memory against a student", "fast against a student"])
+def test_the_student_learns_what_has_been_made(parts, store, monkeypatch, name):
+    apart, far = [], from_rival.kd_loss
+    maker, names = MAKERS[name]
+    monkeypatch.setattr(
+        from_rival, "kd_loss", lambda *args: apart.append(far(*args).item()) or far(*args)
+    )
+    make_images(store, maker.replace(student_steps=20), given_to(parts, names), 20)
+    assert len(apart) == 40 and sum(apart[-5:]) < 0.8 * sum(apart[:5])
 
 
 def test_a_batch_is_told_from_those_made_before(parts, store, monkeypatch):
@@ -603,6 +636,8 @@ def test_too_few_images(parts, store):
         ),
         (lambda: PLAIN.replace(steps=0), "'(steps|batch_size)' is impossible(.|\n)*1"),
         (lambda: ADVERSARIAL.replace(bank=7), "bank(.|\n)*8"),
+        (lambda: MEMORY.replace(**{**RIVAL, "bank": 7}), "bank(.|\n)*16"),
+        (lambda: FAST.replace(decision_adversarial=1.0), "student_model"),
         (lambda: INVERSION.replace(steps=0), "'(steps|batch_size)' is impossible(.|\n)*1"),
         (lambda: INVERSION.replace(patches=(1.0, 0.0)), "patches"),
         (lambda: INVERSION.replace(patches=()), "patches"),

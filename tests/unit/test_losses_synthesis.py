@@ -11,6 +11,7 @@ from dfkd_lib.losses import (
     attention_outputs,
     batch_norm_losses,
     contrastive_loss,
+    decision_adversarial_loss,
     disagreement,
     diversity_loss,
     ink,
@@ -54,6 +55,15 @@ def test_diversity_sees_shapes_not_brightness_and_only_within_a_class():
     ):
         found = diversity_loss(torch.stack([left, other]), labels).item()
         assert found == pytest.approx(expected, abs=5e-3)
+
+
+def test_decisions_count_where_both_name_one_class():
+    student = torch.tensor([[2.0, 1.0], [1.0, 2.0]]).log()
+    teacher = torch.tensor([[3.0, 1.0], [3.0, 1.0]]).log()
+    by_hand = 0.75 * math.log(0.75 * 3 / 2) + 0.25 * math.log(0.25 * 3)
+    found = decision_adversarial_loss(student + 5, teacher).item()
+    assert found == pytest.approx(-by_hand / 2, rel=1e-5)
+    assert decision_adversarial_loss(teacher, teacher).item() == pytest.approx(0, abs=1e-7)
 
 
 def test_disagreement_is_0_for_equal_and_1_for_opposite_outputs():
