@@ -10,12 +10,19 @@ from torch import Tensor
 
 from dfkd_lib import training
 from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts, ledger, processes, resolve
-from dfkd_lib.datasets import Frames, Scenes, SceneSet, check_classes_agree
+from dfkd_lib.datasets import FILL, Frames, Scenes, SceneSet, check_classes_agree, in_turn
 from dfkd_lib.detection.aligned import QueryAligner, check_shareable
 from dfkd_lib.detection.batches import SceneBatches
 from dfkd_lib.detection.step import kept_answers
 from dfkd_lib.metrics import THRESHOLD, average_precision, same_classes, sure
-from dfkd_lib.models import Detector, count_parameters, create_detector, detector_names
+from dfkd_lib.models import (
+    NARROW,
+    Detector,
+    count_parameters,
+    create_detector,
+    detector_names,
+    pixel_mask,
+)
 from dfkd_lib.models.detectors import SPECS, known_classes
 from dfkd_lib.training import Precision, TrainConfig
 
@@ -283,14 +290,45 @@ def predictions(artifact: Artifact) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def predict(detector: Detector, images: Tensor | Frames) -> tuple[Tensor, Tensor]:
-    """Scores (N, Q, classes) in [0, 1] and boxes (N, Q, 4) of uint8 images (N, 3, H, W), on the CPU, in eval mode."""
+    """Scores (N, Q, classes) in [0, 1] and boxes (N, Q, 4) of uint8 images (N, 3, H, W), on the CPU, in eval mode.
+
+    A DETR, which masks what fills a frame up to an image, is given frames of one size together, without it.
+    """
     was_training, target = detector.training, training.device()
     detector.eval().to(target)
-    batch_size = max(1, PIXELS // images.shape[2:].numel())
-    found = [detector(rows.to(target).float() / 255) for rows in images.split(batch_size)]
+    whole = torch.tensor(images.shape[2:])
+    sizes = frame_sizes(images) if type(detector) is Detector else whole.expand(len(images), 2)
+    alike, of = sizes.unique(dim=0, return_inverse=True)
+    chunks = [
+        rows
+        for group, size in enumerate(alike)
+        for rows in (of == group).nonzero().flatten().split(max(1, PIXELS // int(size.prod())))
+    ]
+    scores = torch.zeros(len(images), detector.num_queries, detector.num_labels)
+    boxes = torch.zeros(len(images), detector.num_queries, 4)
+    for rows, batch in zip(chunks, in_turn(images, chunks), strict=True):
+        high, wide = sizes[rows[0]]
+        found = detector(batch[..., :high, :wide].to(target).float() / 255)
+        scores[rows] = found.logits.sigmoid()[..., :-1].cpu()
+        boxes[rows] = found.boxes.cpu() * (sizes[rows[0]] / whole).flip(0).repeat(2)
     detector.train(was_training)
-    scores = torch.cat([d.logits for d in found]).sigmoid()[..., :-1]
-    return scores.cpu(), torch.cat([d.boxes for d in found]).cpu()
+    return scores, boxes
+
+
+def frame_sizes(images: Tensor | Frames) -> Tensor:
+    """Height and width (N, 2) in pixels of frames that may be filled up at right and bottom to uint8 images (N, 3, H, W)."""
+    whole = torch.tensor(images.shape[2:])
+    if isinstance(images, Frames):
+        sizes = torch.tensor([view.size[::-1] for view in images.views])
+        return sizes.where(sizes >= whole.clamp(max=NARROW), whole)  # as `pixel_mask` has it
+    sizes = whole.repeat(len(images), 1)
+    fill = torch.tensor(FILL, dtype=torch.uint8).view(3, 1)
+    ends = (images[:, :, -1] == fill).all(2).all(1) | (images[..., -1] == fill).all(2).all(1)
+    for rows in ends.nonzero().flatten().split(64):
+        frame = pixel_mask(images[rows].float() / 255)[1]
+        found = (frame[:, 2:].flip(1) * sizes[rows]).round().long()
+        sizes[rows] = found.where((frame[:, :2] == 0).all(1, keepdim=True), sizes[rows])
+    return sizes
 
 
 def detections(detector: Detector, scenes: SceneSet, threshold: float = THRESHOLD) -> list[dict]:

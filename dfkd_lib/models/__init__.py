@@ -12,7 +12,7 @@ from dfkd_lib.models.create import (
     model_names,
 )
 from dfkd_lib.models.dearkd import EarlyAligner
-from dfkd_lib.models.detector import Detections, Detector, pixel_mask
+from dfkd_lib.models.detector import NARROW, Detections, Detector, pixel_mask
 from dfkd_lib.models.detectors import create_detector, detector_names
 from dfkd_lib.models.gan import Discriminator, FieldGenerator, Generator
 from dfkd_lib.models.hub import WeightsMissing

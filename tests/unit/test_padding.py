@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from PIL import Image
 from transformers import DetrImageProcessor
 
-from dfkd_lib.datasets import FILL
-from dfkd_lib.detection import Batch
+from dfkd_lib.datasets import FILL, Frames
+from dfkd_lib.datasets.frames import View
+from dfkd_lib.detection import Batch, predict
 from dfkd_lib.detection.batches import augmented
 from dfkd_lib.models import create_detector
 from dfkd_lib.models.detector import pixel_mask
@@ -64,6 +66,39 @@ def test_augmented_scenes_stay_filled_where_their_frames_end():
     mirrored = place[:, 0] > 0
     ends = torch.where(mirrored, left - place[:, 0], right - place[:, 0] - place[:, 2])
     assert 8 < mirrored.sum() < 24 and ends.abs().max() < 1.5 / 96
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_frames_of_several_sizes_are_predicted_as_each_alone(on_disk, frames, tmp_path):
+    """By size, without what fills them; boxes are shares of the image. One that is narrower than a token stays filled."""
+    detector = create_detector("detr_nano", 4).eval()
+    frames = [*frames, frames[1], frames[0][:, :, :20]]
+    images = (filled(frames, 96, 64) * 255).round().byte()
+    if on_disk:
+        views = []
+        for number, frame in enumerate(frames):
+            file = tmp_path / f"{number}.png"
+            Image.fromarray(frame.permute(1, 2, 0).numpy()).save(file)
+            views.append(View(file, (frame.shape[2], frame.shape[1])))
+        images = Frames(views, 96, 64)
+    frames[-1] = images[4]
+    seen = []
+    detector.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    scores, boxes = predict(detector, images)
+    assert sorted(seen) == [(1, 3, 96, 33), (2, 3, 50, 64), (2, 3, 96, 64)]
+    for row, frame in enumerate(frames):
+        alone = detector(frame[None].float() / 255)
+        share = torch.tensor([frame.shape[2] / 64, frame.shape[1] / 96]).repeat(2)
+        assert torch.allclose(scores[row], alone.logits[0, :, :4].sigmoid(), atol=1e-5)
+        assert torch.allclose(boxes[row], alone.boxes[0] * share, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_no_mask_hides_is_predicted_as_it_is(frames):
+    detector, images = create_detector("deimv2_atto", 4).eval(), filled(frames, 96, 64)
+    scores, boxes = predict(detector, (images * 255).round().byte())
+    assert torch.allclose(boxes, detector(images).boxes, atol=1e-4)
 
 
 @pytest.mark.parametrize("seen", [0, 20])
