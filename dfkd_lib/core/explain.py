@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -168,13 +168,15 @@ def compare(root: Path, first: str, second: str) -> str:
     return _page(f"{keys[0]} → {keys[1]}", parts)
 
 
-def _changed(one: dict, other: dict) -> list[str]:
-    """The values that differ, one line each."""
-    return [
-        f"{name}: {one.get(name, 'none')} → {other.get(name, 'none')}"
-        for name in sorted({*one, *other})
-        if one.get(name) != other.get(name)
-    ]
+def differing(a: dict, b: dict) -> Iterator[tuple[str, object, object]]:
+    """(name, value in a, value in b) of what two dictionaries hold differently; a dash where one lacks it."""
+    for name in a | b:
+        if a.get(name) != b.get(name):
+            yield name, a.get(name, "–"), b.get(name, "–")
+
+
+def _changed(a: dict, b: dict) -> list[str]:
+    return [f"{name}: {x} → {y}" for name, x, y in differing(a, b)]
 
 
 def _by_stage(keys: list[str]) -> dict[str, str]:

@@ -1,10 +1,10 @@
 """Two runs beside each other: one page of what differs between them."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 from dfkd_lib.core import WorkbenchError, resolve
+from dfkd_lib.core.explain import differing
 from dfkd_lib.metrics.intervals import FEWEST, interval_text, paired_difference
 from dfkd_lib.pipeline.html import duration, entries, fallbacks_of, read_metrics, write_page
 from dfkd_lib.pipeline.parameters import OWN
@@ -17,13 +17,6 @@ SECTIONS = {
     "metrics": "Metrics",
 }
 Row = tuple[str, ...]
-
-
-def differing(a: dict, b: dict) -> Iterator[tuple[str, object, object]]:
-    """(name, value in a, value in b) of what two dictionaries hold differently; a dash where one lacks it."""
-    for name in a | b:
-        if a.get(name) != b.get(name):
-            yield name, a.get(name, "–"), b.get(name, "–")
 
 
 def about(results: dict) -> dict[str, str]:
