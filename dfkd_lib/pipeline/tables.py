@@ -83,7 +83,7 @@ def look(request: Request) -> TableRun:
 
 
 def total(reports: Iterable[TableRun], of: str) -> float:
-    """ "seconds" or "operations" of all missing parts, each that several tables share once."""
+    """The sum of an effort's "seconds" or "operations" over all missing parts, each that several tables share once."""
     parts = {what: r.made.parts[name] for r in reports for name, what in r.missing.items()}
     return sum(getattr(effort, of) for part in parts.values() for effort in part.efforts)
 
@@ -179,7 +179,7 @@ def make_part(
 
 
 def train(reports: Sequence[TableRun], processes: int, threads: int | None, log: Callable) -> None:
-    """Make what is missing through one queue; errors and the hardware go into the runs."""
+    """Make what is missing through one queue; errors go into the runs."""
     by_table = {report.request.table: report for report in reports}
     waiting = sum(len(report.missing) for report in reports)
     if not waiting:
@@ -305,10 +305,8 @@ def write(reports: Iterable[TableRun], out: Path, estimate: str, command: str) -
             lines = ([row[column] for column in HEAD.split(",")] for row in rows)
             csv.writer(file).writerows([HEAD.split(","), *lines])
         body = [[row[column] for column in SHOWN.split(",")] for row in rows]
-        where = "; ".join(dict.fromkeys(made[0].hardware for made in found.values()))
-        figures = drawn(report, out)
-        known = report.request.title, where, body, deviations(report, rows), differ, figures
-        sections.append((name, *known))
+        shown = body, deviations(report, rows), differ, drawn(report, out)
+        sections.append((name, report.request.title, made_on(content[name]["hardware"]), *shown))
     known = provenance.describe()
     save_json(
         out / "results.json",
@@ -326,6 +324,15 @@ def write(reports: Iterable[TableRun], out: Path, estimate: str, command: str) -
         command=command,
         provenance=provenance_rows({**known, "seeds": {}}),
     )
+
+
+def made_on(hardware: dict[str, str]) -> str:
+    """Where parts were made: one machine for all, or each with its parts."""
+    places = dict.fromkeys(hardware.values())
+    if len(places) < 2:
+        return "".join(places)
+    parts = {place: [p for p, where in hardware.items() if where == place] for place in places}
+    return "; ".join(f"{place} ({', '.join(of)})" for place, of in parts.items())
 
 
 def drawn(report: TableRun, out: Path) -> list[dict]:

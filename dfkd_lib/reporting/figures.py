@@ -59,9 +59,9 @@ def _first(
         return plots.class_probe_grid(found[:20], given.train_set.classes[:20])
 
     def rows() -> Figure:
-        classes = given.train_set.classes
-        first = [int((study.train_set.labels == k).nonzero()[0]) for k in range(len(classes))]
-        shown = {"real": study.train_set.subset(first[:10]).images}
+        real, classes = given.train_set, given.train_set.classes
+        first = [int((real.labels == k).nonzero()[0]) for k in range(len(classes[:10]))]
+        shown = {"real": real.subset(first).images}
         for arm, made in images().items():
             starts = range(0, DRAWS * len(classes), len(classes))
             shown |= {f"{arm} {n}": made[i : i + 10] for n, i in enumerate(starts, 1)}

@@ -206,6 +206,12 @@ def test_a_typo_is_answered_before_torch_is_imported(words):
     assert ("error: " in done.stderr) == bool(words) and words or "A2L" in done.stdout
 
 
+def test_machines_are_named_with_their_parts_where_there_are_several():
+    assert tables.made_on({"teacher": "A", "student": "A"}) == "A"
+    several = {"teacher": "an H100", "student": "two cores", "GAN": "an H100"}
+    assert tables.made_on(several) == "an H100 (teacher, GAN); two cores (student)"
+
+
 def test_a_night_of_more_than_eight_hours_is_refused_with_the_tables_that_fit():
     tables.refuse([report([hours(7.9)], "night")], None, 1)
     error = refused(
