@@ -69,13 +69,21 @@ def test_real_images_behind_each_makers_images(study, found, name, expected):
     assert row["with teachers and priors"] == f"{max(trained_on, *expected.values(), 0):,}"
 
 
-def test_a_pair_of_the_fields_cnns(store):
-    """As the field has it: the CNN teacher itself is inverted, and a CNN learns from the images alone."""
+@pytest.mark.parametrize("source, weight", [("contrastive memory", 0), ("fast", 1)])
+def test_a_pair_of_the_fields_cnns(store, source, weight):
+    """As the field has it: the CNN teacher itself is inverted, and a CNN learns from the images alone; they may be made
+    against such a student, which sees no real image either."""
     config = TINY.override(
-        "teacher.model=wrn_16_1 teacher.images=100 student.model=wrn_16_1 weights.patch=0"
+        "teacher.model=wrn_16_1 teacher.images=100 student.model=wrn_16_1 weights.patch=0 synthetic_images=20 "
+        f"disagreement_weight={weight}"
     )
-    study, maker = Study(store, config), config.maker_settings()["contrastive memory"]
-    student = study.student("contrastive memory")
+    study, maker = Study(store, config), config.maker_settings()[source]
+    assert (maker.decision_adversarial, maker.student_model) == (weight, "wrn_16_1" * weight)
+    student, (_, (made,)) = study.student(source), study.images(source)
+    assert (
+        made.key in student.parents
+        and comparison.real_images_read(store, made, study.teacher.key) == {}
+    )
     assert study.inputs(maker).teacher.key == study.teacher.key in student.parents
     assert student.settings["model"] == "wrn_16_1" and student.manifest["data_free"]
 
