@@ -73,8 +73,8 @@ class Panel:
 
     @property
     def agreement(self) -> float | None:
-        """The cosine of the probe and the class probe in [0, 1], or None without one."""
+        """The cosine of the probe and the class probe in [0, 1], 0 of a head that is off; None without a class probe."""
         if self.class_probe is None:
             return None
         norms = np.linalg.norm(self.probe) * np.linalg.norm(self.class_probe)
-        return float(self.probe @ self.class_probe / norms) if norms > 0 else None
+        return float(self.probe @ self.class_probe / norms) if norms > 0 else 0.0

@@ -154,6 +154,20 @@ def test_models_and_images_stand_side_by_side(explored):
     assert "gradient-weighted" in page.locator(".dfkd-explorer .map + figcaption").inner_text()
 
 
+def test_a_block_is_switched_off_and_on(explored):
+    page, notebook = explored
+    button, panels = page.locator(".dfkd-explorer .off"), page.locator(".dfkd-explorer .stage > *")
+    acting(page, button.click)
+    assert notebook.eval("explorer.view['without']") == "2" and panels.count() == 2
+    assert button.inner_text() == "switch on block 3"
+    drawn = [page.evaluate(PIXELS, f".stage > :nth-child({place}) .map") for place in (1, 2)]
+    dark = [sum(pixels) / len(pixels) for pixels in drawn]
+    assert dark[1] < dark[0] and len({*zip(*[iter(drawn[1])] * 4, strict=True)}) == 1  # one colour
+    acting(page, button.click)
+    assert notebook.eval("explorer.view['without']") == "" and panels.count() == 1
+    assert not page.problems, page.problems
+
+
 def test_arrows_and_enter_do_what_the_mouse_does(explored):
     page, notebook = explored
     acting(

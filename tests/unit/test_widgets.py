@@ -134,6 +134,7 @@ def test_a_head_or_block_that_is_switched_off_stands_beside(box, model, images):
     whole, less = message["panels"]
     assert message["choice"]["compare"] == "" and less["title"].endswith("without block 1, head 2")
     weights = [np.frombuffer(buffers[i], np.float32) for i in (2, 7)]  # rows' maxima
+    assert less["agreement"] == 0 < whole["agreement"] and len(box.figure().axes) > 6
     assert weights[0].min() > 0 and not weights[1].any()
     batch = to_float(images.images[:1])
     with torch.no_grad(), attention.without_attention(model, 0, 1):
