@@ -90,7 +90,7 @@ def unsafe_calls(tree: ast.AST) -> list[str]:
             "yaml.load without a safe loader": called == "yaml.load"
             and not set(arguments[1:]) & set(loader),
             "from_pretrained without use_safetensors=True": last == "from_pretrained"
-            and "Config" not in called
+            and not re.search("Config|ImageProcessor", called)  # of JSON alone
             and given.get("use_safetensors") != "True",
             "timm would fetch and unpickle": called == "timm.create_model"
             and given.get("pretrained", "False") != "False",
