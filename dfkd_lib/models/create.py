@@ -136,12 +136,12 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def count_flops(model: nn.Module, sample: Tensor) -> int:
+def count_flops(model: nn.Module, *inputs: Tensor) -> int:
     """Floating-point operations of one image (two for each multiply-add) in products and convolutions."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     # The counter knows no fused attention on a processor; the plain form has the same products.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(sample[:1])
+        model(*(one[:1] for one in inputs))
     return counter.get_total_flops()

@@ -53,17 +53,14 @@ def chosen(
     if data and not any(kind in TABLES[name].data for name in names):
         right = sorted({one for name in names for one in TABLES[name].data})
         near = nearest(data, {one for table in TABLES.values() for one in table.data})
-        others = [name for name, table in TABLES.items() if kind in table.data]
+        others = ", ".join(name for name, table in TABLES.items() if kind in table.data)
+        likely = f"did you mean '{near}'?" if near else "leave --data out"
         raise WorkbenchError(
             "none of these tables is of such images",
             expected=f"{', '.join(right)}, or a folder of their classes",
             got=data,
             where="--data",
-            fix=f"name another table: {', '.join(others)}"
-            if others
-            else f"did you mean '{near}'?"
-            if near
-            else "leave --data out",
+            fix=f"name another table: {others}" if others else likely,
         )
     changes: dict[str, list[str]] = {name: [] for name in names}
     for setting in settings:

@@ -37,8 +37,7 @@ from dfkd_lib.training import Effort
 NIGHT_HOURS = 8.0  # that a night has, and a run at the papers' sizes without a GPU
 ROOM = 0.9  # share of the free memory that a training may be expected to take
 HEAD = "row,column,paper,ours,seeds,size,seconds,hardware,real images read,its teacher's,note"
-
-SHOWN = "row,column,paper,ours,seeds,size,seconds,real images read,its teacher's"
+SHOWN = HEAD.replace(",hardware", "").replace(",note", "")
 
 
 @dataclass
@@ -290,12 +289,12 @@ def write(reports: Iterable[TableRun], out: Path, estimate: str, command: str) -
                 with suppress(NotMade):
                     found[name] = part.make()
         rows = [cell_row(report, cell, found) for cell in report.made.cells]
-        name, differ = report.request.table, settings(report)
+        name = report.request.table
         content[name] = {
             "title": report.request.title,
             "cells": rows,
             "deviations": deviations(report, rows),
-            "settings": differ,
+            "settings": settings(report),
             "keys": {part: [one.key for one in made] for part, made in found.items()},
             "hardware": {part: made[0].hardware for part, made in found.items()},
             "errors": report.errors,
@@ -305,8 +304,8 @@ def write(reports: Iterable[TableRun], out: Path, estimate: str, command: str) -
             lines = ([row[column] for column in HEAD.split(",")] for row in rows)
             csv.writer(file).writerows([HEAD.split(","), *lines])
         body = [[row[column] for column in SHOWN.split(",")] for row in rows]
-        shown = body, deviations(report, rows), differ, drawn(report, out)
-        sections.append((name, report.request.title, made_on(content[name]["hardware"]), *shown))
+        where = made_on(content[name]["hardware"])
+        sections.append((name, content[name], where, body, drawn(report, out)))
     known = provenance.describe()
     save_json(
         out / "results.json",
@@ -320,7 +319,7 @@ def write(reports: Iterable[TableRun], out: Path, estimate: str, command: str) -
         estimate=estimate,
         head=SHOWN.split(","),
         sections=sections,
-        contents=[(2, table, title) for table, title, *_ in sections],
+        contents=[(2, name, table["title"]) for name, table in content.items()],
         command=command,
         provenance=provenance_rows({**known, "seeds": {}}),
     )

@@ -71,21 +71,11 @@ _ARMS_NOTE = (
 )
 _C_NOTE = "heads 3 and 2 are those of the published TNT-Ti; the paper is silent"
 _CHOICE = "measured on a tenth of the training images, held out: settings are to be chosen by it"
-_MAKERS = (
-    "guided",
-    "inversion",
-    "maker",
-    "claim",
-    "probe_",
-    "adversarial",
-    "batch_norm",
-    "entropy",
-    "contrast",
-    "disagreement",
-    "fast",
-    "rival",
+_MAKERS = tuple(
+    "guided inversion maker claim probe_ adversarial batch_norm entropy contrast disagreement fast rival".split()
 )
 _NO_GAN_TABLE = ("student", "weights", "real_images", "synthetic", "teacher_synthetic", *_MAKERS)
+_PAIR = (_GAN_NOTE, _SIZE_NOTE, _AUGMENT_NOTE), ("feature", *_MAKERS)
 _A2 = ("mnist", "cifar10", "cifar100")
 TABLES: dict[str, Table] = {
     "A2": Table(
@@ -103,15 +93,13 @@ TABLES: dict[str, Table] = {
         "A Table 4: MNIST pair",
         "classification",
         ("mnist",),
-        (_GAN_NOTE, _SIZE_NOTE, _AUGMENT_NOTE),
-        ("feature", *_MAKERS),
+        *_PAIR,
     ),
     "A5": Table(
         "A Table 5: CIFAR-10 pair",
         "classification",
         ("cifar10",),
-        (_GAN_NOTE, _SIZE_NOTE, _AUGMENT_NOTE),
-        ("feature", *_MAKERS),
+        *_PAIR,
     ),
     "B": Table(
         "B: accuracy against the share of the images, and what each part is worth",

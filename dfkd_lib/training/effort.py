@@ -110,8 +110,8 @@ def _measure(effort: Effort) -> _Measured:
     where, few = device(), min(SAMPLE, effort.batch_size)
     with torch.random.fork_rng(devices=[]):
         model = effort.build().to(where).requires_grad_(effort.learns).eval()
-        one, given = (tuple(t.to(where) for t in effort.inputs(n)) for n in (1, few))
-    operations = count_flops(_Given(model, one), one[0]) * (TRAINING if effort.learns else 1)
+        given = tuple(t.to(where) for t in effort.inputs(few))
+    operations = count_flops(model, *given) * (TRAINING if effort.learns else 1)
     fixed = 4 * sum(p.numel() for p in model.parameters()) * (ADAM if effort.learns else 1)
     model.train(effort.learns)
     kept = _pass(model, given, effort)  # also warms up
@@ -121,17 +121,6 @@ def _measure(effort: Effort) -> _Measured:
         _pass(model, given, effort)
         spent, rounds = spent + time.perf_counter() - start, rounds + 1
     return _Measured(operations, rounds * few * operations / spent, fixed, kept)
-
-
-class _Given(nn.Module):
-    """A network with its inputs at hand, for `count_flops`, which knows networks of one input."""
-
-    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]):
-        super().__init__()
-        self.model, self.inputs = model, inputs
-
-    def forward(self, _: Tensor) -> Tensor:
-        return self.model(*self.inputs)
 
 
 def _pass(model: nn.Module, given: tuple[Tensor, ...], effort: Effort) -> float:
