@@ -108,20 +108,19 @@ class Viewer:
         """
         choice = self.settle(choice)
         first, (what, _, name) = self._panel(choice), choice.compare.partition(":")
-        if choice.without:
-            return [first, self._without(choice)]
+        off = [self._without(choice)] if choice.without else []
         if what in ("model", "models"):
             others = [m for m in self.fitting.beside(choice.data) if m != choice.model]
             others = [name] if name else others
-            return [first] + [
+            return [first, *off] + [
                 self._beside(first, self._for_other(choice, m), choice) for m in others
             ]
         if what == "data":
             other = choice.replace(data=name, image=self._partner(choice, name))
             if choice.weights == "components":  # one basis for both
                 first = self._panel(choice, other)
-            return [first, self._beside(first, other, choice)]
-        return [first]
+            return [first, *off, self._beside(first, other, choice)]
+        return [first, *off]
 
     def figure(self, choice: Choice):
         """The panels of a choice as a matplotlib figure."""

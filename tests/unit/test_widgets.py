@@ -145,6 +145,8 @@ def test_a_head_or_block_that_is_switched_off_stands_beside(box, model, images):
     shares = np.frombuffer(buffers[6], np.uint16).reshape(50, 49)[0] / 65535
     assert np.allclose(shares * np.frombuffer(buffers[7], np.float32)[0], probe, atol=1e-5)
     figure = box.figure()
+    three = box.viewer.panels(box.state.replace(compare="model:other"))
+    assert ["without" in panel.title for panel in three] == [False, True, False]
     assert sum("without block 1, head 2" in ax.get_title() for ax in figure.axes) == 1
     assert "without=0.1" in box.state.text()
     message, _ = ask(box, do="choose", changes={"compare": "model:other"})["view"]
