@@ -104,6 +104,10 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
     latent: int = Field(100, ge=1, description="dimensions of the noise")
     texture: float = Field(1.0, ge=0, le=100, description="strength of the random texture")
     bend: float = Field(1.0, ge=0, description="how far shapes are bent")
+    drawn_texture: float | None = Field(
+        None, ge=0, le=100, description="texture of the images that are made, none: as in training"
+    )
+    drawn_bend: float | None = Field(None, ge=0, description="bend of these, likewise")
     enough: float = Field(0.1, ge=0, description="nats of CE from where on it asks for no more")
     least: float = Field(0.05, gt=0, description="ink that an image has at least")
     student_model: str = Field("", description="the student to disagree with")
@@ -178,6 +182,15 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
             return plain_generator(len(classes), shape, self.latent, self.width)
         sizes = self.latent, self.width, self.texture, self.bend
         return FieldGenerator(len(classes), *shape[:2], *sizes)
+
+    def generator(self, trained: Artifact, epoch: int | None = None) -> nn.Module:
+        """The generator after that epoch, with texture and bend of the images that are made."""
+        model = super().generator(trained, epoch)
+        for name in ("texture", "bend"):
+            value = self[f"drawn_{name}"]
+            if self.strokes and value is not None:
+                setattr(model, name, value)
+        return model
 
     def drawn_from(self, trained: Artifact, epoch: int | None) -> list[nn.Module]:
         """The generators that images come from in turn: with restarts, all those kept."""

@@ -415,6 +415,16 @@ def test_a_prior_of_strokes_is_named_and_can_be_left_out(parts):
         ADVERSARIAL.replace(strokes=False)
 
 
+def test_made_images_may_be_bent_and_textured_otherwise_than_those_of_training(parts, store):
+    given = given_to(parts, "vit")
+    maker, drawn = PLAIN, PLAIN.replace(drawn_bend=0.0, drawn_texture=0.0)
+    of = {one: one.generator(one.train(store, given)) for one in (maker, drawn)}
+    assert (of[maker].bend, of[maker].texture) == (1.0, 1.0)
+    assert (of[drawn].bend, of[drawn].texture) == (0.0, 0.0)
+    weights = [model.state_dict().values() for model in of.values()]
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))  # it learned the same
+
+
 @pytest.mark.parametrize("name", ["no strokes", "memory", "fast"])
 def test_images_beyond_the_papers_generator_are_refused(parts, store, name):
     shape = (1, 40, 40)
