@@ -51,6 +51,10 @@ class DetectionStudent(DetectorConfig):
     )
     augment: Strength = Field(1.0, json_schema_extra=_also("augment"))
     backbone_weights: Backbone = Field("", json_schema_extra=_also("student_backbone"))
+    inherit: bool = Field(
+        False,
+        description="start a student's transformer and heads as its teacher's, if of one shape",
+    )
 
 
 class DetectionConfig(Config):

@@ -1,5 +1,6 @@
 """Detectors in the store: trained by a step on scenes, measured on test scenes, opened again (METHODS A4)."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +28,7 @@ from dfkd_lib.models.detectors import SPECS, known_classes
 from dfkd_lib.training import Precision, TrainConfig
 
 PREDICTIONS = "predictions.safetensors"
+LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.")
 PIXELS = 4_000_000  # of a batch that is predicted
 FOLDER = "data/teachers"  # of detectors that come with the workbench
 
@@ -90,7 +92,8 @@ def train(
 
     Returns:
         Artifact with model.safetensors, history.json, predictions.safetensors; metrics of `save_detector`,
-        "images_per_second", "train_scenes", "classes_kept" (`Detector.kept`, where the first weights name theirs).
+        "images_per_second", "train_scenes", "classes_kept" (`Detector.kept`, where the first weights name theirs),
+        "inherited" (whether it started as its teacher, where that was asked for: `inherit`).
 
     Raises:
         WorkbenchError: if classes differ, nobody labels the scenes, queries cannot be shared, or the step is refused.
@@ -99,6 +102,7 @@ def train(
     labelled = scenes.split is not None
     run = config.training(**({} if seed is None else {"seed": seed}))
     _check(config.model, scenes, test, teacher, shared)
+    inherits = getattr(config, "inherit", False) and teacher is not None and start is None
     files = (config.weights, config.backbone_weights)
     weights, backbone = (resolve(file) if file else None for file in files)
     settings = {
@@ -106,6 +110,7 @@ def train(
         **{"labelled": labelled, "train": scenes.identity, "test": test.identity},
         **({} if empty is None else {"empty": empty.identity}),
         **({} if shared is None else {"shared": shared}),
+        **({"inherit": True} if inherits else {}),
     }
     reads = {test.split: ledger.EVALUATION} | ({scenes.split: "training"} if labelled else {})
     first = start.path / "model.safetensors" if start else weights
@@ -114,13 +119,36 @@ def train(
         torch.manual_seed(run.seed)
         own = len(test.classes), config.pretrained, first, backbone, test.classes
         detector = create_detector(config.model, *own)
+        inherited = {"inherited": inherit(detector, load_detector(teacher))} if inherits else {}
         batches = _batches(detector, scenes, run.batch_size, config.augment, labelled, empty)
         modules, bound = _taught(step, detector, teacher, batches, run.epochs, shared)
-        return _fitted(work, modules, bound, batches, run, test, f"{role} {config.model}")
+        made = _fitted(work, modules, bound, batches, run, test, f"{role} {config.model}")
+        return {**made, **inherited}
 
     parents = [artifact for artifact in (teacher, scenes.parent, start) if artifact is not None]
     code = [SPECS.get(config.model)]
     return store.get_or_make(f"detection-{role}", settings, make, parents, reads, code=code)
+
+
+def inherit(student: Detector, teacher: Detector) -> bool:
+    """Let a student start as its teacher in all but the backbone: queries, encoder, decoder and heads; of more layers than it
+    has, the first, the last and those evenly between (after DistilBERT, Sanh et al. 2019). Whether it does: only where all of
+    them have the same shape."""
+    own, theirs = student.state_dict(), teacher.state_dict()
+
+    def layers(names: dict, part: str) -> int:
+        return len({found[2] for found in map(LAYER.search, names) if found and found[1] == part})
+
+    def source(found: re.Match) -> str:
+        count, others = (layers(names, found[1]) for names in (own, theirs))
+        return f"{found[1]}.layers.{round(int(found[2]) * (others - 1) / max(count - 1, 1))}."
+
+    kept = [name for name in own if "backbone" not in name and "input_projection" not in name]
+    taken = {name: theirs.get(LAYER.sub(source, name)) for name in kept}
+    fits = all(one is not None and one.shape == own[name].shape for name, one in taken.items())
+    if fits:
+        student.load_state_dict(taken, strict=False)
+    return fits
 
 
 def _settings(

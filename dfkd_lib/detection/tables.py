@@ -96,6 +96,8 @@ def _start(artifact: Artifact) -> str:
         text = "a file of weights"
     elif settings.get("pretrained"):
         text = "published weights"
+    elif artifact.metrics.get("inherited"):
+        text = "its teacher, but for the backbone"
     return text if kept is None else f"{text}, with {', '.join(kept) or 'none'} of its classes"
 
 

@@ -70,6 +70,7 @@ SPECS = Registry(
         "conditional_detr_resnet50": _Spec("resnet50", hub=_HUB[1]),
         "conditional_detr_resnet18_2x2": _Spec("resnet18", _SHALLOW),
         "detr_micro": _Spec("resnet18", _small(112, 3, 16), keywords=_MICRO),
+        "detr_mini": _Spec("resnet10t", _small(112, 2, 16), keywords=_NANO),
         "detr_nano": _Spec("resnet10t", _small(96, 2, 10), keywords=_NANO),
         **REALTIME,
     }
@@ -92,8 +93,8 @@ def create_detector(
     """A detector by name, randomly initialised from torch's global generator unless weights are asked for.
 
     Args:
-        name: one of `detector_names()`; the conditional ones converge faster than DETR (Meng et al. 2021), `detr_micro`
-            and `detr_nano` are for small images; D-FINE, DEIMv2, RT-DETR and RF-DETR are trained by their own losses.
+        name: one of `detector_names()`; the conditional ones converge faster than DETR (Meng et al. 2021), `detr_micro`,
+            `detr_mini` and `detr_nano` are for small images; D-FINE, DEIMv2, RT-DETR and RF-DETR are trained by their own losses.
         num_labels: classes, without "no object".
         pretrained: start from published weights in the hub's cache on disk, or download them: COCO detectors, of the
             ResNet-18 DETRs ImageNet's backbone. Norms and stem of a DETR stay frozen then (222,400 parameters of

@@ -1,5 +1,6 @@
 """Detection: losses against torch's own, matching against brute force, COCO AP by hand, detectors, training."""
 
+import copy
 import itertools
 import json
 from dataclasses import replace
@@ -41,6 +42,7 @@ from dfkd_lib.detection import (
 )
 from dfkd_lib.detection.__main__ import DEFAULTS, overfit
 from dfkd_lib.detection.batches import augmented
+from dfkd_lib.detection.detector import inherit
 from dfkd_lib.detection.matching import (
     PAIRINGS,
     expanded_targets,
@@ -299,6 +301,33 @@ def test_a_teachers_answers_are_kept_where_scenes_are_only_mirrored(monkeypatch,
         assert torch.equal(answer(changed).boxes, detection.answers(teacher)(changed).boxes)
 
 
+def test_a_student_starts_as_its_teacher_but_for_the_backbone():
+    """Its layers are the teacher's first and last; where widths differ it starts as it was."""
+    torch.manual_seed(0)
+    teacher, student = create_detector("detr_micro", 4), create_detector("detr_mini", 4)
+    fresh = copy.deepcopy(student.state_dict())
+    assert inherit(student, teacher)
+    theirs, own = teacher.network.model, student.network.model
+    for mine, its in ((0, 0), (1, 2)):
+        pair = [one.decoder.layers[i].state_dict() for one, i in ((own, mine), (theirs, its))]
+        assert pair[0].keys() == pair[1].keys() and all(
+            torch.equal(v, pair[1][k]) for k, v in pair[0].items()
+        )
+    for layer in (own.encoder.layers[0], student.network.class_labels_classifier):
+        its = dict(teacher.named_modules())[
+            next(n for n, m in student.named_modules() if m is layer)
+        ]
+        assert all(map(torch.equal, layer.state_dict().values(), its.state_dict().values()))
+    backbone = [name for name in fresh if "backbone" in name or "input_projection" in name]
+    assert backbone and all(
+        torch.equal(student.state_dict()[name], fresh[name]) for name in backbone
+    )
+    narrow = create_detector("detr_nano", 4)
+    before = copy.deepcopy(narrow.state_dict())
+    assert not inherit(narrow, teacher)
+    assert all(torch.equal(value, before[name]) for name, value in narrow.state_dict().items())
+
+
 def test_answers_are_mirrored_as_scenes_are():
     """A teacher's map and box of one query move to where the flipped scene has them; others stay."""
     maps = torch.zeros(2, 1, 2, 4)
@@ -341,6 +370,7 @@ SIZES = {
     "detr_resnet50": 41_502_409,
     "detr_resnet18_2x2": 17_245_897,
     "detr_micro": 1_519_659,
+    "detr_mini": 779_687,
     "detr_nano": 623_063,
 }
 
