@@ -19,15 +19,19 @@ from dfkd_lib.losses import (
     box_distillation_loss,
     detection_losses,
     distillation_loss,
+    feature_distillation_loss,
+    hooked,
     objectness,
     own_loss,
 )
 from dfkd_lib.metrics import THRESHOLD
 from dfkd_lib.models import Detector, RealTimeDetector
+from dfkd_lib.training import Share
 
 # Losses in `DetectionWeights` towards the teacher's query that is nearest, and towards its answers to queries put to both.
 MATCHED = ("distillation", "box_distillation", "attention_distillation")
 SHARED = ("query_logits", "query_boxes", "query_features", "query_attention")
+FEATURES = ("feature_distillation", "features_first")
 STORED_BYTES = 1 << 29  # that a teacher's answers to all scenes may take
 
 
@@ -51,6 +55,12 @@ class DetectionWeights(Config):
     )
     box_distillation: float = _weight(0.0, "of the teacher's boxes, which are not the paper's")
     attention_distillation: float = _weight(0.0, "of its cross-attention, likewise")
+    feature_distillation: float = _weight(
+        0.0, "of what its backbone gives its encoder, likewise, to a student as wide"
+    )
+    features_first: Share = Field(
+        0.0, description="share of the training in which the backbone alone learns, these features"
+    )
     query_logits: float = _weight(0.0, "of the teacher's logits at queries that both are asked")
     query_boxes: float = _weight(0.0, "of its boxes at these queries")
     query_features: float = _weight(0.0, "of its decoder's features at these queries")
@@ -69,7 +79,7 @@ class DetectionWeights(Config):
 
     @model_validator(mode="after")
     def _some(self) -> Self:
-        others = ("own", "temperature", "pairing", "general")
+        others = ("own", "temperature", "pairing", "general", "features_first")
         if not any(self[name] for name in self.keys() if name not in others):
             raise ValueError("a weight above 0: at least one loss must count")
         return self
@@ -104,6 +114,7 @@ class Queries(NamedTuple):
     boxes: Tensor  # (L, B, Q, 4), cxcywh in [0, 1]
     maps: Tensor | None = None  # the last layer's cross-attention (B, Q, h, w), mean over heads
     own: Tensor | None = None  # (1,), the loss of objects that a detector of its own loss was given
+    features: Tensor | None = None  # what the backbone gives the encoder (B, D, h, w)
 
 
 class ObjectTargets(NamedTuple):
@@ -120,24 +131,30 @@ def queries(
     attention: bool = False,
     every_layer: bool = True,
     objects: tuple[Tensor, Tensor] | None = None,
+    features: bool = False,
 ) -> Queries:
     """The predictions on float images (B, 3, H, W) in [0, 1] of every decoder layer (deep supervision), or of the last
-    alone; `attention` reads the last layer's cross-attention too, where there are maps (not of deformable attention).
+    alone; `attention` reads the last layer's cross-attention too, where there are maps (not of deformable attention),
+    `features` what such a detector's backbone gives its encoder.
     Of `objects` (padded labels (B, M), boxes (B, M, 4)) a `RealTimeDetector` computes its own loss, with matching, denoising
     and all layers in it."""
-    maps, blocks = None, nullcontext()
-    attention = attention and not isinstance(detector, RealTimeDetector)
+    maps, blocks, seen_tokens, noting = None, nullcontext(), [], nullcontext()
+    dense = not isinstance(detector, RealTimeDetector)
+    attention, features = attention and dense, features and dense
+    if features:
+        noting = hooked([detector.projection], lambda module, inputs, out: seen_tokens.append(out))
     if attention:
         blocks = capture_attention(detector.network, (-1,), token=None, kind="cross")
     given = (objects,) if objects and isinstance(detector, RealTimeDetector) else ()
-    with blocks as captured:
+    with blocks as captured, noting:
         found = detector(images, every_layer, *given)
     if attention:
         seen = captured[-1].mean(1)
         maps = seen.unflatten(-1, patch_grid(detector.network, seen.shape[-1], *images.shape[-2:]))
     layers = (*found.earlier, found[:2])
     logits, boxes = (torch.stack(parts) for parts in zip(*layers, strict=True))
-    return Queries(logits, boxes, maps, own_loss(found.own) if given else None)
+    own = own_loss(found.own) if given else None
+    return Queries(logits, boxes, maps, own, seen_tokens[0] if features else None)
 
 
 def objects(batch: Batch, answer: Queries | None) -> tuple[Tensor, Tensor]:
@@ -181,11 +198,11 @@ def pair_teacher(found: Queries, answer: Queries) -> TeacherTargets:
 
 
 def answers(teacher: Detector) -> Callable[..., Queries]:
-    """A frozen teacher as a step asks it: `teacher(batch, attention)` → `Queries` of its last decoder layer."""
+    """A frozen teacher as a step asks it: `teacher(batch, attention, features)` → `Queries` of its last decoder layer."""
 
-    def answer(batch: Batch, attention: bool = False) -> Queries:
+    def answer(batch: Batch, attention: bool = False, features: bool = False) -> Queries:
         with torch.no_grad():
-            return queries(teacher, batch.images, attention, every_layer=False)
+            return queries(teacher, batch.images, attention, every_layer=False, features=features)
 
     return answer
 
@@ -198,12 +215,13 @@ def _mark(images: Tensor) -> Tensor:
 
 def mirrored_answers(found: Queries, mirror: Tensor) -> Queries:
     """Answers to scenes as the answers to their mirror images, for those of a batch for which `mirror` (B,) is true."""
-    logits, boxes, maps, _ = found
-    middle = torch.where(mirror[:, None], 1 - boxes[..., 0], boxes[..., 0])
-    boxes = torch.cat([middle[..., None], boxes[..., 1:]], -1)
-    if maps is not None:
-        maps = torch.where(mirror[:, None, None, None], maps.flip(-1), maps)
-    return Queries(logits, boxes, maps)
+    middle = torch.where(mirror[:, None], 1 - found.boxes[..., 0], found.boxes[..., 0])
+    boxes = torch.cat([middle[..., None], found.boxes[..., 1:]], -1)
+    maps, features = (
+        None if part is None else torch.where(mirror[:, None, None, None], part.flip(-1), part)
+        for part in (found.maps, found.features)
+    )
+    return found._replace(boxes=boxes, maps=maps, features=features)
 
 
 def kept_answers(teacher: Detector, batches: SceneBatches, epochs: int) -> Callable[..., Queries]:
@@ -215,34 +233,52 @@ def kept_answers(teacher: Detector, batches: SceneBatches, epochs: int) -> Calla
     if not batches.views or epochs <= processes.count():
         return ask
 
-    def all_of(attention: bool, device: torch.device) -> Queries | None:
+    def all_of(asked: tuple[bool, bool], device: torch.device) -> Queries | None:
         found: list[Queries] = []
         marks.clear()
         for seen in batches.in_order():
-            found.append(ask(seen.to(device), attention))
+            found.append(ask(seen.to(device), *asked))
             marks.append(_mark(seen.images.to(device)))
             held = sum(part.nbytes for part in found[0] if part is not None)
             if held / len(marks[0]) * count > STORED_BYTES:
                 return None
         marks[:] = [torch.cat(marks)]
-        logits, boxes = (torch.cat(parts, 1) for parts in list(zip(*found, strict=True))[:2])
-        return Queries(logits, boxes, torch.cat([one.maps for one in found]) if attention else None)
+        return Queries(
+            *(
+                None if parts[0] is None else torch.cat(parts, int(place < 2))
+                for place, parts in enumerate(zip(*found, strict=True))
+            )
+        )
 
-    def answer(batch: Batch, attention: bool = False) -> Queries:
-        if attention not in known:
-            known[attention] = all_of(attention, batch.images.device)
-        stored, places = known[attention], batch.places
+    def answer(batch: Batch, attention: bool = False, features: bool = False) -> Queries:
+        asked = attention, features
+        if asked not in known:
+            known[asked] = all_of(asked, batch.images.device)
+        stored, places = known[asked], batch.places
         if stored is None or places is None:
-            return ask(batch, attention)
+            return ask(batch, *asked)
         rows, mirror = places % count, places >= count
         seen = torch.where(mirror[:, None, None, None], batch.images.flip(-1), batch.images)
         if not torch.allclose(_mark(seen), marks[0][rows], rtol=1e-4):
-            return ask(batch, attention)
-        logits, boxes, maps, _ = stored
-        own = Queries(logits[:, rows], boxes[:, rows], None if maps is None else maps[rows])
-        return mirrored_answers(own, mirror)
+            return ask(batch, *asked)
+        logits, boxes, *more = stored
+        more = [None if part is None else part[rows] for part in more]
+        return mirrored_answers(Queries(logits[:, rows], boxes[:, rows], *more), mirror)
 
     return answer
+
+
+def backbone_features(detector: Detector, images: Tensor) -> Tensor | None:
+    """What a detector's backbone gives its encoder, `Detector.features`; None of one that has many scales."""
+    return None if isinstance(detector, RealTimeDetector) else detector.features(images)
+
+
+def feature_losses(features: Tensor | None, answer: Queries | None) -> dict[str, Tensor]:
+    """ "feature_distillation", (1,), where student and teacher have features of one shape (B, D, h, w); else nothing."""
+    target = None if answer is None else answer.features
+    if features is None or target is None or features.shape != target.shape:
+        return {}
+    return {"feature_distillation": feature_distillation_loss(features, target)[None]}
 
 
 def detection_step(weights: DetectionWeights) -> Callable:
@@ -253,18 +289,25 @@ def detection_step(weights: DetectionWeights) -> Callable:
     distillation needs the `aligner` that `train(…, shared=weights.shared)` gives.
     """
     cross, matched = weights.attention_distillation > 0, weights.matched
+    like_features = weights.feature_distillation > 0
 
     def step(
         student: Detector,
         batch: Batch,
         teacher: Callable | None,
         aligner: QueryAligner | None = None,
+        progress: float = 1.0,
     ) -> dict[str, Tensor]:
-        wanted = teacher is not None and (matched or batch.labels is None)
-        answer = teacher(batch, cross) if teacher and wanted else None
+        wanted = teacher is not None and (matched or like_features or batch.labels is None)
+        answer = teacher(batch, cross, like_features) if teacher and wanted else None
+        if answer and progress < weights.features_first:
+            first = feature_losses(backbone_features(student, batch.images), answer)
+            if first:
+                return weights.total(first)
         known = objects(batch, answer)
         with inputs_if_shared(aligner, student) as given:
-            found = queries(student, batch.images, cross and answer is not None, objects=known)
+            asked = (cross, True, known, like_features) if answer else (False, True, known)
+            found = queries(student, batch.images, *asked)
         like = pair_teacher(found, answer) if answer and matched else None
         if found.own is None:
             target = pair_objects(found, *known, weights.pairing)
@@ -280,6 +323,7 @@ def detection_step(weights: DetectionWeights) -> Callable:
         if like is not None and found.maps is not None and like.maps is not None:
             attention = attention_distillation_loss(found.maps, like.maps, like.objectness[-1])
             named["attention_distillation"] = attention[None]
+        named |= feature_losses(found.features, answer)
         if aligner is not None:
             both = aligner(student, given, batch.images)
             named |= shared_losses(*both, weights, weights.temperature)

@@ -22,7 +22,7 @@ from dfkd_lib.detection.layouts import layout_statistics
 from dfkd_lib.detection.measure import measure_scenes
 from dfkd_lib.detection.probes import check_objects
 from dfkd_lib.detection.scene_gan import SceneGAN, check_side, object_probe_artifact
-from dfkd_lib.detection.step import MATCHED, SHARED, detection_step
+from dfkd_lib.detection.step import FEATURES, MATCHED, SHARED, detection_step
 from dfkd_lib.detection.tiles import predict_tiled
 from dfkd_lib.metrics import calibration_error, fit_scaling, judged
 from dfkd_lib.models import REALTIME
@@ -59,7 +59,7 @@ class DetectionStudy:
                     fix=f"give teacher.model={start.settings['model']}, or start=nothing",
                 )
         # What distils into students must not make another teacher.
-        none = dict.fromkeys((*MATCHED, *SHARED), 0.0)
+        none = dict.fromkeys((*MATCHED, *FEATURES, *SHARED), 0.0)
         weights = self.config.losses.replace(**none, temperature=1.0, general=1)
         step, scenes = detection_step(weights), self.scenes("train")
         own = {"seed": self.config.seed, "start": start, "empty": self.empty}

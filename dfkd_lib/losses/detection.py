@@ -162,6 +162,22 @@ def attention_distillation_loss(maps: Tensor, teacher_maps: Tensor, weights: Ten
     return _weighted(1 - alike, weights)
 
 
+def feature_distillation_loss(features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Squared difference of what the backbones give the encoders, over the variance of the teacher's within a channel.
+
+    Args:
+        features, teacher_features: (B, D, h, w).
+
+    Returns:
+        A scalar ≥ 0; 1 for the mean of each channel.
+
+    Source: after FitNets (Romero et al. 2015).
+    """
+    target = teacher_features.float()
+    spread = target.var((0, 2, 3), correction=0).mean().clamp(min=1e-12)
+    return F.mse_loss(features.float(), target) / spread
+
+
 def query_logit_loss(
     logits: Tensor, teacher_logits: Tensor, weights: Tensor, temperature: float
 ) -> Tensor:

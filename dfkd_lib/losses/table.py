@@ -210,6 +210,12 @@ DETECTION_LOSSES = {
         "A eq. 10 for each object query",
         detection.attention_distillation_loss,
     ),
+    "feature_distillation": Loss(
+        "feature KD",
+        "the teacher's projected backbone features",
+        "after FitNets",
+        detection.feature_distillation_loss,
+    ),
     "query_logits": Loss(
         "query KD",
         "the teacher's logits at its queries, put to both",

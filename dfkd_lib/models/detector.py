@@ -53,7 +53,7 @@ class Detector(nn.Module):
         Where frames are filled up with the mean colour, the rest is masked, and the network's boxes, which are shares of
         the frame (its position embeddings end where that ends), become shares of the image.
         """
-        pixels = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        pixels = self._normalised(images)
         mask, frame = pixel_mask(images)
         output = self.network.model(pixels, pixel_mask=mask, output_hidden_states=earlier)
         reference = getattr(output, "reference_points", None)
@@ -65,6 +65,13 @@ class Detector(nn.Module):
             *(part.unbind() for part in self.heads(every, reference, frame)), strict=True
         )
         return Detections(*last, tuple(before))
+
+    def features(self, images: Tensor) -> Tensor:
+        """What `projection` gives of images, float (B, 3, H, W) in [0, 1], without the transformer: (B, D, h, w)."""
+        return self.projection(self.network.model.backbone.model(self._normalised(images))[-1])
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def heads(
         self, state: Tensor, reference: Tensor | None, frame: Tensor

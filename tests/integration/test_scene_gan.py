@@ -1,5 +1,6 @@
 """Scenes drawn for a layout: they hold what was asked for, the two variants differ in λ alone, and all is counted."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -207,19 +208,22 @@ def edited_cell(name, **namespace):
 BATCH = SceneBatches(generate_scenes(4, 48), 4).rows(torch.arange(4))
 
 
-@pytest.mark.parametrize("overrides", ["", "box_distillation=0 attention_distillation=0 giou=0"])
+PLAIN = "box_distillation=0 attention_distillation=0 feature_distillation=0 giou=0"
+
+
+@pytest.mark.parametrize("overrides", ["", PLAIN])
 def test_the_notebooks_step_is_the_librarys(detector, overrides):
     """Equal losses and gradients on a batch, with labels, without a teacher, and with the teacher's finds as objects."""
     cfg = presets.load("detection", "quick", overrides)
     step, same = edited_cell("step", cfg=cfg)["step"], detection.detection_step(cfg.losses)
     teacher = detection.answers(detector)
     cases = (BATCH, teacher), (BATCH, None), (detection.Batch(BATCH.images, None, None), teacher)
-    for batch, its_teacher in cases:
+    for (batch, its_teacher), progress in itertools.product(cases, (0.0, 1.0)):
         values, gradients = [], []
         for one in (step, same):
             torch.manual_seed(3)
             student = create_detector("detr_nano", 4)
-            found = one(student, batch, its_teacher)
+            found = one(student, batch, its_teacher, progress=progress)
             found["loss"].backward()
             values.append({name: value.item() for name, value in found.items()})
             gradients.append([p.grad for p in student.parameters() if p.grad is not None])

@@ -328,12 +328,40 @@ def test_a_student_starts_as_its_teacher_but_for_the_backbone():
     assert all(torch.equal(value, before[name]) for name, value in narrow.state_dict().items())
 
 
+def test_the_backbone_learns_the_teachers_features_first():
+    """Until `features_first` of the training they are the whole loss and the transformer has no gradient; then one of all.
+    They are what the teacher's projection gives, squared difference over variance; a student of another width has none."""
+    torch.manual_seed(0)
+    teacher, student = (
+        create_detector("detr_micro", 4).eval(),
+        create_detector("detr_mini", 4).eval(),
+    )
+    batch = SceneBatches(generate_scenes(4, 48), 4).rows(torch.arange(4))
+    weights = DetectionWeights(feature_distillation=5.0, features_first=0.5)
+    step, ask = detection_step(weights), answers(teacher)
+    theirs, own = (one.features(batch.images) for one in (teacher, student))
+    assert torch.equal(ask(batch, False, True).features, theirs)
+    spread = theirs.transpose(0, 1).flatten(1).var(1, correction=0).mean()
+    expected = (own - theirs).square().mean() / spread
+    first, later = (step(student, batch, ask, progress=share) for share in (0.2, 0.6))
+    assert set(first) == {"loss", "feature_distillation"}
+    torch.testing.assert_close(first["feature_distillation"], expected)
+    torch.testing.assert_close(first["loss"], 5 * expected)
+    torch.testing.assert_close(later["feature_distillation"], expected)
+    assert {"classification", "distillation"} < set(later)
+    first["loss"].backward()
+    learned = {name for name, one in student.named_parameters() if one.grad is not None}
+    assert learned and all("backbone" in name or "input_projection" in name for name in learned)
+    narrow = step(create_detector("detr_nano", 4), batch, ask, progress=0.2)
+    assert "feature_distillation" not in narrow and "classification" in narrow
+
+
 def test_answers_are_mirrored_as_scenes_are():
     """A teacher's map and box of one query move to where the flipped scene has them; others stay."""
     maps = torch.zeros(2, 1, 2, 4)
     maps[..., 0] = 1
     found = detection.Queries(torch.ones(1, 2, 1, 3), torch.full((1, 2, 1, 4), 0.2), maps)
-    logits, boxes, seen, _ = mirrored_answers(found, torch.tensor([True, False]))
+    logits, boxes, seen, *_ = mirrored_answers(found, torch.tensor([True, False]))
     assert torch.equal(logits, found.logits) and torch.equal(seen[1], maps[1])
     assert torch.equal(seen[0], maps[0].flip(-1)) and boxes[0, 0, 0].tolist() == pytest.approx(
         [0.8, 0.2, 0.2, 0.2]
