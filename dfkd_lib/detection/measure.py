@@ -14,7 +14,7 @@ from dfkd_lib import metrics
 from dfkd_lib.core import Artifact, Store, ledger
 from dfkd_lib.datasets import Scenes, SceneSet, check_classes_agree
 from dfkd_lib.detection.batches import SceneBatches
-from dfkd_lib.detection.detector import load_detector, predict
+from dfkd_lib.detection.detector import load_detector
 from dfkd_lib.detection.probes import object_consistency_loss, object_probes
 from dfkd_lib.detection.scene_gan import PROBES, TOGETHER
 from dfkd_lib.models import Detector
@@ -39,12 +39,19 @@ def scene_features(detector: Detector, scenes: SceneSet) -> tuple[Tensor, Tensor
 
 
 @torch.no_grad()
-def consistency(teacher: Detector, scenes: SceneSet, probes: Tensor) -> float:
-    """The attention loss of a teacher's objects in these scenes (see `object_consistency_loss`), in [0, 1]."""
-    device = next(teacher.parameters()).device
-    batches = SceneBatches(scenes, TOGETHER).in_order()
-    found = [object_probes(teacher, *batch.to(device)[:3])[0].cpu() for batch in batches]
-    return float(object_consistency_loss(torch.cat(found), probes, torch.cat(scenes.labels)))
+def consistency(
+    teacher: Detector, scenes: SceneSet, probes: Tensor
+) -> tuple[float, Tensor, Tensor]:
+    """The attention loss of a teacher's objects in these scenes (see `object_consistency_loss`), in [0, 1]; and what it finds
+    in them, as of `predict`: scores (N, Q, classes) and boxes (N, Q, 4)."""
+    device, seen, found = next(teacher.parameters()).device, [], []
+    for batch in SceneBatches(scenes, TOGETHER).in_order():
+        own, detections = object_probes(teacher, *batch.to(device)[:3])
+        seen.append(own.cpu())
+        found.append((detections.logits.sigmoid()[..., :-1].cpu(), detections.boxes.cpu()))
+    loss = object_consistency_loss(torch.cat(seen), probes, torch.cat(scenes.labels))
+    scores, boxes = (torch.cat(part) for part in zip(*found, strict=True))
+    return float(loss), scores, boxes
 
 
 def measure_scenes(
@@ -71,7 +78,8 @@ def measure_scenes(
         shown = test.load() if drawn is None else Scenes.of(drawn).load()
         finder, features = load_detector(teacher), load_detector(judge)
         real, made = scene_features(features, reference), scene_features(features, shown)
-        found = metrics.average_precision(shown, *predict(finder, shown.images))
+        attention, *finds = consistency(finder, shown, probes.tensors(PROBES)["probes"])
+        found = metrics.average_precision(shown, *finds)
         distances = (
             metrics.frechet_distance_from_features(a.double(), b.double())
             for a, b in zip(real, made, strict=True)
@@ -80,7 +88,7 @@ def measure_scenes(
             **dict(zip(("frechet", "frechet_objects"), distances, strict=True)),
             "found": found["recall"],
             "AP50": found["AP50"],
-            "attention": consistency(finder, shown, probes.tensors(PROBES)["probes"]),
+            "attention": attention,
             "scenes": len(shown),
             "reference_scenes": len(reference),
             "objects": len(made[1]),

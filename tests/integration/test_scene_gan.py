@@ -192,7 +192,10 @@ def test_features_are_of_scenes_and_of_objects(detector):
     assert whole.shape == (5, 96) and objects.shape == (sum(map(len, scenes.labels)), 96)
     brighter = replace(scenes, pixels=255 - scenes.pixels)
     assert not torch.allclose(scene_features(detector, brighter)[0], whole)
-    assert 0 <= consistency(detector, scenes, torch.rand(4, SIDE * SIDE)) <= 1
+    loss, *found = consistency(detector, scenes, torch.rand(4, SIDE * SIDE))
+    assert 0 <= loss <= 1
+    for mine, same in zip(found, detection.predict(detector, scenes.images), strict=True):
+        torch.testing.assert_close(mine, same, atol=1e-5, rtol=1e-4)
 
 
 def edited_cell(name, **namespace):
