@@ -29,13 +29,15 @@ from dfkd_lib.detection.step import (
     DetectionWeights,
     Queries,
     answers,
-    backbone_features,
+    asked,
     detection_step,
     feature_losses,
+    features_first,
     objects,
     pair_objects,
     pair_teacher,
     queries,
+    same_parts,
 )
 from dfkd_lib.detection.study import DetectionStudy
 from dfkd_lib.detection.tables import (

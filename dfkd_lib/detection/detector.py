@@ -92,41 +92,38 @@ def train(
 
     Returns:
         Artifact with model.safetensors, history.json, predictions.safetensors; metrics of `save_detector`,
-        "images_per_second", "train_scenes", "classes_kept" (`Detector.kept`, where the first weights name theirs),
-        "inherited" (whether it started as its teacher, where that was asked for: `inherit`).
+        "images_per_second", "train_scenes", where they apply "classes_kept" (`Detector.kept`), "inherited" (of `inherit`).
 
     Raises:
         WorkbenchError: if classes differ, nobody labels the scenes, queries cannot be shared, or the step is refused.
     """
     scenes, role = Scenes.of(scenes), "teacher" if teacher is None else "student"
+    label = f"{role} {config.model}"
     labelled = scenes.split is not None
     run = config.training(**({} if seed is None else {"seed": seed}))
     _check(config.model, scenes, test, teacher, shared)
     inherits = getattr(config, "inherit", False) and teacher is not None and start is None
     files = (config.weights, config.backbone_weights)
     weights, backbone = (resolve(file) if file else None for file in files)
+    more = {"empty": empty and empty.identity, "shared": shared, "inherit": inherits or None}
     settings = {
         **_settings(config, run, start, weights, backbone),
         **{"labelled": labelled, "train": scenes.identity, "test": test.identity},
-        **({} if empty is None else {"empty": empty.identity}),
-        **({} if shared is None else {"shared": shared}),
-        **({"inherit": True} if inherits else {}),
+        **{name: value for name, value in more.items() if value is not None},
     }
-    reads = {test.split: ledger.EVALUATION} | ({scenes.split: "training"} if labelled else {})
+    reads = {test.split: ledger.EVALUATION, **({scenes.split: "training"} if labelled else {})}
     first = start.path / "model.safetensors" if start else weights
 
     def make(work: Path) -> dict:
         torch.manual_seed(run.seed)
-        own = len(test.classes), config.pretrained, first, backbone, test.classes
-        detector = create_detector(config.model, *own)
+        own = config.pretrained, first, backbone, test.classes
+        detector = create_detector(config.model, len(test.classes), *own)
         inherited = {"inherited": inherit(detector, load_detector(teacher))} if inherits else {}
         batches = _batches(detector, scenes, run.batch_size, config.augment, labelled, empty)
         modules, bound = _taught(step, detector, teacher, batches, run.epochs, shared)
-        made = _fitted(work, modules, bound, batches, run, test, f"{role} {config.model}")
-        return {**made, **inherited}
+        return inherited | _fitted(work, modules, bound, batches, run, test, label)
 
-    parents = [artifact for artifact in (teacher, scenes.parent, start) if artifact is not None]
-    code = [SPECS.get(config.model)]
+    parents, code = [*filter(None, (teacher, scenes.parent, start))], [SPECS.get(config.model)]
     return store.get_or_make(f"detection-{role}", settings, make, parents, reads, code=code)
 
 

@@ -268,9 +268,18 @@ def kept_answers(teacher: Detector, batches: SceneBatches, epochs: int) -> Calla
     return answer
 
 
-def backbone_features(detector: Detector, images: Tensor) -> Tensor | None:
-    """What a detector's backbone gives its encoder, `Detector.features`; None of one that has many scales."""
-    return None if isinstance(detector, RealTimeDetector) else detector.features(images)
+def asked(teacher: Callable | None, batch: Batch, weights: DetectionWeights) -> Queries | None:
+    """The teacher's answer with what these losses read of it; None where no loss does."""
+    features = weights.feature_distillation > 0
+    if teacher is None or not (weights.matched or features or batch.labels is None):
+        return None
+    return teacher(batch, weights.attention_distillation > 0, features)
+
+
+def same_parts(answer: Queries | None) -> dict[str, bool]:
+    """What `queries` is to read of a student, to be compared with a teacher's answer."""
+    parts = {"attention": answer and answer.maps, "features": answer and answer.features}
+    return {name: part is not None for name, part in parts.items()}
 
 
 def feature_losses(features: Tensor | None, answer: Queries | None) -> dict[str, Tensor]:
@@ -281,6 +290,24 @@ def feature_losses(features: Tensor | None, answer: Queries | None) -> dict[str,
     return {"feature_distillation": feature_distillation_loss(features, target)[None]}
 
 
+def features_first(
+    student: Detector,
+    batch: Batch,
+    answer: Queries | None,
+    weights: DetectionWeights,
+    progress: float,
+) -> dict[str, Tensor]:
+    """The whole step while a backbone alone learns the teacher's features; nothing later, or where they cannot be compared."""
+    if (
+        answer is None
+        or progress >= weights.features_first
+        or isinstance(student, RealTimeDetector)
+    ):
+        return {}
+    first = feature_losses(student.features(batch.images), answer)
+    return weights.total(first) if first else {}
+
+
 def detection_step(weights: DetectionWeights) -> Callable:
     """The weighted losses of objects (A eq. 11-13) and, with a teacher, of distillation (eq. 14), as a step for `train`.
 
@@ -288,8 +315,6 @@ def detection_step(weights: DetectionWeights) -> Callable:
     student with a loss of its own (D-FINE, DEIMv2, RT-DETR, RF-DETR) that one stands in place of eq. 11-13. Query-aligned
     distillation needs the `aligner` that `train(…, shared=weights.shared)` gives.
     """
-    cross, matched = weights.attention_distillation > 0, weights.matched
-    like_features = weights.feature_distillation > 0
 
     def step(
         student: Detector,
@@ -298,17 +323,13 @@ def detection_step(weights: DetectionWeights) -> Callable:
         aligner: QueryAligner | None = None,
         progress: float = 1.0,
     ) -> dict[str, Tensor]:
-        wanted = teacher is not None and (matched or like_features or batch.labels is None)
-        answer = teacher(batch, cross, like_features) if teacher and wanted else None
-        if answer and progress < weights.features_first:
-            first = feature_losses(backbone_features(student, batch.images), answer)
-            if first:
-                return weights.total(first)
+        answer = asked(teacher, batch, weights)
+        if first := features_first(student, batch, answer, weights, progress):
+            return first
         known = objects(batch, answer)
         with inputs_if_shared(aligner, student) as given:
-            asked = (cross, True, known, like_features) if answer else (False, True, known)
-            found = queries(student, batch.images, *asked)
-        like = pair_teacher(found, answer) if answer and matched else None
+            found = queries(student, batch.images, objects=known, **same_parts(answer))
+        like = pair_teacher(found, answer) if answer and weights.matched else None
         if found.own is None:
             target = pair_objects(found, *known, weights.pairing)
             named = detection_losses(*found[:2], target.labels, target.boxes)
