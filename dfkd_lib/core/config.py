@@ -320,7 +320,9 @@ def _reader(annotation: Any) -> TypeAdapter:
 
 
 def read(annotation: Any, value: object) -> object:
-    """Text as the type that an annotation asks for; whatever is no text, or cannot be read so, as it is."""
+    """Text as the type that an annotation asks for, a list (JSON, YAML) as a tuple; whatever cannot be read so, as it is."""
+    if isinstance(value, list) and typing.get_origin(_parts(annotation)[0]) is tuple:
+        return tuple(value)
     if not isinstance(value, str):
         return value
     if type(None) in _parts(annotation) and value.strip().lower() in ("none", ""):

@@ -59,6 +59,14 @@ def test_drop_one_takes_the_weights_of_the_base():
     assert found == {"all": 1.0, "without KD": 0.0, "without CE": 1.0}
 
 
+def test_a_setting_of_several_numbers_goes_through_cells_and_files(tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("base: {student.betas: [0.8, 0.95]}\n")
+    (cell,) = read_grid(path, TINY)
+    assert cell.config().student.betas == (0.8, 0.95)
+    assert Cell.of(json.loads(json.dumps(cell.as_dict()))) == cell
+
+
 def test_a_file_gives_what_a_dict_gives(tmp_path):
     path = tmp_path / "grid.yaml"
     path.write_text(
