@@ -22,7 +22,7 @@ class Headline:
     """A result to read first: where it is measured and how it is written.
 
     Args:
-        metric: name in the notebook's metrics. label: what it is.
+        metric: name in the notebook's metrics. label: what it is, names in it as in `size`.
         reference: its place in a paper that gives no number of `papers.PAPERS`.
         percent: whether the metric is a share of 1. size: what it was measured on, `{name}` standing for a parameter,
             a setting or a metric; a part between commas whose name is not known is left out.
@@ -57,13 +57,15 @@ class Headline:
             return None
         settings = {name: entry[0] for name, entry in result.get("settings", {}).items()}
         known = {**settings, **result.get("parameters", {}), **metrics}
-        parts = (_filled(part, known) for part in self.size.split(", "))
-        size = ", ".join(part for part in parts if part)
+        label, size = (
+            ", ".join(filter(None, (_filled(part, known) for part in text.split(", "))))
+            for text in (self.label, self.size)
+        )
         data = metrics.get("data") or settings.get("data.name") or "mnist"
         number, place = paper_number(data, self.metric)
         paper = "" if number is None else self.text(number)
         texts = (
-            self.label,
+            label,
             self.text(value),
             str(len(value)) if isinstance(value, list) else "1",
             re.sub(r"\b1 (\w+)s\b", r"1 \1", size),

@@ -49,17 +49,18 @@ def test_a_value_is_written_as_its_kind_and_its_seeds_allow(headline, value, tex
 def test_a_headline_names_size_and_seeds():
     wanted = Headline(
         "acc",
-        "student",
+        "student, on {data}",
         percent=True,
         size="{model}, {gan.images} images, {epochs} epochs, {absent} x",
     )
     result = {
-        "metrics": {"acc": [0.5, 0.6]},
+        "metrics": {"acc": [0.5, 0.6], "data": "whole frames"},
         "parameters": {"model": "vit", "epochs": 1},
         "settings": {"gan.images": [30000, 1, "help"]},
     }
     row = wanted.row(result)
     assert (row["size"], row["seeds"]) == ("vit, 30,000 images, 1 epoch", "2")
+    assert row["label"] == "student, on whole frames"
     assert wanted.row({"metrics": {}}) is None
 
 
