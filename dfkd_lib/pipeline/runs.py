@@ -221,7 +221,8 @@ class Run:
     def _left(self) -> str:
         """How long the whole run will still take, in words; nothing while it is not known what there is to do."""
         parts = self.queue.jobs.values()
-        if self.results.get("stopped") or any(not (part.whole or part.task) for part in parts):
+        listed = all(part.whole or part.task for part in parts)
+        if self.results.get("stopped") or not parts or not listed:
             return ""
         now = time.perf_counter()
         running = {p.name: now - p.began for p in parts if p.name in self.queue.running and p.began}
