@@ -225,19 +225,29 @@ def mirrored_answers(found: Queries, mirror: Tensor) -> Queries:
 
 
 def kept_answers(teacher: Detector, batches: SceneBatches, epochs: int) -> Callable[..., Queries]:
-    """`answers` of a frozen teacher in a training of so many epochs. Where these only mirror scenes, each scene is asked about
-    once, at the first call, if all answers take at most `STORED_BYTES`, and its mirror image is given the mirrored answer;
-    images that a step has changed are asked about as they are."""
-    ask, known, count = answers(teacher), {}, len(batches.images)
+    """`answers` of a frozen teacher in a training of so many epochs. Where these only mirror scenes, a mirror image is given the
+    mirrored answer, whether it is kept or not; each scene is asked about once, at the first call, where that is less work
+    and all answers take at most `STORED_BYTES`. Images that a step has changed are asked about anew."""
+    plain, known, count = answers(teacher), {}, len(batches.images)
     marks: list[Tensor] = []  # of the images that were asked about
-    if not batches.views or epochs <= processes.count():
-        return ask
+    keeps = batches.views and epochs > processes.count()
+
+    def upright(batch: Batch) -> tuple[Batch, Tensor]:
+        mirror = batch.places >= count
+        images = torch.where(mirror[:, None, None, None], batch.images.flip(-1), batch.images)
+        return batch._replace(images=images), mirror
+
+    def ask(batch: Batch, *asked: bool) -> Queries:
+        if batch.places is None:
+            return plain(batch, *asked)
+        seen, mirror = upright(batch)
+        return mirrored_answers(plain(seen, *asked), mirror)
 
     def all_of(asked: tuple[bool, bool], device: torch.device) -> Queries | None:
         found: list[Queries] = []
         marks.clear()
         for seen in batches.in_order():
-            found.append(ask(seen.to(device), *asked))
+            found.append(plain(seen.to(device), *asked))
             marks.append(_mark(seen.images.to(device)))
             held = sum(part.nbytes for part in found[0] if part is not None)
             if held / len(marks[0]) * count > STORED_BYTES:
@@ -253,13 +263,12 @@ def kept_answers(teacher: Detector, batches: SceneBatches, epochs: int) -> Calla
     def answer(batch: Batch, attention: bool = False, features: bool = False) -> Queries:
         asked = attention, features
         if asked not in known:
-            known[asked] = all_of(asked, batch.images.device)
+            known[asked] = all_of(asked, batch.images.device) if keeps else None
         stored, places = known[asked], batch.places
         if stored is None or places is None:
             return ask(batch, *asked)
-        rows, mirror = places % count, places >= count
-        seen = torch.where(mirror[:, None, None, None], batch.images.flip(-1), batch.images)
-        if not torch.allclose(_mark(seen), marks[0][rows], rtol=1e-4):
+        rows, (seen, mirror) = places % count, upright(batch)
+        if not torch.allclose(_mark(seen.images), marks[0][rows], rtol=1e-4):
             return ask(batch, *asked)
         logits, boxes, *more = stored
         more = [None if part is None else part[rows] for part in more]

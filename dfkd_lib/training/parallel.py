@@ -55,7 +55,8 @@ def average_gradients(parameters: list[Tensor]) -> Tensor:
     for parameter, mean in zip(parameters, means, strict=True):
         if parameter.grad is not None:
             mean = mean / processes.count()
-            parameter.grad = mean.view(parameter.shape).to(parameter.dtype)
+            # Into the gradient's own layout: a fused optimizer takes both as they lie in memory.
+            parameter.grad.copy_(mean.view(parameter.shape))
     return ((counts != 0) & (counts != processes.count())).any()
 
 
