@@ -22,7 +22,8 @@ BATCH = 128  # images of a forward pass: on a CPU a third faster than 512, whose
 
 
 class Targets(NamedTuple):
-    """Teacher targets of a batch: logits (B, K), attention probe (B, M), of P blocks (B, P, M), or None, early feature map (B, C, h, w) or None."""
+    """Teacher targets of a batch: logits (B, K); attention probe (B, M), of P blocks (B, P, M), or None; early feature map
+    (B, C, h, w) or None."""
 
     logits: Tensor
     probe: Tensor | None = None
@@ -83,7 +84,8 @@ def teacher_targets(
 
 
 class StoredTeacher:
-    """Batch → the stored targets of its rows, float32; `.logits` (N, K) and `.probes` (N, M), (N, P, M) or None hold all of them.
+    """Batch → the stored targets of its rows, float32; `.logits` (N, K) and `.probes` (N, M), of P blocks (N, P, M), or None
+    hold all of them.
 
     Args:
         artifact: of `teacher_targets`.
