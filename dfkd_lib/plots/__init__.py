@@ -43,11 +43,5 @@ from dfkd_lib.plots.measures import (
     fidelity_diversity,
     trade_off,
 )
-from dfkd_lib.plots.scenes import (
-    SCALES,
-    detection_compare,
-    detection_grid,
-    drawn_scenes,
-    sampling_points,
-)
+from dfkd_lib.plots.scenes import SCALES, detection_compare, detection_grid, drawn_scenes
 from dfkd_lib.plots.style import COLORS, STYLE, new_figure

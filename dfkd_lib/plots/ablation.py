@@ -12,11 +12,11 @@ from matplotlib.lines import Line2D
 
 from dfkd_lib.plots.style import (
     COLORS,
-    MARKERS,
     SLANTED,
     epochs_below,
     legend_below,
     new_figure,
+    series_style,
     squares,
     styled,
 )
@@ -25,8 +25,6 @@ ACCURACY = "accuracy (%)"
 SIGNIFICANT = 0.05  # a corrected p below it is a difference
 # Not losses: what else stands in a line of a student's history.
 NO_LOSS = {"epoch", "lr", "seconds", "images_per_second", "test_accuracy"}
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
-PALETTE = (*COLORS[:-1], "#B8A800")  # yellow is too pale for lines on white: it is darkened
 FIRST = {"test_accuracy": "test accuracy (%)", "loss": "loss, all parts"}
 MOST_NAMED = 40  # classes that a heat map names each; of more it names some
 MOST_NUMBERS = 12  # classes for which it writes the numbers
@@ -61,69 +59,58 @@ def ablation_accuracy(tidy: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     A filled diamond differs from the baseline by Holm's p < 0.05, an open one cannot be distinguished from it.
 
     Args:
-        tidy: of `ablation.tidy`. summary: of `ablation.summary`; its second column is the measure that is drawn.
+        tidy: of `ablation.tidy`. summary: of `ablation.summary`.
     """
-    measure, settings = summary.columns[1], summary.to_dict("records")
-    names = [wrap(line["row"]) for line in settings]
-    beside = [_beside(line, 2 if "%" in measure else 3) for line in settings]
+    settings, shades = summary.to_dict("records"), _shades(tidy)
+    names, beside = [wrap(line["row"]) for line in settings], [_beside(line) for line in settings]
     # Down the axis goes in inches, so that settings with long names or remarks get their room.
-    lines = [max(map(_lines, texts)) for texts in zip(names, beside, strict=True)]
-    tall = 0.16 * np.array(lines, float) + 0.18
+    tall = np.array(
+        [0.16 * max(map(_lines, texts)) + 0.18 for texts in zip(names, beside, strict=True)]
+    )
     places = np.cumsum(tall) - tall / 2
     figure, ax = new_figure(width=7.2, height=tall.sum() + 1.7)
-    if not settings:
-        _nothing(ax, "no cells")
-        return figure
+    if summary[ACCURACY].isna().all():
+        _nothing(ax, "no cell has finished")
     outside = {"xycoords": ax.get_yaxis_transform(), "fontsize": 8, "annotation_clip": False}
-    shades = _shades(tidy)
     for place, line, text in zip(places, settings, beside, strict=True):
-        shade = shades[line["row"]]["color"]
-        cells = tidy.loc[tidy["row"] == line["row"], measure].dropna()
+        shade, mean = shades[line["row"]]["color"], line[ACCURACY]
+        cells = tidy.loc[tidy["row"] == line["row"], ACCURACY].dropna()
         # Just above the mean's line, which would hide them.
         ax.scatter(cells, np.full(len(cells), place - 0.09), s=16, color=shade, alpha=0.6, lw=0)
-        if math.isfinite(line[measure]):
-            _mean(ax, place, line, measure, shade)
+        if math.isfinite(mean):
+            alike = line["against"] and not line["p (Holm)"] < SIGNIFICANT
+            face = {"color": shade, "markerfacecolor": "white" if alike else shade, "zorder": 3}
+            half = line["± 95 %"] if math.isfinite(line["± 95 %"]) else None
+            ax.errorbar(mean, place, xerr=half, linestyle="none", capsize=3, **DIAMOND, **face)
+            if not line["against"]:
+                ax.axvline(mean, alpha=0.7, zorder=1, **BASELINE)
         text = ax.annotate(text, (1.01, place), va="center", **outside)
         text.set_color(COLORS[1] if line["unfinished"] else "0.15")
     ax.annotate("difference [95 %]", (1.01, 0), va="bottom", style="italic", **outside)
-    base = next(line[measure] for line in settings if not line["against"])
-    if math.isfinite(base):
-        ax.axvline(base, alpha=0.7, zorder=1, **BASELINE)
-    if not any(math.isfinite(line[measure]) for line in settings):
-        _nothing(ax, "no cell has finished")
     ax.set_yticks(places, names)
-    ax.set(ylabel="", ylim=(tall.sum(), 0), xlabel=_xlabel(settings, measure))
+    ax.set(ylabel="", ylim=(tall.sum() or 1, 0), xlabel=f"test {ACCURACY}{_sample(summary)}")
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
     legend_below(figure, 2, _marks())
     return figure
 
 
-def _mean(ax, place: float, line: dict, measure: str, shade: str) -> None:
-    """The diamond of a setting's mean with its interval; filled where it differs from the baseline, or is it."""
-    open_ = line["against"] and not line["p (Holm)"] < SIGNIFICANT
-    half = line["± 95 %"] if math.isfinite(line["± 95 %"]) else None
-    face = {"color": shade, "markerfacecolor": "white" if open_ else shade, "zorder": 3}
-    ax.errorbar(line[measure], place, xerr=half, linestyle="none", capsize=3, **DIAMOND, **face)
-
-
-def _beside(line: dict, digits: int) -> str:
+def _beside(line: dict) -> str:
     """What stands at the right of a setting: its difference, and how many seeds finished where not all did."""
     few = f"{line['seeds']} of {line['of']} seeds\n({line['unfinished']})"
-    amount = f"{line['difference']:+.{digits}f}" if line["pairs"] else ""
+    amount = f"{line['difference']:+.2f}" if line["pairs"] else ""
     if math.isfinite(line["low"]):
-        amount += f" [{line['low']:+.{digits}f}, {line['high']:+.{digits}f}]"
+        amount += f" [{line['low']:+.2f}, {line['high']:+.2f}]"
     first = amount if line["against"] else "baseline"
     return "\n".join(filter(None, [first, few if line["unfinished"] else ""]))
 
 
-def _xlabel(settings: Sequence[dict], measure: str) -> str:
-    """The axis' name, with what the test images leave open about one student's accuracy."""
-    if measure == "agreement":
-        return AGREEMENT
-    halves = [line["± test"] for line in settings if math.isfinite(line.get("± test", math.nan))]
-    sample = f"± {max(halves):.2g} by the choice of test images (95 %)" if halves else ""
-    return f"test {measure}" + (f"\none student's: {sample}" if sample else "")
+def _sample(summary: pd.DataFrame) -> str:
+    """What the test images leave open about one student's accuracy, in words; "" where nobody knows."""
+    half = summary["± test"].max()
+    if not math.isfinite(half):
+        return ""
+    return f"\none student's: ± {half:.2g} by the choice of test images (95 %)"
 
 
 def _marks() -> list[Line2D]:
@@ -137,31 +124,10 @@ def _marks() -> list[Line2D]:
     ]
 
 
-def styles(count: int) -> list[dict]:
-    """Colour, dashes and marker of each of `count` series; no two of 32 alike in colour and either of the others."""
-    colors = len(PALETTE)
-    return [
-        {
-            "color": PALETTE[i % colors],
-            "linestyle": DASHES[i // colors % len(DASHES)],
-            "marker": MARKERS[(i + i // colors) % len(MARKERS)],
-        }
-        for i in range(count)
-    ]
-
-
 def _shades(tidy: pd.DataFrame) -> dict[str, dict]:
     """{setting: its style}, by its place among all settings of the grid."""
     settings = list(dict.fromkeys(tidy["row"]))
-    return dict(zip(settings, styles(len(settings)), strict=True))
-
-
-def _columns(names: Sequence[str], width: float) -> tuple[int, float]:
-    """(columns, inches high) of a legend below a figure of that width in inches, evenly filled."""
-    longest = max((len(line) for name in names for line in name.split("\n")), default=1)
-    fit = max(1, min(len(names), int(width / (0.075 * longest + 0.6))))
-    columns = math.ceil(len(names) / math.ceil(len(names) / fit)) if names else 1
-    return columns, 0.2 * math.ceil(sum(map(_lines, names)) / columns) + 0.2
+    return {setting: series_style(i) for i, setting in enumerate(settings)}
 
 
 def ablation_curves(
@@ -195,28 +161,25 @@ def history_panels(
         for name, runs in histories.items()
     }
     across = min(3, len(titles))
-    down, width = math.ceil(len(titles) / across), max(5.0, 3.0 * across)
-    names = [wrap(name, 36, 2) for name in histories]
-    ncols, below = _columns(names, width)
-    figure, axes = new_figure(down, across, width, 2.7 * down + below, squeeze=False)
-    series = styles(len(histories))
+    down = math.ceil(len(titles) / across)
+    figure, axes = new_figure(down, across, max(5.0, 3.0 * across), 2.7 * down, squeeze=False)
     for ax in axes.flat[len(titles) :]:
         ax.set_axis_off()
     for ax, (key, title) in zip(axes.flat, titles.items(), strict=False):
-        for name, style in zip(histories, series, strict=True):
-            seeds = [run[key].dropna() for run in frames[name] if key in run]
+        for i, runs in enumerate(frames.values()):
+            seeds = [run[key].dropna() for run in runs if key in run]
             if seeds:
-                _curve(ax, seeds, style, len(histories) <= MOST_SEEDS)
+                _curve(ax, seeds, series_style(i), len(histories) <= MOST_SEEDS)
         ax.set(title=title, ylabel="")
         epochs_below(ax)
     if not any(frames.values()):
         _nothing(axes.flat[0], "no student has finished")
     lines = [
-        Line2D([], [], **{**style, "marker": ""}, label=name, linewidth=1.5)
-        for style, name, runs in zip(series, names, histories.values(), strict=True)
+        Line2D([], [], **{**series_style(i), "marker": ""}, label=wrap(name, 36, 2), linewidth=1.5)
+        for i, (name, runs) in enumerate(histories.items())
         if any(runs)
     ]
-    legend_below(figure, ncols, lines)
+    legend_below(figure, len(lines), lines, grow=True)
     return figure
 
 
@@ -256,9 +219,6 @@ def ablation_grid(tidy: pd.DataFrame, x: str, y: str) -> Figure:
         means[i, j], texts[i, j] = _square(cells)
     size = max(4.0, 0.95 * len(across) + 2.2), max(2.4, 0.62 * len(down) + 1.1)
     figure, ax = new_figure(1, 1, *size, grid=False)
-    if not means.size:
-        _nothing(ax, "no cells")
-        return figure
     _heat(ax, means, texts, f"test {ACCURACY}")
     ax.set_xticks(range(len(across)), [wrap(_shown(v), 14) for v in across])
     ax.set_yticks(range(len(down)), [wrap(_shown(v), 18) for v in down])
@@ -310,24 +270,20 @@ def fidelity_scatter(tidy: pd.DataFrame, fidelity: dict) -> Figure:
         tidy: of `ablation.tidy`; cells without an agreement are left out. fidelity: of `ablation.fidelity`, for the title.
     """
     cells = tidy.dropna(subset=[ACCURACY, "agreement"])
-    settings = list(dict.fromkeys(cells["row"]))
-    names = [wrap(setting, 34, 2) for setting in settings]
-    width = 7.4 if len(settings) > 6 else 5.6
-    ncols, below = _columns(names, width)
-    figure, ax = new_figure(width=width, height=3.6 + below)
+    settings, shades = list(dict.fromkeys(cells["row"])), _shades(tidy)
+    figure, ax = new_figure(width=7.4 if len(settings) > 6 else 5.6)
     if not settings:
         _nothing(ax, "no finished student has an agreement")
         return figure
-    shades = _shades(tidy)
-    for setting, name in zip(settings, names, strict=True):
-        part, style = cells[cells["row"] == setting], shades[setting]
-        white = {"markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 0.5}
-        style = {**style, **white, "linestyle": "none", "alpha": 0.85}
-        ax.plot(part["agreement"], part[ACCURACY], label=name, **style)
+    white = {"markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 0.5}
+    for setting in settings:
+        part = cells[cells["row"] == setting]
+        style = {**shades[setting], **white, "linestyle": "none", "alpha": 0.85}
+        ax.plot(part["agreement"], part[ACCURACY], label=wrap(setting, 34, 2), **style)
     ax.set(xlabel=AGREEMENT, ylabel=f"test {ACCURACY}")
     ax.set_title(_correlation(fidelity), fontsize=9, loc="left")
     ax.margins(0.08)
-    legend_below(figure, ncols)
+    legend_below(figure, len(settings), grow=True)
     return figure
 
 

@@ -18,6 +18,8 @@ from dfkd_lib.plots.style import (
     styled,
 )
 
+MOST_EPOCHS = 9  # that `attention_by_epoch` draws
+
 
 @styled
 def image_map_probe(images, maps, probes, names: Sequence[str]) -> Figure:
@@ -96,25 +98,18 @@ def explanations(images, rows: dict[str, np.ndarray], names: Sequence[str]) -> F
 
 
 @styled
-def attention_by_epoch(
-    images, probes, names: Sequence[str] | None = None, columns: int = 9
-) -> Figure:
+def attention_by_epoch(images, probes) -> Figure:
     """Images, each with its probes while a network learned: before training, then after epochs evenly chosen up to the last.
 
     Args:
         images: uint8 (n, C, H, W). probes: (epochs + 1, n, N), from before training; all of a row on one scale.
-        names: n titles of rows. columns: probes of each image, at most.
     """
     probes = np.asarray(probes, float)
-    epochs = np.unique(
-        np.linspace(0, len(probes) - 1, min(columns, len(probes))).round().astype(int)
-    )
+    epochs = np.unique(np.linspace(0, len(probes) - 1, MOST_EPOCHS).round().astype(int))
     size = 0.95 * (len(epochs) + 1) + 1.2, 1.0 * len(images) + 0.4
     figure, axes = new_figure(len(images), len(epochs) + 1, *size, squeeze=False)
     for i, row in enumerate(axes):
         show(row[0], images[i])
-        if names is not None:
-            row[0].set_ylabel(names[i], **NAMED)
         for ax, epoch in zip(row[1:], epochs, strict=True):
             title = f"epoch {epoch}" if epoch else "before"
             drawn = heat(ax, probes[epoch, i], "" if i else title, probes[:, i].max())

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
 
 from dfkd_lib.plots.ablation import history_panels
 from dfkd_lib.plots.style import (
@@ -25,6 +24,8 @@ from dfkd_lib.plots.style import (
 )
 
 DASHES = ("-", "--", "-.", ":")
+WHOLE = "{x:,.0f}"
+MEAN = "mean of classes"  # its name among the curves of classes
 
 
 @styled
@@ -106,18 +107,18 @@ def measure_curves(
 
 
 @styled
-def precision_recall_plot(curves: dict[str, dict], mean: str = "mean of classes") -> Figure:
+def precision_recall_plot(curves: dict[str, dict]) -> Figure:
     """Precision over recall, one panel a detector, one line a class, each with the area under it (AP at that IoU).
 
     Args:
         curves: {detector: {class: curve with recall (R,) and precision (R,) in [0, 1]}}, as
-            `metrics.precision_recall_curves` gives them. mean: the name among them that is drawn in black.
+            `metrics.precision_recall_curves` gives them, with their mean.
     """
     size = 3.4 * len(curves) + 0.2, 4.8
     figure, axes = new_figure(1, len(curves), *size, squeeze=False, sharey=True)
-    names = dict.fromkeys(name for found in curves.values() for name in found if name != mean)
+    names = dict.fromkeys(name for found in curves.values() for name in found if name != MEAN)
     styles = {name: {"color": color(i), "ls": DASHES[i % 4]} for i, name in enumerate(names)}
-    styles[mean] = {"color": "black", "linewidth": 2.4}
+    styles[MEAN] = {"color": "black", "linewidth": 2.4}
     for ax, (title, found) in zip(axes[0], curves.items(), strict=True):
         for name, style in styles.items():
             if name in found:
@@ -135,26 +136,16 @@ def precision_recall_plot(curves: dict[str, dict], mean: str = "mean of classes"
 
 
 def _grouped(
-    ax,
-    places: np.ndarray,
-    series: dict[str, Sequence],
-    text: Callable[[float | None], str],
-    across: bool = False,
-    **style,
+    ax, places: np.ndarray, series: dict[str, Sequence], text: Callable[[float | None], str]
 ) -> None:
     """Bars beside each other at each place, a colour a series, 0 where a value is None; `text` is written at their ends."""
     each = 0.82 / len(series)
-    draw, axis = (ax.barh, "y") if across else (ax.bar, "x")
     for i, (label, values) in enumerate(series.items()):
         at = places + (i - (len(series) - 1) / 2) * each
-        colored = {"color": color(i), "label": label, **style}
-        drawn = draw(at, [value or 0 for value in values], 0.93 * each, **colored)
+        heights = [value or 0 for value in values]
+        drawn = ax.bar(at, heights, 0.93 * each, color=color(i), label=label)
         ax.bar_label(drawn, [text(value) for value in values], padding=2, fontsize=8)
-    ax.grid(axis=axis, visible=False)
-
-
-def _one_in_thousands(axis) -> None:
-    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.grid(axis="x", visible=False)
 
 
 @styled
@@ -192,19 +183,14 @@ def average_precision_bars(measures: dict[str, dict]) -> Figure:
     first = next(iter(measures.values()))
     sizes = [size for size in ("small", "medium", "large") if f"AP_{size}" in first]
     groups = ["all", *sizes, *first["per_class"]]
-    figure, ax = new_figure(
-        width=max(6.4, 0.42 * len(groups) * (len(measures) + 1) + 1), height=3.4
-    )
+    width = max(6.4, 0.42 * len(groups) * (len(measures) + 1) + 1)
+    figure, ax = new_figure(width=width, height=3.4)
     order = np.arange(len(groups))
     places = order + 0.35 * (order > 0) + 0.35 * (order > len(sizes))
-    series = {
-        name: [
-            found["AP"],
-            *(found[f"AP_{size}"] for size in sizes),
-            *(found["per_class"][label]["AP"] for label in first["per_class"]),
-        ]
-        for name, found in measures.items()
-    }
+    series = {}
+    for name, found in measures.items():
+        of_class = [found["per_class"][label]["AP"] for label in first["per_class"]]
+        series[name] = [found["AP"], *(found[f"AP_{size}"] for size in sizes), *of_class]
     _grouped(ax, places, series, lambda v: "–" if v is None else f"{v:.2f}".lstrip("0"))
     ax.set_xticks(places, groups)
     ax.set(ylabel="average precision (AP)", ylim=(0, 1))
@@ -231,7 +217,7 @@ def class_counts(
     slanted = SLANTED if max(map(len, classes)) > 6 or len(classes) > 20 else {}
     ax.set_xticks(range(0, len(classes), step), classes[::step], **slanted)
     ax.set(xlabel="class", ylabel=what)
-    _one_in_thousands(ax.yaxis)
+    ax.yaxis.set_major_formatter(WHOLE)
     ax.margins(x=0.02, y=0.12)
     legend_below(figure, len(splits))
     return figure
@@ -258,7 +244,7 @@ def real_images(stages: Sequence[str], itself: Sequence[int], behind: Sequence[i
     ax.invert_yaxis()
     ax.margins(x=0.1)
     ax.set_xlim(left=0)
-    _one_in_thousands(ax.xaxis)
+    ax.xaxis.set_major_formatter(WHOLE)
     ax.set(xlabel="real images learned from (evaluation left out)")
     ax.grid(axis="y", visible=False)
     legend_below(figure)
@@ -269,10 +255,10 @@ def real_images(stages: Sequence[str], itself: Sequence[int], behind: Sequence[i
 def stage_seconds(stages: Sequence[str], seconds: Sequence[float]) -> Figure:
     """One bar a stage: the seconds that making all of its artifacts took."""
     figure, ax = new_figure(width=7.2, height=1.2 + 0.3 * len(stages))
-    _grouped(ax, np.arange(len(stages)), {"": seconds}, "{:,.1f}".format, across=True)
-    ax.set_yticks(range(len(stages)), stages)
+    ax.bar_label(ax.barh(stages, seconds, 0.76), fmt="{:,.1f}", padding=2, fontsize=8)
     ax.invert_yaxis()
-    _one_in_thousands(ax.xaxis)
+    ax.grid(axis="y", visible=False)
+    ax.xaxis.set_major_formatter(WHOLE)
     ax.margins(x=0.14)
     ax.set(xlabel="seconds of making, all artifacts of the stage")
     return figure

@@ -84,35 +84,37 @@ def attention_panels(
         panels: `dfkd_lib.widgets.Panel`s, each one image under one model. covering: how much weights hide the image, 0..1.
         colours: matplotlib's name of the colour map. one_scale: a colour is the same weight on equal areas in all panels.
     """
-    extra = [
-        any(getattr(panel, part) is not None for panel in panels)
-        for part in ("class_probe", "overview")
-    ]
-    columns = 2 + sum(extra)
+    with_probe = any(panel.class_probe is not None for panel in panels)
+    columns = 2 + with_probe + any(panel.overview is not None for panel in panels)
     size = 2.7 * columns, 2.9 * len(panels)
     figure, axes = new_figure(len(panels), columns, *size, grid=False, squeeze=False)
     # A panel of fewer patches has more weight on each: weights are compared with an even share.
     most = max(panel.probe.max() * panel.probe.size for panel in panels)
-    for ax_row, panel in zip(axes, panels, strict=True):
+    for (first, second, *others), panel in zip(axes, panels, strict=True):
         top = most / panel.probe.size if one_scale else None
-        places = list(ax_row)
-        _image(places.pop(0), panel, covering, cmap=colours, vmax=top)
-        block, what = f"block {panel.block + 1} of {panel.blocks}", WHAT.get(panel.way, "relevance")
-        head = f"head {panel.head + 1}" if panel.head >= 0 else "mean of heads"
-        title = f"{block}, {head}" if panel.way == "attention" else block
-        title = title if panel.way in WHAT else "all blocks"
-        if panel.epoch is not None:
-            title = f"last block, after epoch {panel.epoch} of {panel.epochs}"
-        if panel.tints is not None:
-            title = f"components, {' + '.join(f'{100 * one:.0f}' for one in panel.shares)} % of the variance"
-        drawn = heat(places.pop(0), _drawn(panel), title, top, False, colours)
+        _image(first, panel, covering, cmap=colours, vmax=top)
+        drawn = heat(second, _drawn(panel), _title(panel), top, False, colours)
         if panel.tints is None:
-            figure.colorbar(drawn, ax=drawn.axes, shrink=0.8, label=what)
+            figure.colorbar(drawn, ax=second, shrink=0.8, label=WHAT.get(panel.way, "relevance"))
         if panel.class_probe is not None:
             title = f"class probe, cosine {panel.agreement:.3f}"
-            heat(places.pop(0), panel.class_probe.reshape(panel.grid), title, top, True, colours)
+            heat(others.pop(0), panel.class_probe.reshape(panel.grid), title, top, True, colours)
         if panel.overview is not None:
-            _overview(places.pop(0), panel, colours)
-        for ax in places:
+            _overview(others.pop(0), panel, colours)
+        for ax in others:
             ax.set_axis_off()
     return figure
+
+
+def _title(panel) -> str:
+    """Whose weights these are."""
+    if panel.epoch is not None:
+        return f"last block, after epoch {panel.epoch} of {panel.epochs}"
+    if panel.tints is not None:
+        shares = " + ".join(f"{100 * share:.0f}" for share in panel.shares)
+        return f"components, {shares} % of the variance"
+    if panel.way not in WHAT:
+        return "all blocks"
+    head = f"head {panel.head + 1}" if panel.head >= 0 else "mean of heads"
+    block = f"block {panel.block + 1} of {panel.blocks}"
+    return f"{block}, {head}" if panel.way == "attention" else block

@@ -74,23 +74,18 @@ def image_rows(rows: dict[str, Sequence], columns: Sequence[str] | None = None) 
 
 
 @styled
-def neighbours(
-    made: Sequence, real: Sequence, distances: Sequence, titles: Sequence[str] | None = None
-) -> Figure:
+def neighbours(made: Sequence, real: Sequence, distances: Sequence) -> Figure:
     """Each made image beside its nearest real ones, nearest first, with their distances: does it look like a copy?
 
     Args:
-        made: uint8 (n, C, H, W). real: uint8 (n, k, C, H, W). distances: (n, k), of `metrics.nearest`. titles: n names.
+        made: uint8 (n, C, H, W). real: uint8 (n, k, C, H, W). distances: (n, k), of `metrics.nearest`.
     """
     count, k = np.shape(distances)
-    size = 0.95 * (k + 1) + (0.2 if titles is None else 1.2), 1.12 * count + 0.35
-    figure, axes = new_figure(count, k + 1, *size, squeeze=False)
+    figure, axes = new_figure(count, k + 1, 0.95 * k + 1.15, 1.12 * count + 0.35, squeeze=False)
     for i, row in enumerate(axes):
         show(row[0], made[i], "made" if i == 0 else "")
         row[0].spines[:].set(visible=True, color=COLORS[1], linewidth=2)
         for j, ax in enumerate(row[1:]):
             show(ax, real[i][j], f"real, {j + 1}." if i == 0 else "")
             ax.set_xlabel(f"{distances[i][j]:.3g}", fontsize=9, labelpad=2)
-        if titles is not None:
-            row[0].set_ylabel(titles[i], **NAMED)
     return figure

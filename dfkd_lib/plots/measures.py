@@ -23,12 +23,11 @@ from dfkd_lib.plots.style import (
 
 
 @styled
-def distance_by_class(tables: dict, log: bool = False) -> Figure:
+def distance_by_class(tables: dict) -> Figure:
     """Fréchet distances with their intervals, all images first, then class by class; what was not measured stays empty.
 
     Args:
-        tables: {maker: DataFrame of `metrics.Measures.table`}, all with the same classes. log: a logarithmic axis, for makers
-            far apart.
+        tables: {maker: DataFrame of `metrics.Measures.table`}, all with the same classes.
     """
     names = [str(name) for name in next(iter(tables.values()))["class"]]
     figure, ax = new_figure(width=max(5.2, 0.15 * len(names) * (len(tables) + 1) + 1.4), height=3.8)
@@ -43,11 +42,8 @@ def distance_by_class(tables: dict, log: bool = False) -> Figure:
     ax.set_xlim(-0.6, len(names) - 0.4)
     ax.grid(axis="x", visible=False)
     ax.set(xlabel="class", ylabel="Fréchet distance")
-    if log:
-        ax.set_yscale("log")
-        log_ticks(ax.yaxis)
-    else:
-        ax.set_ylim(bottom=0)
+    ax.set_yscale("log")  # makers are far apart
+    log_ticks(ax.yaxis)
     if len(tables) > 1:
         legend_below(figure, min(3, len(tables)))
     return figure

@@ -1,6 +1,7 @@
 """Scenes with boxes and names: one detector or several, real or drawn (A Figure 18), where a detection looks."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from dfkd_lib.plots.images import overlay, show
 from dfkd_lib.plots.style import color, legend_below, new_figure, place, styled
 
 SIDE = 2.5  # of a scene, in inches
-FONT = 8
+MOST_COLUMNS = 4  # of scenes beside each other, or of detectors
 SCALES = ("#00e5ff", "#ff2fd0", "#ffe14d", "#7cff6b")  # of sampling points, the finest scale first
 DOTTED = {"linestyle": (0, (1, 1.3)), "linewidth": 1.6}
 
@@ -43,33 +44,23 @@ def _outline(ax, box: np.ndarray, shape: tuple[int, int], edge: str, linewidth: 
     return ax.add_patch(drawn)
 
 
-def _spots(box, wide: float, high: float, inside, unit: float) -> list[tuple[float, float]]:
-    """(left, bottom) of a name beside its box, all in pixels of the drawn figure: above, below, within, at the sides.
-
-    Args:
-        box: the box's Bbox. wide, high: of the name. inside: the axes' Bbox. unit: pixels to a point.
-    """
-    gap, inner = 2 * unit, (box.y1 - high, box.y0)
-    lefts, beside = (box.x0, box.x1 - wide), (box.x1 + gap, box.x0 - wide - gap)
-    tried = [(x, y) for x in lefts for y in (box.y1 + gap, box.y0 - high - gap, *inner)]
-    tried += [(x, y) for y in inner for x in beside]
-    low = (inside.x0, inside.y0)
-    return np.clip(tried, low, (inside.x1 - wide, inside.y1 - high)).tolist()
-
-
 def _name_boxes(figure: Figure, named: Sequence[tuple]) -> None:
     """Put each (text, patch of its box) beside its box, off other boxes and names, now that nothing else is to be drawn."""
     figure.draw_without_rendering()
-    renderer, unit = FigureCanvasAgg(figure).get_renderer(), figure.dpi / 72
+    renderer, gap = FigureCanvasAgg(figure).get_renderer(), 2 * figure.dpi / 72
     taken = {
         ax: [(*box.get_window_extent(renderer).extents, 0.3) for box in ax.patches]
         for ax in figure.axes
     }
-    for text, box in named:
-        size, place_of = text.get_window_extent(renderer), box.get_window_extent(renderer)
-        inside = text.axes.get_window_extent(renderer)
-        spots = _spots(place_of, size.width, size.height, inside, unit)
-        place(text, spots, taken[text.axes], renderer)
+    for text, patch in named:
+        name, box, inside = (one.get_window_extent(renderer) for one in (text, patch, text.axes))
+        # Above and below the box, in it, at its sides.
+        within = (box.y1 - name.height, box.y0)
+        ends = (box.y1 + gap, box.y0 - name.height - gap, *within)
+        spots = [(x, y) for x in (box.x0, box.x1 - name.width) for y in ends]
+        spots += [(x, y) for y in within for x in (box.x1 + gap, box.x0 - name.width - gap)]
+        most = inside.x1 - name.width, inside.y1 - name.height
+        place(text, np.clip(spots, inside.min, most).tolist(), taken[text.axes], renderer)
 
 
 def draw_scene(
@@ -86,7 +77,8 @@ def draw_scene(
     Args:
         image: uint8 (3, H, W). true, found: dicts of boxes (n, 4) cxcywh in [0, 1] and labels (n,), found with scores
             too unless it is the truth itself, which is drawn solid then. look: (weights (rows, columns) or None, box (4,)
-            of the detection that looks there, points (n, 4) as `sampling_points` takes them or None). named_classes: False writes scores alone, where colours say the class.
+            of the detection that looks there, points (n, 4) or None: x, y as shares of the image, weight, scale from 0, the finest).
+        named_classes: False writes scores alone, where colours say the class.
 
     Returns:
         [(text, patch of the box that it names)], for `_name_boxes`.
@@ -105,7 +97,7 @@ def draw_scene(
         if score is not None:
             name = classes[int(label)] if int(label) < len(classes) else str(int(label))
             text = f"{name} {score:.2f}" if named_classes else f"{score:.2f}"
-            text = ax.text(0, 0, text, fontsize=FONT, color=ink(shade))
+            text = ax.text(0, 0, text, fontsize=8, color=ink(shade))
             text.set_bbox({"facecolor": shade, "edgecolor": "none", "pad": 1.0, "alpha": 0.92})
             text.set_in_layout(False)
             named.append((text, outline))
@@ -131,40 +123,15 @@ def _draw_points(ax, points: np.ndarray, shape: tuple[int, int]) -> None:
     )
 
 
-@styled
-def sampling_points(
-    images: np.ndarray, rows: dict[str, Sequence[np.ndarray]], boxes: np.ndarray | None = None
+def _finish(
+    figure: Figure, named: Sequence[tuple], classes: Sequence[str], ncols: int, dotted: str
 ) -> Figure:
-    """Where deformable attention samples images, a row a name: decoder layers, heads.
-
-    Args:
-        images: uint8 (N, 3, H, W). rows: {name: N arrays (n, 4): x, y as shares of the image, weight ≥ 0, scale from 0,
-            the finest}, of `attention.attention_points`. boxes: (N, 4) cxcywh in [0, 1] of the queries that look.
-    """
-    shape, count = images.shape[2:], len(images)
-    tall = SIDE * shape[0] / shape[1]
-    size = SIDE * count + 0.5, tall * len(rows) + 0.4
-    figure, axes = new_figure(len(rows), count, *size, grid=False, squeeze=False)
-    for ax_row, (name, points) in zip(axes, rows.items(), strict=True):
-        ax_row[0].set_ylabel(textwrap.fill(name, 18))
-        for i, ax in enumerate(ax_row):
-            show(ax, np.asarray(images[i]))
-            if boxes is not None:
-                _outline(ax, boxes[i], shape, color(0), 1.8)
-            _draw_points(ax, points[i], shape)
-            ax.set(xlim=(-0.5, shape[1] - 0.5), ylim=(shape[0] - 0.5, -0.5))
-    used = sorted({int(s) for points in rows.values() for each in points for s in each[:, 3]})
-    marks = {"linestyle": "", "marker": "o", "markeredgecolor": "black"}
-    lines = [Line2D([], [], color=SCALES[k % 4], label=f"scale {k + 1}", **marks) for k in used]
-    legend_below(figure, len(lines), lines)
-    return figure
-
-
-def _legend(figure: Figure, classes: Sequence[str], ncols: int, dotted: str) -> None:
-    """The classes' colours, and what dotted boxes are."""
+    """The classes' colours and what dotted boxes are as a legend, and the names at their boxes."""
     lines = [Line2D([], [], color=color(k), lw=2.5, label=name) for k, name in enumerate(classes)]
     lines += [Line2D([], [], color="gray", label=dotted, **DOTTED)] if dotted else []
     legend_below(figure, min(ncols, len(lines)), lines)
+    _name_boxes(figure, named)
+    return figure
 
 
 def _grid(rows: dict[str, tuple], classes: Sequence[str], side: float, dotted: str) -> Figure:
@@ -176,12 +143,10 @@ def _grid(rows: dict[str, tuple], classes: Sequence[str], side: float, dotted: s
     for ax_row, (name, scenes) in zip(axes, rows.items(), strict=True):
         ax_row[0].set_ylabel(textwrap.fill(name, 18))
         for ax, image, true, found in zip(ax_row, *scenes, strict=False):
-            named += draw_scene(ax, np.asarray(image), true, found, classes, None, False)
+            named += draw_scene(ax, image, true, found, classes, None, False)
         for ax in ax_row[len(scenes[0]) :]:
             ax.set_axis_off()
-    _legend(figure, classes, len(classes) + 1, dotted)
-    _name_boxes(figure, named)
-    return figure
+    return _finish(figure, named, classes, len(classes) + 1, dotted)
 
 
 @styled
@@ -216,8 +181,7 @@ def drawn_scenes(makers: dict[str, dict], classes: Sequence[str]) -> Figure:
 
 def _listed(true: dict, classes: Sequence[str]) -> str:
     """The objects of a scene in words: "2 × bird, plane"."""
-    names = [classes[int(label)] for label in true["labels"]]
-    counts = {name: names.count(name) for name in names}
+    counts = Counter(classes[int(label)] for label in true["labels"])
     each = [f"{count} × {name}" if count > 1 else name for name, count in counts.items()]
     return ", ".join(each) or "no object"
 
@@ -229,7 +193,6 @@ def detection_compare(
     found: dict[str, Sequence[dict]],
     classes: Sequence[str],
     looks: dict[str, Sequence] | None = None,
-    columns: int = 4,
     titles: Sequence[str] | None = None,
 ) -> Figure:
     """A Figure 18: the same scenes under each detector; solid what it finds, dotted what is there.
@@ -237,12 +200,10 @@ def detection_compare(
     Args:
         images: uint8 (N, 3, H, W). truth: N dicts with "boxes" (n, 4) cxcywh in [0, 1] and "labels" (n,).
         found: {detector: N such dicts, with "scores" (n,)}, as `detection.detections` gives them. classes: names.
-        looks: {detector: N of (weights (rows, columns) or None, box (4,) of the detection that looks there, points (n, 4)
-            as `sampling_points` takes them or None), or None}.
-        columns: scenes beside each other; of a single scene, detectors. titles: over each scene; default: what is there.
+        looks: {detector: N of `look` as `draw_scene` takes it, or None}. titles: over each scene; default: what is there.
     """
     names, one = list(found), len(images) == 1
-    columns = min(columns, len(names) if one else len(images))
+    columns = min(MOST_COLUMNS, len(names) if one else len(images))
     rows = -(-len(names) // columns) if one else -(-len(images) // columns) * len(names)
     tall = SIDE * images.shape[2] / images.shape[3] + 0.3
     size = SIDE * columns + 0.5, tall * rows + 0.6
@@ -256,7 +217,7 @@ def detection_compare(
         ax, name = axes[down if one else down * len(names) + j, across], names[j]
         ax.set_axis_on()
         look = looks[name][i] if looks and looks.get(name) else None
-        named += draw_scene(ax, np.asarray(images[i]), truth[i], found[name][i], classes, look)
+        named += draw_scene(ax, images[i], truth[i], found[name][i], classes, look)
         if one:
             ax.set_title(textwrap.fill(name, 34), fontsize=9)
         elif across == 0:
@@ -265,6 +226,4 @@ def detection_compare(
             ax.set_title(textwrap.shorten(titles[i], 42, placeholder="…"), fontsize=9)
     if one:
         figure.suptitle(titles[0], fontsize=10)
-    _legend(figure, classes, 2 * columns + 1, "true box")
-    _name_boxes(figure, named)
-    return figure
+    return _finish(figure, named, classes, 2 * columns + 1, "true box")

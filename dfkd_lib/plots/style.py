@@ -9,10 +9,12 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 # Okabe and Ito's palette, distinct under every common kind of colour blindness.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+LINES = (*COLORS[:-1], "#B8A800")  # yellow is too pale for lines on white: it is darkened
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
 MARKERS = "osD^vP*X"
 STYLE = {
     "font.size": 10,
@@ -129,6 +131,13 @@ def new_figure(
     return figure, axes
 
 
+def series_style(i: int) -> dict:
+    """Colour, dashes and marker of the i-th of many series; no two of 32 alike in colour and either of the others."""
+    times, place = divmod(i, len(LINES))
+    marker = MARKERS[(i + times) % len(MARKERS)]
+    return {"color": LINES[place], "linestyle": DASHES[times % len(DASHES)], "marker": marker}
+
+
 def color(i: int) -> str:
     """The i-th colour, round and round: of a class or a series, the same in every figure."""
     return COLORS[int(i) % len(COLORS)]
@@ -150,13 +159,24 @@ def whiskers(values, low, high) -> np.ndarray:
     return np.nan_to_num(np.clip([values - low, high - values], 0, None))
 
 
-def legend_below(figure: Figure, ncols: int = 2, handles: Sequence | None = None) -> None:
-    """The legend below all axes, of the handles given or of all that have a label, on as many columns as fit."""
+def legend_below(
+    figure: Figure, ncols: int = 2, handles: Sequence | None = None, grow: bool = False
+) -> None:
+    """The legend below all axes, of the handles given or of all that have a label, on as many columns as fit, evenly filled.
+
+    `grow` makes the figure higher by it.
+    """
     every = [h for ax in figure.axes for h in ax.get_legend_handles_labels()[0]]
-    texts = [str(handle.get_label()) for handle in (every if handles is None else handles)]
-    longest = max((len(line) for text in texts for line in text.split("\n")), default=1)
-    ncols = min(ncols, max(1, int(figure.get_size_inches()[0] / (0.065 * longest + 0.5))))
-    figure.legend(handles=handles, loc="outside lower center", ncols=ncols)
+    entries = every if handles is None else handles
+    for fit in range(min(ncols, len(entries)), 0, -1):
+        columns = -(-len(entries) // -(-len(entries) // fit))
+        drawn = figure.legend(handles=entries, loc="outside lower center", ncols=columns)
+        extent = drawn.get_window_extent()
+        if fit == 1 or extent.width <= figure.bbox.width:
+            break
+        drawn.remove()
+    if grow and entries:
+        figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
 
 
 def legend_under(ax, ncols: int = 2, **options) -> None:
@@ -184,7 +204,7 @@ def log_ticks(axis) -> None:
     """Ticks of a logarithmic axis written as plain numbers: at 1, 2 and 5, over more than three decades at 1 alone."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1,) if high > 1000 * low > 0 else (1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     axis.set_minor_formatter(NullFormatter())
 
 

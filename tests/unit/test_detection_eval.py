@@ -344,9 +344,8 @@ def test_compared_detections_are_named_and_inside_the_scene():
         {"teacher": found, "student": found},
         CLASSES,
         looks={"teacher": [look, None, None]},
-        columns=2,
     )
-    assert len(figure.axes) == 8
+    assert len(figure.axes) == 6
     shown = {name: texts(figure).count(name) for name in ("bird 0.90", "plane 0.80", "no object")}
     assert set(shown.values()) == {2}
     assert "bird, plane" in texts(figure) and "student" in texts(figure)
