@@ -142,7 +142,7 @@ def explain(root: Path, key: str) -> str:
     parts = {
         "made": [when],
         "versions": [" ".join(f"{n} {v}" for n, v in made.get("versions", {}).items())],
-        "settings": [f"{n} = {v}" for n, v in _flat(made.get("settings", {})).items()],
+        "settings": [f"{n} = {v}" for n, v in flat(made.get("settings", {})).items()],
         "parents": made.get("parents", []),
         "real images read": reads,
         "kept from others": [made.get("guard", "not recorded")],
@@ -158,7 +158,7 @@ def compare(root: Path, first: str, second: str) -> str:
     one, other = (read_manifest(root, key) or {} for key in keys)
     parts = {
         "stage": _changed(*({"stage": made.get("stage")} for made in (one, other))),
-        "settings": _changed(*(_flat(made.get("settings", {})) for made in (one, other))),
+        "settings": _changed(*(flat(made.get("settings", {})) for made in (one, other))),
         "code": differences(table_of(one), table_of(other)),
         "parents": _changed(*(_by_stage(made.get("parents", [])) for made in (one, other))),
         "versions": _changed(*(made.get("versions", {}) for made in (one, other))),
@@ -187,12 +187,12 @@ def _by_stage(keys: list[str]) -> dict[str, str]:
     return found
 
 
-def _flat(tree: dict, before: str = "") -> dict[str, object]:
+def flat(tree: dict, before: str = "") -> dict[str, object]:
     """Nested settings by dotted names."""
     found: dict[str, object] = {}
     for name, value in tree.items():
         if isinstance(value, dict) and value:
-            found |= _flat(value, f"{before}{name}.")
+            found |= flat(value, f"{before}{name}.")
         else:
             found[f"{before}{name}"] = value
     return found

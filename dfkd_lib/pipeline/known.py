@@ -40,7 +40,8 @@ def known(method: str) -> Known:
 
 def _state() -> str:
     """A hash of the dates and sizes of the library's files."""
-    files = sorted((REPOSITORY / "dfkd_lib").rglob("*.py"))
+    folder = REPOSITORY / "dfkd_lib"
+    files = [*sorted(folder.rglob("*.py")), folder / "presets.toml"]
     each = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files]
     return hashlib.sha256(repr(each).encode()).hexdigest()
 

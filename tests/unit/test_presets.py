@@ -30,7 +30,7 @@ def test_every_preset_of_every_method_is_possible(method, preset):
 @pytest.mark.parametrize("method", sorted(set(OURS) - {"start", "summary"}))
 def test_no_method_runs_at_its_papers_sizes_unasked(method):
     for preset in ("smoke", "quick", "night"):
-        assert presets.DIFFERENCES[preset].get(method), f"{preset} has no {method}"
+        assert presets.differences(f"{preset}.{method}"), f"{preset} has no {method}"
 
 
 def test_the_papers_settings_are_the_defaults():
