@@ -51,7 +51,7 @@ lab: $(STAMP)  ## JupyterLab on the notebooks, on this machine only, at notebook
 	    --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.extension_manager=readonly \
 	    $(if $(filter 0,$(shell id -u)),--allow-root)
 
-bench: $(STAMP)  ## everything beside its peers, timed, as a table and a picture in reports/bench (22 minutes)
+bench: $(STAMP)  ## everything beside its peers, timed, as a table in reports/bench (20 minutes)
 	@PYTHONPATH=tests $(RUN) -m bench
 
 faults: $(STAMP)  ## kills, full disks, flipped bits and more injected into real runs: an hour, ends with a table

@@ -3,6 +3,8 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -160,7 +162,8 @@ def run(
     outcomes = _found(cells, store, step)
     missing = {f"cell-{place}": place for place in range(len(cells)) if place not in outcomes}
     if missing:
-        say(f"{len(cells)} cells, {_cached(outcomes)} found, {len(missing)} to run")
+        found = sum(outcome.cached for outcome in outcomes.values())
+        say(f"{len(cells)} cells, {found} found, {len(missing)} to run")
         jobs = jobs or most_processes()
         # The threads follow from what was asked, not from how many cells are missing: they decide the last bits.
         threads = (
@@ -179,10 +182,6 @@ def run(
             fix="see what happened to the first; what is finished is kept",
         )
     return [outcomes[place] for place in range(len(cells))]
-
-
-def _cached(outcomes: dict[int, Outcome]) -> int:
-    return sum(outcome.cached for outcome in outcomes.values())
 
 
 def _fill(
@@ -210,7 +209,9 @@ def _outcomes(
                 raise answer
             continue
         cell, done = cells[job.name], done + 1
-        key, error = _result(answer)
+        if isinstance(answer, BaseException):
+            answer = None, LOST if isinstance(answer, WorkerLost) else describe(answer)
+        key, error = answer
         made = _appearing(store, key, patience) if key else None
         if key and made is None:
             patience = 0  # nor will the others
@@ -228,13 +229,6 @@ def _outcomes(
         yield job.name, Outcome(cell, made, error, False)
 
 
-def _result(answer: object) -> tuple[str | None, str]:
-    """(key or None, error) of what the queue gives of a cell."""
-    if isinstance(answer, WorkerLost):
-        return None, LOST
-    return (None, describe(answer)) if isinstance(answer, BaseException) else answer
-
-
 def _appearing(store: Store, key: str, seconds: float) -> Artifact | None:
     """What another machine has just made: a network disk may deny it for a while, having been asked before it was there."""
     until = time.monotonic() + seconds
@@ -249,12 +243,10 @@ def _found(cells: Sequence[Cell], store: Store, step: Callable | None = None) ->
     outcomes: dict[int, Outcome] = {}
     for place, cell in enumerate(cells):
         try:
-            made = find(store, cell, step)
+            if made := find(store, cell, step):
+                outcomes[place] = Outcome(cell, made, "", True)
         except Exception as error:  # one impossible row must not stop the others
             outcomes[place] = Outcome(cell, None, describe(error), False)
-        else:
-            if made:
-                outcomes[place] = Outcome(cell, made, "", True)
     return outcomes
 
 
@@ -275,10 +267,10 @@ def most_processes() -> int:
 
 def tasks(names: Mapping[str, object]) -> dict[str, Callable[[], object]]:
     """The cells of notebook 35's grid as `distill.tasks` gives what other notebooks train."""
-    made = {}
-    for cell in names["cells"]:
-        made[f"{cell.name}, seed {cell.seed}"] = partial(run_cell, names["store"], cell)
-    return made
+    return {
+        f"{cell.name}, seed {cell.seed}": partial(run_cell, names["store"], cell)
+        for cell in names["cells"]
+    }
 
 
 # -- in the process that trains --------------------------------------------------------------------------------------
@@ -290,7 +282,7 @@ def as_sent(cell: Cell, step: dict | None = None) -> dict:
     Args:
         step: in place of the library's, as `core.as_sent` gives it.
     """
-    return {**cell.as_dict(), "code": _code(cell.settings), "step": step}
+    return {**asdict(cell), "code": _code(cell.settings), "step": step}
 
 
 def _code(settings: dict) -> str:
@@ -300,7 +292,7 @@ def _code(settings: dict) -> str:
 
 def _received(sent: dict, from_disk: bool = False) -> tuple[Cell, Callable | None]:
     """The cell and step that `as_sent` was given; OtherCode if this process would train it by other code."""
-    if sent.get("code") not in (None, _code(sent["settings"])):
+    if sent["code"] != _code(sent["settings"]):
         raise OtherCode(
             "this cell was asked for by a process with other code than the one that would train it",
             expected="the library as its files say: other processes know neither losses and students that a notebook "
@@ -308,25 +300,18 @@ def _received(sent: dict, from_disk: bool = False) -> tuple[Cell, Callable | Non
             where=f"{sent['name']}, seed {sent['seed']}",
             fix="give a step of your own as step=, or jobs=1; after a change of the library restart the kernel and workers",
         )
-    own = sent.get("step")
+    own = sent["step"]
     return Cell.of(sent), None if own is None else core.received(own, from_disk)
 
 
-def prepare(tell: jobs.Tell, needs: jobs.Needs, root: str, cells: list[dict]) -> list[dict]:
-    """A job: make once what the cells of a store share, teachers and images; returns those that are to be run.
-
-    Without this the first cells would only wait for each other.
-    """
-    store, missing = Store(root), []
+def prepare(tell: jobs.Tell, needs: jobs.Needs, root: str, cells: list[dict]) -> None:
+    """A job: make once what the cells of a store share, teachers and images; else the first would wait for each other."""
+    store = Store(root)
     with jobs.alone_in_process(needs.threads):
-        for (cell, step), sent in [(_received(sent), sent) for sent in cells]:
-            try:
+        for cell, step in [_received(sent) for sent in cells]:
+            with suppress(Exception):  # its own job will report it
                 if find(store, cell, step) is None:
-                    missing.append(sent)
                     cell.study(store).prepare(cell.source)
-            except Exception:  # its own job will report it
-                continue
-    return missing
 
 
 def work(

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +21,9 @@ DEFAULTS = {
     if name not in ("seeds", "grid", "baseline", "jobs")
 }
 SETTINGS = BASE.settings()
-RIVALS = (
-    "adversarial",
-    "contrastive",
-    "fast",
-)  # beginnings of the makers that may work against a student
+# Beginnings of the makers that may work against a student.
+RIVALS = ("adversarial", "contrastive", "fast")
+EXAMPLE = "see notebooks/README.md for an example"
 MOST_ROWS = 10_000  # the product of a few long lists would fill the memory
 
 
@@ -67,12 +65,9 @@ class Cell:
         """The study of these settings, new at each call: it holds images once it is used, and cells are many."""
         return Study(store, self.config())
 
-    def as_dict(self) -> dict:
-        return asdict(self)
-
     @classmethod
     def of(cls, saved: dict) -> "Cell":
-        """The cell that `as_dict` wrote; WorkbenchError if it does not fit this version's settings."""
+        """The cell of what `dataclasses.asdict` gives; WorkbenchError if it does not fit this version's settings."""
         return make_cell(saved["name"], saved["settings"], saved["seed"])
 
 
@@ -139,8 +134,7 @@ def read_grid(
     grid = {"rows": grid} if isinstance(grid, list) else grid
     if not isinstance(grid, dict):
         form = f"a mapping of {', '.join(Grid.model_fields)}, or a list of rows"
-        example = "see notebooks/README.md for an example"
-        raise _refused("a grid has the wrong form", type(grid).__name__, form, example)
+        raise _refused("a grid has the wrong form", type(grid).__name__, form, EXAMPLE)
     parts = {str(name): part for name, part in grid.items() if part is not None}
     parts = ({} if seeds is None else {"seeds": list(seeds)}) | parts
     if isinstance(parts.get("rows"), list):
@@ -196,7 +190,7 @@ def _read_file(path: Path):
             where=path,
             got=str(error)[:300],
             expected="a YAML file",
-            fix="check the path; notebooks/README.md has an example",
+            fix=f"check the path, and {EXAMPLE}",
         ) from None
 
 
@@ -234,8 +228,7 @@ def _rows(grid: Grid, common: dict) -> dict[str, dict]:
         most, fix = f"at most {MOST_ROWS} rows", "cross fewer settings with one another"
         raise _refused("a grid is too large", f"{count} rows", most, fix)
     products = [
-        dict(zip(grid.grid, values, strict=True))
-        for values in itertools.product(*grid.grid.values())
+        dict(zip(grid.grid, each, strict=True)) for each in itertools.product(*grid.grid.values())
     ]
     return _by_name(
         (", ".join(filter(None, [row, _words(chosen)])) or "base", {**settings, **chosen})

@@ -29,6 +29,7 @@ MEASURES = {
     "agreement": "agreement",
 }
 ACCURACY = "accuracy (%)"
+MEASURED = (ACCURACY, "low", "high", *list(MEASURES)[1:], "± agreement")
 WHOLE = ("images", "epochs", "parameters", "seconds")
 SIGNIFICANT = 0.05  # a corrected p below it is a difference
 UNFINISHED = ("diverged", "failed", "not run")
@@ -50,19 +51,23 @@ def tidy(outcomes: Iterable[Outcome]) -> pd.DataFrame:
     """
     cells = _once(outcomes)
     settings = _differing([outcome.cell.settings for outcome in cells])
-    lines = [_measured(outcome) for outcome in cells]
-    frame = pd.DataFrame(
-        {"row": [o.cell.name for o in cells], "seed": [int(o.cell.seed) for o in cells], **settings}
-    )
+    lines = [
+        {
+            "row": outcome.cell.name,
+            "seed": int(outcome.cell.seed),
+            **{name: values[place] for name, values in settings.items()},
+            **_measured(outcome),
+            "state": _state(outcome),
+            "error": outcome.error or "",
+            "key": outcome.artifact.key if outcome.artifact else "",
+        }
+        for place, outcome in enumerate(cells)
+    ]
+    columns = ["row", "seed", *settings, *MEASURED, *WHOLE, "state", "error", "key"]
+    frame = pd.DataFrame(lines, columns=columns, dtype=object)
     # Whole numbers beside a failed cell's None would become floats, and print as 3e+04.
-    whole = "object" if any(outcome.artifact is None for outcome in cells) else None
-    for name in (ACCURACY, "low", "high", *list(MEASURES)[1:], "± agreement", *WHOLE):
-        values = [line[name] for line in lines]
-        frame[name] = pd.Series(values, dtype=whole) if name in WHOLE else values
-    frame["state"] = [_state(outcome) for outcome in cells]
-    frame["error"] = [outcome.error or "" for outcome in cells]
-    frame["key"] = [outcome.artifact.key if outcome.artifact else "" for outcome in cells]
-    return frame
+    whole = {name: frame[name] for name in WHOLE if frame[name].isna().any()}
+    return frame.infer_objects().assign(**whole)
 
 
 def _once(outcomes: Iterable[Outcome]) -> list[Outcome]:
@@ -98,19 +103,16 @@ def _differing(settings: Sequence[dict]) -> dict[str, list]:
 
 def _measured(outcome: Outcome) -> dict:
     """The numbers of one cell by column; NaN or None where it has none."""
-    line = dict.fromkeys([*MEASURES, "low", "high", "± agreement"], math.nan)
-    line |= dict.fromkeys(WHOLE)
     if outcome.artifact is None:
-        return line
+        return dict.fromkeys(MEASURED, math.nan) | dict.fromkeys(WHOLE)
     metrics = outcome.artifact.metrics
-    for column, name in MEASURES.items():
-        line[column] = _number(metrics.get(name)) * (100 if "%" in column else 1)
     total = metrics["test_images"]
     low, high = intervals.accuracy_interval(round(metrics["accuracy"] * total), total)
-    return line | {
+    return {
+        **{c: _number(metrics[name], 100 if "%" in c else 1) for c, name in MEASURES.items()},
         "low": 100 * low,
         "high": 100 * high,
-        "± agreement": _number(metrics.get("agreement_half")),
+        "± agreement": _number(metrics["agreement_half"]),
         "images": metrics["train_images"],
         "epochs": len(outcome.artifact.json("history.json")),
         "parameters": metrics["parameters"],
@@ -118,8 +120,8 @@ def _measured(outcome: Outcome) -> dict:
     }
 
 
-def _number(value) -> float:
-    return math.nan if value is None else float(value)
+def _number(value: float | None, times: float = 1) -> float:
+    return math.nan if value is None else times * value
 
 
 def _state(outcome: Outcome) -> str:
@@ -149,16 +151,14 @@ def summary(
         WorkbenchError: for a baseline or measure that is not there.
     """
     values = _values(tidy, measure)
-    if baseline is None:
-        baseline = next(iter(values), None)
-    else:
+    baseline = next(iter(values), None) if baseline is None else baseline
+    if values:
         one_of("baseline", baseline, values)
     lines = []
     for row, of_seed in values.items():
         cells, own = tidy[tidy["row"] == row], row == baseline
-        mean, half = math.nan, math.nan
-        if of_seed:
-            mean, half = intervals.shown_interval(list(of_seed.values()))
+        known = list(of_seed.values())
+        mean, half = intervals.shown_interval(known) if known else (math.nan, math.nan)
         states = cells["state"].value_counts()
         unfinished = [f"{states[state]} {state}" for state in UNFINISHED if state in states]
         line = {
@@ -277,7 +277,7 @@ def short_table(summary: pd.DataFrame) -> pd.DataFrame:
     measure = summary.columns[1]
     digits = 2 if "%" in measure else 3
 
-    def shown(line: dict) -> dict:
+    def shown(line: dict) -> tuple[str, ...]:
         mean, seeds, difference, p = "–", str(line["seeds"]), "–", "–"
         if line["seeds"]:
             half = f" ± {line['± 95 %']:.{digits}f}" if math.isfinite(line["± 95 %"]) else ""
@@ -293,11 +293,10 @@ def short_table(summary: pd.DataFrame) -> pd.DataFrame:
             difference += f" [{line['low']:+.{digits}f}, {line['high']:+.{digits}f}]"
         if math.isfinite(line["p (Holm)"]):
             p = _p(line["p (Holm)"]).removeprefix("= ")
-        values = (line["row"], mean, seeds, difference, p)
-        return dict(zip(columns, values, strict=True))
+        return line["row"], mean, seeds, difference, p
 
     columns = ["row", measure, "seeds", "difference [95 %]", "p (Holm)"]
-    return pd.DataFrame([shown(line) for line in summary.to_dict("records")], columns=columns)
+    return pd.DataFrame(map(shown, summary.to_dict("records")), columns=columns)
 
 
 def by_class(outcomes: Iterable[Outcome]) -> pd.DataFrame:
@@ -307,16 +306,11 @@ def by_class(outcomes: Iterable[Outcome]) -> pd.DataFrame:
         columns row, seed, class, agreement (mean cosine of both probes over the class's test images, -1..1), half (of its
         95 % interval over images), count (images).
     """
-    lines = []
-    for outcome in outcomes:
-        cell, artifact = outcome.cell, outcome.artifact
-        found = artifact.json("agreement.json") if artifact is not None else None
-        if found:
+    lines: list[tuple] = []
+    for cell, artifact, _, _ in outcomes:
+        if artifact is not None and (found := artifact.json("agreement.json")):
             parts = (found[part] for part in ("classes", "cosine", "half", "count"))
-            lines += [
-                (cell.name, int(cell.seed), str(name), _number(cosine), _number(half), count)
-                for name, cosine, half, count in zip(*parts, strict=True)
-            ]
+            lines += [(cell.name, int(cell.seed), *line) for line in zip(*parts, strict=True)]
     frame = pd.DataFrame(lines, columns=BY_CLASS)
     return frame.drop_duplicates(["row", "seed", "class"], ignore_index=True)
 

@@ -10,38 +10,29 @@ from dfkd_lib.pipeline.html import duration, entries, fallbacks_of, read_metrics
 from dfkd_lib.pipeline.parameters import OWN
 from dfkd_lib.reporting.results import commit_text, metrics_of, read_results, value_text
 
-SECTIONS = {
-    "runs": "The runs",
-    "parameters": "Parameters",
-    "code": "Code and artifacts",
-    "metrics": "Metrics",
-}
 Row = tuple[str, ...]
 
 
-def about(results: dict) -> dict[str, str]:
-    """Profile, code, time, machine and command of a run."""
-    known = results["provenance"]
-    machine = known.get("hardware", {})
-    return {
-        "profile": str(results["profile"]),
-        "code": commit_text(known.get("git", {})),
-        "started": str(known.get("started", "")),
-        "time": duration(known.get("seconds")),
-        "machine": ", ".join(str(machine[k]) for k in ("cpu", "cores", "gpu") if k in machine),
-        "command": str(known.get("command", "")),
-        "notebooks": ", ".join(name[:2] for name in results["notebooks"]),
-    }
-
-
 def run_rows(a: dict, b: dict) -> list[Row]:
-    """What both runs are, and the versions that differ."""
+    """Profile, code, time, machine and command of both runs, and the versions that differ."""
+
+    def about(results: dict) -> dict[str, str]:
+        known = results["provenance"]
+        machine = known.get("hardware", {})
+        return {
+            "profile": str(results["profile"]),
+            "code": commit_text(known.get("git", {})),
+            "started": str(known.get("started", "")),
+            "time": duration(known.get("seconds")),
+            "machine": ", ".join(str(machine[k]) for k in ("cpu", "cores", "gpu") if k in machine),
+            "command": str(known.get("command", "")),
+            "notebooks": ", ".join(name[:2] for name in results["notebooks"]),
+        }
+
     first, second = about(a), about(b)
     versions = (results["provenance"].get("versions", {}) for results in (a, b))
-    return [
-        *((name, first[name], second[name]) for name in first),
-        *((f"version of {name}", str(x), str(y)) for name, x, y in differing(*versions)),
-    ]
+    rows = [(name, first[name], second[name]) for name in first]
+    return rows + [(f"version of {name}", str(x), str(y)) for name, x, y in differing(*versions)]
 
 
 def parameters_of(result: dict) -> dict[str, str]:
@@ -65,6 +56,14 @@ def metric_row(a: list[float] | str, b: list[float] | str) -> Row:
 
 def artifact_rows(a: list[dict], b: list[dict]) -> list[Row]:
     """(stage, shared, A alone, B alone, functions that differ) of every stage whose artifacts differ."""
+
+    def stage_of(artifact: dict) -> str:
+        return artifact["key"].rpartition("-")[0]
+
+    def functions_of(artifacts: dict[str, dict]) -> set[tuple[str, str]]:
+        tables = (one.get("code", {}).get("functions", {}) for one in artifacts.values())
+        return {pair for table in tables for pair in table.items()}
+
     rows = []
     for stage in dict.fromkeys(stage_of(one) for one in [*a, *b]):
         first, second = ({one["key"]: one for one in x if stage_of(one) == stage} for x in (a, b))
@@ -74,16 +73,6 @@ def artifact_rows(a: list[dict], b: list[dict]) -> list[Row]:
             shared = len(first.keys() & second.keys())
             rows.append((stage, str(shared), *(", ".join(sorted(one)) for one in alone)))
     return rows
-
-
-def stage_of(artifact: dict) -> str:
-    return artifact["key"].rpartition("-")[0]
-
-
-def functions_of(artifacts: dict[str, dict]) -> set[tuple[str, str]]:
-    """(name, digest) of every function in the artifacts' record of their code."""
-    tables = (one.get("code", {}).get("functions", {}) for one in artifacts.values())
-    return {(name, digest) for table in tables for name, digest in table.items()}
 
 
 def figure_pairs(folders: list[Path], saved: list[dict]) -> list[list[dict | None]]:
@@ -121,7 +110,8 @@ def write_comparison(a: str | Path, b: str | Path, out: str | Path | None, comma
         metrics += [(name, key, *metric_row(x, y)) for key, x, y in changed]
         if pairs := figure_pairs(folders, saved):
             figures.append((name, pairs))
-    contents = [*SECTIONS.items(), *((f"f-{name}", f"Figures of {name}") for name, _ in figures)]
+    contents = [(2, name.lower(), name) for name in ("Runs", "Parameters", "Code", "Metrics")]
+    contents += [(2, f"f-{name}", f"Figures of {name}") for name, _ in figures]
     folder = folders[1] if out is None else resolve(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,9 +131,9 @@ def write_comparison(a: str | Path, b: str | Path, out: str | Path | None, comma
             metrics=metrics,
             equal=equal,
             figures=figures,
-            contents=[(2, anchor, title) for anchor, title in contents],
+            contents=contents,
             command=command,
-            provenance=[],
+            provenance={},
         )
     except OSError as error:
         raise WorkbenchError(

@@ -4,13 +4,13 @@ import heapq
 import json
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from dfkd_lib.core import is_number, save_json
+from dfkd_lib.core import save_json
 
 # Preset -> {"product": of the machine, see `product_rate`, "took": {part: seconds}}, of one run of all notebooks.
 SHIPPED = Path(__file__).with_name("took.json")
@@ -72,25 +72,13 @@ class Estimate:
         return max(ends.values(), default=0.0)
 
 
-def known_seconds(folder: Path, profile: str) -> dict[str, float]:
-    """What each part of a run under a preset took when it was last made, by the results in a folder; {} without any."""
-    return _took(folder / "results.json", lambda saved: saved["profile"] == profile and saved)
-
-
 def shipped_seconds(profile: str) -> dict[str, float]:
     """What each part takes on this machine, by the run that the library ships and what both machines multiply; or {}."""
-    took = _took(SHIPPED, lambda saved: saved[profile])
-    scale = json.loads(SHIPPED.read_text())[profile]["product"] / product_rate() if took else 1
-    return {name: scale * seconds for name, seconds in took.items()}
-
-
-def _took(path: Path, run: Callable[[dict], dict]) -> dict[str, float]:
-    """The seconds by part of a run in a file; {} where it is not there."""
-    try:
-        seconds = run(json.loads(path.read_text()))["took"]
-        return {name: s for name, s in seconds.items() if is_number(s) and s > 0}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    run = json.loads(SHIPPED.read_text()).get(profile)
+    if run is None:
         return {}
+    scale = run["product"] / product_rate()
+    return {name: scale * seconds for name, seconds in run["took"].items()}
 
 
 def product_rate(seconds: float = 0.3) -> float:

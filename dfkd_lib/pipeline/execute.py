@@ -33,12 +33,12 @@ SAFE = "\n  safe: every finished artifact, and each training run up to its last 
 
 @dataclass
 class Outcome:
-    """How one notebook ended: its status, what went wrong (plain text), wall seconds and peak memory in MB."""
+    """How one notebook ended: its status, what went wrong (plain text), peak memory in MB and wall seconds."""
 
     status: str
     error: str | None
-    seconds: float
-    peak_memory_mb: float
+    peak_memory_mb: float = 0.0
+    seconds: float = 0.0
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:
@@ -183,6 +183,12 @@ class Watch:
         code = self.started.poll() if self.started else None
         return -code if code is not None and code < 0 else None
 
+    @property
+    def memory(self) -> str:
+        """A line on the memory that the kernel held at most."""
+        total = psutil.virtual_memory().total / MEGABYTE
+        return f"\n  got: at most {self.peak / MEGABYTE:,.0f} MB in it, of {total:,.0f} MB"
+
 
 def execute(
     notebook: Path,
@@ -197,7 +203,7 @@ def execute(
     Args:
         watch: what it shows meanwhile. stopped: set by who ended the kernel on purpose. environment: the kernel's variables.
     """
-    start, status, error = time.perf_counter(), FAILED, None
+    status, error = FAILED, None
     ended = threading.Event()
     threading.Thread(target=watch.follow, args=(ended,), daemon=True).start()
     try:
@@ -215,7 +221,7 @@ def execute(
         ended.set()
     if stopped.is_set() and status == FAILED:
         status, error = INTERRUPTED, STOPPED
-    return Outcome(status, error, time.perf_counter() - start, watch.peak / MEGABYTE)
+    return Outcome(status, error, watch.peak / MEGABYTE)
 
 
 def _start(notebook, parameters, output, watch, stopped, environment) -> None:
@@ -257,31 +263,20 @@ def fix(name: str, text: str, watch: Watch) -> str:
             "the same command again: finished artifacts and epochs are kept"
         )
     if watch.no_memory or RAN_OUT.search(f"{name} {text}"):
-        return f"\n  memory ran out in the notebook's kernel{_memory(watch)}\n  fix: {LESS_MEMORY}"
+        return f"\n  memory ran out in the notebook's kernel{watch.memory}\n  fix: {LESS_MEMORY}"
     return ""
-
-
-def _memory(watch: Watch) -> str:
-    total = psutil.virtual_memory().total
-    return f"\n  got: at most {watch.peak / MEGABYTE:,.0f} MB in it, of {total / MEGABYTE:,.0f} MB"
 
 
 def dead_kernel(watch: Watch) -> str:
     """The message about a kernel that vanished: how, how much memory it held, what is safe, how to go on."""
+    again = f"give the same command again to resume from there; if memory was short, {LESS_MEMORY}"
     if watch.hung:
-        return (
-            f"the notebook's kernel hung and was ended: for {watch.hung_minutes:g} min it used no processor time and "
-            f"printed nothing{SAFE}\n"
-            "  fix: look at the cell where it stopped; if it waits for something slow, allow more with --hung MINUTES"
-        )
-    if watch.process is None:
-        return (
-            f"the notebook's kernel died while it was starting, {STARTS} times; it may have printed why, above\n"
-            f"  fix: give the same command again; if memory was short, {LESS_MEMORY}"
-        )
-    how = f"killed by signal {watch.signal}" if watch.signal else "gone without a message"
-    likely = " (usually the system ran out of memory)" if watch.signal == 9 else ""
-    return (
-        f"the notebook's kernel died: it was {how}{likely}{_memory(watch)}{SAFE}\n"
-        f"  fix: give the same command again to resume from there; if memory was short, {LESS_MEMORY}"
-    )
+        how = f"hung and was ended: for {watch.hung_minutes:g} min it used no processor time and printed nothing"
+        again = "look at the cell where it stopped; if it waits for something slow, allow more with --hung MINUTES"
+    elif watch.process is None:
+        how = f"died while it was starting, {STARTS} times; it may have printed why, above"
+    else:
+        likely = " (usually the system ran out of memory)" if watch.signal == 9 else ""
+        ended = f"killed by signal {watch.signal}" if watch.signal else "gone without a message"
+        how = f"died: it was {ended}{likely}{watch.memory}"
+    return f"the notebook's kernel {how}{SAFE}\n  fix: {again}"

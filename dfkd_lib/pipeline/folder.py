@@ -8,7 +8,7 @@ from filelock import FileLock, Timeout
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.files import file_lock, unusable
 
-LEFT = ("*.tmp", "*/*.tmp", ".probe-*", "*/.probe-*", ".seen-*")  # by a run that was killed
+LEFT = ("*.tmp", "*/*.tmp", ".probe-*", ".seen-*")  # by a run that was killed
 
 
 def prepare_folder(out: Path) -> FileLock:
@@ -16,9 +16,9 @@ def prepare_folder(out: Path) -> FileLock:
     try:
         for folder in (out, out / "metrics", out / "figures", out / "tables"):
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".probe-{secrets.token_hex(4)}"
-            probe.write_bytes(b"0" * 4096)
-            probe.unlink(missing_ok=True)
+        probe = out / f".probe-{secrets.token_hex(4)}"
+        probe.write_bytes(b"0" * 4096)
+        probe.unlink(missing_ok=True)
         lock = file_lock(out / ".lock")
         lock.acquire(timeout=0)
         for path in (path for pattern in LEFT for path in out.glob(pattern)):

@@ -38,15 +38,10 @@ def train(plan: Plan) -> None:
             if count > 1 and "jobs" in values:
                 values["jobs"] = 1  # students one after another, each by all processes
             print(f"[{place}/{len(names)}] {name}", flush=True)
-            execute_here(plan.notebooks[name], values)
+            space = _space()
+            for where, cell in _code(plan.notebooks[name]):
+                _execute(where, cell, space, values)
             print(f"[{place}/{len(names)}] {name}: {time.perf_counter() - start:.0f} s", flush=True)
-
-
-def execute_here(notebook: Path, values: dict) -> None:
-    """Execute a notebook's code cells in one namespace of this process, `values` in place of its parameters."""
-    space = _space()
-    for place, cell in _code(notebook):
-        _execute(place, cell, space, values)
 
 
 @contextlib.contextmanager
@@ -70,7 +65,7 @@ def definitions(notebook: Path, values: dict) -> Iterator[dict]:
 
 
 def _space() -> dict:
-    return {"__name__": "__main__", "display": _show_nothing}
+    return {"__name__": "__main__", "display": lambda *_, **__: None}
 
 
 def _code(notebook: Path) -> Iterator[tuple[str, dict]]:
@@ -93,10 +88,6 @@ def _execute(place: str, cell: dict, space: dict, values: dict) -> None:
         space |= values
 
 
-def _show_nothing(*_, **__) -> None:
-    """What display does here."""
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Figures are drawn for no screen and not shown; only the main process prints."""
@@ -104,7 +95,7 @@ def _quiet() -> Iterator[None]:
     import matplotlib
 
     matplotlib.use("Agg")
-    before, IPython.display.display = IPython.display.display, _show_nothing
+    before, IPython.display.display = IPython.display.display, _space()["display"]
     try:
         with (
             open(os.devnull, "w") as nowhere,

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from urllib.parse import quote
 
 import jinja2
 import nbformat
@@ -25,10 +24,10 @@ from dfkd_lib.core.files import replacing
 from dfkd_lib.pipeline.clean import clean, clean_output
 from dfkd_lib.pipeline.parameters import OWN, parse_cell
 from dfkd_lib.reporting.notebooks import headlines_of
-from dfkd_lib.reporting.results import commit_text, value_text
+from dfkd_lib.reporting.results import commit_text, is_file_name, value_text
 
 TEMPLATES = Path(__file__).parent / "templates"
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # of a figure or table: never a path
+# A table cell that reads as numbers, also with signs, percent or an interval, or as nothing.
 NUMBERS = re.compile(r"(?:[-–—−+±%.,→()\[\]\s\d]|n = \d|(?<=\d)e[-+]?\d+|nan|to)*")
 LARGEST_SVG = 3_000_000  # bytes; a larger figure is linked but not embedded
 LARGER = 1.6  # times its own size that a figure may be drawn at, so that its letters stay letters
@@ -95,6 +94,7 @@ def templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     made.filters |= {"duration": duration, "memory": memory, "value": value_text}
+    made.filters["commit"] = commit_text
     made.filters["aligned"] = lambda text: Markup(align_numbers(str(text)))
     made.globals["css"] = Markup((TEMPLATES / "style.css").read_text())
     made.globals["parts"] = made.get_template("parts.html.j2").module
@@ -180,7 +180,7 @@ def write_notebook_page(notebook: Path, page: Path) -> None:
         body=Markup(body),
         contents=settings + [row for row in exporter.headings if row[0] in (2, 3)],
         command=command(name, parameters, own) if preset else None,
-        provenance=[("code", commit_text(provenance.code()))],
+        provenance={"git": provenance.code()},
     )
 
 
@@ -262,21 +262,12 @@ def place_outputs(node: nbformat.NotebookNode, folder: Path) -> None:
 
 def read_entry(note: object) -> dict | None:
     """What a report noted of a figure or table, all text; None if its name is no file name."""
-    name = note.get("name") if isinstance(note, dict) else None
-    if not isinstance(name, str) or not NAME.fullmatch(name):
+    if not isinstance(note, dict) or not is_file_name(note.get("name")):
         return None
     keys = note.get("keys")
     texts = {part: str(note.get(part) or "") for part in ("caption", "paper")}
-    keys = [str(key) for key in keys] if isinstance(keys, list) else []
-    return {
-        "name": name,
-        **texts,
-        "keys": keys,
-        "source": None,
-        "width": None,
-        "html": "",
-        "links": [],
-    }
+    known = {"name": note["name"], "keys": list(map(str, keys)) if isinstance(keys, list) else []}
+    return {**known, **texts, "source": None, "width": None, "html": "", "links": []}
 
 
 def place_figure(folder: Path, entry: dict) -> dict | None:
@@ -313,9 +304,9 @@ def place_table(folder: Path, entry: dict) -> dict | None:
 
 
 def files_of(folder: Path, part: str, name: str, kinds: tuple[str, ...]) -> list[tuple[str, str]]:
-    """(kind, relative link) of the files of a figure or table that exist."""
-    names = ((kind.upper(), f"{name}.{kind}") for kind in kinds)
-    return [(kind, link(part, file)) for kind, file in names if (folder / part / file).exists()]
+    """(kind, path from the page) of the files of a figure or table that exist."""
+    files = {kind.upper(): f"{part}/{name}.{kind}" for kind in kinds}
+    return [(kind, file) for kind, file in files.items() if (folder / file).exists()]
 
 
 def entries(folder: Path, saved: dict, prefix: str = "") -> Iterator[tuple[str, dict]]:
@@ -345,15 +336,10 @@ def align_numbers(text: str) -> str:
         body = rows[len(head.find_all("tr")) :] if head else rows
         for i in range(min(map(len, body), default=0)):
             texts = [row[i].get_text(strip=True) for row in body]
-            if any(texts) and all(map(looks_numeric, texts)):
+            if any(texts) and all(map(NUMBERS.fullmatch, texts)):
                 for row in (row for row in rows if i < len(row)):
                     row[i]["class"] = [*row[i].get("class", []), "number"]
     return str(soup)
-
-
-def looks_numeric(text: str) -> bool:
-    """Whether a table cell reads as numbers (also with signs, percent, an interval) or as nothing."""
-    return NUMBERS.fullmatch(text) is not None
 
 
 def shorten(text: str) -> str:
@@ -382,8 +368,3 @@ def memory(megabytes: float | None) -> str:
     if not megabytes:
         return ""
     return f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"
-
-
-def link(*parts: str) -> str:
-    """A relative link to a file beside the page."""
-    return "/".join(quote(part) for part in parts)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from dfkd_lib.pipeline.html import entries, fallbacks_of, link, read_metrics, write_page
+from dfkd_lib.pipeline.html import entries, fallbacks_of, read_metrics, write_page
 from dfkd_lib.reporting.notebooks import COLUMNS, Notebook, headlines
-from dfkd_lib.reporting.results import commit_text, seeds_text
+from dfkd_lib.reporting.results import seeds_text
 
 
 def notebook_entry(out: Path, name: str, title: str, result: dict) -> dict:
@@ -24,20 +24,8 @@ def notebook_entry(out: Path, name: str, title: str, result: dict) -> dict:
         "made": cached.count(False),
         "found": cached.count(True),
         "seeds": seeds_text(result),
-        **{kind: link(file) if (out / file).exists() else None for kind, file in files.items()},
+        **{kind: file if (out / file).exists() else None for kind, file in files.items()},
     }
-
-
-def provenance_rows(provenance: dict) -> list[tuple[str, str]]:
-    """Provenance as rows of name and text."""
-    hardware, seeds = provenance["hardware"], provenance["seeds"].items()
-    return [
-        ("code", commit_text(provenance["git"])),
-        ("machine", "{cpu}, {cores} cores, {memory_gib} GiB, {system}".format(**hardware)),
-        ("graphics card", hardware["gpu"] or "none"),
-        ("versions", ", ".join(f"{k} {version}" for k, version in provenance["versions"].items())),
-        ("seeds", ", ".join(f"{name}: {seed}" for name, seed in seeds) or "none"),
-    ]
 
 
 def write_index(out: Path, results: dict, about: Mapping[str, Notebook]) -> Path:
@@ -67,10 +55,9 @@ def write_index(out: Path, results: dict, about: Mapping[str, Notebook]) -> Path
         seconds=provenance["seconds"],
         counts=[(status, statuses.count(status)) for status in dict.fromkeys(statuses)],
         notebooks=notebooks,
-        peak=results.get("peak_memory_mb"),
         headlines=found,
         beside=beside,
         contents=[(2, anchor, title) for anchor, title in sections],
         command=provenance["command"],
-        provenance=provenance_rows(provenance),
+        provenance=provenance,
     )

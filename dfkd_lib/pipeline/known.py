@@ -1,6 +1,5 @@
 """The settings of every method, kept on disk: their classes import torch, and a typo is to be refused within a second."""
 
-import hashlib
 import importlib.util
 import json
 from contextlib import suppress
@@ -9,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from dfkd_lib import presets
-from dfkd_lib.core import REPOSITORY, Names
+from dfkd_lib.core import REPOSITORY, Names, file_hash
 from dfkd_lib.core.files import replacing
 
 KEPT = Path(importlib.util.cache_from_source(__file__)).with_suffix(".settings.json")
@@ -34,16 +33,16 @@ def known(method: str) -> Known:
         return Known(Names([], {}, {}, "Config"), {})
     presets.config_name(method)
     # A method that another program adds to the table is not kept.
-    found = _every(_state()).get(method) or _described(method)
+    found = _every(library_state()).get(method) or _described(method)
     return Known(Names(**found["names"]), found["settings"])
 
 
-def _state() -> str:
-    """A hash of the dates and sizes of the library's files."""
-    folder = REPOSITORY / "dfkd_lib"
-    files = [*sorted(folder.rglob("*.py")), folder / "presets.toml"]
-    each = [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files]
-    return hashlib.sha256(repr(each).encode()).hexdigest()
+@cache
+def library_state() -> str:
+    """The hashes of the library's files, and of the models that come with it."""
+    files = [*(REPOSITORY / "dfkd_lib").rglob("*"), *(REPOSITORY / "data").glob("teachers/*")]
+    own = sorted(path for path in files if path.is_file() and path.parent.name != "__pycache__")
+    return repr([(str(path), file_hash(path)) for path in own])
 
 
 @cache

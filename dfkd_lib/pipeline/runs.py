@@ -9,25 +9,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-
-import psutil
 
 from dfkd_lib import jobs, presets
 from dfkd_lib.core import Store, WorkbenchError, provenance, save_json
 from dfkd_lib.core.files import disk_error
 from dfkd_lib.jobs import Job
-from dfkd_lib.pipeline.estimate import Estimate, known_seconds, shipped_seconds
+from dfkd_lib.pipeline.estimate import Estimate, shipped_seconds
 from dfkd_lib.pipeline.execute import (
     FAILED,
     INTERRUPTED,
     MEGABYTE,
-    POLL_SECONDS,
     SKIPPED,
     STOPPED,
     SUCCEEDED,
     Outcome,
-    memory_of,
 )
 from dfkd_lib.pipeline.folder import prepare_folder
 from dfkd_lib.pipeline.html import duration, memory, read_metrics
@@ -71,22 +68,19 @@ class Run:
     ):
         self.plan, self.start = plan, time.perf_counter()
         self.about = read_notebooks(next(iter(plan.notebooks.values())).parent)
-        self.earlier = earlier_results(plan)
+        self.earlier, self.took = earlier_run(plan)
         self.states = states(plan, self.about, self.earlier)
         known = plan, self.about, self.earlier, self.states
         self.kept = set() if plan.again else unchanged(*known)
-        self.log = log or (lambda line: print(line, file=sys.stderr, flush=True))
+        self.log = log or partial(print, file=sys.stderr, flush=True)
         self.ended = ended or (lambda name, result: None)
         self.queue: jobs.Queue | None = None
         self.place = Place()
-        self.took = known_seconds(plan.out, plan.profile)  # by the parts of the last run here
         self.estimate = Estimate(shipped_seconds(plan.profile) | self.took)
-        self.peak = self.begun = 0
-        self.measured = 0.0
+        self.begun = 0
         self.results = {
             "profile": plan.profile,
             "notebooks": {},
-            "peak_memory_mb": 0.0,
             "provenance": {
                 **provenance.describe(),
                 "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
@@ -184,7 +178,6 @@ class Run:
 
     def _receive(self, part: Part, message: dict) -> None:
         """What a running part reports, from another thread."""
-        self._measure()
         if "line" in message:
             self._line(part.name, message["line"])
         if "started" in message:
@@ -237,19 +230,19 @@ class Run:
 
     def _outcome(self, part: Part, answer: object) -> Outcome:
         """How a notebook ended; of one that never began nothing of an earlier run is left."""
+        now = time.perf_counter()
+        part.began = part.began or now  # its message may come later
         if isinstance(answer, Outcome):
-            part.began = part.began or time.perf_counter()  # its message may come later
             return answer
         if "threads" not in part.messages:
             clear(self.plan.out, part.name)
         if isinstance(answer, jobs.Skipped):
             why = f"skipped: it builds on {answer.because_of}, which did not succeed"
-            return Outcome(SKIPPED, why, 0.0, 0.0)
+            return Outcome(SKIPPED, why)
         known = isinstance(answer, WorkbenchError)
         text = str(answer) if known else f"{type(answer).__name__}: {answer}"
-        now = time.perf_counter()
         held = part.messages.get("held", 0) / MEGABYTE
-        return Outcome(FAILED, text, now - (part.began or now), held)
+        return Outcome(FAILED, text, held, now - part.began)
 
     def _add_tasks(self, listing: Part, missing: list[str]) -> None:
         """Put what a notebook trains and is missing before it."""
@@ -314,7 +307,6 @@ class Run:
             for name, result in self.earlier.items()
             if name not in waiting
         } | self.results["notebooks"]
-        self.results["peak_memory_mb"] = round(self.peak / MEGABYTE, 1)
         self.results["provenance"]["seconds"] = round(time.perf_counter() - self.start, 2)
         took = self.took | self.estimate.took
         shown = self.results | {"notebooks": dict(sorted(notebooks.items())), "took": took}
@@ -327,12 +319,6 @@ class Run:
             if last:
                 raise full from None
             self.log(str(full))
-
-    def _measure(self) -> None:
-        """Note the memory of all processes of the run on this machine, now and then."""
-        if time.monotonic() - self.measured >= POLL_SECONDS:
-            self.measured = time.monotonic()
-            self.peak = max(self.peak, memory_of(psutil.Process()))
 
     def _stop(self, status: str, why: str) -> None:
         """End what runs, and note for every notebook without a result why; of one not begun an earlier result stays."""
@@ -348,7 +334,7 @@ class Run:
             if not part.began and part.name in self.earlier and status == INTERRUPTED:
                 continue
             text = why if part.began or status == FAILED else "not started: the run was stopped"
-            outcome = Outcome(status, text, 0.0, 0.0)
+            outcome = Outcome(status, text)
             if future and part.began and (status == INTERRUPTED or future.done()):
                 try:
                     outcome = future.result(timeout=max(0.1, until - time.monotonic()))
@@ -357,13 +343,14 @@ class Run:
             self._record(part, outcome)
 
 
-def earlier_results(plan: Plan) -> dict:
-    """The notebooks' results of this profile that another run left in the folder, or {}."""
+def earlier_run(plan: Plan) -> tuple[dict[str, dict], dict[str, float]]:
+    """(the notebooks' results, seconds by part) that another run of this profile left in the folder; {} without any."""
     try:
         saved = json.loads((plan.out / "results.json").read_text())
-        return saved["notebooks"] if saved["profile"] == plan.profile else {}
+        found = saved["notebooks"], saved["took"]
+        return found if saved["profile"] == plan.profile else ({}, {})
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return {}, {}
 
 
 @contextmanager

@@ -1,13 +1,14 @@
 """`dfkd tables`: the papers' tables beside ours; what they cost is said first, and what cannot be is refused."""
 
-import csv
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+
+import pandas as pd
 
 from dfkd_lib import jobs, presets, training
 from dfkd_lib.core import (
@@ -26,7 +27,6 @@ from dfkd_lib.distill import comparison
 from dfkd_lib.metrics.intervals import interval_text
 from dfkd_lib.pipeline.asked import Request
 from dfkd_lib.pipeline.html import duration, place_figure, read_entry, write_page
-from dfkd_lib.pipeline.index import provenance_rows
 from dfkd_lib.pipeline.task import printing
 from dfkd_lib.reporting.papers import TABLES
 from dfkd_lib.reporting.parts import Cell, Made
@@ -144,23 +144,17 @@ def _too_large(report: TableRun, name: str, effort: Effort, room: float) -> Work
 
 
 def _what_fits(reports: Sequence[TableRun], limit: float) -> str:
-    """What to ask for instead: some of the tables, or one seed; else a GPU or a smaller preset."""
+    """What to ask for instead: some of the tables, or fewer seeds of one, a smaller preset, a GPU."""
     fits: list[TableRun] = []
     for report in sorted(reports, key=lambda r: r.seconds):
         fits += [report] * (total([*fits, report], "seconds") <= limit)
     if fits:
         names = " ".join(report.request.table for report in fits)
         return f"these fit: dfkd tables {names}; --hours allows more"
-    report = min(reports, key=lambda r: r.seconds)
-    one = [f", seed {seed}" for seed in report.made.config.seeds[:1]]
-    parts = {n: p for n, p in report.made.parts.items() if n in report.missing}
-    alone = [p for n, p in parts.items() if ", seed " not in n or any(map(n.endswith, one))]
-    seconds = sum(effort.seconds for part in alone for effort in part.efforts)
-    if seconds <= limit:
-        seed, table = report.made.config.seeds[0], report.request.table
-        return f"one seed fits: dfkd tables {table} --set {table}.seeds={seed}, about {duration(seconds)}"
-    smaller = "night" if report.request.preset == "paper" else "quick"
-    return f"--preset {smaller}, a GPU, or --hours {total(reports, 'seconds') / 3600:.0f}"
+    first, hours = reports[0], total(reports, "seconds") / 3600
+    smaller = "night" if first.request.preset == "paper" else "quick"
+    one = f"--set {first.request.table}.seeds={first.made.config.seeds[0]}"
+    return f"one seed ({one}), --preset {smaller}, a GPU, or --hours {hours:.0f}"
 
 
 def make_part(
@@ -211,11 +205,8 @@ def cell_row(report: TableRun, cell: Cell, found: dict[str, list[Artifact]]) -> 
     lost = [f"{name}: {report.errors[name]}" for name in cell.parts if name in report.errors]
     values = [cell.value(found[name]) for name in parts]
     row: dict[str, object] = dict.fromkeys(HEAD.split(","), "–")
-    row |= {
-        "row": cell.row,
-        "column": cell.column,
-        "note": "; ".join([cell.note, *lost]).strip("; "),
-    }
+    row |= {"row": cell.row, "column": cell.column}
+    row["note"] = "; ".join([cell.note, *lost]).strip("; ")
     if cell.paper is not None:
         row["paper"] = f"{cell.paper:.4g}"
     if not values:
@@ -300,12 +291,11 @@ def write(reports: Iterable[TableRun], out: Path, estimate: str, command: str) -
             "errors": report.errors,
         }
         (out / "tables").mkdir(parents=True, exist_ok=True)
-        with open(out / "tables" / f"{name}.csv", "w", newline="") as file:
-            lines = ([row[column] for column in HEAD.split(",")] for row in rows)
-            csv.writer(file).writerows([HEAD.split(","), *lines])
-        body = [[row[column] for column in SHOWN.split(",")] for row in rows]
-        where = made_on(content[name]["hardware"])
-        sections.append((name, content[name], where, body, drawn(report, out)))
+        table = pd.DataFrame(rows, columns=HEAD.split(","))
+        table.to_csv(out / "tables" / f"{name}.csv", index=False)
+        body = table[SHOWN.split(",")].values
+        places = dict.fromkeys(content[name]["hardware"].values())
+        sections.append((name, content[name], "; ".join(places), body, drawn(report, out)))
     known = provenance.describe()
     save_json(
         out / "results.json",
@@ -321,17 +311,8 @@ def write(reports: Iterable[TableRun], out: Path, estimate: str, command: str) -
         sections=sections,
         contents=[(2, name, table["title"]) for name, table in content.items()],
         command=command,
-        provenance=provenance_rows({**known, "seeds": {}}),
+        provenance=known,
     )
-
-
-def made_on(hardware: dict[str, str]) -> str:
-    """Where parts were made: one machine for all, or each with its parts."""
-    places = dict.fromkeys(hardware.values())
-    if len(places) < 2:
-        return "".join(places)
-    parts = {place: [p for p, where in hardware.items() if where == place] for place in places}
-    return "; ".join(f"{place} ({', '.join(of)})" for place, of in parts.items())
 
 
 def drawn(report: TableRun, out: Path) -> list[dict]:
@@ -360,10 +341,7 @@ def run_tables(
     command: str,
 ) -> tuple[Path, bool]:
     """Estimate, refuse or make, and write; (the page's path, whether every part was made)."""
-
-    def log(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
+    log = partial(print, file=sys.stderr, flush=True)
     folder = resolve(out or f"reports/tables_{requests[0].preset}")
     reports = [look(request) for request in requests]
     estimate = estimate_text(reports)

@@ -187,16 +187,10 @@ class _Lines(io.TextIOBase):
 
 @contextmanager
 def printing(report: jobs.Tell) -> Iterator[None]:
-    """Report what is printed, a line an epoch among it: a process does one task at a time."""
-    before = os.environ.get("DFKD_PROGRESS")
+    """Report what is printed, a line an epoch among it, from here on: a process does one task after another."""
     os.environ["DFKD_PROGRESS"] = "lines"
-    try:
-        with redirect_stdout(_Lines(report)):
-            yield
-    finally:
-        os.environ.pop("DFKD_PROGRESS")
-        if before is not None:
-            os.environ["DFKD_PROGRESS"] = before
+    with redirect_stdout(_Lines(report)):
+        yield
 
 
 @contextmanager

@@ -4,31 +4,22 @@ import hashlib
 import json
 import os
 import re
-import shlex
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 
 from dfkd_lib.core import (
     REPOSITORY,
     ArtifactError,
     Store,
-    WorkbenchError,
-    file_hash,
     provenance,
-    resolve,
 )
+from dfkd_lib.pipeline.known import library_state
 from dfkd_lib.pipeline.plan import Plan
 from dfkd_lib.reporting.notebooks import Notebook
 
-LIBRARY = REPOSITORY / "dfkd_lib"
 DRAWN = ("DFKD_FIGURE_WIDTH", "DFKD_FONT_SIZE")
 KINDS = (("figures", "svg"), ("figures", "pdf"), ("tables", "csv"), ("tables", "tex"))
-FOLDERS = (
-    "out_dir",
-    "artifacts_dir",
-)  # of a run: what is in them is looked at artifact by artifact
+FOLDERS = ("out_dir", "artifacts_dir")  # what is in them is looked at artifact by artifact
 
 
 def unchanged(
@@ -50,10 +41,10 @@ def unchanged(
 def states(
     plan: Plan, about: Mapping[str, Notebook], earlier: Mapping[str, dict]
 ) -> dict[str, str]:
-    """A hash for each notebook of all that its page depends on: the notebook, its parameters, the files that these name, the
-    library, the versions of others, this machine, and the states of the notebooks it builds on."""
+    """A hash for each notebook of all that its page depends on: the notebook, its parameters, the library, the versions of
+    others, this machine, and the states of the notebooks it builds on."""
     drawn = sorted((k, v) for k, v in os.environ.items() if k in DRAWN)
-    common = repr((_library(), provenance.versions(), provenance.hardware(), drawn))
+    common = repr((library_state(), provenance.versions(), provenance.hardware(), drawn))
     found: dict[str, str] = {}
 
     def state(name: str) -> str:
@@ -62,7 +53,6 @@ def states(
         if name not in found:
             values = plan.parameters[name]
             parts = [common, _written(plan.notebooks[name]), repr(sorted(values.items()))]
-            parts += [_contents(value) for key, value in values.items() if key not in FOLDERS]
             parts += map(state, sorted(needed(name, about)))
             found[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         return found[name]
@@ -84,12 +74,12 @@ def _holds(
     state: str,
 ) -> bool:
     result, out = earlier.get(name, {}), plan.out
-    if result.get("status") != "succeeded" or result.get("state") != state:
+    values = plan.parameters[name]
+    if result.get("status") != "succeeded" or result.get("state") != state or _names_files(values):
         return False
-    page = out / f"{name}.html"
-    store = Store(plan.parameters[name]["artifacts_dir"])
+    store = Store(values["artifacts_dir"])
     try:
-        made = page.stat().st_mtime_ns
+        made = (out / f"{name}.html").stat().st_mtime_ns
         saved = json.loads((out / "metrics" / f"{name}.json").read_text())
         builds_on = [out / "metrics" / f"{other}.json" for other in needed(name, about)]
         newer = [path for path in builds_on if path.exists() and path.stat().st_mtime_ns > made]
@@ -113,52 +103,8 @@ def _written(notebook: Path) -> str:
     return repr((read["metadata"].get("dfkd"), cells))
 
 
-@cache
-def _library() -> str:
-    """A hash of the library's files, and of the models that come with it."""
-    files = [*LIBRARY.rglob("*"), *(REPOSITORY / "data").glob("teachers/*")]
-    own = sorted(path for path in files if path.is_file() and path.suffix != ".pyc")
-    return repr([(str(path), file_hash(path)) for path in own if path.parent.name != "__pycache__"])
-
-
-def _contents(value: object) -> str:
-    """What stands behind the files and folders that a parameter names: names, sizes and times of change; "" of another."""
-    if not (isinstance(value, str) and value):
-        return ""
-    words = _words(value) | {value}
-    for word in sorted(words):
-        if word.endswith((".yaml", ".yml")):  # a grid names data too
-            with suppress(OSError, UnicodeDecodeError, WorkbenchError):
-                words |= set(re.split(r"[\s,:\[\]{}'\"]+", resolve(word).read_text()))
-    return repr([row for word in sorted(words - {""}) for row in _files(word)])
-
-
-def _words(text: str) -> set[str]:
-    """The words of a list of settings, "name=value name=value", quoted as in a shell."""
-    try:
-        parts = shlex.split(text)
-    except ValueError:
-        return set()
-    return {word for part in parts for word in part.split("=", 1)}
-
-
-def _files(word: str) -> Iterator[tuple]:
-    """(name, size, time of change) of the file, or of all files of the folder, linked ones too, of that name."""
-    try:
-        path = resolve(word)
-    except WorkbenchError:
-        return
-    if os.path.isfile(path):
-        folders: Iterable = [(path.parent, [], [path.name])]
-    elif os.path.isdir(path) and not REPOSITORY.is_relative_to(path.resolve()):
-        folders = os.walk(path, followlinks=True)
-    else:
-        return
-    seen = set()
-    for folder, inner, names in folders:
-        inner[:] = [n for n in inner if os.path.realpath(os.path.join(folder, n)) not in seen]
-        seen |= {os.path.realpath(os.path.join(folder, name)) for name in inner}
-        for name in sorted(names):
-            with suppress(OSError):  # a link to nothing
-                about = os.stat(os.path.join(folder, name))
-                yield os.path.join(folder, name), about.st_size, about.st_mtime_ns
+def _names_files(values: Mapping[str, object]) -> bool:
+    """Whether a parameter names files or folders, which may have changed since: then the notebook always runs."""
+    texts = [text for name, text in values.items() if name not in FOLDERS and isinstance(text, str)]
+    words = {word for text in texts for word in re.split(r"[\s='\"]+", text) if word}
+    return any("/" in word or os.path.exists(REPOSITORY / word) for word in words)

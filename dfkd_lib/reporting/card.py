@@ -1,20 +1,21 @@
 """A classifier as others take it: its weights in timm's layout, and a model card with the real images behind it."""
 
-import html
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import jinja2
 import timm
 
 from dfkd_lib import __version__, deploy
 from dfkd_lib.core import Artifact, Store, WorkbenchError, explain, resolve, save_json
 from dfkd_lib.core.ledger import EVALUATION, GUARDS
 from dfkd_lib.distill.scores import gigaflops
-from dfkd_lib.metrics.intervals import accuracy_interval, interval_text
+from dfkd_lib.metrics.intervals import accuracy_interval
 from dfkd_lib.models import MODELS, timm_form
+from dfkd_lib.reporting.results import markdown_table, plain
 from dfkd_lib.reporting.summary import (
     ancestors,
     artifacts_behind,
@@ -22,63 +23,14 @@ from dfkd_lib.reporting.summary import (
     in_words,
     learned_from,
     most_images,
+    reads,
 )
 from dfkd_lib.training import test_logits
 
 CARD, CONFIG, WEIGHTS = "README.md", "config.json", "model.safetensors"
 LOGITS = "test_logits.safetensors"
 ITSELF = {"yes": "no real image", "not recorded": "images that nobody recorded"}
-TEXT = """---
-{front}
----
-
-# {title}
-
-A classifier of {classes} classes: artifact `{key}` of the DFKD workbench {version}, made {made} at commit
-`{commit}`.
-
-## Use
-
-```python
-{imports}from PIL import Image
-
-model = timm.create_model("{source}", pretrained=True).eval()
-prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-image = Image.open("image.png").convert("{mode}")
-shares = model(prepare(image).unsqueeze(0)).softmax(1)[0]
-print(model.pretrained_cfg["label_names"][shares.argmax()], shares.max().item())
-```
-
-`{weights}` holds the weights, `config.json` the architecture, the class names and how images become its input.
-
-## Figures
-
-{figures}
-
-## Size and latency
-
-{size}
-
-## Data-free certificate
-
-**Its own training learned from {itself}.** The workbench's ledger counts: a stage declares the splits of real images it
-may read and what for, and any other read that is known of stops it. Where several stages read one split for one
-purpose, the largest count stands: the least that can lie behind the model.
-
-- What kept undeclared images from its training: {guard}
-- Real images it read itself: {own}
-- Real images read by what it was made from: {behind}
-
-{lineage}
-
-## Training
-
-```
-{settings}
-```
-
-Versions: {versions}.
-"""
+TEMPLATE = Path(__file__).with_name("card.md.j2")
 
 
 def write_card(
@@ -186,9 +138,8 @@ def _classifier(store: Store, key: str) -> Artifact:
 
 def _classifies(manifest: dict | None) -> bool:
     known = manifest or {}
-    return {WEIGHTS, LOGITS} <= set(known.get("files", ())) and bool(
-        known.get("settings", {}).get("classes")
-    )
+    whole = {WEIGHTS, LOGITS} <= set(known.get("files", ()))
+    return whole and bool(known.get("settings", {}).get("classes"))
 
 
 def _config(architecture: str, keywords: dict, classes: Sequence[str]) -> dict:
@@ -217,42 +168,35 @@ def _config(architecture: str, keywords: dict, classes: Sequence[str]) -> dict:
 
 def _text(store: Store, made: Artifact, config: dict, source: str) -> str:
     """The model card."""
-    record = {
-        name: getattr(made, name) for name in ("stage", "seconds", "ledger", "guard", "settings")
-    }
-    record |= {"key": made.key, "parents": made.parents}
+    names = ("key", "stage", "seconds", "ledger", "guard", "settings", "parents")
+    record = {name: getattr(made, name) for name in names}
     behind = artifacts_behind({"": {"artifacts": [record]}}, store)
-    own = [row for row in made.ledger if not row.get("inherited")]
-    before = [row for row in made.ledger if row.get("inherited")]
-    before += [row for key in ancestors(made.key, behind) for row in behind[key]["ledger"]]
+    own, before = reads(made.key, behind)
     lost = {parent for one in behind.values() for parent in one["parents"]} - set(behind)
-    counts = in_words(most_images(before)) + "".join(f"; not known of {key}" for key in lost)
     state, name = data_free_of(made.ledger), made.settings["model"]
-    teachers = [one.settings["model"] for one in _teachers(store, made)]
     images = f"{learned_from(most_images(made.ledger)):,} real images"
-    ours = "import dfkd_lib.models  # timm lacks this architecture\n"
-    return TEXT.format(
+    parents = (store.find(key) for key in made.parents)
+    teachers = [one for one in parents if one is not None and _classifies(one.manifest)]
+    template = jinja2.Template(TEMPLATE.read_text(), keep_trailing_newline=True)
+    return template.render(
         front=_front(made),
-        title=f"{name}, distilled from {teachers[0]}" if teachers else name,
-        classes=len(made.settings["classes"]),
-        key=made.key,
+        name=name,
+        teacher=next((one.settings["model"] for one in teachers), ""),
+        classes=config["num_classes"],
+        made=made,
         version=__version__,
-        made=made.manifest["made"][:10],
-        commit=made.manifest.get("commit", "unknown"),
-        figures=_figures(store, made),
+        ours=config["architecture"] == name != "vgg16_bn",
+        source=source,
+        mode="L" if config["pretrained_cfg"]["input_size"][0] == 1 else "RGB",
+        figures=_figures(made, teachers),
+        images=plain(f"{len(test_logits(made)[1]):,} images of {_test_split(made)}"),
         size=_size(store, made),
         itself=ITSELF.get(state, images),
         guard=f"{made.guard}: {GUARDS.get(made.guard, 'it was made before that was recorded')}",
-        own=_plain(in_words(most_images(own))),
-        behind=_plain(counts),
+        own=plain(in_words(own)),
+        behind=plain(in_words(before) + "".join(f"; not known of {key}" for key in lost)),
         lineage=_lineage(made.key, behind, lost),
         settings=_settings(made.settings),
-        versions=", ".join(f"{k} {v}" for k, v in made.manifest["versions"].items()),
-        imports=("" if config["architecture"] != name or name == "vgg16_bn" else ours)
-        + "import timm\n",
-        source=source,
-        mode="L" if config["pretrained_cfg"]["input_size"][0] == 1 else "RGB",
-        weights=WEIGHTS,
     )
 
 
@@ -284,47 +228,15 @@ def _test_split(made: Artifact) -> str:
     return next(splits, "its test images")
 
 
-def _figures(store: Store, made: Artifact) -> str:
-    """Accuracy with the interval of its test sample; over seeds; and the teacher's, on as many images."""
-    rows = [_accuracy("this model", made)]
-    values = [100 * made.metrics["accuracy"], *_other_seeds(store.root, made)]
-    if len(values) > 1:
-        rows.append((f"all {len(values)} seeds of it", f"{interval_text(values)} %", "over seeds"))
-    rows += [
-        _accuracy(f"its teacher, {one.settings['model']}", one) for one in _teachers(store, made)
-    ]
-    images = f"{len(test_logits(made)[1]):,} images of {_test_split(made)}"
-    return (
-        _table(("", "top-1 accuracy", "95 % interval"), rows) + f"\n\nMeasured on {_plain(images)}."
-    )
-
-
-def _teachers(store: Store, made: Artifact) -> list[Artifact]:
-    """The classifiers that it was made from."""
-    parents = (store.find(key) for key in made.parents)
-    return [one for one in parents if one is not None and _classifies(one.manifest)]
-
-
-def _accuracy(who: str, made: Artifact) -> tuple[str, str, str]:
-    count, accuracy = len(test_logits(made)[1]), made.metrics["accuracy"]
-    low, high = accuracy_interval(round(accuracy * count), count)
-    return who, f"{100 * accuracy:.2f} %", f"{100 * low:.2f} to {100 * high:.2f}"
-
-
-def _other_seeds(root: Path, made: Artifact) -> list[float]:
-    """Accuracies, in percent, of artifacts that differ from one in the seed of its training alone."""
-
-    def but_seed(manifest: dict) -> tuple:
-        settings = manifest["settings"]
-        config = {**settings["config"], "seed": None}
-        # Where its attention is watched, the function that makes it counts with the seed that it holds.
-        code = {k: v for k, v in explain.table_of(manifest).items() if ".<locals>.make" not in k}
-        return {**settings, "config": config}, manifest["parents"], code
-
-    keys = (key for key in explain.finished(root, made.stage) if key != made.key)
-    found = (explain.read_manifest(root, key) for key in keys)
-    alike = (one for one in found if one and but_seed(one) == but_seed(made.manifest))
-    return [100 * one["metrics"]["accuracy"] for one in alike]
+def _figures(made: Artifact, teachers: Sequence[Artifact]) -> str:
+    """Accuracy with the interval of its test sample, and the teachers', each on as many images."""
+    rows = []
+    for one in (made, *teachers):
+        count, accuracy = len(test_logits(one)[1]), one.metrics["accuracy"]
+        low, high = accuracy_interval(round(accuracy * count), count)
+        who = "this model" if one is made else f"its teacher, {one.settings['model']}"
+        rows.append((who, f"{100 * accuracy:.2f} %", f"{100 * low:.2f} to {100 * high:.2f}"))
+    return markdown_table(("", "top-1 accuracy", "95 % interval"), rows)
 
 
 def _size(store: Store, made: Artifact) -> str:
@@ -342,7 +254,7 @@ def _size(store: Store, made: Artifact) -> str:
         return f"{text} Its latency was not measured; notebook 70 does."
     newest = store.find(found[max(found)])
     tables = (deploy.deployment_table(newest), deploy.speed_table(newest))
-    shown = [_table(table.columns, table.itertuples(index=False)) for table in tables]
+    shown = [markdown_table(table.columns, table.values) for table in tables]
     return "\n\n".join([f"{text} Deployed on {newest.metrics['cpu']} (`{newest.key}`):", *shown])
 
 
@@ -355,7 +267,7 @@ def _lineage(key: str, behind: dict[str, dict], lost: set[str]) -> str:
         rows.append((f"`{one}`", what, in_words(most_images(record["ledger"])), record["seconds"]))
     rows += [(f"`{one}`", "", "not known: it is not in the store", "") for one in sorted(lost)]
     head = ("it, and what it was made from", "model or maker", "real images read", "seconds")
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _settings(settings: dict) -> str:
@@ -368,15 +280,3 @@ def _settings(settings: dict) -> str:
         for inner, value in (values.items() if isinstance(values, dict) else [("", values)])
     ]
     return "\n".join(lines).replace("```", "'''")
-
-
-def _table(head: Iterable, rows: Iterable[Iterable]) -> str:
-    """A Markdown table; names of data sets come from folders that anyone may have named."""
-    lines = [[_plain(cell) for cell in line] for line in (head, *rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _plain(cell: object) -> str:
-    text = f"{cell:,.4g}" if isinstance(cell, float) else str(cell)
-    return html.escape(text, quote=False).replace("|", r"\|").replace("\n", " ")

@@ -23,7 +23,7 @@ class Headline:
 
     Args:
         metric: name in the notebook's metrics. label: what it is, names in it as in `size`.
-        reference: its place in a paper that gives no number of `papers.PAPERS`.
+        reference: its place in a paper that gives no number in papers.yaml.
         percent: whether the metric is a share of 1. size: what it was measured on, `{name}` standing for a parameter,
             a setting or a metric; a part between commas whose name is not known is left out.
     """

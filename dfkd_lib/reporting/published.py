@@ -1,7 +1,7 @@
 """`reports/published/README.md`: every measured figure, from the results files that lie beside it."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from dfkd_lib.core import REPOSITORY, WorkbenchError
 from dfkd_lib.core.files import replacing
 from dfkd_lib.metrics.intervals import interval_text
 from dfkd_lib.reporting.notebooks import COLUMNS, headlines, read_notebooks
-from dfkd_lib.reporting.results import metrics_of
+from dfkd_lib.reporting.results import markdown_table, metrics_of
 
 FOLDER = REPOSITORY / "reports" / "published"
 HEAD = """\
@@ -24,11 +24,7 @@ NO_MEASURES = {"history", "settings", "ledger", "made"}  # in files of students
 
 @dataclass(frozen=True)
 class Published:
-    """One results file.
-
-    Args:
-        path: below the folder of published results. content: what it holds.
-    """
+    """One results file: its path below the folder of published results, and what it holds."""
 
     path: Path
     content: dict
@@ -92,9 +88,7 @@ def read_published(folder: Path = FOLDER) -> list[Published]:
                 where=path,
                 fix="run again from a clean checkout, or do not publish them",
             )
-        if "fallback" in {
-            name for one in file.notebooks.values() for name in one.get("metrics", {})
-        }:
+        if any("fallback" in one.get("metrics", {}) for one in file.notebooks.values()):
             raise WorkbenchError(
                 "published results are of something else than was asked for",
                 expected="no notebook with a fallback",
@@ -123,39 +117,29 @@ def section(file: Published) -> Iterator[str]:
     """The part of the README about one file."""
     known = file.provenance
     machine = known.get("hardware", known)
+    made = str(known.get("started") or known.get("date") or "")[:16]
+    torch = known.get("versions", known).get("torch")
+    about = (f"Commit {file.commit}", made, f"{machine.get('cpu')}, {machine.get('cores')} cores")
     yield f"\n## {file.path.as_posix()}\n"
-    about = [
-        f"Commit {file.commit}",
-        str(known.get("started") or known.get("date") or "")[:16],
-        f"{machine.get('cpu')}, {machine.get('cores')} cores",
-        f"torch {known.get('versions', known).get('torch')}",
-    ]
-    yield "; ".join(filter(None, about)) + "."
+    yield "; ".join(filter(None, (*about, f"torch {torch}"))) + "."
     if command := known.get("command") or file.content.get("command"):
         yield f"\n    {command}\n"
     if note := file.content.get("note") or file.content.get("what"):
         yield f"{note}\n"
     if rows := list(file.measures()):
         yield f"\n<details><summary>{len(rows)} metrics</summary>\n"
-        yield table(("", "metric", "value"), rows)
+        yield markdown_table(("", "metric", "value"), rows)
         yield "\n</details>"
     if "rows" in file.content:
         beside = file.path.with_suffix(".md")
         yield f"\nRows in [{beside.name}]({beside.as_posix()})."
 
 
-def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A table of GitHub's Markdown."""
-    shown = [head, ("---",) * len(head), *rows]
-    cells = ([str(cell).replace("|", "/").replace("\n", " ") for cell in row] for row in shown)
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
-
-
 def readme(folder: Path = FOLDER) -> str:
     """The README of published results."""
     files = read_published(folder)
     head = ("result", "measured", "n", "size", "paper", "where", "run")
-    parts = [HEAD, "## Headlines\n", table(head, headline_rows(files))]
+    parts = [HEAD, "## Headlines\n", markdown_table(head, headline_rows(files))]
     for file in files:
         parts += section(file)
     shown = [p for p in sorted(folder.rglob("*")) if p.suffix in (".svg", ".png", ".csv")]

@@ -4,6 +4,8 @@ import html
 import math
 import os
 import re
+import resource
+import sys
 import time
 from collections.abc import Sequence
 from datetime import date
@@ -14,6 +16,7 @@ from matplotlib import rc_context
 
 from dfkd_lib import presets
 from dfkd_lib.core import Artifact, Config, WorkbenchError, resolve, save_json
+from dfkd_lib.core.files import unusable
 from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.losses import loss_titles
 from dfkd_lib.metrics.intervals import (
@@ -28,6 +31,7 @@ from dfkd_lib.plots import STYLE
 from dfkd_lib.reporting import tex
 from dfkd_lib.reporting.notebooks import read_notebooks
 from dfkd_lib.reporting.papers import paper_number
+from dfkd_lib.reporting.results import is_file_name
 from dfkd_lib.training import test_logits
 
 LAB = "reports/lab"  # of what is done by hand, a folder a day
@@ -71,12 +75,7 @@ class Report:
             for part in ("figures", "tables", "metrics"):
                 (self.out / part).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise WorkbenchError(
-                "the report folder cannot be written to",
-                got=error,
-                where=self.out,
-                fix="choose another out_dir",
-            ) from None
+            raise unusable("the report folder", error, self.out, "choose another out_dir") from None
         if config is not None:
             self._note_settings(config)
 
@@ -178,10 +177,9 @@ class Report:
     def save(self) -> Path:
         """Write metrics/<notebook>.json and return its path; in the lab its parameters too, for papermill's -f."""
         path = self.out / "metrics" / f"{self.notebook}.json"
-        ended = {
-            "peak_memory_mb": _peak_memory_mb(),
-            "seconds": round(time.perf_counter() - self.start, 2),
-        }
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
+        ended = {"peak_memory_mb": peak, "seconds": round(time.perf_counter() - self.start, 2)}
         save_json(path, {"notebook": self.notebook, "profile": self.profile, **self.data, **ended})
         if self.lab:  # JSON is YAML
             parameters = {"preset": self.profile, "overrides": self.overrides}
@@ -377,7 +375,7 @@ def verdict(difference: dict, what: str, lower_is_better: bool = True) -> str:
 
 
 def _safe(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
+    if not is_file_name(name):
         raise WorkbenchError(
             "a figure or table has a name that is no file name",
             got=name,
@@ -406,16 +404,3 @@ def _plain(value):
         return {str(k): _plain(v) for k, v in value.items()}
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _peak_memory_mb() -> float:
-    import sys
-
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        return round(psutil.Process().memory_info().peak_wset / 1e6, 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)

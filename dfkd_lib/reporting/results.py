@@ -1,7 +1,9 @@
 """Results files read back: `results.json` of a run, and every metric in it as values or text."""
 
+import html
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dfkd_lib.core import WorkbenchError, is_number
@@ -50,6 +52,24 @@ def value_text(x: object) -> str:
     if isinstance(x, dict):
         return ", ".join(f"{name}: {value_text(one)}" for name, one in x.items())
     return ", ".join(map(value_text, x)) if isinstance(x, (list, tuple)) else str(x)
+
+
+def markdown_table(head: Iterable, rows: Iterable[Iterable]) -> str:
+    """A Markdown table; names of data sets come from folders that anyone may have named."""
+    lines = [[plain(cell) for cell in line] for line in (head, *rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plain(cell: object) -> str:
+    """A value as text that Markdown takes for nothing else."""
+    text = f"{cell:,.4g}" if isinstance(cell, float) else str(cell)
+    return html.escape(text, quote=False).replace("|", r"\|").replace("\n", " ")
+
+
+def is_file_name(name: object) -> bool:
+    """Whether this can name the files of a figure or table: never a path."""
+    return isinstance(name, str) and bool(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name))
 
 
 def seeds_text(result: dict) -> str:

@@ -11,6 +11,7 @@ from dfkd_lib.core.ledger import NOT_RECORDED
 from dfkd_lib.reporting.notebooks import COLUMNS, headlines, read_notebooks
 
 SUMMARY = "90_summary"
+Counts = dict[tuple[str, str], int]  # (split, purpose) -> images
 
 
 def read_reports(*places: str | Path) -> dict[str, dict]:
@@ -70,7 +71,16 @@ def ancestors(key: str, artifacts: dict[str, dict]) -> set[str]:
     return seen
 
 
-def in_words(counts: dict[tuple[str, str], int]) -> str:
+def reads(key: str, artifacts: dict[str, dict]) -> tuple[Counts, Counts]:
+    """(what a stage read itself, what all that it was made from read)."""
+    ledger = artifacts[key]["ledger"]
+    before = [row for row in ledger if row.get("inherited")]
+    before += [row for one in ancestors(key, artifacts) for row in artifacts[one]["ledger"]]
+    own = most_images(row for row in ledger if not row.get("inherited"))
+    return own, most_images(before)
+
+
+def in_words(counts: Counts) -> str:
     """Counts as text: `mnist/train 60,000 (training)`; "none" if there are none."""
     texts = (
         f"{split}{f' {count:,}' * (split != NOT_RECORDED)} ({purpose})"
@@ -113,15 +123,10 @@ def ledger_table(artifacts: dict[str, dict]) -> pd.DataFrame:
     """
     rows = []
     for key, record in artifacts.items():
-        ledger = record["ledger"]
-        own = most_images(row for row in ledger if not row.get("inherited"))
-        before = [row for row in ledger if row.get("inherited")]
-        before += [row for one in ancestors(key, artifacts) for row in artifacts[one]["ledger"]]
-        behind = most_images(before)
-        data_free = data_free_of(ledger)
-        images = (learned_from(own), learned_from(behind))
-        texts = in_words(own), in_words(behind), data_free, record.get("guard", NOT_RECORDED)
-        rows.append((record["stage"], *texts, *images, record["seconds"]))
+        own, behind = reads(key, artifacts)
+        texts = in_words(own), in_words(behind), data_free_of(record["ledger"])
+        guard, images = record.get("guard", NOT_RECORDED), (learned_from(own), learned_from(behind))
+        rows.append((record["stage"], *texts, guard, *images, record["seconds"]))
     groups = pd.DataFrame(rows, columns=LEDGER).groupby([*LEDGER[:-1]], sort=False)["seconds"]
     table = groups.agg(artifacts="count", seconds="sum").reset_index()
     table.insert(1, "artifacts", table.pop("artifacts"))

@@ -42,12 +42,12 @@ def open_table(name: str, store: Store, config: Config) -> Made:
 
 def _teacher(given: Given) -> Part:
     config = given.config
-    study = Study(given.store, config)
+    study, model = Study(given.store, config), config.teacher.model
     if config.teacher.source == "shipped":
-        looking = given.looking(config.teacher.model, len(given.test_set))
-        return Part(lambda: [study.teacher], (looking,))
-    images = config.teacher.images or len(given.train_set)
-    effort = given.learning(config.teacher.model, images, config.teacher, "teacher.batch_size")
+        effort = given.looking(model, len(given.test_set))
+    else:
+        images = config.teacher.images or len(given.train_set)
+        effort = given.learning(model, images, config.teacher, "teacher.batch_size")
     return Part(lambda: [study.teacher], (effort,))
 
 
@@ -148,6 +148,12 @@ def _distance(place: int, made: list[Artifact]) -> float:
     return made[1 + place].metrics["frechet"]
 
 
+def _cnn(given: Given, config: EarlyConfig | TitnConfig, effort: Effort) -> Part:
+    """The CNN that B's and C's students learn from."""
+    sets = (given.train_set, given.test_set)
+    return Part(lambda: [config.teacher(given.store, *sets)], (effort,))
+
+
 # -- paper B ---------------------------------------------------------------------------------------------------------
 
 
@@ -155,10 +161,7 @@ def _early(given: Given) -> Made:
     """B: accuracy against the share of the images; at all of them every arm, which differ in one thing each."""
     config: EarlyConfig = given.config
     store, sets = given.store, (given.train_set, given.test_set)
-    made = Made(config)
-    made.parts["teacher"] = Part(
-        lambda: [config.teacher(store, *sets)], (given.judge(config.feature),)
-    )
+    made = Made(config, {"teacher": _cnn(given, config, given.judge(config.feature))})
 
     def make(arm: str, share: float, seed: int) -> list[Artifact]:
         pool, (teacher,) = sets[0].sample(config.images, 5), made.parts["teacher"].make()
@@ -221,15 +224,11 @@ def _early_efforts(given: Given, arm: str) -> Iterator[Effort]:
 def _titn(given: Given, names: Sequence[str] = tuple(titn.ROWS)) -> Made:
     """C Tables 3-5: every model from each seed."""
     config: TitnConfig = given.config
-    store, sets = given.store, (given.train_set, given.test_set)
-    made = Made(config)
-    made.parts["teacher"] = Part(
-        lambda: [config.teacher(store, *sets)], (_titn_teacher(given, config),)
-    )
+    made = Made(config, {"teacher": _cnn(given, config, _titn_teacher(given, config))})
     paper = titn.PAPER.get(given.data, {})
     students = {name: one for name, one in config.students().items() if name in names}
     tasks = presets.tasks("titn")(
-        {"store": store, "cfg": config, "students": students, "step": None}
+        {"store": given.store, "cfg": config, "students": students, "step": None}
     )
     for name, task in tasks.items():
         row = name.rpartition(", seed ")[0]
@@ -296,14 +295,13 @@ def _drop(given: Given) -> Made:
 def _teachers(given: Given) -> Made:
     """C Table 2 and Figure 5: the CNNs that a teacher is chosen from, and the chosen one by each optimizer."""
     config: TitnConfig = given.config
-    small, sets = config.scale == "small", (given.train_set, given.test_set)
-    names = dict.fromkeys(("cnn_small", "resnet9"), (None, None)) if small else titn.PAPER_TEACHERS
+    names = titn.PAPER_TEACHERS
+    if config.scale == "small":
+        names = dict.fromkeys(("cnn_small", "resnet9"), (None, None))
     made = Made(config)
 
     def add(row: str, changed: TitnConfig, figures: Sequence[float | None], note: str = "") -> None:
-        made.parts[row] = Part(
-            lambda: [changed.teacher(given.store, *sets)], (_titn_teacher(given, changed),)
-        )
+        made.parts[row] = _cnn(given, changed, _titn_teacher(given, changed))
         for (key, title), paper in zip(SCORES.items(), figures, strict=False):
             made.cells.append(Cell(row, title, (row,), partial(_score, key), known(paper), note))
 
@@ -320,7 +318,7 @@ def _teachers(given: Given) -> Made:
     return made
 
 
-# Name of a table of `TABLES` -> what builds it of its configuration and data.
+# Name of a table of `papers.TABLES` -> what builds it of its configuration and data.
 BUILDERS: dict[str, Callable[[Given], Made]] = {
     "A2": _gans,
     "A2L": partial(_gans, lambdas=LAMBDAS),

@@ -37,17 +37,17 @@ def track(tracker: str, out: Path, notebook: str, result: dict) -> None:
         tracker: one of TRACKERS, installed. out: the folder of the run. result: of the notebook, as in results.json.
     """
     metrics = dict(metrics_of(result["metrics"]))
-    config = {name: entry[0] for name, entry in result["settings"].items()}
+    settings = {name: entry[0] for name, entry in result["settings"].items()}
     texts = {name: value for name, value in metrics.items() if isinstance(value, str)}
-    config = {**result["parameters"], **config, **texts, "status": result["status"]}
-    config["commit"] = provenance.commit()
+    about = {"status": result["status"], "commit": provenance.commit()}
+    config = {**result["parameters"], **settings, **texts, **about}
     run = (_TensorBoard if tracker == "tensorboard" else _Logged)(tracker, out, notebook, config)
     for key, rows in _histories(result):
         run.history(key, [{k: v for k, v in row.items() if is_number(v)} for row in rows])
-    for name, values in metrics.items():
-        if name not in texts:
-            several = len(values) > 1  # one a seed
-            run.values({f"metrics/{name}" + f"/{i}" * several: v for i, v in enumerate(values)})
+    for name in [name for name in metrics if name not in texts]:
+        values = metrics[name]
+        several = len(values) > 1  # one a seed
+        run.values({f"metrics/{name}" + f"/{i}" * several: v for i, v in enumerate(values)})
     for name, png in _figures(out / f"{notebook}.ipynb"):
         run.figure(f"figures/{name}", png)
     run.end()

@@ -7,16 +7,16 @@ taken within each round, and its median and quartiles over rounds are shown.
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from dfkd_lib.core import WorkbenchError
 
-NOT_INSTALLED = "not installed: pip install dfkd-workbench[bench]"
 FOREVER = 10**6  # rounds
 Figures = dict[str, float]
 
@@ -72,8 +72,8 @@ class Row:
     Args:
         bench, what, setting, peer: what is compared with whom.
         ours, theirs: medians over rounds in `unit`, or None.
-        ratio: how many times as fast (as small) ours is within a round: (25 % quartile, median, 75 % quartile), or None.
-        note: why a figure is missing, or how it is to be read. failed: whether the comparison broke off.
+        ratio: how many times as fast ours is within a round: [25 % quartile, median, 75 % quartile], or None.
+        note: how it is to be read. failed: whether the comparison broke off.
     """
 
     bench: str
@@ -83,7 +83,7 @@ class Row:
     ours: float | None = None
     theirs: float | None = None
     unit: str = ""
-    ratio: tuple[float, float, float] | None = None
+    ratio: list[float] | None = None
     rounds: int = 0
     asked: str = ""
     note: str = ""
@@ -97,8 +97,7 @@ def measure(comparison: Comparison, quick: bool = False) -> Iterator[Row]:
             for way in ways.run.values():
                 way()
         most = min(2, comparison.most) if quick else comparison.most
-        least = min(comparison.least, most)
-        rounds = take_turns(ways.run, comparison.seconds, least, most)
+        rounds = take_turns(ways.run, comparison.seconds, min(comparison.least, most), most)
         yield from rows(comparison, rounds, ways.note)
 
 
@@ -107,10 +106,9 @@ def take_turns(
 ) -> list[Figures]:
     """The figure of each way by name, in rounds of random order; none begins after so many seconds once there are `least`."""
     rounds: list[Figures] = []
-    start, shuffle = time.perf_counter(), random.Random(0).shuffle
+    start, shuffled = time.perf_counter(), random.Random(0)
     while len(rounds) < least or len(rounds) < most and time.perf_counter() - start < seconds:
-        order = list(ways)
-        shuffle(order)
+        order = shuffled.sample(list(ways), len(ways))
         rounds.append({name: figure(ways[name]) for name in order})
     return rounds
 
@@ -130,34 +128,29 @@ def _wait_for_device() -> None:
 
 
 def rows(comparison: Comparison, rounds: list[Figures], note: str = "") -> Iterator[Row]:
-    """A row for each pair; one whose peer took no part says that it is not installed."""
+    """A row for each pair."""
 
     def median(name: str) -> float:
         middle, per = statistics.median(each[name] for each in rounds), comparison.per
         return per / middle if comparison.unit.endswith("/s") else per * middle
 
     for ours, peer, asked in comparison.pairs:
-        row = Row(comparison.name, ours, comparison.setting, peer or "", asked=asked, note=note)
-        if peer is not None and peer not in rounds[0]:
-            yield replace(row, note=NOT_INSTALLED)
-            continue
-        yield replace(
-            row,
-            ours=median(ours),
-            theirs=median(peer) if peer else None,
+        row = Row(
+            comparison.name,
+            ours,
+            comparison.setting,
+            peer or "",
+            median(ours),
             unit=comparison.unit,
-            ratio=quartiles(each[peer] / each[ours] for each in rounds) if peer else None,
             rounds=len(rounds),
+            asked=asked,
+            note=note,
         )
-
-
-def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
-    """(25 % quartile, median, 75 % quartile); of one value that value."""
-    values = list(values)
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
+        if peer is not None:
+            ratios = [each[peer] / each[ours] for each in rounds]
+            quartiles = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
+            row = replace(row, theirs=median(peer), ratio=quartiles)
+        yield row
 
 
 def agree(found: dict[str, object], tolerance: float, where: str) -> str:
@@ -168,17 +161,14 @@ def agree(found: dict[str, object], tolerance: float, where: str) -> str:
     """
     values = {name: torch.as_tensor(value).double().cpu() for name, value in found.items()}
     first, *others = values
-    scale = values[first].abs().max()
-    apart = {
-        name: float((values[name] - values[first]).abs().nan_to_num(torch.inf).max() / scale)
-        for name in others
-    }
-    worst = max(apart, key=apart.get)
-    if not apart[worst] <= tolerance:
+    apart = {name: (values[name] - values[first]).abs().nan_to_num(torch.inf) for name in others}
+    worst = max(apart, key=lambda name: apart[name].max())
+    far = float(apart[worst].max() / values[first].abs().max())
+    if not far <= tolerance:
         raise WorkbenchError(
             "what is compared does not do the same",
             expected=f"results of {worst} and of {first} apart by at most {tolerance}",
-            got=f"{apart[worst]:.2g}",
+            got=f"{far:.2g}",
             where=where,
         )
-    return f"equal to {apart[worst]:.0e}"
+    return f"equal to {far:.0e}"

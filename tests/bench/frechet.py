@@ -1,9 +1,8 @@
-"""A Fréchet distance in 2048 dimensions beside pytorch-fid's matrix square root and torchmetrics' eigenvalues."""
+"""A Fréchet distance in 2048 dimensions beside pytorch-fid's way, scipy's matrix square root, and torchmetrics' eigenvalues."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -18,9 +17,7 @@ DIMENSIONS = 2048  # Inception's
 SIZES = {(500, 500): ">= 100", (500, 10_000): ">= 100", (10_000, 10_000): ">= 4"}
 TOLERANCE = 1e-4
 OURS, SCIPY = "distance", "scipy sqrtm (pytorch-fid's way)"
-PYTORCH_FID, TORCHMETRICS = "pytorch-fid", "torchmetrics"
-HAS_PYTORCH_FID = find_spec("pytorch_fid") is not None
-PEERS = (PYTORCH_FID, TORCHMETRICS) if HAS_PYTORCH_FID else (PYTORCH_FID, SCIPY, TORCHMETRICS)
+TORCHMETRICS = "torchmetrics"
 Statistics = tuple[Tensor, Tensor]
 
 
@@ -36,13 +33,6 @@ def by_square_root(a: Statistics, b: Statistics) -> float:
     """The distance as pytorch-fid takes it: the trace of scipy's `sqrtm` of the covariances' product, float64."""
     root = float(np.trace(sqrtm((a[1] @ b[1]).numpy())).real)
     return float((a[0] - b[0]).square().sum() + a[1].trace() + b[1].trace()) - 2 * root
-
-
-def by_pytorch_fid(a: Statistics, b: Statistics) -> float:
-    """The distance by pytorch-fid's own function."""
-    from pytorch_fid.fid_score import calculate_frechet_distance
-
-    return float(calculate_frechet_distance(*(part.numpy() for part in (*a, *b))))
 
 
 def by_eigenvalues(a: Statistics, b: Statistics) -> float:
@@ -72,12 +62,14 @@ def timed(way: Callable[[], float]) -> Callable[[], None]:
 
 @contextmanager
 def ways(images: tuple[int, int], dimensions: int = DIMENSIONS) -> Iterator[Ways]:
-    """Ours and every peer, who get both sides' statistics for nothing; without pytorch-fid, its way by scipy."""
+    """Ours and every peer, who get both sides' statistics for nothing."""
     a, b = (features(count, dimensions, seed) for seed, count in enumerate(images))
     known = metrics.statistics(a), metrics.statistics(b)
-    theirs = {PYTORCH_FID: by_pytorch_fid} if HAS_PYTORCH_FID else {SCIPY: by_square_root}
-    theirs[TORCHMETRICS] = by_eigenvalues
-    run = {OURS: ours(a, b, known), **{name: partial(way, *known) for name, way in theirs.items()}}
+    run = {
+        OURS: ours(a, b, known),
+        SCIPY: partial(by_square_root, *known),
+        TORCHMETRICS: partial(by_eigenvalues, *known),
+    }
     note = agree({name: way() for name, way in run.items()}, TOLERANCE, f"{images} images")
     yield Ways({name: timed(way) for name, way in run.items()}, note)
 
@@ -87,7 +79,7 @@ COMPARISONS = tuple(
         "frechet",
         f"{images[0]:,} and {images[1]:,} images, {DIMENSIONS} dimensions, float64",
         partial(ways, images),
-        tuple(Pair(OURS, peer, asked) for peer in PEERS),
+        (Pair(OURS, SCIPY, asked), Pair(OURS, TORCHMETRICS, asked)),
         unit="s",
         per=1,
         seconds=45,

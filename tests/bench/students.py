@@ -5,12 +5,10 @@ before they are timed, an epoch each.
 """
 
 import copy
-import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from bench.comparison import Comparison, Pair, Ways, agree, figure, take_turns
+from bench.comparison import Comparison, Pair, Ways, agree, figure
 from dfkd_lib import training
 from dfkd_lib.core import Store, save_tensors
 from dfkd_lib.datasets import ImageSet, load_images
@@ -29,14 +27,13 @@ from dfkd_lib.models import create_model
 from dfkd_lib.training import Augmentation, Batch, frozen
 
 TEACHER, STUDENT, BATCH = "vit_mnist_teacher", "deit_xtiny_patch4_28", 128  # the paper's
-BATCHES, EPOCHS = 2, 5  # of an epoch here; epochs over which the making of stored targets is spread
+BATCHES = 2  # of an epoch here
 LR, TEMPERATURE = 1e-3, 4.0
 TOLERANCES = {"fp32": 1e-4, "bf16": 1e-2}  # of the losses; bf16 keeps eight bits
-LOADERS = (0, 2)  # workers of the plain loop's loader; the better number is taken
+LOADERS = (0, 2)  # workers of the plain loop's loader; in each round the faster counts
 STORED, LIVE = "stored targets", "live teacher"
-MADE = f"stored targets, made over {EPOCHS} epochs"
 PLAIN = "plain loop on timm"
-ASKED = {STORED: ">= 2", MADE: "", LIVE: ">= 1.2"}
+ASKED = {STORED: ">= 2", LIVE: ">= 1.2"}
 
 
 class Setting(NamedTuple):
@@ -122,8 +119,8 @@ def ours(setting: Setting, teacher: Callable) -> Way:
     return Way(lambda: train(mine, len(images)), two_losses)
 
 
-def stored_teacher(setting: Setting) -> Callable[[], StoredTeacher]:
-    """What has the library ask the teacher about all images anew, and store the targets, at each call."""
+def stored_teacher(setting: Setting) -> StoredTeacher:
+    """The teacher's targets for all images, as the library stores them."""
     images = setting.images
     shape = {"num_classes": images.num_classes, "img_size": images.shape[1]}
     settings = {"model": setting.names[0], "overrides": {**shape, "in_chans": images.shape[0]}}
@@ -134,14 +131,7 @@ def stored_teacher(setting: Setting) -> Callable[[], StoredTeacher]:
 
     store = Store(setting.folder / "store")
     teacher = store.get_or_make("teacher", settings, make)
-
-    def targets() -> StoredTeacher:
-        made = teacher_targets(store, teacher, replace(images, _fingerprint=None))
-        found = StoredTeacher(made)
-        shutil.rmtree(made.path)
-        return found
-
-    return targets
+    return StoredTeacher(teacher_targets(store, teacher, images))
 
 
 def mnist(setting: Setting) -> Dataset:
@@ -203,20 +193,12 @@ def plain(setting: Setting, workers: int = 0) -> Way:
     return Way(lambda: [step(*batch) for batch in loader], two_losses)
 
 
-def better_loader(setting: Setting) -> int:
-    """Which number of the loader's workers makes the plain loop faster, of three epochs each."""
-    epochs = {workers: plain(setting, workers).epoch for workers in LOADERS}
-    for epoch in epochs.values():
-        epoch()  # starts the workers
-    rounds = take_turns(epochs, 0, least=3)
-    return min(LOADERS, key=lambda workers: sorted(each[workers] for each in rounds)[1])
-
-
-def trainings(setting: Setting, make: Callable[[], StoredTeacher], workers: int) -> dict[str, Way]:
+def trainings(setting: Setting) -> dict[str, Way]:
     """Every way to train by name."""
+    loops = [plain(setting, workers) for workers in LOADERS]
     return {
-        PLAIN: plain(setting, workers),
-        STORED: ours(setting, make()),
+        PLAIN: loops[0]._replace(epoch=lambda: min(figure(loop.epoch) for loop in loops)),
+        STORED: ours(setting, stored_teacher(setting)),
         LIVE: ours(setting, LiveTeacher(setting.teacher, probed=False)),
     }
 
@@ -225,16 +207,13 @@ def trainings(setting: Setting, make: Callable[[], StoredTeacher], workers: int)
 def ways(
     precision: str, images: ImageSet | None = None, batch: int = BATCH, names=(TEACHER, STUDENT)
 ) -> Iterator[Ways]:
-    """An epoch of every training, which come to the same losses; with the making of targets spread over some epochs too."""
+    """An epoch of every training, which come to the same losses."""
     images = images or load_images("mnist", "train").sample(BATCHES * batch)
     with prepared(images, batch, precision, names) as setting:
-        make = stored_teacher(setting)
-        found = trainings(setting, make, better_loader(setting))
+        found = trainings(setting)
         losses = {name: way.two_losses() for name, way in found.items()}
         note = agree(losses, TOLERANCES[precision], f"losses of two steps, {precision}")
-        run = {name: way.epoch for name, way in found.items()}
-        run[MADE] = lambda: figure(make) / EPOCHS + figure(run[STORED])
-        yield Ways(run, f"losses {note}")
+        yield Ways({name: way.epoch for name, way in found.items()}, f"losses {note}")
 
 
 COMPARISONS = tuple(

@@ -13,7 +13,6 @@ import ast
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from dfkd_lib.datasets import ImageSet, load_images
 from dfkd_lib.distill import KDWeights, StudentConfig
 from dfkd_lib.metrics.intervals import accuracy_interval
 from dfkd_lib.models import count_flops
-from dfkd_lib.training import Augmentation, TeacherConfig
+from dfkd_lib.training import TeacherConfig
 
 PART = 15 << 20  # bytes
 TRAINING = 3  # times the operations of a forward pass
@@ -155,8 +154,8 @@ class Record:
             row |= {"images_per_second": speeds[len(speeds) // 2], "history": history}
         if "accuracy" in made.metrics:
             total = self.content["images"]["test"][0]
-            interval = accuracy_interval(round(made.metrics["accuracy"] * total), total)
-            row["accuracy_95"] = interval
+            correct = round(made.metrics["accuracy"] * total)
+            row["accuracy_95"] = accuracy_interval(correct, total)
         if self.device.type == "cuda":
             row["peak_gpu_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
             torch.cuda.reset_peak_memory_stats()
@@ -191,60 +190,42 @@ class Pair:
     def stage(self, name: str) -> Artifact:
         """A stage, made or found; recorded once a run."""
         if name not in self.done:
-            maker: Callable[[], Artifact] = getattr(self, name)
             print(f"{name} …", flush=True)
-            self.done[name] = maker()
+            self.done[name] = getattr(self, name)()
         return self.done[name]
 
     def cnn(self) -> Artifact:
-        made = self._alone("cnn")
-        self._add("cnn", made)
-        return made
+        return self._add("cnn", self._teacher("cnn"))
 
     def teacher(self) -> Artifact:
-        guided = self.chosen["teacher"].get("guide")
-        made = self._guided("teacher") if guided else self._alone("teacher")
-        self._add("teacher", made)
+        made = self._add("teacher", self._teacher("teacher"))
         self.record.weights("teacher", made)
         return made
 
-    def _alone(self, name: str) -> Artifact:
-        chosen = {k: v for k, v in self.chosen[name].items() if k != "guide"}
-        overrides = chosen.pop("overrides", None)
+    def _teacher(self, name: str) -> Artifact:
+        """A teacher trained by labels alone, or with a guide."""
+        chosen, sets = dict(self.chosen[name]), (self.sets["train"], self.sets["test"])
+        guide, more = chosen.pop("guide", ""), {"overrides": chosen.pop("overrides", None)}
+        if guide:
+            how, more["stage"] = StudentConfig(**chosen), name
+            return distill.train(self.store, how, GUIDANCE, *sets, self.stage(guide), **more)
         config = TeacherConfig(source="train", **chosen)
-        sets = (self.sets["train"], self.sets["test"])
-        augment: Augmentation = config.augment
-        return training.train_teacher(
-            self.store, config.model, *sets, config.training(), augment, overrides=overrides
-        )
+        how = (config.training(), config.augment)
+        return training.train_teacher(self.store, config.model, *sets, *how, **more)
 
-    def _guided(self, name: str) -> Artifact:
-        chosen = dict(self.chosen[name])
-        guide, overrides = self.stage(chosen.pop("guide")), chosen.pop("overrides", None)
-        sets, how = (self.sets["train"], self.sets["test"]), StudentConfig(**chosen)
-        more = {"stage": name, "overrides": overrides}
-        return distill.train(self.store, how, GUIDANCE, *sets, guide, **more)
-
-    def _add(self, name: str, made: Artifact) -> None:
+    def _add(self, name: str, made: Artifact) -> Artifact:
         speed = made.metrics["images_per_second"]
         share = self.record.share(training.load_trained(made), self.sets["test"], speed)
         self.record.add(name, made, self.chosen[name], share_of_product=share)
+        return made
 
     def _student(self, name: str, images: ImageSet, *parents: Artifact) -> Artifact:
-        chosen = dict(self.chosen[name])
-        overrides = chosen.pop("overrides", None)
-        made = distill.train(
-            self.store,
-            StudentConfig(**chosen),
-            KDWeights(),
-            images,
-            self.sets["test"],
-            self.stage("teacher"),
-            parents=parents,
-            overrides=overrides,
-        )
-        self._add(name, made)
-        return made
+        chosen, sets = dict(self.chosen[name]), (images, self.sets["test"])
+        more = {"parents": parents, "overrides": chosen.pop("overrides", None)}
+        config = StudentConfig(**chosen)
+        teacher = self.stage("teacher")
+        made = distill.train(self.store, config, KDWeights(), *sets, teacher, **more)
+        return self._add(name, made)
 
     def student_real(self) -> Artifact:
         return self._student("student_real", self.sets["train"])

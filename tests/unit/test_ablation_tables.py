@@ -71,30 +71,19 @@ def test_a_setting_that_a_cell_does_not_name_has_its_default():
 
 
 def test_cells_that_did_not_finish_keep_their_line():
-    frame = table.tidy(
-        [
-            outcome("a", 0, 90.0),
-            outcome("a", 1, error="diverged: loss inf"),
-            outcome("a", 2, error="killed"),
-            outcome("a", 3),
-        ]
-    )
+    lost = outcome("a", 1, error="diverged: loss inf"), outcome("a", 2, error="killed")
+    frame = table.tidy([outcome("a", 0, 90.0), *lost, outcome("a", 3)])
     assert list(frame["state"]) == ["finished", "diverged", "failed", "not run"]
     assert frame["error"][1] == "diverged: loss inf" and frame["accuracy (%)"].count() == 1
-    assert frame["images"][0] == 30_000
-    assert isinstance(frame["images"][0], int)
+    assert isinstance(frame["images"][0], int) and frame["images"][0] == 30_000
     assert frame["images"][1] is None
 
 
-def test_a_cell_given_twice_counts_once():
-    frame = table.tidy(
-        [outcome("a", 0, error="killed"), outcome("a", 0, 90.0), outcome("a", 0, error="killed")]
-    )
+def test_a_cell_given_twice_counts_once_and_a_row_is_one_setting():
+    killed = outcome("a", 0, error="killed")
+    frame = table.tidy([killed, outcome("a", 0, 90.0), killed])
     assert len(frame) == 1 and frame["state"][0] == "finished"
-
-
-def test_a_row_is_one_setting():
-    with pytest.raises(WorkbenchError, match="different settings.*"):
+    with pytest.raises(WorkbenchError, match="different settings"):
         table.tidy([outcome("a", 0, 90.0, temperature=1.0), outcome("a", 1, 90.0, temperature=2.0)])
 
 
@@ -120,18 +109,8 @@ def test_only_seeds_that_both_rows_have_are_paired():
 
 
 def test_holm_over_the_rows_that_have_a_p():
-    told = table.summary(
-        grid(
-            {
-                "all": [90, 91, 92],
-                "b": [80, 82, 81],
-                "c": [90, 91, 92],
-                "d": [89, 91, 93.5],
-                "e": [70, None, None],
-            }
-        ),
-        baseline="all",
-    ).set_index("row")
+    rows = {"all": [90, 91, 92], "b": [80, 82, 81], "c": [90, 91, 92], "d": [89, 91, 93.5]}
+    told = table.summary(grid(rows | {"e": [70, None, None]}), baseline="all").set_index("row")
     p = told["p"]
     assert set(p.dropna().index) == {"b", "d"}
     assert told.loc["b", "p (Holm)"] == pytest.approx(2 * p["b"])
@@ -180,22 +159,16 @@ def test_pairwise_has_every_pair_once():
 
 
 def test_verdicts_say_what_is_detected():
-    said = table.verdicts(
-        table.summary(
-            grid(
-                {
-                    "all": [90, 91, 92, None],
-                    "worse": [80, 81.2, 81.9, 80],
-                    "same": [90, 91, 92, 9],
-                    "shifted": [91, 92, 93, 1],
-                    "noise": [89, 92, 91.5, 3],
-                    "one": [85, None, None, None],
-                    "none": [None] * 4,
-                    "apart": [None, None, None, 90],
-                }
-            )
-        )
-    )
+    rows = {
+        "all": [90, 91, 92, None],
+        "worse": [80, 81.2, 81.9, 80],
+        "same": [90, 91, 92, 9],
+        "shifted": [91, 92, 93, 1],
+        "noise": [89, 92, 91.5, 3],
+        "one": [85, None, None, None],
+        "none": [None] * 4,
+        "apart": [None, None, None, 90],
+    }
     expected = [
         "all (the baseline): 3 of 4 seeds finished, 1 diverged.",
         "worse: worse, -9.97 points [-10.35, -9.59], Holm p = 0.00016, 3 seeds.",
@@ -207,7 +180,7 @@ def test_verdicts_say_what_is_detected():
         "none: nothing to compare; 0 of 4 seeds finished, 4 diverged.",
         "apart: no seed in common with 'all', so nothing to compare; 1 of 4 seeds finished, 3 diverged.",
     ]
-    assert said == expected
+    assert table.verdicts(table.summary(grid(rows))) == expected
 
 
 def test_correction_can_take_a_verdict_back():
@@ -229,12 +202,8 @@ def test_the_short_table_and_the_report_print_no_objects(tmp_path, capsys):
         ["c", "–", "0 of 2 (2 diverged)", "–", "–"],
     ]
     report = Report("t", tmp_path)
-    shown = {
-        "tidy": frame,
-        "summary": table.summary(frame),
-        "short": short,
-        "pairs": table.pairwise(frame),
-    }
+    pairs, whole = table.pairwise(frame), table.summary(frame)
+    shown = {"tidy": frame, "summary": whole, "short": short, "pairs": pairs}
     for name, one in shown.items():
         report.table(one, name, name)
         text = (tmp_path / "tables" / f"{name}.tex").read_text()
@@ -243,30 +212,21 @@ def test_the_short_table_and_the_report_print_no_objects(tmp_path, capsys):
 
 
 def test_agreement_by_class():
-    classes = {
-        "classes": ["0", "1"],
-        "cosine": [0.9, None],
-        "half": [0.01, None],
-        "count": [980, 0],
-    }
+    halves = {"cosine": [0.9, None], "half": [0.01, None], "count": [980, 0]}
+    classes = {"classes": ["0", "1"], **halves}
     frame = table.by_class(
         [outcome("a", 1, 90.0, 0.9, classes=classes), outcome("b", 1, 90.0), outcome("c", 1)]
     )
     assert list(frame) == ["row", "seed", "class", "agreement", "half", "count"]
     assert frame.iloc[0].tolist() == ["a", 1, "0", 0.9, 0.01, 980]
-    assert math.isnan(frame["agreement"][1])
-    assert len(frame) == 2
+    assert math.isnan(frame["agreement"][1]) and len(frame) == 2
     assert list(table.by_class([])) == list(frame)
 
 
 def test_histories_of_finished_seeds_by_row():
-    found = table.histories(
-        [outcome("a", 0, 90.0), outcome("a", 1), outcome("a", 2, 91.0), outcome("b", 0)]
-    )
-    assert {row: [len(history) for history in runs] for row, runs in found.items()} == {
-        "a": [4, 4],
-        "b": [],
-    }
+    ended = outcome("a", 0, 90.0), outcome("a", 1), outcome("a", 2, 91.0), outcome("b", 0)
+    found = {row: list(map(len, runs)) for row, runs in table.histories(ended).items()}
+    assert found == {"a": [4, 4], "b": []}
 
 
 def test_fidelity_is_the_correlation_with_rows_as_clusters():
@@ -288,13 +248,10 @@ def test_fidelity_is_the_correlation_with_rows_as_clusters():
 def test_nothing_at_all_is_an_empty_table():
     frame = table.tidy([])
     assert frame.empty and "accuracy (%)" in frame
-    for made in (
-        table.summary(frame),
-        table.pairwise(frame),
-        table.short_table(table.summary(frame)),
-    ):
+    whole = table.summary(frame)
+    for made in (whole, table.pairwise(frame), table.short_table(whole)):
         assert isinstance(made, pd.DataFrame) and made.empty and "row" in made
-    assert table.verdicts(table.summary(frame)) == [] and table.fidelity(frame)["cells"] == 0
+    assert table.verdicts(whole) == [] and table.fidelity(frame)["cells"] == 0
 
 
 def test_sizes_have_a_range_where_cells_differ_and_a_product_of_two_is_seen():

@@ -65,7 +65,7 @@ def test_the_settings_kept_on_disk_are_those_of_the_classes(method):
 @pytest.mark.parametrize("kept", ["", "{}", "[]", '{"state": "new"}', '{"state": "old"}'])
 def test_what_is_kept_of_other_code_or_damaged_is_made_anew(tmp_path, monkeypatch, kept):
     monkeypatch.setattr(known, "KEPT", tmp_path / "kept.json")
-    monkeypatch.setattr(known, "_state", lambda: "new")
+    monkeypatch.setattr(known, "library_state", lambda: "new")
     monkeypatch.setattr(presets, "METHODS", {"start": presets.METHODS["start"]})
     known.KEPT.write_text(kept)
     known._every.cache_clear()

@@ -5,11 +5,7 @@ import json
 import pytest
 
 from dfkd_lib.pipeline import estimate
-from dfkd_lib.pipeline.estimate import Estimate, known_seconds
-
-
-def test_nothing_is_said_where_nothing_is_known():
-    assert Estimate({}).left({"a": ()}, {}, 2) is None
+from dfkd_lib.pipeline.estimate import Estimate
 
 
 def test_what_is_left_is_what_parts_took_before():
@@ -39,6 +35,7 @@ def test_a_slower_machine_is_seen_by_its_parts():
 
 
 def test_of_an_unknown_part_the_mean_is_expected():
+    assert Estimate({}).left({"a": ()}, {}, 2) is None
     known = Estimate({"a": 10.0, "b": 30.0})
     known.ended("new", 80.0)
     assert known.left({"other": ()}, {}, 1) == pytest.approx(40)
@@ -60,14 +57,3 @@ def test_the_machine_is_measured_by_products_a_second(monkeypatch):
     ticks = iter([0.0, 0.1, 0.2, 0.4])
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: next(ticks))
     assert estimate.product_rate(0.3) == pytest.approx(2 / 0.4)
-
-
-def test_what_parts_took_is_read_from_a_run_of_the_same_preset(tmp_path):
-    assert known_seconds(tmp_path, "quick") == {}
-    saved = {"profile": "quick", "took": {"10_a": 2.0, "bad": "x", "none": 0}}
-    (tmp_path / "results.json").write_text(json.dumps(saved))
-    assert known_seconds(tmp_path, "quick") == {"10_a": 2.0}
-    assert known_seconds(tmp_path, "smoke") == {}
-    for damaged in ("{", '{"profile": "quick"}', '{"profile": "quick", "took": [1]}'):
-        (tmp_path / "results.json").write_text(damaged)
-        assert known_seconds(tmp_path, "quick") == {}

@@ -14,27 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "dfkd_lib"
 # A room imports only rooms named before it.
 ROOMS = (
-    "core",
-    "presets",
-    "jobs",
-    "datasets",
-    "models",
-    "attention",
-    "losses",
-    "metrics",
-    "training",
-    "synthesis",
-    "distill",
-    "ablation",
-    "detection",
-    "deploy",
-    "plots",
-    "reporting",
-    "widgets",
-    "pipeline",
-    "cli",
-    "__main__",
-)
+    "core presets jobs datasets models attention losses metrics training synthesis distill ablation detection deploy "
+    "plots reporting widgets pipeline cli __main__"
+).split()
 ONLY_IN = {
     "ipywidgets": "widgets",
     "anywidget": "widgets",
@@ -83,42 +65,40 @@ def trees() -> dict[Path, ast.AST]:
     return {path: ast.parse(path.read_text()) for path in MODULES}
 
 
-def test_every_room_has_its_place():
-    rooms = {room_of(path) for path in MODULES} - {"__init__"}
-    assert rooms <= set(ROOMS), f"name these in ROOMS: {rooms - set(ROOMS)}"
+def wrong_imports(trees, is_wrong) -> list[str]:
+    """Every import of a module that is wrong in its room."""
+    return [
+        f"{name_of(path)} imports {module}"
+        for path, tree in trees.items()
+        for module in imports(tree)
+        if is_wrong(room_of(path), module)
+    ]
 
 
 def test_a_room_imports_only_rooms_above_it(trees):
-    wrong = []
-    for path, tree in trees.items():
-        room = room_of(path)
-        for module in imports(tree):
-            parts = module.split(".")
-            if parts[0] != "dfkd_lib" or room == "__init__" or parts[1] in (room, "__version__"):
-                continue
-            if parts[1] not in ROOMS or ROOMS.index(parts[1]) > ROOMS.index(room):
-                wrong.append(f"{name_of(path)} imports {module}")
-    assert not wrong, "\n".join(wrong)
+    rooms = {room_of(path) for path in MODULES} - {"__init__"}
+    assert rooms <= set(ROOMS), f"name these in ROOMS: {rooms - set(ROOMS)}"
+
+    def is_wrong(room, module):
+        top, _, other = f"{module}.".partition(".")
+        other = other.partition(".")[0]
+        if top != "dfkd_lib" or room == "__init__" or other in (room, "__version__"):
+            return False
+        return other not in ROOMS or ROOMS.index(other) > ROOMS.index(room)
+
+    assert not wrong_imports(trees, is_wrong)
 
 
 def test_plots_take_arrays_and_import_no_other_room(trees):
-    wrong = [
-        f"{name_of(path)} imports {module}"
-        for path, tree in trees.items()
-        for module in imports(tree)
-        if room_of(path) == "plots" and re.match(r"dfkd_lib\.(?!plots\b)|torch\b", module)
-    ]
-    assert not wrong, "\n".join(wrong)
+    other = re.compile(r"dfkd_lib\.(?!plots\b)|torch\b")
+    assert not wrong_imports(trees, lambda room, module: room == "plots" and other.match(module))
 
 
 def test_some_libraries_have_one_importer(trees):
-    wrong = [
-        f"{name_of(path)} imports {module}"
-        for path, tree in trees.items()
-        for module in imports(tree)
-        if room_of(path) != ONLY_IN.get(module.split(".")[0], room_of(path))
-    ]
-    assert not wrong, "\n".join(wrong)
+    def is_wrong(room, module):
+        return room != ONLY_IN.get(module.split(".")[0], room)
+
+    assert not wrong_imports(trees, is_wrong)
 
 
 def public_names(room: str) -> set[str] | None:
@@ -176,48 +156,21 @@ def test_no_file_names_a_folder_of_one_machine():
     ]
 
 
-@pytest.fixture(params=NOTEBOOK_FILES, ids=lambda path: path.stem)
-def notebook(request):
-    return request.param, nbformat.read(request.param, as_version=4)
-
-
-def test_a_notebook_is_valid_and_without_outputs(notebook):
-    _, node = notebook
+@pytest.mark.parametrize("path", NOTEBOOK_FILES, ids=lambda path: path.stem)
+def test_a_notebook_is_thin_and_without_outputs(path):
+    """A cell is short enough to read; one that defines a step may have 30 lines."""
+    node = nbformat.read(path, as_version=4)
     nbformat.validate(node)
+    assert node.cells[0].cell_type == "markdown" and node.cells[0].source.startswith("# ")
     for cell in node.cells:
         assert not cell.get("outputs") and cell.get("execution_count") is None
-
-
-def test_a_notebook_opens_with_what_it_is(notebook):
-    _, node = notebook
-    assert node.cells[0].cell_type == "markdown" and node.cells[0].source.startswith("# ")
-
-
-def test_cells_are_short(notebook):
-    """A cell is short enough to read; one that defines a step may have 30 lines."""
-    _, node = notebook
-    for cell in (c for c in node.cells if c.cell_type == "code"):
-        longest = 30 if "edit-me" in cell.metadata.get("tags", []) else 18
-        lines = len(cell.source.splitlines())
-        assert "parameters" in cell.metadata.get("tags", []) or lines <= longest, cell.source
-
-
-def test_a_notebook_takes_nothing_from_globals(notebook):
-    path, node = notebook
-    converted = node.metadata.get("dfkd", {}).get("method")
-    assert not converted or all("globals()" not in cell.source for cell in node.cells)
-
-
-def test_a_notebook_of_a_method_has_few_parameters(notebook):
-    path, _ = notebook
+        assert "globals()" not in cell.source
+        tags, lines = cell.metadata.get("tags", []), len(cell.source.splitlines())
+        if cell.cell_type == "code" and "parameters" not in tags:
+            assert lines <= (30 if "edit-me" in tags else 18), cell.source
     declared = read_notebook(path)
     assert not declared.method or len(declared.parameters) <= 12
-
-
-def test_parameters_have_help(notebook):
-    path, _ = notebook
-    declared = read_notebook(path)
-    assert not [name for name in declared.parameters if not declared.help(name)]
+    assert all(declared.help(name) for name in declared.parameters)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

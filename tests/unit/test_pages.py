@@ -105,21 +105,18 @@ def test_settings_of_a_configuration_stand_for_the_parameters_that_choose_them(m
     assert "--set 10.lr=0.2" in page.select_one(".command").get_text()
 
 
-def test_figures_have_numbers_captions_and_keys(make_page):
+def test_code_is_folded_and_figures_have_numbers_captions_and_keys(make_page):
     page = make_page({})
     captions = [c.b.get_text() for c in page.select("figcaption")]
     assert captions == ["Figure 1.", "Table 1.", "Figure 2."]
+    folds = page.select("details.code")  # the last is to be edited
+    assert ["open" in fold.attrs for fold in folds] == [False, True]
     keys = [c.details.get_text(" ", strip=True) for c in page.select("figcaption")]
     assert keys == ["2 artifacts gan-1 student-2"] * 3
     svg, png = page.select("figure.figure img")
     assert svg["src"].startswith("data:image/svg+xml")
     assert png["src"] == "data:image/png;base64,AAAA"
     assert page.get_text().count("first") == 1, "the caption below a figure is not repeated"
-
-
-def test_code_is_folded_unless_it_is_to_be_edited(make_page):
-    folds = make_page({}).select("details.code")
-    assert ["open" in fold.attrs for fold in folds] == [False, True]
 
 
 def test_hostile_notes_harm_nothing(make_page):
@@ -207,13 +204,8 @@ def test_what_is_shown_in_place_of_something_else_is_said_in_red(make_page, two_
     page = write_comparison(*two_runs, None, "").read_text()
     pages.append(BeautifulSoup(page, "html.parser"))
     hardware = {"cpu": "", "cores": 1, "memory_gib": 1, "system": "", "gpu": ""}
-    results["provenance"] |= {
-        "hardware": hardware,
-        "seeds": {},
-        "started": "",
-        "seconds": 1,
-        "command": "",
-    }
+    known = {"seeds": {}, "started": "", "seconds": 1, "command": ""}
+    results["provenance"] |= {"hardware": hardware, **known}
     page = write_index(two_runs[1], results, {}).read_text()
     pages.append(BeautifulSoup(page, "html.parser"))
     for page in pages:

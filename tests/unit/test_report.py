@@ -44,6 +44,7 @@ def test_a_report_leaves_figures_tables_and_metrics(tmp_path, shown):
     first = {"name": "fig01", "caption": "a caption", "paper": "A Fig. 1", "keys": []}
     assert saved["figures"][0] == first
     assert [(a["key"], a["cached"]) for a in saved["artifacts"]] == [(art.key, False)]
+    assert figure._repr_png_().startswith(b"\x89PNG")  # shown as a picture
     for path in ("figures/fig01.svg", "figures/fig01.pdf", "tables/table01.tex"):
         assert (tmp_path / path).stat().st_size > 0
     assert pd.read_csv(tmp_path / "tables" / "table01.csv")["name"][1] == HOSTILE
@@ -122,7 +123,10 @@ def test_work_by_hand_has_a_folder_a_day_and_carries_its_parameters(lab):
     assert presets.load("early", **parameters) == config
 
 
-def test_work_by_hand_takes_no_batch_runs_folder(lab, tmp_path, monkeypatch):
+def test_work_by_hand_takes_no_batch_runs_folder_and_no_unwritable_one(lab, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkbenchError, match="report folder cannot be written to"):
+        Report("10_x", tmp_path / "file" / "out")
     rep = Report("10_x", tmp_path)
     assert rep.places == [tmp_path] and not list(rep.save().parent.parent.glob("*.yaml"))
     (tmp_path / "results.json").write_text("{}")
@@ -131,17 +135,6 @@ def test_work_by_hand_takes_no_batch_runs_folder(lab, tmp_path, monkeypatch):
     Report("10_x", "")
     monkeypatch.setenv(report.BATCH, "1")
     Report("10_x", tmp_path)
-
-
-def test_an_unwritable_folder_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(WorkbenchError, match="report folder cannot be written to"):
-        Report("10_x", tmp_path / "file" / "out")
-
-
-def test_a_figure_is_shown_as_a_picture():
-    figure, _ = plots.new_figure()
-    assert figure._repr_png_().startswith(b"\x89PNG")
 
 
 def test_the_share_table_pairs_by_seed():

@@ -62,23 +62,16 @@ def test_teachers_and_priors_count_once_for_each_split(tmp_path):
     assert counts.total_text(counts.most_images([row])) == "0 and others that nobody recorded"
 
 
-def test_the_table_says_what_kept_other_images_away():
-    guarded = {**record("student", [], TEST), "guard": ledger.ISOLATED}
-    table = summary.ledger_table({"a": guarded, "b": record("student", [], TEST)})
-    assert sorted(table["undeclared images"]) == ["isolated", "not recorded"]
-
-
-def test_a_checkpoint_brings_the_reads_of_its_training():
+def test_the_table_says_what_kept_other_images_away_and_what_a_checkpoint_brings():
     shipped = record("teacher", [], TEST, {**TRAINING, "inherited": True})
-    row = summary.ledger_table({"shipped": shipped}).iloc[0]
-    assert row["data-free"] == "no" and row["images itself"] == 0 and row["images behind"] == 60000
-
-
-def test_a_training_that_nobody_recorded_is_no_data_free_one():
-    unknown = record("teacher", [], {**read("not recorded", "training", 0), "inherited": True})
-    row = summary.ledger_table({"own": unknown}).iloc[0]
-    assert row["data-free"] == "not recorded"
-    assert row["made from reads"] == "not recorded (training)"
+    unknown = record("own", [], {**read("not recorded", "training", 0), "inherited": True})
+    guarded = {**record("student", [], TEST), "guard": ledger.ISOLATED}
+    table = summary.ledger_table({"a": shipped, "b": unknown, "c": guarded}).set_index("stage")
+    assert list(table["undeclared images"]) == ["not recorded", "isolated", "not recorded"]
+    assert list(table["data-free"]) == ["not recorded", "yes", "no"]
+    assert list(table["images itself"]) == [0, 0, 0]
+    assert table.loc["teacher", "images behind"] == 60000
+    assert table.loc["own", "made from reads"] == "not recorded (training)"
 
 
 def test_splits_add_up_and_purposes_do_not():
@@ -91,18 +84,15 @@ def test_splits_add_up_and_purposes_do_not():
     assert summary.learned_from(found) == 7
 
 
-def test_parents_are_found_in_the_store(tmp_path):
+def test_parents_are_found_in_the_store_and_one_that_is_gone_is_left_out(tmp_path):
     store = Store(tmp_path)
     parent = store.get_or_make("first", {"a": 1}, lambda work: {})
     child = store.get_or_make("second", {"b": 2}, lambda work: {}, [parent])
-    reports = {"10_x": {"artifacts": [record("second", child.parents) | {"key": child.key}]}}
-    assert set(summary.artifacts_behind(reports, store)) == {parent.key, child.key}
-
-
-def test_a_parent_that_is_gone_is_left_out(tmp_path):
-    reports = {"10_x": {"artifacts": [record("second", ["first-0123456789abcdef"]) | {"key": "k"}]}}
-    assert set(summary.artifacts_behind(reports, Store(tmp_path))) == {"k"}
-    assert len(summary.ledger_table(summary.artifacts_behind(reports, Store(tmp_path)))) == 1
+    parents = [*child.parents, "first-0123456789abcdef"]
+    behind = summary.artifacts_behind(
+        {"10_x": {"artifacts": [record("second", parents) | {"key": child.key}]}}, store
+    )
+    assert set(behind) == {parent.key, child.key} and len(summary.ledger_table(behind)) == 2
 
 
 def test_the_reports_are_those_of_the_first_folder_that_has_any(tmp_path, capsys):

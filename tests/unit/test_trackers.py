@@ -5,13 +5,14 @@ import io
 import json
 import os
 import sys
+import tomllib
 from types import ModuleType, SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from dfkd_lib import cli
-from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core import REPOSITORY, WorkbenchError
 from dfkd_lib.reporting import trackers
 
 KEY = "student_synthetic-0123456789abcdef"
@@ -48,8 +49,9 @@ def ended(tmp_path):
 CONFIG = {"preset": "smoke", "seeds": [0, 1], "temperature": 2.0, "data": "mnist"}
 
 
-@pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_a_notebook_is_one_run_of_wandb_or_trackio(monkeypatch, ended, name):
+@pytest.mark.parametrize("name, mode", [("wandb", None), ("wandb", "online"), ("trackio", None)])
+def test_a_notebook_is_one_run_of_wandb_or_trackio(monkeypatch, ended, name, mode):
+    """Online only where the user says so."""
     out, result = ended
     logged, options, library = [], {}, ModuleType(name)
     run = SimpleNamespace(log=logged.append, finish=lambda: logged.append("finished"))
@@ -57,8 +59,10 @@ def test_a_notebook_is_one_run_of_wandb_or_trackio(monkeypatch, ended, name):
     library.Image = lambda picture: picture
     monkeypatch.setitem(sys.modules, name, library)
     monkeypatch.delenv("WANDB_MODE", raising=False)
+    if mode:
+        monkeypatch.setenv("WANDB_MODE", mode)
     trackers.track(name, out, "30_x", result)
-    assert os.environ["WANDB_MODE"] == "offline"
+    assert os.environ["WANDB_MODE"] == (mode or "offline")
     assert options["config"].items() >= {**CONFIG, "status": "succeeded"}.items()
     assert options["name"] == f"{out.name}/30_x"
     assert (options.get("dir") == str(out)) == (name == "wandb")
@@ -66,17 +70,6 @@ def test_a_notebook_is_one_run_of_wandb_or_trackio(monkeypatch, ended, name):
     assert {"metrics/share": 0.5} in logged
     assert {"metrics/accuracy/0": 0.25, "metrics/accuracy/1": 0.75} in logged
     assert logged[-2]["figures/curves"].size == (4, 3) and logged[-1] == "finished"
-
-
-def test_wandb_goes_online_only_where_its_user_says_so(monkeypatch, ended):
-    out, result = ended
-    library = ModuleType("wandb")
-    run = SimpleNamespace(log=lambda _: None, finish=lambda: None)
-    library.init, library.Image = (lambda **_: run), (lambda picture: picture)
-    monkeypatch.setitem(sys.modules, "wandb", library)
-    monkeypatch.setenv("WANDB_MODE", "online")
-    trackers.track("wandb", out, "30_x", result)
-    assert os.environ["WANDB_MODE"] == "online"
 
 
 def test_tensorboard_gets_event_files_in_the_run_folder(monkeypatch, ended):
@@ -110,12 +103,5 @@ def test_a_missing_library_is_refused_before_anything_runs(monkeypatch, capsys):
         assert f"fix: run .venv/bin/pip install -e '.[{name}]'" in capsys.readouterr().err
     with pytest.raises(WorkbenchError, match="did you mean 'tensorboard'"):
         trackers.check_tracker("tensorbord")
-
-
-def test_every_tracker_is_an_extra():
-    import tomllib
-
-    from dfkd_lib.core import REPOSITORY
-
-    known = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    assert set(trackers.TRACKERS) <= set(known["optional-dependencies"])
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert set(trackers.TRACKERS) <= set(extras["optional-dependencies"])
