@@ -11,13 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfkd_lib.core import WorkbenchError, is_number, ledger, resolve
+from dfkd_lib.core import WorkbenchError, ledger, resolve
 from dfkd_lib.datasets.coco_check import check_coco, frame
 from dfkd_lib.datasets.coco_read import has_split
 from dfkd_lib.datasets.coco_report import CocoReport
 from dfkd_lib.datasets.frames import Frames, View, enlargement, inside, resized, shares, windows
 from dfkd_lib.datasets.scenes import SceneSet
-from dfkd_lib.datasets.sources import LARGEST_SIDE
 
 # Bytes of a split that are held in memory: of a larger one, frames are read when they are needed.
 HELD = 1 << 29
@@ -65,20 +64,17 @@ def load_coco(
         the file, the same for all of its crops.
 
     Raises:
-        WorkbenchError: on impossible crops; on all that `check_coco` calls fatal (but what only its thorough look
-            finds), in one error.
+        WorkbenchError: on all that `check_coco` calls fatal (but what only its thorough look finds), in one error.
     """
-    view = {"crop": crop, "crops": crops, "spread": crop_spread, "anywhere": crop_anywhere}
-    view["whole"] = crop_whole
-    _check_view(size, **view)
     folder = resolve(folder)
     if split == "test" and not has_split(folder, split):
         split = "val"
     report = check_coco(folder, split, thorough=False)
     if report.fatal:
         raise report.error()
-    chosen = _chosen(report, held_back, calibrating)
-    seen = _seen(report, chosen, view, empty, np.random.default_rng(seed))
+    view = {"crop": crop, "crops": crops, "spread": crop_spread, "anywhere": crop_anywhere}
+    view |= {"whole": crop_whole, "empty": empty}
+    seen = _seen(report, _chosen(report, held_back, calibrating), np.random.default_rng(seed), view)
     return _scene_set(report, seen, size, shortest, longest)
 
 
@@ -131,24 +127,6 @@ def _held(frames: Frames, report: CocoReport) -> Tensor:
         raise
 
 
-def _check_view(size, crop, crops, spread, anywhere, whole) -> None:
-    """WorkbenchError on impossible sizes or crops."""
-    if crop:
-        possible = size and crops >= 1 and crop >= spread >= 1
-        possible = possible and 0 <= anywhere <= 1 and 0 <= whole <= 1
-    else:
-        possible = crops == spread == 1 and not anywhere and not whole
-    if not possible or not (size is None or is_number(size, 1, LARGEST_SIDE)):
-        raise WorkbenchError(
-            "impossible size or crops of scenes",
-            expected=f"a size of 1..{LARGEST_SIDE}; crop with a size, crops and crop_spread from 1, "
-            "crop >= crop_spread, crop_anywhere and crop_whole 0..1; without crop, none of these",
-            got=f"size {size}, crop {crop}, crops {crops}, crop_spread {spread}, crop_anywhere {anywhere}, "
-            f"crop_whole {whole}",
-            fix="correct the value out of range, or give a crop, as crop=4.0",
-        )
-
-
 def video_of(image: dict) -> str:
     """The video that an entry of 'images' is a frame of: its "video_id", or its file's name without the number at its end."""
     if image.get("video_id") is not None:
@@ -175,11 +153,11 @@ def _chosen(report: CocoReport, held_back: float, calibrating: bool) -> set[int]
 
 
 def _seen(
-    report: CocoReport, chosen: set[int], view: dict, empty: bool, rng: np.random.Generator
+    report: CocoReport, chosen: set[int], rng: np.random.Generator, view: dict
 ) -> Iterator[tuple]:
     """(row in the file, (height, width), window or None, boxes (n, 4) in pixels, classes int64 (n,)) of every chosen frame,
     of its crops, or of those without any object. Crowd regions are left out, but are not empty."""
-    order = {key: k for k, key in enumerate(report.categories)}
+    order, empty = {key: k for k, key in enumerate(report.categories)}, view.pop("empty")
     found = {key: [] for key in report.images}
     for _, annotation, box in report.annotations:
         label = -1 if annotation.get("iscrowd") else order[annotation["category_id"]]

@@ -39,7 +39,7 @@ UNIQUE = {
 
 
 def check_coco(folder: str | Path, split: str = "train", thorough: bool = True) -> CocoReport:
-    """Look at a split of a COCO folder (`CocoReport.layout`: this project's, Roboflow's, COCO's) or of a YOLO one, and report
+    """Look at a split of a COCO folder (laid out as this project's, Roboflow's or COCO's) or of a YOLO one, and report
     all that is wrong with it.
 
     Args:
@@ -49,7 +49,7 @@ def check_coco(folder: str | Path, split: str = "train", thorough: bool = True) 
             image's header: what `load_coco` does before it decodes.
 
     Returns:
-        CocoReport: `.fatal` says whether the split is unfit for training; `.text()`, `.table()` and `.problems()` show it.
+        CocoReport: `.fatal` says whether the split is unfit for training; `.text()` and `.table()` show it.
     """
     folder = resolve(folder)
     if split != Path(split).name or not split or not printable(split):

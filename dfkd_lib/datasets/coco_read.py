@@ -13,12 +13,8 @@ from dfkd_lib.datasets.yolo import read_yolo, yolo_places
 
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0*)?")
 DECIMAL = re.compile(r"-?\d{1,17}\.?\d{0,17}(e-?\d\d?)?")
-# What is a whole number in the entries of each list, however it is written.
-NUMBERS = {
-    "images": ("id", "width", "height"),
-    "categories": ("id",),
-    "annotations": ("id", "image_id", "category_id", "iscrowd"),
-}
+# What is a whole number in an entry, however it is written.
+NUMBERS = {"id", "width", "height", "image_id", "category_id", "iscrowd"}
 
 
 def places(folder: Path, split: str) -> list[Path]:
@@ -47,8 +43,8 @@ def read_content(report: CocoReport, lean: bool = False) -> bool:
         return not any(fault.kind == "file" for fault in report.faults)
     try:
         # Of bytes, json finds the encoding, a byte order mark or none.
-        once = partial(_once, lean=lean)
-        report.content = json.loads(report.file.read_bytes(), object_pairs_hook=once)
+        entry = partial(_entry, lean=lean)
+        report.content = json.loads(report.file.read_bytes(), object_pairs_hook=entry)
     except FileNotFoundError:
         expected = (
             f"{report.split}.json beside {report.split}/, {report.split}/{ROBOFLOW}, "
@@ -64,34 +60,27 @@ def read_content(report: CocoReport, lean: bool = False) -> bool:
     except (ValueError, OSError, RecursionError) as error:
         report.add("file", "whole JSON", error)
     else:
-        _make_plain(report)
+        images = report.content.get("images") if isinstance(report.content, dict) else None
+        for entry in images if isinstance(images, list) else ():
+            if isinstance(entry, dict) and isinstance(entry.get("file_name"), str):
+                entry["file_name"] = _name(report, entry["file_name"])
+                _add_size(report, entry)
     return not report.faults
 
 
-def _once(pairs: list[tuple], lean: bool = False) -> dict:
-    """A JSON object, none of whose names stands there twice: the first of two would be lost in silence."""
-    counts = Counter(name for name, _ in pairs)
-    if len(counts) < len(pairs):
-        raise ValueError(f"{counts.most_common(1)[0][0]!r} is given twice in one entry")
-    if lean and counts["bbox"] and counts["segmentation"]:
-        pairs = [pair for pair in pairs if pair[0] != "segmentation" or not dict(pairs)["bbox"]]
-    return dict(pairs)
-
-
-def _make_plain(report: CocoReport) -> None:
-    """Write numbers as numbers, names with /, and what follows from images and polygons, into the content."""
-    content = report.content if isinstance(report.content, dict) else {}
-    for key, names in NUMBERS.items():
-        entries = content.get(key)
-        for entry in entries if isinstance(entries, list) else ():
-            if not isinstance(entry, dict):
-                continue
-            entry.update((name, _whole(entry[name])) for name in names if name in entry)
-            if key == "images" and isinstance(entry.get("file_name"), str):
-                entry["file_name"] = _name(report, entry["file_name"])
-                _add_size(report, entry)
-            if key == "annotations":
-                _add_box(entry)
+def _entry(pairs: list[tuple], lean: bool) -> dict:
+    """A JSON object with its numbers as numbers, an annotation's with a box; none of its names stands there twice: the
+    first of two would be lost in silence."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{name!r} is given twice in one entry")
+    entry.update((name, _whole(entry[name])) for name in NUMBERS & entry.keys())
+    if "image_id" in entry:
+        _add_box(entry)
+    if lean and entry.get("bbox"):
+        entry.pop("segmentation", None)
+    return entry
 
 
 def _whole(value: object) -> object:
@@ -111,16 +100,11 @@ def _name(report: CocoReport, name: str) -> str:
 
 def _add_size(report: CocoReport, entry: dict) -> None:
     """Width and height of the upright picture where an entry has none, and the picture can be read."""
-    sides = ("width", "height")
     path = report.place / entry["file_name"]
-    known = all(entry.get(side) is not None for side in sides)
-    if known or not inside(entry["file_name"]) or not is_file(path):
-        return
-    size = size_of(path)
-    if size is None:
-        return
-    for side, pixels in zip(sides, size, strict=True):
-        entry[side] = pixels if entry.get(side) is None else entry[side]
+    missing = [side for side in ("width", "height") if entry.get(side) is None]
+    if missing and inside(entry["file_name"]) and is_file(path) and (size := size_of(path)):
+        own = dict(zip(("width", "height"), size, strict=True))
+        entry |= {side: own[side] for side in missing}
 
 
 def _add_box(annotation: dict) -> None:

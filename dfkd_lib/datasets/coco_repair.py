@@ -54,7 +54,9 @@ def repair_coco(folder: str | Path, out: str | Path, splits: tuple[str, ...]) ->
         for split in splits:
             report = check_coco(folder, split)
             content, changes = _repaired(report)
-            done += [{"split": split, **_row(fault), "done": how} for fault, how in changes]
+            for fault, how in changes:
+                what = {name: getattr(fault, name) for name in ("what", "place", "image", "found")}
+                done.append({"split": split, **what, "done": how})
             for entry in content["images"]:
                 target = work / split / entry["file_name"]
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -63,11 +65,6 @@ def repair_coco(folder: str | Path, out: str | Path, splits: tuple[str, ...]) ->
         columns = ["split", "what", "place", "image", "found", "done"]
         pd.DataFrame(done, columns=columns).to_csv(work / LIST, index=False)
     return done
-
-
-def _row(fault: Fault) -> dict:
-    names = ("what", "place", "image", "found")
-    return {name: getattr(fault, name) for name in names}
 
 
 def _link(source: Path, target: Path) -> None:

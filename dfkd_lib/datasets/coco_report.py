@@ -1,9 +1,9 @@
 """`CocoReport`: what is wrong with a split of a COCO folder and where, fatal or not, and what the split holds."""
 
+import csv
 import shlex
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cached_property
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,64 +14,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 YOLO, ROBOFLOW = "data.yaml", "_annotations.coco.json"
-BOX = "bbox is [x, y, width, height] in pixels from the top left"
-# Kind of fault: what it is, and its fix. Fatal ones stop training, warnings do not.
-FATAL = {
-    "file": ("a COCO annotation file is missing or cannot be read", "fetch or write it again"),
-    "list": (
-        "a COCO file has no images, no annotations or no categories",
-        "write the list into it",
-    ),
-    "entry": ("an entry of a COCO file is not whole", "write the entry again, or remove it"),
-    "image_id": ("two images have one id", "give each its own, in its annotations too"),
-    "category_id": ("two categories have one id", "give each category an id of its own"),
-    "file_name": ("two entries name one image file", "join them: objects of one lack in the other"),
-    "category_name": ("two categories have one name", "join the categories"),
-    "no_image": ("an annotation belongs to no image", "remove the annotation, or add its image"),
-    "category": ("an annotation has an unknown category", "add it to 'categories', or correct it"),
-    "numbers": ("a box is not four finite numbers", BOX),
-    "no_area": ("a box has no area", BOX),
-    "outside": ("a box lies outside its image", BOX),
-    "missing": ("an image is missing", "put the file there, or remove its entry"),
-    "unreadable": ("an image cannot be read", "fetch the file again, or remove its entry"),
-    "size": (
-        "an image has another size than its annotation file says",
-        "correct width and height, or restore the image the boxes were drawn on",
-    ),
-    "lying": (
-        "an annotation file has the size of a picture before its EXIF tag turns it upright",
-        "remove the tag (exiftool -Orientation= FILE) if the boxes lie on the unturned picture, "
-        "else give the size of the upright one",
-    ),
-    "leak": ("one picture is in two splits, which makes a test worthless", "remove it from train"),
-    "classes": ("two splits have different categories", "give all splits the same ids and names"),
-    "line": (
-        "a line of a label file is no object",
-        "write class, centre x, centre y, width, height, or class and three points of an outline or more",
-    ),
-    "line_class": (
-        "an object has a class without a name in data.yaml",
-        "correct it, or add a name",
-    ),
-    "share": (
-        "coordinates of a label file are no shares of the image",
-        "divide x and width by the image's width, y and height by its height",
-    ),
-}
+# Kind of fault: its level, what it is, and its fix. Those that are FATAL stop training, warnings do not.
+with Path(__file__).with_name("faults.csv").open(encoding="utf-8") as _table:
+    KINDS = {row["kind"]: row for row in csv.DictReader(_table)}
 LINES = ("line", "line_class", "share")  # of YOLO's label files
 HOPELESS = {"file", "list", "category_id", "classes"}  # what `repair_coco` cannot mend
-WARNINGS = {
-    "turned": (
-        "an EXIF tag turns or mirrors a picture, and boxes are taken to lie on it as it then is",
-        "remove the tag (exiftool -Orientation= FILE) if they lie on the unturned picture",
-    ),
-    "annotation_id": ("two annotations have one id", "number the annotations again"),
-    "twice": ("an annotation is there twice", "remove one of them"),
-    "near": ("two boxes are almost the same", "look whether they are one object"),
-    "class": ("a category has no object", "leave it out, or add objects"),
-    "same": ("one picture lies there under two names", "keep one of them"),
-}
-KINDS = FATAL | WARNINGS
 QUANTILES = {"5 %": 0.05, "median": 0.5, "95 %": 0.95}
 
 
@@ -89,12 +36,12 @@ class Fault:
     @property
     def fatal(self) -> bool:
         """Whether it stops training."""
-        return self.kind in FATAL
+        return KINDS[self.kind]["level"] == "FATAL"
 
     @property
     def what(self) -> str:
         """What is wrong, in words."""
-        return KINDS[self.kind][0]
+        return KINDS[self.kind]["what"]
 
     def __str__(self) -> str:
         image = f", image {self.image}" if self.image and self.image not in self.place else ""
@@ -119,10 +66,9 @@ class CocoReport:
     categories: dict[int | str, dict] = field(default_factory=dict, repr=False)
     annotations: list[tuple[int, dict, tuple]] = field(default_factory=list, repr=False)
 
-    @cached_property
-    def layout(self) -> tuple[Path, Path]:
-        """The annotation file, and the folder that its names of images are relative to: train.json, train/; else as
-        Roboflow, COCO itself and YOLO lay them out."""
+    def __post_init__(self):
+        """Find `file`, the annotations, YOLO's data.yaml among them, and `place`, the folder that names of images are relative
+        to: train.json, train/; else as Roboflow, COCO itself and YOLO lay them out."""
         folder, split = self.folder, self.split
         own = folder / f"{split}.json", folder / split
         exported = [folder / name / ROBOFLOW for name in (split, *["valid"][: split == "val"])]
@@ -132,17 +78,8 @@ class CocoReport:
         pictures = [place for place in (folder / year, folder / "images" / year) if place.is_dir()]
         found = [own, *((file, file.parent) for file in exported)]
         found += [(named[0], place) for place in pictures if year]
-        return next((pair for pair in (*found, (folder / YOLO, folder)) if pair[0].is_file()), own)
-
-    @property
-    def file(self) -> Path:
-        """The annotation file, YOLO's data.yaml among them; train.json where there is none."""
-        return self.layout[0]
-
-    @property
-    def place(self) -> Path:
-        """The folder that names of image files are relative to."""
-        return self.layout[1]
+        found.append((folder / YOLO, folder))
+        self.file, self.place = next((pair for pair in found if pair[0].is_file()), own)
 
     def path(self, index: int) -> Path:
         """The file of an entry of 'images'."""
@@ -203,18 +140,6 @@ class CocoReport:
         }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("class")
 
-    def problems(self) -> "pd.DataFrame":
-        """A row for each fault: whether it is fatal, what, place, image, expected, found, fix."""
-        import pandas as pd
-
-        rows = [
-            (f.fatal, f.what, f.place, f.image, f.expected, f.found, KINDS[f.kind][1])
-            for found in self.grouped().values()
-            for f in found
-        ]
-        columns = ["fatal", "what", "place", "image", "expected", "found", "fix"]
-        return pd.DataFrame(rows, columns=columns)
-
     def text(self, most: int = 20) -> str:
         """The report to read; at most `most` faults of each kind (0: all)."""
         counts = ", ".join(f"{n} {what}" for what, n in self.counts().items())
@@ -230,7 +155,7 @@ class CocoReport:
         """The error of all fatal faults, with the first few of each kind and how to see all of them."""
         check = f"python -m dfkd_lib.datasets check {shlex.quote(str(self.folder))}"
         return WorkbenchError(
-            "; ".join(KINDS[kind][0] for kind in self.grouped() if kind in FATAL),
+            "; ".join(found[0].what for found in self.grouped().values() if found[0].fatal),
             got="\n" + "\n".join(self._listed(3, warnings=False)),
             where=self.file,
             fix=f"{check} --repair OUT writes a copy without it; without --repair it shows all of it"
@@ -253,10 +178,10 @@ class CocoReport:
         """A heading for each kind of fault with its count and fix, then its first `most` (0: all)."""
         lines = []
         for kind, found in self.grouped().items():
-            if kind in WARNINGS and not warnings:
+            if not warnings and not found[0].fatal:
                 continue
-            (what, fix), level = KINDS[kind], "FATAL" if kind in FATAL else "warning"
-            lines.append(f"  {level}: {what}, {len(found)} x (fix: {fix})")
+            row = KINDS[kind]
+            lines.append(f"  {row['level']}: {row['what']}, {len(found)} x (fix: {row['fix']})")
             lines += [f"    {fault}" for fault in found[: most or None]]
             if most and len(found) > most:
                 lines.append(f"    and {len(found) - most} more")

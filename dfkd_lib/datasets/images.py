@@ -53,8 +53,33 @@ def evenly(labels: Tensor, count: int, seed: int) -> Tensor:
     return order[torch.argsort(rank, stable=True)[:count]]
 
 
+class Shown:
+    """What sets of images and of scenes share: pixels (N, C, H, W), whose reads the ledger counts if they are real."""
+
+    def __len__(self) -> int:
+        return len(Pixels.of(self))
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 (N, C, H, W), 0..255, or frames on disk; the ledger counts this read if the images are real."""
+        return self.pixels
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return tuple(Pixels.of(self).shape[1:])
+
+
+def traced(pixels: Tensor, split: str | None, places: np.ndarray) -> tuple:
+    """The split and places of images: their own, which are remembered, or those of the real set that they are of."""
+    if split is None:
+        return origin.found(pixels) or (None, places)
+    origin.remember(pixels, split, places)
+    return split, places
+
+
 @dataclass
-class ImageSet:
+class ImageSet(Shown):
     """Labelled images; reading the pixels of a real split is counted by the ledger, and refused where undeclared.
 
     A set that is made of a real one's tensor, or of copies of its images, is of its split.
@@ -106,15 +131,7 @@ class ImageSet:
             )
         if self.places is None:
             self.places = np.arange(count)
-        if self.split is not None:
-            origin.remember(pixels, self.split, self.places)
-        elif known := origin.found(pixels):
-            self.split, self.places = known
-
-    @property
-    def images(self) -> Tensor:
-        """uint8 (N, C, H, W), 0..255; the ledger counts this read if the images are real."""
-        return self.pixels
+        self.split, self.places = traced(pixels, self.split, self.places)
 
     @property
     def real(self) -> bool:
@@ -123,11 +140,6 @@ class ImageSet:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        return tuple(Pixels.of(self).shape[1:])
 
     @property
     def fingerprint(self) -> str:
@@ -141,9 +153,6 @@ class ImageSet:
             digest.update(self.labels.numpy().tobytes())
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
-
-    def __len__(self) -> int:
-        return len(Pixels.of(self))
 
     def subset(self, indices) -> "ImageSet":
         """The images at `indices` (ints (n,), or a boolean mask (N,)), in that order."""
@@ -161,16 +170,8 @@ class ImageSet:
         """`count` images, as evenly over the classes as they allow, chosen by `seed`; all of them if count >= N.
 
         Raises:
-            WorkbenchError: if a class has no image, or count is below 1.
+            WorkbenchError: if a class has no image.
         """
-        if count < 1:
-            raise WorkbenchError(
-                "an impossible number of images",
-                expected="1 or more",
-                got=count,
-                where=self.name,
-                fix="ask for at least one",
-            )
         if count >= len(self):
             return self
         self.check_classes()

@@ -96,9 +96,13 @@ class SceneConfig(Config):
 
     @model_validator(mode="after")
     def _cut_or_whole(self) -> Self:
-        if self.shortest and self.crop and self.name != GENERATED:
+        if self.shortest and self.cropped:
             raise ValueError(
                 "frames cannot be both cut around objects and resized whole: set crop or shortest to 0"
+            )
+        if self.cropped and self.crop < self.crop_spread:
+            raise ValueError(
+                "crops smaller than their objects: set crop above crop_spread (1 or more)"
             )
         if self.empty and not self.crop and self.name != GENERATED:
             raise ValueError("empty ground is cut as objects are: set crop, or empty to 0")
@@ -146,34 +150,30 @@ _generated = cache(generate_scenes)
 @cache
 def _load(config: SceneConfig, split: str, frames: bool, changed: tuple) -> SceneSet:
     """The scenes of a folder, read anew where `changed` is another."""
-    own = _own(resolve(config.name))
-    back = 0.0 if own else config.calibration
-    if split == "calibration":
-        more = {} if own else {"held_back": back, "calibrating": True}
-        return load_coco(config.name, "val" if own else "train", **more, **_view(config, frames))
+    own, view = _own(resolve(config.name)), {}
+    # Frames that measure are all cut in one fixed way (seed 0), so that every detector is asked the same.
+    if not frames and config.shortest:
+        view = {"shortest": config.shortest}
+    elif not frames:
+        view = {"size": config.size, "crop": config.crop or None}
     if split == "test":
-        return load_coco(config.name, split, **_view(config, frames))
-    view = _view(config, frames)
+        return load_coco(config.name, "test", **view)
+    if split == "calibration" and own:
+        return load_coco(config.name, "val", **view)
+    view["held_back"] = 0.0 if own else config.calibration
+    if split == "calibration":
+        return load_coco(config.name, "train", calibrating=True, **view)
     if view.get("crop"):
         names = ("seed", "crops", "crop_spread", "crop_anywhere", "crop_whole")
         view |= {name: getattr(config, name) for name in names}
     if split == "empty":
         view |= {"empty": True, "crops": config.empty, "crop_anywhere": 0.0, "crop_whole": 0.0}
-    return load_coco(config.name, "train", held_back=back, **view)
+    return load_coco(config.name, "train", **view)
 
 
 def _own(folder: Path) -> bool:
     """Whether a folder has scenes to calibrate on beside those that test."""
     return has_split(folder, "test") and has_split(folder, "val")
-
-
-def _view(config: SceneConfig, frames: bool) -> dict:
-    """How frames become scenes that measure: all cut in one fixed way (seed 0), so that every detector is asked the same."""
-    if frames:
-        return {}
-    if config.shortest:
-        return {"shortest": config.shortest}
-    return {"size": config.size, "crop": config.crop or None}
 
 
 def open_scenes(artifact: Artifact) -> SceneSet:

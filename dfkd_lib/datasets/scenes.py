@@ -8,13 +8,14 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from dfkd_lib.core import Pixels, WorkbenchError, origin
+from dfkd_lib.core import Pixels, WorkbenchError
 from dfkd_lib.datasets.frames import Frames
-from dfkd_lib.datasets.images import check_names
+from dfkd_lib.datasets.images import Shown, check_names, traced
 from dfkd_lib.datasets.silhouettes import CLASSES, silhouette
 
 SUPERSAMPLE = 4
 MAX_OBJECTS = 4
+EXTENT = (0.2, 0.5)  # of the longest side of an object, as a share of the image
 SKIES = (
     (90, 140, 200),
     (60, 100, 170),
@@ -31,7 +32,7 @@ STREAMS = {"train": 0, "test": 1, "val": 2, "synthetic": 3}
 
 
 @dataclass(frozen=True)
-class SceneSet:
+class SceneSet(Shown):
     """Images with labelled boxes.
 
     Args:
@@ -83,24 +84,9 @@ class SceneSet:
         check_names(self.classes, self.origin)
         if isinstance(pixels, Frames):
             return  # the ledger knows files by their places
-        if self.split is not None:
-            origin.remember(pixels, self.split, self.rows)
-        elif known := origin.found(pixels):
-            object.__setattr__(self, "split", known[0])
-            object.__setattr__(self, "rows", known[1])
-
-    def __len__(self) -> int:
-        return len(Pixels.of(self))
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(3, H, W)."""
-        return tuple(Pixels.of(self).shape[1:])
-
-    @property
-    def images(self) -> Tensor | Frames:
-        """uint8 (N, 3, H, W); counted by the ledger, which raises if the active stage did not declare this split."""
-        return self.pixels
+        split, rows = traced(pixels, self.split, self.rows)
+        object.__setattr__(self, "split", split)
+        object.__setattr__(self, "rows", rows)
 
     @property
     def fingerprint(self) -> str:
@@ -140,9 +126,7 @@ class SceneSet:
         return dict(zip(self.classes, found.tolist(), strict=True))
 
 
-def generate_scenes(
-    count: int, size: int = 96, seed: int = 0, split: str = "train", scale: tuple = (0.2, 0.5)
-) -> SceneSet:
+def generate_scenes(count: int, size: int = 96, seed: int = 0, split: str = "train") -> SceneSet:
     """Draw seeded aerial scenes of 0-4 birds, helicopters, drones and planes, with the boxes of what was drawn.
 
     Scene i depends on (seed, split, i) alone, so a larger set begins with the smaller one, byte for byte.
@@ -151,26 +135,15 @@ def generate_scenes(
         count: number of scenes, ≥ 1.
         size: side in pixels, ≥ 32.
         split: "train", "val", "test" or "synthetic", streams that share no scene.
-        scale: longest side of an object as a share of the image, from and to.
 
     Returns:
         SceneSet of split "aerial/<split>": these scenes play the part of a real data set, so the ledger counts them.
         Scenes of the stream "synthetic" belong to no data set (split None).
-
-    Raises:
-        WorkbenchError: on an unknown split or impossible sizes.
     """
-    if split not in STREAMS or count < 1 or size < 32 or not 0 < scale[0] <= scale[1] <= 1:
-        raise WorkbenchError(
-            "impossible generated scenes",
-            expected=f"split {', '.join(STREAMS)}; count >= 1, size >= 32, 0 < scale <= 1",
-            got=f"split {split}, count {count}, size {size}, scale {scale}",
-            fix="correct the value out of range",
-        )
     images, boxes, labels = np.empty((count, size, size, 3), np.uint8), [], []
     for index in range(count):
         rng = np.random.default_rng([seed, STREAMS[split], index])
-        images[index], scene_boxes, scene_labels = _scene(size, scale, rng)
+        images[index], scene_boxes, scene_labels = _scene(size, rng)
         boxes.append(torch.from_numpy(scene_boxes))
         labels.append(torch.from_numpy(scene_labels))
     return SceneSet(
@@ -183,13 +156,13 @@ def generate_scenes(
     )
 
 
-def _scene(size: int, scale: tuple, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+def _scene(size: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """One scene: uint8 (size, size, 3), boxes float32 (n, 4) cxcywh, labels int64 (n,)."""
     canvas = _sky(size, rng)
     taken, labels = [], []
     for _ in range(rng.choice(MAX_OBJECTS + 1, p=(0.05, 0.3, 0.3, 0.2, 0.15))):
         label = int(rng.integers(len(CLASSES)))
-        box = _draw(canvas, label, size * rng.uniform(*scale), taken, rng)
+        box = _draw(canvas, label, size * rng.uniform(*EXTENT), taken, rng)
         if box is not None:
             taken.append(box)
             labels.append(label)

@@ -24,7 +24,6 @@ MNIST_FILES = {
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
 LARGEST_IDX = 1 << 31  # bytes of values in an IDX file; MNIST's have 47 million
-LARGEST_SIDE = 4096  # pixels that images may be resized to
 # What may stand in an image file, whatever its suffix: Pillow also reads formats that run a program of their own (EPS).
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -183,7 +182,15 @@ NAMED = {
 def _folder(
     folder: Path, split: str, size: int | None, channels: int | None, max_images: int
 ) -> ImageSet:
-    mode = _mode(folder, size, channels, max_images)
+    mode = {None: "RGB", 3: "RGB", 1: "L"}.get(channels)
+    if mode is None:
+        raise WorkbenchError(
+            "an image file has not so many channels",
+            expected="1 or 3 channels",
+            got=channels,
+            where=folder,
+            fix="choose a model of 1 or 3 channels",
+        )
     files = _class_files(folder, split)
     if split == "all":
         ledger.register_files({folder: f"{folder.name}/all"})
@@ -208,20 +215,6 @@ def _folder(
     pixels = np.stack(images)
     pixels = np.ascontiguousarray(pixels.reshape(*pixels.shape[:3], -1).transpose(0, 3, 1, 2))
     return _image_set(pixels, labels[chosen], tuple(files), f"{folder.name}/{split}")
-
-
-def _mode(path: Path, size: int | None, channels: int | None, max_images: int = 0) -> str:
-    """Pillow's mode for so many channels; WorkbenchError if what is asked for is impossible."""
-    mode = {None: "RGB", 3: "RGB", 1: "L"}.get(channels)
-    if mode is None or max_images < 0 or not (size is None or 1 <= size <= LARGEST_SIDE):
-        raise WorkbenchError(
-            "no such size, number of channels or number of images",
-            expected=f"size 1..{LARGEST_SIDE} or none, channels 1 or 3, max_images 0 (all) or more",
-            got=f"size {size}, channels {channels}, max_images {max_images}",
-            where=path,
-            fix="correct the value out of range",
-        )
-    return mode
 
 
 def _class_files(folder: Path, split: str) -> dict[str, list[Path]]:

@@ -184,7 +184,7 @@ def check_export(model: nn.Module, shape: tuple[int, int, int]) -> float:
         The largest difference of an output.
 
     Raises:
-        WorkbenchError: on an operator that ONNX lacks, or if ONNX and PyTorch differ by more than `parity_of` it.
+        WorkbenchError: on an operator that ONNX lacks, or if ONNX and PyTorch differ by more than `PARITY`.
     """
     from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
@@ -206,7 +206,7 @@ def check_export(model: nn.Module, shape: tuple[int, int, int]) -> float:
                 fix="take the size of the batch from images.shape[0]: a number or len(images) is "
                 "fixed at export",
             ) from None
-    return same_model(type(model).__name__, difference, parity_of(model))
+    return same_model(model, difference)
 
 
 def _settled(model: nn.Module, images: Tensor) -> nn.Module:
@@ -220,16 +220,13 @@ def _settled(model: nn.Module, images: Tensor) -> nn.Module:
     return model.eval()
 
 
-def parity_of(model: nn.Module) -> float:
-    """How far outputs of a model's ONNX form may be from its own."""
-    return PARITY_REALTIME if isinstance(model, RealTimeDetector) else PARITY
-
-
-def same_model(who: str, difference: float, parity: float = PARITY) -> float:
-    """The difference, if it is small enough; otherwise WorkbenchError."""
+def same_model(model: nn.Module, difference: float) -> float:
+    """The largest difference of an output of a model and of its ONNX form, if it is small enough; otherwise WorkbenchError."""
+    parity = PARITY_REALTIME if isinstance(model, RealTimeDetector) else PARITY
     if not difference <= parity:
         raise WorkbenchError(
-            f"the ONNX form of the {who} is another model",
+            "the ONNX form of the model is another model",
+            where=type(model).__name__,
             got=f"a difference of {difference:.3g}",
             expected=f"outputs within {parity:g} of PyTorch's",
             fix="look for steps that depend on the values or the number of their images (if, for, "

@@ -11,29 +11,34 @@ from dfkd_lib.deploy.export import INPUT, open_session, run
 
 BATCH = 64  # images a call where throughput is measured
 THREADS = (1, 2)
+SECONDS, FEWEST = 10, 5  # that turns of one kind take at most, but for so many of them
 TEACHER = "teacher"  # its ONNX file, which speed is compared with: the same runtime, so that only the model differs
 
 
 @torch.inference_mode()
 def interleaved(runs: dict[str, Callable], repeats: int, threads: int = 1) -> dict[str, np.ndarray]:
-    """Seconds a call of each of `runs`, (repeats,) each, taken in turns; PyTorch on `threads` threads.
+    """Seconds a call of each of `runs`, (repeats,) each, taken in turns; PyTorch on `threads` threads. Where the machine is
+    so busy that it takes longer than `SECONDS`, the turns are fewer.
 
     In turns, so that whatever else the machine does in a moment slows all of them: ratios within one repeat hold where
     the times do not. Single calls are timed, as a block of them is seldom free of interruptions where other
     programs run; an untimed call before each brings its weights back into the caches.
     """
-    taken, before = {name: np.zeros(repeats) for name in runs}, torch.get_num_threads()
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    began, before = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for repeat in range(repeats):
+        for turn in range(repeats):
+            if turn >= FEWEST and time.perf_counter() - began > SECONDS:
+                break
             for name, call in runs.items():
                 call()
                 start = time.perf_counter()
                 call()
-                taken[name][repeat] = time.perf_counter() - start
+                taken[name].append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(before)
-    return taken
+    return {name: np.array(seconds) for name, seconds in taken.items()}
 
 
 def measure_speed(model: nn.Module, files: dict, images: Tensor, repeats: int) -> dict[str, dict]:
@@ -76,8 +81,9 @@ def _call(runner, batch: Tensor) -> Callable:
     return lambda: runner.run(None, feed)
 
 
-def outputs_of_each(runner, prepare: Callable, pixels: Tensor) -> tuple[Tensor, ...]:
-    """The outputs for each image alone, as a device sees them; of PyTorch in batches, which changes nothing."""
-    many = BATCH if isinstance(runner, nn.Module) else 1
-    found = [run(runner, prepare(rows), many) for rows in pixels.split(BATCH)]
+def outputs_of(
+    runner, prepare: Callable, pixels: Tensor, together: int = BATCH
+) -> tuple[Tensor, ...]:
+    """The outputs for uint8 images, so many at a time."""
+    found = [run(runner, prepare(rows), together) for rows in pixels.split(BATCH)]
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))

@@ -15,18 +15,6 @@ from torchvision.ops import box_convert
 from dfkd_lib.core import Artifact, WorkbenchError, resolve, save_json
 from dfkd_lib.deploy.tasks import Classification
 
-README = """This folder runs without PyTorch: with Python 3.10 or later, onnxruntime, numpy and pillow.
-
-    pip install onnxruntime numpy pillow
-    python predict.py image.png [more.png ...]
-
-model.onnx       {kind}, one input "images": float32 (batch, {channels}, {height}, {width})
-labels.json      names of the classes, in the order of the model's outputs
-preprocess.json  how an image's pixels (0-255) become that input: turned as its EXIF tag says, transparent ones black,
-                 resized as predict.py does it, then pixels * scale + offset
-predict.py       reads any image file, draws, takes many at once; `python predict.py --help` tells what it prints
-example.py       the same for one ordinary image in 30 lines, to copy from
-"""
 SIZES = """
 A detector finds what fills about as much of its input as the objects it was trained on: cut a large photograph of small
 objects into overlapping windows first.
@@ -42,7 +30,8 @@ def pack(folder: Path, model: Path, task: Classification, student: Artifact) -> 
     shape = dict(zip(("channels", "height", "width"), task.test.images.shape[1:], strict=True))
     save_json(folder / "labels.json", list(task.test.classes))
     save_json(folder / "preprocess.json", {**shape, **task.preprocessing(student)})
-    text = README.format(kind=task.kind, **shape) + (SIZES if "fill" in task.preprocess else "")
+    text = Path(__file__).with_name("readme.txt").read_text(encoding="utf-8")
+    text = text.format(kind=task.kind, **shape) + (SIZES if "fill" in task.preprocess else "")
     (folder / "README.txt").write_text(text, encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The deployed student as one artifact: models of every format, their measurements, and the package folder."""
+"""The deployed student: models of every format, their measurements, and the package folder."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +14,11 @@ from dfkd_lib.deploy.export import (
     export_onnx,
     largest_difference,
     open_session,
-    parity_of,
     quantize_dynamic,
     quantize_static,
     same_model,
 )
-from dfkd_lib.deploy.measure import BATCH, THREADS, measure_speed, outputs_of_each
+from dfkd_lib.deploy.measure import BATCH, THREADS, measure_speed, outputs_of
 from dfkd_lib.deploy.package import pack
 from dfkd_lib.deploy.tasks import Classification, task_of
 from dfkd_lib.metrics import intervals
@@ -36,6 +35,7 @@ VARIANTS = {
     "static": "student ONNX int8 static",
 }
 INT8 = ("dynamic", "static")
+ONNX = "model.onnx"
 
 
 def deploy_student(
@@ -58,90 +58,102 @@ def deploy_student(
         repeats: turns of the timing, see `measure_speed`.
 
     Returns:
-        Artifact with package/, teacher.onnx, student.onnx, student_dynamic.onnx and _static.onnx; metrics "kind",
-        "measures", "rows", see `deployment_table`, "parity" {teacher, student}: largest difference of an output,
-        "cpu", and int8's ratios.
+        Artifact with package/, student_dynamic.onnx and student_static.onnx, made from an artifact of `exported` each of
+        teacher and student; metrics "kind", "measures", "rows", see `deployment_table`, "parity" {teacher, student}:
+        largest difference of an output, "cpu", and int8's ratios.
 
     Raises:
-        WorkbenchError: if a model cannot be exported, or its ONNX form gives other outputs (further apart than `parity_of` it);
+        WorkbenchError: if a model cannot be exported, or its ONNX form gives other outputs (further apart than `PARITY`);
             if the test images are not of the student's classes and size.
     """
-    task = task_of(test_set)
+    task, made = task_of(test_set), {"teacher": teacher, "student": student}
     if int8 not in INT8:
         expected, fix = " or ".join(INT8), "choose one of them"
         raise WorkbenchError("no such quantization", expected=expected, got=int8, fix=fix)
-    for model in (student, teacher):
+    for model in made.values():
         check_classes_agree(task.classes(model), test_set.classes, f"{model.path} and test images")
-    settings = {
-        "test": test_set.fingerprint,
-        "classes": list(test_set.classes),
-        "int8": int8,
+    forms = {who: exported(store, task, model, parity_images) for who, model in made.items()}
+    settings = {"int8": int8, "calibration_images": calibration_images, "repeats": repeats}
+    settings |= {**_settings(task), "cpu": provenance.processor()}
+
+    def make(work: Path) -> dict:
+        files = {who: form.path / ONNX for who, form in forms.items()}
+        files |= {kind: work / f"student_{kind}.onnx" for kind in INT8}
+        quantize_dynamic(files["student"], files["dynamic"])
+        calibration = task.calibration(store, student, calibration_images)
+        batches = (task.prepare(batch) for batch in calibration.split(32))
+        quantize_static(files["student"], files["static"], batches)
+        rows = _rows(task, made, forms, files, repeats)
+        pack(work / "package", files[int8], task, student)
+        return {
+            "kind": task.kind,
+            "measures": list(task.measures),
+            "rows": list(rows.values()),
+            "parity": {who: form.metrics["parity"] for who, form in forms.items()},
+            "cpu": settings["cpu"],
+            "test_images": len(test_set),
+            **_ratios(rows, int8, task.measures[0]),
+        }
+
+    parents = [*made.values(), *forms.values()]
+    return store.get_or_make("deploy", settings, make, parents, _reads(task))
+
+
+def exported(store: Store, task: Classification, model: Artifact, parity_images: int) -> Artifact:
+    """A model as model.onnx, which a teacher of several students is made but once; metrics: "parity", the largest
+    difference of an output from PyTorch's, "flops", and its scores on the test images."""
+
+    def make(work: Path) -> dict:
+        network, pixels = task.load(model), task.test.images
+        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
+        few = task.prepare(pixels[order[:parity_images]])
+        session = open_session(export_onnx(network, few[:2], work / ONNX))
+        difference = largest_difference(network, session, few)
+        return {
+            "parity": same_model(network, difference),
+            "flops": count_flops(Deployed(network), few[:1]),
+            **task.score(outputs_of(session, task.prepare, pixels)),
+        }
+
+    settings = {**_settings(task), "parity_images": parity_images}
+    return store.get_or_make("exported", settings, make, [model], _reads(task))
+
+
+def _settings(task: Classification) -> dict:
+    """What every artifact here depends on but for the models."""
+    return {
+        "test": task.test.fingerprint,
+        "classes": list(task.test.classes),
         "opset": OPSET,
-        "threads": list(THREADS),
-        "calibration_images": calibration_images,
-        "parity_images": parity_images,
-        "repeats": repeats,
-        "cpu": provenance.processor(),
         "onnxruntime": version("onnxruntime"),
         "torch": torch.__version__,
     }
 
-    def make(work: Path) -> dict:
-        calibration = task.calibration(store, student, calibration_images)
-        made = {"teacher": teacher, "student": student}
-        return _deployed(work, task, made, calibration, settings)
 
-    reads = {} if test_set.split is None else {test_set.split: ledger.EVALUATION}
-    return store.get_or_make("deploy", settings, make, [teacher, student], reads)
+def _reads(task: Classification) -> dict:
+    return {} if task.test.split is None else {task.test.split: ledger.EVALUATION}
 
 
-def _deployed(
-    work: Path,
-    task: Classification,
-    made: dict[str, Artifact],
-    calibration: torch.Tensor,
-    settings: dict,
-) -> dict:
-    """Every file of `deploy_student` in `work`, and its metrics."""
-    models, pixels = {who: task.load(artifact) for who, artifact in made.items()}, task.test.images
-    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
-    few = task.prepare(pixels[order[: settings["parity_images"]]])
-    files, parity = {}, {}
-    for who, model in models.items():
-        files[who] = export_onnx(model, few[:2], work / f"{who}.onnx")
-        difference = largest_difference(model, open_session(files[who]), few)
-        parity[who] = same_model(who, difference, parity_of(model))
-    files["dynamic"] = quantize_dynamic(files["student"], work / "student_dynamic.onnx")
-    batches = (task.prepare(batch) for batch in calibration.split(32))
-    files["static"] = quantize_static(files["student"], work / "student_static.onnx", batches)
-    rows = _rows(task, models, files, made, settings["repeats"])
-    pack(work / "package", files[settings["int8"]], task, made["student"])
-    return {
-        "kind": task.kind,
-        "measures": list(task.measures),
-        "rows": list(rows.values()),
-        "parity": parity,
-        "cpu": settings["cpu"],
-        "test_images": len(task.test),
-        **_ratios(rows, settings["int8"], task.measures[0]),
-    }
-
-
-def _rows(task: Classification, models: dict, files: dict, made: dict, repeats: int) -> dict:
+def _rows(task: Classification, made: dict, forms: dict, files: dict, repeats: int) -> dict:
     """{variant: its names, size, scores and times}."""
     pixels, rows = task.test.images, {}
+    models = {who: task.load(artifact) for who, artifact in made.items()}
     batch = task.prepare(pixels[torch.arange(BATCH) % len(pixels)])
     speed = measure_speed(models["teacher"], files, batch, repeats)
     for kind, name in VARIANTS.items():
         owner = "teacher" if kind in ("pytorch", "teacher") else "student"
-        artifact, model = made[owner], models[owner]
-        path, runner, counted = artifact.path / "model.safetensors", model, model
-        if kind in files:
-            path, runner, counted = files[kind], open_session(files[kind]), Deployed(model)
-        scores = artifact.metrics
-        # PyTorch's scores were measured when the model was made, if on these very images.
-        if kind in files or artifact.settings.get("test") != task.test.fingerprint:
-            scores = task.score(outputs_of_each(runner, task.prepare, pixels))
+        artifact, path, scores = made[owner], files.get(kind), forms[owner].metrics
+        flops = scores["flops"]
+        if kind in INT8:
+            # Scales that are found at run time are those of a batch: as a device sees them, of one image.
+            together = 1 if kind == "dynamic" else BATCH
+            scores = task.score(outputs_of(open_session(path), task.prepare, pixels, together))
+        elif kind == "pytorch":
+            path, flops = artifact.path / "model.safetensors", count_flops(models[owner], batch)
+            # They were measured when the model was made, if on these very images.
+            known = artifact.settings.get("test") == task.test.fingerprint
+            outputs = None if known else outputs_of(models[owner], task.prepare, pixels)
+            scores = artifact.metrics if known else task.score(outputs)
         rows[kind] = {
             "name": name,
             "who": owner,
@@ -149,9 +161,9 @@ def _rows(task: Classification, models: dict, files: dict, made: dict, repeats: 
             "model": artifact.settings["model"],
             **{measure: scores[measure] for measure in task.measures},
             "bytes": path.stat().st_size,
-            "parameters": count_parameters(model),
+            "parameters": count_parameters(models[owner]),
             "speed": speed[kind],
-            "flops": count_flops(counted, batch),
+            "flops": flops,
         }
     return rows
 

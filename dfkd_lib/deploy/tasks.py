@@ -213,21 +213,13 @@ TEACHERS = ("teacher", "detection-teacher")  # stages of models trained without 
 
 def teacher_of(store: Store, student: Artifact) -> Artifact:
     """The teacher that a student learned from; WorkbenchError if the store no longer holds it."""
-    if student.stage in TEACHERS:
-        raise WorkbenchError(
-            "the student learned without a teacher to compare it with",
-            expected="a distilled student",
-            got=f"{student.settings['model']}, trained on labels alone",
-            where=student.path,
-            fix="run the notebook that made it with another setting too, as synthetic",
-        )
     teacher = parent_of(store, student, lambda parent: parent.stage in TEACHERS)
-    if teacher is None:
+    if teacher is None or student.stage in TEACHERS:
         raise WorkbenchError(
-            "the student's teacher is not in the store",
-            expected="a parent of stage teacher",
-            got=", ".join(student.parents) or "no parents",
+            "the store has no teacher of the student to compare it with",
+            expected="a distilled student, and its parent of stage teacher",
+            got=f"a {student.stage} of {', '.join(student.parents) or 'no parents'}",
             where=student.path,
-            fix="run the notebook that made the student again with this store",
+            fix="run the notebook that makes a distilled student, as synthetic, with this store",
         )
     return teacher

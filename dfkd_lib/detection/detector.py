@@ -81,8 +81,7 @@ def train(
 
     Args:
         step: `step(student, batch, teacher)` → {"loss": scalar to minimise, other names: scalars to log}; part of the key.
-            `batch` is a `Batch`, its labels None where scenes belong to no data set: the ledger then refuses any training
-            split. `teacher(batch, attention)` gives the frozen teacher's `Queries`; it is None without a teacher.
+            `batch` is a `Batch`, without labels where scenes belong to no data set; `teacher(batch, attention)` gives `Queries`.
         scenes: what it learns from, named, in memory, or drawn by a generator.
         teacher: a detector's artifact to distil from; without it the detector is a teacher itself.
         seed: of weights, order, augmentation and dropout; config.seed by default.
@@ -98,8 +97,7 @@ def train(
         WorkbenchError: if classes differ, nobody labels the scenes, queries cannot be shared, or the step is refused.
     """
     scenes, role = Scenes.of(scenes), "teacher" if teacher is None else "student"
-    label = f"{role} {config.model}"
-    labelled = scenes.split is not None
+    label, labelled = f"{role} {config.model}", scenes.split is not None
     run = config.training(**({} if seed is None else {"seed": seed}))
     _check(config.model, scenes, test, teacher, shared)
     inherits = getattr(config, "inherit", False) and teacher is not None and start is None
@@ -107,21 +105,23 @@ def train(
     weights, backbone = (resolve(file) if file else None for file in files)
     more = {"empty": empty and empty.identity, "shared": shared, "inherit": inherits or None}
     settings = {
-        **_settings(config, run, start, weights, backbone),
+        **{name: config[name] for name in ("model", "augment", "pretrained")},
+        "weights": {"artifact": start.key} if start else _identity(weights),
+        **{"backbone_weights": _identity(backbone), "config": run.as_dict()},
         **{"labelled": labelled, "train": scenes.identity, "test": test.identity},
         **{name: value for name, value in more.items() if value is not None},
     }
     reads = {test.split: ledger.EVALUATION, **({scenes.split: "training"} if labelled else {})}
-    first = start.path / "model.safetensors" if start else weights
 
     def make(work: Path) -> dict:
         torch.manual_seed(run.seed)
+        first = start.path / "model.safetensors" if start else weights
         own = config.pretrained, first, backbone, test.classes
         detector = create_detector(config.model, len(test.classes), *own)
         inherited = {"inherited": inherit(detector, load_detector(teacher))} if inherits else {}
-        batches = _batches(detector, scenes, run.batch_size, config.augment, labelled, empty)
-        modules, bound = _taught(step, detector, teacher, batches, run.epochs, shared)
-        return inherited | _fitted(work, modules, bound, batches, run, test, label)
+        batches = _batches(detector, scenes, config, labelled, empty)
+        asked = teacher and load_detector(teacher)
+        return inherited | _fitted(work, detector, step, asked, shared, batches, run, test, label)
 
     parents, code = [*filter(None, (teacher, scenes.parent, start))], [SPECS.get(config.model)]
     return store.get_or_make(f"detection-{role}", settings, make, parents, reads, code=code)
@@ -148,47 +148,8 @@ def inherit(student: Detector, teacher: Detector) -> bool:
     return fits
 
 
-def _settings(
-    config: DetectorConfig,
-    run: TrainConfig,
-    start: Artifact | None,
-    weights: Path | None,
-    backbone: Path | None,
-) -> dict:
-    """What a detector's result depends on but for scenes and teacher."""
-    return {
-        "model": config.model,
-        "config": run.as_dict(),
-        **{name: config[name] for name in ("augment", "pretrained")},
-        "weights": {"artifact": start.key} if start else _identity(weights),
-        "backbone_weights": _identity(backbone),
-    }
-
-
-def _taught(
-    step: Callable,
-    detector: Detector,
-    teacher: Artifact | None,
-    batches: SceneBatches,
-    epochs: int,
-    shared: int | None,
-) -> tuple[dict[str, Any], Callable]:
-    """What is trained, by name, and the step as the training loop calls it, with the frozen teacher's answers."""
-    asked = teacher and load_detector(teacher)
-    modules: dict[str, Any] = {"detector": detector}
-    if asked and shared is not None:
-        modules["aligner"] = QueryAligner(detector, asked, shared)
-    answer = asked and kept_answers(asked, batches, epochs)
-    return modules, training.bound(step, detector, answer, modules)
-
-
 def _batches(
-    detector: Detector,
-    scenes: Scenes,
-    batch_size: int,
-    augment: float | None,
-    labelled: bool,
-    empty: Scenes | None,
+    detector: Detector, scenes: Scenes, config: DetectorConfig, labelled: bool, empty: Scenes | None
 ) -> SceneBatches:
     """What a detector learns, with the empty scenes that it fires on itself."""
     ground = empty and empty.load()
@@ -197,20 +158,26 @@ def _batches(
         # All processes must take the same scenes, and one that rounds otherwise would order them otherwise.
         return processes.from_main(lambda: predict(detector, ground.images)[0].amax((1, 2)))
 
-    return SceneBatches(scenes.load(), batch_size, augment, labelled, ground, fires)
+    sizes = config.batch_size, config.augment
+    return SceneBatches(scenes.load(), *sizes, labelled, ground, fires)
 
 
 def _fitted(
     work: Path,
-    modules: dict[str, Any],
+    detector: Detector,
     step: Callable,
+    teacher: Detector | None,
+    shared: int | None,
     batches: SceneBatches,
     config: TrainConfig,
     scenes: Scenes,
     label: str,
 ) -> dict:
     """Train a detector and what is trained beside it, write its files into `work`, return its metrics."""
-    detector: Detector = modules["detector"]
+    modules: dict[str, Any] = {"detector": detector}
+    if teacher and shared is not None:
+        modules["aligner"] = QueryAligner(detector, teacher, shared)
+    answer = teacher and kept_answers(teacher, batches, config.epochs)
     test, kept = scenes.load(), detector.kept
     if kept is not None and processes.is_main():
         print(f"{label} starts with the rows of {', '.join(kept) or 'no class'} in its head")
@@ -222,7 +189,7 @@ def _fitted(
     saved = work / "checkpoint"
     history = training.fit(
         modules,
-        step,
+        training.bound(step, detector, answer, modules),
         batches,
         config,
         checkpoint=saved,

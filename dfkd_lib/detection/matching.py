@@ -16,11 +16,6 @@ from dfkd_lib.losses import giou_apart
 COSTS = {"class": 2.0, "l1": 5.0, "giou": 2.0}
 
 
-def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU of each box of a (B, Q, 4) with each of b (B, M, 4), cxcywh → (B, Q, M) in [-1, 1]."""
-    return 1 - giou_apart(a[:, :, None], b[:, None])
-
-
 @torch.no_grad()
 def matching_cost(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor) -> Tensor:
     """Cost (B, Q, M) of giving object m to query q: -probability of its class, L1, -GIoU of boxes, times COSTS."""
@@ -29,7 +24,7 @@ def matching_cost(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: T
     return (
         -COSTS["class"] * chance
         + COSTS["l1"] * torch.cdist(boxes, target_boxes, p=1)
-        - COSTS["giou"] * pairwise_giou(boxes, target_boxes)
+        - COSTS["giou"] * (1 - giou_apart(boxes[:, :, None], target_boxes[:, None]))
     )
 
 

@@ -5,12 +5,15 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
 from torchvision.transforms.v2 import functional as images_of
 
-from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import FILL, Frames
 from dfkd_lib.detection.detector import PIXELS, predict
 from dfkd_lib.metrics import FAINT
 from dfkd_lib.models import Detector
 
+OVERLAP = (
+    0.25  # of neighbouring windows as a share of their side, at least: as much as objects are large
+)
+KEPT = 100  # detections of a frame, at most
 BORDER = 0.02  # share of a window within which a box touches its border
 IOU = 0.5  # from which the less sure of two boxes of a class is left out
 COVERED = 0.7  # share of a cut box that another one must cover to stand for it
@@ -18,12 +21,7 @@ COVERED = 0.7  # share of a cut box that another one must cover to stand for it
 
 @torch.no_grad()
 def predict_tiled(
-    detector: Detector,
-    images: Tensor | Frames,
-    tile: int,
-    size: int,
-    overlap: float = 0.25,
-    keep: int = 100,
+    detector: Detector, images: Tensor | Frames, tile: int, size: int
 ) -> tuple[Tensor, Tensor]:
     """Detect in whole frames by square windows, each resized to what the detector was trained on.
 
@@ -34,53 +32,31 @@ def predict_tiled(
         images: uint8 (N, 3, H, W), in memory or on disk.
         tile: side of the windows in pixels of the frames; what lies outside a frame is filled with the mean colour.
         size: side that windows are resized to.
-        overlap: of neighbouring windows as a share of their side, at least, in [0, 1): as much as objects are large.
-        keep: detections an image, at most.
 
     Returns:
-        Scores (N, keep, classes) in [0, 1], surest first, and boxes (N, keep, 4) cxcywh in [0, 1] of the frame, on the
+        Scores (N, KEPT, classes) in [0, 1], surest first, and boxes (N, KEPT, 4) cxcywh in [0, 1] of the frame, on the
         CPU; 0 where there are fewer. Memory beside these does not grow with the number of frames.
     """
-    _check(images, tile, size, overlap, keep)
-    scores = torch.zeros(len(images), keep, detector.num_labels)
-    boxes = torch.zeros(len(images), keep, 4)
+    scores = torch.zeros(len(images), KEPT, detector.num_labels)
+    boxes = torch.zeros(len(images), KEPT, 4)
     for row, image in enumerate(images):
-        chosen = _put_together(*_in_windows(detector, image, tile, size, overlap), keep)
+        chosen = _put_together(*_in_windows(detector, image, tile, size))
         scores[row, : len(chosen[0])], boxes[row, : len(chosen[1])] = chosen
     return scores, box_convert(boxes, "xyxy", "cxcywh")
 
 
-def _check(images: Tensor | Frames, tile: int, size: int, overlap: float, keep: int) -> None:
-    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-        raise WorkbenchError(
-            "frames have the wrong form",
-            expected="uint8 (N, 3, H, W)",
-            where="predict_tiled",
-            got=f"{images.dtype} {tuple(images.shape)}",
-            fix="convert them to uint8 RGB",
-        )
-    if tile < 8 or size < 8 or keep < 1 or not 0 <= overlap < 1:
-        raise WorkbenchError(
-            "impossible windows",
-            where="predict_tiled",
-            fix="correct the value that is out of range",
-            expected="tile and size >= 8, 0 <= overlap < 1, keep >= 1",
-            got=f"tile {tile}, size {size}, overlap {overlap}, keep {keep}",
-        )
-
-
-def starts(length: int, tile: int, overlap: float) -> list[int]:
+def starts(length: int, tile: int) -> list[int]:
     """Where windows of `tile` pixels begin along an axis: evenly, from 0 to the last pixel, overlapping enough."""
-    steps = -(-max(0, length - tile) // max(1, int(tile * (1 - overlap))))
+    steps = -(-max(0, length - tile) // max(1, int(tile * (1 - OVERLAP))))
     return [round(i * (length - tile) / steps) for i in range(steps + 1)] if steps else [0]
 
 
 def _in_windows(
-    detector: Detector, image: Tensor, tile: int, size: int, overlap: float
+    detector: Detector, image: Tensor, tile: int, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What is found in all windows of one side: scores (n, classes), boxes (n, 4) xyxy in [0, 1], cut (n,) bool."""
     height, width = image.shape[1:]
-    tops, lefts = (starts(length, tile, overlap) for length in (height, width))
+    tops, lefts = (starts(length, tile) for length in (height, width))
     frame, parts = torch.tensor([width, height]), []
     together = max(1, PIXELS // max(tile, size) ** 2)
     corners = [(x, y) for y in tops for x in lefts]
@@ -105,11 +81,11 @@ def _window(image: Tensor, x: int, y: int, tile: int, size: int) -> Tensor:
     return window if tile == size else images_of.resize(window, [size, size], antialias=True)
 
 
-def _put_together(scores: Tensor, boxes: Tensor, cut: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """The detections of all windows of a frame as one list, surest first, `keep` at most."""
+def _put_together(scores: Tensor, boxes: Tensor, cut: Tensor) -> tuple[Tensor, Tensor]:
+    """The detections of all windows of a frame as one list, surest first."""
     best, label = scores.max(-1)
     # Pairs are compared below: among thousands the faintest are never kept.
-    order = best.argsort(descending=True, stable=True)[: 20 * keep]
+    order = best.argsort(descending=True, stable=True)[: 20 * KEPT]
     scores, boxes, cut, best, label = (x[order] for x in (scores, boxes, cut, best, label))
     area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1)
     low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
@@ -120,5 +96,5 @@ def _put_together(scores: Tensor, boxes: Tensor, cut: Tensor, keep: int) -> tupl
     stands = covered & larger & (label[:, None] == label[None]) & (best[None] >= best[:, None] / 2)
     stands.fill_diagonal_(False)
     left = (~(cut & stands.any(1)) & (area > 0)).nonzero().flatten()
-    left = left[batched_nms(boxes[left], best[left], label[left], IOU)[:keep]]
+    left = left[batched_nms(boxes[left], best[left], label[left], IOU)[:KEPT]]
     return scores[left], boxes[left]

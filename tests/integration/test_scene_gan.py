@@ -369,14 +369,6 @@ def test_scores_are_calibrated_on_val_where_there_is_a_test_split(made, mine):
     assert set(read) == {"mine/val", "mine/test"}
 
 
-@pytest.mark.parametrize("wrong", [{"lam": -1.0}, {"attention_share": 0.0}, {"batch_size": 1}])
-def test_impossible_gans_are_refused(made, wrong):
-    with pytest.raises(WorkbenchError, match="is impossible"):
-        SceneGAN(**wrong)
-    with pytest.raises(WorkbenchError, match="16 divides"):
-        changed(made, "data.size=56").gan(made.config.gan)
-
-
 def test_the_first_of_the_gans_seeds_teaches_students(made, monkeypatch):
     asked = []
     monkeypatch.setattr(SceneGAN, "train", lambda gan, *_: asked.append(gan.seed))

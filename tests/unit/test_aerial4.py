@@ -118,14 +118,6 @@ def test_boxes_lie_on_their_objects(clone, tmp_path):
         assert np.abs(ends - [index, index + 11, 20, 29]).max() <= 2
 
 
-def test_the_seed_draws_the_videos_of_val(clone, tmp_path):
-    for name, settings in (("a", {}), ("b", {}), ("c", {"seed": 1}), ("d", {"val_share": 0.6})):
-        build_aerial4(clone, tmp_path / name, every=10, **settings)
-    assert files(tmp_path / "a", "val") == files(tmp_path / "b", "val")
-    assert files(tmp_path / "a", "val") != files(tmp_path / "c", "val")
-    assert len(files(tmp_path / "d", "val")) == 2 * len(files(tmp_path / "a", "val"))
-
-
 def test_what_cannot_be_used_is_skipped_and_counted(clone, tmp_path, capsys):
     label_file(labels_of(clone, "BIRD_001"), [EMPTY] * 10 + [BOX] * 10)
     label_file(labels_of(clone, "BIRD_002"), [numbers([[60.0, 21.0, 12.0, 10.0]])] + [BOX] * 19)
@@ -179,14 +171,6 @@ def test_labels_of_none_one_and_several_boxes_in_every_storage(tmp_path, extra):
     found = aerial4.read_labels(tmp_path / "a.mat")
     expected = [[[1, 21, 12, 10]], two, [[300, 200, 30, 20]], [], [], [], []]
     assert [boxes.tolist() for boxes in found] == expected
-
-
-def test_single_boxes_are_those_that_mcos_decoder_reads(tmp_path, extra):
-    from mcos_decoder import load_groundtruth
-
-    label_file(tmp_path / "a.mat", [numbers([[k + 0.5, 2, 3, 4]]) for k in range(9)])
-    boxes = [tuple(boxes[0]) for boxes in aerial4.read_labels(tmp_path / "a.mat")]
-    assert boxes == load_groundtruth(tmp_path / "a.mat")
 
 
 def test_labels_of_several_classes_or_none_are_refused(tmp_path, extra):

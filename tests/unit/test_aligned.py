@@ -147,18 +147,6 @@ def test_a_step_of_drawn_scenes_has_matched_and_shared_queries():
     assert {"distillation", "query_boxes", "classification"} <= set(named)
 
 
-def test_weights_at_0_change_nothing():
-    student, teacher = pair("detr_nano")
-    student.eval()
-    plain, zero = DetectionWeights(), DetectionWeights(**dict.fromkeys(SHARED, 0.0))
-    assert plain == zero and plain.shared is None
-    before, after = (
-        detection_step(weights)(student, BATCH, answers(teacher)) for weights in (plain, zero)
-    )
-    assert set(before) == {"loss", "classification", "boxes", "giou", "distillation"}
-    assert {k: v.item() for k, v in before.items()} == {k: v.item() for k, v in after.items()}
-
-
 def test_aligned_weights_stand_in_place_of_the_matched():
     weights = DetectionWeights(giou=2.0, box_distillation=1.0, general=3)
     aligned = weights.aligned

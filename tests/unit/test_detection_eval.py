@@ -61,15 +61,6 @@ def test_sizes_are_those_of_the_original_image():
         assert larger[name] == measures[name]
 
 
-def test_each_class_has_its_three_measures():
-    scenes = scenes_of((0, 0, [0.3, 0.3, 0.2, 0.2]), (1, 1, [0.5, 0.5, 0.4, 0.4]))
-    found = detected((0, 0, 0, 0.9, [0.34, 0.3, 0.2, 0.2]), (1, 0, 1, 0.9, [0.5, 0.5, 0.4, 0.4]))
-    per_class = metrics.average_precision(scenes, *found)["per_class"]
-    # IoU 2/3
-    assert per_class["bird"] == {"AP": pytest.approx(0.4), "AP50": pytest.approx(1), "AP75": 0}
-    assert per_class["plane"] == dict.fromkeys(("AP", "AP50", "AP75"), pytest.approx(1))
-
-
 def test_nothing_found_and_nothing_to_find():
     one = scenes_of((0, 0, BIRD))
     measures = metrics.average_precision(one, *detected(), by_size=True)
@@ -238,13 +229,14 @@ def rows(scores, boxes, width, height):
 
 
 @pytest.mark.parametrize("size, tile", [(40, 40), (80, 40)])
-def test_each_object_of_a_frame_is_found_once_and_whole(size, tile):
+def test_each_object_of_a_frame_is_found_once_and_whole(size, tile, monkeypatch):
     """Objects at a frame's corner, across borders of windows, and where four windows overlap."""
     squares = [(0, 0, 0, 8, 6), (1, 36, 10, 8, 8), (0, 66, 56, 8, 8), (1, 110, 72, 10, 8)]
     squares.append((0, 27, 27, 6, 6))
     frames = torch.stack([frame(80, 120, *squares), frame(80, 120)])
-    scores, boxes = predict_tiled(Blobs(), frames, tile, size, overlap=0.3, keep=20)
-    assert scores.shape == (2, 20, 2) and boxes.shape == (2, 20, 4)
+    monkeypatch.setattr(tiles, "OVERLAP", 0.3)
+    scores, boxes = predict_tiled(Blobs(), frames, tile, size)
+    assert scores.shape == (2, 100, 2) and boxes.shape == (2, 100, 4)
     assert rows(scores[0], boxes[0], 120, 80) == set(squares)
     assert not scores[1].any() and not scores[0, 5:].any() and not boxes[0, 5:].any()
 
@@ -268,8 +260,9 @@ def test_an_object_too_large_for_a_window_needs_a_larger_tile():
     "length, tile, overlap",
     [(640, 104, 0.25), (512, 100, 0.0), (100, 100, 0.5), (50, 100, 0.2), (101, 100, 0.9)],
 )
-def test_windows_cover_an_axis_and_overlap_enough(length, tile, overlap):
-    first = starts(length, tile, overlap)
+def test_windows_cover_an_axis_and_overlap_enough(length, tile, overlap, monkeypatch):
+    monkeypatch.setattr(tiles, "OVERLAP", overlap)
+    first = starts(length, tile)
     assert first[0] == 0 and first[-1] + tile == max(length, tile)
     assert all(b - a <= max(1, tile * (1 - overlap)) for a, b in itertools.pairwise(first))
 
@@ -282,12 +275,13 @@ def test_few_windows_are_held_at_a_time(monkeypatch):
     assert max(windows) <= 4 and sum(windows) == 2 * 7 * 7
 
 
-def test_four_scenes_in_one_frame_are_found_as_by_themselves():
+def test_four_scenes_in_one_frame_are_found_as_by_themselves(monkeypatch):
+    monkeypatch.setattr(tiles, "OVERLAP", 0)
     scenes = datasets.generate_scenes(4, 80, split="test")
     detector = detection.open_shipped("detr_micro_scenes")
     a, b, c, d = scenes.pixels
     quad = torch.cat([torch.cat([a, b], 2), torch.cat([c, d], 2)], 1)[None]
-    scores, boxes = predict_tiled(detector, quad, 80, 80, overlap=0, keep=64)
+    scores, boxes = predict_tiled(detector, quad, 80, 80)
     corners = [(0, 0, 0, 0), (0.5, 0, 0, 0), (0, 0.5, 0, 0), (0.5, 0.5, 0, 0)]
     pairs = zip(scenes.boxes, corners, strict=True)
     truth = torch.cat([box / 2 + torch.tensor(corner) for box, corner in pairs])
@@ -295,14 +289,6 @@ def test_four_scenes_in_one_frame_are_found_as_by_themselves():
     found = detection.predict(detector, scenes.images)
     alone = metrics.average_precision(scenes, *found)["AP50"]
     assert metrics.average_precision(whole, scores, boxes)["AP50"] >= alone - 0.1 > 0.5
-
-
-@pytest.mark.parametrize("wrong", [{"tile": 4}, {"overlap": 1.0}, {"keep": 0}, {"size": 0}])
-def test_impossible_windows_are_refused(wrong):
-    with pytest.raises(WorkbenchError, match="impossible windows"):
-        predict_tiled(Blobs(), frame(40, 40)[None], **{"tile": 40, "size": 40, **wrong})
-    with pytest.raises(WorkbenchError, match="uint8"):
-        predict_tiled(Blobs(), frame(40, 40).float()[None], 40, 40)
 
 
 # Figures

@@ -40,16 +40,6 @@ def test_the_mask_is_the_processors(frames):
     assert torch.equal(place, share)
 
 
-def test_a_mirrored_frame_is_filled_at_its_left():
-    images = torch.rand(1, 3, 64, 80)
-    # Of this colour, but within the frame.
-    images[..., 20:40] = torch.tensor(FILL).view(3, 1, 1) / 255
-    images[..., :16] = torch.tensor(FILL).view(3, 1, 1) / 255
-    mask, place = pixel_mask(images)
-    assert mask[0, :, :16].sum() == 0 and mask[0, :, 16:].all()
-    assert place[0].tolist() == pytest.approx([0.2, 0, 0.8, 1])
-
-
 def test_augmented_scenes_stay_filled_where_their_frames_end():
     """A frame of half a scene's width is an object itself: its box ends where the mask does."""
     frame = torch.randint(

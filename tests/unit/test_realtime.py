@@ -177,11 +177,13 @@ def same_outputs(*detectors):
 
 
 def test_weights_go_round_and_others_are_refused(tmp_path):
-    detector, file = create_detector(ATTO, 4), tmp_path / "atto.safetensors"
-    artifacts.save_tensors(file, detector.state_dict())
-    assert same_outputs(detector, create_detector(ATTO, 4, weights=file))
-    with pytest.raises(WorkbenchError, match="does not fit"):
-        create_detector("deimv2_pico", 4, weights=file)
+    file = tmp_path / "atto.safetensors"
+    for name, other in (("detr_nano", "detr_micro"), (ATTO, "deimv2_pico")):
+        detector = create_detector(name, 4)
+        artifacts.save_tensors(file, detector.state_dict())
+        assert same_outputs(detector, create_detector(name, 4, weights=file))
+        with pytest.raises(WorkbenchError, match="does not fit"):
+            create_detector(other, 4, weights=file)
     with pytest.raises(WorkbenchError, match="is not timm's"):
         create_detector(ATTO, 4, backbone_weights=file)
     with pytest.raises(WorkbenchError, match=r"(?s)no pretrained weights.*dfine_nano"):
