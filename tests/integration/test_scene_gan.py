@@ -5,14 +5,14 @@ import json
 import math
 from dataclasses import replace
 
-import nbformat
 import pytest
 import torch
+from cells import edit_cell, run_cell
 from PIL import Image
 from torchvision.ops import box_convert
 
 from dfkd_lib import detection, losses, presets
-from dfkd_lib.core import REPOSITORY, Store, WorkbenchError
+from dfkd_lib.core import Store, WorkbenchError
 from dfkd_lib.datasets import SceneConfig, SceneSet, generate_scenes, open_scenes, write_coco
 from dfkd_lib.detection import (
     DetectionStudy,
@@ -198,14 +198,10 @@ def test_features_are_of_scenes_and_of_objects(detector):
         torch.testing.assert_close(mine, same, atol=1e-5, rtol=1e-4)
 
 
-def edited_cell(name, **namespace):
-    """What a cell of notebook 40 that defines `name` leaves behind."""
-    notebook = nbformat.read(REPOSITORY / "notebooks" / "40_detection_kd.ipynb", as_version=4)
-    edited = (c for c in notebook.cells if "edit-me" in c.metadata.get("tags", []))
-    (cell,) = (cell for cell in edited if f"def {name}(" in cell.source)
-    namespace |= {"detection": detection, "losses": losses, "torch": torch}
-    exec(cell.source, namespace)
-    return namespace
+def shown(name, cfg):
+    """A step as a cell of notebook 40 defines it."""
+    names = {"detection": detection, "losses": losses, "torch": torch, "cfg": cfg}
+    return run_cell(edit_cell("40_detection_kd.ipynb", f"{name}("), names)[name]
 
 
 BATCH = SceneBatches(generate_scenes(4, 48), 4).rows(torch.arange(4))
@@ -218,7 +214,7 @@ PLAIN = "box_distillation=0 attention_distillation=0 feature_distillation=0 giou
 def test_the_notebooks_step_is_the_librarys(detector, overrides):
     """Equal losses and gradients on a batch, with labels, without a teacher, and with the teacher's finds as objects."""
     cfg = presets.load("detection", "quick", overrides)
-    step, same = edited_cell("step", cfg=cfg)["step"], detection.detection_step(cfg.losses)
+    step, same = shown("step", cfg), detection.detection_step(cfg.losses)
     teacher = detection.answers(detector)
     cases = (BATCH, teacher), (BATCH, None), (detection.Batch(BATCH.images, None, None), teacher)
     for (batch, its_teacher), progress in itertools.product(cases, (0.0, 1.0)):
@@ -238,7 +234,7 @@ def test_the_notebooks_step_is_the_librarys(detector, overrides):
 def test_the_notebooks_gan_step_is_the_librarys(detector, lam):
     cfg = presets.load("detection", "quick", gan_batch=4)
     values = []
-    for step in (edited_cell("gan_step", cfg=cfg)["gan_step"], scene_gan_step):
+    for step in (shown("gan_step", cfg), scene_gan_step):
         torch.manual_seed(0)
         networks = SceneGAN(width=16, d_width=8).networks(4, 48)
         nets = SceneNetworks(**networks, teacher=detector, probes=torch.ones(4, SIDE * SIDE))

@@ -15,10 +15,11 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 NUMBER = count()
 
 
-def edit_cell(name: str) -> str:
-    """The source of the first cell marked as one to edit."""
+def edit_cell(name: str, defined: str = "") -> str:
+    """The source of the first cell marked as one to edit, that defines such a function."""
     cells = json.loads((NOTEBOOKS / name).read_text())["cells"]
-    return next("".join(c["source"]) for c in cells if "edit-me" in c["metadata"].get("tags", []))
+    edited = ("".join(c["source"]) for c in cells if "edit-me" in c["metadata"].get("tags", []))
+    return next(source for source in edited if f"def {defined}" in source or not defined)
 
 
 def run_cell(source: str, names: dict) -> dict:

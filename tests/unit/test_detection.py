@@ -58,7 +58,6 @@ from dfkd_lib.models import (
     count_parameters,
     create_detector,
     detector_names,
-    detectors,
 )
 from dfkd_lib.models.realtime import REALTIME
 
@@ -452,18 +451,6 @@ def published(name, classes, folder):
     network = create_detector(name, classes, backbone_weights=file).network
     network.save_pretrained(folder)
     return network
-
-
-def test_a_published_detector_comes_from_the_hub(hub, monkeypatch):
-    specs, small = detectors.SPECS, "conditional_detr_resnet18_2x2"
-    large = specs["conditional_detr_resnet50"]
-    assert large.hub == "microsoft/conditional-detr-resnet-50"
-    monkeypatch.setitem(specs, small, replace(specs[small], hub=large.hub))  # the same, for less
-    network = published(small, 90, hub["folder"])
-    detector = create_detector(small, 4, pretrained=True)
-    assert {asked for asked, _ in hub["asked"]} == {large.hub}
-    places = (n.model.query_position_embeddings.weight for n in (detector.network, network))
-    assert torch.equal(*places) and detector.network.class_labels_classifier.out_features == 5
 
 
 def test_a_backbones_own_file(hub, tmp_path):
