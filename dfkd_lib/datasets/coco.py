@@ -45,14 +45,9 @@ def load_coco(
         folder: absolute, or relative to the repository.
         split: "train", "val" or "test"; "test" falls back to "val".
         size: side of square scenes: the longer side is resized to it and the rest filled.
-        crop: with size, cut a square about an object first, `crop` (1 or more) times the object's longer side and off
-            its middle by chance: for objects too small for a small detector.
         shortest, longest: DETR's own resizing instead of size, pixels.
         seed: of the crops.
-        crops: crops a frame, about each of its objects in turn; a frame without objects is cut anywhere.
-        crop_spread: from 1 to crop; the factor is drawn log-uniformly from crop / crop_spread to crop * crop_spread.
-        crop_anywhere: share of crops, 0..1, that lie anywhere on their frame: empty sky too.
-        crop_whole: share of crops, 0..1, that show their whole frame.
+        crop, crops, crop_spread, crop_anywhere, crop_whole: with size, cut squares first; see `frames.windows`.
         empty: crops that show no part of an object alone, anywhere on their frames.
         held_back: share of videos (see `video_of`), 0..1, drawn by chance that is always the same, whose frames are left
             out.
