@@ -134,7 +134,7 @@ def insertion_deletion(found: dict) -> Figure:
             ax.plot(np.asarray(curves.shares), values, label=f"{name}, {area:.3f}", **mark(i))
         ax.set(xlabel=f"share of patches {what}", ylabel="probability of the class")
         ax.set(xlim=(0, 1), ylim=(0, 1))
-        legend_under(ax, 1, title="mean area")
+        legend_under(ax, title="mean area")
     return figure
 
 

@@ -128,7 +128,7 @@ def precision_recall_plot(curves: dict[str, dict]) -> Figure:
         ax.set(title=textwrap.fill(title, 34), xlabel="recall")
         ax.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal")
         if found:
-            legend_under(ax, 1)
+            legend_under(ax)
         else:
             ax.text(0.5, 0.5, "no object to find", ha="center", va="center")
     axes[0, 0].set_ylabel("precision")

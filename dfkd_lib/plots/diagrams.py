@@ -10,12 +10,12 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from dfkd_lib.plots.style import COLORS, NotebookFigure, legend_below, styled
 
 Layers = Sequence[tuple[str, Sequence[int]]]  # (name, shape of its output without the batch)
-# Role -> (face, edge, its words in the legend).
+# Role, as the legend names it -> (face, edge).
 ROLES = {
-    "data": ("white", "0.35", "data"),
-    "trained": ("#D6E9F5", COLORS[0], "trained"),
-    "frozen": ("#E9E9E9", "0.35", "frozen"),
-    "loss": ("#FBE3D2", COLORS[1], "loss"),
+    "data": ("white", "0.35"),
+    "trained": ("#D6E9F5", COLORS[0]),
+    "frozen": ("#E9E9E9", "0.35"),
+    "loss": ("#FBE3D2", COLORS[1]),
 }
 LETTER, LINE, GAP = 0.078, 0.17, (0.75, 0.34)  # inches: of text, and between boxes across and down
 
@@ -37,12 +37,9 @@ def shape_text(shape: Sequence[int]) -> str:
 def _centres(boxes: dict[str, Box], sizes: dict[str, tuple], axis: int) -> dict[str, float]:
     """The middle of each box in inches along one axis: each column as wide, each row as high as its largest box."""
     places = {name: box[1 + axis] for name, box in boxes.items()}
-    whole = sorted({float(np.floor(p)) for p in places.values()})
-    room = {
-        w: max((sizes[n][axis] for n, p in places.items() if p == w), default=0.4) for w in whole
-    }
-    ends = np.cumsum([room[w] + GAP[axis] for w in whole])
-    middles = ends - np.array([room[w] for w in whole]) / 2
+    whole = np.unique(np.floor(list(places.values())))
+    room = [max((sizes[n][axis] for n, p in places.items() if p == w), default=0.4) for w in whole]
+    middles = np.cumsum(np.add(room, GAP[axis])) - np.divide(room, 2)
     return {name: float(np.interp(place, whole, middles)) for name, place in places.items()}
 
 
@@ -55,11 +52,10 @@ def _draw(
     Args:
         boxes: {name: Box}. arrows: (from, to) or (from, to, label), names of boxes.
     """
-    lines = {name: box.text.split("\n") for name, box in boxes.items()}
-    sizes = {
-        name: (LETTER * max(map(len, text)) + 0.2, LINE * len(text) + 0.14)
-        for name, text in lines.items()
-    }
+    sizes = {}
+    for name, box in boxes.items():
+        lines = box.text.split("\n")
+        sizes[name] = LETTER * max(map(len, lines)) + 0.2, LINE * len(lines) + 0.14
     x, y = (_centres(boxes, sizes, axis) for axis in (0, 1))
     middles = np.array([(x[name], y[name]) for name in boxes])
     halves = np.array(list(sizes.values())) / 2
@@ -71,7 +67,7 @@ def _draw(
     ax.set_axis_off()
     drawn = {}
     for name, box in boxes.items():
-        face, edge, _ = ROLES[box.role]
+        face, edge = ROLES[box.role]
         (w, h), corner = sizes[name], "round,pad=0,rounding_size=0.06"
         drawn[name] = FancyBboxPatch((x[name] - w / 2, y[name] - h / 2), w, h, boxstyle=corner)
         dashed = (0, (3, 2)) if box.role == "frozen" else "-"
@@ -87,8 +83,8 @@ def _draw(
             middle = np.mean(ends, axis=0)
             white = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
             ax.text(*middle, label[0], fontsize=7.5, ha="center", va="center", bbox=white)
-    used = [role for role in ROLES if any(box.role == role for box in boxes.values())]
-    patches = [Patch(fc=ROLES[role][0], ec=ROLES[role][1], label=ROLES[role][2]) for role in used]
+    used = {box.role for box in boxes.values()}
+    patches = [Patch(fc=fc, ec=ec, label=role) for role, (fc, ec) in ROLES.items() if role in used]
     legend_below(figure, len(used), patches)
     return figure
 

@@ -179,10 +179,9 @@ def legend_below(
         figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
 
 
-def legend_under(ax, ncols: int = 2, **options) -> None:
+def legend_under(ax, **options) -> None:
     """The legend of one of several axes, below it."""
-    drop = -0.2 if ax.get_xlabel() else -0.06
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, drop), ncols=ncols, **options)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), **options)
 
 
 def within_percent(ax, least: float = 2.0) -> None:
