@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from dfkd_lib.attention.sites import Site, attention_sites, patch_grid, patch_tokens, pick
 from dfkd_lib.core import WorkbenchError
+from dfkd_lib.models import hooked
 
 
 def block_of(model: nn.Module, site: Site) -> nn.Module:
@@ -34,11 +35,8 @@ def patch_features(model: nn.Module, images: Tensor, block: int = -1) -> Tensor:
     """
     sites, seen = attention_sites(model), []
     module = block_of(model, sites[pick(block, len(sites), "block")])
-    hook = module.register_forward_hook(lambda _, __, output: seen.append(output))
-    try:
+    with hooked([module], lambda _, __, output: seen.append(output)):
         model(images)
-    finally:
-        hook.remove()
     tokens = seen[0] if isinstance(seen[0], Tensor) else seen[0][0]
     if tokens.ndim != 3 or len(tokens) != len(images):
         raise WorkbenchError(

@@ -20,12 +20,11 @@ from dfkd_lib.losses import (
     detection_losses,
     distillation_loss,
     feature_distillation_loss,
-    hooked,
     objectness,
     own_loss,
 )
 from dfkd_lib.metrics import THRESHOLD
-from dfkd_lib.models import Detector, RealTimeDetector
+from dfkd_lib.models import Detector, RealTimeDetector, hooked
 from dfkd_lib.training import Share
 
 # Losses in `DetectionWeights` towards the teacher's query that is nearest, and towards its answers to queries put to both.

@@ -13,8 +13,7 @@ from dfkd_lib.core import WorkbenchError, artifacts
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.core.files import whole_files
 from dfkd_lib.datasets import ImageSet, to_float
-from dfkd_lib.losses import hooked
-from dfkd_lib.models import logits_and_early_map
+from dfkd_lib.models import hooked, logits_and_early_map
 from dfkd_lib.training import Batch, device, load_trained, reads_of
 
 SHARD = 8192  # images a file

@@ -37,7 +37,6 @@ from dfkd_lib.losses.synthesis import (
     decision_adversarial_loss,
     disagreement,
     diversity_loss,
-    hooked,
     ink,
     intra_divergence_loss,
     logit_distance,

@@ -1,6 +1,6 @@
 """Losses of the image makers: what an image, or a batch of them, should be like when no real image can be shown."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dfkd_lib.attention import attention_sites, patch_tokens
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.losses.classification import same_shape
+from dfkd_lib.models import hooked
 
 PAIRS = 256  # pairs of patches behind an entropy: more change it little, and cost time and memory
 GRID = 64  # points at which a density of cosine similarities is taken over [-1, 1]
@@ -153,17 +154,6 @@ def batch_norm_loss(features: Tensor, running_mean: Tensor, running_var: Tensor)
     """
     variance, mean = torch.var_mean(features.float(), (0, 2, 3), unbiased=False)
     return (mean - running_mean).norm() + (variance - running_var).norm()
-
-
-@contextmanager
-def hooked(modules: Iterable[nn.Module], note: Callable) -> Iterator[None]:
-    """Inside, `note(module, inputs, output)` is called after each forward pass of each module."""
-    handles = [module.register_forward_hook(note) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import to_float
+from dfkd_lib.models import hooked
 
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 
@@ -56,12 +57,8 @@ def scores_and_features(
             given.append((inputs[0], output))
 
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    handles = [module.register_forward_hook(note) for module in linear]
-    try:
+    with hooked(linear, note):
         logits = (forward or model)(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     if not getattr(model, "classifies", getattr(model, "num_classes", None) != 0):
         given = [(logits, logits)] if logits.ndim == 2 else []
     # The mean of several heads' logits is none of theirs: then the last head's input is taken.

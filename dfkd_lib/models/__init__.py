@@ -20,6 +20,6 @@ from dfkd_lib.models.images import check_images, expected_shape
 from dfkd_lib.models.load import Loaded, load_model
 from dfkd_lib.models.realtime import REALTIME, RealTimeDetector
 from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneEncoder, SceneGenerator
-from dfkd_lib.models.shapes import layer_shapes
+from dfkd_lib.models.shapes import hooked, layer_shapes
 from dfkd_lib.models.timm_form import timm_form
 from dfkd_lib.models.weights import load_weights

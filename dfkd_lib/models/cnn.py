@@ -1,12 +1,12 @@
-"""Convolutional teachers that show their early feature maps: VGG16-BN, and a small relative for quick runs.
+"""Convolutional teachers that show their early feature maps: those of timm, and small relatives for quick runs.
 
-Both follow timm's shape: `forward_intermediates(images, indices=[i])` gives (last features, [map of stage i]), and
+Ours follow timm's shape: `forward_intermediates(images, indices=[i])` gives (last features, [map of stage i]), and
 `forward_head(last features)` the logits; stage i is cut before its pooling.
 """
 
 import timm
 import torch
-from timm.models import vgg
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -17,7 +17,35 @@ def check_side(img_size: int, least: int) -> None:
         raise ValueError(f"{img_size} pixels, of which poolings leave nothing: {fix}")
 
 
-class SmallCNN(nn.Module):
+class Staged(nn.Module):
+    """A CNN whose `stages` follow each other, and whose `head` reads the mean of what `finished` makes of the last."""
+
+    stages: nn.ModuleList
+    head: nn.Module
+
+    def finished(self, features: Tensor) -> Tensor:
+        """The last stage's map as the head reads it."""
+        return features
+
+    def forward_intermediates(
+        self, images: Tensor, indices: list[int]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Last features (B, C, h, w), and the maps of the stages named, in rising order."""
+        maps = []
+        for stage in self.stages:
+            images = stage(images)
+            maps.append(images)
+        return self.finished(images), [maps[index] for index in sorted(indices)]
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Logits (B, num_classes) of the last features."""
+        return self.head(features.mean((2, 3)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_intermediates(images, [])[0])
+
+
+class SmallCNN(Staged):
     """Stages of two 3x3 convolutions with batch norm and ReLU, max pooling between them, mean pooling at the end.
 
     Stage i has widths[i] channels at img_size / 2**i pixels; img_size is checked only, the weights do not depend on it.
@@ -35,31 +63,22 @@ class SmallCNN(nn.Module):
         self.num_classes = num_classes
         inputs = (in_chans, *widths[:-1])
         self.stages = nn.ModuleList(
-            nn.Sequential(_convolution(before, width), _convolution(width, width))
-            for before, width in zip(inputs, widths, strict=True)
+            (_Pooled if place else nn.Sequential)(
+                _convolution(before, width), _convolution(width, width)
+            )
+            for place, (before, width) in enumerate(zip(inputs, widths, strict=True))
         )
-        self.pool = nn.MaxPool2d(2)
         self.head = nn.Linear(widths[-1], num_classes)
 
-    def forward_intermediates(
-        self, images: Tensor, indices: list[int]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Last feature map, and the maps of the stages named, in rising order."""
-        maps, x = [], images
-        for index, stage in enumerate(self.stages):
-            x = stage(self.pool(x) if index else x)
-            maps.append(x)
-        return x, [maps[index] for index in sorted(indices)]
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Logits (B, num_classes) of the last feature map."""
-        return self.head(features.mean(dim=(2, 3)))
+class _Pooled(nn.Sequential):
+    """Layers behind max pooling."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_intermediates(images, [])[0])
+        return super().forward(F.max_pool2d(images, 2))
 
 
-class ResNet9(nn.Module):
+class ResNet9(Staged):
     """A plain residual network of 1.9M for 32 × 32 photographs, at most 8 MB: the ceiling that transformers are measured by.
 
     A convolution, then two stages, each a convolution, pooling and a residual pair; stage i has widths[i] channels.
@@ -81,22 +100,8 @@ class ResNet9(nn.Module):
         )
         self.head = nn.Linear(last, num_classes)
 
-    def forward_intermediates(
-        self, images: Tensor, indices: list[int]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """(the last features (B, widths[-1], h, w), the maps of the stages in `indices`)."""
-        found = []
-        for stage in self.stages:
-            images = stage(images)
-            found.append(images)
-        return images, [found[index] for index in indices]
-
     def forward_head(self, features: Tensor) -> Tensor:
-        """Features (B, widths[-1], h, w) → logits (B, num_classes)."""
         return self.head(features.amax((2, 3)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_intermediates(images, [])[0])
 
 
 class _Residual(nn.Module):
@@ -134,12 +139,6 @@ def early_channels(model: nn.Module, stage: int, img_size: int, in_chans: int) -
     return early.shape[1]
 
 
-def build_vgg16_bn(num_classes: int = 10, img_size: int = 32, in_chans: int = 3) -> nn.Module:
-    """VGG16 with batch norm, 134,309,962 parameters for 10 classes: the teacher of the TITN paper."""
-    check_side(img_size, 32)
-    return vgg.vgg16_bn(pretrained=False, num_classes=num_classes, in_chans=in_chans)
-
-
 def build_timm(
     architecture: str, num_classes: int = 10, img_size: int = 32, in_chans: int = 3
 ) -> nn.Module:
@@ -169,7 +168,8 @@ CNN_MODELS = {
     "squeezenet_32": (build_squeezenet, {}),
     "vgg16_32": (build_timm, {"architecture": "vgg16"}),
     "vgg19_32": (build_timm, {"architecture": "vgg19"}),
-    "vgg16_bn": (build_vgg16_bn, {}),
+    # 134,309,962 parameters for 10 classes: the teacher of the TITN paper.
+    "vgg16_bn": (build_timm, {"architecture": "vgg16_bn"}),
     "cnn_small": (SmallCNN, {}),
     "resnet9": (ResNet9, {}),
 }

@@ -21,12 +21,10 @@ from torch import Tensor, nn
 
 from dfkd_lib.core import Registry, WorkbenchError, load_tensors
 from dfkd_lib.models.create import unknown_name
-from dfkd_lib.models.detector import Detections, Detector
+from dfkd_lib.models.detector import Detector
 from dfkd_lib.models.hub import WeightsMissing, fetch
 from dfkd_lib.models.realtime import REALTIME, RealTime
 from dfkd_lib.models.weights import load_weights, misfit
-
-__all__ = ["SPECS", "Detections", "Detector", "create_detector", "detector_names"]
 
 # Weights with a row for each class, and perhaps one more, of "no object" or of padding.
 HEAD = re.compile(
@@ -38,18 +36,61 @@ PRIOR = 0.1  # chance of each class at a query before training
 
 @dataclass(frozen=True)
 class _Spec:
-    """Shape of a detector: its backbone in timm, and where transformers' configuration is another than DETR's own."""
+    """Shape of a DETR: its backbone in timm, and where transformers' configuration is another than DETR's own."""
 
     backbone: str
     sizes: dict = field(default_factory=dict)
     conditional: bool = True
     keywords: dict = field(default_factory=dict)  # of a backbone of fewer channels, read at stage 3
-    hub: str | None = None
+    hub: str = ""
 
     @property
     def full(self) -> bool:
         """Whether its backbone is one as published."""
         return not self.keywords
+
+    def network(self, outputs: int) -> nn.Module:
+        """transformers' network of that shape, the backbone's norms frozen, nothing downloaded.
+
+        `outputs` are the configuration's labels; DETR itself adds "no object" to them.
+        """
+        import transformers
+
+        kind = "ConditionalDetr" if self.conditional else "Detr"
+        backbone = {
+            "model_type": "timm_backbone",
+            "backbone": self.backbone,
+            "num_channels": 3,
+            "features_only": True,
+            "use_pretrained_backbone": False,
+            "out_indices": [1, 2, 3, 4],
+        }
+        config = getattr(transformers, f"{kind}Config")(
+            num_labels=outputs, backbone_config=backbone, **self.sizes
+        )
+        return getattr(transformers, f"{kind}ForObjectDetection")(config)
+
+    def detector(self, num_labels: int, frozen: bool = False) -> Detector:
+        """An untrained detector; with `frozen` it has transformers' frozen norms, for pretrained weights."""
+        # The conditional one has no "no object" class of its own: it gets one, as every detector here has.
+        network = self.network(num_labels + self.conditional)
+        if not frozen:
+            norm = {"norm_layer": partial(nn.BatchNorm2d, affine=False)} if self.full else {}
+            stages = (1, 2, 3, 4) if self.full else (3,)
+            backbone = timm.create_model(
+                self.backbone, features_only=True, out_indices=stages, **self.keywords, **norm
+            )
+            channels = backbone.feature_info.channels()[-1]
+            network.model.backbone.model = backbone
+            network.model.input_projection = nn.Conv2d(channels, network.config.d_model, 1)
+        # An untrained head answers "no object" nearly everywhere: sigmoid heads trained by BCE start far calmer so.
+        bias = math.log(PRIOR / (1 - PRIOR))
+        with torch.no_grad():
+            network.class_labels_classifier.bias.fill_(bias)
+            network.class_labels_classifier.bias[-1] = -bias
+        if self.conditional:
+            _spread_references(network, network.config.num_queries)
+        return Detector(network, num_labels)
 
 
 def _small(width: int, decoder: int, queries: int) -> dict:
@@ -121,7 +162,7 @@ def create_detector(
     if backbone_weights:
         detector = _with_backbone(name, spec, num_labels, backbone_weights)
     elif not weights:
-        detector = _fresh(spec, num_labels)
+        detector = spec.detector(num_labels)
     else:
         detector = _started(spec, num_labels, Path(weights), classes)
     # Convolutions are up to twice as fast so on a CPU.
@@ -152,8 +193,8 @@ def _check(name: str, num_labels: int, kinds: dict, classes: Sequence[str] | Non
 
 def _published(name: str, spec: _Spec | RealTime) -> Path:
     """The folder of published weights: from the hub's cache on disk, or else downloaded."""
-    if not spec.hub and (isinstance(spec, RealTime) or not spec.full):
-        known = (other for other, one in SPECS.items() if one.hub or getattr(one, "full", False))
+    if not (spec.hub or spec.full):
+        known = (other for other, one in SPECS.items() if one.hub or one.full)
         raise WorkbenchError(
             f"no pretrained weights in transformers' format are known for {name}",
             got=name,
@@ -165,59 +206,6 @@ def _published(name: str, spec: _Spec | RealTime) -> Path:
         return fetch(repository, False, name)
     except WeightsMissing:
         return fetch(repository, True, name)
-
-
-def _network(spec: _Spec | RealTime, outputs: int) -> nn.Module:
-    """transformers' network of that shape, the norms of a DETR's backbone frozen, nothing downloaded.
-
-    `outputs` are the configuration's labels; DETR itself adds "no object" to them.
-    """
-    if isinstance(spec, RealTime):
-        return spec.network(outputs)
-    import transformers
-
-    kind = "ConditionalDetr" if spec.conditional else "Detr"
-    backbone = {
-        "model_type": "timm_backbone",
-        "backbone": spec.backbone,
-        "num_channels": 3,
-        "features_only": True,
-        "use_pretrained_backbone": False,
-        "out_indices": [1, 2, 3, 4],
-    }
-    config = getattr(transformers, f"{kind}Config")(
-        num_labels=outputs, backbone_config=backbone, **spec.sizes
-    )
-    return getattr(transformers, f"{kind}ForObjectDetection")(config)
-
-
-def _fresh(spec: _Spec | RealTime, num_labels: int, frozen: bool = False) -> Detector:
-    """An untrained detector; with `frozen` a DETR's backbone has transformers' frozen norms, for pretrained weights."""
-    if isinstance(spec, RealTime):
-        return spec.detector(num_labels)
-    # The conditional one has no "no object" class of its own: it gets one, as every detector here has.
-    network = _network(spec, num_labels + spec.conditional)
-    if not frozen:
-        norm = {"norm_layer": partial(nn.BatchNorm2d, affine=False)} if spec.full else {}
-        stages = (1, 2, 3, 4) if spec.full else (3,)
-        backbone = timm.create_model(
-            spec.backbone, features_only=True, out_indices=stages, **spec.keywords, **norm
-        )
-        channels = backbone.feature_info.channels()[-1]
-        network.model.backbone.model = backbone
-        network.model.input_projection = nn.Conv2d(channels, network.config.d_model, 1)
-    _start_rare(network)
-    if spec.conditional:
-        _spread_references(network, network.config.num_queries)
-    return Detector(network, num_labels)
-
-
-def _start_rare(network: nn.Module) -> None:
-    """Let an untrained head answer "no object" nearly everywhere: sigmoid heads trained by BCE start far calmer so."""
-    bias = math.log(PRIOR / (1 - PRIOR))
-    with torch.no_grad():
-        network.class_labels_classifier.bias.fill_(bias)
-        network.class_labels_classifier.bias[-1] = -bias
 
 
 @torch.no_grad()
@@ -241,9 +229,8 @@ def _started(
         tensors, fix = _of_folder(spec, source), "choose the detector it is of"
     else:
         tensors, fix = load_tensors(source), "create the detector that was saved"
-    frozen = not isinstance(spec, RealTime) and spec.full
-    frozen = frozen and "network.model.backbone.model.bn1.weight" in tensors
-    detector = _fresh(spec, num_labels, frozen)
+    frozen = spec.full and "network.model.backbone.model.bn1.weight" in tensors
+    detector = spec.detector(num_labels, frozen)
     own, known = detector.state_dict(), known_classes(source) if classes else None
     heads = [name for name in own if HEAD.search(name) and name in tensors]
     if all(tensors[name].shape[1:] == own[name].shape[1:] for name in heads):
@@ -313,7 +300,7 @@ def _with_backbone(
             got=f"backbone_weights={file}",
             fix="give a file or folder of such a detector as weights=...",
         )
-    detector = _fresh(spec, num_labels, frozen=spec.full)
+    detector = spec.detector(num_labels, frozen=spec.full)
     tensors = {
         key: value
         for key, value in load_tensors(file).items()
@@ -328,7 +315,7 @@ def _of_folder(spec: _Spec | RealTime, folder: Path) -> dict[str, Tensor]:
     """The weights of a detector in transformers' format, by the names that they have in a `Detector`."""
     try:
         labels = json.loads((folder / "config.json").read_bytes()).get("id2label")
-        network = _network(spec, len(labels) if labels else 2)  # transformers writes no 2
+        network = spec.network(len(labels) if labels else 2)  # transformers writes no 2
         loaded, report = type(network).from_pretrained(
             str(folder),
             config=network.config,

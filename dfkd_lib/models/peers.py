@@ -3,7 +3,7 @@
 from timm.models import resnet
 from torch import Tensor, nn
 
-from dfkd_lib.models.cnn import check_side
+from dfkd_lib.models.cnn import Staged, check_side
 
 
 def build_resnet(
@@ -22,7 +22,7 @@ def build_resnet(
     return model
 
 
-class WideResNet(nn.Module):
+class WideResNet(Staged):
     """WRN-depth-width: a convolution, three stages of (depth − 4) / 6 blocks with 16, 32, 64 times `width` channels.
 
     Raises:
@@ -58,22 +58,8 @@ class WideResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward_intermediates(
-        self, images: Tensor, indices: list[int]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Last features (B, C, h, w), and the maps of the stages in `indices`: 0 the first convolution, then 1 to 3."""
-        maps = []
-        for stage in self.stages:
-            images = stage(images)
-            maps.append(images)
-        return self.norm(images).relu(), [maps[index] for index in sorted(indices)]
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Logits (B, num_classes) of the last features."""
-        return self.head(features.mean((2, 3)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_intermediates(images, [])[0])
+    def finished(self, features: Tensor) -> Tensor:
+        return self.norm(features).relu()
 
 
 class _Block(nn.Module):

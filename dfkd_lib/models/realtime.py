@@ -6,6 +6,7 @@ backbone learn as all others do, from published weights too (their authors freez
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ class RealTime:
     sizes: dict
     backbone: dict = field(default_factory=dict)
     hub: str = ""
+    full: ClassVar[bool] = False  # no backbone of timm's
 
     def network(self, num_labels: int) -> nn.Module:
         """transformers' network of that shape, untrained, nothing downloaded."""
@@ -35,7 +37,7 @@ class RealTime:
         config = kind(num_labels=num_labels, backbone_config=self.backbone, **norms, **self.sizes)
         return getattr(transformers, f"{self.family}ForObjectDetection")(config)
 
-    def detector(self, num_labels: int) -> "RealTimeDetector":
+    def detector(self, num_labels: int, frozen: bool = False) -> "RealTimeDetector":
         """An untrained detector of that shape."""
         kind = SquareDetector if self.family == "RfDetr" else RealTimeDetector
         return kind(self.network(num_labels), num_labels)

@@ -1,5 +1,7 @@
 """The layers of a model and the shapes that they give, for diagrams drawn from the code itself."""
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 
 import torch
@@ -8,6 +10,17 @@ from torch import Tensor, nn
 # Shapes stay as they are, and a diagram has no box for them.
 QUIET = (nn.BatchNorm2d, nn.Dropout, nn.Dropout2d, nn.Identity, nn.LayerNorm, nn.Embedding)
 QUIET += (nn.ReLU, nn.LeakyReLU, nn.Tanh)
+
+
+@contextmanager
+def hooked(modules: Iterable[nn.Module], note: Callable) -> Iterator[None]:
+    """Inside, `note(module, inputs, output)` is called after each forward pass of each module."""
+    handles = [module.register_forward_hook(note) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def layer_shapes(model: nn.Module, *inputs: Tensor) -> list[tuple[str, tuple[int, ...]]]:
@@ -31,15 +44,10 @@ def layer_shapes(model: nn.Module, *inputs: Tensor) -> list[tuple[str, tuple[int
         for layer in (child if isinstance(child, nn.Sequential) else [child])
         if not isinstance(layer, QUIET)
     ]
-    handles = [layer.register_forward_hook(note) for layer in layers]
     training = model.training
-    try:
-        with torch.inference_mode():
-            model.eval()(*inputs)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+    with torch.inference_mode(), hooked(layers, note):
+        model.eval()(*inputs)
+    model.train(training)
     counted = [(len(list(same)), layer) for layer, same in groupby(found)]
     return [(f"{n} × {name}" if n > 1 else name, shape) for n, (name, shape) in counted]
 

@@ -4,11 +4,11 @@ So `timm.create_model("local-dir:FOLDER", pretrained=True)` opens what is writte
 transformer anywhere, TITN, DearKD, the small CNNs and the peers' CNNs after `import dfkd_lib.models`.
 """
 
-from timm.models import build_model_with_cfg, register_model
+from timm.models import build_model_with_cfg, is_model, register_model
 from torch import nn
 
 from dfkd_lib.models.classifiers import build_vit
-from dfkd_lib.models.cnn import build_squeezenet, build_timm, build_vgg16_bn
+from dfkd_lib.models.cnn import build_squeezenet, build_timm
 from dfkd_lib.models.create import MODELS, model_settings
 from dfkd_lib.models.peers import build_resnet
 
@@ -27,11 +27,8 @@ def timm_form(name: str, overrides: dict) -> tuple[str, dict]:
     settings = model_settings(name, overrides)
     del settings["small_start"]  # of the initial weights alone
     builder, _ = MODELS[name]
-    if builder is build_vgg16_bn:
-        del settings["img_size"]  # it takes any
-        return "vgg16_bn", settings
     if builder is build_timm:
-        del settings["img_size"]
+        del settings["img_size"]  # it takes any
         return settings.pop("architecture"), settings
     if builder is build_vit:
         architecture = PLAIN[settings.pop("distilled")]
@@ -59,5 +56,5 @@ def _register(name: str, own: dict) -> None:
 
 for _name in MODELS:
     _architecture, _keywords = timm_form(_name, {})
-    if _architecture == _name != "vgg16_bn":
+    if not is_model(_architecture):
         _register(_name, _keywords)

@@ -13,7 +13,7 @@ from dfkd_lib.core import Config, WorkbenchError, one_of
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.detection import predict
 from dfkd_lib.metrics import matched, same_classes, sure
-from dfkd_lib.models.detectors import Detector
+from dfkd_lib.models import Detector
 from dfkd_lib.widgets.viewer import Choice, Viewer, within
 
 FAINT = 0.05  # score below which a detection is never shown

@@ -9,8 +9,7 @@ from torch.nn.functional import interpolate
 from dfkd_lib import attention
 from dfkd_lib.core import WorkbenchError, resolve
 from dfkd_lib.datasets import ImageSet, SceneSet, read_image, to_float
-from dfkd_lib.models import check_images, expected_shape
-from dfkd_lib.models.detectors import Detector
+from dfkd_lib.models import Detector, check_images, expected_shape
 
 Data = ImageSet | SceneSet
 OWN_SIDE = 640  # longest side in pixels of an own image under a model that takes any size

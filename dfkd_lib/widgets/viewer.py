@@ -13,8 +13,7 @@ from dfkd_lib.attention.sites import pick
 from dfkd_lib.core import WorkbenchError, one_of
 from dfkd_lib.datasets import ImageSet, SceneSet, to_float
 from dfkd_lib.metrics import sure
-from dfkd_lib.models import check_images
-from dfkd_lib.models.detectors import Detector
+from dfkd_lib.models import Detector, check_images
 from dfkd_lib.widgets.choice import Choice
 from dfkd_lib.widgets.fitting import Data, Fitting, resized
 from dfkd_lib.widgets.panel import Panel

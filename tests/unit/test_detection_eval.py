@@ -14,8 +14,7 @@ from dfkd_lib.detection import tiles
 from dfkd_lib.detection.tiles import predict_tiled, starts
 from dfkd_lib.metrics import confusion, matched, precision_recall_curves
 from dfkd_lib.metrics.detection_curves import MEAN
-from dfkd_lib.models import create_detector
-from dfkd_lib.models.detectors import Detections
+from dfkd_lib.models import Detections, create_detector
 
 CLASSES = ("bird", "plane")
 BIRD, PLANE = [0.3, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]

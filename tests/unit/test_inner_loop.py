@@ -22,8 +22,7 @@ from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import generate_scenes, load_images, to_float
 from dfkd_lib.detection import DetectionWeights, SceneBatches, answers, detection_step
 from dfkd_lib.distill import KDWeights, LiveTeacher
-from dfkd_lib.models import Discriminator, Generator, create_model
-from dfkd_lib.models.detectors import create_detector
+from dfkd_lib.models import Discriminator, Generator, create_detector, create_model
 from dfkd_lib.synthesis.canvas import pad_to_gan
 from dfkd_lib.training import Augmentation, Batch, TensorBatches, TrainConfig, loop
 
