@@ -45,19 +45,8 @@ def attention_weights(
     enable_gqa: bool = False,
     token: int | None = None,
 ) -> Tensor:
-    """The weights of `torch.nn.functional.scaled_dot_product_attention`, whose arguments it takes.
-
-    Args:
-        query: (B, heads, T, d).
-        key: (B, heads, S, d).
-        token: the query row that is wanted, None for all.
-
-    Returns:
-        (B, heads, S), or (B, heads, T, S) for all; at least float32, before dropout.
-
-    Raises:
-        WorkbenchError: if there is no such token.
-    """
+    """The weights of `torch.nn.functional.scaled_dot_product_attention`, whose arguments it takes: (B, heads, S) of one query
+    token, (B, heads, T, S) of all; at least float32, before dropout."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)

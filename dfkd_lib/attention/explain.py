@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_lib.attention.capture import capture_attention
-from dfkd_lib.attention.probes import token_rows, whole_maps
+from dfkd_lib.attention.probes import logits_of, token_rows, whole_maps
 from dfkd_lib.attention.sites import pick, unread_attention
 from dfkd_lib.core import WorkbenchError
 
@@ -61,15 +61,7 @@ def gradient_attention(
     with torch.inference_mode(False), torch.enable_grad():
         pixels = images.clone().requires_grad_()
         with capture_attention(model, None, None, through=True) as found:
-            output = model(pixels)
-        logits = getattr(output, "logits", output)  # of transformers' classifiers
-        if not isinstance(logits, Tensor) or not getattr(model, "classifies", True):
-            raise WorkbenchError(
-                "a backbone has no class whose gradient could be followed",
-                expected="a model with a classifier",
-                got=getattr(model, "source", type(model).__name__),
-                fix="look at its attention or its rollout, or load a classifier",
-            )
+            logits = logits_of(model, pixels)
         steps = _weighted(_chosen(logits, target), _followed(model, found, images))
         reached = _identity(steps[0])
         for step in steps:

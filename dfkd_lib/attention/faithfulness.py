@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
+from dfkd_lib.attention.probes import logits_of
 from dfkd_lib.attention.sites import patch_grid
 from dfkd_lib.core import WorkbenchError
 
@@ -44,7 +45,6 @@ def insertion_deletion(
     target: int | Tensor | None = None,
     steps: int = 10,
     blank: float | None = None,
-    grid: tuple[int, int] | None = None,
     batch_size: int = 64,
 ) -> Faithfulness:
     """Insertion and deletion curves of maps over the patches of images.
@@ -56,16 +56,20 @@ def insertion_deletion(
         target: class whose probability is followed, int or (B,); None: the predicted one of each whole image.
         steps: parts that the patches go and come in.
         blank: value of a pixel that is gone; None: that of the blurred image.
-        grid: rows and columns of the patches; None: the model's own.
 
     Returns:
         `Faithfulness`, on the device of the images.
 
     Raises:
-        WorkbenchError: if maps do not fit images or grid, or there are no steps.
+        WorkbenchError: if maps do not fit the images, or there are no steps.
 
     Source: Petsiuk et al., RISE (BMVC 2018), section 4.2, patch by patch.
     """
+
+    def chances(pixels: Tensor) -> Tensor:
+        parts = [logits_of(model, part).float() for part in pixels.split(batch_size)]
+        return torch.cat(parts).softmax(1)
+
     count, (height, width) = len(images), images.shape[-2:]
     if maps.ndim != 2 or len(maps) != count or steps < 1:
         raise WorkbenchError(
@@ -75,9 +79,9 @@ def insertion_deletion(
             where="insertion_deletion",
             fix="give one row of patches for each image, as attention_probe does",
         )
-    rows, columns = grid or patch_grid(model, maps.shape[1], height, width)
+    rows, columns = patch_grid(model, maps.shape[1], height, width)
     nothing = _blurred(images) if blank is None else torch.full_like(images, blank)
-    whole, none = (_logits(model, ends, batch_size).softmax(1) for ends in (images, nothing))
+    whole, none = map(chances, (images, nothing))
     label = whole.argmax(1) if target is None else target
     label = torch.as_tensor(label, device=images.device).expand(count)[:, None]
     # Place in the order: 0 for the patch that is said to matter most.
@@ -87,18 +91,11 @@ def insertion_deletion(
     for share in shares[1:-1]:
         marked = (order < torch.round(share * maps.shape[1])).float().view(count, 1, rows, columns)
         marked = F.interpolate(marked, (height, width), mode="nearest").bool()
-        left, put = torch.where(marked, nothing, images), torch.where(marked, images, nothing)
-        deletion.append(_logits(model, left, batch_size).softmax(1))
-        insertion.append(_logits(model, put, batch_size).softmax(1))
+        deletion.append(chances(torch.where(marked, nothing, images)))
+        insertion.append(chances(torch.where(marked, images, nothing)))
     curves = [*deletion, none], [*insertion, whole]
     followed = [torch.cat([step.gather(1, label) for step in curve], 1) for curve in curves]
     return Faithfulness(shares, *followed)
-
-
-def _logits(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
-    """Logits (B, K) float32, of transformers' classifiers too."""
-    outputs = (model(part) for part in images.split(batch_size))
-    return torch.cat([getattr(output, "logits", output).float() for output in outputs])
 
 
 def _blurred(images: Tensor) -> Tensor:

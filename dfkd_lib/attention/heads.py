@@ -10,9 +10,8 @@ from torch.overrides import _get_current_function_mode_stack
 
 from dfkd_lib.attention.capture import _LOOKING, _Catch, _watched, capture_attention
 from dfkd_lib.attention.features import block_of
-from dfkd_lib.attention.probes import Batches, model_inputs
+from dfkd_lib.attention.probes import Batches, logits_of, model_inputs
 from dfkd_lib.attention.sites import attention_sites, pick
-from dfkd_lib.core import WorkbenchError
 
 ROWS = 256  # images, each once for every head, that go through a block at a time
 
@@ -100,13 +99,6 @@ def head_ablation(model: nn.Module, batches: Batches) -> HeadAblation:
 
     Source: Michel, Levy and Neubig, Are Sixteen Heads Really Better than One? (NeurIPS 2019), section 3.
     """
-    if not getattr(model, "classifies", True):
-        raise WorkbenchError(
-            "a backbone has no accuracy that a head could carry",
-            expected="a model with a classifier",
-            got=getattr(model, "source", type(model).__name__),
-            fix="load a classifier, or compare its patches by attention.patch_features",
-        )
     heads: list[int] = []
     count = whole = 0
     for images, labels in model_inputs(model, batches):
@@ -120,28 +112,16 @@ def head_ablation(model: nn.Module, batches: Batches) -> HeadAblation:
             images.split(size), labels.to(images.device).split(size), strict=True
         ):
             count += len(part)
-            whole += int((_predicted(model, part) == wanted).sum())
+            whole += int((logits_of(model, part).argmax(1) == wanted).sum())
             for block, n in enumerate(heads):
                 # Without each head in turn, then without all of them.
                 kept = torch.cat([1 - torch.eye(n), torch.zeros(1, n)])
                 found = (_lesioned(model, part, block, kept) == wanted).sum(1).cpu()
                 right[block, :n] += found[:-1]
                 right[block, -1] += found[-1]
-    if not count:
-        raise WorkbenchError(
-            "an accuracy needs an image",
-            got="no batch",
-            where="head_ablation",
-            fix="give at least one batch of images",
-        )
     for block, n in enumerate(heads):
         right[block, n:-1] = torch.nan
     return HeadAblation(whole / count, right[:, :-1] / count, right[:, -1] / count, count)
-
-
-def _predicted(model: nn.Module, images: Tensor) -> Tensor:
-    output = model(images)
-    return getattr(output, "logits", output).argmax(-1)
 
 
 def _lesioned(model: nn.Module, images: Tensor, block: int, kept: Tensor) -> Tensor:
@@ -159,6 +139,6 @@ def _lesioned(model: nn.Module, images: Tensor, block: int, kept: Tensor) -> Ten
     hook = block_of(model, site).register_forward_pre_hook(repeated, with_kwargs=True)
     try:
         with _LOOKING, _watched(model, site, _Without(kept)):
-            return _predicted(model, images).view(len(kept), len(images))
+            return logits_of(model, images).argmax(1).view(len(kept), len(images))
     finally:
         hook.remove()

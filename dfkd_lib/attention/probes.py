@@ -121,10 +121,29 @@ def query_token(model: nn.Module, token: str | int) -> int:
 
 
 def model_inputs(model: nn.Module, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches with their images as the model takes them, on its device."""
-    device = next(model.parameters()).device
+    """The batches with their images as the model takes them, on its device; WorkbenchError if there is no image."""
+    device, count = next(model.parameters()).device, 0
     for images, labels in batches:
+        count += len(images)
         yield (to_float(images) if images.dtype == torch.uint8 else images).to(device), labels
+    if not count:
+        raise WorkbenchError(
+            "there is no image to look at", got="no batch", fix="give at least one batch of images"
+        )
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """A classifier's logits (B, K), of transformers' too; WorkbenchError for a backbone, which has no classes."""
+    output = model(images)
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or not getattr(model, "classifies", True):
+        raise WorkbenchError(
+            "a backbone has no class to explain, and none to be right about",
+            expected="a model with a classifier",
+            got=getattr(model, "source", type(model).__name__),
+            fix="load a classifier, or look at attention, rollout and patch features",
+        )
+    return logits
 
 
 def logits_and_probe(model: nn.Module, images: Tensor, block: int = -1, head: int | None = None):

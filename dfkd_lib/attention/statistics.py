@@ -17,7 +17,6 @@ from dfkd_lib.attention.probes import (
     whole_maps,
 )
 from dfkd_lib.attention.sites import patch_grid, token_layout
-from dfkd_lib.core import WorkbenchError
 
 
 class AttentionStatistics(NamedTuple):
@@ -65,13 +64,6 @@ def attention_statistics(model: nn.Module, batches: Batches) -> AttentionStatist
         found = [_of_block(maps.pop(block), layout, far) for block in list(maps)]
         for moment, values in zip(moments, zip(*found, strict=True), strict=True):
             moment.add(torch.stack(values, 1))
-    if not moments[0].count:
-        raise WorkbenchError(
-            "attention statistics need an image",
-            got="no batch",
-            where="attention_statistics",
-            fix="give at least one batch of images",
-        )
     spreads = [*(m.mean.float() for m in moments), *(m.std.float() for m in moments)]
     return AttentionStatistics._make([*spreads, moments[0].count])
 
@@ -113,16 +105,10 @@ def _between_heads(probes: Tensor) -> Tensor:
     return jensen_shannon(probes[:, first], probes[:, second]).mean(1)  # the mean of no pair is NaN
 
 
-def ranks(values: Tensor) -> Tensor:
-    """Ranks along the last axis, from 0.5; equal values share the mean of theirs."""
-    below = (values[..., None, :] < values[..., None]).sum(-1)
-    equal = (values[..., None, :] == values[..., None]).sum(-1)
-    return below + equal / 2
-
-
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     """Spearman's rank correlation in [-1, 1] along the last axis; NaN where one is constant."""
-    a, b = (r - r.mean(-1, keepdim=True) for r in (ranks(a), ranks(b)))
+    a, b = (torch.from_numpy(stats.rankdata(x.detach().cpu(), axis=-1) - 0.5).to(x) for x in (a, b))
+    a, b = (ranks - ranks.mean(-1, keepdim=True) for ranks in (a, b))
     return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
 
 

@@ -18,7 +18,6 @@ from dfkd_lib.metrics.features import (
     classifier_features,
     features_and_logits,
     inception_features,
-    inception_weights,
     scores_and_features,
     token_features,
 )

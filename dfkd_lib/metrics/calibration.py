@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dfkd_lib.datasets import SceneSet
-from dfkd_lib.metrics.coco import coco_evaluation
+from dfkd_lib.metrics.coco import coco_evaluation, judgements
 
 BINS = 15  # of scores, of equal width (Guo et al. 2017)
 EDGE = 1e-6  # scores are kept so far from 0 and 1
@@ -36,10 +36,7 @@ def judged(
         boxes: (N, Q, 4) cxcywh in [0, 1].
         iou: with an object of its class, from which a detection is right; each object makes one right, its surest.
     """
-    images = [one for one in coco_evaluation(scenes, scores, boxes, [iou]).evalImgs if one]
-    found = [np.asarray(image["dtScores"], float) for image in images]
-    right = [np.asarray(image["dtMatches"])[0] > 0 for image in images if len(image["dtScores"])]
-    return np.concatenate([*found, np.empty(0)]), np.concatenate([*right, np.empty(0, bool)])
+    return judgements(coco_evaluation(scenes, scores, boxes, [iou]))[:2]
 
 
 def calibration_error(scores: np.ndarray, right: np.ndarray) -> float:

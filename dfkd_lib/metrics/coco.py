@@ -53,7 +53,7 @@ def average_precision(
     return {
         **{name: _mean(whole[ious]) or 0.0 for name, ious in IOUS.items()},
         **{f"AP_{size}": _mean(precision[..., place]) for place, size in sizes},
-        **_precision_recall(evaluation, len(scenes)),
+        **_precision_recall(evaluation),
         "per_class": {
             label: {name: _mean(whole[ious][..., k]) for name, ious in IOUS.items()}
             for k, label in enumerate(scenes.classes)
@@ -135,15 +135,19 @@ def _coco_rows(scenes: SceneSet, scores: Tensor, boxes: Tensor) -> list[dict]:
     return [dict(zip(columns, row, strict=True)) for row in values]
 
 
-def _precision_recall(evaluation, images: int) -> dict[str, float]:
+def judgements(evaluation) -> tuple[np.ndarray, np.ndarray, int]:
+    """Of a `coco_evaluation`: each detection's score, whether it is right at the first IoU, both (n,); number of objects."""
+    images, sizes = len(evaluation.params.imgIds), len(evaluation.params.areaRng)
+    # By class, then size, then image.
+    every = [one for i, one in enumerate(evaluation.evalImgs) if one and not i // images % sizes]
+    scores = [np.empty(0), *(image["dtScores"] for image in every)]
+    right = [np.asarray(image["dtMatches"])[0] > 0 for image in every if len(image["dtScores"])]
+    objects = sum(len(image["gtIds"]) for image in every)
+    return np.concatenate(scores), np.concatenate([np.empty(0, bool), *right]), objects
+
+
+def _precision_recall(evaluation) -> dict[str, float]:
     """Precision and recall at IoU 0.5 of all detections with a score of at least THRESHOLD."""
-    right = made = objects = 0
-    sizes = len(evaluation.params.areaRng)
-    for place, image in enumerate(evaluation.evalImgs):  # by class, then size, then image
-        if image is None or place // images % sizes:
-            continue
-        counted = np.asarray(image["dtScores"]) >= THRESHOLD
-        right += int((image["dtMatches"][0][counted] > 0).sum()) if len(counted) else 0
-        made += int(counted.sum())
-        objects += len(image["gtIds"])
-    return {"precision": right / max(made, 1), "recall": right / max(objects, 1)}
+    scores, right, objects = judgements(evaluation)
+    found = right[scores >= THRESHOLD].tolist()
+    return {"precision": sum(found) / max(len(found), 1), "recall": sum(found) / max(objects, 1)}

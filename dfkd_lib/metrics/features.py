@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfkd_lib.attention import token_layout
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import to_float
 from dfkd_lib.models import hooked
@@ -94,7 +95,7 @@ def token_features(model: nn.Module, images: Tensor, batch_size: int = 500) -> T
         model: one with timm's `forward_features`, tokens (B, T, D); also inside `models.load_model`'s wrapper.
 
     Returns:
-        Float32 on the CPU, (N, 2 D): class token first; (N, D), the mean alone, of a model without `cls_token`.
+        Float32 on the CPU, (N, 2 D): class token first; (N, D), the mean alone, of a model without class token.
 
     Raises:
         WorkbenchError: if there is no image, or the model has no `forward_features` that gives tokens.
@@ -115,12 +116,9 @@ def token_features(model: nn.Module, images: Tensor, batch_size: int = 500) -> T
                 expected="timm's forward_features, (B, tokens, D)",
                 fix="take classifier_features, which needs a linear head only",
             )
-        first = getattr(vit, "num_prefix_tokens", 1)
-        # TITN's distillation token comes after the patches.
-        patches = tokens[:, first:][:, : getattr(vit, "num_patches", None)].mean(1)
-        # Registers stand before the patches too, with a class token or without.
-        whole = getattr(vit, "cls_token", None) is not None
-        kept.append((torch.cat((tokens[:, 0], patches), dim=1) if whole else patches).float().cpu())
+        layout = token_layout(vit)
+        parts = [] if layout.class_token is None else [tokens[:, layout.class_token]]
+        kept.append(torch.cat([*parts, tokens[:, layout.patches].mean(1)], 1).float().cpu())
     return torch.cat(kept)
 
 
@@ -131,19 +129,17 @@ def _batches(model: nn.Module, images: Tensor, size: int) -> Iterator[Tensor]:
     return (to_float(batch).to(device) for batch in images.split(size))
 
 
-def inception_weights() -> Path | None:
-    """Where torch-fidelity's Inception weights lie on this disk, or None."""
-    own, cache = Path(os.environ.get("DFKD_INCEPTION", "")), Path(torch.hub.get_dir())
-    return next((p for p in (own, cache / "checkpoints" / INCEPTION) if p.is_file()), None)
-
-
 def check_inception(download: bool = False) -> Path | None:
-    """Where the Inception weights lie, None where they may be downloaded; WorkbenchError if neither."""
-    weights = inception_weights()
+    """Where torch-fidelity's Inception weights lie, None where they may be downloaded; WorkbenchError if neither."""
+    own, cache = (
+        Path(os.environ.get("DFKD_INCEPTION", "")),
+        Path(torch.hub.get_dir(), "checkpoints"),
+    )
+    weights = next((path for path in (own, cache / INCEPTION) if path.is_file()), None)
     if weights is None and not download:
         raise WorkbenchError(
             "the Inception weights are not on this disk",
-            where=Path(torch.hub.get_dir()) / "checkpoints",
+            where=cache,
             expected=f"{INCEPTION} (torch-fidelity's)",
             fix="pass download=True once, set DFKD_INCEPTION to the file, or use features='classifier'",
         )

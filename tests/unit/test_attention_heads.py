@@ -125,10 +125,10 @@ def test_the_model_is_left_as_it_was_and_what_has_no_accuracy_is_refused():
         attention.head_ablation(model, [(images, torch.zeros(6, dtype=torch.long))])
         assert torch.equal(model(images), before)
     assert not model.blocks[0]._forward_pre_hooks
-    with pytest.raises(WorkbenchError, match="needs an image"):
+    with pytest.raises(WorkbenchError, match="no image"):
         attention.head_ablation(model, [])
     model.classifies = False
-    with pytest.raises(WorkbenchError, match="no accuracy"):
+    with pytest.raises(WorkbenchError, match="no class to explain"):
         attention.head_ablation(model, [(images, torch.zeros(6, dtype=torch.long))])
 
 

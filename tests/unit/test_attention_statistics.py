@@ -205,7 +205,7 @@ def test_statistics_at_their_ends():
     model = create_model("vit_mnist_smoke", heads=1).eval()
     found = attention.attention_statistics(model, [(IMAGES, LABELS)])
     assert found.diversity.isnan().all()  # a single head differs from no other
-    with pytest.raises(WorkbenchError, match="need an image"):
+    with pytest.raises(WorkbenchError, match="no image"):
         attention.attention_statistics(model, [])
 
 

@@ -37,7 +37,7 @@ def test_curves_and_areas_are_those_computed_by_hand(order):
     maps = torch.zeros(2, 4)
     maps[:, order] = torch.tensor([4.0, 3.0, 2.0, 1.0])
     found = attention.insertion_deletion(
-        Sum(WEIGHTS), torch.ones(2, 1, 8, 8), maps, 0, steps=4, blank=0.0, grid=(2, 2), batch_size=1
+        Sum(WEIGHTS), torch.ones(2, 1, 8, 8), maps, 0, steps=4, blank=0.0, batch_size=1
     )
     gone, come = curves_by_hand(order)
     for curve, wanted in ((found.deletion, gone), (found.insertion, come)):
@@ -53,7 +53,7 @@ def test_the_right_order_has_the_least_deletion_and_the_most_insertion_of_all():
         if len(set(order)) == 4:
             maps = torch.zeros(1, 4)
             maps[:, order] = torch.tensor([4.0, 3.0, 2.0, 1.0])
-            how = {"steps": 4, "blank": 0.0, "grid": (2, 2)}
+            how = {"steps": 4, "blank": 0.0}
             found = attention.insertion_deletion(Sum(WEIGHTS), images, maps, 0, **how)
             areas[tuple(order)] = found.deletion_area.item(), found.insertion_area.item()
     best = areas[0, 1, 2, 3]
@@ -88,7 +88,7 @@ def test_maps_that_do_not_fit_are_refused(maps, how):
 
 def test_the_curves_are_drawn_with_their_areas():
     found = attention.insertion_deletion(
-        Sum(WEIGHTS), torch.ones(3, 1, 8, 8), torch.rand(3, 4), 0, 4, 0.0, (2, 2)
+        Sum(WEIGHTS), torch.ones(3, 1, 8, 8), torch.rand(3, 4), 0, 4, 0.0
     )
     figure = plots.insertion_deletion({"probe": found, "random": found})
     left, right = figure.axes
