@@ -3,18 +3,11 @@
 from dfkd_lib.attention.capture import capture_attention
 from dfkd_lib.attention.explain import attention_rollout, detection_relevance, gradient_attention
 from dfkd_lib.attention.faithfulness import Faithfulness, insertion_deletion
-from dfkd_lib.attention.features import (
-    NearestPatches,
-    PatchComponents,
-    nearest_patches,
-    patch_components,
-    patch_features,
-)
+from dfkd_lib.attention.features import nearest_patches, patch_components, patch_features
 from dfkd_lib.attention.heads import HeadAblation, head_ablation, without_attention
-from dfkd_lib.attention.points import SamplingPoints, attention_points
+from dfkd_lib.attention.points import attention_points
 from dfkd_lib.attention.prefix import LAST, compiled_parts, outputs_and_probe
 from dfkd_lib.attention.probes import (
-    ClassProbes,
     attention_map,
     attention_probe,
     attention_probes,
@@ -23,7 +16,6 @@ from dfkd_lib.attention.probes import (
     in_batches,
     logits_and_probe,
     on_patches,
-    probe_from_rows,
     query_token,
     reduce_heads,
     resize_probe,

@@ -32,15 +32,10 @@ class Moments:
 
 
 class ClassMoments:
-    """`Moments` of each of K classes.
+    """`Moments` of each of K classes."""
 
-    Args:
-        num_classes: K.
-        what: what the rows are, for messages.
-    """
-
-    def __init__(self, num_classes: int, what: str):
-        self.what, self.classes = what, [Moments() for _ in range(num_classes)]
+    def __init__(self, num_classes: int):
+        self.classes = [Moments() for _ in range(num_classes)]
 
     def add(self, rows: Tensor, labels: Tensor) -> None:
         """Take in rows (n, ...) with int64 labels (n,); WorkbenchError on a label out of range."""
@@ -53,9 +48,7 @@ class ClassMoments:
         """Mean and standard deviation, float32 (K, ...), and counts, int64 (K,); WorkbenchError if a class has no row."""
         empty = [k for k, moment in enumerate(self.classes) if not moment.count]
         if empty:
-            raise self._error(
-                f"{self.what} need images of every class", f"no image of class {empty}"
-            )
+            raise self._error("some classes have no image", f"no image of class {empty}")
         return (
             torch.stack([moment.mean for moment in self.classes]).float(),
             torch.stack([moment.std for moment in self.classes]).float(),
@@ -67,6 +60,5 @@ class ClassMoments:
             problem,
             expected=f"labels 0..{len(self.classes) - 1}, each used",
             got=got,
-            where=self.what,
             fix="give images of every class, or the right number of classes",
         )

@@ -283,7 +283,7 @@ def class_probe_statistics(
 
     Source: A eq. 2.
     """
-    moments = ClassMoments(num_classes, "class probes")
+    moments = ClassMoments(num_classes)
     for images, labels in model_inputs(model, batches):
         if block is None:
             rows = attention_probes(model, images, token)

@@ -148,7 +148,7 @@ def probe_agreement(
     Raises:
         WorkbenchError: if a class has no image.
     """
-    moments = ClassMoments(num_classes, "agreements")
+    moments = ClassMoments(num_classes)
     for images, labels in model_inputs(student, batches):
         mine = attention_probe(student, images, student_block, token=usual_token(student))
         other = attention_probe(teacher, images, teacher_block, token=usual_token(teacher))

@@ -3,10 +3,8 @@
 Beside them stand the distillation of boxes and of cross-attention, which count by the teacher's objectness.
 
 N, over which the paper takes the mean, is the number of objects here, as in DETR: weights then mean the same for any
-number of queries. Where several processes part a batch among them, N is of all of it.
-
-Predictions are logits (..., B, Q, K), the last of K classes "no object", and boxes (..., B, Q, 4) cxcywh in [0, 1].
-Dimensions before the batch, such as a decoder's layers, are kept: every loss is (...), each ≥ 0.
+number of queries. Dimensions before the batch, such as a decoder's layers, are kept: each has a loss of its own. Where
+several processes part a batch among them, N is of all of it.
 """
 
 from collections.abc import Sequence
@@ -26,6 +24,8 @@ class TeacherTargets(NamedTuple):
     """The teacher's query that each student's query is paired with.
 
     Args:
+        logits: (..., B, Q, K).
+        boxes: (..., B, Q, 4) cxcywh in [0, 1].
         paired: bool (..., B, Q), whether there is one.
         objectness: (..., B, Q) in [0, 1], 0 where there is none; None where no loss counts by it.
         maps: its cross-attention (B, Q, h, w) for the last decoder layer; None where it is not distilled.
@@ -42,7 +42,11 @@ def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Binary cross entropy with logits against the expanded, one-hot targets, summed, per object.
 
     Args:
+        logits: (..., B, Q, K), K classes of which the last is "no object".
         labels: int64 (..., B, Q) in 0..K-1.
+
+    Returns:
+        (...), ≥ 0, as every loss here.
 
     Source: A eq. 11.
     """
@@ -56,7 +60,11 @@ def box_loss(boxes: Tensor, targets: Tensor, present: Tensor) -> Tensor:
     """Smooth L1 (transition at 1) of the pairs that hold an object, per object; 0 where there is none.
 
     Args:
+        boxes, targets: (..., B, Q, 4) cxcywh in [0, 1].
         present: bool (..., B, Q), True where the pair holds an object.
+
+    Returns:
+        (...), ≥ 0.
 
     Source: A eq. 12, 13.
     """
@@ -64,7 +72,7 @@ def box_loss(boxes: Tensor, targets: Tensor, present: Tensor) -> Tensor:
 
 
 def giou_loss(boxes: Tensor, targets: Tensor, present: Tensor) -> Tensor:
-    """1 - generalised IoU of the pairs that hold an object, per object; arguments as of `box_loss`.
+    """1 - generalised IoU of the pairs that hold an object, per object, in [0, 2]; arguments as of `box_loss`.
 
     DETR adds it to a box loss because coordinates alone say little about how well boxes overlap.
 
@@ -82,8 +90,12 @@ def distillation_loss(
     names student and teacher P and Q the other way round in its expansion, but calls KLDivLoss(log student, teacher).
 
     Args:
+        student_logits, teacher_logits: (..., B, Q, K).
         temperature: T > 0.
         paired: bool (..., B, Q), the queries that have a teacher's; None for all.
+
+    Returns:
+        (...), ≥ 0.
 
     Source: A eq. 14; Hinton et al. 2015.
     """
@@ -99,7 +111,7 @@ def own_loss(loss: Tensor) -> Tensor:
 
 
 def objectness(logits: Tensor) -> Tensor:
-    """Objectness of queries: probability of the best class times that of not being "no object"; (..., K) → (...) in [0, 1]."""
+    """Probability of the best class times that of not being "no object", the last: logits (..., K) → (...) in [0, 1]."""
     chance = logits.sigmoid()
     return chance[..., :-1].amax(-1) * (1 - chance[..., -1])
 
@@ -108,7 +120,11 @@ def box_distillation_loss(boxes: Tensor, teacher_boxes: Tensor, weights: Tensor)
     """SMOOTH · Smooth L1 + (1 - generalised IoU) towards the paired teacher query's box, per object of the teacher's.
 
     Args:
+        boxes, teacher_boxes: (..., B, Q, 4) cxcywh in [0, 1].
         weights: (..., B, Q), the teacher's `objectness`, 0 where a query has no pair.
+
+    Returns:
+        (...), ≥ 0.
     """
     smooth = F.smooth_l1_loss(boxes, teacher_boxes, reduction="none").sum(-1)
     return _weighted(SMOOTH * smooth + giou_apart(boxes, teacher_boxes), weights)
@@ -123,6 +139,9 @@ def attention_distillation_loss(maps: Tensor, teacher_maps: Tensor, weights: Ten
         maps: (B, Q, h, w) ≥ 0, a query's attention over the encoder's tokens.
         teacher_maps: (B, Q, h', w') ≥ 0, brought to the student's grid.
         weights: (B, Q), as in `box_distillation_loss`.
+
+    Returns:
+        A scalar in [0, 1].
     """
     target = resize_maps(teacher_maps.float(), maps.shape[-2:])
     alike = F.cosine_similarity(maps.float().flatten(-2), target.flatten(-2), dim=-1)
@@ -150,7 +169,15 @@ def query_logit_loss(
 ) -> Tensor:
     """T² Σ_k KL(σ(t_k / T) ‖ σ(s_k / T)), of the same query put to both, per object of the teacher's.
 
-    Each class by itself, as `classification_loss` trains it; weights and temperature T > 0 as above.
+    Each class by itself, as `classification_loss` trains it.
+
+    Args:
+        logits, teacher_logits: (..., B, Q, K).
+        weights: (..., B, Q), the teacher's `objectness`.
+        temperature: T > 0.
+
+    Returns:
+        (...), ≥ 0.
 
     Source: after KD-DETR (Wang et al. 2024); Hinton et al. 2015 for T.
     """
@@ -165,6 +192,8 @@ def query_logit_loss(
 def query_box_loss(boxes: Tensor, teacher_boxes: Tensor, weights: Tensor) -> Tensor:
     """5 · L1 + 2 · (1 - generalised IoU), DETR's box loss, of the same query put to both, per object of the teacher's.
 
+    Arguments and result as of `box_distillation_loss`.
+
     Source: after KD-DETR (Wang et al. 2024).
     """
     apart = (boxes - teacher_boxes).abs().sum(-1)
@@ -176,6 +205,10 @@ def query_feature_loss(features: Tensor, teacher_features: Tensor, weights: Tens
 
     Args:
         features, teacher_features: (..., B, Q, D), the student's mapped to the teacher's width.
+        weights: (..., B, Q), the teacher's `objectness`.
+
+    Returns:
+        (...), in [0, 2].
 
     Source: after D³ETR (Chen et al. 2022).
     """
@@ -203,8 +236,10 @@ def detection_losses(
     """Every named loss of paired predictions, unweighted (eq. 11-14, and GIoU, which the paper does not use).
 
     Args:
+        logits: (..., B, Q, K), the last of K "no object".
+        boxes: (..., B, Q, 4) cxcywh in [0, 1].
         target_labels: int64 (..., B, Q) in 0..K-1.
-        target_boxes: read only where there is an object.
+        target_boxes: (..., B, Q, 4) cxcywh, read only where there is an object.
         teacher: its paired queries, or None.
         temperature: T > 0 of the distillation.
 

@@ -3,10 +3,9 @@
 from dfkd_lib.metrics import intervals
 from dfkd_lib.metrics.calibration import Scaling, calibration_error, fit_scaling, judged
 from dfkd_lib.metrics.coco import FAINT, THRESHOLD, average_precision, same_classes, sure
-from dfkd_lib.metrics.coverage import Nearness, Prdc, memorisation, near_duplicates, nearest, prdc
+from dfkd_lib.metrics.coverage import memorisation, near_duplicates, nearest, prdc
 from dfkd_lib.metrics.detection_curves import confusion, matched, precision_recall_curves
 from dfkd_lib.metrics.distances import (
-    KernelDistance,
     frechet_distance,
     frechet_distance_from_features,
     frechet_distance_to,
@@ -15,7 +14,6 @@ from dfkd_lib.metrics.distances import (
 )
 from dfkd_lib.metrics.features import (
     check_inception,
-    classifier_features,
     features_and_logits,
     inception_features,
     scores_and_features,

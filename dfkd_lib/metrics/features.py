@@ -23,6 +23,8 @@ def features_and_logits(
 ) -> tuple[Tensor, Tensor]:
     """What a classifier's head is given (N, D), and what it says (N, K), in one pass over uint8 (N, C, H, W).
 
+    Of a vision transformer with a class token and one head the first is its normalised class token.
+
     Returns:
         Both float32 on the CPU; only one batch at a time is on the model's device.
 
@@ -76,17 +78,6 @@ def scores_and_features(
     return logits, heads[-1][0]
 
 
-def classifier_features(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
-    """What a classifier's head is given, or a backbone's own output: (N, D) float32 on the CPU, for uint8 (N, C, H, W).
-
-    Of a vision transformer with a class token and one head that is its normalised class token.
-
-    Raises:
-        WorkbenchError: as `features_and_logits`.
-    """
-    return features_and_logits(model, images, batch_size)[0]
-
-
 @torch.inference_mode()
 def token_features(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
     """A vision transformer's class token beside the mean of its last block's patch tokens, for uint8 images (N, C, H, W).
@@ -114,7 +105,7 @@ def token_features(model: nn.Module, images: Tensor, batch_size: int = 500) -> T
                 "this model gives no tokens",
                 got=f"{type(model).__name__}, {tuple(tokens.shape)}",
                 expected="timm's forward_features, (B, tokens, D)",
-                fix="take classifier_features, which needs a linear head only",
+                fix="take features_and_logits, which needs a linear head only",
             )
         layout = token_layout(vit)
         parts = [] if layout.class_token is None else [tokens[:, layout.class_token]]

@@ -7,7 +7,6 @@ detectors of the paper's sizes these norms have no scale and shift of their own,
 exact (frozen norms are not counted in it) and loses nothing that the next convolution could not learn.
 """
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from dfkd_lib.models.create import unknown_name
 from dfkd_lib.models.detector import Detector
 from dfkd_lib.models.hub import WeightsMissing, fetch
 from dfkd_lib.models.realtime import REALTIME, RealTime
-from dfkd_lib.models.weights import load_weights, misfit
+from dfkd_lib.models.weights import load_weights, misfit, read_json
 
 # Weights with a row for each class, and perhaps one more, of "no object" or of padding.
 HEAD = re.compile(
@@ -269,18 +268,9 @@ def known_classes(source: Path) -> tuple[str, ...] | None:
     config.json, of a file by the record beside it, of an artifact's by its manifest; None where nothing names them."""
     files = [source / "config.json"] if source.is_dir() else []
     files = files or [source.with_suffix(".json"), source.parent / "manifest.json"]
-    record: dict = {}
-    if there := next((one for one in files if one.is_file()), None):
-        try:
-            record = json.loads(there.read_bytes())
-        except ValueError as error:
-            raise WorkbenchError(
-                "the record of a detector's classes cannot be read",
-                expected="JSON",
-                got=str(error)[:100],
-                where=there,
-                fix="repair it, or remove it: class heads are then taken by their size",
-            ) from None
+    there = next((one for one in files if one.is_file()), None)
+    fix = "repair it, or remove it: class heads are then taken by their size"
+    record = read_json(there, fix) if there else {}
     if "id2label" in record:
         names = [record["id2label"][row] for row in sorted(record["id2label"], key=int)]
     else:
@@ -314,7 +304,7 @@ def _with_backbone(
 def _of_folder(spec: _Spec | RealTime, folder: Path) -> dict[str, Tensor]:
     """The weights of a detector in transformers' format, by the names that they have in a `Detector`."""
     try:
-        labels = json.loads((folder / "config.json").read_bytes()).get("id2label")
+        labels = read_json(folder / "config.json").get("id2label")
         network = spec.network(len(labels) if labels else 2)  # transformers writes no 2
         loaded, report = type(network).from_pretrained(
             str(folder),

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -33,22 +32,24 @@ def down(
     ]
 
 
-def _renew(generator: nn.Module, seed: int, start: Callable[[nn.Module], None]) -> None:
-    """Give a generator new classes and a new first layer, which are what it draws, and leave the rest, which is how.
+class _Renewed(nn.Module):
+    """A generator that can forget what it draws, but not how."""
 
-    Args:
-        seed: of the new ones, the same on every device. start: what is done to a layer when it is made.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for part in (generator.embed, generator.layers[0]):
-            fresh = copy.deepcopy(part).cpu()
-            fresh.reset_parameters()
-            start(fresh)
-            part.load_state_dict(fresh.state_dict())
+    def started(self, layer: nn.Module) -> None:
+        """What is done to a layer when it is made."""
+
+    def renew(self, seed: int) -> None:
+        """Give it new classes and a new first layer, which are what it draws, the same of a seed on every device."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for part in (self.embed, self.layers[0]):
+                fresh = copy.deepcopy(part).cpu()
+                fresh.reset_parameters()
+                self.started(fresh)
+                part.load_state_dict(fresh.state_dict())
 
 
-class Generator(nn.Module):
+class Generator(_Renewed):
     """Noise and a class → an image; four transposed convolutions, the class as a 5-d embedding beside the noise.
 
     `width`: channels after the first layer, halved by each of the next two (the paper's 512, 256, 128). `side` ≤ 32: of its
@@ -84,9 +85,8 @@ class Generator(nn.Module):
         first = (SIDE - self.side) // 2
         return images[..., first : first + self.side, first : first + self.side]
 
-    def renew(self, seed: int) -> None:
-        """Forget what it draws, but not how; see `_renew`."""
-        _renew(self, seed, normal_weights)
+    def started(self, layer: nn.Module) -> None:
+        normal_weights(layer)
 
 
 class Discriminator(nn.Module):
@@ -112,7 +112,7 @@ class Discriminator(nn.Module):
         return self.layers(torch.cat([images, plane], 1)).flatten()
 
 
-class FieldGenerator(nn.Module):
+class FieldGenerator(_Renewed):
     """Noise and a class → an image, drawn as the level set of a smooth field that is bent and textured at random.
 
     Without a discriminator nothing keeps a generator from a few shapes per class, or from patterns that only fool the
@@ -148,10 +148,6 @@ class FieldGenerator(nn.Module):
             layers += [nn.BatchNorm2d(before), nn.ReLU(), up]
         last = nn.Conv2d(width, channels, 3, 1, 1)
         self.layers = nn.Sequential(*layers, nn.BatchNorm2d(width), nn.ReLU(), last)
-
-    def renew(self, seed: int) -> None:
-        """Forget what it draws, but not how; see `_renew`."""
-        _renew(self, seed, lambda module: None)
 
     def noise(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         """What `forward` wants beside labels: latent (n, L), texture (n, C, S, S), places (n, S, S, 2), offsets (n, 1, 1, 1)."""

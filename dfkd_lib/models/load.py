@@ -30,6 +30,7 @@ from dfkd_lib.models.weights import (
     check_sizes,
     load_weights,
     misfit,
+    read_json,
     unwrapped,
 )
 
@@ -327,24 +328,9 @@ def _imagenet(count: int) -> tuple[str, ...] | None:
     return tuple(info.index_to_description(i).split(",")[0] for i in range(count))
 
 
-def _json(path: Path) -> dict:
-    try:
-        if not isinstance(found := json.loads(path.read_bytes()), dict):
-            raise ValueError("no JSON object")
-        return found
-    except (OSError, ValueError, RecursionError) as error:
-        raise WorkbenchError(
-            f"a model folder has no readable {path.name}",
-            got=str(error)[:200],
-            where=path.parent,
-            expected="config.json and model.safetensors",
-            fix="name a folder that has both",
-        ) from None
-
-
 def _from_folder(folder: Path) -> Loaded:
     """A model in timm's or transformers' folder format."""
-    config, file = _json(folder / "config.json"), folder / "model.safetensors"
+    config, file = read_json(folder / "config.json"), folder / "model.safetensors"
     if not any(folder.glob("model*.safetensors")):  # one, or parts of it
         pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
         # Beside it may lie an optimizer's and a trainer's.
@@ -356,8 +342,8 @@ def _from_folder(folder: Path) -> Loaded:
 
     name = config["architecture"]
     usual = _config(name)  # refuses a name that timm has not
-    known = {part: getattr(usual, part) for part in ("classifier", "first_conv")}
-    known |= {**config.get("pretrained_cfg", {}), "num_classes": config.get("num_classes", 1000)}
+    known = {"classifier": usual.classifier, "first_conv": usual.first_conv}
+    known |= {**config.get("pretrained_cfg", {}), **config}
     fields = PretrainedCfg.__dataclass_fields__
     about = PretrainedCfg(**{key: value for key, value in known.items() if key in fields})
     tensors, sizes = load_tensors(file), config.get("model_args", {})
@@ -365,9 +351,8 @@ def _from_folder(folder: Path) -> Loaded:
     loaded = _timm(name, about, tensors, file, f"timm's {name}, weights from {file}", sizes)
     if config.get("num_classes") and not loaded.classifies:
         raise misfit(f"a classifier of {config['num_classes']} classes", "none", file)
-    labels = config.get("label_names") or known.get("label_names") or ()
+    labels, texts = about.label_names or (), about.label_descriptions or {}
     if len(labels) == loaded.model.num_classes:
-        texts = config.get("label_descriptions") or known.get("label_descriptions") or {}
         loaded.classes = tuple(str(texts.get(label, label)) for label in labels)
     return loaded
 
@@ -381,7 +366,7 @@ def _transformers(folder: Path, record: dict) -> Loaded:
     config = model.config
     source, prepare = f"transformers' {config.model_type} from {folder}", {}
     if (folder / "preprocessor_config.json").is_file():
-        prepare = _json(folder / "preprocessor_config.json")
+        prepare = read_json(folder / "preprocessor_config.json")
     else:
         source += ", whose preprocessor_config.json is not there: it gets images in [-1, 1]"
     mean, std, order = _normalisation(folder, prepare) if prepare else (NEUTRAL, NEUTRAL, None)
@@ -409,7 +394,7 @@ def _normalisation(folder: Path, prepare: dict) -> tuple:
             TemporaryDirectory() as plain
         ):  # as read here: those of others may begin with a byte order mark
             for name in ("config.json", "preprocessor_config.json"):
-                Path(plain, name).write_text(json.dumps(_json(folder / name)))
+                Path(plain, name).write_text(json.dumps(read_json(folder / name)))
             processor = AutoImageProcessor.from_pretrained(plain, local_files_only=True)
         seen = processor(list(flat), return_tensors="pt", input_data_format="channels_first")
         black, *pure = seen["pixel_values"].float().mean((2, 3))

@@ -1,5 +1,6 @@
 """Weights into a model: they fit, they are numbers, and a record asks for nothing larger than its file holds."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,24 @@ def misfit(expected: object, got: object, where, fix: str = REBUILD) -> Workbenc
     """The error on weights of another model."""
     what = "a checkpoint does not fit the model"
     return WorkbenchError(what, expected=expected, got=got, where=where, fix=fix)
+
+
+def read_json(
+    file: Path, fix: str = "name a folder with config.json and model.safetensors"
+) -> dict:
+    """What a JSON file beside weights holds."""
+    try:
+        if not isinstance(found := json.loads(file.read_bytes()), dict):
+            raise ValueError("no JSON object")
+        return found
+    except (OSError, ValueError, RecursionError) as error:
+        raise WorkbenchError(
+            f"a model has no readable {file.name}",
+            got=str(error)[:200],
+            where=file,
+            expected="a JSON object",
+            fix=fix,
+        ) from None
 
 
 def load_weights(model: nn.Module, tensors: dict, where, fix: str = REBUILD) -> None:

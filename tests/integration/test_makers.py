@@ -722,7 +722,7 @@ def test_one_pass_gives_what_each_alone_gives(parts):
     images, again = (to_float(pixels).requires_grad_() for _ in range(2))
     logits, features, probe = from_teacher.scores_features_probe(teacher, images, True)
     assert torch.allclose(logits, teacher(images), atol=1e-5)
-    assert torch.allclose(features, metrics.classifier_features(teacher, pixels), atol=1e-5)
+    assert torch.allclose(features, metrics.features_and_logits(teacher, pixels)[0], atol=1e-5)
     expected = attention_probe(teacher, again)
     assert torch.allclose(probe, expected, atol=1e-6) and probe.std() > 1e-4
     probe.square().sum().backward()

@@ -38,6 +38,15 @@ TIMM = {
     "MaxViT": ("maxvit_pico_rw_256", 64, {}),
     "DaViT": ("davit_tiny", 64, {"depths": (1, 1, 1, 1), "embed_dims": (24, 48, 96, 192)}),
 }
+# Beside those of the guide's table, for what a single module may do besides.
+VARIANTS = {
+    "normalised queries and keys": ("vit_tiny_patch16_224", 64, {**TINY, "qk_norm": True}),
+    "DeiT III": ("deit3_small_patch16_224", 64, TINY),
+    "relative position bias": ("vit_relpos_small_patch16_224", 64, TINY),
+    "BEiT": ("beit_base_patch16_224", 64, TINY),
+    "rotary positions": ("vit_small_patch16_rope_224", 64, TINY),
+    "TNT": ("tnt_s_legacy_patch16_224", 64, {"depth": 2}),
+}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 64, "image_size": 32, "patch_size": 8}
 # In transformers: class, what its configuration has besides.
@@ -52,6 +61,7 @@ TRANSFORMERS = {
     "MAE": ("ViTMAEModel", {}),
     "YOLOS": ("YolosForObjectDetection", {"image_size": [32, 32], "num_detection_tokens": 5}),
 }
+VARIANTS_OF_TRANSFORMERS = {"DeiT": ("DeiTModel", {})}
 STAGES = {"embedding_size": 8, "hidden_sizes": [8] * 4, "depths": [1] * 4, "layer_type": "basic"}
 STAGES |= {"out_features": ["stage2", "stage3", "stage4"]}
 LAYERS = {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "num_queries": 7}
@@ -80,7 +90,7 @@ SMALL_RFDETR = replace(
 @cache
 def in_timm(family: str) -> tuple[nn.Module, Tensor]:
     """The family's model, its weights far from even, and two images."""
-    name, side, options = TIMM[family]
+    name, side, options = {**TIMM, **VARIANTS}[family]
     torch.manual_seed(0)
     sized = {} if family in ("NaFlexViT", "DaViT") else {"img_size": side}
     model = sharpen(timm.create_model(name, num_classes=3, **sized, **options))
@@ -90,8 +100,9 @@ def in_timm(family: str) -> tuple[nn.Module, Tensor]:
 @cache
 def in_transformers(family: str, implementation: str = "sdpa") -> tuple[nn.Module, Tensor]:
     """Likewise; `implementation` is of its attention."""
-    kind = getattr(transformers, TRANSFORMERS[family][0])
-    options = {**SIZES, **TRANSFORMERS[family][1], "attn_implementation": implementation}
+    name, more = {**TRANSFORMERS, **VARIANTS_OF_TRANSFORMERS}[family]
+    kind = getattr(transformers, name)
+    options = {**SIZES, **more, "attn_implementation": implementation}
     torch.manual_seed(0)
     return sharpen(kind(kind.config_class(**options))), torch.randn(2, 3, 32, 32)
 

@@ -2,102 +2,90 @@
 
 import copy
 
+import families
 import pytest
 import timm
 import torch
 import transformers
+from eager import sharpen
 from torch import nn
 
 from dfkd_lib import attention, plots
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.models import create_model
 
-TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
+TINY = {**families.TINY, "num_classes": 5}
+PROJECTIONS = {
+    "ViT": "blocks.{}.attn.proj",
+    "EVA-02": "blocks.{}.attn.proj",
+    "Swin": "layers.{}.blocks.0.attn.proj",
+}
 
 
-def sharpened(model):
-    """A model in evaluation mode whose attention matters for its output."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4)
-    return model.eval()
-
-
-def families():
-    torch.manual_seed(0)
-    yield (
-        "ViT",
-        timm.create_model("vit_tiny_patch16_224", img_size=64, **TINY),
-        "blocks.{}.attn.proj",
-        3,
-    )
-    yield (
-        "EVA-02",
-        timm.create_model("eva02_tiny_patch14_224", img_size=56, **TINY),
-        "blocks.{}.attn.proj",
-        3,
-    )
-    tiny = {
-        "embed_dim": 24,
-        "depths": (1, 1),
-        "num_heads": (2, 4),
-        "num_classes": 5,
-        "window_size": 7,
-    }
-    swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, **tiny)
-    yield "Swin", swin, "layers.{}.blocks.0.attn.proj", (2, 4)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_labels": 5}
-    config = transformers.ViTConfig(**sizes, intermediate_size=64, image_size=32, patch_size=8)
+def classifiers():
+    """Name, model, two images, and the name of the projection behind a block's attention."""
+    for name, projection in PROJECTIONS.items():
+        yield name, *families.in_timm(name), projection
     for way in ("sdpa", "eager"):
-        config._attn_implementation = way
-        made = transformers.ViTForImageClassification(config)
-        found = [
-            n for n, m in made.named_modules() if isinstance(m, nn.Linear) and "attention" in n
-        ]
-        name = next(n for n in found if "0" in n and ("output" in n or "o_proj" in n))
-        yield f"transformers, {way}", made, name.replace("0", "{}", 1), 4
+        config = transformers.ViTConfig(**families.SIZES, num_labels=5, attn_implementation=way)
+        model = sharpen(transformers.ViTForImageClassification(config))
+        linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+        first = (name for name in linear if "attention" in name and "0" in name)
+        name = next(name for name in first if "output" in name or "o_proj" in name)
+        yield way, model, torch.randn(2, 3, 32, 32), name.replace("0", "{}", 1)
 
 
-@pytest.mark.parametrize("name, model, projection, heads", list(families()))
+CLASSIFIERS = list(classifiers())
+
+
+def ignoring(model, projection, block, head):
+    """The model with a projection that ignores a head of a block, or all of its heads."""
+    other = copy.deepcopy(model)
+    weight = other.get_submodule(projection.format(block)).weight
+    width = weight.shape[1] // attention.attention_sites(model)[block].heads
+    own = slice(None) if head is None else slice(head * width, (head + 1) * width)
+    with torch.no_grad():
+        weight[:, own] = 0
+    return other
+
+
+def logits(model, images):
+    output = model(images)
+    return getattr(output, "logits", output)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name, model, images, projection", CLASSIFIERS)
 def test_accuracies_are_those_of_a_model_whose_projection_ignores_the_head(
-    name, model, projection, heads
+    name, model, images, projection
 ):
-    model = sharpened(model)
-    side = getattr(getattr(model, "config", None), "image_size", None) or 64
-    side = 56 if name in ("EVA-02", "Swin") else side
-    images = torch.randn(40, 3, side, side, generator=torch.Generator().manual_seed(1))
-    labels = torch.arange(40) % 5
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(40, *images.shape[1:], generator=generator)
+    labels = torch.arange(40) % 3
     found = attention.head_ablation(model, attention.in_batches(images, labels, 25))
     assert found.images == 40
 
     def accuracy(one):
-        with torch.no_grad():
-            output = one(images)
-        return (getattr(output, "logits", output).argmax(1) == labels).float().mean().item()
+        return pytest.approx((logits(one, images).argmax(1) == labels).float().mean().item())
 
-    assert found.whole == pytest.approx(accuracy(model))
+    assert found.whole == accuracy(model)
     for block in range(2):
-        n = heads[block] if isinstance(heads, tuple) else heads
-        for head in (*range(n), None):
-            other = copy.deepcopy(model)
-            weight = other.get_submodule(projection.format(block)).weight
-            width = weight.shape[1] // n
-            with torch.no_grad():
-                weight[
-                    :, slice(None) if head is None else slice(head * width, (head + 1) * width)
-                ] = 0
-            got = found.blocks[block] if head is None else found.heads[block, head]
-            assert got.item() == pytest.approx(accuracy(other), abs=1e-6), (block, head)
-        assert found.heads[block, n:].isnan().all()
+        heads = attention.attention_sites(model)[block].heads
+        assert found.blocks[block].item() == accuracy(ignoring(model, projection, block, None))
+        for head in range(heads):
+            other = ignoring(model, projection, block, head)
+            assert found.heads[block, head].item() == accuracy(other), (block, head)
+        assert found.heads[block, heads:].isnan().all()
 
 
 def test_only_the_head_that_carries_the_answer_is_missed():
     torch.manual_seed(0)
-    model = sharpened(create_model("vit_mnist_smoke", num_classes=4))
+    model = create_model("vit_mnist_smoke", num_classes=4).eval()
     # The class token reads nothing but the second head of the first block.
     width = model.blocks[0].attn.head_dim
     with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
         for i, block in enumerate(model.blocks):
             for layer in (block.attn.proj, block.mlp.fc2):
                 layer.bias.zero_()
@@ -195,24 +183,17 @@ def test_the_figures_say_what_is_lost_and_which_patches_belong_together():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name, model, projection, heads", list(families()))
+@pytest.mark.parametrize("name, model, images, projection", CLASSIFIERS)
 @pytest.mark.parametrize("head", [1, None])
 def test_without_attention_is_a_model_whose_projection_ignores_it(
-    name, model, projection, heads, head
+    name, model, images, projection, head
 ):
     """Captured within, the weights of what is gone are 0, and those of the next block are that model's."""
-    model, n = sharpened(model), heads[0] if isinstance(heads, tuple) else heads
-    side = getattr(getattr(model, "config", None), "image_size", None) or 64
-    side = 56 if name in ("EVA-02", "Swin") else side
-    images, other = torch.randn(2, 3, side, side), copy.deepcopy(model)
-    weight = other.get_submodule(projection.format(0)).weight
-    width = weight.shape[1] // n
-    weight[:, slice(None) if head is None else slice(head * width, (head + 1) * width)] = 0
+    other = ignoring(model, projection, 0, head)
 
     def looked(one, token):
-        with attention.capture_attention(one, None, token) as maps:
-            output = one(images)
-        return getattr(output, "logits", output), maps
+        with attention.capture_attention(one, (0, 1), token) as maps:
+            return logits(one, images), maps
 
     plain, _ = looked(model, None)
     for token in (None,) if name == "Swin" else (None, 0):  # windows have no class token
@@ -230,10 +211,8 @@ def test_without_attention_is_a_model_whose_projection_ignores_it(
 def test_explanations_follow_a_model_without_attention():
     """Rollout multiplies the halves of the residual there; relevance is that of a model whose projection ignores it."""
     torch.manual_seed(0)
-    model, images = (
-        sharpened(create_model("vit_mnist_smoke", num_classes=4)),
-        torch.rand(2, 1, 28, 28),
-    )
+    model = sharpen(create_model("vit_mnist_smoke", num_classes=4))
+    images = torch.rand(2, 1, 28, 28)
     other, last = copy.deepcopy(model), len(model.blocks) - 1
     with torch.no_grad():
         other.blocks[last].attn.proj.weight.zero_()

@@ -19,8 +19,11 @@ from dfkd_lib.models import create_model
 from dfkd_lib.synthesis import class_probes
 from dfkd_lib.widgets import Choice, Viewer
 
-EVERY = [("timm", name) for name in families.TIMM]
-EVERY += [("transformers", name) for name in families.TRANSFORMERS if name != "MAE"]
+OF_TIMM = [*families.TIMM, *families.VARIANTS]
+OF_TRANSFORMERS = [*families.TRANSFORMERS, *families.VARIANTS_OF_TRANSFORMERS]
+OF_TRANSFORMERS.remove("MAE")
+EVERY = [("timm", name) for name in OF_TIMM]
+EVERY += [("transformers", name) for name in OF_TRANSFORMERS]
 BUILD = {"timm": families.in_timm, "transformers": families.in_transformers}
 
 
@@ -36,11 +39,12 @@ def test_patches_are_the_tokens_that_the_image_decides(place, name):
     assert decided == list(range(differ.shape[-2]))[attention.token_layout(model).patches]
 
 
-@pytest.mark.parametrize("name", families.TIMM)
+@pytest.mark.parametrize("name", OF_TIMM)
 @torch.no_grad()
 def test_in_timm_each_map_is_the_unfused_one_or_refused(name):
     model, images = (copy.deepcopy(each).double() for each in families.in_timm(name))
     layout, token = attention.token_layout(model), attention.usual_token(model)
+    others = {token: getattr(layout, token) for token in ("distillation",) if layout.distillation}
     refused = {None: "among channels", True: "within windows"}
     compared = 0
     for block, wanted in enumerate(families.unfused(model, images)):
@@ -56,11 +60,27 @@ def test_in_timm_each_map_is_the_unfused_one_or_refused(name):
         rows = rows[:, 0] if token == "class" else rows[:, layout.patches].mean(1)
         probe = attention.attention_probe(model, images, block, token=token)
         assert (probe - rows[:, layout.patches]).abs().max() < 1e-5
+        for other, place in others.items():
+            probe = attention.attention_probe(model, images, block, token=other)
+            assert (probe - wanted.mean(1)[:, place, layout.patches]).abs().max() < 1e-5
         compared += 1
     assert compared
 
 
-@pytest.mark.parametrize("name", [name for name in families.TRANSFORMERS if name != "MAE"])
+@pytest.mark.parametrize("name", ["ViT", "DINOv3", *families.VARIANTS])
+@torch.no_grad()
+def test_a_captured_model_is_the_same_and_any_tokens_row_is_its_row_of_the_map(name):
+    model, images = families.in_timm(name)
+    plain, expected = model(images), families.unfused(model, images)
+    for token in (0, 3, -1, None):
+        with capture_attention(model, None, token) as found:
+            assert torch.equal(model(images), plain)
+        for each, wanted in zip(found.values(), expected, strict=True):
+            wanted = wanted if token is None else wanted[:, :, token]
+            assert (each - wanted).abs().max() < 1e-5 and wanted.std() > 1e-3
+
+
+@pytest.mark.parametrize("name", OF_TRANSFORMERS)
 @torch.no_grad()
 def test_in_transformers_each_map_is_the_eager_one(name):
     (model, images) = families.in_transformers(name)
@@ -236,7 +256,7 @@ def test_rollout_does_not_pass_over_blocks_that_it_cannot_read():
 
 def test_gradients_of_transformers_classifiers_and_towers():
     model, images = families.in_transformers("SigLIP's tower")
-    with pytest.raises(WorkbenchError, match="no class whose gradient"):
+    with pytest.raises(WorkbenchError, match="no class to explain"):
         attention.gradient_attention(model, images, token="mean")
     config = transformers.ViTConfig(**families.SIZES, num_labels=3)
     classifier = transformers.ViTForImageClassification(config).eval()
@@ -265,8 +285,8 @@ def test_windows_and_text_are_read_as_it_is_advised():
         (a - b).abs().max() < 1e-5
         for a, b in zip(maps.values(), families.unfused(model, images), strict=True)
     )
-    both = nn.ModuleDict({"text_model": nn.Identity(), "vision_model": model})
-    both.text_model, both.vision_model = both["text_model"], both["vision_model"]
+    both = nn.Module()
+    both.text_model, both.vision_model = nn.Identity(), model
     with pytest.raises(WorkbenchError, match="tower of text") as caught:
         attention.attention_sites(both)
     assert "vision_model" in caught.value.fix and attention.attention_sites(both.vision_model)

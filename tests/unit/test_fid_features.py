@@ -28,13 +28,12 @@ def tiny_vit(**options):
     ).eval()
 
 
-def test_classifier_features_are_the_last_layers_input():
+def test_features_are_the_last_layers_input():
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
     images = torch.randint(0, 256, (7, 1, 4, 4), dtype=torch.uint8)
     expected = model[:3](images.float() / 127.5 - 1)
-    assert torch.allclose(
-        metrics.classifier_features(model, images, batch_size=3), expected, atol=1e-6
-    )
+    found, _ = metrics.features_and_logits(model, images, batch_size=3)
+    assert torch.allclose(found, expected, atol=1e-6)
 
 
 def test_the_error_of_absent_inception_weights_names_the_fix(monkeypatch, tmp_path):
@@ -56,30 +55,25 @@ def test_features_and_logits_in_one_pass():
         )
 
 
+WITHOUT = {"class_token": False, "global_pool": "avg"}
+
+
 @torch.no_grad()
-def test_token_features_are_class_token_and_mean_of_patches():
-    model = tiny_vit()
+@pytest.mark.parametrize(
+    "make, classes, patches",
+    [
+        (tiny_vit, 1, slice(1, None)),
+        (lambda: tiny_vit(**WITHOUT), 0, slice(0, None)),
+        (lambda: tiny_vit(**WITHOUT, reg_tokens=4), 0, slice(4, None)),
+        # A token stands after its patches too.
+        (lambda: models.create_model("titn_small").eval(), 1, slice(1, -1)),
+    ],
+)
+def test_token_features_are_class_token_and_mean_of_patches(make, classes, patches):
+    model = make()
     tokens = model.forward_features(IMAGES.float() / 127.5 - 1)
-    expected = torch.cat((tokens[:, 0], tokens[:, 1:].mean(1)), dim=1)
+    expected = torch.cat([*tokens[:, :classes].unbind(1), tokens[:, patches].mean(1)], 1)
     assert torch.allclose(metrics.token_features(model, IMAGES, batch_size=2), expected, atol=1e-5)
-
-
-@torch.no_grad()
-def test_token_features_without_a_class_token_and_with_one_at_the_end():
-    model = tiny_vit(class_token=False, global_pool="avg")
-    expected = model.forward_features(IMAGES.float() / 127.5 - 1).mean(1)
-    assert torch.allclose(metrics.token_features(model, IMAGES), expected, atol=1e-5)
-    titn = models.create_model("titn_small", img_size=28, in_chans=1).eval()
-    tokens = titn.forward_features(IMAGES.float() / 127.5 - 1)
-    expected = torch.cat((tokens[:, 0], tokens[:, 1:-1].mean(1)), dim=1)
-    assert torch.allclose(metrics.token_features(titn, IMAGES), expected, atol=1e-5)
-
-
-@torch.no_grad()
-def test_registers_are_no_class_token():
-    model = tiny_vit(class_token=False, reg_tokens=4, global_pool="avg")
-    expected = model.forward_features(IMAGES.float() / 127.5 - 1)[:, 4:].mean(1)
-    assert torch.allclose(metrics.token_features(model, IMAGES), expected, atol=1e-5)
 
 
 @torch.no_grad()
@@ -89,7 +83,7 @@ def test_features_of_a_backbone_are_its_output(pool):
     model = tiny_vit(global_pool=pool).eval()
     model.reset_classifier(0)
     images = IMAGES.float() / 127.5 - 1
-    found = metrics.classifier_features(model, IMAGES)
+    found, _ = metrics.features_and_logits(model, IMAGES)
     assert torch.allclose(found, model(images), atol=1e-5) and found.shape == (7, 24)
     loaded = models.Loaded(model, 28, 1, [0.5], [0.5], "a file", classifies=False)
     assert torch.equal(metrics.features_and_logits(loaded, IMAGES)[1], found)
@@ -114,28 +108,34 @@ class HeadFirst(nn.Module):
 def test_the_head_is_what_gives_the_logits(heads):
     model, images = HeadFirst(heads).eval(), IMAGES[:, :, :4, :4]
     expected = model.body((images.float() / 127.5 - 1).flatten(1))
-    assert torch.allclose(metrics.classifier_features(model, images), expected, atol=1e-6)
+    assert torch.allclose(metrics.features_and_logits(model, images)[0], expected, atol=1e-6)
 
 
-def test_without_a_linear_head_or_pooled_output_there_are_no_features():
-    tokens = tiny_vit(global_pool="").eval()
-    tokens.reset_classifier(0, "")
-    with pytest.raises(WorkbenchError, match="linear"):
-        metrics.classifier_features(tokens, IMAGES)
-    conv = nn.Sequential(nn.Flatten(), nn.Linear(784, 784), nn.Unflatten(1, (1, 28, 28)))
-    conv.extend([nn.Conv2d(1, 3, 28), nn.Flatten()])
-    with pytest.raises(WorkbenchError, match="linear"):
-        metrics.classifier_features(conv.eval(), IMAGES)
+def backbone_of_tokens():
+    model = tiny_vit(global_pool="")
+    model.reset_classifier(0, "")
+    return model
 
 
-def test_the_error_of_a_model_without_tokens_or_head_names_the_fix():
-    cnn = nn.Sequential(nn.Flatten(), nn.Linear(784, 5))
-    with pytest.raises(WorkbenchError, match="classifier_features"):
-        metrics.token_features(cnn, IMAGES)
-    resnet = timm.create_model("resnet10t", in_chans=1, num_classes=3).eval()
-    with pytest.raises(WorkbenchError, match="no tokens"):
-        metrics.token_features(resnet, IMAGES.repeat(1, 1, 2, 2))
-    with pytest.raises(WorkbenchError, match="linear"):
-        metrics.classifier_features(nn.Conv2d(1, 2, 3), IMAGES)
-    with pytest.raises(WorkbenchError, match="no image"):
-        metrics.classifier_features(cnn, IMAGES[:0])
+def linear_before_the_end():
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(784, 784), nn.Unflatten(1, (1, 28, 28)))
+    return linear.extend([nn.Conv2d(1, 3, 28), nn.Flatten()]).eval()
+
+
+CNN = nn.Sequential(nn.Flatten(), nn.Linear(784, 5))
+
+
+@pytest.mark.parametrize(
+    "features, make, count, words",
+    [
+        (metrics.features_and_logits, backbone_of_tokens, 7, "linear"),
+        (metrics.features_and_logits, linear_before_the_end, 7, "linear"),
+        (metrics.features_and_logits, lambda: nn.Conv2d(1, 2, 3), 7, "linear"),
+        (metrics.features_and_logits, lambda: CNN, 0, "no image"),
+        (metrics.token_features, lambda: CNN, 7, "(?s)no tokens.*features_and_logits"),
+        (metrics.token_features, lambda: models.create_model("cnn_small"), 7, "no tokens"),
+    ],
+)
+def test_the_error_of_a_model_without_head_or_tokens_names_the_fix(features, make, count, words):
+    with pytest.raises(WorkbenchError, match=words):
+        features(make(), IMAGES[:count])

@@ -20,13 +20,12 @@ def sample(count, seed, shift=0.0, classes=CLASSES, size=SIZE):
     labels = torch.arange(count) % classes
     values = torch.randn(count, size, generator=generator) + shift
     values[:, 0] += 20.0 * labels
-    return metrics.Features(
-        values, labels, torch.nn.functional.one_hot(labels, CLASSES).float() * 30, "test"
-    )
+    logits = torch.nn.functional.one_hot(labels, CLASSES).float() * 30
+    return metrics.Features(values, labels, logits, "test")
 
 
 def chosen(side, which):
-    return metrics.Features(side.values[which], side.labels[which], side.logits[which], side.space)
+    return side._replace(**{k: getattr(side, k)[which] for k in ("values", "labels", "logits")})
 
 
 def test_score_of_uniform_and_sure_answers():
@@ -35,9 +34,8 @@ def test_score_of_uniform_and_sure_answers():
     assert metrics.score(torch.eye(5)[[0, 0, 1, 1]] * 100) == pytest.approx(2)
     # Two images of certainty 0.9 each for its own of two classes: exp(log 2 − H(0.9)).
     entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
-    assert metrics.score(torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()) == pytest.approx(
-        2 * math.exp(-entropy)
-    )
+    found = metrics.score(torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log())
+    assert found == pytest.approx(2 * math.exp(-entropy))
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(0, 3), torch.zeros(3), torch.full((2, 3), math.nan)])

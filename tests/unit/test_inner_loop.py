@@ -104,6 +104,25 @@ def frozen_teacher():
     return create_model("vit_mnist_smoke").eval().requires_grad_(False)
 
 
+def fit(model, step, batches, **config):
+    """One epoch of training, unless the configuration says otherwise."""
+    config = TrainConfig(**{"epochs": 1, "batch_size": 16, "lr": 1e-3, **config})
+    return training.fit({"m": model}, step, batches, config)
+
+
+def fit_gan(images, lam, **config):
+    parts = {
+        "generator": Generator(10, 1, width=32),
+        "discriminator": Discriminator(10, 1, 8, 0.1),
+    }
+    step = gan_step(*parts.values(), frozen_teacher(), torch.full((10, 49), 1 / 49), lam, 28, 4)
+    batches = TensorBatches(
+        (images.images, images.labels), 16, lambda b, _: (pad_to_gan(to_float(b[0])), b[1])
+    )
+    config = TrainConfig(epochs=1, batch_size=16, lr=1e-3, **config)
+    return training.fit(parts, step, batches, config, {name: [name] for name in parts})
+
+
 def test_the_counter_counts(monkeypatch):
     model = nn.Linear(4, 1)
 
@@ -112,12 +131,7 @@ def test_the_counter_counts(monkeypatch):
         return {"loss": loss, "seen": loss.item() + float(batch[0][batch[0] > 0].sum())}
 
     with counted(monkeypatch) as seen:
-        training.fit(
-            {"m": model},
-            step,
-            TensorBatches((torch.randn(16, 4),), 8),
-            TrainConfig(epochs=1, batch_size=8, lr=0.1),
-        )
+        fit(model, step, TensorBatches((torch.randn(16, 4),), 8))
     assert seen["_local_scalar_dense"] == 4 and seen["index"] == 2
 
 
@@ -128,33 +142,14 @@ def test_no_wait_in_the_step_of_a_student(images, monkeypatch, augmentation):
     student = create_model("vit_mnist_smoke")
     step = distill_step(student, LiveTeacher(frozen_teacher()), KDWeights())
     with counted(monkeypatch) as seen:
-        training.fit(
-            {"m": student},
-            step,
-            batches_of(images, augmentation),
-            TrainConfig(epochs=1, batch_size=16, lr=1e-3, grad_clip=1.0, precision="bf16"),
-        )
+        fit(student, step, batches_of(images, augmentation), grad_clip=1.0, precision="bf16")
     assert not seen
 
 
 @pytest.mark.parametrize("lam", [0.0, 1.0])
 def test_no_wait_in_the_step_of_the_gan(images, monkeypatch, lam):
-    modules = {
-        "generator": Generator(10, 1, width=32),
-        "discriminator": Discriminator(10, 1, 8, 0.1),
-    }
-    step = gan_step(*modules.values(), frozen_teacher(), torch.full((10, 49), 1 / 49), lam, 28, 4)
-    batches = TensorBatches(
-        (images.images, images.labels), 16, lambda b, _: (pad_to_gan(to_float(b[0])), b[1])
-    )
     with counted(monkeypatch) as seen:
-        training.fit(
-            modules,
-            step,
-            batches,
-            TrainConfig(epochs=1, batch_size=16, lr=1e-3, optimizer="adam", grad_clip=5.0),
-            {name: [name] for name in modules},
-        )
+        fit_gan(images, lam, optimizer="adam", grad_clip=5.0)
     assert not seen
 
 
@@ -168,8 +163,11 @@ def test_the_step_of_a_detector_waits_for_its_pairing_alone(monkeypatch):
     teacher, student = (create_detector("detr_nano", len(scenes.classes)) for _ in range(2))
     weights = DetectionWeights(giou=2.0, box_distillation=1.0, attention_distillation=1.0)
     frozen = answers(teacher.eval().requires_grad_(False))
-    step = detection_step(weights)
-    copies = []
+    step, copies = detection_step(weights), []
+
+    def taken(batch, _):
+        return step(student, batch, frozen)
+
     monkeypatch.setattr(
         "dfkd_lib.detection.matching._assigned",
         lambda cost: (
@@ -177,12 +175,7 @@ def test_the_step_of_a_detector_waits_for_its_pairing_alone(monkeypatch):
         ),
     )
     with counted(monkeypatch) as seen:
-        training.fit(
-            {"d": student},
-            lambda batch, _: step(student, batch, frozen),
-            SceneBatches(scenes, 4),
-            TrainConfig(epochs=1, batch_size=4, lr=1e-4, grad_clip=1.0),
-        )
+        fit(student, taken, SceneBatches(scenes, 4), grad_clip=1.0)
     layers = len(student.network.model.encoder.layers)
     assert len(copies) == 4 and set(seen) == {"transformers"}
     assert seen["transformers"] <= 2 * (
@@ -244,21 +237,7 @@ def test_compiled_students_learn_as_others(images, traced, tmp_path, name):
 
 
 def test_several_modules_are_compiled(images, traced):
-    modules = {
-        "generator": Generator(10, 1, width=32),
-        "discriminator": Discriminator(10, 1, 8, 0.1),
-    }
-    step = gan_step(*modules.values(), frozen_teacher(), torch.full((10, 49), 1 / 49), 1.0, 28, 4)
-    batches = TensorBatches(
-        (images.images, images.labels), 16, lambda b, _: (pad_to_gan(to_float(b[0])), b[1])
-    )
-    history = training.fit(
-        modules,
-        step,
-        batches,
-        TrainConfig(epochs=1, batch_size=16, lr=1e-3, compile=True),
-        {name: [name] for name in modules},
-    )
+    history = fit_gan(images, 1.0, compile=True)
     assert traced["graphs"] >= 2 and torch.isfinite(torch.tensor(history[0]["generator_loss"]))
 
 
@@ -274,12 +253,7 @@ def test_without_a_compiler_the_error_says_so():
     model = nn.Sequential(nn.Linear(5, 3), nn.GELU())
     no_compiler = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
     with inductor.patch(no_compiler), pytest.raises(WorkbenchError, match="no compiler that works"):
-        training.fit(
-            {"m": model},
-            square(model),
-            TensorBatches((torch.randn(8, 5),), 4),
-            TrainConfig(epochs=1, batch_size=4, lr=0.1, compile=True),
-        )
+        fit(model, square(model), TensorBatches((torch.randn(8, 5),), 4), compile=True)
     torch._dynamo.reset()
     cpp_builder.cpp_compiler_search.cache_clear()
 
@@ -292,10 +266,10 @@ def test_a_module_compiled_in_earnest_learns_as_another():
     for compiled in (False, True):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
-        config = TrainConfig(epochs=2, batch_size=8, lr=0.1, compile=compiled)
-        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
-        found.append(
-            training.fit({"m": model}, square(model), TensorBatches((x,), 8), config)[-1]["loss"]
+        batches = TensorBatches(
+            (torch.randn(16, 4, generator=torch.Generator().manual_seed(0)),), 8
         )
+        history = fit(model, square(model), batches, epochs=2, lr=0.1, compile=compiled)
+        found.append(history[-1]["loss"])
     assert found[1] == pytest.approx(found[0], rel=1e-5)
     torch._dynamo.reset()

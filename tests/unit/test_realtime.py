@@ -256,7 +256,7 @@ def test_classes_are_matched_by_name(name, saved_as, tmp_path):
         with pytest.raises(WorkbenchError, match="5 classes in the record"):
             create_detector(name, 3, weights=source, classes=new)
         source.with_suffix(".json").write_text("{")
-        with pytest.raises(WorkbenchError, match="cannot be read.*"):
+        with pytest.raises(WorkbenchError, match="no readable old.json"):
             create_detector(name, 3, weights=source, classes=new)
 
 
