@@ -20,22 +20,17 @@ from dfkd_lib.attention.sites import patch_grid, token_layout
 
 
 class AttentionStatistics(NamedTuple):
-    """Of each block and head, mean and standard deviation over images, float32.
+    """Of each block and head, the mean over images, float32.
 
     Args:
         distance: (blocks, heads), pixels between a patch and where it looks.
         entropy: (blocks, heads), nats.
-        diversity: (blocks,), nats. *_std: their spread over images.
-        images: how many.
+        diversity: (blocks,), nats.
     """
 
     distance: Tensor
     entropy: Tensor
     diversity: Tensor
-    distance_std: Tensor
-    entropy_std: Tensor
-    diversity_std: Tensor
-    images: int
 
 
 @torch.no_grad()
@@ -64,8 +59,7 @@ def attention_statistics(model: nn.Module, batches: Batches) -> AttentionStatist
         found = [_of_block(maps.pop(block), layout, far) for block in list(maps)]
         for moment, values in zip(moments, zip(*found, strict=True), strict=True):
             moment.add(torch.stack(values, 1))
-    spreads = [*(m.mean.float() for m in moments), *(m.std.float() for m in moments)]
-    return AttentionStatistics._make([*spreads, moments[0].count])
+    return AttentionStatistics(*(moment.mean.float() for moment in moments))
 
 
 def _distances(model: nn.Module, attention: Tensor, height: int, width: int) -> Tensor:

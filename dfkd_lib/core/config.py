@@ -301,13 +301,13 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return ends[close[0]] if close else None
 
 
-def one_of(what: str, name: str, names: Iterable[str]) -> str:
-    """The name, which must be one of these; WorkbenchError with the nearest."""
+def one_of(what: str, name: str, names: Iterable[str], expected: str = "") -> str:
+    """The name, which must be one of these; WorkbenchError with the nearest, and with all unless `expected` says it shorter."""
     if name not in names:
         near = nearest(str(name), filter(None, names))
         raise WorkbenchError(
             f"there is no {what} '{name}'",
-            expected="one of " + ", ".join(filter(None, names)),
+            expected=expected or "one of " + ", ".join(filter(None, names)),
             got=name,
             fix=f"did you mean '{near}'?" if near else "choose one of them",
         )

@@ -166,12 +166,10 @@ def frechet_distance_to(mu: Tensor, sigma: Tensor, features: Tensor) -> float:
 
 
 class KernelDistance(NamedTuple):
-    """KID: mean and standard deviation over `subsets` subsets of `subset_size` images a side."""
+    """KID: mean and standard deviation over subsets."""
 
     mean: float
     std: float
-    subsets: int
-    subset_size: int
 
 
 def kernel_distance(
@@ -182,7 +180,7 @@ def kernel_distance(
     Args:
         a, b: features (Na, D), (Nb, D).
         subsets: how many pairs of seeded random subsets without replacement.
-        subset_size: images a side in each; shrunk to the smaller set, which the result says.
+        subset_size: images a side in each; shrunk to the smaller set.
 
     Returns:
         Mean (about 0, also below, for equal distributions) and standard deviation over the subsets, which is NaN where
@@ -196,11 +194,11 @@ def kernel_distance(
     check_pair(a, b)
     size = min(subset_size, len(a), len(b))
     if size == len(a) == len(b):
-        return KernelDistance(float(poly_mmd(a.double(), b.double())), float("nan"), 1, size)
+        return KernelDistance(float(poly_mmd(a.double(), b.double())), float("nan"))
     generator = torch.Generator().manual_seed(seed)
     drawn = (
         [side[torch.randperm(len(side), generator=generator)[:size]].double() for side in (a, b)]
         for _ in range(subsets)
     )
     values = torch.stack([poly_mmd(x, y) for x, y in drawn])
-    return KernelDistance(float(values.mean()), float(values.std(correction=0)), subsets, size)
+    return KernelDistance(float(values.mean()), float(values.std(correction=0)))

@@ -40,7 +40,7 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """The measures of all images or of one class, NaN where they cannot be taken; rounds: bootstrap replicates done."""
+    """The measures of all images or of one class, NaN where they cannot be taken."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -59,15 +59,11 @@ class Row:
     score: Number = math.nan
     score_low: Number = math.nan
     score_high: Number = math.nan
-    rounds: int = 0
-    kid_subset: int = 0
 
 
 TITLES = {"name": "class", "distance": "Fréchet distance", "kid": "KID", "kid_std": "KID std"}
 COLUMNS = {
-    field.name: TITLES.get(field.name, field.name.replace("_", " "))
-    for field in fields(Row)
-    if field.name not in ("rounds", "kid_subset")
+    field.name: TITLES.get(field.name, field.name.replace("_", " ")) for field in fields(Row)
 }
 
 
@@ -138,7 +134,7 @@ def measure(
     mean, placed at the estimate and cut off at 0: how far the number would move with other images; for a distance that
     is all noise it is too wide. It does not undo the estimate's own bias, which is upwards and of the order of D / N:
     compare makers at equal numbers of images only. The shares of the classes vary in the replicates, too.
-    High dimensions get fewer rounds (`Row.rounds`, at least 20 if so many are asked), so that the time is bounded.
+    High dimensions get fewer rounds (at least 20 if so many are asked), so that the time is bounded.
     A class's score is near 1 if the classifier tells all its images as one class.
 
     Args:
@@ -184,7 +180,6 @@ def _row(
 ) -> Row:
     """All measures of these images; `budget` is of the bootstrap, see `bootstrap.affordable`."""
     distance = frechet_distance_from_features(made.values, real.values)
-    kernel = kernel_distance(made.values, real.values)
     images = len(real.values) + len(made.values)
     dimensions = bootstrap.span_dimensions(real.values, made.values)
     done = bootstrap.affordable(rounds, images, dimensions, budget)
@@ -204,12 +199,9 @@ def _row(
         distance,
         low,
         high,
-        kernel.mean,
-        kernel.std,
+        *kernel_distance(made.values, real.values),
         **prdc(real.values, made.values, k)._asdict(),
         **scored,
-        rounds=done,
-        kid_subset=kernel.subset_size,
     )
 
 

@@ -1,16 +1,14 @@
 """Classifiers by name; overrides are keywords of the architecture."""
 
-import difflib
 import inspect
 import re
-from collections.abc import Iterable
 from functools import cache
 
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from dfkd_lib.core import Registry, WorkbenchError
+from dfkd_lib.core import Registry, WorkbenchError, one_of
 from dfkd_lib.models.classifiers import VIT_MODELS
 from dfkd_lib.models.cnn import CNN_MODELS
 from dfkd_lib.models.dearkd import DEARKD_MODELS
@@ -39,18 +37,6 @@ def model_names() -> list[str]:
     return sorted(MODELS)
 
 
-def unknown_name(what: str, name: str, known: Iterable[str], expected: str = "") -> WorkbenchError:
-    """The error on a name that is none of the known ones, with those that are near it."""
-    known = list(dict.fromkeys(known))
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return WorkbenchError(
-        f"no such {what}",
-        got=name,
-        expected=expected or ", ".join(known),
-        fix=f"did you mean {', '.join(near)}?" if near else "choose one of the expected names",
-    )
-
-
 @cache
 def has_batch_norm(name: str) -> bool:
     """Whether a named classifier has batch norms, whose statistics makers of images can match; False for unknown names."""
@@ -62,9 +48,7 @@ def has_batch_norm(name: str) -> bool:
 
 def model_settings(name: str, overrides: dict) -> dict:
     """Every keyword of a named architecture with its value; WorkbenchError on an unknown name or override."""
-    if name not in MODELS:
-        raise unknown_name("model", name, model_names())
-    builder, own = MODELS[name]
+    builder, own = MODELS[one_of("model", name, model_names())]
     parameters = inspect.signature(builder).parameters.values()
     known = ["small_start", *(p.name for p in parameters)]
     unknown = set(overrides) - set(known)

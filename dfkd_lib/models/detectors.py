@@ -18,8 +18,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib.core import Registry, WorkbenchError, load_tensors
-from dfkd_lib.models.create import unknown_name
+from dfkd_lib.core import Registry, WorkbenchError, load_tensors, one_of
 from dfkd_lib.models.detector import Detector
 from dfkd_lib.models.hub import WeightsMissing, fetch
 from dfkd_lib.models.realtime import REALTIME, RealTime
@@ -170,8 +169,7 @@ def create_detector(
 
 def _check(name: str, num_labels: int, kinds: dict, classes: Sequence[str] | None) -> None:
     """WorkbenchError on what `create_detector` cannot be asked for."""
-    if name not in SPECS:
-        raise unknown_name("detector", name, detector_names())
+    one_of("detector", name, detector_names())
     if num_labels < 1 or (classes is not None and len(classes) != num_labels):
         raise WorkbenchError(
             "a detector needs a class" if num_labels < 1 else "the classes are not as many",

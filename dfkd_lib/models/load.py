@@ -11,16 +11,9 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib.core import WorkbenchError, is_number, load_tensors, resolve
+from dfkd_lib.core import WorkbenchError, is_number, load_tensors, one_of, resolve
 from dfkd_lib.models.convert import PICKLES, pickled
-from dfkd_lib.models.create import (
-    MODELS,
-    ODD,
-    create_model,
-    model_names,
-    model_settings,
-    unknown_name,
-)
+from dfkd_lib.models.create import MODELS, ODD, create_model, model_names, model_settings
 from dfkd_lib.models.hub import WANTED, WeightsMissing, fetch
 from dfkd_lib.models.images import expected_shape
 from dfkd_lib.models.pretrained import open_transformers
@@ -214,12 +207,12 @@ def _config(name: str):
     import timm
 
     if not timm.is_model(name):
-        raise unknown_name("model", name, [*timm.list_models(), *model_names()], WANTED)
+        one_of("model", name, [*timm.list_models(), *model_names()], WANTED)
     try:
         return timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     except RuntimeError:  # a known architecture, an unknown tag
         tags = timm.list_pretrained(f"{name.split('.')[0]}.*")
-        raise unknown_name("model", name, tags, WANTED) from None
+        one_of("model", name, tags, WANTED)
 
 
 def _pretrained(name: str, download: bool) -> Loaded:

@@ -4,26 +4,13 @@ import pytest
 import torch
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
-from dfkd_lib.attention import (
-    attention_probe,
-    attention_sites,
-    logits_and_probe,
-    outputs_and_probe,
-    prefix,
-)
+from dfkd_lib.attention import attention_probe, logits_and_probe, outputs_and_probe, prefix
 from dfkd_lib.attention.prefix import is_plain
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.models import create_model
 
-SMALL = {
-    "img_size": 28,
-    "patch_size": 7,
-    "in_chans": 1,
-    "num_classes": 10,
-    "embed_dim": 32,
-    "depth": 3,
-    "num_heads": 2,
-}
+SMALL = {"img_size": 28, "patch_size": 7, "in_chans": 1, "num_classes": 10}
+SMALL |= {"embed_dim": 32, "depth": 3, "num_heads": 2}
 
 
 def models():
@@ -57,6 +44,9 @@ def test_outputs_probe_and_gradients_are_those_of_the_whole_block(name, model, t
         (flat(output).square().sum() + (probe * torch.arange(probe.shape[1])).sum()).backward()
         found.append((flat(output), probe, [p.grad.clone() for p in model.parameters()]))
     assert is_plain(model)
+    output, none = outputs_and_probe(model, images, probe=False)
+    assert none is None
+    torch.testing.assert_close(flat(output), found[0][0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found[1][0], found[0][0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found[1][1], found[0][1], atol=1e-6, rtol=1e-5)
     for mine, whole in zip(found[1][2], found[0][2], strict=True):
@@ -67,19 +57,11 @@ def test_outputs_probe_and_gradients_are_those_of_the_whole_block(name, model, t
 def test_probes_of_chosen_blocks_are_those_of_each_alone(name):
     torch.manual_seed(0)
     model, images = create_model(name).eval(), torch.randn(3, 1, 28, 28)
-    last = len(attention_sites(model)) - 1
-    output, probes = outputs_and_probe(model, images, blocks=(-1, 0, last))
+    output, probes = outputs_and_probe(model, images, blocks=(-1, 0, 1))
     torch.testing.assert_close(output, model(images))
-    each = [attention_probe(model, images, block) for block in (-1, 0, -1)]
+    each = [attention_probe(model, images, block) for block in (-1, 0, 1)]
     torch.testing.assert_close(probes, torch.stack(each, 1))
     torch.testing.assert_close(outputs_and_probe(model, images, blocks=(0,))[1], each[1])
-
-
-def test_without_a_probe_there_is_none():
-    model, images = create_model("vit_mnist_smoke").eval(), torch.randn(2, 1, 28, 28)
-    output, probe = outputs_and_probe(model, images, probe=False)
-    assert probe is None
-    torch.testing.assert_close(output, model(images))
 
 
 @pytest.mark.parametrize(
@@ -99,23 +81,15 @@ def test_other_models_go_their_own_way(make):
     torch.testing.assert_close(outputs_and_probe(model, images, probe=False)[0], model(images))
 
 
-def test_a_watched_block_is_run_whole():
+@pytest.mark.parametrize("patches, tokens", [(None, 50), (torch.arange(6).expand(2, -1), 7)])
+def test_who_looks_into_the_last_block_sees_all_of_it(patches, tokens):
     model, images, seen = create_model("vit_mnist_smoke").eval(), torch.randn(2, 1, 28, 28), []
-    handle = model.blocks[-1].register_forward_hook(
-        lambda module, args, output: seen.append(output.shape)
-    )
-    outputs_and_probe(model, images)
-    handle.remove()
-    assert seen == [(2, 50, 16)] and is_plain(model)
-
-
-def test_mixed_precision_gives_float32_probes():
-    model = create_model("vit_mnist_smoke")
-    with torch.autocast("cpu", torch.bfloat16):
-        output, probe = outputs_and_probe(model, torch.randn(2, 1, 28, 28))
-    assert probe.dtype == torch.float32
-    assert output.dtype == torch.bfloat16
-    assert torch.isfinite(probe).all()
+    alone = outputs_and_probe(model, images, patches=patches)[0]
+    for part in (model.blocks[-1], model.blocks[-1].attn):
+        handle = part.register_forward_hook(lambda *given: seen.append(given[2].shape))
+        torch.testing.assert_close(outputs_and_probe(model, images, patches=patches)[0], alone)
+        handle.remove()
+    assert seen == [(2, tokens, 16)] * 2 and is_plain(model)
 
 
 def test_short_attention_in_bf16_is_two_products_and_equal_but_for_rounding(monkeypatch):
@@ -125,11 +99,12 @@ def test_short_attention_in_bf16_is_two_products_and_equal_but_for_rounding(monk
         block.register_forward_pre_hook(lambda block, _: seen.append(block.attn.fused_attn))
     exact = outputs_and_probe(model, images)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        found = outputs_and_probe(model, images)[0]
+        found, probe = outputs_and_probe(model, images)
         monkeypatch.setattr(prefix, "SHORT", 0)
         fused = outputs_and_probe(model, images)[0]
     assert seen == [True, True, False, False, True, True]
     assert all(block.attn.fused_attn for block in model.blocks)
+    assert (probe.dtype, found.dtype) == (torch.float32, torch.bfloat16)
     assert (found - exact).abs().max() < 2 * (fused - exact).abs().max() + 0.01 * exact.abs().max()
 
 
@@ -152,16 +127,6 @@ def test_some_patches_are_computed_as_if_the_others_were_not_there(name, model):
     torch.testing.assert_close(probe, in_order.gather(1, every), atol=1e-6, rtol=1e-5)
 
 
-def test_who_looks_into_the_last_block_of_some_patches_sees_all_of_them():
-    model, images, seen = create_model("vit_mnist_smoke").eval(), torch.randn(2, 1, 28, 28), []
-    chosen = torch.arange(6).expand(2, -1)
-    alone = outputs_and_probe(model, images, patches=chosen)[0]
-    handle = model.blocks[-1].attn.register_forward_hook(lambda *a: seen.append(a[2].shape))
-    torch.testing.assert_close(outputs_and_probe(model, images, patches=chosen)[0], alone)
-    handle.remove()
-    assert seen == [(2, 7, 16)]
-
-
 def test_some_patches_of_a_vit_with_other_blocks():
     model = VisionTransformer(**SMALL, block_fn=ParallelScalingBlock).eval()
     images, every = torch.randn(2, 1, 28, 28), torch.arange(16).expand(2, -1)
@@ -170,7 +135,6 @@ def test_some_patches_of_a_vit_with_other_blocks():
 
 
 def test_other_models_refuse_some_patches():
+    images, chosen = torch.zeros(1, 1, 28, 28), torch.zeros(1, 2, dtype=torch.long)
     with pytest.raises(WorkbenchError, match="plain vision transformer"):
-        outputs_and_probe(
-            create_model("cnn_small"), torch.zeros(1, 1, 28, 28), False, torch.zeros(1, 2).long()
-        )
+        outputs_and_probe(create_model("cnn_small"), images, False, chosen)

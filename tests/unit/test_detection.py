@@ -366,7 +366,7 @@ def test_queries_start_spread_over_the_scene():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"name": "detr_mikro"}, "did you mean detr_micro"),
+        ({"name": "detr_mikro"}, "did you mean 'detr_micro"),
         ({"num_labels": 0}, "num_labels"),
         ({"pretrained": True}, "no pretrained weights"),
         ({"pretrained": True, "backbone_weights": "x"}, "two kinds"),

@@ -125,7 +125,7 @@ def test_kernel_distance_by_hand():
     a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [2.0]])
     found = metrics.kernel_distance(a, b)
     assert found.mean == pytest.approx(1 + 27 - 2 * (1 + 1 + 8 + 27) / 4)
-    assert math.isnan(found.std) and (found.subsets, found.subset_size) == (1, 2)
+    assert math.isnan(found.std)
 
 
 def test_kernel_distance_of_equal_distributions_is_unbiased():
@@ -140,9 +140,9 @@ def test_kernel_distance_of_equal_distributions_is_unbiased():
     assert metrics.kernel_distance(a, b + 1).mean > 10 * values.std()
 
 
-def test_kernel_distance_says_its_subsets_and_keeps_its_seed():
+def test_kernel_distance_keeps_its_seed():
     a, b = torch.arange(200.0).sin().view(50, 4), torch.arange(320.0).cos().view(80, 4)
     found = metrics.kernel_distance(a, b, subsets=7)
-    assert (found.subsets, found.subset_size) == (7, 50) and found.std > 0
+    assert found.std > 0
     assert metrics.kernel_distance(a, b, subsets=7) == found
     assert metrics.kernel_distance(a, b, subsets=7, seed=1) != found

@@ -57,7 +57,7 @@ def test_each_row_is_what_the_single_measures_find():
         assert shares == metrics.prdc(a.values, b.values)
         assert row.score == pytest.approx(metrics.score(b.logits))
         assert (row.images, row.real_images) == (len(b.values), len(a.values))
-        assert row.low < row.distance < row.high and row.rounds == 5
+        assert row.low < row.distance < row.high
 
 
 def test_the_interval_holds_the_true_distance_about_as_often_as_it_says():

@@ -80,7 +80,7 @@ def test_same_seed_same_weights():
 @pytest.mark.parametrize(
     "name, overrides, words",
     [
-        ("vit_mnist_teachr", {}, "did you mean vit_mnist_teacher"),
+        ("vit_mnist_teachr", {}, "did you mean 'vit_mnist_teacher"),
         ("vit_mnist_small", {"patchsize": 4}, "no such setting"),
         ("vit_mnist_small", {"heads": 3}, "cannot be built"),
         ("vit_mnist_small", {"img_size": 30}, "cannot be built"),

@@ -203,18 +203,6 @@ def test_a_loss_that_cannot_be_had_is_refused_before_training(
 
 
 @pytest.mark.parametrize(
-    "weights, student, teacher",
-    [
-        ({"patch": 0, "hard": 1, "soft": 1, "early": 1}, "dearkd_small", "cnn_small"),
-        ({"hard": 1}, "deit_small_28", "vit_mnist_smoke"),
-    ],
-)
-def test_possible_losses_are_not_refused(images, weights, student, teacher):
-    models = create_model(student), create_model(teacher)
-    assert distill.check_losses(KDWeights(**weights), *models, images) is None
-
-
-@pytest.mark.parametrize(
     "augmentation, stays",
     [
         (Augmentation(), True),
