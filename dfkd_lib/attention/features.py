@@ -98,12 +98,10 @@ class NearestPatches(NamedTuple):
 
     Args:
         place: int64 (N,), which it is.
-        similarity: float32 (N,), the cosine of their features, in [-1, 1].
         mutual: bool (N,), whether each is the other's most similar.
     """
 
     place: Tensor
-    similarity: Tensor
     mutual: Tensor
 
 
@@ -128,6 +126,5 @@ def nearest_patches(features: Tensor, others: Tensor) -> NearestPatches:
             fix="give the features of single images from the same model",
         )
     cosines = normalize(features.float(), dim=1) @ normalize(others.float(), dim=1).T
-    similarity, place = cosines.max(1)
-    back = cosines.argmax(0)
-    return NearestPatches(place, similarity, back[place] == torch.arange(len(place)).to(place))
+    place, back = cosines.argmax(1), cosines.argmax(0)
+    return NearestPatches(place, back[place] == torch.arange(len(place)).to(place))

@@ -68,12 +68,8 @@ def coco_evaluation(
     ious: Sequence[float] | None = None,
     by_size: bool = False,
 ):
-    """pycocotools' own COCOeval of these detections, matched and accumulated.
-
-    Args:
-        ious: IoUs to match at; None: COCO's ten.
-        by_size: with area ranges of SIZES after the one of all objects.
-    """
+    """pycocotools' own COCOeval of these detections, matched at some IoUs (None: COCO's ten) and accumulated; by size, with
+    area ranges of SIZES after the one of all objects."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 

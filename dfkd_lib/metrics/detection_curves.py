@@ -19,12 +19,10 @@ class Curve(NamedTuple):
     Args:
         recall: 0, 0.01 ... 1.
         precision: the best that is had at this recall or more, 0 beyond the last detection.
-        scores: of the detection that reaches this recall, 0 beyond the last; NaN for a mean, which has no one score.
     """
 
     recall: np.ndarray
     precision: np.ndarray
-    scores: np.ndarray
 
 
 class Matches(NamedTuple):
@@ -53,15 +51,15 @@ def precision_recall_curves(
     """
     evaluation = coco_evaluation(scenes, scores, boxes, [iou])
     recall = np.asarray(evaluation.params.recThrs)
-    precision, at = (evaluation.eval[name][0, :, :, 0, 0] for name in ("precision", "scores"))
+    precision = evaluation.eval["precision"][0, :, :, 0, 0]
     curves = {
-        name: Curve(recall, precision[:, k], at[:, k])
+        name: Curve(recall, precision[:, k])
         for k, name in enumerate(scenes.classes)
         if precision[0, k] > -1
     }
     if curves:
         mean = np.mean([curve.precision for curve in curves.values()], axis=0)
-        curves[MEAN] = Curve(recall, mean, np.full_like(recall, np.nan))
+        curves[MEAN] = Curve(recall, mean)
     return curves
 
 

@@ -46,12 +46,8 @@ def collapse_doubts(
     duplicates: Nearness,
     copies: Nearness,
 ) -> list[str]:
-    """What to say of classes that the classifier hardly finds, of images made again and again, and of copies.
-
-    Args:
-        real_labels: int64 (N,).
-        logits: of the made images (M, K), or None.
-    """
+    """What to say of classes that the classifier hardly finds, of images made again and again, and of copies; real labels
+    int64 (N,), logits of made images (M, K) or None."""
     doubts = []
     if logits is not None:
         found = logits.argmax(1).bincount(minlength=num_classes)

@@ -85,17 +85,11 @@ def as_numbers(tensors: dict, state: dict, where) -> dict:
 
 
 def unwrapped(tensors: dict, own: str, where) -> tuple[dict, list[str]]:
-    """The tensors by the model's own names, without what compilers, wrappers and training loops put before them.
+    """The tensors by the model's own names, without what compilers, wrappers and training loops put before them, and the
+    names of those left out; WorkbenchError if several models are in the checkpoint.
 
-    Args:
-        own: a weight that the model has under this very name. What stands before it in a checkpoint is taken off, and
-            what does not begin with it (a loss's weights, an optimizer's) is left out.
-
-    Returns:
-        The tensors, and the names of those left out.
-
-    Raises:
-        WorkbenchError: if several models are in the checkpoint.
+    What stands before `own`, a weight that the model has under this very name, is taken off all; what does not begin so (a
+    loss's weights, an optimizer's) is left out.
     """
     for name in INSERTED:  # also within a name, where one block alone was wrapped
         tensors = {key.replace(f"{name}.", ""): value for key, value in tensors.items()}

@@ -47,20 +47,6 @@ def test_curves_and_areas_are_those_computed_by_hand(order):
     assert found.shares.tolist() == [0, 0.25, 0.5, 0.75, 1]
 
 
-def test_the_right_order_has_the_least_deletion_and_the_most_insertion_of_all():
-    images, areas = torch.ones(1, 1, 8, 8), {}
-    for order in torch.cartesian_prod(*[torch.arange(4)] * 4).tolist():
-        if len(set(order)) == 4:
-            maps = torch.zeros(1, 4)
-            maps[:, order] = torch.tensor([4.0, 3.0, 2.0, 1.0])
-            how = {"steps": 4, "blank": 0.0}
-            found = attention.insertion_deletion(Sum(WEIGHTS), images, maps, 0, **how)
-            areas[tuple(order)] = found.deletion_area.item(), found.insertion_area.item()
-    best = areas[0, 1, 2, 3]
-    assert best[0] == min(a for a, _ in areas.values())
-    assert best[1] == max(b for _, b in areas.values())
-
-
 def test_the_predicted_class_is_followed_and_the_ends_are_the_images_themselves():
     torch.manual_seed(0)
     model, images = create_model("vit_mnist_smoke").eval(), torch.randn(3, 1, 28, 28)

@@ -2,12 +2,11 @@
 
 import json
 import math
-import re
 
 import pytest
 import torch
 
-from dfkd_lib import metrics, training
+from dfkd_lib import metrics
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.metrics import bootstrap
 
@@ -207,35 +206,3 @@ def test_what_cannot_be_measured_is_refused(change, message):
         metrics.measure(sample(60, 0), change(sample(60, 1)), CLASSES, rounds=0)
     with pytest.raises(WorkbenchError, match=message):
         metrics.measure(change(sample(60, 0)), sample(60, 1), CLASSES, rounds=0)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    """Features of 2,400 MNIST test images through the shipped teacher."""
-    from dfkd_lib import datasets
-    from dfkd_lib.core.artifacts import Store
-
-    test = datasets.load_images("mnist", "test")
-    teacher = training.load_trained(training.shipped_teacher(Store(), "vit_mnist_small", test))
-    values, logits = metrics.features_and_logits(teacher, test.images[:2400])
-    return metrics.Features(values, test.labels[:2400], logits, "teacher")
-
-
-def test_real_digits_against_real_digits(digits):
-    even, odd = chosen(digits, slice(0, None, 2)), chosen(digits, slice(1, None, 2))
-    found = metrics.measure(even, odd, 10, rounds=0)
-    whole = found.rows[0]
-    spread = even.values.double().var(0).sum().item()
-    assert whole.distance < 0.02 * spread and whole.coverage > 0.9 and whole.precision > 0.9
-    # 1,200 images leave a class fewer than 128 dimensions.
-    assert [w.startswith("Fewer images than the 128") for w in found.warnings] == [True]
-    assert "all" not in found.warnings[0].partition(".")[0]
-
-
-def test_one_digit_alone_and_copies_of_real_digits_are_reported(digits):
-    even = chosen(digits, slice(0, None, 2))
-    threes = metrics.measure(even, chosen(digits, digits.labels == 3), 10, rounds=0)
-    (lost,) = [w for w in threes.warnings if "lost these modes" in w]
-    assert re.findall(r"class (\d)", lost) == list("01246789")
-    copies = metrics.measure(even, chosen(even, slice(0, 600)), 10, rounds=0)
-    assert any("memorised" in w and "100.0% of 600" in w for w in copies.warnings)

@@ -50,10 +50,11 @@ def test_impossible_distillation(classes, temperature, words):
         losses.kd_loss(torch.zeros(1, 2), torch.zeros(1, classes), temperature)
 
 
-def test_attention_consistency_by_hand():
+def test_cosines_of_probes_by_hand():
     probe, wanted = torch.tensor([[1.0, 0.0], [3.0, 4.0]]), torch.tensor([[0.0, 1.0], [3.0, 4.0]])
-    assert losses.attention_consistency_loss(probe, wanted).item() == pytest.approx(0.5)
-    assert losses.attention_consistency_loss(probe, probe * 7).item() == pytest.approx(0, abs=1e-6)
+    for loss in (losses.attention_consistency_loss, losses.patch_probe_loss):
+        assert loss(probe, wanted).item() == pytest.approx(0.5)
+        assert loss(probe, probe * 7).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_patch_probe_loss_over_different_grids():

@@ -52,11 +52,7 @@ def test_the_distillation_token_is_the_last_and_its_head_reads_it():
     assert torch.equal(before[0], after[0]) and not torch.allclose(before[1], after[1])
 
 
-def test_small_cnn_is_small():
-    assert count_parameters(create_model("cnn_small")) <= 300_000
-
-
-@pytest.mark.parametrize("name", ["titn_small", "titn_small_large_patch", "deit_small_28"])
+@pytest.mark.parametrize("name", ["titn_small_large_patch", "deit_small_28", "dearkd_small"])
 def test_two_heads_in_training_and_their_mean_in_evaluation(name):
     torch.manual_seed(0)
     model, images = create_model(name), torch.randn(2, 1, 28, 28)
@@ -77,18 +73,8 @@ def test_inner_attention_stays_within_its_patch():
     images = torch.zeros(1, 1, 28, 28)
     changed = images.clone()
     changed[0, 0, 8, 15] = 1.0  # row 1, column 2 of the 4x4 patches
-    moved = (model.forward_features(changed) - model.forward_features(images)).abs().sum(-1)[
-        0
-    ] > 1e-6
-    assert moved.nonzero().flatten().tolist() == [1 + 1 * 4 + 2]  # token 0 is the class token
-
-
-@pytest.mark.parametrize(
-    "name, size", [("titn", 30), ("vit_tiny_32", 30), ("vgg16_bn", 28), ("cnn_small", 2)]
-)
-def test_images_that_do_not_fit_are_refused(name, size):
-    with pytest.raises(WorkbenchError):
-        create_model(name, img_size=size)
+    apart = (model.forward_features(changed) - model.forward_features(images)).abs().sum(-1)
+    assert (apart[0] > 1e-6).nonzero().flatten().tolist() == [1 + 1 * 4 + 2]  # 0: the class token
 
 
 @pytest.mark.parametrize("name", ["titn_small", "tnt_small", "deit_small_28", "vit_small_28"])
