@@ -1,7 +1,6 @@
 """Attention probes: where the class token looks, for one image and for a class (A eq. 1, 2)."""
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,11 +20,6 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 def reduce_heads(rows: Tensor) -> Tensor:
     """The class token's attention on the patches, (B, heads, N), as a probe (B, N): the mean over heads (A eq. 1)."""
     return rows.mean(1)
-
-
-def one_head(rows: Tensor, head: int) -> Tensor:
-    """The same of a single head, from the end if negative; WorkbenchError if there is no such head."""
-    return rows[:, pick(head, rows.shape[1], "head")]
 
 
 def on_patches(model: nn.Module, attention: Tensor, images: Tensor) -> Tensor:
@@ -78,12 +72,9 @@ def whole_maps(model: nn.Module, found: dict[int, Tensor], images: Tensor) -> li
     return alike(model, found.values())
 
 
-def probe_from_rows(
-    model: nn.Module, rows: Tensor, images: Tensor, head: int | None = None
-) -> Tensor:
-    """A token's rows (B, heads, T) → probes (B, N): patches only, heads averaged unless one is asked for."""
-    rows = reduce_heads(rows) if head is None else one_head(rows, head)
-    return on_patches(model, rows, images)
+def probe_from_rows(model: nn.Module, rows: Tensor, images: Tensor) -> Tensor:
+    """A token's rows (B, heads, T) → probes (B, N): patches only, heads averaged."""
+    return on_patches(model, reduce_heads(rows), images)
 
 
 def usual_token(model: nn.Module) -> str:
@@ -146,12 +137,11 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def logits_and_probe(model: nn.Module, images: Tensor, block: int = -1, head: int | None = None):
-    """One forward pass giving both: whatever the model returns, and its attention probe (B, N)."""
-    token = class_token(model)
-    with capture_attention(model, (block,), token) as rows:
+def logits_and_probe(model: nn.Module, images: Tensor):
+    """One forward pass giving both: whatever the model returns, and its last block's attention probe (B, N)."""
+    with capture_attention(model, (-1,), class_token(model)) as rows:
         output = model(images)
-    return output, probe_from_rows(model, rows[block], images, head)
+    return output, probe_from_rows(model, rows[-1], images)
 
 
 def attention_probe(
@@ -177,7 +167,7 @@ def attention_probe(
         WorkbenchError: for a model without attention or that token, a block or head out of range, a block of windows.
     """
     (rows,) = _rows(model, images, (block,), token)
-    return reduce_heads(rows) if head is None else one_head(rows, head)
+    return reduce_heads(rows) if head is None else rows[:, pick(head, rows.shape[1], "head")]
 
 
 def attention_probes(model: nn.Module, images: Tensor, token: str | int = "class") -> Tensor:
@@ -313,13 +303,7 @@ def in_batches(images: Tensor, labels: Tensor, batch_size: int = 256) -> Batches
 
 
 def class_attention_probe(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    block: int = -1,
-    head: int | None = None,
-    batch_size: int = 256,
+    model: nn.Module, images: Tensor, labels: Tensor, num_classes: int
 ) -> Tensor:
     """The mean attention probe of each class (A eq. 2): (K, N) float32; see `class_probe_statistics`.
 
@@ -328,6 +312,4 @@ def class_attention_probe(
         labels: int64 (M,).
         num_classes: K.
     """
-    probe = reduce_heads if head is None else partial(one_head, head=head)
-    batches = in_batches(images, labels, batch_size)
-    return class_probe_statistics(model, batches, num_classes, block, probe).mean
+    return class_probe_statistics(model, in_batches(images, labels), num_classes).mean

@@ -120,18 +120,16 @@ def _nearness(made: Tensor, real: Tensor) -> Nearness:
     return Nearness(ratio, (made <= threshold).double().mean().item(), threshold, len(made))
 
 
-def memorisation(made: Tensor, seen: Tensor, held_out: Tensor | None = None) -> Nearness:
-    """Whether made images (N, D) lie nearer to the real ones their maker has seen (M, D) than other real ones do.
+def memorisation(made: Tensor, seen: Tensor) -> Nearness:
+    """Whether made images (N, D) lie nearer to the real ones their maker has seen (M, D) than these do to each other.
 
-    The distances to compare with are those of held-out real features to the seen ones, or, without them, each seen
-    image's to its nearest other. Copies have a ratio near 0 and a share near 1. A maker of few, typical images
-    also comes near: look at the neighbours before calling it copying.
+    Copies have a ratio near 0 and a share near 1. A maker of few, typical images also comes near: look at the neighbours
+    before calling it copying.
 
     Raises:
         WorkbenchError: with too few images, on dimensions that differ or values that are not finite.
     """
-    other = seen if held_out is None else held_out
-    real, _ = nearest(other, seen, leave_one_out=held_out is None)
+    real, _ = nearest(seen, seen, leave_one_out=True)
     return _nearness(nearest(made, seen)[0].flatten(), real.flatten())
 
 

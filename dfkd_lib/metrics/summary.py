@@ -124,7 +124,6 @@ def measure(
     rounds: int = 100,
     seed: int = 0,
     k: int = 5,
-    seen: Features | None = None,
 ) -> Measures:
     """Every measure of made images against real ones, overall and for each of `num_classes` classes.
 
@@ -140,16 +139,13 @@ def measure(
     Args:
         rounds: bootstrap replicates; 0 gives no intervals.
         k: neighbours of precision, recall, density and coverage.
-        seen: the real images that the maker was trained on, where `real` are others; copies are searched
-            among these.
 
     Raises:
         WorkbenchError: on different feature spaces or dimensions, NaN, labels or logits that do not fit, no more than
             k images on a side. A class with no more than k images gives NaN and a warning instead.
     """
-    for name, side in (("real", real), ("made", made), ("seen in training", seen)):
-        if side is not None:
-            _check(f"images {name}", side, made.space, num_classes)
+    for name, side in (("real", real), ("made", made)):
+        _check(f"images {name}", side, made.space, num_classes)
     generator = torch.Generator().manual_seed(seed)
     rows = [_row("all", real, made, rounds, generator, k, BUDGET)]
     for label in range(num_classes):
@@ -159,10 +155,7 @@ def measure(
         else:
             rows.append(_row(str(label), mine, theirs, rounds, generator, k, BUDGET / num_classes))
     duplicates = near_duplicates(made.values, real.values, seed=seed)
-    if seen is None:
-        copies = memorisation(made.values, real.values)
-    else:
-        copies = memorisation(made.values, seen.values, real.values)
+    copies = memorisation(made.values, real.values)
     dimensions = made.values.shape[1]
     warnings = size_doubts([(row.name, row.images, row.real_images) for row in rows], dimensions, k)
     warnings += collapse_doubts(real.labels, made.logits, num_classes, duplicates, copies)
