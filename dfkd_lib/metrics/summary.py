@@ -185,6 +185,7 @@ def _row(
         scored["score_low"], scored["score_high"] = bootstrap.spread_interval(
             scored["score"], replicates, 1.0, float(made.logits.shape[1])
         )
+    kernel = kernel_distance(made.values, real.values)
     return Row(
         name,
         len(made.values),
@@ -192,7 +193,8 @@ def _row(
         distance,
         low,
         high,
-        *kernel_distance(made.values, real.values),
+        kernel.mean,
+        kernel.std,
         **prdc(real.values, made.values, k)._asdict(),
         **scored,
     )
