@@ -116,10 +116,13 @@ class _Walk(Walk):
 
     def token(self, value: Any, where: str, mode: str) -> str:
         """A value as text; what it holds of code is reached. "" in the modes that skip it."""
-        if isinstance(value, PLAIN):  # what there is most of comes first
+        kind = type(value)
+        if kind in PLAIN or isinstance(value, PLAIN):  # what there is most of comes first
             return "" if mode == _CODE else repr(value)
-        if type(value) is FunctionType:
+        if kind is FunctionType:
             return self.function(value)
+        if kind in CONTAINERS:
+            return self.within(value, where, mode)
         if isinstance(value, type):
             return self.kind(value)
         if isinstance(value, BuiltinFunctionType):
@@ -136,6 +139,10 @@ class _Walk(Walk):
             return value.__name__ if not reach.followed(value.__name__) else ""
         if isinstance(value, Registry):
             return "registry"
+        return self.within(value, where, mode)
+
+    def within(self, value: Any, where: str, mode: str) -> str:
+        """The token of what may hold itself."""
         if id(value) in self.inside:
             return "itself"
         self.inside.append(id(value))
@@ -234,21 +241,39 @@ class _Walk(Walk):
 
     def read_function(self, function: FunctionType, parts: tuple, stage: bool) -> None:
         """A function as a node; `parts` are its owner, and what its key needs kept alive."""
-        owner, name, record = parts[0], function.__qualname__, record_of(function)
-        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items())
-        mode = _FULL
-        if reach.in_library(function.__module__):
-            mode = _LIBRARY
-            self.node.fixed &= function.__code__.co_freevars in ((), ("__class__",))
-        else:
+        node, read = (
+            self.node,
+            partial(_Walk.read_code, function=function, parts=parts, stage=stage),
+        )
+        if not _closed_over(function):
+            read(self)
+            tokens = node.tokens
+        else:  # all but what the closure holds is read once for all functions of this code
+            key = ("code", stage, id(function.__globals__), *map(id, parts))
+            node.fixed, node.reached[key] = False, read
+            tokens = list(self.read(key, read).tokens)
+            self.node = node
+            for place, chain in enumerate(record_of(function).names, 2):
+                if tokens[place] is None:
+                    tokens[place] = self.name(function, chain, _mode(function), stage)
+        node.lines.add(f"{function.__qualname__}\t{digest(tokens)}")
+
+    def read_code(self, function: FunctionType, parts: tuple, stage: bool) -> None:
+        """All that a function uses but what its closure holds, as a node."""
+        record, mode, held = record_of(function), _mode(function), _closed_over(function)
+        self.node.alive = parts
+        if mode == _FULL:
             self.node.fixed = False
             self.functions.append(function)
         self.space(function.__globals__, function.__globals__.values())
-        texts = [record.text, self.token(defaults, name, mode) if defaults else "tuple[]"]
-        texts += [self.name(function, chain, mode, stage) for chain in record.names]
-        if owner is not None:
-            self.members(owner, record, mode)
-        self.node.lines.add(f"{name}\t{digest(texts)}")
+        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items())
+        given = self.token(defaults, function.__qualname__, mode) if defaults else "tuple[]"
+        self.node.tokens = [record.text, given]
+        for chain in record.names:
+            closed = not chain[0] and chain[1] in held
+            self.node.tokens.append(None if closed else self.name(function, chain, mode, stage))
+        if parts[0] is not None:
+            self.members(parts[0], record, mode)
 
     def name(self, function: FunctionType, chain: list[str], mode: str, stage: bool) -> str:
         """The token of a name that a function uses, with the attributes behind it."""
@@ -262,6 +287,11 @@ class _Walk(Walk):
                 found, closed = reach.look_up(function, attributes.pop(0))
             except LookupError:
                 return f"undefined {chain[1]}"
+            kind = type(found)
+            if kind is FunctionType and not attributes:  # what there is most of comes first
+                return self.function(found)
+            if kind is ModuleType and attributes and not reach.followed(found.__name__):
+                return reach.outside(found.__name__, *attributes)
             if stage and closed:  # a stage's settings hold what its closure does
                 mode = _CODE
             elif stage and not isinstance(found, (*PLAIN, ModuleType)):
@@ -284,20 +314,20 @@ class _Walk(Walk):
             kind = found if isinstance(found, type) else type(found)
             if not reach.followed(kind.__module__) or reach.is_module(found):
                 break
+            values = {} if kind is found else reach.state_of(found)
+            if attributes[0] in values:
+                self.node.fixed &= reach.frozen(found)
+                found = values[attributes.pop(0)]
+                continue
             member = self.member(kind, attributes[0], None)
             function = reach.function_of(member)
             if function is not None:
                 state = "" if kind is found else self.state(found, where, mode)
                 return self.function(function, kind) + state
-            values = {} if kind is found else reach.state_of(found)
-            if attributes[0] in values:
-                self.node.fixed &= reach.frozen(found)
-                found = values[attributes.pop(0)]
-            elif isinstance(member, (*PLAIN, tuple, list, dict)):
-                attributes.pop(0)
-                found = member
-            else:
+            if not isinstance(member, (*PLAIN, tuple, list, dict)):
                 break
+            attributes.pop(0)
+            found = member
         value = self.token(found, where, mode)
         if attributes:
             value = ".".join([value, *attributes])
@@ -391,6 +421,16 @@ class _Walk(Walk):
         if values:
             texts = [f"{k} {self.token(v, label, _LIBRARY)}" for k, v in values.items()]
             self.node.lines.add(f"{label}\t{digest(texts)}")
+
+
+def _closed_over(function: FunctionType) -> set[str]:
+    """The names that a function's closure holds, but for the class that `super` means."""
+    return {*function.__code__.co_freevars} - {"__class__"}
+
+
+def _mode(function: FunctionType) -> str:
+    """How the values count that a function uses."""
+    return _LIBRARY if reach.in_library(function.__module__) else _FULL
 
 
 def _own_wrapper(function: object) -> bool:

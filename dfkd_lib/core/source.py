@@ -16,6 +16,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 from dfkd_lib.core.errors import WorkbenchError
 
 RECHECK = 1.0  # seconds in which the files are not asked again whether they have changed
+CLOCK = 2.0  # seconds by which the start of a process may be wrong
 DROPPED = ("annotation", "returns", "type_comment", "kind", "type_params", "ctx", "type_ignores")
 MESSAGES = ("print", "warn")  # a call of these as a statement shows something and returns nothing
 FIELD = ("default", "default_factory")  # of pydantic's Field: help and ranges change no value
@@ -36,15 +38,12 @@ class Record(NamedTuple):
         text: digest of its normalised source. names: each outer name with the attributes that follow it, as
             ["", "losses", "kd_loss"]; of a name imported inside, the first is "module:name".
         own: attributes used of its first parameter. whole: whether that parameter is used in any other way.
-        signature: checksum of its bytecode. line: its first line.
     """
 
     text: str
     names: list[list[str]]
     own: list[str]
     whole: bool
-    signature: int
-    line: int
 
 
 def digest(texts: Sequence[str]) -> str:
@@ -263,60 +262,46 @@ def code_objects(code: CodeType) -> Iterator[CodeType]:
             yield from code_objects(constant)
 
 
-def read_text(text: str, cell: bool = False) -> dict[str, list[Record]]:
-    """{qualified name: records} of every function of a source text; SyntaxError if it is none.
-
-    Args:
-        cell: whether it is a notebook's, whose kernel compiles statement by statement: Python calls `module.function` by
-            other bytecode where it has not seen the import.
-    """
-    tree = ast.parse(text)
-    own = [node for node in tree.body if any(isinstance(n, FUNCTIONS) for n in ast.walk(node))]
-    units = [tree, *(ast.Module([node], []) for node in own if cell)]
-    places: dict[tuple[int, str], list[CodeType]] = {}
-    for unit in units:
-        # As a notebook's cell is compiled, which may await at its top.
-        whole = compile(unit, "", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-        for code in code_objects(whole):
-            places.setdefault((code.co_firstlineno, code.co_name), []).append(code)
-    found: dict[str, list[Record]] = {}
-    for node in ast.walk(tree):
-        if not isinstance(node, FUNCTIONS):
-            continue
-        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-        codes = places.get((first, getattr(node, "name", "<lambda>")), [])
+def read_text(text: str) -> dict[str, Record]:
+    """{place: record} of every function of a source text; SyntaxError if it is none."""
+    found = {}
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Lambda):
-            codes = [code for code in codes if _is_of(code, node.body)]
-        if not codes:
+            body = node.body
+            ends = (body.lineno, body.col_offset), (body.end_lineno, body.end_col_offset)
+            place = f"{ends[0]} {ends[1]}"
+        elif isinstance(node, FUNCTIONS):
+            first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+            place = f"{node.name} {first}"
+        else:
             continue
         read = Normaliser(node)
-        for code in codes:
-            record = Record(
-                digest([read.text]), read.names, read.own, read.whole, signature(code), first
-            )
-            found.setdefault(code.co_qualname, []).append(record)
+        found[place] = Record(digest([read.text]), read.names, read.own, read.whole)
     return found
 
 
-def _is_of(code: CodeType, body: ast.expr) -> bool:
-    """Whether a lambda's code is that of this body: several may stand in one line, or inside one another.
+def place_of(code: CodeType) -> str:
+    """Where a function stands in its source: its name and first line; of a lambda the ends of its body.
 
-    Its first instruction begins where the body does and its last ends there; a single one need not span it, as a method's
-    call over several lines begins in the line of the method's name.
+    Several lambdas may stand in one line, or inside one another. The first instruction of one begins where its body does
+    and the last ends there; a single one need not span it, as a method's call over several lines begins in the line of the
+    method's name.
     """
-    begins: list[tuple[int, int]] = []
-    ends: list[tuple[int, int]] = []
-    for line, last, column, right in code.co_positions():
-        if line and last and right and column is not None:  # others stand for no source: RESUME
-            begins.append((line, column))
-            ends.append((last, right))
-    begin, end = min(begins, default=None), max(ends, default=None)
-    return begin == (body.lineno, body.col_offset) and end == (body.end_lineno, body.end_col_offset)
+    if code.co_name != "<lambda>":
+        return f"{code.co_name} {code.co_firstlineno}"
+    spans = [
+        ((line, column), (last, right))
+        for line, last, column, right in code.co_positions()
+        if line and last and right and column is not None  # others stand for no source: RESUME
+    ]
+    begin = min((begin for begin, _ in spans), default=None)
+    return f"{begin} {max((end for _, end in spans), default=None)}"
 
 
 def remember(name: str, text: str) -> str:
     """Register the source of a notebook's cell, as a kernel does, so that its functions have one; returns `name`."""
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    _files.pop(name, None)
     return name
 
 
@@ -351,80 +336,79 @@ def record_of(function: FunctionType) -> Record:
     """
     code = function.__code__
     if id(code) not in _codes:
-        _codes[id(code)] = (code, _find(function))
+        _codes[id(code)] = (code, _find(code))
     return _codes[id(code)][1]
 
 
-def _find(function: FunctionType) -> Record:
-    code = function.__code__
-    wanted = signature(code)
-    for anew in (False, True):
-        records = _read(code.co_filename, anew)
-        if records is None:
-            return _of_bytecode(code)
-        known = [Record(*one) for one in records.get(code.co_qualname, [])]
-        for record in known:
-            if record.signature == wanted:
-                return record
-    loader = getattr(
-        getattr(sys.modules.get(function.__module__), "__spec__", None), "loader", None
-    )
-    if loader is not None and type(loader).__name__ not in ("SourceFileLoader", "zipimporter"):
-        for record in known:  # pytest rewrites asserts: the bytecode is not that of the source
-            if record.line == code.co_firstlineno:
-                return record
-    raise WorkbenchError(
-        "code has changed since it was loaded, so that what it makes would get a wrong key",
-        got=code.co_qualname,
-        where=code.co_filename,
-        fix="restart the kernel (or the process), which loads it as it is now",
-    )
+def _find(code: CodeType) -> Record:
+    name, state = code.co_filename, _state(code.co_filename)
+    if name not in _files or _files[name][0] != state:
+        _files[name] = (state, _records(name, state))
+    records = _files[name][1]
+    if records is None:
+        return _of_bytecode(code)
+    place: str | None = place_of(code)
+    if state is not None and state[-1] > _began():
+        # It may have been loaded as it was before.
+        place = _places(name, state[-1]).get((code.co_qualname, signature(code)))
+    if place not in records:
+        raise WorkbenchError(
+            "code has changed since it was loaded, so that what it makes would get a wrong key",
+            got=code.co_qualname,
+            where=name,
+            fix="restart the kernel (or the process), which loads it as it is now",
+        )
+    return Record(*records[place])
+
+
+@cache
+def _places(name: str, changed: int) -> dict[tuple[str, int], str]:
+    """Where each function stands in a file as it is now, by its name and what it does."""
+    now = compile(Path(name).read_text(), name, "exec", dont_inherit=True)
+    return {(one.co_qualname, signature(one)): place_of(one) for one in code_objects(now)}
+
+
+@cache
+def _began() -> int:
+    """When this process began, in nanoseconds: no file that has not changed since can be another than was loaded."""
+    import psutil
+
+    return int((psutil.Process().create_time() - CLOCK) * 1e9)
 
 
 def _of_bytecode(code: CodeType) -> Record:
     names = {name for one in code_objects(code) for name in (*one.co_names, *one.co_freevars)}
     text = f"bytecode {sys.version_info[:2]} {signature(code)}"
-    return Record(digest([text]), [["", name] for name in sorted(names)], [], True, 0, 0)
+    return Record(digest([text]), [["", name] for name in sorted(names)], [], True)
 
 
 def _state(name: str) -> list[int] | None:
-    """What tells a file from its next version; None of a notebook's cell, which has none."""
+    """What tells a file from its next version, last when it changed; None of a notebook's cell, which has none."""
     try:
         found = os.stat(name)
     except OSError:
         return None
-    return [found.st_mtime_ns, found.st_size]
+    return [found.st_mtime_ns, found.st_size, found.st_ctime_ns]
 
 
-def _read(name: str, anew: bool) -> dict | None:
-    """The records of a file or cell; None if there is no source."""
-    if name not in _files or anew:
-        state = _state(name)
-        records = None
-        with suppress(OSError, SyntaxError, ValueError):
-            if state is not None:
-                records = _read_file(name, state)
-            else:
-                text = "".join(linecache.getlines(name))
-                records = read_text(text, cell=True) if text else None
-        _files[name] = (state, records)
-    return _files[name][1]
-
-
-def _read_file(name: str, state: list[int]) -> dict:
-    """The records of a file, from the cache on disk where that is of this state of it."""
-    by = [*state, *_STATE]
-    cache = importlib.util.cache_from_source(name).removesuffix("pyc") + "json"
-    with suppress(OSError, ValueError, KeyError, TypeError), open(cache, "rb") as file:
-        saved = json.load(file)
-        if saved["by"] == by:
-            return saved["records"]
-    records = read_text(Path(name).read_text())
-    temporary = f"{cache}.{os.getpid()}.tmp"
-    with suppress(OSError):  # whoever cannot write it does without
-        os.makedirs(os.path.dirname(cache), exist_ok=True)
+def _records(name: str, state: list[int] | None) -> dict | None:
+    """The records of a cell, or of a file, from the cache on disk where that is of this state of it; None without source."""
+    by = [*(state or ()), *_STATE]
+    kept = importlib.util.cache_from_source(name).removesuffix("pyc") + "json"
+    records = None
+    with suppress(OSError, SyntaxError, ValueError):
+        if state is None:
+            text = "".join(linecache.getlines(name))
+            return read_text(text) if text else None
+        with suppress(OSError, ValueError, KeyError, TypeError), open(kept, "rb") as file:
+            saved = json.load(file)
+            if saved["by"] == by:
+                return saved["records"]
+        records = read_text(Path(name).read_text())
+        os.makedirs(os.path.dirname(kept), exist_ok=True)
+        temporary = f"{kept}.{os.getpid()}.tmp"
         Path(temporary).write_text(json.dumps({"by": by, "records": records}))
-        os.replace(temporary, cache)
+        os.replace(temporary, kept)
     return records
 
 

@@ -59,11 +59,7 @@ class Inline:
 
     def __init__(self, receive: Callable[[str, dict], None]):
         self.receive, self.run = receive, f"dfkd-{secrets.token_hex(4)}"
-        self.seen: dict[str, Worker] = {}
         self._pool = ThreadPoolExecutor(1)
-
-    def workers(self) -> list[Worker]:
-        return []
 
     def needs(self, memory: float = 0.0, gpu: bool = True, threads: int | None = None) -> Needs:
         """The whole of this process, its GPUs too: threads 0 stands for as many as it has."""
@@ -109,7 +105,6 @@ class Cluster:
     ):
         self.client, self.limit, self.dashboard = client, limit, dashboard
         self.run = f"dfkd-{secrets.token_hex(4)}"
-        self.seen: dict[str, Worker] = {}  # all that have ever been there
         self._order, self._threads = itertools.count(), None
         self._last: list[Worker] = []
         self._asked: Needs | None = None
@@ -125,7 +120,6 @@ class Cluster:
             if "threads" in offer:
                 parts = offer["threads"], offer.get("memory", 0.0), offer.get("GPU", 0.0)
                 found.append(Worker(address, *parts, info["nthreads"]))
-        self.seen |= {worker.address: worker for worker in found}
         return found
 
     def wait_for_workers(self, note: Callable[[str], None]) -> None:

@@ -141,7 +141,6 @@ class Queue:
                 return name
         if not self.cluster.answers():
             raise SchedulerLost()
-        self.cluster.workers()  # notes those that have come
         return None
 
     def _answer(self, job: Job, future) -> object:

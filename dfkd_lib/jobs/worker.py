@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import psutil
@@ -111,7 +112,7 @@ _stopped: set[str] = set()
 @contextmanager
 def stopped_by(stop: Callable[[], None], run: str | None = None) -> Iterator[None]:
     """While this lasts, a run that is stopped calls `stop`, from another thread; one that has been calls it now."""
-    number, run = next(_numbers), _current.run if run is None else run
+    number, run = next(_numbers), _current.get() if run is None else run
     _stoppers[number] = (run, stop)
     try:
         if run in _stopped:
@@ -149,18 +150,12 @@ def alone_in_process(threads: int) -> Iterator[None]:
                 torch.cuda.empty_cache()
 
 
-class _Current(threading.local):
-    """The run whose job a thread does."""
-
-    run = ""
-
-
-_current = _Current()
+_current: ContextVar[str] = ContextVar("run", default="")  # whose job a thread does
 
 
 def with_stop(run: str, function: Callable, tell: Tell, needs: Needs, args: tuple):
     """Do a job of a run, which `stopped_by` inside it then belongs to."""
-    _current.run = run
+    _current.set(run)
     return function(tell, needs, *args)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from dfkd_lib import cli
 from dfkd_lib.core import WorkbenchError, processes
 from dfkd_lib.pipeline import make_plan, train
-from dfkd_lib.training import parallel
+from dfkd_lib.training import Batch, parallel
 
 pytestmark = pytest.mark.processes
 
@@ -34,32 +34,16 @@ def free_port() -> int:
 def launch(*words, by: str = "torchrun", timeout: int = 240) -> subprocess.CompletedProcess:
     """Two processes of a script or (-m) a module on this machine alone; they are gone when this returns."""
     starters = {
-        "torchrun": [
-            "torch.distributed.run",
-            "--nproc-per-node=2",
-            "--master-addr=127.0.0.1",
-            "--master-port",
-        ],
-        "accelerate": [
-            "accelerate.commands.launch",
-            "--multi_gpu",
-            "--num_processes=2",
-            "--num_machines=1",
-            "--mixed_precision=no",
-            "--dynamo_backend=no",
-            "--main_process_ip=127.0.0.1",
-            "--main_process_port",
-        ],
+        "torchrun": "torch.distributed.run --nproc-per-node=2 --master-addr=127.0.0.1 --master-port",
+        "accelerate": "accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no "
+        "--dynamo_backend=no --main_process_ip=127.0.0.1 --main_process_port",
     }
-    surroundings = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "DFKD_PROGRESS": "lines",
-    }
+    surroundings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    surroundings["DFKD_PROGRESS"] = "lines"
     if sys.platform == "linux":
         surroundings["GLOO_SOCKET_IFNAME"] = "lo"
     with subprocess.Popen(
-        [sys.executable, "-m", *starters[by], str(free_port()), *map(str, words)],
+        [sys.executable, "-m", *starters[by].split(), str(free_port()), *map(str, words)],
         env=surroundings,
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -148,8 +132,7 @@ def test_an_artifact_is_made_once_and_found_afterwards(one, two, folder):
     (first, second), printed = two
     for name in ("fp32", "bf16"):
         assert not first["students"][name]["cached"]
-        assert first["again"][name]["cached"]
-        assert second["again"][name]["cached"]
+        assert first["again"][name]["cached"] and second["again"][name]["cached"]
         assert first["students"][name]["ledger"] == one["students"][name]["ledger"] != []
     # The KD student's and the classifier's: main's alone.
     assert printed.count("student vit_mnist_smoke epoch 1/3") == 2
@@ -183,44 +166,25 @@ def test_a_killed_process_ends_the_run_and_the_next_goes_on(two, folder):
     assert resumed["weights"] == undisturbed["weights"]
 
 
-SMALL = [
-    "--profile",
-    "smoke",
-    "--only",
-    "30",
-    "--set",
-    "30.seeds=0",
-    "--set",
-    "30.teacher_synthetic_epochs=0",
-    "--set",
-    "30.gan_epochs=1",
-    "--set",
-    "30.teacher_epochs=1",
-]
+SMALL = (
+    "--profile smoke --only 30 --set 30.seeds=0 --set 30.teacher_synthetic_epochs=0 --set 30.gan_epochs=1 "
+    "--set 30.teacher_epochs=1"
+).split()
 
 
 def test_what_train_trained_with_two_processes_run_finds(tmp_path, capsys):
     ended = launch("-m", "dfkd_lib", "train", *SMALL, "--artifacts", tmp_path / "store")
     assert ended.returncode == 0, ended.stderr[-3000:]
     made = sorted(path.name for path in (tmp_path / "store").glob("*-*"))
-    assert {name.split("-")[0] for name in made} >= {
-        "teacher",
-        "cgan",
-        "student_real",
-        "student_synthetic",
-    }
-    assert (
-        cli.main(
-            ["run", *SMALL, "--artifacts", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
-        )
-        == 0
-    )
+    stages = {name.split("-")[0] for name in made}
+    assert stages >= {"teacher", "cgan", "student_real", "student_synthetic"}
+    folders = ["--artifacts", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+    assert cli.main(["run", *SMALL, *folders]) == 0
     assert "epoch" not in capsys.readouterr().out  # nothing was trained
     assert sorted(path.name for path in (tmp_path / "store").glob("*-*")) == made
     (result,) = json.loads((tmp_path / "out" / "results.json").read_text())["notebooks"].values()
     assert result["status"] == "succeeded"
-    assert result["artifacts"]
-    assert all(a["cached"] for a in result["artifacts"])
+    assert result["artifacts"] and all(a["cached"] for a in result["artifacts"])
 
 
 def test_several_processes_may_not_run_notebooks(monkeypatch, capsys):
@@ -243,17 +207,10 @@ def test_rows_are_parted_through_every_kind_of_batch(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     rows, generator = torch.arange(6), torch.Generator()
-    from dfkd_lib.training import Batch
-
-    parted = parallel.own_rows(
-        (Batch(rows, rows, rows, None, rows / 6), {"a": [rows]}, generator, torch.tensor(3))
-    )
-    assert isinstance(parted[0], Batch)
-    assert parted[0].images.tolist() == [3, 4, 5]
-    assert parted[0].others is None
-    assert parted[1]["a"][0].tolist() == [3, 4, 5]
-    assert parted[2] is generator
-    assert int(parted[3]) == 3
+    whole = Batch(rows, rows, rows, None, rows / 6), {"a": [rows]}, generator, torch.tensor(3)
+    batch, named, same, number = parallel.own_rows(whole)
+    assert isinstance(batch, Batch) and batch.images.tolist() == [3, 4, 5] and batch.others is None
+    assert named["a"][0].tolist() == [3, 4, 5] and same is generator and int(number) == 3
     with pytest.raises(WorkbenchError, match="parted evenly"):
         parallel.own_rows((torch.arange(7),))
 

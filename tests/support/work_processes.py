@@ -17,13 +17,7 @@ from dfkd_lib import training
 from dfkd_lib.core import WorkbenchError, processes
 from dfkd_lib.core.artifacts import Store, file_hash
 from dfkd_lib.datasets import generate_scenes, load_images
-from dfkd_lib.detection import (
-    DetectionWeights,
-    SceneBatches,
-    answers,
-    detection_step,
-    open_shipped,
-)
+from dfkd_lib.detection import DetectionWeights, SceneBatches, answers, detection_step, open_shipped
 from dfkd_lib.distill import KDWeights
 from dfkd_lib.training import (
     Augmentation,
@@ -37,12 +31,8 @@ from dfkd_lib.training import (
 
 def digest(modules) -> float:
     """A number that tells whether weights are the same, to the last bit."""
-    return float(
-        sum(
-            (i + 1) * p.double().sum()
-            for i, p in enumerate(p for m in modules for p in m.state_dict().values())
-        )
-    )
+    values = [value for module in modules for value in module.state_dict().values()]
+    return float(sum(place * value.double().sum() for place, value in enumerate(values, 1)))
 
 
 def students(store: Store) -> dict:
@@ -52,25 +42,11 @@ def students(store: Store) -> dict:
     teacher, found = shipped_teacher(store, "vit_mnist_small", test), {}
     for name, epochs, precision in (("fp32", 3, "fp32"), ("bf16", 2, "bf16")):
         config = TrainConfig(
-            epochs=epochs,
-            batch_size=32,
-            lr=5e-3,
-            warmup_epochs=0.5,
-            grad_clip=1.0,
-            weight_decay=0.01,
-            precision=precision,
+            epochs=epochs, batch_size=32, lr=5e-3, warmup_epochs=0.5, precision=precision
         )
-        art = train_student(
-            store,
-            "student",
-            "vit_mnist_smoke",
-            teacher,
-            train,
-            test,
-            config,
-            KDWeights(),
-            Augmentation(kind="shift"),
-        )
+        config = config.replace(grad_clip=1.0, weight_decay=0.01)
+        given = (teacher, train, test, config, KDWeights(), Augmentation(kind="shift"))
+        art = train_student(store, "student", "vit_mnist_smoke", *given)
         found[name] = {
             "key": art.key,
             "cached": art.cached,
@@ -115,29 +91,20 @@ def without_chance(module: nn.Module) -> None:
 def normed() -> dict:
     """A CNN with batch norms: history and digest, running statistics among it."""
     train = load_images("mnist", "train").sample(96, 1)
-    test = load_images("mnist", "test").sample(50, 0)
     torch.manual_seed(3)
-    model = nn.Sequential(
-        nn.Conv2d(1, 8, 3, 2),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(8 * 169, 10),
-        nn.BatchNorm1d(10),
-    )
+    below = nn.Conv2d(1, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()
+    model = nn.Sequential(*below, nn.Linear(8 * 169, 10), nn.BatchNorm1d(10))
     batches = TensorBatches((train.images.float() / 255, train.labels), 24)
 
     def step(batch, progress):
         return {"loss": nn.functional.cross_entropy(model(batch[0]), batch[1])}
 
-    history = training.fit(
-        {"m": model}, step, batches, TrainConfig(epochs=2, batch_size=24, lr=0.1, optimizer="sgd")
-    )
+    config = TrainConfig(epochs=2, batch_size=24, lr=0.1, optimizer="sgd")
+    history = training.fit({"m": model}, step, batches, config)
     return {
         "history": history,
         "digest": digest([model]),
         "running": model[1].running_var.tolist(),
-        "rows": len(test.images),
     }
 
 
@@ -163,9 +130,8 @@ def refusals(store: Store) -> dict:
         return {"loss": model(batch[0]).square().mean() * (float("nan") if mine else 1.0)}
 
     def unlike(batch, progress):
-        return {
-            "loss": sum(m(batch[0]).square().mean() for m in ([model, other] if mine else [model]))
-        }
+        models = [model, other] if mine else [model]
+        return {"loss": sum(m(batch[0]).square().mean() for m in models)}
 
     def fails(work):
         if mine:
@@ -206,15 +172,9 @@ def killed(folder: Path, store: Store) -> dict:
 
         return counted, {}
 
-    art = train_classifier(
-        store,
-        "student",
-        "vit_mnist_smoke",
-        train,
-        test,
-        TrainConfig(epochs=3, batch_size=32, lr=1e-3),
-        make_step,
-    )
+    config = TrainConfig(epochs=3, batch_size=32, lr=1e-3)
+    made = (store, "student", "vit_mnist_smoke", train, test, config, make_step)
+    art = train_classifier(*made)
     return {
         "history": art.json("history.json"),
         "steps": steps,

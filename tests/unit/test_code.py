@@ -278,7 +278,7 @@ def test_what_changes_in_place_counts_each_time_it_is_asked(monkeypatch):
     from dfkd_lib.metrics import coco
 
     before, sizes = fingerprint(coco.coco_evaluation), dict(coco.SIZES)
-    monkeypatch.setitem(coco.SIZES, "small", (0, 32.0**2))  # equal, and another number
+    monkeypatch.setitem(coco.SIZES, "small", (0, 33.0**2))
     changed = fingerprint(coco.coco_evaluation)
     monkeypatch.setattr(coco, "SIZES", sizes)
     assert changed != before == fingerprint(coco.coco_evaluation)

@@ -12,31 +12,16 @@ from dfkd_lib.core.ledger import LedgerError
 from dfkd_lib.datasets import ImageSet, load_images
 
 
-def real_set(count=6, split="toy/train"):
-    return ImageSet(
-        torch.zeros(count, 1, 4, 4, dtype=torch.uint8),
-        torch.arange(count) % 2,
-        ("a", "b"),
-        split,
-        split,
-    )
-
-
 def test_distinct_images_are_counted_once():
-    images = real_set()
-    with ledger.stage("s", {"toy/train": "training"}) as seen:
+    pixels, split = torch.zeros(6, 1, 4, 4, dtype=torch.uint8), "toy/train"
+    images = ImageSet(pixels, torch.arange(6) % 2, ("a", "b"), split, split)
+    with ledger.stage("s", {"toy/train": "training", "toy/test": ledger.EVALUATION}) as seen:
         images.subset([0, 1, 2]).images
         images.subset([2, 3]).images
         images.subset([2, 3]).images
-    assert seen.entries() == [
-        {"stage": "s", "split": "toy/train", "purpose": "training", "images": 4}
-    ]
-
-
-def test_declared_but_unread_split_counts_zero():
-    with ledger.stage("s", {"toy/test": ledger.EVALUATION}) as seen:
-        pass
-    assert seen.entries()[0]["images"] == 0
+    unread = {"stage": "s", "split": "toy/test", "purpose": ledger.EVALUATION, "images": 0}
+    counted = {"stage": "s", "split": "toy/train", "purpose": "training", "images": 4}
+    assert seen.entries() == [unread, counted]
 
 
 def test_synthetic_images_are_free():
