@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
@@ -142,17 +143,15 @@ def _restrict(rules: int) -> None:
 
 def _in_thread(rules: int, function: Callable[[], Any]) -> Any:
     """`function()` in a thread of its own under these rules, with the context variables of this one."""
-    outcome: dict[str, Any] = {}
-    context, done = copy_context(), threading.Event()
+    outcome: futures.Future = futures.Future()
+    context = copy_context()
 
     def work() -> None:
         try:
             _restrict(rules)
-            outcome["value"] = context.run(function)
+            outcome.set_result(context.run(function))
         except BaseException as error:
-            outcome["error"] = error
-        finally:
-            done.set()
+            outcome.set_exception(error)
 
     thread = threading.Thread(target=work, name="stage", daemon=True)
     try:
@@ -160,13 +159,13 @@ def _in_thread(rules: int, function: Callable[[], Any]) -> Any:
     except RuntimeError as error:  # for want of memory
         os.close(rules)
         raise Unavailable(str(error)) from None
-    while not done.is_set():
+    while not outcome.done():
         try:
-            done.wait(0.2)  # what another thread raises in this one comes between waits
+            futures.wait(
+                [outcome], 0.2
+            )  # what another thread raises in this one comes between waits
         except BaseException as error:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(thread.ident or 0), ctypes.py_object(type(error))
             )
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["value"]
+    return outcome.result()

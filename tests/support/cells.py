@@ -1,13 +1,13 @@
 """Cells of notebooks and examples of the guide, run as a notebook runs them."""
 
 import json
-import linecache
 import re
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
 from dfkd_lib import attention, losses
+from dfkd_lib.core import remember
 from dfkd_lib.distill import KDWeights, StudentConfig
 from dfkd_lib.training import label_loss
 
@@ -24,8 +24,7 @@ def edit_cell(name: str, defined: str = "") -> str:
 
 def run_cell(source: str, names: dict) -> dict:
     """Execute a cell as a notebook does: in `__main__`, its source where `inspect` finds it."""
-    file = f"<cell {next(NUMBER)}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    file = remember(f"<cell {next(NUMBER)}>", source)
     exec(compile(source, file, "exec"), names)
     return names
 

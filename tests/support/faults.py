@@ -354,14 +354,15 @@ class Disk:
 class Elsewhere:
     """A Dask scheduler and workers of one thread, as `dask` starts them, each a process of its own."""
 
-    def __init__(self, folder: Path, workers: int):
+    def __init__(self, folder: Path, workers: int, *more: str):
         folder.mkdir(parents=True)
         self.file, self.folder = folder / "scheduler.json", folder
         here = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(self.file)]
         self.scheduler = self._start("scheduler", "--port", "0", *here)
         while not self.file.exists():
             time.sleep(0.1)
-        self.workers = [self._start("worker", "--nthreads", "1", *here) for _ in range(workers)]
+        here += ["--nthreads", "1", *more]
+        self.workers = [self._start("worker", *here) for _ in range(workers)]
 
     def _start(self, what: str, *more: str) -> subprocess.Popen:
         command = [sys.executable, "-m", f"distributed.cli.dask_{what}", *more]

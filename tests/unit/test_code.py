@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cells import run_cell
 
 from dfkd_lib.cli import main
 from dfkd_lib.core import (
@@ -38,17 +39,10 @@ STEP = """
         kd = losses.kd_loss(student(batch.images), teacher.logits, temperature)
         return {"loss": kd, "ce": F.cross_entropy(student(batch.images), batch.labels)}
 """
-cells = 0
 
 
 def cell(text: str, names: dict | None = None) -> dict:
-    """Run a cell as a notebook's kernel does: compiled under a name of its own that `linecache` knows."""
-    global cells
-    cells += 1
-    text, name = textwrap.dedent(text), remember(f"<cell {cells}>", textwrap.dedent(text))
-    names = {"__name__": "__main__"} if names is None else names
-    exec(compile(text, name, "exec"), names)
-    return names
+    return run_cell(textwrap.dedent(text), {"__name__": "__main__"} if names is None else names)
 
 
 def step_of(text: str) -> str:
@@ -172,7 +166,10 @@ def test_every_kind_of_function_has_a_fingerprint(thing, same, other):
         assert found == fingerprint(same).digest
 
 
-def test_a_lambda_that_calls_a_method_over_several_lines():
+def test_lambdas_are_told_apart_in_one_line_and_over_several():
+    plus, minus = (lambda x: x + 1), (lambda x: x - 1)
+    assert fingerprint(plus).digest != fingerprint(minus).digest
+
     def made(digits):
         return lambda value: (
             round(
@@ -181,16 +178,7 @@ def test_a_lambda_that_calls_a_method_over_several_lines():
             ).real
         )
 
-    longer = lambda value: str(  # noqa: E731
-        value
-    ).upper()
     assert fingerprint(made(1)).digest != fingerprint(made(2)).digest
-    assert fingerprint(longer).table
-
-
-def test_two_lambdas_of_one_line_are_told_apart():
-    plus, minus = (lambda x: x + 1), (lambda x: x - 1)
-    assert fingerprint(plus).digest != fingerprint(minus).digest
 
 
 def test_a_class_counts_with_its_bases_and_methods():
@@ -341,24 +329,26 @@ def test_explain_says_what_made_an_artifact_and_what_differs(tmp_path, capsys):
 
     one, other = student(4.0, 1), student(3.0, 2)
     capsys.readouterr()
-    assert main(["explain", one.key[:12], "--artifacts", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    assert printed.startswith(f"{one.key}\n")
-    for line in (
-        "config.epochs = 1",
-        "step: temperature  = 4.0",
-        one.parents[0],
-        "commit",
-        "torch ",
+    for keys, code, lines in (
+        (
+            [one.key[:12]],
+            0,
+            [
+                f"{one.key}\n",
+                "config.epochs = 1",
+                "step: temperature  = 4.0",
+                one.parents[0],
+                "commit",
+                "torch ",
+            ],
+        ),
+        ([one.key, other.key], 0, ["  config.epochs: 1 → 2\n", "  step: temperature 4.0 → 3.0"]),
+        (["studnt-0123"], 2, ["did you mean student-"]),
+        (["student"], 2, ["several artifacts"]),
     ):
-        assert line in printed
-    assert main(["explain", one.key, other.key, "--artifacts", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    assert "  config.epochs: 1 → 2\n" in printed and "  step: temperature 4.0 → 3.0" in printed
-    assert main(["explain", "studnt-0123", "--artifacts", str(tmp_path)]) == 2
-    assert "did you mean student-" in capsys.readouterr().err
-    assert main(["explain", "student", "--artifacts", str(tmp_path)]) == 2
-    assert "several artifacts" in capsys.readouterr().err
+        assert main(["explain", *keys, "--artifacts", str(tmp_path)]) == code
+        printed = capsys.readouterr()
+        assert all(line in printed.out + printed.err for line in lines), keys
 
 
 def double_or_nothing(work):
@@ -413,18 +403,9 @@ LIBRARY_RUN = """
 
 
 def run_library(folder: Path, store: Path, seed: str) -> tuple[dict, str]:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(LIBRARY_RUN), str(store)],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(folder),
-            "PYTHONHASHSEED": seed,
-            "DFKD_PROGRESS": "none",
-        },
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-c", textwrap.dedent(LIBRARY_RUN), str(store)]
+    env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONHASHSEED": seed}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("key ")]
     return {stage: (key, found == "True") for stage, key, found in rows}, done.stdout
