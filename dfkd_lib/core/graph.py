@@ -24,7 +24,7 @@ class Node:
     taken: set[tuple] = field(default_factory=set)
     spaces: dict[int, tuple[Collection, ...]] = field(default_factory=dict)
     fixed: bool = True
-    tokens: list[str | None] = field(default_factory=list)
+    tokens: list = field(default_factory=list)
     alive: object = None
 
 

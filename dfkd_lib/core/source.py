@@ -28,7 +28,6 @@ CLOCK = 2.0  # seconds by which the start of a process may be wrong
 DROPPED = ("annotation", "returns", "type_comment", "kind", "type_params", "ctx", "type_ignores")
 MESSAGES = ("print", "warn")  # a call of these as a statement shows something and returns nothing
 FIELD = ("default", "default_factory")  # of pydantic's Field: help and ranges change no value
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
 class Record(NamedTuple):
@@ -270,7 +269,7 @@ def read_text(text: str) -> dict[str, Record]:
             body = node.body
             ends = (body.lineno, body.col_offset), (body.end_lineno, body.end_col_offset)
             place = f"{ends[0]} {ends[1]}"
-        elif isinstance(node, FUNCTIONS):
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
             place = f"{node.name} {first}"
         else:
@@ -336,11 +335,11 @@ def record_of(function: FunctionType) -> Record:
     """
     code = function.__code__
     if id(code) not in _codes:
-        _codes[id(code)] = (code, _find(code))
+        _codes[id(code)] = (code, _find(code, function.__module__))
     return _codes[id(code)][1]
 
 
-def _find(code: CodeType) -> Record:
+def _find(code: CodeType, module: str) -> Record:
     name, state = code.co_filename, _state(code.co_filename)
     if name not in _files or _files[name][0] != state:
         _files[name] = (state, _records(name, state))
@@ -348,7 +347,9 @@ def _find(code: CodeType) -> Record:
     if records is None:
         return _of_bytecode(code)
     place: str | None = place_of(code)
-    if state is not None and state[-1] > _began():
+    # pytest rewrites asserts: the bytecode is not that of the source.
+    loader = type(getattr(sys.modules.get(module), "__loader__", None)).__name__
+    if state and state[-1] > _began() and loader != "AssertionRewritingHook":
         # It may have been loaded as it was before.
         place = _places(name, state[-1]).get((code.co_qualname, signature(code)))
     if place not in records:
