@@ -16,7 +16,13 @@ from dfkd_lib.attention import LAST, attention_sites, pick
 from dfkd_lib.core import Artifact, Store, WorkbenchError
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.distill.step import kd_step
-from dfkd_lib.distill.targets import LiveTeacher, StoredTeacher, has_probe, teacher_targets
+from dfkd_lib.distill.targets import (
+    EARLY_STAGE,
+    LiveTeacher,
+    StoredTeacher,
+    has_probe,
+    teacher_targets,
+)
 from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.losses import LOSSES, NEEDS
 from dfkd_lib.models import EarlyAligner, create_model, early_channels
@@ -28,10 +34,8 @@ from dfkd_lib.training import (
     Precision,
     Share,
     TrainConfig,
-    augmentation_of,
     bound,
     check_fit,
-    keeps_images,
     load_trained,
     shape_of,
     train_classifier,
@@ -71,9 +75,6 @@ class StudentConfig(TrainConfig):
         0.0,
         description="share of its images in which a rectangle is made grey",
         json_schema_extra={"also": "erase"},
-    )
-    early_stage: int = Field(
-        1, ge=0, le=5, description="early map of a CNN teacher that early features are aligned to"
     )
     patch_blocks: tuple[int, ...] = Field(
         LAST,
@@ -115,7 +116,7 @@ class StudentConfig(TrainConfig):
     @property
     def augment(self) -> Augmentation:
         """What is done to each batch of its images."""
-        return augmentation_of(self.augmentation, self.mix, self.erase)
+        return Augmentation(kind=self.augmentation, mix=self.mix, erase=self.erase)
 
     def untrained(self, images: ImageSet, overrides: dict | None = None) -> nn.Module:
         """The student's model before training; WorkbenchError if it cannot take such images."""
@@ -129,15 +130,15 @@ class StudentConfig(TrainConfig):
     def targets(
         self, store: Store, teacher: Artifact, images: ImageSet, parents: Sequence[Artifact]
     ) -> Artifact | None:
-        """The teacher's stored targets on images, where augmentation leaves every one as it is, which is tested."""
-        if keeps_images(self.augment, images):
+        """The teacher's stored targets on images, where augmentation leaves every one as it is."""
+        if self.augment.keeps_images:
             return teacher_targets(store, teacher, images, parents, self.teacher_blocks)
         return None
 
     def live(self, teacher: nn.Module, needs: Collection[str]) -> LiveTeacher:
         """The teacher of images that change, or of early features: what it gives beside its logits is what is needed."""
-        stage = self.early_stage if "early features" in needs else None
-        return LiveTeacher(teacher, "probe" in needs, stage, self.compile, self.teacher_blocks)
+        asked = "probe" in needs, "early features" in needs
+        return LiveTeacher(teacher, *asked, self.compile, self.teacher_blocks)
 
 
 def train(
@@ -152,7 +153,6 @@ def train(
     stage: str = "",
     parents: Sequence[Artifact] = (),
     overrides: dict | None = None,
-    modules: Callable[[nn.Module], dict[str, nn.Module]] | None = None,
     needs: Collection[str] = ("probe",),
 ) -> Artifact:
     """A student distilled from a frozen teacher, by a step of the caller's or the library's; see `training.train_classifier`.
@@ -161,30 +161,29 @@ def train(
         config: of the student; step and teacher give the probes of its `patch_blocks` and `teacher_blocks`.
         step: `step(student, batch, teacher)` → {"loss": scalar to minimise, other names: scalars to log}. `batch` is a
             `training.Batch`; `teacher(batch)` gives `Targets`. It may ask for `progress`, the share of training done in
-            [0, 1), and for modules of `modules`, by name. Its code is part of the student's key. Or weights, for `kd_step`.
+            [0, 1). Its code is part of the student's key. Or weights, for `kd_step`.
         images: what it learns from; if synthetic, the ledger refuses any real image but for evaluation by `test_set`.
         seed: of weights, order and dropout; config.seed by default. parents: what made the synthetic images.
-        overrides, modules: for `create_model`; the student → modules trained beside it.
-        needs: what the step reads of the teacher beside its logits: "probe", or "early features", its map of stage
-            `config.early_stage`, for which the step may ask for an `aligner`.
+        overrides: for `create_model`.
+        needs: what the step reads of the teacher beside its logits: "probe", or "early features", its early map, for
+            which the step may ask for an `aligner`, trained beside the student.
 
     Raises:
         WorkbenchError: if teacher and images differ in classes or size; if a loss needs what teacher or student lack; if the
             step's result is no named losses, it changes its batch, or asks for what is not there.
     """
     images, settings = config.chosen(images), {}
-    network = _fitting_teacher(teacher, images)
+    network = load_trained(teacher)
+    check_fit(network, images, "the teacher")
     if isinstance(step, KDWeights):
-        check_losses(step, config.untrained(images, overrides), network, images, config.early_stage)
+        check_losses(step, config.untrained(images, overrides), network, images)
         needs, settings = step.needs, {"weights": step.record()}
         step = kd_step(step, config.patch_blocks, config.block_weights)
     settings |= _matching(config, network, images, overrides) if "probe" in needs else {}
-    early_stage = config.early_stage if "early features" in needs else None
-    if early_stage is not None:
-        settings["early_stage"] = early_stage
-        modules = modules or aligners(network, early_stage, images.shape)
-    _check_parameters(step, modules is not None)
-    stored = config.targets(store, teacher, images, parents) if early_stage is None else None
+    early = "early features" in needs
+    align = aligner(network, images.shape) if early else lambda student: {}
+    _check_parameters(step, (*GIVEN, "aligner") if early else GIVEN)
+    stored = None if early else config.targets(store, teacher, images, parents)
     return train_classifier(
         store,
         stage or f"student_{'real' if images.real else 'synthetic'}",
@@ -192,20 +191,13 @@ def train(
         images,
         test_set,
         config.training(seed=config.seed if seed is None else seed),
-        _step_maker(step, stored or config.live(network, needs), modules),
+        _step_maker(step, stored or config.live(network, needs), align),
         overrides=overrides,
         settings=settings,
         augmentation=config.augment,
         parents=[teacher, *parents, *filter(None, [stored])],
         watch=config.watch,
     )
-
-
-def _fitting_teacher(teacher: Artifact, images: ImageSet) -> nn.Module:
-    """The frozen teacher; WorkbenchError if it does not take these images and classes."""
-    network = load_trained(teacher)
-    check_fit(network, images, "the teacher")
-    return network
 
 
 def _matching(
@@ -223,57 +215,52 @@ def _matching(
 
 
 def _step_maker(
-    step: Step, teacher: Artifact | LiveTeacher, modules: Callable | None
+    step: Step, teacher: Artifact | LiveTeacher, align: Callable[[nn.Module], dict]
 ) -> Callable[[nn.Module], tuple[Callable, dict[str, nn.Module]]]:
     """The student → its step for the training loop, and the modules trained beside it."""
 
     def make_step(student: nn.Module) -> tuple[Callable, dict[str, nn.Module]]:
         answers = teacher if isinstance(teacher, LiveTeacher) else StoredTeacher(teacher)
-        beside = modules(student) if modules else {}
+        beside = align(student)
         return bound(step, student, answers, beside), beside
 
     return make_step
 
 
-def _check_parameters(step: Step, more: bool) -> None:
+def _check_parameters(step: Step, known: Sequence[str]) -> None:
     """Refuse a step that asks for something by a name that nothing has."""
     parameters = inspect.signature(step).parameters.items()
-    names = [k for k, one in parameters if k not in GIVEN and one.default is one.empty]
-    if names and not more:
+    names = [k for k, one in parameters if k not in known and one.default is one.empty]
+    if names:
         raise WorkbenchError(
             "the step asks for what nobody gives it",
-            expected=", ".join(GIVEN),
+            expected=", ".join(known),
             got=", ".join(names),
             where="step",
-            fix="correct its parameters, or give modules=…",
+            fix="correct its parameters",
         )
 
 
-def aligners(
-    teacher: nn.Module, early_stage: int, shape: tuple[int, int, int]
+def aligner(
+    teacher: nn.Module, shape: tuple[int, int, int]
 ) -> Callable[[nn.Module], dict[str, nn.Module]]:
-    """The student → {"aligner": from its early tokens to the CNN teacher's feature map of that stage} (B stage 1).
+    """The student → {"aligner": from its early tokens to the CNN teacher's early map} (B stage 1).
 
     Args:
         shape: (C, H, W) of the images.
     """
-    channels = early_channels(teacher, early_stage, shape[1], shape[0])
+    channels = early_channels(teacher, EARLY_STAGE, shape[1], shape[0])
     return lambda student: {"aligner": EarlyAligner(student.embed_dim, channels)}
 
 
 def check_losses(
-    weights: KDWeights,
-    student: nn.Module,
-    teacher: nn.Module,
-    images: ImageSet,
-    early_stage: int = 1,
+    weights: KDWeights, student: nn.Module, teacher: nn.Module, images: ImageSet
 ) -> None:
     """Raise a WorkbenchError, before anything is trained, if a loss in use needs what student or teacher do not have."""
     models = {"teacher": teacher, "student": student}
     for name in weights.used:
         for need in LOSSES[name].needs:
-            who = _lacking(need, student, teacher, images)
-            if who:
+            if who := _lacking(need, student, teacher, images):
                 raise WorkbenchError(
                     f"the {name} loss cannot be had from this {who}",
                     expected=NEEDS[need],
@@ -281,17 +268,6 @@ def check_losses(
                     where=f"{name}_weight",
                     fix=f"set {name}_weight to 0, or choose another {who}",
                 )
-    if "early features" in weights.needs:
-        try:
-            early_channels(teacher, early_stage, images.shape[1], images.shape[0])
-        except (IndexError, AssertionError, ValueError) as error:
-            raise WorkbenchError(
-                "the teacher has no such early map",
-                got=f"{early_stage}: {error}",
-                where="early_stage",
-                expected="a stage of the CNN, from 0",
-                fix="cnn_small has 0..2, vgg16_bn 0..5",
-            ) from None
 
 
 def _lacking(need: str, student: nn.Module, teacher: nn.Module, images: ImageSet) -> str:

@@ -10,7 +10,7 @@ from dfkd_lib.datasets import DataConfig, ImageSet
 from dfkd_lib.distill.classification import Step, StudentConfig, train
 from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.synthesis import Given, Inversion, JudgeConfig, make_images, train_judge
-from dfkd_lib.training import Kind, TrainConfig, augmentation_of, train_teacher
+from dfkd_lib.training import Augmentation, Kind, TrainConfig, train_teacher
 
 
 class Arm(NamedTuple):
@@ -53,7 +53,6 @@ class EarlyConfig(Config):
     images: int = Field(60_000, ge=10, description="real images the shares are taken from")
     passes: int = Field(6_000_000, ge=1, description="images seen in training, in all")
     first_stage: float = Field(0.6, gt=0, lt=1, description="part of the passes in stage 1")
-    early_stage: int = Field(1, ge=0, le=5, description="early map of the CNN that is distilled")
     hard_weight: float = Field(1.0, ge=0, description="λ of the CNN's label")
     early_weight: float = Field(1.0, ge=0, description="λ of its early features")
     batch_size: int = Field(512, ge=1, description="images a step")
@@ -114,7 +113,7 @@ class EarlyConfig(Config):
 
         def by_labels(part: float, stage: str, start: Artifact | None = None) -> Artifact:
             config = self.training(len(chosen), part, seed)
-            how = {"augmentation": augmentation_of(self.augmentation), "overrides": overrides}
+            how = {"augmentation": Augmentation(kind=self.augmentation), "overrides": overrides}
             how |= {"stage": stage, "start": start, "parents": parents}
             return train_teacher(store, model, chosen, test_set, config, **how)
 
@@ -124,7 +123,6 @@ class EarlyConfig(Config):
             **self.training(len(chosen), self.first_stage if arm.stages == 2 else 1.0, seed),
             model=model,
             augmentation=self.augmentation,
-            early_stage=self.early_stage,
         )
         hard, early = self.hard_weight * arm.hard, self.early_weight * arm.early
         first = train(

@@ -25,7 +25,7 @@ from dfkd_lib.synthesis import (
     GuidedGenerator,
     Inversion,
 )
-from dfkd_lib.training import Kind, TeacherConfig, augmentation_of
+from dfkd_lib.training import Augmentation, Kind, TeacherConfig
 
 
 class ClassificationConfig(Config):
@@ -342,7 +342,7 @@ class Study:
             images,
             self.test_set,
             config,
-            augmentation_of(self.config.synthetic_augmentation or "shift"),
+            Augmentation(kind=self.config.synthetic_augmentation or "shift"),
             stage="teacher_synthetic",
             parents=parents,
         )

@@ -17,6 +17,7 @@ from dfkd_lib.models import hooked, logits_and_early_map
 from dfkd_lib.training import Batch, device, load_trained, reads_of
 
 SHARD = 8192  # images a file
+EARLY_STAGE = 1  # of a CNN's feature maps, the one that early features are aligned to
 BATCH = 128  # images of a forward pass: on a CPU a third faster than 512, whose activations leave the cache
 
 
@@ -112,7 +113,7 @@ class LiveTeacher:
     Args:
         teacher: frozen.
         probed: also its attention probe, if it has one.
-        early_stage: also its feature map of that stage (a CNN's), and no probe.
+        early: also its early feature map (a CNN's), and no probe.
         compiled: by torch.compile, where it is a plain ViT.
         blocks: whose probes are wanted.
     """
@@ -121,11 +122,11 @@ class LiveTeacher:
         self,
         teacher: nn.Module,
         probed: bool = True,
-        early_stage: int | None = None,
+        early: bool = False,
         compiled: bool = False,
         blocks: tuple[int, ...] = LAST,
     ):
-        self.teacher, self.early_stage, self.blocks = teacher, early_stage, blocks
+        self.teacher, self.early, self.blocks = teacher, early, blocks
         for part in compiled_parts(teacher) if compiled else ():
             if part is not teacher:
                 part.compile(dynamic=False)
@@ -133,8 +134,8 @@ class LiveTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Targets:
-        if self.early_stage is not None:
-            logits, early = logits_and_early_map(self.teacher, batch.images, self.early_stage)
+        if self.early:
+            logits, early = logits_and_early_map(self.teacher, batch.images, EARLY_STAGE)
             return Targets(logits, None, early)
         asked = self.probed, None, self.blocks
         return Targets(*outputs_and_probe(self.teacher, batch.images, *asked))

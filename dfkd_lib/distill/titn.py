@@ -11,7 +11,7 @@ from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.metrics.intervals import interval_text, mean_interval
 from dfkd_lib.synthesis import JudgeConfig, train_judge
-from dfkd_lib.training import Kind, Optimizer, TrainConfig, augmentation_of, train_teacher
+from dfkd_lib.training import Augmentation, Kind, Optimizer, TrainConfig, train_teacher
 
 # name in the tables -> (model at the quick size, at the paper's, mix)
 ROWS = {
@@ -103,7 +103,7 @@ class TitnConfig(Config):
             return train_judge(store, self.feature, train_set, test_set)
         chosen = train_set.sample(self.feature.images, 3)
         config = self.training().replace(epochs=self.feature.epochs)
-        augment = augmentation_of(self.augmentation, "cutmix")
+        augment = Augmentation(kind=self.augmentation, mix="cutmix")
         return train_teacher(store, self.feature.model, chosen, test_set, config, augment)
 
     def training(self) -> TrainConfig:

@@ -133,6 +133,14 @@ def fit_to_last_good(
     return {"images_per_second": history[-1]["images_per_second"], "stopped": stopped}
 
 
+def fit_images(
+    modules: dict[str, nn.Module], step: Callable, batches: Draws, label: str, **config: object
+) -> None:
+    """One epoch of Adam on what images are made from, or a student of them; each process does all of it, none is kept."""
+    chosen = TrainConfig(epochs=1, optimizer="adam", **config)
+    training.fit(modules, step, batches, chosen, label=label, split=False)
+
+
 def generate(
     generator: nn.Module, labels: Tensor, seed: int, side: int, batch_size: int = 500
 ) -> Tensor:

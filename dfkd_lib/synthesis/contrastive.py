@@ -12,16 +12,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from dfkd_lib import training
 from dfkd_lib.core import Artifact
 from dfkd_lib.datasets import to_float, to_uint8
 from dfkd_lib.losses import contrastive_loss
 from dfkd_lib.models import Generator
-from dfkd_lib.synthesis.canvas import Draws, plain_generator
+from dfkd_lib.synthesis.canvas import Draws, fit_images, plain_generator
 from dfkd_lib.synthesis.from_teacher import scores_features_probe
 from dfkd_lib.synthesis.given import Given
 from dfkd_lib.synthesis.rival import MemoryBank, RivalLosses
-from dfkd_lib.training import Precision, TrainConfig
+from dfkd_lib.training import Precision
 
 PROJECTED = 128  # dimensions that views are compared in
 SMALLEST = 0.5  # side of a local view, as a share of the image's
@@ -102,20 +101,15 @@ class ContrastiveInversion(RivalLosses):
             torch.manual_seed(seed)
             generator = plain_generator(len(given.classes), given.shape, self.latent, self.width)
             batch = Batch(generator, labels, memory[0].shape[1], random)
-            training.fit(
+            fit_images(
                 {"batch": batch},
                 self.fitting(batch, teacher, memory[0], rival.get("student")),
                 Draws(self.steps, lambda random: (labels, random)),
-                TrainConfig(
-                    epochs=1,
-                    batch_size=len(labels),
-                    lr=self.lr,
-                    optimizer="adam",
-                    precision=self.precision,
-                    seed=seed,
-                ),
-                label=f"{len(labels)} images beside {len(memory[0])} earlier ones, seed {seed}",
-                split=False,
+                f"{len(labels)} images beside {len(memory[0])} earlier ones, seed {seed}",
+                batch_size=len(labels),
+                lr=self.lr,
+                precision=self.precision,
+                seed=seed,
             )
             batch.train()  # as it was fitted: its norms are those of the batch
             with torch.no_grad():
@@ -129,21 +123,18 @@ class ContrastiveInversion(RivalLosses):
     def _teach(self, student: nn.Module, bank: MemoryBank) -> None:
         """Some steps of the student on what its memory holds."""
         seen, size = int(bank.seen), self.batch_size
-        training.fit(
+        fit_images(
             {"student": student},
             lambda batch, progress: self.lesson(student, bank),
             Draws(self.student_steps, lambda random: (torch.empty(size),)),
-            TrainConfig(epochs=1, batch_size=size, lr=1e-3, optimizer="adam", seed=seen),
-            label=f"student of {seen} images",
-            split=False,
+            f"student of {seen} images",
+            batch_size=size,
+            lr=1e-3,
+            seed=seen,
         )
 
     def fitting(
-        self,
-        batch: Batch,
-        teacher: nn.Module,
-        memory: Tensor,
-        student: nn.Module | None = None,
+        self, batch: Batch, teacher: nn.Module, memory: Tensor, student: nn.Module | None
     ) -> Callable:
         """The step for `training.fit`: one update of generator, latents and projection."""
 

@@ -12,13 +12,12 @@ from dfkd_lib.attention import (
     class_probe_statistics,
     class_token,
     in_batches,
-    patch_tokens,
     pick,
     reduce_heads,
 )
 from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts
 from dfkd_lib.datasets import ImageSet, check_classes_agree
-from dfkd_lib.training import check_fit, load_trained, reads_of, shape_of
+from dfkd_lib.training import check_fit, device, load_trained, reads_of
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,10 @@ class Given:
         return {"classes": list(self.classes), "shape": list(self.shape)}
 
     @property
-    def architecture(self) -> dict:
-        """What `create_model` needs to know of these images and classes."""
-        return shape_of(blank_set(self.classes, self.shape))
+    def blank(self) -> ImageSet:
+        """One black image of the shape that is asked for, of the first class, to try models on."""
+        pixels, label = torch.zeros(1, *self.shape, dtype=torch.uint8), torch.zeros(1).long()
+        return ImageSet(pixels, label, self.classes, f"images of {self.shape} that are to be made")
 
     def load_teacher(self) -> nn.Module:
         """The frozen teacher on the training device; WorkbenchError if it does not take such images and classes."""
@@ -77,7 +77,7 @@ class Given:
                 fix="resize the images (size=…)",
             )
         model = load_trained(artifact)
-        check_fit(model, blank_set(self.classes, self.shape), what)
+        check_fit(model, self.blank, what)
         return model
 
     def load_probes(self, teacher: nn.Module) -> Tensor:
@@ -98,31 +98,9 @@ class Given:
                 where=self.probes.path,
                 fix="make them with synthesis.class_probes and this teacher",
             )
-        probes = self.probes.tensors("probes.safetensors")["probes"]
-        sample = torch.zeros(1, *self.shape, device=next(teacher.parameters()).device)
-        with torch.inference_mode():
-            patches = len(range(teacher.forward_features(sample).shape[1])[patch_tokens(teacher)])
-        if probes.shape != (len(self.classes), patches):
-            raise WorkbenchError(
-                "class probes do not fit the teacher",
-                expected=f"({len(self.classes)}, {patches}): classes and patches of the teacher",
-                got=tuple(probes.shape),
-                where=self.probes.path,
-                fix="make the probes with this teacher, on images of these classes and this size",
-            )
         known = self.probes.settings["classes"]
         check_classes_agree(known, self.classes, f"{self.probes.path} and the images to make")
-        return probes.to(sample.device)
-
-
-def blank_set(classes: tuple[str, ...], shape: tuple[int, int, int]) -> ImageSet:
-    """One black image of the shape that is asked for, of the first class, to try models on."""
-    return ImageSet(
-        torch.zeros(1, *shape, dtype=torch.uint8),
-        torch.zeros(1, dtype=torch.long),
-        classes,
-        f"images of {shape} that are to be made",
-    )
+        return self.probes.tensors("probes.safetensors")["probes"].to(device())
 
 
 def class_probes(

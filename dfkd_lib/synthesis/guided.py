@@ -28,7 +28,7 @@ from dfkd_lib.losses import (
     total_variation,
     weights_of,
 )
-from dfkd_lib.models import MODELS, FieldGenerator, Generator
+from dfkd_lib.models import FieldGenerator, Generator
 from dfkd_lib.synthesis.canvas import (
     Draws,
     GeneratorMaker,
@@ -43,7 +43,7 @@ from dfkd_lib.synthesis.from_teacher import (
     scores_features_probe,
 )
 from dfkd_lib.synthesis.given import Given
-from dfkd_lib.synthesis.rival import rival
+from dfkd_lib.synthesis.rival import Rival
 from dfkd_lib.training import Precision, Share, TrainConfig
 
 GuidedWeights = weights_of(
@@ -59,12 +59,12 @@ GuidedWeights = weights_of(
 )
 
 
-class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
+class GuidedGenerator(GeneratorMaker, FromTeacher, Rival, GuidedWeights, TrainConfig):
     """A generator that learns from the frozen teacher, or from its class probes too, with a prior of strokes or without.
 
-    An epoch has `steps` steps. With `restart` each epoch begins with new classes and a new first layer, so that the generator
-    goes on knowing how to draw but not what, and the images come from as many of its states as there are epochs; else one is
-    trained throughout. No source gives sizes: the defaults are ours.
+    An epoch has `steps` steps. Each begins with new classes and a new first layer, so that the generator goes on knowing how
+    to draw but not what, and the images come from as many of its states as there are epochs. No source gives sizes: the
+    defaults are ours.
 
     Source: the losses' own; a generator against a student: Fang et al., Data-Free Adversarial Distillation (2019);
         memory: Binici et al., Preventing Catastrophic Forgetting in Data-Free KD (WACV 2022).
@@ -93,7 +93,6 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
     precision: Precision = Field(
         "bf16", description="arithmetic", json_schema_extra={"also": "maker_precision"}
     )
-    restart: bool = Field(True, description="whether each epoch trains a new generator")
     strokes: bool = Field(
         True,
         title="prior of strokes",
@@ -110,20 +109,17 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
     drawn_bend: float | None = Field(None, ge=0, description="bend of these, likewise")
     enough: float = Field(0.1, ge=0, description="nats of CE from where on it asks for no more")
     least: float = Field(0.05, gt=0, description="ink that an image has at least")
-    student_model: str = Field("", description="the student to disagree with")
-    temperature: float = Field(4.0, gt=0, description="of that student's distillation")
-    bank: int = Field(20_000, ge=1, description="images its memory holds")
     rehearsal: int = Field(1, ge=0, description="remembered images a step, in batches")
 
     @model_validator(mode="after")
-    def _goes_together(self) -> Self:
-        if self.adversarial and not self.student_model:
-            raise ValueError("student_model, a name for models.create_model, where adversarial > 0")
-        if self.adversarial and self.bank < self.batch_size:
-            raise ValueError(f"a bank of at least a batch, {self.batch_size}")
+    def _strokes_have_ink(self) -> Self:
         if not self.strokes and (self.ink or self.blank):
             raise ValueError("ink=0 and blank=0 without strokes: both are of that prior")
         return self
+
+    @property
+    def rivalry(self) -> float:
+        return self.adversarial
 
     @property
     def sees(self) -> tuple[str, ...]:
@@ -147,7 +143,7 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
             {**self.as_dict(), **given.wanted},
             lambda work: self._fit(work, given),
             [given.teacher, *([given.probes] if self.attention and given.probes else [])],
-            code=[MODELS.get(self.student_model)] if self.adversarial else [],
+            code=self.code,
         )
 
     def _fit(self, work: Path, given: Given) -> dict:
@@ -164,15 +160,12 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
         step, label = self.step(modules, teacher, probes), f"generator, {self.budget}"
         optimizers = {name: [name] for name in modules if name != "bank"}
         batches, label = Draws(self.steps, draw), f"{label}, seed {config.seed}"
-        own = {"states": self.epochs, "renewed": ["generator"]} if self.restart else {}
-        return fit_to_last_good(work, modules, step, batches, config, label, optimizers, **own)
+        how = {"states": self.epochs, "renewed": ["generator"]}
+        return fit_to_last_good(work, modules, step, batches, config, label, optimizers, **how)
 
     def networks(self, given: Given) -> dict[str, nn.Module]:
         """What is trained: a generator, and the student it works against with its memory."""
-        modules = {"generator": self.new_generator(given.classes, given.shape)}
-        if self.adversarial:
-            modules |= rival(self.student_model, self.bank, given)
-        return modules
+        return {"generator": self.new_generator(given.classes, given.shape), **self.rival(given)}
 
     def new_generator(
         self, classes: tuple[str, ...], shape: tuple[int, int, int]
@@ -193,8 +186,8 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
         return model
 
     def drawn_from(self, trained: Artifact, epoch: int | None) -> list[nn.Module]:
-        """The generators that images come from in turn: with restarts, all those kept."""
-        epochs = list(kept_states(trained)) if self.restart and epoch is None else [epoch]
+        """The generators that images come from in turn: all those kept, or the one after `epoch`."""
+        epochs = list(kept_states(trained)) if epoch is None else [epoch]
         return [self.generator(trained, one) for one in epochs]
 
     def step(self, modules: dict, teacher: nn.Module, probes: Tensor | None) -> Callable:
@@ -204,7 +197,7 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, GuidedWeights, TrainConfig):
         def step(batch: tuple, progress: float) -> Iterator[tuple[str, dict]]:
             labels, *noise = batch
             done = round(progress * self.epochs * self.steps)
-            if self.restart and done and done % self.steps == 0:
+            if done and done % self.steps == 0:
                 generator.renew(self.seed * 100_003 + done // self.steps)
             images = generator(labels, *noise)
             seen = random_shift(images, self.jitter, local_random())

@@ -9,7 +9,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import lru_cache
 from typing import Annotated, ClassVar
 
 import torch
@@ -17,10 +16,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from dfkd_lib import training
 from dfkd_lib.attention import outputs_and_probe
 from dfkd_lib.core import Artifact, Store
-from dfkd_lib.datasets import random_flip, random_shift, to_float, to_uint8
+from dfkd_lib.datasets import random_flip, random_shift, to_uint8
 from dfkd_lib.losses import (
     MAKER_LOSSES,
     attention_outputs,
@@ -31,12 +29,10 @@ from dfkd_lib.losses import (
     total_variation,
     weights_of,
 )
-from dfkd_lib.synthesis.canvas import Draws
+from dfkd_lib.synthesis.canvas import Draws, fit_images
 from dfkd_lib.synthesis.from_teacher import FromTeacher, scores_features_probe
 from dfkd_lib.synthesis.given import Given
-from dfkd_lib.training import Precision, TrainConfig
-
-WARM_SEED = 1_000_003  # of the images whose means others start from: of no batch
+from dfkd_lib.training import Precision
 
 
 class Canvas(nn.Module):
@@ -45,7 +41,6 @@ class Canvas(nn.Module):
 
     Args:
         background: value of an empty pixel; a field starts half way to it.
-        start: images to start from, beside noise.
     """
 
     GAIN = 2.0
@@ -57,15 +52,12 @@ class Canvas(nn.Module):
         generator: torch.Generator,
         coarse: int = 1,
         background: float = -1.0,
-        start: Tensor | None = None,
     ):
         super().__init__()
         self.coarse, self.side = coarse, shape[1:]
         few = [-(-side // coarse) for side in self.side]
         pixels = 0.5 * torch.randn(count, shape[0], *few, generator=generator)
-        if start is not None:
-            pixels += F.interpolate(start, few, mode="area")
-        elif coarse > 1:
+        if coarse > 1:
             pixels += background / 2
         self.pixels = nn.Parameter(pixels)
 
@@ -176,11 +168,6 @@ class Inversion(InversionLosses):
     coarse: int = Field(
         1, ge=1, le=8, description="pixels of an image to one that learns, along a side"
     )
-    warm: int = Field(
-        0,
-        ge=0,
-        description="images a class made first, from whose mean all others start, 0: from noise",
-    )
 
     def parents(self, given: Given) -> list[Artifact]:
         return [given.teacher, *([given.student] if self.compete and given.student else [])]
@@ -194,35 +181,20 @@ class Inversion(InversionLosses):
         teacher = given.load_teacher()
         student = given.load_student() if self.compete else None
 
-        def means() -> Tensor:
-            """The mean of a few images of each class, made as all are, but from noise."""
-            classes = torch.arange(len(given.classes)).repeat(self.warm)
-            made = self.replace(warm=0).drawing(None, given)(classes, WARM_SEED)
-            return to_float(made).view(self.warm, -1, *given.shape).mean(0)
-
-        start = lru_cache(1)(means)
-
         def draw(labels: Tensor, seed: int) -> Tensor:
             generator = torch.Generator().manual_seed(seed)
-            begin = start()[labels] if self.warm else None
-            how = (generator, self.coarse, self.background, begin)
+            how = (generator, self.coarse, self.background)
             canvas = Canvas(len(labels), given.shape, *how)
-            config = TrainConfig(
-                epochs=1,
-                batch_size=len(labels),
-                lr=self.lr,
-                optimizer="adam",
-                betas=(0.5, 0.9),
-                precision=self.precision,
-                seed=seed,
-            )
-            training.fit(
+            fit_images(
                 {"canvas": canvas},
                 self.step(canvas, teacher, student),
                 Draws(self.steps, lambda random: (labels, random)),
-                config,
-                label=f"inversion of {len(labels)} images, seed {seed}",
-                split=False,
+                f"inversion of {len(labels)} images, seed {seed}",
+                batch_size=len(labels),
+                lr=self.lr,
+                betas=(0.5, 0.9),
+                precision=self.precision,
+                seed=seed,
             )
             with torch.no_grad():
                 return to_uint8(canvas()).cpu()

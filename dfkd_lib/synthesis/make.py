@@ -1,12 +1,9 @@
 """One shape for every maker: what it is, what it is given, how many → an `ImageSet` on disk, with its ledger.
 
-Images are made shard by shard into one file that is then mapped into memory, never loaded: a killed run goes on with its
+Images are made shard by shard, and the one file of all is mapped into memory, never loaded: a killed run goes on with its
 next shard, and 50,000 images cost no more memory than one shard.
 """
 
-import json
-import os
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts
+from dfkd_lib.core.files import whole_files
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.synthesis.canvas import balanced_labels
 from dfkd_lib.synthesis.given import Given
@@ -102,47 +100,33 @@ def make_images(
 def draw_shards(
     work: Path, maker: Maker, trained: Artifact | None, given: Given, count: int, seed: int
 ) -> None:
-    """Write a maker's images, going on after the shards that are on disk and whole."""
-    draw, labels = maker.drawing(trained, given), balanced_labels(count, len(given.classes))
-    done = work / "checkpoint" / "shards.json"
-    done.parent.mkdir(exist_ok=True)
-    sums, size = _kept_shards(done), maker.shard * int(np.prod(given.shape))
+    """Write a maker's images, going on after the shards that are on disk."""
+    draw, done = maker.drawing(trained, given), whole_files(work)
     shape = (count, *given.shape)
-    with open(work / IMAGES, "r+b" if sums else "w+b") as file:
+    with open(work / IMAGES, "wb") as file:
         head = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, head)
-        begin, whole = file.tell(), 0
-        while whole < len(sums) and zlib.crc32(file.read(size)) == sums[whole]:
-            whole += 1
-        if whole < len(sums):
-            place = f"{work / IMAGES}: damaged in part {whole + 1} of {len(sums)}"
-            print(f"{place}; drawn anew from there", flush=True)
-        del sums[whole:]
-        if whole and (earlier := getattr(draw, "earlier", None)):
-            file.seek(begin)
-            for _ in range(whole):
-                held = np.frombuffer(bytearray(file.read(size)), np.uint8)
-                earlier(torch.from_numpy(held).view(-1, *given.shape))
-        for shard, part in enumerate(labels.split(maker.shard)):
-            if shard < whole:
-                continue
-            # Seeded by its number, a shard is the same whether or not the run was broken off before it.
-            drawn = draw(part, seed * 100_003 + shard)
-            images = _checked(drawn, (len(part), *given.shape), maker)
-            file.seek(begin + shard * size)
-            file.write(images)
-            file.flush()
-            # Or after a power cut the sums below could stand for images that are not on disk.
-            os.fsync(file.fileno())
-            sums.append(zlib.crc32(images))
-            artifacts.save_json(done, sums)
+        labels = balanced_labels(count, len(given.classes)).split(maker.shard)
+        for number, part in enumerate(labels):
+            path = work / "checkpoint" / f"images-{number:05d}.safetensors"
+            if str(path.relative_to(work)) in done:
+                images = artifacts.load_tensors(path)["images"]
+                if earlier := getattr(draw, "earlier", None):
+                    earlier(images)
+            else:
+                # Seeded by its number, a shard is the same whether or not the run was broken off before it.
+                images = draw(part, seed * 100_003 + number)
+                _check(images, (len(part), *shape[1:]), maker)
+                path.parent.mkdir(exist_ok=True)
+                artifacts.save_tensors(path, {"images": images})
+                artifacts.note_whole(work, path)
+            file.write(images.cpu().contiguous().numpy())
 
 
-def _checked(drawn: object, shape: tuple[int, ...], maker: Maker) -> np.ndarray:
-    """What a maker has drawn, as bytes to write; refused unless it is a uint8 image for each label."""
-    right = isinstance(drawn, Tensor) and drawn.dtype == torch.uint8 and drawn.shape == shape
-    if not right:
-        form = (drawn.dtype, tuple(drawn.shape)) if isinstance(drawn, Tensor) else type(drawn)
+def _check(drawn: object, shape: tuple[int, ...], maker: Maker) -> None:
+    """Refuse what a maker has drawn unless it is a uint8 image for each label."""
+    form = (drawn.dtype, tuple(drawn.shape)) if isinstance(drawn, Tensor) else type(drawn)
+    if form != (torch.uint8, shape):
         raise WorkbenchError(
             "a maker draws one image for each label",
             expected=f"torch.uint8 {shape}",
@@ -150,16 +134,6 @@ def _checked(drawn: object, shape: tuple[int, ...], maker: Maker) -> np.ndarray:
             where=f"{type(maker).__name__}.drawing",
             fix="return uint8 images (N, C, S, S) in the order of the labels; datasets.to_uint8 takes floats in [-1, 1]",
         )
-    return drawn.cpu().contiguous().numpy()
-
-
-def _kept_shards(done: Path) -> list[int]:
-    """The checksums of the shards that are on disk; none where the file that holds them is missing or damaged."""
-    try:
-        sums = json.loads(done.read_text())
-        return sums if isinstance(sums, list) and (done.parent.parent / IMAGES).is_file() else []
-    except (OSError, ValueError):
-        return []
 
 
 def open_images(made: Artifact) -> ImageSet:

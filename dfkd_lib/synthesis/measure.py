@@ -29,8 +29,11 @@ from dfkd_lib.training import (
     train_teacher,
 )
 
-# Of `metrics.Measures`, beside the distance.
-NUMBERS = ("low", "high", "kid", "kid_std", "precision", "recall", "density", "coverage", "score")
+# Of `metrics.Measures`.
+NUMBERS = (
+    *("frechet", "low", "high", "kid", "kid_std", "precision", "recall", "density", "coverage"),
+    *("score", "images", "reference_images"),
+)
 CURVE_IMAGES = 2000  # images behind each point of a distance over epochs
 
 
@@ -216,16 +219,11 @@ def measure_images(
         chosen = images.sample(count)
         mine = space.of(chosen.images, chosen.labels)
         found = metrics.measure(open_features(reference), mine, images.num_classes, rounds)
-        artifacts.save_json(work / "measures.json", found.as_dict())
-        row = found.rows[0]
-        values = {name: getattr(row, name) for name in NUMBERS}
-        return {
-            "frechet": row.distance,
-            **{name: None if value != value else value for name, value in values.items()},
-            "images": row.images,
-            "reference_images": row.real_images,
-            "warnings": found.warnings,
-        }
+        saved = found.as_dict()
+        artifacts.save_json(work / "measures.json", saved)
+        row, warnings = saved["rows"][0], {"warnings": found.warnings}
+        row |= {"frechet": row["distance"], "reference_images": row["real_images"]}
+        return {name: row[name] for name in NUMBERS} | warnings
 
     settings = {"space": space.name, "count": count, "rounds": rounds}
     return store.get_or_make("measures", settings, make, [artifact, reference, *space.parents])

@@ -6,13 +6,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from dfkd_lib.core import WorkbenchError, processes
+from dfkd_lib.core import Config, WorkbenchError, processes
 from dfkd_lib.datasets import to_float
 from dfkd_lib.losses import decision_adversarial_loss, kd_loss
 from dfkd_lib.models import MODELS, create_model
 from dfkd_lib.synthesis.from_teacher import held_logits
 from dfkd_lib.synthesis.given import Given
 from dfkd_lib.synthesis.inversion import InversionLosses
+from dfkd_lib.training import shape_of
 
 
 class MemoryBank(nn.Module):
@@ -53,20 +54,52 @@ class MemoryBank(nn.Module):
         return to_float(self.images[rows]), self.logits[rows]
 
 
-def rival(model: str, bank: int, given: Given) -> dict[str, nn.Module]:
-    """{"student": untrained, "bank": its memory}; WorkbenchError if that model has two outputs in training."""
-    student = create_model(model, **given.architecture)
-    if isinstance(student(torch.zeros(2, *given.shape)), tuple):
-        raise WorkbenchError(
-            "the student of an adversarial maker has two outputs in training",
-            expected="one: a model without a distillation token",
-            got=model,
-            fix="name another student_model",
-        )
-    return {"student": student, "bank": MemoryBank(bank, given.shape, len(given.classes))}
+class Rival(Config):
+    """Settings of a student of the maker's own that its images are to disagree with, where `rivalry` is above 0."""
+
+    student_model: str = Field("", description="that student, which learns the images made so far")
+    temperature: float = Field(4.0, gt=0, description="of its distillation")
+    bank: int = Field(20_000, ge=1, description="images its memory holds")
+
+    @property
+    def rivalry(self) -> float:
+        """λ of the disagreement."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.rivalry and not self.student_model:
+            raise ValueError("student_model, a name for models.create_model, to disagree with")
+        if self.rivalry and self.bank < self.batch_size:
+            raise ValueError(f"a bank of at least a batch, {self.batch_size}")
+        return self
+
+    @property
+    def code(self) -> list:
+        """What images depend on beside the settings: the student's architecture."""
+        return [MODELS.get(self.student_model)] if self.rivalry else []
+
+    def rival(self, given: Given) -> dict[str, nn.Module]:
+        """{"student": untrained, "bank": its memory}; none where the images need not disagree with it.
+
+        Raises:
+            WorkbenchError: if that model has two outputs in training.
+        """
+        if not self.rivalry:
+            return {}
+        student = create_model(self.student_model, **shape_of(given.blank))
+        if isinstance(student(torch.zeros(2, *given.shape)), tuple):
+            raise WorkbenchError(
+                "the student of an adversarial maker has two outputs in training",
+                expected="one: a model without a distillation token",
+                got=self.student_model,
+                fix="name another student_model",
+            )
+        bank = MemoryBank(self.bank, given.shape, len(given.classes))
+        return {"student": student, "bank": bank}
 
 
-class RivalLosses(InversionLosses):
+class RivalLosses(Rival, InversionLosses):
     """Inversion's losses and, if `decision_adversarial` is above 0, the disagreement with a student of the maker's own."""
 
     losses: ClassVar[tuple[str, ...]] = (*InversionLosses.losses, "decision_adversarial")
@@ -78,29 +111,11 @@ class RivalLosses(InversionLosses):
         title="disagreement",
         description="λ of minus the divergence of a student where it agrees with the teacher on the class (CMI, Fast)",
     )
-    student_model: str = Field("", description="that student, which learns the images made so far")
-    student_steps: int = Field(20, ge=1, description="its steps after each batch")
-    temperature: float = Field(4.0, gt=0, description="of its distillation")
-    bank: int = Field(20_000, ge=1, description="images its memory holds")
-
-    @model_validator(mode="after")
-    def _goes_together(self) -> Self:
-        if self.decision_adversarial and not self.student_model:
-            raise ValueError(
-                "student_model, a name for models.create_model, where decision_adversarial > 0"
-            )
-        if self.decision_adversarial and self.bank < self.batch_size:
-            raise ValueError(f"a bank of at least a batch, {self.batch_size}")
-        return self
+    student_steps: int = Field(20, ge=1, description="the student's steps after each batch")
 
     @property
-    def code(self) -> list:
-        """What drawing depends on beside its settings: the student's architecture."""
-        return [MODELS.get(self.student_model)] if self.decision_adversarial else []
-
-    def rival(self, given: Given) -> dict[str, nn.Module]:
-        """The student and its memory; none where the images need not disagree with it."""
-        return rival(self.student_model, self.bank, given) if self.decision_adversarial else {}
+    def rivalry(self) -> float:
+        return self.decision_adversarial
 
     def against(self, student: nn.Module, images: Tensor, logits: Tensor) -> dict[str, Tensor]:
         """The disagreement with the student, which is held."""

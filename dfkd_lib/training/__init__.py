@@ -1,7 +1,7 @@
 """The one training loop, its configuration, batches and checkpoints; classifiers and teachers trained by it."""
 
 from dfkd_lib.training.batches import Batches, TensorBatches
-from dfkd_lib.training.check import GIVEN, bound, check_step, place_of
+from dfkd_lib.training.check import GIVEN, bound
 from dfkd_lib.training.checkpoint import Checkpoint, restore
 from dfkd_lib.training.classifier import (
     check_fit,
@@ -27,14 +27,7 @@ from dfkd_lib.training.config import (
 )
 from dfkd_lib.training.effort import Effort, classifier_effort, free_memory
 from dfkd_lib.training.loop import fit
-from dfkd_lib.training.mixing import (
-    Augmentation,
-    Batch,
-    Kind,
-    Mix,
-    augmentation_of,
-    keeps_images,
-)
+from dfkd_lib.training.mixing import Augmentation, Batch, Kind, Mix
 from dfkd_lib.training.shipped import read_shipped, write_shipped
 from dfkd_lib.training.teachers import (
     TeacherConfig,

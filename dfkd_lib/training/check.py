@@ -29,69 +29,15 @@ def place_of(function: Callable) -> str:
     return f"{code.co_filename}, line {code.co_firstlineno}"
 
 
-def check_step(step: Callable, run: Callable[[], Any], batch: Any) -> dict[str, Tensor]:
-    """What a step returns for its first batch, once it is what the training loop can use.
-
-    Args:
-        step: the function as its author wrote it, for the place in the error.
-        run: calls it on the batch.
-        batch: tensors in a named tuple, which the step may read but not change.
-
-    Raises:
-        WorkbenchError: if it returns no dict with "loss", something that is no scalar tensor, a loss without gradient or
-            names that are no text; if it changes the batch.
-    """
-    before = [part.clone() if isinstance(part, Tensor) else part for part in batch]
-    returned = run()
-    fault = _fault(returned, before, batch)
-    if fault:
-        what, expected, got, fix = fault
-        where = place_of(step)
-        raise WorkbenchError(f"the step {what}", expected=expected, got=got, where=where, fix=fix)
-    return returned
-
-
-def _fault(returned: Any, before: list, batch: Any) -> tuple[str, str, object, str] | None:
-    """What is wrong with what a step did: what it does, what was expected, what was found, the fix."""
-    if not isinstance(returned, dict) or "loss" not in returned:
-        return (
-            "returns no loss",
-            'a dict of named losses with "loss", the one to minimise',
-            list(returned) if isinstance(returned, dict) else type(returned).__name__,
-            'end it with return {"loss": total, "kd": kd, …}',
-        )
-    for name, value in returned.items():
-        if not isinstance(value, Tensor) or value.numel() != 1 or not isinstance(name, str):
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            return (
-                "returns something else than a number",
-                "scalar tensors by name",
-                f"{name!r}: {shape}",
-                "take its .mean()",
-            )
-    if not returned["loss"].requires_grad:
-        return (
-            "returns a loss without gradient",
-            "a loss computed from the student's output",
-            "a constant",
-            "no .detach(), .item() or torch.no_grad() between the student and the loss",
-        )
-    names = getattr(batch, "_fields", range(len(before)))
-    for name, was, part in zip(names, before, batch, strict=True):
-        if isinstance(was, Tensor) and not torch.equal(was, part):
-            return (
-                "changes its batch",
-                f"batch.{name} as it was",
-                "other values",
-                "work on a copy: images = batch.images.clone()",
-            )
-    return None
-
-
 def bound(
     step: Callable, student: Any, teacher: Callable | None, modules: dict | None = None
 ) -> Callable:
-    """The step as the training loop calls it, (batch, progress) → losses; checked at its first batch."""
+    """The step as the training loop calls it, (batch, progress) → losses.
+
+    Raises:
+        WorkbenchError: at the first batch, if it returns no dict with "loss", something that is no scalar tensor, a loss
+            without gradient or names that are no text, or changes the batch.
+    """
     wanted = inspect.signature(step).parameters
     first = True
 
@@ -100,9 +46,43 @@ def bound(
         values = dict(zip(GIVEN, (student, batch, teacher, progress), strict=True))
         known = {**values, **(modules or {})}
         arguments = {name: known[name] for name in wanted if name in known}
+        before = [p.clone() if isinstance(p, Tensor) else p for p in batch] if first else []
+        returned = step(**arguments)
         if first:
             first = False
-            return check_step(step, lambda: step(**arguments), batch)
-        return step(**arguments)
+            _check(step, returned, before, batch)
+        return returned
 
     return run
+
+
+def _check(step: Callable, returned: Any, before: list, batch: Any) -> None:
+    """Refuse what a step has returned, or done to its batch, if the training loop cannot use it."""
+
+    def refuse(what: str, expected: str, got: object, fix: str) -> None:
+        where = place_of(step)
+        raise WorkbenchError(f"the step {what}", expected=expected, got=got, where=where, fix=fix)
+
+    if not isinstance(returned, dict) or "loss" not in returned:
+        refuse(
+            "returns no loss",
+            'a dict of named losses with "loss", the one to minimise',
+            list(returned) if isinstance(returned, dict) else type(returned).__name__,
+            'end it with return {"loss": total, "kd": kd, …}',
+        )
+    for name, value in returned.items():
+        if not isinstance(value, Tensor) or value.numel() != 1 or not isinstance(name, str):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            what, expected = "returns something else than a number", "scalar tensors by name"
+            refuse(what, expected, f"{name!r}: {shape}", "take its .mean()")
+    if not returned["loss"].requires_grad:
+        refuse(
+            "returns a loss without gradient",
+            "a loss computed from the student's output",
+            "a constant",
+            "no .detach(), .item() or torch.no_grad() between the student and the loss",
+        )
+    for name, was, part in zip(batch._fields, before, batch, strict=True):
+        if isinstance(was, Tensor) and not torch.equal(was, part):
+            fix = "work on a copy: images = batch.images.clone()"
+            refuse("changes its batch", f"batch.{name} as it was", "other values", fix)

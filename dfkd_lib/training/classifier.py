@@ -14,7 +14,7 @@ from dfkd_lib.models import MODELS, count_parameters, create_model, load_weights
 from dfkd_lib.training.batches import TensorBatches
 from dfkd_lib.training.config import TrainConfig, arithmetic, device
 from dfkd_lib.training.loop import fit
-from dfkd_lib.training.mixing import Augmentation, Batch
+from dfkd_lib.training.mixing import KINDS, Augmentation, Batch
 from dfkd_lib.training.watch import Watch
 
 CURVE_IMAGES = 2000  # test images behind the accuracy-per-epoch curve; the final figure always uses all of them
@@ -144,11 +144,10 @@ def train_classifier(
     # The whole configuration, not its name alone: a named model that is changed must not be found by an old key.
     overrides = {**MODELS.get(model_name, (None, {}))[1], **shape_of(train_set, overrides)}
     known: dict = {"model": model_name, "overrides": overrides, "config": config.as_dict()}
-    known |= {**_identity(train_set, test_set), "augmentation": augmentation.as_dict()}
-    known |= settings or {}
-    if watch:
-        known["watch"] = watch
-        make_step, kept = _watching(make_step, test_set.sample(watch), config.epochs)
+    known |= {"train": train_set.fingerprint, "test": test_set.fingerprint}
+    known |= {"classes": list(train_set.classes), "train_name": train_set.name}
+    known |= {"augmentation": augmentation.as_dict(), **(settings or {})}
+    known |= {"watch": watch} if watch else {}
 
     def make(work: Path) -> dict:
         torch.manual_seed(config.seed)
@@ -159,57 +158,30 @@ def train_classifier(
             check_classes_agree(start.settings["classes"], train_set.classes, str(start.path))
             model.load_state_dict(start.tensors())
         sets, label = (train_set, test_set), f"{stage} {model_name}"
-        return _trained(work, model, make_step(model), *sets, config, augmentation, label)
+        return _trained(work, model, make_step, *sets, config, augmentation, label, watch)
 
     ancestors = [*parents, *([start] if start else [])]
     reads = reads_of((train_set, "training"), (test_set, ledger.EVALUATION))
-    made = kept(make) if watch else make
-    return store.get_or_make(stage, known, made, ancestors, reads, code=[MODELS.get(model_name)])
-
-
-def _identity(train_set: ImageSet, test_set: ImageSet) -> dict:
-    """What of two sets a key holds."""
-    return {
-        "train": train_set.fingerprint,
-        "test": test_set.fingerprint,
-        "classes": list(train_set.classes),
-        "train_name": train_set.name,
-    }
-
-
-def _watching(make_step: Callable, images: ImageSet, epochs: int) -> tuple[Callable, Callable]:
-    """`make_step` whose model is watched beside what else it trains, and what makes `make` write down what was seen."""
-    watches: list[Watch] = []
-
-    def watched(model: nn.Module) -> tuple[Callable, dict[str, nn.Module]]:
-        step, modules = make_step(model)
-        watches.append(Watch(model, images.images, epochs))
-        return step, {**modules, "watch": watches[-1]}
-
-    def kept(make: Callable[[Path], dict]) -> Callable[[Path], dict]:
-        def made(work: Path) -> dict:
-            metrics = make(work)
-            seen = {"probes": watches[-1].probes, "images": images.images}
-            artifacts.save_tensors(work / "attention.safetensors", seen)
-            return metrics
-
-        return made
-
-    return watched, kept
+    code = [MODELS.get(model_name), KINDS[augmentation.kind]]
+    return store.get_or_make(stage, known, make, ancestors, reads, code=code)
 
 
 def _trained(
     work: Path,
     model: nn.Module,
-    step_and_modules: tuple[Callable, dict[str, nn.Module]],
+    make_step: Callable,
     train_set: ImageSet,
     test_set: ImageSet,
     config: TrainConfig,
     augmentation: Augmentation,
     label: str,
+    watch: int,
 ) -> dict:
     """Train the model, store it in `work`, and return its metrics."""
-    step, beside = step_and_modules
+    step, beside = make_step(model)
+    modules: dict[str, nn.Module] = {"model": model, **beside}
+    if watch:
+        modules["watch"] = Watch(model, test_set.sample(watch).images, config.epochs)
     batches = TensorBatches(
         (train_set.images, train_set.labels, torch.arange(len(train_set))),
         config.batch_size,
@@ -221,17 +193,13 @@ def _trained(
         with arithmetic(config):
             return {"test_accuracy": evaluate(model, curve)[0]}
 
-    history = fit(
-        {"model": model, **beside},
-        step,
-        batches,
-        config,
-        checkpoint=work / "checkpoint",
-        evaluate=measured,
-        label=label,
-    )
-    speed = history[-1]["images_per_second"]
+    how: dict = {"evaluate": measured, "checkpoint": work / "checkpoint", "label": label}
+    history = fit(modules, step, batches, config, **how)
+    if isinstance(seen := modules.get("watch"), Watch):
+        kept = {"probes": seen.probes, "images": seen.images}
+        artifacts.save_tensors(work / "attention.safetensors", kept)
     metrics = save_tested(work, model, test_set, history)
+    speed = history[-1]["images_per_second"]
     return {**metrics, "train_images": len(train_set), "images_per_second": speed}
 
 

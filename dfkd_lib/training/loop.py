@@ -79,8 +79,7 @@ def fit(
     split = split and processes.count() > 1
     if split:
         parallel.check_batch_size(config.batch_size, label)
-    run = _Run(modules, step, batches, config, optimizers, label, split)
-    run.renewed = renewed
+    run = _Run(modules, step, batches, config, optimizers, label, split, renewed)
     saved = Checkpoint(checkpoint, modules, run.optimizers)
     history = _agreed(saved.load(), saved.file)
     if split:
@@ -140,8 +139,6 @@ def _agreed(history: list[dict], file: Path | None) -> list[dict]:
 class _Run:
     """What an epoch needs, together."""
 
-    renewed: Collection[str] = ()
-
     def __init__(
         self,
         modules: dict[str, nn.Module],
@@ -151,7 +148,9 @@ class _Run:
         optimizers: dict[str, list[str]] | None,
         label: str,
         split: bool,
+        renewed: Collection[str],
     ):
+        self.renewed = renewed
         self.modules, self.step, self.batches, self.config = modules, step, batches, config
         self.label, self.split, self.device = label, split, device()
         if isinstance(batches, TensorBatches):
@@ -211,7 +210,7 @@ class _Run:
 
     def epoch(self, epoch: int, progress: Progress) -> dict:
         """One pass over the batches: a row of the history."""
-        from accelerate.utils import send_to_device
+        from accelerate.utils import find_batch_size, send_to_device
 
         # Seeding by (seed, epoch), not by carrying generator states, is what makes a resumed run equal to an unbroken one.
         seed = self.config.seed * 100_003 + epoch
@@ -225,7 +224,7 @@ class _Run:
         start, lr = time.perf_counter(), self.config.lr
         for index, batch in enumerate(self.batches(epoch, generator)):
             lr = self.set_lr(epoch + index / steps)
-            images += _rows(batch)
+            images += find_batch_size(batch)
             batch = parallel.own_rows(batch, self.label) if self.split else batch
             batch = send_to_device(batch, self.device, non_blocking=True)
             self.take_step(batch, (epoch + index / steps) / self.config.epochs, totals)
@@ -249,12 +248,8 @@ class _Run:
 
     def take_step(self, batch: Any, progress: float, totals: Totals) -> None:
         """Every update of a batch."""
-        if not self.several:
-            with self.inside():
-                losses = self.step(batch, progress)
-            self.update("main", losses, totals)
-            return
-        updates = self.step(batch, progress)
+        one = (("main", self.step(batch, progress)) for _ in range(1))
+        updates = self.step(batch, progress) if self.several else one
         while True:
             with self.inside():
                 update = next(updates, None)
@@ -324,12 +319,3 @@ class _Run:
             fix=f"lower the learning rate (now {self.config.lr}) or set grad_clip; check the images for NaN; the last "
             "good epoch is kept",
         )
-
-
-def _rows(batch: Any) -> int:
-    """The number of rows of a batch's first tensor."""
-    if isinstance(batch, dict):
-        batch = tuple(batch.values())
-    if isinstance(batch, (tuple, list)):
-        return _rows(batch[0]) if batch else 0
-    return len(batch) if isinstance(batch, Tensor) else 1

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dfkd_lib.core import Config
-from dfkd_lib.datasets import ImageSet, random_flip, random_shift, to_float
+from dfkd_lib.core import Config, Registry
+from dfkd_lib.datasets import random_flip, random_shift, to_float
 from dfkd_lib.training.augment import (
     auto_augment,
     rand_augment,
@@ -18,7 +18,7 @@ from dfkd_lib.training.augment import (
 )
 from dfkd_lib.training.config import Share
 
-POLICIES = {"autoaugment": auto_augment, "randaugment": rand_augment}
+ALPHA = 0.5  # of Beta(alpha, alpha), the share of a mix
 
 
 class Batch(NamedTuple):
@@ -57,7 +57,7 @@ def cutmix(
         lam: share in [0, 1] of the image that stays.
 
     Returns:
-        (images, labels, labels of the pasted images, lam): lam (B,) float, the share that stays after clipping.
+        (images, labels of the pasted images, lam): lam (B,) float, the share that stays after clipping.
     Source: Yun et al. 2019; TITN paper, section 3.5.2.
     """
     batch, _, height, width = images.shape
@@ -71,7 +71,7 @@ def cutmix(
     mixed = images.clone()
     mixed[:, :, down, across] = images[order, :, down, across]
     stays = 1 - mixed[0, 0, down, across].numel() / (height * width)
-    return mixed, labels, labels[order], torch.full((batch,), stays, device=images.device)
+    return mixed, labels[order], torch.full((batch,), stays, device=images.device)
 
 
 def mixup(
@@ -81,7 +81,7 @@ def mixup(
     order = torch.randperm(len(images), generator=generator)
     order = order.to(images.device, non_blocking=True)
     share = torch.full((len(images),), float(lam), device=images.device)
-    return lam * images + (1 - lam) * images[order], labels, labels[order], share
+    return lam * images + (1 - lam) * images[order], labels[order], share
 
 
 def erased(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -110,12 +110,36 @@ Kind = Literal["none", "shift", "flip", "randaugment", "autoaugment", "affine", 
 Mix = Literal["none", "cutmix", "mixup", "either"]
 
 
+def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    return random_shift(images, 2, generator)
+
+
+def _flipped(images: Tensor, generator: torch.Generator) -> Tensor:
+    return random_flip(random_shift(images, 4, generator), generator)
+
+
+# What is done to a batch of uint8 images, one after another.
+KINDS = Registry(
+    {
+        "none": (),
+        "shift": (_shifted,),
+        "flip": (_flipped,),
+        "randaugment": (_flipped, rand_augment),
+        "autoaugment": (_flipped, auto_augment),
+        "affine": (random_affine,),
+        "jitter": (random_affine, random_jitter),
+    }
+)
+
+
 class Augmentation(Config):
     """What is done to each batch; called with (Batch of uint8 images, generator) it gives the batch of a step.
 
-    "shift" moves by up to `shift` pixels; "flip" by up to 4, and mirrors half of the images; "randaugment" and
-    "autoaugment" do so too, then the policy (for colour photographs). Mixing draws its share from Beta(alpha, alpha);
-    "either" takes CutMix or MixUp, a batch at a time.
+    "shift" moves by up to 2 pixels; "flip" by up to 4, and mirrors half of the images; "randaugment" and "autoaugment" do so
+    too, then the policy (for colour photographs). For images that mirroring would change into others, such as digits:
+    "affine" turns each by up to 15°, scales it by 0.9 to 1.1, shears it by up to 10° and moves it by up to 2 pixels;
+    "jitter" does so too, then draws brightness and contrast within ± 40 %. Erasing and mixing follow: the share of a mix is
+    drawn from Beta(0.5, 0.5); "either" takes CutMix or MixUp, a batch at a time.
     """
 
     kind: Kind = Field(
@@ -124,63 +148,26 @@ class Augmentation(Config):
         json_schema_extra={"also": "augmentation"},
     )
     mix: Mix = Field("none", description="how images are mixed")
-    shift: int = Field(2, ge=0, description="pixels of the random shift")
-    alpha: float = Field(0.5, gt=0, description="of Beta(alpha, alpha), the share of a mix")
     erase: Share = Field(0.0, description="share of the images in which a rectangle is made grey")
+
+    @property
+    def keeps_images(self) -> bool:
+        """Whether every image stays as it is, so that a teacher's targets of it can be used at every epoch."""
+        return (self.kind, self.mix, self.erase) == ("none", "none", 0)
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         images = batch.images
-        if self.kind == "shift":
-            images = random_shift(images, self.shift, generator)
-        elif self.kind != "none":
-            images = random_flip(random_shift(images, 4, generator), generator)
-        if self.kind in POLICIES:
-            images = POLICIES[self.kind](images, generator)
+        for change in KINDS[self.kind]:
+            images = change(images, generator)
         images = to_float(images)
         if self.erase:
             images = erased(images, self.erase, generator)
         if self.mix == "none":
             return batch._replace(images=images)
-        lam = beta_sample(self.alpha, generator)
+        lam = beta_sample(ALPHA, generator)
         chosen = self.mix
         if chosen == "either":
             chosen = ("cutmix", "mixup")[int(torch.randint(2, (1,), generator=generator))]
         mixing = cutmix if chosen == "cutmix" else mixup
-        mixed = mixing(images, batch.labels, lam, generator)
-        return Batch(mixed[0], batch.labels, batch.rows, mixed[2], mixed[3])
-
-
-class UnmirroredAugmentation(Augmentation):
-    """Random affine maps for images that mirroring would change into others, such as digits.
-
-    "affine" turns each image by up to 15°, scales it by 0.9 to 1.1, shears it by up to 10° and moves it by up to 2 pixels;
-    "jitter" does so too, then draws brightness and contrast within ± 40 %. Erasing and mixing follow as ever.
-    """
-
-    def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
-        images = random_affine(batch.images, generator)
-        if self.kind == "jitter":
-            images = random_jitter(images, generator)
-        plain = Augmentation(mix=self.mix, alpha=self.alpha, erase=self.erase)
-        return plain(batch._replace(images=images), generator)
-
-
-def augmentation_of(kind: Kind, mix: Mix = "none", erase: float = 0.0) -> Augmentation:
-    """The augmentation of these names."""
-    # Classes of their own: a new kind is no new code behind what the others have trained.
-    made = UnmirroredAugmentation if kind in ("affine", "jitter") else Augmentation
-    return made(kind=kind, mix=mix, erase=erase)
-
-
-def keeps_images(augmentation: Augmentation, images: ImageSet, batch_size: int = 512) -> bool:
-    """Whether every image leaves the augmentation as it is in the set, seen in one pass over all of them.
-
-    Only then can a teacher's targets of the images be computed once and used at every epoch.
-    """
-    generator = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng(devices=[]):
-        for rows in torch.arange(len(images)).split(batch_size):
-            batch = Batch(images.images[rows], images.labels[rows], rows)
-            if not torch.equal(augmentation(batch, generator).images, to_float(batch.images)):
-                return False
-    return True
+        images, others, share = mixing(images, batch.labels, lam, generator)
+        return Batch(images, batch.labels, batch.rows, others, share)

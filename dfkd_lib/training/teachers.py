@@ -22,7 +22,7 @@ from dfkd_lib.training.classifier import (
     train_classifier,
 )
 from dfkd_lib.training.config import Precision, Share, TrainConfig
-from dfkd_lib.training.mixing import Augmentation, Batch, Kind, Mix, augmentation_of
+from dfkd_lib.training.mixing import Augmentation, Batch, Kind, Mix
 from dfkd_lib.training.shipped import FOLDER, read_shipped, write_shipped
 
 
@@ -49,7 +49,7 @@ class TeacherConfig(TrainConfig):
     @property
     def augment(self) -> Augmentation:
         """What is done to each batch of its images."""
-        return augmentation_of(self.augmentation, self.mix, self.erase)
+        return Augmentation(kind=self.augmentation, mix=self.mix, erase=self.erase)
 
 
 def label_step(model: nn.Module) -> Callable:
@@ -143,12 +143,7 @@ def shipped_teacher(
     """
     weights, found = read_shipped(name, folder)
     nobody = {"stage": "teacher", "split": ledger.NOT_RECORDED, "purpose": "training", "images": 0}
-    unknown: dict[str, object] = {
-        "overrides": {},
-        "config": {},
-        "train_images": None,
-        "history": [],
-    }
+    unknown: dict = {"overrides": {}, "config": {}, "train_images": None, "history": []}
     record = {**unknown, "ledger": [nobody], **found}
     where = f"teacher {name} and {test_set.name}"
     if not isinstance(record.get("classes"), list):

@@ -27,12 +27,22 @@ class Watch(nn.Module):
 
     def __init__(self, model: nn.Module, images: Tensor, epochs: int):
         super().__init__()
-        self.look = lambda: _probes(model, images)
+        self.images, self.model = images, [model]  # in a list: it is no module of this one
         first = self.look()
         self.register_buffer("probes", first.new_zeros(epochs + 1, *first.shape))
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
         self.probes[0] = first
         super().train(False)
+
+    @torch.no_grad()
+    def look(self) -> Tensor:
+        """The probes (n, N), float32, of the model in evaluation mode."""
+        (model,) = self.model
+        was_training = model.training
+        pixels = to_float(self.images).to(next(model.parameters()).device)
+        found = attention_probe(model.eval(), pixels, token=usual_token(model))
+        model.train(was_training)
+        return found
 
     def train(self, mode: bool = True) -> "Watch":
         """Count where an epoch begins, look where it ends."""
@@ -41,13 +51,3 @@ class Watch(nn.Module):
         elif not mode and self.training:
             self.probes[self.epoch] = self.look().to(self.probes)
         return super().train(mode)
-
-
-@torch.no_grad()
-def _probes(model: nn.Module, images: Tensor) -> Tensor:
-    """Float32 (n, N), of the model in evaluation mode."""
-    was_training = model.training
-    pixels = to_float(images).to(next(model.parameters()).device)
-    found = attention_probe(model.eval(), pixels, token=usual_token(model))
-    model.train(was_training)
-    return found

@@ -7,7 +7,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as T
 
 from dfkd_lib.datasets import random_flip, random_shift, to_float
-from dfkd_lib.training import Augmentation, Batch, augmentation_of
+from dfkd_lib.training import Augmentation, Batch
 from dfkd_lib.training.augment import (
     OPERATIONS,
     augment,
@@ -117,7 +117,7 @@ def test_flip_is_a_shift_by_up_to_four_and_a_mirror():
 def test_either_takes_cutmix_for_some_batches_and_mixup_for_others():
     images = torch.cat([torch.zeros(4, 1, 8, 8), torch.full((4, 1, 8, 8), 255.0)]).to(torch.uint8)
     labels, generator = torch.arange(8), torch.Generator().manual_seed(0)
-    augmentation = Augmentation(mix="either", alpha=1.0)
+    augmentation = Augmentation(mix="either")
     between = []
     for _ in range(40):
         seen = augmentation(Batch(images, labels, labels), generator)
@@ -188,7 +188,7 @@ def test_jitter_changes_brightness_within_its_range_and_keeps_black():
 def test_kinds_that_do_not_mirror_erase_and_mix_as_others_do(kind):
     images = smooth_images(1, 8).expand(-1, 1, -1, -1)
     batch = Batch(images, torch.arange(8), torch.arange(8))
-    made = augmentation_of(kind, "mixup", 0.5)(batch, torch.Generator().manual_seed(0))
+    how = Augmentation(kind=kind, mix="mixup", erase=0.5)
+    made = how(batch, torch.Generator().manual_seed(0))
     assert made.images.dtype == torch.float32 and made.share.shape == made.others.shape == (8,)
     assert made.images.abs().max() <= 1
-    assert type(augmentation_of("flip")) is Augmentation

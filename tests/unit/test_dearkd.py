@@ -24,7 +24,7 @@ def small():
 
 def early_step(student, aligner, teacher, hard=1.0, early=1.0):
     weights = KDWeights(kd=0, patch=0, hard=hard, early=early)
-    return distill_step(student, LiveTeacher(teacher, early_stage=1), weights, aligner)
+    return distill_step(student, LiveTeacher(teacher, early=True), weights, aligner)
 
 
 def test_gated_attention_is_a_convolution_when_sharp_and_ungated():
