@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+import pandas as pd
+
 from dfkd_lib import metrics, synthesis
 from dfkd_lib.core import Artifact, Store, images_behind, ledger, total_text
 from dfkd_lib.datasets import ImageSet
@@ -30,7 +32,6 @@ FIRST = ("maker", "may see", READ, BEHIND, "images made")
 LAST = ("student (%)", "95 % interval", "seconds")
 # Of a student: more passes over the few images of an inversion only teach it these.
 MOST_EPOCHS = 100
-
 
 # Test accuracy (%) on CIFAR-10 as others publish it: (teacher, student) -> by maker (METHODS D).
 _METHODS = ("DeepInversion", "CMI", "DFQ", "Fast-5", "Fast-10", "none: real images and labels")
@@ -72,11 +73,11 @@ def compare_makers(study: Study, makers: dict[str, Maker]) -> dict[str, dict]:
 def _compared(study: Study, maker: Maker) -> dict:
     config = study.config
     images, artifact = study.made(maker, config.maker_images)
-    trained = maker.train(study.store, study.inputs(maker))
-    few = min(config.student.images or len(images), len(images))
-    epochs = max(1, round(config.student.epochs * config.maker_images / few))
-    epochs = min(epochs, max(MOST_EPOCHS, config.student.epochs))
-    student = config.student.replace(epochs=epochs, seed=config.seed)
+    trained, student = maker.train(study.store, study.inputs(maker)), config.student
+    few = min(student.images or len(images), len(images))
+    epochs = max(1, round(student.epochs * config.maker_images / few))
+    epochs = min(epochs, max(MOST_EPOCHS, student.epochs))
+    student = student.replace(epochs=epochs, seed=config.seed)
     return {
         "images": images,
         "artifact": artifact,
@@ -133,18 +134,16 @@ def real_images_read(store: Store, kept: Artifact, teacher: str) -> dict[str, in
     return read
 
 
-def makers_table(study: Study, found: dict[str, dict]):
+def makers_table(study: Study, found: dict[str, dict]) -> pd.DataFrame:
     """The table that matters: maker × real images seen × distance × accuracy of a student trained on its images alone.
 
     Args:
         found: of `compare_makers`.
 
     Returns:
-        A DataFrame; "with teachers and priors" counts each split once, as often as the stage that read most of it;
+        "with teachers and priors" counts each split once, as often as the stage that read most of it;
         intervals are those of the samples: 95 %, images resampled, test images by Wilson.
     """
-    import pandas as pd
-
     rows = []
     for name, part in found.items():
         row = {"maker": name, "may see": may_see(part["maker"]), READ: "diverged"}
@@ -170,31 +169,25 @@ def _results(study: Study, part: dict) -> dict:
     }
 
 
-def short_table(table):
+def short_table(table: pd.DataFrame) -> pd.DataFrame:
     """The columns of a table of makers to read first, narrow enough for a page: what was seen, the distance, the student."""
 
-    def shown(columns: list[str], text: str):
-        return table[columns].apply(
+    def shown(text: str, *columns: str) -> pd.Series:
+        return table[[*columns]].apply(
             lambda row: "–" if row.isna().any() else text.format(*row), axis=1
         )
 
-    short = table[["maker", "may see", READ, BEHIND]].assign(
-        images=table["images made"].astype("Int64"),
-        **{
-            "Fréchet distance [95 %]": shown(
-                ["Fréchet distance", "low", "high"], "{:.4g} [{:.4g}, {:.4g}]"
-            ),
-            "student (%)": shown(["student (%)"], "{:.2f}"),
-            "[95 %]": table["95 % interval"],
-        },
-    )
+    short = table[["maker", "may see", READ, BEHIND]].copy()
+    short["images"] = table["images made"].astype("Int64")
+    distance = "Fréchet distance", "low", "high"
+    short["Fréchet distance [95 %]"] = shown("{:.4g} [{:.4g}, {:.4g}]", *distance)
+    short["student (%)"] = shown("{:.2f}", "student (%)")
+    short["[95 %]"] = table["95 % interval"]
     return short.astype(object).fillna("–")
 
 
-def published_table():
-    """The field's figures as a DataFrame: maker, teacher, student, student (%), and whose they are: not ours."""
-    import pandas as pd
-
+def published_table() -> pd.DataFrame:
+    """The field's figures: maker, teacher, student, student (%), and whose they are: not ours."""
     rows = [
         (maker, *pair, figure, "theirs")
         for pair, figures in PUBLISHED.items()
@@ -203,10 +196,8 @@ def published_table():
     return pd.DataFrame(rows, columns=["maker", "teacher", "student", "student (%)", "whose"])
 
 
-def warnings_table(found: dict[str, dict]):
-    """What makes a maker's figures doubtful: a DataFrame of maker and warning, divergence first; empty if nothing does."""
-    import pandas as pd
-
+def warnings_table(found: dict[str, dict]) -> pd.DataFrame:
+    """What makes a maker's figures doubtful: maker and warning, divergence first; empty if nothing does."""
     warnings = []
     for name, part in found.items():
         measured = part["measures"].metrics["warnings"] if "measures" in part else []
@@ -215,7 +206,7 @@ def warnings_table(found: dict[str, dict]):
     return pd.DataFrame(warnings, columns=["maker", "take care"])
 
 
-def accuracy_points(table):
+def accuracy_points(table: pd.DataFrame) -> pd.DataFrame:
     """A table of makers as `plots.accuracy_against_distance` takes it; makers that diverged are left out."""
     points = table.dropna(subset=["Fréchet distance"]).rename(columns={"student (%)": "accuracy"})
     ends = points["95 % interval"].astype(str).str.split(" – ", expand=True)

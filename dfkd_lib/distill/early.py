@@ -119,24 +119,14 @@ class EarlyConfig(Config):
 
         if not arm.distils:
             return [by_labels(1.0, "plain_vit")]
-        config = StudentConfig(
-            **self.training(len(chosen), self.first_stage if arm.stages == 2 else 1.0, seed),
-            model=model,
-            augmentation=self.augmentation,
-        )
+        part = self.first_stage if arm.stages == 2 else 1.0
+        own = {"model": model, "augmentation": self.augmentation}
+        config = StudentConfig(**self.training(len(chosen), part, seed), **own)
         hard, early = self.hard_weight * arm.hard, self.early_weight * arm.early
-        first = train(
-            store,
-            config,
-            step or KDWeights(kd=0.0, patch=0.0, hard=hard, early=early),
-            chosen,
-            test_set,
-            teacher,
-            stage="dearkd_stage1",
-            parents=parents,
-            overrides=overrides,
-            needs=("early features",) if arm.early else (),
-        )
+        step = step or KDWeights(kd=0.0, patch=0.0, hard=hard, early=early)
+        how = {"stage": "dearkd_stage1", "parents": parents, "overrides": overrides}
+        how["needs"] = ("early features",) if arm.early else ()
+        first = train(store, config, step, chosen, test_set, teacher, **how)
         if arm.stages == 1:
             return [first]
         return [first, by_labels(1 - self.first_stage, "dearkd_stage2", first)]

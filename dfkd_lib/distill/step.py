@@ -14,26 +14,8 @@ from dfkd_lib.losses import LOSSES, StudentOutputs
 from dfkd_lib.training import Batch, label_loss
 
 
-def student_outputs(
-    student: nn.Module,
-    images: Tensor,
-    probed: bool,
-    aligner: nn.Module | None,
-    target: Targets,
-    blocks: tuple[int, ...] = LAST,
-) -> StudentOutputs:
-    """All that losses read of a student: logits of one or two heads, probes if wanted, early features by the aligner."""
-    with early_tokens(student) if aligner else nullcontext() as early:
-        output, probe = outputs_and_probe(student, images, probed, blocks=blocks)
-    logits, distilled = output if isinstance(output, tuple) else (output, None)
-    aligned = aligner(early[0], target.early.shape[2:]) if aligner else None
-    return StudentOutputs(logits, probe, distilled, aligned)
-
-
 def kd_step(
-    weights: KDWeights,
-    blocks: tuple[int, ...] = LAST,
-    block_weights: tuple[float, ...] = (1.0,),
+    weights: KDWeights, blocks: tuple[int, ...] = LAST, block_weights: tuple[float, ...] = (1.0,)
 ) -> Callable:
     """The weighted sum of the losses that `weights` uses, against a teacher's targets, as a step for `train`.
 
@@ -53,8 +35,11 @@ def kd_step(
         aligner: nn.Module | None = None,
     ) -> dict[str, Tensor]:
         target = teacher(batch)
-        found = student_outputs(student, batch.images, probed, aligner, target, blocks)
-        found = found._replace(block_weights=block_weights)
+        with early_tokens(student) if aligner else nullcontext() as early:
+            output, probe = outputs_and_probe(student, batch.images, probed, blocks=blocks)
+        logits, distilled = output if isinstance(output, tuple) else (output, None)
+        aligned = aligner(early[0], target.early.shape[2:]) if aligner else None
+        found = StudentOutputs(logits, probe, distilled, aligned, block_weights)
         losses = {name: of(found, target, batch, temperature) for name, of in compute.items()}
         total = sum(curves[name](progress) * loss for name, loss in losses.items())
         return {"loss": total, **losses}

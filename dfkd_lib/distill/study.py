@@ -135,8 +135,7 @@ def _inversion(config: ClassificationConfig, **weights) -> Inversion:
 
 
 def _adversarial(config: ClassificationConfig, **changes) -> GuidedGenerator:
-    rival = config.rival_model or config.student.model
-    weight = config.adversarial_weight
+    weight, rival = config.adversarial_weight, config.rival_model or config.student.model
     return _guided(config, adversarial=weight, student_model=rival, **changes)
 
 
@@ -151,11 +150,6 @@ def _fitted(config: ClassificationConfig, kind: type, **own) -> synthesis.Maker:
     return kind(**{**shared, **how, **own})
 
 
-def _fast(config: ClassificationConfig) -> synthesis.Maker:
-    own = {"rounds": config.fast_rounds, "inner": config.fast_steps, "seed": config.seed}
-    return _fitted(config, FastGenerator, **own)
-
-
 # Name in every table -> the maker of a configuration.
 MAKERS: dict[str, Callable[[ClassificationConfig], synthesis.Maker]] = {
     "vanilla GAN": lambda config: config.conditional_gan.replace(seed=config.seed, lam=0.0),
@@ -168,7 +162,9 @@ MAKERS: dict[str, Callable[[ClassificationConfig], synthesis.Maker]] = {
     "contrastive memory": lambda config: _fitted(
         config, ContrastiveInversion, contrast=config.contrast_weight
     ),
-    "fast": _fast,
+    "fast": lambda config: _fitted(
+        config, FastGenerator, rounds=config.fast_rounds, inner=config.fast_steps, seed=config.seed
+    ),
 }
 
 
@@ -333,19 +329,12 @@ class Study:
     def teacher_on_synthetic(self) -> Artifact:
         """The teacher's architecture trained on synthetic images and their labels alone (a cell of A Table 4)."""
         images, parents = self.images("synthetic")
-        config = self.config.teacher.training(
-            epochs=self.config.teacher_synthetic_epochs, warmup_epochs=0.2, seed=self.config.seed
-        )
-        return training.train_teacher(
-            self.store,
-            self.teacher.settings["model"],
-            images,
-            self.test_set,
-            config,
-            Augmentation(kind=self.config.synthetic_augmentation or "shift"),
-            stage="teacher_synthetic",
-            parents=parents,
-        )
+        epochs, seed = self.config.teacher_synthetic_epochs, self.config.seed
+        config = self.config.teacher.training(epochs=epochs, warmup_epochs=0.2, seed=seed)
+        own = self.store, self.teacher.settings["model"], images, self.test_set, config
+        augment = Augmentation(kind=self.config.synthetic_augmentation or "shift")
+        how = {"stage": "teacher_synthetic", "parents": parents}
+        return training.train_teacher(*own, augment, **how)
 
     @cached_property
     def space(self) -> FeatureSpace:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from dfkd_lib.core import Artifact, Store, resolve
+from dfkd_lib.core import Artifact, resolve
 from dfkd_lib.datasets import DataConfig, ImageSet, check_classes_agree, load_images
 from dfkd_lib.distill.study import Study
 from dfkd_lib.models import (
@@ -37,11 +37,7 @@ class Subject(NamedTuple):
 
 
 def open_subject(
-    study: Study,
-    name: str = "",
-    weights: str = "",
-    download: bool = False,
-    fallback: bool = False,
+    study: Study, name: str = "", weights: str = "", download: bool = False, fallback: bool = False
 ) -> Subject:
     """The model that a name stands for.
 
@@ -57,12 +53,11 @@ def open_subject(
         WorkbenchError: if it cannot be had, or does not take the images.
     """
     if name == "untrained":
-        settings = study.teacher.settings
-        torch.manual_seed(study.config.seed)
+        settings, seed = study.teacher.settings, study.config.seed
+        torch.manual_seed(seed)
         model = frozen(create_model(settings["model"], **settings["overrides"]))
-        about = f"{settings['model']}, weights drawn from seed {study.config.seed}"
-        sets = study.train_set, study.test_set
-        return _opened(study.store, "before training", model, about, *sets)
+        about = f"{settings['model']}, weights drawn from seed {seed}"
+        return _opened(study, "before training", model, about, study.train_set, study.test_set)
     if name in ("", "student"):
         artifact = study.student("real") if name else study.teacher
         about = (
@@ -70,8 +65,8 @@ def open_subject(
             f"{artifact.metrics['parameters']:,} parameters, test accuracy "
             f"{artifact.metrics['accuracy']:.4f} on {len(study.test_set):,} images"
         )
-        model, sets = load_trained(artifact), (study.train_set, study.test_set)
-        return Subject(name or "teacher", model, artifact, about, *sets)
+        model, short = load_trained(artifact), name or "teacher"
+        return Subject(short, model, artifact, about, study.train_set, study.test_set)
     try:
         model = frozen(load_model(name, weights, download=download))
     except WeightsMissing as missing:
@@ -88,7 +83,7 @@ def open_subject(
     for images in sets:
         check_images(model, images.shape, images.name)
     short = name.rstrip("/").split("/")[-1].removesuffix(".safetensors")
-    return _opened(study.store, short, model, model.source, *sets)
+    return _opened(study, short, model, model.source, *sets)
 
 
 def _own_instead(study: Study, missing: WeightsMissing) -> Subject:
@@ -96,9 +91,8 @@ def _own_instead(study: Study, missing: WeightsMissing) -> Subject:
     if not data.named and not resolve(data.name).is_dir():
         load_images(data.name, "test")  # raises, and says what is expected there
     own = study
-    if (
-        data.name != "mnist"
-    ):  # the shipped teacher knows MNIST, whatever the missing model was to see
+    # The shipped teacher knows MNIST, whatever the missing model was to see.
+    if data.name != "mnist":
         shipped = TeacherConfig(source="shipped")
         own = Study(study.store, study.config.replace(data=DataConfig(), teacher=shipped))
     found = open_subject(own)
@@ -124,8 +118,8 @@ def _sets_for(study: Study, model: nn.Module) -> tuple[ImageSet, ImageSet]:
 
 
 def _opened(
-    store: Store, name: str, model: nn.Module, about: str, train: ImageSet, test: ImageSet
+    study: Study, name: str, model: nn.Module, about: str, train: ImageSet, test: ImageSet
 ) -> Subject:
-    artifact = open_model(store, name, model)
+    artifact = open_model(study.store, name, model)
     about = f"{about}; {count_parameters(model):,} parameters"
     return Subject(name, model, artifact, about, train, test)

@@ -61,26 +61,19 @@ def teacher_targets(
                 continue
             with torch.inference_mode():
                 parts = (to_float(part).to(device()) for part in images.split(BATCH))
-                found = [
-                    Targets(*outputs_and_probe(model, part, probed, None, blocks)) for part in parts
-                ]
-            tensors = {"logits": torch.cat([part.logits for part in found]).half()}
+                found = [outputs_and_probe(model, part, probed, None, blocks) for part in parts]
+            logits, probes = zip(*found, strict=True)
+            tensors = {"logits": torch.cat(logits).half()}
             if probed:
-                tensors["probes"] = torch.cat([part.probe for part in found]).half()
+                tensors["probes"] = torch.cat(probes).half()
             artifacts.save_tensors(path, tensors)
             artifacts.note_whole(work, path)
         return {"images": len(train_set), "probes": probed}
 
     settings = {"images": train_set.fingerprint, "shard": SHARD, "kept": "float16"}
-    if blocks != LAST:
-        settings["blocks"] = list(blocks)
-    return store.get_or_make(
-        "teacher_targets",
-        settings,
-        make,
-        [teacher, *parents],
-        reads_of((train_set, "teacher targets")),
-    )
+    settings |= {"blocks": list(blocks)} if blocks != LAST else {}
+    reads = reads_of((train_set, "teacher targets"))
+    return store.get_or_make("teacher_targets", settings, make, [teacher, *parents], reads)
 
 
 class StoredTeacher:
@@ -94,10 +87,8 @@ class StoredTeacher:
     def __init__(self, artifact: Artifact):
         files = sorted(path.name for path in artifact.path.glob("targets-*.safetensors"))
         parts = [artifact.tensors(name) for name in files]
-        self.logits = torch.cat([part["logits"] for part in parts]).to(device())
-        self.probes = None
-        if artifact.metrics["probes"]:
-            self.probes = torch.cat([part["probes"] for part in parts]).to(device())
+        kept = {n: torch.cat([part[n] for part in parts]).to(device()) for n in parts[0]}
+        self.logits, self.probes = kept["logits"], kept.get("probes")
 
     def __call__(self, batch: Batch) -> Targets:
         rows = batch.rows.to(self.logits.device)

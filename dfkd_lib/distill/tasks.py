@@ -10,7 +10,6 @@ from functools import partial
 
 from dfkd_lib import datasets
 from dfkd_lib.distill import comparison
-from dfkd_lib.distill.classification import train
 from dfkd_lib.distill.step import known_step
 
 Names = Mapping[str, object]
@@ -43,15 +42,8 @@ def classification(names: Names) -> Tasks:
     """Both students from each seed, and the teacher on synthetic images."""
     study, config = names["study"], names["cfg"]
     step = known_step(names["step"], config.weights, config.student)
-
-    def student(source: str, seed: int) -> object:
-        images, parents = study.images(source)
-        student = config.student_for(images)
-        own = (study.store, student, step, images, study.test_set, study.teacher)
-        return train(*own, seed=seed, parents=parents)
-
     made = {
-        f"student, {source}, seed {seed}": partial(student, source, seed)
+        f"student, {source}, seed {seed}": partial(study.student, source, seed, step)
         for source in ("synthetic", "real")
         for seed in config.seeds
     }
@@ -66,10 +58,8 @@ def early(names: Names) -> Tasks:
     train_set, test_set = datasets.load_splits(config.data)
 
     def run(variant: str, share: float, seed: int) -> object:
-        pool, teacher = (
-            train_set.sample(config.images, 5),
-            config.teacher(store, train_set, test_set),
-        )
+        teacher = config.teacher(store, train_set, test_set)
+        pool = train_set.sample(config.images, 5)
         return config.run(store, variant, teacher, pool, test_set, share, seed, step)
 
     return {

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import pandas as pd
 from pydantic import Field
 
 from dfkd_lib.core import Artifact, Config, Seeds, Store
@@ -163,24 +164,24 @@ class TitnConfig(Config):
         return train(store, student, step or weights, chosen, test_set, teacher, **how)
 
 
-def runs_table(runs: dict[str, list[Artifact]]):
+def runs_table(runs: dict[str, list[Artifact]]) -> pd.DataFrame:
     """One line a run, in numbers: model, seed, the scores of C Table 3 (%), parameters."""
-    import pandas as pd
-
-    rows = []
-    for name, artifacts in runs.items():
-        for run in artifacts:
-            row = {"model": name, "seed": run.settings["config"]["seed"]}
-            row |= {SCORES[key]: 100 * value for key, value in scores(run).items()}
-            rows.append(row | {"parameters": run.metrics["parameters"]})
+    rows = [
+        {
+            "model": name,
+            "seed": run.settings["config"]["seed"],
+            **{SCORES[key]: 100 * value for key, value in scores(run).items()},
+            "parameters": run.metrics["parameters"],
+        }
+        for name, artifacts in runs.items()
+        for run in artifacts
+    ]
     return pd.DataFrame(rows)
 
 
-def table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
+def table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str) -> pd.DataFrame:
     """C Tables 3-5: the teacher and each model; every score (%) as mean ± 95 % interval over its seeds, cost of one image in
     10⁹ multiply-adds (GMACs), and the paper's scores in the same order, as many as it gives."""
-    import pandas as pd
-
     rows = []
     for name, artifacts in ({"teacher": [teacher]} | runs).items():
         each, paper = [scores(a) for a in artifacts], PAPER.get(data, {}).get(name, ())
@@ -194,10 +195,8 @@ def table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
     return pd.DataFrame(rows)
 
 
-def drop_table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str):
+def drop_table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str) -> pd.DataFrame:
     """C Table 6: top-1 (%) of the teacher, of each student, the difference, and what both cost."""
-    import pandas as pd
-
     before, rows = 100 * scores(teacher)["top1"], []
     for name, artifacts in runs.items():
         after = [100 * scores(a)["top1"] for a in artifacts]

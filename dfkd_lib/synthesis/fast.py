@@ -55,12 +55,12 @@ class FastGenerator(RivalLosses):
             WorkbenchError: if teacher and images do not fit, or images are larger than 32 × 32.
             DivergedError: if it diverges before any epoch is done. LedgerError: if anything real is read.
         """
-        settings = {**self.as_dict(), **given.wanted}
+        settings, parents = {**self.as_dict(), **given.wanted}, [given.teacher]
         return store.get_or_make(
             "meta_generator",
             settings,
             lambda work: self._fit(work, given),
-            [given.teacher],
+            parents,
             code=self.code,
         )
 
@@ -74,14 +74,8 @@ class FastGenerator(RivalLosses):
             return labels, *generator.noise(len(labels), random)
 
         epochs = math.ceil(self.rounds / EPOCH)
-        config = TrainConfig(
-            epochs=epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            optimizer="adam",
-            precision=self.precision,
-            seed=self.seed,
-        )
+        own = {name: self[name] for name in ("batch_size", "lr", "precision", "seed")}
+        config = TrainConfig(epochs=epochs, optimizer="adam", **own)
         batches = Draws(math.ceil(self.rounds / epochs), draw)
         label = f"starting weights, {self.inner} steps a batch, seed {self.seed}"
         modules: dict[str, nn.Module] = {"generator": generator, **self.rival(given)}

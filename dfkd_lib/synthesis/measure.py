@@ -59,9 +59,8 @@ class FeatureSpace:
 
     def check_classes(self, images: ImageSet) -> None:
         """Raise unless the judge knows the images' classes, in their order."""
-        check_classes_agree(
-            self.judge.settings.get("classes", ()), images.classes, f"the judge and {images.name}"
-        )
+        known, where = self.judge.settings.get("classes", ()), f"the judge and {images.name}"
+        check_classes_agree(known, images.classes, where)
 
     def of(self, images: Tensor, labels: Tensor) -> metrics.Features:
         """Features and the judge's logits of uint8 images with their labels."""
@@ -116,15 +115,8 @@ def train_judge(
     store: Store, config: JudgeConfig, train_set: ImageSet, test_set: ImageSet, seed: int = 0
 ) -> Artifact:
     """The classifier of a configuration, trained by cross entropy."""
-    training = TrainConfig(
-        epochs=config.epochs,
-        batch_size=128,
-        lr=2e-3,
-        weight_decay=0.01,
-        warmup_epochs=0.2,
-        precision="bf16",
-        seed=seed,
-    )
+    how = {"weight_decay": 0.01, "warmup_epochs": 0.2, "precision": "bf16", "seed": seed}
+    training = TrainConfig(epochs=config.epochs, batch_size=128, lr=2e-3, **how)
     chosen = train_set.sample(config.images, 3 + seed)
     return train_teacher(store, config.model, chosen, test_set, training)
 
@@ -178,13 +170,9 @@ def real_features(store: Store, images: ImageSet, space: FeatureSpace) -> Artifa
         artifacts.save_tensors(work / "features.safetensors", tensors)
         return {"images": len(images), "dimensions": found.values.shape[1]}
 
-    return store.get_or_make(
-        "real_features",
-        {"images": images.fingerprint, "space": space.name},
-        make,
-        space.parents,
-        reads_of((images, ledger.EVALUATION)),
-    )
+    settings = {"images": images.fingerprint, "space": space.name}
+    reads = reads_of((images, ledger.EVALUATION))
+    return store.get_or_make("real_features", settings, make, space.parents, reads)
 
 
 def open_features(made: Artifact) -> metrics.Features:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -71,8 +72,7 @@ class Effort:
         return next((b for b in (2**i for i in range(16, 0, -1)) if self.memory_of(b) <= room), 0)
 
 
-@dataclass(frozen=True)
-class _Measured:
+class _Measured(NamedTuple):
     """Operations of one image, operations a second, bytes whatever the batch, bytes kept for each image."""
 
     operations: float
@@ -92,11 +92,11 @@ def classifier_effort(model: str, shape: dict, images: float, **how) -> Effort:
     """
     name = " ".join([model, *(f"{key}={value}" for key, value in sorted(shape.items()))])
     sides = shape["in_chans"], shape["img_size"], shape["img_size"]
-
-    def inputs(count: int) -> tuple[Tensor, ...]:
-        return (torch.zeros(count, *sides),)
-
-    return Effort(name, lambda: create_model(model, **shape), inputs, images, **how)
+    build, inputs = (
+        lambda: create_model(model, **shape),
+        lambda count: (torch.zeros(count, *sides),),
+    )
+    return Effort(name, build, inputs, images, **how)
 
 
 def free_memory() -> float:

@@ -59,7 +59,7 @@ def read_shipped(name: str, folder: str | Path = FOLDER) -> tuple[Path, dict]:
     try:
         record = json.loads(about.read_bytes())
         record["model"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise WorkbenchError(
             "the record beside a checkpoint cannot be used",
             where=about,

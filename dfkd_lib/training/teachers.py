@@ -85,17 +85,9 @@ def train_teacher(
         WorkbenchError: if a class has no image.
     """
     train_set.check_classes()
-    return train_classifier(
-        store,
-        stage,
-        model_name,
-        train_set,
-        test_set,
-        config,
-        lambda model: (label_step(model), {}),
-        augmentation=augmentation,
-        **how,
-    )
+    own = store, stage, model_name, train_set, test_set, config
+    how["augmentation"] = augmentation
+    return train_classifier(*own, lambda model: (label_step(model), {}), **how)
 
 
 def open_teacher(

