@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from dfkd_lib import metrics, synthesis
 from dfkd_lib.core import Artifact, Store, images_behind, ledger, total_text
@@ -32,14 +34,6 @@ FIRST = ("maker", "may see", READ, BEHIND, "images made")
 LAST = ("student (%)", "95 % interval", "seconds")
 # Of a student: more passes over the few images of an inversion only teach it these.
 MOST_EPOCHS = 100
-
-# Test accuracy (%) on CIFAR-10 as others publish it: (teacher, student) -> by maker (METHODS D).
-_METHODS = ("DeepInversion", "CMI", "DFQ", "Fast-5", "Fast-10", "none: real images and labels")
-PUBLISHED = {
-    ("ResNet-34, 95.70 %", "ResNet-18"): (93.26, 94.84, 94.61, 93.63, 94.05, 95.20),
-    ("WRN-40-2, 94.87 %", "WRN-16-2"): (89.72, 92.52, 92.01, 91.96, 92.45, 93.95),
-    ("WRN-40-2, 94.87 %", "WRN-16-1"): (83.04, 90.01, 86.14, 88.90, 89.29, 91.12),
-}
 
 
 def may_see(maker: Maker) -> str:
@@ -188,12 +182,10 @@ def short_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def published_table() -> pd.DataFrame:
     """The field's figures: maker, teacher, student, student (%), and whose they are: not ours."""
-    rows = [
-        (maker, *pair, figure, "theirs")
-        for pair, figures in PUBLISHED.items()
-        for maker, figure in zip(_METHODS, figures, strict=True)
-    ]
-    return pd.DataFrame(rows, columns=["maker", "teacher", "student", "student (%)", "whose"])
+    read = yaml.safe_load(Path(__file__).with_name("papers.yaml").read_text(encoding="utf-8"))
+    figures = pd.DataFrame(read["published"]).set_index(["teacher", "student"]).stack()
+    long = figures.rename_axis(["teacher", "student", "maker"]).rename("student (%)").reset_index()
+    return long[["maker", "teacher", "student", "student (%)"]].assign(whose="theirs")
 
 
 def warnings_table(found: dict[str, dict]) -> pd.DataFrame:
