@@ -136,32 +136,6 @@ def test_stopped_by_hand(killed_reference, tmp_path, numbers):
         faults.recovers(place, killed_reference, row)
 
 
-@pytest.mark.skipif(not FULL, reason="in make faults; test_fanout.py holds the short form")
-@pytest.mark.parametrize("victim", ["the scheduler", "a worker"])
-def test_a_part_of_a_cluster_that_vanishes(reference, tmp_path, victim):
-    place = Place(tmp_path / "place", reference.command)
-    cluster = faults.Elsewhere(tmp_path / "dask", 2)
-    command = [word for word in reference.command if word not in ("--jobs", "1")]
-    spread = Place(tmp_path / "place", [*command, "--scheduler", str(cluster.file)])
-    struck = cluster.scheduler if victim == "the scheduler" else cluster.workers[0]
-
-    def blow(process, processes):
-        faults.kill(faults.tree(struck.pid))
-
-    with row_of(f"{victim} vanishes") as row:
-        try:
-            row.running, code, _ = strike(spread, 0.6 * reference.seconds, blow)
-            assert code == (1 if victim == "the scheduler" else 0), spread.log
-            if code:
-                assert "scheduler is gone" in spread.log, spread.log
-            else:
-                faults.equal(spread, reference)
-        finally:
-            left = cluster.end()
-        assert not left
-        faults.recovers(place, reference, row)
-
-
 # ---- disks
 
 

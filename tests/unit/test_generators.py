@@ -1,11 +1,9 @@
-"""What generators keep, how a walk between two noises goes, and what a share of the attention loss is."""
+"""What generators keep, how a walk between two noises goes, and what a moving average of one is."""
 
 import pytest
 import torch
-from steps import gan_step
 
-from dfkd_lib.core import WorkbenchError
-from dfkd_lib.models import Discriminator, FieldGenerator, Generator, create_model
+from dfkd_lib.models import FieldGenerator, Generator
 from dfkd_lib.synthesis import CGAN, AveragedCGAN, crop_middle, kept_epochs, latent_walk
 
 

@@ -14,35 +14,34 @@ from dfkd_lib.models import Discriminator, EarlyAligner, Generator, create_model
 from dfkd_lib.training import Batch
 
 
-@pytest.mark.parametrize("weights", [{}, {"kd": 0.5, "ce": 2.0, "patch": 3.0, "temperature": 2.0}])
-def test_the_step_of_notebook_30_is_the_librarys(weights):
+def shown_and_own(config=StudentConfig(), probe=(49,), **weights):
+    """A student, its images and targets; the losses of notebook 30's step, and those of the library's."""
     torch.manual_seed(0)
     student = create_model("vit_mnist_smoke")
     batch = Batch(torch.randn(4, 1, 28, 28), torch.arange(4), torch.arange(4))
-    target = Targets(torch.randn(4, 10), torch.rand(4, 49))
-    step = run_cell(edit_cell("30_classification_kd.ipynb"), names_of_30(**weights))["step"]
-    shown = step(student, batch, lambda batch: target)
-    own = distill_step(student, lambda batch: target, KDWeights(**weights))(batch, 0.0)
+    target = Targets(torch.randn(4, 10), torch.rand(4, *probe))
+    step = run_cell(edit_cell("30_classification_kd.ipynb"), names_of_30(config, **weights))["step"]
+    blocks = {"blocks": config.patch_blocks, "block_weights": config.block_weights}
+    own = distill_step(student, lambda batch: target, KDWeights(**weights), **blocks)(batch, 0.0)
+    return student, batch, target, step(student, batch, lambda batch: target), own
+
+
+@pytest.mark.parametrize("weights", [{}, {"kd": 0.5, "ce": 2.0, "patch": 3.0, "temperature": 2.0}])
+def test_the_step_of_notebook_30_is_the_librarys(weights):
+    *_, shown, own = shown_and_own(**weights)
     assert_equal(shown, own)
     assert list(shown) == ["loss", "kd", "ce", "patch"]
 
 
 def test_the_step_of_notebook_30_matches_the_blocks_that_the_students_settings_name():
-    torch.manual_seed(0)
-    student = create_model("vit_mnist_smoke")
-    batch = Batch(torch.randn(4, 1, 28, 28), torch.arange(4), torch.arange(4))
-    target = Targets(torch.randn(4, 10), torch.rand(4, 2, 16))
-    chosen = {"patch_blocks": (0, -1), "block_weights": (1.0, 3.0)}
-    config = StudentConfig(**chosen, teacher_blocks=(3, 11))
-    step = run_cell(edit_cell("30_classification_kd.ipynb"), names_of_30(config))["step"]
-    blocks = {"blocks": chosen["patch_blocks"], "block_weights": chosen["block_weights"]}
-    own = distill_step(student, lambda batch: target, KDWeights(), **blocks)(batch, 0.0)
-    assert_equal(step(student, batch, lambda batch: target), own)
+    config = StudentConfig(patch_blocks=(0, -1), block_weights=(1.0, 3.0), teacher_blocks=(3, 11))
+    student, batch, target, shown, own = shown_and_own(config, (2, 16))
+    assert_equal(shown, own)
     probes = [attention.attention_probe(student, batch.images, block) for block in (0, -1)]
-    each = [
+    first, last = (
         losses.patch_probe_loss(one, target.probe[:, place]) for place, one in enumerate(probes)
-    ]
-    torch.testing.assert_close(own["patch"], (each[0] + 3 * each[1]) / 4)
+    )
+    torch.testing.assert_close(own["patch"], (first + 3 * last) / 4)
 
 
 def test_what_the_step_of_notebook_30_trains_is_found_by_its_weights_until_it_is_edited():

@@ -91,17 +91,7 @@ def test_weights_change_over_training():
 
 
 @pytest.mark.parametrize(
-    "bad",
-    [
-        {"kd": 0, "ce": 0, "patch": 0},
-        {"kd": -1},
-        {"hard": -1.0},
-        {"early": math.nan},
-        {"temperature": 0},
-        {"temperature": math.nan},
-        {"temperature": math.inf},
-        {"schedules": "kd"},
-    ],
+    "bad", [{"kd": 0, "ce": 0, "patch": 0}, {"early": math.nan}, {"schedules": "kd"}]
 )
 def test_impossible_weights(bad):
     with pytest.raises(WorkbenchError) as error:
