@@ -175,8 +175,6 @@ def _blended(images: Tensor, dull: Tensor, share: Tensor) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    if images.shape[1] == 1:
-        return images.float()
     return T.rgb_to_grayscale(images.float()).floor()
 
 

@@ -61,8 +61,7 @@ class StepConfig(TrainConfig):
 
     def with_step(self, step: Callable) -> Self:
         """These settings with a step of the caller's."""
-        changed = self.replace()
-        own = self.own_step
+        changed, own = self.replace(), self.own_step
         same = own is not None and fingerprint(step).digest == fingerprint(own).digest
         changed._step = None if same else step
         return changed
@@ -91,23 +90,18 @@ def make_optimizer(modules: list[nn.Module], config: TrainConfig) -> torch.optim
     parameters, decay = list(dict.fromkeys(every)), config.weight_decay
     # One kernel for all parameters: of a small student's step the loop over them is a tenth.
     fused = True if parameters and parameters[0].device.type in ("cpu", "cuda") else None
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, config.lr, config.momentum, weight_decay=decay, fused=fused
-        )
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, config.lr, weight_decay=decay)
+    how: dict = {"lr": config.lr, "weight_decay": decay, "fused": fused}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=config.momentum, **how)
     if config.optimizer == "adam":
-        return torch.optim.Adam(
-            parameters, config.lr, config.betas, weight_decay=decay, fused=fused
-        )
+        return torch.optim.Adam(parameters, betas=config.betas, **how)
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], config.lr, config.betas, fused=fused
-    )
+    return torch.optim.AdamW([g for g in groups if g["params"]], betas=config.betas, **how)
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:

@@ -104,8 +104,7 @@ def fit(
 def _explained(error: Exception, config: TrainConfig, label: str, done: int) -> Exception:
     """The error as one that a user can fix, where it is of such a kind; else itself."""
     text, got = str(error), f"{type(error).__name__}: {error}".split("\n")[0][:300]
-    out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    if out_of_memory or memory.RAN_OUT.search(text):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or memory.RAN_OUT.search(text):
         return WorkbenchError(
             "memory ran out in training",
             got=got,
@@ -192,7 +191,11 @@ class _Run:
 
             def ended(epoch: int = epoch, row: dict = row) -> dict:
                 self.check_weights(epoch)
-                row |= self.measured(evaluate, epoch + 1) if evaluate else {}
+                if evaluate:
+                    for module in self.modules.values():
+                        module.eval()
+                    with torch.no_grad():
+                        row |= {name: float(value) for name, value in evaluate(epoch + 1).items()}
                 memory.check(self.label)
                 at_once = self.device.type == "cpu" or epoch == self.config.epochs - 1
                 saved.save([*history, row], at_once)
@@ -200,13 +203,6 @@ class _Run:
 
             history.append(processes.from_main(ended))
             progress.epoch(history[-1])
-
-    def measured(self, evaluate: Callable, epoch: int) -> dict[str, float]:
-        """What `evaluate` gives after an epoch."""
-        for module in self.modules.values():
-            module.eval()
-        with torch.no_grad():
-            return {name: float(value) for name, value in evaluate(epoch).items()}
 
     def epoch(self, epoch: int, progress: Progress) -> dict:
         """One pass over the batches: a row of the history."""
@@ -261,21 +257,17 @@ class _Run:
     @contextmanager
     def inside(self) -> Iterator[None]:
         """What a step's forward passes run in."""
-        with (
-            arithmetic(self.config),
-            self.norms,
-            processes.splitting() if self.split else nullcontext(),
-        ):
+        splitting = processes.splitting() if self.split else nullcontext()
+        with arithmetic(self.config), self.norms, splitting:
             yield
 
     def update(self, name: str, losses: dict[str, Tensor], totals: Totals) -> None:
         """One step of an optimizer."""
         optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         losses["loss"].backward()
-        parameters = [
-            p for group in optimizer.param_groups for p in group["params"] if p.requires_grad
-        ]
+        groups = (group["params"] for group in optimizer.param_groups)
+        parameters = [p for group in groups for p in group if p.requires_grad]
         if self.split:
             self.unequal |= parallel.average_gradients(parameters)
         if self.config.grad_clip:
@@ -290,11 +282,8 @@ class _Run:
         for module_name, module in self.modules.items():
             for name, value in module.state_dict().items():
                 if value.is_floating_point() and not torch.isfinite(value).all():
-                    self.diverged(
-                        "weights are no longer finite numbers",
-                        f"{module_name}.{name}",
-                        f"after epoch {epoch + 1}",
-                    )
+                    what, where = "weights are no longer finite numbers", f"after epoch {epoch + 1}"
+                    self.diverged(what, f"{module_name}.{name}", where)
 
     def check(self, totals: Totals, epoch: int, index: int) -> None:
         """Raise if a loss went bad, or processes have gradients of different parameters."""

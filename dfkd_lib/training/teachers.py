@@ -15,12 +15,7 @@ from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet, check_classes_agree
 from dfkd_lib.losses import label_loss
 from dfkd_lib.models import MODELS, count_parameters, create_model, load_weights
-from dfkd_lib.training.classifier import (
-    check_fit,
-    reads_of,
-    save_tested,
-    train_classifier,
-)
+from dfkd_lib.training.classifier import check_fit, reads_of, save_tested, train_classifier
 from dfkd_lib.training.config import Precision, Share, TrainConfig
 from dfkd_lib.training.mixing import Augmentation, Batch, Kind, Mix
 from dfkd_lib.training.shipped import FOLDER, read_shipped, write_shipped
@@ -139,13 +134,13 @@ def shipped_teacher(
     record = {**unknown, "ledger": [nobody], **found}
     where = f"teacher {name} and {test_set.name}"
     if not isinstance(record.get("classes"), list):
+        names = json.dumps(list(test_set.classes))
         raise WorkbenchError(
             "nobody recorded which class each output of a teacher stands for",
             expected='"classes": names in the order of its outputs',
             got=record.get("classes"),
             where=weights.with_suffix(".json"),
-            fix='add them to that file; where its outputs are in the order of these images: "classes": '
-            f"{json.dumps(list(test_set.classes))}",
+            fix=f'add them to that file; if its outputs are in the order of these images: "classes": {names}',
         )
     check_classes_agree(record["classes"], test_set.classes, where)
     settings = {
@@ -161,14 +156,9 @@ def shipped_teacher(
         metrics = save_tested(work, model, test_set, record["history"])
         return {**metrics, "train_images": record["train_images"], "shipped": True}
 
-    return store.get_or_make(
-        "teacher",
-        settings,
-        make,
-        reads=reads_of((test_set, ledger.EVALUATION)),
-        inherited=record["ledger"],
-        code=[MODELS.get(record["model"])],
-    )
+    reads, code = reads_of((test_set, ledger.EVALUATION)), [MODELS.get(record["model"])]
+    how = {"reads": reads, "inherited": record["ledger"], "code": code}
+    return store.get_or_make("teacher", settings, make, **how)
 
 
 def ship_teacher(artifact: Artifact, name: str, command: str, folder: str | Path = FOLDER) -> Path:
