@@ -5,7 +5,7 @@ from dfkd_lib.distill.classification import StudentConfig, check_losses, train
 from dfkd_lib.distill.comparison import chosen_makers, compare_makers, equal_epochs, may_see
 from dfkd_lib.distill.early import EarlyConfig
 from dfkd_lib.distill.scores import scores
-from dfkd_lib.distill.step import kd_step, known_step
+from dfkd_lib.distill.step import KDWeights, drop_one, kd_step, known_step
 from dfkd_lib.distill.study import (
     MAKERS,
     AblationConfig,
@@ -23,4 +23,3 @@ from dfkd_lib.distill.targets import (
     teacher_targets,
 )
 from dfkd_lib.distill.titn import TitnConfig
-from dfkd_lib.distill.weights import KDWeights, drop_one

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dfkd_lib.attention import LAST, attention_sites, pick
 from dfkd_lib.core import Artifact, Store, WorkbenchError
 from dfkd_lib.datasets import ImageSet
-from dfkd_lib.distill.step import kd_step
+from dfkd_lib.distill.step import KDWeights, kd_step
 from dfkd_lib.distill.targets import (
     EARLY_STAGE,
     LiveTeacher,
@@ -23,7 +23,6 @@ from dfkd_lib.distill.targets import (
     has_probe,
     teacher_targets,
 )
-from dfkd_lib.distill.weights import KDWeights
 from dfkd_lib.losses import LOSSES, NEEDS
 from dfkd_lib.models import EarlyAligner, create_model, early_channels
 from dfkd_lib.training import (

@@ -8,7 +8,7 @@ from pydantic import Field
 from dfkd_lib.core import Artifact, Config, Seeds, Store
 from dfkd_lib.datasets import DataConfig, ImageSet
 from dfkd_lib.distill.classification import Step, StudentConfig, train
-from dfkd_lib.distill.weights import KDWeights
+from dfkd_lib.distill.step import KDWeights
 from dfkd_lib.synthesis import Given, Inversion, JudgeConfig, make_images, train_judge
 from dfkd_lib.training import Augmentation, Kind, TrainConfig, train_teacher
 

@@ -13,7 +13,7 @@ from dfkd_lib import datasets, models, synthesis, training
 from dfkd_lib.core import Artifact, Config, Seed, Seeds, Store, WorkbenchError
 from dfkd_lib.datasets import DataConfig, ImageSet
 from dfkd_lib.distill.classification import Step, StudentConfig, train
-from dfkd_lib.distill.weights import KDWeights
+from dfkd_lib.distill.step import KDWeights
 from dfkd_lib.synthesis import (
     CGAN,
     AveragedCGAN,

@@ -11,7 +11,7 @@ from dfkd_lib.core import Artifact, Config, Seeds, Store
 from dfkd_lib.datasets import DataConfig, ImageSet
 from dfkd_lib.distill.classification import Step, StudentConfig, train
 from dfkd_lib.distill.scores import SCORES, gigaflops, scores
-from dfkd_lib.distill.weights import KDWeights
+from dfkd_lib.distill.step import KDWeights
 from dfkd_lib.metrics.intervals import interval_text, mean_interval
 from dfkd_lib.synthesis import JudgeConfig, train_judge
 from dfkd_lib.training import Augmentation, Kind, Optimizer, TrainConfig, train_teacher

@@ -16,8 +16,7 @@ from dfkd_lib.core import Artifact
 from dfkd_lib.datasets import to_float, to_uint8
 from dfkd_lib.losses import contrastive_loss
 from dfkd_lib.models import Generator
-from dfkd_lib.synthesis.canvas import Draws, fit_images, plain_generator
-from dfkd_lib.synthesis.from_teacher import scores_features_probe
+from dfkd_lib.synthesis.canvas import Draws, fit_images, plain_generator, scores_features_probe
 from dfkd_lib.synthesis.given import Given
 from dfkd_lib.synthesis.rival import MemoryBank, RivalLosses
 from dfkd_lib.training import Precision

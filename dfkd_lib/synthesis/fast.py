@@ -16,8 +16,13 @@ from torch.func import functional_call
 from dfkd_lib.core import Artifact, Store, save_tensors
 from dfkd_lib.datasets import to_uint8
 from dfkd_lib.models import Generator
-from dfkd_lib.synthesis.canvas import Draws, fit_to_last_good, kept_states, plain_generator
-from dfkd_lib.synthesis.from_teacher import local_random
+from dfkd_lib.synthesis.canvas import (
+    Draws,
+    fit_to_last_good,
+    kept_states,
+    local_random,
+    plain_generator,
+)
 from dfkd_lib.synthesis.given import Given
 from dfkd_lib.synthesis.rival import MemoryBank, RivalLosses
 from dfkd_lib.training import Precision, TrainConfig, device

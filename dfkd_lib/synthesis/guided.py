@@ -31,15 +31,13 @@ from dfkd_lib.losses import (
 from dfkd_lib.models import FieldGenerator, Generator
 from dfkd_lib.synthesis.canvas import (
     Draws,
+    FromTeacher,
     GeneratorMaker,
     fit_to_last_good,
-    kept_states,
-    plain_generator,
-)
-from dfkd_lib.synthesis.from_teacher import (
-    FromTeacher,
     held_logits,
+    kept_states,
     local_random,
+    plain_generator,
     scores_features_probe,
 )
 from dfkd_lib.synthesis.given import Given

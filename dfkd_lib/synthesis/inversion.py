@@ -29,8 +29,7 @@ from dfkd_lib.losses import (
     total_variation,
     weights_of,
 )
-from dfkd_lib.synthesis.canvas import Draws, fit_images
-from dfkd_lib.synthesis.from_teacher import FromTeacher, scores_features_probe
+from dfkd_lib.synthesis.canvas import Draws, FromTeacher, fit_images, scores_features_probe
 from dfkd_lib.synthesis.given import Given
 from dfkd_lib.training import Precision
 

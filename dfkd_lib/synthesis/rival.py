@@ -10,7 +10,7 @@ from dfkd_lib.core import Config, WorkbenchError, processes
 from dfkd_lib.datasets import to_float
 from dfkd_lib.losses import decision_adversarial_loss, kd_loss
 from dfkd_lib.models import MODELS, create_model
-from dfkd_lib.synthesis.from_teacher import held_logits
+from dfkd_lib.synthesis.canvas import held_logits
 from dfkd_lib.synthesis.given import Given
 from dfkd_lib.synthesis.inversion import InversionLosses
 from dfkd_lib.training import shape_of

@@ -1,6 +1,5 @@
 """The one training loop, its configuration, batches and checkpoints; classifiers and teachers trained by it."""
 
-from dfkd_lib.training.batches import Batches, TensorBatches
 from dfkd_lib.training.check import GIVEN, bound
 from dfkd_lib.training.checkpoint import Checkpoint, restore
 from dfkd_lib.training.classifier import (
@@ -26,16 +25,17 @@ from dfkd_lib.training.config import (
     make_optimizer,
 )
 from dfkd_lib.training.effort import Effort, classifier_effort, free_memory
-from dfkd_lib.training.loop import fit
+from dfkd_lib.training.loop import Batches, TensorBatches, fit
 from dfkd_lib.training.mixing import Augmentation, Batch, Kind, Mix
-from dfkd_lib.training.shipped import read_shipped, write_shipped
 from dfkd_lib.training.teachers import (
     TeacherConfig,
     label_loss,
     label_step,
     open_model,
     open_teacher,
+    read_shipped,
     ship_teacher,
     shipped_teacher,
     train_teacher,
+    write_shipped,
 )

@@ -7,15 +7,14 @@ import torch
 from timm.utils.misc import natural_key
 from torch import Tensor, nn
 
+from dfkd_lib.attention import attention_probe, usual_token
 from dfkd_lib.core import WorkbenchError, artifacts, ledger
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet, check_classes_agree, to_float
 from dfkd_lib.models import MODELS, count_parameters, create_model, load_weights
-from dfkd_lib.training.batches import TensorBatches
 from dfkd_lib.training.config import TrainConfig, arithmetic, device
-from dfkd_lib.training.loop import fit
+from dfkd_lib.training.loop import TensorBatches, fit
 from dfkd_lib.training.mixing import KINDS, Augmentation, Batch
-from dfkd_lib.training.watch import Watch
 
 CURVE_IMAGES = 2000  # test images behind the accuracy-per-epoch curve; the final figure always uses all of them
 
@@ -96,6 +95,52 @@ def check_outputs(model: nn.Module, images: ImageSet, what: str) -> None:
             fix='write the names, in the order of its outputs, as "classes" into the .json beside its weights '
             "(of a transformers folder: as id2label into config.json)",
         )
+
+
+class Watch(nn.Module):
+    """Keeps the probes of a network's last block, epoch by epoch, in its buffer `probes`, float32 (epochs + 1, n, N).
+
+    It stands among the trained modules, so that the loop saves and resumes what it has kept; it has no weights, draws no
+    random number and changes nothing of the training. When an epoch is over the loop puts its modules in evaluation mode.
+
+    Args:
+        model: with attention; its probe is the class token's, or without one the mean over patches.
+        images: uint8 (n, C, H, W).
+        epochs: how many there will be.
+
+    Raises:
+        WorkbenchError: for a model without attention.
+    """
+
+    probes: Tensor
+    epoch: Tensor
+
+    def __init__(self, model: nn.Module, images: Tensor, epochs: int):
+        super().__init__()
+        self.images, self.model = images, [model]  # in a list: it is no module of this one
+        first = self.look()
+        self.register_buffer("probes", first.new_zeros(epochs + 1, *first.shape))
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
+        self.probes[0] = first
+        super().train(False)
+
+    @torch.no_grad()
+    def look(self) -> Tensor:
+        """The probes (n, N), float32, of the model in evaluation mode."""
+        (model,) = self.model
+        was_training = model.training
+        pixels = to_float(self.images).to(next(model.parameters()).device)
+        found = attention_probe(model.eval(), pixels, token=usual_token(model))
+        model.train(was_training)
+        return found
+
+    def train(self, mode: bool = True) -> "Watch":
+        """Count where an epoch begins, look where it ends."""
+        if mode and not self.training:
+            self.epoch += 1
+        elif not mode and self.training:
+            self.probes[self.epoch] = self.look().to(self.probes)
+        return super().train(mode)
 
 
 def reads_of(*sets: tuple[ImageSet, str]) -> dict[str, str]:

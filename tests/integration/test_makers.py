@@ -25,8 +25,8 @@ from dfkd_lib.synthesis import (
     GuidedGenerator,
     Inversion,
     MemoryBank,
+    canvas,
     contrastive,
-    from_teacher,
     guided,
     inversion,
     make_images,
@@ -633,7 +633,7 @@ def test_one_pass_gives_what_each_alone_gives(parts):
     teacher = given_to(parts, "vit").load_teacher()
     pixels = random_set(5).pixels
     images, again = (to_float(pixels).requires_grad_() for _ in range(2))
-    logits, features, probe = from_teacher.scores_features_probe(teacher, images, True)
+    logits, features, probe = canvas.scores_features_probe(teacher, images, True)
     assert torch.allclose(logits, teacher(images), atol=1e-5)
     assert torch.allclose(features, metrics.features_and_logits(teacher, pixels)[0], atol=1e-5)
     expected = attention_probe(teacher, again)
@@ -641,14 +641,14 @@ def test_one_pass_gives_what_each_alone_gives(parts):
     probe.square().sum().backward()
     expected.square().sum().backward()
     assert torch.allclose(images.grad, again.grad, atol=1e-6) and images.grad.abs().max() > 1e-5
-    assert from_teacher.scores_features_probe(teacher, images, False)[2] is None
+    assert canvas.scores_features_probe(teacher, images, False)[2] is None
 
 
 def test_a_held_student_gives_gradients_to_images_alone_and_goes_on_learning():
     torch.manual_seed(0)
     student = create_model("vit_mnist_smoke").train()
     images = torch.randn(2, 1, 28, 28, requires_grad=True)
-    from_teacher.held_logits(student, images).square().sum().backward()
+    canvas.held_logits(student, images).square().sum().backward()
     assert images.grad.abs().sum() > 0 and all(p.grad is None for p in student.parameters())
     assert student.training and all(p.requires_grad for p in student.parameters())
 

@@ -8,7 +8,7 @@ from dfkd_lib.core import WorkbenchError
 from dfkd_lib.datasets import to_float
 from dfkd_lib.models import create_model
 from dfkd_lib.training import TensorBatches, TrainConfig, fit, load_trained
-from dfkd_lib.training.watch import Watch
+from dfkd_lib.training.classifier import Watch
 
 SMALL = distill.StudentConfig(model="vit_mnist_smoke", epochs=2, batch_size=20, lr=5e-3)
 
