@@ -139,6 +139,9 @@ class Config(BaseModel):
     """
 
     main: ClassVar[str] = ""  # the field that is meant where a nested one is set by its own name
+    also: ClassVar[
+        dict[str, str]
+    ] = {}  # {field: another name it goes by}, those of base classes apart
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False
@@ -223,6 +226,8 @@ class Config(BaseModel):
     def settings(self) -> dict[str, Setting]:
         """Every leaf of the tree by its dotted name, with its value here as the default."""
         found: dict[str, Setting] = {}
+        kinds = reversed(type(self).__mro__)
+        also = {k: other for kind in kinds for k, other in vars(kind).get("also", {}).items()}
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if isinstance(value, Config):
@@ -232,7 +237,7 @@ class Config(BaseModel):
                     dotted = f"{name}.{inner.name}"
                     found[dotted] = replace(inner, name=dotted)
             else:
-                found[name] = _setting(name, field, value)
+                found[name] = _setting(name, field, value, also.get(name, ""))
         return found
 
     def flat(self) -> dict[str, object]:
@@ -341,7 +346,7 @@ def _parts(annotation: Any) -> tuple:
     return found or (annotation,)
 
 
-def _setting(name: str, field: Any, value: object) -> Setting:
+def _setting(name: str, field: Any, value: object, also: str = "") -> Setting:
     limits: dict[str, float] = {}
     for constraint in field.metadata:
         for bound, end in (("ge", "low"), ("gt", "low"), ("le", "high"), ("lt", "high")):
@@ -359,7 +364,7 @@ def _setting(name: str, field: Any, value: object) -> Setting:
         limits.get("high"),
         choices=choices,
         label=field.title or name,
-        also=(field.json_schema_extra or {}).get("also", ""),
+        also=also,
     )
 
 

@@ -21,6 +21,7 @@ class DataConfig(Config):
     """Images of a data set for training and testing."""
 
     main: ClassVar[str] = "name"
+    also: ClassVar[dict[str, str]] = {"background": "background"}
 
     name: str = Field(
         "mnist", description="mnist, digits, cifar10, cifar100 or a folder with train/<class>/*.png"
@@ -39,11 +40,7 @@ class DataConfig(Config):
         description="share of the training images that is held out and measures in place of the test images: for choices",
     )
     background: float = Field(
-        -1.0,
-        ge=-1,
-        le=1,
-        description="value of an empty pixel: -1 for digits, 0 for photographs",
-        json_schema_extra={"also": "background"},
+        -1.0, ge=-1, le=1, description="value of an empty pixel: -1 for digits, 0 for photographs"
     )
 
     @property

@@ -23,34 +23,40 @@ from dfkd_lib.metrics import THRESHOLD
 from dfkd_lib.training import Precision
 
 
-def _also(name: str) -> dict:
-    return {"also": name}
-
-
 class DetectionTeacher(DetectorConfig):
     """The teacher: one that comes with the workbench, or one trained on the labelled training scenes (A §8)."""
 
     main: ClassVar[str] = "source"
+    also: ClassVar[dict[str, str]] = {
+        "pretrained": "pretrained",
+        "weights": "weights",
+        "backbone_weights": "backbone_weights",
+    }
 
     source: Literal["shipped", "train"] = Field("train", description="where the teacher is from")
     shipped: str = Field("detr_micro_scenes", description="the shipped one's name in data/teachers")
     epochs: Passes = 300
-    pretrained: Published = Field(False, json_schema_extra=_also("pretrained"))
-    weights: File = Field("", json_schema_extra=_also("weights"))
-    backbone_weights: Backbone = Field("", json_schema_extra=_also("backbone_weights"))
+    pretrained: Published = False
+    weights: File = ""
+    backbone_weights: Backbone = ""
 
 
 class DetectionStudent(DetectorConfig):
     """A student; the default is the paper's ResNet-18 (METHODS A4 on its count)."""
 
+    also: ClassVar[dict[str, str]] = {
+        "batch_size": "batch_size",
+        "precision": "precision",
+        "augment": "augment",
+        "backbone_weights": "student_backbone",
+    }
+
     model: Name = "detr_resnet18_2x2"
     epochs: Passes = 150
-    batch_size: Rows = Field(16, json_schema_extra=_also("batch_size"))
-    precision: Precision = Field(
-        "bf16", description="arithmetic of training", json_schema_extra=_also("precision")
-    )
-    augment: Strength = Field(1.0, json_schema_extra=_also("augment"))
-    backbone_weights: Backbone = Field("", json_schema_extra=_also("student_backbone"))
+    batch_size: Rows = 16
+    precision: Precision = Field("bf16", description="arithmetic of training")
+    augment: Strength = 1.0
+    backbone_weights: Backbone = ""
     inherit: bool = Field(
         False,
         description="start a student's transformer and heads as its teacher's, if of one shape",
@@ -59,6 +65,8 @@ class DetectionStudent(DetectorConfig):
 
 class DetectionConfig(Config):
     """Every setting of METHODS A4; the defaults are the paper's where it names one."""
+
+    also: ClassVar[dict[str, str]] = {"seeds": "gan_seeds", "students": "arms"}
 
     data: SceneConfig = SceneConfig()
     seed: Seed = Field(0, description="of scenes, teacher and students")
@@ -79,12 +87,10 @@ class DetectionConfig(Config):
     seeds: Seeds = Field(
         (0, 1, 2),
         description="seeds of both GANs, the first one's teach students; and of the students whose gain by a teacher is compared",
-        json_schema_extra=_also("gan_seeds"),
     )
     students: str = Field(
         "",
         description="students, comma-separated, of train, plain, aligned, synthetic, vanilla, layouts, inverted, generated; all",
-        json_schema_extra=_also("arms"),
     )
     tile: int = Field(
         0,

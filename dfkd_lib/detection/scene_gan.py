@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -111,13 +111,13 @@ def scene_gan_step(nets: SceneNetworks, batch: Batch, lam: float) -> Iterator[tu
 class SceneGAN(StepConfig):
     """The GAN of scenes: reads real scenes with their layouts, and class probes for its attention loss; λ = 0 is vanilla."""
 
+    also: ClassVar[dict[str, str]] = {"batch_size": "gan_batch"}
+
     epochs: int = Field(100, ge=1, le=100_000, description="passes over the training scenes")
     judged_from: float = Field(
         0.4, ge=0, lt=1, description="share of the training after which the discriminator plays"
     )
-    batch_size: int = Field(
-        32, ge=2, le=4096, description="scenes a step", json_schema_extra={"also": "gan_batch"}
-    )
+    batch_size: int = Field(32, ge=2, le=4096, description="scenes a step")
     lr: float = Field(4e-4, gt=0, le=1, description="learning rate of Adam")
     optimizer: Literal["adam"] = Field("adam", description="optimizer")
     betas: tuple[float, float] = Field((0.5, 0.999), description="of Adam")

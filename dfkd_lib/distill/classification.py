@@ -6,7 +6,7 @@ else it sees each batch anew.
 
 import inspect
 from collections.abc import Callable, Collection, Sequence
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -27,12 +27,8 @@ from dfkd_lib.losses import LOSSES, NEEDS
 from dfkd_lib.models import EarlyAligner, create_model, early_channels
 from dfkd_lib.training import (
     GIVEN,
-    Augmentation,
-    Kind,
-    Mix,
-    Precision,
+    ClassifierConfig,
     Share,
-    TrainConfig,
     bound,
     check_fit,
     load_trained,
@@ -43,38 +39,21 @@ from dfkd_lib.training import (
 Step = Callable[..., dict[str, Tensor]]
 
 
-class StudentConfig(TrainConfig):
+class StudentConfig(ClassifierConfig):
     """A student and its training; the defaults are paper A's (Table 3; the paper names neither epochs nor batch)."""
 
-    model: str = Field(
-        "deit_xtiny_patch4_28",
-        description="the student's name",
-        json_schema_extra={"also": "student_model"},
-    )
-    images: int = Field(0, ge=0, description="a sample of so many of its images, 0: all")
-    epochs: int = Field(50, ge=1, le=100_000, description="passes over its images")
-    batch_size: int = Field(
-        128, ge=1, le=65_536, description="images a step", json_schema_extra={"also": "batch_size"}
-    )
+    also: ClassVar[dict[str, str]] = {
+        "model": "student_model",
+        "batch_size": "batch_size",
+        "augmentation": "augmentation",
+        "mix": "mix",
+        "erase": "erase",
+    }
+
+    model: str = Field("deit_xtiny_patch4_28", description="the student's name")
     lr: float = Field(7.5e-4, gt=0, le=1, description="peak learning rate of AdamW")
     betas: tuple[Share, Share] = Field((0.5, 0.999), description="of AdamW")
-    weight_decay: float = Field(0.025, ge=0, description="weight decay")
     warmup_epochs: float = Field(0.5, ge=0, description="epochs of linear warm-up")
-    grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm, or none")
-    precision: Precision = Field("bf16", description="arithmetic: fp32, or bf16 by autocast")
-    augmentation: Kind = Field(
-        "none",
-        description="what is done to each of its images",
-        json_schema_extra={"also": "augmentation"},
-    )
-    mix: Mix = Field(
-        "none", description="how its images are mixed", json_schema_extra={"also": "mix"}
-    )
-    erase: Share = Field(
-        0.0,
-        description="share of its images in which a rectangle is made grey",
-        json_schema_extra={"also": "erase"},
-    )
     patch_blocks: tuple[int, ...] = Field(
         LAST,
         min_length=1,
@@ -111,11 +90,6 @@ class StudentConfig(TrainConfig):
     def matches_others(self) -> bool:
         """Whether the patch losses match other blocks than the last."""
         return not self.patch_blocks == self.teacher_blocks == LAST
-
-    @property
-    def augment(self) -> Augmentation:
-        """What is done to each batch of its images."""
-        return Augmentation(kind=self.augmentation, mix=self.mix, erase=self.erase)
 
     def untrained(self, images: ImageSet, overrides: dict | None = None) -> nn.Module:
         """The student's model before training; WorkbenchError if it cannot take such images."""

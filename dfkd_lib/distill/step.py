@@ -22,14 +22,10 @@ class KDWeights(weights_of(LOSSES)):
     """
 
     rule: ClassVar[str] = "weights, at least one above 0 and with no schedule that is 0 throughout"
+    also: ClassVar[dict[str, str]] = {"temperature": "temperature"}
 
     temperature: float = Field(
-        4.0,
-        gt=0,
-        le=1000,
-        title="T",
-        description="T of the distillation loss",
-        json_schema_extra={"also": "temperature"},
+        4.0, gt=0, le=1000, title="T", description="T of the distillation loss"
     )
     schedules: str = Field("", description="factors on the weights over training: kd: 1@0 0@1; …")
 

@@ -91,14 +91,10 @@ def weights_of(table: dict[str, Loss], **weights: float) -> type[Weights]:
     fields: dict[str, Any] = {}
     for name, default in weights.items():
         loss = table[name]
-        more: dict[str, Any] = {
-            "title": loss.label,
-            "json_schema_extra": {"also": f"{name}_weight"},
-        }
         help = f"λ of {loss.help} ({loss.equation})"
-        fields[name] = (float, Field(default, ge=0, description=help, **more))
+        fields[name] = (float, Field(default, ge=0, title=loss.label, description=help))
     made = create_model("LossWeights", __base__=Weights, __module__=__name__, **fields)
-    made.losses = tuple(weights)
+    made.losses, made.also = tuple(weights), {name: f"{name}_weight" for name in weights}
     return made
 
 

@@ -111,11 +111,10 @@ class CGAN(GeneratorMaker, StepConfig):
 
     sees: ClassVar[tuple[str, ...]] = ("real images", "class probes")
     own_step: ClassVar = staticmethod(gan_step)
+    also: ClassVar[dict[str, str]] = {"batch_size": "gan_batch"}
 
     epochs: int = Field(50, ge=1, description="passes over the real images")
-    batch_size: int = Field(
-        128, ge=2, description="images a step", json_schema_extra={"also": "gan_batch"}
-    )
+    batch_size: int = Field(128, ge=2, description="images a step")
     lr: float = Field(1e-4, gt=0, le=1, description="learning rate of Adam")
     optimizer: Literal["adam"] = Field("adam", description="optimizer")
     betas: tuple[Share, Share] = Field((0.5, 0.999), description="of Adam")

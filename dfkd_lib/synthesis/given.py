@@ -139,7 +139,6 @@ def class_probes(
         return {"images": len(images), "patches": chosen.shape[1]}
 
     reads = reads_of((images, "class attention probes"))
-    kept = "mean and spread of every block"
     settings = {"images": images.fingerprint, "classes": list(images.classes)}
-    settings |= {"block": block, "token": token, "kept": kept}
+    settings |= {"block": block, "token": token}
     return store.get_or_make("class_probes", settings, make, [teacher], reads, code=[probe])

@@ -9,7 +9,7 @@ keeps what it learnt before from being forgotten.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -68,29 +68,23 @@ class GuidedGenerator(GeneratorMaker, FromTeacher, Rival, GuidedWeights, TrainCo
         memory: Binici et al., Preventing Catastrophic Forgetting in Data-Free KD (WACV 2022).
     """
 
-    epochs: int = Field(
-        96,
-        ge=1,
-        le=10_000,
-        description="generators trained one after another",
-        json_schema_extra={"also": "generators"},
-    )
-    steps: int = Field(
-        100, ge=1, description="steps of each", json_schema_extra={"also": "maker_steps"}
-    )
-    batch_size: int = Field(
-        128, ge=2, le=4096, description="images a step", json_schema_extra={"also": "maker_batch"}
-    )
-    lr: float = Field(
-        3e-3, gt=0, le=1, description="of Adam", json_schema_extra={"also": "maker_lr"}
-    )
+    also: ClassVar[dict[str, str]] = {
+        "epochs": "generators",
+        "steps": "maker_steps",
+        "batch_size": "maker_batch",
+        "lr": "maker_lr",
+        "precision": "maker_precision",
+    }
+
+    epochs: int = Field(96, ge=1, le=10_000, description="generators trained one after another")
+    steps: int = Field(100, ge=1, description="steps of each")
+    batch_size: int = Field(128, ge=2, le=4096, description="images a step")
+    lr: float = Field(3e-3, gt=0, le=1, description="of Adam")
     optimizer: Literal["adam", "adamw"] = Field("adam", description="optimizer")
     betas: tuple[Share, Share] = Field((0.5, 0.999), description="of Adam")
     schedule: Literal["cosine", "constant"] = Field("constant", description="of the learning rate")
     grad_clip: float | None = Field(5.0, gt=0, description="largest gradient norm, or none")
-    precision: Precision = Field(
-        "bf16", description="arithmetic", json_schema_extra={"also": "maker_precision"}
-    )
+    precision: Precision = Field("bf16", description="arithmetic")
     strokes: bool = Field(
         True,
         title="prior of strokes",

@@ -142,21 +142,16 @@ class Inversion(InversionLosses):
     """
 
     losses: ClassVar[tuple[str, ...]] = (*InversionLosses.losses, "compete")
+    also: ClassVar[dict[str, str]] = {"compete": "compete_weight", "batch_size": "inversion_batch"}
 
     compete: float = Field(
         0.0,
         ge=0,
         title="competition",
         description="λ of 1 − disagreement of teacher and student (Yin et al. 2020)",
-        json_schema_extra={"also": "compete_weight"},
     )
     steps: int = Field(1000, ge=1, description="steps of Adam for each batch")
-    batch_size: int = Field(
-        128,
-        ge=1,
-        description="images optimised together",
-        json_schema_extra={"also": "inversion_batch"},
-    )
+    batch_size: int = Field(128, ge=1, description="images optimised together")
     lr: float = Field(0.05, gt=0, le=10, description="learning rate of Adam on pixels")
     precision: Precision = Field("fp32", description="arithmetic: fp32, or bf16 by autocast")
     patches: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(

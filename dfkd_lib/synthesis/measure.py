@@ -29,11 +29,6 @@ from dfkd_lib.training import (
     train_teacher,
 )
 
-# Of `metrics.Measures`.
-NUMBERS = (
-    *("frechet", "low", "high", "kid", "kid_std", "precision", "recall", "density", "coverage"),
-    *("score", "images", "reference_images"),
-)
 CURVE_IMAGES = 2000  # images behind each point of a distance over epochs
 
 
@@ -99,11 +94,11 @@ class FeatureConfig(JudgeConfig):
     """The space that distances are taken in, and the data set's own classifier, which judges classes there."""
 
     main: ClassVar[str] = "space"
+    also: ClassVar[dict[str, str]] = {"space": "features"}
 
     space: str = Field(
         "classifier",
         description="classifier, teacher, inception, a timm name or a safetensors file",
-        json_schema_extra={"also": "features"},
     )
     fid_images: int = Field(
         10_000, ge=50, description="made images, and at most as many real ones, behind a distance"
@@ -198,8 +193,8 @@ def measure_images(
         rounds: bootstrap replicates.
 
     Returns:
-        Artifact with metrics "frechet", "low", "high", "kid", "kid_std", "precision", "recall", "density", "coverage",
-        "score", "images", "reference_images", "warnings".
+        Artifact with the `metrics.Row` of all images as metrics, its distance as "frechet", "reference_images" and
+        "warnings".
     """
     space.check_classes(images)
 
@@ -209,9 +204,9 @@ def measure_images(
         found = metrics.measure(open_features(reference), mine, images.num_classes, rounds)
         saved = found.as_dict()
         artifacts.save_json(work / "measures.json", saved)
-        row, warnings = saved["rows"][0], {"warnings": found.warnings}
-        row |= {"frechet": row["distance"], "reference_images": row["real_images"]}
-        return {name: row[name] for name in NUMBERS} | warnings
+        row = saved["rows"][0]
+        others = {"frechet": row["distance"], "reference_images": row["real_images"]}
+        return {**row, **others, "warnings": found.warnings}
 
     settings = {"space": space.name, "count": count, "rounds": rounds}
     return store.get_or_make("measures", settings, make, [artifact, reference, *space.parents])

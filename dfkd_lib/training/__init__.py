@@ -28,6 +28,7 @@ from dfkd_lib.training.effort import Effort, classifier_effort, free_memory
 from dfkd_lib.training.loop import Batches, TensorBatches, fit
 from dfkd_lib.training.mixing import Augmentation, Batch, Kind, Mix
 from dfkd_lib.training.teachers import (
+    ClassifierConfig,
     TeacherConfig,
     label_loss,
     label_step,

@@ -1,7 +1,7 @@
 """What is done to a batch of images before a student sees it: shifts or a policy, erasing, then CutMix or MixUp."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -142,11 +142,9 @@ class Augmentation(Config):
     drawn from Beta(0.5, 0.5); "either" takes CutMix or MixUp, a batch at a time.
     """
 
-    kind: Kind = Field(
-        "none",
-        description="what is done to each image",
-        json_schema_extra={"also": "augmentation"},
-    )
+    also: ClassVar[dict[str, str]] = {"kind": "augmentation"}
+
+    kind: Kind = Field("none", description="what is done to each image")
     mix: Mix = Field("none", description="how images are mixed")
     erase: Share = Field(0.0, description="share of the images in which a rectangle is made grey")
 

@@ -22,23 +22,18 @@ from dfkd_lib.training.mixing import Augmentation, Batch, Kind, Mix
 FOLDER = "data/teachers"
 
 
-class TeacherConfig(TrainConfig):
-    """The teacher: one that comes with the workbench, or one trained on real images by cross entropy (A Table 3)."""
+class ClassifierConfig(TrainConfig):
+    """A classifier and its training; the defaults are paper A's (Table 3; the paper names neither epochs nor batch)."""
 
-    main: ClassVar[str] = "source"
-
-    source: Literal["shipped", "train"] = Field("train", description="where the teacher is from")
-    shipped: str = Field("vit_mnist_small", description="name of the shipped one in data/teachers")
-    model: str = Field("vit_mnist_teacher", description="architecture of the one trained here")
-    images: int = Field(0, ge=0, description="real images it is trained on, 0: all")
-    epochs: int = Field(50, ge=1, description="passes over them")
-    batch_size: int = Field(128, ge=1, description="images a step")
-    lr: float = Field(1e-3, gt=0, le=1, description="peak learning rate of AdamW")
+    model: str = Field(description="its architecture by name")
+    images: int = Field(0, ge=0, description="a sample of so many of its images, 0: all")
+    epochs: int = Field(50, ge=1, le=100_000, description="passes over its images")
+    batch_size: int = Field(128, ge=1, le=65_536, description="images a step")
+    lr: float = Field(gt=0, le=1, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.025, ge=0, description="weight decay")
-    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
     grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm, or none")
     precision: Precision = Field("bf16", description="arithmetic: fp32, or bf16 by autocast")
-    augmentation: Kind = Field("shift", description="what is done to each of its images")
+    augmentation: Kind = Field("none", description="what is done to each of its images")
     mix: Mix = Field("none", description="how its images are mixed")
     erase: Share = Field(0.0, description="share of its images in which a rectangle is made grey")
 
@@ -46,6 +41,19 @@ class TeacherConfig(TrainConfig):
     def augment(self) -> Augmentation:
         """What is done to each batch of its images."""
         return Augmentation(kind=self.augmentation, mix=self.mix, erase=self.erase)
+
+
+class TeacherConfig(ClassifierConfig):
+    """The teacher: one that comes with the workbench, or one trained on real images by cross entropy (A Table 3)."""
+
+    main: ClassVar[str] = "source"
+
+    source: Literal["shipped", "train"] = Field("train", description="where the teacher is from")
+    shipped: str = Field("vit_mnist_small", description="name of the shipped one in data/teachers")
+    model: str = Field("vit_mnist_teacher", description="architecture of the one trained here")
+    lr: float = Field(1e-3, gt=0, le=1, description="peak learning rate of AdamW")
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
+    augmentation: Kind = Field("shift", description="what is done to each of its images")
 
 
 def label_step(model: nn.Module) -> Callable:

@@ -1,6 +1,6 @@
 """Configurations: every door reads the same names, types and ranges, and refuses with the nearest right one."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 from pydantic import Field
@@ -16,13 +16,10 @@ class Student(Config):
 
 
 class Gan(Config):
+    also: ClassVar[dict[str, str]] = {"lam": "attention_weight"}
+
     epochs: int = Field(4, ge=1, description="passes")
-    lam: float = Field(
-        1.0,
-        ge=0,
-        description="weight of the attention loss",
-        json_schema_extra={"also": "attention_weight"},
-    )
+    lam: float = Field(1.0, ge=0, description="weight of the attention loss")
     clip: float | None = Field(None, gt=0, description="largest gradient norm")
 
 
