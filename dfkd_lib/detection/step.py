@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -34,8 +34,8 @@ FEATURES = ("feature_distillation", "features_first")
 STORED_BYTES = 1 << 29  # that a teacher's answers to all scenes may take
 
 
-def _weight(default: float, description: str, **extra: str) -> float:
-    return Field(default, ge=0, le=100_000, description=description, json_schema_extra=extra)
+def _weight(default: float, description: str) -> float:
+    return Field(default, ge=0, le=100_000, description=description)
 
 
 class DetectionWeights(Config):
@@ -44,14 +44,17 @@ class DetectionWeights(Config):
     Smooth L1 of coordinates in [0, 1] is quadratic and small, which is why its weight is large.
     """
 
-    classification: float = _weight(2.0, "of the classification loss (eq. 11)", also="class_weight")
-    boxes: float = _weight(100.0, "of Smooth L1 (eq. 12, 13)", also="box_weight")
-    giou: float = _weight(
-        0.0, "of DETR's GIoU loss, which the paper does not use", also="giou_weight"
-    )
-    distillation: float = _weight(
-        1.0, "of the teacher's softened logits (eq. 14)", also="distillation_weight"
-    )
+    also: ClassVar[dict[str, str]] = {
+        "classification": "class_weight",
+        "boxes": "box_weight",
+        "giou": "giou_weight",
+        "distillation": "distillation_weight",
+    }
+
+    classification: float = _weight(2.0, "of the classification loss (eq. 11)")
+    boxes: float = _weight(100.0, "of Smooth L1 (eq. 12, 13)")
+    giou: float = _weight(0.0, "of DETR's GIoU loss, which the paper does not use")
+    distillation: float = _weight(1.0, "of the teacher's softened logits (eq. 14)")
     box_distillation: float = _weight(0.0, "of the teacher's boxes, which are not the paper's")
     attention_distillation: float = _weight(0.0, "of its cross-attention, likewise")
     feature_distillation: float = _weight(
