@@ -54,8 +54,8 @@ lab: $(STAMP)  ## JupyterLab on the notebooks, on this machine only, at notebook
 bench: $(STAMP)  ## everything beside its peers, timed, as a table in reports/bench (20 minutes)
 	@PYTHONPATH=tests $(RUN) -m bench
 
-faults: $(STAMP)  ## kills, full disks, flipped bits and more injected into real runs: an hour, ends with a table
-	@FAULTS=full $(RUN) -m pytest -q tests/robustness/test_faults.py
+faults: $(STAMP)  ## kills, full disks, flipped bits and more injected into real runs: an hour
+	@FAULTS=full $(RUN) -m pytest -v tests/robustness/test_faults.py
 
 # More bad input than the tests try, from a new seed; FUZZ=100 tries a hundred times as much.
 FUZZ ?= 10

@@ -55,17 +55,6 @@ PASSING = re.compile(
 
 
 @dataclass
-class Row:
-    """One line of the table: the fault, when it struck and what was running, whether all was well, what was resumed."""
-
-    fault: str
-    running: str = ""
-    survived: bool = False
-    resumed: str = ""
-    seconds: float = 0.0
-
-
-@dataclass
 class Place:
     """A folder for reports and one for artifacts, and the command that fills them."""
 
@@ -239,16 +228,8 @@ def wait_until(process: subprocess.Popen, moment: float) -> bool:
     return process.poll() is None
 
 
-def running(place: Place, moment: float) -> str:
-    """When a fault struck, and the last line that the run had printed."""
-    lines = [line.strip() for line in place.so_far().splitlines() if line.strip()]
-    begun = ", ".join(key.rsplit("-", 1)[0] for key in place.begun())
-    doing = f"making {begun}" if begun else "between artifacts"
-    return f"{moment:5.1f} s, {doing}; {(lines or ['nothing printed'])[-1][:60]}"
-
-
-def strike(place: Place, moment: float, blow) -> tuple[str, int, float]:
-    """Start a run, deal a blow at that moment: (what was running, exit code, the moment).
+def strike(place: Place, moment: float, blow) -> int:
+    """Start a run, deal a blow at that moment; its exit code.
 
     A run that was over before (machines are not equally busy) is begun anew, and the moment taken earlier by as much.
     """
@@ -261,12 +242,12 @@ def strike(place: Place, moment: float, blow) -> tuple[str, int, float]:
         assert moment > 1, place.so_far()
         moment *= 0.9 * min(1.0, lasted / moment)
         shutil.rmtree(place.out), shutil.rmtree(place.store)
-    struck, processes = running(place, moment), tree(process.pid)
+    processes = tree(process.pid)
     blow(process, processes)
     code = place.ended(process)
     left = gone(processes)
     assert not left, f"still running: {[p.cmdline() for p in left]}"
-    return struck, code, moment
+    return code
 
 
 def kill(processes) -> None:
@@ -277,12 +258,12 @@ def kill(processes) -> None:
             continue
 
 
-def recovers(place: Place, reference: Place, row: Row) -> None:
+def recovers(place: Place, reference: Place) -> None:
     """After a fault: the store is sound, the next run completes, nothing finished is lost or made again, all is equal."""
     place.store.mkdir(exist_ok=True)  # the blow may have come before
     code, output = place.verify()
     assert code == 0, output
-    before, begun = place.finished(), place.begun()
+    before = place.finished()
     assert set(before) <= set(reference.artifacts()), (
         "something was made that an undisturbed run does not make"
     )
@@ -293,11 +274,6 @@ def recovers(place: Place, reference: Place, row: Row) -> None:
         "something finished was lost or made again"
     )
     equal(place, reference)
-    epochs = [int(n) for n in re.findall(r"epoch (\d+)/\d+", place.log)]
-    row.resumed = f"{len(before)} found, {len(after) - len(before)} made, {len(begun)} begun before"
-    if epochs and begun:
-        row.resumed += f", first from epoch {epochs[0]}"
-    row.survived = True
 
 
 def equal(place: Place, reference: Place, out: Path | None = None) -> None:
@@ -373,16 +349,3 @@ def can_mount(folder: Path) -> bool:
             return True
     except (OSError, subprocess.CalledProcessError):
         return False
-
-
-def table(rows: list[Row]) -> str:
-    """The rows as text, and how many of them were survived."""
-    head = f"{'fault':<34} {'survived':<8} {'seconds':>7}  when, what was running | what the next run found"
-    lines = [
-        f"{r.fault:<34} {'yes' if r.survived else 'NO':<8} {r.seconds:7.1f}  {r.running} | {r.resumed}"
-        for r in rows
-    ]
-    kills = [r.survived for r in rows if r.fault.startswith("SIGKILL")]
-    every = f"{sum(r.survived for r in rows)}/{len(rows)} faults in all; seed {SEED} (FAULTS_SEED)"
-    last = f"{sum(kills)}/{len(kills)} kills survived, {every}"
-    return "\n".join([head, "-" * 120, *lines, last])
