@@ -90,7 +90,7 @@ def equal_epochs(
     Args:
         gan: the augmented one; the configuration's by default.
     """
-    both = arms(gan or study.config.conditional_gan)
+    both = arms(gan or study.config.gan)
     return {name: [one_gan(study, one, seed) for seed in seeds] for name, one in both.items()}
 
 

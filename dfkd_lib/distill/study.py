@@ -16,7 +16,6 @@ from dfkd_lib.distill.classification import Step, StudentConfig, train
 from dfkd_lib.distill.step import KDWeights
 from dfkd_lib.synthesis import (
     CGAN,
-    AveragedCGAN,
     ContrastiveInversion,
     FastGenerator,
     FeatureConfig,
@@ -37,12 +36,6 @@ class ClassificationConfig(Config):
     teacher: TeacherConfig = TeacherConfig()
     train_images: int = Field(60_000, ge=10, description="real images for class probes and GAN")
     gan: CGAN = CGAN()
-    gan_ema: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="decay of a moving average of the GAN's generator that draws in its place, 0: none",
-    )
     student: StudentConfig = StudentConfig()
     weights: KDWeights = KDWeights()
     real_images: int = Field(
@@ -116,11 +109,6 @@ class ClassificationConfig(Config):
         student, kind = student or self.student, self.synthetic_augmentation
         return student.replace(augmentation=kind) if kind and not images.real else student
 
-    @property
-    def conditional_gan(self) -> CGAN:
-        """The augmented GAN, with the moving average of its generator that is asked for."""
-        return AveragedCGAN(**self.gan, ema=self.gan_ema) if self.gan_ema else self.gan
-
     def maker_settings(self) -> dict[str, synthesis.Maker]:
         """The makers of the comparison by name, each with the settings of this tree, in the order of every table."""
         return {name: make(self) for name, make in MAKERS.items()}
@@ -152,8 +140,8 @@ def _fitted(config: ClassificationConfig, kind: type, **own) -> synthesis.Maker:
 
 # Name in every table -> the maker of a configuration.
 MAKERS: dict[str, Callable[[ClassificationConfig], synthesis.Maker]] = {
-    "vanilla GAN": lambda config: config.conditional_gan.replace(seed=config.seed, lam=0.0),
-    "augmented GAN": lambda config: config.conditional_gan.replace(seed=config.seed),
+    "vanilla GAN": lambda config: config.gan.replace(seed=config.seed, lam=0.0),
+    "augmented GAN": lambda config: config.gan.replace(seed=config.seed),
     "class probes": lambda config: _guided(config, attention=config.probe_weight),
     "inversion (CNN)": lambda config: _inversion(config, batch_norm=config.batch_norm_weight),
     "inversion (ViT)": lambda config: _inversion(config, patch_entropy=config.entropy_weight),

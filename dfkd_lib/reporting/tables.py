@@ -103,8 +103,8 @@ def _alone(task: Callable[[], Artifact]) -> list[Artifact]:
 def _gans(given: Given, lambdas: Sequence[float] = ()) -> Made:
     """A Table 2: both GANs at equal epochs, in each feature space; or the distance against λ."""
     config, teacher = given.config, given.config.teacher.model
-    arms = {f"λ = {lam:g}": config.conditional_gan.replace(lam=lam) for lam in lambdas}
-    arms = arms or comparison.arms(config.conditional_gan)
+    arms = {f"λ = {lam:g}": config.gan.replace(lam=lam) for lam in lambdas}
+    arms = arms or comparison.arms(config.gan)
     first = Study(given.store, config)
     judge = Part(lambda: [first.reference], (given.judge(config.feature),), ("teacher",))
     made = Made(config, {"teacher": _teacher(given), "judge": judge})

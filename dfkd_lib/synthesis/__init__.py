@@ -11,7 +11,7 @@ from dfkd_lib.synthesis.canvas import (
     pad_to_gan,
     plain_generator,
 )
-from dfkd_lib.synthesis.cgan import CGAN, WATCH_EVERY, AveragedCGAN, Networks, gan_step
+from dfkd_lib.synthesis.cgan import CGAN, WATCH_EVERY, Networks, gan_step
 from dfkd_lib.synthesis.contrastive import ContrastiveInversion
 from dfkd_lib.synthesis.fast import FastGenerator
 from dfkd_lib.synthesis.given import Given, class_probes

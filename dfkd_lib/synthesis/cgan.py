@@ -38,7 +38,7 @@ class Networks:
         watching: whether the attention loss is measured in this step though λ is 0.
     """
 
-    generator: Generator
+    generator: nn.Module
     discriminator: Discriminator
     teacher: nn.Module
     probes: Tensor
@@ -131,6 +131,12 @@ class CGAN(GeneratorMaker, StepConfig):
     d_width: int = Field(64, ge=4, le=1024, description="channels after the discriminator's first")
     latent: int = Field(100, ge=1, description="dimensions of the noise")
     dropout: float = Field(0.25, ge=0, le=0.9, description="of the discriminator")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of a moving average of the generator that draws, 0: none",
+    )
 
     @property
     def budget(self) -> str:
@@ -199,9 +205,10 @@ class CGAN(GeneratorMaker, StepConfig):
         made = {"generator": generator, "discriminator": judge}
         return {name: one.to(memory_format=torch.channels_last) for name, one in made.items()}
 
-    def new_generator(self, classes: tuple[str, ...], shape: tuple[int, int, int]) -> Generator:
+    def new_generator(self, classes: tuple[str, ...], shape: tuple[int, int, int]) -> nn.Module:
         """A generator for such images, untrained."""
-        return Generator(len(classes), shape[0], self.latent, self.width)
+        generator = Generator(len(classes), shape[0], self.latent, self.width)
+        return AveragedGenerator(generator, self.ema) if self.ema else generator
 
 
 class AveragedGenerator(nn.Module):
@@ -224,13 +231,3 @@ class AveragedGenerator(nn.Module):
             return self.mean.module(labels, noise)
         self.mean.update_parameters(self.live)
         return self.live(labels, noise)
-
-
-class AveragedCGAN(CGAN):
-    """`CGAN` with an averaged generator; a class of its own, so that a GAN without one keeps its key."""
-
-    ema: float = Field(0.999, gt=0, lt=1, description="decay of the moving average")
-
-    def new_generator(self, classes: tuple[str, ...], shape: tuple[int, int, int]) -> nn.Module:
-        """A generator for such images, untrained."""
-        return AveragedGenerator(super().new_generator(classes, shape), self.ema)

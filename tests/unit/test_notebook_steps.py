@@ -98,7 +98,7 @@ def test_the_step_of_notebook_20_is_the_librarys(lam):
         "bce": torch.nn.functional.binary_cross_entropy_with_logits,
         "attention": attention,
         "losses": losses,
-        "cfg": SimpleNamespace(conditional_gan=synthesis.CGAN()),
+        "cfg": SimpleNamespace(gan=synthesis.CGAN()),
     }
     found = run_cell(source, names)
     shown = found["gan_step"]
