@@ -258,7 +258,7 @@ def test_a_constant_of_the_library_counts_each_time_it_is_asked(monkeypatch):
     monkeypatch.undo()
     assert fingerprint(loop.fit) == before
     monkeypatch.setattr(loop._Run, "_rows_per_step", lambda self: 1, raising=False)
-    monkeypatch.setattr(loop, "_rows", lambda batch: 1)
+    monkeypatch.setattr(loop, "learning_rate", lambda config, epoch: 1.0)
     assert fingerprint(loop.fit) != before
 
 
