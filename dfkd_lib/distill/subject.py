@@ -59,26 +59,20 @@ def open_subject(
         about = f"{settings['model']}, weights drawn from seed {seed}"
         return _opened(study, "before training", model, about, study.train_set, study.test_set)
     if name in ("", "student"):
-        artifact = study.student("real") if name else study.teacher
+        artifact, short = study.student("real") if name else study.teacher, name or "teacher"
         about = (
-            f"{name or 'teacher'} {artifact.settings['model']}: "
-            f"{artifact.metrics['parameters']:,} parameters, test accuracy "
-            f"{artifact.metrics['accuracy']:.4f} on {len(study.test_set):,} images"
+            f"{short} {artifact.settings['model']}: {artifact.metrics['parameters']:,} parameters, "
+            f"test accuracy {artifact.metrics['accuracy']:.4f} on {len(study.test_set):,} images"
         )
-        model, short = load_trained(artifact), name or "teacher"
+        model = load_trained(artifact)
         return Subject(short, model, artifact, about, study.train_set, study.test_set)
     try:
         model = frozen(load_model(name, weights, download=download))
     except WeightsMissing as missing:
         if fallback:
             return _own_instead(study, missing)
-        raise WeightsMissing(
-            missing.what,
-            expected=missing.expected,
-            got=missing.got,
-            where=missing.where,
-            fix=f"{missing.fix}, or see the workbench's own teacher in its place (fallback=True)",
-        ) from None
+        fix = f"{missing.fix}, or see the workbench's own teacher in its place (fallback=True)"
+        raise WeightsMissing(**{**vars(missing), "fix": fix}) from None
     sets = _sets_for(study, model)
     for images in sets:
         check_images(model, images.shape, images.name)

@@ -150,14 +150,7 @@ class CGAN(GeneratorMaker, StepConfig):
             WorkbenchError: without real images, or if images are larger than 32 × 32; if teacher, probes and images do
                 not fit. DivergedError: if it diverges before any epoch is done.
         """
-        real = given.real
-        if real is None:
-            raise WorkbenchError(
-                "the conditional GAN needs real images",
-                expected="Given(real=…)",
-                got=None,
-                fix="give a training set, or use a maker that reads none",
-            )
+        real = given.needed("real", "use a maker that reads none")
         if given.shape[1] > SIDE or real.shape != given.shape:
             raise WorkbenchError(
                 "the conditional GAN makes the images it is shown, at most 32 × 32",

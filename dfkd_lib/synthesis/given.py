@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,20 +52,22 @@ class Given:
         pixels, label = torch.zeros(1, *self.shape, dtype=torch.uint8), torch.zeros(1).long()
         return ImageSet(pixels, label, self.classes, f"images of {self.shape} that are to be made")
 
+    def needed(self, name: str, otherwise: str) -> Any:
+        """What stands under a name; WorkbenchError if nothing does, with what to do without it."""
+        if getattr(self, name) is None:
+            raise WorkbenchError(
+                f"this maker needs Given({name}=…)", fix=f"give it, or {otherwise}", where="Given"
+            )
+        return getattr(self, name)
+
     def load_teacher(self) -> nn.Module:
         """The frozen teacher on the training device; WorkbenchError if it does not take such images and classes."""
         return self._load(self.teacher, "the teacher")
 
     def load_student(self) -> nn.Module:
         """The frozen student of a competition."""
-        if self.student is None:
-            raise WorkbenchError(
-                "competition with a student needs a student",
-                expected="Given(student=…)",
-                got=None,
-                fix="give a trained student, or set the weight of the competition to 0",
-            )
-        return self._load(self.student, "the student")
+        student = self.needed("student", "set the weight of the competition to 0")
+        return self._load(student, "the student")
 
     def _load(self, artifact: Artifact, what: str) -> nn.Module:
         channels, height, width = self.shape
@@ -82,25 +85,20 @@ class Given:
 
     def load_probes(self, teacher: nn.Module) -> Tensor:
         """Class probes (K, N) on the training device; WorkbenchError if they are not of this teacher and these classes."""
-        if self.probes is None:
-            raise WorkbenchError(
-                "this maker needs class probes",
-                expected="Given(probes=…)",
-                got=None,
-                fix="make them with synthesis.class_probes, or set the weight of the attention loss to 0",
-            )
+        made = "make them with synthesis.class_probes"
+        probes = self.needed("probes", f"{made}, or set the weight of the attention loss to 0")
         class_token(teacher)  # refuses a teacher without one
-        if self.teacher.key not in self.probes.parents:
+        if self.teacher.key not in probes.parents:
             raise WorkbenchError(
                 "the class probes are of another teacher",
                 expected=self.teacher.key,
-                got=", ".join(self.probes.parents),
-                where=self.probes.path,
-                fix="make them with synthesis.class_probes and this teacher",
+                got=", ".join(probes.parents),
+                where=probes.path,
+                fix=f"{made} and this teacher",
             )
-        known = self.probes.settings["classes"]
-        check_classes_agree(known, self.classes, f"{self.probes.path} and the images to make")
-        return self.probes.tensors("probes.safetensors")["probes"].to(device())
+        known, where = probes.settings["classes"], f"{probes.path} and the images to make"
+        check_classes_agree(known, self.classes, where)
+        return probes.tensors("probes.safetensors")["probes"].to(device())
 
 
 def class_probes(
