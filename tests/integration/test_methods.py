@@ -111,26 +111,3 @@ def test_a_model_with_one_head_has_no_teacher(store, digits, cnn):
     assert vit.parents == [] and deit.parents == [cnn.key]
     assert "hard" not in vit.json("history.json")[0] and deit.settings["weights"]["hard"] == 0.5
     assert deit.settings["augmentation"]["mix"] == "cutmix"
-
-
-def test_a_folder_is_read_once_for_a_grid_and_again_when_it_changes(tmp_path, monkeypatch):
-    from PIL import Image
-
-    from dfkd_lib.datasets import DataConfig, load_splits
-    from dfkd_lib.datasets import config as module
-
-    def put(split, name, k):
-        path = tmp_path / split / f"class{k}" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (8, 8), 10 * k).save(path)
-
-    [put(split, f"{i}.png", k) for split in ("train", "test") for k in range(2) for i in range(2)]
-    loads, load = [], module.load_images
-    monkeypatch.setattr(module, "load_images", lambda *a, **o: loads.append(a) or load(*a, **o))
-
-    def train():
-        return load_splits(DataConfig(name=str(tmp_path), size=8))[0]
-
-    assert len(train()) == 4 and train() is train() and len(loads) == 2  # the two splits
-    put("train", "new.png", 1)
-    assert len(train()) == 5 and len(loads) == 4
