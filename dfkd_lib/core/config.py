@@ -139,9 +139,8 @@ class Config(BaseModel):
     """
 
     main: ClassVar[str] = ""  # the field that is meant where a nested one is set by its own name
-    also: ClassVar[
-        dict[str, str]
-    ] = {}  # {field: another name it goes by}, those of base classes apart
+    # {field: another name it goes by}, beside those of the base classes.
+    also: ClassVar[dict[str, str]] = {}
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False

@@ -1,7 +1,7 @@
 """What is done to a batch of images before a student sees it: shifts or a policy, erasing, then CutMix or MixUp."""
 
 import math
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -141,8 +141,6 @@ class Augmentation(Config):
     "jitter" does so too, then draws brightness and contrast within ± 40 %. Erasing and mixing follow: the share of a mix is
     drawn from Beta(0.5, 0.5); "either" takes CutMix or MixUp, a batch at a time.
     """
-
-    also: ClassVar[dict[str, str]] = {"kind": "augmentation"}
 
     kind: Kind = Field("none", description="what is done to each image")
     mix: Mix = Field("none", description="how images are mixed")
