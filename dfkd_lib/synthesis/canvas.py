@@ -145,9 +145,7 @@ def fit_images(
     training.fit(modules, step, batches, chosen, label=label, split=False)
 
 
-def generate(
-    generator: nn.Module, labels: Tensor, seed: int, side: int, batch_size: int = 500
-) -> Tensor:
+def generate(generator: nn.Module, labels: Tensor, seed: int, side: int) -> Tensor:
     """uint8 images (N, C, side, side) of the classes asked for; the noise comes from `seed` alone.
 
     Args:
@@ -161,7 +159,7 @@ def generate(
     generator.eval()
     made = []
     with torch.inference_mode():
-        for part in labels.split(batch_size):
+        for part in labels.split(500):
             noise = [n.to(device) for n in generator.noise(len(part), source)]
             made.append(to_uint8(crop_middle(generator(part.to(device), *noise), side)).cpu())
     return torch.cat(made)

@@ -10,7 +10,6 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as T
 
-LEVELS = 31  # of RandAugment's magnitudes, from nothing
 FURTHEST = 150 / 331  # of a side that an image is moved by
 # What each operation's largest magnitude is; they grow linearly from 0, but for Posterize and Solarize, see `_strength`.
 LARGEST = {
@@ -53,23 +52,15 @@ def auto_augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return images
 
 
-def rand_augment(
-    images: Tensor, generator: torch.Generator, operations: int = 2, level: int = 9
-) -> Tensor:
-    """RandAugment: so many operations at random for each image, all of one strength.
-
-    Args:
-        images: uint8 (B, C, H, W), C of 1 or 3.
-        generator: of the CPU.
-        operations: one after another.
-        level: 0..30, of their strength.
+def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """RandAugment: two operations at random for each image, of strength 9 in 0..30; shapes as in `auto_augment`.
 
     Source: Cubuk et al. 2020, in torchvision's ranges.
     """
     count, known = len(images), len(OPERATIONS) - 1  # all but Invert
-    for _ in range(operations):
+    for _ in range(2):
         kinds = torch.randint(known, (count,), generator=generator)
-        strength = torch.full((count,), level / (LEVELS - 1))
+        strength = torch.full((count,), 9 / 30)
         images = augment(images, kinds, strength * _signs(count, generator))
     return images
 
@@ -79,15 +70,13 @@ def _signs(count: int, generator: torch.Generator) -> Tensor:
 
 
 def augment(images: Tensor, kinds: Tensor, shares: Tensor) -> Tensor:
-    """One operation on each image.
+    """One operation on each image; shapes as in `auto_augment`.
 
     Args:
-        images: uint8 (B, C, H, W), C of 1 or 3.
         kinds: int64 (B,), places in OPERATIONS, on the CPU.
         shares: float (B,) in [-1, 1], on the CPU: of the operation's largest magnitude, the sign where it has two directions.
 
-    Returns:
-        uint8 (B, C, H, W), those of torchvision's functions of one image.
+    Source: torchvision's functions of one image, whose results these are.
     """
     result, where = images.clone(), images.device
     for name, rows, strength in _groups(images, kinds, shares):
@@ -207,12 +196,7 @@ DEGREES, SCALE, SHEAR, PIXELS, JITTER = 15.0, 0.1, 10.0, 2.0, 0.4  # the largest
 def random_affine(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each image turned, scaled, sheared and moved at random about its middle, nearest pixels, black outside; never mirrored.
 
-    Args:
-        images: uint8 (B, C, H, W).
-        generator: of the CPU.
-
-    Returns:
-        The same form.
+    Shapes as in `auto_augment`.
     """
     drawn = 2 * torch.rand(len(images), 5, generator=generator) - 1
     angle, shear = torch.deg2rad(DEGREES * drawn[:, 0]), torch.deg2rad(SHEAR * drawn[:, 1]).tan()
