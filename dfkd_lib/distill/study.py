@@ -5,7 +5,7 @@ Notebooks 10, 20, 30, 35 and 70 share it, so that each of them runs alone and st
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,9 @@ from dfkd_lib.synthesis import (
 )
 from dfkd_lib.training import Augmentation, Kind, TeacherConfig
 
+Images = Annotated[int, Field(ge=10)]
+Weight = Annotated[float, Field(ge=0, le=1000)]
+
 
 class ClassificationConfig(Config):
     """Every setting of METHODS A2 and A3 and of the makers that see less; the defaults are the paper's where it names one."""
@@ -34,16 +37,12 @@ class ClassificationConfig(Config):
     seed: Seed = Field(0, description="of everything random that has no seed of its own")
     seeds: Seeds = Field((0, 1, 2, 3, 4), description="seeds of the repeats, comma-separated")
     teacher: TeacherConfig = TeacherConfig()
-    train_images: int = Field(60_000, ge=10, description="real images for class probes and GAN")
+    train_images: Images = Field(60_000, description="real images for class probes and GAN")
     gan: CGAN = CGAN()
     student: StudentConfig = StudentConfig()
     weights: KDWeights = KDWeights()
-    real_images: int = Field(
-        60_000, ge=10, description="real images for the student that may see them"
-    )
-    synthetic_images: int = Field(
-        50_000, ge=10, description="synthetic images for the one that may not"
-    )
+    real_images: Images = Field(60_000, description="real images for the student that may see them")
+    synthetic_images: Images = Field(50_000, description="synthetic ones for the one that may not")
     synthetic_augmentation: Literal["", *get_args(Kind)] = Field(
         "", description="what is done to each synthetic image (A §6.1), empty: as to real ones"
     )
@@ -52,35 +51,26 @@ class ClassificationConfig(Config):
     )
     feature: FeatureConfig = FeatureConfig()
     makers: str = Field("", description="makers to compare, comma-separated; all by default")
-    maker_images: int = Field(
-        50_000, ge=10, description="images each maker makes for its student (inversions: fewer)"
+    maker_images: Images = Field(
+        50_000, description="images each maker makes for its student (inversions: fewer)"
     )
-    inversion_images: int = Field(10_000, ge=10, description="images of each inversion")
+    inversion_images: Images = Field(10_000, description="images of each inversion")
     claim_images: int = Field(
         0, ge=0, description="real images of the equal-epoch comparison, 0: train_images"
     )
     guided: GuidedGenerator = GuidedGenerator()
-    probe_weight: float = Field(
-        1.0, ge=0, le=1000, description="weight of the consistency with class probes (maker 2)"
-    )
-    adversarial_weight: float = Field(
-        0.2, ge=0, le=1000, description="weight of the disagreement with a student (maker 3c)"
+    probe_weight: Weight = Field(1.0, description="of the consistency with class probes (maker 2)")
+    adversarial_weight: Weight = Field(
+        0.2, description="of the disagreement with a student (maker 3c)"
     )
     rival_model: str = Field(
         "", description="that student, and of makers 3d and 3e; '': the student's own architecture"
     )
     inversion: Inversion = Inversion()
-    batch_norm_weight: float = Field(
-        1.0, ge=0, le=1000, description="weight of the batch-norm statistics (maker 3a)"
-    )
-    contrast_weight: float = Field(
-        0.8, ge=0, le=1000, description="weight of the contrast with earlier images (maker 3d)"
-    )
-    disagreement_weight: float = Field(
-        0.0,
-        ge=0,
-        le=1000,
-        description="weight of the disagreement with a student of their own, rival_model (makers 3d, 3e)",
+    batch_norm_weight: Weight = Field(1.0, description="of the batch-norm statistics (maker 3a)")
+    contrast_weight: Weight = Field(0.8, description="of the contrast with earlier images (3d)")
+    disagreement_weight: Weight = Field(
+        0.0, description="of the disagreement with a student of their own, rival_model (3d, 3e)"
     )
     fast_rounds: int = Field(
         400, ge=1, description="batches that a meta-learnt generator learns from (maker 3e)"
@@ -88,9 +78,7 @@ class ClassificationConfig(Config):
     fast_steps: int = Field(
         5, ge=1, le=1000, description="steps of each of its batches: Fast-5, Fast-10 (maker 3e)"
     )
-    entropy_weight: float = Field(
-        0.1, ge=0, le=1000, description="weight of the patch-similarity entropy (maker 3b)"
-    )
+    entropy_weight: Weight = Field(0.1, description="of the patch-similarity entropy (maker 3b)")
 
     @model_validator(mode="after")
     def _known_makers(self) -> Self:
