@@ -108,11 +108,6 @@ class StudentConfig(ClassifierConfig):
             return teacher_targets(store, teacher, images, parents, self.teacher_blocks)
         return None
 
-    def live(self, teacher: nn.Module, needs: Collection[str]) -> LiveTeacher:
-        """The teacher of images that change, or of early features: what it gives beside its logits is what is needed."""
-        asked = "probe" in needs, "early features" in needs
-        return LiveTeacher(teacher, *asked, self.compile, self.teacher_blocks)
-
 
 def train(
     store: Store,
@@ -157,6 +152,7 @@ def train(
     align = aligner(network, images.shape) if early else lambda student: {}
     _check_parameters(step, (*GIVEN, "aligner") if early else GIVEN)
     stored = None if early else config.targets(store, teacher, images, parents)
+    live = "probe" in needs, early, config.compile, config.teacher_blocks
     return train_classifier(
         store,
         stage or f"student_{'real' if images.real else 'synthetic'}",
@@ -164,7 +160,7 @@ def train(
         images,
         test_set,
         config.training(seed=config.seed if seed is None else seed),
-        _step_maker(step, stored or config.live(network, needs), align),
+        _step_maker(step, stored or LiveTeacher(network, *live), align),
         overrides=overrides,
         settings=settings,
         augmentation=config.augment,
@@ -210,7 +206,7 @@ def _check_parameters(step: Step, known: Sequence[str]) -> None:
             expected=", ".join(known),
             got=", ".join(names),
             where="step",
-            fix="correct its parameters",
+            fix='correct its parameters, or say needs=("early features",) for an aligner',
         )
 
 
