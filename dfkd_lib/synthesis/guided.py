@@ -60,7 +60,7 @@ GuidedWeights = weights_of(
 class GuidedGenerator(GeneratorMaker, FromTeacher, Rival, GuidedWeights, TrainConfig):
     """A generator that learns from the frozen teacher, or from its class probes too, with a prior of strokes or without.
 
-    An epoch has `steps` steps. Each begins with new classes and a new first layer, so that the generator goes on knowing how
+    Each epoch, of `steps` steps, begins with new classes and a new first layer, so that the generator goes on knowing how
     to draw but not what, and the images come from as many of its states as there are epochs. No source gives sizes: the
     defaults are ours.
 
