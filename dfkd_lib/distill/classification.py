@@ -37,6 +37,7 @@ from dfkd_lib.training import (
 )
 
 Step = Callable[..., dict[str, Tensor]]
+Blocks = Annotated[tuple[int, ...], Field(min_length=1)]
 
 
 class StudentConfig(ClassifierConfig):
@@ -54,20 +55,14 @@ class StudentConfig(ClassifierConfig):
     lr: float = Field(7.5e-4, gt=0, le=1, description="peak learning rate of AdamW")
     betas: tuple[Share, Share] = Field((0.5, 0.999), description="of AdamW")
     warmup_epochs: float = Field(0.5, ge=0, description="epochs of linear warm-up")
-    patch_blocks: tuple[int, ...] = Field(
-        LAST,
-        min_length=1,
-        description="blocks whose attention probes the patch losses match, from the end if negative",
+    patch_blocks: Blocks = Field(
+        LAST, description="blocks whose probes the patch losses match, from the end if negative"
     )
-    teacher_blocks: tuple[int, ...] = Field(
-        LAST,
-        min_length=1,
-        description="blocks of the teacher that these are matched with, one each",
+    teacher_blocks: Blocks = Field(
+        LAST, description="blocks of the teacher that these are matched with, one each"
     )
     block_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (1.0,),
-        min_length=1,
-        description="weight of each such pair in the patch losses, or one of all",
+        (1.0,), min_length=1, description="weight of each pair in the patch losses, or one of all"
     )
     watch: int = Field(
         0, ge=0, le=100, description="test images whose attention is kept after every epoch"
