@@ -56,29 +56,6 @@ def test_kept_epochs_are_few_even_and_hold_the_last():
     assert len(many) == 10 and many[-1] == 137 and many == sorted(set(many)) and many[0] > 0
 
 
-def attention_of(share: float, seed: int) -> float:
-    torch.manual_seed(0)
-    generator, discriminator = Generator(10, 1, width=16), Discriminator(10, 1, 4)
-    teacher = create_model("vit_mnist_smoke").eval().requires_grad_(False)
-    for p in teacher.parameters():
-        p.data.add_(torch.randn_like(p) * 0.2)
-    probes = torch.rand(10, 49)
-    torch.manual_seed(seed)
-    step = gan_step(generator, discriminator, teacher, probes, 1.0, 28, share=share)
-    losses = dict(step((torch.rand(16, 1, 32, 32), torch.arange(16) % 10), 0.0))
-    return losses["generator"]["attention"].item()
-
-
-def test_a_share_of_the_batch_gives_the_same_attention_loss_in_the_mean():
-    whole = torch.tensor([attention_of(1.0, seed) for seed in range(12)])
-    part = torch.tensor([attention_of(0.25, seed) for seed in range(12)])
-    assert not torch.equal(whole, part)
-    error = part.std() / 12**0.5
-    assert (whole.mean() - part.mean()).abs() < 4 * error
-    with pytest.raises(WorkbenchError, match="attention_share"):
-        CGAN(attention_share=0.0)
-
-
 def test_an_averaged_generator_learns_live_and_draws_by_the_mean():
     maker = CGAN(width=16, latent=8, ema=0.75)
     made = maker.new_generator(("a", "b"), (1, 32, 32))
