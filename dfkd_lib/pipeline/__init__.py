@@ -6,14 +6,10 @@
 How a notebook declares its parameters, and how they are checked: `pipeline.parameters`.
 """
 
-from typing import TYPE_CHECKING
+from importlib import import_module
 
 from dfkd_lib.pipeline.parameters import Declared, Parameter, find_notebook, read_notebook
 from dfkd_lib.pipeline.plan import Plan, make_plan, notebook_files
-
-if TYPE_CHECKING:
-    from dfkd_lib.pipeline.here import train
-    from dfkd_lib.pipeline.runs import exit_code, run
 
 __all__ = [
     "Declared",
@@ -32,14 +28,11 @@ __all__ = [
 ]
 
 
+# What runs notebooks imports torch, papermill and nbconvert: not before a plan is checked.
+LATER = {"train": "here", "run": "runs", "exit_code": "runs"}
+
+
 def __getattr__(name: str) -> object:
-    # What runs notebooks imports torch, papermill and nbconvert: not before a plan is checked.
-    if name == "train":
-        from dfkd_lib.pipeline.here import train
-
-        return train
-    if name in ("exit_code", "run"):
-        from dfkd_lib.pipeline import runs
-
-        return getattr(runs, name)
+    if name in LATER:
+        return getattr(import_module(f"dfkd_lib.pipeline.{LATER[name]}"), name)
     raise AttributeError(name)

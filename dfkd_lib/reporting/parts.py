@@ -89,9 +89,9 @@ class Given:
             setting=setting,
         )
 
-    def looking(self, model: str, images: float, overrides: dict | None = None) -> Effort:
+    def looking(self, model: str, images: float) -> Effort:
         """Passes over so many images without learning."""
-        return classifier_effort(model, self.shape(overrides), images, learns=False)
+        return classifier_effort(model, self.shape(), images, learns=False)
 
     def judge(self, config) -> Effort:
         """The training of `synthesis.train_judge`."""

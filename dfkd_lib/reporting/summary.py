@@ -16,15 +16,12 @@ Counts = dict[tuple[str, str], int]  # (split, purpose) -> images
 
 def read_reports(*places: str | Path) -> dict[str, dict]:
     """What each notebook's report, the summary's own left out, saved in the first of these folders that has any; prints which."""
+    every = (sorted((resolve(place) / "metrics").glob("*.json")) for place in places)
+    found = ([path for path in paths if path.stem != SUMMARY] for paths in every)
     reports: dict[str, dict] = {}
-    found: list[Path] = []
-    for place in places:
-        files = sorted((resolve(place) / "metrics").glob("*.json"))
-        found = [path for path in files if path.stem != SUMMARY]
-        if found:
-            print(f"the reports of {resolve(place)}")
-            break
-    for path in found:
+    for path in next(filter(None, found), []):
+        if not reports:
+            print(f"the reports of {path.parents[1]}")
         try:
             reports[path.stem] = dict(json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:

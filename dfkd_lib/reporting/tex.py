@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dfkd_lib.core import WorkbenchError, resolve
+from dfkd_lib.core import WorkbenchError, one_of, resolve
 
 HEAD = r"""\documentclass{article}
 \usepackage{amssymb,booktabs,graphicx,textcomp}
@@ -74,14 +74,8 @@ def best_cells(table: pd.DataFrame, best: dict[str, str]) -> dict[str, list[int]
     """
     found = {}
     for name, which in best.items():
-        if name not in table or which not in ("max", "min"):
-            raise WorkbenchError(
-                "the best of a column cannot be marked",
-                expected=f'one of {", ".join(map(str, table))}: "max" or "min"',
-                got=f"{name!r}: {which!r}",
-                where="best",
-                fix="correct it",
-            )
+        one_of("column to mark the best of", name, list(table))
+        one_of("best of a column", which, ("max", "min"))
         values = pd.to_numeric(table[name], errors="coerce")
         # Of one number, or of numbers all alike, none is the best.
         several = values.nunique() > 1
@@ -126,17 +120,15 @@ def collect(run: str | Path, out: str | Path, only: Sequence[str] = ()) -> Path:
     run, out = resolve(run), resolve(out)
     pages = [json.loads(path.read_text()) for path in sorted(run.glob("metrics/*.json"))]
     entries = [(kind, entry) for page in pages for kind in KINDS for entry in page[kind]]
-    names = [entry["name"] for _, entry in entries]
-    if not entries or (unknown := set(only) - set(names)):
+    if not entries:
         raise WorkbenchError(
-            "this run has no such figure or table" if entries else "there is no run in this folder",
-            expected=", ".join(names) or "metrics/<notebook>.json of dfkd run",
-            got=", ".join(sorted(unknown)) if entries else None,
+            "there is no run in this folder",
+            expected="metrics/<notebook>.json of dfkd run",
             where=run,
-            fix="choose from those"
-            if entries
-            else "name the folder that a run wrote, reports/quick",
+            fix="name the folder that a run wrote, reports/quick",
         )
+    for name in only:
+        one_of("figure or table in this run", name, [entry["name"] for _, entry in entries])
     out.mkdir(parents=True, exist_ok=True)
     parts, taken = [], set()
     for kind, entry in sorted(entries, key=lambda pair: (not pair[1]["paper"], pair[1]["paper"])):

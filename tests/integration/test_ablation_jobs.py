@@ -91,25 +91,19 @@ def test_a_job_that_fails_says_why_and_the_next_runs(jobs, store):
     assert saved_jobs(store).all() == jobs.all()  # another kernel sees the same
 
 
-def test_records_can_be_dropped_but_not_of_what_waits(jobs):
+def test_records_can_be_dropped_but_not_of_what_waits_for_the_one_worker(jobs):
     job = jobs.submit(cell("a"))
     jobs.forget(job)
-    assert len(jobs.all()) == 1
-    assert jobs.stop(job) == "queued"
+    with FileLock(jobs.folder / "worker.lock"):
+        assert jobs.working()
+        jobs.work()
+        assert states(jobs) == {"a": "queued"}
+    assert not jobs.working() and jobs.stop(job) == "queued"
     jobs.forget(job)
     assert jobs.all() == []
     for bad in (job, "../../etc", ""):
         with pytest.raises(WorkbenchError, match="no such job"):
             jobs.stop(bad)
-
-
-def test_one_worker_at_a_time(jobs):
-    with FileLock(jobs.folder / "worker.lock"):
-        assert jobs.working()
-        jobs.submit(cell("a"))
-        jobs.work()
-        assert states(jobs) == {"a": "queued"}
-    assert not jobs.working()
 
 
 def test_asking_often_starts_one_worker(store, monkeypatch):

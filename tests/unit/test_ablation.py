@@ -28,14 +28,9 @@ from dfkd_lib.jobs import Needs
 
 
 def test_rows_are_crossed_with_the_grid_and_the_seeds():
-    cells = read_grid(
-        {
-            "base": TINY,
-            "rows": {"with KD": {}, "without": {"kd_weight": 0}},
-            "grid": {"temperature": [2, 4], "patch_weight": [0.5]},
-            "seeds": [3, 1],
-        }
-    )
+    rows = {"with KD": {}, "without": {"kd_weight": 0}}
+    crossed = {"temperature": [2, 4], "patch_weight": [0.5]}
+    cells = read_grid({"base": TINY, "rows": rows, "grid": crossed, "seeds": [3, 1]})
     assert [(c.name, c.seed) for c in cells[:3]] == [
         ("with KD, temperature=2, patch_weight=0.5", 3),
         ("with KD, temperature=2, patch_weight=0.5", 1),
@@ -43,9 +38,8 @@ def test_rows_are_crossed_with_the_grid_and_the_seeds():
     ]
     first, last = cells[0].config().weights, cells[-1].config().weights
     assert len(cells) == 8 and (first.temperature, last.kd) == (2.0, 0.0)
-    assert cells[0].source == "real"
     # 4 is the default: one key, one student.
-    assert "weights.temperature" not in cells[2].settings
+    assert cells[0].source == "real" and "weights.temperature" not in cells[2].settings
 
 
 def test_a_list_is_a_grid_too():
@@ -108,10 +102,8 @@ def test_bad_grids_are_refused_before_anything_runs(grid, words):
 
 
 def test_rows_of_one_adversarial_maker_learn_from_the_same_images():
-    cells = read_grid(
-        {"grid": {"student_model": ["vit_mnist_smoke", "vit_mnist_small"]}},
-        {**TINY, "source": "adversarial"},
-    )
+    grid = {"grid": {"student_model": ["vit_mnist_smoke", "vit_mnist_small"]}}
+    cells = read_grid(grid, {**TINY, "source": "adversarial"})
     assert len({str(c.config().maker_settings()["adversarial"]) for c in cells}) == 1
 
 

@@ -35,12 +35,11 @@ def grid(rows):
 
 
 def test_a_line_a_cell_with_the_settings_that_differ():
-    frame = table.tidy(
-        [
-            outcome("all", 0, 50.0, 0.9, kd_weight=1.0, temperature=4.0),
-            outcome("T", 0, 75.0, kd_weight=1.0, temperature=2.0),
-        ]
-    )
+    cells = [
+        outcome("all", 0, 50.0, 0.9, kd_weight=1.0, temperature=4.0),
+        outcome("T", 0, 75.0, kd_weight=1.0, temperature=2.0),
+    ]
+    frame = table.tidy(cells)
     columns = (
         "row|seed|temperature|accuracy (%)|low|high|top-5 (%)|precision (%)|recall (%)|F1 (%)|agreement|± agreement|"
         "images|epochs|parameters|seconds|state|error|key"
@@ -51,8 +50,7 @@ def test_a_line_a_cell_with_the_settings_that_differ():
     # Wilson at one half of 1000: ± z sqrt(1/4000 + z²/4e6) / (1 + z²/1000).
     assert (first["low"], first["high"]) == pytest.approx((46.907, 53.093), abs=1e-3)
     assert (first["images"], first["epochs"], first["seconds"]) == (30_000, 4, 61)
-    assert first["agreement"] == 0.9
-    assert math.isnan(second["agreement"])
+    assert first["agreement"] == 0.9 and math.isnan(second["agreement"])
     assert first["key"] == "ablation_cell-all-0"
 
 
@@ -132,27 +130,21 @@ def test_the_baseline_may_be_any_row_and_must_be_one():
 
 
 def test_another_measure():
+    values = {"all": (0.9, 0.8), "b": (0.7, 0.5)}
+    cells = [(row, *one) for row in values for one in enumerate(values[row])]
     frame = table.tidy(
-        [
-            outcome(row, seed, 90.0, value, kd_weight=row)
-            for row, values in (("all", (0.9, 0.8)), ("b", (0.7, 0.5)))
-            for seed, value in enumerate(values)
-        ]
+        [outcome(row, seed, 90.0, value, kd_weight=row) for row, seed, value in cells]
     )
     told = table.summary(frame, measure="agreement")
-    assert told.columns[1] == "agreement"
+    assert told.columns[1] == "agreement" and "± test" not in told
     assert told["difference"][1] == pytest.approx(-0.25)
-    assert "± test" not in told
     assert table.verdicts(told)[0].startswith("b: no difference is detected (-0.250 of agreement [")
 
 
 def test_pairwise_has_every_pair_once():
     frame = table.pairwise(grid({"a": [90, 91, 92], "b": [80, 82, 81], "c": [70, 74, 71]}))
-    assert list(zip(frame["row"], frame["against"], strict=True)) == [
-        ("b", "a"),
-        ("c", "a"),
-        ("c", "b"),
-    ]
+    pairs = list(zip(frame["row"], frame["against"], strict=True))
+    assert pairs == [("b", "a"), ("c", "a"), ("c", "b")]
     assert frame["difference"].tolist() == pytest.approx([-10, -58 / 3, -28 / 3])
     smallest = frame["p"].idxmin()
     assert frame["p (Holm)"][smallest] == pytest.approx(3 * frame["p"][smallest])
@@ -185,12 +177,9 @@ def test_verdicts_say_what_is_detected():
 
 def test_correction_can_take_a_verdict_back():
     rows = {"all": [90, 91, 92], "a": [89, 89.7, 91.1]}
-    alone = table.verdicts(table.summary(grid(rows)))
-    among = table.verdicts(
-        table.summary(grid(rows | {f"n{i}": [90 + i, 91, 92.1] for i in range(1, 5)}))
-    )
-    assert alone[0].startswith("a: worse, -1.07 points")
-    assert "is detected after correction" in among[0]
+    more = rows | {f"n{i}": [90 + i, 91, 92.1] for i in range(1, 5)}
+    alone, among = (table.verdicts(table.summary(grid(one)))[0] for one in (rows, more))
+    assert alone.startswith("a: worse, -1.07 points") and "detected after correction" in among
 
 
 def test_the_short_table_and_the_report_print_no_objects(tmp_path, capsys):
