@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from unittest.mock import MagicMock
 
 import pytest
 import timm
@@ -134,63 +135,47 @@ def test_only_classifiers_have_cards(store, teacher, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "card").iterdir()} == FILES
 
 
-class Hub:
-    """A stand-in for the hub's client: one repository, which exists if it is public."""
-
-    def __init__(self, public=False, down=False):
-        self.public, self.down, self.files, self.token = public, down, None, None
-
-    def __call__(self, token):
-        self.token = token
-        return self
-
-    def create_repo(self, repository, private, exist_ok):
-        if self.down:
-            raise ConnectionError("no route to the hub")
-        self.public |= not private
-        return f"https://huggingface.co/{repository}"
-
-    def repo_info(self, repository):
-        return type("Info", (), {"private": not self.public})
-
-    def upload_folder(self, repo_id, folder_path, allow_patterns, commit_message):
-        chosen = [folder_path / name for name in allow_patterns]
-        self.files = {path.name: path.read_bytes() for path in chosen}
-
-
 @pytest.fixture
 def pushed(store, teacher, tmp_path, monkeypatch, capsys):
-    """Runs `dfkd push` to a hub; returns the exit code, what was printed, and what the hub has got."""
+    """Runs `dfkd push` to a stand-in for the hub's client; returns the exit code, what was printed, and that."""
 
-    def push(hub, *more, token="secret"):
+    def push(*more, private=True, token="secret", error=None):
+        hub = MagicMock()
+        hub.return_value.repo_info.return_value.private = private
+        hub.return_value.create_repo.return_value = "https://huggingface.co/me/mine"
+        hub.return_value.create_repo.side_effect = error
         monkeypatch.setattr("huggingface_hub.HfApi", hub)
         monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
-        key = student(store, [teacher]).key
-        words = ["push", key, "me/mine", "--artifacts", str(store.root), *more]
-        code = cli.main([*words, "--out", str(tmp_path / "card")])
+        words = ["push", student(store, [teacher]).key, "me/mine", "--artifacts", str(store.root)]
+        code = cli.main([*words, *more, "--out", str(tmp_path / "card")])
         shown = capsys.readouterr()
-        return code, shown.out + shown.err, hub.files
+        return code, shown.out + shown.err, hub
 
     return push
 
 
-def test_a_push_is_private_unless_asked(pushed):
-    hub = Hub()
-    code, shown, files = pushed(hub)
-    assert code == 0 and "https://huggingface.co/me/mine" in shown and not hub.public
-    assert hub.token == "secret" and b"hf-hub:me/mine" in files["README.md"]
-    assert set(files) == FILES
-    assert pushed(hub, "--public")[0] == 0 and hub.public
+def test_a_push_is_private_unless_asked(pushed, tmp_path):
+    code, shown, hub = pushed()
+    assert code == 0 and "https://huggingface.co/me/mine" in shown
+    hub.assert_called_once_with(token="secret")
+    assert hub.return_value.create_repo.call_args.kwargs["private"]
+    sent = hub.return_value.upload_folder.call_args.kwargs
+    assert sent["repo_id"] == "me/mine" and set(sent["allow_patterns"]) == FILES
+    assert "hf-hub:me/mine" in (sent["folder_path"] / "README.md").read_text()
+    code, _, hub = pushed("--public", private=False)
+    assert code == 0 and not hub.return_value.create_repo.call_args.kwargs["private"]
+    assert hub.return_value.upload_folder.called
 
 
 @pytest.mark.parametrize(
-    "hub, token, words",
+    "state, words",
     [
-        (Hub(public=True), "secret", "is public already"),
-        (Hub(), None, "nobody is logged in"),
-        (Hub(down=True), "secret", "no route to the hub"),
+        ({"private": False}, "is public already"),
+        ({"token": None}, "nobody is logged in"),
+        ({"error": ConnectionError("no route to the hub")}, "no route to the hub"),
     ],
 )
-def test_a_push_that_cannot_be_is_refused(pushed, hub, token, words):
-    code, shown, files = pushed(hub, token=token)
-    assert code == 2 and words in shown and "fix" in shown and files is None
+def test_a_push_that_cannot_be_is_refused(pushed, state, words):
+    code, shown, hub = pushed(**state)
+    assert code == 2 and words in shown and "fix" in shown
+    assert not hub.return_value.upload_folder.called

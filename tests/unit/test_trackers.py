@@ -7,6 +7,7 @@ import os
 import sys
 import tomllib
 from types import ModuleType, SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 from PIL import Image
@@ -74,25 +75,19 @@ def test_a_notebook_is_one_run_of_wandb_or_trackio(monkeypatch, ended, name, mod
 
 def test_tensorboard_gets_event_files_in_the_run_folder(monkeypatch, ended):
     out, result = ended
-    calls, library = [], ModuleType("torch.utils.tensorboard")
-
-    class SummaryWriter:
-        def __init__(self, folder):
-            calls.append(folder)
-
-        def __getattr__(self, name):
-            return lambda *given, **_: calls.append((name, *given))
-
-    library.SummaryWriter = SummaryWriter
+    library = ModuleType("torch.utils.tensorboard")
+    library.SummaryWriter = MagicMock()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", library)
     trackers.track("tensorboard", out, "30_x", result)
-    assert calls[0].startswith(str(out / "tensorboard" / "30_x-"))
-    assert calls[1][1] == "parameters" and "    temperature = 2.0\n" in calls[1][2]
-    assert ("add_scalar", f"{KEY}/kd", 0.25, 2) in calls
-    assert ("add_scalar", "metrics/accuracy/1", 0.75) in calls
-    (picture,) = [call for call in calls if call[0] == "add_image"]
-    assert picture[1] == "figures/curves" and picture[2].shape == (3, 4, 3)
-    assert calls[-1] == ("close",)
+    (folder,), writer = library.SummaryWriter.call_args.args, library.SummaryWriter.return_value
+    assert folder.startswith(str(out / "tensorboard" / "30_x-"))
+    name, text = writer.add_text.call_args.args
+    assert name == "parameters" and "    temperature = 2.0\n" in text
+    writer.add_scalar.assert_any_call(f"{KEY}/kd", 0.25, 2)
+    writer.add_scalar.assert_any_call("metrics/accuracy/1", 0.75)
+    name, picture = writer.add_image.call_args.args
+    assert name == "figures/curves" and picture.shape == (3, 4, 3)
+    writer.close.assert_called_once_with()
 
 
 def test_a_missing_library_is_refused_before_anything_runs(monkeypatch, capsys):
