@@ -1,9 +1,8 @@
 """Images and scenes: digits, MNIST, CIFAR, any image folder, any COCO folder, generated aerial scenes."""
 
-from dfkd_lib.datasets.coco import ground_truth, load_coco, write_coco
+from dfkd_lib.datasets.coco import ground_truth, load_coco
 from dfkd_lib.datasets.coco_check import check_coco
 from dfkd_lib.datasets.coco_repair import repair_coco
-from dfkd_lib.datasets.coco_report import CocoReport
 from dfkd_lib.datasets.config import DataConfig, load_splits
 from dfkd_lib.datasets.embedded import embedded_table
 from dfkd_lib.datasets.frames import FILL, Frames, in_turn

@@ -1,14 +1,11 @@
-"""Any COCO folder as a `SceneSet`, checked before training; scenes written as COCO; ground truth for pycocotools."""
+"""Any COCO folder as a `SceneSet`, checked before training; ground truth for pycocotools."""
 
-import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dfkd_lib.core import WorkbenchError, ledger, resolve
@@ -205,16 +202,3 @@ def ground_truth(scenes: SceneSet) -> dict:
         {"id": k + 1, "name": name, "supercategory": ""} for k, name in enumerate(scenes.classes)
     ]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
-
-
-def write_coco(scenes: SceneSet, folder: str | Path, split: str) -> Path:
-    """Write scenes as they are, at their own size, as `<folder>/<split>/*.png` and `<folder>/<split>.json` (returned)."""
-    folder = resolve(folder)
-    (folder / split).mkdir(parents=True, exist_ok=True)
-    content = ground_truth(replace(scenes, scale=None))
-    for entry, image in zip(content["images"], scenes.images, strict=True):
-        pixels = image.permute(1, 2, 0).contiguous().numpy()
-        Image.fromarray(pixels).save(folder / split / entry["file_name"])
-    file = folder / f"{split}.json"
-    file.write_text(json.dumps(content))
-    return file

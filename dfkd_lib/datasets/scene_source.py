@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from dfkd_lib.core import Artifact, Config, Seed, WorkbenchError, resolve
+from dfkd_lib.core import Artifact, Config, Seed, resolve
 from dfkd_lib.datasets.coco import load_coco
 from dfkd_lib.datasets.coco_read import changing, has_split
 from dfkd_lib.datasets.config import stamp
@@ -182,19 +182,8 @@ def open_scenes(artifact: Artifact) -> SceneSet:
     Args:
         artifact: its file scenes.safetensors holds pixels uint8 (N, 3, H, W) and, padded as by `detection.padded`, labels and
             boxes (the layout that was asked for); its settings name the "classes".
-
-    Raises:
-        WorkbenchError: if the artifact holds no such scenes.
     """
-    tensors, classes = artifact.tensors(SCENES), artifact.settings.get("classes")
-    if not {"pixels", "labels", "boxes"} <= set(tensors) or not classes:
-        raise WorkbenchError(
-            "this artifact holds no scenes",
-            where=artifact.path / SCENES,
-            expected="pixels, labels and boxes, and classes in its settings",
-            fix="give drawn scenes",
-            got=f"{', '.join(sorted(tensors))}; classes {classes}",
-        )
+    tensors, classes = artifact.tensors(SCENES), artifact.settings["classes"]
     present = [rows >= 0 for rows in tensors["labels"]]
     boxes, labels = (
         [rows[there] for rows, there in zip(tensors[name], present, strict=True)]

@@ -28,21 +28,17 @@ def read_yolo(report: CocoReport) -> None:
     except (yaml.YAMLError, ValueError, OSError) as error:
         report.add("file", "a data.yaml with names, train and val", error)
         return
-    names = about.get("names")
+    names, split = about.get("names"), report.split
     names = dict(enumerate(names)) if isinstance(names, list) else names
+    files = _images(report.folder, about, split)
     if not isinstance(names, dict) or not all(type(k) is int for k in names):
         report.add("file", "names: a list, or {0: name, ...}", names)
-        return
-    if about.get("nc", len(names)) != len(names):
+    elif about.get("nc", len(names)) != len(names):
         report.add("file", f"nc: {len(names)}, as many as names", about["nc"])
-        return
-    files = _images(report.folder, about, report.split)
-    if not files:
-        report.add(
-            "file",
-            f"{report.split}: folders of images within {report.folder}",
-            about.get(report.split),
-        )
+    elif not files:
+        expected = f"{split}: folders of images within {report.folder}"
+        report.add("file", expected, about.get(split))
+    if report.faults:
         return
     images: list[dict] = []
     annotations: list[dict] = []

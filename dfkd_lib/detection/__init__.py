@@ -2,7 +2,7 @@
 
 from dfkd_lib.detection.aligned import QueryAligner, inputs_if_shared, shared_losses
 from dfkd_lib.detection.batches import Batch, SceneBatches, padded
-from dfkd_lib.detection.config import VARIANTS, DetectionConfig, DetectionStudent, DetectionTeacher
+from dfkd_lib.detection.config import VARIANTS, DetectionConfig
 from dfkd_lib.detection.detector import (
     DetectorConfig,
     detections,
@@ -15,7 +15,7 @@ from dfkd_lib.detection.detector import (
     train,
 )
 from dfkd_lib.detection.inversion import SceneInversion
-from dfkd_lib.detection.layouts import layout_statistics, sampled_layouts
+from dfkd_lib.detection.layouts import sampled_layouts
 from dfkd_lib.detection.probes import object_consistency_loss, object_probes
 from dfkd_lib.detection.scene_gan import (
     LIKENESS,

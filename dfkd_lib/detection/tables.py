@@ -42,16 +42,16 @@ def ap_table(detectors: dict[str, Artifact]) -> "pd.DataFrame":
     return _table(rows)
 
 
-def gain_table(students: dict[str, Sequence[Artifact]], measure: str = "AP50") -> "pd.DataFrame":
-    """What each student has over each one before it, trained from the same seeds: mean difference of a measure, its paired
+def gain_table(students: dict[str, Sequence[Artifact]]) -> "pd.DataFrame":
+    """What each student has over each one before it, trained from the same seeds: mean difference of AP50, its paired
     95 % interval and p (`metrics.intervals.paired_difference`); of fewer than three seeds the mean alone."""
     rows = []
     for one, other in combinations(students, 2):
-        before, after = ([made.metrics[measure] for made in students[key]] for key in (one, other))
+        before, after = ([made.metrics["AP50"] for made in students[key]] for key in (one, other))
         gain = intervals.paired_difference(before, after)
         if gain["pairs"] < intervals.FEWEST:
             gain |= dict.fromkeys(("low", "high", "p"), np.nan)
-        own = {measure: intervals.interval_text(after, ".3f")}
+        own = {"AP50": intervals.interval_text(after, ".3f")}
         own["of the other"] = intervals.interval_text(before, ".3f")
         rows.append({"student": other, "against": one, **own, **gain})
     return _table(rows)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cells import edit_cell, run_cell
+from folders import write_coco
 from PIL import Image
 from torch.optim.swa_utils import AveragedModel
 from torchvision.ops import box_convert
@@ -20,7 +21,6 @@ from dfkd_lib.datasets import (
     SceneSet,
     generate_scenes,
     open_scenes,
-    write_coco,
 )
 from dfkd_lib.detection import (
     DetectionStudy,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fixes import run_fix
+from folders import write_coco
 from PIL import ExifTags, Image, ImageOps
 from transformers import DetrImageProcessor
 
@@ -24,7 +25,6 @@ from dfkd_lib.datasets import (
     load_coco,
     repair_coco,
     scene_source,
-    write_coco,
 )
 from dfkd_lib.datasets.__main__ import main
 from dfkd_lib.datasets.coco import video_of

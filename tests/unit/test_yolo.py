@@ -7,10 +7,11 @@ import pytest
 import torch
 import yaml
 from fixes import run_fix
+from folders import write_coco
 from PIL import Image
 
 from dfkd_lib.core import WorkbenchError, ledger
-from dfkd_lib.datasets import SceneConfig, check_coco, generate_scenes, load_coco, write_coco
+from dfkd_lib.datasets import SceneConfig, check_coco, generate_scenes, load_coco
 from dfkd_lib.datasets.__main__ import main
 from dfkd_lib.datasets.coco_report import KINDS, LINES
 
