@@ -90,7 +90,8 @@ def _repaired(report: CocoReport) -> tuple[dict, list[tuple[Fault, str]]]:
             where=report.file,
             fix="write it again",
         )
-    again = CocoReport(report.folder, report.split, content=_joined(report))
+    _join(report)
+    again = CocoReport(report.folder, report.split, content=report.content)
     done = [(fault, "left out") for fault in report.faults if fault.kind in LINES]
     done += _leave_out(again.content, report)
     check_content(again)
@@ -113,24 +114,18 @@ def _repaired(report: CocoReport) -> tuple[dict, list[tuple[Fault, str]]]:
     return {**again.content, "annotations": [kept[index] for index in sorted(kept)]}, done
 
 
-def _joined(report: CocoReport) -> dict:
-    """The content, in which annotations of a thing that has several ids name the first of them."""
-    first_ids: dict[str, dict] = {"image_id": {}, "category_id": {}}
+def _join(report: CocoReport) -> None:
+    """Let annotations of a thing that has several ids name the first of them."""
     for key, of, name in (
         ("images", "image_id", "file_name"),
         ("categories", "category_id", "name"),
     ):
         first: dict = {}
+        ids: dict = {}
         for entry in report.whole[key].values():  # in the file's order, as `_leave_out` has it
-            one = first.setdefault(identity(entry, name), entry["id"])
-            first_ids[of].setdefault(entry["id"], one)
-    whole = {
-        index: annotation
-        | {key: ids.get(annotation.get(key), annotation.get(key)) for key, ids in first_ids.items()}
-        for index, annotation in report.whole["annotations"].items()
-    }
-    every = enumerate(report.content["annotations"])
-    return {**report.content, "annotations": [whole.get(index, old) for index, old in every]}
+            ids.setdefault(entry["id"], first.setdefault(identity(entry, name), entry["id"]))
+        for annotation in report.whole["annotations"].values():
+            annotation[of] = ids.get(annotation.get(of), annotation.get(of))
 
 
 def _leave_out(content: dict, report: CocoReport) -> list[tuple[Fault, str]]:
