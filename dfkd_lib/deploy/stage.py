@@ -191,21 +191,16 @@ def deployment_table(deployed: Artifact) -> "pd.DataFrame":
     """One row a variant: its scores in percent (accuracy with its 95 % interval), size, parameters, operations."""
     import pandas as pd
 
-    found, table = deployed.metrics, []
-    for row in found["rows"]:
-        scores = {f"{name} (%)": 100 * row[name] for name in found["measures"]}
-        if "accuracy" in row:
-            scores["95 % interval"] = " – ".join(f"{end:.2f}" for end in _interval(found, row))
-        table.append(
-            {
-                "variant": row["name"],
-                **scores,
-                "size (kB)": f"{row['bytes'] / 1e3:,.0f}",
-                "parameters": f"{row['parameters']:,}",
-                "MFLOP": row["flops"] / 1e6,
-            }
-        )
-    return pd.DataFrame(table)
+    found = deployed.metrics
+    rows = pd.DataFrame(found["rows"])
+    table = {"variant": rows["name"]}
+    table |= {f"{name} (%)": 100 * rows[name] for name in found["measures"]}
+    if "accuracy" in rows:
+        ends = (_interval(found, row) for row in found["rows"])
+        table["95 % interval"] = [f"{low:.2f} – {high:.2f}" for low, high in ends]
+    table["size (kB)"] = (rows["bytes"] / 1e3).map("{:,.0f}".format)
+    table["parameters"] = rows["parameters"].map("{:,}".format)
+    return pd.DataFrame({**table, "MFLOP": rows["flops"] / 1e6})
 
 
 def speed_table(deployed: Artifact) -> "pd.DataFrame":
