@@ -28,7 +28,11 @@ class DeployConfig(Config):
     parity_images: int = Field(
         2048, ge=1, description="test images on which PyTorch and ONNX are compared"
     )
-    repeats: int = Field(1000, ge=3, description="turns of the timing, each variant once a turn")
+    repeats: int = Field(
+        1000,
+        ge=3,
+        description="turns of the timing, each variant once a turn; fewer on a busy machine",
+    )
     examples: int = Field(
         6, ge=1, le=64, description="scenes in which the packed detector's finds are shown"
     )

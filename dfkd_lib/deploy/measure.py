@@ -11,14 +11,16 @@ from dfkd_lib.deploy.export import INPUT, open_session, run
 
 BATCH = 64  # images a call where throughput is measured
 THREADS = (1, 2)
-SECONDS, FEWEST = 10, 5  # that turns of one kind take at most, but for so many of them
+SECONDS, FEWEST = 0.025, 5  # that the timing may take for each of `repeats`, but for so many turns
 TEACHER = "teacher"  # its ONNX file, which speed is compared with: the same runtime, so that only the model differs
 
 
 @torch.inference_mode()
-def interleaved(runs: dict[str, Callable], repeats: int, threads: int = 1) -> dict[str, np.ndarray]:
-    """Seconds a call of each of `runs`, (repeats,) each, taken in turns; PyTorch on `threads` threads. Where the machine is
-    so busy that it takes longer than `SECONDS`, the turns are fewer.
+def interleaved(
+    runs: dict[str, Callable], repeats: int, threads: int, seconds: float
+) -> dict[str, np.ndarray]:
+    """Seconds a call of each of `runs`, taken in turns; PyTorch on `threads` threads. There are `repeats` turns, or, where a
+    machine is so busy that these take longer than so many seconds, fewer.
 
     In turns, so that whatever else the machine does in a moment slows all of them: ratios within one repeat hold where
     the times do not. Single calls are timed, as a block of them is seldom free of interruptions where other
@@ -29,7 +31,7 @@ def interleaved(runs: dict[str, Callable], repeats: int, threads: int = 1) -> di
     torch.set_num_threads(threads)
     try:
         for turn in range(repeats):
-            if turn >= FEWEST and time.perf_counter() - began > SECONDS:
+            if turn >= FEWEST and time.perf_counter() - began > seconds:
                 break
             for name, call in runs.items():
                 call()
@@ -38,21 +40,23 @@ def interleaved(runs: dict[str, Callable], repeats: int, threads: int = 1) -> di
                 taken[name].append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(before)
-    return {name: np.array(seconds) for name, seconds in taken.items()}
+    return {name: np.array(times) for name, times in taken.items()}
 
 
 def measure_speed(model: nn.Module, files: dict, images: Tensor, repeats: int) -> dict[str, dict]:
     """{variant: {threads (as text): {latency of one image, its quartiles, images a second, both against TEACHER}}} of a
     PyTorch model and of {variant: ONNX file} on float32 images (BATCH, C, H, W).
 
-    Single images take `repeats` turns on one thread; batches a fiftieth of them, and either a fifth on two threads.
+    Single images take `repeats` turns on one thread; batches a fiftieth of them, and either a fifth on two threads; fewer
+    where that takes too long (`SECONDS`).
     """
     speed: dict[str, dict] = {kind: {} for kind in ("pytorch", *files)}
     for threads in THREADS:
         runners = {"pytorch": model} | {kind: open_session(f, threads) for kind, f in files.items()}
         turns = repeats if threads == 1 else -(-repeats // 5)
+        how = threads, SECONDS * repeats
         one, many = (
-            interleaved({kind: _call(r, batch) for kind, r in runners.items()}, max(3, n), threads)
+            interleaved({kind: _call(r, batch) for kind, r in runners.items()}, max(3, n), *how)
             for batch, n in ((images[:1], turns), (images, turns // 50))
         )
         for kind in runners:
