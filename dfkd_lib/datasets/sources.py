@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageChops, ImageOps
 
-from dfkd_lib.core import WorkbenchError, ledger, resolve
+from dfkd_lib.core import WorkbenchError, ledger, one_of, resolve
 from dfkd_lib.datasets.cifar import read_cifar
 from dfkd_lib.datasets.images import ImageSet, evenly
 
@@ -62,15 +62,7 @@ def load_images(
         WorkbenchError: on missing, damaged or wrong-size files, an empty class, an unknown name or split.
     """
     named = name_or_path in NAMED
-    splits = SPLITS if named else (*SPLITS, "all")
-    if split not in splits:
-        raise WorkbenchError(
-            "no such split",
-            expected=" or ".join(splits),
-            got=split,
-            where=name_or_path,
-            fix="choose one of them",
-        )
+    one_of(f"split of {name_or_path}", split, SPLITS if named else (*SPLITS, "all"))
     root = resolve(root)
     ledger.register_root(root, free=("artifacts", "teachers"))
     own = root / name_or_path if named else None

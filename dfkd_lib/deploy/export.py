@@ -197,15 +197,8 @@ def check_export(model: nn.Module, shape: tuple[int, int, int]) -> float:
             difference = max(
                 largest_difference(model, session, images) for images in (bright, -bright / 2)
             )
-        except (Fail, InvalidArgument, RuntimeException) as error:
-            raise WorkbenchError(
-                "the model's ONNX form runs with one size of batch alone",
-                got=str(error)[-300:],
-                expected="a batch of any size",
-                where=type(model).__name__,
-                fix="take the size of the batch from images.shape[0]: a number or len(images) is "
-                "fixed at export",
-            ) from None
+        except (Fail, InvalidArgument, RuntimeException):  # it runs with one size of batch alone
+            difference = float("inf")
     return same_model(model, difference)
 
 
@@ -230,7 +223,7 @@ def same_model(model: nn.Module, difference: float) -> float:
             got=f"a difference of {difference:.3g}",
             expected=f"outputs within {parity:g} of PyTorch's",
             fix="look for steps that depend on the values or the number of their images (if, for, "
-            ".item(), len(images)): the export keeps only what its sample took",
+            ".item(), len(images) in place of images.shape[0]): the export keeps only what its sample took",
         )
     return difference
 

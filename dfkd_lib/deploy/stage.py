@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dfkd_lib.core import Artifact, Store, WorkbenchError, ledger, provenance
+from dfkd_lib.core import Artifact, Store, ledger, one_of, provenance
 from dfkd_lib.datasets import ImageSet, SceneSet, check_classes_agree
 from dfkd_lib.deploy.export import (
     OPSET,
@@ -67,9 +67,7 @@ def deploy_student(
             if the test images are not of the student's classes and size.
     """
     task, made = task_of(test_set), {"teacher": teacher, "student": student}
-    if int8 not in INT8:
-        expected, fix = " or ".join(INT8), "choose one of them"
-        raise WorkbenchError("no such quantization", expected=expected, got=int8, fix=fix)
+    one_of("quantization", int8, INT8)
     for model in made.values():
         check_classes_agree(task.classes(model), test_set.classes, f"{model.path} and test images")
     forms = {who: exported(store, task, model, parity_images) for who, model in made.items()}

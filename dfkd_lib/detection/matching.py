@@ -9,7 +9,6 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from dfkd_lib.core import WorkbenchError
 from dfkd_lib.losses import giou_apart
 
 # Carion et al. 2020, with the class cost of Conditional DETR
@@ -71,18 +70,7 @@ def paired_queries(
 
     Queries of two DETRs have no common order, so they are paired one to one by what they predict (class probabilities and
     boxes): the assignment maximises objectness times closeness. A student with more queries keeps some to itself.
-
-    Raises:
-        WorkbenchError: if the teacher has other classes.
     """
-    if teacher_logits.shape[2] != student_logits.shape[2]:
-        raise WorkbenchError(
-            "teacher and student detector do not fit together",
-            where="query pairing",
-            expected=f"{teacher_logits.shape[2] - 1} classes, the teacher's",
-            got=f"{student_logits.shape[2] - 1} of the student",
-            fix="train both on the same classes",
-        )
     student, teacher = student_logits.sigmoid(), teacher_logits.sigmoid()
     apart = COSTS["l1"] * torch.cdist(student_boxes, teacher_boxes, p=1)
     distance = apart + torch.cdist(student, teacher, p=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from dfkd_lib.core import Artifact, Store, WorkbenchError, ledger
+from dfkd_lib.core import Artifact, Store, WorkbenchError, ledger, one_of
 from dfkd_lib.datasets import GENERATED, SceneConfig, Scenes, check_classes_agree
 from dfkd_lib.detection.aligned import check_shareable
 from dfkd_lib.detection.config import ARMS, VARIANTS, DetectionConfig
@@ -117,11 +117,7 @@ class DetectionStudy:
             gan: the attention GAN in place of the configuration's.
             seed: of the student alone, in place of the configuration's.
         """
-        if variant not in VARIANTS:
-            known = ", ".join(VARIANTS)
-            raise WorkbenchError(
-                "no such student", expected=known, got=variant, fix="name one of these"
-            )
+        one_of("student", variant, VARIANTS)
         config, teacher = self.config, None if variant == "plain" else self.teacher
         weights = config.losses.aligned if variant == "aligned" else config.losses
         labelled = variant in ARMS

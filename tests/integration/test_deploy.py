@@ -407,7 +407,7 @@ def test_the_student_is_the_reports_and_the_profiles_own_only_where_asked(
 
 def test_what_cannot_be_deployed_is_refused(deployed, monkeypatch):
     store, teacher, student, test, _ = deployed
-    with pytest.raises(WorkbenchError, match="no such quantization"):
+    with pytest.raises(WorkbenchError, match="there is no quantization"):
         deploy.deploy_student(store, teacher, student, test, int8="int4")
     with pytest.raises(WorkbenchError, match="no synthetic images"):
         deploy.deploy_student(store, teacher, teacher, test)
