@@ -186,19 +186,13 @@ def check_export(model: nn.Module, shape: tuple[int, int, int]) -> float:
     Raises:
         WorkbenchError: on an operator that ONNX lacks, or if ONNX and PyTorch differ by more than `PARITY`.
     """
-    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
-
     bright = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
     if isinstance(model, RealTimeDetector):
         model = _settled(model, bright)
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(export_onnx(model, bright[:2], Path(folder) / "model.onnx"))
-        try:
-            difference = max(
-                largest_difference(model, session, images) for images in (bright, -bright / 2)
-            )
-        except (Fail, InvalidArgument, RuntimeException):  # it runs with one size of batch alone
-            difference = float("inf")
+        both = (largest_difference(model, session, images) for images in (bright, -bright / 2))
+        difference = max(both)
     return same_model(model, difference)
 
 
@@ -310,9 +304,14 @@ def largest_difference(model: nn.Module, session, images: Tensor) -> float:
     Of a detector that chooses its queries among the tokens, probabilities and boxes of each query are compared with the
     nearest query's: two tokens of nearly the same score change places by rounding alone.
     """
-    expected = run(copy.deepcopy(model).cpu().float().eval(), images)
-    apart = []
-    for found in (run(session, images), run(session, images[:16], 1)):
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
+
+    expected, apart = run(copy.deepcopy(model).cpu().float().eval(), images), []
+    try:
+        runs = run(session, images), run(session, images[:16], 1)
+    except (Fail, InvalidArgument, RuntimeException):  # it runs with one size of batch alone
+        return float("inf")
+    for found in runs:
         wanted = tuple(want[: len(got)] for got, want in zip(found, expected, strict=True))
         if any(got.shape != want.shape for got, want in zip(found, wanted, strict=True)):
             return float("inf")
