@@ -24,7 +24,7 @@ from dfkd_lib.models import (
     load_weights,
 )
 from dfkd_lib.models.load import Loaded
-from dfkd_lib.synthesis.given import blank_set
+from dfkd_lib.synthesis import Given
 from dfkd_lib.training import check_fit
 
 NAME = "vit_tiny_patch16_224"
@@ -167,7 +167,8 @@ def test_a_file_without_a_head_is_a_backbone(trained, tmp_path):
     assert attention.attention_probe(loaded, IMAGES).shape == (2, 196)
     with pytest.raises(WorkbenchError, match="backbone has no class"):
         attention.gradient_attention(loaded, IMAGES)
-    images = blank_set(tuple(f"class {k}" for k in range(192)), (3, 224, 224))
+    classes = tuple(f"class {k}" for k in range(192))
+    images = Given(None, classes, (3, 224, 224)).blank
     with pytest.raises(WorkbenchError, match="192 features, and no classifier"):
         check_fit(loaded, images, "teacher")
     write(tmp_path / "config.json", {"architecture": NAME, "num_classes": 7})
