@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import timm
 import torch
@@ -15,14 +15,11 @@ from dfkd_lib.core import WorkbenchError
 from dfkd_lib.models import REALTIME, create_detector
 
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+POOLED = {"class_token": False, "global_pool": "avg"}
 # In timm: name, side of its images, overrides.
 TIMM = {
     "ViT": ("vit_tiny_patch16_224", 64, TINY),
-    "ViT without class token": (
-        "vit_tiny_patch16_224",
-        64,
-        {**TINY, "class_token": False, "global_pool": "avg"},
-    ),
+    "ViT without class token": ("vit_tiny_patch16_224", 64, {**TINY, **POOLED}),
     "DeiT, distilled": ("deit_tiny_distilled_patch16_224", 64, TINY),
     "DINOv2 with registers": ("vit_small_patch14_reg4_dinov2", 56, TINY),
     "DINOv3": ("vit_small_patch16_dinov3", 64, TINY),
@@ -186,7 +183,7 @@ def _or_why(look: Callable[[], object]) -> str:
 def _probe(model: nn.Module, images: Tensor) -> str:
     token = attention.usual_token(model)
     attention.attention_probe(model, images, token=token)
-    return {"class": "of the class token", "mean": "mean over patches"}[token]
+    return "of the class token" if token == "class" else "mean over patches"
 
 
 def _maps(model: nn.Module, images: Tensor) -> str:
@@ -217,18 +214,14 @@ def _map(model: nn.Module, images: Tensor, kind: str) -> str:
 def table() -> str:
     """What attention gives of each family, as Markdown."""
     lines = ["| family | probe | maps | rollout |", "| --- | --- | --- | --- |"]
-    for place, families, build in (
-        ("timm", TIMM, in_timm),
-        ("transformers", TRANSFORMERS, in_transformers),
-    ):
-        for family in families:
-            given = build(family)
-            cells = [_or_why(lambda f=f, g=given: f(*g)) for f in (_probe, _maps, _rollout)]  # type: ignore[misc]
-            lines.append(f"| {place}: {family} | {' | '.join(cells)} |")
+    every = [(f"timm: {family}", in_timm(family)) for family in TIMM]
+    every += [(f"transformers: {family}", in_transformers(family)) for family in TRANSFORMERS]
+    for name, given in every:
+        cells = [_or_why(partial(look, *given)) for look in (_probe, _maps, _rollout)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "| detector | encoder | decoder | cross |", "| --- | --- | --- | --- |"]
     for family in DETECTORS:
-        given = detector(family)
         kinds = ("encoder", "decoder", "cross")
-        cells = [_or_why(lambda k=kind, g=given: _map(*g, k)) for kind in kinds]  # type: ignore[misc]
+        cells = [_or_why(partial(_map, *detector(family), kind)) for kind in kinds]
         lines.append(f"| {family} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -143,11 +143,7 @@ def test_a_pooling_head_stands_beside_the_blocks():
     model(images)
     handle.remove()
     query = pool.q(pool.latent).view(1, pool.num_heads, 1, -1)
-    key = (
-        pool.kv(taken[0])[..., : pool.num_heads * pool.head_dim]
-        .unflatten(2, (3, -1))
-        .transpose(1, 2)
-    )
+    key = pool.kv(taken[0]).unflatten(2, (2, pool.num_heads, -1))[:, :, 0].transpose(1, 2)
     wanted = (query @ key.transpose(-2, -1) * pool.scale).softmax(-1)
     assert found.shape == (2, 3, 1, 16) and (found - wanted).abs().max() < 1e-5
     model, images = families.in_transformers("SigLIP's tower")

@@ -97,17 +97,6 @@ def test_batch_norm_statistics_by_hand():
             pass
 
 
-def test_images_that_match_the_statistics_have_no_loss():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.BatchNorm2d(2, momentum=1.0))
-    x = torch.randn(64, 2, 8, 8) * torch.tensor([2.0, 0.5]).view(1, 2, 1, 1) + 1
-    model.train()(x)
-    with batch_norm_losses(model.eval()) as found:
-        model(x)
-        model(x * 2)
-    assert found[0].item() < 0.01 and found[1].item() > 1
-
-
 def test_entropy_of_patches_is_low_for_equal_and_high_for_spread_similarities():
     generator = torch.Generator().manual_seed(0)
     equal = torch.ones(2, 16, 8) + 0.001 * torch.randn(2, 16, 8, generator=generator)
