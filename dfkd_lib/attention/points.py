@@ -58,12 +58,10 @@ class _Watch(TorchFunctionMode):
         """Of one block: locations (B, heads, Q, P, 2), weights (B, heads, Q, P)."""
         batch, queries, heads = self.weights.shape[:3]
         weights = self.weights.reshape(batch, queries, heads, -1).transpose(1, 2)
-        every = torch.cat(self.places, -2)  # (B · heads, Q, P, 2)
+        locations = torch.cat(self.places, -2).unflatten(0, (batch, heads))
         counts = torch.tensor([where.shape[-2] for where in self.places])
         levels = torch.arange(len(counts)).repeat_interleave(counts)
-        return SamplingPoints(
-            every.unflatten(0, (batch, heads)), weights, levels, tuple(self.grids)
-        )
+        return SamplingPoints(locations, weights, levels, tuple(self.grids))
 
 
 def attention_points(

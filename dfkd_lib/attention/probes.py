@@ -98,11 +98,8 @@ def query_token(model: nn.Module, token: str | int) -> int:
     if token == "distillation" and layout.distillation is not None:
         return layout.distillation
     if not isinstance(token, int) or token < 0:
-        missing = (
-            "this model has no distillation token" if token == "distillation" else "no such token"
-        )
         raise WorkbenchError(
-            missing,
+            "no such token",
             got=f"{token!r} of {type(model).__name__}",
             expected="class, distillation (DeiT, TITN), mean, or the number of a patch from 0",
             where="token",

@@ -70,9 +70,7 @@ def prdc(real: Tensor, made: Tensor, k: int = 5) -> Prdc:
     from sklearn.metrics import pairwise_distances_chunked
 
     check_pair(real, made)
-    real_radii, made_radii = (
-        nearest(side, side, k, leave_one_out=True)[0].amax(1) for side in (real, made)
-    )
+    radii = [nearest(side, side, k, leave_one_out=True)[0].amax(1) for side in (real, made)]
     centre = made.double().mean(0)
     real, made = real.double() - centre, made.double() - centre
     # A border that rounding alone would move is moved outwards, so that copies of real images lie in their balls.
@@ -81,10 +79,10 @@ def prdc(real: Tensor, made: Tensor, k: int = 5) -> Prdc:
     start = 0
     for block in pairwise_distances_chunked(real.numpy(), made.numpy(), working_memory=64):
         distances = torch.from_numpy(block) - slack
-        within = distances <= real_radii[start : start + len(block), None]
+        within = distances <= radii[0][start : start + len(block), None]
         inside += within.sum(0)
         covered += int(within.any(1).sum())
-        recalled += int((distances <= made_radii).any(1).sum())
+        recalled += int((distances <= radii[1]).any(1).sum())
         start += len(block)
     return Prdc(
         (inside > 0).double().mean().item(),

@@ -18,9 +18,8 @@ class Detections(NamedTuple):
     boxes: Tensor  # (B, Q, 4) cxcywh in [0, 1]
     # Both of each earlier decoder layer, if asked for.
     earlier: tuple[tuple[Tensor, Tensor], ...] = ()
-    own: Tensor | None = (
-        None  # its own training loss, of a detector that brings one and was given objects
-    )
+    # Its own training loss, of a detector that brings one and was given objects.
+    own: Tensor | None = None
 
 
 class Detector(nn.Module):

@@ -36,9 +36,7 @@ def check_images(model: nn.Module, shape: tuple[int, int, int], where: str = "im
     if not known or shape[0] == known[0]:
         problem = _trial(model, shape)
     if problem:
-        size = (
-            f"(C, H, W) = {(*known, known[1])}" if known else "images of the size it was made for"
-        )
+        size = f"(C, H, W) = {(*known, known[1])}" if known else "those it was made for"
         raise WorkbenchError(
             "this model does not take these images",
             expected=size,

@@ -252,9 +252,8 @@ def _timm(
     )
     tensors, others = unwrapped(tensors, first, file)
     if others:
-        source += (
-            f"; {len(others)} weights outside of the model are left out: {', '.join(others[:3])}"
-        )
+        some = ", ".join(others[:3])
+        source += f"; {len(others)} weights outside of the model are left out: {some}"
     own = {}
     if first in tensors:  # by timm's own names: those without a head are a backbone's
         # Swin's authors have head.weight for timm's head.fc.weight.
@@ -287,9 +286,7 @@ def _interpolated(state: dict, tensors: dict) -> str:
         return ""
     was, made = (tuple(each[other[0]].shape) for each in (tensors, state))
     more = f" (and {len(other) - 1} more)" if other[1:] else ""
-    return (
-        f"; made for images of another size: {other[0]} is interpolated from {was} to {made}{more}"
-    )
+    return f"; made for another size: {other[0]} is interpolated from {was} to {made}{more}"
 
 
 def _own_side(build: Callable[[], nn.Module], tensors: dict, config) -> dict:
@@ -378,14 +375,11 @@ def _normalisation(folder: Path, prepare: dict) -> tuple:
 
     if len(prepare.get("image_mean") or "RGB") != 3:  # of one channel: their names say all
         return prepare["image_mean"], prepare["image_std"], None
-    colours = 255 * torch.cat([torch.zeros(1, 3), torch.eye(3)]).to(
-        torch.uint8
-    )  # black, red, green, blue
+    # Black, red, green, blue.
+    colours = 255 * torch.cat([torch.zeros(1, 3), torch.eye(3)]).to(torch.uint8)
     flat = colours[:, :, None, None].expand(-1, -1, 32, 32)
     try:
-        with (
-            TemporaryDirectory() as plain
-        ):  # as read here: those of others may begin with a byte order mark
+        with TemporaryDirectory() as plain:  # files of others may begin with a byte order mark
             for name in ("config.json", "preprocessor_config.json"):
                 Path(plain, name).write_text(json.dumps(read_json(folder / name)))
             processor = AutoImageProcessor.from_pretrained(plain, local_files_only=True)

@@ -170,9 +170,6 @@ def test_table_and_json_and_back():
     saved = json.loads(json.dumps(found.as_dict(), allow_nan=False))
     again = metrics.Measures.from_dict(saved)
     assert repr(again) == repr(found)  # NaN equals nothing, its text does
-    for wrong in ({**saved, "rows": [{"name": "all"}]}, {**saved, "other": 1}, {}):
-        with pytest.raises(WorkbenchError, match="no saved measures"):
-            metrics.Measures.from_dict(wrong)
 
 
 def test_a_seed_gives_the_same_again():

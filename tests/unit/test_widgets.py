@@ -414,7 +414,7 @@ def test_a_detectors_classes_are_its_own(detector, scenes, monkeypatch):
         ({"head": 5}, "no such head"),
         ({"token": "49"}, "no such token"),
         ({"token": "nose"}, "no such token"),
-        ({"token": "distillation"}, "no distillation token"),
+        ({"token": "distillation"}, "no such token"),
         ({"image": 6}, "no such image"),
         ({"model": "third"}, "there is no model"),
         ({"data": "third"}, "no such data"),
