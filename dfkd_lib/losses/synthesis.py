@@ -79,12 +79,9 @@ def disagreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def decision_adversarial_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Minus KL(teacher ‖ student) where both name the same class, 0 elsewhere; mean over images.
+    """Minus KL(teacher ‖ student) where both name the same class, 0 elsewhere; arguments as of `disagreement`.
 
     So images move towards the student's decisions that it is least sure of, but not beyond them.
-
-    Args:
-        student_logits, teacher_logits: (B, K).
 
     Returns:
         A scalar ≤ 0.
@@ -98,12 +95,9 @@ def decision_adversarial_loss(student_logits: Tensor, teacher_logits: Tensor) ->
 
 
 def logit_distance(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Mean absolute difference of logits, each row's mean taken off.
+    """Mean absolute difference of logits, each row's mean taken off; arguments as of `disagreement`.
 
-    Unlike `disagreement` it has a gradient also where both models are confident.
-
-    Args:
-        student_logits, teacher_logits: (B, K).
+    Unlike that it has a gradient also where both models are confident.
 
     Returns:
         A scalar ≥ 0.
