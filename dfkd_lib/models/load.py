@@ -389,22 +389,16 @@ def _normalisation(folder: Path, prepare: dict) -> tuple:
         order = slopes.abs().argmax(1)
         scale = slopes.gather(1, order[:, None])[:, 0]
         apart = slopes.scatter(1, order[:, None], 0.0).abs().max()
+        if apart > 1e-3 * scale.abs().max() or len(set(order.tolist())) != 3:
+            raise ValueError(f"{type(processor).__name__} does more than scale and order channels")
     except (OSError, ImportError, *ODD) as error:
         raise WorkbenchError(
             "a model's image processor cannot be used",
             got=f"{type(error).__name__}: {str(error)[:200]}",
             where=folder / "preprocessor_config.json",
-            expected="one of transformers' own, for three channels",
+            expected="one of transformers' own, which makes each channel of one of the image's three",
             fix="correct that file; without it the model gets images in [-1, 1]",
         ) from None
-    if apart > 1e-3 * scale.abs().max() or len(set(order.tolist())) != 3:
-        raise WorkbenchError(
-            "a model's image processor does more than scale and order channels",
-            got=type(processor).__name__,
-            where=folder / "preprocessor_config.json",
-            expected="each channel of the model made of one of the image",
-            fix="use a model whose processor normalises",
-        )
     # Single precision has 7 digits; a mean of 0.485 is to be that.
     mean, std = ([round(v, 6) for v in each.tolist()] for each in (-black / scale, 1 / scale))
     return mean, std, None if order.tolist() == [0, 1, 2] else order.tolist()
