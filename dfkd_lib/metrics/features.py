@@ -122,10 +122,8 @@ def _batches(model: nn.Module, images: Tensor, size: int) -> Iterator[Tensor]:
 
 def check_inception(download: bool = False) -> Path | None:
     """Where torch-fidelity's Inception weights lie, None where they may be downloaded; WorkbenchError if neither."""
-    own, cache = (
-        Path(os.environ.get("DFKD_INCEPTION", "")),
-        Path(torch.hub.get_dir(), "checkpoints"),
-    )
+    own = Path(os.environ.get("DFKD_INCEPTION", ""))
+    cache = Path(torch.hub.get_dir(), "checkpoints")
     weights = next((path for path in (own, cache / INCEPTION) if path.is_file()), None)
     if weights is None and not download:
         raise WorkbenchError(
