@@ -14,6 +14,7 @@ from dfkd_lib.metrics.distances import (
 )
 from dfkd_lib.metrics.features import (
     check_inception,
+    classifier_features,
     features_and_logits,
     inception_features,
     scores_and_features,

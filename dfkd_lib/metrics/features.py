@@ -78,6 +78,11 @@ def scores_and_features(
     return logits, heads[-1][0]
 
 
+def classifier_features(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
+    """What a classifier's head is given, or a backbone's own output: (N, D), the first of `features_and_logits`."""
+    return features_and_logits(model, images, batch_size)[0]
+
+
 @torch.inference_mode()
 def token_features(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
     """A vision transformer's class token beside the mean of its last block's patch tokens, for uint8 images (N, C, H, W).
@@ -105,7 +110,7 @@ def token_features(model: nn.Module, images: Tensor, batch_size: int = 500) -> T
                 "this model gives no tokens",
                 got=f"{type(model).__name__}, {tuple(tokens.shape)}",
                 expected="timm's forward_features, (B, tokens, D)",
-                fix="take features_and_logits, which needs a linear head only",
+                fix="take classifier_features, which needs a linear head only",
             )
         layout = token_layout(vit)
         parts = [] if layout.class_token is None else [tokens[:, layout.class_token]]

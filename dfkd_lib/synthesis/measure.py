@@ -150,7 +150,7 @@ def feature_space(
 
     def resized(images: Tensor) -> Tensor:
         parts = (fitted(model, model.img_size, model.in_chans, part) for part in images.split(256))
-        return torch.cat([metrics.features_and_logits(model, part)[0] for part in parts])
+        return torch.cat([metrics.classifier_features(model, part) for part in parts])
 
     return FeatureSpace(f"{config.space} {opened.key[-8:]}", opened, resized, judge)
 

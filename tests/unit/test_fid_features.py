@@ -32,7 +32,7 @@ def test_features_are_the_last_layers_input():
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
     images = torch.randint(0, 256, (7, 1, 4, 4), dtype=torch.uint8)
     expected = model[:3](images.float() / 127.5 - 1)
-    found, _ = metrics.features_and_logits(model, images, batch_size=3)
+    found = metrics.classifier_features(model, images, batch_size=3)
     assert torch.allclose(found, expected, atol=1e-6)
 
 
@@ -128,11 +128,11 @@ CNN = nn.Sequential(nn.Flatten(), nn.Linear(784, 5))
 @pytest.mark.parametrize(
     "features, make, count, words",
     [
-        (metrics.features_and_logits, backbone_of_tokens, 7, "linear"),
-        (metrics.features_and_logits, linear_before_the_end, 7, "linear"),
-        (metrics.features_and_logits, lambda: nn.Conv2d(1, 2, 3), 7, "linear"),
-        (metrics.features_and_logits, lambda: CNN, 0, "no image"),
-        (metrics.token_features, lambda: CNN, 7, "(?s)no tokens.*features_and_logits"),
+        (metrics.classifier_features, backbone_of_tokens, 7, "linear"),
+        (metrics.classifier_features, linear_before_the_end, 7, "linear"),
+        (metrics.classifier_features, lambda: nn.Conv2d(1, 2, 3), 7, "linear"),
+        (metrics.classifier_features, lambda: CNN, 0, "no image"),
+        (metrics.token_features, lambda: CNN, 7, "(?s)no tokens.*classifier_features"),
         (metrics.token_features, lambda: models.create_model("cnn_small"), 7, "no tokens"),
     ],
 )
