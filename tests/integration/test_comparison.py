@@ -30,10 +30,10 @@ TINY = ClassificationConfig().override(
 PROBES = "96 (class attention probes)"
 # What each maker may see, and has read.
 ROWS = {
-    "vanilla GAN": ("1: real images", f"96 (training the discriminator); {PROBES}"),
+    "vanilla GAN": ("1: real images", f"{PROBES}; 96 (training the discriminator)"),
     "augmented GAN": (
         "1: real images and class probes",
-        f"96 (training the discriminator); {PROBES}",
+        f"{PROBES}; 96 (training the discriminator)",
     ),
     "class probes": ("2: class probes and a prior of strokes", PROBES),
     "inversion (CNN)": ("3: nothing but a CNN teacher", "0"),
