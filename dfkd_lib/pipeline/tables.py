@@ -1,5 +1,6 @@
 """`dfkd tables`: the papers' tables beside ours; what they cost is said first, and what cannot be is refused."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -144,17 +145,15 @@ def _too_large(report: TableRun, name: str, effort: Effort, room: float) -> Work
 
 
 def _what_fits(reports: Sequence[TableRun], limit: float) -> str:
-    """What to ask for instead: some of the tables, or fewer seeds of one, a smaller preset, a GPU."""
+    """What to ask for instead: some of the tables, or a smaller preset, a GPU, more hours."""
     fits: list[TableRun] = []
     for report in sorted(reports, key=lambda r: r.seconds):
         fits += [report] * (total([*fits, report], "seconds") <= limit)
     if fits:
         names = " ".join(report.request.table for report in fits)
         return f"these fit: dfkd tables {names}; --hours allows more"
-    first, hours = reports[0], total(reports, "seconds") / 3600
-    smaller = "night" if first.request.preset == "paper" else "quick"
-    one = f"--set {first.request.table}.seeds={first.made.config.seeds[0]}"
-    return f"one seed ({one}), --preset {smaller}, a GPU, or --hours {hours:.0f}"
+    smaller = "night" if reports[0].request.preset == "paper" else "quick"
+    return f"--preset {smaller}, a GPU, or --hours {math.ceil(total(reports, 'seconds') / 3600)}"
 
 
 def make_part(

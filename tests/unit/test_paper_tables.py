@@ -204,8 +204,8 @@ def test_what_does_not_fit_the_time_is_refused_with_what_would():
     error = refused(tables.refuse, several, None, 1)
     assert "8 hours" in error.what and "dfkd tables C5" in error.fix
     names = ("one, seed 0", "one, seed 1")
-    error = refused(tables.refuse, [report([hours(5)], "night", names)], None, 1)
-    assert "--set A4.seeds=0" in error.fix
+    error = refused(tables.refuse, [report([hours(7)], "night", names)], None, 1)
+    assert "--hours 1" in error.fix
     tables.refuse([report([hours(7)], "night", names)], 15, 1)
     tables.refuse([report([hours(1)], "paper")], None, 1)
     error = refused(tables.refuse, [report([hours(100)], "paper")], None, 1)
