@@ -1,5 +1,6 @@
 """The papers' own numbers, to stand beside ours, and their tables by name, all of papers.yaml; imports no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,9 @@ class Table:
 
     title: str
     method: str
-    data: list[str]
-    deviations: list[str] = ()
-    unused: list[str] = ()
+    data: Sequence[str]
+    deviations: Sequence[str] = ()
+    unused: Sequence[str] = ()
     choice: bool = False
 
 
