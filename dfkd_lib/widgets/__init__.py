@@ -28,8 +28,8 @@ def attention_explorer(
     Args:
         models: a model, or {name: model}: classifiers of any kind `attention.capture_attention` can read, for images in
             [-1, 1], and detectors of `models.create_detector`. data: an ImageSet, a SceneSet, or {name: set of either kind}.
-        class_probes: {name of a model (one by itself is "model"): {name of a class: (blocks, N) or, of its last block,
-            (N,)}}. Classes of models, probes and data are compared by name: a model's are its attribute `classes`.
+        class_probes: {name of a model (one by itself is "model"): {name of a class: (blocks, N)}}. Classes of models, probes
+            and data are compared by name: a model's are its attribute `classes`.
         learning: {name of a model: attention.safetensors of its artifact}, kept by `student.watch`: choose weights "learning"
             and go through the epochs.
         start: what is shown first. out_dir: where "save" puts figures, and parameters for `notebook` (its name) if one has
@@ -57,7 +57,6 @@ def detection_browser(
     interactive: bool = True,
     *,
     threshold: float = 0.5,
-    start: View | None = None,
     examples: int = 8,
     out_dir: str | Path = "reports/quick",
 ):
@@ -69,8 +68,8 @@ def detection_browser(
         detectors: {name: detector of `models.create_detector`, or None where only predictions are at hand}.
         scenes: a SceneSet, or {name: SceneSet}. predictions: {name of a detector: (scores (N, Q, classes), boxes
             (N, Q, 4))} as `detection.predict` gives them, or {name of a set: such a dict}; what is missing is detected.
-        threshold: score from which a detection counts, 0..1. start: what is shown first, in its place.
-        examples: scenes in the static figure, those first in which the detectors differ most.
+        threshold: score from which a detection counts, 0..1. examples: scenes in the static figure, those first in which the
+            detectors differ most.
         out_dir: where "save" puts figures.
 
     Returns:
@@ -80,13 +79,13 @@ def detection_browser(
         WorkbenchError: if detectors, predictions and scenes have different classes or sizes.
     """
     data, found = named(scenes, "scenes"), predictions or {}
-    browse = Browse(detectors, data, found if isinstance(scenes, dict) else {"scenes": found})
-    view = browse.settle(start or View(threshold=threshold))
+    found = found if isinstance(scenes, dict) else {"scenes": found}
+    browse = Browse(named(detectors, "detector"), data, found)
+    view = browse.settle(View(threshold=threshold))
     if not interactive:
-        order = (-browse.disagreement(view.data, view.threshold)).argsort(kind="stable")[:examples]
-        return plots.detection_compare(
-            **browse.scene(view.data, sorted(order.tolist()), view.threshold)
-        )
+        order = (-browse.disagreement(view.data, threshold)).argsort(kind="stable")[:examples]
+        shown = browse.scene(view.data, sorted(order.tolist()), threshold)
+        return plots.detection_compare(**shown)
     from dfkd_lib.widgets.detections import DetectionBrowser
 
     return DetectionBrowser(browse, view, out_dir)
@@ -100,7 +99,6 @@ def ablation_lab(
     shown: Sequence[Outcome] = (),
     interactive: bool = True,
     jobs=None,
-    students: Sequence[str] | None = None,
     step: Callable | None = None,
 ):
     """Set loss weights, student and images, run students in a process of their own, watch, stop and compare them.
@@ -109,9 +107,8 @@ def ablation_lab(
         base: the notebook's own values: settings of `ClassificationConfig`, "source" ("real" or a maker's name) and, if it
             has them, "seeds". store: where runs are found and stored. out_dir: where figures and parameter files go.
         notebook: that parameter files are for. shown: cells to begin the table with.
-        jobs: the queue to use; default: the store's own. students: names of models to choose from; default: the
-            transformers that take the images, and `base`'s own. step: a training step in place of the library's, as `shown`
-            were trained by.
+        jobs: the queue to use; default: the store's own. step: a training step in place of the library's, as `shown` were
+            trained by.
 
     Returns:
         An ipywidget, or the static figure of `shown` if not interactive.
@@ -125,6 +122,5 @@ def ablation_lab(
     from dfkd_lib.widgets.ablation import AblationLab
     from dfkd_lib.widgets.settings import Settings
 
-    return AblationLab(
-        Settings(base, students), store, jobs or saved_jobs(store), shown, out_dir, notebook, step
-    )
+    jobs = jobs or saved_jobs(store)
+    return AblationLab(Settings(base), store, jobs, shown, out_dir, notebook, step)

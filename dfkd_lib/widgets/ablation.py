@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,19 +48,17 @@ class AblationLab(Widget):
     ):
         self.step, self._sent = step, None if step is None else core.signed(core.as_sent(step))
         self.settings, self.store, self.jobs, self.notebook = settings, store, jobs, notebook
-        self.shown = [
-            Line.of(o.cell, o.artifact, "found" if o.cached else "run")
-            for o in shown
-            if o.artifact is not None
-        ]
         self.lost = [o for o in shown if o.artifact is None]  # shown with their errors, not dropped
+        done = [o for o in shown if o.artifact is not None]
+        self.shown = [Line.of(o.cell, o.artifact, "found" if o.cached else "run") for o in done]
         self._own: dict[str, Line] = {}  # by key, in the order in which they were first seen
         self._of_job: dict[str, str] = {}  # finished job -> key of its line, "" if that is gone
         self._cells: dict[str, Cell] = {}  # of jobs, by id
         self._overlaid: list[str] = []
         self._renamed = _names_in(jobs.folder / NAMES)  # identity of settings -> name
         start = settings.values()
-        super().__init__(out_dir, controls=settings.controls, start=start, notebook=notebook)
+        controls = list(settings.by_name.values())
+        super().__init__(out_dir, controls=controls, start=start, notebook=notebook)
         self.values = start
 
     def _on_message(self, _, content: dict, buffers) -> None:
@@ -97,11 +94,6 @@ class AblationLab(Widget):
 
     # -- run, queue, stop ------------------------------------------------------------------------------------------------
 
-    def run(self, **values) -> None:
-        """Press Run: before all others that wait; `values` as in `values`, the controls' own where not named."""
-        self.values = {**self.values, **values}
-        self._try(lambda: self._submit(self.values, first=True))
-
     def do_run(self, content: dict) -> str:
         return self._submit(content["values"], first=True)
 
@@ -118,16 +110,13 @@ class AblationLab(Widget):
         found = {same: known.get(same) or self._find(cell) for same, cell in cells.items()}
         lines = [line for line in found.values() if line]
         jobs = {self._same(self._cell(job)): job for job in self.jobs.all()}
-        states = {
-            same: jobs[same]["state"] for same, line in found.items() if not line and same in jobs
-        }
-        moved = [same for same, state in states.items() if first and state == "queued"]
-        already = [
-            s
-            for s, state in states.items()
-            if state == "running" or not first and state == "queued"
-        ]
-        wanted = [same for same, line in found.items() if not line and same not in already]
+        missing = [same for same, line in found.items() if not line]
+        states = {same: jobs[same]["state"] for same in missing if same in jobs}
+        stays = ("running",) if first else ("running", "queued")
+        already = [states[same] for same in missing if states.get(same) in stays]
+        wanted = [same for same in missing if states.get(same) not in stays]
+        moved = [same for same in wanted if states.get(same) == "queued"]
+        new = [cells[same] for same in wanted if same not in moved]
         for same in wanted:
             if same in states:
                 self.jobs.stop(jobs[same]["id"])
@@ -135,7 +124,6 @@ class AblationLab(Widget):
         # Each before all others: first seed last.
         for same in reversed(wanted) if first else wanted:
             self.jobs.submit(as_sent(cells[same], self._sent), first=first)
-        new = [cells[same] for same in wanted if same not in moved]
         parts = []
         if lines:
             shown = "; ".join(f"{line.title}: {line.accuracy:.2f} %" for line in lines)
@@ -145,7 +133,7 @@ class AblationLab(Widget):
         if moved:
             parts.append(f"{_runs(moved)} moved to the front")
         elif already:
-            parts.append(f"{_runs(already)} already {states[already[0]]}")
+            parts.append(f"{_runs(already)} already {already[0]}")
         return ". ".join(parts)
 
     def _find(self, cell: Cell) -> Line | None:
@@ -187,7 +175,7 @@ class AblationLab(Widget):
         return "cleared here; what was trained stays in the store"
 
     def _job(self, content: dict) -> dict:
-        return _of_id(self.jobs.all(), content["job"], "job", "another page may have cleared it")
+        return _known({job["id"]: job for job in self.jobs.all()}, content["job"], "job")
 
     # -- the table -------------------------------------------------------------------------------------------------------
 
@@ -243,6 +231,18 @@ class AblationLab(Widget):
         known = [*self.shown, *self._own.values()]
         return [self._named(line) for line in known if line.id in self.checked]
 
+    def _checked(self, what: str) -> list[Cell]:
+        """The checked cells; WorkbenchError unless they are of one setting."""
+        cells = [line.cell for line in self._chosen()]
+        if len({self.settings.identity(cell.settings) for cell in cells}) != 1:
+            raise WorkbenchError(
+                f"{what} is of one setting",
+                expected="checked lines that differ in the seed alone",
+                got=f"{len(cells)} lines",
+                fix="check lines of one setting",
+            )
+        return cells
+
     def state(self) -> dict:
         """Everything the front end shows, as JSON, with a `version` that changes if anything does."""
         self.jobs.wake()
@@ -254,21 +254,21 @@ class AblationLab(Widget):
         # What has just finished stays in the charts until something else runs.
         latest = [line for line in lines if line.job][:1]
         curves = distinct(overlaid or latest, self.settings)
-        state = _clean(
-            {
-                "jobs": [job for job in map(self._job_shown, jobs) if job],
-                "rows": [line.as_dict(self.settings) for line in lines],
-                "curves": [
-                    {"id": c.id, "name": c.title, "setting": c.cell.name, "history": c.history}
-                    for c in curves
-                ],
-                "overlaid": [line.id for line in overlaid],
-                "compared": compared(overlaid, self.settings),
-                "lost": [f"{o.cell.name}, seed {o.cell.seed}: {o.error}" for o in self.lost],
-            }
-        )
+        state = {
+            "jobs": [job for job in map(self._job_shown, jobs) if job],
+            "rows": [line.as_dict(self.settings) for line in lines],
+            "curves": [
+                {"id": c.id, "name": c.title, "setting": c.cell.name, "history": c.history}
+                for c in curves
+            ],
+            "overlaid": [line.id for line in overlaid],
+            "compared": compared(overlaid, self.settings),
+            "lost": [f"{o.cell.name}, seed {o.cell.seed}: {o.error}" for o in self.lost],
+        }
         text = json.dumps(state, sort_keys=True)
-        return {**state, "version": _digest(text, 16)}
+        # A page's JSON has neither NaN nor infinity.
+        plain = json.loads(text, parse_constant=lambda _: None)
+        return {**plain, "version": _digest(text, 16)}
 
     def _job_shown(self, job: dict) -> dict | None:
         """What is shown of a job; None of one that has finished and has its line in the table."""
@@ -292,12 +292,7 @@ class AblationLab(Widget):
     def do_compare(self, _: dict) -> str:
         lines = self._chosen()
         if not lines:
-            raise WorkbenchError(
-                "no line is checked",
-                expected="one line or more",
-                got="none",
-                fix="check lines of the table",
-            )
+            raise WorkbenchError("no line is checked", fix="check lines of the table")
         self._overlaid = [line.id for line in lines]
         return f"{_runs(lines)} in the charts"
 
@@ -306,8 +301,7 @@ class AblationLab(Widget):
         return "the charts show what runs"
 
     def do_use(self, content: dict) -> str:
-        rows = [{"id": line.id, "line": line} for line in self._lines()]
-        line = _of_id(rows, content["row"], "line", "choose another")["line"]
+        line = _known({line.id: line for line in self._lines()}, content["row"], "line")
         self.values = self.settings.values(line.cell.settings, str(line.cell.seed))
         return f"the controls show {line.title}"
 
@@ -316,21 +310,11 @@ class AblationLab(Widget):
         return "the controls show the notebook's own values"
 
     def do_rename(self, content: dict) -> str:
-        name, lines = " ".join(str(content["name"]).split()), self._chosen()
-        same = {self.settings.identity(line.cell.settings) for line in lines}
-        if len(same) != 1:
-            raise WorkbenchError(
-                "a name is of one setting",
-                expected="checked lines that differ in the seed alone",
-                got=f"{len(lines)} lines of {len(same)} settings",
-                fix="check lines of one setting",
-            )
-        others = [
-            line for line in self._lines() if self.settings.identity(line.cell.settings) not in same
-        ]
-        if name in {line.cell.name for line in others} or not (
-            0 < len(name) <= LONGEST and printable(name)
-        ):
+        name = " ".join(str(content["name"]).split())
+        same = self.settings.identity(self._checked("a name")[0].settings)
+        cells = (line.cell for line in self._lines())
+        taken = {cell.name for cell in cells if self.settings.identity(cell.settings) != same}
+        if name in taken or not (0 < len(name) <= LONGEST and printable(name)):
             raise WorkbenchError(
                 "this cannot be its name",
                 expected=f"1 to {LONGEST} letters that no other setting has for a name",
@@ -339,7 +323,7 @@ class AblationLab(Widget):
             )
         self._cells.clear()
         # Another page may have given others names meanwhile.
-        self._renamed = _names_in(self.jobs.folder / NAMES) | dict.fromkeys(same, name)
+        self._renamed = _names_in(self.jobs.folder / NAMES) | {same: name}
         save_json(self.jobs.folder / NAMES, self._renamed)
         return f"renamed: {name}"
 
@@ -354,33 +338,22 @@ class AblationLab(Widget):
         """The checked runs, or all, and a name of what they are, so that another selection does not overwrite it."""
         lines = distinct(self._chosen() or self._lines(), self.settings)
         if not lines:
-            raise WorkbenchError(
-                "no run has finished", expected="at least one", got="none", fix="run one first"
-            )
-        return [line.outcome for line in lines], _digest(
-            " ".join(sorted(line.id for line in lines)), 8
-        )
+            raise WorkbenchError("no run has finished", fix="run one first")
+        name = _digest(" ".join(sorted(line.id for line in lines)), 8)
+        return [line.outcome for line in lines], name
 
     def do_figure(self, _: dict) -> str:
         outcomes, name = self._selected()
         cells = ablation.tidy(outcomes)
         curves = plots.ablation_curves(ablation.histories(outcomes), losses.loss_titles())
         self._save(curves, "ablation", "curves", name)
-        self._save(
-            plots.ablation_accuracy(cells, ablation.summary(cells)), "ablation", "accuracy", name
-        )
+        accuracy = plots.ablation_accuracy(cells, ablation.summary(cells))
+        self._save(accuracy, "ablation", "accuracy", name)
         return f"saved as {self.saved}, and their curves"
 
     def do_parameters(self, content: dict) -> str:
-        cells = [line.cell for line in self._chosen()]
-        if len({self.settings.identity(cell.settings) for cell in cells}) > 1:
-            raise WorkbenchError(
-                "parameters are of one setting",
-                expected="lines that differ in the seed alone, or none (then of the controls)",
-                got=f"{len(cells)} lines of several",
-                fix="uncheck the others",
-            )
-        if cells:
+        if self._chosen():
+            cells = self._checked("a file of parameters")
             settings, seeds = cells[0].settings, sorted({cell.seed for cell in cells})
         else:
             settings, seeds = self.settings.read(content["values"])
@@ -397,12 +370,11 @@ def _names_in(file: Path) -> dict[str, str]:
         return {}
 
 
-def _of_id(things: Sequence[dict], asked: str, what: str, fix: str) -> dict:
-    """The thing of that id; WorkbenchError if it has gone meanwhile."""
-    found = next((one for one in things if one["id"] == asked), None)
-    if found is None:
-        raise WorkbenchError(f"this {what} is no longer there", got=asked, fix=fix)
-    return found
+def _known(things: dict, asked: str, what: str) -> object:
+    """The thing of that id; WorkbenchError if another page has cleared it meanwhile."""
+    if asked not in things:
+        raise WorkbenchError(f"this {what} is no longer there", got=asked, fix="choose another")
+    return things[asked]
 
 
 def _digest(text: str, digits: int) -> str:
@@ -411,12 +383,3 @@ def _digest(text: str, digits: int) -> str:
 
 def _runs(some: Sequence) -> str:
     return f"{len(some)} run{'' if len(some) == 1 else 's'}"
-
-
-def _clean(value):
-    """JSON without numbers that JSON has not."""
-    if isinstance(value, dict):
-        return {str(k): _clean(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_clean(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,10 +8,10 @@ from typing import ClassVar
 import anywidget
 import matplotlib
 import numpy as np
-import torch
 import traitlets
 from matplotlib.figure import Figure
-from torch.nn.functional import interpolate
+from PIL import Image, ImageOps
+from PIL.Image import Resampling
 
 from dfkd_lib import plots
 from dfkd_lib.core import Config, resolve
@@ -108,23 +108,17 @@ def color_table(name: str) -> list:
     return (matplotlib.colormaps[name](np.arange(256))[:, :3] * 255).astype(int).tolist()
 
 
-def rgb(image: np.ndarray) -> bytes:
-    """uint8 (C, H, W) of one or three channels as H·W·3 bytes."""
-    pixels = np.broadcast_to(np.moveaxis(image, 0, -1), (*image.shape[1:], 3))
-    return np.ascontiguousarray(pixels).tobytes()
+def picture(image: np.ndarray) -> Image.Image:
+    """uint8 (C, H, W) of one or three channels in colours."""
+    return Image.fromarray(plots.to_display(image)).convert("RGB")
 
 
 def thumbnails(data, places: Sequence[int]) -> bytes:
     """The images at these places, fitted into squares of THUMB pixels, one after the other as RGB."""
-    if not len(places):
-        return b""
-    pixels = data.subset(places).images.float()
-    height, width = pixels.shape[-2:]
-    scale = THUMB / max(height, width)
-    size = max(1, round(height * scale)), max(1, round(width * scale))
-    # Small images keep their pixels, large ones are averaged.
-    how = {"mode": "nearest"} if scale >= 1 else {"mode": "bilinear", "antialias": True}
-    canvas = torch.zeros(len(places), pixels.shape[1], THUMB, THUMB)
-    top, left = (THUMB - size[0]) // 2, (THUMB - size[1]) // 2
-    canvas[..., top : top + size[0], left : left + size[1]] = interpolate(pixels, size, **how)
-    return b"".join(rgb(image) for image in canvas.round().clamp(0, 255).to(torch.uint8).numpy())
+
+    def fitted(image: np.ndarray) -> bytes:
+        # Small images keep their pixels, large ones are averaged.
+        how = Resampling.NEAREST if max(image.shape[1:]) <= THUMB else Resampling.BILINEAR
+        return ImageOps.pad(picture(image), (THUMB, THUMB), how).tobytes()
+
+    return b"".join(map(fitted, data.subset(places).images.numpy())) if len(places) else b""

@@ -8,19 +8,21 @@ from pydantic import Field
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
-from dfkd_lib.attention import attention_points, attention_sites, is_deformable
+from dfkd_lib.attention import (
+    attention_points,
+    attention_sites,
+    capture_attention,
+    is_deformable,
+    patch_grid,
+)
 from dfkd_lib.core import Config, WorkbenchError, one_of
 from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.detection import predict
-from dfkd_lib.metrics import matched, same_classes, sure
+from dfkd_lib.metrics import confusion, same_classes, sure
 from dfkd_lib.models import Detector
-from dfkd_lib.widgets.viewer import Choice, Viewer, within
+from dfkd_lib.widgets.viewer import within
 
 FAINT = 0.05  # score below which a detection is never shown
-NOT_ITS_OWN = (
-    "these are not its own detections in the whole scene (tiles or another model made them), so no query's attention "
-    "belongs to them"
-)
 SAME = 0.02  # how far a box may be from what its detector predicts for the scene now
 Found = tuple[Tensor, Tensor]  # scores (N, Q, classes), boxes (N, Q, 4)
 
@@ -63,6 +65,13 @@ class QueryAttention(NamedTuple):
     points: int = 0  # 0 where there is a map
 
 
+ONLY_FOUND = QueryAttention(why="only its predictions are here, not the detector")
+NOT_ITS_OWN = QueryAttention(
+    why="these are not its own detections in the whole scene (tiles or another model made them), so no query's attention "
+    "belongs to them"
+)
+
+
 class Browse:
     """Detections of several detectors in several sets of scenes.
 
@@ -71,7 +80,7 @@ class Browse:
         predictions: {name of a set: {name of a detector: (scores, boxes)}}; what is missing is detected when asked for.
 
     Raises:
-        WorkbenchError: if there is nothing to browse, or detectors, predictions and scenes do not fit together.
+        WorkbenchError: if detectors, predictions and scenes do not fit together.
     """
 
     def __init__(
@@ -80,24 +89,14 @@ class Browse:
         data: dict[str, SceneSet],
         predictions: dict[str, dict[str, Found]],
     ):
-        if not detectors or not data:
-            raise WorkbenchError(
-                "nothing to browse",
-                expected="at least one detector and one set of scenes",
-                got=f"{len(detectors)} detectors, {len(data)} sets",
-                where="detection_browser",
-                fix="give detection_browser({name: detector}, scenes)",
-            )
-        models = {name: detector for name, detector in detectors.items() if detector is not None}
-        for name, detector in models.items():
-            for scenes in data.values():
+        for name, detector in detectors.items():
+            for scenes in data.values() if detector is not None else ():
                 same_classes(detector.classes or detector.num_labels, scenes, name)
         self.detectors, self.data = detectors, data
         self._found = {name: dict(predictions.get(name, {})) for name in data}
         for name, scenes in data.items():
             for whose, (scores, boxes) in self._found[name].items():
                 _check(scenes, scores, boxes, f"predictions of {whose} on {name}")
-        self.viewer = Viewer(models, data) if models else None
 
     def settle(self, view: View) -> View:
         """The view with its defaults filled in and everything checked; WorkbenchError if it cannot be had."""
@@ -144,26 +143,14 @@ class Browse:
     def disagreement(self, data: str, threshold: float) -> np.ndarray:
         """How differently the detectors do in each scene, int64 (N,): by how much their numbers of right, wrong, false and
         missed differ; of a single detector, how many it has of the last three."""
-        each = np.array(
-            [
-                [
-                    self._outcomes(data, *one, i, threshold)
-                    for i, one in enumerate(zip(*found, strict=True))
-                ]
-                for found in self.found(data).values()
-            ]
-        )
+        scenes, each = self.data[data], []
+        for found in self.found(data).values():
+            for i, (scores, boxes) in enumerate(zip(*found, strict=True)):
+                m = confusion(scenes.subset([i]), scores[None], boxes[None], threshold)
+                right, paired = m.trace(), m[:-1, :-1].sum()
+                each.append((right, paired - right, m[-1].sum(), m[:, -1].sum()))
+        each = np.reshape(each, (-1, len(scenes), 4))
         return np.ptp(each, axis=0).sum(-1) if len(each) > 1 else each[0, :, 1:].sum(-1)
-
-    def _outcomes(
-        self, data: str, scores: Tensor, boxes: Tensor, scene: int, threshold: float
-    ) -> tuple[int, ...]:
-        """Numbers of right, wrong, false detections and missed objects of one scene."""
-        found, scenes = sure(scores, boxes, threshold), self.data[data]
-        pairs, false, missed = matched(torch.from_numpy(found["boxes"]), scenes.boxes[scene])
-        truth = scenes.labels[scene].numpy()
-        right = int((found["labels"][pairs[:, 0]] == truth[pairs[:, 1]]).sum())
-        return right, len(pairs) - right, len(false), len(missed)
 
     def attention(self, data: str, scene: int, block: int, head: int) -> dict[str, QueryAttention]:
         """The attention of each detector's queries; one with fewer blocks or heads shows its first block, its mean."""
@@ -172,23 +159,17 @@ class Browse:
     def _attention(self, name: str, data: str, scene: int, block: int, head: int) -> QueryAttention:
         detector, (scores, boxes) = self.detectors[name], self.found(data)[name]
         if detector is None:
-            return QueryAttention(why="only its predictions are here, not the detector")
+            return ONLY_FOUND
         sites = attention_sites(detector, "cross")
         block = max(-len(sites), block)
-        head = head if head < (sites[block].heads or 0) else -1
-        if is_deformable(sites[block].module):
-            pixels = self.data[data].subset([scene]).images
-            now = predict(detector, pixels)
-            if scores.shape[1:] != now[0].shape[1:] or not _alike(
-                scores[scene], boxes[scene], *now
-            ):
-                return QueryAttention(why=NOT_ITS_OWN)
-            return _sampled(detector, pixels, block, head, len(sites))
-        asked = {"model": name, "data": data, "image": scene, "block": block, "head": head}
-        (panel,) = self.viewer.panels(Choice(**asked, token="0", kind="cross", threshold=0.0))
-        if scores.shape[1] != len(panel.queries) or not _same(panel, scores[scene], boxes[scene]):
-            return QueryAttention(why=NOT_ITS_OWN)
-        return QueryAttention(panel.weights, panel.grid, panel.block, panel.head, panel.blocks)
+        own = {"block": block % len(sites), "blocks": len(sites)}
+        own["head"] = head if head < (sites[block].heads or 0) else -1
+        pixels = self.data[data].subset([scene]).images
+        if not _alike(scores[scene], boxes[scene], *predict(detector, pixels)):
+            return NOT_ITS_OWN
+        images = pixels.to(next(detector.parameters()).device).float() / 255
+        look = _sampled if is_deformable(sites[block].module) else _mapped
+        return look(detector, images, own)
 
     def shown_attention(self, view: View) -> dict[str, list] | None:
         """{detector: [look]}, of the chosen detection or of its partner, as `plots.detection_compare` takes them; None if none
@@ -223,35 +204,38 @@ def partner(scores, boxes, box, threshold: float, iou: float = 0.5) -> int | Non
     return int(above[overlap.argmax()]) if float(overlap.max()) >= iou else None
 
 
+@torch.inference_mode()
+def _mapped(detector: Detector, images: Tensor, own: dict) -> QueryAttention:
+    """The attention map of every query in one scene, (1, 3, H, W) in [0, 1]."""
+    block, head = own["block"], own["head"]
+    with capture_attention(detector, (block,), None, kind="cross") as maps:
+        detector(images)
+    weights = maps[block][0].float().cpu()  # (heads, Q, N)
+    chosen = weights.mean(0) if head < 0 else weights[head]
+    grid = patch_grid(detector, chosen.shape[-1], *images.shape[-2:])
+    return QueryAttention(chosen.numpy(), grid, **own)
+
+
 @torch.no_grad()
-def _sampled(
-    detector: Detector, pixels: Tensor, block: int, head: int, blocks: int
-) -> QueryAttention:
-    """The sampling points of every query in one scene, uint8 (1, 3, H, W); of all heads for their mean."""
-    images = pixels.to(next(detector.parameters()).device).float() / 255
-    found = attention_points(detector, images, [block])
+def _sampled(detector: Detector, images: Tensor, own: dict) -> QueryAttention:
+    """The sampling points of every query in one scene, (1, 3, H, W) in [0, 1]; of all heads for their mean."""
+    head, found = own["head"], attention_points(detector, images, [own["block"]])
     weights, scale = found.weights[0, 0], found.levels.expand_as(found.weights[0, 0])
     if head < 0:
         weights = weights / len(weights)
     every = torch.cat([found.locations[0, 0], torch.stack([weights, scale], -1)], -1)
     every = every if head < 0 else every[head : head + 1]
     flat = every.transpose(0, 1).flatten(1).float().cpu().numpy()  # (Q, heads · points · 4)
-    own = {"block": block % blocks, "head": head, "blocks": blocks}
     return QueryAttention(flat, found.grids[0], **own, points=flat.shape[1] // 4)
 
 
 def _alike(scores: Tensor, boxes: Tensor, now_scores: Tensor, now_boxes: Tensor) -> bool:
     """Whether what is shown of a scene is what its detector finds now, (1, Q, ...)."""
+    if scores.shape != now_scores.shape[1:]:
+        return False
     shown = scores.amax(-1) >= FAINT
     apart = (boxes - now_boxes[0])[shown].abs(), (scores - now_scores[0])[shown].abs()
     return not shown.any() or max(float(part.max()) for part in apart) <= SAME
-
-
-def _same(panel, scores: Tensor, boxes: Tensor) -> bool:
-    """Whether the boxes that are shown are those that the queries give now."""
-    shown = [i for i, q in enumerate(panel.queries) if scores[q].max() >= FAINT]
-    given = boxes[[panel.queries[i] for i in shown]].numpy()
-    return not len(shown) or float(np.abs(panel.boxes[shown] - given).max()) <= SAME
 
 
 def _check(scenes: SceneSet, scores: Tensor, boxes: Tensor, where: str) -> None:

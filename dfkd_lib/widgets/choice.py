@@ -7,7 +7,8 @@ from pydantic import Field
 
 from dfkd_lib.core import Config
 
-WEIGHTS = ("attention", "rollout", "gradient", "similarity", "components", "learning")
+Weights = Literal["attention", "rollout", "gradient", "similarity", "components", "learning"]
+Colours = Literal["magma", "viridis", "cividis", "gray"]
 
 
 class Choice(Config):
@@ -30,14 +31,12 @@ class Choice(Config):
         "cross; '' is the class token, or a detector's query of the highest score",
     )
     kind: str = Field("", description="encoder or, for a detector, cross; '' is its usual one")
-    weights: Literal["attention", "rollout", "gradient", "similarity", "components", "learning"] = (
-        Field(
-            "attention",
-            description="gradient: gradient-weighted attention of the predicted class; similarity: cosine of a patch's "
-            "features with those of the others, or of another image in the same model; components: the first three principal components of the "
-            "patches' features, as colours; learning: the last block's attention "
-            "after an epoch of its training, of images that were watched",
-        )
+    weights: Weights = Field(
+        "attention",
+        description="gradient: gradient-weighted attention of the predicted class; similarity: cosine of a patch's features "
+        "with those of the others, or of another image in the same model; components: the first three principal components "
+        "of the patches' features, as colours; learning: the last block's attention after an epoch of its training, of "
+        "images that were watched",
     )
     epoch: int = Field(-1, description="of learning, 0 before training, from the end if negative")
     compare: str = Field(
@@ -53,9 +52,7 @@ class Choice(Config):
     compare_image: int = Field(0, ge=0, description="which of that class's images there")
     threshold: float = Field(0.5, ge=0, le=1, description="score from which a detection is shown")
     overlay: float = Field(0.55, ge=0, le=1, description="how much the weights cover the image")
-    colours: Literal["magma", "viridis", "cividis", "gray"] = Field(
-        "magma", description="the colour map"
-    )
+    colours: Colours = Field("magma", description="the colour map")
     scale: Literal["own", "one"] = Field(
         "own",
         description="one: a colour is the same weight on equal areas in both panels, whatever their grids",

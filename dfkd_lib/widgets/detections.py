@@ -6,7 +6,7 @@ import numpy as np
 import traitlets
 
 from dfkd_lib import plots
-from dfkd_lib.widgets.base import StateWidget, front_end, rgb, thumbnails
+from dfkd_lib.widgets.base import StateWidget, front_end, picture, thumbnails
 from dfkd_lib.widgets.browse import FAINT, Browse, View, pack_found, pack_truth
 
 
@@ -52,7 +52,7 @@ class DetectionBrowser(StateWidget):
 
     def do_images(self, content: dict) -> None:
         scenes, rows = self._rows(content)
-        buffers = [rgb(image) for image in scenes.pixels[rows].numpy()]
+        buffers = [picture(image).tobytes() for image in scenes.pixels[rows].numpy()]
         self.send({"kind": "images", "data": content["data"], "rows": rows}, buffers)
 
     def do_thumbs(self, content: dict) -> None:

@@ -361,8 +361,6 @@ function render({ model, el }) {
     const spent = answered(content.id);
     if (spent === null || content.asked !== "choose") return;
     foot.textContent = `answered in ${Math.round(spent)} ms`;
-    model.set("latency", spent);
-    model.save_changes();
   }
   // What could not be shown is not what the controls say.
   const failed = () => { show(); if (view) showControls(); };

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import traitlets
 
 from dfkd_lib.attention import attention_sites, token_layout
 from dfkd_lib.datasets import ImageSet
-from dfkd_lib.widgets.base import StateWidget, color_table, front_end, rgb, thumbnails
-from dfkd_lib.widgets.choice import WEIGHTS, Choice
+from dfkd_lib.widgets.base import StateWidget, color_table, front_end, picture, thumbnails
+from dfkd_lib.widgets.choice import Choice, Colours, Weights
 from dfkd_lib.widgets.panel import Panel
 from dfkd_lib.widgets.viewer import Viewer
 
@@ -29,13 +28,11 @@ PLAIN = (
 class AttentionExplorer(StateWidget):
     """Look into models, image by image; made by `widgets.attention_explorer`.
 
-    Traits: `view`, a `Choice` as a dict, always one that was shown; `latency`, milliseconds from a choice to its picture,
-    as the browser saw it; `error` and `saved` as in `Widget`.
+    Traits: `view`, a `Choice` as a dict, always one that was shown; `error` and `saved` as in `Widget`.
     """
 
     _esm = front_end("explorer")
     State = Choice
-    latency = traitlets.Float(0.0).tag(sync=True)
 
     def __init__(
         self,
@@ -49,12 +46,9 @@ class AttentionExplorer(StateWidget):
         self.gallery = EVERYTHING
         self._wrong: dict[tuple[str, str], tuple[np.ndarray, str]] = {}
         names = {"models": list(viewer.models), "data": list(viewer.data)}
-        maps = {
-            name: color_table(name) for name in get_args(Choice.model_fields["colours"].annotation)
-        }
-        super().__init__(
-            out_dir, weights=list(WEIGHTS), parameters=bool(notebook), maps=maps, **names
-        )
+        names |= {"weights": get_args(Weights), "parameters": bool(notebook)}
+        maps = {name: color_table(name) for name in get_args(Colours)}
+        super().__init__(out_dir, maps=maps, **names)
         self._try(lambda: self._show(start))
         self._start_error = self.error
 
@@ -150,6 +144,7 @@ class AttentionExplorer(StateWidget):
 
     def _show_gallery(self) -> None:
         choice = self.state
+        detector = self.viewer.is_detector(choice.model)
         data = self.viewer.fitting.images(choice.model, choice.data)
         found, note = self._found(choice, data)
         pages, page = max(1, -(-len(found) // PAGE)), self.gallery["page"]
@@ -172,8 +167,7 @@ class AttentionExplorer(StateWidget):
             "label": self.gallery["label"],
             "only_wrong": self.gallery["wrong"],
             "classes": list(data.classes),
-            "can_be_wrong": isinstance(data, ImageSet)
-            and not self.viewer.is_detector(choice.model),
+            "can_be_wrong": isinstance(data, ImageSet) and not detector,
         }
         self.send(message, [thumbnails(data, shown)])
 
@@ -222,4 +216,4 @@ def _pack(panel: Panel) -> tuple[dict, list[bytes]]:
     }
     arrays = (() if one is None else one for one in (top, panel.overview, panel.class_probe))
     floats = [np.ascontiguousarray(one, np.float32).tobytes() for one in arrays]
-    return meta, [rgb(panel.image), shares.tobytes(), *floats]
+    return meta, [picture(panel.image).tobytes(), shares.tobytes(), *floats]

@@ -77,27 +77,27 @@ class Settings:
 
     Args:
         base: the notebook's own: settings of `AblationConfig`, and "seeds" if it has them.
-        students: names of models to choose from; default: the transformers that take the images, smallest first.
 
     Raises:
         WorkbenchError: on a name that is none of these, or an impossible value.
     """
 
-    def __init__(self, base: dict, students: Sequence[str] | None = None):
+    def __init__(self, base: dict):
         base = dict(base)
         self.seeds = str(base.pop("seeds", "0"))
         self.base = {**DEFAULTS, **make_cell("", resolved(base), 0).settings}
-        self.controls = []
-        for group, names in OFFERED.items():
-            for name in names:
-                choices = self._students(students) if name == "student.model" else ()
-                self.controls.append(control(name, group, self.base.get(name), choices))
-        self.by_name = {made["name"]: made for made in self.controls}
+        choices = {"student.model": self._students()}
+        self.by_name = {
+            name: control(name, group, self.base.get(name), choices.get(name, ()))
+            for group, names in OFFERED.items()
+            for name in names
+        }
 
-    def _students(self, names: Sequence[str] | None) -> list[tuple[str, str]]:
+    def _students(self) -> list[tuple[str, str]]:
+        """The transformers that take the images, and the notebook's own model, smallest first."""
         sizes = student_sizes(make_cell("", self.base, 0).study(None).test_set.shape)
-        chosen = dict.fromkeys([self.base["student.model"], *(sizes if names is None else names)])
-        order = sorted(chosen, key=lambda name: sizes.get(name, 0)) if names is None else chosen
+        names = {*sizes, self.base["student.model"]}
+        order = sorted(names, key=lambda name: (sizes.get(name, 0), name))
         return [(n, f"{n}  ({_count(sizes[n])})" if n in sizes else n) for n in order]
 
     def values(self, settings: dict | None = None, seeds: str = "") -> dict:

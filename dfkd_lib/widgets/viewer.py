@@ -20,8 +20,12 @@ from dfkd_lib.widgets.panel import Panel
 
 
 def named(things, fallback: str) -> dict:
-    """A dict as it is; one thing by itself under the name `fallback`."""
-    return dict(things) if isinstance(things, dict) else {fallback: things}
+    """A dict as it is, one at least; one thing by itself under the name `fallback`."""
+    found = dict(things) if isinstance(things, dict) else {fallback: things}
+    if not found:
+        fix = "give one, or several by name in a dict"
+        raise WorkbenchError("there is nothing to show", expected=fallback, got="none", fix=fix)
+    return found
 
 
 class Viewer:
@@ -29,7 +33,7 @@ class Viewer:
 
     Args:
         models: {name: model in evaluation mode}. data: {name: ImageSet or SceneSet}.
-        class_probes: {name of a model: {name of a class: (blocks, N), or (N,) for its last block}}.
+        class_probes: {name of a model: {name of a class: (blocks, N)}}.
         learning: {name of a model: {"images": uint8 (n, C, H, W), "probes": (epochs + 1, n, N)}} of `student.watch`.
     """
 
@@ -40,14 +44,6 @@ class Viewer:
         class_probes: dict[str, dict[str, Tensor]] | None = None,
         learning: dict[str, dict[str, Tensor]] | None = None,
     ):
-        if not models or not data:
-            raise WorkbenchError(
-                "nothing to explore",
-                expected="at least one model and one set of images",
-                got=f"{len(models)} models, {len(data)} sets",
-                where="attention_explorer",
-                fix="give attention_explorer(model, images)",
-            )
         self.models, self.data, self.class_probes = models, dict(data), class_probes or {}
         self.fitting = Fitting(models, self.data, learning or {})
         for name, probes in self.class_probes.items():
@@ -107,19 +103,15 @@ class Viewer:
         """
         choice = self.settle(choice)
         first, (what, _, name) = self._panel(choice), choice.compare.partition(":")
-        off = [self._without(choice)] if choice.without else []
+        off, others = [self._without(choice)] if choice.without else [], []
         if what in ("model", "models"):
-            others = [m for m in self.fitting.beside(choice.data) if m != choice.model]
-            others = [name] if name else others
-            return [first, *off] + [
-                self._beside(first, self._for_other(choice, m), choice) for m in others
-            ]
-        if what == "data":
-            other = choice.replace(data=name, image=self._partner(choice, name))
+            models = [m for m in self.fitting.beside(choice.data) if m != choice.model]
+            others = [self._for_other(choice, m) for m in ([name] if name else models)]
+        elif what == "data":
+            others = [choice.replace(data=name, image=self._partner(choice, name))]
             if choice.weights == "components":  # one basis for both
-                first = self._panel(choice, other)
-            return [first, *off, self._beside(first, other, choice)]
-        return [first, *off]
+                first = self._panel(choice, *others)
+        return [first, *off, *(self._beside(first, other, choice) for other in others)]
 
     def figure(self, choice: Choice):
         """The panels of a choice as a matplotlib figure."""
@@ -287,18 +279,14 @@ class Viewer:
 
     def _class_probe(self, choice: Choice, patches: int) -> np.ndarray | None:
         """The class probe of the image's class at the chosen block, where there is one and the class token is chosen."""
-        probes, model = self.class_probes.get(choice.model), self.models[choice.model]
+        probes, model = self.class_probes.get(choice.model, {}), self.models[choice.model]
         label = self.class_of(choice.data, choice.image)
         has_token = attention.token_layout(model).class_token is not None
-        if probes is None or label is None or not has_token or choice.token not in ("", "class"):
+        if label is None or not has_token or choice.token not in ("", "class"):
             return None
         probe = probes.get(self.data[choice.data].classes[label])
-        if probe is None or probe.shape[-1] != patches:
-            return None
-        blocks = len(attention.attention_sites(model))
-        if probe.ndim == 2:
-            return _array(probe[choice.block]) if len(probe) == blocks else None
-        return _array(probe) if choice.block == blocks - 1 else None
+        fits = probe is not None and probe.shape == (len(attention.attention_sites(model)), patches)
+        return _array(probe[choice.block]) if fits else None
 
     def _detector(
         self, choice: Choice, model: Detector, data: Data, pixels: Tensor, _: Choice | None
@@ -334,10 +322,8 @@ class Viewer:
                 fix="choose one of these",
             )
         else:
-            weights = {
-                "weights": _array(attention.detection_relevance(model, batch, row)),
-                "row": 0,
-            }
+            relevance = attention.detection_relevance(model, batch, row)
+            weights = {"weights": _array(relevance), "row": 0}
         return weights | {
             "prediction": "1 detection" if len(names) == 1 else several,
             "grid": attention.patch_grid(model, maps.shape[-1], *pixels.shape[-2:]),

@@ -8,14 +8,12 @@ import psutil
 import pytest
 
 from dfkd_lib.ablation import saved_jobs
-from dfkd_lib.core import REPOSITORY, Store
+from dfkd_lib.core import Store
 
 pytestmark = pytest.mark.browser
 
 EPOCHS = 200  # so many that a training cannot end between two looks at it, however busy the machine
 START = f"""
-import sys
-sys.path.insert(0, {str(REPOSITORY)!r})
 from dfkd_lib import widgets
 from dfkd_lib.core import Store
 base = {{"data.test_images": 200, "source": "real", "real_images": 300, "student.model": "vit_mnist_smoke",
@@ -51,17 +49,17 @@ def shown(page) -> None:
     page.evaluate(f"() => document.querySelector('{LAB}').scrollIntoView()")
 
 
+def box_of(page, control: str):
+    return page.locator(f"{LAB} .control[data-name='{control}'] input").last
+
+
 def type_in(page, control: str, value: str) -> None:
-    box = page.locator(f"{LAB} .control[data-name='{control}'] input").last
-    box.fill(value)
-    box.press("Tab")
+    box_of(page, control).fill(value)
+    box_of(page, control).press("Tab")
 
 
 def says(page, words: str, where: str = ".status") -> None:
-    page.wait_for_function(
-        "([where, words]) => document.querySelector(`.dfkd-lab ${where}`).textContent.includes(words)",
-        arg=[where, words],
-    )
+    browser.says(page, f"{LAB} {where}", words)
 
 
 def picture(page, key: str) -> str:
@@ -83,11 +81,8 @@ def test_run_watch_stop_go_on_reload_restart(opened):
         "before => document.querySelector('.dfkd-lab figure[data-key=loss] svg').ariaLabel !== before",
         arg=before,
     )
-    page.wait_for_function(
-        "() => document.querySelectorAll('.dfkd-lab figure[data-key=test_accuracy] circle').length > 1",
-        timeout=LONG,
-    )
-    assert f" of {EPOCHS}" in picture(page, "loss") and picture(page, "loss") != before
+    page.locator(f"{LAB} figure[data-key=test_accuracy] circle").nth(1).wait_for(timeout=LONG)
+    assert f" of {EPOCHS}" in picture(page, "loss")
     page.locator(f"{LAB} .running button.stop").click()
     says(page, "stopped; its finished epochs stay")
     page.wait_for_selector(f"{LAB} .jobs li.stopped")
@@ -99,10 +94,7 @@ def test_run_watch_stop_go_on_reload_restart(opened):
     page.evaluate("async () => { await window.jupyterapp.commands.execute('docmanager:save'); }")
     page.reload()
     page.wait_for_selector(f"{LAB}[data-version]", timeout=LONG)
-    assert (
-        page.locator(f"{LAB} .control[data-name='weights.temperature'] input").last.input_value()
-        == "3.5"
-    )
+    assert box_of(page, "weights.temperature").input_value() == "3.5"
     page.wait_for_selector(f"{LAB}[data-live], {LAB} tbody tr", timeout=LONG)
     # So does a kernel that has been started anew: the training has a process of its own.
     page.evaluate(
@@ -116,15 +108,13 @@ def test_run_watch_stop_go_on_reload_restart(opened):
     (job,) = jobs.all()
     artifact = store.find(job["key"])
     assert job["state"] == "finished" and len(artifact.json("history.json")) == EPOCHS
-    assert float(row.get_attribute("data-accuracy")) == pytest.approx(
-        100 * artifact.metrics["accuracy"]
-    )
-    assert "KD 2, T 3.5" in row.inner_text()
-    assert f"{100 * artifact.metrics['accuracy']:.2f}" in row.inner_text()
+    accuracy = 100 * artifact.metrics["accuracy"]
+    assert float(row.get_attribute("data-accuracy")) == pytest.approx(accuracy)
+    assert "KD 2, T 3.5" in row.inner_text() and f"{accuracy:.2f}" in row.inner_text()
     # What is there answers at once: nothing is queued.
     row.locator("button.use").click()
     says(page, "the controls show KD 2")
-    assert page.locator(f"{LAB} .control[data-name='weights.kd'] input").last.input_value() == "2"
+    assert box_of(page, "weights.kd").input_value() == "2"
     page.locator(f"{LAB} button.run").click()
     says(page, "nothing was run")
     assert len(jobs.all()) == 1
@@ -156,28 +146,24 @@ def test_bad_values_are_said_and_controls_are_used_by_keyboard(opened, tmp_path)
     says(page, ".yaml")
     (path,) = (tmp_path / "out").glob("*.yaml")
     assert json.loads(path.read_text())["source"] == "class probes"
-    assert (
-        page.evaluate("() => window.jupyterapp.shell.currentWidget.content.model.cells.length") == 1
-    )
+    cells = "() => window.jupyterapp.shell.currentWidget.content.model.cells.length"
+    assert page.evaluate(cells) == 1
     assert not page.problems, page.problems
 
 
-SEEDS = f"""
-import sys
-for part in ("", "/tests/support", "/tests/unit"):
-    sys.path.insert(0, {str(REPOSITORY)!r} + part)
+SEEDS = """
 from pathlib import Path
 import test_ablation_widget as small
 from dfkd_lib import widgets
 shelf, out = small.Shelf(), Path("OUT")
 def run(name, seed, accuracy, **changes):
-    made = small.outcome(name, {{**small.BASE_CELL, **changes}}, seed, f"ablation_cell-{{name[0]}}{{seed}}", accuracy, shelf)
+    made = shelf.outcome(name, seed, accuracy, **changes)
     made.artifact.json = lambda _: small.history(*(accuracy - 0.3 / epoch for epoch in range(1, 9)))
     return made
 shown = [run("all", seed, 0.90 + seed / 50) for seed in (0, 1, 2)]
-shown += [run("without KD", seed, 0.80 + seed / 40, **{{"weights.kd": 0.0}}) for seed in (0, 1, 2)]
-shown += [run("hot", 0, 0.87, **{{"weights.temperature": 9.0}})]
-lab = widgets.ablation_lab(small.BASE, shelf, out, jobs=small.Queue(out), students=["vit_mnist_smoke"], shown=shown)
+shown += [run("without KD", seed, 0.80 + seed / 40, **{"weights.kd": 0.0}) for seed in (0, 1, 2)]
+shown += [run("hot", 0, 0.87, **{"weights.temperature": 9.0})]
+lab = widgets.ablation_lab(small.BASE, shelf, out, jobs=small.Queue(out), shown=shown)
 lab
 """
 

@@ -3,13 +3,10 @@
 import browser
 import pytest
 
-from dfkd_lib.core import REPOSITORY
-
 pytestmark = pytest.mark.browser
 
-START = f"""
-import copy, sys, torch
-sys.path.insert(0, {str(REPOSITORY)!r})
+START = """
+import copy, torch
 from dfkd_lib import datasets, detection, metrics, widgets
 teacher = detection.open_shipped("detr_micro_scenes")
 student = copy.deepcopy(teacher)  # the same boxes, and it is never sure of a bird
@@ -18,8 +15,8 @@ scenes, more = datasets.generate_scenes(40, 80, 0, "test"), datasets.generate_sc
 chance = torch.Generator().manual_seed(0)  # detections near objects, of any class and score
 near = torch.stack([boxes[torch.randint(len(boxes), (12,), generator=chance)] if len(boxes) else torch.full((12, 4), .4)
                     for boxes in more.boxes])
-made = {{name: (torch.rand(30, 12, 4, generator=chance) ** 3, near + .03 * torch.randn(near.shape, generator=chance))
-       for name in ("teacher", "student")}}
+made = {name: (torch.rand(30, 12, 4, generator=chance) ** 3, near + .03 * torch.randn(near.shape, generator=chance))
+       for name in ("teacher", "student")}
 """
 BROWSE = """
 browsed = widgets.detection_browser({"teacher": teacher, "student": student}, {"test": scenes, "more": more},
@@ -52,29 +49,27 @@ def browsed(page, lab, tmp_path):
     cells = [START, BROWSE.replace("OUT", str(tmp_path / "out"))]
     notebook = browser.open_notebook(page, lab, cells)
     data(page, "scene", "0")
-    page.wait_for_function("() => document.querySelector('.dfkd-browse').dataset.waiting === '0'")
+    data(page, "waiting", "0")
     page.evaluate("() => document.querySelector('.dfkd-browse').scrollIntoView()")
     return page, notebook
 
 
 def data(page, name: str, value: str) -> None:
     """Wait until the browser shows this of what it tells of itself."""
-    page.wait_for_function(
-        "([root, name, value]) => document.querySelector(root)?.dataset[name] === value",
-        arg=[ROOT, name, value],
-    )
+    page.wait_for_selector(f"{ROOT}[data-{name}='{value}']")
 
 
 def of(page, name: str) -> str:
-    return page.evaluate(
-        "([root, name]) => document.querySelector(root).dataset[name]", [ROOT, name]
-    )
+    return page.locator(ROOT).get_attribute(f"data-{name}")
 
 
-def go_to(page, scene: int) -> None:
-    page.locator(f"{ROOT} .place").fill(str(scene))
-    page.locator(f"{ROOT} .place").press("Enter")
-    data(page, "scene", str(scene))
+def enter(page, box: str, value: str) -> None:
+    page.locator(f"{ROOT} {box}").fill(value)
+    page.locator(f"{ROOT} {box}").press("Enter")
+
+
+def pick(page, name: str, *value: str, **by) -> None:
+    page.locator(f"{ROOT} select.{name}").select_option(*value, **by)
 
 
 def test_scenes_are_browsed(browsed, tmp_path):
@@ -85,9 +80,7 @@ def test_scenes_are_browsed(browsed, tmp_path):
     a_click_shows_where_both_detectors_look(page, notebook)
     what_cannot_be_had_is_said_in_place(page, notebook)
     page.locator(f"{ROOT} .save-figure").click()
-    page.wait_for_function(
-        "() => document.querySelector('.dfkd-browse .saved').textContent.includes('.svg')"
-    )
+    browser.says(page, f"{ROOT} .saved", ".svg")
     assert len(list((tmp_path / "out" / "figures").iterdir())) == 3
     assert not page.problems, page.problems
     page.evaluate("async () => { await window.jupyterapp.commands.execute('docmanager:save'); }")
@@ -97,7 +90,8 @@ def test_scenes_are_browsed(browsed, tmp_path):
 
 
 def the_threshold_redraws_and_counts_without_the_kernel(page, notebook):
-    go_to(page, 1)
+    enter(page, ".place", "1")
+    data(page, "scene", "1")
     many, few = page.evaluate(SLIDE, 0.05), page.evaluate(SLIDE, 1)
     assert [int(n) for n in many.split()] >= [4, 3] and few == "0 0"
     for threshold in (0.9, 0.3):
@@ -110,8 +104,7 @@ def the_threshold_redraws_and_counts_without_the_kernel(page, notebook):
         assert cells[2:] == [
             str(expected["student"][kind]) for kind in ("right", "wrong", "false", "missed")
         ]
-    page.locator(f"{ROOT} .exact").fill("0.6")
-    page.locator(f"{ROOT} .exact").press("Enter")
+    enter(page, ".exact", "0.6")
     data(page, "threshold", "0.6")
 
 
@@ -119,9 +112,9 @@ def filters_leave_the_scenes_that_they_name(page, notebook):
     missed = """sorted({i for i in range(40) if (metrics.confusion(scenes.subset([i]), *(t[[i]] for t in
         browsed.browse.found("test")["student"]), threshold=0.6)[0, 4] > 0)})"""
     expected = notebook.eval(missed)
-    page.locator(f"{ROOT} select.outcome").select_option("missed")
-    page.locator(f"{ROOT} select.of").select_option("student")
-    page.locator(f"{ROOT} select.class").select_option(label="bird")
+    pick(page, "outcome", "missed")
+    pick(page, "of", "student")
+    pick(page, "class", label="bird")
     data(page, "list", str(len(expected)))
     assert of(page, "scene") == str(expected[0]) and len(expected) > 3
     page.locator(f"{ROOT} .after").click()
@@ -133,13 +126,11 @@ def filters_leave_the_scenes_that_they_name(page, notebook):
         f"browsed.view['scene'] == {expected[2]} and browsed.view['outcome'] == 'missed'"
     )
     assert "− missed: bird" in page.locator(f"{ROOT} figure").nth(1).inner_text()
-    page.locator(f"{ROOT} select.of").select_option("teacher")
-    page.locator(f"{ROOT} select.outcome").select_option("right")
-    page.locator(f"{ROOT} select.class").select_option("-1")
-    page.locator(f"{ROOT} select.data").select_option("more")
-    page.wait_for_function(
-        "() => document.querySelector('.dfkd-browse .position').textContent.startsWith('of 30')"
-    )
+    pick(page, "of", "teacher")
+    pick(page, "outcome", "right")
+    pick(page, "class", "-1")
+    pick(page, "data", "more")
+    browser.says(page, f"{ROOT} .position", "of 30")
     for threshold in (0.2, 0.55):
         page.evaluate(SLIDE, threshold)
         notebook.until(
@@ -155,7 +146,7 @@ def a_click_shows_where_both_detectors_look(page, notebook):
     )
     data(page, "list", "40")
     data(page, "scene", "4")
-    page.wait_for_function("() => document.querySelector('.dfkd-browse').dataset.waiting === '0'")
+    data(page, "waiting", "0")
     boxes = notebook.eval(
         "[box.tolist() for box, k in zip(scenes.boxes[4], scenes.labels[4]) if k]"
     )
@@ -180,10 +171,9 @@ def a_click_shows_where_both_detectors_look(page, notebook):
         f"query {chosen['query']}: decoder block 3 of 3, mean of heads, up to {100 * top:.1f} %"
         in told
     )
-    page.locator(f"{ROOT} select.block").select_option("-3")
-    page.locator(f"{ROOT} select.head").select_option(label="2")
-    page.wait_for_function("""() => document.querySelector('.dfkd-browse figcaption').textContent
-        .includes('block 1 of 3, head 2')""")
+    pick(page, "block", "-3")
+    pick(page, "head", label="2")
+    browser.says(page, f"{ROOT} figcaption", "block 1 of 3, head 2")
     page.locator(f"{ROOT} .picture").first.click(position={"x": 2, "y": 2})
     data(page, "looks", "0")
     page.locator(f"{ROOT} figure").nth(1).locator("li button").first.press("Enter")
@@ -196,26 +186,21 @@ def what_cannot_be_had_is_said_in_place(page, notebook):
         "(browsed.view['chosen'], browsed.view['block'], browsed.view['head']) == ('student', -3, 1)"
     )
     error = page.locator(f"{ROOT} .error")
-    page.locator(f"{ROOT} .place").fill("40")
-    page.locator(f"{ROOT} .place").press("Enter")
+    enter(page, ".place", "40")
     assert "0..39" in error.inner_text()
     assert "got: 40" in error.inner_text()
     assert of(page, "scene") == "4"
-    page.locator(f"{ROOT} .exact").fill("7")
-    page.locator(f"{ROOT} .exact").press("Enter")
+    enter(page, ".exact", "7")
     assert "0.05..1" in error.inner_text() and of(page, "threshold") == "0.5"
     notebook.eval("browsed.choose(scene=99)")
-    page.wait_for_function(
-        "() => document.querySelector('.dfkd-browse .error').textContent.includes('got: 99')"
-    )
+    browser.says(page, f"{ROOT} .error", "got: 99")
     notebook.eval("browsed.choose(scene=6, threshold=0.25, chosen='')")
     data(page, "scene", "6")
     assert error.inner_text() == "" and of(page, "threshold") == "0.25"
 
 
-SAMPLED = f"""
-import sys, torch
-sys.path.insert(0, {str(REPOSITORY)!r})
+SAMPLED = """
+import torch
 from dfkd_lib import attention, datasets, detection, models, widgets
 torch.manual_seed(0)
 scenes = datasets.generate_scenes(4, 96, 0, "test")
@@ -231,7 +216,7 @@ atto.eval()
 scores, boxes = detection.predict(atto, scenes.images)
 top = scores[0].amax(-1).topk(2)
 query = int(top.indices[0])
-sampled = widgets.detection_browser({{"atto": atto}}, scenes, threshold=float(top.values.mean()), out_dir="OUT")
+sampled = widgets.detection_browser({"atto": atto}, scenes, threshold=float(top.values.mean()), out_dir="OUT")
 sampled
 """
 # Of the chosen query's points in the second decoder layer and third head: the weightiest, [x, y, weight, scale].
@@ -260,7 +245,6 @@ def test_sampling_points_are_drawn_where_deformable_attention_reads(page, lab, t
     shade = [(0, 229, 255), (255, 47, 208)][scale]
     assert 0 < x < 1 and 0 < y < 1 and page.evaluate(COLOUR, [x, y]) == list(shade)
     page.screenshot(path=str(tmp_path / "points.png"))
-    page.locator(f"{ROOT} select.head").select_option("-1")
-    page.wait_for_function("""() => document.querySelector('.dfkd-browse figcaption').textContent
-        .includes('all heads, 48 points')""")
+    pick(page, "head", "-1")
+    browser.says(page, f"{ROOT} figcaption", "all heads, 48 points")
     assert not page.problems, page.problems

@@ -4,7 +4,7 @@ Fixtures `lab` and `page` are in conftest.py. A test opens a notebook made of ce
 notebook's own kernel what came of it:
 
     notebook = open_notebook(page, lab, ["import ipywidgets", "slider = ipywidgets.IntSlider(); slider"])
-    notebook.cell(1).get_by_role("slider").press("ArrowRight")
+    page.get_by_role("slider").press("ArrowRight")
     notebook.until("slider.value == 1")
 """
 
@@ -23,15 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+from nbconvert.filters import strip_ansi
 
-CHROMIUM = next(
-    (
-        found
-        for name in ("chromium", "chromium-browser", "google-chrome")
-        if (found := shutil.which(name))
-    ),
-    None,
-)
+from dfkd_lib.core import REPOSITORY
+
+NAMES = "chromium", "chromium-browser", "google-chrome"
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 # The names of no other machine are found: what a page needs from elsewhere fails here as it does without network.
 CHROMIUM_ARGS = [
     "--no-sandbox",
@@ -65,9 +62,9 @@ class Lab:
     root: Path
     process: subprocess.Popen
 
-    def request(self, path: str, method: str = "GET", token: str | None = None):
-        """What the server's API answers, as JSON; urllib's HTTPError if it refuses. The token is its own unless given."""
-        headers = {"Authorization": f"token {self.token if token is None else token}"}
+    def request(self, path: str, method: str = "GET"):
+        """What the server's API answers, as JSON; urllib's HTTPError if it refuses."""
+        headers = {"Authorization": f"token {self.token}"}
         call = urllib.request.Request(f"{self.url}/{path}", method=method, headers=headers)
         with urllib.request.urlopen(call, timeout=30) as reply:
             return json.loads(reply.read() or "null")
@@ -93,11 +90,9 @@ def start_lab(folder: Path, seconds: float = 90) -> Lab:
     """Start JupyterLab on a free port with all its settings under `folder`, whatever this user's are; wait until it answers.
 
     Raises:
-        AssertionError: with its log, if it ends or does not answer in time, or if it answers without its token.
+        AssertionError: with its log, if it ends or does not answer in time.
     """
-    root = folder / "root"
-    runtime = folder / "runtime"
-    log = folder / "lab.log"
+    root, runtime, log = folder / "root", folder / "runtime", folder / "lab.log"
     token = secrets.token_hex(24)
     root.mkdir(parents=True)
     own = {
@@ -107,6 +102,8 @@ def start_lab(folder: Path, seconds: float = 90) -> Lab:
         "IPYTHONDIR": folder / "ipython",
     }
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "IPYTHON"))}
+    places = REPOSITORY, REPOSITORY / "tests" / "support", REPOSITORY / "tests" / "unit"
+    own["PYTHONPATH"] = os.pathsep.join(map(str, places))  # of the kernels
     command = [
         sys.executable,
         "-m",
@@ -123,24 +120,17 @@ def start_lab(folder: Path, seconds: float = 90) -> Lab:
     ]
     if hasattr(os, "getuid") and os.getuid() == 0:
         command.append("--allow-root")
+    env = {**kept, **{name: str(value) for name, value in own.items()}}
     with log.open("w") as out:
-        process = subprocess.Popen(
-            command,
-            env={**kept, **{k: str(v) for k, v in own.items()}},
-            cwd=root,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
+        how = {"cwd": root, "stdout": out, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, env=env, **how)
     lab = Lab("", token, root, process)
     try:
         deadline = time.monotonic() + seconds
         while not _answers(lab, runtime):
-            assert process.poll() is None, f"JupyterLab ended:\n{log.read_text()}"
-            assert time.monotonic() < deadline, (
-                f"JupyterLab does not answer after {seconds} s:\n{log.read_text()}"
-            )
+            in_time = process.poll() is None and time.monotonic() < deadline
+            assert in_time, f"JupyterLab ended, or does not answer:\n{log.read_text()}"
             time.sleep(0.1)
-        assert refused(lab), "JupyterLab answers without its token"
     except BaseException:
         lab.stop()
         raise
@@ -156,46 +146,25 @@ def _answers(lab: Lab, runtime: Path) -> bool:
     return False
 
 
-def refused(lab: Lab, token: str = "") -> bool:
-    """Whether the server refuses somebody without its token."""
-    try:
-        lab.request("api/status", token=token)
-    except urllib.error.HTTPError as error:
-        return error.code == 403
-    return False
-
-
 class Notebook:
     """A notebook open in a page, with its kernel running."""
 
-    def __init__(self, page, lab: Lab, name: str):
-        self.page, self.lab, self.name = page, lab, name
+    def __init__(self, page):
+        self.page = page
 
     def run(self) -> None:
         """Run all cells and wait until they are done; AssertionError with the traceback if one fails."""
         self.page.evaluate(_RUN)
         assert not (errors := self.errors()), "\n".join(errors)
 
-    def outputs(self, index: int) -> list[dict]:
-        """The outputs of a cell, as nbformat has them."""
-        return self.page.evaluate(_CELLS)[index].get("outputs", [])
-
     def errors(self) -> list[str]:
         """The traceback of each cell that failed."""
-        found = [
-            (i, output)
+        return [
+            f"cell {i}: " + strip_ansi("\n".join(output["traceback"]))
             for i, cell in enumerate(self.page.evaluate(_CELLS))
             for output in cell.get("outputs", [])
             if output["output_type"] == "error"
         ]
-        return [
-            f"cell {i} of {self.name}: " + _plain("\n".join(output["traceback"]))
-            for i, output in found
-        ]
-
-    def cell(self, index: int):
-        """Playwright's locator of a cell."""
-        return self.page.locator(f'.jp-Notebook .jp-Cell[data-windowed-list-index="{index}"]')
 
     def eval(self, expression: str):
         """The value, a Python literal, of an expression in the notebook's kernel.
@@ -206,7 +175,8 @@ class Notebook:
             AssertionError: with the kernel's traceback if the expression fails, or if its value is no literal.
         """
         answer = self.page.evaluate(_EVALUATE, f"repr({expression})")
-        assert answer["status"] == "ok", _plain("\n".join(answer.get("traceback", [str(answer)])))
+        told = strip_ansi("\n".join(answer.get("traceback", [str(answer)])))
+        assert answer["status"] == "ok", told
         text = ast.literal_eval(answer["data"]["text/plain"])
         try:
             return ast.literal_eval(text)
@@ -217,44 +187,29 @@ class Notebook:
         """Ask the kernel until the expression is true; its value. AssertionError if it is not in time."""
         deadline = time.monotonic() + seconds
         while not (value := self.eval(expression)):
-            assert time.monotonic() < deadline, (
-                f"after {seconds} s still not: {expression} (is {value!r})"
-            )
+            assert time.monotonic() < deadline, f"still not: {expression} (is {value!r})"
             self.page.wait_for_timeout(50)
         return value
 
 
-def _plain(text: str) -> str:
-    """A traceback without its colors."""
-    from nbconvert.filters import strip_ansi
-
-    return strip_ansi(text)
-
-
-def open_notebook(
-    page,
-    lab: Lab,
-    cells: list[str],
-    name: str = "test.ipynb",
-    run: bool = True,
-    seconds: float = 90,
-) -> Notebook:
+def open_notebook(page, lab: Lab, cells: list[str]) -> Notebook:
     """Write a notebook of these code cells, open it alone in the page, start its kernel, run it all.
 
     Raises:
         AssertionError: with the traceback, if a cell fails.
     """
     node = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    node.metadata["kernelspec"] = {
-        "name": "python3",
-        "display_name": "Python 3",
-        "language": "python",
-    }
-    nbformat.write(node, lab.root / name)
-    page.set_default_timeout(seconds * 1000)
-    page.goto(f"{lab.url}/doc/tree/{name}?token={lab.token}")
+    node.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(node, lab.root / "test.ipynb")
+    page.set_default_timeout(90_000)
+    page.goto(f"{lab.url}/doc/tree/test.ipynb?token={lab.token}")
     page.wait_for_function(_PANEL)
-    notebook = Notebook(page, lab, name)
-    if run:
-        notebook.run()
+    notebook = Notebook(page)
+    notebook.run()
     return notebook
+
+
+def says(page, selector: str, words: str) -> None:
+    """Wait until the text of the first element of a selector has these words."""
+    has = "([at, words]) => document.querySelector(at)?.textContent.includes(words)"
+    page.wait_for_function(has, arg=[selector, words])
