@@ -6,7 +6,7 @@ networks of different widths.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from dfkd_lib.losses import (
     query_feature_loss,
     query_logit_loss,
 )
-from dfkd_lib.models import REALTIME, Detector, pixel_mask
+from dfkd_lib.models import REALTIME, Detector, hooked, pixel_mask
 
 
 class Answers(NamedTuple):
@@ -37,13 +37,10 @@ class Answers(NamedTuple):
 def decoder_inputs(detector: Detector) -> Iterator[dict[str, Any]]:
     """What the decoder of a DETR is given while the detector runs, by name: the encoder's tokens and their positions."""
     given: dict[str, Any] = {}
-    hook = detector.network.model.decoder.register_forward_pre_hook(
+    with detector.network.model.decoder.register_forward_pre_hook(
         lambda module, args, named: given.update(named), with_kwargs=True
-    )
-    try:
+    ):
         yield given
-    finally:
-        hook.remove()
 
 
 def decode_queries(
@@ -85,18 +82,12 @@ def decode_queries(
     return Answers(*heads, features, maps.unflatten(-1, grid))
 
 
-@contextmanager
-def _referred(decoder: nn.Module, references: Tensor | None, scenes: int) -> Iterator[None]:
+def _referred(decoder: nn.Module, references: Tensor | None, scenes: int) -> AbstractContextManager:
     """Let these be the reference points of a Conditional DETR's queries in place of its own."""
     if references is None or not hasattr(decoder, "ref_point_head"):
-        yield
-        return
+        return nullcontext()
     points = references.repeat_interleave(scenes, 0)
-    hook = decoder.ref_point_head.register_forward_hook(lambda module, args, own: points.to(own))
-    try:
-        yield
-    finally:
-        hook.remove()
+    return hooked([decoder.ref_point_head], lambda module, args, own: points.to(own))
 
 
 class QueryAligner(nn.Module):
