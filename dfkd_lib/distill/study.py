@@ -23,6 +23,7 @@ from dfkd_lib.synthesis import (
     Given,
     GuidedGenerator,
     Inversion,
+    PenStrokes,
 )
 from dfkd_lib.training import Augmentation, Kind, TeacherConfig
 
@@ -72,6 +73,7 @@ class ClassificationConfig(Config):
     disagreement_weight: Weight = Field(
         0.0, description="of the disagreement with a student of their own, rival_model (3d, 3e)"
     )
+    pen: PenStrokes = PenStrokes()
     fast_rounds: int = Field(
         400, ge=1, description="batches that a meta-learnt generator learns from (maker 3e)"
     )
@@ -141,6 +143,7 @@ MAKERS: dict[str, Callable[[ClassificationConfig], synthesis.Maker]] = {
     "fast": lambda config: _fitted(
         config, FastGenerator, rounds=config.fast_rounds, inner=config.fast_steps, seed=config.seed
     ),
+    "pen strokes": lambda config: config.pen.replace(background=config.data.background),
 }
 
 

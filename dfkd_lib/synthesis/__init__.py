@@ -32,3 +32,4 @@ from dfkd_lib.synthesis.measure import (
     train_judge,
 )
 from dfkd_lib.synthesis.rival import MemoryBank
+from dfkd_lib.synthesis.strokes import PenStrokes

@@ -26,6 +26,7 @@ from dfkd_lib.synthesis import (
     Inversion,
     MemoryBank,
     canvas,
+    PenStrokes,
     contrastive,
     guided,
     inversion,
@@ -63,6 +64,7 @@ MAKERS = {
     "fast": (FAST, "cnn"),
     "memory against a student": (MEMORY.replace(**RIVAL), "cnn"),
     "fast against a student": (FAST.replace(**RIVAL), "cnn"),
+    "pen strokes": (PenStrokes(candidates=2), "vit"),
 }
 
 
@@ -149,7 +151,7 @@ def test_colour_images_of_32_pixels_in_bf16(parts):
     for name, (maker, names) in MAKERS.items():
         own = {"student": vit} if name == "compete" else {}
         own |= {"teacher": cnn} if names == "cnn" else {}
-        low = maker.replace(precision="bf16")
+        low = maker.replace(precision="bf16") if hasattr(maker, "precision") else maker
         images, _ = make_images(parts.store, low, replace(given, **own), 10)
         assert images.shape == shape and len(images.pixels.unique()) > 1
 
