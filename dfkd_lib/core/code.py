@@ -241,10 +241,8 @@ class _Walk(Walk):
 
     def read_function(self, function: FunctionType, parts: tuple, stage: bool) -> None:
         """A function as a node; `parts` are its owner, and what its key needs kept alive."""
-        node, read = (
-            self.node,
-            partial(_Walk.read_code, function=function, parts=parts, stage=stage),
-        )
+        node = self.node
+        read = partial(_Walk.read_code, function=function, parts=parts, stage=stage)
         if not _closed_over(function):
             read(self)
             tokens = node.tokens
