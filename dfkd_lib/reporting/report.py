@@ -4,7 +4,6 @@ import html
 import math
 import os
 import re
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -177,9 +176,10 @@ class Report:
     def save(self) -> Path:
         """Write metrics/<notebook>.json and return its path; in the lab its parameters too, for papermill's -f."""
         path = self.out / "metrics" / f"{self.notebook}.json"
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak = round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
-        ended = {"peak_memory_mb": peak, "seconds": round(time.perf_counter() - self.start, 2)}
+        ended = {
+            "peak_memory_mb": _peak_memory(),
+            "seconds": round(time.perf_counter() - self.start, 2),
+        }
         save_json(path, {"notebook": self.notebook, "profile": self.profile, **self.data, **ended})
         if self.lab:  # JSON is YAML
             parameters = {"preset": self.profile, "overrides": self.overrides}
@@ -372,6 +372,18 @@ def verdict(difference: dict, what: str, lower_is_better: bool = True) -> str:
         return f"{what}: no significant difference ({span})."
     better = (mean < 0) == lower_is_better
     return f"{what}: {'better' if better else 'worse'} ({span})."
+
+
+def _peak_memory() -> float:
+    """The most memory that this process has used so far, in MB."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return round(psutil.Process().memory_info().peak_wset / 1e6, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
 
 
 def _safe(name: str) -> str:
