@@ -9,6 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import lru_cache
 from typing import Annotated, ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from dfkd_lib.attention import outputs_and_probe
 from dfkd_lib.core import Artifact, Store
-from dfkd_lib.datasets import random_flip, random_shift, to_uint8
+from dfkd_lib.datasets import random_flip, random_shift, to_float, to_uint8
 from dfkd_lib.losses import (
     MAKER_LOSSES,
     attention_outputs,
@@ -33,6 +34,8 @@ from dfkd_lib.synthesis.canvas import Draws, FromTeacher, fit_images, scores_fea
 from dfkd_lib.synthesis.given import Given
 from dfkd_lib.training import Precision
 
+WARM_SEED = 1_000_003  # of the images whose means others start from: of no batch
+
 
 class Canvas(nn.Module):
     """Images (B, C, S, S) in [-1, 1] that learn: their pixels, or a field `coarse` times coarser along a side, which is
@@ -40,6 +43,7 @@ class Canvas(nn.Module):
 
     Args:
         background: value of an empty pixel; a field starts half way to it.
+        start: images to start from, beside noise.
     """
 
     GAIN = 2.0
@@ -51,12 +55,15 @@ class Canvas(nn.Module):
         generator: torch.Generator,
         coarse: int = 1,
         background: float = -1.0,
+        start: Tensor | None = None,
     ):
         super().__init__()
         self.coarse, self.side = coarse, shape[1:]
         few = [-(-side // coarse) for side in self.side]
         pixels = 0.5 * torch.randn(count, shape[0], *few, generator=generator)
-        if coarse > 1:
+        if start is not None:
+            pixels += F.interpolate(start, few, mode="area")
+        elif coarse > 1:
             pixels += background / 2
         self.pixels = nn.Parameter(pixels)
 
@@ -162,6 +169,11 @@ class Inversion(InversionLosses):
     coarse: int = Field(
         1, ge=1, le=8, description="pixels of an image to one that learns, along a side"
     )
+    warm: int = Field(
+        0,
+        ge=0,
+        description="images a class made first, from whose mean all others start, 0: from noise",
+    )
 
     def parents(self, given: Given) -> list[Artifact]:
         return [given.teacher, *([given.student] if self.compete and given.student else [])]
@@ -175,9 +187,17 @@ class Inversion(InversionLosses):
         teacher = given.load_teacher()
         student = given.load_student() if self.compete else None
 
+        @lru_cache(1)
+        def means() -> Tensor:
+            """The mean of a few images of each class, made as all are, but from noise."""
+            classes = torch.arange(len(given.classes)).repeat(self.warm)
+            made = self.replace(warm=0).drawing(None, given)(classes, WARM_SEED)
+            return to_float(made).view(self.warm, -1, *given.shape).mean(0)
+
         def draw(labels: Tensor, seed: int) -> Tensor:
             generator = torch.Generator().manual_seed(seed)
-            how = (generator, self.coarse, self.background)
+            start = means()[labels] if self.warm else None
+            how = (generator, self.coarse, self.background, start)
             canvas = Canvas(len(labels), given.shape, *how)
             fit_images(
                 {"canvas": canvas},

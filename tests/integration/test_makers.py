@@ -57,7 +57,7 @@ MAKERS = {
     "CNN": (INVERSION.replace(batch_norm=1.0), "cnn"),
     "ViT": (INVERSION.replace(patch_entropy=0.1), "vit"),
     "intra": (INVERSION.replace(intra=1.0, flip=True), "vit"),
-    "sparse": (INVERSION.replace(patches=(1.0, 0.3), coarse=2), "vit"),
+    "sparse": (INVERSION.replace(patches=(1.0, 0.3), coarse=2, warm=1), "vit"),
     "compete": (INVERSION.replace(compete=1.0), "vit student"),
     "no strokes": (ADVERSARIAL.replace(strokes=False, ink=0.0, blank=0.0), "vit"),
     "memory": (MEMORY, "cnn"),
@@ -589,7 +589,7 @@ def test_impossible_settings(make, words):
 
 
 def test_an_inversion_shows_the_teacher_fewer_patches(parts, store, monkeypatch):
-    """As many tokens as asked for go through its blocks, the attended ones; the canvas is coarse."""
+    """As many tokens as asked for go through its blocks, the attended ones; the canvas is coarse; some start warm."""
     tokens, given = [], given_to(parts, "vit")
     honest = inversion.scores_features_probe
 
@@ -610,6 +610,11 @@ def test_an_inversion_shows_the_teacher_fewer_patches(parts, store, monkeypatch)
     )
     rough = [(i[..., 1:] - i[..., :-1]).abs().mean() for i in (fine, coarse)]
     assert coarse.shape == fine.shape and rough[1] < 0.8 * rough[0]
+    cold, warm = (
+        maker.replace(steps=1, lr=1e-6, warm=warm).drawing(None, given)(torch.arange(10), 3)
+        for warm in (0, 1)
+    )
+    assert not torch.equal(cold, warm)
 
 
 def test_feature_networks_without_weights(store, monkeypatch):
