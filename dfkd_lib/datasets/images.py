@@ -170,8 +170,16 @@ class ImageSet(Shown):
         """`count` images, as evenly over the classes as they allow, chosen by `seed`; all of them if count >= N.
 
         Raises:
-            WorkbenchError: if a class has no image.
+            WorkbenchError: if a class has no image, or count is below 1.
         """
+        if count < 1:
+            raise WorkbenchError(
+                "an impossible number of images",
+                expected="1 or more",
+                got=count,
+                where=self.name,
+                fix="ask for at least one",
+            )
         if count >= len(self):
             return self
         self.check_classes()

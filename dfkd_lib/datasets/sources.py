@@ -19,6 +19,7 @@ from dfkd_lib.datasets.cifar import read_cifar
 from dfkd_lib.datasets.images import ImageSet, evenly
 
 SPLITS = ("train", "test")
+LARGEST_SIDE = 4096  # pixels that images may be resized to
 MNIST_FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
@@ -175,13 +176,13 @@ def _folder(
     folder: Path, split: str, size: int | None, channels: int | None, max_images: int
 ) -> ImageSet:
     mode = {None: "RGB", 3: "RGB", 1: "L"}.get(channels)
-    if mode is None:
+    if mode is None or max_images < 0 or not (size is None or 1 <= size <= LARGEST_SIDE):
         raise WorkbenchError(
-            "an image file has not so many channels",
-            expected="1 or 3 channels",
-            got=channels,
+            "no such size, number of channels or number of images",
+            expected=f"size 1..{LARGEST_SIDE} or none, channels 1 or 3, max_images 0 (all) or more",
+            got=f"size {size}, channels {channels}, max_images {max_images}",
             where=folder,
-            fix="choose a model of 1 or 3 channels",
+            fix="correct the value out of range",
         )
     files = _class_files(folder, split)
     if split == "all":

@@ -244,9 +244,15 @@ def test_images_lying_in_a_folder_are_one_class(tmp_path):
         load_images(str(tmp_path / "holiday"), "all")
 
 
-def test_an_image_has_one_channel_or_three(images_folder):
-    with pytest.raises(WorkbenchError, match="not so many channels"):
-        load_images(str(images_folder), "train", channels=2)
+@pytest.mark.parametrize("wrong", [{"max_images": -1}, {"size": 0}, {"channels": 2}])
+def test_impossible_sizes_and_numbers(images_folder, wrong):
+    with pytest.raises(WorkbenchError, match="no such size, number"):
+        load_images(str(images_folder), "train", **wrong)
+
+
+def test_a_sample_of_no_image_is_refused(images_folder):
+    with pytest.raises(WorkbenchError, match="impossible number of images"):
+        load_images(str(images_folder), "train").sample(-1)
 
 
 def test_hidden_files_are_no_classes(tmp_path):
