@@ -1,8 +1,9 @@
 """Maker 3f: drawings of a pen, out of which the frozen teacher picks its classes; nothing is trained, no real pixel is seen.
 
-A path is lines and arcs, joined smoothly or at corners; a drawing is one path, or some that touch. Few drawings at random are digits, and a teacher is certain of many that are none. But its logit is higher
-for what looks like what it has learnt, so of many drawings that it takes for a class the higher ones are picked, and
-lower ones too, less often: where a class ends is worth as much to a student as what it looks like.
+A path is lines and arcs, joined smoothly or at corners; a drawing is one path, or some that touch. Few drawings at random
+are digits, and a teacher is certain of many that are none. But its logit is higher for what looks like what it has learnt,
+so of the drawings that it takes for a class the higher ones are picked, and lower ones too, less often: where a class ends
+is worth as much to a student as what it looks like.
 """
 
 import math
@@ -20,9 +21,7 @@ from dfkd_lib.synthesis.given import Given
 
 POINTS, ARCS = 36, 4  # of a path
 BATCH = 128  # drawings a pass: larger ones leave a CPU's cache
-LEAST = (
-    0.15  # weight of the drawing with the lowest logit of its class, that of the highest is 1 more
-)
+LEAST = 0.15  # weight of the lowest logit of a class; that of the highest is 1 more
 
 
 class Drawing(NamedTuple):
@@ -41,7 +40,6 @@ class PenStrokes(Config):
         4,
         ge=1,
         le=1000,
-        title="candidates",
         description="random drawings for each that is picked",
     )
     paths: int = Field(2, ge=1, le=8, description="most paths of a drawing")
