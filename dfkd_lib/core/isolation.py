@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
@@ -143,15 +142,17 @@ def _restrict(rules: int) -> None:
 
 def _in_thread(rules: int, function: Callable[[], Any]) -> Any:
     """`function()` in a thread of its own under these rules, with the context variables of this one."""
-    outcome: futures.Future = futures.Future()
-    context = copy_context()
+    outcome: dict[str, Any] = {}
+    context, done = copy_context(), threading.Event()
 
     def work() -> None:
         try:
             _restrict(rules)
-            outcome.set_result(context.run(function))
+            outcome["value"] = context.run(function)
         except BaseException as error:
-            outcome.set_exception(error)
+            outcome["error"] = error
+        finally:
+            done.set()
 
     thread = threading.Thread(target=work, name="stage", daemon=True)
     try:
@@ -159,13 +160,13 @@ def _in_thread(rules: int, function: Callable[[], Any]) -> Any:
     except RuntimeError as error:  # for want of memory
         os.close(rules)
         raise Unavailable(str(error)) from None
-    while not outcome.done():
+    while not done.is_set():
         try:
-            futures.wait(
-                [outcome], 0.2
-            )  # what another thread raises in this one comes between waits
+            done.wait(0.2)  # what another thread raises in this one comes between waits
         except BaseException as error:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(thread.ident or 0), ctypes.py_object(type(error))
             )
-    return outcome.result()
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["value"]

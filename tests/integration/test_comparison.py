@@ -42,6 +42,7 @@ ROWS = {
     "adversarial (no prior)": ("3: nothing but the teacher", "0"),
     "contrastive memory": ("3: nothing but a CNN teacher, and what it made before", "0"),
     "fast": ("3: nothing but a CNN teacher", "0"),
+    "pen strokes": ("3: the teacher and a prior of pen strokes", "0"),
 }
 
 

@@ -1,6 +1,6 @@
 """Every way past the ledger that is known: each raises in a stage that has not declared the data."""
 
-import _thread
+import ctypes
 import gzip
 import os
 import subprocess
@@ -249,9 +249,15 @@ def test_work_apart_returns_raises_and_is_interrupted_as_here(elsewhere):
         made(elsewhere, denied)
 
     def slow(work):
-        threading.Timer(0.1, _thread.interrupt_main).start()
+        threading.Timer(0.1, interrupt).start()
         while True:
             time.sleep(0.01)
+
+    main = ctypes.c_ulong(threading.get_ident())
+
+    def interrupt() -> None:
+        """As Ctrl-C, which workers of the test run do not hear."""
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(main, ctypes.py_object(KeyboardInterrupt))
 
     with pytest.raises(KeyboardInterrupt):
         made(elsewhere, slow)
