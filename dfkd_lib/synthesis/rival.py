@@ -1,5 +1,6 @@
 """A student that a maker's images are to disagree with: it learns them from the teacher while they are made."""
 
+from abc import abstractmethod
 from typing import ClassVar, Self
 
 import torch
@@ -62,9 +63,9 @@ class Rival(Config):
     bank: int = Field(20_000, ge=1, description="images its memory holds")
 
     @property
+    @abstractmethod
     def rivalry(self) -> float:
         """λ of the disagreement."""
-        raise NotImplementedError
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:

@@ -160,8 +160,8 @@ def painted(drawing: Drawing, side: int) -> Tensor:
 
 
 def picked(logits: Tensor, labels: Tensor, random: torch.Generator) -> Tensor:
-    """Which candidate (N,) is each label's, none twice where they suffice: one that the teacher takes for that class, by
-    chance, the likelier the higher its logit ranks among those; where there are too few, others of the highest logits.
+    """Which candidate (N,) is each label's, none twice for a class: one that the teacher takes for that class, by chance, the
+    likelier the higher its logit ranks among those; where there are too few, all of them and others of the highest logits.
 
     Args:
         logits: (M, K) of the candidates. labels: int64 (N,), N ≤ M.
