@@ -1,7 +1,34 @@
 """Vision transformers by timm's parts: the pairs of probe-guided distillation (METHODS A3), and C's ViT and DeiT."""
 
+import torch
+from timm.layers import PatchEmbed
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+
+class ConvolutionalEmbed(PatchEmbed):
+    """Patch tokens (B, N, width) of 3 × 3 convolutions, which halve the image until a patch is one place; otherwise timm's.
+
+    For training from nothing on few small images. Batch norm and ReLU follow each convolution but the last.
+
+    Source: Xiao et al. 2021, early convolutions.
+    """
+
+    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **how):
+        super().__init__(img_size, patch_size, in_chans, embed_dim, **how)
+        halvings = patch_size.bit_length() - 1
+        if 2**halvings != patch_size:
+            raise ValueError(
+                f"a convolutional embedding of patches of {patch_size} pixels: give a power of 2"
+            )
+        widths = [embed_dim >> place for place in range(halvings, -1, -1)]
+        layers: list[nn.Module] = [nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)]
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [nn.BatchNorm2d(before), nn.ReLU()]
+            last = after == embed_dim
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=last)]
+        self.proj = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 
 def build_vit(
@@ -14,12 +41,14 @@ def build_vit(
     heads: int = 3,
     no_embed_class: bool = False,
     distilled: bool = False,
+    convolutional: bool = False,
 ) -> VisionTransformer:
     """A ViT with a class token; the defaults are C's, sizes are in pixels.
 
     Args:
         no_embed_class: leave the class token without a position embedding.
         distilled: a DeiT, with a distillation token; in training its output is a pair of logits.
+        convolutional: embed patches by `ConvolutionalEmbed`.
 
     Source: A Table 3 and 4; C Table 1 (columns ViT and DeiT).
     """
@@ -32,6 +61,7 @@ def build_vit(
         depth=depth,
         num_heads=heads,
         no_embed_class=no_embed_class,
+        embed_layer=ConvolutionalEmbed if convolutional else PatchEmbed,
     )
     if distilled:
         model.set_distilled_training(True)
@@ -41,6 +71,7 @@ def build_vit(
 _MNIST = {"patch_size": 4, "img_size": 28, "in_chans": 1, "depth": 3}
 _BARE = {**_MNIST, "no_embed_class": True}
 _CIFAR = {"patch_size": 4}
+_CONV = {**_CIFAR, "convolutional": True}
 
 VIT_MODELS = {
     # 9,498,122 parameters. The paper's 3 heads cannot divide its width of 512; 8 do.
@@ -58,5 +89,8 @@ VIT_MODELS = {
     "vit_mnist_mini_patch7": (build_vit, {**_BARE, "patch_size": 7, "width": 64, "heads": 2}),
     "vit_cifar_small": (build_vit, {**_CIFAR, "width": 128, "depth": 6, "heads": 4}),
     "vit_cifar_mini": (build_vit, {**_CIFAR, "width": 64, "depth": 4, "heads": 2}),
+    # At most 3M parameters, for CIFAR-10 in hours of two cores.
+    "vit_cifar_conv": (build_vit, {**_CONV, "width": 192, "depth": 6, "heads": 3}),
+    "vit_cifar_conv_mini": (build_vit, {**_CONV, "width": 128, "depth": 4, "heads": 2}),
     "vit_mnist_smoke": (build_vit, {**_BARE, "width": 16, "depth": 2, "heads": 2}),
 }

@@ -39,8 +39,9 @@ def model_names() -> list[str]:
 
 @cache
 def has_batch_norm(name: str) -> bool:
-    """Whether a named classifier has batch norms, whose statistics makers of images can match; False for unknown names."""
-    if name not in MODELS:
+    """Whether a named CNN has batch norms, whose statistics makers of images can match; False for unknown names, and for
+    transformers, which have them, if at all, before their first block."""
+    if name not in MODELS or name in VIT_MODELS:
         return False
     with torch.device("meta"):
         return any(isinstance(part, nn.BatchNorm2d) for part in create_model(name).modules())

@@ -219,7 +219,7 @@ def _pretrained(name: str, download: bool) -> Loaded:
     """A timm model with the weights timm names for it."""
     repository = None if name in MODELS else (config := _config(name)).hf_hub_id
     if not repository:
-        train = f", or train it: python -m dfkd_lib.training train-teacher --model {name}"
+        train = f", or train it: python -m dfkd_lib.training train-teacher model={name}"
         raise WeightsMissing(
             f"model {name} has no pretrained weights",
             expected="weights=... a .safetensors file",

@@ -297,7 +297,7 @@ def _teachers(given: Given) -> Made:
     config: TitnConfig = given.config
     names = titn.PAPER_TEACHERS
     if config.scale == "small":
-        names = dict.fromkeys(("cnn_small", "resnet9"), (None, None))
+        names = dict.fromkeys(("cnn_small", "resnet11"), (None, None))
     made = Made(config)
 
     def add(row: str, changed: TitnConfig, figures: Sequence[float | None], note: str = "") -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -13,13 +14,20 @@ from dfkd_lib.attention import outputs_and_probe
 from dfkd_lib.core import WorkbenchError, artifacts, ledger, provenance
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.datasets import ImageSet, check_classes_agree
-from dfkd_lib.losses import label_loss
+from dfkd_lib.losses import kd_loss, label_loss
 from dfkd_lib.models import MODELS, count_parameters, create_model, load_weights
-from dfkd_lib.training.classifier import check_fit, reads_of, save_tested, train_classifier
+from dfkd_lib.training.classifier import (
+    check_fit,
+    load_trained,
+    reads_of,
+    save_tested,
+    train_classifier,
+)
 from dfkd_lib.training.config import Precision, Share, TrainConfig
 from dfkd_lib.training.mixing import Augmentation, Batch, Kind, Mix
 
 FOLDER = "data/teachers"
+GUIDE_TEMPERATURE = 3.0  # T of DeiT's soft distillation
 
 
 class ClassifierConfig(TrainConfig):
@@ -52,6 +60,10 @@ class TeacherConfig(ClassifierConfig):
     shipped: str = Field("vit_mnist_small", description="name of the shipped one in data/teachers")
     model: str = Field("vit_mnist_teacher", description="architecture of the one trained here")
     lr: float = Field(1e-3, gt=0, le=1, description="peak learning rate of AdamW")
+    guide: str = Field(
+        "",
+        description="a shipped classifier, such as a CNN, whose predictions it learns beside the labels; empty: none",
+    )
     warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
     augmentation: Kind = Field("shift", description="what is done to each of its images")
 
@@ -70,6 +82,22 @@ def label_step(model: nn.Module) -> Callable:
     return step
 
 
+def guided_step(model: nn.Module, guide: nn.Module) -> Callable:
+    """Cross entropy, and the softened predictions of a frozen guide for the same images, however they are augmented or mixed.
+
+    Source: DeiT's soft distillation (Touvron et al. 2021) with both terms at full weight.
+    """
+
+    def step(batch: Batch, progress: float) -> dict[str, Tensor]:
+        with torch.no_grad():
+            target = guide(batch.images)
+        logits, _ = outputs_and_probe(model, batch.images, probe=False)
+        ce, kd = label_loss(logits, batch), kd_loss(logits, target, GUIDE_TEMPERATURE)
+        return {"loss": ce + kd, "ce": ce, "kd": kd}
+
+    return step
+
+
 def train_teacher(
     store: Store,
     model_name: str,
@@ -78,9 +106,10 @@ def train_teacher(
     config: TrainConfig,
     augmentation: Augmentation = Augmentation(kind="shift"),
     stage: str = "teacher",
+    guide: Artifact | None = None,
     **how: Any,
 ) -> Artifact:
-    """A classifier trained by cross entropy alone.
+    """A classifier trained by cross entropy, and by a guide's predictions if there is one, see `guided_step`.
 
     Args:
         how: overrides, parents, start, as for `train_classifier`.
@@ -91,7 +120,12 @@ def train_teacher(
     train_set.check_classes()
     own = store, stage, model_name, train_set, test_set, config
     how["augmentation"] = augmentation
-    return train_classifier(*own, lambda model: (label_step(model), {}), **how)
+    if guide is None:
+        return train_classifier(*own, lambda model: (label_step(model), {}), **how)
+    how["parents"] = [*how.get("parents", ()), guide]
+    return train_classifier(
+        *own, lambda model: (guided_step(model, load_trained(guide)), {}), **how
+    )
 
 
 def open_teacher(
@@ -105,8 +139,9 @@ def open_teacher(
     if config.source == "shipped":
         return shipped_teacher(store, config.shipped, test_set)
     chosen = train_set.sample(config.images or len(train_set), 2)
-    training = config.training(seed=seed)
-    return train_teacher(store, config.model, chosen, test_set, training, config.augment)
+    guide = shipped_teacher(store, config.guide, test_set) if config.guide else None
+    how = (config.training(seed=seed), config.augment)
+    return train_teacher(store, config.model, chosen, test_set, *how, guide=guide)
 
 
 def open_model(store: Store, name: str, model: nn.Module) -> Artifact:

@@ -30,8 +30,6 @@ from dfkd_lib.training import TeacherConfig
 PART = 15 << 20  # bytes
 TRAINING = 3  # times the operations of a forward pass
 MIXED = {"mix": "either", "precision": "bf16", "compile": True}
-# Of the guided teacher: the label and the CNN's softened prediction (T of DeiT's soft distillation).
-GUIDANCE = KDWeights(kd=1.0, ce=1.0, patch=0.0, temperature=3.0)
 STUDENT: dict[str, Any] = {
     **MIXED,
     "model": "vit_cifar_student",
@@ -205,13 +203,11 @@ class Pair:
     def _teacher(self, name: str) -> Artifact:
         """A teacher trained by labels alone, or with a guide."""
         chosen, sets = dict(self.chosen[name]), (self.sets["train"], self.sets["test"])
-        guide, more = chosen.pop("guide", ""), {"overrides": chosen.pop("overrides", None)}
-        if guide:
-            how, more["stage"] = StudentConfig(**chosen), name
-            return distill.train(self.store, how, GUIDANCE, *sets, self.stage(guide), **more)
-        config = TeacherConfig(source="train", **chosen)
-        how = (config.training(), config.augment)
-        return training.train_teacher(self.store, config.model, *sets, *how, **more)
+        guide, overrides = chosen.pop("guide", ""), chosen.pop("overrides", None)
+        config = TeacherConfig(**chosen)
+        own = (self.store, config.model, *sets, config.training(), config.augment)
+        more = {"guide": self.stage(guide) if guide else None, "overrides": overrides}
+        return training.train_teacher(*own, stage=name, **more)
 
     def _add(self, name: str, made: Artifact) -> Artifact:
         speed = made.metrics["images_per_second"]

@@ -32,6 +32,9 @@ from dfkd_lib.models import (
         ("wrn_40_2", 2_243_546),
         ("wrn_16_2", 691_674),
         ("wrn_16_1", 175_066),
+        # At most 3M, by the sum of their layers.
+        ("vit_cifar_conv", 2_893_306),
+        ("vit_cifar_conv_mini", 896_426),
         # 1,248,424 for ImageNet, of which the last layer has 512 weights and a bias a class.
         ("squeezenet_32", 1_248_424 - 990 * 513),
     ],
@@ -53,7 +56,9 @@ def test_the_peers_networks_halve_32_pixels_twice_or_thrice(name, last):
 
 def test_batch_norms_are_known_by_name():
     assert all(map(has_batch_norm, ("wrn_16_1", "resnet18_32", "vgg16_bn", "cnn_small")))
-    assert not any(map(has_batch_norm, ("vit_mnist_small", "vgg16_32", "unknown")))
+    assert not any(
+        map(has_batch_norm, ("vit_mnist_small", "vit_cifar_conv", "vgg16_32", "unknown"))
+    )
 
 
 def test_a_wide_block_is_the_published_one():
@@ -79,6 +84,7 @@ def test_logits_of_any_classes(name):
         ("vit_mnist_small", {"patchsize": 4}, "no such setting"),
         ("vit_mnist_small", {"heads": 3}, "cannot be built"),
         ("vit_mnist_small", {"img_size": 30}, "cannot be built"),
+        ("vit_cifar_conv", {"patch_size": 3, "img_size": 33}, "power of 2"),
         ("wrn_16_1", {"depth": 17}, "6 n \\+ 4"),
         ("resnet18_32", {"img_size": 4}, "at least 8"),
         ("vgg16_bn", {"img_size": 28}, "at least 32"),
