@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "settings", nargs="*", help="of notebook 40 by name, as in teacher.epochs=18"
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     config = DetectionConfig().override(DEFAULTS).override(shlex.join(args.settings))
     data, teacher = config.data.replace(seed=config.seed), config.teacher
     if args.verb == "overfit":

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--name", default="vit_mnist_small", help="file name in data/teachers")
     parser.add_argument("--validation", type=float, default=0.0, help="share held out, for choices")
     parser.add_argument("settings", nargs="*", help="of a teacher by name, as in epochs=12 seed=1")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     config = TeacherConfig().override(DEFAULTS).override(shlex.join(args.settings))
     data = DataConfig(name=args.data, validation=args.validation)
     made = open_teacher(Store(), config, *load_splits(data), config.seed)
