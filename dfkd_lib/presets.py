@@ -44,7 +44,8 @@ PRESETS = ("smoke", "quick", "night", "paper")
 # Parameters of notebooks that are no settings of their method.
 NOT_SETTINGS = ("preset", "overrides", "out_dir", "artifacts_dir", "interactive")
 
-# Named set of images -> the table of `presets.toml` that holds what presets change besides for it.
+# Named set of images -> the table of `presets.toml` that holds what presets change besides for all of its kind; a table of
+# its own name follows.
 PROFILES = {"cifar10": "cifar", "cifar100": "cifar", "mnist": "mnist"}
 TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 CIFAR_CLASSES = {
@@ -111,9 +112,9 @@ def of_preset(method: str, preset: str, data: str = "") -> Config:
         data: a named set or a folder, see `PROFILES`; "": the method's own.
     """
     place = f"{one_of('preset', preset, PRESETS)}.{method}"
-    changes = differences(place)
-    if profile := PROFILES.get(data_set(data)):
-        changes |= differences(f"{profile}.{place}")
+    changes, name = differences(place), data_set(data)
+    for table in dict.fromkeys((PROFILES[name], name)) if name in PROFILES else ():
+        changes |= differences(f"{table}.{place}")
     return config_class(method)().override(changes)
 
 

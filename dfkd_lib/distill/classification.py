@@ -100,7 +100,8 @@ class StudentConfig(ClassifierConfig):
     ) -> Artifact | None:
         """The teacher's stored targets on images, where augmentation leaves every one as it is."""
         if self.augment.keeps_images:
-            return teacher_targets(store, teacher, images, parents, self.teacher_blocks)
+            how = self.teacher_blocks, self.precision
+            return teacher_targets(store, teacher, images, parents, *how)
         return None
 
 

@@ -10,7 +10,7 @@ from dfkd_lib.datasets import DataConfig, ImageSet
 from dfkd_lib.distill.classification import Step, StudentConfig, train
 from dfkd_lib.distill.step import KDWeights
 from dfkd_lib.synthesis import Given, Inversion, JudgeConfig, make_images, train_judge
-from dfkd_lib.training import Augmentation, Kind, TrainConfig, train_teacher
+from dfkd_lib.training import Augmentation, Kind, Precision, TrainConfig, train_teacher
 
 
 class Arm(NamedTuple):
@@ -58,6 +58,7 @@ class EarlyConfig(Config):
     batch_size: int = Field(512, ge=1, description="images a step")
     lr: float = Field(1e-3, gt=0, le=1, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.05, ge=0, description="weight decay")
+    precision: Precision = Field("fp32", description="arithmetic: fp32, or bf16 by autocast")
     augmentation: Kind = Field("shift", description="what is done to each image")
     feature: JudgeConfig = JudgeConfig(epochs=10)
     inversion: Inversion = Inversion(batch_norm=1.0, intra=1.0)
@@ -86,6 +87,7 @@ class EarlyConfig(Config):
             weight_decay=self.weight_decay,
             warmup_epochs=min(1.0, 0.1 * epochs),
             grad_clip=1.0,
+            precision=self.precision,
             seed=seed,
         )
 

@@ -14,7 +14,7 @@ from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.core.files import whole_files
 from dfkd_lib.datasets import ImageSet, to_float
 from dfkd_lib.models import hooked, logits_and_early_map
-from dfkd_lib.training import Batch, device, load_trained, reads_of
+from dfkd_lib.training import Batch, Precision, arithmetic, device, load_trained, reads_of
 
 SHARD = 8192  # images a file
 EARLY_STAGE = 1  # of a CNN's feature maps, the one that early features are aligned to
@@ -45,8 +45,10 @@ def teacher_targets(
     train_set: ImageSet,
     parents: Sequence[Artifact] = (),
     blocks: tuple[int, ...] = LAST,
+    precision: Precision = "fp32",
 ) -> Artifact:
-    """The teacher's logits, and probes of these blocks if it has any, on images that never change, computed once.
+    """The teacher's logits, and probes of these blocks if it has any, on images that never change, computed once in this
+    arithmetic.
 
     Float16, in files targets-00000.safetensors, … of 8192 rows in the order of the set; a run that was killed goes on with
     its next file. The ledger counts the images if they are real.
@@ -59,7 +61,7 @@ def teacher_targets(
             path = work / f"targets-{number:05d}.safetensors"
             if path.name in finished:
                 continue
-            with torch.inference_mode():
+            with torch.inference_mode(), arithmetic(precision):
                 parts = (to_float(part).to(device()) for part in images.split(BATCH))
                 found = [outputs_and_probe(model, part, probed, None, blocks) for part in parts]
             logits, probes = zip(*found, strict=True)
@@ -72,6 +74,7 @@ def teacher_targets(
 
     settings = {"images": train_set.fingerprint, "shard": SHARD, "kept": "float16"}
     settings |= {"blocks": list(blocks)} if blocks != LAST else {}
+    settings |= {"precision": precision} if precision != "fp32" else {}
     reads = reads_of((train_set, "teacher targets"))
     return store.get_or_make("teacher_targets", settings, make, [teacher, *parents], reads)
 
@@ -99,7 +102,7 @@ class StoredTeacher:
 class LiveTeacher:
     """Batch → targets of just these images: needed where augmentation changes them.
 
-    Computed in the arithmetic of the student's training (bf16 where that is asked for); stored targets are made in fp32.
+    Computed, as stored targets are, in the arithmetic of the student's training (bf16 where that is asked for).
 
     Args:
         teacher: frozen.

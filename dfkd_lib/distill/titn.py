@@ -14,7 +14,7 @@ from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.distill.step import KDWeights
 from dfkd_lib.metrics.intervals import interval_text, mean_interval
 from dfkd_lib.synthesis import JudgeConfig, train_judge
-from dfkd_lib.training import Augmentation, Kind, Optimizer, TrainConfig, train_teacher
+from dfkd_lib.training import Augmentation, Kind, Optimizer, Precision, TrainConfig, train_teacher
 
 # name in the tables -> (model at the quick size, at the paper's, mix)
 ROWS = {
@@ -44,6 +44,7 @@ class TitnConfig(Config):
     optimizer: Optimizer = Field("sgd", description="optimizer")
     lr: float = Field(0.1, gt=0, le=1, description="peak learning rate")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay")
+    precision: Precision = Field("fp32", description="arithmetic: fp32, or bf16 by autocast")
     augmentation: Kind = Field("autoaugment", description="what is done to each image")
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the class token's loss (C eq. 10)")
     feature: JudgeConfig = JudgeConfig(model="vgg16_bn", images=60_000, epochs=600)
@@ -71,6 +72,7 @@ class TitnConfig(Config):
             weight_decay=self.weight_decay,
             warmup_epochs=0.2,
             grad_clip=1.0,
+            precision=self.precision,
         )
 
     def students(self) -> dict[str, StudentConfig]:

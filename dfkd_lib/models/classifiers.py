@@ -1,5 +1,7 @@
 """Vision transformers by timm's parts: the pairs of probe-guided distillation (METHODS A3), and C's ViT and DeiT."""
 
+from itertools import pairwise
+
 import torch
 from timm.layers import PatchEmbed
 from timm.models.deit import VisionTransformerDistilled
@@ -8,9 +10,9 @@ from torch import nn
 
 
 class ConvolutionalEmbed(PatchEmbed):
-    """Patch tokens (B, N, width) of 3 × 3 convolutions, which halve the image until a patch is one place; otherwise timm's.
+    """Patch tokens (B, N, width) of 3 × 3 convolutions, pairs of which halve the image until a patch is one place.
 
-    For training from nothing on few small images. Batch norm and ReLU follow each convolution but the last.
+    For training from nothing on few small images. Batch norm and ReLU follow each convolution but the last; otherwise timm's.
 
     Source: Xiao et al. 2021, early convolutions.
     """
@@ -23,11 +25,14 @@ class ConvolutionalEmbed(PatchEmbed):
                 f"a convolutional embedding of patches of {patch_size} pixels: give a power of 2"
             )
         widths = [embed_dim >> place for place in range(halvings, -1, -1)]
-        layers: list[nn.Module] = [nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)]
-        for before, after in zip(widths, widths[1:], strict=False):
-            layers += [nn.BatchNorm2d(before), nn.ReLU()]
-            last = after == embed_dim
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=last)]
+        sizes = [(in_chans, widths[0], 1)]
+        for before, after in pairwise(widths):
+            sizes += [(before, after, 2), (after, after, 1)]
+        layers: list[nn.Module] = []
+        for before, after, stride in sizes:
+            convolution = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(after), nn.ReLU()]
+        layers[-3:] = [nn.Conv2d(sizes[-1][0], embed_dim, 3, padding=1)]
         self.proj = nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 
@@ -90,7 +95,7 @@ VIT_MODELS = {
     "vit_cifar_small": (build_vit, {**_CIFAR, "width": 128, "depth": 6, "heads": 4}),
     "vit_cifar_mini": (build_vit, {**_CIFAR, "width": 64, "depth": 4, "heads": 2}),
     # At most 3M parameters, for CIFAR-10 in hours of two cores.
-    "vit_cifar_conv": (build_vit, {**_CONV, "width": 192, "depth": 6, "heads": 3}),
+    "vit_cifar_conv": (build_vit, {**_CONV, "width": 192, "depth": 5, "heads": 3}),
     "vit_cifar_conv_mini": (build_vit, {**_CONV, "width": 128, "depth": 4, "heads": 2}),
     "vit_mnist_smoke": (build_vit, {**_BARE, "width": 16, "depth": 2, "heads": 2}),
 }

@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from dfkd_lib.attention import outputs_and_probe
 from dfkd_lib.core import Artifact, Config, Store
 from dfkd_lib.datasets import to_float, to_uint8
 from dfkd_lib.synthesis.given import Given
+from dfkd_lib.training import Precision, arithmetic
 
 POINTS, ARCS = 36, 4  # of a path
 BATCH = 128  # drawings a pass: larger ones leave a CPU's cache
@@ -43,6 +45,7 @@ class PenStrokes(Config):
         description="random drawings for each that is picked",
     )
     paths: int = Field(2, ge=1, le=8, description="most paths of a drawing")
+    precision: Precision = Field("bf16", description="arithmetic of the teacher: fp32 or bf16")
 
     @property
     def sees(self) -> tuple[str, ...]:
@@ -74,7 +77,10 @@ class PenStrokes(Config):
             for _ in range(math.ceil(len(labels) * self.candidates / BATCH)):
                 drawn = self.painted(random_drawing(BATCH, self.paths, random), channels, side)
                 images.append(to_uint8(drawn))
-                logits.append(teacher(to_float(images[-1]).to(device)).float().cpu())
+                shown = to_float(images[-1]).to(device)
+                with arithmetic(self.precision):
+                    answers, _ = outputs_and_probe(teacher, shown, probe=False)
+                logits.append(answers.float().cpu())
             return torch.cat(images)[picked(torch.cat(logits), labels, random)]
 
         return draw

@@ -20,6 +20,7 @@ from dfkd_lib.training.config import (
     Share,
     StepConfig,
     TrainConfig,
+    arithmetic,
     device,
     learning_rate,
     make_optimizer,

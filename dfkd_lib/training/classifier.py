@@ -235,7 +235,7 @@ def _trained(
     curve = test_set.sample(CURVE_IMAGES, seed=0)
 
     def measured(epoch: int) -> dict[str, float]:
-        with arithmetic(config):
+        with arithmetic(config.precision):
             return {"test_accuracy": evaluate(model, curve)[0]}
 
     how: dict = {"evaluate": measured, "checkpoint": work / "checkpoint", "label": label}

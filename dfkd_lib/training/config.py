@@ -79,9 +79,9 @@ def device() -> torch.device:
     return torch.device("cpu") if found.type == "cpu" else found
 
 
-def arithmetic(config: TrainConfig) -> torch.autocast:
-    """The context of a forward pass in the precision of a training."""
-    return torch.autocast(device().type, torch.bfloat16, config.precision == "bf16")
+def arithmetic(precision: Precision) -> torch.autocast:
+    """The context of a forward pass in this arithmetic."""
+    return torch.autocast(device().type, torch.bfloat16, precision == "bf16")
 
 
 def make_optimizer(modules: list[nn.Module], config: TrainConfig) -> torch.optim.Optimizer:

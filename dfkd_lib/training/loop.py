@@ -310,7 +310,7 @@ class _Run:
     def inside(self) -> Iterator[None]:
         """What a step's forward passes run in."""
         splitting = processes.splitting() if self.split else nullcontext()
-        with arithmetic(self.config), self.norms, splitting:
+        with arithmetic(self.config.precision), self.norms, splitting:
             yield
 
     def update(self, name: str, losses: dict[str, Tensor], totals: Totals) -> None:

@@ -192,6 +192,25 @@ def test_a_shipped_teacher_comes_back_with_what_it_has_seen(tmp_path, digits, te
         training.shipped_teacher(Store(tmp_path / "store"), "other", digits[1], tmp_path)
 
 
+def test_a_guide_teaches_what_labels_do_not_say(tmp_path, store, digits, teacher):
+    """Wrong labels alone against a guide beside them."""
+    train, test = digits
+    ship_teacher(teacher, "guide", "a command", tmp_path)
+    wrong = dataclasses.replace(train, labels=train.labels.roll(1))
+    how = {"model": "vit_mnist_smoke", "epochs": 4, "lr": 5e-3, "augmentation": "none"}
+    config = training.TeacherConfig(**how, batch_size=64, precision="fp32")
+    accuracies = []
+    for guide in ("", str(tmp_path / "guide")):
+        made = training.open_teacher(store, config.replace(guide=guide), wrong, test)
+        accuracies.append(made.metrics["accuracy"])
+        assert {"ce", "kd"} & made.json("history.json")[-1].keys() == {"ce"} | (
+            {"kd"} if guide else set()
+        )
+    assert accuracies[1] > accuracies[0] + 0.1
+    seen = training.shipped_teacher(store, str(tmp_path / "guide"), test)
+    assert seen.key in made.manifest["parents"]
+
+
 def test_the_teacher_that_ships_is_as_good_as_it_says(store):
     test_set = load_images("mnist", "test")
     shipped = training.shipped_teacher(store, "vit_mnist_small", test_set)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dfkd_lib.attention import outputs_and_probe
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.models import (
     Discriminator,
@@ -33,8 +34,8 @@ from dfkd_lib.models import (
         ("wrn_16_2", 691_674),
         ("wrn_16_1", 175_066),
         # At most 3M, by the sum of their layers.
-        ("vit_cifar_conv", 2_893_306),
-        ("vit_cifar_conv_mini", 896_426),
+        ("vit_cifar_conv", 2_863_738),
+        ("vit_cifar_conv_mini", 1_081_130),
         # 1,248,424 for ImageNet, of which the last layer has 512 weights and a bias a class.
         ("squeezenet_32", 1_248_424 - 990 * 513),
     ],
@@ -59,6 +60,20 @@ def test_batch_norms_are_known_by_name():
     assert not any(
         map(has_batch_norm, ("vit_mnist_small", "vit_cifar_conv", "vgg16_32", "unknown"))
     )
+
+
+def test_a_convolutional_embedding_has_a_patchs_tokens_in_their_places():
+    """A change of one patch changes its own token most; probes and grids are those of any other ViT."""
+    model = create_model("vit_cifar_conv_mini").eval()
+    images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    changed = images.clone()
+    changed[..., 8:12, 20:24] += 1.0
+    tokens = model.patch_embed(images)
+    assert tokens.shape == (1, 64, 128) and tuple(model.patch_embed.grid_size) == (8, 8)
+    moved = (model.patch_embed(changed) - tokens).norm(dim=2)[0]
+    assert moved.argmax() == 2 * 8 + 5
+    probe = outputs_and_probe(model, images)[1]
+    assert probe.shape == (1, 64)
 
 
 def test_a_wide_block_is_the_published_one():
