@@ -11,9 +11,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from dfkd_lib.core import save_json
+from dfkd_lib.pipeline.known import TIMES
 
 # Preset -> {"product": of the machine, see `product_rate`, "took": {part: seconds}}, of one run of all notebooks.
-SHIPPED = Path(__file__).with_name("took.json")
+SHIPPED = Path(__file__).with_name(TIMES)
 SIDE = 512  # of the matrices whose product tells how fast a machine is
 DOUBT = 120.0  # seconds of parts that must have ended in a run for its own pace to count half
 

@@ -11,6 +11,7 @@ from dfkd_lib import presets
 from dfkd_lib.core import REPOSITORY, Names, file_hash
 from dfkd_lib.core.files import replacing
 
+TIMES = "took.json"  # what earlier runs took is no part of any page
 KEPT = Path(importlib.util.cache_from_source(__file__)).with_suffix(".settings.json")
 
 
@@ -39,9 +40,13 @@ def known(method: str) -> Known:
 
 @cache
 def library_state() -> str:
-    """The hashes of the library's files, and of the models that come with it."""
+    """The hashes of the library's files that decide what it does, and of the models that come with it."""
     files = [*(REPOSITORY / "dfkd_lib").rglob("*"), *(REPOSITORY / "data").glob("teachers/*")]
-    own = sorted(path for path in files if path.is_file() and path.parent.name != "__pycache__")
+    own = sorted(
+        path
+        for path in files
+        if path.is_file() and path.parent.name != "__pycache__" and path.name != TIMES
+    )
     return repr([(str(path), file_hash(path)) for path in own])
 
 

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from dfkd_lib.pipeline import estimate
+from dfkd_lib.pipeline import known as settings
 from dfkd_lib.pipeline.estimate import Estimate
+from dfkd_lib.pipeline.known import TIMES
 
 
 def test_what_is_left_is_what_parts_took_before():
@@ -57,3 +59,8 @@ def test_the_machine_is_measured_by_products_a_second(monkeypatch):
     ticks = iter([0.0, 0.1, 0.2, 0.4])
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: next(ticks))
     assert estimate.product_rate(0.3) == pytest.approx(2 / 0.4)
+
+
+def test_what_runs_took_makes_no_page_anew():
+    settings.library_state.cache_clear()
+    assert TIMES not in settings.library_state() and "presets.toml" in settings.library_state()
