@@ -227,7 +227,7 @@ class Study:
     def cnn_teacher(self) -> Artifact:
         """The CNN that makers by batch-norm statistics invert: the teacher, if it has any; else a CNN of their own, not the
         one that judges, which would flatter them."""
-        if models.has_batch_norm(self.config.teacher.model):
+        if models.has_batch_norm(self.teacher.settings["model"]):
             return self.teacher
         return synthesis.train_judge(self.store, self.config.feature, *self._splits, seed=1)
 

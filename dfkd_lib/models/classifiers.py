@@ -14,7 +14,7 @@ class ConvolutionalEmbed(PatchEmbed):
 
     For training from nothing on few small images. Batch norm and ReLU follow each convolution but the last; otherwise timm's.
 
-    Source: Xiao et al. 2021, early convolutions.
+    Source: after Xiao et al. 2021, early convolutions.
     """
 
     def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **how):

@@ -82,8 +82,8 @@ class SmallResNet(Staged):
     """A plain residual network of 2.5M for 32 × 32 photographs: the ceiling that transformers are measured by.
 
     A convolution, then stages of a convolution, pooling and a residual pair; stage i has widths[i] channels at
-    img_size / 2**i pixels. Few channels where there are many pixels: on a processor it trains 1.7 times as fast as
-    64, 128 and 256 of them, a scale less.
+    img_size / 2**i pixels. Few channels where there are many pixels: on a processor it trains 1.7 times as fast as with
+    widths of 64, 128 and 256.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """The named models as timm builds them; of those that timm lacks it learns the names when this is imported.
 
 So `timm.create_model("local-dir:FOLDER", pretrained=True)` opens what is written in timm's layout: a plain vision
-transformer anywhere, TITN, DearKD, the small CNNs and the peers' CNNs after `import dfkd_lib.models`.
+transformer anywhere; one that embeds patches by convolutions, TITN, DearKD, the small CNNs and the peers' CNNs after
+`import dfkd_lib.models`.
 """
 
 from timm.models import build_model_with_cfg, is_model, register_model
@@ -30,7 +31,8 @@ def timm_form(name: str, overrides: dict) -> tuple[str, dict]:
     if builder is build_timm:
         del settings["img_size"]  # it takes any
         return settings.pop("architecture"), settings
-    if builder is build_vit:
+    if builder is build_vit and not settings["convolutional"]:
+        del settings["convolutional"]
         architecture = PLAIN[settings.pop("distilled")]
         return architecture, {KEYWORDS.get(key, key): value for key, value in settings.items()}
     return name, settings

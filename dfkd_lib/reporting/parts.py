@@ -10,7 +10,7 @@ from dfkd_lib import synthesis, training
 from dfkd_lib.core import Artifact, Config, Store
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.synthesis import CGAN
-from dfkd_lib.training import Effort, TrainConfig, classifier_effort
+from dfkd_lib.training import Effort, Precision, TrainConfig, classifier_effort
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class Given:
             setting=setting,
         )
 
-    def looking(self, model: str, images: float) -> Effort:
+    def looking(self, model: str, images: float, precision: Precision = "fp32") -> Effort:
         """Passes over so many images without learning."""
-        return classifier_effort(model, self.shape(), images, learns=False)
+        return classifier_effort(model, self.shape(), images, learns=False, precision=precision)
 
     def judge(self, config) -> Effort:
         """The training of `synthesis.train_judge`."""

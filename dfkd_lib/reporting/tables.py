@@ -78,7 +78,7 @@ def _pair(given: Given) -> Made:
             times = 1 if stored else student.epochs
             efforts = (
                 given.learning(student.model, student.images or many, student, batch),
-                given.looking(teacher, times * (student.images or many)),
+                given.looking(teacher, times * (student.images or many), student.precision),
             )
         made.parts[name] = Part(partial(_alone, task), efforts, needs)
     made.figures = figures.of_pair(given, study, made.parts)
@@ -212,10 +212,11 @@ def _early_efforts(given: Given, arm: str) -> Iterator[Effort]:
     model, overrides = config.architecture(how)
     shape = given.shape(overrides)
     batch = {"batch_size": config.batch_size, "setting": "batch_size"}
+    batch["precision"] = config.precision
     yield classifier_effort(model, shape, config.passes, **batch)
     if how.distils:
         passes = config.passes * (config.first_stage if how.stages == 2 else 1)
-        yield given.looking(config.feature.model, passes)
+        yield given.looking(config.feature.model, passes, config.precision)
 
 
 # -- paper C ---------------------------------------------------------------------------------------------------------
@@ -262,7 +263,7 @@ def _titn_efforts(given: Given, row: str, student) -> Iterator[Effort]:
     overrides = config.overrides(row, given.train_set.shape[1])
     yield given.learning(student.model, images, student, "batch_size", overrides)
     if row not in titn.ONE_HEAD:
-        yield given.looking(config.feature.model, images * student.epochs)
+        yield given.looking(config.feature.model, images * student.epochs, student.precision)
 
 
 def _score(key: str, made: list[Artifact]) -> float:

@@ -31,6 +31,7 @@ from dfkd_lib.training.mixing import Augmentation, Batch, Kind, Mix
 from dfkd_lib.training.teachers import (
     ClassifierConfig,
     TeacherConfig,
+    guided_step,
     label_loss,
     label_step,
     open_model,

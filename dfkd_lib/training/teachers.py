@@ -1,8 +1,8 @@
-"""Teachers: trained here by cross entropy, or a checkpoint that comes with the workbench."""
+"""Teachers: trained here by cross entropy, maybe with a guide, or a checkpoint that comes with the workbench."""
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -75,11 +75,15 @@ def label_step(model: nn.Module) -> Callable:
     """
 
     def step(batch: Batch, progress: float) -> dict[str, Tensor]:
-        output, _ = outputs_and_probe(model, batch.images, probe=False)
-        ce = label_loss((output[0] + output[1]) / 2 if isinstance(output, tuple) else output, batch)
+        ce = label_loss(_logits(model, batch), batch)
         return {"loss": ce, "ce": ce}
 
     return step
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    output, _ = outputs_and_probe(model, batch.images, probe=False)
+    return (output[0] + output[1]) / 2 if isinstance(output, tuple) else output
 
 
 def guided_step(model: nn.Module, guide: nn.Module) -> Callable:
@@ -91,7 +95,7 @@ def guided_step(model: nn.Module, guide: nn.Module) -> Callable:
     def step(batch: Batch, progress: float) -> dict[str, Tensor]:
         with torch.no_grad():
             target = guide(batch.images)
-        logits, _ = outputs_and_probe(model, batch.images, probe=False)
+        logits = _logits(model, batch)
         ce, kd = label_loss(logits, batch), kd_loss(logits, target, GUIDE_TEMPERATURE)
         return {"loss": ce + kd, "ce": ce, "kd": kd}
 
@@ -164,10 +168,19 @@ def _files(name: str, folder: str | Path) -> tuple[Path, Path]:
 
 
 def write_shipped(
-    artifact: Artifact, name: str, command: str, folder: str | Path = FOLDER, **known: object
+    artifact: Artifact,
+    name: str,
+    command: str,
+    folder: str | Path = FOLDER,
+    inherited: Iterable[dict] = (),
+    **known: object,
 ) -> Path:
     """Write an artifact's weights (kernels as float16) and, with what is `known` beside, its record; returns the weights'
-    path."""
+    path.
+
+    Args:
+        inherited: ledger rows of what it learnt from, such as a guide.
+    """
     file, about = _files(name, folder)
     file.parent.mkdir(parents=True, exist_ok=True)
     # Vectors stay float32: running variances can be smaller than float16 resolves.
@@ -183,7 +196,7 @@ def write_shipped(
         **known,
         "seconds": artifact.seconds,
         "made": artifact.manifest["made"],
-        "ledger": artifact.ledger,
+        "ledger": [*artifact.ledger, *inherited],
         "provenance": provenance.describe(),
         "history": artifact.json("history.json"),
     }
@@ -267,9 +280,15 @@ def shipped_teacher(
     return store.get_or_make("teacher", settings, make, **how)
 
 
-def ship_teacher(artifact: Artifact, name: str, command: str, folder: str | Path = FOLDER) -> Path:
-    """Write an artifact's weights and their record where `shipped_teacher` finds them; returns the path."""
+def ship_teacher(
+    artifact: Artifact,
+    name: str,
+    command: str,
+    folder: str | Path = FOLDER,
+    inherited: Iterable[dict] = (),
+) -> Path:
+    """Write an artifact's weights and their record where `shipped_teacher` finds them; returns the path, see `write_shipped`."""
     known = {key: artifact.settings[key] for key in ("overrides", "config", "classes")}
     known |= {key: artifact.metrics[key] for key in ("parameters", "train_images")}
     known["test_accuracy"] = artifact.metrics["accuracy"]
-    return write_shipped(artifact, name, command, folder, **known)
+    return write_shipped(artifact, name, command, folder, inherited, **known)

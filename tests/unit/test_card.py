@@ -62,12 +62,16 @@ def test_timm_builds_every_named_model(name):
         assert torch.equal(theirs(images), ours(images))
 
 
-@pytest.mark.parametrize("model", ["vit_mnist_smoke", "deit_small_28", "titn_small", "cnn_small"])
+@pytest.mark.parametrize(
+    "model", ["vit_mnist_smoke", "deit_small_28", "titn_small", "cnn_small", "vit_cifar_conv_mini"]
+)
 def test_a_card_runs_as_it_stands(store, teacher, tmp_path, capsys, model):
     made = student(store, [teacher], model=model)
     folder = card.write_card(store, made.key, tmp_path / "card").parent
     text = (folder / "README.md").read_text()
-    assert ("import dfkd_lib.models" in text) == (model in ("titn_small", "cnn_small"))
+    assert ("import dfkd_lib.models" in text) == (
+        model in ("titn_small", "cnn_small", "vit_cifar_conv_mini")
+    )
     Image.fromarray(TEST.images[3, 0].numpy()).save(tmp_path / "image.png")
     code = re.search("```python\n(.*?)```", text, re.DOTALL).group(1)
     code = code.replace("FOLDER", str(folder)).replace("image.png", str(tmp_path / "image.png"))

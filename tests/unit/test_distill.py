@@ -24,8 +24,9 @@ from dfkd_lib.distill import (
     subject,
     teacher_targets,
 )
-from dfkd_lib.models import WeightsMissing
+from dfkd_lib.models import WeightsMissing, count_parameters, create_model
 from dfkd_lib.training import Augmentation, Batch, TrainConfig, ship_teacher
+from dfkd_lib.training import __main__ as command
 
 CONFIG = TrainConfig(epochs=2, batch_size=64, lr=5e-3, seed=1)
 
@@ -209,6 +210,46 @@ def test_a_guide_teaches_what_labels_do_not_say(tmp_path, store, digits, teacher
     assert accuracies[1] > accuracies[0] + 0.1
     seen = training.shipped_teacher(store, str(tmp_path / "guide"), test)
     assert seen.key in made.manifest["parents"]
+
+
+def test_a_model_with_two_heads_has_a_guide_too(tmp_path, store, digits, teacher):
+    """Both steps learn the mean of its logits."""
+    model = create_model("deit_small_28", img_size=8, in_chans=1, patch_size=2).train()
+    batch = Batch(torch.rand(4, 1, 8, 8), torch.arange(4), torch.arange(4))
+    losses = training.guided_step(model, training.load_trained(teacher))(batch, 0.0)
+    assert losses["loss"] == losses["ce"] + losses["kd"]
+    torch.testing.assert_close(losses["ce"], training.label_step(model)(batch, 0.0)["ce"])
+
+
+def test_a_teacher_is_trained_and_shipped_by_a_command(tmp_path, monkeypatch, capsys):
+    """Settings may stand on both sides of options; with images held out nothing is written."""
+    monkeypatch.setattr("dfkd_lib.training.teachers.FOLDER", str(tmp_path))
+    monkeypatch.setattr(command, "Store", lambda: Store(tmp_path / "store"))
+    shipped = []
+    monkeypatch.setattr(command, "ship_teacher", lambda *a, **b: shipped.append((a, b)) or "path")
+    words = ["train-teacher", "epochs=1", "--data", "digits", "model=vit_mnist_smoke", "patch=2"]
+    with pytest.raises(WorkbenchError, match="patch"):
+        command.main(words)
+    words[-1] = "lr=0.002"
+    command.main([*words, "--validation", "0.2"])
+    assert not shipped and "held-out" in capsys.readouterr().out
+    command.main(words)
+    (made, name, line), more = shipped[0]
+    assert name == "vit_mnist_smoke" and line.endswith(" ".join(words)) and not more["inherited"]
+    assert made.settings["config"]["lr"] == 0.002 and made.settings["config"]["epochs"] == 1
+
+
+@pytest.mark.parametrize("name", ["vit_mnist_small", "cnn_cifar10", "vit_cifar10"])
+def test_a_shipped_record_is_of_its_weights_and_its_command(name):
+    weights, record = training.read_shipped(name)
+    model = create_model(record["model"], **record["overrides"])
+    tensors = artifacts.load_tensors(weights)
+    assert tensors.keys() == model.state_dict().keys() and weights.stat().st_size < 8_000_000
+    assert count_parameters(model) == record["parameters"]
+    given = record["command"].removeprefix("python -m dfkd_lib.training train-teacher").split()
+    config = training.TeacherConfig().override(command.DEFAULTS)
+    config = config.override(" ".join(word for word in given if "=" in word))
+    assert config.training().as_dict() == record["config"] and config.model == record["model"]
 
 
 def test_the_teacher_that_ships_is_as_good_as_it_says(store):

@@ -33,6 +33,7 @@ from dfkd_lib.models import (
         ("wrn_40_2", 2_243_546),
         ("wrn_16_2", 691_674),
         ("wrn_16_1", 175_066),
+        ("resnet11", 2_494_890),
         # At most 3M, by the sum of their layers.
         ("vit_cifar_conv", 2_863_738),
         ("vit_cifar_conv_mini", 1_081_130),

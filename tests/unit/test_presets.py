@@ -12,7 +12,8 @@ import yaml
 from dfkd_lib import ablation, pipeline, presets
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.core.config import Config
-from dfkd_lib.training import make_optimizer
+from dfkd_lib.models import create_model
+from dfkd_lib.training import TeacherConfig, make_optimizer, read_shipped
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 
@@ -25,6 +26,29 @@ OURS = [method for method, place in presets.METHODS.items() if "small_notebooks"
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_every_preset_of_every_method_is_possible(method, preset):
     assert isinstance(presets.of_preset(method, preset), presets.config_class(method))
+
+
+@pytest.mark.parametrize("data", presets.PROFILES)
+@pytest.mark.parametrize("preset", presets.PRESETS)
+def test_every_preset_of_a_data_set_is_possible(data, preset):
+    """Of the methods that take images; its models take them, and what it names as shipped is there, with its classes."""
+    for method in ("attention", "synthesis", "classification", "ablation", "early", "titn"):
+        config = presets.of_preset(method, preset, data)
+        teacher = getattr(config, "teacher", None)
+        if not isinstance(teacher, TeacherConfig):
+            continue
+        side, channels, classes = {"mnist": (28, 1, 10)}.get(
+            data, (32, 3, 100 if data == "cifar100" else 10)
+        )
+        for name in (teacher.model, config.student.model):
+            with torch.device("meta"):
+                create_model(name, num_classes=classes, img_size=side, in_chans=channels)
+        shipped = [teacher.shipped] if teacher.source == "shipped" else []
+        for name in filter(None, [*shipped, teacher.guide]):
+            record = read_shipped(name)[1]
+            assert len(record["classes"]) == classes and record["overrides"]["img_size"] == side
+        if shipped:
+            assert read_shipped(teacher.shipped)[1]["model"] == teacher.model
 
 
 @pytest.mark.parametrize("method", sorted(set(OURS) - {"start", "summary"}))

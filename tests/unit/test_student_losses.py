@@ -224,6 +224,11 @@ def test_targets_are_kept_in_float16_files_and_made_once(teachers, digits, monke
     torch.testing.assert_close(found.logits, logits, atol=1e-2, rtol=0)
     torch.testing.assert_close(found.probe, probe, atol=1e-3, rtol=0)
     assert teacher_targets(store, vit, digits[0]).cached and kept.ledger[0]["images"] == 300
+    rough = teacher_targets(store, vit, digits[0], precision="bf16")
+    assert rough.key != kept.key
+    torch.testing.assert_close(
+        StoredTeacher(rough)(Batch(None, None, rows)).logits, logits, atol=0.2, rtol=0.05
+    )
     without = teacher_targets(store, cnn, digits[0])
     assert StoredTeacher(without)(Batch(None, None, rows)).probe is None
 
