@@ -528,8 +528,9 @@ def test_ten_scenes_can_be_learned_by_heart():
     scenes = generate_scenes(40, size=64, seed=3)
     few = scenes.subset(detection.with_objects(scenes, 10))
     assert {int(labels[0]) for labels in few.labels} == {0, 1, 2, 3} and len(few) == 10
-    found = overfit("detr_nano", few, steps=300, lr=2e-3)
-    assert found["AP50"] >= 0.9 and found["curve"][-1] == (300, found["AP50"])
+    # Half as many more than it takes: machines round differently (0.87 on one after 300 steps).
+    found = overfit("detr_nano", few, steps=450, lr=2e-3)
+    assert found["AP50"] >= 0.9 and found["curve"][-1] == (450, found["AP50"])
     assert found["curve"][0][1] < 0.5
 
 
