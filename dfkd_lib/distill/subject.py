@@ -85,7 +85,7 @@ def _own_instead(study: Study, missing: WeightsMissing) -> Subject:
     if not data.named and not resolve(data.name).is_dir():
         load_images(data.name, "test")  # raises, and says what is expected there
     own = study
-    # The first shipped teacher knows MNIST, whatever the missing model was to see.
+    # The default shipped teacher knows MNIST, whatever the missing model was to see.
     if data.name != "mnist":
         shipped = TeacherConfig(source="shipped")
         own = Study(study.store, study.config.replace(data=DataConfig(), teacher=shipped))

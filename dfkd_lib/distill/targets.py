@@ -73,8 +73,8 @@ def teacher_targets(
         return {"images": len(train_set), "probes": probed}
 
     settings = {"images": train_set.fingerprint, "shard": SHARD, "kept": "float16"}
+    settings["precision"] = precision
     settings |= {"blocks": list(blocks)} if blocks != LAST else {}
-    settings |= {"precision": precision} if precision != "fp32" else {}
     reads = reads_of((train_set, "teacher targets"))
     return store.get_or_make("teacher_targets", settings, make, [teacher, *parents], reads)
 
