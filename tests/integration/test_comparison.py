@@ -125,7 +125,9 @@ def test_the_table_has_a_line_for_each_maker(study, found):
         assert row["student (%)"] == pytest.approx(accuracy) and low <= accuracy <= high
         measured = found[name]["measures"].metrics
         assert {k: row[k] for k in measures} == {k: measured[v] for k, v in measures.items()}
-        assert row["Fréchet distance"] > 0 and row["seconds"] > 0
+        stages = (found[name]["artifact"], found[name]["trained"])
+        assert row["seconds"] == round(sum(stage.seconds for stage in stages if stage), 1)
+        assert row["Fréchet distance"] > 0
     points = comparison.accuracy_points(table)
     assert (points["accuracy low"] <= points["accuracy"]).all() and len(points) == len(MAKERS)
 
