@@ -17,7 +17,7 @@ from dfkd_lib.ablation import as_sent, find, make_cell, run_cell, saved_jobs, wo
 from dfkd_lib.core import Store, WorkbenchError
 from dfkd_lib.jobs import saved
 
-LONG = {**TINY, "student_images": 800, "real_images": 800, "student_epochs": 10, "batch_size": 4}
+LONG = {**TINY, "student_images": 800, "real_images": 800, "student_epochs": 10, "batch_size": 2}
 
 
 def cell(name, settings=TINY):
@@ -158,8 +158,13 @@ def test_stop_in_the_middle_of_an_epoch_loses_no_finished_one(store, tmp_path, o
     def progress():
         return running("progress") or {}
 
-    until(lambda: progress().get("epoch", 0) >= 3 and progress().get("step", 0) > 0)
-    seen = progress()
+    seen = {}
+
+    def in_the_middle():
+        seen.update(progress())
+        return seen.get("epoch", 0) >= 3 and seen["step"] > 0
+
+    until(in_the_middle)
     assert seen["epochs"] == 10 and "student_real" in seen["label"]
     assert seen["left"] > 0 and seen["losses"]["kd"] > 0
     assert [row["epoch"] for row in seen["history"]] == list(range(1, seen["epoch"]))

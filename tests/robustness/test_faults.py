@@ -103,7 +103,8 @@ def test_stopped_by_hand(killed_reference, tmp_path, numbers):
     for number, share in enumerate((first, first / 2, first / 4)):
         place = Place(tmp_path / str(number), killed_reference.command)
         code = strike(place, share * killed_reference.seconds, blow)
-        results = json.loads((place.out / "results.json").read_text())["notebooks"]
+        written = place.out / "results.json"  # none of a run that was stopped before it began
+        results = json.loads(written.read_text())["notebooks"] if written.exists() else {}
         if "interrupted" in {result["status"] for result in results.values()}:
             break
     else:
@@ -351,8 +352,8 @@ HANGING = {
         "import resource\nspace = 2 * 10**9\nresource.setrlimit(resource.RLIMIT_AS, (space, space))",
         "many = bytearray(10**10)",
     ],
-    "30_busy": ["import time\nend = time.monotonic() + 9\nwhile time.monotonic() < end: pass"],
-    "40_talks": ["import time\nfor i in range(9): time.sleep(1); print(i)"],
+    "30_busy": ["import time\nend = time.monotonic() + 27\nwhile time.monotonic() < end: pass"],
+    "40_talks": ["import time\nfor i in range(9): time.sleep(3); print(i)"],
 }
 
 
@@ -364,7 +365,7 @@ def test_a_kernel_that_hangs_is_ended_and_the_others_go_on(tmp_path):
         artifacts=str(tmp_path / "store"),
         notebooks=notebooks,
         jobs=5,
-        hung=0.1,
+        hung=0.3,
     )
     results = pipeline.run(plan, lambda line: None)["notebooks"]
     assert {n: r["status"] for n, r in results.items()} == {
@@ -375,7 +376,7 @@ def test_a_kernel_that_hangs_is_ended_and_the_others_go_on(tmp_path):
         "40_talks": "succeeded",
     }
     for name in ("10_waits", "20_stopped"):
-        assert "hung and was ended: for 0.1 min" in results[name]["error"]
+        assert "hung and was ended: for 0.3 min" in results[name]["error"]
         assert "--hung" in results[name]["error"]
     assert results["25_full"]["error"].startswith("MemoryError")
     assert "fix: set a smaller batch" in results["25_full"]["error"]

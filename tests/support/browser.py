@@ -183,7 +183,7 @@ class Notebook:
         except (ValueError, SyntaxError):
             raise AssertionError(f"{expression} is no literal: {text}") from None
 
-    def until(self, expression: str, seconds: float = 20):
+    def until(self, expression: str, seconds: float = 90):
         """Ask the kernel until the expression is true; its value. AssertionError if it is not in time."""
         deadline = time.monotonic() + seconds
         while not (value := self.eval(expression)):

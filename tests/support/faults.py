@@ -323,7 +323,10 @@ class Elsewhere:
         self.file, self.folder = folder / "scheduler.json", folder
         here = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(self.file)]
         self.scheduler = self._start("scheduler", "--port", "0", *here)
+        end = time.monotonic() + 120
         while not self.file.exists():
+            log = (folder / "scheduler.txt").read_text()
+            assert self.scheduler.poll() is None and time.monotonic() < end, log
             time.sleep(0.1)
         here += ["--nthreads", "1", *more]
         self.workers = [self._start("worker", *here) for _ in range(workers)]
