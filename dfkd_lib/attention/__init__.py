@@ -1,7 +1,12 @@
 """Attention of vision transformers at the price of fused attention: maps, probes, and what follows from them."""
 
 from dfkd_lib.attention.capture import capture_attention
-from dfkd_lib.attention.explain import attention_rollout, detection_relevance, gradient_attention
+from dfkd_lib.attention.explain import (
+    attention_rollout,
+    detection_relevance,
+    gradient_attention,
+    legrad,
+)
 from dfkd_lib.attention.faithfulness import Faithfulness, insertion_deletion
 from dfkd_lib.attention.features import nearest_patches, patch_components, patch_features
 from dfkd_lib.attention.heads import HeadAblation, head_ablation, without_attention

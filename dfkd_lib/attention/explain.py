@@ -1,12 +1,17 @@
-"""What an output rests on: attention followed through all blocks, plain (rollout) or weighted by gradients."""
+"""What an output rests on: attention followed through all blocks, plain (rollout) or weighted by gradients, or gradients alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from dfkd_lib.attention.capture import capture_attention
+from dfkd_lib.attention.features import block_of
 from dfkd_lib.attention.probes import logits_of, token_rows, whole_maps
-from dfkd_lib.attention.sites import pick, unread_attention
+from dfkd_lib.attention.sites import attention_sites, patch_tokens, pick, unread_attention
 from dfkd_lib.core import WorkbenchError
+from dfkd_lib.models import hooked
 
 
 def attention_rollout(model: nn.Module, images: Tensor, token: str | int = "class") -> Tensor:
@@ -67,6 +72,70 @@ def gradient_attention(
         for step in steps:
             reached = reached + step @ reached
     return token_rows(model, reached, token)
+
+
+def legrad(model: nn.Module, images: Tensor, target: int | Tensor | None = None) -> Tensor:
+    """LeGrad: how much more attention to each patch would raise a class's logit, block by block.
+
+    Each block's tokens are classified as if they were the last's; the positive part of the gradient of that logit by the
+    block's map is averaged over heads and queries, then over blocks. Gradients of the model's weights are left alone.
+
+    Args:
+        model: a ViT-like classifier, in evaluation mode, frozen or not.
+        images: float (B, C, H, W).
+        target: class whose logit is explained, int or (B,); None: the predicted one.
+
+    Returns:
+        (B, N) float32 ≥ 0, of no particular sum.
+
+    Raises:
+        WorkbenchError: if the model has no classifier, and as `attention_rollout`.
+
+    Source: Bousselham et al., LeGrad (ICCV 2025), section 3, without the scaling to [0, 1] at its end.
+    """
+    blocks = _stacked_blocks(model)
+    outputs: list = []
+    with torch.inference_mode(False), torch.enable_grad():
+        pixels = images.clone().requires_grad_()
+        with (
+            capture_attention(model, None, None, through=True) as found,
+            hooked(blocks, lambda _, __, output: outputs.append(output)),
+        ):
+            logits = logits_of(model, pixels)
+        label = logits.argmax(1) if target is None else target
+        total = torch.zeros((), device=images.device)
+        maps = _followed(model, found, images)
+        for output, attention in zip(outputs, maps, strict=True):
+            with _giving(blocks, output):
+                score = _chosen(logits_of(model, pixels), label)
+            (gradient,) = torch.autograd.grad(score, [attention])
+            total = total + gradient.float().clamp(min=0).mean((1, 2))
+    return total[:, patch_tokens(model)] / len(blocks)
+
+
+def _stacked_blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model, each of one attention; WorkbenchError if they are no stack of such."""
+    blocks = [block_of(model, site) for site in attention_sites(model)]
+    if len(set(blocks)) < len(blocks) or model in blocks:
+        raise WorkbenchError(
+            "this model is no stack of blocks with one attention each",
+            expected="a list of blocks, as in a plain vision transformer",
+            got=f"{len(blocks)} attentions in {len(set(blocks))} blocks of {type(model).__name__}",
+            fix="look at rollout or gradient-weighted attention",
+        )
+    return blocks
+
+
+@contextmanager
+def _giving(blocks: list[nn.Module], output: object) -> Iterator[None]:
+    """Inside, every block gives this output and computes nothing."""
+    for block in blocks:
+        block.forward = lambda *_, **__: output
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 def _followed(model: nn.Module, found: dict[int, Tensor], images: Tensor) -> list[Tensor]:

@@ -7,7 +7,9 @@ from pydantic import Field
 
 from dfkd_lib.core import Config
 
-Weights = Literal["attention", "rollout", "gradient", "similarity", "components", "learning"]
+Weights = Literal[
+    "attention", "rollout", "gradient", "legrad", "similarity", "components", "learning"
+]
 Colours = Literal["magma", "viridis", "cividis", "gray"]
 
 
@@ -33,7 +35,8 @@ class Choice(Config):
     kind: str = Field("", description="encoder or, for a detector, cross; '' is its usual one")
     weights: Weights = Field(
         "attention",
-        description="gradient: gradient-weighted attention of the predicted class; similarity: cosine of a patch's features "
+        description="gradient: gradient-weighted attention of the predicted class; legrad: by gradients of every block's "
+        "attention alone; similarity: cosine of a patch's features "
         "with those of the others, or of another image in the same model; components: the first three principal components "
         "of the patches' features, as colours; learning: the last block's attention after an epoch of its training, of "
         "images that were watched",

@@ -6,7 +6,7 @@ const SCALE = 50;     // width of the colour bar with its numbers
 const ACROSS = 5;     // thumbnails in a row of the gallery
 const CHOSEN = "#56b4e9";
 const KINDS = { cross: "detections over the image", encoder: "image tokens" };
-const WAYS = { attention: "attention", rollout: "attention rollout", gradient: "gradient-weighted", similarity: "similar patches", components: "patch components", learning: "while it learned" };
+const WAYS = { attention: "attention", rollout: "attention rollout", gradient: "gradient-weighted", legrad: "LeGrad", similarity: "similar patches", components: "patch components", learning: "while it learned" };
 const share = (value) => `${(100 * value).toPrecision(3)} %`;
 const MOST = 8;       // megabytes of an own image: Jupyter's connection breaks at 10
 const own = (list) => list.map((name) => [name, name]);
@@ -273,7 +273,7 @@ function render({ model, el }) {
     const { meta } = panel, row = rowOf(panel), name = nameOf(panel, row), way = view.choice.weights;
     const sum = values(panel, row).reduce((a, b) => a + b, 0) / 65535 * panel.tops[row];
     const at = marked(panel, values(panel, row)), columns = meta.grid[1];
-    panel.pictureText.textContent = meta.tints ? "patches of like features have like colours" : way === "learning" ? `${name}: drag "epoch"` : meta.nearest ? `nearest: patch (${Math.floor(at / columns) + 1}, ${at % columns + 1})`
+    panel.pictureText.textContent = meta.tints ? "patches of like features have like colours" : way === "legrad" ? "where more attention would raise the predicted class" : way === "learning" ? `${name}: drag "epoch"` : meta.nearest ? `nearest: patch (${Math.floor(at / columns) + 1}, ${at % columns + 1})`
       : way === "similarity" ? `${name}: hover over a patch, click to choose it` : meta.rows === 1 ? `${name}; click for another` : meta.kind === "cross"
       ? `${name}: hover over a detection, click to choose it`
       : `${name}: ${share(sum)} of its attention is on patches. Hover over a patch, click to choose it`;
@@ -281,7 +281,7 @@ function render({ model, el }) {
       : way === "similarity" ? `cosine of the patch's features${meta.nearest ? " in the first image" : ""} with each here, up to ${told(panel.tops[row])}`
       : way === "learning" ? `attention of the last block ${meta.epoch ? `after epoch ${meta.epoch}` : "before training"}, up to ${told(panel.tops[row])} a patch`
       : way === "attention" ? `up to ${share(panel.tops[row])} a patch; even would be ${share(1 / count(meta))}`
-      : `${way === "rollout" ? "attention rollout" : "gradient-weighted attention"} through all blocks, up to ${told(panel.tops[row])}`;
+      : `${{ rollout: "attention rollout", legrad: "gradients of attention" }[way] ?? "gradient-weighted attention"} through all blocks, up to ${told(panel.tops[row])}`;
     el.dataset.token = name;
   }
   // Says the weight at a place, in every panel; null: what they say otherwise.

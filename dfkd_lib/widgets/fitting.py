@@ -86,8 +86,8 @@ class Fitting:
         }
 
     def ways(self, model: str, data: str) -> list[str]:
-        """The weights that can be shown of a model: rollout needs a map of every block, gradients a class too, similarity the
-        tokens of every block."""
+        """The weights that can be shown of a model: rollout needs a map of every block, gradients a class too, LeGrad a
+        stack of blocks besides, similarity the tokens of every block."""
         net = self.models[model]
         if isinstance(net, Detector):
             return ["attention", "gradient"]
@@ -102,8 +102,11 @@ class Fitting:
             )
             alike = self._try((model, "features"), lambda: attention.patch_features(net, image()))
         classified = followed and getattr(net, "classifies", True)
-        possible = {"rollout": followed, "gradient": classified, "similarity": alike}
-        possible["components"] = alike
+        stacked = classified and self._try(
+            (model, "legrad"), lambda: attention.legrad(net, image())
+        )
+        possible = {"rollout": followed, "gradient": classified, "legrad": stacked}
+        possible |= {"similarity": alike, "components": alike}
         possible["learning"] = self.watched.get(model) == data
         return ["attention", *(way for way, can in possible.items() if can)]
 

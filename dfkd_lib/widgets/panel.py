@@ -13,7 +13,7 @@ class Panel:
         title, prediction: what it is, and what the model predicts of it. image: uint8 (C, H, W). grid: (rows, columns).
         way: what weights are, as `Choice.weights` names it. cover: height and width that the grid covers from the upper left, as shares of the image.
         weights: float32 (R, N), the attention of each of R tokens on N patches, at the chosen block and head; (1, N) of
-            the chosen token alone for rollout and gradient-weighted attention.
+            the chosen token alone for rollout and gradient-weighted attention, of the predicted class for LeGrad.
         row: the chosen token's row. block, head: from 0; head -1 is the mean. blocks: how many there are.
         kind: of attention. kinds: those the model has. prefix: tokens before the patches among the rows.
         overview: float32 (blocks, heads, N), the chosen token's attention everywhere, 0 in blocks of other tokens or heads;

@@ -207,6 +207,9 @@ class Viewer:
             return shown | {"class_probe": None} | self._components(choice, model, batch, first)
         if choice.weights == "similarity":
             return shown | self._similar(choice, model, batch, first)
+        if choice.weights == "legrad":  # of the class, whatever token it is read off
+            weights = {"weights": _array(attention.legrad(model, batch)), "row": 0, "prefix": 1}
+            return shown | {"class_probe": None} | weights
         rollout = choice.weights == "rollout"
         explain = attention.attention_rollout if rollout else attention.gradient_attention
         token: str | int = choice.token or ("class" if layout.class_token is not None else "0")

@@ -236,6 +236,9 @@ def test_what_needs_every_block_is_refused_where_blocks_differ(name, words):
         attention.attention_rollout(model, images, token)
     with pytest.raises(WorkbenchError, match=words):
         attention.gradient_attention(model, images, token=token)
+    stacked = name != "MaxViT"  # two attentions a block, which is said first
+    with pytest.raises(WorkbenchError, match=words if stacked else "one attention each"):
+        attention.legrad(model, images)
     with pytest.raises(WorkbenchError, match=words):
         attention.attention_statistics(model, [(images, torch.zeros(2, dtype=torch.long))])
     if name not in ("CaiT", "XCiT"):  # whose rows of class attention are alike
@@ -267,6 +270,8 @@ def test_gradients_of_transformers_classifiers_and_towers():
             return self.net(x).logits
 
     assert torch.equal(found, attention.gradient_attention(Logits(), images))
+    legrad = attention.legrad(classifier, images)
+    assert legrad.std() > 0 and torch.equal(legrad, attention.legrad(Logits(), images))
 
 
 def test_windows_and_text_are_read_as_it_is_advised():

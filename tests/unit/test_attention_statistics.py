@@ -11,7 +11,7 @@ from torch import nn
 from dfkd_lib import attention
 from dfkd_lib.attention.moments import Moments
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.models import create_detector, create_model
+from dfkd_lib.models import create_detector, create_model, hooked
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,24 @@ def test_gradient_attention_by_hand(vit):
             reached = reached + (a * g).detach().clamp(min=0).mean(1) @ reached
         found = attention.gradient_attention(vit, FLOATS[:3], target)
         assert found.std() > 0 and torch.allclose(found, reached[:, 0, 1:], atol=1e-5)
+
+
+def test_legrad_by_hand(vit):
+    """Tokens of every block, classified; the gradient of that logit by the block's map, its positive part alone."""
+    outputs: list = []
+    with hooked(vit.blocks, lambda _, __, output: outputs.append(output)):
+        logits, maps = eager(vit, FLOATS[:3], build_graph=True)
+    for target in (None, 4, torch.tensor([1, 2, 3])):
+        chosen = logits.argmax(1) if target is None else torch.as_tensor(target).expand(3)
+        total = torch.zeros(3, 49)
+        for tokens, a in zip(outputs, maps, strict=True):
+            score = vit.forward_head(vit.norm(tokens))[torch.arange(3), chosen].sum()
+            (gradient,) = torch.autograd.grad(score, [a], retain_graph=True)
+            total += gradient.clamp(min=0).mean((1, 2))[:, 1:] / len(maps)
+        with torch.inference_mode():
+            found = attention.legrad(vit, FLOATS[:3].clone(), target)
+        assert found.std() > 0 and torch.allclose(found, total, atol=1e-6)
+    assert torch.equal(vit(FLOATS[:3]), vit(FLOATS[:3])) and "forward" not in vars(vit.blocks[0])
 
 
 def test_gradient_attention_works_in_inference_mode_and_touches_no_gradient(vit):

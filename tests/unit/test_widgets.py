@@ -287,7 +287,9 @@ def test_impossible_choices_are_named(model, images, scenes, detector):
     found = viewer.fitting.possible("m", "d")
     assert found["model"] == ["m", "detr"] and found["data"] == ["d"]
     assert found["compare"] == ["", "model:m", "model:o", "data:d"]
-    assert found["weights"] == ["attention", "rollout", "gradient", "similarity", "components"]
+    assert found["weights"] == [
+        *("attention", "rollout", "gradient", "legrad", "similarity", "components")
+    ]
     found = viewer.fitting.possible("detr", "scenes")
     assert found["data"] == ["scenes"] and found["weights"] == ["attention", "gradient"]
     model.classifies = False
@@ -323,7 +325,7 @@ def test_one_scale_is_by_equal_areas_and_the_saved_figure_has_it(model, images):
     assert {images[1].get_alpha() for images in laid} == {0.25}
 
 
-@pytest.mark.parametrize("weights", ["rollout", "gradient"])
+@pytest.mark.parametrize("weights", ["rollout", "gradient", "legrad"])
 def test_explanations_are_shown_too(box, weights):
     message, buffers = choose(box, weights=weights)
     assert message["panels"][0]["rows"] == 1 and message["panels"][0]["overview"] is None
