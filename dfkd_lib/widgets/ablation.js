@@ -12,12 +12,6 @@ const COLUMNS = [[""], ["run"], ["seed"], ["accuracy (%), 95 %", "Wilson's inter
   ["agreement", "cosine of teacher's and student's attention probes, mean over classes"],
   ["last loss", "mean of the weighted loss over the last epoch"], ["time"], [""], [""]];
 
-const svg = (tag, attributes = {}, ...children) => {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-};
 const quiet = (textContent = "") => make("span", { className: "quiet", textContent });
 const short = (value) => !isNumber(value) ? "–" : value === 0 ? "0" : Math.abs(value) >= 1000 ? grouped(Math.round(value)) : value.toPrecision(3);
 const time = (seconds) => seconds < 90 ? `${Math.round(seconds)} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min`

@@ -9,6 +9,12 @@ const make = (tag, props = {}, ...children) => {
   element.append(...children);
   return element;
 };
+const svg = (tag, attributes = {}, ...children) => {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+};
 const div = (className, ...children) => make("div", { className }, ...children);
 const labelled = (text, ...children) => make("label", {}, make("span", { textContent: text }), ...children);
 const button = (className, textContent, onclick, title = "") => make("button", { className, textContent, onclick, title });

@@ -37,6 +37,10 @@ function render({ model, el }) {
   const nextPartner = (by) => choose({ compare_image: Math.max(0, view.choice.compare_image + by) });
   const earlier = button("", "◀", () => nextPartner(-1), "previous image of this class there");
   const partner = make("span", {}, earlier, button("", "▶", () => nextPartner(1), "next image of this class there"));
+  // How large pictures are drawn, here alone.
+  let zoom = 1;
+  const zooms = select("zoom", (value) => { zoom = Number(value); if (view) redraw(); });
+  fill(zooms, [1, 2, 3].map((times) => [times, `${times} ×`]), zoom);
   const kindLabel = labelled("attention of", kind), thresholdLabel = labelled("score from", threshold, thresholdText), epochLabel = labelled("epoch", epoch, epochText);
   // The chosen head, or all of the chosen block, switched off in a second panel; once more, and it is on again.
   const off = button("off", "", () => choose({ without: view.choice.without ? "" : `${view.choice.block}${view.choice.head < 0 ? "" : `.${view.choice.head}`}` }),
@@ -46,6 +50,8 @@ function render({ model, el }) {
     off.textContent = `switch ${without ? "on" : "off"} block ${b + 1}${h === undefined ? "" : `, head ${h + 1}`}`;
     off.setAttribute("aria-pressed", without !== "");
   };
+  const measure = button("measure", "does it rest there?", () => ask({ do: "measure" }),
+    "insertion and deletion: the predicted class's probability while patches are put in, and taken away, in the order of these weights");
   const foot = make("span", { className: "quiet" });
   // An image of one's own: picked, dropped anywhere on the explorer, or pasted.
   const picker = make("input", { type: "file", accept: "image/*", className: "own", hidden: true, onchange: () => { take(picker.files); picker.value = ""; } });
@@ -89,6 +95,7 @@ function render({ model, el }) {
     Object.assign(epoch, { max: first.epochs ?? 0, value: first.epoch ?? 0 });
     tellEpoch(first.epoch, first.epochs);
     tellOff(choice);
+    measure.disabled = !view.measurable;
     threshold.value = choice.threshold;
     thresholdText.textContent = choice.threshold.toFixed(2);
     opacity.value = Math.round(100 * choice.overlay);
@@ -330,7 +337,9 @@ function render({ model, el }) {
   const stage = div("stage");
   // Of two panels side by side each has half the width, and its pictures what is left beside the colour bar.
   const wide = () => Math.floor((stage.clientWidth - 18 * (panels.length - 1)) / panels.length);
-  const side = () => between(110, Math.floor((wide() - SCALE - 24) / 2), PICTURE);
+  const fitted = () => between(110, Math.floor((wide() - SCALE - 24) / 2), PICTURE);
+  // Enlarged pictures stand below one another where they have no room, and are no wider than their panel.
+  const side = () => between(fitted(), zoom * fitted(), wide() - SCALE - 24);
   function showView(content, buffers) {
     const same = view && view.choice.data === content.choice.data;
     view = content;
@@ -340,6 +349,7 @@ function render({ model, el }) {
       return Object.assign(panel, { meta, hover: null, reading: null, image: raster(meta.width, meta.height, array(image, Uint8Array)), weights: array(weighed, Uint16Array), tops: array(tops, Float32Array),
         everywhere: array(overview, Float32Array), class_probe: array(probe, Float32Array) });
     });
+    curves.replaceChildren();
     if (stage.childElementCount !== panels.length) stage.replaceChildren(...panels.map((panel) => panel.element));  // focus stays
     showControls();
     redraw();
@@ -354,7 +364,54 @@ function render({ model, el }) {
     });
     panels.forEach((panel) => { draw(panel); drawProbe(panel); drawOverview(panel); });
   }
+  // Insertion and deletion of the first panel's weights beside a random order's.
+  const curves = div("measured");
+  function showMeasured({ shares, ...parts }) {
+    const [width, height] = [240, 110], better = { deletion: "smaller", insertion: "larger" };
+    curves.replaceChildren(...Object.entries(parts).map(([part, orders]) => {
+      const picture = svg("svg", { width, height: height + 2, role: "img" });
+      const areas = Object.entries(orders).map(([name, { curve, area }], i) => {
+        const at = curve.map((value, k) => [3 + (width - 6) * shares[k], 3 + (height - 6) * (1 - value)]);
+        picture.append(svg("polyline", { class: `order${i}`, points: at.map((one) => one.join(",")).join(" ") }));
+        at.forEach(([cx, cy], k) => picture.append(svg("circle", { class: `order${i}`, cx, cy, r: 3 },
+          svg("title", {}, `${name}: ${percent(curve[k])} with ${percent(shares[k], 0)} of the patches ${part === "deletion" ? "gone" : "there"}`))));
+        return `${name} ${area.toFixed(3)}`;
+      }).join(", ");
+      picture.setAttribute("aria-label", `${part}, areas: ${areas}`);
+      return make("figure", {}, picture, make("figcaption", { textContent: `${part} in ${view.choice.model}: area of ${areas} (dashed); ${better[part]} is better` }));
+    }));
+  }
+  // The pictures with their titles, panel below panel, as a PNG.
+  function whole() {
+    const ratio = window.devicePixelRatio || 1, [gap, line] = [8 * ratio, 20 * ratio];
+    const rows = panels.map((panel) => ["picture", "map", "scale", "probe", "overview"].filter((name) => !panel[`${name}Box`].hidden).map((name) => panel[name]));
+    const heights = rows.map((row) => line + Math.max(...row.map((one) => one.height)) + gap), canvas = make("canvas");
+    canvas.width = Math.max(...rows.map((row) => row.reduce((sum, one) => sum + one.width + gap, gap)));
+    canvas.height = heights.reduce((a, b) => a + b, 0);
+    const context = canvas.getContext("2d"), style = getComputedStyle(stage);
+    Object.assign(context, { fillStyle: style.getPropertyValue("--ground"), font: `${13 * ratio}px sans-serif` });
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    let top = 0;
+    rows.forEach((row, i) => {
+      let left = gap;
+      context.fillStyle = style.getPropertyValue("--ink");
+      context.fillText(panels[i].title.textContent, gap, top + 0.75 * line, canvas.width - 2 * gap);
+      for (const one of row) { context.drawImage(one, left, top + line); left += one.width + gap; }
+      top += heights[i];
+    });
+    return new Promise((done) => canvas.toBlob(done, "image/png"));
+  }
+  async function copy() {
+    try {
+      await navigator.clipboard.write([new ClipboardItem({ "image/png": await whole() })]);
+      problem("");
+      foot.textContent = "copied";
+    } catch (refused) {
+      problem(`the browser does not give its clipboard\n  got: ${refused.message}\n  fix: allow it for this page, or Save figure`);
+    }
+  }
   function receive(content, buffers) {
+    if (content.kind === "measured") showMeasured({ shares: content.shares, deletion: content.deletion, insertion: content.insertion });
     if (content.kind === "view") showView(content, buffers);
     if (content.kind === "gallery") showGallery(content, buffers);
     if (content.kind !== "done") return;
@@ -367,11 +424,11 @@ function render({ model, el }) {
   const save = (what) => button(`save-${what}`, `Save ${what}`, () => ask({ do: "save", what }));
   const away = mount(model, el, "explorer", "attention, image by image", [
     div("bar", labelled("model", models), labelled("images", data), pick, picker, labelled("beside", compare, partner), kindLabel,
-      labelled("weights", weights), epochLabel, labelled("block", block, blockText), labelled("head", head), off, tokens, thresholdLabel,
-      labelled("overlay", opacity, opacityText), labelled("colours", colours), labelled("scale", scale)),
+      labelled("weights", weights), epochLabel, labelled("block", block, blockText), labelled("head", head), off, measure, tokens, thresholdLabel,
+      labelled("overlay", opacity, opacityText), labelled("colours", colours), labelled("scale", scale), labelled("zoom", zooms)),
     error,
-    div("body", div("gallery", div("bar", only, wrongLabel), strip.element, div("bar", before, pageText, after), note), stage),
-    div("bar", save("figure"), ...(options.parameters ? [save("parameters")] : []), foot), saved,
+    div("body", div("gallery", div("bar", only, wrongLabel), strip.element, div("bar", before, pageText, after), note), div("shown", stage, curves)),
+    div("bar", save("figure"), button("copy", "Copy picture", copy), ...(options.parameters ? [save("parameters")] : []), foot), saved,
   ], { "msg:custom": receive, "change:saved": show, "change:error": failed }, () => { if (view) redraw(); });
   show();
   ask({ do: "ready" });

@@ -10,6 +10,7 @@ from dfkd_lib.attention import attention_sites, token_layout
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.widgets.base import StateWidget, color_table, front_end, picture, thumbnails
 from dfkd_lib.widgets.choice import Choice, Colours, Weights
+from dfkd_lib.widgets.measured import can_be_followed, followed
 from dfkd_lib.widgets.panel import Panel
 from dfkd_lib.widgets.viewer import Viewer
 
@@ -77,6 +78,9 @@ class AttentionExplorer(StateWidget):
         path.write_bytes(sent)
         self._choose({"data": str(path), "image": 0})
 
+    def do_measure(self, _: dict) -> None:
+        self.send({"kind": "measured", **followed(self.viewer, self.state)})
+
     def do_save(self, content: dict) -> None:
         parts = ["explorer", *self._parts()]
         if content.get("what") == "figure":
@@ -137,6 +141,7 @@ class AttentionExplorer(StateWidget):
             "choice": self.view,
             "tokens": tokens,
             "heads": attention_sites(model, settled.kind)[settled.block].heads or 1,
+            "measurable": can_be_followed(self.viewer, settled),
             "possible": self.viewer.fitting.possible(settled.model, settled.data),
             "panels": [meta for meta, _ in packed],
         }

@@ -178,6 +178,28 @@ def test_arrows_and_enter_do_what_the_mouse_does(explored):
     assert not page.problems, page.problems
 
 
+def test_weights_are_measured_enlarged_and_copied(explored):
+    page, notebook = explored
+    pick(page, "weights", "legrad")
+    page.locator(f"{ROOT} .measure").click()
+    browser.says(page, f"{ROOT} .measured", "insertion in teacher: area of what is shown")
+    titles = page.locator(f"{ROOT} .measured title").all_text_contents()
+    assert len(titles) == 4 * 11 and titles[-1].startswith("a random order: ")
+    width = page.locator(f"{ROOT} .picture").bounding_box()["width"]
+    page.locator(f"{ROOT} select.zoom").select_option("2")
+    assert width < page.locator(f"{ROOT} .picture").bounding_box()["width"] <= 2 * width
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator(f"{ROOT} .copy").click()
+    browser.says(page, f"{ROOT} .bar .quiet", "copied")
+    copied = page.evaluate("""async () => { const [item] = await navigator.clipboard.read();
+        const image = await createImageBitmap(await item.getType("image/png")); return [image.width, image.height]; }""")
+    assert copied[0] > 2 * width and copied[1] > width
+    pick(page, "weights", "components")
+    assert page.locator(f"{ROOT} .measured figure").count() == 0
+    assert page.locator(f"{ROOT} .measure").is_disabled()
+    assert not page.problems, page.problems
+
+
 def test_a_detection_is_clicked(explored):
     page, notebook = explored
     pick(page, "model", "detr")

@@ -325,6 +325,22 @@ def test_one_scale_is_by_equal_areas_and_the_saved_figure_has_it(model, images):
     assert {images[1].get_alpha() for images in laid} == {0.25}
 
 
+def test_what_is_shown_is_followed_by_insertion_and_deletion(box, model, images):
+    message, _ = choose(box, image=3, weights="rollout", compare="model:other")
+    assert message["measurable"]
+    measured, _ = ask(box, do="measure")["measured"]
+    batch = to_float(images.images[3:4])
+    by_hand = attention.insertion_deletion(model, batch, attention.attention_rollout(model, batch))
+    for part in ("deletion", "insertion"):
+        shown, chance = measured[part].values()
+        assert shown["curve"] == pytest.approx(getattr(by_hand, part)[0].tolist(), abs=1e-5)
+        assert shown["area"] == pytest.approx(float(getattr(by_hand, f"{part}_area")), abs=1e-5)
+        assert chance["curve"] != shown["curve"] and chance["curve"][0] == shown["curve"][0]
+    message, _ = choose(box, weights="components")
+    assert not message["measurable"] and "measured" not in ask(box, do="measure")
+    assert "where a classifier looks" in box.error
+
+
 @pytest.mark.parametrize("weights", ["rollout", "gradient", "legrad"])
 def test_explanations_are_shown_too(box, weights):
     message, buffers = choose(box, weights=weights)
