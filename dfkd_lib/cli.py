@@ -314,7 +314,12 @@ def main(words: list[str] | None = None) -> int:
     try:
         options = vars(parser().parse_args(checked(sys.argv[1:] if words is None else words)))
         function, _ = VERBS[options.pop("verb")]
-        return function(**options)
+        code = function(**options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as in `dfkd list | head`: whoever read has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except WorkbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -47,6 +47,12 @@ def test_a_typo_is_answered_before_torch_is_imported(words, fix):
     assert code == 2 and fix in shown and not imported
 
 
+def test_a_pipe_that_is_closed_is_no_error_to_report():
+    command = f"{sys.executable} -m dfkd_lib list 30 | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("30_classification_kd") and not done.stderr
+
+
 def test_listing_a_notebook_imports_nothing_large():
     known.known("classification")
     code, shown, imported = run("list", "30")
