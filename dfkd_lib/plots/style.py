@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from PIL import Image
 
 # Okabe and Ito's palette, distinct under every common kind of colour blindness.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -51,9 +53,37 @@ class NotebookFigure(Figure):
             super().savefig(*args, **kwargs)
 
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
+        buffer, theme = io.BytesIO(), os.environ.get("DFKD_THEME", "light")
+        if theme not in ("light", "dark"):
+            raise ValueError(
+                f"DFKD_THEME is to be light or dark, not {theme!r}: correct or unset it"
+            )
+        if theme == "dark":
+            return _darkened(self)
         self.savefig(buffer, format="png", bbox_inches="tight", dpi=STYLE["figure.dpi"])
         return buffer.getvalue()
+
+
+def _darkened(figure: Figure) -> bytes:
+    """The figure as a PNG for a dark page: light and dark change places, hues stay, and pictures are left as they are."""
+    dpi, buffer = STYLE["figure.dpi"], io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.draw_without_rendering()  # lays it out
+    around = figure.get_tightbbox().padded(0.1)
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches=around)
+    pixels = np.asarray(Image.open(buffer).convert("RGB")) / 255
+    # Lightness is the mean of the largest and the least; by its opposite, and no page is quite black.
+    both = pixels.max(-1, keepdims=True) + pixels.min(-1, keepdims=True)
+    dark = 0.08 + 0.92 * (pixels + 1 - both)
+    for ax in figure.axes:
+        if ax.images or any(isinstance(one, QuadMesh) for one in ax.collections):
+            box = ax.get_window_extent().extents.reshape(2, 2) / figure.dpi - around.min
+            (left, low), (right, high) = (dpi * box).round().astype(int)
+            kept = slice(max(0, len(dark) - high), len(dark) - low), slice(max(0, left), right)
+            dark[kept] = pixels[kept]
+    buffer = io.BytesIO()
+    Image.fromarray((255 * dark.clip(0, 1)).round().astype(np.uint8)).save(buffer, format="png")
+    return buffer.getvalue()
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:

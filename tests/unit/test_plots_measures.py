@@ -1,12 +1,16 @@
 """Figures of measures: what is given is what is drawn, nothing overlaps and nothing lies outside."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
 from figures import apart, error_bars, inside, written
+from PIL import Image
 
 from dfkd_lib import plots
 from dfkd_lib.metrics.intervals import percent_interval
+from dfkd_lib.plots.style import new_figure
 from dfkd_lib.reporting.report import accuracies_by
 
 CLASSES = ["all", "a", "b", "c"]
@@ -162,3 +166,25 @@ def test_a_width_or_size_that_is_none_is_refused(monkeypatch, name, value):
     monkeypatch.setenv(f"DFKD_{name}", value)
     with pytest.raises(ValueError, match="correct these variables"):
         plots.curves({"a": [1, 2]}, "epoch", "loss")
+
+
+def test_a_dark_page_gets_dark_figures_with_pictures_as_they_are(monkeypatch):
+    def png() -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(figure._repr_png_())).convert("RGB")).astype(int)
+
+    def of_color(pixels, wanted) -> int:
+        return int((np.abs(pixels - wanted).max(-1) < 3).sum())
+
+    figure, (left, right) = new_figure(1, 2)
+    left.plot([0, 1], [0, 1], color="#0072B2", linewidth=6)
+    right.imshow(np.full((4, 4, 3), (200, 40, 90), np.uint8))
+    light = png()
+    monkeypatch.setenv("DFKD_THEME", "dark")
+    dark = png()
+    assert np.median(light, (0, 1)).min() == 255 and np.median(dark, (0, 1)).max() < 40
+    assert of_color(dark, (200, 40, 90)) > 0.97 * of_color(light, (200, 40, 90)) > 1000
+    blue = dark[np.argwhere(dark[..., 2] - dark[..., 0] > 100)[0][0]]
+    assert not of_color(dark, (0, 114, 178)) and blue.max() > 200
+    monkeypatch.setenv("DFKD_THEME", "night")
+    with pytest.raises(ValueError, match="light or dark"):
+        figure._repr_png_()
