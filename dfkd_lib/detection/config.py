@@ -4,7 +4,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dfkd_lib.core import Config, Seed, Seeds
+from dfkd_lib.core import Config, Seed, Seeds, Sides
 from dfkd_lib.datasets import GENERATED, SceneConfig
 from dfkd_lib.detection.detector import (
     Backbone,
@@ -92,11 +92,9 @@ class DetectionConfig(Config):
         "",
         description="students, comma-separated, of train, plain, aligned, synthetic, vanilla, layouts, inverted, generated; all",
     )
-    tile: int = Field(
-        0,
-        ge=0,
-        le=4096,
-        description="measure on a folder's whole frames in tiles of so many pixels, 0: as large as training crops are",
+    tile: Sides = Field(
+        (0,),
+        description="measure on a folder's whole frames in tiles of so many pixels, of several sides if objects are of very different sizes; 0: as large as training crops are",
     )
     examples: int = Field(8, ge=1, le=64, description="scenes that are shown")
     threshold: float = Field(

@@ -175,12 +175,12 @@ class DetectionStudy:
             check_objects(self.scenes("train", True).load())
 
     @cached_property
-    def tile(self) -> int:
-        """Side in pixels of the windows by which whole frames are searched, 0: frames are measured as they are."""
-        data = self.config.data
-        if self.config.tile or not data.cropped:
-            return self.config.tile if data.name != GENERATED else 0
-        return round(data.size * float(self.scenes("train").load().scale.median()))
+    def tile(self) -> tuple[int, ...]:
+        """Sides in pixels of the windows by which whole frames are searched; none: frames are measured as they are."""
+        data, sides = self.config.data, tuple(sorted(filter(None, self.config.tile)))
+        if sides or not data.cropped:
+            return sides if data.name != GENERATED else ()
+        return (round(data.size * float(self.scenes("train").load().scale.median())),)
 
     def frames(self, split: str) -> Scenes:
         """Whole frames of split "test" or "calibration", as detectors are measured on them."""

@@ -11,6 +11,7 @@ from dfkd_lib.datasets import SceneSet, check_classes_agree
 from dfkd_lib.detection.detector import predictions
 from dfkd_lib.detection.step import ObjectTargets, Queries
 from dfkd_lib.metrics import intervals, sure
+from dfkd_lib.models import display_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +39,7 @@ def ap_table(detectors: dict[str, Artifact]) -> "pd.DataFrame":
     rows = []
     for name, artifact in detectors.items():
         found = {measure.replace("_", " "): artifact.metrics.get(measure) for measure in measures}
-        rows.append({"detector": f"{name} ({artifact.settings['model']})", **found})
+        rows.append({"detector": f"{name} ({display_name(artifact.settings['model'])})", **found})
     return _table(rows)
 
 

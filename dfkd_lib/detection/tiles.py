@@ -1,5 +1,7 @@
 """Small objects in large frames: overlapping windows are detected in one by one, and what is found is put together."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_convert
@@ -21,16 +23,17 @@ COVERED = 0.7  # share of a cut box that another one must cover to stand for it
 
 @torch.no_grad()
 def predict_tiled(
-    detector: Detector, images: Tensor | Frames, tile: int, size: int
+    detector: Detector, images: Tensor | Frames, tiles: Sequence[int], size: int
 ) -> tuple[Tensor, Tensor]:
     """Detect in whole frames by square windows, each resized to what the detector was trained on.
 
     A box that a border between windows cuts is left out where another window saw more of the same object; then
-    non-maximum suppression within each class. An object that no window holds stays in pieces: it needs a larger tile.
+    non-maximum suppression within each class. An object that no window holds stays in pieces: it needs a larger tile, beside
+    a smaller one that shows small objects large.
 
     Args:
         images: uint8 (N, 3, H, W), in memory or on disk.
-        tile: side of the windows in pixels of the frames; what lies outside a frame is filled with the mean colour.
+        tiles: sides of the windows in pixels of the frames; what lies outside a frame is filled with the mean colour.
         size: side that windows are resized to.
 
     Returns:
@@ -40,7 +43,8 @@ def predict_tiled(
     scores = torch.zeros(len(images), KEPT, detector.num_labels)
     boxes = torch.zeros(len(images), KEPT, 4)
     for row, image in enumerate(images):
-        chosen = _put_together(*_in_windows(detector, image, tile, size))
+        found = (_in_windows(detector, image, tile, size) for tile in tiles)
+        chosen = _put_together(*map(torch.cat, zip(*found, strict=True)))
         scores[row, : len(chosen[0])], boxes[row, : len(chosen[1])] = chosen
     return scores, box_convert(boxes, "xyxy", "cxcywh")
 

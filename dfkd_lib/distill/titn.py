@@ -13,6 +13,7 @@ from dfkd_lib.distill.classification import Step, StudentConfig, train
 from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.distill.step import KDWeights
 from dfkd_lib.metrics.intervals import interval_text, mean_interval
+from dfkd_lib.models import display_name
 from dfkd_lib.synthesis import JudgeConfig, train_judge
 from dfkd_lib.training import Augmentation, Kind, Optimizer, Precision, TrainConfig, train_teacher
 
@@ -141,7 +142,7 @@ def table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str) -> pd.D
     rows = []
     for name, artifacts in ({"teacher": [teacher]} | runs).items():
         each, paper = [scores(a) for a in artifacts], PAPER.get(data, {}).get(name, ())
-        row = {"model": name if name in ROWS else artifacts[0].settings["model"]}
+        row = {"model": name if name in ROWS else display_name(artifacts[0].settings["model"])}
         row |= {shown: interval_text([100 * s[key] for s in each]) for key, shown in SCORES.items()}
         row["seeds"] = len(each)
         row["GMACs"] = gigaflops(artifacts[0]) / 2
@@ -162,7 +163,7 @@ def drop_table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str) ->
         in_paper = (data, name) == ("cifar10", "TITN")
         rows.append(
             {
-                "teacher → student": f"{teacher.settings['model']} → {name}",
+                "teacher → student": f"{display_name(teacher.settings['model'])} → {name}",
                 "before": before,
                 "after": interval_text(after),
                 "difference": mean_interval(after)[0] - before,

@@ -22,4 +22,5 @@ from dfkd_lib.models.realtime import REALTIME, RealTimeDetector
 from dfkd_lib.models.scene_gan import SceneDiscriminator, SceneEncoder, SceneGenerator
 from dfkd_lib.models.shapes import hooked, layer_shapes
 from dfkd_lib.models.timm_form import timm_form
+from dfkd_lib.models.titles import display_name
 from dfkd_lib.models.weights import load_weights

@@ -26,6 +26,7 @@ from dfkd_lib.metrics.intervals import (
     percent_interval,
     shown_interval,
 )
+from dfkd_lib.models import display_name
 from dfkd_lib.plots import STYLE
 from dfkd_lib.reporting import tex
 from dfkd_lib.reporting.notebooks import read_notebooks
@@ -232,7 +233,7 @@ def accuracy_table(rows: list[tuple[str, str, list[Artifact]]], data: str):
         paper, _ = paper_number(data, f"{who}_{source}_accuracy")
         table.append(
             {
-                "model": f"{who} ({first.settings['model']})",
+                "model": f"{who} ({display_name(first.settings['model'])})",
                 "trained on": source,
                 "test accuracy (%)": accuracy,
                 "paper (%)": paper and 100 * paper,

@@ -99,7 +99,7 @@ def test_titn_tables_are_those_of_the_logits(store, digits, cnn):
     # Of two seeds the values themselves: Student's t of one degree of freedom would be 12.7 standard errors.
     assert table["top-1"][2] == f"{values.iloc[0]:.2f}, {values.iloc[1]:.2f} (n = 2)"
     drop = titn.drop_table(runs, cnn, "cifar10").set_index("teacher → student")
-    assert drop.loc["cnn_small → TITN", "difference"] == pytest.approx(
+    assert drop.loc["CNN small → TITN", "difference"] == pytest.approx(
         values.mean() - 100 * cnn.metrics["accuracy"]
     )
     assert drop["paper"].tolist() == ["–", "95.98 → 92.05"]

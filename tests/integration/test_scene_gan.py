@@ -344,7 +344,7 @@ def test_whole_frames_by_tiles(made, mine):
     entry["images"][0]["width"] = 120  # frames of two sizes
     file.write_text(json.dumps(entry))
     Image.new("RGB", (120, 96)).save(mine / "val" / entry["images"][0]["file_name"])
-    found = changed(made, f"data={mine} tile=48").whole(made.teacher)
+    found = changed(made, f"data={mine} tile=48,64").whole(made.teacher)
     assert found.metrics["test_scenes"] == 6 and 0 <= found.metrics["AP50"] <= 1
     assert "AP_small" in found.metrics
     assert found.tensors("predictions.safetensors")["boxes"].shape == (6, 100, 4)
@@ -355,7 +355,7 @@ def test_detectors_of_crops_are_measured_on_whole_frames_and_learn_empty_ground(
     teacher, whole = study.teacher, study.whole(study.teacher)
     assert teacher.settings["empty"]["empty"] == 8
     side = study.scenes("train").load().scale.median() * study.config.data.size
-    assert study.tile == round(float(side)) == whole.settings["tile"]
+    assert study.tile == (round(float(side)),) == tuple(whole.settings["tile"])
     assert {row["split"]: row["images"] for row in whole.ledger} == {"mine/val": 6}
     found = study.calibrated(teacher)
     assert found.metrics["temperature"] > 0 and 0 <= found.metrics["ECE"] <= 1
@@ -365,7 +365,7 @@ def test_detectors_of_crops_are_measured_on_whole_frames_and_learn_empty_ground(
     assert set(rows[0]).isdisjoint(rows[1]) and len(set(rows[0])) == len(set(rows[1])) == 6
     assert set(study.empty.load().rows) <= set(rows[0])
     plain = made.whole(made.teacher)
-    assert plain is made.teacher and made.tile == 0, "generated scenes are measured as they are"
+    assert plain is made.teacher and made.tile == (), "generated scenes are measured as they are"
     assert not made.config.data.calibrates
     with pytest.raises(WorkbenchError, match="set crop, or empty to 0"):
         changed(made, f"data={mine} empty=2")

@@ -622,7 +622,7 @@ def test_artifacts_hold_curves_measures_and_detections(trained):
     examples = detection.compared({"student": made["train"]}, test, 3, 0.5)
     assert examples["images"].shape == (3, 3, 48, 48) and len(examples["found"]["student"]) == 3
     assert study.student("train").cached
-    assert list(detection.ap_table(made)["detector"])[0] == "teacher (detr_nano)"
+    assert list(detection.ap_table(made)["detector"])[0] == "teacher (DETR nano)"
 
 
 @pytest.mark.parametrize(

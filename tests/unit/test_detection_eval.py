@@ -233,7 +233,7 @@ def test_each_object_of_a_frame_is_found_once_and_whole(size, tile, monkeypatch)
     squares.append((0, 27, 27, 6, 6))
     frames = torch.stack([frame(80, 120, *squares), frame(80, 120)])
     monkeypatch.setattr(tiles, "OVERLAP", 0.3)
-    scores, boxes = predict_tiled(Blobs(), frames, tile, size)
+    scores, boxes = predict_tiled(Blobs(), frames, [tile], size)
     assert scores.shape == (2, 100, 2) and boxes.shape == (2, 100, 4)
     assert rows(scores[0], boxes[0], 120, 80) == set(squares)
     assert not scores[1].any() and not scores[0, 5:].any() and not boxes[0, 5:].any()
@@ -241,17 +241,21 @@ def test_each_object_of_a_frame_is_found_once_and_whole(size, tile, monkeypatch)
 
 def test_frames_smaller_than_a_window_are_filled():
     detector = Blobs()
-    scores, boxes = predict_tiled(detector, frame(20, 30, (1, 10, 5, 6, 6))[None], 40, 40)
+    scores, boxes = predict_tiled(detector, frame(20, 30, (1, 10, 5, 6, 6))[None], [40], 40)
     assert rows(scores[0], boxes[0], 30, 20) == {(1, 10, 5, 6, 6)}
     assert detector.seen == [(1, 3, 40, 40)]
 
 
 def test_an_object_too_large_for_a_window_needs_a_larger_tile():
     large = frame(80, 120, (0, 20, 20, 50, 50))
-    scores, boxes = predict_tiled(Blobs(), large[None], 32, 32)
+    scores, boxes = predict_tiled(Blobs(), large[None], [32], 32)
     assert len(rows(scores[0], boxes[0], 120, 80)) > 1
-    scores, boxes = predict_tiled(Blobs(), large[None], 80, 80)
+    scores, boxes = predict_tiled(Blobs(), large[None], [80], 80)
     assert rows(scores[0], boxes[0], 120, 80) == {(0, 20, 20, 50, 50)}
+    # Beside smaller ones, each in windows of a side that fits it; these do not see the large one whole.
+    both = frame(80, 120, (0, 20, 20, 50, 50), (1, 90, 60, 6, 6))
+    scores, boxes = predict_tiled(Blobs(), both[None], [32, 80], 80)
+    assert rows(scores[0], boxes[0], 120, 80) == {(0, 20, 20, 50, 50), (1, 90, 60, 6, 6)}
 
 
 @pytest.mark.parametrize(
@@ -268,7 +272,7 @@ def test_windows_cover_an_axis_and_overlap_enough(length, tile, overlap, monkeyp
 def test_few_windows_are_held_at_a_time(monkeypatch):
     detector = Blobs()
     monkeypatch.setattr(tiles, "PIXELS", 4 * 40 * 40)
-    predict_tiled(detector, frame(200, 200)[None].expand(2, -1, -1, -1), 40, 20)
+    predict_tiled(detector, frame(200, 200)[None].expand(2, -1, -1, -1), [40], 20)
     windows = [shape[0] for shape in detector.seen]
     assert max(windows) <= 4 and sum(windows) == 2 * 7 * 7
 
@@ -279,7 +283,7 @@ def test_four_scenes_in_one_frame_are_found_as_by_themselves(monkeypatch):
     detector = detection.open_shipped("detr_micro_scenes")
     a, b, c, d = scenes.pixels
     quad = torch.cat([torch.cat([a, b], 2), torch.cat([c, d], 2)], 1)[None]
-    scores, boxes = predict_tiled(detector, quad, 80, 80)
+    scores, boxes = predict_tiled(detector, quad, [80], 80)
     corners = [(0, 0, 0, 0), (0.5, 0, 0, 0), (0, 0.5, 0, 0), (0.5, 0.5, 0, 0)]
     pairs = zip(scenes.boxes, corners, strict=True)
     truth = torch.cat([box / 2 + torch.tensor(corner) for box, corner in pairs])

@@ -11,6 +11,8 @@ from dfkd_lib.models import (
     Generator,
     count_parameters,
     create_model,
+    detector_names,
+    display_name,
     has_batch_norm,
     model_names,
 )
@@ -132,3 +134,25 @@ def test_gan_layers_of_the_paper():
     generator, judge, (zero, one) = generator.eval(), discriminator.eval(), labels[:, None]
     a, b = (generator(label, torch.ones(1, 100)) for label in (zero, one))
     assert not torch.allclose(a, b) and not torch.allclose(judge(a, zero), judge(a, one))
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("vit_mnist_mini_patch7", "ViT MNIST mini, patch 7"),
+        ("deit_base_patch4_32", "DeiT base, patch 4, 32 px"),
+        ("vit_cifar_student_128", "ViT CIFAR student-128"),  # of that width
+        ("wrn_40_2", "WRN-40-2"),
+        ("wide_resnet50_32", "Wide ResNet-50, 32 px"),
+        ("conditional_detr_resnet18_2x2", "Conditional DETR ResNet-18 2 × 2"),
+        ("rtdetr_v2_r18", "RT-DETR v2 r18"),
+        ("deit_tiny_patch16_224.fb_in1k", "DeiT tiny, patch 16, 224 px (fb_in1k)"),
+    ],
+)
+def test_readers_are_told_a_models_name_and_not_its_id(name, shown):
+    assert display_name(name) == shown
+
+
+def test_no_two_models_are_told_by_one_name():
+    names = [*model_names(), *detector_names()]
+    assert len({display_name(name) for name in names}) == len(names)
