@@ -34,6 +34,7 @@ from dfkd_lib.detection import (
     scene_gan_step,
     seen_table,
 )
+from dfkd_lib.detection.__main__ import main as command_line
 from dfkd_lib.detection.inversion import hidden
 from dfkd_lib.detection.layouts import STATISTICS, _statistics
 from dfkd_lib.detection.measure import consistency, scene_features
@@ -46,6 +47,7 @@ from dfkd_lib.detection.probes import (
 from dfkd_lib.detection.scene_gan import moved_layouts
 from dfkd_lib.models import SceneDiscriminator, SceneEncoder, SceneGenerator, create_detector
 from dfkd_lib.models.scene_gan import layout_planes, object_boxes
+from dfkd_lib.reporting.published import readme
 from dfkd_lib.synthesis import Canvas
 
 LABELS = torch.tensor([[1, 0], [2, -1], [-1, -1]])
@@ -369,6 +371,29 @@ def test_detectors_of_crops_are_measured_on_whole_frames_and_learn_empty_ground(
     assert not made.config.data.calibrates
     with pytest.raises(WorkbenchError, match="set crop, or empty to 0"):
         changed(made, f"data={mine} empty=2")
+
+
+def test_a_folders_students_by_one_command(mine, tmp_path, monkeypatch):
+    """Without GANs and pages: the names of notebook 40's metrics, a value a seed, in a file that can be published."""
+    monkeypatch.setattr("dfkd_lib.detection.__main__.Store", lambda: Store(tmp_path / "store"))
+    sizes = "data.size=48 data.crop=1.2 tile=48,96 seeds=0,1,2 students=plain,train"
+    small = "teacher.model=detr_nano student.model=detr_nano teacher.epochs=1 student.epochs=1"
+    out = tmp_path / "published" / "results.json"
+    command = ["students", "--out", str(out), f"data={mine}", *sizes.split(), *small.split()]
+    command_line(command)
+    written = json.loads(out.read_text())
+    found = written["notebooks"]["40_detection_kd"]["metrics"]
+    assert found["measured_on"] == "whole frames" and len(found["teacher_AP50"]) == 1
+    for part in ("AP50", "crops_AP50"):
+        both = [found[f"student_{name}_{part}"] for name in ("plain", "train")]
+        assert [len(values) for values in both] == [3, 3]
+    gains = found["student_train_over_plain_AP50"]
+    before, after = (found[f"student_{name}_AP50"] for name in ("plain", "train"))
+    assert gains == pytest.approx([b - a for a, b in zip(before, after, strict=True)])
+    assert "student_train_over_plain_AP50_p" in found and found["student_train_train_scenes"] == 12
+    written["provenance"]["git"] = {"commit": 40 * "0", "dirty": False}
+    out.write_text(json.dumps(written))
+    assert "detection student, AP50 on whole frames" in readme(out.parent)
 
 
 def test_scores_are_calibrated_on_val_where_there_is_a_test_split(made, mine):
