@@ -85,7 +85,7 @@ def test_titn_tables_are_those_of_the_logits(store, digits, cnn):
         row: [TITN.run(store, row, cnn, *digits, seed=s) for s in (0, 1)] for row in ("ViT", "TITN")
     }
     table, each = titn.table(runs, cnn, "mnist"), titn.runs_table(runs)
-    assert table["model"].tolist() == ["cnn_small", "ViT", "TITN"]
+    assert table["model"].tolist() == ["CNN small", "ViT", "TITN"]
     assert table["paper"].tolist() == ["99.75 / 100", "99.4 / 100", "99.56 / 100"]
     logits, labels = training.test_logits(runs["TITN"][1])
     right = (logits.argmax(1) == labels).float()
