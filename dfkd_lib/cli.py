@@ -6,6 +6,7 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 from dfkd_lib.core import Store, WorkbenchError, one_of, resolve
 
@@ -309,6 +310,16 @@ def checked(words: list[str]) -> list[str]:
     return words
 
 
+def _closed(stream: TextIO) -> bool:
+    """Whether nobody reads a stream any more."""
+    try:
+        stream.write("\n")  # what it held went with the error
+        stream.flush()
+    except BrokenPipeError:
+        return True
+    return False
+
+
 def main(words: list[str] | None = None) -> int:
     """Run one verb; an error a user can fix is printed without a traceback, and the exit code is 2."""
     try:
@@ -317,7 +328,10 @@ def main(words: list[str] | None = None) -> int:
         code = function(**options)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # as in `dfkd list | head`: whoever read has read enough
+    except BrokenPipeError:
+        if not _closed(sys.stdout):
+            raise
+        # As in `dfkd list | head`: whoever read has read enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except WorkbenchError as error:

@@ -51,9 +51,8 @@ def distinct(values: tuple[int, ...]) -> tuple[int, ...]:
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(parse_list), AfterValidator(distinct)]
-Sides = Annotated[
-    tuple[Annotated[int, Field(ge=0, le=4096)], ...], BeforeValidator(parse_list)
-]  # in pixels
+Side = Annotated[int, Field(ge=0, le=4096)]  # in pixels
+Sides = Annotated[tuple[Side, ...], BeforeValidator(parse_list)]
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def overfit(name: str, scenes: SceneSet, steps: int, lr: float = 1e-3, seed: int
 
 def student_metrics(study: DetectionStudy) -> dict[str, object]:
     """What the teacher and each student of the configuration reach on whole frames, and on crops where they learn these, a
-    value a seed, by the names of notebook 40's metrics; "gain" is what a student has over another of the same seed."""
+    value a seed, by the names of notebook 40's metrics; and what each student has over each one before it, by seed."""
     config, seeds = study.config, study.config.seeds
     made: dict[str, list[Artifact]] = {"teacher": [study.teacher]}
     for name in config.variants:
@@ -77,9 +77,8 @@ def student_metrics(study: DetectionStudy) -> dict[str, object]:
 def write_students(study: DetectionStudy, command: str, out: Path) -> None:
     """The metrics as a results file, which `dfkd published` reads."""
     start, started = time.perf_counter(), time.strftime("%Y-%m-%d %H:%M:%S %z")
-    out.parent.mkdir(
-        parents=True, exist_ok=True
-    )  # a folder that cannot be is reported before anything is trained
+    # A folder that cannot be is reported before anything is trained.
+    out.parent.mkdir(parents=True, exist_ok=True)
     metrics, config = student_metrics(study), study.config
     if not processes.is_main():
         return

@@ -187,7 +187,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     assert Store(tmp_path / "killed").keys() == []
     code, resumed = run_training(tmp_path / "killed", 0)
     assert code == 0
-    assert int(resumed[0].split()[1]) > 1, "it started again from nothing"
+    assert 1 < int(resumed[0].split()[1]) <= 6, "it started again from nothing"
     whole, again = (
         next(p.glob("toy-*/model.safetensors")).read_bytes()
         for p in (tmp_path / "whole", tmp_path / "killed")

@@ -85,3 +85,12 @@ def test_every_option_of_a_verb_is_known():
         with pytest.raises(SystemExit) as left:
             cli.main([verb, "--help"])
         assert left.value.code == 0
+
+
+def test_another_broken_pipe_is_not_taken_for_a_reader_that_left(monkeypatch):
+    def broken(**_):
+        raise BrokenPipeError("a worker's")
+
+    monkeypatch.setitem(cli.VERBS, "list", (broken, cli.VERBS["list"][1]))
+    with pytest.raises(BrokenPipeError, match="worker"):
+        cli.main(["list"])

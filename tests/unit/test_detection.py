@@ -164,7 +164,7 @@ def test_all_layers_together_have_the_losses_of_each_by_itself(queries, others):
     total = named.pop("loss")
     plain = [plain_losses(*layer, labels, objects, taught) for layer in layers]
     whole = sum(weights[name] * value for each in plain for name, value in each.items())
-    assert total.item() == pytest.approx(whole.item(), rel=1e-5)
+    assert total.item() == pytest.approx(whole.item(), rel=1e-6)
     assert set(named) == set(plain[-1])
     for name, value in named.items():
         assert value.item() == pytest.approx(plain[-1][name].item(), rel=1e-5), name
@@ -528,9 +528,9 @@ def test_ten_scenes_can_be_learned_by_heart():
     scenes = generate_scenes(40, size=64, seed=3)
     few = scenes.subset(detection.with_objects(scenes, 10))
     assert {int(labels[0]) for labels in few.labels} == {0, 1, 2, 3} and len(few) == 10
-    # Machines round differently: 0.87 on one after 300 steps, 0.93 with other kernels after 450.
-    found = overfit("detr_nano", few, steps=450, lr=2e-3)
-    assert found["AP50"] >= 0.75 and found["curve"][-1] == (450, found["AP50"])
+    # Machines round differently: 0.87 on one after 300 steps, 0.93 with other kernels after 450, 1.0 with both after 700.
+    found = overfit("detr_nano", few, steps=700, lr=2e-3)
+    assert found["AP50"] >= 0.9 and found["curve"][-1] == (700, found["AP50"])
     assert found["curve"][0][1] < 0.5
 
 

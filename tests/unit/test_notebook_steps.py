@@ -58,7 +58,7 @@ def test_what_the_step_of_notebook_30_trains_is_found_by_its_weights_until_it_is
 
 def assert_equal(shown: dict, own: dict) -> None:
     """The losses of two steps have the same names and values."""
-    torch.testing.assert_close(dict(shown), dict(own), rtol=1e-5, atol=0)
+    torch.testing.assert_close(dict(shown), dict(own), rtol=1e-6, atol=0)
 
 
 def mixed_batch() -> Batch:
