@@ -96,6 +96,10 @@ class DetectionConfig(Config):
         (0,),
         description="measure on a folder's whole frames in tiles of so many pixels, of several sides if objects are of very different sizes; 0: as large as training crops are",
     )
+    second_look: bool = Field(
+        True,
+        description="look at what is found in tiles again, in windows about it that are cut as training crops are",
+    )
     examples: int = Field(8, ge=1, le=64, description="scenes that are shown")
     threshold: float = Field(
         THRESHOLD, ge=0, le=1, description="score from which a detection is shown"

@@ -182,6 +182,15 @@ class DetectionStudy:
             return sides if data.name != GENERATED else ()
         return (round(data.size * float(self.scenes("train").load().scale.median())),)
 
+    @property
+    def looks(self) -> tuple[float, ...]:
+        """Sides of the windows of a second look, in longer sides of a detection's box: the smallest and the largest of the
+        training crops; none without one, or where nothing was cut."""
+        data = self.config.data
+        if not (self.config.second_look and data.cropped):
+            return ()
+        return tuple(dict.fromkeys((data.crop / data.crop_spread, data.crop * data.crop_spread)))
+
     def frames(self, split: str) -> Scenes:
         """Whole frames of split "test" or "calibration", as detectors are measured on them."""
         return self.config.data.scenes(split, frames=True) if self.tile else self.scenes(split)
@@ -190,19 +199,21 @@ class DetectionStudy:
         """A detector's detections in whole frames, by tiles where it has learned crops; metrics as of a detector's artifact."""
         if not self.tile and split == "test":
             return detector
-        tile, size, frames = self.tile, self.config.data.size, self.frames(split)
+        tile, looks, size = self.tile, self.looks, self.config.data.size
+        frames = self.frames(split)
         known = detector.metrics["classes"]
         check_classes_agree(known, frames.classes, f"{detector.path} and the {split} scenes")
 
         def make(work: Path) -> dict:
             test, finder = frames.load(), load_detector(detector)
             if tile:
-                found = predict_tiled(finder, test.images, tile, size)
+                found = predict_tiled(finder, test.images, tile, size, looks)
             else:
                 found = predict(finder, test.images)
             return save_predictions(work, finder, test, *found)
 
         settings = {"model": detector.settings["model"], "tile": tile, "size": size}
+        settings["looks"] = looks
         settings["test"] = frames.identity
         reads = {frames.split: ledger.EVALUATION}
         return self.store.get_or_make("whole_frames", settings, make, [detector], reads)

@@ -1,10 +1,11 @@
-"""Small objects in large frames: overlapping windows are detected in one by one, and what is found is put together."""
+"""Small objects in large frames: overlapping windows are detected in one by one, what is found is put together, and looked
+at again in windows about it."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_convert
+from torchvision.ops import batched_nms, box_convert, box_iou
 from torchvision.transforms.v2 import functional as images_of
 
 from dfkd_lib.datasets import FILL, Frames
@@ -19,11 +20,17 @@ KEPT = 100  # detections of a frame, at most
 BORDER = 0.02  # share of a window within which a box touches its border
 IOU = 0.5  # from which the less sure of two boxes of a class is left out
 COVERED = 0.7  # share of a cut box that another one must cover to stand for it
+SURE = 0.1  # score from which a detection is looked at again
+SAME = 0.4  # IoU from which what is found then may be the same object
 
 
 @torch.no_grad()
 def predict_tiled(
-    detector: Detector, images: Tensor | Frames, tiles: Sequence[int], size: int
+    detector: Detector,
+    images: Tensor | Frames,
+    tiles: Sequence[int],
+    size: int,
+    looks: Sequence[float] = (),
 ) -> tuple[Tensor, Tensor]:
     """Detect in whole frames by square windows, each resized to what the detector was trained on.
 
@@ -35,6 +42,7 @@ def predict_tiled(
         images: uint8 (N, 3, H, W), in memory or on disk.
         tiles: sides of the windows in pixels of the frames; what lies outside a frame is filled with the mean colour.
         size: side that windows are resized to.
+        looks: sides of the windows about a detection, in longer sides of its box; none: no second look.
 
     Returns:
         Scores (N, KEPT, classes) in [0, 1], surest first, and boxes (N, KEPT, 4) cxcywh in [0, 1] of the frame, on the
@@ -45,6 +53,8 @@ def predict_tiled(
     for row, image in enumerate(images):
         found = (_in_windows(detector, image, tile, size) for tile in tiles)
         chosen = _put_together(*map(torch.cat, zip(*found, strict=True)))
+        if looks:
+            chosen = _looked_again(detector, image, *chosen, looks, size)
         scores[row, : len(chosen[0])], boxes[row, : len(chosen[1])] = chosen
     return scores, box_convert(boxes, "xyxy", "cxcywh")
 
@@ -79,8 +89,9 @@ def _in_windows(
 
 def _window(image: Tensor, x: int, y: int, tile: int, size: int) -> Tensor:
     """A window of a frame, filled where it reaches beyond, resized."""
-    seen = image[:, y : y + tile, x : x + tile]
-    room = [0, 0, tile - seen.shape[2], tile - seen.shape[1]]
+    height, width = image.shape[1:]
+    seen = image[:, max(0, y) : y + tile, max(0, x) : x + tile]
+    room = [max(0, -x), max(0, -y), max(0, x + tile - width), max(0, y + tile - height)]
     window = images_of.pad(seen, room, fill=list(FILL)) if any(room) else seen
     return window if tile == size else images_of.resize(window, [size, size], antialias=True)
 
@@ -102,3 +113,40 @@ def _put_together(scores: Tensor, boxes: Tensor, cut: Tensor) -> tuple[Tensor, T
     left = (~(cut & stands.any(1)) & (area > 0)).nonzero().flatten()
     left = left[batched_nms(boxes[left], best[left], label[left], IOU)[:KEPT]]
     return scores[left], boxes[left]
+
+
+def _looked_again(
+    detector: Detector,
+    image: Tensor,
+    scores: Tensor,
+    boxes: Tensor,
+    looks: Sequence[float],
+    size: int,
+) -> tuple[Tensor, Tensor]:
+    """A frame's detections, surest first, after the sure ones were looked at again; see `predict_tiled`."""
+    best, label = scores.max(-1)
+    count = int((best >= SURE).sum())
+    if not count:
+        return scores, boxes
+    frame = torch.tensor([image.shape[2], image.shape[1]]).repeat(2)
+    own, first, every = boxes[:count] * frame, best[:count], torch.arange(count)
+    second, weighted, weight = [], own * first[:, None], first
+    for look in looks:
+        side = ((own[:, 2:] - own[:, :2]).amax(-1) * look).round().clamp(1, int(frame.max()))
+        low = ((own[:, :2] + own[:, 2:] - side[:, None]) / 2).round()
+        corners = zip(low.int().tolist(), side.int().tolist(), strict=True)
+        windows = torch.stack([_window(image, x, y, tile, size) for (x, y), tile in corners])
+        found, places = predict(detector, windows)
+        places = box_convert(places, "cxcywh", "xyxy") * side[:, None, None]
+        places = places + low.repeat(1, 2)[:, None]
+        pairs = zip(own, places, strict=True)
+        same = torch.stack([box_iou(mine[None], theirs)[0] for mine, theirs in pairs]) >= SAME
+        score, index = (found[every, :, label[:count]] * same).max(1)
+        second.append(score)
+        weighted = weighted + places[every, index] * score[:, None]
+        weight = weight + score
+    change = (torch.stack(second).mean(0) / first).sqrt()
+    scores = torch.cat([scores[:count] * change[:, None], scores[count:]])
+    boxes = torch.cat([(weighted / weight[:, None] / frame).clamp(0, 1), boxes[count:]])
+    kept = batched_nms(boxes, scores.amax(-1), label, IOU)
+    return scores[kept], boxes[kept]

@@ -358,6 +358,9 @@ def test_detectors_of_crops_are_measured_on_whole_frames_and_learn_empty_ground(
     assert teacher.settings["empty"]["empty"] == 8
     side = study.scenes("train").load().scale.median() * study.config.data.size
     assert study.tile == (round(float(side)),) == tuple(whole.settings["tile"])
+    assert study.looks == (1.2,) == tuple(whole.settings["looks"])
+    wide = changed(study, "crop=3 crop_spread=1.5")
+    assert wide.looks == (2, 4.5) and changed(wide, "second_look=false").looks == ()
     assert {row["split"]: row["images"] for row in whole.ledger} == {"mine/val": 6}
     found = study.calibrated(teacher)
     assert found.metrics["temperature"] > 0 and 0 <= found.metrics["ECE"] <= 1
@@ -367,7 +370,9 @@ def test_detectors_of_crops_are_measured_on_whole_frames_and_learn_empty_ground(
     assert set(rows[0]).isdisjoint(rows[1]) and len(set(rows[0])) == len(set(rows[1])) == 6
     assert set(study.empty.load().rows) <= set(rows[0])
     plain = made.whole(made.teacher)
-    assert plain is made.teacher and made.tile == (), "generated scenes are measured as they are"
+    assert plain is made.teacher and made.tile == made.looks == (), (
+        "generated scenes are measured as they are"
+    )
     assert not made.config.data.calibrates
     with pytest.raises(WorkbenchError, match="set crop, or empty to 0"):
         changed(made, f"data={mine} empty=2")

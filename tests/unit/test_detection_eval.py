@@ -258,6 +258,40 @@ def test_an_object_too_large_for_a_window_needs_a_larger_tile():
     assert rows(scores[0], boxes[0], 120, 80) == {(0, 20, 20, 50, 50), (1, 90, 60, 6, 6)}
 
 
+class NearSighted(Blobs):
+    """Takes dim squares for objects, unless they are at least 9 pixels wide."""
+
+    def forward(self, images):
+        found = super().forward(images)
+        for image, logits, boxes in zip(images, found.logits, found.boxes, strict=True):
+            for score, (x, y, wide, _) in zip(logits, boxes, strict=True):
+                at = (torch.stack([y, x]) * image.shape[-1]).int()
+                dim = image[:, at[0], at[1]].max() < 0.9
+                score[:] = -9.0 if dim and wide * image.shape[-1] >= 9 else score
+        return found
+
+
+def test_a_second_look_leaves_what_is_no_object_from_near(monkeypatch):
+    squares = [(0, 0, 0, 8, 8), (1, 110, 70, 6, 6)]
+    noise = frame(80, 120, *squares, (1, 60, 30, 6, 6))
+    noise[1, 30:36, 60:66] = 200
+    frames = torch.stack([noise, frame(80, 120)])
+    first, _ = predict_tiled(NearSighted(), frames, [40], 40)
+    detector = NearSighted()
+    scores, boxes = predict_tiled(detector, frames, [40], 40, looks=[3.0, 4.0])
+    assert len(rows(first[0], boxes[0], 120, 80)) == 3
+    assert rows(scores[0], boxes[0], 120, 80) == set(squares), "objects at corners are found again"
+    assert [shape for shape in detector.seen if shape[0] == 3] == [(3, 3, 40, 40)] * 2
+    assert not scores[1].any(), "where nothing was found nothing is looked at again"
+    # Blobs are the surer the larger they stand in a window; the score is a geometric mean of both looks.
+    share = [torch.tensor(2 + 1 / look**2).sigmoid() for look in (3.0, 4.0)]
+    second = torch.stack(share).mean()
+    torch.testing.assert_close(scores[0].max(), (first[0].max() * second).sqrt(), atol=0.02, rtol=0)
+    monkeypatch.setattr(tiles, "SURE", 1.0)
+    faint, _ = predict_tiled(NearSighted(), frames, [40], 40, looks=[3.0])
+    torch.testing.assert_close(faint, first)
+
+
 @pytest.mark.parametrize(
     "length, tile, overlap",
     [(640, 104, 0.25), (512, 100, 0.0), (100, 100, 0.5), (50, 100, 0.2), (101, 100, 0.9)],
