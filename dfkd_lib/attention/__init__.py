@@ -27,6 +27,7 @@ from dfkd_lib.attention.probes import (
     token_rows,
     usual_token,
 )
+from dfkd_lib.attention.products import AttentionAsProducts
 from dfkd_lib.attention.sites import (
     attention_sites,
     class_token,

@@ -44,9 +44,10 @@ def attention_weights(
     scale: float | None = None,
     enable_gqa: bool = False,
     token: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The weights of `torch.nn.functional.scaled_dot_product_attention`, whose arguments it takes: (B, heads, S) of one query
-    token, (B, heads, T, S) of all; at least float32, before dropout."""
+    token, (B, heads, T, S) of all; before dropout, of that type, at least float32 by default."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
@@ -64,11 +65,13 @@ def attention_weights(
         scores = scores.masked_fill(~attn_mask, -torch.inf)
     elif attn_mask is not None:
         scores = scores + attn_mask
-    return _softmax(scores)
+    return _softmax(scores, dtype)
 
 
-def _softmax(scores: Tensor) -> Tensor:
-    return torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
+def _softmax(scores: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.softmax(
+        scores, -1, dtype=dtype or torch.promote_types(scores.dtype, torch.float32)
+    )
 
 
 def _row_scores(row: Tensor, key: Tensor, scale: float) -> Tensor:
@@ -109,7 +112,7 @@ class _Catch(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             weights = self._reachable(attention_weights(*args, token=self.token, **kwargs))
             self._find(weights, *_sizes(*args, **kwargs))
-            return _values(weights, *args, **kwargs) if self.through else func(*args, **kwargs)
+            return attended(weights, *args, **kwargs) if self.through else func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         used = self.weights is not None and any(arg is self.weights for arg in args)
         if used and name in _PRODUCTS:
@@ -145,10 +148,10 @@ def _dimension(_: Tensor, dim: int | None = None, *__, **___) -> int | None:
     return dim
 
 
-def _values(
+def attended(
     weights: Tensor, query, key, value, attn_mask=None, dropout_p=0.0, *_, enable_gqa=False, **__
 ) -> Tensor:
-    """What attention of these weights gives."""
+    """What `scaled_dot_product_attention` of these arguments gives where these are its weights."""
     if enable_gqa:
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], dim=-3)
     return F.dropout(weights.to(value.dtype), dropout_p, dropout_p > 0) @ value

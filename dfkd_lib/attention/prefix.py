@@ -5,8 +5,6 @@ patches. There the patches are needed as keys and values alone: queries, project
 a model of three blocks that is a quarter of the whole step; the result is the same but for rounding.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +21,6 @@ from dfkd_lib.core import WorkbenchError
 
 PLAIN = (VisionTransformer, VisionTransformerDistilled)
 LAST = (-1,)
-SHORT = 256  # tokens; beyond, the map of every head no longer fits the caches of a CPU
 
 
 def outputs_and_probe(
@@ -66,9 +63,8 @@ def outputs_and_probe(
             fix="give it all patches",
         )
     tokens = _embedded(model, images, patches)
-    with _as_products(model.blocks[:-1], tokens):
-        for block in model.blocks[:-1]:
-            tokens = block(tokens)
+    for block in model.blocks[:-1]:
+        tokens = block(tokens)
     last, weights = tokens, tokens
     if plain or probe:
         last, weights = _last_block(model.blocks[-1], tokens, model.num_prefix_tokens)
@@ -111,26 +107,6 @@ def is_plain(model: Any) -> bool:
         and "forward" not in attention.__dict__
         and "forward" not in block.__dict__
     )
-
-
-@contextmanager
-def _as_products(blocks: nn.Sequential, tokens: Tensor) -> Iterator[None]:
-    """Attention as two matrix products and a softmax where those are quicker than PyTorch's fused kernel: on a CPU, in bf16.
-
-    There the fused kernel takes four times as long on some 50 tokens, a fifth of a small student's whole step.
-    """
-    short = tokens.device.type == "cpu" and tokens.shape[1] <= SHORT
-    sites: list[Any] = []
-    if short and torch.is_autocast_enabled("cpu"):
-        eager = [block for block in blocks if block._compiled_call_impl is None]
-        sites = [block.attn for block in eager if getattr(block.attn, "fused_attn", False)]
-    for site in sites:
-        site.fused_attn = False
-    try:
-        yield
-    finally:
-        for site in sites:
-            site.fused_attn = True
 
 
 def _last_block(block: Any, tokens: Tensor, prefix: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd_lib.models import count_flops, create_model
-from dfkd_lib.training.config import Precision, device
+from dfkd_lib.training.config import Precision, arithmetic, device
 
 TRAINING = 3  # times the operations of a forward pass: the gradient costs twice as much again
 SAMPLE = 16  # images that a rate is measured on
@@ -134,14 +134,13 @@ def _pass(model: nn.Module, given: tuple[Tensor, ...], effort: Effort) -> float:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    where, half = device(), effort.precision == "bf16"
-    with torch.set_grad_enabled(effort.learns), torch.autocast(where.type, torch.bfloat16, half):
+    with torch.set_grad_enabled(effort.learns), arithmetic(effort.precision):
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             output = model(*given)
         if effort.learns:
             model.zero_grad()
             parts = output if isinstance(output, tuple) else (output,)
             sum(part.float().square().mean() for part in parts).backward()
-    if where.type == "cuda":
+    if device().type == "cuda":
         torch.cuda.synchronize()
     return sum(kept.values()) / len(given[0])

@@ -1,0 +1,34 @@
+"""Attention as two matrix products and a softmax where those are quicker than PyTorch's fused kernel: in bf16 on a CPU.
+
+There the fused kernel's backward pass takes five to ten times as long on some 50 tokens and three times on 200, a third of
+a small transformer's whole step (`make bench`). Its results differ by rounding alone.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from dfkd_lib.attention.capture import attended, attention_weights
+
+LARGEST = 2**26  # elements of all maps of a call; beyond, their memory is worth more than the time
+
+
+class AttentionAsProducts(TorchFunctionMode):
+    """While active, `scaled_dot_product_attention` of bf16 tensors on a CPU is computed as products, whoever calls it.
+
+    Left alone are maps of more than `LARGEST` elements, and what torch.compile traces.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and _quicker(*args, **kwargs):
+            weights = attention_weights(*args, dtype=torch.bfloat16, **kwargs)
+            return attended(weights, *args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _quicker(query: Tensor, key: Tensor, *_, **__) -> bool:
+    on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    small = query.shape[:-1].numel() * key.shape[-2] <= LARGEST
+    return on_cpu and small and not torch.compiler.is_compiling()
