@@ -32,6 +32,15 @@ def down(
     ]
 
 
+class _FromPoint(nn.ConvTranspose2d):
+    """The transposed convolution of a single point, as the matrix product that it is: on a CPU many times as fast."""
+
+    def forward(self, point: Tensor) -> Tensor:
+        """Points (B, C, 1, 1) → maps (B, C', k, k)."""
+        drawn = (point.flatten(1) @ self.weight.flatten(1)).unflatten(1, self.weight.shape[1:])
+        return drawn if self.bias is None else drawn + self.bias[:, None, None].to(drawn.dtype)
+
+
 class _Renewed(nn.Module):
     """A generator that can forget what it draws, but not how."""
 
@@ -62,17 +71,13 @@ class Generator(_Renewed):
         super().__init__()
         self.latent, self.side = latent, side
         self.embed = nn.Embedding(num_classes, 5)
-        layers: list[nn.Module] = []
-        before, padding = latent + 5, 0
-        for after in (width, width // 2, width // 4):
-            layers += [
-                nn.ConvTranspose2d(before, after, 4, 2, padding, bias=False),
-                nn.BatchNorm2d(after),
-                nn.ReLU(True),
-            ]
-            before, padding = after, 1
-        last = nn.ConvTranspose2d(before, channels, 4, 2, 1)
-        self.layers = nn.Sequential(*layers, last, nn.Tanh())
+        layers: list[nn.Module] = [_FromPoint(latent + 5, width, 4, 2, bias=False)]
+        for before in (width, width // 2):
+            up = nn.ConvTranspose2d(before, before // 2, 4, 2, 1, bias=False)
+            layers += [nn.BatchNorm2d(before), nn.ReLU(True), up]
+        last = nn.ConvTranspose2d(width // 4, channels, 4, 2, 1)
+        layers += [nn.BatchNorm2d(width // 4), nn.ReLU(True), last, nn.Tanh()]
+        self.layers = nn.Sequential(*layers)
         self.apply(normal_weights)
 
     def noise(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor]:
@@ -141,7 +146,7 @@ class FieldGenerator(_Renewed):
         self.latent, self.channels, self.side = latent, channels, side
         self.texture, self.bend = texture, bend
         self.embed = nn.Embedding(num_classes, latent)
-        layers: list[nn.Module] = [nn.ConvTranspose2d(2 * latent, width, 4)]
+        layers: list[nn.Module] = [_FromPoint(2 * latent, width, 4)]
         for _ in range(max(0, math.ceil(math.log2(side / 8)))):
             before, width = width, max(width // 2, 16)
             up = nn.ConvTranspose2d(before, width, 4, 2, 1)

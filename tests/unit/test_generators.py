@@ -30,6 +30,21 @@ def test_a_generator_that_is_renewed_knows_how_to_draw_but_not_what(make):
 
 
 @pytest.mark.parametrize(
+    "make", [lambda: Generator(3, 1, 8, 32), lambda: FieldGenerator(3, 1, 28, 8, 32)]
+)
+def test_the_first_layer_is_the_papers_transposed_convolution(make):
+    model = make()
+    first = model.layers[0]
+    weights, bias = first.weight, first.bias
+    points = torch.randn(5, weights.shape[0], 1, 1)
+    for stride in (1, 2):  # of one point the same
+        known = torch.nn.functional.conv_transpose2d(points, weights, bias, stride)
+        torch.testing.assert_close(first(points), known)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert first(points).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
     "generator", [Generator(3, 1, latent=8, width=16), FieldGenerator(3, 1, 28, 8, 32)]
 )
 def test_a_walk_starts_and_ends_where_its_noises_are_and_moves_between(generator):
