@@ -54,8 +54,10 @@ def layer_shapes(model: nn.Module, *inputs: Tensor) -> list[tuple[str, tuple[int
 
 def _name(layer: nn.Module) -> str:
     """The class of a layer, and kernel and stride of a convolution."""
-    name = type(layer).__name__
     if not hasattr(layer, "kernel_size") or isinstance(layer.kernel_size, int):
-        return name
+        return type(layer).__name__
+    # A convolution that is computed in a way of ours is torch's all the same.
+    kinds = (kind for kind in type(layer).__mro__ if kind.__module__.startswith("torch.nn."))
+    name = next(kinds).__name__
     kernel, stride = "×".join(map(str, layer.kernel_size)), layer.stride[0]
     return f"{name} {kernel}" + (f", stride {stride}" if stride > 1 else "")

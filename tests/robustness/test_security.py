@@ -684,7 +684,13 @@ def listening(process: psutil.Process) -> list[tuple[int, str, int]]:
     """(process, address, port) of all that a process and its children listen to."""
     found = []
     for one in [process, *process.children(recursive=True)]:
-        for connection in one.net_connections(kind="inet"):
+        try:
+            connections = one.net_connections(kind="inet")
+        except (
+            psutil.NoSuchProcess
+        ):  # it ended since it was listed, as a shell of the server's does
+            continue
+        for connection in connections:
             udp = connection.type == 2 and connection.laddr
             if udp or connection.status == psutil.CONN_LISTEN:
                 found.append((one.pid, connection.laddr.ip, connection.laddr.port))
