@@ -184,8 +184,8 @@ class DetectionStudy:
 
     @property
     def looks(self) -> tuple[float, ...]:
-        """Sides of the windows of a second look, in longer sides of a detection's box: the smallest and the largest of the
-        training crops; none without one, or where nothing was cut."""
+        """Sides of the windows of a second look, in longer sides of a detection's box: the smallest and the largest of
+        those cut about objects in training; none without one, or where nothing was cut."""
         data = self.config.data
         if not (self.config.second_look and data.cropped):
             return ()

@@ -22,6 +22,7 @@ IOU = 0.5  # from which the less sure of two boxes of a class is left out
 COVERED = 0.7  # share of a cut box that another one must cover to stand for it
 SURE = 0.1  # score from which a detection is looked at again
 SAME = 0.4  # IoU from which what is found then may be the same object
+SMALLEST = 8  # pixels of the side of a training crop, at least
 
 
 @torch.no_grad()
@@ -89,9 +90,8 @@ def _in_windows(
 
 def _window(image: Tensor, x: int, y: int, tile: int, size: int) -> Tensor:
     """A window of a frame, filled where it reaches beyond, resized."""
-    height, width = image.shape[1:]
-    seen = image[:, max(0, y) : y + tile, max(0, x) : x + tile]
-    room = [max(0, -x), max(0, -y), max(0, x + tile - width), max(0, y + tile - height)]
+    seen = image[:, y : y + tile, x : x + tile]
+    room = [0, 0, tile - seen.shape[2], tile - seen.shape[1]]
     window = images_of.pad(seen, room, fill=list(FILL)) if any(room) else seen
     return window if tile == size else images_of.resize(window, [size, size], antialias=True)
 
@@ -132,13 +132,10 @@ def _looked_again(
     own, first, every = boxes[:count] * frame, best[:count], torch.arange(count)
     second, weighted, weight = [], own * first[:, None], first
     for look in looks:
-        side = ((own[:, 2:] - own[:, :2]).amax(-1) * look).round().clamp(1, int(frame.max()))
-        low = ((own[:, :2] + own[:, 2:] - side[:, None]) / 2).round()
-        corners = zip(low.int().tolist(), side.int().tolist(), strict=True)
-        windows = torch.stack([_window(image, x, y, tile, size) for (x, y), tile in corners])
-        found, places = predict(detector, windows)
-        places = box_convert(places, "cxcywh", "xyxy") * side[:, None, None]
-        places = places + low.repeat(1, 2)[:, None]
+        side = ((own[:, 2:] - own[:, :2]).amax(-1) * look).round().clamp(min=SMALLEST)
+        most = (frame[:2] - side[:, None]).clamp(min=0)
+        low = ((own[:, :2] + own[:, 2:] - side[:, None]) / 2).round().clamp(min=0).minimum(most)
+        found, places = _about(detector, image, low, side, size)
         pairs = zip(own, places, strict=True)
         same = torch.stack([box_iou(mine[None], theirs)[0] for mine, theirs in pairs]) >= SAME
         score, index = (found[every, :, label[:count]] * same).max(1)
@@ -150,3 +147,17 @@ def _looked_again(
     boxes = torch.cat([(weighted / weight[:, None] / frame).clamp(0, 1), boxes[count:]])
     kept = batched_nms(boxes, scores.amax(-1), label, IOU)
     return scores[kept], boxes[kept]
+
+
+def _about(
+    detector: Detector, image: Tensor, low: Tensor, side: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    """What is found in windows from `low` (n, 2) of sides (n,): scores (n, Q, classes), boxes (n, Q, 4) xyxy in pixels."""
+    windows = list(zip(low.int().tolist(), side.int().tolist(), strict=True))
+    together, parts = max(1, PIXELS // size**2), []
+    for chunk in (windows[i : i + together] for i in range(0, len(windows), together)):
+        seen = torch.stack([_window(image, x, y, tile, size) for (x, y), tile in chunk])
+        parts.append(predict(detector, seen))
+    scores, boxes = (torch.cat(column) for column in zip(*parts, strict=True))
+    boxes = box_convert(boxes, "cxcywh", "xyxy") * side[:, None, None]
+    return scores, boxes + low.repeat(1, 2)[:, None]
