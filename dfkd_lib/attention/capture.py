@@ -47,7 +47,7 @@ def attention_weights(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The weights of `torch.nn.functional.scaled_dot_product_attention`, whose arguments it takes: (B, heads, S) of one query
-    token, (B, heads, T, S) of all; before dropout, of that type, at least float32 by default."""
+    token, (B, heads, T, S) of all; before dropout, as `dtype`, by default at least float32; 0 where all is masked."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
@@ -65,13 +65,13 @@ def attention_weights(
         scores = scores.masked_fill(~attn_mask, -torch.inf)
     elif attn_mask is not None:
         scores = scores + attn_mask
-    return _softmax(scores, dtype)
+    return _softmax(scores, dtype, masked=attn_mask is not None)
 
 
-def _softmax(scores: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.softmax(
-        scores, -1, dtype=dtype or torch.promote_types(scores.dtype, torch.float32)
-    )
+def _softmax(scores: Tensor, dtype: torch.dtype | None = None, masked: bool = False) -> Tensor:
+    # The fused kernels' rule: a row that is masked as a whole is 0, not NaN.
+    softmax = torch._safe_softmax if masked else torch.softmax
+    return softmax(scores, -1, dtype=dtype or torch.promote_types(scores.dtype, torch.float32))
 
 
 def _row_scores(row: Tensor, key: Tensor, scale: float) -> Tensor:

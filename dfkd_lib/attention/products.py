@@ -1,7 +1,7 @@
 """Attention as two matrix products and a softmax where those are quicker than PyTorch's fused kernel: in bf16 on a CPU.
 
 There the fused kernel's backward pass takes five to ten times as long on some 50 tokens and three times on 200, a third of
-a small transformer's whole step (`make bench`). Its results differ by rounding alone.
+a small transformer's whole step. Its results differ by rounding alone.
 """
 
 import torch
@@ -15,9 +15,11 @@ LARGEST = 2**26  # elements of all maps of a call; beyond, their memory is worth
 
 
 class AttentionAsProducts(TorchFunctionMode):
-    """While active, `scaled_dot_product_attention` of bf16 tensors on a CPU is computed as products, whoever calls it.
+    """While active, `scaled_dot_product_attention` of bf16 tensors on a CPU is computed as products.
 
-    Left alone are maps of more than `LARGEST` elements, and what torch.compile traces.
+    Left alone are maps of more than `LARGEST` elements, what torch.compile traces, blocks of a model with gradient
+    checkpointing, which are computed a second time where this is not active, and torch's own `MultiheadAttention`, which calls
+    it out of sight.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -28,7 +30,22 @@ class AttentionAsProducts(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _quicker(query: Tensor, key: Tensor, *_, **__) -> bool:
+def _quicker(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **_,
+) -> bool:
     on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
     small = query.shape[:-1].numel() * key.shape[-2] <= LARGEST
-    return on_cpu and small and not torch.compiler.is_compiling()
+    refused = is_causal and attn_mask is not None  # by torch, in its own words
+    return on_cpu and small and not (refused or torch.compiler.is_compiling() or _checkpointing())
+
+
+def _checkpointing() -> bool:
+    """Whether torch.utils.checkpoint is at work here: it keeps nothing, but compares what is kept when it computes again."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return bool(hooks) and "_checkpoint_hook" in getattr(hooks[0], "__qualname__", "")

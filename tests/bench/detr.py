@@ -79,13 +79,16 @@ def theirs(student: Detector, teacher: Detector, batch: Batch) -> Loss:
     return mine, loss
 
 
-def trainer(module: nn.Module, loss: Callable[[], Tensor], precision: str) -> Callable[[], None]:
-    """One training step: loss, backward, AdamW."""
+def trainer(
+    module: nn.Module, loss: Callable[[], Tensor], precision: str, own: bool = False
+) -> Callable[[], None]:
+    """One training step: loss, backward, AdamW; in the library's `own` arithmetic, or by autocast alone."""
     config = training.TrainConfig(epochs=1, batch_size=1, lr=LR)
     optimizer = training.make_optimizer([module], config)
 
     def step() -> None:
-        with torch.autocast(training.device().type, torch.bfloat16, precision == "bf16"):
+        plain = torch.autocast(training.device().type, torch.bfloat16, precision == "bf16")
+        with training.arithmetic(precision) if own else plain:
             value = loss()
         optimizer.zero_grad()
         value.backward()
@@ -110,7 +113,7 @@ def ways(case: Case, precision: str) -> Iterator[Ways]:
     student, teacher, batch = prepared(case)
     note = same_outputs(student, batch[0])
     made = {OURS: ours(student, teacher, batch), THEIRS: theirs(student, teacher, batch)}
-    run = {name: trainer(*way, precision) for name, way in made.items()}
+    run = {name: trainer(*way, precision, name == OURS) for name, way in made.items()}
     yield Ways(run, f"outputs {note}")
 
 
