@@ -5,7 +5,7 @@ from dfkd_lib.datasets.coco_check import check_coco
 from dfkd_lib.datasets.coco_repair import repair_coco
 from dfkd_lib.datasets.config import DataConfig, load_splits
 from dfkd_lib.datasets.embedded import embedded_table
-from dfkd_lib.datasets.frames import FILL, Frames, in_turn
+from dfkd_lib.datasets.frames import FILL, SMALLEST, Frames, in_turn
 from dfkd_lib.datasets.images import (
     ImageSet,
     check_classes_agree,

@@ -15,6 +15,7 @@ from torch import Tensor
 from dfkd_lib.core import file_hash, fingerprint
 from dfkd_lib.datasets.sources import read_image
 
+SMALLEST = 8  # pixels of a window's side, at least
 FILL = (124, 116, 104)  # ImageNet's mean: 0 after a detector's normalisation
 SHOWN = 0.5  # share of an object's box that must lie in a window for the object to count
 
@@ -51,7 +52,7 @@ def windows(
         box = boxes[turn % len(boxes)] if len(boxes) else None
         extent = rng.choice(usual) if box is None else box[2:].max()
         factor = crop * spread ** rng.uniform(-1, 1) if spread > 1 else crop
-        side = max(8, round(factor * extent))
+        side = max(SMALLEST, round(factor * extent))
         most = np.maximum(np.array(shape[1::-1]) - side, 0)
         if box is None or (anywhere and rng.random() < anywhere):
             corner = rng.integers(0, most, endpoint=True)

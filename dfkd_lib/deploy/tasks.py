@@ -119,7 +119,9 @@ def check_exportable(name: str, classes: int, shape: tuple[int, int, int] = (3, 
     """
     channels, side, _ = shape
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # of some random weights tokens are so alike that which become queries is chance
+        torch.manual_seed(
+            0
+        )  # of some random weights tokens are so alike that which become queries is chance
         if name in detector_names():
             model = create_detector(name, classes)
         else:

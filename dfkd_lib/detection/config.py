@@ -98,7 +98,7 @@ class DetectionConfig(Config):
     )
     second_look: bool = Field(
         True,
-        description="look at what is found in tiles for at least 0.1 sure again, in windows about it that are cut as training crops are",
+        description="look again at the surer detections found in tiles, in windows about them that are cut as training crops are",
     )
     examples: int = Field(8, ge=1, le=64, description="scenes that are shown")
     threshold: float = Field(

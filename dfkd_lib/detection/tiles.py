@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_convert, box_iou
 from torchvision.transforms.v2 import functional as images_of
 
-from dfkd_lib.datasets import FILL, Frames
+from dfkd_lib.datasets import FILL, SMALLEST, Frames
 from dfkd_lib.detection.detector import PIXELS, predict
 from dfkd_lib.metrics import FAINT
 from dfkd_lib.models import Detector
@@ -22,7 +22,6 @@ IOU = 0.5  # from which the less sure of two boxes of a class is left out
 COVERED = 0.7  # share of a cut box that another one must cover to stand for it
 SURE = 0.1  # score from which a detection is looked at again
 SAME = 0.4  # IoU from which what is found then may be the same object
-SMALLEST = 8  # pixels of the side of a training crop, at least
 
 
 @torch.no_grad()

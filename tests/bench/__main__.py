@@ -13,7 +13,7 @@ from bench.output import line, save
 from dfkd_lib.core import WorkbenchError, one_of, resolve
 
 # Each module holds its part of the table of comparisons, COMPARISONS.
-BENCHES = ("capture", "frechet", "students", "gan", "detr", "frames", "pipeline")
+BENCHES = ("capture", "attention", "frechet", "students", "gan", "detr", "frames", "pipeline")
 
 
 def measured(comparison: Comparison, quick: bool) -> Iterator[Row]:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from bench import __main__ as command
-from bench import capture, detr, frechet, gan, output, students
+from bench import attention, capture, detr, frechet, gan, output, students
 from bench.comparison import (
     Comparison,
     Pair,
@@ -150,6 +150,10 @@ def test_every_way_to_attention_finds_the_same():
     with torch.no_grad():
         probes = capture.readings(CASE, **TINY)[capture.OURS](torch.randn(2, 3, 32, 32))
     assert probes.shape == (2, 2, 3, 4) and (probes - 1 / 5).abs().max() > 0.01  # far from even
+
+
+def test_products_and_the_fused_kernel_are_compared():
+    compared(partial(attention.ways, attention.Case(2, 3, 17, 8)), *attention.COMPARISONS[0].pairs)
 
 
 @pytest.mark.parametrize("images", [(12, 15), (12, 90), (60, 90)])

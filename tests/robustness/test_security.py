@@ -686,9 +686,7 @@ def listening(process: psutil.Process) -> list[tuple[int, str, int]]:
     for one in [process, *process.children(recursive=True)]:
         try:
             connections = one.net_connections(kind="inet")
-        except (
-            psutil.NoSuchProcess
-        ):  # it ended since it was listed, as a shell of the server's does
+        except psutil.NoSuchProcess:  # it has ended since it was listed
             continue
         for connection in connections:
             udp = connection.type == 2 and connection.laddr
