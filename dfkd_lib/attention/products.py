@@ -1,7 +1,7 @@
 """Attention as two matrix products and a softmax where those are quicker than PyTorch's fused kernel: in bf16 on a CPU.
 
-There the fused kernel's backward pass takes five to ten times as long on some 50 tokens and three times on 200, a third of
-a small transformer's whole step (`make bench`, attention). The results differ by rounding alone.
+There the fused kernel takes, with its backward pass, six times as long on some 50 tokens and twice on 200 (`make bench`): a
+third of a small transformer's whole step. The results differ by rounding alone.
 """
 
 import torch
