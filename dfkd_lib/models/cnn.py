@@ -173,4 +173,6 @@ CNN_MODELS = {
     "cnn_small": (SmallCNN, {}),
     # 2,494,890 parameters, 5 MB in float16.
     "resnet11": (SmallResNet, {}),
+    # 3,620,938 parameters, 7 MB in float16.
+    "resnet11_wide": (SmallResNet, {"widths": (64, 128, 256, 256)}),
 }

@@ -36,6 +36,7 @@ from dfkd_lib.models import (
         ("wrn_16_2", 691_674),
         ("wrn_16_1", 175_066),
         ("resnet11", 2_494_890),
+        ("resnet11_wide", 3_620_938),
         # At most 3M, by the sum of their layers.
         ("vit_cifar_conv", 2_863_738),
         ("vit_cifar_conv_mini", 1_081_130),
