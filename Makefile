@@ -2,7 +2,7 @@
 #
 # Each makes or updates .venv first if requirements.txt or pyproject.toml changed. PYTHON=... chooses the interpreter.
 
-.PHONY: help install report test test-slow lint hooks lab bench faults fuzz audit clean distclean
+.PHONY: help install report night test test-slow lint hooks lab bench faults fuzz audit clean distclean
 .DEFAULT_GOAL := report
 
 RUN := .venv/bin/python
@@ -20,6 +20,9 @@ install: $(STAMP)  ## what all need, into .venv, and nothing else
 
 report: $(STAMP)  ## run every notebook on embedded real data into reports/quick (the main job)
 	@$(RUN) -m dfkd_lib run --profile quick --out reports/quick --jobs $(JOBS)
+
+night: $(STAMP)  ## the same over one night on two cores, at the papers' numbers of images, into reports/night
+	@$(RUN) -m dfkd_lib run --profile night --out reports/night --jobs $(JOBS)
 
 # A worker of pytest takes one thread and whole files, so that what a module sets up is set up once.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile

@@ -2,10 +2,12 @@
 
 import heapq
 import json
+import re
 import sys
 import time
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -17,6 +19,7 @@ from dfkd_lib.pipeline.known import TIMES
 SHIPPED = Path(__file__).with_name(TIMES)
 SIDE = 512  # of the matrices whose product tells how fast a machine is
 DOUBT = 120.0  # seconds of parts that must have ended in a run for its own pace to count half
+STRANGE = 0.25  # share of the trainings that are left of which nothing need be known
 
 
 class Estimate:
@@ -43,19 +46,25 @@ class Estimate:
             running: part → seconds that it has run for.
 
         Returns:
-            None while nothing is known of any part.
+            None while too little is known: nothing of any part, or nothing of many of the trainings.
         """
         # What a notebook took says little: it may have found all that it made before.
         seen = [name for name in self.took if ": " in name and self.known.get(name, 0) > 0]
         known, took = (DOUBT + sum(map(of.get, seen)) for of in (self.known, self.took))
         ratio = took / known
-        every = [ratio * seconds for seconds in self.known.values()] + [*self.took.values()]
-        if not every:
+        times = {name: ratio * seconds for name, seconds in self.known.items()} | self.took
+        alike: dict[str, list[float]] = {}
+        for name, seconds in times.items():
+            alike.setdefault(_seedless(name), []).append(seconds)
+        trainings = [name for name in (*waiting, *running) if ": " in name]
+        strange = sum(_seedless(name) not in alike for name in trainings)
+        if not times or strange > STRANGE * len(trainings):
             return None
-        usual = sum(every) / len(every)
 
         def expected(name: str) -> float:
-            return ratio * self.known[name] if name in self.known else usual
+            if name in self.known:
+                return ratio * self.known[name]
+            return mean(alike.get(_seedless(name)) or times.values())
 
         ends = {name: max(0.0, expected(name) - spent) for name, spent in running.items()}
         free, rest = [*ends.values(), *[0.0] * (workers - len(ends))], dict(waiting)
@@ -71,6 +80,11 @@ class Estimate:
             heapq.heappush(free, ends[name])
             del rest[name]
         return max(ends.values(), default=0.0)
+
+
+def _seedless(name: str) -> str:
+    """The name of a part without the seed, by which trainings take as long as one another."""
+    return re.sub(r", seed \d+$", "", name)
 
 
 def shipped_seconds(profile: str) -> dict[str, float]:

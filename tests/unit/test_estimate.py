@@ -44,6 +44,20 @@ def test_of_an_unknown_part_the_mean_is_expected():
     assert known.left({"other": ()}, {}, 1) == pytest.approx(40)
 
 
+def test_another_seed_takes_as_long_and_many_unknown_trainings_make_no_guess():
+    """A run whose trainings nobody has seen, as after a change of preset, has no time of its first small parts."""
+    run = Estimate({"00": 20.0})
+    waiting = {f"20: {name}, seed {seed}": () for name in ("GAN", "student") for seed in (0, 1)}
+    assert run.left(waiting, {}, 2) is None
+    run.ended("20: GAN, seed 0", 100.0)
+    run.ended("20: student, seed 0", 30.0)
+    left = {"20: GAN, seed 1": (), "20: student, seed 1": ()}
+    assert run.left(left, {}, 1) == pytest.approx(100 + 30)
+    one_of_four = {**left, "20: GAN, seed 2": (), "30: other": ()}
+    assert run.left(one_of_four, {}, 1) == pytest.approx(100 + 30 + 100 + (20 + 100 + 30) / 3)
+    assert run.left({**one_of_four, "30: and another": ()}, {}, 1) is None
+
+
 def test_what_the_shipped_run_took_is_scaled_by_what_machines_multiply(tmp_path, monkeypatch):
     monkeypatch.setattr(estimate, "SHIPPED", tmp_path / "took.json")
     monkeypatch.setattr(estimate, "product_rate", lambda *_: 200.0)
