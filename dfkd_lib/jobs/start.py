@@ -108,16 +108,17 @@ def _local(jobs: int):
     security, secret = Security.temporary(), secrets.token_urlsafe(24)
     common = {"host": "127.0.0.1", "protocol": "tls://", "security": security}
     folder = tempfile.mkdtemp(prefix="dfkd-workers-")
+    # What goes wrong in a job the run reports, not Dask's log; nor that workers end as a run is stopped.
+    quiet = {"silence_logs": "CRITICAL"}
     # Worker processes' memory is not what fills up (kernels are processes of their own): no limits of Dask's.
-    limits = {"nthreads": 1, "memory_limit": 0, "local_directory": folder, "silence_logs": "ERROR"}
+    limits = {"nthreads": 1, "memory_limit": 0, "local_directory": folder, **quiet}
     specs = {
         place: {"cls": Nanny, "options": {**common, **limits, "resources": offer, "env": env}}
         for place, (offer, env) in enumerate(_shares(jobs))
     }
     pages = {"dashboard": True, "dashboard_address": "127.0.0.1:0", "http_prefix": secret}
     scheduler = {"cls": Scheduler, "options": {**common, "port": 0, **pages}}
-    # By themselves nannies give all processes, also the one they start from, one thread of MKL's. What goes wrong in a job
-    # the run reports, not Dask's log.
+    # By themselves nannies give all processes, also the one they start from, one thread of MKL's.
     with dask.config.set(
         {
             "distributed.scheduler.allowed-failures": RETRIES,
@@ -126,8 +127,7 @@ def _local(jobs: int):
     ):
         cluster = client = None
         try:
-            quiet = {"security": security, "silence_logs": "ERROR"}
-            cluster = SpecCluster(workers=specs, scheduler=scheduler, **quiet)
+            cluster = SpecCluster(workers=specs, scheduler=scheduler, security=security, **quiet)
             _close_other_pages(cluster.scheduler.http_application, secret)
             client = Client(cluster, set_as_default=False)
             client.register_plugin(own_plugin())
