@@ -18,7 +18,7 @@ from dfkd_lib.reporting import figures
 from dfkd_lib.reporting.papers import TABLES, paper_number
 from dfkd_lib.reporting.parts import Cell, Given, Made, Part
 from dfkd_lib.synthesis import CGAN
-from dfkd_lib.training import Effort, classifier_effort
+from dfkd_lib.training import Effort, classifier_effort, read_shipped
 
 SPACES = {"classifier": "own classifier", "teacher": "teacher's tokens", "inception": "Inception"}
 LAMBDAS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -41,14 +41,15 @@ def open_table(name: str, store: Store, config: Config) -> Made:
 
 
 def _teacher(given: Given) -> Part:
-    config = given.config
-    study, model = Study(given.store, config), config.teacher.model
-    if config.teacher.source == "shipped":
-        effort = given.looking(model, len(given.test_set))
-    else:
-        images = config.teacher.images or len(given.train_set)
-        effort = given.learning(model, images, config.teacher, "teacher.batch_size")
-    return Part(lambda: [study.teacher], (effort,))
+    study, teacher = Study(given.store, given.config), given.config.teacher
+    if teacher.source == "shipped":
+        return Part(lambda: [study.teacher], (given.looking(teacher.model, len(given.test_set)),))
+    images = teacher.images or len(given.train_set)
+    efforts = [given.learning(teacher.model, images, teacher, "teacher.batch_size")]
+    if teacher.guide:
+        guide = read_shipped(teacher.guide)[1]["model"]
+        efforts.append(given.looking(guide, images * teacher.epochs, teacher.precision))
+    return Part(lambda: [study.teacher], tuple(efforts))
 
 
 def _pair(given: Given) -> Made:

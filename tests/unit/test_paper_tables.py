@@ -168,6 +168,19 @@ def photographs(folder, count):
     return str(folder)
 
 
+def test_a_teachers_guide_costs_a_pass_of_each_image(tmp_path):
+    """A teacher that is trained in the shipped one's place sees the CNN's predictions for every image it learns."""
+    folder, artifacts = photographs(tmp_path / "cifar", 1), str(tmp_path / "artifacts")
+    costs = []
+    for guide in ("cnn_cifar10", ""):
+        settings = ["A5.teacher.source=train", f"A5.teacher.guide={guide}"]
+        (asked,) = chosen(["A5"], "smoke", folder, settings, artifacts)
+        costs.append(tables.opened(asked).parts["teacher"].efforts)
+    (learning, looking), (alone,) = costs
+    assert learning.images == looking.images == alone.images and learning.name == alone.name
+    assert looking.name.startswith("resnet11 ") and not looking.learns
+
+
 def test_c4_and_c6_share_teacher_and_titn(tmp_path):
     folder, artifacts = photographs(tmp_path / "cifar", 1), str(tmp_path / "artifacts")
 
