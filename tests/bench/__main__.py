@@ -13,7 +13,7 @@ from bench.output import line, save
 from dfkd_lib.core import WorkbenchError, one_of, resolve
 
 # Each module holds its part of the table of comparisons, COMPARISONS.
-BENCHES = ("capture", "attention", "frechet", "students", "gan", "detr", "frames", "pipeline")
+BENCHES = tuple("capture attention frechet students roofline gan detr frames pipeline".split())
 
 
 def measured(comparison: Comparison, quick: bool) -> Iterator[Row]:

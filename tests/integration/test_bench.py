@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from bench import __main__ as command
-from bench import attention, capture, detr, frechet, gan, output, students
+from bench import attention, capture, detr, frechet, gan, output, roofline, students
 from bench.comparison import (
     Comparison,
     Pair,
@@ -200,6 +200,22 @@ def test_ours_and_the_plain_loop_come_to_the_same_losses(setting):
 def test_students_are_compared(images):
     ways = partial(students.ways, "bf16", images, BATCH, SMOKE)
     compared(ways, *students.COMPARISONS[0].pairs, unit="images/s", per=3 * BATCH)
+
+
+def test_a_students_step_is_compared_with_products_of_as_many_operations(monkeypatch):
+    """A block of width D has 24 D^2 + 4 T D operations a token in products; the last is computed for the class token alone."""
+    monkeypatch.setattr(roofline, "SIDE", 64)
+    compared(partial(roofline.ways, "fp32", 2, 2), *roofline.COMPARISONS[0].pairs)
+    with roofline.ways("fp32", 1, 2) as ways:
+        counted = float(ways.note.split()[0])
+    tokens, width = 50, 256
+    block = tokens * (24 * width**2 + 4 * tokens * width)
+    keys_and_values = tokens * 4 * width**2
+    forward = 2 * (2 * block + keys_and_values) / 1e9  # of two images
+    assert 2.9 * forward < counted < 3.2 * forward
+    clock = iter([1.0, 1.5])
+    monkeypatch.setattr(roofline.time, "perf_counter", lambda: next(clock))
+    assert roofline.products(6 * 64**3, "bf16")() == pytest.approx(3 * 0.5)
 
 
 def test_steps_of_the_gan_are_compared(monkeypatch):
