@@ -15,6 +15,7 @@ import pandas as pd
 from dfkd_lib.ablation.grid import DEFAULTS, short_name
 from dfkd_lib.core import WorkbenchError, one_of
 from dfkd_lib.metrics import intervals
+from dfkd_lib.models import display_name
 
 if TYPE_CHECKING:
     from dfkd_lib.ablation.cells import Outcome
@@ -264,6 +265,38 @@ def _sentence(line: dict, unit: str, digits: int) -> str:
     return f"{row}: {'; '.join(filter(None, [found, ended]))}."
 
 
+def pairs_verdict(pairs: pd.DataFrame) -> str:
+    """One sentence: which pairs of rows differ beyond chance, where p corrected by Holm is below 0.05.
+
+    Args:
+        pairs: of `pairwise`.
+    """
+    tested = pairs["p (Holm)"].notna().sum()
+    far = [
+        f"{line['row']} against {line['against']} ({line['difference']:+.2f} points, Holm p {_p(line['p (Holm)'])})"
+        for line in pairs.to_dict("records")
+        if line["p (Holm)"] < SIGNIFICANT
+    ]
+    if not tested:
+        return "No pair of rows can be tested: that takes two seeds of either, which differ."
+    return f"Of {tested} pairs of rows that can be tested, {'; '.join(far) or 'none'} differ{'s' * (len(far) < 2)} beyond chance."
+
+
+def fidelity_verdict(found: dict) -> str:
+    """One sentence: whether students that look where the teacher looks are more accurate, as far as this grid shows.
+
+    Args:
+        found: of `fidelity`.
+    """
+    if not math.isfinite(found["p"]):
+        return f"{found['rows']} rows are too few to tell: three are needed."
+    span = f"Pearson's r {found['pearson']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+    answer = "no relation is detected"
+    if found["p"] < SIGNIFICANT:
+        answer = f"the {'more' if found['pearson'] > 0 else 'less'} alike, the more accurate"
+    return f"Over {found['cells']} students of {found['rows']} rows {answer} ({span}, p {_p(found['p'])})."
+
+
 def _p(value: float) -> str:
     return "< 0.0001" if value < 1e-4 else f"= {value:.2g}"
 
@@ -352,7 +385,7 @@ def sizes(outcomes: Sequence[Outcome]) -> str:
         low, high = min(values, default=0), max(values, default=0)
         return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
-    models = " and ".join(sorted({config.student.model for config in configs}))
+    models = " and ".join(sorted({display_name(config.student.model) for config in configs}))
     sources = " and ".join(sorted({config.source for config in configs}))
     return (
         f"{models}, {span([m['train_images'] for m in finished])} images of {sources}, "

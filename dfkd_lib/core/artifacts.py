@@ -69,6 +69,7 @@ __all__ = [
 ]
 
 WAIT_SECONDS = 60.0  # between two messages that another process is being waited for
+PATIENCE = 5.0  # seconds before the first of them
 STALE_SECONDS = 3600  # a temporary file that nobody has touched for so long belongs to nobody
 
 
@@ -275,7 +276,7 @@ class Store:
     @contextmanager
     def _lock(self, key: str) -> Iterator[None]:
         lock = file_lock(self.root / ".locks" / f"{key}.lock")
-        wait = 0.0
+        wait = PATIENCE if _waits.get() else 0.0
         while True:
             try:
                 lock.acquire(timeout=wait)

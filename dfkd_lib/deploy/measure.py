@@ -60,21 +60,20 @@ def measure_speed(model: nn.Module, files: dict, images: Tensor, repeats: int) -
             for batch, n in ((images[:1], turns), (images, turns // 50))
         )
         for kind in runners:
-            middle = 1e3 * np.quantile(one[kind], (0.25, 0.5, 0.75))
             speed[kind][str(threads)] = {
-                "latency_ms": float(middle[1]),
-                "latency_quartiles_ms": [float(middle[0]), float(middle[2])],
-                "times_faster": _ratio(one[TEACHER], one[kind]),
-                "images_per_second": len(images) / float(np.median(many[kind])),
-                "times_more_images": _ratio(many[TEACHER], many[kind]),
+                "latency_ms": 1e3 * _quick(one[kind]),
+                "latency_quartiles_ms": (1e3 * np.quantile(one[kind], (0.25, 0.75))).tolist(),
+                "times_faster": _quick(one[TEACHER]) / _quick(one[kind]),
+                "images_per_second": len(images) / _quick(many[kind]),
+                "times_more_images": _quick(many[TEACHER]) / _quick(many[kind]),
             }
     return speed
 
 
-def _ratio(slow: np.ndarray, quick: np.ndarray) -> float:
-    """How many times quicker, by the quickest tenth of either: where other programs run, a long call is interrupted oftener
-    than a short one, which flatters small models in their medians."""
-    return float(np.quantile(slow, 0.1) / np.quantile(quick, 0.1))
+def _quick(seconds: np.ndarray) -> float:
+    """The time that a tenth of the calls stayed under: where other programs run, a long call is interrupted oftener than a
+    short one, which flatters small models in their medians."""
+    return float(np.quantile(seconds, 0.1))
 
 
 def _call(runner, batch: Tensor) -> Callable:

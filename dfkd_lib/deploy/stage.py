@@ -202,8 +202,8 @@ def deployment_table(deployed: Artifact) -> "pd.DataFrame":
 
 
 def speed_table(deployed: Artifact) -> "pd.DataFrame":
-    """One row a variant and number of threads: latency of one image with the middle half, images a second in batches of 64,
-    and both against the teacher in the same runtime on as many threads."""
+    """One row a variant and number of threads: latency of one image with the middle half of its calls, images a second in
+    batches of 64, and both against the teacher as ONNX on as many threads."""
     import pandas as pd
 
     table = []
@@ -216,7 +216,7 @@ def speed_table(deployed: Artifact) -> "pd.DataFrame":
                     "variant": row["name"],
                     "threads": threads,
                     "latency (ms)": f"{speed['latency_ms']:.3g}",
-                    "middle half (ms)": f"{first:.3g} – {third:.3g}",
+                    "middle half of calls (ms)": f"{first:.3g} – {third:.3g}",
                     "times faster": f"{speed['times_faster']:.2f}",
                     "images/s": f"{speed['images_per_second']:,.0f}",
                     "times as many": f"{speed['times_more_images']:.2f}",

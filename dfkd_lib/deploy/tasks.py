@@ -162,9 +162,9 @@ def find_student(
         for report in reports
         if report.is_file()
     }
-    for report, key in named.items():
+    for key in named.values():
         if key and (found := store.find(key)) is not None:
-            print(f"{kind}: the student of {report}")
+            print(f"{kind}: the student of notebook {notebook}'s report, {key}")
             return found, ""
     report, key = next(iter(named.items()), (reports[0], None))
     config = presets.of_preset(kind, profile)

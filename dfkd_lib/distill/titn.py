@@ -153,9 +153,11 @@ def table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str) -> pd.D
 
 
 def drop_table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str) -> pd.DataFrame:
-    """C Table 6: top-1 (%) of the teacher, of each student, the difference, and what both cost."""
+    """C Table 6: top-1 (%) of the teacher, of each model that learns from it, the difference, and what both cost."""
     before, rows = 100 * scores(teacher)["top1"], []
     for name, artifacts in runs.items():
+        if name in ONE_HEAD:
+            continue
         after = [100 * scores(a)["top1"] for a in artifacts]
         costs = [f"{gigaflops(one) / 2:.3g}" for one in (teacher, artifacts[0])]
         sizes = [f"{one.metrics['parameters']:,}" for one in (teacher, artifacts[0])]
@@ -164,8 +166,8 @@ def drop_table(runs: dict[str, list[Artifact]], teacher: Artifact, data: str) ->
         rows.append(
             {
                 "teacher → student": f"{display_name(teacher.settings['model'])} → {name}",
-                "before": before,
-                "after": interval_text(after),
+                "teacher": before,
+                "student": interval_text(after),
                 "difference": mean_interval(after)[0] - before,
                 "GMACs": " → ".join(costs),
                 "parameters": " → ".join(sizes),

@@ -107,7 +107,7 @@ def _sample(summary: pd.DataFrame) -> str:
     half = summary["± test"].max()
     if not math.isfinite(half):
         return ""
-    return f"\none student's: ± {half:.2g} by the choice of test images (95 %)"
+    return f"\n± {half:.2g} points of any student come from the choice of test images (95 %)"
 
 
 def _marks() -> list[Line2D]:
@@ -117,7 +117,9 @@ def _marks() -> list[Line2D]:
         Line2D([], [], label="one seed", **seed),
         Line2D([], [], label="mean and 95 % interval over seeds", **mean),
         Line2D([], [], label="baseline's mean", **DIAMOND, **BASELINE),
-        Line2D([], [], label="no difference to it (Holm)", markerfacecolor="white", **mean),
+        Line2D(
+            [], [], label="no difference to it detected (Holm)", markerfacecolor="white", **mean
+        ),
     ]
 
 

@@ -245,7 +245,7 @@ def real_images(stages: Sequence[str], itself: Sequence[int], behind: Sequence[i
     ax.margins(x=0.1)
     ax.set_xlim(left=0)
     ax.xaxis.set_major_formatter(WHOLE)
-    ax.set(xlabel="real images learned from (evaluation left out)")
+    ax.set(xlabel="real images learned from (evaluation left out; logarithmic)")
     ax.grid(axis="y", visible=False)
     legend_below(figure)
     return figure

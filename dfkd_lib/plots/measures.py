@@ -137,7 +137,7 @@ def trade_off(
         for i, (name, value) in enumerate(zip(names, values, strict=True)):
             bar = {"yerr": sides[:, i, None] if sides[:, i].any() else None, "capsize": 3}
             named = {"label": name if ax is axes[0][0] else None, "linestyle": "none"}
-            ax.errorbar(value, score[i], elinewidth=1, **bar, **named, **hollow(i))
+            ax.errorbar(value, score[i], elinewidth=1, clip_on=False, **bar, **named, **hollow(i))
         ax.set_xscale("log")
         ax.set(xlabel=label)
         log_ticks(ax.xaxis)

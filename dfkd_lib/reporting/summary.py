@@ -97,7 +97,7 @@ LEDGER = (
     "stage",
     "reads itself",
     "made from reads",
-    "data-free",
+    "itself data-free",
     "undeclared images",
     "images itself",
     "images behind",
@@ -113,8 +113,8 @@ def ledger_table(artifacts: dict[str, dict]) -> pd.DataFrame:
     same images; it is the least that can lie behind the stage.
 
     Returns:
-        columns stage, artifacts (how many share the row), reads itself, made from reads, data-free (whether neither the
-        stage itself nor a training it took in learns from a real image), undeclared images (what kept them from it, of
+        columns stage, artifacts (how many share the row), reads itself, made from reads, itself data-free (whether
+        neither it nor a training it took in learns from a real image), undeclared images (what kept them from it, of
         `core.ledger.GUARDS`), images itself, images behind (numbers,
         evaluation left out), seconds.
     """

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dfkd_lib import metrics
 from dfkd_lib.core import Artifact, Config, Store, WorkbenchError, artifacts, ledger
 from dfkd_lib.datasets import ImageSet, check_classes_agree
-from dfkd_lib.models import load_model
+from dfkd_lib.models import display_name, load_model
 from dfkd_lib.synthesis.canvas import balanced_labels, kept_states
 from dfkd_lib.synthesis.given import Given
 from dfkd_lib.training import (
@@ -135,11 +135,11 @@ def feature_space(
         metrics.check_inception(config.download)  # before anything is trained
     judge = train_judge(store, config, train_set, test_set)
     if config.space == "classifier":
-        name = f"{judge.settings['model']} on {train_set.name.split('/')[0]}"
+        name = f"{display_name(judge.settings['model'])} trained on {train_set.name.split('/')[0]}"
         return FeatureSpace(name, judge, lambda images: images, judge)
     if config.space == "teacher":
         artifact = teacher()
-        name = f"tokens of the teacher {artifact.settings['model']}"
+        name = f"tokens of the teacher {display_name(artifact.settings['model'])}"
         extract = partial(metrics.token_features, load_trained(artifact))
         return FeatureSpace(name, artifact, extract, judge)
     if config.space == "inception":

@@ -150,6 +150,37 @@ def test_pairwise_has_every_pair_once():
     assert frame["p (Holm)"][smallest] == pytest.approx(3 * frame["p"][smallest])
 
 
+def test_pairs_that_differ_are_said():
+    frame = table.pairwise(grid({"a": [90, 91, 92], "b": [80, 81.2, 81.9], "c": [80.1, 81, 82]}))
+    said = table.pairs_verdict(frame)
+    assert said.startswith(
+        "Of 3 pairs of rows that can be tested, b against a (-9.97 points, Holm p"
+    )
+    assert "; c against a (-9.97 points" in said and said.endswith("differ beyond chance.")
+    assert table.pairs_verdict(frame[2:]).endswith(
+        "that can be tested, none differs beyond chance."
+    )
+    assert "No pair" in table.pairs_verdict(table.pairwise(grid({"a": [90], "b": [80]})))
+
+
+@pytest.mark.parametrize(
+    "pearson, p, text",
+    [
+        (
+            0.73,
+            0.083,
+            "Over 12 students of 4 rows no relation is detected (Pearson's r 0.73 [0.10, 0.90], p = 0.083).",
+        ),
+        (0.73, 0.01, "the more alike, the more accurate"),
+        (-0.73, 0.01, "the less alike, the more accurate"),
+        (math.nan, math.nan, "4 rows are too few to tell"),
+    ],
+)
+def test_whether_looking_alike_and_knowing_more_go_together_is_said(pearson, p, text):
+    found = {"pearson": pearson, "low": 0.1, "high": 0.9, "p": p, "cells": 12, "rows": 4}
+    assert text in table.fidelity_verdict(found)
+
+
 def test_verdicts_say_what_is_detected():
     rows = {
         "all": [90, 91, 92, None],
@@ -248,7 +279,7 @@ def test_sizes_have_a_range_where_cells_differ_and_a_product_of_two_is_seen():
     cells = read_grid({"base": {"source": "real"}, "grid": grid})
     made = artifact("key", 0.5, train_images=600, test_images=100)
     outcomes = [Outcome(cell, made, "", False) for cell in cells]
-    described = "deit_xtiny_patch4_28, 600 images of real, 1 to 3 epochs, 100 test images"
+    described = "DeiT xtiny, patch 4, 28 px, 600 images of real, 1 to 3 epochs, 100 test images"
     assert sizes(outcomes) == described
     (pair,) = crossed(table.tidy(outcomes))
     assert set(pair) == {"student.epochs", "temperature"}

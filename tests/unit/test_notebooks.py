@@ -1,5 +1,6 @@
 """What a notebook says of itself: headlines that name size and seeds, what it needs; bad metadata harms nothing."""
 
+import ast
 import json
 import os
 import shutil
@@ -23,6 +24,28 @@ from dfkd_lib.reporting.notebooks import (
     read_notebook,
     read_notebooks,
 )
+
+
+def saved_names(path) -> list[str]:
+    """The files of figures and tables that a notebook's cells name."""
+    cells = nbformat.read(path, 4).cells
+    calls = [
+        node
+        for cell in cells
+        if cell.cell_type == "code"
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("rep.figure", "rep.table")
+    ]
+    return [one.args[1].value for one in calls if isinstance(one.args[1], ast.Constant)]
+
+
+def test_no_notebook_writes_over_anothers_figure():
+    """All of a run stand in one folder."""
+    names = {path.stem: saved_names(path) for path in notebook_files().values()}
+    assert sum(map(len, names.values())) > 60
+    every = [name for one in names.values() for name in set(one)]
+    assert sorted(every) == sorted(set(every))
+
 
 SHARE = Headline("student_real_accuracy", "student", "A Figure 9", percent=True)
 

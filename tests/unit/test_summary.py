@@ -30,7 +30,7 @@ def test_images_are_counted_through_ancestors():
     table = summary.ledger_table(CHAIN).set_index("stage")
     student = table.loc["student"]
     assert (student["artifacts"], student["seconds"]) == (2, 4.0)
-    assert student["data-free"] == "yes" and student["images itself"] == 0
+    assert student["itself data-free"] == "yes" and student["images itself"] == 0
     assert student["images behind"] == 60000, (
         "the GAN's 6,000 are among the teacher's 60,000 of the same split"
     )
@@ -38,7 +38,10 @@ def test_images_are_counted_through_ancestors():
     assert "mnist/train 6,000 (training the discriminator)" in student["made from reads"]
     assert student["reads itself"] == "mnist/test 10,000 (evaluation)"
     assert table.loc["synthesize"]["reads itself"] == "none"
-    assert table.loc["teacher"]["data-free"] == "no" and table.loc["teacher"]["images behind"] == 0
+    assert (
+        table.loc["teacher"]["itself data-free"] == "no"
+        and table.loc["teacher"]["images behind"] == 0
+    )
 
 
 def test_teachers_and_priors_count_once_for_each_split(tmp_path):
@@ -68,7 +71,7 @@ def test_the_table_says_what_kept_other_images_away_and_what_a_checkpoint_brings
     guarded = {**record("student", [], TEST), "guard": ledger.ISOLATED}
     table = summary.ledger_table({"a": shipped, "b": unknown, "c": guarded}).set_index("stage")
     assert list(table["undeclared images"]) == ["not recorded", "isolated", "not recorded"]
-    assert list(table["data-free"]) == ["not recorded", "yes", "no"]
+    assert list(table["itself data-free"]) == ["not recorded", "yes", "no"]
     assert list(table["images itself"]) == [0, 0, 0]
     assert table.loc["teacher", "images behind"] == 60000
     assert table.loc["own", "made from reads"] == "not recorded (training)"
