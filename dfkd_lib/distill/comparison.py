@@ -181,11 +181,11 @@ def short_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def published_table() -> pd.DataFrame:
-    """The field's figures, not ours: maker, teacher, student, student (%)."""
+    """The field's figures: maker, teacher, student, student (%), and whose they are: not ours."""
     read = yaml.safe_load(Path(__file__).with_name("papers.yaml").read_text(encoding="utf-8"))
     figures = pd.DataFrame(read["published"]).set_index(["teacher", "student"]).stack()
     long = figures.rename_axis(["teacher", "student", "maker"]).rename("student (%)").reset_index()
-    return long[["maker", "teacher", "student", "student (%)"]]
+    return long[["maker", "teacher", "student", "student (%)"]].assign(whose="theirs")
 
 
 def warnings_table(found: dict[str, dict]) -> pd.DataFrame:

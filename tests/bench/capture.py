@@ -19,7 +19,8 @@ from dfkd_lib import training
 from dfkd_lib.attention import attention_sites, capture_attention, token_layout
 
 TOLERANCE = 1e-4
-OURS, PLAIN, EXTRACT = "probes of all blocks", "plain fused forward", "timm AttentionExtract, fx"
+OURS, MAPS = "probes of all blocks", "whole maps of all blocks"
+PLAIN, EXTRACT = "plain fused forward", "timm AttentionExtract, fx"
 
 
 class Case(NamedTuple):
@@ -66,6 +67,14 @@ def captured(model: nn.Module, images: Tensor) -> Tensor:
     return torch.stack(list(found.values()))[..., token_layout(model).patches]
 
 
+def mapped(model: nn.Module, images: Tensor) -> Tensor:
+    """The same from whole maps."""
+    with capture_attention(model, None, None) as found:
+        model(images)
+    patches = token_layout(model).patches
+    return torch.stack([maps[:, :, 0, patches] for maps in found.values()])
+
+
 def readings(case: Case, **size) -> dict[str, Callable[[Tensor], Tensor]]:
     """Every way to a case's attention by name, on the same random weights; `size` changes timm's model."""
     torch.manual_seed(0)
@@ -75,6 +84,7 @@ def readings(case: Case, **size) -> dict[str, Callable[[Tensor], Tensor]]:
     return {
         PLAIN: plain,
         OURS: lambda images: captured(plain, images),
+        MAPS: lambda images: mapped(plain, images),
         EXTRACT: lambda images: torch.stack(
             [maps[:, :, 0, prefix:] for maps in extract(images).values()]
         ),
@@ -88,7 +98,7 @@ def ways(case: Case, names: tuple[str, ...], **size) -> Iterator[Ways]:
     images = torch.randn(case.batch, 3, case.side, case.side, device=device)
     with torch.inference_mode():
         known = readings(case, **size)
-        found = {name: known[name](images[:1]) for name in (OURS, EXTRACT)}
+        found = {name: known[name](images[:1]) for name in (OURS, MAPS, EXTRACT)}
         note = agree(found, TOLERANCE, f"{case.name}, {device}")
         yield Ways({name: partial(known[name], images) for name in names}, note)
 
@@ -98,11 +108,15 @@ COMPARISONS = tuple(
     Comparison(
         "capture",
         f"{case.name.partition('_patch')[0]}/{case.side}, batch {case.batch}, fp32",
-        partial(ways, case, (OURS, peer)),
-        (Pair(OURS, peer, asked),),
+        partial(ways, case, (what, peer)),
+        (Pair(what, peer, asked),),
         seconds=case.seconds,
         least=5,
     )
     for case in CASES
-    for peer, asked in ((PLAIN, "price <= 5 %: >= 0.95"), (EXTRACT, ""))
+    for what, peer, asked in (
+        (OURS, PLAIN, "price <= 5 %: >= 0.95"),
+        (OURS, EXTRACT, ""),
+        (MAPS, EXTRACT, ">= 1"),
+    )
 )

@@ -143,8 +143,8 @@ def test_every_bench_has_its_part_of_the_table():
 def test_every_way_to_attention_finds_the_same():
     from timm.layers import use_fused_attn
 
-    before, pairs = use_fused_attn(), [p for c in capture.COMPARISONS[:2] for p in c.pairs]
-    names = (capture.PLAIN, capture.OURS, capture.EXTRACT)
+    before, pairs = use_fused_attn(), [p for c in capture.COMPARISONS[:3] for p in c.pairs]
+    names = (capture.PLAIN, capture.OURS, capture.MAPS, capture.EXTRACT)
     compared(partial(capture.ways, CASE, names, **TINY), *pairs)
     assert use_fused_attn() == before
     with torch.no_grad():

@@ -398,7 +398,7 @@ def test_a_folders_students_by_one_command(mine, tmp_path, monkeypatch):
     assert "student_train_over_plain_AP50_p" in found and found["student_train_train_scenes"] == 12
     written["provenance"]["git"] = {"commit": 40 * "0", "dirty": False}
     out.write_text(json.dumps(written))
-    assert "detection student, AP50 on whole frames" in readme(out.parent)
+    assert "detection student, labels + teacher, AP50 on whole frames" in readme(out.parent)
 
 
 def test_scores_are_calibrated_on_val_where_there_is_a_test_split(made, mine):
