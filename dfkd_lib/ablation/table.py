@@ -387,9 +387,10 @@ def sizes(outcomes: Sequence[Outcome]) -> str:
 
     models = " and ".join(sorted({display_name(config.student.model) for config in configs}))
     sources = " and ".join(sorted({config.source for config in configs}))
+    epochs = span([c.student.epochs for c in configs])
     return (
         f"{models}, {span([m['train_images'] for m in finished])} images of {sources}, "
-        f"{span([c.student.epochs for c in configs])} epochs, "
+        f"{epochs} epoch{'s' * (epochs != '1')}, "
         f"{span([m['test_images'] for m in finished])} test images"
     )
 

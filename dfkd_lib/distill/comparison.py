@@ -171,13 +171,12 @@ def short_table(table: pd.DataFrame) -> pd.DataFrame:
             lambda row: "–" if row.isna().any() else text.format(*row), axis=1
         )
 
-    short = table[["maker", "may see", READ, BEHIND]].copy()
-    short["images"] = table["images made"].astype("Int64")
-    distance = "Fréchet distance", "low", "high"
-    short["Fréchet distance [95 %]"] = shown("{:.4g} [{:.4g}, {:.4g}]", *distance)
-    short["student (%)"] = shown("{:.2f}", "student (%)")
-    short["[95 %]"] = table["95 % interval"]
-    return short.astype(object).fillna("–")
+    short = table[["maker"]].copy()
+    short["student (%) [95 %]"] = shown("{:.2f} [{}]", "student (%)", "95 % interval")
+    short["distance [95 %]"] = shown("{:.3g} [{:.3g}, {:.3g}]", "Fréchet distance", "low", "high")
+    short["images"] = shown("{:,.0f}", "images made")
+    seen = table[["may see", READ, BEHIND]].rename(columns={READ: "reads", BEHIND: "behind it"})
+    return short.join(seen).astype(object).fillna("–")
 
 
 def published_table() -> pd.DataFrame:

@@ -53,7 +53,9 @@ def test_accuracy_draws_points_means_and_intervals():
     assert filled == [True, True, False]  # the baseline; different; not
     assert written(ax.get_yticklabels()) == list(rows)
     beside = ["baseline", "-9.97 [-10.35, -9.59]", "-0.17 [-2.75, +2.42]"]
-    assert written(ax.texts)[:3] == beside and "± 0.5 points of" in ax.get_xlabel() and inside(figure)
+    assert (
+        written(ax.texts)[:3] == beside and "± 0.5 points of" in ax.get_xlabel() and inside(figure)
+    )
 
 
 def test_accuracy_shows_what_did_not_finish():
