@@ -119,9 +119,8 @@ def check_exportable(name: str, classes: int, shape: tuple[int, int, int] = (3, 
     """
     channels, side, _ = shape
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(
-            0
-        )  # of some random weights tokens are so alike that which become queries is chance
+        # Of some random weights tokens are so alike that chance says which become queries.
+        torch.manual_seed(0)
         if name in detector_names():
             model = create_detector(name, classes)
         else:

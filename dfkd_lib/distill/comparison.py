@@ -175,8 +175,7 @@ def short_table(table: pd.DataFrame) -> pd.DataFrame:
     short["student (%) [95 %]"] = shown("{:.2f} [{}]", "student (%)", "95 % interval")
     short["distance [95 %]"] = shown("{:.3g} [{:.3g}, {:.3g}]", "Fréchet distance", "low", "high")
     short["images"] = shown("{:,.0f}", "images made")
-    seen = table[["may see", READ, BEHIND]].rename(columns={READ: "reads", BEHIND: "behind it"})
-    return short.join(seen).astype(object).fillna("–")
+    return short.join(table[["may see", READ, BEHIND]]).astype(object).fillna("–")
 
 
 def published_table() -> pd.DataFrame:

@@ -115,8 +115,7 @@ def ledger_table(artifacts: dict[str, dict]) -> pd.DataFrame:
     Returns:
         columns stage, artifacts (how many share the row), reads itself, made from reads, itself data-free (whether
         neither it nor a training it took in learns from a real image), undeclared images (what kept them from it, of
-        `core.ledger.GUARDS`), images itself, images behind (numbers,
-        evaluation left out), seconds.
+        `core.ledger.GUARDS`), images itself, images behind (numbers, evaluation left out), seconds.
     """
     rows = []
     for key, record in artifacts.items():

@@ -380,7 +380,7 @@ def test_stopping_ends_the_kernel_and_keeps_what_is_finished(tmp_path, number):
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     kernel = int((out / "pid").read_text())
-    if every := number == signal.SIGTERM:  # a batch system tells all processes
+    if to_all := number == signal.SIGTERM:  # a batch system tells all processes
         os.killpg(run.pid, number)
     else:
         run.send_signal(number)
@@ -390,7 +390,7 @@ def test_stopping_ends_the_kernel_and_keeps_what_is_finished(tmp_path, number):
     assert not psutil.pid_exists(kernel) or psutil.Process(kernel).status() == psutil.STATUS_ZOMBIE
     ended = ["succeeded", "interrupted", "interrupted"]
     assert list(statuses(json.loads((out / "results.json").read_text())).values()) == ended
-    assert every or (out / "20_sleepy.html").exists()  # by its worker
+    assert to_all or (out / "20_sleepy.html").exists()  # by its worker
 
 
 @pytest.mark.skipif(browser.CHROMIUM is None, reason="Chromium is not installed")
