@@ -76,7 +76,12 @@ def _softmax(scores: Tensor, dtype: torch.dtype | None = None, masked: bool = Fa
 
 def _row_scores(row: Tensor, key: Tensor, scale: float) -> Tensor:
     """Scores (B, heads, S) of one query (B, heads, d), without copying the keys, which lie strided within a projection."""
-    if key.dtype == row.dtype == torch.float32 and (len(key) == 1 or key[0].numel() >= LARGE):
+    plain = key.dtype == row.dtype == torch.float32
+    if plain and len(key) == 1 and key.numel() < LARGE:
+        # Too little to wake other threads for.
+        heads = zip(key[0], row[0] * scale, strict=True)
+        return torch.stack([torch.mv(k, r) for k, r in heads]).unsqueeze(0)
+    if plain and key[0].numel() >= LARGE:
         rows = (row * scale).unsqueeze(-1)
         return torch.stack([torch.bmm(k, r).squeeze(-1) for k, r in zip(key, rows, strict=True)])
     dtype = torch.promote_types(row.dtype, torch.float32)
@@ -161,7 +166,16 @@ def attended(
 def _uncheckpointed(model: nn.Module) -> Iterator[None]:
     """Inside, no block is computed a second time in the backward pass, where nobody looks: the same results, more memory."""
     names = ("grad_checkpointing", "gradient_checkpointing")  # timm's, transformers'
-    found = [(m, n) for m in model.modules() for n in names if getattr(m, n, False) is True]
+    # By what each module holds itself: to ask all of them by `getattr` takes longer than a small model's probes.
+    modules, known, found = [model], {model}, []
+    for module in modules:
+        own = module.__dict__
+        for name in names:
+            if own.get(name) is True:
+                found.append((module, name))
+        new = [m for m in own["_modules"].values() if m is not None and m not in known]
+        known.update(new)
+        modules += new
     for module, name in found:
         setattr(module, name, False)
     try:

@@ -237,10 +237,12 @@ def test_masks_are_seen(given):
     assert "forward" not in module.__dict__ and "forward" not in module.qkv.__dict__
 
 
-def test_large_keys_give_the_same_scores(vit, monkeypatch):
-    monkeypatch.setattr("dfkd_lib.attention.capture.LARGE", 0)
-    expected = eager(vit, IMAGES)[1][0].mean(1)[:, 0, 1:]
-    assert (attention.attention_probe(vit, IMAGES, 0) - expected).abs().max() < 1e-5
+@pytest.mark.parametrize("large", [0, attention.capture.LARGE])
+@pytest.mark.parametrize("count", [1, len(IMAGES)])
+def test_one_image_and_large_keys_give_the_same_scores(vit, count, large, monkeypatch):
+    monkeypatch.setattr("dfkd_lib.attention.capture.LARGE", large)
+    expected = eager(vit, IMAGES[:count])[1][0].mean(1)[:, 0, 1:]
+    assert (attention.attention_probe(vit, IMAGES[:count], 0) - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("token", [0, None])
