@@ -12,7 +12,7 @@ from dfkd_lib.core import WorkbenchError, ledger, resolve
 from dfkd_lib.datasets.coco_check import check_coco, frame
 from dfkd_lib.datasets.coco_read import has_split
 from dfkd_lib.datasets.coco_report import CocoReport
-from dfkd_lib.datasets.frames import Frames, View, enlargement, inside, resized, shares, windows
+from dfkd_lib.datasets.frames import Frames, View, inside, resized, shares, windows
 from dfkd_lib.datasets.scenes import SceneSet
 
 # Bytes of a split that are held in memory: of a larger one, frames are read when they are needed.
@@ -76,9 +76,9 @@ def _scene_set(
     """Scenes of what `_seen` gives, in memory if they are small enough."""
     views, rows, boxes, labels, scale = [], [], [], [], []
     for row, shape, window, found, classes in seen:
-        factor = enlargement(shape, size, shortest, longest)
-        views.append(View(report.path(row), resized(shape, size, shortest, longest), window))
-        boxes.append(found * (np.array(views[-1].size * 2) / (shape[1::-1] * 2)))
+        sides, factor = resized(shape, size, shortest, longest)
+        views.append(View(report.path(row), sides, window))
+        boxes.append(found * (np.array(sides * 2) / (shape[1::-1] * 2)))
         rows.append(row)
         labels.append(torch.from_numpy(classes))
         scale.append(1 / factor)

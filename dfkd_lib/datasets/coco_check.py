@@ -1,13 +1,12 @@
 """Checks of a COCO folder before training: of its file's lists, its boxes, its image files, and between its splits."""
 
-import hashlib
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from dfkd_lib.core import WorkbenchError, is_number, ledger, printable, resolve
+from dfkd_lib.core import WorkbenchError, file_hash, is_number, ledger, printable, resolve
 from dfkd_lib.datasets.coco_read import has_split, inside, is_file, places, read_content
 from dfkd_lib.datasets.coco_report import CocoReport
 from dfkd_lib.datasets.sources import open_image, read_image, upright_size
@@ -272,5 +271,5 @@ def _same_bytes(paths: dict[tuple[str, str], Path]) -> list[list[tuple[str, str]
     groups = defaultdict(list)
     for key, length in lengths.items():
         if common[length] > 1:
-            groups[hashlib.sha256(paths[key].read_bytes()).digest()].append(key)
+            groups[file_hash(paths[key])].append(key)
     return [group for group in groups.values() if len(group) > 1]

@@ -76,27 +76,23 @@ def inside(
     return np.concatenate([low, high - low], axis=1)[keep], keep
 
 
-def enlargement(shape: tuple, size: int | None, shortest: int | None, longest: int) -> float:
-    """By how much an image (H, W, 3) is enlarged: to a square of side `size`, by DETR's rule, or not at all (1)."""
-    short, long = sorted(shape[:2])
-    if size:
-        return size / long
-    return min(shortest / short, longest / long) if shortest else 1.0
-
-
 def resized(
     shape: tuple, size: int | None, shortest: int | None = None, longest: int = 1333
-) -> tuple[int, int]:
-    """Width and height in pixels of an image (H, W, ...) so enlarged; by DETR's rule to the pixel as transformers'
-    processor rounds it."""
+) -> tuple[tuple[int, int], float]:
+    """Width and height in pixels of an image (H, W, ...) and by how much it is enlarged: to a square of side `size`, by
+    DETR's rule to the pixel as transformers' processor rounds it, or not at all (1)."""
     high, wide = shape[:2]
-    if shortest and not size:
+    short, long = sorted((high, wide))
+    factor = 1.0
+    if size:
+        factor = size / long
+        high, wide = (round(side * size / long) for side in (high, wide))
+    elif shortest:
         from transformers.image_transforms import get_size_with_aspect_ratio
 
+        factor = min(shortest / short, longest / long)
         high, wide = get_size_with_aspect_ratio((high, wide), shortest, longest)
-    elif size:
-        high, wide = (round(side * size / max(shape[:2])) for side in (high, wide))
-    return max(1, wide), max(1, high)
+    return (max(1, wide), max(1, high)), factor
 
 
 def shares(boxes: np.ndarray, shape: tuple) -> Tensor:

@@ -119,12 +119,8 @@ def _within(folder: Path, path: Path) -> Path | None:
 
 def _labels(folder: Path, image: Path) -> Path:
     """The label file of an image: beside it, or in "labels" where its folder is in "images"."""
-    parts = [*image.relative_to(folder).parts]
-    for place in range(len(parts) - 2, -1, -1):
-        if parts[place] == "images":
-            parts[place] = "labels"
-            break
-    return folder.joinpath(*parts).with_suffix(".txt")
+    below = f"/{image.relative_to(folder).as_posix()}"
+    return Path(f"{folder}{'/labels/'.join(below.rsplit('/images/', 1))}").with_suffix(".txt")
 
 
 def _objects(
