@@ -212,9 +212,8 @@ class DetectionStudy:
                 found = predict(finder, test.images)
             return save_predictions(work, finder, test, *found)
 
-        settings = {"model": detector.settings["model"], "tile": tile, "size": size}
-        settings["looks"] = looks
-        settings["test"] = frames.identity
+        own = {"model": detector.settings["model"], "tile": tile, "size": size, "looks": looks}
+        settings = {**own, "test": frames.identity}
         reads = {frames.split: ledger.EVALUATION}
         return self.store.get_or_make("whole_frames", settings, make, [detector], reads)
 
@@ -240,36 +239,26 @@ class DetectionStudy:
 def tasks(names: Mapping[str, object]) -> dict[str, Callable[[], object]]:
     """Notebook 40's students and GANs, the scenes they draw and what these measure, as `distill.tasks` gives them."""
     study, step, gans = names["study"], names["step"], names["gans"]
-    steps = {"aligned": names["aligned_step"]}
+    config, guided = study.config, gans["attention GAN"]
+    steps = dict.fromkeys(VARIANTS, step) | {"aligned": names["aligned_step"]}
 
-    def measured(gan: SceneGAN, seed: int) -> Artifact:
-        return study.measured(study.drawn(gan, seed), study.student("plain", step))
+    def measured(draw: Callable[[], Artifact]) -> Artifact:
+        return study.measured(draw(), study.student("plain", step))
 
-    students = {
-        f"student, {VARIANTS[variant]}": partial(
-            study.student, variant, steps.get(variant, step), gans["attention GAN"]
-        )
-        for variant in dict.fromkeys(("plain", *study.config.variants))
-    }
-    students |= {
-        f"student, {VARIANTS[variant]}, seed {seed}": partial(
-            study.student, variant, steps.get(variant, step), seed=seed
-        )
-        for variant in study.config.compared
-        for seed in study.config.seeds
-        if seed != study.config.seed
-    }
-    drawn = {
-        f"{name}, seed {seed}": partial(measured, gan, seed)
-        for name, gan in gans.items()
-        for seed in study.config.seeds
-    }
-    drawn |= {
-        name: partial(lambda draw: study.measured(draw(), study.student("plain", step)), draw)
-        for variant, name, draw in (
-            ("layouts", "layouts", partial(study.drawn, gans["attention GAN"], layouts=True)),
-            ("inverted", "inversion", study.inverted),
-        )
-        if variant in study.config.variants
-    }
-    return students | drawn
+    made: dict[str, Callable[[], object]] = {}
+    for variant in dict.fromkeys(("plain", *config.variants)):
+        own = partial(study.student, variant, steps[variant], guided)
+        made[f"student, {VARIANTS[variant]}"] = own
+    for variant in config.compared:
+        for seed in config.seeds:
+            if seed != config.seed:
+                own = partial(study.student, variant, steps[variant], seed=seed)
+                made[f"student, {VARIANTS[variant]}, seed {seed}"] = own
+    for name, gan in gans.items():
+        for seed in config.seeds:
+            made[f"{name}, seed {seed}"] = partial(measured, partial(study.drawn, gan, seed))
+    if "layouts" in config.variants:
+        made["layouts"] = partial(measured, partial(study.drawn, guided, layouts=True))
+    if "inverted" in config.variants:
+        made["inversion"] = partial(measured, study.inverted)
+    return made
