@@ -6,16 +6,7 @@ from pydantic import Field, model_validator
 
 from dfkd_lib.core import Config, Seed, Seeds, Sides
 from dfkd_lib.datasets import GENERATED, SceneConfig
-from dfkd_lib.detection.detector import (
-    Backbone,
-    DetectorConfig,
-    File,
-    Name,
-    Passes,
-    Published,
-    Rows,
-    Strength,
-)
+from dfkd_lib.detection.detector import DetectorConfig, Name, Passes
 from dfkd_lib.detection.inversion import SceneInversion
 from dfkd_lib.detection.scene_gan import SceneGAN
 from dfkd_lib.detection.step import DetectionWeights
@@ -36,9 +27,6 @@ class DetectionTeacher(DetectorConfig):
     source: Literal["shipped", "train"] = Field("train", description="where the teacher is from")
     shipped: str = Field("detr_micro_scenes", description="the shipped one's name in data/teachers")
     epochs: Passes = 300
-    pretrained: Published = False
-    weights: File = ""
-    backbone_weights: Backbone = ""
 
 
 class DetectionStudent(DetectorConfig):
@@ -53,10 +41,7 @@ class DetectionStudent(DetectorConfig):
 
     model: Name = "detr_resnet18_2x2"
     epochs: Passes = 150
-    batch_size: Rows = 16
     precision: Precision = Field("bf16", description="arithmetic of training")
-    augment: Strength = 1.0
-    backbone_weights: Backbone = ""
     inherit: bool = Field(
         False,
         description="start a student's transformer and heads as its teacher's, if of one shape",

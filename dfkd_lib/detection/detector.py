@@ -32,19 +32,7 @@ LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.")
 PIXELS = 4_000_000  # of a batch that is predicted
 FOLDER = "data/teachers"  # of detectors that come with the workbench
 
-Rows = Annotated[int, Field(ge=1, le=65_536, description="scenes a step")]
 Passes = Annotated[int, Field(ge=1, le=100_000, description="passes over its scenes")]
-Strength = Annotated[
-    float | None,
-    Field(ge=0, le=2, description="of scaling, shifting, change of light; 0: mirroring, none: not"),
-]
-Published = Annotated[
-    bool, Field(description="start from published weights, if need be downloaded")
-]
-File = Annotated[
-    str, Field(description="start from a .safetensors file or folder in transformers' format")
-]
-Backbone = Annotated[str, Field(description="start the backbone from timm's .safetensors file")]
 Name = Annotated[str, Field(description=f"one of {', '.join(detector_names())}")]
 
 
@@ -53,16 +41,27 @@ class DetectorConfig(TrainConfig):
 
     model: Name = "detr_resnet50"
     epochs: Passes
-    batch_size: Rows = 16
+    batch_size: int = Field(16, ge=1, le=65_536, description="scenes a step")
     lr: float = Field(1e-4, gt=0, le=1, description="peak learning rate of AdamW")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay")
     warmup_epochs: float = Field(0.5, ge=0, description="epochs of linear warm-up")
     grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm, or none")
     precision: Precision = Field("bf16", description="arithmetic: fp32, or bf16 by autocast")
-    augment: Strength = 1.0
-    pretrained: Published = False
-    weights: File = ""
-    backbone_weights: Backbone = ""
+    augment: float | None = Field(
+        1.0,
+        ge=0,
+        le=2,
+        description="of scaling, shifting, change of light; 0: mirroring, none: not",
+    )
+    pretrained: bool = Field(
+        False, description="start from published weights, if need be downloaded"
+    )
+    weights: str = Field(
+        "", description="start from a .safetensors file or folder in transformers' format"
+    )
+    backbone_weights: str = Field(
+        "", description="start the backbone from timm's .safetensors file"
+    )
 
 
 def train(
