@@ -64,9 +64,9 @@ def load_coco(
     report = check_coco(folder, split, thorough=False)
     if report.fatal:
         raise report.error()
-    view = {"crop": crop, "crops": crops, "spread": crop_spread, "anywhere": crop_anywhere}
-    view |= {"whole": crop_whole, "empty": empty}
-    seen = _seen(report, _chosen(report, held_back, calibrating), np.random.default_rng(seed), view)
+    chosen, rng = _chosen(report, held_back, calibrating), np.random.default_rng(seed)
+    cut = {"crop": crop, "crops": crops, "spread": crop_spread, "anywhere": crop_anywhere}
+    seen = _seen(report, chosen, rng, empty, **cut, whole=crop_whole)
     return _scene_set(report, seen, size, shortest, longest)
 
 
@@ -145,11 +145,11 @@ def _chosen(report: CocoReport, held_back: float, calibrating: bool) -> set[int]
 
 
 def _seen(
-    report: CocoReport, chosen: set[int], rng: np.random.Generator, view: dict
+    report: CocoReport, chosen: set[int], rng: np.random.Generator, empty: bool, **cut
 ) -> Iterator[tuple]:
     """(row in the file, (height, width), window or None, boxes (n, 4) in pixels, classes int64 (n,)) of every chosen frame,
     of its crops, or of those without any object. Crowd regions are left out, but are not empty."""
-    order, empty = {key: k for k, key in enumerate(report.categories)}, view.pop("empty")
+    order = {key: k for k, key in enumerate(report.categories)}
     found = {key: [] for key in report.images}
     for _, annotation, box in report.annotations:
         label = -1 if annotation.get("iscrowd") else order[annotation["category_id"]]
@@ -162,14 +162,14 @@ def _seen(
             continue
         shape = image["height"], image["width"]
         boxes, labels = some[:, :4], some[:, 4].astype(int)
-        if not view["crop"]:
+        if not cut["crop"]:
             yield row, shape, None, boxes, labels
             continue
         about = boxes[:0] if empty else boxes
-        for corner, side in windows(shape, about, sides, rng, **view):
-            cut, shown = inside(boxes, corner, side)
+        for corner, side in windows(shape, about, sides, rng, **cut):
+            found, shown = inside(boxes, corner, side)
             if not empty or not len(inside(every[row][:, :4], corner, side, 0)[1]):
-                yield row, (side, side), (*corner.tolist(), side), cut, labels[shown]
+                yield row, (side, side), (*corner.tolist(), side), found, labels[shown]
 
 
 def ground_truth(scenes: SceneSet) -> dict:
