@@ -117,7 +117,6 @@ UNEVEN = nn.Sequential(nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(3)), nn
 @pytest.mark.parametrize(
     "model, message",
     [
-        (Eigenvalues(), "aten::linalg_eigvalsh"),
         (Branches(), "another model"),
         (Scaled(), "another model"),
         (Counted(), r"(?s)another model.*len\(images\)"),
@@ -446,7 +445,7 @@ def detected(tmp_path_factory):
 
 
 def test_a_detector_keeps_its_logits_and_boxes(detected):
-    store, teacher, student, found, test = detected
+    _, teacher, student, found, test = detected
     scenes = SceneConfig(size=48, test_scenes=12).scenes("test").load()
     assert test.fingerprint == scenes.fingerprint
     assert max(found.metrics["parity"].values()) <= PARITY and found.metrics["kind"] == "detection"
@@ -457,11 +456,6 @@ def test_a_detector_keeps_its_logits_and_boxes(detected):
     # Dynamic int8 leaves the convolutions in float, static int8 does not.
     assert rows["static"]["bytes"] < rows["dynamic"]["bytes"] < rows["student"]["bytes"]
     assert len(deploy.deployment_table(found)) == 5 and "AP50 (%)" in deploy.deployment_table(found)
-    session = deploy.open_session(form(store, found, "student"))
-    images = test.images.float() / 255
-    for count in (1, 3):
-        logits, boxes = session.run(None, {"images": images[:count].numpy()})
-        assert logits.shape == (count, 10, 5) and boxes.shape == (count, 10, 4)
 
 
 def test_scenes_drawn_for_a_student_calibrate_it(detected):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dfkd_lib import attention
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.models import REALTIME, create_detector
+from dfkd_lib.models import REALTIME, Detector, create_detector
 
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 POOLED = {"class_token": False, "global_pool": "avg"}
@@ -225,3 +225,10 @@ def table() -> str:
         cells = [_or_why(partial(_map, *detector(family), kind)) for kind in kinds]
         lines.append(f"| {family} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def same_outputs(*detectors: Detector) -> bool:
+    """Whether two detectors find the same in an image, to the bit."""
+    images = torch.rand(1, 3, 64, 64)
+    one, other = (detector.eval()(images) for detector in detectors)
+    return torch.equal(one.boxes, other.boxes) and torch.equal(one.logits, other.logits)

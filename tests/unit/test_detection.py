@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from families import same_outputs
 from folders import write_coco
 from hubs import stand_in
 from scipy.optimize import linear_sum_assignment
@@ -388,12 +389,6 @@ def backbone_of(detector):
     return detector.network.model.backbone.model
 
 
-def same_boxes(*detectors):
-    images = torch.rand(1, 3, 64, 64)
-    one, other = (detector.eval()(images) for detector in detectors)
-    return torch.equal(one.boxes, other.boxes) and torch.equal(one.logits, other.logits)
-
-
 def test_weights_of_other_classes_keep_all_but_the_class_head(tmp_path):
     detector = create_detector("detr_nano", 4)
     was = detector.state_dict()
@@ -460,7 +455,7 @@ def test_a_backbones_own_file(hub, tmp_path):
     assert not backbone.conv1.weight.requires_grad
     assert count_parameters(detector) == SIZES[name] and hub["asked"] == []
     whole = saved(detector, tmp_path / "all.safetensors")
-    assert same_boxes(detector, create_detector(name, 4, weights=whole))
+    assert same_outputs(detector, create_detector(name, 4, weights=whole))
     small = backbone_of(create_detector("detr_nano", 4))
     file_of_small = saved(small, tmp_path / "small.safetensors")
     first = (
@@ -482,7 +477,7 @@ def test_a_folder_in_transformers_format_keeps_all_but_another_head(tmp_path):
     stem = [name for name, p in ours.named_parameters() if not p.requires_grad]
     assert stem and all("conv1" in name or "layer1" in name for name in stem)
     tuned = saved(ours, tmp_path / "tuned.safetensors")
-    assert same_boxes(ours, create_detector(name, 4, weights=tuned))
+    assert same_outputs(ours, create_detector(name, 4, weights=tuned))
     with pytest.raises(WorkbenchError, match="cannot be loaded|does not fit"):
         create_detector("detr_resnet50", 4, weights=tmp_path)
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from families import SMALL_RFDETR
+from families import SMALL_RFDETR, same_outputs
 from hubs import stand_in
 from torchvision.ops import box_convert
 from transformers import RfDetrImageProcessor
@@ -168,12 +168,6 @@ def test_a_teacher_of_the_old_kind_and_a_student_of_the_new_one_fit_together():
 
 
 # Weights
-
-
-def same_outputs(*detectors):
-    images = torch.rand(1, 3, 64, 64)
-    one, other = (detector.eval()(images) for detector in detectors)
-    return torch.equal(one.boxes, other.boxes) and torch.equal(one.logits, other.logits)
 
 
 def test_weights_go_round_and_others_are_refused(tmp_path):
