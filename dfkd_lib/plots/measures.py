@@ -44,7 +44,7 @@ def distance_by_class(tables: dict) -> Figure:
     ax.set_yscale("log")  # makers are far apart
     log_ticks(ax.yaxis)
     if len(tables) > 1:
-        legend_below(figure, min(3, len(tables)))
+        legend_below(figure, 3)
     return figure
 
 
@@ -62,7 +62,7 @@ def fidelity_diversity(tables: dict) -> Figure:
             ax.plot(point[x], point[y], ls="none", label=label, clip_on=False, **hollow(i))
         ax.set(xlabel=f"{x} (diversity)", ylabel=f"{y} (fidelity)", xlim=(0, 1.03))
         ax.set_ylim(0, max(1.03, ax.get_ylim()[1]))
-    legend_below(figure, min(3, len(tables)))
+    legend_below(figure, 3)
     return figure
 
 

@@ -126,7 +126,7 @@ def _finish(
     """The classes' colours and what dotted boxes are as a legend, and the names at their boxes."""
     lines = [Line2D([], [], color=color(k), lw=2.5, label=name) for k, name in enumerate(classes)]
     lines += [Line2D([], [], color="gray", label=dotted, **DOTTED)] if dotted else []
-    legend_below(figure, min(ncols, len(lines)), lines)
+    legend_below(figure, ncols, lines)
     _name_boxes(figure, named)
     return figure
 
