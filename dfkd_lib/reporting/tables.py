@@ -110,12 +110,13 @@ def _gans(given: Given, lambdas: Sequence[float] = ()) -> Made:
     first = Study(given.store, config)
     judge = Part(lambda: [first.reference], (given.judge(config.feature),), ("teacher",))
     made = Made(config, {"teacher": _teacher(given), "judge": judge})
-    missing = {}
+    missing = ""
     try:
         check_inception(config.feature.download)
     except WorkbenchError as error:
-        missing["inception"] = f"not measured: {error.what}; {error.fix}"
-    spaces = [space for space in SPACES if space not in missing]
+        missing = f"not measured: {error.what}; {error.fix}"
+    # Inception is the last: without it the others keep their places.
+    spaces = [space for space in SPACES if not (missing and space == "inception")]
     studies = [Study(given.store, config.override({"feature.space": one})) for one in spaces]
     images = min(config.claim_images or config.train_images, len(given.train_set))
     for arm, gan in arms.items():
@@ -125,18 +126,14 @@ def _gans(given: Given, lambdas: Sequence[float] = ()) -> Made:
             made.parts[f"{arm}, seed {seed}"] = Part(make, efforts, ("teacher", "judge"))
     if not lambdas:
         made.figures = figures.of_gans(given, first, made.parts, arms)
-    for arm, (space, title) in product(arms, SPACES.items()):
-        inception = space == "inception"
-        made.cells.append(
-            Cell(
-                arm,
-                f"Fréchet distance, {title}",
-                () if space in missing else tuple(f"{arm}, seed {s}" for s in config.seeds),
-                partial(_distance, spaces.index(space)) if space in spaces else _distance,
-                paper_number(given.data, f"frechet_{arm}")[0] if inception else None,
-                missing.get(space, "" if inception else "the paper's is of Inception"),
-            )
-        )
+    for arm, (place, (space, title)) in product(arms, enumerate(SPACES.items())):
+        parts = tuple(f"{arm}, seed {seed}" for seed in config.seeds)
+        paper, note = None, "the paper's is of Inception"
+        if space == "inception":
+            paper, note = paper_number(given.data, f"frechet_{arm}")[0], missing
+            parts = () if missing else parts
+        column = f"Fréchet distance, {title}"
+        made.cells.append(Cell(arm, column, parts, partial(_distance, place), paper, note))
     return made
 
 
