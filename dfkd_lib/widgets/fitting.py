@@ -73,16 +73,12 @@ class Fitting:
     def possible(self, model: str, data: str) -> dict[str, list[str]]:
         """What can be chosen instead of, or beside, a model and its data, by names of `Choice`."""
         beside = [f"model:{m}" for m in self.beside(data)]
+        beside += ["models"] * (len(beside) > 2)
         fitting = [d for d in self.data if self.fits(model, d)]
         return {
             "model": [m for m in self.models if any(self.fits(m, d) for d in self.data)],
             "data": fitting,
-            "compare": [
-                "",
-                *beside,
-                *["models"] * (len(beside) > 2),
-                *(f"data:{d}" for d in fitting),
-            ],
+            "compare": ["", *beside, *(f"data:{d}" for d in fitting)],
             "weights": self.ways(model, data),
         }
 
