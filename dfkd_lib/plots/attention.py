@@ -13,7 +13,6 @@ from dfkd_lib.plots.style import (
     legend_under,
     mark,
     new_figure,
-    plain,
     squares,
     styled,
 )
@@ -125,9 +124,8 @@ def insertion_deletion(found: dict) -> Figure:
         found: {map: `attention.Faithfulness`}.
     """
     figure, axes = new_figure(1, 2, 8.2, 4.4)
-    for ax, part, what in zip(
-        axes, ("deletion", "insertion"), ("taken away", "put in"), strict=True
-    ):
+    parts = ("deletion", "taken away"), ("insertion", "put in")
+    for ax, (part, what) in zip(axes, parts, strict=True):
         for i, (name, curves) in enumerate(found.items()):
             area = float(np.mean(np.asarray(getattr(curves, f"{part}_area"))))
             values = np.asarray(getattr(curves, part)).mean(0)
@@ -218,8 +216,7 @@ def patch_colours(images, colours, grid: tuple[int, int], names: Sequence[str]) 
     figure, axes = new_figure(2, count, 1.35 * count + 1.2, 3.0, squeeze=False)
     for column, image, own, name in zip(axes.T, images, np.asarray(colours), names, strict=True):
         show(column[0], image, name)
-        column[1].imshow(own.reshape(*grid, 3), interpolation="nearest")
-        plain(column[1])
+        heat(column[1], own.reshape(*grid, 3))
     axes[1, 0].set_ylabel("first three\ncomponents", **NAMED)
     return figure
 

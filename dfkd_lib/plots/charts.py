@@ -68,7 +68,7 @@ def curves(
     elif zero:
         ax.set_ylim(bottom=0)
     if len(series) > 1:
-        legend_below(figure, min(3, len(series)))
+        legend_below(figure, 3)
     return figure
 
 

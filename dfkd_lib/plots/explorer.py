@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from dfkd_lib.plots.images import HEAT, heat, overlay, show
+from dfkd_lib.plots.images import heat, overlay, show
 from dfkd_lib.plots.scenes import corners
-from dfkd_lib.plots.style import COLORS, new_figure, plain, styled
+from dfkd_lib.plots.style import COLORS, new_figure, styled
 
 # What weights are, by `Panel.way`; others are relevance through all blocks.
 WHAT = {
@@ -60,12 +60,8 @@ def _overview(ax, panel, cmap: str) -> None:
     tiles = panel.overview / np.maximum(panel.overview.max(-1, keepdims=True), 1e-12)
     tiles = tiles.reshape(blocks, heads, *panel.grid)
     tiles = np.pad(tiles, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
-    ax.imshow(
-        tiles.transpose(0, 2, 1, 3).reshape(blocks * tall, heads * wide),
-        vmax=1,
-        **{**HEAT, "cmap": cmap},
-    )
-    plain(ax, "every block and head")
+    tiles = tiles.transpose(0, 2, 1, 3).reshape(blocks * tall, heads * wide)
+    heat(ax, tiles, "every block and head", 1, cmap=cmap)
     ax.set(xlabel="head", ylabel="block")
     ax.set_xticks(np.arange(heads) * wide + wide / 2 - 1, range(1, heads + 1), fontsize=8)
     ax.set_yticks(np.arange(blocks) * tall + tall / 2 - 1, range(1, blocks + 1), fontsize=8)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dfkd_lib.plots.style import (
@@ -45,7 +44,7 @@ def distance_by_class(tables: dict) -> Figure:
     ax.set_yscale("log")  # makers are far apart
     log_ticks(ax.yaxis)
     if len(tables) > 1:
-        legend_below(figure, min(3, len(tables)))
+        legend_below(figure, 3)
     return figure
 
 
@@ -63,7 +62,7 @@ def fidelity_diversity(tables: dict) -> Figure:
             ax.plot(point[x], point[y], ls="none", label=label, clip_on=False, **hollow(i))
         ax.set(xlabel=f"{x} (diversity)", ylabel=f"{y} (fidelity)", xlim=(0, 1.03))
         ax.set_ylim(0, max(1.03, ax.get_ylim()[1]))
-    legend_below(figure, min(3, len(tables)))
+    legend_below(figure, 3)
     return figure
 
 
@@ -99,20 +98,18 @@ def accuracy_against_distance(table) -> Figure:
 def _name_points(ax, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> None:
     """Name each point beside it, towards the axes' middle, off the other names."""
     ax.figure.draw_without_rendering()  # the layout is to be what it will be
-    renderer = FigureCanvasAgg(ax.figure).get_renderer()
-    unit, inside = ax.figure.dpi / 72, ax.get_window_extent(renderer)
+    unit, inside = ax.figure.dpi / 72, ax.get_window_extent()
     at = ax.transData.transform(np.stack([x, y], 1))
     # Neither are the marks to be hidden.
     taken = [(*(point - 6 * unit), *(point + 6 * unit), 1.0) for point in at]
     for i in np.argsort(y):
         text = ax.text(x[i], y[i], names[i], fontsize=9, color=color(i))
         text.set_in_layout(False)
-        (right, up), size = at[i], text.get_window_extent(renderer)
+        (right, up), size = at[i], text.get_window_extent()
         lefts = [right + 8 * unit, right - 8 * unit - size.width]
         lefts.sort(reverse=bool(right < inside.x0 + inside.width / 2))
         tried = [(s, up + d * unit) for d in (-4, 8, -16, 22, -30, 36, -44, 50) for s in lefts]
-        most = inside.x1 - size.width, inside.y1 - size.height
-        place(text, np.clip(tried, (inside.x0, inside.y0), most).tolist(), taken, renderer)
+        place(text, tried, taken)
 
 
 @styled

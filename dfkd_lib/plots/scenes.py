@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -47,20 +46,18 @@ def _outline(ax, box: np.ndarray, shape: tuple[int, int], edge: str, linewidth: 
 def _name_boxes(figure: Figure, named: Sequence[tuple]) -> None:
     """Put each (text, patch of its box) beside its box, off other boxes and names, now that nothing else is to be drawn."""
     figure.draw_without_rendering()
-    renderer, gap = FigureCanvasAgg(figure).get_renderer(), 2 * figure.dpi / 72
+    gap = 2 * figure.dpi / 72
     taken = {
-        ax: [(*box.get_window_extent(renderer).extents, 0.3) for box in ax.patches]
-        for ax in figure.axes
+        ax: [(*box.get_window_extent().extents, 0.3) for box in ax.patches] for ax in figure.axes
     }
     for text, patch in named:
-        name, box, inside = (one.get_window_extent(renderer) for one in (text, patch, text.axes))
+        name, box = text.get_window_extent(), patch.get_window_extent()
         # Above and below the box, in it, at its sides.
         within = (box.y1 - name.height, box.y0)
         ends = (box.y1 + gap, box.y0 - name.height - gap, *within)
         spots = [(x, y) for x in (box.x0, box.x1 - name.width) for y in ends]
         spots += [(x, y) for y in within for x in (box.x1 + gap, box.x0 - name.width - gap)]
-        most = inside.x1 - name.width, inside.y1 - name.height
-        place(text, np.clip(spots, inside.min, most).tolist(), taken[text.axes], renderer)
+        place(text, spots, taken[text.axes])
 
 
 def draw_scene(
@@ -129,7 +126,7 @@ def _finish(
     """The classes' colours and what dotted boxes are as a legend, and the names at their boxes."""
     lines = [Line2D([], [], color=color(k), lw=2.5, label=name) for k, name in enumerate(classes)]
     lines += [Line2D([], [], color="gray", label=dotted, **DOTTED)] if dotted else []
-    legend_below(figure, min(ncols, len(lines)), lines)
+    legend_below(figure, ncols, lines)
     _name_boxes(figure, named)
     return figure
 

@@ -267,14 +267,15 @@ def squares(ax, values: np.ndarray, low: float, high: float, texts=None, size: f
     return drawn
 
 
-def place(text, spots: Sequence[tuple], taken: list[tuple], renderer) -> None:
-    """Move a text to the spot where it hides least; the first spots are preferred.
+def place(text, spots: Sequence[tuple], taken: list[tuple]) -> None:
+    """Move a text to the spot in its axes where it hides least; the first spots are preferred.
 
     Args:
-        spots: (left, bottom) in pixels of the drawn figure. taken: (left, bottom, right, top, weight) of what not to hide;
-            gets the text's own.
+        spots: (left, bottom) in pixels of the drawn figure; those outside are moved in. taken: (left, bottom, right, top,
+            weight) of what not to hide; gets the text's own.
     """
-    box = text.get_window_extent(renderer)
+    box, inside = text.get_window_extent(), text.axes.get_window_extent()
+    spots = np.clip(spots, inside.min, inside.max - box.size).tolist()
 
     def cost(i: int) -> float:
         left, bottom = spots[i]

@@ -38,13 +38,11 @@ def of_gans(
     labels = synthesis.balanced_labels(DRAWS * classes, classes)
 
     def images() -> dict[str, Tensor]:
-        trained = {arm: parts[f"{arm}, seed {seed}"].make()[0] for arm in arms}
-        return {
-            arm: synthesis.generate(
-                gan.generator(trained[arm]), labels, 100, given.test_set.shape[1]
-            )
-            for arm, gan in arms.items()
-        }
+        made = {}
+        for arm, gan in arms.items():
+            generator = gan.generator(parts[f"{arm}, seed {seed}"].make()[0])
+            made[arm] = synthesis.generate(generator, labels, 100, given.test_set.shape[1])
+        return made
 
     return _first(given, study, images, "both GANs", seed)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from matplotlib.figure import Figure
@@ -10,7 +11,7 @@ from dfkd_lib import synthesis, training
 from dfkd_lib.core import Artifact, Config, Store
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.synthesis import CGAN
-from dfkd_lib.training import Effort, Precision, TrainConfig, classifier_effort
+from dfkd_lib.training import Effort, Precision, classifier_effort
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,11 @@ class Given:
         return training.shape_of(self.train_set, overrides)
 
     def learning(
-        self, model: str, images: int, config: TrainConfig, setting: str, overrides=None
+        self, model: str, passes: float, config: Config, setting: str, overrides=None
     ) -> Effort:
-        """A classifier's training on so many images."""
-        return classifier_effort(
-            model,
-            self.shape(overrides),
-            images * config.epochs,
-            batch_size=config.batch_size,
-            precision=config.precision,
-            setting=setting,
-        )
+        """A classifier's training by so many passes of one image, with a configuration's batch size and precision."""
+        how = {"batch_size": config.batch_size, "precision": config.precision, "setting": setting}
+        return classifier_effort(model, self.shape(overrides), passes, **how)
 
     def looking(self, model: str, images: float, precision: Precision = "fp32") -> Effort:
         """Passes over so many images without learning."""
@@ -103,16 +98,9 @@ class Given:
     def gan(self, gan: CGAN, images: int, teacher: str) -> Iterator[Effort]:
         """A GAN's training: its discriminator sees real images, made ones, and made ones again for the generator's gradient."""
         shape, seen = self.train_set.shape, images * gan.epochs
-        how = {
-            "batch_size": gan.batch_size,
-            "precision": gan.precision,
-            "setting": "gan.batch_size",
-        }
-        classes = self.train_set.classes
-
-        def labels(count: int) -> torch.Tensor:
-            return torch.zeros(count, dtype=torch.int64)
-
+        how = {"batch_size": gan.batch_size, "precision": gan.precision}
+        how["setting"] = "gan.batch_size"
+        classes, labels = self.train_set.classes, partial(torch.zeros, dtype=torch.int64)
         yield Effort(
             f"generator {gan.width}, {shape[0]}, {len(classes)}",
             lambda: gan.new_generator(classes, shape),
@@ -128,6 +116,5 @@ class Given:
             **how,
         )
         if gan.lam:
-            sizes = {"batch_size": max(1, round(gan.attention_share * gan.batch_size))}
-            passes = seen * gan.attention_share
-            yield classifier_effort(teacher, self.shape(), passes, **{**how, **sizes})
+            how["batch_size"] = max(1, round(gan.attention_share * gan.batch_size))
+            yield classifier_effort(teacher, self.shape(), seen * gan.attention_share, **how)

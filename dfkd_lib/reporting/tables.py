@@ -18,7 +18,7 @@ from dfkd_lib.reporting import figures
 from dfkd_lib.reporting.papers import TABLES, paper_number
 from dfkd_lib.reporting.parts import Cell, Given, Made, Part
 from dfkd_lib.synthesis import CGAN
-from dfkd_lib.training import Effort, classifier_effort, read_shipped
+from dfkd_lib.training import Effort, read_shipped
 
 SPACES = {"classifier": "own classifier", "teacher": "teacher's tokens", "inception": "Inception"}
 LAMBDAS = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -44,11 +44,11 @@ def _teacher(given: Given) -> Part:
     study, teacher = Study(given.store, given.config), given.config.teacher
     if teacher.source == "shipped":
         return Part(lambda: [study.teacher], (given.looking(teacher.model, len(given.test_set)),))
-    images = teacher.images or len(given.train_set)
-    efforts = [given.learning(teacher.model, images, teacher, "teacher.batch_size")]
+    passes = (teacher.images or len(given.train_set)) * teacher.epochs
+    efforts = [given.learning(teacher.model, passes, teacher, "teacher.batch_size")]
     if teacher.guide:
         guide = read_shipped(teacher.guide)[1]["model"]
-        efforts.append(given.looking(guide, images * teacher.epochs, teacher.precision))
+        efforts.append(given.looking(guide, passes, teacher.precision))
     return Part(lambda: [study.teacher], tuple(efforts))
 
 
@@ -69,17 +69,18 @@ def _pair(given: Given) -> Made:
         needs = ("teacher",) if source == "real" else ("teacher", "GAN")
         many = images[source]
         if name.startswith("teacher"):
-            training_of = config.teacher.replace(epochs=config.teacher_synthetic_epochs)
-            efforts = (given.learning(teacher, many, training_of, "teacher.batch_size"),)
+            passes = many * config.teacher_synthetic_epochs
+            efforts = (given.learning(teacher, passes, config.teacher, "teacher.batch_size"),)
         else:
             student, batch, kind = config.student, "student.batch_size", config.student.augmentation
             if source == "synthetic":
                 kind = config.synthetic_augmentation or kind
             stored = (kind, student.mix, student.erase) == ("none", "none", 0)
-            times = 1 if stored else student.epochs
+            once = student.images or many
+            passes = once * student.epochs
             efforts = (
-                given.learning(student.model, student.images or many, student, batch),
-                given.looking(teacher, times * (student.images or many), student.precision),
+                given.learning(student.model, passes, student, batch),
+                given.looking(teacher, once if stored else passes, student.precision),
             )
         made.parts[name] = Part(partial(_alone, task), efforts, needs)
     made.figures = figures.of_pair(given, study, made.parts)
@@ -109,12 +110,13 @@ def _gans(given: Given, lambdas: Sequence[float] = ()) -> Made:
     first = Study(given.store, config)
     judge = Part(lambda: [first.reference], (given.judge(config.feature),), ("teacher",))
     made = Made(config, {"teacher": _teacher(given), "judge": judge})
-    missing = {}
+    missing = ""
     try:
         check_inception(config.feature.download)
     except WorkbenchError as error:
-        missing["inception"] = f"not measured: {error.what}; {error.fix}"
-    spaces = [space for space in SPACES if space not in missing]
+        missing = f"not measured: {error.what}; {error.fix}"
+    # Inception is the last: without it the others keep their places.
+    spaces = [space for space in SPACES if not (missing and space == "inception")]
     studies = [Study(given.store, config.override({"feature.space": one})) for one in spaces]
     images = min(config.claim_images or config.train_images, len(given.train_set))
     for arm, gan in arms.items():
@@ -124,18 +126,14 @@ def _gans(given: Given, lambdas: Sequence[float] = ()) -> Made:
             made.parts[f"{arm}, seed {seed}"] = Part(make, efforts, ("teacher", "judge"))
     if not lambdas:
         made.figures = figures.of_gans(given, first, made.parts, arms)
-    for arm, (space, title) in product(arms, SPACES.items()):
-        inception = space == "inception"
-        made.cells.append(
-            Cell(
-                arm,
-                f"Fréchet distance, {title}",
-                () if space in missing else tuple(f"{arm}, seed {s}" for s in config.seeds),
-                partial(_distance, spaces.index(space)) if space in spaces else _distance,
-                paper_number(given.data, f"frechet_{arm}")[0] if inception else None,
-                missing.get(space, "" if inception else "the paper's is of Inception"),
-            )
-        )
+    for arm, (place, (space, title)) in product(arms, enumerate(SPACES.items())):
+        parts = tuple(f"{arm}, seed {seed}" for seed in config.seeds)
+        paper, note = None, "the paper's is of Inception"
+        if space == "inception":
+            paper, note = paper_number(given.data, f"frechet_{arm}")[0], missing
+            parts = () if missing else parts
+        column = f"Fréchet distance, {title}"
+        made.cells.append(Cell(arm, column, parts, partial(_distance, place), paper, note))
     return made
 
 
@@ -211,10 +209,7 @@ def _data_free(given: Given, made: Made, row: str, intra: bool) -> None:
 def _early_efforts(given: Given, arm: str) -> Iterator[Effort]:
     config, how = given.config, ARMS[arm]
     model, overrides = config.architecture(how)
-    shape = given.shape(overrides)
-    batch = {"batch_size": config.batch_size, "setting": "batch_size"}
-    batch["precision"] = config.precision
-    yield classifier_effort(model, shape, config.passes, **batch)
+    yield given.learning(model, config.passes, config, "batch_size", overrides)
     if how.distils:
         passes = config.passes * (config.first_stage if how.stages == 2 else 1)
         yield given.looking(config.feature.model, passes, config.precision)
@@ -253,18 +248,17 @@ def _titn(given: Given, names: Sequence[str] = tuple(titn.ROWS)) -> Made:
 def _titn_teacher(given: Given, config: TitnConfig) -> Effort:
     if config.recipe == "short":
         return given.judge(config.feature)
-    images = min(config.feature.images, len(given.train_set))
-    how = config.training().replace(epochs=config.feature.epochs)
-    return given.learning(config.feature.model, images, how, "batch_size")
+    passes = min(config.feature.images, len(given.train_set)) * config.feature.epochs
+    return given.learning(config.feature.model, passes, config.training(), "batch_size")
 
 
 def _titn_efforts(given: Given, row: str, student) -> Iterator[Effort]:
     config = given.config
-    images = config.images or len(given.train_set)
+    passes = (config.images or len(given.train_set)) * student.epochs
     overrides = config.overrides(row, given.train_set.shape[1])
-    yield given.learning(student.model, images, student, "batch_size", overrides)
+    yield given.learning(student.model, passes, student, "batch_size", overrides)
     if row not in titn.ONE_HEAD:
-        yield given.looking(config.feature.model, images * student.epochs, student.precision)
+        yield given.looking(config.feature.model, passes, student.precision)
 
 
 def _score(key: str, made: list[Artifact]) -> float:

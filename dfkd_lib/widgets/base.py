@@ -1,6 +1,5 @@
 """What all widgets share: the front end's source, errors in place, figures and parameters saved, images as bytes."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +13,7 @@ from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
 from dfkd_lib import plots
-from dfkd_lib.core import Config, resolve
+from dfkd_lib.core import Config, resolve, save_json
 
 HERE = Path(__file__).parent
 THUMB = 44  # side of a thumbnail in pixels
@@ -73,7 +72,7 @@ class Widget(anywidget.AnyWidget):
     def _save_parameters(self, notebook: str, parameters: dict, *parts: str) -> str:
         """Save a notebook's parameters as papermill reads them with -f; returns its command."""
         path = f"{self._place('', parts)}.yaml"
-        Path(path).write_text(json.dumps(parameters, indent=1) + "\n")  # JSON is YAML
+        save_json(path, parameters)  # JSON is YAML
         return f"papermill notebooks/{notebook}.ipynb out.ipynb -f {path}"
 
     def _place(self, folder: str, parts: Sequence[str]) -> Path:

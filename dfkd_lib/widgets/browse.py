@@ -20,6 +20,7 @@ from dfkd_lib.datasets.scenes import SceneSet
 from dfkd_lib.detection import predict
 from dfkd_lib.metrics import confusion, same_classes, sure
 from dfkd_lib.models import Detector
+from dfkd_lib.widgets.fitting import batch_of
 from dfkd_lib.widgets.viewer import within
 
 FAINT = 0.05  # score below which a detection is never shown
@@ -167,9 +168,8 @@ class Browse:
         pixels = self.data[data].subset([scene]).images
         if not _alike(scores[scene], boxes[scene], *predict(detector, pixels)):
             return NOT_ITS_OWN
-        images = pixels.to(next(detector.parameters()).device).float() / 255
         look = _sampled if is_deformable(sites[block].module) else _mapped
-        return look(detector, images, own)
+        return look(detector, batch_of(detector, pixels), own)
 
     def shown_attention(self, view: View) -> dict[str, list] | None:
         """{detector: [look]}, of the chosen detection or of its partner, as `plots.detection_compare` takes them; None if none

@@ -159,11 +159,10 @@ class AttentionExplorer(StateWidget):
         page = min(max(0, page), pages - 1)
         shown = found[page * PAGE : (page + 1) * PAGE].tolist()
         wrong, _ = self._wrong.get((choice.model, choice.data), ((), ""))
-        classes = [self.viewer.class_of(choice.data, image) for image in shown]
         message = {
             "kind": "gallery",
             "indices": shown,
-            "labels": ["" if k is None else data.classes[k] for k in classes],
+            "labels": [self.viewer.class_of(choice.data, image) or "" for image in shown],
             "wrong": [image < len(wrong) and bool(wrong[image]) for image in shown],
             "page": page,
             "pages": pages,

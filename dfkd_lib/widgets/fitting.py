@@ -1,6 +1,7 @@
 """Which models take which images, and which choices a model has: what the explorer offers, and what stands beside."""
 
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -50,15 +51,15 @@ class Fitting:
     def fits(self, model: str, data: str) -> bool:
         """Whether the model takes these images as they are, and has attention to look at."""
 
-        def look() -> None:
-            attention.attention_sites(self.models[model])
-            if not isinstance(self.models[model], Detector):
-                check_images(self.models[model], tuple(images.shape), data)
+        net, images = self.models[model], self.images(model, data)
+        detects = isinstance(net, Detector)
 
-        images = self.images(model, data)
-        colour = images.shape[0] == 3
-        wanted = colour or not isinstance(self.models[model], Detector)
-        return wanted and self._try((model, data), look)
+        def look() -> None:
+            attention.attention_sites(net)
+            if not detects:
+                check_images(net, tuple(images.shape), data)
+
+        return (images.shape[0] == 3 or not detects) and self._try((model, data), look)
 
     def sized(self, model: str, data: str) -> int | None:
         """The side in pixels at which the model takes these images where it does not as they are; None where it does."""
@@ -72,16 +73,12 @@ class Fitting:
     def possible(self, model: str, data: str) -> dict[str, list[str]]:
         """What can be chosen instead of, or beside, a model and its data, by names of `Choice`."""
         beside = [f"model:{m}" for m in self.beside(data)]
+        beside += ["models"] * (len(beside) > 2)
         fitting = [d for d in self.data if self.fits(model, d)]
         return {
             "model": [m for m in self.models if any(self.fits(m, d) for d in self.data)],
             "data": fitting,
-            "compare": [
-                "",
-                *beside,
-                *["models"] * (len(beside) > 2),
-                *(f"data:{d}" for d in fitting),
-            ],
+            "compare": ["", *beside, *(f"data:{d}" for d in fitting)],
             "weights": self.ways(model, data),
         }
 
@@ -92,19 +89,17 @@ class Fitting:
         if isinstance(net, Detector):
             return ["attention", "gradient"]
 
-        def image() -> Tensor:
-            pixels = to_float(self.images(model, data).subset([0]).images)
-            return pixels.to(next(net.parameters()).device)
+        def works(what: str, explain: Callable, *more) -> bool:
+            def look() -> None:
+                explain(net, batch_of(net, self.images(model, data).subset([0]).images), *more)
+
+            return self._try((model, what), look)
 
         with torch.inference_mode():
-            followed = self._try(
-                (model, "rollout"), lambda: attention.attention_rollout(net, image(), 0)
-            )
-            alike = self._try((model, "features"), lambda: attention.patch_features(net, image()))
+            followed = works("rollout", attention.attention_rollout, 0)
+            alike = works("features", attention.patch_features)
         classified = followed and getattr(net, "classifies", True)
-        stacked = classified and self._try(
-            (model, "legrad"), lambda: attention.legrad(net, image())
-        )
+        stacked = classified and works("legrad", attention.legrad)
         possible = {"rollout": followed, "gradient": classified, "legrad": stacked}
         possible |= {"similarity": alike, "components": alike}
         possible["learning"] = self.watched.get(model) == data
@@ -129,6 +124,14 @@ def watched_name(data: dict[str, Data], images: Tensor) -> str:
     if name not in data:
         data[name] = _without_objects(images, name)
     return name
+
+
+def batch_of(model: nn.Module, pixels: Tensor) -> Tensor:
+    """Images uint8 (B, C, H, W) as a model takes them, on its device: a detector in [0, 1], any other in [-1, 1]."""
+    device = next(model.parameters()).device
+    if isinstance(model, Detector):
+        return pixels.to(device).float() / 255
+    return to_float(pixels).to(device)
 
 
 def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -4,8 +4,8 @@ import torch
 
 from dfkd_lib import attention
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.datasets import to_float
 from dfkd_lib.widgets.choice import Choice
+from dfkd_lib.widgets.fitting import batch_of
 from dfkd_lib.widgets.viewer import Viewer
 
 CLAIMS = ("attention", "rollout", "gradient", "legrad")  # weights that say where a model looks
@@ -36,7 +36,7 @@ def followed(viewer: Viewer, choice: Choice) -> dict:
         )
     (panel,) = viewer.panels(choice.replace(compare="", without=""))
     model = viewer.models[choice.model]
-    image = to_float(torch.from_numpy(panel.image)[None]).to(next(model.parameters()).device)
+    image = batch_of(model, torch.from_numpy(panel.image)[None])
     probe = torch.from_numpy(panel.probe)
     chance = torch.rand(len(probe), generator=torch.Generator().manual_seed(0))
     found = attention.insertion_deletion(
@@ -45,10 +45,6 @@ def followed(viewer: Viewer, choice: Choice) -> dict:
     told: dict = {"shares": found.shares.tolist()}
     for part in ("deletion", "insertion"):
         curves, areas = getattr(found, part).tolist(), getattr(found, f"{part}_area").tolist()
-        told[part] = {
-            name: {"curve": curve, "area": area}
-            for name, curve, area in zip(
-                ("what is shown", "a random order"), curves, areas, strict=True
-            )
-        }
+        named = zip(("what is shown", "a random order"), curves, areas, strict=True)
+        told[part] = {name: {"curve": curve, "area": area} for name, curve, area in named}
     return told

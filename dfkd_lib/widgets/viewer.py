@@ -7,15 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfkd_lib import attention, plots
+from dfkd_lib import attention, plots, training
 from dfkd_lib.attention import capture_attention
 from dfkd_lib.attention.sites import pick
 from dfkd_lib.core import WorkbenchError, one_of
-from dfkd_lib.datasets import ImageSet, SceneSet, to_float
+from dfkd_lib.datasets import ImageSet, SceneSet
 from dfkd_lib.metrics import sure
 from dfkd_lib.models import Detector, check_images
 from dfkd_lib.widgets.choice import Choice
-from dfkd_lib.widgets.fitting import Data, Fitting, resized
+from dfkd_lib.widgets.fitting import Data, Fitting, batch_of, resized
 from dfkd_lib.widgets.panel import Panel
 
 
@@ -64,10 +64,10 @@ class Viewer:
         """The kinds of attention that a model has, its usual one first."""
         return ("cross", "encoder") if self.is_detector(model) else ("encoder",)
 
-    def class_of(self, data: str, image: int) -> int | None:
-        """The class of an image, or None for a scene."""
+    def class_of(self, data: str, image: int) -> str | None:
+        """The name of an image's class, or None for a scene."""
         images = self.data.get(data)
-        return int(images.labels[image]) if isinstance(images, ImageSet) else None
+        return images.classes[images.labels[image]] if isinstance(images, ImageSet) else None
 
     def settle(self, choice: Choice) -> Choice:
         """The choice with every default filled in and everything checked; WorkbenchError if it cannot be had."""
@@ -148,10 +148,9 @@ class Viewer:
 
     def _partner(self, choice: Choice, name: str) -> int:
         """The image of other data that stands beside the chosen one: of its class, `compare_image`-th, round and round."""
-        other, wanted = self.data[name], self.class_of(choice.data, choice.image)
-        if wanted is None or not isinstance(other, ImageSet):
+        other, label = self.data[name], self.class_of(choice.data, choice.image)
+        if label is None or not isinstance(other, ImageSet):
             return choice.compare_image % len(other)
-        label = self.data[choice.data].classes[wanted]
         place = other.classes.index(label) if label in other.classes else -1
         found = (other.labels == place).nonzero().flatten()
         if not len(found):
@@ -169,8 +168,10 @@ class Viewer:
             pixels, size = resized(pixels, (side, side)), f" resized to {side} x {side}"
         known = choice.data in self.data
         shown_as = f"{choice.data} {choice.image}" if known else Path(choice.data).name
-        of_kind = self._detector if self.is_detector(choice.model) else self._classifier
-        shown = of_kind(choice, model, data, pixels, first)
+        if self.is_detector(choice.model):
+            shown = self._detector(choice, model, pixels)
+        else:
+            shown = self._classifier(choice, model, pixels, first)
         return Panel(
             title=f"{choice.model} · {shown_as}{size}",
             image=pixels[0].numpy(),
@@ -185,17 +186,17 @@ class Viewer:
         )
 
     def _classifier(
-        self, choice: Choice, model: nn.Module, data: Data, pixels: Tensor, first: Choice | None
+        self, choice: Choice, model: nn.Module, pixels: Tensor, first: Choice | None
     ) -> dict:
         check_images(model, tuple(pixels.shape[1:]), choice.data)
-        batch = to_float(pixels).to(next(model.parameters()).device)
+        batch = batch_of(model, pixels)
         layout, row = attention.token_layout(model), _row(model, choice.token)
         logits, found, overview = _look(model, batch, choice.block, row)
         patches = attention.on_patches(model, found, batch)[0]
         shown = {
             "grid": attention.patch_grid(model, patches.shape[-1], *pixels.shape[-2:]),
             "class_probe": self._class_probe(choice, patches.shape[-1]),
-            "prediction": self._prediction(choice, model, data, logits[0]),
+            "prediction": self._prediction(choice, model, logits[0]),
         }
         if choice.weights == "attention":
             prefix, row = layout.prefix, row % patches.shape[1]
@@ -208,17 +209,12 @@ class Viewer:
         if choice.weights == "similarity":
             return shown | self._similar(choice, model, batch, first)
         if choice.weights == "legrad":  # of the class, whatever token it is read off
-            weights = {"weights": _array(attention.legrad(model, batch)), "row": 0, "prefix": 1}
-            return shown | {"class_probe": None} | weights
+            return shown | {"class_probe": None} | _one_row(attention.legrad(model, batch))
         rollout = choice.weights == "rollout"
         explain = attention.attention_rollout if rollout else attention.gradient_attention
         token: str | int = choice.token or ("class" if layout.class_token is not None else "0")
         token = int(token) if token.isdigit() else token
-        return shown | {
-            "weights": _array(explain(model, batch, token=token)),
-            "row": 0,
-            "prefix": 1,
-        }
+        return shown | _one_row(explain(model, batch, token=token))
 
     def _learning(self, choice: Choice) -> dict:
         """What was kept of a watched image after an epoch."""
@@ -234,8 +230,8 @@ class Viewer:
             )
         probes = self.fitting.learning[choice.model]["probes"]
         epoch = pick(choice.epoch, len(probes), "epoch")
-        about = {"row": 0, "prefix": 1, "epoch": epoch, "epochs": len(probes) - 1}
-        return {"weights": _array(probes[epoch, choice.image][None]), "class_probe": None, **about}
+        about = {"epoch": epoch, "epochs": len(probes) - 1, "class_probe": None}
+        return _one_row(probes[epoch, choice.image][None]) | about
 
     def _components(
         self, choice: Choice, model: nn.Module, batch: Tensor, beside: Choice | None
@@ -243,19 +239,18 @@ class Viewer:
         """The components of the patches here, of one basis with those of another image in the same model."""
         features = here = attention.patch_features(model, batch, choice.block)
         if beside and beside.model == choice.model:
-            there = self._features(model, beside, batch.device)
+            there = self._features(model, beside)
             if there.shape == here.shape:
                 features = torch.cat([here, there])
         found = attention.patch_components(features)
         tints = (255 * found.values[0]).round().int().tolist()
-        weights = {"weights": _array(found.values[:1, :, 0]), "row": 0, "prefix": 1}
-        return weights | {"tints": tints, "shares": found.shares.tolist()}
+        shares = found.shares.tolist()
+        return _one_row(found.values[:1, :, 0]) | {"tints": tints, "shares": shares}
 
-    def _features(self, model: nn.Module, choice: Choice, device: torch.device) -> Tensor:
+    def _features(self, model: nn.Module, choice: Choice) -> Tensor:
         """The patch features (1, N, width) of another choice's image in this model."""
-        images = self.fitting.images(choice.model, choice.data)
-        pixels = to_float(images.subset([choice.image]).images)
-        return attention.patch_features(model, pixels.to(device), choice.block)
+        pixels = self.fitting.images(choice.model, choice.data).subset([choice.image]).images
+        return attention.patch_features(model, batch_of(model, pixels), choice.block)
 
     def _similar(
         self, choice: Choice, model: nn.Module, batch: Tensor, first: Choice | None
@@ -263,7 +258,7 @@ class Viewer:
         """The cosines (N, N), where above 0, of patches with those here: of this image, or of the first in the same model."""
         there = here = attention.patch_features(model, batch, choice.block)[0]
         if first and first.model == choice.model:
-            found = self._features(model, first, batch.device)[0]
+            found = self._features(model, first)[0]
             here = found if len(found) == len(there) else here  # grids differ: by itself
         cosines = torch.cosine_similarity(here[:, None], there[None], dim=-1).clamp(min=0)
         rows, columns = attention.patch_grid(model, len(here), *batch.shape[-2:])
@@ -272,13 +267,13 @@ class Viewer:
         chosen = {"row": pick(row, len(here), "token"), "prefix": 0, "nearest": here is not there}
         return {"weights": _array(cosines), **chosen}
 
-    def _prediction(self, choice: Choice, model: nn.Module, data: Data, logits: Tensor) -> str:
+    def _prediction(self, choice: Choice, model: nn.Module, logits: Tensor) -> str:
         true = self.class_of(choice.data, choice.image)
         classifies = getattr(model, "classifies", True)  # False: a backbone from elsewhere
         chance = f" ({100 * float(logits.softmax(0).amax()):.1f} %)" if choice.without else ""
         predicted = f"predicted {_output(model, int(logits.argmax()))}{chance}"
         predicted = predicted if classifies else "no classifier"
-        return predicted if true is None else f"class {data.classes[true]}, {predicted}"
+        return predicted if true is None else f"class {true}, {predicted}"
 
     def _class_probe(self, choice: Choice, patches: int) -> np.ndarray | None:
         """The class probe of the image's class at the chosen block, where there is one and the class token is chosen."""
@@ -287,13 +282,11 @@ class Viewer:
         has_token = attention.token_layout(model).class_token is not None
         if label is None or not has_token or choice.token not in ("", "class"):
             return None
-        probe = probes.get(self.data[choice.data].classes[label])
+        probe = probes.get(label)
         fits = probe is not None and probe.shape == (len(attention.attention_sites(model)), patches)
         return _array(probe[choice.block]) if fits else None
 
-    def _detector(
-        self, choice: Choice, model: Detector, data: Data, pixels: Tensor, _: Choice | None
-    ) -> dict:
+    def _detector(self, choice: Choice, model: Detector, pixels: Tensor) -> dict:
         if pixels.shape[1] != 3:
             raise WorkbenchError(
                 "a detector takes colour images",
@@ -302,7 +295,7 @@ class Viewer:
                 where=choice.data,
                 fix="choose other data",
             )
-        batch = pixels.to(next(model.parameters()).device).float() / 255
+        batch = batch_of(model, pixels)
         with capture_attention(model, None, None, kind=choice.kind) as captured:
             detected = model(batch)
         scores, boxes = detected.logits[0].sigmoid()[..., :-1].cpu(), detected.boxes[0].cpu()
@@ -344,10 +337,7 @@ class Viewer:
         first, names = images.subset(range(min(count, len(images)))), getattr(net, "classes", None)
         if not names:
             return np.zeros(len(first), bool), "not known: the model's outputs have no names"
-        device = next(net.parameters()).device
-        with torch.inference_mode():
-            batches = first.images.split(64)
-            found = torch.cat([net(to_float(b).to(device)).argmax(-1).cpu() for b in batches])
+        found = training.predict(net, first.images).argmax(-1)
         true = np.array(images.classes)[first.labels.numpy()]
         unknown = [name for name in images.classes if name not in names]
         note = f"the model has no class {', '.join(unknown[:3])}{', …' * (len(unknown) > 3)}"
@@ -395,6 +385,11 @@ def _weights(choice: Choice, maps: Tensor, overview: Tensor) -> dict:
     """The attention (heads, T, N) of the chosen head, or the heads' mean, beside that of every block and head."""
     chosen = maps.mean(0) if choice.head < 0 else maps[choice.head]
     return {"weights": _array(chosen), "overview": _array(overview)}
+
+
+def _one_row(values: Tensor) -> dict:
+    """Weights (1, N) that are no patch's own: of the class, or of a token that is not among the rows."""
+    return {"weights": _array(values), "row": 0, "prefix": 1}
 
 
 def _array(values: Tensor) -> np.ndarray:
