@@ -167,9 +167,9 @@ def _seen(
             continue
         about = boxes[:0] if empty else boxes
         for corner, side in windows(shape, about, sides, rng, **cut):
-            found, shown = inside(boxes, corner, side)
+            kept, shown = inside(boxes, corner, side)
             if not empty or not len(inside(every[row][:, :4], corner, side, 0)[1]):
-                yield row, (side, side), (*corner.tolist(), side), found, labels[shown]
+                yield row, (side, side), (*corner.tolist(), side), kept, labels[shown]
 
 
 def ground_truth(scenes: SceneSet) -> dict:
