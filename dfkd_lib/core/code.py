@@ -18,10 +18,9 @@ from dfkd_lib.core import reach
 from dfkd_lib.core.config import Config
 from dfkd_lib.core.errors import WorkbenchError
 from dfkd_lib.core.graph import Walk, drop_changed, lines_of, wholes
+from dfkd_lib.core.reach import CONTAINERS, PLAIN
 from dfkd_lib.core.source import Record, digest, record_of
 
-PLAIN = (str, int, float, type(None), bool, complex, bytes)
-CONTAINERS = (dict, list, tuple, set, frozenset)
 SHORT = 60  # characters of a value that the table shows as it is
 
 
@@ -84,7 +83,8 @@ def stage_fingerprint(make: Callable, code: Sequence[object] = ()) -> Fingerprin
 
 
 # How values count: all of them, or else a refusal; only what is plain or callable, as in the library's own closures, whose
-# tensors and models are parents of the stage; only what is callable, as in the closure of a stage's `make`.
+# tensors and models are parents of the stage; only what is callable, as in the closure of a stage's `make`, but all that is
+# held by a callable of others than the library.
 _FULL, _LIBRARY, _CODE = "full", "library", "code"
 
 
@@ -131,6 +131,7 @@ class _Walk(Walk):
             own = value.__self__
             if isinstance(own, type):
                 return self.function(value.__func__, own)
+            mode = _whole(mode, type(own))
             return self.function(value.__func__, type(own)) + self.token(own, where, mode)
         function = reach.function_of(value)
         if function is not None:
@@ -159,6 +160,7 @@ class _Walk(Walk):
         elif kind in (list, set):
             self.space(value, value)
         if isinstance(value, partial):
+            mode = _whole(mode, value.func)
             parts = [value.func, value.args, value.keywords]
             return f"partial{[self.token(part, where, mode) for part in parts]}"
         if kind in CONTAINERS and mode == _CODE:
@@ -178,11 +180,11 @@ class _Walk(Walk):
         if isinstance(value, Enum):
             return f"{kind.__qualname__}.{value.name}"
         if reach.is_tensor(value) or reach.is_module(value):
-            return self.tensors(value, mode)
+            return self.tensors(value, where, mode)
         return self.instance(value, where, mode)
 
-    def tensors(self, value: Any, mode: str) -> str:
-        """The token of a tensor or a model."""
+    def tensors(self, value: Any, where: str, mode: str) -> str:
+        """The token of a tensor, or of a model: its class, weights, and what else its modules hold."""
         if mode != _FULL:
             return "" if mode == _CODE else type(value).__qualname__
         self.node.fixed = False
@@ -190,11 +192,13 @@ class _Walk(Walk):
         if reach.is_tensor(value):
             return f"{name}{reach.tensor_digest(value)}"
         tensors = [(key, reach.tensor_digest(one)) for key, one in value.state_dict().items()]
-        return f"{name}{value!r}{tensors}{value.training}"
+        held = [reach.plain_state(module) for module in value.modules()]
+        return f"{name}{value!r}{tensors}{self.token(held, where, mode)}"
 
     def instance(self, value: Any, where: str, mode: str) -> str:
         """The token of any other object: its class, and its state in the modes that read it."""
         kind = type(value)
+        mode = _whole(mode, kind) if callable(value) else mode
         if isinstance(value, Path):
             return "" if mode == _CODE else str(value)
         if reach.followed(kind.__module__) or hasattr(value, "__pydantic_private__"):
@@ -338,8 +342,10 @@ class _Walk(Walk):
     def state(self, value: Any, where: str, mode: str) -> str:
         """What an object holds; without its class, of which the method in use is reached by name."""
         self.node.fixed &= reach.frozen(value)
-        if mode == _CODE and isinstance(value, Config):  # plain values alone
-            return ""
+        if mode == _CODE and isinstance(value, Config):
+            # Plain values, which settings hold, but for a step of the caller's.
+            steps = (value.__pydantic_private__ or {}).values()
+            return "".join(self.token(one, where, mode) for one in steps)
         if mode != _CODE and hasattr(type(value), "fingerprint"):
             return str(value.fingerprint)
         held = [
@@ -419,6 +425,12 @@ class _Walk(Walk):
         if values:
             texts = [f"{k} {self.token(v, label, _LIBRARY)}" for k, v in values.items()]
             self.node.lines.add(f"{label}\t{digest(texts)}")
+
+
+def _whole(mode: str, thing: Any) -> str:
+    """How what a callable holds counts in a mode: whole, where it is no code of the library's."""
+    foreign = reach.followed(thing.__module__) and not reach.in_library(thing.__module__)
+    return _FULL if mode == _CODE and foreign else mode
 
 
 def _closed_over(function: FunctionType) -> set[str]:

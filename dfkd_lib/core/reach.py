@@ -27,6 +27,8 @@ NOT_FOLLOWED = tuple(
 )
 INSTALLED = {"site-packages", "dist-packages"}  # folders of other people's code
 GENERATED = ("__create_fn__", "__dataclass", "_make_")  # qualified names of what dataclasses write
+PLAIN = (str, int, float, type(None), bool, complex, bytes)
+CONTAINERS = (dict, list, tuple, set, frozenset)
 _known: dict[str, bool] = {}
 
 
@@ -122,6 +124,20 @@ def state_of(value: Any) -> dict:
     if not slots and not private:
         return held
     return {**{name: getattr(value, name, None) for name in slots}, **held, **(private or {})}
+
+
+def plain_state(module: Any) -> dict:
+    """What a torch module holds itself of plain values, functions, and containers of these, by name: a temperature that its
+    `repr` does not show."""
+    return {name: one for name, one in vars(module).items() if name[0] != "_" and _plain(one)}
+
+
+def _plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(map(_plain, (*value, *value.values())))
+    if isinstance(value, CONTAINERS):
+        return all(map(_plain, value))
+    return isinstance(value, (*PLAIN, FunctionType, partial, type))
 
 
 @cache

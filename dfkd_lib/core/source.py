@@ -27,6 +27,8 @@ RECHECK = 1.0  # seconds in which the files are not asked again whether they hav
 CLOCK = 2.0  # seconds by which the start of a process may be wrong
 DROPPED = ("annotation", "returns", "type_comment", "kind", "type_params", "ctx", "type_ignores")
 MESSAGES = ("print", "warn")  # a call of these as a statement shows something and returns nothing
+# Names say what they are: elsewhere an ...Error may be a loss.
+LIBRARY = f"{Path(__file__).parents[1]}{os.sep}"
 FIELD = ("default", "default_factory")  # of pydantic's Field: help and ranges change no value
 
 
@@ -54,10 +56,11 @@ class Normaliser:
     """The normalised text of one function, and the outer names it uses, in order of appearance.
 
     Args:
-        function: its syntax tree.
+        function: its syntax tree. library: whether it is the library's.
     """
 
-    def __init__(self, function: Any):
+    def __init__(self, function: Any, library: bool):
+        self.library = library
         self.scopes: list[tuple[bool, dict]] = []  # whether it is a class's; names bound in it
         self.names: list[list[str]] = []
         self.own: list[str] = []
@@ -87,8 +90,13 @@ class Normaliser:
 
     def _Expr(self, node: ast.Expr) -> str:
         value = node.value
-        shows = isinstance(value, ast.Call) and last_name(value.func) in MESSAGES
+        shows = isinstance(value, ast.Call) and self._shows(value.func)
         return "" if shows or isinstance(value, ast.Constant) else self._plain(node)
+
+    def _shows(self, called: ast.AST) -> bool:
+        if self.library:
+            return last_name(called) in MESSAGES
+        return ast.unparse(called) in ("print", "warnings.warn")
 
     def _AnnAssign(self, node: ast.AnnAssign) -> str:
         if node.value is None:
@@ -104,7 +112,7 @@ class Normaliser:
 
     def _Call(self, node: ast.Call) -> str:
         name = last_name(node.func)
-        if name.endswith("Error"):
+        if self.library and name.endswith("Error"):
             return f"Call({name})"
         if name != "Field":
             return self._plain(node)
@@ -261,8 +269,8 @@ def code_objects(code: CodeType) -> Iterator[CodeType]:
             yield from code_objects(constant)
 
 
-def read_text(text: str) -> dict[str, Record]:
-    """{place: record} of every function of a source text; SyntaxError if it is none."""
+def read_text(text: str, library: bool = False) -> dict[str, Record]:
+    """{place: record} of every function of a source text, the library's or another's; SyntaxError if it is none."""
     found = {}
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Lambda):
@@ -274,7 +282,7 @@ def read_text(text: str) -> dict[str, Record]:
             place = f"{node.name} {first}"
         else:
             continue
-        read = Normaliser(node)
+        read = Normaliser(node, library)
         found[place] = Record(digest([read.text]), read.names, read.own, read.whole)
     return found
 
@@ -405,7 +413,7 @@ def _records(name: str, state: list[int] | None) -> dict | None:
             saved = json.load(file)
             if saved["by"] == by:
                 return saved["records"]
-        records = read_text(Path(name).read_text())
+        records = read_text(Path(name).read_text(), name.startswith(LIBRARY))
         os.makedirs(os.path.dirname(kept), exist_ok=True)
         temporary = f"{kept}.{os.getpid()}.tmp"
         Path(temporary).write_text(json.dumps({"by": by, "records": records}))

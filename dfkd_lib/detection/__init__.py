@@ -18,7 +18,6 @@ from dfkd_lib.detection.inversion import SceneInversion
 from dfkd_lib.detection.layouts import sampled_layouts
 from dfkd_lib.detection.probes import object_consistency_loss, object_probes
 from dfkd_lib.detection.scene_gan import (
-    LIKENESS,
     SceneGAN,
     SceneNetworks,
     likeness_loss,

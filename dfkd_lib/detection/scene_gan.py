@@ -33,7 +33,6 @@ TOGETHER = 128  # scenes drawn at a time
 SHIFT, STRETCH = 0.06, 0.15  # by which a layout that is drawn anew moves, and changes in size (log)
 PROBES = "probes.safetensors"
 SPREAD = 0.1  # standard deviation that a pixel of a drawn scene is granted about the real one
-LIKENESS = 1e-3  # weight of the VAE's loss beside the adversarial one
 CODED = 2048  # scenes whose codes tell how those of new ones lie
 
 
@@ -90,10 +89,10 @@ def scene_gan_step(nets: SceneNetworks, batch: Batch, lam: float) -> Iterator[tu
     if nets.judged:
         on_real = nets.discriminator(batch.images, *layout)
         on_fake = nets.discriminator(fake.detach(), *layout)
-        loss = real_loss(on_real) + real_loss([-score for score in on_fake])
-        yield "discriminator", {"loss": loss}
+        d_loss = real_loss(on_real) + real_loss([-score for score in on_fake])
+        yield "discriminator", {"loss": d_loss}
     found = {"likeness": likeness_loss(fake, batch.images), "divergence": apart}
-    total = LIKENESS * (found["likeness"] + apart)
+    total = 1e-3 * (found["likeness"] + apart)
     with nets.judging() as discriminator:
         if nets.judged:
             found["adversarial"] = real_loss(discriminator(fake, *layout))
@@ -111,6 +110,7 @@ def scene_gan_step(nets: SceneNetworks, batch: Batch, lam: float) -> Iterator[tu
 class SceneGAN(StepConfig):
     """The GAN of scenes: reads real scenes with their layouts, and class probes for its attention loss; λ = 0 is vanilla."""
 
+    own_step: ClassVar = staticmethod(scene_gan_step)
     also: ClassVar[dict[str, str]] = {"batch_size": "gan_batch"}
 
     epochs: int = Field(100, ge=1, le=100_000, description="passes over the training scenes")
@@ -174,7 +174,7 @@ class SceneGAN(StepConfig):
         class_probes = probes.tensors(PROBES)["probes"].to(training.device())
         frozen = {"teacher": load_detector(teacher), "probes": class_probes}
         nets = SceneNetworks(**modules, **frozen, attention_share=self.attention_share)
-        steps, chosen = len(batches) * self.epochs, self._step or scene_gan_step
+        steps, chosen = len(batches) * self.epochs, self._step or self.own_step
         names = {"generator": ["generator", "encoder"], "discriminator": ["discriminator"]}
         if self.ema:
             averaging = get_ema_multi_avg_fn(self.ema)

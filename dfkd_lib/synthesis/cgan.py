@@ -166,7 +166,6 @@ class CGAN(GeneratorMaker, StepConfig):
             lambda work: self._fit(work, given),
             [given.teacher, *([given.probes] if given.probes else [])],
             {real.split: "training the discriminator"} if real.real else {},
-            code=[self._step] if self._step else [],
         )
 
     def _fit(self, work: Path, given: Given) -> dict:

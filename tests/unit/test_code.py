@@ -24,9 +24,12 @@ from dfkd_lib.core import (
     remember,
     source,
 )
+from dfkd_lib.core.code import stage_fingerprint
 from dfkd_lib.core.explain import differences
+from dfkd_lib.detection import SceneGAN
 from dfkd_lib.distill import Study
 from dfkd_lib.losses import kd_loss
+from dfkd_lib.synthesis import CGAN
 
 ROOT = Path(__file__).resolve().parents[2]
 STEP = """
@@ -164,6 +167,90 @@ def test_every_kind_of_function_has_a_fingerprint(thing, same, other):
     assert found == fingerprint(thing).digest != fingerprint(other).digest
     if isinstance(thing, partial | Scale) or hasattr(thing, "__self__"):
         assert found == fingerprint(same).digest
+
+
+class Softened(torch.nn.Module):
+    """A loss with a temperature that its `repr` does not show."""
+
+    def __init__(self, temperature: float):
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, x):
+        return x / self.temperature
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (Softened(4.0), Softened(2.0)),
+        (torch.nn.Sequential(Softened(4.0)), torch.nn.Sequential(Softened(2.0))),
+        (
+            torch.nn.CrossEntropyLoss(label_smoothing=0.1),
+            torch.nn.CrossEntropyLoss(label_smoothing=0.5),
+        ),
+    ],
+    ids=["own", "inside another", "torch's"],
+)
+def test_a_loss_that_is_a_module_counts_with_what_it_holds(one, other):
+    def step_with(criterion):
+        names = {"__name__": "__main__", "criterion": criterion}
+        return cell("def step(student, batch): return criterion(student(batch))", names)["step"]
+
+    found = fingerprint(step_with(one)).digest
+    assert found == fingerprint(step_with(one)).digest != fingerprint(step_with(other)).digest
+
+
+def weighed(loss, x):
+    return loss * x
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda value: partial(weighed, value),
+        lambda value: Scale(value).times,
+        lambda value: Scale(value),
+        lambda value: lambda x: value * x,
+        lambda value: SceneGAN().with_step(lambda nets, batch, lam: value),
+        lambda value: CGAN().with_step(partial(weighed, value)),
+    ],
+    ids="partial method object closure scenes images".split(),
+)
+def test_whatever_a_stage_is_given_as_its_step_counts(step):
+    """As `store.get_or_make` finds it: in the closure of what makes the stage."""
+
+    def key(given):
+        def make(work):
+            return given(work)
+
+        return stage_fingerprint(make).digest
+
+    assert key(step(2)) == key(step(2)) != key(step(3))
+
+
+def test_others_names_do_not_say_what_is_an_error_or_a_message():
+    text = """
+        class PixelError:
+            def __init__(self, scale): self.scale = scale
+            def __call__(self, x): return self.scale * x
+
+        def warn(losses): losses.append(1)
+
+        def step(x, losses):
+            warn(losses)
+            if x is None:
+                raise ValueError("no x")
+            return PixelError(2)(x)
+    """
+    for old, new in (
+        ("return self.scale * x", "return self.scale + x"),
+        ("PixelError(2)", "PixelError(3)"),
+        ("append(1)", "append(2)"),
+        ("warn(losses)\n", "pass\n"),
+    ):
+        assert text.count(old) == 1 and step_of(text) != step_of(text.replace(old, new)), old
+    assert step_of(text) == step_of(text.replace("no x", "none"))
 
 
 def test_lambdas_are_told_apart_in_one_line_and_over_several():
