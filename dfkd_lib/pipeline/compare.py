@@ -1,6 +1,7 @@
 """Two runs beside each other: one page of what differs between them."""
 
 import math
+from itertools import permutations
 from pathlib import Path
 
 from dfkd_lib.core import WorkbenchError, resolve
@@ -60,18 +61,23 @@ def artifact_rows(a: list[dict], b: list[dict]) -> list[Row]:
     def stage_of(artifact: dict) -> str:
         return artifact["key"].rpartition("-")[0]
 
-    def functions_of(artifacts: dict[str, dict]) -> set[tuple[str, str]]:
-        tables = (one.get("code", {}).get("functions", {}) for one in artifacts.values())
-        return {pair for table in tables for pair in table.items()}
+    def functions_of(artifacts: dict[str, dict]) -> set[tuple[str, str]] | None:
+        tables = [one.get("code", {}).get("functions") for one in artifacts.values()]
+        return None if None in tables else {pair for table in tables for pair in table.items()}
 
     rows = []
     for stage in dict.fromkeys(stage_of(one) for one in [*a, *b]):
         first, second = ({one["key"]: one for one in x if stage_of(one) == stage} for x in (a, b))
         if first.keys() != second.keys():
-            differ = {name for name, _ in functions_of(first) ^ functions_of(second)}
-            alone = (first.keys() - second.keys(), second.keys() - first.keys(), differ)
+            alone = [
+                ", ".join(sorted(x.keys() - y.keys())) for x, y in permutations((first, second))
+            ]
+            code, other = functions_of(first), functions_of(second)
+            differ = "not recorded"
+            if code is not None and other is not None:
+                differ = ", ".join(sorted({name for name, _ in code ^ other}))
             shared = len(first.keys() & second.keys())
-            rows.append((stage, str(shared), *(", ".join(sorted(one)) for one in alone)))
+            rows.append((stage, str(shared), *alone, differ))
     return rows
 
 

@@ -81,11 +81,14 @@ class Report:
 
     def _note_settings(self, config: Config) -> None:
         known = read_notebooks().get(self.notebook)
-        of_preset = known and known.method and presets.of_preset(known.method, self.profile)
-        usual = of_preset or type(config)()
-        before = usual.flat()
+        usual = before = type(config)()
+        if known and known.method:
+            data = str(config.flat().get("data.name", ""))
+            usual = presets.of_preset(known.method, self.profile)
+            before = presets.of_preset(known.method, self.profile, data)
+        # Who loads the overrides again starts from the preset alone; the page says what differs from the images' own.
         changed = {name: here for name, (here, _) in config.differences(usual).items()}
-        self.overrides = presets.overrides_text(changed)
+        self.overrides, before = presets.overrides_text(changed), before.flat()
         for name, setting in config.settings().items():
             entry = [setting.default, before[name], setting.help, setting.also]
             self.data["settings"][name] = _plain(entry)

@@ -169,10 +169,10 @@ class Record:
         operations = TRAINING * count_flops(model, sample) * speed
         return operations / self.content["bf16 product, operations a second"]
 
-    def weights(self, name: str, made: Artifact) -> None:
+    def weights(self, name: str, made: Artifact, file: str = "model.safetensors") -> None:
         """The weights of a stage in float16, in parts."""
-        tensors = {k: v.half() if v.is_floating_point() else v for k, v in made.tensors().items()}
-        content = save(tensors)
+        known = made.tensors(file)
+        content = save({k: v.half() if v.is_floating_point() else v for k, v in known.items()})
         for number, begin in enumerate(range(0, len(content), PART)):
             part = self.folder / f"{name}.safetensors.{number:02d}"
             part.write_bytes(content[begin : begin + PART])
@@ -196,9 +196,7 @@ class Pair:
         return self._add("cnn", self._teacher("cnn"))
 
     def teacher(self) -> Artifact:
-        made = self._add("teacher", self._teacher("teacher"))
-        self.record.weights("teacher", made)
-        return made
+        return self._add("teacher", self._teacher("teacher"))
 
     def _teacher(self, name: str) -> Artifact:
         """A teacher trained by labels alone, or with a guide."""
@@ -213,6 +211,7 @@ class Pair:
         speed = made.metrics["images_per_second"]
         share = self.record.share(training.load_trained(made), self.sets["test"], speed)
         self.record.add(name, made, self.chosen[name], share_of_product=share)
+        self.record.weights(name, made)
         return made
 
     def _student(self, name: str, images: ImageSet, *parents: Artifact) -> Artifact:
@@ -233,7 +232,9 @@ class Pair:
         given = synthesis.Given(teacher, real.classes, real.shape, probes=probes, real=real)
         maker = synthesis.CGAN(**chosen)
         self.images, made = synthesis.make_images(self.store, maker, given, count)
-        self.record.add("gan", maker.train(self.store, given), self.chosen["gan"])
+        trained = maker.train(self.store, given)
+        self.record.add("gan", trained, self.chosen["gan"])
+        self.record.weights("gan", trained, last_generator(trained))
         self._sheet()
         return made
 
@@ -251,6 +252,11 @@ class Pair:
         return self._student("student_gan", self.images, made)
 
 
+def last_generator(trained: Artifact) -> str:
+    """The file of a GAN's last epoch."""
+    return max(path.name for path in trained.path.glob("generator-*.safetensors"))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the stages that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -265,6 +271,8 @@ def main(arguments: list[str] | None = None) -> None:
     chosen, names = settings(args.size, args.set), args.only.split(",")
     if unknown := set(names) - set(PAPER):
         sys.exit(f"error: no such stage: {', '.join(unknown)}; there are {', '.join(PAPER)}")
+    if args.size == "paper" and training.device().type == "cpu":
+        sys.exit("error: the papers' sizes want a GPU, and there is none here; --size tiny runs")
     start = time.perf_counter()
     sets = {split: load_images(args.data, split) for split in ("train", "test")}
     if args.size == "tiny":

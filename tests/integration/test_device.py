@@ -46,8 +46,10 @@ def test_every_stage_runs_and_is_found_again(folder, tmp_path, capsys):
     # The student of the GAN reads no real image but for the test; its ancestors' reads stand in the ledger.
     own = [row for row in stages["student_gan"]["ledger"] if row["stage"] == "student_synthetic"]
     assert [row["purpose"] for row in own] == ["evaluation"]
-    content = b"".join(f.read_bytes() for f in sorted((tmp_path / "out").glob("teacher.*")))
-    assert all(t.dtype == torch.float16 for t in load(content).values())
+    for name in paper_cifar10.PAPER:
+        content = b"".join(f.read_bytes() for f in sorted((tmp_path / "out").glob(f"{name}.*.*")))
+        floats = [t for t in load(content).values() if t.is_floating_point()]
+        assert floats and all(t.dtype == torch.float16 for t in floats), name
     assert Image.open(tmp_path / "out" / "gan.png").size[0] >= 2 * 34
 
 
@@ -58,6 +60,12 @@ def test_a_misspelled_stage_ends_it_before_anything_is_read(words):
     with pytest.raises(SystemExit) as ended:
         paper_cifar10.main(["--data", "nowhere", "--out", "nowhere", *words])
     assert "teacher" in str(ended.value)
+
+
+def test_the_papers_size_is_refused_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(paper_cifar10.training, "device", lambda: torch.device("cpu"))
+    with pytest.raises(SystemExit, match="want a GPU"):
+        paper_cifar10.main(["--data", "nowhere", "--out", "nowhere"])
 
 
 def test_the_settings_are_the_papers():

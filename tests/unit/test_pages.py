@@ -10,7 +10,7 @@ from bs4 import BeautifulSoup
 from dfkd_lib.cli import main
 from dfkd_lib.core import WorkbenchError
 from dfkd_lib.pipeline import html
-from dfkd_lib.pipeline.compare import write_comparison
+from dfkd_lib.pipeline.compare import artifact_rows, write_comparison
 from dfkd_lib.pipeline.index import write_index
 from dfkd_lib.reporting.results import metrics_of
 
@@ -194,6 +194,16 @@ def test_two_runs_are_compared_on_one_page(two_runs, tmp_path, capsys):
     same = write_comparison(a, a, None, "").read_text()
     assert "No parameter differs" in same and "No metric differs" in same
     assert "same artifacts" in same
+
+
+def test_code_that_a_run_did_not_record_is_not_said_to_differ():
+    recorded = [{"key": "student-1", "code": {"functions": {"kd_loss": "a", "step": "b"}}}]
+    row = ("student", "0", "student-1", "student-2")
+    assert artifact_rows(recorded, [{"key": "student-2"}]) == [(*row, "not recorded")]
+    other = [{"key": "student-2", "code": {"functions": {"kd_loss": "c", "step": "b"}}}]
+    assert artifact_rows(recorded, other) == [(*row, "kd_loss")]
+    alone = ("student", "0", "student-1", "", "kd_loss, step")
+    assert artifact_rows(recorded, []) == [alone]
 
 
 def test_what_is_shown_in_place_of_something_else_is_said_in_red(make_page, two_runs):

@@ -66,6 +66,12 @@ def test_a_configuration_is_noted_beside_its_preset(tmp_path):
     saved = json.loads(Report("50_early_kd", tmp_path, "smoke", config).save().read_text())
     assert saved["settings"]["passes"][:2] == [7, presets.load("early", "smoke")["passes"]]
     assert saved["settings"]["images"][:2] == [400, 400] and saved["settings"]["images"][2]
+    photographs = presets.load("early", "smoke", data="cifar10")
+    saved = json.loads(Report("50_early_kd", tmp_path, "smoke", photographs).save().read_text())
+    value, before = saved["settings"]["patch_size"][:2]
+    assert value == before == 8 != presets.load("early", "smoke")["patch_size"], (
+        "its images' preset"
+    )
     alone = json.loads(Report("99_mine", tmp_path, "smoke", config).save().read_text())
     assert alone["settings"]["images"][:2] == [400, type(config)()["images"]]
     assert json.loads(Report("10_x", tmp_path).save().read_text())["settings"] == {}
