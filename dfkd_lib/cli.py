@@ -244,7 +244,8 @@ ARGUMENTS = {
     "--data": dict(
         metavar="NAME",
         default="",
-        help="mnist, cifar10, cifar100 or a folder of their classes (default: each table's first)",
+        help="mnist, cifar10, cifar100, a folder of their classes, or several with commas between "
+        "(default: each table's first)",
     ),
     "--hours": dict(
         type=float,

@@ -1,10 +1,12 @@
 """Which tables `dfkd tables` is asked for: checked before anything that takes seconds to import."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from dfkd_lib import presets
-from dfkd_lib.core import WorkbenchError, nearest, one_of
+from dfkd_lib.core import WorkbenchError, nearest, one_of, resolve
 from dfkd_lib.pipeline.known import known
 from dfkd_lib.pipeline.plan import check_options
 from dfkd_lib.reporting.papers import FIGURES, TABLES
@@ -19,6 +21,7 @@ class Request:
     data: str
     overrides: str
     artifacts: str
+    name: str  # on the page and of its files: the table's, and its images' where it is asked for of several
 
     @property
     def title(self) -> str:
@@ -49,19 +52,10 @@ def chosen(
     names = [name.upper() for name in names]
     for name in names:
         one_of("table", name, TABLES)
-    kind = presets.data_set(data)
-    if data and not any(kind in TABLES[name].data for name in names):
-        right = sorted({one for name in names for one in TABLES[name].data})
-        near = nearest(data, {one for table in TABLES.values() for one in table.data})
-        others = ", ".join(name for name, table in TABLES.items() if kind in table.data)
-        likely = f"did you mean '{near}'?" if near else "leave --data out"
-        raise WorkbenchError(
-            "none of these tables is of such images",
-            expected=f"{', '.join(right)}, or a folder of their classes",
-            got=data,
-            where="--data",
-            fix=f"name another table: {others}" if others else likely,
-        )
+    sets = [data] if os.path.isdir(resolve(data)) else data.split(",")
+    sets = [one.strip() for one in sets if one.strip()]
+    for one in sets:
+        _check_data(one, names)
     changes: dict[str, list[str]] = {name: [] for name in names}
     for setting in settings:
         table, _, rest = setting.partition(".")
@@ -75,13 +69,37 @@ def chosen(
             )
         known(TABLES[table.upper()].method).names.resolve(rest.partition("=")[0])
         changes[table.upper()].append(rest)
-    return [
-        Request(
-            name,
-            preset,
-            data if kind in TABLES[name].data else TABLES[name].data[0],
-            presets.overrides_text(dict(c.split("=", 1) for c in changes[name])),
-            artifacts,
-        )
-        for name in dict.fromkeys(names)
-    ]
+    return _requests(names, preset, sets, artifacts, changes)
+
+
+def _check_data(data: str, names: Sequence[str]) -> None:
+    """Refuse images that none of these tables is of."""
+    kind = presets.data_set(data)
+    if any(kind in TABLES[name].data for name in names):
+        return
+    right = sorted({one for name in names for one in TABLES[name].data})
+    near = nearest(data, {one for table in TABLES.values() for one in table.data})
+    others = ", ".join(name for name, table in TABLES.items() if kind in table.data)
+    likely = f"did you mean '{near}'?" if near else "leave --data out"
+    raise WorkbenchError(
+        "none of these tables is of such images",
+        expected=f"{', '.join(right)}, or a folder of their classes",
+        got=data,
+        where="--data",
+        fix=f"name another table: {others}" if others else likely,
+    )
+
+
+def _requests(
+    names: Sequence[str], preset: str, sets: Sequence[str], artifacts: str, changes: dict
+) -> list[Request]:
+    """Each table of each of these sets that it has, or of its own first."""
+    found = []
+    for table in dict.fromkeys(names):
+        fits = [data for data in sets if presets.data_set(data) in TABLES[table].data]
+        fits = fits or [TABLES[table].data[0]]
+        overrides = presets.overrides_text(dict(c.split("=", 1) for c in changes[table]))
+        for data in fits:
+            name = f"{table}_{Path(data).name}" if len(fits) > 1 else table
+            found.append(Request(table, preset, data, overrides, artifacts, name))
+    return found

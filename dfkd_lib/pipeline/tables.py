@@ -126,7 +126,7 @@ def refuse(reports: Sequence[TableRun], hours: float | None, processes: int) -> 
         if preset == "paper" and on_cpu
         else f"this does not fit {limit:g} hours",
         expected=f"at most {limit:g} h of training on {provenance.machine()}",
-        got="; ".join(f"{r.request.table} about {duration(r.seconds)}" for r in reports),
+        got="; ".join(f"{r.request.name} about {duration(r.seconds)}" for r in reports),
         where=f"--preset {preset}",
         fix=_what_fits(reports, 3600 * limit),
     )
@@ -150,8 +150,11 @@ def _what_fits(reports: Sequence[TableRun], limit: float) -> str:
     for report in sorted(reports, key=lambda r: r.seconds):
         fits += [report] * (total([*fits, report], "seconds") <= limit)
     if fits:
-        names = " ".join(report.request.table for report in fits)
-        return f"these fit: dfkd tables {names}; --hours allows more"
+        by_data: dict[str, list[str]] = {}
+        for report in fits:
+            by_data.setdefault(report.request.data, []).append(report.request.table)
+        calls = (f"dfkd tables {' '.join(names)} --data {data}" for data, names in by_data.items())
+        return f"these fit: {'; '.join(calls)}; --hours allows more"
     smaller = "night" if reports[0].request.preset == "paper" else "quick"
     return f"--preset {smaller}, a GPU, or --hours {math.ceil(total(reports, 'seconds') / 3600)}"
 
@@ -172,7 +175,7 @@ def make_part(
 
 def train(reports: Sequence[TableRun], processes: int, threads: int | None, log: Callable) -> None:
     """Make what is missing through one queue; errors go into the runs."""
-    by_table = {report.request.table: report for report in reports}
+    by_table = {report.request.name: report for report in reports}
     waiting = sum(len(report.missing) for report in reports)
     if not waiting:
         return
@@ -279,7 +282,7 @@ def write(reports: Iterable[TableRun], out: Path, estimate: str, command: str) -
                 with suppress(NotMade):
                     found[name] = part.make()
         rows = [cell_row(report, cell, found) for cell in report.made.cells]
-        name = report.request.table
+        name = report.request.name
         content[name] = {
             "title": report.request.title,
             "cells": rows,
@@ -319,7 +322,7 @@ def drawn(report: TableRun, out: Path) -> list[dict]:
     entries = []
     with only_finding():
         for name, figure in report.made.figures.items():
-            file = f"{report.request.table}_{name}"
+            file = f"{report.request.name}_{name}"
             with suppress(NotMade):
                 picture, about = figure.draw(), f"{figure.caption}; {report.request.title}"
                 (out / "figures").mkdir(parents=True, exist_ok=True)
@@ -341,7 +344,10 @@ def run_tables(
 ) -> tuple[Path, bool]:
     """Estimate, refuse or make, and write; (the page's path, whether every part was made)."""
     log = partial(print, file=sys.stderr, flush=True)
-    folder = resolve(out or f"reports/tables_{requests[0].preset}")
+    # One folder for a call with no --data, and one for each choice of others: none overwrites another's page.
+    others = [r.data for r in requests if r.data != TABLES[r.table].data[0]]
+    named = "_".join([requests[0].preset, *dict.fromkeys(Path(data).name for data in others)])
+    folder = resolve(out or f"reports/tables_{named}")
     reports = [look(request) for request in requests]
     estimate = estimate_text(reports)
     log(estimate)

@@ -127,14 +127,31 @@ def test_data_go_to_the_tables_they_are_of(tmp_path):
         assert presets.data_set(word) == word
 
 
+def test_a_table_of_several_sets_of_images_is_one_for_each(tmp_path):
+    folder = photographs(tmp_path / "photo,graphs", 0)
+    asked = chosen(["A2", "C3"], "smoke", "mnist, cifar10", ["A2.seeds=3"], str(tmp_path))
+    assert [(one.name, one.table, one.data) for one in asked] == [
+        ("A2_mnist", "A2", "mnist"),
+        ("A2_cifar10", "A2", "cifar10"),
+        ("C3", "C3", "cifar100"),
+    ]
+    assert [one.overrides for one in asked] == ["seeds=3", "seeds=3", ""]
+    (one,) = chosen(["A2"], "smoke", folder, [], str(tmp_path))
+    assert (one.name, one.data) == ("A2", folder)
+    with pytest.raises(WorkbenchError, match="none of these tables"):
+        chosen(["A2"], "smoke", "mnist,cifra10", [], str(tmp_path))
+
+
 def test_data_that_are_not_there_are_refused_with_what_would(tmp_path):
-    error = refused(tables.opened, tables.Request("C3", "smoke", "cifar100", "", str(tmp_path)))
+    error = refused(
+        tables.opened, tables.Request("C3", "smoke", "cifar100", "", str(tmp_path), "C3")
+    )
     assert "folder of class folders" in error.fix
 
 
 def report(efforts, preset, names=("one",), table="A4"):
     made = Made(configuration(table, "smoke", "mnist"), {n: Part(list, efforts) for n in names})
-    asked = tables.Request(table, preset, "mnist", "", "unused")
+    asked = tables.Request(table, preset, "mnist", "", "unused", table)
     return tables.TableRun(asked, made, {name: (table, name) for name in names}, {})
 
 
