@@ -18,10 +18,10 @@ install: $(STAMP)  ## what all need, into .venv, and nothing else
 	@echo "installed. Next: make lab opens the notebooks, make report runs all of them into reports/quick,"
 	@echo ".venv/bin/dfkd list 30 shows what notebook 30 may be told, make help what else there is."
 
-report: $(STAMP)  ## run every notebook on embedded real data into reports/quick (the main job)
+report: $(STAMP)  ## run every notebook on embedded data into reports/quick (the main job)
 	@$(RUN) -m dfkd_lib run --profile quick --out reports/quick --jobs $(JOBS)
 
-night: $(STAMP)  ## the same over one night on two cores, at the papers' numbers of images, into reports/night
+night: $(STAMP)  ## the same over one night on two cores, at paper A's numbers of images, into reports/night
 	@$(RUN) -m dfkd_lib run --profile night --out reports/night --jobs $(JOBS)
 
 # A worker of pytest takes one thread and whole files, so that what a module sets up is set up once.

@@ -203,8 +203,8 @@ ARGUMENTS = {
     ),
     "--out": dict(
         metavar="DIR",
-        help="where pages go (default: reports/<profile>, of a grid reports/grid_<its file>, of compare DIR_B, of paper figures, "
-        "of card and push reports/cards/<key>)",
+        help="where pages go (default: reports/<profile>, of a grid reports/grid_<its file>, of tables reports/tables_<preset>, "
+        "of compare DIR_B, of paper figures, of card and push reports/cards/<key>)",
     ),
     "--artifacts": dict(
         metavar="DIR", default="data/artifacts", help="where trained things are kept"
