@@ -16,6 +16,7 @@ from dfkd_lib.core import Artifact, Store, WorkbenchError, artifacts
 from dfkd_lib.core.files import whole_files
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.synthesis.canvas import balanced_labels
+from dfkd_lib.synthesis.check import check_drawing, check_maker, returned
 from dfkd_lib.synthesis.given import Given
 
 IMAGES = "images.npy"
@@ -67,8 +68,10 @@ def make_images(
         The images, mapped from the artifact's images.npy, uint8 (count, C, S, S); labels 0, 1, …, K−1, 0, 1, …
 
     Raises:
-        WorkbenchError: if count is smaller than the number of classes; whatever the maker raises.
+        WorkbenchError: if count is smaller than the number of classes; if the maker lacks something of `Maker`, or one of
+            its methods takes or returns something else; whatever the maker raises.
     """
+    check_maker(maker)
     if count < len(given.classes):
         raise WorkbenchError(
             "too few images to make",
@@ -77,23 +80,29 @@ def make_images(
             where="make_images",
             fix="ask for more images",
         )
-    trained = maker.train(store, given)
+    trained = returned(maker, "train", maker.train(store, given))
     settings = {
         "maker": type(maker).__name__,
-        **maker.as_dict(),
+        **returned(maker, "as_dict", maker.as_dict()),
         **given.wanted,
         "count": count,
         "seed": seed,
         "shard": maker.shard,
     }
-    parents = [*([trained] if trained else []), *maker.parents(given)]
+    others = returned(maker, "parents", maker.parents(given))
+    parents = [*([trained] if trained else []), *others]
 
     def make(work: Path) -> dict:
         draw_shards(work, maker, trained, given, count, seed)
         return {"images": count, "maker": maker.budget}
 
     # Of a student that is trained while images are drawn, the architecture's code.
-    made = store.get_or_make("synthetic", settings, make, parents, code=getattr(maker, "code", ()))
+    code = getattr(maker, "code", ())
+    try:
+        made = store.get_or_make("synthetic", settings, make, parents, code=code)
+    except TypeError as error:
+        check_drawing(maker, error, draw_shards)
+        raise
     return open_images(made), made
 
 

@@ -1,6 +1,6 @@
 """The one training loop, its configuration, batches and checkpoints; classifiers and teachers trained by it."""
 
-from dfkd_lib.training.check import GIVEN, bound
+from dfkd_lib.training.check import GIVEN, bound, checks_step
 from dfkd_lib.training.checkpoint import Checkpoint, restore
 from dfkd_lib.training.classifier import (
     check_fit,
