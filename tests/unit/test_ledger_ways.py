@@ -15,7 +15,7 @@ import pytest
 import torch
 import torchvision
 
-from dfkd_lib.core import Store, isolation, ledger, origin
+from dfkd_lib.core import Store, isolation, ledger
 from dfkd_lib.core.ledger import LedgerError
 from dfkd_lib.datasets import ImageSet, SceneSet, load_images
 
@@ -80,11 +80,48 @@ def test_other_images_of_the_same_shape_stay_free(real):
     assert other.split is None and blank.split is None
 
 
-def test_a_real_set_is_forgotten_with_its_tensor(real):
-    copy, labels, classes = real.pixels.clone(), real.labels, real.classes
-    assert origin.found(copy)
+@pytest.mark.parametrize(
+    ("again", "places"),
+    [
+        (lambda pixels: pixels.flip(-1), range(6)),
+        (lambda pixels: torch.cat([pixels[4:].flip(-1), pixels[:1]]), (4, 5, 0)),
+        (lambda pixels: pixels.repeat(1, 3, 1, 1), range(6)),
+        (lambda pixels: pixels[1:].repeat(1, 3, 1, 1).flip(-1), range(1, 6)),
+    ],
+    ids=["mirrored", "some mirrored", "as RGB", "mirrored as RGB"],
+)
+def test_mirrored_images_and_grey_ones_as_rgb_are_real(real, again, places):
+    pixels = again(real.pixels)
+    wrapped = ImageSet(pixels, torch.zeros(len(pixels), dtype=torch.long), real.classes)
+    assert wrapped.split == "ways/train" and wrapped.places.tolist() == list(places)
+    other = ImageSet(255 - real.pixels.repeat(1, 3, 1, 1), real.labels, real.classes)
+    assert other.split is None
+
+
+def test_copies_of_a_real_set_are_known_when_its_tensor_is_gone(real):
+    copy, labels, classes = real.pixels[[4, 2]], real.labels[:2], real.classes
     vars(real).clear()
-    assert ImageSet(copy, labels, classes).split is None
+    wrapped = ImageSet(copy, labels, classes)
+    assert wrapped.split == "ways/train" and wrapped.places.tolist() == [4, 2]
+
+
+def test_large_images_are_known_by_pieces_only_where_these_tell_them_apart():
+    photos = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    dots = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    dots[0, 0, 1, 1] = dots[1, 0, 1, 2] = 255
+    labels = torch.tensor([0, 1])
+    ImageSet(torch.cat([photos, dots[:1]]), torch.tensor([0, 1, 0]), ("a", "b"), split="ways/large")
+    assert ImageSet(photos.clone(), labels, ("a", "b")).split == "ways/large"
+    mixed = ImageSet(dots, labels, ("a", "b"))
+    assert mixed.split == "ways/large" and mixed.places.tolist() == [2, -1]
+    assert ImageSet(dots[1:], labels[:1], ("a", "b")).split is None
+
+
+def test_images_beside_real_ones_do_not_become_real(real):
+    others = 255 - real.pixels
+    mixed = ImageSet(torch.cat([real.pixels, others]), real.labels.repeat(2), real.classes)
+    assert mixed.subset([0, 6, 7]).places.tolist() == [0, -1, -1]
+    assert ImageSet(others.clone(), real.labels, real.classes).split is None
 
 
 def test_scenes_made_of_real_pixels_are_real():
