@@ -2,12 +2,15 @@
 
 import ctypes
 import gzip
+import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from multiprocessing import forkserver, resource_tracker, shared_memory
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +179,44 @@ def test_a_process_that_could_read_raises(start, photo):
         start(photo)
 
 
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_process_of_multiprocessing_that_could_read_raises(method):
+    process = multiprocessing.get_context(method).Process(target=len, args=("",))
+    with pytest.raises(LedgerError, match="multiprocessing"), ledger.stage("data-free"):
+        process.start()
+
+
+def test_a_server_of_before_forks_for_no_data_free_stage():
+    context = multiprocessing.get_context("forkserver")
+    forkserver.ensure_running()
+    try:
+        with pytest.raises(LedgerError, match="server"), ledger.stage("data-free"):
+            context.Process(target=len, args=("",)).start()
+        with ledger.stage("s", {"ways/train": "training"}):
+            started(context)
+    finally:
+        forkserver._forkserver._stop()
+
+
+def started(context) -> None:
+    process = context.Process(target=len, args=("",))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_processes_of_multiprocessing_that_may_run():
+    with ledger.stage("s", {"ways/train": "training"}):
+        started(multiprocessing.get_context("spawn"))
+    resource_tracker._resource_tracker._stop()
+    with ledger.stage("data-free"):  # starts the process that tidies up
+        memory = shared_memory.SharedMemory(create=True, size=8)
+        memory.close()
+        memory.unlink()
+        started(multiprocessing.get_context("fork"))
+    started(multiprocessing.get_context("spawn"))
+
+
 def test_compilers_and_questions_about_the_machine_may_run():
     with ledger.stage("data-free"):
         assert subprocess.run(["uname"], capture_output=True).returncode == 0
@@ -210,6 +251,32 @@ def test_a_hard_link_is_the_file(photo, tmp_path):
         os.link(photo, tmp_path / "another.png")
 
 
+@pytest.mark.parametrize("move", [os.rename, os.replace, shutil.move, Path.rename])
+def test_real_data_stays_real_where_it_is_moved(move, photo, tmp_path):
+    for old in (photo, photo.parent, photo.parent.parent):
+        with pytest.raises(LedgerError, match="photos/train"), ledger.stage("data-free"):
+            move(old, tmp_path / "moved")
+    move(photo, tmp_path / "innocent.png")
+    move(photo.parent.parent, tmp_path / "folder")
+    (tmp_path / "folder" / "train" / "1.png").write_bytes(b"pixels")
+    for place in ("innocent.png", "folder/train/1.png"):
+        with pytest.raises(LedgerError, match="photos/train"), ledger.stage("data-free"):
+            open(tmp_path / place, "rb")
+    with ledger.stage("s", {"photos/train": "training"}):
+        move(tmp_path / "innocent.png", tmp_path / "declared.png")
+        assert (tmp_path / "declared.png").read_bytes()
+
+
+def test_what_a_stage_writes_it_may_rename(photo, tmp_path):
+    (tmp_path / "root" / "free").mkdir(parents=True)
+    ledger.register_root(tmp_path / "root", free=("free",))
+    with ledger.stage("data-free"):
+        for folder in (tmp_path, tmp_path / "root", tmp_path / "root" / "free"):
+            (folder / "a.tmp").write_text("a")
+            os.replace(folder / "a.tmp", folder / "a")
+        assert (tmp_path / "root" / "free" / "a").read_text() == "a"
+
+
 def test_other_hard_links_are_free(tmp_path):
     (tmp_path / "a").write_text("a")
     os.link(tmp_path / "a", tmp_path / "b")
@@ -235,6 +302,13 @@ def elsewhere(monkeypatch, tmp_path) -> Path:
     monkeypatch.setattr(ledger, "_places", places)
     monkeypatch.setattr(ledger, "_links", None)
     return tmp_path
+
+
+def test_a_link_made_between_stages_is_the_file(elsewhere, photo):
+    assert not ledger._inodes()  # looked for by the stage before
+    os.link(photo, elsewhere / "innocent.png")
+    with pytest.raises(LedgerError, match="photos/train"), ledger.stage("data-free"):
+        open(elsewhere / "innocent.png", "rb")
 
 
 def made(folder: Path, make, reads=None) -> dict:
