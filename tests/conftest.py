@@ -18,6 +18,15 @@ def same_code(monkeypatch):
     )
 
 
+@pytest.fixture(autouse=True)
+def nothing_remembered():
+    """Images that one test calls real are not so in the next."""
+    from dfkd_lib.core import origin
+
+    yield
+    origin._known.clear()
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """(store, images, teacher): random images of ten classes, and a teacher that has seen them once."""

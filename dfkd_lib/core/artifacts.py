@@ -82,7 +82,7 @@ class _Wanted:
     settings: dict
     make: Callable[[Path], dict | None]
     parents: Sequence[Artifact]
-    reads: dict[str, str] | None
+    reads: ledger.Reads | None
     inherited: Sequence[dict]
     code: Fingerprint
 
@@ -163,7 +163,7 @@ class Store:
         settings: dict,
         make: Callable[[Path], dict | None],
         parents: Sequence[Artifact] = (),
-        reads: dict[str, str] | None = None,
+        reads: ledger.Reads | None = None,
         inherited: Sequence[dict] = (),
         code: Sequence[object] = (),
     ) -> Artifact:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dfkd_lib.core.artifacts import Artifact, Store
 from dfkd_lib.core.ledger import EVALUATION, NOT_RECORDED
 
+OTHERS = " and others that nobody recorded"
 Counts = dict[tuple[str, str], int]  # (split, purpose) -> images
 
 
@@ -46,7 +47,18 @@ def images_behind(store: Store, made: Artifact | Sequence[Artifact], without: st
     return most_images(rows)
 
 
+def purposes_text(counts: Counts) -> str:
+    """Real images by what was learned from them, as a cell of a table: "60,000 (training)", with a note on what nobody
+    recorded; of each purpose the split of which most was read, evaluation left out."""
+    most: dict[str, int] = {}
+    for (split, purpose), count in counts.items():
+        if purpose != EVALUATION and split != NOT_RECORDED:
+            most[purpose] = max(most.get(purpose, 0), count)
+    unknown = any(split == NOT_RECORDED for split, _ in counts)
+    return ("; ".join(f"{n:,} ({why})" for why, n in most.items()) or "0") + OTHERS * unknown
+
+
 def total_text(counts: Counts) -> str:
     """How many real images were learned from, as a cell of a table: "60,000", with a note on what nobody recorded."""
     unknown = any(split == NOT_RECORDED for split, _ in counts)
-    return f"{learned_from(counts):,}" + " and others that nobody recorded" * unknown
+    return f"{learned_from(counts):,}" + OTHERS * unknown

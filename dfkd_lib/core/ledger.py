@@ -2,8 +2,8 @@
 
 "Data-free" is a claim about reading. A stage declares the real splits it may read and the purpose of each; any other
 read raises: through the library (the pixels of a real set, and of a set that was made of them, see `core.origin`), or
-round it (files opened by Python, under another name too; files that are open or mapped already when a stage begins;
-processes; the readers of `READERS`, which are not written in Python). Code that means to get past this can. What a store
+round it (files opened by Python, under another name and moved too; files that are open or mapped already when a stage
+begins; processes; the readers of `READERS`, which are not written in Python). Code that means to get past this can. What a store
 makes it makes where the kernel keeps undeclared files from it, as far as the machine does that; see `core.isolation`.
 """
 
@@ -12,8 +12,8 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -23,7 +23,7 @@ from unittest import mock
 
 import numpy as np
 
-from dfkd_lib.core import isolation
+from dfkd_lib.core import isolation, starts
 from dfkd_lib.core.errors import WorkbenchError
 
 EVALUATION = "evaluation"
@@ -47,11 +47,8 @@ READERS = (
     ("cv2", "imread"),
 )
 MOST_FILES = 50_000  # whose other names are looked for: each takes a call of the file system
-# Programs that a stage may start where nothing keeps files from them: compilers, and questions about the machine.
-TOOLS = set(
-    "ar as c++ cc cl clang clang++ cuobjdump fc-list file g++ gcc git hipcc ld ldconfig lscpu ninja nvcc nvdisasm nvidia-smi objdump "
-    "ptxas rocm-smi sw_vers sysctl uname which xcrun".split()
-)
+# Split -> why it is read; of one that is read for several purposes: purpose -> the places of its images, int (n,).
+Reads = Mapping[str, str | Mapping[str, np.ndarray]]
 
 
 class LedgerError(WorkbenchError):
@@ -63,26 +60,29 @@ class Stage:
     """One declared stage: its name, the splits it may read with the purpose of each, and what it has read so far."""
 
     name: str
-    reads: dict[str, str]
+    reads: Reads
     seen: dict[str, np.ndarray] = field(default_factory=dict)
     guard: str = WATCHED
 
     def entries(self) -> list[dict]:
-        """One row for each declared split: stage, split, purpose, and the number of distinct images read."""
-        return [
-            {
-                "stage": self.name,
-                "split": split,
-                "purpose": purpose,
-                "images": len(self.seen.get(split, ())),
-            }
-            for split, purpose in sorted(self.reads.items())
-        ]
+        """One row for each purpose of a declared split: stage, split, purpose, and the number of distinct images read.
+
+        Images of a split with several purposes that are of none of them count for the first.
+        """
+        rows = []
+        for split, purposes in sorted(self.reads.items()):
+            seen = self.seen.get(split, np.empty(0, np.int64))
+            counts = {purposes: len(seen)} if isinstance(purposes, str) else _counts(seen, purposes)
+            rows += [
+                {"stage": self.name, "split": split, "purpose": purpose, "images": images}
+                for purpose, images in counts.items()
+            ]
+        return rows
 
     @property
     def learns(self) -> bool:
         """Whether it reads real images for more than evaluation."""
-        return any(purpose != EVALUATION for purpose in self.reads.values())
+        return any(purpose != EVALUATION for why in self.reads.values() for purpose in _names(why))
 
     def may_read(self, split: str | None) -> bool:
         """Whether files of a split, of "name/*" one of whose splits, or of no real data (None) may be opened."""
@@ -91,7 +91,7 @@ class Stage:
         return split is None or split in self.reads
 
     def refuse(self, what: str, split: str, where: object = None, fix: str = "") -> None:
-        declared = ", ".join(f"{s} ({p})" for s, p in sorted(self.reads.items()))
+        declared = ", ".join(f"{s} ({', '.join(_names(p))})" for s, p in sorted(self.reads.items()))
         raise LedgerError(
             f"stage '{self.name}' may not read {what}",
             expected=f"it declared: {declared or 'no real data at all'}",
@@ -143,6 +143,18 @@ class Stage:
             return make()
 
 
+def _names(purposes: str | Mapping[str, np.ndarray]) -> list[str]:
+    return [purposes] if isinstance(purposes, str) else list(purposes)
+
+
+def _counts(seen: np.ndarray, purposes: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """How many of the places seen (n,) are of each purpose; those of none, of the first."""
+    counts = {purpose: int(np.isin(seen, places).sum()) for purpose, places in purposes.items()}
+    others = ~np.isin(seen, np.concatenate([*purposes.values()]))
+    counts[next(iter(counts))] += int(others.sum())
+    return counts
+
+
 _active: Stage | None = None
 # File or folder -> its split, UNKNOWN, or None where nothing is real.
 _places: dict[str, str | None] = {}
@@ -150,8 +162,11 @@ _links: dict[tuple[int, int], str | None] | None = None
 
 
 @contextmanager
-def stage(name: str, reads: dict[str, str] | None = None) -> Iterator[Stage]:
+def stage(name: str, reads: Reads | None = None) -> Iterator[Stage]:
     """Declare a stage and the real splits it may read, as {split: purpose}; yields the `Stage` that counts them.
+
+    Args:
+        reads: of a split with several purposes {purpose: places of its images}, so that each counts its own.
 
     Raises:
         LedgerError: on any undeclared real read inside; where a file that it may not read is open already; and when
@@ -170,7 +185,7 @@ def stage(name: str, reads: dict[str, str] | None = None) -> Iterator[Stage]:
             began.refuse("a file that is open, or mapped, already", path, fix="close it first")
     _active = began
     try:
-        with _watched_readers():
+        with _watched_readers(), _watched_starts(began):
             yield began
     finally:
         _active = None
@@ -264,6 +279,20 @@ def _watched_readers() -> Iterator[None]:
         yield
 
 
+def _watched_starts(stage: Stage) -> AbstractContextManager:
+    """Watch the starts that have no audit event; what a server of before forks, nothing watches, nor the kernel restricts."""
+
+    def refuse() -> None:
+        fix = 'start the process before the stage, or with the method "spawn" or "fork"'
+        stage.refuse("what a process reads that multiprocessing's server forks", "it runs", fix=fix)
+
+    def check(words: list[str], folder: str) -> None:
+        if _active is stage:  # not of a reference that outlives it
+            _check_process(stage, words, folder)
+
+    return starts.watched(check, None if stage.learns else refuse)
+
+
 def _checked(reader: Callable) -> Callable:
     @wraps(reader)
     def checked(*args: Any, **named: Any) -> Any:
@@ -281,8 +310,7 @@ def _check_process(stage: Stage, words: list[str], folder: str) -> None:
     for part in dict.fromkeys(parts):
         with suppress(ValueError):  # of what cannot be a path
             stage.check(os.path.join(folder, part))
-    program = Path(words[0]).stem if words else ""
-    if stage.learns or stage.guard == ISOLATED or program in TOOLS or _of_library(words):
+    if stage.learns or stage.guard == ISOLATED or starts.harmless(words) or _of_library(words):
         return
     stage.refuse(
         "what a process reads that it starts",
@@ -304,8 +332,51 @@ def _of_library(words: list[str]) -> bool:
     return in_store or sysconfig.get_paths()["purelib"] in map(str, Path(script).parents)
 
 
+def _placed(path: Any, folder: int) -> str:
+    """Where a name is that is moved, itself a link perhaps, in the working folder or that of a descriptor."""
+    path = os.fsdecode(path)
+    if folder >= 0 and not os.path.isabs(path):
+        with suppress(OSError):
+            path = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), path)
+    above, name = os.path.split(path.rstrip("/"))
+    return os.path.join(os.path.realpath(above), name)
+
+
+def _follow_move(old: Any, new: Any, old_folder: int = -1, new_folder: int = -1) -> None:
+    """Real data that is moved stays real; raise if the stage may not read it, and might where it is moved to."""
+    old, new = _placed(old, old_folder), _placed(new, new_folder)
+    below = f"{old}/"
+    real = {place: split for place, split in _places.items() if place.startswith(below)}
+    real = {place: split for place, split in {old: _split_of(old), **real}.items() if split}
+    moved = {}
+    for place, split in real.items():
+        there = _split_of(to := new + place[len(old) :])
+        if _active is not None and not _active.may_read(split) and _active.may_read(there):
+            _active.refuse("a file of real data that it moves", f"{place} ({split})")
+        if there is None or split not in (UNKNOWN, there):
+            moved[to] = split
+    _register(moved)
+
+
+def _follow_link(old: Any, new: Any, old_folder: int = -1, new_folder: int = -1) -> None:
+    """Real data that gets another name is known by it; raise if the stage may not read it."""
+    old = os.path.realpath(_placed(old, old_folder))
+    if _active is not None:
+        _active.check(old)
+    split = _split_of(old)
+    if split is not None and _links is not None:
+        with suppress(OSError):
+            found = os.stat(old)
+            _links[found.st_dev, found.st_ino] = split
+
+
+FOLLOWED = {"os.rename": _follow_move, "os.link": _follow_link}
+
+
 def _audit(event: str, args: tuple) -> None:
     if _active is None:
+        if event in FOLLOWED:
+            FOLLOWED[event](*args)
         return
     if event == "open":
         path, mode, flags = (*args, None, None, None)[:3]
@@ -314,23 +385,10 @@ def _audit(event: str, args: tuple) -> None:
             written = written or flags & os.O_ACCMODE == os.O_WRONLY
         if isinstance(path, (str, bytes)) and not written:
             _active.check(path)
-    elif event == "os.link":
-        _active.check(args[0])
-    elif event in STARTS:
-        program, words, folder = STARTS[event](args)
-        words = [words] if isinstance(words, (str, bytes)) else list(words or ())
-        words = [os.fsdecode(program), *map(os.fsdecode, words[1:])] if words else []
-        _check_process(_active, words, os.fsdecode(folder or "."))
-
-
-# Audit event -> (program, words with its name first, folder or None) of what is started.
-STARTS: dict[str, Callable[[tuple], tuple]] = {
-    "subprocess.Popen": lambda args: args[:3],
-    "os.exec": lambda args: (args[0], args[1], None),
-    "os.posix_spawn": lambda args: (args[0], args[1], None),
-    "os.spawn": lambda args: (args[1], args[2], None),
-    "os.system": lambda args: ("sh", ["sh", args[0]], None),
-}
+    elif event in FOLLOWED:
+        FOLLOWED[event](*args)
+    elif event in starts.STARTS:
+        _check_process(_active, *starts.described(*starts.STARTS[event](args)))
 
 
 def _register_known() -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 from dfkd_lib import metrics, synthesis
-from dfkd_lib.core import Artifact, Store, images_behind, ledger, total_text
+from dfkd_lib.core import images_behind, purposes_text, total_text
 from dfkd_lib.datasets import ImageSet
 from dfkd_lib.distill.study import Study
 from dfkd_lib.metrics import intervals
@@ -115,19 +115,6 @@ def one_gan(study: Study, gan: synthesis.CGAN, seed: int) -> dict:
     }
 
 
-def real_images_read(store: Store, kept: Artifact, teacher: str) -> dict[str, int]:
-    """Real images behind made ones, by purpose: the most that one stage read, evaluation and the teacher's own left out.
-
-    Args:
-        kept: the artifact of the images. teacher: key of the teacher, whose training images are another account.
-    """
-    read: dict[str, int] = {}
-    for (_, purpose), count in images_behind(store, kept, without=teacher).items():
-        if purpose != ledger.EVALUATION:
-            read[purpose] = max(read.get(purpose, 0), count)
-    return read
-
-
 def makers_table(study: Study, found: dict[str, dict]) -> pd.DataFrame:
     """The table that matters: maker × real images seen × distance × accuracy of a student trained on its images alone.
 
@@ -149,11 +136,11 @@ def _results(study: Study, part: dict) -> dict:
     """What came out of a maker: the cells of the table behind its name."""
     artifact, trained, total = part["artifact"], part["trained"], len(study.test_set)
     teacher, accuracy = study.inputs(part["maker"]).teacher.key, part["student"].metrics["accuracy"]
-    read = real_images_read(study.store, artifact, teacher)
+    read = images_behind(study.store, artifact, without=teacher)
     low, high = intervals.accuracy_interval(round(accuracy * total), total)
     seconds = artifact.seconds + (trained.seconds if trained else 0)
     return {
-        READ: "; ".join(f"{n:,} ({purpose})" for purpose, n in read.items()) or "0",
+        READ: purposes_text(read),
         BEHIND: total_text(images_behind(study.store, artifact)),
         "images made": artifact.metrics["images"],
         **{column: part["measures"].metrics[name] for column, name in MEASURES.items()},

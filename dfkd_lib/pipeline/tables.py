@@ -18,13 +18,14 @@ from dfkd_lib.core import (
     NotMade,
     Store,
     WorkbenchError,
+    images_behind,
     only_finding,
     provenance,
+    purposes_text,
     resolve,
     save_json,
     without_waiting,
 )
-from dfkd_lib.distill import comparison
 from dfkd_lib.metrics.intervals import interval_text
 from dfkd_lib.pipeline.asked import Request
 from dfkd_lib.pipeline.html import duration, place_figure, read_entry, write_page
@@ -217,7 +218,7 @@ def cell_row(report: TableRun, cell: Cell, found: dict[str, list[Artifact]]) -> 
     first = found[parts[0]][0]
     seconds = sum(artifact.seconds for name in parts for artifact in found[name]) / len(parts)
     key = "" if teacher is None or first is teacher else teacher.key
-    own = comparison.real_images_read(store, first, key)
+    own = images_behind(store, first, without=key)
     row |= {
         "ours": interval_text(values, ".2f"),
         "values": values,
@@ -225,15 +226,11 @@ def cell_row(report: TableRun, cell: Cell, found: dict[str, list[Artifact]]) -> 
         "size": _size(first),
         "seconds": f"{seconds:.3g}",
         "hardware": ", ".join(dict.fromkeys(found[name][0].hardware for name in parts)),
-        "real images read": _counts(own),
+        "real images read": purposes_text(own),
     }
     if teacher is not None and first is not teacher:
-        row["its teacher's"] = _counts(comparison.real_images_read(store, teacher, ""))
+        row["its teacher's"] = purposes_text(images_behind(store, teacher))
     return row
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return "; ".join(f"{count:,} ({purpose})" for purpose, count in counts.items()) or "0"
 
 
 def _size(artifact: Artifact) -> str:

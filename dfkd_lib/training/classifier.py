@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from timm.utils.misc import natural_key
 from torch import Tensor, nn
@@ -143,14 +144,15 @@ class Watch(nn.Module):
         return super().train(mode)
 
 
-def reads_of(*sets: tuple[ImageSet, str]) -> dict[str, str]:
-    """The ledger's declaration {split: purpose} for the real ones among (set, purpose) pairs."""
-    declared: dict[str, str] = {}
+def reads_of(*sets: tuple[ImageSet, str]) -> dict[str, str | dict[str, np.ndarray]]:
+    """The ledger's declaration for the real ones among (set, purpose) pairs; of one split for several, each with its places."""
+    declared: dict[str, dict[str, np.ndarray]] = {}
     for images, purpose in sets:
         if images.split is not None:
-            before = declared.get(images.split)
-            declared[images.split] = f"{before}, {purpose}" if before else purpose
-    return declared
+            places = declared.setdefault(images.split, {})
+            own = np.asarray(images.places)
+            places[purpose] = np.union1d(places.get(purpose, own), own)
+    return {s: next(iter(p)) if len(p) == 1 else p for s, p in declared.items()}
 
 
 def train_classifier(

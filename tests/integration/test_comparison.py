@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dfkd_lib import synthesis
-from dfkd_lib.core import WorkbenchError
+from dfkd_lib.core import WorkbenchError, images_behind, purposes_text
 from dfkd_lib.core.artifacts import Store
 from dfkd_lib.distill import (
     MAKERS,
@@ -75,7 +75,7 @@ def test_a_pair_of_the_fields_cnns(store, source, weight):
     student, (_, (made,)) = study.student(source), study.images(source)
     assert (
         made.key in student.parents
-        and comparison.real_images_read(store, made, study.teacher.key) == {}
+        and purposes_text(images_behind(store, made, study.teacher.key)) == "0"
     )
     assert study.inputs(maker).teacher.key == study.teacher.key in student.parents
     assert student.settings["model"] == "wrn_16_1" and student.manifest["data_free"]
@@ -94,10 +94,8 @@ def test_a_student_behind_images_counts_what_it_was_trained_on(study):
     maker = TINY.maker_settings()["inversion (ViT)"].replace(compete=1.0)
     given = replace(study.inputs(maker), student=student)
     artifact = synthesis.make_images(study.store, maker, given, 20)[1]
-    assert comparison.real_images_read(study.store, artifact, given.teacher.key) == {
-        "training": 50,
-        "teacher targets": 50,
-    }
+    read = images_behind(study.store, artifact, given.teacher.key)
+    assert purposes_text(read) == "50 (teacher targets); 50 (training)"
 
 
 def test_what_each_maker_is_given_is_what_it_may_see(study):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd_lib.core import ledger
+from dfkd_lib.core import learned_from, ledger, most_images
 from dfkd_lib.core.ledger import LedgerError
 from dfkd_lib.datasets import ImageSet, load_images
+from dfkd_lib.training import reads_of
 
 
 def test_distinct_images_are_counted_once():
@@ -22,6 +23,24 @@ def test_distinct_images_are_counted_once():
     unread = {"stage": "s", "split": "toy/test", "purpose": ledger.EVALUATION, "images": 0}
     counted = {"stage": "s", "split": "toy/train", "purpose": "training", "images": 4}
     assert seen.entries() == [unread, counted]
+
+
+def test_held_out_images_of_a_split_count_under_their_own_purpose():
+    pixels, split = torch.randint(0, 256, (10, 1, 4, 4), dtype=torch.uint8), "held/train"
+    images = ImageSet(pixels, torch.arange(10) % 2, ("a", "b"), split, split)
+    learns, held = images.subset(range(7)), images.subset([7, 8, 9])
+    reads = reads_of((learns, "training"), (held, ledger.EVALUATION))
+    with ledger.stage("s", reads) as seen:
+        learns.images
+        held.subset([0, 2]).images
+    assert [(row["purpose"], row["images"]) for row in seen.entries()] == [
+        ("training", 7),
+        ("evaluation", 2),
+    ]
+    assert seen.learns and learned_from(most_images(seen.entries())) == 7
+    assert reads_of((learns, "training"), (held, "training")) == {split: "training"}
+    with pytest.raises(LedgerError, match=r"held/train \(training, evaluation\)"):
+        seen.refuse("real images", "other/train")
 
 
 def test_synthetic_images_are_free():

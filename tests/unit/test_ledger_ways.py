@@ -2,12 +2,15 @@
 
 import ctypes
 import gzip
+import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from multiprocessing import forkserver, resource_tracker, shared_memory
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ import pytest
 import torch
 import torchvision
 
-from dfkd_lib.core import Store, isolation, ledger, origin
+from dfkd_lib.core import Store, isolation, ledger
 from dfkd_lib.core.ledger import LedgerError
 from dfkd_lib.datasets import ImageSet, SceneSet, load_images
 
@@ -80,11 +83,48 @@ def test_other_images_of_the_same_shape_stay_free(real):
     assert other.split is None and blank.split is None
 
 
-def test_a_real_set_is_forgotten_with_its_tensor(real):
-    copy, labels, classes = real.pixels.clone(), real.labels, real.classes
-    assert origin.found(copy)
+@pytest.mark.parametrize(
+    ("again", "places"),
+    [
+        (lambda pixels: pixels.flip(-1), range(6)),
+        (lambda pixels: torch.cat([pixels[4:].flip(-1), pixels[:1]]), (4, 5, 0)),
+        (lambda pixels: pixels.repeat(1, 3, 1, 1), range(6)),
+        (lambda pixels: pixels[1:].repeat(1, 3, 1, 1).flip(-1), range(1, 6)),
+    ],
+    ids=["mirrored", "some mirrored", "as RGB", "mirrored as RGB"],
+)
+def test_mirrored_images_and_grey_ones_as_rgb_are_real(real, again, places):
+    pixels = again(real.pixels)
+    wrapped = ImageSet(pixels, torch.zeros(len(pixels), dtype=torch.long), real.classes)
+    assert wrapped.split == "ways/train" and wrapped.places.tolist() == list(places)
+    other = ImageSet(255 - real.pixels.repeat(1, 3, 1, 1), real.labels, real.classes)
+    assert other.split is None
+
+
+def test_copies_of_a_real_set_are_known_when_its_tensor_is_gone(real):
+    copy, labels, classes = real.pixels[[4, 2]], real.labels[:2], real.classes
     vars(real).clear()
-    assert ImageSet(copy, labels, classes).split is None
+    wrapped = ImageSet(copy, labels, classes)
+    assert wrapped.split == "ways/train" and wrapped.places.tolist() == [4, 2]
+
+
+def test_large_images_are_known_by_pieces_only_where_these_tell_them_apart():
+    photos = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    dots = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    dots[0, 0, 1, 1] = dots[1, 0, 1, 2] = 255
+    labels = torch.tensor([0, 1])
+    ImageSet(torch.cat([photos, dots[:1]]), torch.tensor([0, 1, 0]), ("a", "b"), split="ways/large")
+    assert ImageSet(photos.clone(), labels, ("a", "b")).split == "ways/large"
+    mixed = ImageSet(dots, labels, ("a", "b"))
+    assert mixed.split == "ways/large" and mixed.places.tolist() == [2, -1]
+    assert ImageSet(dots[1:], labels[:1], ("a", "b")).split is None
+
+
+def test_images_beside_real_ones_do_not_become_real(real):
+    others = 255 - real.pixels
+    mixed = ImageSet(torch.cat([real.pixels, others]), real.labels.repeat(2), real.classes)
+    assert mixed.subset([0, 6, 7]).places.tolist() == [0, -1, -1]
+    assert ImageSet(others.clone(), real.labels, real.classes).split is None
 
 
 def test_scenes_made_of_real_pixels_are_real():
@@ -139,6 +179,44 @@ def test_a_process_that_could_read_raises(start, photo):
         start(photo)
 
 
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_process_of_multiprocessing_that_could_read_raises(method):
+    process = multiprocessing.get_context(method).Process(target=len, args=("",))
+    with pytest.raises(LedgerError, match="multiprocessing"), ledger.stage("data-free"):
+        process.start()
+
+
+def test_a_server_of_before_forks_for_no_data_free_stage():
+    context = multiprocessing.get_context("forkserver")
+    forkserver.ensure_running()
+    try:
+        with pytest.raises(LedgerError, match="server"), ledger.stage("data-free"):
+            context.Process(target=len, args=("",)).start()
+        with ledger.stage("s", {"ways/train": "training"}):
+            started(context)
+    finally:
+        forkserver._forkserver._stop()
+
+
+def started(context) -> None:
+    process = context.Process(target=len, args=("",))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_processes_of_multiprocessing_that_may_run():
+    with ledger.stage("s", {"ways/train": "training"}):
+        started(multiprocessing.get_context("spawn"))
+    resource_tracker._resource_tracker._stop()
+    with ledger.stage("data-free"):  # starts the process that tidies up
+        memory = shared_memory.SharedMemory(create=True, size=8)
+        memory.close()
+        memory.unlink()
+        started(multiprocessing.get_context("fork"))
+    started(multiprocessing.get_context("spawn"))
+
+
 def test_compilers_and_questions_about_the_machine_may_run():
     with ledger.stage("data-free"):
         assert subprocess.run(["uname"], capture_output=True).returncode == 0
@@ -173,6 +251,32 @@ def test_a_hard_link_is_the_file(photo, tmp_path):
         os.link(photo, tmp_path / "another.png")
 
 
+@pytest.mark.parametrize("move", [os.rename, os.replace, shutil.move, Path.rename])
+def test_real_data_stays_real_where_it_is_moved(move, photo, tmp_path):
+    for old in (photo, photo.parent, photo.parent.parent):
+        with pytest.raises(LedgerError, match="photos/train"), ledger.stage("data-free"):
+            move(old, tmp_path / "moved")
+    move(photo, tmp_path / "innocent.png")
+    move(photo.parent.parent, tmp_path / "folder")
+    (tmp_path / "folder" / "train" / "1.png").write_bytes(b"pixels")
+    for place in ("innocent.png", "folder/train/1.png"):
+        with pytest.raises(LedgerError, match="photos/train"), ledger.stage("data-free"):
+            open(tmp_path / place, "rb")
+    with ledger.stage("s", {"photos/train": "training"}):
+        move(tmp_path / "innocent.png", tmp_path / "declared.png")
+        assert (tmp_path / "declared.png").read_bytes()
+
+
+def test_what_a_stage_writes_it_may_rename(photo, tmp_path):
+    (tmp_path / "root" / "free").mkdir(parents=True)
+    ledger.register_root(tmp_path / "root", free=("free",))
+    with ledger.stage("data-free"):
+        for folder in (tmp_path, tmp_path / "root", tmp_path / "root" / "free"):
+            (folder / "a.tmp").write_text("a")
+            os.replace(folder / "a.tmp", folder / "a")
+        assert (tmp_path / "root" / "free" / "a").read_text() == "a"
+
+
 def test_other_hard_links_are_free(tmp_path):
     (tmp_path / "a").write_text("a")
     os.link(tmp_path / "a", tmp_path / "b")
@@ -198,6 +302,13 @@ def elsewhere(monkeypatch, tmp_path) -> Path:
     monkeypatch.setattr(ledger, "_places", places)
     monkeypatch.setattr(ledger, "_links", None)
     return tmp_path
+
+
+def test_a_link_made_between_stages_is_the_file(elsewhere, photo):
+    assert not ledger._inodes()  # looked for by the stage before
+    os.link(photo, elsewhere / "innocent.png")
+    with pytest.raises(LedgerError, match="photos/train"), ledger.stage("data-free"):
+        open(elsewhere / "innocent.png", "rb")
 
 
 def made(folder: Path, make, reads=None) -> dict:

@@ -62,7 +62,11 @@ def test_teachers_and_priors_count_once_for_each_split(tmp_path):
     assert counts.images_behind(store, student, without=teacher.key)["a", "training"] == 3
     assert counts.most_images(student.ledger) == {}
     row = read("not recorded", "training", 0)
-    assert counts.total_text(counts.most_images([row])) == "0 and others that nobody recorded"
+    unknown = counts.most_images([row])
+    assert counts.total_text(unknown) == "0 and others that nobody recorded"
+    assert counts.purposes_text(unknown) == "0 and others that nobody recorded"
+    both = counts.most_images([row, TRAINING, TEST])
+    assert counts.purposes_text(both) == "60,000 (training) and others that nobody recorded"
 
 
 def test_the_table_says_what_kept_other_images_away_and_what_a_checkpoint_brings():
