@@ -14,7 +14,7 @@ from dfkd_lib.training import Augmentation, Kind, Precision, TrainConfig, train_
 
 
 class Arm(NamedTuple):
-    """What of DearKD a run has: its attention, the CNN's label on a distillation token, the CNN's early features, stages."""
+    """What of DearKD a run has: its attention, a distillation token with the CNN's label, the CNN's early features, stages."""
 
     convolutional: bool = False
     hard: bool = False
@@ -137,5 +137,5 @@ class EarlyConfig(Config):
         """(the name of an arm's model, what of it changes)."""
         overrides = {"patch_size": self.patch_size}
         if arm.convolutional:
-            return self.student, overrides
+            return self.student, overrides | ({} if arm.hard else {"distilled": False})
         return self.baseline, overrides | ({"distilled": True} if arm.hard else {})
