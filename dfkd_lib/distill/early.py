@@ -8,13 +8,14 @@ from pydantic import Field
 from dfkd_lib.core import Artifact, Config, Seeds, Store
 from dfkd_lib.datasets import DataConfig, ImageSet
 from dfkd_lib.distill.classification import Step, StudentConfig, train
+from dfkd_lib.distill.cnn import CNNConfig
 from dfkd_lib.distill.step import KDWeights
-from dfkd_lib.synthesis import Given, Inversion, JudgeConfig, make_images, train_judge
+from dfkd_lib.synthesis import Given, Inversion, make_images
 from dfkd_lib.training import Augmentation, Kind, Precision, TrainConfig, train_teacher
 
 
 class Arm(NamedTuple):
-    """What of DearKD a run has: its attention, the CNN's label on a distillation token, the CNN's early features, stages."""
+    """What of DearKD a run has: its attention, a distillation token with the CNN's label, the CNN's early features, stages."""
 
     convolutional: bool = False
     hard: bool = False
@@ -60,13 +61,13 @@ class EarlyConfig(Config):
     weight_decay: float = Field(0.05, ge=0, description="weight decay")
     precision: Precision = Field("fp32", description="arithmetic: fp32, or bf16 by autocast")
     augmentation: Kind = Field("shift", description="what is done to each image")
-    feature: JudgeConfig = JudgeConfig(epochs=10)
+    feature: CNNConfig = CNNConfig(epochs=10)
     inversion: Inversion = Inversion(batch_norm=1.0, intra=1.0)
     inversion_images: int = Field(10_000, ge=10, description="images of DF-DearKD, inverted")
 
     def teacher(self, store: Store, train_set: ImageSet, test_set: ImageSet) -> Artifact:
-        """The CNN teacher, trained on real images by cross entropy."""
-        return train_judge(store, self.feature, train_set, test_set)
+        """The CNN teacher: shipped, or trained on real images by cross entropy."""
+        return self.feature.opened(store, train_set, test_set)
 
     def inverted(
         self, store: Store, teacher: Artifact, test_set: ImageSet, intra: bool = True
@@ -137,5 +138,5 @@ class EarlyConfig(Config):
         """(the name of an arm's model, what of it changes)."""
         overrides = {"patch_size": self.patch_size}
         if arm.convolutional:
-            return self.student, overrides
+            return self.student, overrides | ({} if arm.hard else {"distilled": False})
         return self.baseline, overrides | ({"distilled": True} if arm.hard else {})

@@ -10,11 +10,11 @@ from pydantic import Field
 from dfkd_lib.core import Artifact, Config, Seeds, Store
 from dfkd_lib.datasets import DataConfig, ImageSet
 from dfkd_lib.distill.classification import Step, StudentConfig, train
+from dfkd_lib.distill.cnn import CNNConfig
 from dfkd_lib.distill.scores import SCORES, gigaflops, scores
 from dfkd_lib.distill.step import KDWeights
 from dfkd_lib.metrics.intervals import interval_text, mean_interval
 from dfkd_lib.models import display_name
-from dfkd_lib.synthesis import JudgeConfig, train_judge
 from dfkd_lib.training import Augmentation, Kind, Optimizer, Precision, TrainConfig, train_teacher
 
 # name in the tables -> (model at the quick size, at the paper's, mix)
@@ -48,16 +48,16 @@ class TitnConfig(Config):
     precision: Precision = Field("fp32", description="arithmetic: fp32, or bf16 by autocast")
     augmentation: Kind = Field("autoaugment", description="what is done to each image")
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the class token's loss (C eq. 10)")
-    feature: JudgeConfig = JudgeConfig(model="vgg16_bn", images=60_000, epochs=600)
+    feature: CNNConfig = CNNConfig(model="vgg16_bn", images=60_000, epochs=600)
     recipe: Literal["paper", "short"] = Field(
         "paper",
-        description="training of the CNN teacher: as the students', or AdamW and shifts",
+        description="training of a CNN that does not ship: as the students', or AdamW alone",
     )
 
     def teacher(self, store: Store, train_set: ImageSet, test_set: ImageSet) -> Artifact:
-        """The CNN teacher, trained on real images by cross entropy, with CutMix in the paper's recipe."""
-        if self.recipe == "short":
-            return train_judge(store, self.feature, train_set, test_set)
+        """The CNN teacher: shipped, or trained on real images by cross entropy, with CutMix in the paper's recipe."""
+        if self.recipe == "short" or self.feature.source == "shipped":
+            return self.feature.opened(store, train_set, test_set)
         chosen = train_set.sample(self.feature.images, 3)
         config = self.training().replace(epochs=self.feature.epochs)
         augment = Augmentation(kind=self.augmentation, mix="cutmix")
@@ -119,6 +119,12 @@ class TitnConfig(Config):
             return train_teacher(store, student.model, chosen, test_set, config, augment, **how)
         weights = KDWeights(kd=0.0, ce=self.alpha, patch=0.0, hard=1 - self.alpha)
         return train(store, student, step or weights, chosen, test_set, teacher, **how)
+
+
+def schooling(teacher: Artifact) -> str:
+    """What a CNN learned from, "50,000 images, 30 epochs", trained here or shipped; "not recorded" where nobody knows."""
+    images, epochs = teacher.metrics["train_images"], teacher.settings["config"].get("epochs")
+    return f"{images:,} images, {epochs} epochs" if images and epochs else "training not recorded"
 
 
 def runs_table(runs: dict[str, list[Artifact]]) -> pd.DataFrame:

@@ -45,12 +45,11 @@ def _register(name: str, own: dict) -> None:
         return build_model_with_cfg(MODELS[name][0], name, pretrained, **{**own, **keywords})
 
     last = {build_resnet: "fc", build_squeezenet: "classifier.1"}.get(MODELS[name][0], "head")
-    two = own.get("distilled", name.startswith("dearkd"))
     default_cfgs[name] = {
         "input_size": (own["in_chans"], own["img_size"], own["img_size"]),
         "fixed_input_size": True,
         "num_classes": own["num_classes"],
-        "classifier": ("head", "head_dist") if two else last,
+        "classifier": ("head", "head_dist") if own.get("distilled") else last,
     }
     entry.__name__ = name
     register_model(entry)

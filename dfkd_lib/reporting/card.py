@@ -146,6 +146,7 @@ def _config(architecture: str, keywords: dict, classes: Sequence[str]) -> dict:
     """A model folder's config.json as timm reads it; images as training has them: resized as they are, in [-1, 1]."""
     usual, channels = timm.get_pretrained_cfg(architecture), keywords["in_chans"]
     side = keywords.get("img_size", 32)
+    heads = {True: ("head", "head_dist"), False: "head"}
     return {
         "architecture": architecture,
         "num_classes": len(classes),
@@ -161,7 +162,7 @@ def _config(architecture: str, keywords: dict, classes: Sequence[str]) -> dict:
             "std": [0.5] * channels,
             "num_classes": len(classes),
             "first_conv": usual.first_conv,
-            "classifier": usual.classifier,
+            "classifier": heads.get(keywords.get("distilled"), usual.classifier),
         },
     }
 

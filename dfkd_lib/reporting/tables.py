@@ -147,9 +147,16 @@ def _distance(place: int, made: list[Artifact]) -> float:
     return made[1 + place].metrics["frechet"]
 
 
-def _cnn(given: Given, config: EarlyConfig | TitnConfig, effort: Effort) -> Part:
-    """The CNN that B's and C's students learn from."""
-    sets = (given.train_set, given.test_set)
+def _cnn(given: Given, config: EarlyConfig | TitnConfig) -> Part:
+    """The CNN that B's and C's students learn from; a shipped one is only tested."""
+    sets, feature = (given.train_set, given.test_set), config.feature
+    if feature.source == "shipped":
+        effort = given.looking(feature.architecture, len(given.test_set))
+    elif isinstance(config, EarlyConfig) or config.recipe == "short":
+        effort = given.judge(feature)
+    else:
+        passes = min(feature.images, len(given.train_set)) * feature.epochs
+        effort = given.learning(feature.model, passes, config.training(), "batch_size")
     return Part(lambda: [config.teacher(given.store, *sets)], (effort,))
 
 
@@ -160,7 +167,7 @@ def _early(given: Given) -> Made:
     """B: accuracy against the share of the images; at all of them every arm, which differ in one thing each."""
     config: EarlyConfig = given.config
     store, sets = given.store, (given.train_set, given.test_set)
-    made = Made(config, {"teacher": _cnn(given, config, given.judge(config.feature))})
+    made = Made(config, {"teacher": _cnn(given, config)})
 
     def make(arm: str, share: float, seed: int) -> list[Artifact]:
         pool, (teacher,) = sets[0].sample(config.images, 5), made.parts["teacher"].make()
@@ -195,7 +202,7 @@ def _data_free(given: Given, made: Made, row: str, intra: bool) -> None:
         stages = config.run(store, "DearKD", teacher, images, test_set, 1.0, seed, parents=[source])
         return stages[::-1]
 
-    looks = given.looking(config.feature.model, 3 * count * config.inversion.steps)
+    looks = given.looking(config.feature.architecture, 3 * count * config.inversion.steps)
     made.parts[f"{row}: images"] = Part(make, (looks,), ("teacher",))
     for seed in config.seeds:
         efforts = tuple(_early_efforts(given, "DearKD"))
@@ -212,7 +219,7 @@ def _early_efforts(given: Given, arm: str) -> Iterator[Effort]:
     yield given.learning(model, config.passes, config, "batch_size", overrides)
     if how.distils:
         passes = config.passes * (config.first_stage if how.stages == 2 else 1)
-        yield given.looking(config.feature.model, passes, config.precision)
+        yield given.looking(config.feature.architecture, passes, config.precision)
 
 
 # -- paper C ---------------------------------------------------------------------------------------------------------
@@ -221,7 +228,7 @@ def _early_efforts(given: Given, arm: str) -> Iterator[Effort]:
 def _titn(given: Given, names: Sequence[str] = tuple(titn.ROWS)) -> Made:
     """C Tables 3-5: every model from each seed."""
     config: TitnConfig = given.config
-    made = Made(config, {"teacher": _cnn(given, config, _titn_teacher(given, config))})
+    made = Made(config, {"teacher": _cnn(given, config)})
     paper = titn.PAPER.get(given.data, {})
     students = {name: one for name, one in config.students().items() if name in names}
     tasks = presets.tasks("titn")(
@@ -245,20 +252,13 @@ def _titn(given: Given, names: Sequence[str] = tuple(titn.ROWS)) -> Made:
     return made
 
 
-def _titn_teacher(given: Given, config: TitnConfig) -> Effort:
-    if config.recipe == "short":
-        return given.judge(config.feature)
-    passes = min(config.feature.images, len(given.train_set)) * config.feature.epochs
-    return given.learning(config.feature.model, passes, config.training(), "batch_size")
-
-
 def _titn_efforts(given: Given, row: str, student) -> Iterator[Effort]:
     config = given.config
     passes = (config.images or len(given.train_set)) * student.epochs
     overrides = config.overrides(row, given.train_set.shape[1])
     yield given.learning(student.model, passes, student, "batch_size", overrides)
     if row not in titn.ONE_HEAD:
-        yield given.looking(config.feature.model, passes, student.precision)
+        yield given.looking(config.feature.architecture, passes, student.precision)
 
 
 def _score(key: str, made: list[Artifact]) -> float:
@@ -290,14 +290,14 @@ def _drop(given: Given) -> Made:
 
 def _teachers(given: Given) -> Made:
     """C Table 2 and Figure 5: the CNNs that a teacher is chosen from, and the chosen one by each optimizer."""
-    config: TitnConfig = given.config
+    config: TitnConfig = given.config.override({"feature.source": "train"})
     names = titn.PAPER_TEACHERS
     if config.scale == "small":
         names = dict.fromkeys(("cnn_small", "resnet11"), (None, None))
     made = Made(config)
 
     def add(row: str, changed: TitnConfig, figures: Sequence[float | None], note: str = "") -> None:
-        made.parts[row] = _cnn(given, changed, _titn_teacher(given, changed))
+        made.parts[row] = _cnn(given, changed)
         for (key, title), paper in zip(SCORES.items(), figures, strict=False):
             made.cells.append(Cell(row, title, (row,), partial(_score, key), known(paper), note))
 

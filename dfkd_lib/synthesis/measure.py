@@ -21,6 +21,7 @@ from dfkd_lib.models import display_name, load_model
 from dfkd_lib.synthesis.canvas import balanced_labels, kept_states
 from dfkd_lib.synthesis.given import Given
 from dfkd_lib.training import (
+    Augmentation,
     TrainConfig,
     frozen,
     load_trained,
@@ -107,13 +108,18 @@ class FeatureConfig(JudgeConfig):
 
 
 def train_judge(
-    store: Store, config: JudgeConfig, train_set: ImageSet, test_set: ImageSet, seed: int = 0
+    store: Store,
+    config: JudgeConfig,
+    train_set: ImageSet,
+    test_set: ImageSet,
+    seed: int = 0,
+    augmentation: Augmentation = Augmentation(kind="shift"),
 ) -> Artifact:
     """The classifier of a configuration, trained by cross entropy."""
     how = {"weight_decay": 0.01, "warmup_epochs": 0.2, "precision": "bf16", "seed": seed}
     training = TrainConfig(epochs=config.epochs, batch_size=128, lr=2e-3, **how)
     chosen = train_set.sample(config.images, 3 + seed)
-    return train_teacher(store, config.model, chosen, test_set, training)
+    return train_teacher(store, config.model, chosen, test_set, training, augmentation)
 
 
 def feature_space(

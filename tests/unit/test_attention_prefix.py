@@ -72,6 +72,7 @@ def test_probes_of_chosen_blocks_are_those_of_each_alone(name):
         lambda: create_model("titn_small"),
         lambda: create_model("cnn_small"),
         lambda: create_model("dearkd_small"),
+        lambda: create_model("dearkd_small", distilled=False),
     ],
 )
 def test_other_models_go_their_own_way(make):

@@ -89,6 +89,13 @@ def test_a_card_runs_as_it_stands(store, teacher, tmp_path, capsys, model):
     assert timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=3).num_classes == 3
 
 
+@pytest.mark.parametrize("name", ["dearkd_small", "titn_small", "deit_small_28"])
+@pytest.mark.parametrize("distilled, last", [(True, ("head", "head_dist")), (False, "head")])
+def test_timm_is_told_of_the_heads_that_a_model_has(name, distilled, last):
+    form = models.timm_form(name, {"distilled": distilled})
+    assert card._config(*form, CLASSES)["pretrained_cfg"]["classifier"] == last
+
+
 def test_the_certificate_is_the_ledgers(store, teacher, tmp_path):
     made = student(store, [teacher])
     text = card.write_card(store, made.key, tmp_path).read_text()

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from steps import distill_step
 from timm.models.convit import GPSA
 
-from dfkd_lib.distill import KDWeights, LiveTeacher
+from dfkd_lib import attention, presets
+from dfkd_lib.distill import KDWeights, LiveTeacher, early_tokens
+from dfkd_lib.distill.early import ARMS
 from dfkd_lib.models import create_model
 from dfkd_lib.models.cnn import early_channels, logits_and_early_map
 from dfkd_lib.models.dearkd import EarlyAligner
@@ -106,3 +108,89 @@ def test_stage_one_reaches_every_parameter_but_the_teachers(small):
     # A bias of a head's place scores shifts all scores alike, which a softmax does not see.
     assert {n.split(".", 2)[2] for n in missing} <= {"attn.pos_proj.bias"}
     assert all(p.grad is None for p in teacher.parameters())
+
+
+SIZES = {("quick", "mnist"): (1, 28), ("quick", "cifar10"): (3, 32), ("paper", "cifar10"): (3, 32)}
+TOKEN = {"dist_token", "head_dist.weight", "head_dist.bias"}
+# (an arm, its neighbour) -> what the neighbour has besides.
+NEIGHBOURS = {
+    ("plain", "DeiT"): "token",
+    ("plain", "early features"): "",
+    ("plain", "convolutional attention"): "attention",
+    ("convolutional attention", "DearKD"): "token",
+    ("DeiT", "DearKD"): "attention",
+    ("DearKD, stage 1 alone", "DearKD"): "",
+}
+
+
+def arm_model(name, preset, data):
+    """The model of an arm of table B."""
+    architecture, overrides = presets.of_preset("early", preset, data).architecture(ARMS[name])
+    channels, side = SIZES[preset, data]
+    return create_model(architecture, img_size=side, in_chans=channels, **overrides)
+
+
+def parts(model):
+    """{a parameter's name, blocks counted throughout: its shape}, and how many blocks are convolutional."""
+    count, found = len(getattr(model, "early_blocks", ())), {}
+    for name, value in model.named_parameters():
+        if name.startswith("blocks."):
+            _, place, rest = name.split(".", 2)
+            name = f"blocks.{int(place) + count}.{rest}"
+        found[name.removeprefix("early_")] = tuple(value.shape)
+    return found, count
+
+
+@pytest.mark.parametrize("preset, data", SIZES)
+@pytest.mark.parametrize("one, other", NEIGHBOURS)
+def test_models_of_neighbouring_arms_differ_in_what_their_name_says(one, other, preset, data):
+    models = [arm_model(name, preset, data) for name in (one, other)]
+    (before, none), (after, count) = map(parts, models)
+    what = NEIGHBOURS[one, other]
+    changed = before.keys() ^ after.keys()
+    if what == "attention":  # of the first half of the blocks alone
+        assert count and not none
+        early = {
+            name for name in before if name.startswith(tuple(f"blocks.{i}." for i in range(count)))
+        }
+        assert changed and all(".attn." in name for name in changed)
+        assert changed & before.keys() <= early
+    else:
+        assert changed == (TOKEN if what == "token" else set()) and count == none
+    # A token has a place among the embeddings where it is in the sequence from the first block on.
+    shapes = {name for name in before.keys() & after.keys() if before[name] != after[name]}
+    assert {name for name in shapes if ".attn." not in name} <= {"pos_embed"}
+    norms = [
+        {m.eps for m in model.modules() if isinstance(m, torch.nn.LayerNorm)} for model in models
+    ]
+    assert norms[0] == norms[1]
+
+
+@pytest.mark.parametrize("preset, data", SIZES)
+@pytest.mark.parametrize("name", ARMS)
+def test_an_arm_has_a_second_head_where_it_learns_the_cnns_label(name, preset, data):
+    model, (channels, side) = arm_model(name, preset, data), SIZES[preset, data]
+    two, images = ARMS[name].hard, torch.zeros(2, channels, side, side)
+    assert isinstance(model.train()(images), tuple) == two
+    layout = attention.token_layout(model)
+    assert (layout.prefix, layout.distillation) == ((2, 1) if two else (1, None))
+    assert model.eval()(images).shape == (2, 10)
+
+
+def aligned_blocks(model, images):
+    """(blocks in front of the tokens that early features align, all blocks)."""
+    seen = []
+    with early_tokens(model) as found, torch.no_grad():
+        for block in [*getattr(model, "early_blocks", ()), *model.blocks]:
+            block.register_forward_hook(lambda *given: seen.append(len(found)))
+        model(images)
+    return seen.index(1) + 1, len(seen)
+
+
+@pytest.mark.parametrize("preset, data", SIZES)
+def test_early_features_are_aligned_behind_half_of_the_blocks_in_every_arm(preset, data):
+    channels, side = SIZES[preset, data]
+    for name in ARMS:
+        model = arm_model(name, preset, data)
+        early, whole = aligned_blocks(model, torch.zeros(1, channels, side, side))
+        assert 2 * early == whole, name

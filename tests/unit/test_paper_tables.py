@@ -198,6 +198,22 @@ def test_a_teachers_guide_costs_a_pass_of_each_image(tmp_path):
     assert looking.name.startswith("resnet11 ") and not looking.learns
 
 
+def test_a_shipped_cnn_costs_b_and_c_a_look_at_the_test_images(tmp_path):
+    """And their students a pass of it; but C2 trains each of the CNNs that it chooses from."""
+    folder, artifacts = photographs(tmp_path / "cifar", 2), str(tmp_path / "artifacts")
+    taught = {"B": "DeiT, 100 %, seed 0", "C4": "TITN, seed 0"}
+    for table, student in taught.items():
+        (asked,) = chosen([table], "quick", folder, [], artifacts)
+        parts = tables.opened(asked).parts
+        (looking,) = parts["teacher"].efforts
+        assert looking.name.startswith("resnet11 ") and looking.images == 20 and not looking.learns
+        learning, seen = parts[student].efforts
+        assert seen.name == looking.name and seen.images == learning.images and learning.learns
+    (asked,) = chosen(["C2"], "quick", folder, [], artifacts)
+    efforts = [effort for part in tables.opened(asked).parts.values() for effort in part.efforts]
+    assert all(one.learns for one in efforts) and len({one.name.split()[0] for one in efforts}) == 2
+
+
 def test_c4_and_c6_share_teacher_and_titn(tmp_path):
     folder, artifacts = photographs(tmp_path / "cifar", 1), str(tmp_path / "artifacts")
 
