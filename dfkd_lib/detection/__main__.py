@@ -1,6 +1,6 @@
 """`python -m dfkd_lib.detection train-teacher`: train a detector and write it where notebook 40 finds it; `students`: train
-what notebook 40 trains, without its GANs and pages, and write its metrics; `overfit`: see whether a detector can learn a
-few scenes by heart."""
+the teacher and students of notebook 40, those of its `quick` that need no GAN or those that `students=` names, without its
+comparison of GANs and pages, and write its metrics; `overfit`: see whether a detector can learn a few scenes by heart."""
 
 import argparse
 import shlex
@@ -23,7 +23,8 @@ POINTS = 10  # of the curve of `overfit`
 # What a small teacher of the generated scenes needs, where it is not the paper's.
 DEFAULTS = (
     "data.size=80 data.train_scenes=20000 data.test_scenes=300 data.shortest=0 losses.giou=2 "
-    "teacher.model=detr_micro teacher.epochs=18 teacher.batch_size=32 teacher.lr=0.001 teacher.augment=0"
+    "teacher.model=detr_micro teacher.epochs=18 teacher.batch_size=32 teacher.lr=0.001 teacher.augment=0 "
+    "students=plain,train,generated"
 )
 
 
@@ -77,8 +78,9 @@ def student_metrics(study: DetectionStudy) -> dict[str, object]:
 def write_students(study: DetectionStudy, command: str, out: Path) -> None:
     """The metrics as a results file, which `dfkd published` reads."""
     start, started = time.perf_counter(), time.strftime("%Y-%m-%d %H:%M:%S %z")
-    # A folder that cannot be is reported before anything is trained.
+    # What cannot be, a folder or a student, is reported before anything is trained.
     out.parent.mkdir(parents=True, exist_ok=True)
+    study.check()
     metrics, config = student_metrics(study), study.config
     if not processes.is_main():
         return
@@ -91,7 +93,7 @@ def write_students(study: DetectionStudy, command: str, out: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dfkd_lib.detection")
+    parser = argparse.ArgumentParser("python -m dfkd_lib.detection", description=__doc__)
     parser.add_argument("verb", choices=["train-teacher", "students", "overfit"])
     parser.add_argument("--name", default="detr_micro_scenes", help="file name in data/teachers")
     parser.add_argument(
@@ -99,7 +101,9 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--out", default="reports/students.json", help="results of students")
     parser.add_argument(
-        "settings", nargs="*", help="of notebook 40 by name, as in teacher.epochs=18"
+        "settings",
+        nargs="*",
+        help=f"of notebook 40 by name, as in teacher.epochs=18; unless given: {DEFAULTS}",
     )
     args = parser.parse_intermixed_args(argv)
     config = DetectionConfig().override(DEFAULTS).override(shlex.join(args.settings))

@@ -75,7 +75,7 @@ class DetectionConfig(Config):
     )
     students: str = Field(
         "",
-        description="students, comma-separated, of train, plain, aligned, synthetic, vanilla, layouts, inverted, generated; all",
+        description="students, comma-separated, of train, plain, aligned, synthetic, vanilla, layouts, inverted, generated; empty: all of them",
     )
     tile: Sides = Field(
         (0,),
@@ -115,8 +115,13 @@ class DetectionConfig(Config):
     @property
     def variants(self) -> tuple[str, ...]:
         """The students asked for, by their short names."""
-        names = tuple(name.strip() for name in self.students.split(",") if name.strip())
-        return names or tuple(VARIANTS)
+        names = (name.strip() for name in self.students.split(","))
+        return tuple(dict.fromkeys(filter(None, names))) or tuple(VARIANTS)
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """The students asked for that learn from what a GAN draws."""
+        return tuple(name for name in self.variants if name in DRAWN)
 
     @property
     def compared(self) -> tuple[str, ...]:
@@ -138,3 +143,5 @@ VARIANTS = {
 }
 # Students of the training scenes and their labels: without a teacher, with matched, with query-aligned distillation.
 ARMS = ("plain", "train", "aligned")
+# Students of scenes that a GAN draws.
+DRAWN = ("synthetic", "vanilla", "layouts")

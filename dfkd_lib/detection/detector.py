@@ -239,6 +239,17 @@ def _identity(path: Path | None) -> str | None:
     return f"{hashes} of {', '.join(known)}" if known else hashes
 
 
+def check_weights(config: DetectorConfig, classes: Sequence[str]) -> None:
+    """WorkbenchError if what a detector of these classes is to start from is missing or does not fit it; published weights
+    are downloaded for it. Changes no random state."""
+    files = [resolve(file) if file else None for file in (config.weights, config.backbone_weights)]
+    for file in files:
+        _identity(file)
+    if config.pretrained or any(files):
+        with torch.random.fork_rng(devices=[]):
+            create_detector(config.model, len(classes), config.pretrained, *files, classes)
+
+
 def save_detector(work: Path, detector: Detector, test: SceneSet, history: list[dict]) -> dict:
     """Measure a finished detector and write its files into `work`; returns metrics as of `save_predictions`."""
     artifacts.save_tensors(work / "model.safetensors", detector.state_dict())

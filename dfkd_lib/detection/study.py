@@ -6,11 +6,14 @@ from pathlib import Path
 
 import torch
 
+from dfkd_lib import training
 from dfkd_lib.core import Artifact, Store, WorkbenchError, ledger, one_of
 from dfkd_lib.datasets import GENERATED, SceneConfig, Scenes, check_classes_agree
 from dfkd_lib.detection.aligned import check_shareable
-from dfkd_lib.detection.config import ARMS, VARIANTS, DetectionConfig
+from dfkd_lib.detection.config import ARMS, DRAWN, VARIANTS, DetectionConfig
 from dfkd_lib.detection.detector import (
+    FOLDER,
+    check_weights,
     load_detector,
     predict,
     predictions,
@@ -49,15 +52,8 @@ class DetectionStudy:
         if self.config.from_generated:
             # On generated test scenes as the shipped teacher knows them.
             known = SceneConfig(size=80, test_scenes=300).scenes("test")
+            self._check_shape()
             start = shipped_detector(self.store, config.shipped, known)
-            if start.settings["model"] != config.model:
-                raise WorkbenchError(
-                    "the teacher cannot start from the shipped detector, which has another shape",
-                    expected=start.settings["model"],
-                    got=config.model,
-                    where="teacher.model",
-                    fix=f"give teacher.model={start.settings['model']}, or start=nothing",
-                )
         # What distils into students must not make another teacher.
         none = dict.fromkeys((*MATCHED, *FEATURES, *SHARED), 0.0)
         weights = self.config.losses.replace(**none, temperature=1.0, general=1)
@@ -145,34 +141,103 @@ class DetectionStudy:
         teacher too, as that variant does, unless it never has a teacher."""
         if not self.config.from_generated:
             return None
+        same = "aligned" if variant == "aligned" else "train"
+        return self._before().student(same if teacher else "plain", step)
+
+    def _before(self, students: str = "") -> "DetectionStudy":
+        """The study of generated scenes whose students those of a folder start from."""
         own = self.config.data
         sizes = {name: own[name] for name in ("size", "train_scenes", "test_scenes")}
-        like = self.config.replace(data=SceneConfig(**sizes), start="nothing")
+        like = self.config.replace(data=SceneConfig(**sizes), start="nothing", students=students)
         like = like.override({"teacher.source": "shipped", "student.augment": 0.0})
-        same = "aligned" if variant == "aligned" else "train"
-        return DetectionStudy(self.store, like).student(same if teacher else "plain", step)
+        return DetectionStudy(self.store, like)
 
-    def check(self) -> None:
-        """WorkbenchError if the GANs cannot draw scenes of this size, the splits name other classes, a class has no object
-        to learn from, or queries cannot be shared: now, not after the teacher's training."""
-        data, config = self.config.data, self.config.teacher
-        if config.source == "train" and config.model in REALTIME:
+    def _check_shape(self) -> None:
+        """WorkbenchError unless the teacher has the shape of the shipped detector that it is to start from."""
+        shipped, _ = self._shipped()
+        if shipped != self.config.teacher.model:
             raise WorkbenchError(
+                "the teacher cannot start from the shipped detector, which has another shape",
+                expected=shipped,
+                got=self.config.teacher.model,
+                where="teacher.model",
+                fix=f"give teacher.model={shipped}, or start=nothing",
+            )
+
+    @property
+    def without_gans(self) -> WorkbenchError | None:
+        """Why no GAN can learn here: its teacher has no map of attention over the image, which measures of drawn scenes need
+        too, or scenes are of another side; None: GANs can."""
+        model, side = self.teacher_model, self.config.data.size
+        if model in REALTIME:
+            return WorkbenchError(
                 "the GANs cannot be guided by deformable attention, which has no map over the image",
                 expected="a DETR or Conditional DETR as teacher",
-                got=config.model,
-                where="teacher.model",
-                fix=f"give teacher.model=detr_micro; a student may be a {config.model} (student.model)",
+                got=model,
+                where="the teacher",
+                fix=f"leave out {', '.join(DRAWN)} (students=plain,train,inverted), or give teacher=train "
+                f"teacher.model=detr_micro; a student may be a {model} (student.model)",
             )
-        if self.config.losses.shared is not None or "aligned" in self.config.variants:
-            check_shareable(self.config.student.model)
-        check_side(data.size, data.size)
-        train, test = self.scenes("train"), self.scenes("test")
-        check_classes_agree(
-            train.classes, test.classes, f"the training and test scenes, {data.name}"
-        )
-        if data.name != GENERATED:
+        try:
+            check_side(side, side)
+        except WorkbenchError as error:
+            return error
+        return None
+
+    def _shipped(self) -> tuple[str, list[str]]:
+        """The model of the shipped detector, and its classes, by its record."""
+        record = training.read_shipped(self.config.teacher.shipped, FOLDER)[1]
+        return record["model"], record["metrics"]["classes"]
+
+    @property
+    def teacher_model(self) -> str:
+        """The teacher's model, known before there is a teacher."""
+        config = self.config.teacher
+        return config.model if config.source == "train" else self._shipped()[0]
+
+    def check(self, gans: bool = False) -> None:
+        """WorkbenchError on what forbids the students asked for, as far as configuration and scenes tell: now, not after the
+        teacher's training.
+
+        Args:
+            gans: GANs are trained whatever students are asked for, unless there is a reason `without_gans`.
+        """
+        config, reason = self.config, self.without_gans
+        if config.drawn and reason:
+            raise reason
+        if config.losses.shared is not None or "aligned" in config.variants:
+            check_shareable(self.teacher_model, config.student.model)
+        if config.from_generated:
+            if config.teacher.source == "train":
+                self._check_shape()
+            alike = (name if name in ("plain", "aligned") else "train" for name in config.variants)
+            self._before(",".join(dict.fromkeys(alike))).check()
+        self._check_classes()
+        check_weights(config.student, self.scenes("test").classes)
+        if config.data.name != GENERATED and (config.drawn or (gans and not reason)):
             check_objects(self.scenes("train", True).load())
+        if "generated" in config.variants:
+            self._check_generated()
+
+    def _check_classes(self) -> None:
+        """WorkbenchError unless training and test scenes, and a shipped teacher, know the same classes."""
+        name, train, test = self.config.data.name, self.scenes("train"), self.scenes("test")
+        check_classes_agree(train.classes, test.classes, f"the training and test scenes, {name}")
+        if self.config.teacher.source == "shipped":
+            where = f"the shipped {self.config.teacher.shipped} and the test scenes"
+            check_classes_agree(self._shipped()[1], test.classes, where)
+
+    def _check_generated(self) -> None:
+        """WorkbenchError unless generated scenes, of which a student may learn alone, have the test scenes' classes."""
+        generated, known = self.scenes("synthetic").classes, self.scenes("test").classes
+        if generated != known:
+            raise WorkbenchError(
+                "a student of the generated scenes would not know these scenes' classes",
+                expected=", ".join(generated),
+                got=", ".join(known),
+                where=f"the classes of {self.config.data.name}",
+                fix="name students without generated (students=plain,train)",
+            )
 
     @cached_property
     def tile(self) -> tuple[int, ...]:
@@ -238,15 +303,17 @@ class DetectionStudy:
 
 def tasks(names: Mapping[str, object]) -> dict[str, Callable[[], object]]:
     """Notebook 40's students and GANs, the scenes they draw and what these measure, as `distill.tasks` gives them."""
-    study, step, gans = names["study"], names["step"], names["gans"]
-    config, guided = study.config, gans["attention GAN"]
+    study, step = names["study"], names["step"]
+    gans = {} if study.without_gans else names["gans"]  # without them nothing is measured either
+    config, guided = study.config, gans.get("attention GAN")
     steps = dict.fromkeys(VARIANTS, step) | {"aligned": names["aligned_step"]}
 
     def measured(draw: Callable[[], Artifact]) -> Artifact:
         return study.measured(draw(), study.student("plain", step))
 
     made: dict[str, Callable[[], object]] = {}
-    for variant in dict.fromkeys(("plain", *config.variants)):
+    judge = ("plain",) if gans else ()
+    for variant in dict.fromkeys((*judge, *config.variants)):
         own = partial(study.student, variant, steps[variant], guided)
         made[f"student, {VARIANTS[variant]}"] = own
     for variant in config.compared:
@@ -257,8 +324,8 @@ def tasks(names: Mapping[str, object]) -> dict[str, Callable[[], object]]:
     for name, gan in gans.items():
         for seed in config.seeds:
             made[f"{name}, seed {seed}"] = partial(measured, partial(study.drawn, gan, seed))
-    if "layouts" in config.variants:
+    if gans and "layouts" in config.variants:
         made["layouts"] = partial(measured, partial(study.drawn, guided, layouts=True))
     if "inverted" in config.variants:
-        made["inversion"] = partial(measured, study.inverted)
+        made["inversion"] = partial(measured, study.inverted) if gans else study.inverted
     return made
