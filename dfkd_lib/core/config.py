@@ -187,9 +187,12 @@ class Config(BaseModel):
             WorkbenchError: on a name that none or several settings have, and on impossible values.
         """
         pairs = dict(changes) if isinstance(changes, Mapping) else parse_overrides(changes)
+        if not pairs:
+            return self
         tree: dict = {}
+        names = self.names()
         for name, value in pairs.items():
-            *parents, leaf = self.resolve(name).split(".")
+            *parents, leaf = names.resolve(name).split(".")
             place = tree
             for part in parents:
                 place = place.setdefault(part, {})

@@ -67,7 +67,7 @@ def early(names: Names) -> Tasks:
             run, variant, share, seed
         )
         for variant in ("DearKD", "plain")
-        for share in map(float, config.shares.split(","))
+        for share in config.shares
         for seed in config.seeds
     }
 

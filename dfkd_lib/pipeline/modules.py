@@ -25,19 +25,30 @@ def imported_state(sources: Iterable[str], beside: Path) -> tuple | None:
     Args:
         sources: of a notebook's code cells. beside: its folder.
     """
-    roots, seen = _roots(beside), dict[Path, str]()
-    waiting = list(sources)
+    sources = list(sources)
+    read = _read(sources, beside)
+    if any(HIDDEN.search(source) for source in (*sources, *read.values())):
+        return None
+    return tuple(sorted((str(path), file_hash(path)) for path in read))
+
+
+def all_code(sources: Iterable[str], beside: Path) -> list[str]:
+    """The code of a notebook's cells and of the modules of one's own that it imports, and these."""
+    sources = list(sources)
+    return [*sources, *_read(sources, beside).values()]
+
+
+def _read(sources: list[str], beside: Path) -> dict[Path, str]:
+    """{file: its text, "" of compiled code} of the modules of one's own that code imports, and these."""
+    roots, read, waiting = _roots(beside), dict[Path, str](), list(sources)
     while waiting:
-        source = waiting.pop()
-        if HIDDEN.search(source):
-            return None
-        for name in _imports(source):
+        for name in _imports(waiting.pop()):
             for path in _files(name, roots):
-                if path not in seen:
-                    seen[path] = file_hash(path)
-                    if path.suffix == ".py":
-                        waiting.append(path.read_text(errors="replace"))
-    return tuple(sorted((str(path), state) for path, state in seen.items()))
+                if path not in read:
+                    text = path.read_text(errors="replace") if path.suffix == ".py" else ""
+                    read[path] = text
+                    waiting.append(text)
+    return read
 
 
 def _roots(beside: Path) -> list[Path]:
