@@ -95,13 +95,20 @@ def load(method: str, preset: str = "quick", overrides: str = "", **given: objec
 
     Args:
         preset: smoke, quick, night or paper. overrides: "student.epochs=10 gan.lam=0", as for `Config.override`.
-        given: settings by name; "" and None mean what the preset says.
+        given: settings by name; "" means what the preset says, and so does None of a setting that cannot be None.
 
     Raises:
         WorkbenchError: on unknown names, with the nearest right one, and on impossible values.
     """
     config = of_preset(method, preset, str(given.get("data") or given.get("data.name") or ""))
-    config = config.override({k: v for k, v in given.items() if not (v is None or v == "")})
+    settings = config.settings() if None in given.values() else {}
+    given = {
+        name: value
+        for name, value in given.items()
+        if (value is None and settings[config.resolve(name)].optional)
+        or not (value is None or value == "")
+    }
+    config = config.override(given)
     return config.override(overrides).override(injected(NOT_SETTINGS))
 
 

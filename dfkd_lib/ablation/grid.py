@@ -77,7 +77,8 @@ def _refused(what: str, got: object, expected: str, fix: str) -> WorkbenchError:
 
 def resolved(settings: dict) -> dict:
     """The settings by their dotted names; WorkbenchError with the nearest right name of one that a cell has not."""
-    found = {BASE.resolve(str(name)): value for name, value in settings.items()}
+    names = BASE.names()
+    found = {names.resolve(str(name)): value for name, value in settings.items()}
     for name in found.keys() - DEFAULTS.keys():
         one_of("setting of a cell", name, DEFAULTS)
     return found

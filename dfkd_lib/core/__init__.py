@@ -29,7 +29,17 @@ from dfkd_lib.core.artifacts import (
     without_waiting,
 )
 from dfkd_lib.core.code import Fingerprint, Registry, fingerprint
-from dfkd_lib.core.config import Config, Names, Seed, Seeds, Setting, Sides, nearest, one_of
+from dfkd_lib.core.config import (
+    Config,
+    Names,
+    NoSuchNames,
+    Seed,
+    Seeds,
+    Setting,
+    Sides,
+    nearest,
+    one_of,
+)
 from dfkd_lib.core.counts import images_behind, learned_from, most_images, purposes_text, total_text
 from dfkd_lib.core.errors import WorkbenchError, is_number, plain, printable
 from dfkd_lib.core.explain import flat

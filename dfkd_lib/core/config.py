@@ -26,9 +26,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticUndefined
 
-from dfkd_lib.core.errors import WorkbenchError, plain, printable
+from dfkd_lib.core.errors import WorkbenchError, is_number, plain, printable
 
 SHOWN = 12  # right names that a refusal lists
+SETTING = "the setting '"  # how a refusal of one begins
+OPEN = {"low": ">", "high": "<"}  # ends of a range that are no values themselves
 
 
 def parse_list(value: object) -> object:
@@ -63,6 +65,7 @@ class Setting:
         name: dotted, from the root. kind: int, float, bool, str or tuple. default: its value in the tree at hand.
         help: one phrase. low, high: the range, None where open. choices: the words allowed, () for any.
         label: for axes and tables; the last part of the name where no other is given. also: another name it goes by.
+        optional: whether it may be None. open: "low", "high", the ends that are no values themselves.
     """
 
     name: str
@@ -74,14 +77,20 @@ class Setting:
     choices: tuple = ()
     label: str = ""
     also: str = ""
+    optional: bool = False
+    open: tuple[str, ...] = ()
 
     @property
     def rule(self) -> str:
-        """The values allowed, in words: `1..1000`, `one of a|b`, `comma-separated numbers`."""
+        """The values allowed, in words: `1..1000`, `>0..1`, `one of a|b`, `comma-separated numbers`."""
         if self.choices:
             return "one of " + "|".join(map(str, self.choices))
         if self.low is not None or self.high is not None:
-            ends = ("" if end is None else f"{end:g}" for end in (self.low, self.high))
+            limits = {"low": self.low, "high": self.high}
+            ends = [
+                "" if limit is None else f"{OPEN[end] if end in self.open else ''}{limit:g}"
+                for end, limit in limits.items()
+            ]
             return ("comma-separated " if self.kind is tuple else "") + "..".join(ends)
         if self.kind is not tuple:
             return ""
@@ -187,9 +196,12 @@ class Config(BaseModel):
             WorkbenchError: on a name that none or several settings have, and on impossible values.
         """
         pairs = dict(changes) if isinstance(changes, Mapping) else parse_overrides(changes)
+        if not pairs:
+            return self
         tree: dict = {}
+        names = self.names()
         for name, value in pairs.items():
-            *parents, leaf = self.resolve(name).split(".")
+            *parents, leaf = names.resolve(name).split(".")
             place = tree
             for part in parents:
                 place = place.setdefault(part, {})
@@ -197,12 +209,17 @@ class Config(BaseModel):
         return self._changed(tree)
 
     def _changed(self, tree: dict) -> Self:
-        changes = {
-            name: getattr(self, name)._changed(value)
-            if isinstance(getattr(self, name), Config) and isinstance(value, dict)
-            else value
-            for name, value in tree.items()
-        }
+        changes = dict(tree)
+        for name, value in tree.items():
+            nested = getattr(self, name)
+            if isinstance(nested, Config) and isinstance(value, dict):
+                try:
+                    changes[name] = nested._changed(value)
+                except WorkbenchError as error:  # names its setting from the root
+                    if not error.what.startswith(SETTING):
+                        raise
+                    what = error.what.replace(SETTING, f"{SETTING}{name}.", 1)
+                    raise type(error)(**{**vars(error), "what": what}) from None
         return self.replace(**changes) if changes else self
 
     def names(self) -> "Names":
@@ -253,6 +270,18 @@ class Config(BaseModel):
         """{dotted name: (value here, value there)} where two configurations of one class differ."""
         there = other.flat()
         return {k: (v, there.get(k)) for k, v in self.flat().items() if v != there.get(k)}
+
+
+class NoSuchNames(ValueError):
+    """What a validator raises of names that are none of the right ones.
+
+    Args:
+        what: such as "makers". unknown: the wrong names. names: the right ones.
+    """
+
+    def __init__(self, what: str, unknown: Iterable[str], names: Iterable[str]):
+        self.unknown, self.names = list(unknown), list(names)
+        super().__init__(f"{what} out of {', '.join(self.names)}")
 
 
 def parse_overrides(text: str) -> dict[str, str]:
@@ -326,9 +355,13 @@ def _reader(annotation: Any) -> TypeAdapter:
 
 
 def read(annotation: Any, value: object) -> object:
-    """Text as the type that an annotation asks for, a list (JSON, YAML) as a tuple; whatever cannot be read so, as it is."""
-    if isinstance(value, list) and typing.get_origin(_parts(annotation)[0]) is tuple:
-        return tuple(value)
+    """Text as the type that an annotation asks for, a list (JSON, YAML) or one number as a tuple, a list of words as text with
+    commas; whatever cannot be read so, as it is."""
+    kind = _parts(annotation)[0]
+    if typing.get_origin(kind) is tuple and (isinstance(value, list) or is_number(value)):
+        return tuple(value) if isinstance(value, list) else (value,)
+    if kind is str and isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return ",".join(value)
     if not isinstance(value, str):
         return value
     if type(None) in _parts(annotation) and value.strip().lower() in ("none", ""):
@@ -348,11 +381,13 @@ def _parts(annotation: Any) -> tuple:
 
 
 def _setting(name: str, field: Any, value: object, also: str = "") -> Setting:
-    limits: dict[str, float] = {}
+    limits, left_out = dict[str, float](), list[str]()
     for constraint in field.metadata:
         for bound, end in (("ge", "low"), ("gt", "low"), ("le", "high"), ("lt", "high")):
             if getattr(constraint, bound, None) is not None:
                 limits[end] = getattr(constraint, bound)
+                if bound in ("gt", "lt"):
+                    left_out.append(end)
     kind = _parts(field.annotation)[0]
     choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
     kind = type(choices[0]) if choices else typing.get_origin(kind) or kind
@@ -366,12 +401,17 @@ def _setting(name: str, field: Any, value: object, also: str = "") -> Setting:
         choices=choices,
         label=field.title or name,
         also=also,
+        optional=type(None) in typing.get_args(field.annotation),
+        open=tuple(left_out),
     )
 
 
 def _explained(kind: type[Config], error: ValidationError) -> WorkbenchError:
     """The first fault that pydantic found, as the workbench's own error."""
     fault = error.errors(include_url=False)[0]
+    fault_of = fault.get("ctx", {}).get("error")
+    if isinstance(fault_of, WorkbenchError):
+        return fault_of
     path = [part for part in fault["loc"] if isinstance(part, str)]
     name, got = ".".join(path) or kind.__name__, fault["input"]
     if fault["type"] == "extra_forbidden":
@@ -383,14 +423,26 @@ def _explained(kind: type[Config], error: ValidationError) -> WorkbenchError:
     if setting is not None and not isinstance(default, Config):
         words = " ".join(w for w in (setting.kind.__name__, setting.rule) if w)
         expected = f"{words} ({expected})"
-    near = nearest(str(got), map(str, setting.choices)) if setting and setting.choices else None
+    choices = [str(word) for word in setting.choices] if setting else []
+    if isinstance(fault_of, NoSuchNames):
+        got, choices = ", ".join(fault_of.unknown), fault_of.names
+    near = nearest(str(got), choices)
     about = (
         f"{setting.help or name}; its default is {default!r}" if setting else "correct the value"
     )
     return WorkbenchError(
-        f"the setting '{name}' is impossible" if path else "these settings do not go together",
+        f"{SETTING}{name}' is impossible" if path else "these settings do not go together",
         expected=expected,
-        got=f"{got!r} ({type(got).__name__})" if path else plain(got)[:300],
+        got=f"{got!r} ({type(got).__name__})" if path else _differing(kind, got),
         where=kind.__name__,
         fix=f"did you mean '{near}'?" if near else about,
     )
+
+
+def _differing(kind: type[Config], given: object) -> str:
+    """The values that differ from their defaults, of those that were given together."""
+    if not isinstance(given, Mapping):
+        return plain(given)[:300]
+    fields = kind.model_fields
+    own = {k: v for k, v in given.items() if k not in fields or v != fields[k].default}
+    return plain(", ".join(f"{name}={value!r}" for name, value in own.items()))[:300]

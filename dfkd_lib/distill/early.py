@@ -1,9 +1,9 @@
 """DearKD: stage 1 distils a CNN's early features and labels into a transformer; stage 2 trains it without any teacher."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from dfkd_lib.core import Artifact, Config, Seeds, Store
 from dfkd_lib.datasets import DataConfig, ImageSet
@@ -12,6 +12,15 @@ from dfkd_lib.distill.cnn import CNNConfig
 from dfkd_lib.distill.step import KDWeights
 from dfkd_lib.synthesis import Given, Inversion, make_images
 from dfkd_lib.training import Augmentation, Kind, Precision, TrainConfig, train_teacher
+
+
+def _different(values: tuple[float, ...]) -> tuple[float, ...]:
+    if not values or len(set(values)) < len(values):
+        raise ValueError("different shares, at least one")
+    return values
+
+
+Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(_different)]
 
 
 class Arm(NamedTuple):
@@ -47,7 +56,9 @@ class EarlyConfig(Config):
 
     data: DataConfig = DataConfig()
     seeds: Seeds = Field((0, 1, 2), description="seeds of the repeats, comma-separated")
-    shares: str = Field("0.1,0.25,0.5,1", description="shares of the images, comma-separated")
+    shares: Shares = Field(
+        (0.1, 0.25, 0.5, 1.0), description="shares of the images, each above 0 and at most 1"
+    )
     student: str = Field("dearkd_tiny_32", description="name of DearKD's student")
     baseline: str = Field("dearkd_baseline_32", description="name of the plain ViT")
     patch_size: int = Field(4, ge=1, le=64, description="pixels of a patch of both")

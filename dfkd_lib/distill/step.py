@@ -1,7 +1,9 @@
 """The library's step of a student: named losses, weighted, maybe otherwise over training, and summed."""
 
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import CodeType
 from typing import ClassVar
 
 from pydantic import Field
@@ -9,10 +11,12 @@ from torch import Tensor, nn
 
 from dfkd_lib import attention, losses
 from dfkd_lib.attention import LAST, outputs_and_probe
-from dfkd_lib.core import Config, fingerprint
+from dfkd_lib.core import Config, WorkbenchError, fingerprint
 from dfkd_lib.distill.targets import Targets, early_tokens
 from dfkd_lib.losses import LOSSES, Schedule, StudentOutputs, read_schedules, weights_of
 from dfkd_lib.training import Batch, label_loss
+
+SHOWN = ("kd", "ce", "patch")  # the losses of notebook 30's step
 
 
 class KDWeights(weights_of(LOSSES)):
@@ -95,17 +99,60 @@ def kd_step(
     return step
 
 
-def known_step(step: Callable, weights: KDWeights, student: Config) -> Callable | KDWeights:
-    """The weights, for `kd_step`, in place of a step that is theirs written out, comments aside; else the step.
+def known_step(
+    step: Callable, weights: KDWeights, student: Config, say: Callable[[str], None] = print
+) -> Callable | KDWeights:
+    """The weights, for `kd_step`, in place of notebook 30's step as it stands, comments aside; else the step.
 
-    So what notebook 30 trains as it stands, and what is trained by weights alone, have one key.
+    So what notebook 30 trains as it stands, and what is trained by weights alone, have one key, and losses and schedules that
+    the step does not show take effect.
 
     Args:
+        weights: those that the step weighs its losses by.
         student: the `StudentConfig`, whose blocks the step matches.
+        say: is told what the library's step adds to the one shown.
+
+    Raises:
+        WorkbenchError: if settings ask for losses or schedules that an edited step does not name.
     """
-    plain = weights.used == ["kd", "ce", "patch"] and not weights.schedules
     own = _algorithm_1(weights, student.patch_blocks, student.block_weights)
-    return weights if plain and fingerprint(step).digest == fingerprint(own).digest else step
+    added = {f"{name}_weight": name for name in weights.used if name not in SHOWN}
+    added |= {"schedules": "schedules"} if weights.schedules else {}
+    if fingerprint(step).digest == fingerprint(own).digest:
+        if added:
+            more = ", ".join(f"{setting}={weights[name]}" for setting, name in added.items())
+            say(f"Beyond the losses of the step shown, the library's step adds what is set: {more}")
+        return weights
+    named = _names(step)
+    left = [setting for setting, name in added.items() if name not in named]
+    if left and not named & {"curves", "record", "used"}:
+        raise WorkbenchError(
+            "the step was edited, and does without losses or schedules that are set",
+            expected="a step that uses " + ", ".join(f"λ.{added[setting]}" for setting in left),
+            got=", ".join(f"{setting}={weights[added[setting]]}" for setting in left),
+            where="step",
+            fix=f"compute them in the step, or leave {', '.join(left)} out; the step as it stood takes them by itself",
+        )
+    return step
+
+
+def _names(step: Callable) -> set[str]:
+    """The names that a step's code uses, and that of the functions beside it which it calls."""
+    found, seen, waiting = set[str](), set[int](), [inspect.unwrap(step)]
+    while waiting:
+        function = waiting.pop()
+        code = function if isinstance(function, CodeType) else getattr(function, "__code__", None)
+        if code is None or id(code) in seen:
+            continue
+        seen.add(id(code))
+        found |= {*code.co_names, *code.co_freevars}
+        found |= {text for text in code.co_consts if isinstance(text, str)}
+        waiting += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+        for name in code.co_names:
+            other = getattr(function, "__globals__", {}).get(name)
+            if getattr(other, "__module__", None) == getattr(function, "__module__", ""):
+                waiting.append(other)
+    return found
 
 
 def _algorithm_1(λ: KDWeights, blocks: tuple, block_weights: tuple) -> Callable:

@@ -5,12 +5,12 @@ Notebooks 10, 20, 30, 35 and 70 share it, so that each of them runs alone and st
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from dfkd_lib import datasets, models, synthesis, training
-from dfkd_lib.core import Artifact, Config, Seed, Seeds, Store, WorkbenchError
+from dfkd_lib.core import Artifact, Config, NoSuchNames, Seed, Seeds, Store, WorkbenchError
 from dfkd_lib.datasets import DataConfig, ImageSet
 from dfkd_lib.distill.classification import Step, StudentConfig, train
 from dfkd_lib.distill.step import KDWeights
@@ -82,16 +82,16 @@ class ClassificationConfig(Config):
     )
     entropy_weight: Weight = Field(0.1, description="of the patch-similarity entropy (maker 3b)")
 
-    @model_validator(mode="after")
-    def _known_makers(self) -> Self:
-        unknown = [name for name in self.maker_names() if name not in MAKERS]
-        if unknown:
-            raise ValueError(f"makers out of {', '.join(MAKERS)}; unknown: {', '.join(unknown)}")
-        return self
+    @field_validator("makers", mode="after")
+    @classmethod
+    def _known_makers(cls, makers: str) -> str:
+        if unknown := [name for name in _words(makers) if name not in MAKERS]:
+            raise NoSuchNames("makers", unknown, MAKERS)
+        return makers
 
     def maker_names(self) -> list[str]:
         """The makers to compare, in the order of every table."""
-        asked = {name.strip() for name in self.makers.split(",")} - {""}
+        asked = {*_words(self.makers)}
         return [name for name in (*MAKERS, *(asked - MAKERS.keys())) if name in asked or not asked]
 
     def student_for(self, images: ImageSet, student: StudentConfig | None = None) -> StudentConfig:
@@ -102,6 +102,11 @@ class ClassificationConfig(Config):
     def maker_settings(self) -> dict[str, synthesis.Maker]:
         """The makers of the comparison by name, each with the settings of this tree, in the order of every table."""
         return {name: make(self) for name, make in MAKERS.items()}
+
+
+def _words(text: str) -> list[str]:
+    """The words of a comma-separated text."""
+    return [word for word in map(str.strip, text.split(",")) if word]
 
 
 def _guided(config: ClassificationConfig, **weights) -> GuidedGenerator:

@@ -41,7 +41,7 @@ def synthesis(names: Names) -> Tasks:
 def classification(names: Names) -> Tasks:
     """Both students from each seed, and the teacher on synthetic images."""
     study, config = names["study"], names["cfg"]
-    step = known_step(names["step"], config.weights, config.student)
+    step = known_step(names["step"], config.weights, config.student, say=lambda line: None)
     made = {
         f"student, {source}, seed {seed}": partial(study.student, source, seed, step)
         for source in ("synthetic", "real")
@@ -67,7 +67,7 @@ def early(names: Names) -> Tasks:
             run, variant, share, seed
         )
         for variant in ("DearKD", "plain")
-        for share in map(float, config.shares.split(","))
+        for share in config.shares
         for seed in config.seeds
     }
 

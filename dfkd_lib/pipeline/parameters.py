@@ -13,7 +13,7 @@ import ast
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +24,8 @@ from pydantic import TypeAdapter, ValidationError
 from dfkd_lib import presets
 from dfkd_lib.core import Config, WorkbenchError, is_number, nearest, printable
 from dfkd_lib.pipeline.known import Known, known
+from dfkd_lib.pipeline.modules import all_code
+from dfkd_lib.pipeline.values import added_models, check_values
 
 # The pipeline sets these itself, the same for every notebook.
 OWN = {"preset": "--profile", "out_dir": "--out", "artifacts_dir": "--artifacts", "interactive": ""}
@@ -56,11 +58,16 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Declared:
-    """What one notebook may be given: the parameters of its cell, and the settings of its method ("": none)."""
+    """What one notebook may be given: the parameters of its cell, and the settings of its method ("": none).
+
+    Args:
+        added: gives the models that its code adds, see `added_models`.
+    """
 
     notebook: str
     parameters: dict[str, Parameter]
     method: str = ""
+    added: Callable[[], set[str] | None] = set
 
     @cached_property
     def tree(self) -> Config:
@@ -93,7 +100,8 @@ class Declared:
     def values(self, preset: str, changes: list[tuple[str, str]]) -> dict[str, object]:
         """The parameters, the pipeline's own left out: the defaults, changed by (name, text).
 
-        Settings that are no parameter join `overrides`. The configuration is made once, which checks all of it.
+        Settings that are no parameter join `overrides`. The configuration is made once, which checks all of it; so are models,
+        data sets and files that values name.
 
         Raises:
             WorkbenchError: on an unknown name, a wrong type or an impossible value.
@@ -114,7 +122,8 @@ class Declared:
                 else:
                     found[name] = self.tree.override({full: text}).flat()[full]
             if self.method:
-                presets.of_parameters(self.method, {"preset": preset, **found})
+                config = presets.of_parameters(self.method, {"preset": preset, **found})
+                check_values(self.method, config, self.added())
         return found
 
     def _resolve(self, name: str) -> str:
@@ -210,7 +219,10 @@ def read_notebook(path: Path) -> Declared:
             where=path,
             fix="declare it in the parameters cell, as the other notebooks do",
         )
-    return Declared(path.stem, parameters, method)
+    code = ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
+    return Declared(
+        path.stem, parameters, method, lambda: added_models(all_code(code, path.parent))
+    )
 
 
 def find_notebook(word: str, names: list[str]) -> str:

@@ -7,13 +7,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from dfkd_lib.core import (
-    REPOSITORY,
-    ArtifactError,
-    Store,
-    provenance,
-)
+from dfkd_lib import presets
+from dfkd_lib.core import REPOSITORY, ArtifactError, Store, provenance
+from dfkd_lib.core import resolve as resolve_path
 from dfkd_lib.pipeline.known import library_state
+from dfkd_lib.pipeline.modules import imported_state
 from dfkd_lib.pipeline.plan import Plan
 from dfkd_lib.reporting.notebooks import Notebook
 
@@ -41,8 +39,9 @@ def unchanged(
 def states(
     plan: Plan, about: Mapping[str, Notebook], earlier: Mapping[str, dict]
 ) -> dict[str, str]:
-    """A hash for each notebook of all that its page depends on: the notebook, its parameters, the library, the versions of
-    others, this machine, and the states of the notebooks it builds on."""
+    """A hash for each notebook of all that its page depends on: the notebook, its parameters, the modules of one's own that
+    it imports, the data folder it names, the library, the versions of others, this machine, and the states of the notebooks
+    it builds on; "" of one that imports what reading does not find, which always runs."""
     drawn = sorted((k, v) for k, v in os.environ.items() if k in DRAWN)
     common = repr((library_state(), provenance.versions(), provenance.hardware(), drawn))
     found: dict[str, str] = {}
@@ -51,10 +50,13 @@ def states(
         if name not in plan.notebooks:
             return earlier.get(name, {}).get("state", "")
         if name not in found:
-            values = plan.parameters[name]
-            parts = [common, _written(plan.notebooks[name]), repr(sorted(values.items()))]
+            values, path = plan.parameters[name], plan.notebooks[name]
+            imported = imported_state(_code(path), path.parent)
+            parts = [common, _written(path), repr(sorted(values.items())), repr(imported)]
+            parts.append(repr(_data(about[name].method, values)))
             parts += map(state, sorted(needed(name, about)))
-            found[name] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+            whole = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+            found[name] = "" if imported is None else whole
         return found[name]
 
     return {name: state(name) for name in plan.notebooks}
@@ -75,7 +77,9 @@ def _holds(
 ) -> bool:
     result, out = earlier.get(name, {}), plan.out
     values = plan.parameters[name]
-    if result.get("status") != "succeeded" or result.get("state") != state or _names_files(values):
+    if result.get("status") != "succeeded" or _names_files(values):
+        return False
+    if not state or result.get("state") != state:
         return False
     store = Store(values["artifacts_dir"])
     try:
@@ -101,6 +105,26 @@ def _written(notebook: Path) -> str:
     read = json.loads(notebook.read_text())
     cells = [(c["cell_type"], c["source"], c["metadata"].get("tags")) for c in read["cells"]]
     return repr((read["metadata"].get("dfkd"), cells))
+
+
+def _code(notebook: Path) -> list[str]:
+    """The sources of a notebook's code cells."""
+    cells = json.loads(notebook.read_text())["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def _data(method: str, values: Mapping[str, object]) -> list[tuple[str, int, int]]:
+    """(path, bytes, time of the last change) of the files of the set below data/ that a notebook's configuration names."""
+    if not method:
+        return []
+    settings = presets.of_parameters(method, values).flat()
+    # Notebook 00's configuration is that of its data.
+    name = settings.get("data.name", settings.get("name") if "background" in settings else None)
+    folder = resolve_path("data") / str(name)
+    if not name or not folder.is_dir():
+        return []
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 def _names_files(values: Mapping[str, object]) -> bool:

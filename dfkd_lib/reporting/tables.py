@@ -173,7 +173,7 @@ def _early(given: Given) -> Made:
         pool, (teacher,) = sets[0].sample(config.images, 5), made.parts["teacher"].make()
         return config.run(store, arm, teacher, pool, sets[1], share, seed)[::-1]
 
-    shares = sorted(map(float, config.shares.split(",")))
+    shares = sorted(config.shares)
     for arm, share in product(ARMS, shares):
         if share < shares[-1] and arm not in ("DearKD", "plain"):
             continue

@@ -151,7 +151,7 @@ def test_bad_values_are_said_and_controls_are_used_by_keyboard(opened, tmp_path)
     page, notebook, store = opened
     type_in(page, "weights.temperature", "-1")
     page.locator(f"{LAB} button.run").click()
-    says(page, "'temperature' is impossible", ".error")
+    says(page, "temperature' is impossible", ".error")
     assert page.locator(f"{LAB} [aria-invalid]").count() == 2 and saved_jobs(store).all() == []
     slider = page.locator(f"{LAB} .control[data-name='weights.temperature'] input[type=range]")
     slider.focus()

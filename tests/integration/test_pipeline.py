@@ -110,7 +110,7 @@ def test_a_grid_runs_notebook_35_alone_with_that_file(tmp_path):
     [
         ("rows: {hot: {temprature: 8.0}}", "did you mean 'weights.temperature'"),
         ("rows: [", "cannot be read"),
-        ("base: {temperature: 0.0}", "'temperature' is impossible"),
+        ("base: {temperature: 0.0}", "temperature' is impossible"),
     ],
 )
 def test_a_bad_grid_is_refused_before_a_kernel_starts(tmp_path, text, words):
@@ -135,8 +135,8 @@ def test_a_bad_grid_is_refused_before_a_kernel_starts(tmp_path, text, words):
         ("11.epochs=1", ["notebook '11' is unknown", "10_fine"]),
         ("fien.epochs=1", ["unknown", "did you mean 10_fine"]),
         ("10.epochs=many", ["10_fine", "'epochs'", "expected: int 1..100", "'many' (str)"]),
-        ("10.epochs=0", ["'epochs' is impossible", "expected: int 1..100", "got: 0"]),
-        ("10.overrides=width=0", ["'width' is impossible"]),
+        ("10.epochs=0", ["epochs' is impossible", "expected: int 1..100", "got: 0"]),
+        ("10.overrides=width=0", ["width' is impossible"]),
         ("10.quiet=maybe", ["10_fine", "'quiet'", "expected: bool"]),
         ("10.part=nan", ["10_fine", "'part'", "finite"]),
         ("10.out_dir=x", ["set by the pipeline", "--out"]),

@@ -5,8 +5,10 @@ from typing import ClassVar, Literal
 import pytest
 from pydantic import Field
 
+from dfkd_lib import presets
 from dfkd_lib.core.config import Config, Seeds, parse_overrides
 from dfkd_lib.core.errors import WorkbenchError
+from dfkd_lib.distill.study import ClassificationConfig
 
 
 class Student(Config):
@@ -115,3 +117,35 @@ def test_settings_tell_range_help_and_choices():
     changed = Root().override("gan.lam=0.5")
     assert changed.differences(Root()) == {"gan.lam": (0.5, 1.0)}
     assert Root(**changed) == changed and changed.as_dict()["seeds"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "changes, words, near",
+    [
+        ({"makers": "pen stroks"}, ["'makers' is impossible", "got: 'pen stroks'"], "pen strokes"),
+        ({"schedules": "kdd: 1@0"}, ["got: kdd: 1@0"], "write"),
+        ({"student.epochs": 0}, ["'student.epochs' is impossible", "1..100000"], ""),
+        ({"student.lr": 0}, ["'student.lr' is impossible", ">0..1"], ""),
+        ({"weights.kd": 0, "weights.ce": 0, "weights.patch": 0}, ["got: kd=0, ce=0, patch=0"], ""),
+    ],
+)
+def test_a_refusal_names_the_setting_its_value_and_the_nearest_name(changes, words, near):
+    with pytest.raises(WorkbenchError) as caught:
+        ClassificationConfig().override(changes)
+    text = str(caught.value)
+    assert all(word in text for word in words), text
+    assert len(text) < 700 and near in (caught.value.fix or "")
+
+
+def test_lists_and_single_values_are_taken_as_text_is():
+    config = ClassificationConfig()
+    asked = {"makers": ["pen strokes", "vanilla GAN"], "patch_blocks": -1, "seeds": 3}
+    found = config.override(asked)
+    text = config.override("'makers=pen strokes,vanilla GAN' patch_blocks=-1 seeds=3")
+    assert found == text and found.student.patch_blocks == (-1,)
+
+
+def test_none_is_the_value_of_a_setting_that_can_be_none():
+    assert presets.load("classification", student_grad_clip=None).student.grad_clip is None
+    default = presets.load("classification")
+    assert presets.load("classification", student_epochs=None, data=None) == default

@@ -49,11 +49,50 @@ def test_what_the_step_of_notebook_30_trains_is_found_by_its_weights_until_it_is
     names = names_of_30(student, patch=3.0)
     step, λ = run_cell(source, names)["step"], names["λ"]
     assert distill.known_step(step, λ, student) is λ
-    for others in (KDWeights(), λ.replace(hard=1.0), λ.replace(schedules="kd: 1@0 0@1")):
-        assert distill.known_step(step, others, student) is step
+    assert distill.known_step(step, KDWeights(), student) is step
     assert distill.known_step(step, λ, student.replace(block_weights=(2.0,))) is step
     edited = run_cell(source.replace("λ.kd * kd", "2 * kd"), names)["step"]
     assert distill.known_step(edited, λ, student) is edited
+
+
+@pytest.mark.parametrize(
+    "weights, line",
+    [
+        ({"patch_mse": 5.0}, "patch_mse_weight=5.0"),
+        ({"hard": 1.0, "early": 2.0}, "hard_weight=1.0, early_weight=2.0"),
+        ({"schedules": "kd: 1@0 0@1"}, "schedules=kd: 1@0 0@1"),
+        ({"patch": 0.0}, ""),
+    ],
+)
+def test_the_step_of_notebook_30_as_it_stands_takes_whatever_weights_are_set(weights, line):
+    names, said = names_of_30(**weights), []
+    step = run_cell(edit_cell("30_classification_kd.ipynb"), names)["step"]
+    assert distill.known_step(step, names["λ"], StudentConfig(), said.append) is names["λ"]
+    assert len(said) == bool(line) and all(text.endswith(line) for text in said)
+
+
+SOFT = "+ λ.soft * losses.kd_loss(logits, target.logits, 1.0)"
+
+
+@pytest.mark.parametrize("weights", [{"patch_mse": 5.0}, {"schedules": "kd: 1@0 0@1"}])
+def test_an_edited_step_that_does_without_a_loss_that_is_set_is_refused(weights):
+    source, names = edit_cell("30_classification_kd.ipynb"), names_of_30(**weights)
+    step = run_cell(source.replace("λ.kd * kd", "2 * kd"), names)["step"]
+    with pytest.raises(WorkbenchError, match="does without losses or schedules") as caught:
+        distill.known_step(step, names["λ"], StudentConfig())
+    assert next(iter(weights)) in caught.value.got and "leave" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "more",
+    [SOFT, "+ more(λ, logits)\n\n\ndef more(λ, logits):\n    return λ.soft * logits.mean()\n"],
+)
+def test_an_edited_step_that_names_a_loss_that_is_set_is_taken(more):
+    source, names = edit_cell("30_classification_kd.ipynb"), names_of_30(soft=1.0)
+    head, helper = (more + "\n\n\n").split("\n\n\n", 1)
+    edited = source.replace("λ.patch * patch", f"λ.patch * patch {head}")
+    step = run_cell(f"{helper.strip()}\n{edited}", names)["step"]
+    assert distill.known_step(step, names["λ"], StudentConfig()) is step
 
 
 def assert_equal(shown: dict, own: dict) -> None:

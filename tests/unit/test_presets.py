@@ -188,6 +188,11 @@ def test_what_papermill_injects_beyond_the_declared_counts(tmp_path):
 
     code, text = papermill("-p", "student_epochs", "3", "-p", "seeds", "5")
     assert code == 0 and text.split() == ["3", "(5,)", "False"]
+    lists = "makers: [pen strokes, vanilla GAN]\nstudent_patch_blocks: [-1]\nseeds: [7]"
+    code, text = papermill("-y", lists)
+    assert code == 0 and text.split()[1] == "(7,)"
+    assert papermill("-p", "student_patch_blocks", "-1")[0] == 0
+    assert papermill("-y", "makers: [pen stroks]")[0] != 0
     assert papermill("-p", "student_epoch", "3")[0] != 0
     assert papermill("-p", "seeds", "2.5")[0] != 0
     assert papermill("-p", "interactive", "false")[0] != 0

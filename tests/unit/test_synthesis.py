@@ -139,9 +139,9 @@ def test_a_changed_parameter_makes_anew_only_what_depends_on_it(store):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ("lam=nan", "'lam' is impossible"),
-        ("attention_share=0", "'attention_share' is impossible"),
-        ("teacher=mine", "'source' is impossible"),
+        ("lam=nan", "lam' is impossible"),
+        ("attention_share=0", "attention_share' is impossible"),
+        ("teacher=mine", "source' is impossible"),
         ("shipped=none teacher=shipped", "missing"),
     ],
 )

@@ -422,9 +422,9 @@ def test_a_detectors_classes_are_its_own(detector, scenes, monkeypatch):
         ({"token": "distillation"}, "no such token"),
         ({"data": "third"}, "no such data"),
         ({"compare": "model:third"}, "there is no model"),
-        ({"weights": "heavy"}, "'weights' is impossible"),
+        ({"weights": "heavy"}, "weights' is impossible"),
         ({"data": "more", "compare": "data:some", "image": 9}, "no such image"),
-        ({"without": "first"}, "'without' is impossible"),
+        ({"without": "first"}, "without' is impossible"),
         ({"without": "2"}, "no such block"),
         ({"without": "0.7"}, "no such head"),
     ],
@@ -591,7 +591,7 @@ def test_the_browser_says_what_it_cannot_show(browsed, scenes, detector, images)
     box, found = browsed
     for changes, words in (
         ({"scene": 4}, "no such scene"),
-        ({"threshold": 1.5}, "'threshold' is impossible"),
+        ({"threshold": 1.5}, "threshold' is impossible"),
         ({"of": "nobody"}, "there is no detector"),
     ):
         before = box.view
