@@ -16,4 +16,4 @@ from dfkd_lib.datasets.images import (
 )
 from dfkd_lib.datasets.scene_source import GENERATED, SCENES, SceneConfig, Scenes, open_scenes
 from dfkd_lib.datasets.scenes import SceneSet, generate_scenes
-from dfkd_lib.datasets.sources import load_images, read_image
+from dfkd_lib.datasets.sources import NAMED, load_images, read_image

@@ -92,8 +92,7 @@ def _is_data(name: str, values: dict) -> bool:
 
 
 def _check_data(name: str, value: str, generated: bool) -> None:
-    from dfkd_lib.datasets import GENERATED
-    from dfkd_lib.datasets.sources import NAMED
+    from dfkd_lib.datasets import GENERATED, NAMED
 
     names = [GENERATED] if generated else list(NAMED)
     if value in names or os.path.isdir(resolve(value)):

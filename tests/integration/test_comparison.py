@@ -223,7 +223,7 @@ def test_nearest_real_images_are_in_order_of_distance(study, found):
 
 @pytest.mark.parametrize("makers", ["diffusion", "augmented GAN, diffusion"])
 def test_unknown_makers_are_refused(makers):
-    with pytest.raises(WorkbenchError, match="class probes(.|\n)*unknown: diffusion"):
+    with pytest.raises(WorkbenchError, match="class probes(.|\n)*got: 'diffusion'"):
         TINY.replace(makers=makers)
 
 
