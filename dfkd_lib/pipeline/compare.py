@@ -6,10 +6,16 @@ from pathlib import Path
 
 from dfkd_lib.core import WorkbenchError, resolve
 from dfkd_lib.core.explain import differing
-from dfkd_lib.metrics.intervals import FEWEST, interval_text, paired_difference
+from dfkd_lib.metrics.intervals import FEWEST, paired_difference
 from dfkd_lib.pipeline.html import duration, entries, fallbacks_of, read_metrics, write_page
 from dfkd_lib.pipeline.parameters import OWN
-from dfkd_lib.reporting.results import commit_text, metrics_of, read_results, value_text
+from dfkd_lib.reporting.results import (
+    commit_text,
+    metrics_of,
+    read_results,
+    repeats_text,
+    value_text,
+)
 
 Row = tuple[str, ...]
 
@@ -45,7 +51,7 @@ def parameters_of(result: dict) -> dict[str, str]:
 
 def metric_row(a: list[float] | str, b: list[float] | str) -> Row:
     """(A, B, B − A, p) of one metric as text; the interval and p where it is paired over three seeds or more."""
-    texts = [one if isinstance(one, str) else interval_text(one, ".4g") for one in (a, b)]
+    texts = [repeats_text(a), repeats_text(b)]
     if isinstance(a, str) or isinstance(b, str):
         return *texts, "", ""
     if len(a) == len(b) >= FEWEST:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from dfkd_lib.core import REPOSITORY, WorkbenchError
 from dfkd_lib.core.files import replacing
-from dfkd_lib.metrics.intervals import interval_text
 from dfkd_lib.reporting.notebooks import COLUMNS, headlines, read_notebooks
-from dfkd_lib.reporting.results import markdown_table, metrics_of
+from dfkd_lib.reporting.results import markdown_table, metrics_of, repeats_text
 
 FOLDER = REPOSITORY / "reports" / "published"
 HEAD = """\
@@ -57,7 +56,7 @@ class Published:
             found[name] = {key: one for key, one in result.items() if key not in NO_MEASURES}
         for name, metrics in found.items():
             for metric, values in metrics_of(metrics):
-                text = values if isinstance(values, str) else interval_text(values, ".4g")
+                text = repeats_text(values)
                 yield name, metric, text
 
 

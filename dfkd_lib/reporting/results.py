@@ -7,8 +7,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dfkd_lib.core import WorkbenchError, is_number
+from dfkd_lib.metrics.intervals import interval_text
 
-NOT_REPEATS = ("seeds", "shares")  # metrics that are lists of something else than one value a seed
+# Metrics that are lists of something else than one value a seed: of settings, a value for each block, an interval's ends.
+NOT_REPEATS = {"seeds", "shares", "accuracy_without_block", "attention_distance_pixels"}
+NOT_REPEATS |= {"head_diversity_nats", "interval_of_the_test_sample"}
 
 
 def read_results(folder: Path) -> dict:
@@ -41,8 +44,17 @@ def metrics_of(metrics: object, name: str = "") -> Iterator[tuple[str, list[floa
             yield from metrics_of(inner, f"{name}[{place}]")
     else:
         values = metrics if isinstance(metrics, list) else [metrics]
-        numbers = values and all(map(is_number, values)) and name not in NOT_REPEATS
+        numbers = values and all(map(is_number, values)) and not NOT_REPEATS & {*name.split(".")}
         yield name, list(map(float, values)) if numbers else value_text(metrics)
+
+
+def repeats_text(values: list[float] | str) -> str:
+    """A metric that `metrics_of` gives, as text: counts in full, other numbers to four digits, with their interval."""
+    if isinstance(values, str):
+        return values
+    if len({*values}) == 1 and values[0].is_integer():
+        return f"{values[0]:,.0f}"
+    return interval_text(values, ".4g")
 
 
 def value_text(x: object) -> str:
