@@ -121,7 +121,7 @@ def _data(method: str, values: Mapping[str, object]) -> list[tuple[str, int, int
     # Notebook 00's configuration is that of its data.
     name = settings.get("data.name", settings.get("name") if "background" in settings else None)
     folder = resolve_path("data") / str(name)
-    if not name or not folder.is_dir():
+    if not name or not os.path.isdir(folder):
         return []
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]

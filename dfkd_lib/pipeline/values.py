@@ -4,7 +4,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from dfkd_lib.core import Config, WorkbenchError, nearest, resolve
 
@@ -114,7 +113,7 @@ def _check_loadable(name: str, value: str, own: Iterable[str], added: set[str] |
     from dfkd_lib.models import model_names
 
     path, hub = resolve(value), value.removeprefix("hf-hub:")
-    if value in own or path.exists() or added is None or timm.is_model(hub):
+    if value in own or os.path.exists(path) or added is None or timm.is_model(hub):
         return
     file = value.endswith(".safetensors") or value.startswith((".", "/", "~"))
     if not file and hub.count("/") == 1:
@@ -146,7 +145,7 @@ def _check_grid(config, added: set[str] | None) -> None:
     """
     from dfkd_lib import ablation
 
-    if config.grid and not Path(resolve(config.grid)).is_file():
+    if config.grid and not os.path.isfile(resolve(config.grid)):
         raise WorkbenchError(
             "a grid cannot be read",
             expected="a YAML file of settings and seeds",

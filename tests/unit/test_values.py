@@ -3,9 +3,9 @@
 import pytest
 from small_notebooks import OWN, write_notebooks
 
-from dfkd_lib import pipeline
+from dfkd_lib import pipeline, presets
 from dfkd_lib.core import WorkbenchError
-from dfkd_lib.pipeline.values import added_models
+from dfkd_lib.pipeline.values import added_models, check_values
 
 PARAMETERS = f'{OWN}overrides = ""'
 
@@ -78,3 +78,12 @@ def test_a_model_that_a_notebook_or_its_module_adds_is_taken(tmp_path):
     with pytest.raises(WorkbenchError, match="names no model") as caught:
         pipeline.make_plan("quick", settings=["30.student.model=mime"], notebooks=folder)
     assert "'mine'" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "method, setting", [("synthesis", "features"), ("attention", "model"), ("ablation", "grid")]
+)
+def test_a_word_too_long_for_a_path_is_refused_as_any_other(method, setting):
+    config = presets.of_parameters(method, {"preset": "smoke", setting: "y" * 5000})
+    with pytest.raises(WorkbenchError, match="names no model|a grid cannot be read"):
+        check_values(method, config, set())
