@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dfkd_lib.core import WorkbenchError, is_number
-from dfkd_lib.metrics.intervals import interval_text
 
 # Metrics that are lists of something else than one value a seed: of settings, a value for each block, an interval's ends.
 NOT_REPEATS = {"seeds", "shares", "accuracy_without_block", "attention_distance_pixels"}
@@ -54,6 +53,10 @@ def repeats_text(values: list[float] | str) -> str:
         return values
     if len({*values}) == 1 and values[0].is_integer():
         return f"{values[0]:,.0f}"
+    from dfkd_lib.metrics.intervals import (
+        interval_text,
+    )  # torch: commands that need none begin here
+
     return interval_text(values, ".4g")
 
 
