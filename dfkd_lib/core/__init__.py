@@ -45,5 +45,6 @@ from dfkd_lib.core.errors import WorkbenchError, is_number, plain, printable
 from dfkd_lib.core.explain import flat
 from dfkd_lib.core.injected import injected
 from dfkd_lib.core.origin import Pixels
+from dfkd_lib.core.reach import INSTALLED
 from dfkd_lib.core.sent import OtherCode, as_sent, received, signed
 from dfkd_lib.core.source import remember

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 LOOKED_AT = 64  # images of a set, evenly over it, that are compared with real ones
 # Images up to this size are hashed whole, larger ones by pieces evenly over them; by all where these show too few values.
 BYTES, PIECE, VALUES = 4096, 64, 16
-LARGEST = (
-    4 << 30
-)  # bytes of a set that is hashed when it is made; a larger one is only known while its tensor lives
+# Bytes of a set that is hashed when it is made; a larger one is only known while its tensor lives.
+LARGEST = 4 << 30
 
 
 class Pixels:

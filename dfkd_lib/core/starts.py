@@ -24,9 +24,8 @@ STARTS: dict[str, Callable[[tuple], tuple]] = {
     "os.spawn": lambda args: (args[1], args[2], None),
     "os.system": lambda args: ("sh", ["sh", args[0]], None),
 }
-Check = Callable[
-    [list[str], str], None
-]  # of the words of a start, the program first, and its folder
+# Of the words of a start, the program first, and its folder.
+Check = Callable[[list[str], str], None]
 
 
 def described(program: Any, words: Any, folder: Any) -> tuple[list[str], str]:

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from dfkd_lib.core import REPOSITORY, file_hash
+from dfkd_lib.core import INSTALLED, REPOSITORY, file_hash
 
 CODE = (".py", ".so", ".pyd")
-INSTALLED = {"site-packages", "dist-packages"}
 # Ways to code that no import names.
 HIDDEN = re.compile(
     r"sys\.path|\b(import_module|__import__|spec_from_file_location|runpy)\b|%run\b"
